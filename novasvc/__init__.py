@@ -1,0 +1,1 @@
+"""Services that run on hosts: RPC, periodic tasks, liveness and supervision on Twisted."""

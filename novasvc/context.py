@@ -1,0 +1,67 @@
+"""Who asks, under which request id, and until when."""
+
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Self
+
+import attrs
+
+_WIRE_FIELDS = ("request_id", "user_id", "project_id", "is_admin")
+
+
+def new_request_id() -> str:
+    """Make a request id of the form that OpenStack's services use and log."""
+    return f"req-{uuid.uuid4()}"
+
+
+@attrs.frozen(kw_only=True)
+class RequestContext:
+    """What travels with a request, from its first caller to the last service it reaches.
+
+    :param request_id: "req-" and a UUID; every log event of the request carries it.
+    :param user_id: who asks, if known.
+    :param project_id: on whose behalf, if known.
+    :param is_admin: whether the asker may do anything.
+    :param deadline: seconds on the clock of this process's reactor, after which nobody waits
+        for the answer any more; None if nobody said. It does not cross the wire as it is: the
+        clocks of two hosts differ.
+    :param extra: whatever else a peer sent, JSON values, handed on unchanged.
+    """
+
+    request_id: str = attrs.field(factory=new_request_id)
+    user_id: str | None = None
+    project_id: str | None = None
+    is_admin: bool = False
+    deadline: float | None = None
+    extra: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @classmethod
+    def admin(cls) -> Self:
+        """Make the context of work that no caller asked for: periodic tasks, hooks."""
+        return cls(is_admin=True)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the entries that travel, names without their prefix, JSON values."""
+        return {**self.extra, **{name: getattr(self, name) for name in _WIRE_FIELDS}}
+
+    @classmethod
+    def from_wire(cls, entries: Mapping[str, Any], deadline: float | None = None) -> Self:
+        """Rebuild a context from what a peer sent; whatever it left out gets a default.
+
+        :param entries: the context's entries, names without their prefix.
+        :param deadline: as the attribute.
+        """
+        request_id = entries.get("request_id")
+        return cls(
+            request_id=request_id if isinstance(request_id, str) else new_request_id(),
+            user_id=entries.get("user_id"),
+            project_id=entries.get("project_id"),
+            is_admin=entries.get("is_admin") is True,
+            deadline=deadline,
+            extra={name: value for name, value in entries.items() if name not in _WIRE_FIELDS},
+        )
+
+
+current_context: ContextVar[RequestContext | None] = ContextVar("novasvc_request", default=None)
+"""The request that is being served; log events take their request id from it."""

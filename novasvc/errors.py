@@ -1,0 +1,515 @@
+"""Every error that novasvc raises on purpose.
+
+One root, :class:`NovasvcError`. An error carries its data as attributes (and as ``args``, in the
+same order), and says in its text what went wrong, with which value, where, and what to do.
+Secrets are masked before they get here.
+
+The subclasses of :class:`RPCError` that are listed in :data:`WIRE_ERRORS` cross the wire under
+their own name and are rebuilt at the caller; every other error reaches a remote caller as a
+:class:`RemoteError`.
+"""
+
+from collections.abc import Sequence
+
+import attrs
+
+
+class NovasvcError(Exception):
+    """The root of all errors of this package."""
+
+
+# -- settings and start-up ---------------------------------------------------------------------
+
+
+@attrs.define
+class SettingError(NovasvcError):
+    """One setting that cannot be used.
+
+    :param setting: its name as the person wrote it.
+    :param value: what was given, as text, secrets masked; None if nothing was given.
+    :param source: where it came from: a file and its table, a variable, an option, "default".
+    :param problem: what is wrong, without a full stop.
+    :param remedy: what would be right, without a full stop.
+    """
+
+    setting: str
+    value: str | None
+    source: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        given = "" if self.value is None else f" = {self.value}"
+        return f"{self.setting}{given} (from {self.source}): {self.problem}; {self.remedy}"
+
+
+@attrs.define
+class SettingsError(NovasvcError):
+    """All that is wrong with a configuration, reported together.
+
+    :param errors: at least one.
+    """
+
+    errors: Sequence[SettingError]
+
+    def __str__(self) -> str:
+        if len(self.errors) == 1:
+            return f"the configuration has an error: {self.errors[0]}"
+        lines = "".join(f"\n  - {error}" for error in self.errors)
+        return f"the configuration has {len(self.errors)} errors:{lines}"
+
+
+@attrs.define
+class ManagerError(NovasvcError):
+    """A manager that cannot be made.
+
+    :param path: dotted name of the class, or the class's own name.
+    :param problem: what happened, in one line.
+    :param remedy: what to do.
+    """
+
+    path: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"manager {self.path!r}: {self.problem}; {self.remedy}"
+
+
+@attrs.define
+class DirectoryError(NovasvcError):
+    """A directory that a node needs and cannot use.
+
+    :param purpose: "temporary directory" or "state directory".
+    :param path: where it was looked for.
+    :param problem: what happened, in one line.
+    :param remedy: what to do.
+    """
+
+    purpose: str
+    path: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.purpose} {self.path!r}: {self.problem}; {self.remedy}"
+
+
+@attrs.define
+class StartError(NovasvcError):
+    """A node that could not start.
+
+    :param node: "binary@host".
+    :param step: what it was doing: "register", "init_host", "pre_start_hook", ...
+    :param problem: the reason, in one line.
+    """
+
+    node: str
+    step: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.node} did not start: {self.step} failed: {self.problem}"
+
+
+@attrs.define
+class StateError(NovasvcError):
+    """An input that a state machine does not take in its present state.
+
+    :param what: whose state: "node novasvc-agent@host1".
+    :param state: the present state's name.
+    :param wanted: what was asked of it.
+    """
+
+    what: str
+    state: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.state} and cannot {self.wanted}"
+
+
+# -- declarations that a manager's author got wrong --------------------------------------------
+
+
+@attrs.define
+class DeclarationError(NovasvcError):
+    """A manager whose decorated methods contradict each other or themselves.
+
+    :param where: "module.Class.method" as the author wrote it.
+    :param problem: what is wrong.
+    :param remedy: what to do.
+    """
+
+    where: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}; {self.remedy}"
+
+
+# -- the database ------------------------------------------------------------------------------
+
+
+@attrs.define
+class DatabaseError(NovasvcError):
+    """A database that refused what was asked; the root of the distinct reasons.
+
+    :param url: the database's URL, its password masked.
+    :param problem: what it said, in one line.
+    """
+
+    url: str
+    problem: str
+
+    remedy = "see the server's log"
+
+    def __str__(self) -> str:
+        return f"database {self.url}: {self.problem}; {self.remedy}"
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """No answer, a refused or lost connection, or no free worker in time. Worth a retry."""
+
+    remedy = "check that the server runs and can be reached from this host"
+
+
+class DatabaseLockedError(DatabaseUnavailableError):
+    """Another process holds the lock for longer than the busy timeout. Worth a retry."""
+
+    remedy = "end the other process's transaction, or the process that holds the lock"
+
+
+class DatabaseReadOnlyError(DatabaseError):
+    """The file, its directory or the server is read-only."""
+
+    remedy = "make the file and its directory writable for this user, or choose another database_url"
+
+
+class DatabaseFullError(DatabaseError):
+    """No space left where the database lives."""
+
+    remedy = "free space on its disk, or move it"
+
+
+class DatabaseCorruptError(DatabaseError):
+    """The file is not a database, or is damaged."""
+
+    remedy = "restore it from a backup, or move it away to begin with an empty one"
+
+
+class DatabaseRefusedError(DatabaseError):
+    """Wrong password, no such database, no permission, no such driver, a path that cannot be opened."""
+
+    remedy = "check user, password, database name, driver and permissions in database_url"
+
+
+@attrs.define
+class DatabaseNewerError(DatabaseError):
+    """The schema was made by a newer version of novasvc.
+
+    :param url: the database's URL, its password masked.
+    :param problem: which revision was found.
+    :param found: the revision in the database.
+    :param known: the newest revision that this version knows.
+    """
+
+    found: str
+    known: str
+
+    remedy = "install the newer novasvc on this host, or give another database_url"
+
+
+@attrs.define
+class MigrationNeededError(DatabaseError):
+    """The schema is older than this version needs, and migrating was not allowed.
+
+    :param url: the database's URL, its password masked.
+    :param problem: which revision was found.
+    :param found: the revision in the database; None if it is empty.
+    :param known: the newest revision that this version knows.
+    """
+
+    found: str | None
+    known: str
+
+    remedy = "run `novasvc db upgrade`, or start without --no-migrate"
+
+
+@attrs.define
+class ServiceNotFoundError(NovasvcError):
+    """No live row for this service.
+
+    :param service: its id, its uuid, or "binary@host".
+    """
+
+    service: str
+
+    def __str__(self) -> str:
+        return f"service {self.service} could not be found; `novasvc service list` shows those that are registered"
+
+
+# -- RPC ---------------------------------------------------------------------------------------
+
+
+class RPCError(NovasvcError):
+    """The root of what can go wrong with a call."""
+
+
+@attrs.define
+class InvalidTargetError(RPCError):
+    """A target that cannot be used for this.
+
+    :param target: as text.
+    :param problem: what is wrong.
+    """
+
+    target: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"target {self.target}: {self.problem}"
+
+
+@attrs.define
+class RPCTimeoutError(RPCError):
+    """No reply within the deadline.
+
+    :param target: as text.
+    :param method: the method that was called.
+    :param timeout: seconds that were waited.
+    """
+
+    target: str
+    method: str
+    timeout: float
+
+    def __str__(self) -> str:
+        return (
+            f"no reply from {self.target} to {self.method!r} within {self.timeout:g} s; "
+            "it may still run: look at the service's log, or give a longer timeout"
+        )
+
+
+@attrs.define
+class UndeliverableError(RPCError):
+    """Nobody serves the target.
+
+    :param target: as text.
+    """
+
+    target: str
+
+    def __str__(self) -> str:
+        return f"nobody serves {self.target}; start a service with this topic, or check topic and host"
+
+
+@attrs.define
+class TransportFullError(RPCError):
+    """A queue is at its bound; the message was not taken.
+
+    :param target: as text.
+    :param bound: messages that the queue holds at the most.
+    """
+
+    target: str
+    bound: int
+
+    def __str__(self) -> str:
+        return f"the queue of {self.target} holds {self.bound} messages and takes no more; slow down or add workers"
+
+
+@attrs.define
+class TransportClosedError(RPCError):
+    """The transport was closed before or while this was under way.
+
+    :param operation: what was asked of it.
+    """
+
+    operation: str
+
+    def __str__(self) -> str:
+        return f"the transport is closed: {self.operation} is not possible"
+
+
+@attrs.define
+class RPCVersionCapError(RPCError):
+    """The client's version cap forbids the version it would have to ask for.
+
+    :param version: the version that the call needs.
+    :param version_cap: the highest version that may be sent.
+    """
+
+    version: str
+    version_cap: str
+
+    def __str__(self) -> str:
+        return f"version {self.version} cannot be sent: the version cap is {self.version_cap}"
+
+
+@attrs.define
+class MessageFormatError(RPCError):
+    """A message that is not what the wire says.
+
+    :param problem: what is wrong with it, without its contents.
+    """
+
+    problem: str
+
+    def __str__(self) -> str:
+        return f"the message cannot be read: {self.problem}"
+
+
+@attrs.define
+class NoSuchMethodError(RPCError):
+    """No exposed method has this name. Private and undecorated methods do not exist for a caller.
+
+    :param method: the name that was called.
+    """
+
+    method: str
+
+    def __str__(self) -> str:
+        return f"no method {self.method!r} is exposed here; a method is exposed by @rpc.expose"
+
+
+@attrs.define
+class UnsupportedVersionError(RPCError):
+    """No endpoint serves this namespace and version.
+
+    :param version: what was asked for.
+    :param method: the name that was called.
+    :param namespace: None is "no namespace".
+    """
+
+    version: str
+    method: str | None = None
+    namespace: str | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.namespace is None else f" of namespace {self.namespace!r}"
+        return f"version {self.version}{where} is not served (called: {self.method!r})"
+
+
+@attrs.define
+class InvalidArgumentsError(RPCError):
+    """The arguments do not fit the method's signature; it was not run.
+
+    :param method: the name that was called.
+    :param problem: which arguments are missing or unknown.
+    """
+
+    method: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.method!r} cannot be called so: {self.problem}"
+
+
+@attrs.define
+class ResultNotSerializableError(RPCError):
+    """The method ran, and returned what JSON cannot hold.
+
+    :param method: the name that was called.
+    :param problem: which value, of which type.
+    """
+
+    method: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.method!r} ran, but its result cannot be sent: {self.problem}"
+
+
+@attrs.define
+class MethodTimeoutError(RPCError):
+    """The method was cancelled at its own timeout or at the caller's deadline.
+
+    :param method: the name that was called.
+    :param timeout: seconds it was given.
+    """
+
+    method: str
+    timeout: float
+
+    def __str__(self) -> str:
+        return f"{self.method!r} was cancelled after {self.timeout:g} s"
+
+
+@attrs.define
+class ServiceStoppingError(RPCError):
+    """The service began to drain before the call did.
+
+    :param method: the name that was called.
+    """
+
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.method!r} was not begun: the service is stopping; call again"
+
+
+@attrs.define
+class RemoteError(RPCError):
+    """An exception of the other side whose class is not known here.
+
+    :param exc_type: its class name over there.
+    :param value: its text.
+    :param traceback: lines, empty unless the other side sends them.
+    :param module: the module of its class over there.
+    """
+
+    exc_type: str
+    value: str
+    traceback: Sequence[str] = ()
+    module: str = ""
+
+    def __str__(self) -> str:
+        return f"remote error: {self.exc_type} {self.value}"
+
+
+WIRE_ERRORS: tuple[type[RPCError], ...] = (
+    InvalidArgumentsError,
+    MessageFormatError,
+    MethodTimeoutError,
+    NoSuchMethodError,
+    ResultNotSerializableError,
+    ServiceStoppingError,
+    UnsupportedVersionError,
+)
+"""The errors that cross the wire under their own name; their ``args`` are JSON."""
+
+
+# -- periodic tasks ----------------------------------------------------------------------------
+
+
+@attrs.define
+class TaskTimeoutError(NovasvcError):
+    """A periodic task was cancelled at its timeout.
+
+    :param task: its name.
+    :param timeout: seconds it was given.
+    """
+
+    task: str
+    timeout: float
+
+    def __str__(self) -> str:
+        return f"periodic task {self.task!r} was cancelled after {self.timeout:g} s"
+
+
+@attrs.define
+class UnknownTaskError(NovasvcError):
+    """No periodic task has this name.
+
+    :param task: the name that was asked for.
+    :param known: the names that exist.
+    """
+
+    task: str
+    known: Sequence[str]
+
+    def __str__(self) -> str:
+        known = ", ".join(self.known) or "none"
+        return f"no periodic task is named {self.task!r}; there are: {known}"

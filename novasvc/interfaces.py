@@ -1,0 +1,217 @@
+"""The seams: what a part may expect of another without knowing which one it is.
+
+Methods that wait return Deferreds. Each has a deadline of its own, so none waits for ever.
+"""
+
+from zope.interface import Attribute, Interface
+
+# zope's interfaces declare methods without ``self``.
+# mypy: disable-error-code="no-self-argument, no-method-argument"
+
+
+class IDelivery(Interface):
+    """One message on its way to a server. Acknowledged or rejected exactly once."""
+
+    body = Attribute("bytes: the message as it was sent.")
+    expires_in = Attribute("float | None: seconds that the sender still waits, as far as the transport knows.")
+    redelivered = Attribute("bool: it was delivered before, and not acknowledged.")
+
+    def ack():
+        """Say that the message is taken; it will not come again."""
+
+    def reject(requeue):
+        """Give the message back, or away.
+
+        :param bool requeue: True to have it delivered again, False to drop it.
+        """
+
+
+class IListener(Interface):
+    """What :meth:`ITransport.listen` started."""
+
+    live = Attribute("bool: messages reach the receiver now.")
+
+    def cancel():
+        """Stop the deliveries; those already made can still be acknowledged.
+
+        Called first when a server drains.
+
+        :return: Deferred[None], fired when no further delivery will be made.
+        """
+
+    def close():
+        """Give up the queues that only this listener used; unacknowledged deliveries go back.
+
+        Called last, after the calls in flight ended.
+
+        :return: Deferred[None].
+        """
+
+
+class ITransport(Interface):
+    """How messages move. Knows addresses and bytes, nothing of what they mean."""
+
+    def open():
+        """Connect. Called once before anything else.
+
+        :return: Deferred[None]; fails with an RPCError that names the address.
+        """
+
+    def close():
+        """Disconnect; whatever still waits fails with TransportClosedError.
+
+        :return: Deferred[None].
+        """
+
+    def listen(target, receiver, prefetch):
+        """Consume from the topic, from topic and server, and from the topic's fanout.
+
+        :param Target target: topic and server are used.
+        :param receiver: called with an IDelivery for each message; returns None, never raises.
+        :param int prefetch: deliveries that may be unacknowledged at a time, > 0.
+        :return: Deferred[IListener], fired when the first message could arrive.
+        """
+
+    def send(target, body, ttl, mandatory):
+        """Send a request.
+
+        :param Target target: topic, and server or fanout.
+        :param bytes body: the message.
+        :param ttl: float seconds after which nobody wants it, or None.
+        :param bool mandatory: fail if nobody serves the target.
+        :return: Deferred[None], fired when the transport answers for the message.
+        :raises UndeliverableError: mandatory, and nobody is there.
+        :raises TransportFullError: the queue is at its bound.
+        :raises TransportClosedError: after close.
+        """
+
+    def open_replies(receiver):
+        """Begin to receive replies. Called at most once, before the first call is sent.
+
+        :param receiver: called with the bytes of each reply; returns None, never raises.
+        :return: Deferred[str]: the address that peers reply to, opaque.
+        """
+
+    def reply(address, body):
+        """Send a reply.
+
+        :param str address: what the caller's open_replies gave.
+        :param bytes body: the message.
+        :return: Deferred[None]; a caller that is gone is no error.
+        """
+
+
+class IServiceRegistry(Interface):
+    """The ``services`` table, however it is reached.
+
+    Every method returns a Deferred that fails with a subclass of DatabaseError, or with
+    ServiceNotFoundError where there is no live row. Stamps and ages are by the clock of the
+    database. :class:`novasvc.record.ServiceRecord` is the row.
+    """
+
+    def open():
+        """Reach the database and see that its schema is the one we know.
+
+        Called again, with backoff, as long as it fails with DatabaseUnavailableError.
+
+        :return: Deferred[None].
+        """
+
+    def close():
+        """Let go of the database.
+
+        :return: Deferred[None]; never fails.
+        """
+
+    def register(host, binary, topic, version):
+        """Return the row of (host, binary), created if there is none. Racing is no error.
+
+        :param str host: the node's host.
+        :param str binary: the node's binary.
+        :param topic: str, or None for a service that serves no topic.
+        :param int version: the code's service version; an existing row gets it too.
+        :return: Deferred[ServiceRecord].
+        """
+
+    def beat(service_id):
+        """Add one to report_count and stamp last_seen_up.
+
+        :param int service_id: the row's id.
+        :return: Deferred[None]; fails with ServiceNotFoundError if the row is gone.
+        """
+
+    def get(service):
+        """Read one row.
+
+        :param str service: its id in decimal, or its uuid.
+        :return: Deferred[ServiceRecord].
+        """
+
+    def list(host, binary, topic):
+        """Read the live rows, ordered by binary, host, id.
+
+        :param host: str, or None for all.
+        :param binary: str, or None for all.
+        :param topic: str, or None for all.
+        :return: Deferred[list[ServiceRecord]].
+        """
+
+    def update(service_id, changes):
+        """Change what an operator may change.
+
+        :param int service_id: the row's id.
+        :param ServiceChanges changes: what to change; what is not given stays.
+        :return: Deferred[ServiceRecord], as it is then.
+        """
+
+    def delete(service_id):
+        """Soft-delete the row: a new one for the same (host, binary) may follow.
+
+        :param int service_id: the row's id.
+        :return: Deferred[None].
+        """
+
+
+class IManager(Interface):
+    """What a node drives; users write these. See :class:`novasvc.manager.Manager`.
+
+    Each hook may return a value, a Deferred or a coroutine, and is awaited before the next step.
+    """
+
+    host = Attribute("str: the host this manager works for.")
+
+    def attach(attachments):
+        """Take what the node gives its manager. Called once, before init_host.
+
+        :param ManagerAttachments attachments: reactor, RPC client, task runner.
+        """
+
+    def init_host():
+        """Prepare; nothing is consumed yet. Called after the row is there."""
+
+    def pre_start_hook():
+        """Called after init_host, before the first message can arrive."""
+
+    def post_start_hook():
+        """Called when messages can arrive, before the first heartbeat."""
+
+    def cleanup_host():
+        """Called on stop, when the calls in flight and the running tasks have ended."""
+
+    def periodic_tasks(context, raise_on_error):
+        """Run the tasks that are due.
+
+        :param RequestContext context: an admin context.
+        :param bool raise_on_error: let a task's exception through.
+        :return: Deferred[float]: seconds to the next due task.
+        """
+
+
+class IStartable(Interface):
+    """A service whose start takes time and can fail."""
+
+    def when_started():
+        """Wait for the start that is under way.
+
+        :return: a new Deferred[None] each time; fired when running, fails with the reason.
+        """
