@@ -10,6 +10,7 @@ their own name and are rebuilt at the caller; every other error reaches a remote
 """
 
 from collections.abc import Sequence
+from traceback import extract_tb
 
 import attrs
 
@@ -513,3 +514,10 @@ class UnknownTaskError(NovasvcError):
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
         return f"no periodic task is named {self.task!r}; there are: {known}"
+
+def describe(error: BaseException) -> str:
+    """Say in one line what was raised, and where."""
+    text = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    frames = extract_tb(error.__traceback__)
+    return f"{what} ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else what

@@ -1,0 +1,122 @@
+"""What a log event carries, and the two ways it is written: text for people, JSON for machines.
+
+Every event gets the fields of the node it belongs to (host, binary, topic) and the request id of
+the request that is being served. They come from context variables, so a manager's own Logger
+needs nothing special; what a node starts, runs in the node's context.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import attrs
+from twisted.logger import (
+    FileLogObserver,
+    FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
+    LogLevel,
+    LogLevelFilterPredicate,
+    formatEvent,
+)
+from zope.interface import implementer
+
+from novasvc.context import current_context
+
+NOBODY: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
+
+node_fields: ContextVar[Mapping[str, str | None]] = ContextVar("novasvc_node", default=NOBODY)
+"""host, binary and topic of the node whose code is running."""
+
+
+@implementer(ILogObserver)
+@attrs.frozen
+class FieldsObserver:
+    """Add host, binary, topic and request_id to an event that has none, and pass it on.
+
+    :param observer: what writes the event.
+    :param default: the fields of events that belong to no node: twistd's own.
+    """
+
+    _observer: Callable[[LogEvent], None]
+    _default: Mapping[str, str | None] = NOBODY
+
+    def __call__(self, event: LogEvent) -> None:
+        fields = node_fields.get()
+        context = current_context.get()
+        added = {**(self._default if fields is NOBODY else fields), "request_id": context and context.request_id}
+        self._observer({**added, **event})
+
+
+def format_text(event: LogEvent) -> str:
+    """Write an event as one line: time, source and level, node, request, message; a traceback follows."""
+    node = f"{event['binary']}@{event['host']} {event['topic']}" if event.get("binary") else "-"
+    source = f"{event.get('log_namespace', '-')}#{_level(event)}"
+    return f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
+
+
+def format_json(event: LogEvent) -> str:
+    """Write an event as one flat JSON object on a line of its own."""
+    fields: dict[str, Any] = {
+        "time": _time(event),
+        "level": _level(event),
+        "logger": event.get("log_namespace"),
+        "message": _message(event),
+        **{name: event.get(name) for name in ("host", "binary", "topic", "request_id")},
+    }
+    if "log_failure" in event:
+        fields["traceback"] = _traceback(event).lstrip("\n")
+    return json.dumps(fields, default=str) + "\n"
+
+
+def make_observer(
+    file: TextIO, *, as_json: bool = False, level: str = "info", default: Mapping[str, str | None] = NOBODY
+) -> ILogObserver:
+    """Make the observer that a process logs through.
+
+    :param file: where lines go.
+    :param as_json: JSON lines in place of text.
+    :param level: "debug", "info", "warn", "error" or "critical": events below it are dropped.
+    :param default: fields of the events that belong to no node.
+    """
+    written = FieldsObserver(FileLogObserver(file, format_json if as_json else format_text), default)
+    minimum = LogLevelFilterPredicate(defaultLogLevel=LogLevel.levelWithName(level))
+    return FilteringLogObserver(written, [minimum])
+
+
+def _time(event: LogEvent) -> str:
+    return datetime.fromtimestamp(event.get("log_time", 0.0), UTC).isoformat(timespec="milliseconds")
+
+
+def _level(event: LogEvent) -> str:
+    level = event.get("log_level")
+    return "-" if level is None else level.name
+
+
+def _message(event: LogEvent) -> str:
+    return formatEvent(event).replace("\n", "\n  ")
+
+
+def _traceback(event: LogEvent) -> str:
+    failure = event.get("log_failure")
+    return "" if failure is None else "\n" + failure.getTraceback().rstrip()
+
+
+def open_log(filename: str, *, daemon: bool) -> TextIO:
+    """Open what twistd's --logfile names, as twistd itself would.
+
+    :param filename: a path; "-" or "" is standard output, and "twistd.log" for a daemon.
+    :param daemon: the process is about to leave its terminal.
+    :raises SystemExit: a daemon was told to log to standard output.
+    """
+    if filename == "-" and daemon:
+        raise SystemExit("novasvc: a daemon has no standard output to log to: give a file to --logfile, or use -n")
+    if filename in {"", "-"} and not daemon:
+        return sys.stdout
+    from twisted.python.logfile import LogFile  # noqa: PLC0415 - only where a file is written
+
+    log_file: TextIO = LogFile.fromFullPath(filename or "twistd.log")
+    return log_file

@@ -1,0 +1,133 @@
+"""What the nodes of one process stand on: settings, reactor, transport, registry."""
+
+import functools
+import os
+import random
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.threads import deferToThreadPool
+
+from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.db import connect_registry
+from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.settings import Settings, load
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+
+
+class _Openable(Protocol):
+    def open(self) -> Deferred[None]: ...
+
+    def close(self) -> Deferred[None]: ...
+
+
+_Resource = TypeVar("_Resource", bound=_Openable)
+
+
+@attrs.define(eq=False)
+class Leg(Generic[_Resource]):
+    """A connection that the nodes of a process share: the first opens it, the last closes it.
+
+    :param name: what it reaches, for the log: "database", "broker".
+    :param make: makes it, unopened. Nothing with a thread or a socket exists before the first
+        node starts, so that a daemon may fork and settings may be checked.
+    """
+
+    name: str
+    _make: Callable[[], _Resource]
+    _lock: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _users: int = attrs.field(default=0, init=False)
+    _resource: _Resource | None = attrs.field(default=None, init=False)
+
+    async def acquire(self) -> _Resource:
+        """Return the open connection; each success is to be followed by one release."""
+        await self._lock.acquire()
+        try:
+            if self._resource is None:
+                resource = self._make()
+                try:
+                    await resource.open()
+                except BaseException:
+                    await resource.close()
+                    raise
+                self._resource = resource
+            self._users += 1
+            return self._resource
+        finally:
+            self._lock.release()
+
+    async def release(self) -> None:
+        """Let go of the connection; it is closed when nobody has it any more."""
+        await self._lock.acquire()
+        try:
+            self._users -= 1
+            if self._users == 0 and self._resource is not None:
+                resource, self._resource = self._resource, None
+                await resource.close()
+        finally:
+            self._lock.release()
+
+
+@attrs.frozen(eq=False)
+class Runtime:
+    """What a node needs besides its manager. One for all the nodes of a process.
+
+    :param settings: the configuration.
+    :param reactor: the clock, thread pool and event loop.
+    :param broker: how messages reach others.
+    :param database: how the ``services`` table is reached.
+    :param retry: seconds to wait after the nth failure to reach either.
+    """
+
+    settings: Settings
+    reactor: Any
+    broker: Leg[ITransport]
+    database: Leg[IServiceRegistry]
+    random_source: random.Random = attrs.field(factory=random.Random)
+    retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, reactor: Any) -> "Runtime":
+        """Make the runtime that the settings describe; nothing is opened yet.
+
+        :param settings: checked; see :func:`novasvc.settings.load`.
+        :param reactor: provides IReactorTime and IReactorThreads.
+        """
+        memory = MemoryBroker()
+        return cls(
+            settings=settings,
+            reactor=reactor,
+            broker=Leg("broker", lambda: MemoryTransport(memory, clock=reactor)),
+            database=Leg(
+                "database",
+                lambda: connect_registry(
+                    settings.database_url,
+                    reactor=reactor,
+                    enable_new_services=settings.enable_new_services,
+                    migrate=settings.migrate,
+                ),
+            ),
+        )
+
+    def run_blocking(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """Run a function in the reactor's thread pool.
+
+        :return: Deferred of what it returns.
+        """
+        return deferToThreadPool(self.reactor, self.reactor.getThreadPool(), function, *args, **kwargs)
+
+
+@functools.cache
+def process_runtime() -> Runtime:
+    """Return the runtime of nodes that were not given one, as Nova's services had one CONF.
+
+    Made when it is first asked for, from ``NOVASVC_*`` variables and the files in
+    ``NOVASVC_CONFIG``, on the global reactor.
+
+    :raises SettingsError: the environment or a file has an error.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+
+    return Runtime.from_settings(load((), os.environ, {}).settings, reactor)

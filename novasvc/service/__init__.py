@@ -1,0 +1,6 @@
+"""The names of nova.service, on Twisted."""
+
+from novasvc.service.service import Service
+from novasvc.service.tree import ServiceTree
+
+__all__ = ["Service", "ServiceTree"]

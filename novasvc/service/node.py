@@ -1,0 +1,256 @@
+"""A node: the parts of a service, and the order in which they start and stop."""
+
+import tempfile
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.task import deferLater
+from twisted.logger import Logger, LogLevel
+
+from novasvc._version import __version__
+from novasvc.errors import (
+    DatabaseUnavailableError,
+    DirectoryError,
+    NovasvcError,
+    ServiceNotFoundError,
+    StartError,
+    describe,
+)
+from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.logs import node_fields
+from novasvc.manager import Attachments, Manager
+from novasvc.periodic import TaskRunner
+from novasvc.record import ServiceRecord
+from novasvc.rpc import BaseAPI, Client, Endpoints, Server
+from novasvc.runtime import Runtime
+from novasvc.servicegroup import Identity, Membership
+from novasvc.target import Target
+
+_log = Logger()
+_T = TypeVar("_T")
+
+
+@attrs.define(eq=False, kw_only=True)
+class Node:
+    """One manager, its RPC server, its row, its heartbeat, its tasks.
+
+    :param report_interval: seconds between heartbeats.
+    :param periodic_enable: run the tasks.
+    """
+
+    # Note [Order of start and stop]
+    #
+    # Up: check, row, init_host, pre_start_hook, consume, post_start_hook, heartbeat, tasks. The row
+    # comes first, so that a hook may rely on it; messages come after the hooks that prepare for
+    # them; the first heartbeat comes when the node can do what it claims.
+    #
+    # Down is not simply the reverse. First nothing new comes in (no runs, no deliveries), then what
+    # is there is finished, and only then the node leaves: it beats while it drains, for to stop
+    # beating is to be declared down, and a down node's work may be given to another.
+
+    identity: Identity
+    topic: str
+    manager: Manager
+    tasks: TaskRunner
+    runtime: Runtime
+    report_interval: float
+    periodic_enable: bool
+    state: str = attrs.field(default="initial", init=False)
+    waiting_for: str | None = attrs.field(default=None, init=False)
+    registry: IServiceRegistry | None = attrs.field(default=None, init=False)
+    transport: ITransport | None = attrs.field(default=None, init=False)
+    client: Client | None = attrs.field(default=None, init=False)
+    server: Server | None = attrs.field(default=None, init=False)
+    membership: Membership | None = attrs.field(default=None, init=False)
+    record: ServiceRecord | None = attrs.field(default=None, init=False)
+    _deadline: float | None = attrs.field(default=None, init=False)
+    _endpoints: Endpoints = attrs.field(init=False)
+    _step: str = attrs.field(default="", init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic))
+
+    def enter(self, state: str) -> None:
+        """Note the state that the machine has entered."""
+        self.state = state
+        _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
+
+    def _log_fields(self) -> dict[str, str | None]:
+        return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
+
+    # -- the way up ----------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Start the parts in order.
+
+        :raises StartError: a part could not be started; the log says so as well.
+        """
+        node_fields.set(self._log_fields())
+        try:
+            await self._walk_up()
+        except CancelledError:
+            raise
+        except Exception as error:
+            known = isinstance(error, NovasvcError)
+            failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
+            _log.critical("{error}", error=failed)
+            if not known:
+                _log.failure("where it was raised", level=LogLevel.debug)
+            raise failed from error
+
+    async def _walk_up(self) -> None:
+        settings, clock = self.runtime.settings, self.runtime.reactor
+        _log.info("starting {topic} node {node}, version {v}", topic=self.topic, node=self.identity, v=__version__)
+        self._step = "basic_config_check"
+        self.basic_config_check()
+
+        self._step = "register"
+        registry = self.registry = await self._reach("database", self.runtime.database.acquire)
+        identity = self.identity
+        record = self.record = await self._reach(
+            "database",
+            lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
+        )
+
+        self._step = "open the transport"
+        transport = self.transport = await self._reach("broker", self.runtime.broker.acquire)
+        self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout)
+        self.manager.attach(
+            Attachments(reactor=clock, rpc=self.client, tasks=self.tasks, run_blocking=self.runtime.run_blocking)
+        )
+        await self._hook("init_host")
+        await self._hook("pre_start_hook")
+
+        self._step = "consume"
+        self.server = Server(
+            transport,
+            Target(self.topic, identity.host, exchange=settings.control_exchange),
+            self._endpoints,
+            clock=clock,
+            concurrency=settings.rpc_concurrency,
+            run_blocking=self.runtime.run_blocking,
+        )
+        await self.server.start()
+        await self._hook("post_start_hook")
+
+        self._step = "join the service group"
+        self.membership = Membership(
+            registry, identity, record, clock, self.report_interval, [self._why_not_consuming]
+        )
+        await self.membership.join()
+        if self.periodic_enable:
+            self.tasks.start()
+
+    def basic_config_check(self) -> None:
+        """See that the temporary directory exists and can be written to.
+
+        :raises DirectoryError: otherwise.
+        """
+        path = str(self.runtime.settings.tempdir or tempfile.gettempdir())
+        try:
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            remedy = "create it, make it writable for this user, or set tempdir to another"
+            raise DirectoryError("temporary directory", path, error.strerror or str(error), remedy) from error
+
+    async def _hook(self, name: str) -> None:
+        self._step = name
+        await maybeDeferred(getattr(self.manager, name))
+
+    async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Try until it is there: a node outlives an outage of what it stands on."""
+        for failures in count(1):
+            try:
+                reached = await attempt()
+            except DatabaseUnavailableError as error:
+                if self.runtime.settings.fail_fast:
+                    raise
+                if self.waiting_for is None:
+                    _log.error("the {leg} is not there, trying until it is: {error}", leg=leg, error=error)
+                self.waiting_for = leg
+                await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
+            else:
+                if self.waiting_for is not None:
+                    _log.info("the {leg} is there, after {failures} failures", leg=leg, failures=failures - 1)
+                self.waiting_for = None
+                return reached
+        raise AssertionError  # count() does not end
+
+    def _why_not_consuming(self) -> str | None:
+        live = self.state == "draining" or (self.server is not None and self.server.live)
+        return None if live else "its consumers are not live"
+
+    # -- the way down --------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Stop whatever ``begin`` reached, in order; errors are logged and stop nothing."""
+        node_fields.set(self._log_fields())
+        self.waiting_for = None
+        grace = self.runtime.settings.graceful_shutdown_timeout
+        self._deadline = self.runtime.reactor.seconds() + grace if grace else None
+        await self._drain()
+        if self.transport is not None:
+            await self._tidy("cleanup_host", self.manager.cleanup_host)
+        if self.membership is not None:
+            self.record = self.membership.record  # it may have registered again
+            await self._tidy("leave the service group", self.membership.leave)
+        if self.server is not None:
+            await self._tidy("close the RPC server", self.server.close)
+        if self.client is not None:
+            await self._tidy("close the RPC client", self.client.close)
+        if self.transport is not None:
+            await self._tidy("close the transport", self.runtime.broker.release)
+        if self.registry is not None:
+            await self._tidy("close the database", self.runtime.database.release)
+        self.registry = self.transport = self.client = self.server = self.membership = None
+
+    async def _drain(self) -> None:
+        """Take in nothing more, and finish what is there, up to graceful_shutdown_timeout."""
+        ending = [self.tasks.stop()]
+        if self.server is not None:
+            await self._tidy("stop consuming", self.server.stop_consuming)
+            ending.append(self.server.drained())
+        finished = DeferredList(ending, consumeErrors=True)
+        try:
+            await self._bounded(finished)
+        except DeferredTimeoutError:
+            calls = 0 if self.server is None else self.server.in_flight
+            running = [task.name for task in self.tasks.figures() if task.running]
+            _log.warn(
+                "not finished after graceful_shutdown_timeout ({grace:g} s), cancelled: {calls} calls, tasks {running}",
+                grace=self.runtime.settings.graceful_shutdown_timeout,
+                calls=calls,
+                running=running,
+            )
+            self.tasks.cancel_running()
+
+    async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
+        """Do one step of the way down; neither its failure nor its silence stops the others."""
+        try:
+            await self._bounded(maybeDeferred(step))
+        except Exception:
+            _log.failure("{node} could not {what}; it stops all the same", node=self.identity, what=what)
+
+    def _bounded(self, step: Deferred[_T]) -> Deferred[_T]:
+        """Give a step what is left until the deadline; late as it may be, a second for tidying."""
+        if self._deadline is None:
+            return step
+        clock = self.runtime.reactor
+        return step.addTimeout(max(1.0, self._deadline - clock.seconds()), clock)
+
+    async def delete_row(self) -> None:
+        """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
+        if self.record is None:
+            return
+        registry = await self.runtime.database.acquire()
+        try:
+            await registry.delete(self.record.id)
+        except ServiceNotFoundError:
+            _log.warn("the row of {node} is already gone", node=self.identity, **self._log_fields())
+        finally:
+            await self.runtime.database.release()

@@ -1,0 +1,231 @@
+"""The Service of the seed: Nova's names and Twisted's, over one state machine."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from twisted.application import service
+from twisted.internet.defer import Deferred, maybeDeferred
+from zope.interface import implementer
+
+from novasvc.context import RequestContext
+from novasvc.errors import SettingError, StateError
+from novasvc.interfaces import IStartable
+from novasvc.manager import make_manager
+from novasvc.periodic import TaskRunner
+from novasvc.rpc import Client
+from novasvc.runtime import Runtime, process_runtime
+from novasvc.service.lifecycle import Course, make_lifecycle
+from novasvc.service.node import Node
+from novasvc.servicegroup import Identity
+
+
+@implementer(IStartable)
+class Service(service.Service):  # type: ignore[misc]
+    """A node: takes a manager, serves RPC on its topic, runs its tasks, reports its state.
+
+    ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
+    ``stopService`` Twisted's; both drive one state machine.
+
+    :param host: names this host in the registry and in ``topic.host``.
+    :param binary: names the program in the registry.
+    :param topic: what it serves.
+    :param manager: class, factory or dotted name; see :func:`novasvc.manager.make_manager`.
+    :param report_interval: seconds between heartbeats; None takes the setting, as below.
+    :param periodic_enable: run the periodic tasks.
+    :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of them.
+    :param periodic_interval_max: seconds; the longest wait between passes.
+    :param db_allowed: False reaches the registry through the conductor.
+    :param args: for the manager's constructor, with ``host=``.
+    :param runtime: what it stands on; None is the one of this process.
+    :param kwargs: for the manager's constructor.
+    :raises ManagerError: the manager cannot be made.
+    :raises DeclarationError: its exposed methods or tasks contradict each other.
+    Source: nova.service.Service.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        binary: str,
+        topic: str,
+        manager: str | Callable[..., Any],
+        report_interval: float | None = None,
+        periodic_enable: bool | None = None,
+        periodic_fuzzy_delay: float | None = None,
+        periodic_interval_max: float | None = None,
+        db_allowed: bool = True,
+        *args: Any,
+        runtime: Runtime | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.runtime = runtime or process_runtime()
+        settings = self.runtime.settings
+        self.host, self.binary, self.topic, self.db_allowed = host, binary, topic, db_allowed
+        self.report_interval = _chosen(report_interval, settings.report_interval)
+        self.periodic_enable = _chosen(periodic_enable, settings.periodic_enable)
+        self.periodic_fuzzy_delay = _chosen(periodic_fuzzy_delay, settings.periodic_fuzzy_delay)
+        self.periodic_interval_max = _chosen(periodic_interval_max, settings.periodic_interval_max)
+        if settings.service_down_time <= self.report_interval:
+            raise SettingError(
+                "report_interval",
+                f"{self.report_interval:g}",
+                f"the service {binary}@{host}",
+                f"its heartbeats are not more often than service_down_time ({settings.service_down_time:g} s)",
+                "make it smaller: at most a third of service_down_time",
+            )
+        self.manager = make_manager(manager, *args, host=host, **kwargs)
+        self.tasks = TaskRunner(
+            self.manager,
+            clock=self.runtime.reactor,
+            random_source=self.runtime.random_source,
+            fuzzy_delay=self.periodic_fuzzy_delay,
+            interval_max=self.periodic_interval_max,
+            run_external=settings.run_external_periodic_tasks,
+        )
+        self.node = Node(
+            identity=Identity(host, binary, topic, self.manager.service_version),
+            topic=topic,
+            manager=self.manager,
+            tasks=self.tasks,
+            runtime=self.runtime,
+            report_interval=self.report_interval,
+            periodic_enable=self.periodic_enable,
+        )
+        self._course = Course(f"node {self.node.identity}", self.node.begin, self.node.end, self.node.enter)
+        self._machine = make_lifecycle(self._course)
+
+    @classmethod
+    def create(
+        cls,
+        host: str | None = None,
+        binary: str | None = None,
+        topic: str | None = None,
+        manager: str | Callable[..., Any] | None = None,
+        report_interval: float | None = None,
+        periodic_enable: bool | None = None,
+        periodic_fuzzy_delay: float | None = None,
+        periodic_interval_max: float | None = None,
+        db_allowed: bool = True,
+        *,
+        runtime: Runtime | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a node from what is given, the settings and the program's name.
+
+        :param host: default: the setting ``host``, which is the machine's name by default.
+        :param binary: default: the base name of the program.
+        :param topic: default: what follows ``nova-`` in the binary, or the whole binary.
+        :param manager: default: the setting ``<topic>_manager``.
+        :raises SettingError: no manager is given, and none is set.
+        Source: nova.service.Service.create. The other parameters are the constructor's.
+        """
+        runtime = runtime or process_runtime()
+        binary = binary or Path(sys.argv[0]).name
+        topic = topic or binary.rpartition("nova-")[2]
+        manager = manager or runtime.settings.managers.get(topic)
+        if manager is None:
+            raise SettingError(
+                f"{topic}_manager", None, "nowhere", "no manager is set for this topic", 'set it to "package.module.Class"'
+            )
+        return cls(
+            host or runtime.settings.host,
+            binary,
+            topic,
+            manager,
+            report_interval,
+            periodic_enable,
+            periodic_fuzzy_delay,
+            periodic_interval_max,
+            db_allowed,
+            runtime=runtime,
+            **kwargs,
+        )
+
+    @property
+    def state(self) -> str:
+        """The state's name: initial, starting, running, draining, stopped or failed."""
+        return self._course.state
+
+    @property
+    def rpc(self) -> Client:
+        """Calls other services, and this one: ``service.rpc.prepare(topic=...).call(...)``.
+
+        :raises StateError: it has no transport, because it is not started or has stopped.
+        """
+        if self.node.client is None:
+            raise StateError(f"node {self.node.identity}", self.state, "call others")
+        return self.node.client
+
+    def start(self) -> Deferred[None]:
+        """Start.
+
+        :return: Deferred[None], fired when running; fails with StartError.
+        """
+        self.startService()
+        return self.when_started()
+
+    def startService(self) -> None:
+        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
+        self.running = 1
+        self._machine.start()
+
+    def when_started(self) -> Deferred[None]:
+        """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
+        return self._course.when_started()
+
+    def stop(self) -> Deferred[None]:
+        """Drain and stop: finish what was begun, up to ``graceful_shutdown_timeout`` seconds.
+
+        :return: Deferred[None], fired when it has stopped; errors on the way are logged.
+        """
+        self.running = 0
+        self._machine.stop()
+        return self._course.when_ended()
+
+    stopService = stop
+
+    def wait(self) -> Deferred[None]:
+        """Wait until it has stopped, or its start has failed.
+
+        :return: Deferred[None].
+        """
+        return self._course.when_ended()
+
+    def kill(self) -> Deferred[None]:
+        """Stop, and delete the row; a missing row is a warning.
+
+        :return: Deferred[None].
+        :raises DatabaseError: the row could not be deleted.
+        """
+        return Deferred.fromCoroutine(self._kill())
+
+    def periodic_tasks(self, raise_on_error: bool = False) -> Deferred[float]:
+        """Run one pass over the tasks that are due, with an admin context.
+
+        :param raise_on_error: let a task's exception through.
+        :return: Deferred[float]: seconds to the next due task.
+        """
+        return maybeDeferred(self.manager.periodic_tasks, RequestContext.admin(), raise_on_error=raise_on_error)
+
+    def basic_config_check(self) -> None:
+        """See that the temporary directory exists and can be written to.
+
+        :raises DirectoryError: otherwise.
+        """
+        self.node.basic_config_check()
+
+    def __getattr__(self, name: str) -> Any:
+        """Fall through to the manager, for local callers and public names; RPC has no way in here."""
+        if name.startswith("_") or "manager" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.manager, name)
+
+    async def _kill(self) -> None:
+        await self.stop()
+        await self.node.delete_row()
+
+
+def _chosen(given: Any, setting: Any) -> Any:
+    return setting if given is None else given

@@ -1,0 +1,95 @@
+"""A service tree that waits: for each part on the way up, and for each on the way down."""
+
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from novasvc.interfaces import IStartable
+from novasvc.service.lifecycle import Course, make_lifecycle
+
+_log = Logger()
+
+
+@implementer(IStartable)
+class ServiceTree(MultiService):  # type: ignore[misc]
+    """Start the parts in their order, each when the one before runs; stop them in reverse.
+
+    Twisted's MultiService calls every startService at once and drops what it returns, and stops
+    all children at the same time. Here a part that is :class:`~novasvc.interfaces.IStartable` is
+    waited for; if its start fails, the parts before it are stopped and the tree has failed.
+    Parts added to a running tree start at once, as in Twisted.
+
+    Source: twisted.application.service.IServiceCollection.
+    """
+
+    def __init__(self, name: str = "tree") -> None:
+        super().__init__()
+        self._course = Course(name, self._begin, self._end, self._entered)
+        self._machine = make_lifecycle(self._course)
+        self._started: list[IService] = []
+
+    @property
+    def state(self) -> str:
+        """The state's name: initial, starting, running, draining, stopped or failed."""
+        return self._course.state
+
+    def startService(self) -> None:
+        """Begin to start the parts; :meth:`when_started` tells when they run."""
+        self.running = 1
+        self._machine.start()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop the parts, the last one first.
+
+        :return: Deferred[None], fired when all of them have stopped.
+        """
+        self.running = 0
+        self._machine.stop()
+        return self._course.when_ended()
+
+    def when_started(self) -> Deferred[None]:
+        """Wait until every part runs; see :class:`~novasvc.interfaces.IStartable`."""
+        return self._course.when_started()
+
+    def addService(self, service: IService) -> None:
+        """Add a part; it starts now if the tree runs, in its turn if the tree is starting."""
+        if self.state == "running":
+            super().addService(service)
+            self._started.append(service)
+            return
+        # MultiService would start it out of turn.
+        running, self.running = self.running, 0
+        super().addService(service)
+        self.running = running
+
+    def removeService(self, service: IService) -> Deferred[None]:
+        """Take a part out, and stop it if it was started.
+
+        :return: Deferred[None], fired when it has stopped.
+        """
+        was_started = service in self._started
+        if was_started:
+            self._started.remove(service)
+        running, self.running = self.running, 0
+        super().removeService(service)
+        self.running = running
+        return maybeDeferred(service.stopService if was_started else lambda: None)
+
+    async def _begin(self) -> None:
+        for part in self:
+            self._started.append(part)
+            part.startService()
+            if IStartable.providedBy(part):
+                await part.when_started()
+
+    async def _end(self) -> None:
+        while self._started:
+            part = self._started.pop()
+            try:
+                await maybeDeferred(part.stopService)
+            except (Exception, CancelledError):
+                _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
+
+    def _entered(self, state: str) -> None:
+        _log.debug("{tree}: {state}", tree=self._course.name, state=state)

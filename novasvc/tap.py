@@ -1,0 +1,192 @@
+"""How `twistd novasvc` and .tac files make the tree of services: only wiring."""
+
+import atexit
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import ILogObserver
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from novasvc._version import __version__
+from novasvc.errors import NovasvcError
+from novasvc.logs import NOBODY, make_observer, open_log
+from novasvc.runtime import Runtime
+from novasvc.service import Service, ServiceTree
+from novasvc.settings import Configuration, Settings, load, masked_url, option_table
+
+
+class Options(usage.Options):  # type: ignore[misc]
+    """The options of `twistd novasvc`: one for each setting."""
+
+    synopsis = "[options]"
+    longdesc = "Runs services on this host. Without any option: the bundled host agent, on an SQLite file."
+    optParameters = [[option.name, None, None, option.help] for option in option_table() if not option.flag]
+    optFlags = [[option.name, None, option.help] for option in option_table() if option.flag]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["config"] = []
+
+    def opt_config(self, path: str) -> None:
+        """Read settings from a file: .toml, or .ini/.conf with Nova's names. May be repeated."""
+        self["config"].append(path)
+
+    def opt_version(self) -> None:
+        """Print the version and exit."""
+        print(f"novasvc {__version__}")  # noqa: T201 - asked for
+        sys.exit(0)
+
+    def parseOptions(self, options: Any = None) -> None:
+        """Parse; an unknown option ends the process with status 1, where twistd's own way is 0."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            sys.exit(f"novasvc: {error}; `twistd novasvc --help` lists the options")
+
+    def postOptions(self) -> None:
+        """Check the settings, and have twistd log as they say unless it was told otherwise."""
+        try:
+            self.configuration = read(self)
+        except NovasvcError as error:
+            sys.exit(f"novasvc: {error}")
+        twistd = self.parent
+        if twistd is not None and not twistd.get("logger") and not twistd.get("syslog"):
+            daemon = not (twistd["nodaemon"] or twistd["debug"])
+            twistd["logger"] = partial(_open_observer, self.configuration.settings, twistd["logfile"] or "", daemon)
+
+    parent: Any = None  # twistd's own options, set by twisted.python.usage
+
+
+def read(options: Mapping[str, Any]) -> Configuration:
+    """Read the settings from options, the environment and files.
+
+    :param options: option name, without dashes in front, to its value; "config" is a list of paths.
+    :raises SettingsError: all that is wrong with them.
+    """
+    given = {name: value for name, value in options.items() if name != "config" and value not in {None, 0}}
+    return load([Path(path) for path in options.get("config", ())], os.environ, given)
+
+
+def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
+    """Make a tree of services to live in an application of yours, beside its own services.
+
+    :param options: as :func:`read` takes them.
+    :param reactor: None is the global one.
+    :return: a tree that waits: see :class:`novasvc.service.ServiceTree`.
+    :raises NovasvcError: the settings or a manager have an error.
+    """
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    settings = read(options).settings
+    tree = ServiceTree("novasvc")
+    plant(settings, Runtime.from_settings(settings, reactor), tree)
+    return tree
+
+
+def plant(settings: Settings, runtime: Runtime, tree: ServiceTree) -> None:
+    """Make the services that the settings name, as parts of the tree."""
+    for part in settings.services:
+        node = Service(
+            part.host,
+            part.binary,
+            part.topic,
+            part.manager,
+            part.report_interval,
+            part.periodic_enable,
+            part.periodic_fuzzy_delay,
+            part.periodic_interval_max,
+            runtime=runtime,
+            **part.options,
+        )
+        node.setServiceParent(tree)
+
+
+def makeService(options: Mapping[str, Any]) -> ServiceTree:
+    """Make the tree that is a whole process: it says when it runs, and ends with it.
+
+    :param options: as :func:`read` takes them; :class:`Options` when twistd calls.
+    :return: a tree whose failed start stops the reactor, and ends the process with status 1.
+    :raises SystemExit: the settings or a manager have an error; the text names it.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+
+    try:
+        configuration = options.configuration if isinstance(options, Options) else read(options)
+        settings = configuration.settings
+        tree = ProcessTree(settings, reactor)
+        plant(settings, Runtime.from_settings(settings, reactor), tree)
+    except NovasvcError as error:
+        sys.exit(f"novasvc: {error}")
+    return tree
+
+
+class ProcessTree(ServiceTree):
+    """A tree that is all there is in its process."""
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        super().__init__("novasvc")
+        self._settings = settings
+        self._reactor = reactor
+
+    def startService(self) -> None:
+        """Start; then greet, or give up."""
+        super().startService()
+        self.when_started().addCallbacks(self._greet, self._give_up)
+
+    def _greet(self, _: None) -> None:
+        # To the terminal itself: twistd has turned sys.stdout into log events by now.
+        if not self._settings.log_json and sys.__stdout__ is not None:
+            sys.__stdout__.write(greeting(self._settings))
+            sys.__stdout__.flush()
+
+    def _give_up(self, failure: Failure) -> None:
+        # The part that failed has logged why. A stop that came first is no failure.
+        if self.state != "failed":
+            return
+        _exit_with(1)
+        if self._reactor.running:
+            self._reactor.stop()
+        else:
+            self._reactor.callWhenRunning(self._reactor.stop)
+
+
+def greeting(settings: Settings) -> str:
+    """Return the block that a first run prints: what runs, where its state lives, what to try."""
+    command = Path(sys.argv[0]).with_name("novasvc")
+    novasvc = str(command) if command.exists() else "novasvc"
+    runs = ", ".join(f"{part.binary}@{part.host} (topic {part.topic})" for part in settings.services)
+    return (
+        f"\nnovasvc {__version__} runs {runs}\n"
+        f"  state      {masked_url(settings.database_url)}\n"
+        f"  messages   {masked_url(settings.transport_url)}\n"
+        f"  try        {novasvc} service list\n"
+        f"             {novasvc} service disable --reason 'new disk' --host {settings.services[0].host}"
+        f" --binary {settings.services[0].binary}\n"
+        f"             {novasvc} config show\n\n"
+    )
+
+
+def _open_observer(settings: Settings, logfile: str, daemon: bool) -> ILogObserver:
+    only = settings.services[0] if len(settings.services) == 1 else None
+    default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
+    return make_observer(open_log(logfile, daemon=daemon), as_json=settings.log_json, default=default)
+
+
+def _exit_with(status: int) -> None:
+    """Have the process end with this status, although it ends in twistd's good order.
+
+    twistd returns 0 whatever its services did, and catches a SystemExit in the reactor. What is
+    left to say otherwise is the interpreter's own end, after twistd has removed its pid file.
+    """
+
+    @atexit.register
+    def leave() -> None:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)

@@ -1,0 +1,15 @@
+# Everything on one host, on defaults that need no server: twistd -ny tap/allinone.tac
+#
+# The services are what `twistd novasvc` would run: from NOVASVC_* variables and the files in
+# NOVASVC_CONFIG, else the bundled host agent.
+import sys
+
+from twisted.application.service import Application
+from twisted.logger import ILogObserver
+
+from novasvc.logs import make_observer
+from novasvc.tap import makeService
+
+application = Application("novasvc")
+application.setComponent(ILogObserver, make_observer(sys.stdout))
+makeService({}).setServiceParent(application)

@@ -1,0 +1,162 @@
+"""The service tree that waits."""
+
+from twisted.application.service import IServiceCollection, MultiService, Service
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from novasvc.interfaces import IStartable
+from novasvc.service import ServiceTree
+
+
+@implementer(IStartable)
+class Part(Service):
+    """A part whose start and stop end when the test says so."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.label = name
+        self.log = log
+        self.started: Deferred[None] = Deferred()
+        self.stopped: Deferred[None] = Deferred()
+
+    def startService(self) -> None:
+        super().startService()
+        self.log.append(f"start {self.label}")
+
+    def when_started(self) -> Deferred[None]:
+        return self.started
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self.log.append(f"stop {self.label}")
+        return self.stopped
+
+
+class ServiceTreeTests(SynchronousTestCase):
+    """Tests for novasvc.service.ServiceTree."""
+
+    def setUp(self) -> None:
+        self.log: list[str] = []
+        self.tree = ServiceTree()
+        self.parts = [Part(name, self.log) for name in "abc"]
+        for part in self.parts:
+            part.setServiceParent(self.tree)
+
+    def run_all(self) -> None:
+        self.tree.startService()
+        for part in self.parts:
+            part.started.callback(None)
+
+    def test_interfaces(self) -> None:
+        """A tree is a collection of services whose start can be waited for."""
+        verifyObject(IServiceCollection, self.tree)
+        verifyObject(IStartable, self.tree)
+
+    def test_start_in_order(self) -> None:
+        """Each part starts when the one before it runs."""
+        self.tree.startService()
+        self.assertEqual(self.log, ["start a"])
+        self.parts[0].started.callback(None)
+        self.assertEqual(self.log, ["start a", "start b"])
+        self.parts[1].started.callback(None)
+        started = self.tree.when_started()
+        self.assertNoResult(started)
+        self.parts[2].started.callback(None)
+        self.successResultOf(started)
+        self.assertEqual(self.tree.state, "running")
+
+    def test_stop_in_reverse(self) -> None:
+        """Each part stops when the one after it has stopped."""
+        self.run_all()
+        self.log.clear()
+        stopped = self.tree.stopService()
+        self.assertEqual(self.log, ["stop c"])
+        self.parts[2].stopped.callback(None)
+        self.assertEqual(self.log, ["stop c", "stop b"])
+        self.parts[1].stopped.callback(None)
+        self.assertNoResult(stopped)
+        self.parts[0].stopped.callback(None)
+        self.successResultOf(stopped)
+
+    def test_failed_part(self) -> None:
+        """If a part does not start, those before it are stopped and the tree has failed."""
+        started = self.tree.when_started()
+        self.tree.startService()
+        self.parts[0].started.callback(None)
+        for part in self.parts:
+            part.stopped.callback(None)
+        self.parts[1].started.errback(ValueError("no"))
+        self.failureResultOf(started, ValueError)
+        self.assertEqual(self.log, ["start a", "start b", "stop b", "stop a"])
+        self.assertEqual(self.tree.state, "failed")
+
+    def test_stop_while_starting(self) -> None:
+        """A stop during the start stops what was started, and starts nothing more."""
+        self.tree.startService()
+        self.parts[0].started.callback(None)
+        for part in self.parts:
+            part.stopped.callback(None)
+        self.successResultOf(self.tree.stopService())
+        self.assertEqual(self.log, ["start a", "start b", "stop b", "stop a"])
+
+    def test_stop_goes_on_after_error(self) -> None:
+        """A part that cannot stop is logged and does not keep the others from stopping."""
+        self.run_all()
+        self.parts[2].stopped.errback(ValueError("stuck"))
+        self.parts[1].stopped.callback(None)
+        self.parts[0].stopped.callback(None)
+        self.successResultOf(self.tree.stopService())
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_ordinary_service(self) -> None:
+        """A part that is an ordinary Twisted service counts as started at once."""
+        tree = ServiceTree()
+        child = Service()
+        child.setServiceParent(tree)
+        tree.startService()
+        self.successResultOf(tree.when_started())
+        self.assertTrue(child.running)
+
+    def test_inside_multiservice(self) -> None:
+        """A tree lives in Twisted's own MultiService, whose stop waits for it."""
+        parent = MultiService()
+        self.tree.setServiceParent(parent)
+        parent.startService()
+        for part in self.parts:
+            part.started.callback(None)
+        stopped = parent.stopService()
+        self.assertNoResult(stopped)
+        for part in self.parts:
+            part.stopped.callback(None)
+        self.successResultOf(stopped)
+
+    def test_add_while_running(self) -> None:
+        """A part added to a running tree starts at once, and stops with it."""
+        self.run_all()
+        late = Part("d", self.log)
+        late.setServiceParent(self.tree)
+        self.assertIn("start d", self.log)
+        self.tree.stopService()
+        self.assertEqual(self.log[-1], "stop d")
+
+    def test_add_while_starting(self) -> None:
+        """A part added while the tree starts waits for its turn."""
+        self.tree.startService()
+        late = Part("d", self.log)
+        late.setServiceParent(self.tree)
+        self.assertEqual(self.log, ["start a"])
+        for part in self.parts:
+            part.started.callback(None)
+        self.assertEqual(self.log[-1], "start d")
+
+    def test_remove(self) -> None:
+        """A part that is taken out is stopped, and not stopped again with the tree."""
+        self.run_all()
+        removed = self.parts[1].disownServiceParent()
+        self.parts[1].stopped.callback(None)
+        self.successResultOf(removed)
+        self.parts[2].stopped.callback(None)
+        self.parts[0].stopped.callback(None)
+        self.successResultOf(self.tree.stopService())
+        self.assertEqual(self.log.count("stop b"), 1)
