@@ -1,0 +1,164 @@
+"""The decorator that makes a method a periodic task, and how a runner finds what it decorated."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
+from typing import Any, TypeVar, overload
+
+import attrs
+
+from novasvc.errors import DeclarationError
+
+_MARK = "_novasvc_periodic_task"
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+@attrs.frozen(kw_only=True)
+class Declaration:
+    """What the author said about one task.
+
+    :param where: "module.Class.method".
+    :param name: what logs, metrics and operators call it; unique in its manager.
+    :param spacing: seconds from run to run; 0 is every pass, negative is never.
+    :param run_immediately: due in the first pass.
+    :param enabled: whether it is run at all.
+    :param external_process_ok: it starts other programs, which a host may forbid.
+    :param timeout: seconds after which a run is cancelled, or None.
+    """
+
+    where: str
+    name: str
+    spacing: float
+    run_immediately: bool
+    enabled: bool
+    external_process_ok: bool
+    timeout: float | None
+
+
+@overload
+def periodic_task(method: _Method, /) -> _Method: ...
+
+
+@overload
+def periodic_task(
+    *,
+    spacing: float = 0,
+    run_immediately: bool = False,
+    enabled: bool = True,
+    external_process_ok: bool = False,
+    name: str | None = None,
+    timeout: float | None = None,
+) -> Callable[[_Method], _Method]: ...
+
+
+def periodic_task(  # noqa: PLR0913 - Nova's options, and two more
+    method: Any = None,
+    /,
+    *,
+    spacing: float = 0,
+    run_immediately: bool = False,
+    enabled: bool = True,
+    external_process_ok: bool = False,
+    name: str | None = None,
+    timeout: float | None = None,
+) -> Any:
+    """Make a method a periodic task, bare or with options.
+
+    The method takes ``(self, context)``, an admin :class:`~novasvc.context.RequestContext`, and
+    returns a value, a Deferred or a coroutine. A run is over when that is, and no run of a task
+    begins before the last one is over. The method itself stays as it was and can be called.
+
+    A subclass inherits the tasks of its bases. A method that overrides a task is a task only if
+    it is decorated too.
+
+    :param spacing: seconds from run to run; 0 is every pass. Negative: the task is never run.
+    :param run_immediately: run in the first pass, not one spacing after the start.
+    :param enabled: False: the task is never run.
+    :param external_process_ok: the task starts other programs; it runs only where the setting
+        ``run_external_periodic_tasks`` allows that.
+    :param name: what it is called in logs and metrics; the method's name by default.
+    :param timeout: seconds, > 0, after which a run is cancelled; None is no limit.
+    :raises DeclarationError: an option, or the method's signature, cannot be used.
+    Source: nova.manager.periodic_task.
+    """
+
+    def declare(function: Any) -> Any:
+        declaration = Declaration(
+            where=_where(function),
+            name=name or function.__name__,
+            spacing=spacing,
+            run_immediately=run_immediately,
+            enabled=enabled,
+            external_process_ok=external_process_ok,
+            timeout=timeout,
+        )
+        _check(declaration)
+        setattr(function, _MARK, declaration)
+        return function
+
+    return declare if method is None else declare(method)
+
+
+def declared_tasks(owner: object) -> Iterator[tuple[Declaration, Callable[[Any], Any]]]:
+    """Find the tasks of an object, those of its base classes first, in the order they were written.
+
+    :return: pairs of a declaration and the bound method.
+    """
+    for attribute, versions in _versions(owner):
+        if versions[0] is not None:
+            yield versions[0], getattr(owner, attribute)
+
+
+def dropped_tasks(owner: object) -> Iterator[Declaration]:
+    """Find the tasks of base classes that something undecorated overrides."""
+    for _, versions in _versions(owner):
+        if versions[0] is None:
+            yield next(declaration for declaration in versions if declaration is not None)
+
+
+def _versions(owner: object) -> Iterator[tuple[str, Sequence[Declaration | None]]]:
+    """Yield each attribute that is a task in some class, with what each class made of it, the last first."""
+    lineage = type(owner).__mro__
+    for attribute in dict.fromkeys(name for cls in reversed(lineage) for name in vars(cls)):
+        versions = [_declaration(vars(cls)[attribute]) for cls in lineage if attribute in vars(cls)]
+        if any(versions):
+            yield attribute, versions
+
+
+def _declaration(attribute: object) -> Declaration | None:
+    # Only functions are asked: an attribute of any other type may answer to every name.
+    return getattr(attribute, _MARK, None) if isinstance(attribute, FunctionType) else None
+
+
+def _where(method: object) -> str:
+    """Return "module.Class.method" of a function that can be called as a task."""
+    if not isinstance(method, FunctionType):
+        where, kind = f"@periodic_task({method!r})", type(method).__name__
+        remedy = "name the options, as in @periodic_task(spacing=60), and write it right above the method"
+        raise DeclarationError(where, f"it decorates a {kind}, not a method", remedy)
+    where = f"{method.__module__}.{method.__qualname__}"
+    try:
+        inspect.signature(method).bind("self", "context")
+    except TypeError as error:
+        remedy = f"write def {method.__name__}(self, context)"
+        raise DeclarationError(where, f"it cannot be called with a context: {error}", remedy) from None
+    return where
+
+
+def _check(declared: Declaration) -> None:
+    where = declared.where
+    if not _is_number(declared.spacing):
+        problem = f"spacing={declared.spacing!r} is not a number"
+        raise DeclarationError(where, problem, "give seconds, or 0 for every pass")
+    if declared.timeout is not None and not (_is_number(declared.timeout) and declared.timeout > 0):
+        problem = f"timeout={declared.timeout!r} is not a number above 0"
+        raise DeclarationError(where, problem, "give seconds, or None for no limit")
+    if not isinstance(declared.name, str):
+        problem = f"name={declared.name!r} is not a name"
+        raise DeclarationError(where, problem, "give text, or leave it out")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

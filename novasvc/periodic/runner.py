@@ -1,0 +1,191 @@
+"""The runner of an object's periodic tasks."""
+
+import random
+from contextvars import Context, copy_context
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, fail
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.context import RequestContext
+from novasvc.errors import DeclarationError, StateError, UnknownTaskError
+from novasvc.periodic.cadence import Cadence
+from novasvc.periodic.declare import Declaration, declared_tasks, dropped_tasks
+from novasvc.periodic.task import Run, Task, TaskFigures
+
+_log = Logger()
+
+PASS_INTERVAL = 60.0
+"""Seconds between two passes: how often a task without a spacing is run."""
+
+
+@attrs.define(eq=False)
+class TaskRunner:
+    """Runs the tasks of one object, each when it is due.
+
+    Tasks run concurrently, and none overlaps itself: a due time that passes while its task runs
+    is missed, and counted. Before :meth:`start` and without it, :meth:`run_due` and
+    :meth:`run_now` work all the same; due times then count from when the runner was made.
+
+    :param owner: whose class has methods decorated with :func:`~novasvc.periodic.periodic_task`.
+    :param clock: whose seconds count; they must not step.
+    :param random_source: draws the delay of the first pass.
+    :param fuzzy_delay: seconds, >= 0: the longest delay of the first pass, so that the nodes of a
+        fleet that start together do not work together.
+    :param interval_max: seconds from pass to pass if that is less than 60; None or 0 is 60.
+    :param run_external: whether tasks run that start other programs.
+    :raises DeclarationError: two tasks have one name.
+    Source: nova.service.Service.start, nova.manager.Manager.run_periodic_tasks.
+    """
+
+    _owner: object
+    _clock: IReactorTime = attrs.field(kw_only=True)
+    _random_source: random.Random = attrs.field(kw_only=True)
+    _fuzzy_delay: float = attrs.field(default=0, kw_only=True, validator=attrs.validators.ge(0))
+    _interval_max: float | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.ge(0))
+    )
+    _run_external: bool = attrs.field(default=True, kw_only=True)
+    _tasks: dict[str, Task] = attrs.field(factory=dict, init=False)
+    _variables: Context = attrs.field(factory=copy_context, init=False)
+    _state: str = attrs.field(default="idle", init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for declaration in dropped_tasks(self._owner):
+            self._log_left_out(declaration, f"{self._name} overrides it without @periodic_task")
+        for declaration, method in declared_tasks(self._owner):
+            if not declaration.enabled:
+                self._log_left_out(declaration, "it is disabled")
+            elif declaration.spacing < 0:
+                self._log_left_out(declaration, f"its spacing is {declaration.spacing:g}")
+            elif declaration.external_process_ok and not self._run_external:
+                self._log_left_out(declaration, "it may start other programs, and run_external_periodic_tasks is false")
+            else:
+                self._add(declaration, method)
+
+    def start(self) -> None:
+        """Begin to run the tasks: in the first pass, which comes after a random delay, or one spacing from now.
+
+        Runs see the context variables that are set here.
+
+        :raises StateError: it was started already.
+        """
+        if self._state == "started":
+            raise self._refusal("start")
+        self._state = "started"
+        self._variables = copy_context()
+        first_pass = self._random_source.uniform(0, self._fuzzy_delay)
+        for task in self._tasks.values():
+            spacing = 0 if task.declaration.run_immediately else task.declaration.spacing
+            task.cadence.start(max(first_pass, spacing), not_before=first_pass)
+
+    def stop(self) -> Deferred[None]:
+        """Begin no more runs.
+
+        :return: Deferred[None], fired when the runs under way have ended; see :meth:`cancel_running`.
+        """
+        self._state = "stopped"
+        for task in self._tasks.values():
+            task.cadence.stop()
+        return _all_ended([task.run for task in self._tasks.values() if task.run is not None])
+
+    def cancel_running(self) -> None:
+        """Cancel the runs under way; called when the deadline of a drain has passed."""
+        for task in self._tasks.values():
+            run = task.run
+            if run is not None:
+                run.within(_log.warn, "periodic task {task} is cancelled: it has not ended in time", task=task.name)
+                run.cancel()
+
+    def run_due(self, context: RequestContext | None, raise_on_error: bool = False) -> Deferred[float]:  # noqa: FBT001, FBT002 - Nova's signature
+        """Make one pass: begin all tasks that are due, those without a spacing always.
+
+        What is begun here is next due one spacing from now. Failures are logged in any case.
+
+        :param context: what the tasks are given; None makes an admin context for each.
+        :param raise_on_error: fail with the first exception that one of these runs raised.
+        :return: Deferred of the seconds to the next due time, at most those between two passes;
+            fired when the runs that were begun here have ended. After :meth:`stop` none are.
+        """
+        runs = [self._begin_by_hand(task, context) for task in self._tasks.values() if self._is_due(task)]
+        return Deferred.fromCoroutine(self._finish_pass(runs, raise_on_error=raise_on_error))
+
+    def run_now(self, name: str, context: RequestContext | None = None) -> Deferred[Any]:
+        """Run one task now, or join the run that is under way.
+
+        :param name: the task.
+        :param context: what the task is given; by default an admin context.
+        :return: Deferred of what the task returned; fails with what it raised, which is logged
+            too, or with TaskTimeoutError; with UnknownTaskError if there is no such task, and with
+            StateError after :meth:`stop`. Cancelling it does not cancel the run.
+        """
+        task = self._tasks.get(name)
+        if task is None:
+            return fail(UnknownTaskError(name, sorted(self._tasks)))
+        if task.run is not None:
+            return task.run.when_ended()
+        if self._state == "stopped":
+            return fail(self._refusal(f"run {name!r}"))
+        return self._begin_by_hand(task, context).when_ended()
+
+    def figures(self) -> list[TaskFigures]:
+        """Tell how each task fares, in the order they were written."""
+        return [task.figures() for task in self._tasks.values()]
+
+    @property
+    def _name(self) -> str:
+        return type(self._owner).__qualname__
+
+    @property
+    def _pass_interval(self) -> float:
+        return min(PASS_INTERVAL, self._interval_max or PASS_INTERVAL)
+
+    def _add(self, declaration: Declaration, method: Any) -> None:
+        name = declaration.name
+        if name in self._tasks:
+            raise DeclarationError(
+                declaration.where,
+                f"{self._tasks[name].declaration.where} is a periodic task named {name!r} too",
+                'give one of them another name, as in @periodic_task(name="...")',
+            )
+        # LoopingCall needs an interval; a task without a spacing has that of the passes.
+        interval = declaration.spacing or self._pass_interval
+        first = self._clock.seconds() + (0 if declaration.run_immediately else declaration.spacing)
+        cadence = Cadence(self._clock, interval, first, lambda: self._fall_due(task))
+        task = self._tasks[name] = Task(declaration, method, self._clock, cadence)
+
+    def _fall_due(self, task: Task) -> None:
+        if task.take_due():
+            task.begin(RequestContext.admin(), self._variables)
+
+    def _is_due(self, task: Task) -> bool:
+        if self._state == "stopped":
+            return False
+        fell_due = task.take_due()
+        return fell_due or (task.declaration.spacing == 0 and task.run is None)
+
+    def _begin_by_hand(self, task: Task, context: RequestContext | None) -> Run:
+        task.cadence.restart()
+        return task.begin(RequestContext.admin() if context is None else context, self._variables)
+
+    async def _finish_pass(self, runs: list[Run], *, raise_on_error: bool) -> float:
+        failures: list[Failure] = []
+        await DeferredList([run.when_ended().addErrback(failures.append) for run in runs])
+        if raise_on_error and failures:
+            failures[0].raiseException()
+        next_due = min((task.cadence.due for task in self._tasks.values()), default=float("inf"))
+        return min(self._pass_interval, max(0.0, next_due - self._clock.seconds()))
+
+    def _refusal(self, wanted: str) -> StateError:
+        return StateError(f"the task runner of {self._name}", self._state, wanted)
+
+    def _log_left_out(self, declaration: Declaration, why: str) -> None:
+        _log.info("periodic task {task} is not run: {why}", task=declaration.where, why=why)
+
+
+def _all_ended(runs: list[Run]) -> Deferred[None]:
+    waits = DeferredList([run.when_ended() for run in runs], consumeErrors=True)
+    return waits.addCallback(lambda _: None)

@@ -1,0 +1,230 @@
+"""One periodic task and its runs, of which there is never more than one at a time."""
+
+from collections.abc import Callable
+from contextvars import Context
+from types import CoroutineType
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+
+from novasvc.context import RequestContext, current_context
+from novasvc.errors import TaskTimeoutError
+from novasvc.periodic.cadence import Cadence
+from novasvc.periodic.declare import Declaration
+
+_log = Logger()
+
+
+@attrs.frozen(kw_only=True)
+class TaskFigures:
+    """What can be told of one task, at one moment. Seconds are those of the runner's clock.
+
+    Each due time is either run or missed, so ``runs + missed`` is how often the task fell due,
+    and how often it was run by hand.
+
+    :param name: the task.
+    :param spacing: seconds as declared; 0 is every pass.
+    :param runs: runs begun.
+    :param failures: runs that raised.
+    :param timeouts: runs cancelled at the task's timeout.
+    :param missed: due times that passed while a run was under way or the reactor was not.
+    :param running: whether a run is under way, even one that was cancelled and does not end.
+    :param last_start: when the last run began; None before the first one.
+    :param last_duration: seconds that the last run took; None before the end of the first one.
+    :param last_lateness: seconds from the due time to the run that it caused; None before the first.
+    :param max_lateness: the longest of these.
+    :param next_due: when it is due again.
+    """
+
+    name: str
+    spacing: float
+    runs: int
+    failures: int
+    timeouts: int
+    missed: int
+    running: bool
+    last_start: float | None
+    last_duration: float | None
+    last_lateness: float | None
+    max_lateness: float
+    next_due: float
+
+
+@attrs.define(eq=False)
+class Run:
+    """One run of a task.
+
+    :param task: the task's name.
+    :param started: when, on the clock.
+    :param variables: the context variables it runs with.
+    """
+
+    task: str
+    started: float
+    variables: Context
+    outcome: Any = attrs.field(default=None, init=False)
+    ended: bool = attrs.field(default=False, init=False)
+    cancelled: bool = attrs.field(default=False, init=False)
+    timeout: TaskTimeoutError | None = attrs.field(default=None, init=False)
+    timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _result: Deferred[Any] | None = attrs.field(default=None, init=False)
+    _waiters: list[Deferred[Any]] = attrs.field(factory=list, init=False)
+
+    def follow(self, result: Deferred[Any], end: Callable[["Run", Any], None]) -> None:
+        """Wait for the end of a run that takes time."""
+        self._result = result
+        result.addBoth(lambda outcome: end(self, outcome))
+
+    def when_ended(self) -> Deferred[Any]:
+        """Wait for the end.
+
+        :return: a new Deferred of what the task returned, failing with what it raised, with
+            TaskTimeoutError, or with CancelledError if the runner cancelled it; cancelling it
+            does not cancel the run.
+        """
+        waiter: Deferred[Any] = Deferred(self._waiters.remove)
+        self._waiters.append(waiter)
+        if self.ended:
+            self._answer()
+        return waiter
+
+    def cancel(self) -> None:
+        """Ask the run to end; it may take its time, or ignore it."""
+        self.cancelled = True
+        if self._result is not None:
+            try:
+                self._result.cancel()
+            except Exception:  # noqa: BLE001 - its author's canceller; the others are still to be cancelled
+                self.within(
+                    _log.failure, "periodic task {task} cannot be cancelled", task=self.task, level=LogLevel.error
+                )
+
+    def end(self, outcome: Any) -> None:
+        """Record the end, and tell those who wait for it."""
+        if self.timer is not None and self.timer.active():
+            self.timer.cancel()
+        self.ended, self.outcome = True, outcome if self.timeout is None else Failure(self.timeout)
+        self._answer()
+
+    def within(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Call a function with the run's context variables, so that log events carry its fields."""
+        # A copy, because a Context cannot be entered twice, and the run may be inside its own.
+        self.variables.copy().run(function, *args, **kwargs)
+
+    def _answer(self) -> None:
+        outcome = self.outcome
+        while self._waiters:
+            # Each waiter gets a Failure of its own: handling one must not clean another's.
+            self._waiters.pop(0).callback(Failure(outcome.value) if isinstance(outcome, Failure) else outcome)
+
+
+@attrs.define(eq=False)
+class Task:
+    """A declared method, when it is due, and what became of its runs.
+
+    :param declaration: what its author said.
+    :param cadence: its due times.
+    :param run: the run under way, if any.
+    """
+
+    declaration: Declaration
+    _method: Callable[[RequestContext], Any]
+    _clock: IReactorTime
+    cadence: Cadence
+    run: Run | None = attrs.field(default=None, init=False)
+    _runs: int = attrs.field(default=0, init=False)
+    _failures: int = attrs.field(default=0, init=False)
+    _timeouts: int = attrs.field(default=0, init=False)
+    _missed: int = attrs.field(default=0, init=False)
+    _last_start: float | None = attrs.field(default=None, init=False)
+    _last_duration: float | None = attrs.field(default=None, init=False)
+    _last_lateness: float | None = attrs.field(default=None, init=False)
+    _max_lateness: float = attrs.field(default=0.0, init=False)
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs and metrics."""
+        return self.declaration.name
+
+    def take_due(self) -> bool:
+        """Take the due times that have passed: all but the last of them were missed.
+
+        :return: whether a run is to begin now; not if one is under way, and the last was missed too.
+        """
+        count, lateness = self.cadence.take()
+        if count == 0:
+            return False
+        self._missed += count - 1
+        if self.run is not None:
+            self._missed += 1
+            return False
+        self._last_lateness = lateness
+        self._max_lateness = max(self._max_lateness, lateness)
+        return True
+
+    def begin(self, context: RequestContext, variables: Context) -> Run:
+        """Begin a run; none may be under way.
+
+        :param context: what the method is given.
+        :param variables: the context variables that it sees; what it sets does not come back.
+        :return: the run, which has ended already if the method is synchronous.
+        """
+        run = self.run = Run(self.name, self._clock.seconds(), variables.copy())
+        self._runs += 1
+        self._last_start = run.started
+        try:
+            result = run.variables.run(self._call, context)
+        except BaseException:  # noqa: BLE001 - as in any callback: whatever it raises, the loop goes on
+            self._end(run, Failure())
+            return run
+        if not isinstance(result, Deferred):
+            self._end(run, result)
+            return run
+        run.follow(result, self._end)
+        if self.declaration.timeout is not None and not run.ended:
+            run.timer = self._clock.callLater(self.declaration.timeout, self._time_out, run)
+        return run
+
+    def figures(self) -> TaskFigures:
+        """Tell how the task fares."""
+        return TaskFigures(
+            name=self.name,
+            spacing=self.declaration.spacing,
+            runs=self._runs,
+            failures=self._failures,
+            timeouts=self._timeouts,
+            missed=self._missed,
+            running=self.run is not None,
+            last_start=self._last_start,
+            last_duration=self._last_duration,
+            last_lateness=self._last_lateness,
+            max_lateness=self._max_lateness,
+            next_due=self.cadence.due,
+        )
+
+    def _call(self, context: RequestContext) -> Any:
+        current_context.set(context)
+        result = self._method(context)
+        # Only here: the coroutine keeps the context variables of where it is started.
+        return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
+
+    def _time_out(self, run: Run) -> None:
+        assert self.declaration.timeout is not None  # it is why this is called
+        run.timeout = TaskTimeoutError(self.name, self.declaration.timeout)
+        self._timeouts += 1
+        run.within(_log.warn, "{error}", error=run.timeout, task=self.name)
+        run.cancel()
+
+    def _end(self, run: Run, outcome: Any) -> None:
+        self.run = None
+        self._last_duration = self._clock.seconds() - run.started
+        if isinstance(outcome, Failure) and not (run.cancelled and outcome.check(CancelledError)):
+            self._failures += 1
+            run.within(
+                _log.failure, "periodic task {task} failed", failure=outcome, level=LogLevel.error, task=self.name
+            )
+        run.end(outcome)
