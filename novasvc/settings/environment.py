@@ -1,0 +1,72 @@
+"""Read the ``NOVASVC_*`` variables, and the files that they name for secrets."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from novasvc.errors import SettingError
+from novasvc.settings.given import Given, spec_of, unknown
+from novasvc.settings.model import SPECS
+
+PREFIX = "NOVASVC_"
+CONFIG = "NOVASVC_CONFIG"
+
+# Kubernetes puts these into every container of a namespace that has a Service named "novasvc".
+_KUBERNETES = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
+
+
+def variable(name: str) -> str:
+    """Return the variable that a setting is read from."""
+    return PREFIX + name.upper()
+
+
+def config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the files that ``NOVASVC_CONFIG`` names, with colons between them."""
+    return tuple(Path(part) for part in environ.get(CONFIG, "").split(":") if part)
+
+
+def read_environment(environ: Mapping[str, str]) -> tuple[list[Given], list[SettingError]]:
+    """Return the values of the variables, and what is wrong with their names or files."""
+    values, errors = [], []
+    for outcome in _read(environ):
+        if isinstance(outcome, Given):
+            values.append(outcome)
+        else:
+            errors.append(outcome)
+    return values, errors
+
+
+def _read(environ: Mapping[str, str]) -> Iterator[Given | SettingError]:
+    for key in sorted(environ):
+        rest = key.removeprefix(PREFIX)
+        if rest == key or key == CONFIG or _KUBERNETES.fullmatch(rest):
+            continue
+        name, base = rest.lower(), rest.lower().removesuffix("_file")
+        if spec_of(name):
+            origin = f"variable {key}"
+            yield Given(name=name, written=key, value=environ[key], textual=True, origin=origin)
+        elif base != name and spec_of(base):
+            yield _from_file(key, base, environ)
+        else:
+            known = [n.upper() for n in SPECS]
+            yield _unknown(key, rest, known)
+
+
+def _unknown(key: str, rest: str, known: list[str]) -> SettingError:
+    error = unknown(rest.lower(), rest.lower(), "the environment", [name.lower() for name in known])
+    remedy = re.sub(r"mean (\w+)", lambda found: f"mean {variable(found[1])}", error.remedy)
+    return SettingError(key, None, error.source, error.problem, remedy)
+
+
+def _from_file(key: str, name: str, environ: Mapping[str, str]) -> Given | SettingError:
+    direct = variable(name)
+    if direct in environ:
+        return SettingError(key, environ[key], "the environment", f"{direct} is given, too", "give only one of them")
+    file = Path(environ[key])
+    try:
+        value = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"the file cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        return SettingError(key, environ[key], "the environment", problem, "give the path of a file with the value")
+    origin = f"file {file}, named by variable {key}"
+    return Given(name=name, written=key, value=value, textual=True, origin=origin)

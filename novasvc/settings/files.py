@@ -1,0 +1,150 @@
+"""Read configuration files: TOML with our names, INI with Nova's as well."""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from configparser import Error as INIError
+from configparser import ParsingError, RawConfigParser
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from novasvc.errors import SettingError
+from novasvc.settings.given import Given, spec_of, unknown
+from novasvc.settings.model import INHERITED, SERVICE_KINDS, SPECS
+
+_INI_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "DEFAULT": {
+            **{name: name for name in SPECS},
+            **{spec.nova: name for name, spec in SPECS.items() if spec.nova and "/" not in spec.nova},
+        },
+        "database": {
+            spec.nova.removeprefix("database/"): name
+            for name, spec in SPECS.items()
+            if spec.nova and spec.nova.startswith("database/")
+        },
+    }
+)
+
+
+@attrs.define
+class FileContent:
+    """What a file says.
+
+    :param values: of the settings.
+    :param services: a table each; None if the file has none.
+    :param errors: names that nobody knows, and whatever else could not be read.
+    """
+
+    values: list[Given] = attrs.field(factory=list)
+    services: list[list[Given]] | None = None
+    errors: list[SettingError] = attrs.field(factory=list)
+
+
+def read_files(files: Sequence[Path]) -> Iterator[FileContent]:
+    """Read the files in the order in which they apply: TOML before INI, each kind as given."""
+    inis = [file for file in files if file.suffix in {".ini", ".conf"}]
+    tomls = [file for file in files if file not in inis]
+    return chain(map(_read_toml, tomls), map(_read_ini, inis))
+
+
+def _read_toml(file: Path) -> FileContent:
+    if file.suffix != ".toml":
+        return _unreadable(file, "its kind is unknown", "name it .toml, or .ini or .conf for Nova's kind")
+    try:
+        with file.open("rb") as opened:
+            document = tomllib.load(opened)
+    except OSError as error:
+        return _not_opened(file, error)
+    except UnicodeDecodeError:
+        return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        return _unreadable(file, f"it is no TOML: {error}", "mend this line")
+    content = FileContent()
+    services = document.pop("service", None)
+    _take_table(document, f"file {file}", list(SPECS), content)
+    if services is not None:
+        _take_services(services, file, content)
+    return content
+
+
+def _take_table(table: Mapping[str, Any], origin: str, known: Sequence[str], content: FileContent) -> None:
+    for name, value in table.items():
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+            content.errors.append(unknown(f"[{name}]", name, origin, ["service"], "table"))
+        elif spec_of(name) is None:
+            content.errors.append(unknown(name, name, origin, known))
+        else:
+            content.values.append(Given(name=name, written=name, value=value, textual=False, origin=origin))
+
+
+def _take_services(services: object, file: Path, content: FileContent) -> None:
+    if not isinstance(services, list) or not all(isinstance(table, dict) for table in services):
+        problem, remedy = "is not a list of tables", "write each as [[service]], with two brackets"
+        content.errors.append(SettingError("service", None, f"file {file}", problem, remedy))
+        return
+    known = (*INHERITED, *SERVICE_KINDS)
+    content.services = []
+    for number, table in enumerate(services):
+        origin = f"file {file}, table service[{number}]"
+        content.errors += [unknown(name, name, origin, known) for name in table if name not in known]
+        content.services.append(
+            [
+                Given(name=name, written=name, value=value, textual=False, origin=origin)
+                for name, value in table.items()
+                if name in known
+            ]
+        )
+
+
+def _read_ini(file: Path) -> FileContent:
+    # Nova's DEFAULT is a section like the others; configparser would copy its values into all of them.
+    parser = RawConfigParser(default_section="", strict=True, inline_comment_prefixes=None)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    try:
+        with file.open(encoding="utf-8") as opened:
+            parser.read_file(opened)
+    except OSError as error:
+        return _not_opened(file, error)
+    except UnicodeDecodeError:
+        return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
+    except INIError as error:
+        return _unreadable(file, _ini_problem(error), "mend this line")
+    content = FileContent()
+    for section in parser.sections():
+        names = _INI_NAMES.get(section)
+        origin = f"file {file}, section {section}"
+        if names is None:
+            content.errors.append(unknown(f"[{section}]", section, f"file {file}", _INI_NAMES, "section"))
+            continue
+        for written, value in parser.items(section):
+            name = names.get(written, written)
+            if written not in names and (section != "DEFAULT" or spec_of(written) is None):
+                content.errors.append(unknown(written, written, origin, names))
+            else:
+                content.values.append(Given(name=name, written=written, value=value, textual=True, origin=origin))
+    return content
+
+
+def _ini_problem(error: INIError) -> str:
+    """Say what is wrong without the line itself, which may hold a password."""
+    lines = [number for number, _ in error.errors] if isinstance(error, ParsingError) else []
+    number = lines[0] if lines else getattr(error, "lineno", None)
+    what = {
+        "MissingSectionHeaderError": "a value before the first [section]",
+        "DuplicateSectionError": "a section for the second time",
+        "DuplicateOptionError": "a name for the second time in its section",
+    }.get(type(error).__name__, 'neither "name = value" nor "[section]"')
+    return f"it is no INI: {what} (at line {number})"
+
+
+def _not_opened(file: Path, error: OSError) -> FileContent:
+    remedy = "give the path of a file that this user may read"
+    return _unreadable(file, f"it cannot be read: {error.strerror or error}", remedy)
+
+
+def _unreadable(file: Path, problem: str, remedy: str) -> FileContent:
+    return FileContent(errors=[SettingError(str(file), None, "configuration files", problem, remedy)])

@@ -1,0 +1,88 @@
+"""What a source gives before it is checked, and how it is checked."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import attrs
+
+from novasvc.errors import SettingError
+from novasvc.settings.kinds import ValueRefusedError
+from novasvc.settings.masking import masked, masked_url
+from novasvc.settings.model import MANAGER_SPEC, SPECS, Spec, text_of
+
+REFERENCE = "docs/settings.md has them all"
+
+
+@attrs.frozen(kw_only=True)
+class Given:
+    """One value, as somebody gave it.
+
+    :param name: the setting's.
+    :param written: the name that the person used: "NOVASVC_HOST", "--host", "state_path".
+    :param value: not checked yet, and maybe secret.
+    :param textual: the source has nothing but texts, so "10" may be a number.
+    :param origin: where it is: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
+    """
+
+    name: str
+    written: str
+    value: Any = attrs.field(repr=False)
+    textual: bool
+    origin: str
+
+    def read(self, spec: Spec) -> Any:
+        """Return the value as its setting wants it.
+
+        :raises SettingError: it is not what the setting takes.
+        """
+        if spec.optional and self.textual and str(self.value).strip().lower() == "none":
+            return None
+        try:
+            value = spec.kind.read(self.value, textual=self.textual)
+        except ValueRefusedError as refused:
+            remedy = refused.remedy or f"give {spec.wanted}"
+            raise self.error(refused.problem, remedy, spec) from None
+        if spec.minimum is not None and value < spec.minimum:
+            raise self.error("is too small", f"give {spec.wanted}", spec)
+        return value
+
+    def error(self, problem: str, remedy: str, spec: Spec) -> SettingError:
+        """Make the error for this value."""
+        return SettingError(self.written, shown(self.value, spec), self.origin, problem, remedy)
+
+
+def shown(value: object, spec: Spec) -> str:
+    """Write a value for a person, secrets masked."""
+    if spec.secret:
+        return masked_url(str(value))
+    if isinstance(value, str):
+        return repr(masked(value))
+    if isinstance(value, bool) or value is None:
+        return text_of(value)
+    return str(masked(value))
+
+
+def spec_of(name: str) -> Spec | None:
+    """Return what is known of a setting or a ``<topic>_manager``; None if there is no such name."""
+    return SPECS.get(name) or (MANAGER_SPEC if topic_of(name) else None)
+
+
+def topic_of(name: str) -> str | None:
+    """Return the topic of a ``<topic>_manager``; None if it is none."""
+    return name.removesuffix("_manager") if name.endswith("_manager") and name != "_manager" else None
+
+
+def unknown(written: str, name: str, source: str, known: Iterable[str], what: str = "setting") -> SettingError:
+    """Make the error for a name that nobody knows; its value may be a misplaced secret and is left out.
+
+    :param written: as the person wrote it.
+    :param name: the same, as ``known`` writes names.
+    :param known: the names that there are.
+    :param what: "setting" or "table".
+    """
+    nova = {spec.nova.rpartition("/")[2]: own for own, spec in SPECS.items() if spec.nova}
+    names: Mapping[str, str] = {**nova, **{own: own for own in known}} if what == "setting" else {n: n for n in known}
+    close = get_close_matches(name.lower().replace("-", "_"), names, n=1)
+    remedy = f"did you mean {written.replace(name, names[close[0]])}?" if close else REFERENCE
+    return SettingError(written, None, source, f"there is no such {what}", remedy)

@@ -1,0 +1,153 @@
+"""Put the sources together, check the whole, and report everything that is wrong at once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from novasvc.errors import SettingError, SettingsError
+from novasvc.settings.environment import config_files, read_environment
+from novasvc.settings.files import read_files
+from novasvc.settings.given import Given, spec_of, topic_of
+from novasvc.settings.model import (
+    AGENT,
+    INHERITED,
+    SERVICE_KINDS,
+    SPECS,
+    ServiceSettings,
+    Settings,
+    Spec,
+    default_state_dir,
+    default_topic,
+)
+from novasvc.settings.options import read_options
+from novasvc.settings.rules import broken_rules
+
+
+@attrs.frozen
+class Configuration:
+    """The settings, and where each came from.
+
+    :param settings: checked.
+    :param origins: by setting, "<topic>_manager" and "service[0].binary": "default",
+        "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Configuration:
+    """Load the settings: defaults, TOML, INI, environment, options; a later one wins.
+
+    :param files: ``--config``; if there are none, those of the variable ``NOVASVC_CONFIG``.
+    :param environ: usually ``os.environ``.
+    :param options: what was given on the command line, by long name.
+    :raises SettingsError: with everything that is wrong.
+    """
+    return _Loading(environ).load(files, options)
+
+
+@attrs.define
+class _Loading:
+    """One run of :func:`load`.
+
+    :param errors: what was wrong so far.
+    :param values: good values by name.
+    :param origins: of the values that were given, good or not.
+    :param bad: names of settings whose value is wrong; rules about them would mislead.
+    """
+
+    environ: Mapping[str, str]
+    errors: list[SettingError] = attrs.field(factory=list)
+    values: dict[str, Any] = attrs.field(factory=dict)
+    origins: dict[str, str] = attrs.field(factory=dict)
+    bad: set[str] = attrs.field(factory=set)
+
+    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Configuration:
+        given, tables = self._gather(files, options)
+        self._read(given)
+        alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
+        settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
+        if tables is not None:
+            self._no_single_service(given.values())
+        self.errors += broken_rules(settings, self.origins, self.bad)
+        if self.errors:
+            raise SettingsError(self.errors)
+        defaults = dict.fromkeys(SPECS, "default")
+        return Configuration(settings, {**defaults, **self.origins})
+
+    def _gather(
+        self, files: Sequence[Path], options: Mapping[str, Any]
+    ) -> tuple[dict[str, Given], list[list[Given]] | None]:
+        given: dict[str, Given] = {}
+        tables: list[list[Given]] | None = None
+        for content in read_files(files or config_files(self.environ)):
+            given.update((value.name, value) for value in content.values)
+            tables = tables if content.services is None else content.services
+            self.errors += content.errors
+        for values, errors in (read_environment(self.environ), read_options(options)):
+            given.update((value.name, value) for value in values)
+            self.errors += errors
+        return given, tables
+
+    def _read(self, given: Mapping[str, Given]) -> None:
+        for name, value in given.items():
+            self.origins[name] = value.origin
+            spec = spec_of(name)
+            assert spec is not None  # sources give no other names
+            try:
+                self.values[name] = value.read(spec)
+            except SettingError as error:
+                self.errors.append(error)
+                self.bad.add(name)
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the arguments of Settings."""
+        fields = {name: value for name, value in self.values.items() if name in SPECS}
+        managers = {topic: value for name, value in self.values.items() if (topic := topic_of(name))}
+        return {**fields, "managers": managers}
+
+    def _no_single_service(self, given: Iterable[Given]) -> None:
+        problem = "it is about the only service, but there are [[service]] tables"
+        for value in given:
+            if value.name in {"binary", "topic", "manager"}:
+                remedy = "say it in the table, or take the tables away"
+                self.errors.append(value.error(problem, remedy, SPECS[value.name]))
+
+    def _services(self, tables: Sequence[Sequence[Given]], alone: Settings) -> tuple[ServiceSettings, ...]:
+        services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
+        if None in services:
+            self.bad.add("service")
+        return tuple(service for service in services if service is not None)
+
+    def _service(self, where: str, table: Sequence[Given], alone: Settings) -> ServiceSettings | None:
+        """Read a [[service]] table; None if something is wrong with it."""
+        wrong = len(self.errors)
+        values: dict[str, Any] = {}
+        for given in table:
+            self.origins[f"{where}.{given.name}"] = given.origin
+            try:
+                values[given.name] = given.read(_service_spec(given.name))
+            except SettingError as error:
+                self.errors.append(error)
+        if len(self.errors) > wrong:
+            return None
+        if not {"binary", "topic"} & values.keys():
+            self._missing(where, "binary", 'add binary = "novasvc-agent", or what the service is called')
+            return None
+        values.setdefault("binary", f"novasvc-{values.get('topic')}")
+        topic = values.setdefault("topic", default_topic(values["binary"]))
+        manager = alone.managers.get(topic) or (AGENT if topic == "agent" else None)
+        if values.setdefault("manager", manager) is None:
+            self._missing(where, "manager", f'add manager = "package.module.Class", or set {topic}_manager')
+            return None
+        return ServiceSettings(**{**{name: getattr(alone, name) for name in INHERITED}, **values})
+
+    def _missing(self, where: str, name: str, remedy: str) -> None:
+        self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
+
+
+def _service_spec(name: str) -> Spec:
+    return SPECS.get(name) or Spec(meaning="", kind=SERVICE_KINDS[name], default=None)

@@ -1,0 +1,62 @@
+"""The rules that settings keep with each other."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from novasvc.errors import SettingError
+from novasvc.settings.model import Settings
+
+
+def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
+    """Return an error for each rule that does not hold.
+
+    :param origins: where settings came from; what is not in it is a default.
+    :param bad: settings whose own value is wrong already; nothing is said about those. "service"
+        stands for the tables.
+    """
+    if not {"service_down_time", "report_interval"} & set(bad):
+        yield from _liveness(settings, origins, bad)
+    if not {"workers", "transport_url"} & set(bad) and settings.workers > 1:
+        yield SettingError(
+            "workers",
+            str(settings.workers),
+            origins.get("workers", "default"),
+            f"several processes need a broker between them, and transport_url is {settings.transport_url!r}",
+            "give the URL of a broker as transport_url, or leave workers at 1",
+        )
+    if "service" not in bad:
+        yield from _duplicates(settings)
+
+
+def _liveness(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
+    remedy = "give a service_down_time of at least two intervals, or a shorter report_interval"
+    down = settings.service_down_time
+    if down <= settings.report_interval:
+        yield SettingError(
+            "service_down_time",
+            f"{down:g}",
+            origins.get("service_down_time", "default"),
+            f"services would be down between two heartbeats, which come every {settings.report_interval:g} s",
+            remedy,
+        )
+    for number, service in enumerate(() if "service" in bad else settings.services):
+        name = f"service[{number}].report_interval"
+        if name in origins and down <= service.report_interval:
+            problem = f"the service would be down between two heartbeats: service_down_time is {down:g} s"
+            yield SettingError("report_interval", f"{service.report_interval:g}", origins[name], problem, remedy)
+
+
+def _duplicates(settings: Settings) -> Iterator[SettingError]:
+    # The table's two unique keys.
+    for what, other in (("binary", "another binary"), ("topic", "another topic")):
+        seen: dict[tuple[str, str], int] = {}
+        for number, service in enumerate(settings.services):
+            key = (service.host, getattr(service, what))
+            first = seen.setdefault(key, number)
+            if first != number:
+                yield SettingError(
+                    f"service[{number}].{what}",
+                    repr(key[1]),
+                    "the [[service]] tables",
+                    f"service[{first}] on host {key[0]!r} has it already",
+                    f"give it {other} or another host",
+                )
