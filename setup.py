@@ -1,0 +1,79 @@
+"""How novasvc is packaged; the settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+from runpy import run_path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# A lower bound is the oldest release that the tests were run with.
+REQUIRES = [
+    # The six that the framework is built on.
+    "Twisted[tls]>=25.5",  # the reactor, twistd and its plugins; [tls]: pyOpenSSL and idna
+    "txAMQP>=0.8.2",  # AMQP: connection, channels, handshake
+    "alchimia>=0.8.1",  # SQLAlchemy's engine on Twisted's threads
+    "zope.interface>=7.1",  # the seams
+    "service-identity>=24.1",  # checks that a TLS server is the one we asked for
+    "klein>=24.8",  # routes of the HTTP services
+    # What these leave open.
+    "SQLAlchemy>=2.1",  # the schema and its queries
+    "alembic>=1.16",  # migrations of the schema
+    "attrs>=24.2",  # records, settings and errors
+    "cattrs>=24.1.2",  # settings from plain values, with all the errors at once
+    "automat>=25.4",  # states of nodes, connections and workers
+    "click>=8.1.8",  # the operators' command
+    "rich>=13.9",  # its tables
+    "psutil>=6.1",  # memory and descriptors of a process
+]
+
+EXTRAS = {
+    "postgresql": ["psycopg[binary]>=3.2"],
+    "test": [
+        "pytest>=8.3",
+        "pytest-cov>=6.0",
+        "pytest-timeout>=2.3",
+        "coverage>=7.6",
+        "hypothesis>=6.120",
+        "build>=1.2",
+        # An installation is tested with no index to ask, so what builds one has to be here.
+        "setuptools>=77",
+    ],
+    "lint": [
+        "ruff==0.17.6",  # exact: every rule is on, and a new release has new rules
+        "mypy>=2.4",
+        "mypy-zope>=1.0.17",
+        "import-linter>=2.16",
+        "towncrier>=25.8",
+    ],
+}
+
+setup(
+    name="novasvc",
+    version=run_path(str(HERE / "novasvc" / "_version.py"))["__version__"],
+    description="Services that run on hosts: RPC, periodic tasks, liveness and supervision on Twisted",
+    license_expression="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # Without package_dir an editable installation is made of import hooks, and Twisted, which looks for
+    # plugins in the directories of sys.path, does not find ours.
+    package_dir={"": "."},
+    packages=[*find_packages(include=["novasvc", "novasvc.*"]), "twisted.plugins"],
+    package_data={"novasvc": ["py.typed"], "novasvc.db": ["migrations/**"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["novasvc = novasvc.cli:main"]},
+    # twistd reads a plugin's modification time and writes a cache beside it: not from within a zip file.
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Framework :: Twisted",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+)
