@@ -3,16 +3,15 @@
 from novasvc.settings.load import Configuration, load
 from novasvc.settings.masking import masked, masked_url
 from novasvc.settings.model import ServiceSettings, Settings
-from novasvc.settings.options import Option, given_options, options
+from novasvc.settings.options import Option, option_table
 
 __all__ = [
     "Configuration",
     "Option",
     "ServiceSettings",
     "Settings",
-    "given_options",
     "load",
     "masked",
     "masked_url",
-    "options",
+    "option_table",
 ]

@@ -39,7 +39,7 @@ def read_environment(environ: Mapping[str, str]) -> tuple[list[Given], list[Sett
 def _read(environ: Mapping[str, str]) -> Iterator[Given | SettingError]:
     for key in sorted(environ):
         rest = key.removeprefix(PREFIX)
-        if rest == key or key == CONFIG or _KUBERNETES.fullmatch(rest):
+        if key in {rest, CONFIG} or _KUBERNETES.fullmatch(rest):
             continue
         name, base = rest.lower(), rest.lower().removesuffix("_file")
         if spec_of(name):

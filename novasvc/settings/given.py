@@ -9,7 +9,8 @@ import attrs
 from novasvc.errors import SettingError
 from novasvc.settings.kinds import ValueRefusedError
 from novasvc.settings.masking import masked, masked_url
-from novasvc.settings.model import MANAGER_SPEC, SPECS, Spec, text_of
+from novasvc.settings.model import MANAGER_SPEC, SPECS
+from novasvc.settings.spec import Spec, text_of
 
 REFERENCE = "docs/settings.md has them all"
 
@@ -44,7 +45,8 @@ class Given:
             remedy = refused.remedy or f"give {spec.wanted}"
             raise self.error(refused.problem, remedy, spec) from None
         if spec.minimum is not None and value < spec.minimum:
-            raise self.error("is too small", f"give {spec.wanted}", spec)
+            problem = "is too small"
+            raise self.error(problem, f"give {spec.wanted}", spec)
         return value
 
     def error(self, problem: str, remedy: str, spec: Spec) -> SettingError:
@@ -83,6 +85,6 @@ def unknown(written: str, name: str, source: str, known: Iterable[str], what: st
     """
     nova = {spec.nova.rpartition("/")[2]: own for own, spec in SPECS.items() if spec.nova}
     names: Mapping[str, str] = {**nova, **{own: own for own in known}} if what == "setting" else {n: n for n in known}
-    close = get_close_matches(name.lower().replace("-", "_"), names, n=1)
+    close = get_close_matches(name.lower(), names, n=1)
     remedy = f"did you mean {written.replace(name, names[close[0]])}?" if close else REFERENCE
     return SettingError(written, None, source, f"there is no such {what}", remedy)

@@ -53,7 +53,8 @@ class Kind:
         except ValueRefusedError:
             raise
         except ValueError:
-            raise ValueRefusedError(f"is not {self.wanted}") from None
+            problem = f"is not {self.wanted}"
+            raise ValueRefusedError(problem) from None
 
 
 def _text(value: object) -> str:
@@ -92,7 +93,8 @@ def _path(value: object) -> Path:
     try:
         return Path(_text(value)).expanduser().absolute()
     except RuntimeError as error:
-        raise ValueRefusedError(f"has no meaning here: {error}", "give the whole path") from None
+        problem = f"has no meaning here: {error}"
+        raise ValueRefusedError(problem, "give the whole path") from None
 
 
 def _table(value: object) -> Mapping[str, Any]:
@@ -140,12 +142,14 @@ def _database_url(value: object) -> str:
         problem = f"no database is known for the scheme {parts.scheme!r}" if parts.scheme else "it has no scheme"
         raise ValueRefusedError(problem, remedy)
     if dialect == "sqlite" and parts.netloc:
-        raise ValueRefusedError("the path of a file begins after three slashes", remedy)
+        problem = "the path of a file begins after three slashes"
+        raise ValueRefusedError(problem, remedy)
     if dialect == "sqlite" and parts.path in {"", "/", "/:memory:"}:
         problem = "a database in memory would be another one in every thread"
         raise ValueRefusedError(problem, remedy)
-    if dialect != "sqlite" and (not parts.path.strip("/")):
-        raise ValueRefusedError("it names no database", remedy)
+    if dialect != "sqlite" and not parts.path.strip("/"):
+        problem = "it names no database"
+        raise ValueRefusedError(problem, remedy)
     return url
 
 

@@ -17,12 +17,12 @@ from novasvc.settings.model import (
     SPECS,
     ServiceSettings,
     Settings,
-    Spec,
     default_state_dir,
     default_topic,
 )
 from novasvc.settings.options import read_options
 from novasvc.settings.rules import broken_rules
+from novasvc.settings.spec import Spec
 
 
 @attrs.frozen

@@ -27,45 +27,13 @@ from novasvc.settings.kinds import (
     choice,
 )
 from novasvc.settings.masking import masked, masked_url
+from novasvc.settings.spec import Spec, text_of
 
 _SPEC = "novasvc"
 AGENT = "novasvc.agent.HostAgent"
 
 
-@attrs.frozen(kw_only=True)
-class Spec:
-    """What is known of one setting besides its name.
-
-    :param meaning: a sentence for the person who sets it.
-    :param kind: what values it takes.
-    :param default: its default as text; None if it must be given.
-    :param unit: "seconds", or None for a bare value.
-    :param minimum: the least number it may be.
-    :param optional: "none" is a value, too.
-    :param secret: it may hold a password.
-    :param nova: its name in Nova's INI files, where it is another one; "section/name" outside
-        of DEFAULT.
-    """
-
-    meaning: str
-    kind: Kind
-    default: str | None
-    unit: str | None = None
-    minimum: float | None = None
-    optional: bool = False
-    secret: bool = False
-    nova: str | None = None
-
-    @property
-    def wanted(self) -> str:
-        """Return what a value must be: "a whole number of seconds, at least 1"."""
-        unit = f" of {self.unit}" if self.unit else ""
-        least = "" if self.minimum is None else f", at least {self.minimum:g}"
-        none = ', or "none"' if self.optional else ""
-        return f"{self.kind.wanted}{unit}{least}{none}"
-
-
-def _setting(meaning: str, kind: Kind, default: Any, shown: str | None = None, **rest: Any) -> Any:
+def _setting(meaning: str, kind: Kind, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
     """Make a field of Settings.
 
     :param default: the value, or an attrs Factory, which needs ``shown``.
@@ -73,15 +41,6 @@ def _setting(meaning: str, kind: Kind, default: Any, shown: str | None = None, *
     """
     spec = Spec(meaning=meaning, kind=kind, default=shown or text_of(default), **rest)
     return attrs.field(default=default, metadata={_SPEC: spec}, repr=masked_url if spec.secret else True)
-
-
-def text_of(value: object) -> str:
-    """Write a value as a person would in an option or an INI file."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -159,96 +118,102 @@ class Settings:
     host: str = _setting(
         "Name that this machine's services register under.",
         NAME,
-        attrs.Factory(socket.gethostname),
-        "the machine's name",
+        default=attrs.Factory(socket.gethostname),
+        shown="the machine's name",
     )
     state_dir: Path = _setting(
         "Directory for what must outlive the process, such as the SQLite database.",
         PATH,
-        attrs.Factory(lambda: default_state_dir(os.environ)),
-        "/var/lib/novasvc for root, else ~/.local/state/novasvc",
+        default=attrs.Factory(lambda: default_state_dir(os.environ)),
+        shown="/var/lib/novasvc for root, else ~/.local/state/novasvc",
         nova="state_path",
     )
-    tempdir: Path | None = _setting("Directory for temporary files.", PATH, None, "the system's", optional=True)
+    tempdir: Path | None = _setting(
+        "Directory for temporary files.", PATH, default=None, shown="the system's", optional=True
+    )
 
     transport_url: str = _setting(
-        "How messages move; memory: serves the nodes of one process.", TRANSPORT_URL, "memory:", secret=True
+        "How messages move; memory: serves the nodes of one process.", TRANSPORT_URL, default="memory:", secret=True
     )
-    control_exchange: str = _setting("Exchange that the topics belong to.", NAME, "nova")
+    control_exchange: str = _setting("Exchange that the topics belong to.", NAME, default="nova")
     rpc_response_timeout: float = _setting(
-        "How long a call waits for its reply.", NUMBER, 60.0, unit="seconds", minimum=0.1
+        "How long a call waits for its reply.", NUMBER, default=60.0, unit="seconds", minimum=0.1
     )
     rpc_concurrency: int = _setting(
-        "Calls that one service works on at a time.", INTEGER, 64, minimum=1, nova="rpc_thread_pool_size"
+        "Calls that one service works on at a time.", INTEGER, default=64, minimum=1, nova="rpc_thread_pool_size"
     )
 
     database_url: str = _setting(
         "Database with the services table: SQLite, PostgreSQL, MySQL or MariaDB.",
         DATABASE_URL,
-        attrs.Factory(lambda self: f"sqlite:///{self.state_dir / 'novasvc.sqlite'}", takes_self=True),
-        "novasvc.sqlite in state_dir",
+        default=attrs.Factory(lambda self: f"sqlite:///{self.state_dir / 'novasvc.sqlite'}", takes_self=True),
+        shown="novasvc.sqlite in state_dir",
         secret=True,
         nova="database/connection",
     )
-    migrate: bool = _setting("Bring the database's schema up to date at start.", BOOLEAN, True)
-    enable_new_services: bool = _setting("Take new services into use without an operator's consent.", BOOLEAN, True)
+    migrate: bool = _setting("Bring the database's schema up to date at start.", BOOLEAN, default=True)
+    enable_new_services: bool = _setting(
+        "Take new services into use without an operator's consent.", BOOLEAN, default=True
+    )
 
-    servicegroup_driver: str = _setting("How services prove that they are up.", choice("db"), "db")
-    report_interval: float = _setting("Time from heartbeat to heartbeat.", NUMBER, 10.0, unit="seconds", minimum=1)
+    servicegroup_driver: str = _setting("How services prove that they are up.", choice("db"), default="db")
+    report_interval: float = _setting(
+        "Time from heartbeat to heartbeat.", NUMBER, default=10.0, unit="seconds", minimum=1
+    )
     service_down_time: float = _setting(
         "Time without a heartbeat after which a service is down; more than report_interval.",
         NUMBER,
-        60.0,
+        default=60.0,
         unit="seconds",
         minimum=1,
     )
 
-    periodic_enable: bool = _setting("Run the periodic tasks.", BOOLEAN, True)
+    periodic_enable: bool = _setting("Run the periodic tasks.", BOOLEAN, default=True)
     periodic_fuzzy_delay: float = _setting(
         "Longest random delay before the first pass over the periodic tasks, so that a fleet does not beat as one.",
         NUMBER,
-        60.0,
+        default=60.0,
         unit="seconds",
         minimum=0,
     )
     periodic_interval_max: float | None = _setting(
         "Longest time between two passes over the periodic tasks.",
         NUMBER,
-        None,
+        default=None,
         unit="seconds",
         minimum=1,
         optional=True,
     )
     run_external_periodic_tasks: bool = _setting(
-        "Run the periodic tasks that another process could run, too.", BOOLEAN, True
+        "Run the periodic tasks that another process could run, too.", BOOLEAN, default=True
     )
 
     graceful_shutdown_timeout: float = _setting(
         "How long a service that stops may finish what it has begun; 0 is without limit.",
         NUMBER,
-        60.0,
+        default=60.0,
         unit="seconds",
         minimum=0,
     )
     fail_fast: bool = _setting(
-        "Fail the start if the broker or the database is not there, instead of waiting for it.", BOOLEAN, False
+        "Fail the start if the broker or the database is not there, instead of waiting for it.", BOOLEAN, default=False
     )
-    log_json: bool = _setting("Log one JSON object a line.", BOOLEAN, False)
-    workers: int = _setting("Processes that share the work; more than 1 needs a broker.", INTEGER, 1, minimum=1)
+    log_json: bool = _setting("Log one JSON object a line.", BOOLEAN, default=False)
+    workers: int = _setting("Processes that share the work; more than 1 needs a broker.", INTEGER, default=1, minimum=1)
 
     managers: Mapping[str, str] = attrs.field(factory=dict)
-    binary: str = _setting("Name of the only service, if there is no [[service]] table.", NAME, "novasvc-agent")
+    binary: str = _setting("Name of the only service, if there is no [[service]] table.", NAME, default="novasvc-agent")
     topic: str = _setting(
         "Topic of the only service.",
         NAME,
-        attrs.Factory(lambda self: default_topic(self.binary), takes_self=True),
-        'what follows "novasvc-" or "nova-" in binary',
+        default=attrs.Factory(lambda self: default_topic(self.binary), takes_self=True),
+        shown='what follows "novasvc-" or "nova-" in binary',
     )
     manager: str = _setting(
         "Class of the only service's manager.",
         CLASS,
-        attrs.Factory(lambda self: self.managers.get(self.topic, AGENT), takes_self=True),
-        f"<topic>_manager, or {AGENT}",
+        default=attrs.Factory(lambda self: self.managers.get(self.topic, AGENT), takes_self=True),
+        shown=f"<topic>_manager, or {AGENT}",
     )
     services: tuple[ServiceSettings, ...] = attrs.field(default=attrs.Factory(_only_service, takes_self=True))
 

@@ -25,58 +25,71 @@ class Option:
     help: str
 
     @property
-    def is_flag(self) -> bool:
+    def flag(self) -> bool:
         """Tell whether it takes no value."""
         return self.default is None
 
 
-def options() -> Iterator[Option]:
-    """Return an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``."""
+def option_table() -> Iterator[Option]:
+    """Return an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``.
+
+    A parser should not use the defaults but in its help: what it passes on hides what files say.
+    """
     for name, spec in SPECS.items():
         dashed = name.replace("_", "-")
         if spec.kind is not BOOLEAN:
             unit = f" In {spec.unit}." if spec.unit else ""
-            yield Option(dashed, spec.default or "", spec.meaning + unit)
+            yield Option(dashed, spec.default or "", f"{spec.meaning}{unit} Default: {spec.default}.")
             continue
-        default = " The default." if spec.default == "true" else ""
-        yield Option(dashed, None, spec.meaning + default)
-        yield Option(f"no-{dashed}", None, f"The contrary of --{dashed}.")
+        yes, no = (" The default.", "") if spec.default == "true" else ("", " The default.")
+        yield Option(dashed, None, spec.meaning + yes)
+        yield Option(f"no-{dashed}", None, f"Not --{dashed}.{no}")
 
 
-def given_options(parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was given of the options that a ``twisted.python.usage.Options`` has parsed.
+def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingError]]:
+    """Return the values of the options, and what is wrong with their names.
 
-    Its own options are left out; so is a flag that was not given, and a value that is None (use
-    None as every default there, so that a default does not hide what a file says).
-
-    :param parsed: values by long name; flags are 0 or 1.
-    :return: for :func:`novasvc.settings.load`, which wants only what was given.
+    :param options: by name, with dashes or underscores; texts, or values of the right type. None
+        is "not given", and so is a flag's 0, which is what ``usage.Options`` leaves; False is no.
     """
-    given: dict[str, Any] = {}
-    for option in options():
-        value = parsed.get(option.name)
-        if option.is_flag:
-            if value:
-                given[option.name.removeprefix("no-")] = not option.name.startswith("no-")
-        elif value is not None:
-            given[option.name] = value
-    return given
-
-
-def read_options(given: Mapping[str, Any]) -> tuple[list[Given], list[SettingError]]:
-    """Return the values of the options, and the errors for names that nobody knows.
-
-    :param given: by name, with dashes or underscores; texts, or values of the right type. None
-        is "not given".
-    """
-    values, errors = [], []
-    for key, value in given.items():
-        name = key.replace("-", "_")
-        written = "--" + key.replace("_", "-")
-        if value is None:
+    given: dict[str, Given] = {}
+    errors = []
+    for key, value in options.items():
+        dashed = key.replace("_", "-")
+        written = f"--{dashed}"
+        name, negated = _setting_of(dashed)
+        spec = spec_of(name)
+        if value is None or (spec is not None and spec.kind is BOOLEAN and _is_unset_flag(value)):
             continue
-        if spec_of(name) is None:
-            errors.append(unknown(written, key.replace("_", "-"), "the command line", SPECS))
+        if spec is None:
+            errors.append(unknown(written, dashed, "the command line", [name.replace("_", "-") for name in SPECS]))
+        elif name in given:
+            problem, remedy = f"{given[name].written} is given, too", "give only one of them"
+            errors.append(SettingError(written, None, "the command line", problem, remedy))
         else:
-            values.append(Given(name=name, written=written, value=value, textual=True, origin=f"option {written}"))
-    return values, errors
+            given[name] = Given(
+                name=name,
+                written=written,
+                value=_flag_value(value, negated=negated) if spec.kind is BOOLEAN else value,
+                textual=True,
+                origin=f"option {written}",
+            )
+    return list(given.values()), errors
+
+
+def _setting_of(dashed: str) -> tuple[str, bool]:
+    """Return the setting of an option, and whether the option is its ``--no-`` flag."""
+    positive = dashed.removeprefix("no-").replace("-", "_")
+    spec = SPECS.get(positive)
+    if dashed.startswith("no-") and spec is not None and spec.kind is BOOLEAN:
+        return positive, True
+    return dashed.replace("-", "_"), False
+
+
+def _flag_value(value: object, *, negated: bool) -> object:
+    """Return what a flag says; a text stays what it is."""
+    return value if isinstance(value, str) else bool(value) is not negated
+
+
+def _is_unset_flag(value: object) -> bool:
+    return type(value) is int and value == 0
