@@ -7,6 +7,7 @@ from pathlib import Path
 from novasvc.errors import SettingError
 from novasvc.settings.given import Given, spec_of, unknown
 from novasvc.settings.model import SPECS
+from novasvc.settings.spec import Spec
 
 PREFIX = "NOVASVC_"
 CONFIG = "NOVASVC_CONFIG"
@@ -42,23 +43,16 @@ def _read(environ: Mapping[str, str]) -> Iterator[Given | SettingError]:
         if key in {rest, CONFIG} or _KUBERNETES.fullmatch(rest):
             continue
         name, base = rest.lower(), rest.lower().removesuffix("_file")
-        if spec_of(name):
+        if spec := spec_of(name):
             origin = f"variable {key}"
-            yield Given(name=name, written=key, value=environ[key], textual=True, origin=origin)
-        elif base != name and spec_of(base):
-            yield _from_file(key, base, environ)
+            yield Given(name=name, written=key, spec=spec, value=environ[key], textual=True, origin=origin)
+        elif spec := spec_of(base):
+            yield _from_file(key, base, spec, environ)
         else:
-            known = [n.upper() for n in SPECS]
-            yield _unknown(key, rest, known)
+            yield unknown(key, name, "the environment", SPECS, spell=variable)
 
 
-def _unknown(key: str, rest: str, known: list[str]) -> SettingError:
-    error = unknown(rest.lower(), rest.lower(), "the environment", [name.lower() for name in known])
-    remedy = re.sub(r"mean (\w+)", lambda found: f"mean {variable(found[1])}", error.remedy)
-    return SettingError(key, None, error.source, error.problem, remedy)
-
-
-def _from_file(key: str, name: str, environ: Mapping[str, str]) -> Given | SettingError:
+def _from_file(key: str, name: str, spec: Spec, environ: Mapping[str, str]) -> Given | SettingError:
     direct = variable(name)
     if direct in environ:
         return SettingError(key, environ[key], "the environment", f"{direct} is given, too", "give only one of them")
@@ -69,4 +63,4 @@ def _from_file(key: str, name: str, environ: Mapping[str, str]) -> Given | Setti
         problem = f"the file cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
         return SettingError(key, environ[key], "the environment", problem, "give the path of a file with the value")
     origin = f"file {file}, named by variable {key}"
-    return Given(name=name, written=key, value=value, textual=True, origin=origin)
+    return Given(name=name, written=key, spec=spec, value=value, textual=True, origin=origin)

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from configparser import Error as INIError
-from configparser import ParsingError, RawConfigParser
+from configparser import RawConfigParser
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,8 @@ import attrs
 
 from novasvc.errors import SettingError
 from novasvc.settings.given import Given, spec_of, unknown
-from novasvc.settings.model import INHERITED, SERVICE_KINDS, SPECS
+from novasvc.settings.model import SERVICE_SPECS, SPECS
+from novasvc.settings.spec import Spec
 
 _INI_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -65,20 +66,20 @@ def _read_toml(file: Path) -> FileContent:
         return _unreadable(file, f"it is no TOML: {error}", "mend this line")
     content = FileContent()
     services = document.pop("service", None)
-    _take_table(document, f"file {file}", list(SPECS), content)
+    _take_table(document, f"file {file}", content)
     if services is not None:
         _take_services(services, file, content)
     return content
 
 
-def _take_table(table: Mapping[str, Any], origin: str, known: Sequence[str], content: FileContent) -> None:
+def _take_table(table: Mapping[str, Any], origin: str, content: FileContent) -> None:
     for name, value in table.items():
         if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
-            content.errors.append(unknown(f"[{name}]", name, origin, ["service"], "table"))
-        elif spec_of(name) is None:
-            content.errors.append(unknown(name, name, origin, known))
+            content.errors.append(unknown(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format))
+        elif (spec := spec_of(name)) is None:
+            content.errors.append(unknown(name, name, origin, SPECS))
         else:
-            content.values.append(Given(name=name, written=name, value=value, textual=False, origin=origin))
+            content.values.append(_typed(name, spec, value, origin))
 
 
 def _take_services(services: object, file: Path, content: FileContent) -> None:
@@ -86,18 +87,17 @@ def _take_services(services: object, file: Path, content: FileContent) -> None:
         problem, remedy = "is not a list of tables", "write each as [[service]], with two brackets"
         content.errors.append(SettingError("service", None, f"file {file}", problem, remedy))
         return
-    known = (*INHERITED, *SERVICE_KINDS)
     content.services = []
     for number, table in enumerate(services):
         origin = f"file {file}, table service[{number}]"
-        content.errors += [unknown(name, name, origin, known) for name in table if name not in known]
+        content.errors += [unknown(name, name, origin, SERVICE_SPECS) for name in table if name not in SERVICE_SPECS]
         content.services.append(
-            [
-                Given(name=name, written=name, value=value, textual=False, origin=origin)
-                for name, value in table.items()
-                if name in known
-            ]
+            [_typed(name, SERVICE_SPECS[name], value, origin) for name, value in table.items() if name in SERVICE_SPECS]
         )
+
+
+def _typed(name: str, spec: Spec, value: object, origin: str) -> Given:
+    return Given(name=name, written=name, spec=spec, value=value, textual=False, origin=origin)
 
 
 def _read_ini(file: Path) -> FileContent:
@@ -118,21 +118,25 @@ def _read_ini(file: Path) -> FileContent:
         names = _INI_NAMES.get(section)
         origin = f"file {file}, section {section}"
         if names is None:
-            content.errors.append(unknown(f"[{section}]", section, f"file {file}", _INI_NAMES, "section"))
+            content.errors.append(
+                unknown(f"[{section}]", section, f"file {file}", _INI_NAMES, "section", "[{}]".format)
+            )
             continue
         for written, value in parser.items(section):
-            name = names.get(written, written)
-            if written not in names and (section != "DEFAULT" or spec_of(written) is None):
+            name = names.get(written) or (written if section == "DEFAULT" else "")
+            spec = spec_of(name)
+            if spec is None:
                 content.errors.append(unknown(written, written, origin, names))
             else:
-                content.values.append(Given(name=name, written=written, value=value, textual=True, origin=origin))
+                content.values.append(
+                    Given(name=name, written=written, spec=spec, value=value, textual=True, origin=origin)
+                )
     return content
 
 
 def _ini_problem(error: INIError) -> str:
     """Say what is wrong without the line itself, which may hold a password."""
-    lines = [number for number, _ in error.errors] if isinstance(error, ParsingError) else []
-    number = lines[0] if lines else getattr(error, "lineno", None)
+    number = error.errors[0][0] if hasattr(error, "errors") else getattr(error, "lineno", "?")
     what = {
         "MissingSectionHeaderError": "a value before the first [section]",
         "DuplicateSectionError": "a section for the second time",

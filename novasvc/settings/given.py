@@ -1,6 +1,6 @@
 """What a source gives before it is checked, and how it is checked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +21,7 @@ class Given:
 
     :param name: the setting's.
     :param written: the name that the person used: "NOVASVC_HOST", "--host", "state_path".
+    :param spec: what is known of the setting.
     :param value: not checked yet, and maybe secret.
     :param textual: the source has nothing but texts, so "10" may be a number.
     :param origin: where it is: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
@@ -28,30 +29,32 @@ class Given:
 
     name: str
     written: str
+    spec: Spec
     value: Any = attrs.field(repr=False)
     textual: bool
     origin: str
 
-    def read(self, spec: Spec) -> Any:
+    def read(self) -> Any:
         """Return the value as its setting wants it.
 
         :raises SettingError: it is not what the setting takes.
         """
+        spec = self.spec
         if spec.optional and self.textual and str(self.value).strip().lower() == "none":
             return None
         try:
             value = spec.kind.read(self.value, textual=self.textual)
         except ValueRefusedError as refused:
             remedy = refused.remedy or f"give {spec.wanted}"
-            raise self.error(refused.problem, remedy, spec) from None
+            raise self.error(refused.problem, remedy) from None
         if spec.minimum is not None and value < spec.minimum:
             problem = "is too small"
-            raise self.error(problem, f"give {spec.wanted}", spec)
+            raise self.error(problem, f"give {spec.wanted}")
         return value
 
-    def error(self, problem: str, remedy: str, spec: Spec) -> SettingError:
+    def error(self, problem: str, remedy: str) -> SettingError:
         """Make the error for this value."""
-        return SettingError(self.written, shown(self.value, spec), self.origin, problem, remedy)
+        return SettingError(self.written, shown(self.value, self.spec), self.origin, problem, remedy)
 
 
 def shown(value: object, spec: Spec) -> str:
@@ -75,16 +78,25 @@ def topic_of(name: str) -> str | None:
     return name.removesuffix("_manager") if name.endswith("_manager") and name != "_manager" else None
 
 
-def unknown(written: str, name: str, source: str, known: Iterable[str], what: str = "setting") -> SettingError:
+def unknown(
+    written: str,
+    name: str,
+    source: str,
+    known: Iterable[str],
+    what: str = "setting",
+    spell: Callable[[str], str] = str,
+) -> SettingError:
     """Make the error for a name that nobody knows; its value may be a misplaced secret and is left out.
 
     :param written: as the person wrote it.
     :param name: the same, as ``known`` writes names.
     :param known: the names that there are.
-    :param what: "setting" or "table".
+    :param what: "setting", "table" or "section".
+    :param spell: writes a name as this source does.
     """
-    nova = {spec.nova.rpartition("/")[2]: own for own, spec in SPECS.items() if spec.nova}
-    names: Mapping[str, str] = {**nova, **{own: own for own in known}} if what == "setting" else {n: n for n in known}
+    names = {name: name for name in known}
+    if what == "setting":
+        names = {spec.nova.rpartition("/")[2]: own for own, spec in SPECS.items() if spec.nova} | names
     close = get_close_matches(name.lower(), names, n=1)
-    remedy = f"did you mean {written.replace(name, names[close[0]])}?" if close else REFERENCE
+    remedy = f"did you mean {spell(names[close[0]])}?" if close else REFERENCE
     return SettingError(written, None, source, f"there is no such {what}", remedy)

@@ -137,9 +137,9 @@ def _database_url(value: object) -> str:
     except ValueError:
         problem = 'it cannot be read as a URL (a "@", "/", "[" or "]" in the password must be percent-encoded)'
         raise ValueRefusedError(problem, remedy) from None
-    dialect = parts.scheme.partition("+")[0]
+    dialect = parts.scheme.partition("+")[0] if "://" in url else ""
     if dialect not in _DATABASES:
-        problem = f"no database is known for the scheme {parts.scheme!r}" if parts.scheme else "it has no scheme"
+        problem = f"no database is known for the scheme {dialect!r}" if dialect else 'it does not begin as "scheme://"'
         raise ValueRefusedError(problem, remedy)
     if dialect == "sqlite" and parts.netloc:
         problem = "the path of a file begins after three slashes"

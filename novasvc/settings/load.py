@@ -9,11 +9,10 @@ import attrs
 from novasvc.errors import SettingError, SettingsError
 from novasvc.settings.environment import config_files, read_environment
 from novasvc.settings.files import read_files
-from novasvc.settings.given import Given, spec_of, topic_of
+from novasvc.settings.given import Given, topic_of
 from novasvc.settings.model import (
     AGENT,
     INHERITED,
-    SERVICE_KINDS,
     SPECS,
     ServiceSettings,
     Settings,
@@ -22,7 +21,6 @@ from novasvc.settings.model import (
 )
 from novasvc.settings.options import read_options
 from novasvc.settings.rules import broken_rules
-from novasvc.settings.spec import Spec
 
 
 @attrs.frozen
@@ -95,10 +93,8 @@ class _Loading:
     def _read(self, given: Mapping[str, Given]) -> None:
         for name, value in given.items():
             self.origins[name] = value.origin
-            spec = spec_of(name)
-            assert spec is not None  # sources give no other names
             try:
-                self.values[name] = value.read(spec)
+                self.values[name] = value.read()
             except SettingError as error:
                 self.errors.append(error)
                 self.bad.add(name)
@@ -114,7 +110,7 @@ class _Loading:
         for value in given:
             if value.name in {"binary", "topic", "manager"}:
                 remedy = "say it in the table, or take the tables away"
-                self.errors.append(value.error(problem, remedy, SPECS[value.name]))
+                self.errors.append(value.error(problem, remedy))
 
     def _services(self, tables: Sequence[Sequence[Given]], alone: Settings) -> tuple[ServiceSettings, ...]:
         services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
@@ -129,7 +125,7 @@ class _Loading:
         for given in table:
             self.origins[f"{where}.{given.name}"] = given.origin
             try:
-                values[given.name] = given.read(_service_spec(given.name))
+                values[given.name] = given.read()
             except SettingError as error:
                 self.errors.append(error)
         if len(self.errors) > wrong:
@@ -147,7 +143,3 @@ class _Loading:
 
     def _missing(self, where: str, name: str, remedy: str) -> None:
         self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
-
-
-def _service_spec(name: str) -> Spec:
-    return SPECS.get(name) or Spec(meaning="", kind=SERVICE_KINDS[name], default=None)

@@ -91,11 +91,6 @@ class ServiceSettings:
     options: Mapping[str, Any] = attrs.field(factory=dict, repr=lambda value: repr(masked(value)))
 
 
-SERVICE_KINDS: Mapping[str, Kind] = MappingProxyType(
-    {"binary": NAME, "topic": NAME, "manager": CLASS, "options": TABLE}
-)
-"""What a ``[[service]]`` table may hold besides its own values of :data:`INHERITED`."""
-
 INHERITED = ("host", "report_interval", "periodic_enable", "periodic_fuzzy_delay", "periodic_interval_max")
 """What a ``[[service]]`` table takes from the settings around it, unless it says otherwise."""
 
@@ -121,14 +116,14 @@ class Settings:
         default=attrs.Factory(socket.gethostname),
         shown="the machine's name",
     )
-    state_dir: Path = _setting(
+    state_dir: Path = _setting(  # noqa: RUF009 - it makes the field
         "Directory for what must outlive the process, such as the SQLite database.",
         PATH,
         default=attrs.Factory(lambda: default_state_dir(os.environ)),
-        shown="/var/lib/novasvc for root, else ~/.local/state/novasvc",
+        shown="/var/lib/novasvc for root, else novasvc in $XDG_STATE_HOME or ~/.local/state",
         nova="state_path",
     )
-    tempdir: Path | None = _setting(
+    tempdir: Path | None = _setting(  # noqa: RUF009
         "Directory for temporary files.", PATH, default=None, shown="the system's", optional=True
     )
 
@@ -222,6 +217,14 @@ SPECS: Mapping[str, Spec] = MappingProxyType(
     {field.name: field.metadata[_SPEC] for field in attrs.fields(Settings) if _SPEC in field.metadata}
 )
 """Every setting that has a value of its own, by name, in the order of the documentation."""
+
+SERVICE_SPECS: Mapping[str, Spec] = MappingProxyType(
+    {
+        **{name: SPECS[name] for name in (*INHERITED, "binary", "topic", "manager")},
+        "options": Spec(meaning="Keyword arguments of the manager's constructor.", kind=TABLE, default="none"),
+    }
+)
+"""What a ``[[service]]`` table may hold."""
 
 MANAGER_SPEC = Spec(meaning="Class of the manager that serves the topic.", kind=CLASS, default=None)
 """What is known of every ``<topic>_manager``."""

@@ -55,14 +55,13 @@ def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingE
     given: dict[str, Given] = {}
     errors = []
     for key, value in options.items():
-        dashed = key.replace("_", "-")
-        written = f"--{dashed}"
-        name, negated = _setting_of(dashed)
+        written = _option(key)
+        name, negated = _setting_of(key.replace("-", "_"))
         spec = spec_of(name)
         if value is None or (spec is not None and spec.kind is BOOLEAN and _is_unset_flag(value)):
             continue
         if spec is None:
-            errors.append(unknown(written, dashed, "the command line", [name.replace("_", "-") for name in SPECS]))
+            errors.append(unknown(written, name, "the command line", SPECS, spell=_option))
         elif name in given:
             problem, remedy = f"{given[name].written} is given, too", "give only one of them"
             errors.append(SettingError(written, None, "the command line", problem, remedy))
@@ -70,6 +69,7 @@ def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingE
             given[name] = Given(
                 name=name,
                 written=written,
+                spec=spec,
                 value=_flag_value(value, negated=negated) if spec.kind is BOOLEAN else value,
                 textual=True,
                 origin=f"option {written}",
@@ -77,13 +77,16 @@ def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingE
     return list(given.values()), errors
 
 
-def _setting_of(dashed: str) -> tuple[str, bool]:
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _setting_of(name: str) -> tuple[str, bool]:
     """Return the setting of an option, and whether the option is its ``--no-`` flag."""
-    positive = dashed.removeprefix("no-").replace("-", "_")
+    positive = name.removeprefix("no_")
     spec = SPECS.get(positive)
-    if dashed.startswith("no-") and spec is not None and spec.kind is BOOLEAN:
-        return positive, True
-    return dashed.replace("-", "_"), False
+    negated = positive != name and spec is not None and spec.kind is BOOLEAN
+    return positive if negated else name, negated
 
 
 def _flag_value(value: object, *, negated: bool) -> object:

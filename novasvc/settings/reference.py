@@ -1,0 +1,131 @@
+"""Write ``docs/settings.md`` from the settings: ``python -m novasvc.settings.reference > docs/settings.md``."""
+
+import sys
+from collections.abc import Iterator
+
+from novasvc.settings.environment import variable
+from novasvc.settings.kinds import BOOLEAN
+from novasvc.settings.model import INHERITED, SPECS
+from novasvc.settings.spec import Spec
+
+_HEAD = """\
+# Settings
+
+Every setting has a default. It may be given in a TOML file, in an INI file with Nova's names, in a
+variable of the environment, and as an option of `twistd novasvc`. Where it is given more than once,
+the later of these wins:
+
+1. the default
+2. TOML files, in the order in which they are named
+3. INI files, in the order in which they are named
+4. variables
+5. options
+
+`novasvc config show` prints every value and where it came from. `novasvc config check FILE...` prints
+all that is wrong with files. A node that is given something wrong does not start, and says all of it.
+
+## Files
+
+Files are named by `--config FILE`, once for each, or else by the variable `NOVASVC_CONFIG`, with
+colons between them. `.toml` is TOML; `.ini` and `.conf` are INI. A relative path, here and in values,
+is taken from the working directory.
+
+```toml
+# /etc/novasvc/novasvc.toml
+report_interval = 5
+service_down_time = 30
+database_url = "postgresql://novasvc@db.example.org/novasvc"
+```
+
+```ini
+# /etc/novasvc/novasvc.conf: the section DEFAULT, and the name of the database as Nova has it
+[DEFAULT]
+report_interval = 5
+compute_manager = example.compute.ComputeManager
+[database]
+connection = postgresql://novasvc@db.example.org/novasvc
+```
+
+In TOML a number is a number and a boolean is `true` or `false`. INI files, variables and options have
+texts: there `yes`, `on`, `1` and `no`, `off`, `0` are booleans, too, and `none` unsets what can be
+without a value. An option for a boolean takes no value: `--no-migrate`.
+
+## Secrets
+
+A URL may hold a password. It is shown as `***` wherever novasvc writes it: in the log, in errors, in
+`novasvc config show`. To keep it out of the environment, too, put the value into a file and name the
+file in a variable that ends with `_FILE`: `NOVASVC_DATABASE_URL_FILE=/run/secrets/database_url`.
+Every variable has such a twin; to give both is an error.
+
+## Settings
+"""
+
+_SERVICES = """\
+## Managers
+
+`<topic>_manager`, such as `compute_manager` or `NOVASVC_COMPUTE_MANAGER`, names the class that serves
+a topic: `package.module.Class` or `package.module:Class`.
+
+## Services
+
+A process runs one service: `binary`, `topic` and `manager` say which one. To run more, or to give a
+manager something, write a `[[service]]` table for each; then those three belong into the tables.
+The tables of a later file replace those of an earlier one.
+
+```toml
+[[service]]
+binary = "novasvc-agent"
+
+[[service]]
+binary = "nova-compute"
+manager = "example.compute.ComputeManager"
+report_interval = 5
+[service.options]           # keyword arguments of the manager's constructor, beside host
+disks = ["sda", "sdb"]
+```
+
+| in a table | default |
+|---|---|
+| `binary` | `novasvc-` and the topic; one of the two must be given |
+| `topic` | what follows `novasvc-` or `nova-` in `binary` |
+| `manager` | `<topic>_manager`; the topic `agent` has one of its own |
+| `options` | none |
+| {inherited} | the setting of the same name |
+
+No two services may have the same host and binary, or the same host and topic.
+
+## Rules
+
+- `service_down_time` must be more than every `report_interval`.
+- `workers` above 1 needs a broker; `memory:` stays within one process.
+- A name that does not exist is an error, wherever it is given. Variables that Kubernetes makes for a
+  Service named `novasvc` (`NOVASVC_PORT` and its like) are passed over.
+"""
+
+
+def reference() -> str:
+    """Return the page, Markdown."""
+    inherited = ", ".join(f"`{name}`" for name in INHERITED)
+    return f"{_HEAD}\n{''.join(_sections())}{_SERVICES.replace('{inherited}', inherited)}"
+
+
+def _sections() -> Iterator[str]:
+    for name, spec in SPECS.items():
+        yield f"### `{name}`\n\n{spec.meaning}\n\n"
+        yield from (f"- {fact}\n" for fact in _facts(name, spec))
+        yield "\n"
+
+
+def _facts(name: str, spec: Spec) -> Iterator[str]:
+    dashed = name.replace("_", "-")
+    flag = spec.kind is BOOLEAN
+    yield f"default: {spec.default}"
+    yield f"value: {spec.wanted}"
+    yield f"variable `{variable(name)}`, option " + (f"`--{dashed}` or `--no-{dashed}`" if flag else f"`--{dashed}`")
+    if spec.nova:
+        section, _, nova = spec.nova.rpartition("/")
+        yield f"Nova's name: `{nova}`" + (f" in section `{section}`" if section else "")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,247 @@
+"""Loading: the merge of the sources, the services, the rules."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.errors import SettingError, SettingsError
+from novasvc.settings import Configuration, ServiceSettings, Settings, load
+
+
+class SettingsCase(SynchronousTestCase):
+    """A test that writes files and loads them."""
+
+    def write(self, name: str, *lines: str) -> Path:
+        """Write a file of this name into a directory of its own."""
+        directory = Path(self.mktemp())
+        directory.mkdir(parents=True)
+        file = directory / name
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return file
+
+    def load(
+        self, *files: Path, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
+    ) -> Configuration:
+        """Load with nothing but what is given."""
+        return load(files, environ or {}, options or {})
+
+    def errors(
+        self, *files: Path, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
+    ) -> list[SettingError]:
+        """Load what is wrong, and return what is said about it."""
+        error = self.assertRaises(SettingsError, self.load, *files, environ=environ, options=options)
+        return list(error.errors)
+
+    def error(self, *files: Path, **sources: Any) -> SettingError:
+        """Load what has one thing wrong, and return what is said about it."""
+        (error,) = self.errors(*files, **sources)
+        return error
+
+
+class PrecedenceTests(SettingsCase):
+    """Tests for the order of the sources."""
+
+    def test_defaults(self) -> None:
+        """Without any source, each setting has its default, and says so."""
+        configuration = self.load()
+        self.assertEqual(configuration.settings.report_interval, 10)
+        self.assertEqual(configuration.settings.service_down_time, 60)
+        self.assertEqual(set(configuration.origins.values()), {"default"})
+
+    def test_each_source_beats_the_one_before(self) -> None:
+        """Default, TOML, INI, environment, options: each one wins over all before it."""
+        toml = self.write("a.toml", "report_interval = 1", 'host = "toml"', "workers = 1", "rpc_concurrency = 2")
+        ini = self.write("a.ini", "[DEFAULT]", "report_interval = 2", "host = ini", "rpc_concurrency = 3")
+        environ = {"NOVASVC_HOST": "environment", "NOVASVC_REPORT_INTERVAL": "3"}
+        configuration = self.load(ini, toml, environ=environ, options={"report-interval": "4"})
+        settings, origins = configuration.settings, configuration.origins
+        self.assertEqual(
+            (settings.workers, settings.rpc_concurrency, settings.host, settings.report_interval),
+            (1, 3, "environment", 4),
+        )
+        self.assertEqual(
+            [origins[name] for name in ("workers", "rpc_concurrency", "host", "report_interval", "migrate")],
+            [
+                f"file {toml}",
+                f"file {ini}, section DEFAULT",
+                "variable NOVASVC_HOST",
+                "option --report-interval",
+                "default",
+            ],
+        )
+
+    def test_later_file_wins(self) -> None:
+        """Of two files of a kind the later one wins."""
+        first = self.write("a.toml", 'host = "first"', "report_interval = 3")
+        second = self.write("b.toml", 'host = "second"')
+        settings = self.load(first, second).settings
+        self.assertEqual((settings.host, settings.report_interval), ("second", 3))
+
+    def test_files_of_the_environment(self) -> None:
+        """NOVASVC_CONFIG names files, unless there are others."""
+        one, two, three = (self.write(f"{name}.toml", f'host = "{name}"') for name in ("one", "two", "three"))
+        environ = {"NOVASVC_CONFIG": f"{one}:{two}"}
+        self.assertEqual(self.load(environ=environ).settings.host, "two")
+        self.assertEqual(self.load(three, environ=environ).settings.host, "three")
+
+    def test_overridden_value_may_be_wrong(self) -> None:
+        """A wrong value that another source overrides does no harm."""
+        toml = self.write("a.toml", "workers = 0")
+        self.assertEqual(self.load(toml, options={"workers": 1}).settings.workers, 1)
+
+    def test_database_follows_state_dir(self) -> None:
+        """The SQLite file lies in the state directory, wherever that is."""
+        settings = self.load(options={"state-dir": "/srv/state"}).settings
+        self.assertEqual(settings.database_url, "sqlite:////srv/state/novasvc.sqlite")
+
+
+class ServicesTests(SettingsCase):
+    """Tests for [[service]] tables and the only service."""
+
+    def test_only_service(self) -> None:
+        """Without tables there is one service: the host agent."""
+        settings = self.load(options={"host": "h1"}).settings
+        expected = ServiceSettings(host="h1", binary="novasvc-agent", topic="agent", manager="novasvc.agent.HostAgent")
+        self.assertEqual(settings.services, (expected,))
+
+    def test_only_service_from_options(self) -> None:
+        """The topic follows the binary, and the manager follows the topic."""
+        options = {"binary": "nova-compute", "compute-manager": "example:Compute"}
+        (service,) = self.load(options=options).settings.services
+        self.assertEqual((service.topic, service.manager), ("compute", "example:Compute"))
+
+    def test_tables(self) -> None:
+        """Each table is a service, and takes from around it what it does not say."""
+        toml = self.write(
+            "a.toml",
+            'host = "h1"',
+            "report_interval = 7",
+            'compute_manager = "example.Compute"',
+            "[[service]]",
+            'binary = "nova-compute"',
+            "[service.options]",
+            'disks = ["sda"]',
+            "[[service]]",
+            'topic = "agent"',
+            'host = "h2"',
+            "report_interval = 5",
+            "periodic_enable = false",
+        )
+        configuration = self.load(toml)
+        compute, agent = configuration.settings.services
+        self.assertEqual((compute.host, compute.topic, compute.manager), ("h1", "compute", "example.Compute"))
+        self.assertEqual((compute.report_interval, compute.options), (7, {"disks": ["sda"]}))
+        self.assertEqual((agent.host, agent.binary, agent.manager), ("h2", "novasvc-agent", "novasvc.agent.HostAgent"))
+        self.assertEqual((agent.report_interval, agent.periodic_enable), (5, False))
+        self.assertEqual(configuration.origins["service[1].host"], f"file {toml}, table service[1]")
+
+    def test_tables_of_a_later_file(self) -> None:
+        """The tables of a later file replace those of an earlier one."""
+        first = self.write("a.toml", "[[service]]", 'topic = "agent"')
+        second = self.write("b.toml", "[[service]]", 'binary = "x"', 'manager = "example.X"')
+        (service,) = self.load(first, second).settings.services
+        self.assertEqual(service.topic, "x")
+
+    def test_table_without_manager(self) -> None:
+        """A table whose topic has no manager says what to add."""
+        error = self.error(self.write("a.toml", "[[service]]", 'topic = "compute"'))
+        self.assertEqual(error.setting, "service[0].manager")
+        self.assertIn("compute_manager", error.remedy)
+
+    def test_table_without_a_name(self) -> None:
+        """A table without binary and topic is no service."""
+        self.assertEqual(self.error(self.write("a.toml", "[[service]]")).setting, "service[0].binary")
+
+    def test_same_service_twice(self) -> None:
+        """Two services of one host with the same binary, or topic, exclude each other."""
+        table = ("[[service]]", 'binary = "b"', 'topic = "t"', 'manager = "a.B"')
+        errors = self.errors(self.write("a.toml", *table, *table))
+        self.assertEqual([error.setting for error in errors], ["service[1].binary", "service[1].topic"])
+
+    def test_tables_and_the_only_service(self) -> None:
+        """What is said of the only service contradicts tables."""
+        toml = self.write("a.toml", "[[service]]", 'topic = "agent"')
+        error = self.error(toml, options={"manager": "a.B"})
+        self.assertEqual((error.setting, error.source), ("--manager", "option --manager"))
+
+    def test_one_bracket(self) -> None:
+        """[service] with one bracket is told from [[service]]."""
+        self.assertIn("two brackets", self.error(self.write("a.toml", "[service]", 'topic = "agent"')).remedy)
+
+    def test_wrong_value_in_a_table(self) -> None:
+        """A wrong value in a table is named with its table."""
+        toml = self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 0", "bnary = 1")
+        errors = self.errors(toml)
+        self.assertEqual([error.setting for error in errors], ["bnary", "report_interval"])
+        self.assertEqual({error.source for error in errors}, {f"file {toml}, table service[0]"})
+        self.assertEqual(errors[0].remedy, "did you mean binary?")
+
+
+class RulesTests(SettingsCase):
+    """Tests for the rules that settings keep with each other."""
+
+    def test_down_between_heartbeats(self) -> None:
+        """A service_down_time of one report_interval is an error."""
+        error = self.error(options={"service-down-time": 10})
+        self.assertEqual((error.setting, error.value), ("service_down_time", "10"))
+        self.assertEqual(error.source, "option --service-down-time")
+
+    def test_down_between_heartbeats_of_one_service(self) -> None:
+        """So is one of a single service's report_interval."""
+        error = self.error(self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 60"))
+        self.assertIn("table service[0]", error.source)
+
+    def test_workers_without_a_broker(self) -> None:
+        """Several processes need a broker."""
+        self.assertIn("broker", self.error(options={"workers": "2"}).problem)
+
+    def test_rules_are_silent_about_wrong_values(self) -> None:
+        """A wrong value is reported once, not again by each rule about it."""
+        self.assertEqual(self.error(options={"service-down-time": "soon"}).problem, "is not a number")
+
+    def test_everything_at_once(self) -> None:
+        """All that is wrong is reported together, each with its place."""
+        toml = self.write("a.toml", "report_intervall = 3", "service_down_time = true")
+        errors = self.errors(toml, environ={"NOVASVC_HSOT": "x"}, options={"rpc-concurrency": 0})
+        self.assertEqual(
+            [str(error) for error in errors],
+            [
+                f"report_intervall (from file {toml}): there is no such setting; did you mean report_interval?",
+                "NOVASVC_HSOT (from the environment): there is no such setting; did you mean NOVASVC_HOST?",
+                f"service_down_time = true (from file {toml}): is not a number; give a number of seconds, at least 1",
+                "--rpc-concurrency = 0 (from option --rpc-concurrency): is too small; give a whole number, at least 1",
+            ],
+        )
+
+
+class SecretsTests(SettingsCase):
+    """Tests that passwords stay secret."""
+
+    def test_not_in_repr(self) -> None:
+        """The representation of settings shows no password."""
+        service = ServiceSettings(host="h", binary="b", topic="t", manager="m", options={"db": {"password": "secret"}})
+        settings = Settings(
+            database_url="mysql://u:secret@h/d", transport_url="rabbit://u:secret@h/", services=(service,)
+        )
+        self.assertNotIn("secret", repr(settings))
+        self.assertNotIn("secret", repr(Configuration(settings, {})))
+
+    def test_not_in_errors(self) -> None:
+        """No error shows a password, however wrong the URL is."""
+        for url in (
+            "mysql://u:sec@ret@h:x/d",
+            "rabbit://u:s/ecret@h",
+            "u:secret@h",
+            "mysql://u:secret",
+            "mysql:/u:secret@",
+        ):
+            for name in ("database-url", "transport-url"):
+                text = str(self.error(options={name: url}))
+                self.assertNotRegex(text, "sec|ret@|ecret")
+                self.assertIn("***", text)
+
+    def test_not_with_an_unknown_name(self) -> None:
+        """The value of a misspelt setting is not shown, for it may be a secret."""
+        self.assertNotIn("secret", str(self.error(options={"database-ulr": "mysql://u:secret@h/d"})))

@@ -1,0 +1,49 @@
+"""What is hidden of a value."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.settings import masked, masked_url
+
+
+class MaskedURLTests(SynchronousTestCase):
+    """Tests for masked_url."""
+
+    def test_password(self) -> None:
+        """The password is hidden, the rest stays."""
+        for url, expected in {
+            "mysql://u:p@h/d": "mysql://u:***@h/d",
+            "mysql+pymysql://u:p%40@h:3306/d?x=1": "mysql+pymysql://u:***@h:3306/d?x=1",
+            "redis://:p@h": "redis://:***@h",
+            "mysql://u:a@b:c/d@h/d": "mysql://u:***@h/d",
+            "postgresql://h/d?user=u&password=p&x=1": "postgresql://h/d?user=u&password=***&x=1",
+            "rabbit://u:p@h1:5672,u:q@h2/v": "rabbit://u:***@h2/v",
+        }.items():
+            self.assertEqual(masked_url(url), expected)
+
+    def test_nothing_to_hide(self) -> None:
+        """A URL without a password is not changed."""
+        for url in (
+            "memory:",
+            "sqlite:////a:b/c@d",
+            "mysql://u@h:1/d",
+            "amqp://h:5672",
+            "http://[::1]:80/",
+            "http://[::1]/",
+        ):
+            self.assertEqual(masked_url(url), url)
+
+    def test_no_url(self) -> None:
+        """What is no URL is masked all the same."""
+        for text in ("u:p@h", "mysql://u:p", "mysql:/u:p@h"):
+            self.assertNotRegex(masked_url(text), "p(@|$)")
+
+
+class MaskedTests(SynchronousTestCase):
+    """Tests for masked."""
+
+    def test_nested(self) -> None:
+        """Values are hidden by their name, and URLs by their form, at any depth."""
+        value = {"a": [{"admin_password": "x", "url": "http://u:x@h"}], "n": 1, "api_key": "x"}
+        self.assertEqual(
+            masked(value), {"a": [{"admin_password": "***", "url": "http://u:***@h"}], "n": 1, "api_key": "***"}
+        )
