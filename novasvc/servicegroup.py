@@ -5,6 +5,7 @@ rule, :func:`is_up`. Both use the database's clock, so the clocks of hosts play 
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -71,14 +72,10 @@ class Membership:
     failures: int = attrs.field(default=0, init=False)
     skipped: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
-    _loop: LoopingCall = attrs.field(init=False)
+    _loop: LoopingCall | None = attrs.field(default=None, init=False)
     _joined_at: float = attrs.field(default=0.0, init=False)
     _due: float = attrs.field(default=0.0, init=False)
     _beating: Deferred[None] | None = attrs.field(default=None, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._loop = LoopingCall(self._beat)
-        self._loop.clock = self._clock
 
     def join(self) -> Deferred[None]:
         """Send the first heartbeat now, and one every report_interval from now on.
@@ -88,6 +85,9 @@ class Membership:
         """
         self._joined_at = self._due = self._clock.seconds()
         first: Deferred[None] = Deferred()
+        # Each beat runs in the context of the node that joins: its log events are the node's.
+        self._loop = LoopingCall(copy_context().run, self._beat)
+        self._loop.clock = self._clock
         self._loop.start(self._report_interval).addErrback(self._loop_broke)
         if self._beating is None:
             first.callback(None)
@@ -97,7 +97,7 @@ class Membership:
 
     def leave(self) -> None:
         """Send no more heartbeats; one under way is cancelled. The row ages from now on."""
-        if self._loop.running:
+        if self._loop is not None and self._loop.running:
             self._loop.stop()
         if self._beating is not None:
             self._beating.cancel()

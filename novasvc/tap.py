@@ -68,7 +68,7 @@ def read(options: Mapping[str, Any]) -> Configuration:
     :param options: option name, without dashes in front, to its value; "config" is a list of paths.
     :raises SettingsError: all that is wrong with them.
     """
-    given = {name: value for name, value in options.items() if name != "config" and value not in {None, 0}}
+    given = {name: value for name, value in options.items() if name != "config"}
     return load([Path(path) for path in options.get("config", ())], os.environ, given)
 
 

@@ -1,0 +1,101 @@
+"""What a log event carries, and how it is written."""
+
+import io
+import json
+from contextvars import copy_context
+
+from twisted.logger import Logger, LogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.context import RequestContext, current_context
+from novasvc.logs import make_observer, node_fields, open_log
+
+NODE = {"host": "h1", "binary": "novasvc-agent", "topic": "agent"}
+
+
+class ObserverTests(SynchronousTestCase):
+    """Tests for novasvc.logs.make_observer."""
+
+    def written(self, emit: object, **options: object) -> str:
+        """Return what is written when a node, serving a request, logs."""
+        file = io.StringIO()
+        log = Logger("app", observer=LogPublisher(make_observer(file, **options)))
+
+        def as_node() -> None:
+            node_fields.set(NODE)
+            current_context.set(RequestContext(request_id="req-1"))
+            emit(log)
+
+        copy_context().run(as_node)
+        return file.getvalue()
+
+    def test_json(self) -> None:
+        """A JSON line is one flat object with the node's fields and the request id."""
+        line = self.written(lambda log: log.info("hello {name}", name="w"), as_json=True)
+        event = json.loads(line)
+        self.assertTrue(event.pop("time").endswith("+00:00"))
+        self.assertEqual(
+            event, {"level": "info", "logger": "app", "message": "hello w", "request_id": "req-1", **NODE}
+        )
+
+    def test_text(self) -> None:
+        """A text line names source, level, node and request before the message."""
+        line = self.written(lambda log: log.info("hello {name}", name="w"))
+        self.assertRegex(line, r"^\S+ \[app#info\] \[novasvc-agent@h1 agent req-1\] hello w\n$")
+
+    def test_failure(self) -> None:
+        """A failure brings its traceback along in both forms."""
+
+        def fail(log: Logger) -> None:
+            log.failure("broke", failure=Failure(ValueError("boom")))
+
+        self.assertIn("ValueError: boom", self.written(fail))
+        self.assertIn("ValueError: boom", json.loads(self.written(fail, as_json=True))["traceback"])
+
+    def test_newlines(self) -> None:
+        """A message of several lines cannot pass for several events."""
+        line = self.written(lambda log: log.info("a\n2026 [forged] b"))
+        self.assertEqual([text[:2] for text in line.splitlines()][1:], ["  "])
+
+    def test_level(self) -> None:
+        """Events below the level are dropped."""
+        self.assertEqual(self.written(lambda log: log.debug("x")), "")
+        self.assertNotEqual(self.written(lambda log: log.debug("x"), level="debug"), "")
+
+    def test_defaults(self) -> None:
+        """An event outside every node gets the process's own fields."""
+        file = io.StringIO()
+        observer = make_observer(file, as_json=True, default=NODE)
+        Logger("app", observer=LogPublisher(observer)).info("x")
+        event = json.loads(file.getvalue())
+        self.assertEqual({name: event[name] for name in NODE}, NODE)
+        self.assertIsNone(event["request_id"])
+
+    def test_own_fields_win(self) -> None:
+        """A field that the event brings itself is not overwritten."""
+        line = self.written(lambda log: log.info("x", host="other"), as_json=True)
+        self.assertEqual(json.loads(line)["host"], "other")
+
+    def test_unserializable(self) -> None:
+        """An event with what JSON cannot hold is written all the same."""
+        line = self.written(lambda log: log.info("{it}", it=object()), as_json=True)
+        self.assertIn("object object", json.loads(line)["message"])
+
+
+class OpenLogTests(SynchronousTestCase):
+    """Tests for novasvc.logs.open_log."""
+
+    def test_daemon_needs_file(self) -> None:
+        """A daemon that was told to log to standard output ends with one line that says what to do."""
+        error = self.assertRaises(SystemExit, open_log, "-", daemon=True)
+        self.assertIn("--logfile", str(error))
+
+    def test_file(self) -> None:
+        """A file name is opened to be appended to."""
+        path = self.mktemp()
+        log_file = open_log(path, daemon=True)
+        self.addCleanup(log_file.close)
+        log_file.write("x\n")
+        with open(path) as written:
+            self.assertEqual(written.read(), "x\n")
