@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import deferToThreadPool
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
-from novasvc.db import connect_registry
+from novasvc.db.services import connect_registry
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.settings import Settings, load
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -78,6 +78,8 @@ class Runtime:
     :param reactor: the clock, thread pool and event loop.
     :param broker: how messages reach others.
     :param database: how the ``services`` table is reached.
+    :param run_blocking: takes a function and its arguments, runs it in a thread, returns a
+        Deferred of its result.
     :param retry: seconds to wait after the nth failure to reach either.
     """
 
@@ -85,6 +87,7 @@ class Runtime:
     reactor: Any
     broker: Leg[ITransport]
     database: Leg[IServiceRegistry]
+    run_blocking: Callable[..., Deferred[Any]]
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
 
@@ -109,14 +112,10 @@ class Runtime:
                     migrate=settings.migrate,
                 ),
             ),
+            run_blocking=lambda function, *args, **kwargs: deferToThreadPool(
+                reactor, reactor.getThreadPool(), function, *args, **kwargs
+            ),
         )
-
-    def run_blocking(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
-        """Run a function in the reactor's thread pool.
-
-        :return: Deferred of what it returns.
-        """
-        return deferToThreadPool(self.reactor, self.reactor.getThreadPool(), function, *args, **kwargs)
 
 
 @functools.cache

@@ -1,0 +1,39 @@
+"""A runtime for tests: memory below, a Clock in front."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+
+from novasvc.runtime import Leg, Runtime
+from novasvc.settings import Settings
+from novasvc.testing.registry import MemoryRegistry
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+
+
+def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any) -> Runtime:
+    """Make a runtime that needs no server and in which time is the test's.
+
+    ``runtime.reactor`` is the Clock: advance it. ``clock.advance(0)`` delivers messages. Methods
+    that block run at once, in the test's own thread.
+
+    :param clock: to share one with other parts.
+    :param seed: of the randomness; the same seed, the same delays.
+    :param settings: fields of :class:`novasvc.settings.Settings`.
+    """
+    time = clock or Clock()
+    broker, registry = MemoryBroker(), MemoryRegistry(time)
+    return Runtime(
+        settings=Settings(**settings),
+        reactor=time,
+        broker=Leg("broker", lambda: MemoryTransport(broker, clock=time)),
+        database=Leg("database", lambda: registry),
+        run_blocking=_run_now,
+        random_source=random.Random(seed),  # noqa: S311 - a test's
+    )
+
+
+def _run_now(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+    return maybeDeferred(function, *args, **kwargs)

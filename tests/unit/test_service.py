@@ -1,0 +1,432 @@
+"""The Service of the seed: its course, its order, its hooks, on a Clock and in memory."""
+
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import (
+    DatabaseCorruptError,
+    DatabaseUnavailableError,
+    DirectoryError,
+    ManagerError,
+    NoSuchMethodError,
+    SettingError,
+    StartError,
+    StateError,
+    UndeliverableError,
+)
+from novasvc.interfaces import IManager, IStartable
+from novasvc.manager import Manager
+from novasvc.periodic import periodic_task
+from novasvc.service import Service
+from novasvc.testing import memory_runtime
+
+
+class Diarist(Manager):
+    """Writes down what happens to it; its hooks answer as the test says."""
+
+    def __init__(self, *names: str, host: str, **options: Any) -> None:
+        super().__init__(host)
+        self.names, self.options = names, options
+        self.diary: list[str] = []
+        self.answers: dict[str, Any] = {}
+        self.runs = 0
+        self.work: Deferred[str] = Deferred()
+
+    def _hook(self, name: str) -> Any:
+        self.diary.append(name)
+        answer = self.answers.get(name)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def init_host(self) -> Any:
+        return self._hook("init_host")
+
+    def pre_start_hook(self) -> Any:
+        return self._hook("pre_start_hook")
+
+    def post_start_hook(self) -> Any:
+        return self._hook("post_start_hook")
+
+    def cleanup_host(self) -> Any:
+        return self._hook("cleanup_host")
+
+    @rpc.expose
+    def echo(self, context: RequestContext, text: str) -> str:
+        return f"{text} from {self.host}"
+
+    @rpc.expose
+    def wait_for_work(self, context: RequestContext) -> Deferred[str]:
+        return self.work
+
+    def not_exposed(self) -> str:
+        return "local"
+
+    @periodic_task(spacing=5)
+    def count(self, context: RequestContext) -> None:
+        self.runs += 1
+
+
+class ServiceTestCase(SynchronousTestCase):
+    """A node in memory."""
+
+    def make(self, **settings: Any) -> Service:
+        self.runtime = memory_runtime(**{"host": "h1", "periodic_fuzzy_delay": 0, **settings})
+        self.clock = self.runtime.reactor
+        self.service = Service("h1", "nova-diary", "diary", Diarist, runtime=self.runtime)
+        self.diary = self.service.manager.diary
+        self.addCleanup(self.stop_it)
+        return self.service
+
+    def stop_it(self) -> None:
+        if self.service.state not in {"initial", "stopped", "failed"}:
+            self.service.manager.work.callback("done") if not self.service.manager.work.called else None
+            self.service.stop()
+            self.clock.pump([1.0] * 70)
+
+    def started(self, **settings: Any) -> Service:
+        service = self.make(**settings)
+        self.successResultOf(service.start())
+        return service
+
+    def rows(self) -> list[Any]:
+        registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
+        return self.successResultOf(registry.list(None, None, None))
+
+    def call(self, method: str, **args: Any) -> Deferred[Any]:
+        client = self.service.rpc.prepare(topic="diary")
+        called = client.call(RequestContext(), method, **args)
+        self.clock.pump([0] * 6)
+        return called
+
+
+class StartTests(ServiceTestCase):
+    """The way up."""
+
+    def test_interfaces(self) -> None:
+        """A service is an IService whose start can be waited for, and its manager an IManager."""
+        service = self.make()
+        verifyObject(IService, service)
+        verifyObject(IStartable, service)
+        verifyObject(IManager, service.manager)
+
+    def test_registers_beats_and_serves(self) -> None:
+        """A started service has its row, has beaten, and answers calls."""
+        self.started()
+        (row,) = self.rows()
+        self.assertEqual((row.host, row.binary, row.topic, row.report_count), ("h1", "nova-diary", "diary", 1))
+        self.assertEqual(self.successResultOf(self.call("echo", text="hi")), "hi from h1")
+
+    def test_hooks_in_order(self) -> None:
+        """Each hook is awaited before the next step, and no message comes in before post_start_hook."""
+        service = self.make()
+        waits = {name: Deferred() for name in ("init_host", "pre_start_hook", "post_start_hook")}
+        service.manager.answers.update(waits)
+        started = service.start()
+        self.assertEqual(self.diary, ["init_host"])
+        self.assertEqual(len(self.rows()), 1)
+        waits["init_host"].callback(None)
+        self.assertEqual(self.diary, ["init_host", "pre_start_hook"])
+        self.failureResultOf(self.call("echo", text="early"), UndeliverableError)
+        waits["pre_start_hook"].callback(None)
+        self.assertEqual(self.diary, ["init_host", "pre_start_hook", "post_start_hook"])
+        self.successResultOf(self.call("echo", text="now"))
+        self.assertEqual(self.rows()[0].report_count, 0)
+        waits["post_start_hook"].callback(None)
+        self.successResultOf(started)
+        self.assertEqual(self.rows()[0].report_count, 1)
+
+    def test_coroutine_hook(self) -> None:
+        """A hook may be a coroutine function."""
+        service = self.make()
+        hooked: Deferred[None] = Deferred()
+
+        async def init_host() -> None:
+            await hooked
+
+        service.manager.init_host = init_host
+        started = service.start()
+        self.assertNoResult(started)
+        hooked.callback(None)
+        self.successResultOf(started)
+
+    def test_hook_that_raises(self) -> None:
+        """A hook that raises fails the start with one error that names node, hook, error and line."""
+        for hook in ("init_host", "pre_start_hook", "post_start_hook"):
+            service = self.make()
+            service.manager.answers[hook] = ValueError("no disk")
+            error = self.failureResultOf(service.start(), StartError).value
+            self.assertRegex(
+                str(error), rf"nova-diary@h1 did not start: {hook} failed: ValueError: no disk \(.*test_service.py:\d+"
+            )
+            self.assertEqual(service.state, "failed")
+            self.clock.advance(0)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+            # The traceback was logged as well, at debug level.
+            self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_temporary_directory(self) -> None:
+        """A temporary directory that cannot be used fails the start before anything is touched."""
+        service = self.make(tempdir="/nowhere/at/all")
+        error = self.failureResultOf(service.start(), StartError).value
+        self.assertIn("temporary directory '/nowhere/at/all': No such file or directory", str(error))
+        self.assertEqual(self.rows(), [])
+        self.assertRaises(DirectoryError, service.basic_config_check)
+
+    def test_database_away(self) -> None:
+        """A database that is away is waited for, with growing pauses, and is no failure."""
+        service = self.make()
+        registry = self.registry()
+        registry.outage = DatabaseUnavailableError("sqlite:///x", "away")
+        started = service.start()
+        self.clock.pump([1.0] * 100)
+        self.assertNoResult(started)
+        self.assertEqual(service.node.waiting_for, "database")
+        registry.outage = None
+        self.clock.pump([1.0] * 31)
+        self.successResultOf(started)
+        self.assertIsNone(service.node.waiting_for)
+
+    def registry(self) -> Any:
+        """Return the runtime's registry, without being counted as its user."""
+        registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
+        self.successResultOf(Deferred.fromCoroutine(self.runtime.database.release()))
+        return registry
+
+    def test_fail_fast(self) -> None:
+        """With fail_fast a database that is away fails the start."""
+        service = self.make(fail_fast=True)
+        self.registry().outage = DatabaseUnavailableError("sqlite:///x", "away")
+        self.assertIn("register failed: database sqlite:///x: away", str(self.failureResultOf(service.start()).value))
+
+    def test_corrupt_database(self) -> None:
+        """A database that no waiting can mend fails the start at once."""
+        service = self.make()
+        self.registry().outage = DatabaseCorruptError("sqlite:///x", "not a database")
+        self.failureResultOf(service.start(), StartError)
+
+    def test_stop_while_waiting(self) -> None:
+        """A stop during the wait for the database ends it promptly."""
+        service = self.make()
+        self.registry().outage = DatabaseUnavailableError("sqlite:///x", "away")
+        started = service.start()
+        self.successResultOf(service.stop())
+        self.failureResultOf(started, StateError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stop_in_hook(self) -> None:
+        """A stop while a hook is awaited cancels the hook."""
+        service = self.make()
+        cancelled: list[Any] = []
+        service.manager.answers["init_host"] = Deferred(cancelled.append)
+        started = service.start()
+        self.successResultOf(service.stop())
+        self.assertEqual(len(cancelled), 1)
+        self.failureResultOf(started, StateError)
+
+    def test_periodic_tasks(self) -> None:
+        """Periodic tasks run by themselves once the node runs, and in a pass that is asked for."""
+        service = self.started()
+        self.clock.pump([1.0] * 5)
+        self.assertEqual(service.manager.runs, 1)
+        self.clock.advance(4)
+        self.assertAlmostEqual(self.successResultOf(service.periodic_tasks()), 1.0)
+
+    def test_periodic_disabled(self) -> None:
+        """With periodic_enable off no task runs by itself."""
+        service = self.started(periodic_enable=False)
+        self.clock.pump([1.0] * 20)
+        self.assertEqual(service.manager.runs, 0)
+
+    def test_events_are_the_nodes(self) -> None:
+        """Every event from the way up carries host, binary and topic, the manager's own too."""
+        from novasvc.logs import FieldsObserver
+
+        events: list[dict[str, Any]] = []
+        observer = FieldsObserver(events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.started()
+        self.clock.advance(10)
+        of_novasvc = [event for event in events if str(event.get("log_namespace")).startswith("novasvc.service")]
+        self.assertTrue(of_novasvc)
+        self.assertEqual(
+            {(event["host"], event["binary"], event["topic"]) for event in of_novasvc}, {("h1", "nova-diary", "diary")}
+        )
+
+
+class StopTests(ServiceTestCase):
+    """The way down."""
+
+    def test_idle(self) -> None:
+        """An idle service stops at once, tidies up, and keeps its row."""
+        service = self.started()
+        waiting = service.wait()
+        self.assertNoResult(waiting)
+        self.successResultOf(service.stop())
+        self.successResultOf(waiting)
+        self.assertEqual(self.diary[-1], "cleanup_host")
+        self.assertEqual(len(self.rows()), 1)
+        self.assertEqual(service.state, "stopped")
+        self.clock.advance(0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_finishes_calls(self) -> None:
+        """A call in flight is finished and answered before the service leaves; it beats meanwhile."""
+        service = self.started()
+        other = Service("h2", "nova-diary", "diary2", Diarist, runtime=self.runtime)
+        self.successResultOf(other.start())
+        called = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
+        self.clock.pump([0] * 4)
+        stopped = service.stop()
+        before = self.rows()[0].report_count
+        self.clock.pump([10, 10])
+        self.assertEqual(self.rows()[0].report_count, before + 2)
+        self.assertNoResult(stopped)
+        self.assertEqual(service.state, "draining")
+        service.manager.work.callback("done")
+        self.clock.pump([0] * 6)
+        self.assertEqual(self.successResultOf(called), "done")
+        self.successResultOf(stopped)
+        self.successResultOf(other.stop())
+
+    def test_deadline(self) -> None:
+        """What is not finished after graceful_shutdown_timeout is cancelled."""
+        service = self.started(graceful_shutdown_timeout=7)
+        cancelled: list[Any] = []
+        service.manager.work = Deferred(cancelled.append)
+        called = self.call("wait_for_work")
+        called.addErrback(lambda _: None)
+        stopped = service.stop()
+        self.clock.advance(6.9)
+        self.assertNoResult(stopped)
+        self.clock.pump([0.2, 0, 0, 0, 0])
+        self.successResultOf(stopped)
+        self.assertEqual(cancelled, [service.manager.work])
+
+    def test_cleanup_that_raises(self) -> None:
+        """A cleanup_host that raises is logged and stops nothing."""
+        service = self.started()
+        service.manager.answers["cleanup_host"] = ValueError("no")
+        self.successResultOf(service.stop())
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_cleanup_that_hangs(self) -> None:
+        """A cleanup_host that hangs is given up at the deadline."""
+        service = self.started(graceful_shutdown_timeout=5)
+        service.manager.answers["cleanup_host"] = Deferred()
+        stopped = service.stop()
+        self.clock.advance(4.9)
+        self.assertNoResult(stopped)
+        self.clock.advance(0.2)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.flushLoggedErrors()), 1)
+
+    def test_kill(self) -> None:
+        """To kill a service is to stop it and to delete its row."""
+        service = self.started()
+        self.successResultOf(service.kill())
+        self.assertEqual(self.rows(), [])
+
+    def test_kill_without_row(self) -> None:
+        """A row that is already gone is a warning to who kills."""
+        service = self.started()
+        registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
+        self.successResultOf(registry.delete(1))
+        self.successResultOf(service.kill())
+
+    def test_start_again(self) -> None:
+        """A service that has stopped can be started again, in its old row."""
+        service = self.started()
+        self.successResultOf(service.stop())
+        self.successResultOf(service.start())
+        (row,) = self.rows()
+        self.assertEqual(row.report_count, 2)
+        self.assertEqual(self.successResultOf(self.call("echo", text="hi")), "hi from h1")
+
+
+class ConstructionTests(SynchronousTestCase):
+    """What is given, and what follows from it."""
+
+    def setUp(self) -> None:
+        self.runtime = memory_runtime(host="here", managers={"diary": f"{__name__}.Diarist"})
+
+    def test_create_defaults(self) -> None:
+        """Create takes the host from the settings, the topic from the binary, the manager from <topic>_manager."""
+        self.runtime = memory_runtime(host="here", managers={"diary": "novasvc.agent.HostAgent"})
+        service = Service.create(binary="nova-diary", runtime=self.runtime)
+        self.assertEqual((service.host, service.binary, service.topic), ("here", "nova-diary", "diary"))
+        self.assertEqual(type(service.manager).__name__, "HostAgent")
+
+    def test_create_without_prefix(self) -> None:
+        """The topic of a binary without "nova-" is the whole binary."""
+        service = Service.create(binary="diary", manager=Diarist, runtime=self.runtime)
+        self.assertEqual(service.topic, "diary")
+
+    def test_create_from_program(self) -> None:
+        """The binary is the base name of the program unless it is given."""
+        self.patch(__import__("sys"), "argv", ["/usr/bin/nova-diary"])
+        service = Service.create(manager=Diarist, runtime=self.runtime)
+        self.assertEqual((service.binary, service.topic), ("nova-diary", "diary"))
+
+    def test_create_without_manager(self) -> None:
+        """Without a manager the error names the setting that is missing."""
+        error = self.assertRaises(SettingError, Service.create, binary="nova-other", runtime=self.runtime)
+        self.assertIn("other_manager", str(error))
+
+    def test_arguments_for_manager(self) -> None:
+        """What the service does not take itself reaches the manager's constructor, with the host."""
+        service = Service("h", "b", "t", Diarist, 5, True, 1, None, True, "more", color="red", runtime=self.runtime)
+        manager = service.manager
+        self.assertEqual((manager.host, manager.names, manager.options), ("h", ("more",), {"color": "red"}))
+        self.assertEqual(service.report_interval, 5)
+
+    def test_intervals_from_settings(self) -> None:
+        """Intervals that are not given come from the settings."""
+        runtime = memory_runtime(report_interval=3, periodic_fuzzy_delay=4)
+        service = Service("h", "b", "t", Diarist, runtime=runtime)
+        self.assertEqual((service.report_interval, service.periodic_fuzzy_delay), (3, 4))
+
+    def test_interval_over_down_time(self) -> None:
+        """A service that would beat no more often than it is declared down is refused."""
+        error = self.assertRaises(SettingError, Service, "h", "b", "t", Diarist, 60, runtime=self.runtime)
+        self.assertIn("service_down_time (60 s)", str(error))
+
+    def test_manager_that_raises(self) -> None:
+        """A manager whose constructor raises is an error that names the manager and the reason."""
+
+        class Broken(Manager):
+            def __init__(self, host: str) -> None:
+                raise KeyError("secret")
+
+        error = self.assertRaises(ManagerError, Service, "h", "b", "t", Broken, runtime=self.runtime)
+        self.assertRegex(str(error), r"Broken': its constructor raised KeyError: 'secret' \(.*:\d+ in __init__\)")
+
+    def test_fall_through(self) -> None:
+        """Public names of the manager are found on the service, private ones are not."""
+        service = Service("h", "b", "t", Diarist, runtime=self.runtime)
+        self.assertEqual(service.not_exposed(), "local")
+        self.assertRaises(AttributeError, getattr, service, "_hook")
+        self.assertRaises(AttributeError, getattr, service, "no_such_thing")
+
+    def test_fall_through_is_no_way_in(self) -> None:
+        """A public method that is not exposed cannot be called by RPC, fall-through or not."""
+        service = Service("h", "b", "t", Diarist, runtime=self.runtime)
+        self.successResultOf(service.start())
+        called = service.rpc.prepare(topic="t").call(RequestContext(), "not_exposed")
+        self.runtime.reactor.pump([0] * 6)
+        self.failureResultOf(called, NoSuchMethodError)
+        self.successResultOf(service.stop())
+
+    def test_rpc_before_start(self) -> None:
+        """A service that is not started has nothing to call others with, and says so."""
+        service = Service("h", "b", "t", Diarist, runtime=self.runtime)
+        self.assertRaises(StateError, lambda: service.rpc)
+
