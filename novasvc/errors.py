@@ -395,10 +395,10 @@ class UnsupportedVersionError(RPCError):
 
 @attrs.define
 class InvalidArgumentsError(RPCError):
-    """The arguments do not fit the method's signature; it was not run.
+    """The arguments do not fit the method's signature, or cannot be sent; it was not run.
 
     :param method: the name that was called.
-    :param problem: which arguments are missing or unknown.
+    :param problem: which arguments are missing, unknown, or no JSON.
     """
 
     method: str
@@ -452,6 +452,35 @@ class ServiceStoppingError(RPCError):
 
 
 @attrs.define
+class RedeliveredError(RPCError):
+    """A method that must not run twice was delivered twice; whether it ran is not known.
+
+    :param method: the name that was called.
+    """
+
+    method: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method!r} was not run again: it was delivered before, may have run, and is not idempotent; "
+            "see what it did before calling again"
+        )
+
+
+@attrs.define
+class TooManyCallsError(RPCError):
+    """A client waits for as many replies as it may; the call was not sent.
+
+    :param bound: calls that may wait at a time.
+    """
+
+    bound: int
+
+    def __str__(self) -> str:
+        return f"{self.bound} calls wait for their replies already; wait for some of them before calling again"
+
+
+@attrs.define
 class RemoteError(RPCError):
     """An exception of the other side whose class is not known here.
 
@@ -475,6 +504,7 @@ WIRE_ERRORS: tuple[type[RPCError], ...] = (
     MessageFormatError,
     MethodTimeoutError,
     NoSuchMethodError,
+    RedeliveredError,
     ResultNotSerializableError,
     ServiceStoppingError,
     UnsupportedVersionError,

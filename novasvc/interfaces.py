@@ -17,7 +17,10 @@ class IDelivery(Interface):
     redelivered = Attribute("bool: it was delivered before, and not acknowledged.")
 
     def ack():
-        """Say that the message is taken; it will not come again."""
+        """Say that the message is taken; it will not come again.
+
+        Has no effect once the message was answered for, or went back with its connection.
+        """
 
     def reject(requeue):
         """Give the message back, or away.
@@ -86,7 +89,7 @@ class ITransport(Interface):
         """
 
     def open_replies(receiver):
-        """Begin to receive replies. Called at most once, before the first call is sent.
+        """Begin to receive replies. Called by each client before its first call is sent.
 
         :param receiver: called with the bytes of each reply; returns None, never raises.
         :return: Deferred[str]: the address that peers reply to, opaque.

@@ -1,0 +1,12 @@
+"""Remote calls: methods are exposed, endpoints collected, served by a server, called by a client.
+
+What goes over the wire is what OpenStack's services send each other; see ``docs/protocol.md``.
+"""
+
+from novasvc.rpc.baseapi import BaseAPI
+from novasvc.rpc.client import Client
+from novasvc.rpc.endpoint import Endpoints
+from novasvc.rpc.exposure import expose
+from novasvc.rpc.server import Server
+
+__all__ = ["BaseAPI", "Client", "Endpoints", "Server", "expose"]

@@ -1,0 +1,195 @@
+"""The caller's side: address a target, send, wait for the reply."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+
+from novasvc.context import RequestContext
+from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError
+from novasvc.interfaces import ITransport
+from novasvc.rpc.message import encode_request
+from novasvc.rpc.replies import PendingCalls
+from novasvc.rpc.version import compatible
+from novasvc.target import Target
+
+_SAME: Any = object()
+"""Stands for "as it is" where None means something."""
+
+
+class Client:
+    """Calls methods of services.
+
+    :param transport: open before the first call.
+    :param clock: measures the timeouts.
+    :param timeout: seconds to wait for a reply, > 0.
+    :param target: whom :meth:`call` and :meth:`cast` address; :meth:`prepare` gives another.
+    :param version_cap: the highest version to send, for the time of an upgrade; None is no cap.
+
+    Source: oslo_messaging.RPCClient.
+    """
+
+    def __init__(
+        self,
+        transport: ITransport,
+        *,
+        clock: IReactorTime,
+        timeout: float = 60.0,
+        target: Target | None = None,
+        version_cap: str | None = None,
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._timeout = timeout
+        self._target = target
+        self._version_cap = version_cap
+        self._calls = PendingCalls(transport, clock)
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait for a reply, of this client and of those prepared from it."""
+        return len(self._calls)
+
+    @property
+    def unmatched_replies(self) -> int:
+        """Replies that no call waited for, since the start: late, double or forged ones."""
+        return self._calls.unmatched
+
+    def prepare(
+        self,
+        *,
+        topic: str = _SAME,
+        server: str | None = _SAME,
+        fanout: bool = _SAME,
+        namespace: str | None = _SAME,
+        version: str | None = _SAME,
+        timeout: float = _SAME,
+        version_cap: str | None = _SAME,
+    ) -> "Client":
+        """Make a client for another target; what is not given stays as it is here.
+
+        Cheap: both wait for their replies at one address.
+
+        :raises InvalidTargetError: there is no topic, or topic or server cannot be used.
+        """
+        given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
+        changes = {name: value for name, value in given.items() if value is not _SAME}
+        prepared = Client.__new__(Client)
+        prepared.__dict__.update(self.__dict__)
+        if changes:
+            prepared._target = _retarget(self._target, changes)
+        if timeout is not _SAME:
+            prepared._timeout = timeout
+        if version_cap is not _SAME:
+            prepared._version_cap = version_cap
+        return prepared
+
+    def can_send_version(self, version: str | None) -> bool:
+        """Tell whether the cap lets a version through."""
+        return compatible(self._version_cap, version)
+
+    def call(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[Any]:
+        """Call a method and wait for what it returns.
+
+        :param context: travels with the call; if its deadline comes before the timeout, it counts.
+        :param method: the name of an exposed method.
+        :param args: for the method; see :func:`novasvc.rpc.payload.dumps` for what can be sent.
+        :return: Deferred firing with the result (JSON types); cancelling it forgets the reply.
+        :raises RPCTimeoutError: no reply in time.
+        :raises UndeliverableError: nobody serves the target.
+        :raises InvalidTargetError: no target, or a fanout.
+        :raises RPCVersionCapError: the target's version is over the cap.
+        :raises InvalidArgumentsError: JSON cannot hold an argument, or the method does not take it.
+        :raises TooManyCallsError: too many calls wait already.
+        :raises TransportClosedError: it was, or is while the call waits.
+        :raises RemoteError: the method raised what is neither Python's own nor one of
+            :data:`novasvc.errors.WIRE_ERRORS`; those are raised as they are.
+        """
+        try:
+            target = self._checked_target()
+            if target.fanout:
+                raise InvalidTargetError(str(target), "a fanout has no reply; use fanout() or cast()")
+        except RPCError as error:
+            return fail(error)
+
+        def body(msg_id: str, reply_to: str) -> bytes:
+            return _encode(target, context, method, args, msg_id, reply_to)
+
+        timeout = self._timeout
+        if context.deadline is not None:
+            timeout = min(timeout, context.deadline - self._clock.seconds())
+        return self._calls.call(target, method, body, timeout)
+
+    def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
+        """Have a method run, and wait for no result.
+
+        :return: Deferred fired when the transport answers for the message. Nobody may be there.
+        :raises InvalidTargetError: no target.
+        :raises RPCVersionCapError: the target's version is over the cap.
+        :raises InvalidArgumentsError: JSON cannot hold an argument.
+        :raises TransportFullError: the queue is at its bound.
+        :raises TransportClosedError: it was.
+        """
+        try:
+            return self._cast(self._checked_target(), context, method, args)
+        except RPCError as error:
+            return fail(error)
+
+    def fanout(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
+        """Have a method run by every service of the topic; otherwise as :meth:`cast`."""
+        try:
+            return self._cast(attrs.evolve(self._checked_target(), fanout=True), context, method, args)
+        except RPCError as error:
+            return fail(error)
+
+    def close(self) -> Deferred[None]:
+        """Fail the calls that wait, of this client and of those prepared from it.
+
+        They fail with TransportClosedError. The transport stays open.
+
+        :return: Deferred[None], fired at once.
+        """
+        return self._calls.close()
+
+    def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
+        self._calls.check_open()
+        body = _encode(target, context, method, args)
+        sent: Deferred[None] = self._transport.send(target, body, None, False)  # noqa: FBT003 - the interface's signature
+        return sent
+
+    def _checked_target(self) -> Target:
+        target = self._target
+        if target is None:
+            raise InvalidTargetError("none", "the client has no target; give one by prepare(topic=...)")
+        if self._version_cap is not None and not compatible(self._version_cap, target.version):
+            raise RPCVersionCapError(str(target.version), self._version_cap)
+        return target
+
+
+def _retarget(target: Target | None, changes: Mapping[str, Any]) -> Target:
+    if target is not None:
+        return attrs.evolve(target, **changes)
+    if "topic" not in changes:
+        raise InvalidTargetError("none", "the client has no topic yet; give one by prepare(topic=...)")
+    return Target(**changes)
+
+
+def _encode(
+    target: Target,
+    context: RequestContext,
+    method: str,
+    args: Mapping[str, Any],
+    msg_id: str | None = None,
+    reply_to: str | None = None,
+) -> bytes:
+    return encode_request(
+        method,
+        args,
+        context.to_wire(),
+        namespace=target.namespace,
+        version=target.version,
+        msg_id=msg_id,
+        reply_to=reply_to,
+    )

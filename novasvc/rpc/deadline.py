@@ -1,0 +1,89 @@
+"""Many deadlines, one timer.
+
+Nearly every call ends long before its deadline. A delayed call of the reactor for each would
+cost more than the call's own dispatch, so the deadlines lie in a heap, the reactor knows the
+earliest, and those that were met are thrown out in bulk.
+"""
+
+from collections.abc import Callable, Hashable
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Generic, TypeVar
+
+import attrs
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+_SLACK = 64
+"""Dead entries that the heap may hold beside one for each live key."""
+
+
+@attrs.define(eq=False)
+class Deadlines(Generic[_Key]):
+    """Tells when a key's deadline has passed, unless it was discarded before.
+
+    The timer may stay armed after the last key is gone: :meth:`close` ends it.
+
+    :param clock: the clock of the deadlines.
+    :param expired: called once with each key whose deadline passed; it must not raise.
+    """
+
+    _clock: IReactorTime
+    _expired: Callable[[_Key], object]
+    _live: dict[_Key, float] = attrs.field(factory=dict, init=False)
+    _heap: list[tuple[float, int, _Key]] = attrs.field(factory=list, init=False)
+    _numbers: "count[int]" = attrs.field(factory=count, init=False)
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _timer_at: float = attrs.field(default=0.0, init=False)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, key: _Key, when: float) -> None:
+        """Give a key its deadline; each key has one at a time.
+
+        :param when: seconds on the clock.
+        """
+        self._live[key] = when
+        heappush(self._heap, (when, next(self._numbers), key))
+        if self._timer is None or when < self._timer_at:
+            self._arm(when)
+
+    def discard(self, key: _Key) -> None:
+        """Forget a key; one that is not there is no error."""
+        live = self._live
+        if live.pop(key, None) is None:
+            return
+        if len(self._heap) > 2 * len(live) + _SLACK:
+            self._heap = [entry for entry in self._heap if live.get(entry[2]) == entry[0]]
+            heapify(self._heap)
+
+    def close(self) -> None:
+        """Forget all keys and end the timer."""
+        self._live.clear()
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._clock.callLater(max(0.0, when - self._clock.seconds()), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        while self._heap:
+            when, _, key = self._heap[0]
+            dead = self._live.get(key) != when
+            if not dead and when > now:
+                break
+            heappop(self._heap)
+            if not dead:
+                del self._live[key]
+                self._expired(key)
+        if self._heap and (self._timer is None or self._heap[0][0] < self._timer_at):
+            self._arm(self._heap[0][0])

@@ -1,0 +1,42 @@
+"""Which messages were seen already."""
+
+from collections import OrderedDict
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+
+
+@attrs.define(eq=False)
+class SeenWindow:
+    """Remembers ids, within bounds.
+
+    An id is remembered until ``count`` others came after it, or until ``seconds`` have passed,
+    whichever is first.
+
+    :param clock: measures the seconds.
+    :param count: ids that are remembered at the most, > 0.
+    :param seconds: how long one is remembered at the most, > 0.
+    """
+
+    _clock: IReactorTime
+    _count: int = 10_000
+    _seconds: float = 600.0
+    _seen: OrderedDict[str, float] = attrs.field(factory=OrderedDict, init=False)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, unique_id: str) -> bool:
+        """Remember an id.
+
+        :return: whether it was there already; it then keeps its age.
+        """
+        seen, now = self._seen, self._clock.seconds()
+        while seen and now - next(iter(seen.values())) >= self._seconds:
+            seen.popitem(last=False)
+        if unique_id in seen:
+            return True
+        seen[unique_id] = now
+        if len(seen) > self._count:
+            seen.popitem(last=False)
+        return False

@@ -1,0 +1,119 @@
+"""The table of what can be called: names on the wire -> methods.
+
+It is made once, from the classes of the endpoint objects. A name that came from the wire is a
+key of the table, and never anything else: no getattr, no import.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from novasvc.errors import DeclarationError, NoSuchMethodError, UnsupportedVersionError
+from novasvc.rpc.exposure import Exposure, exposure_of
+from novasvc.rpc.version import Version, parse_version, serves
+
+_Interface = tuple[str | None, Version]
+
+
+@attrs.frozen(eq=False)
+class Method:
+    """An exposed method of one endpoint object.
+
+    :param name: what callers call it.
+    :param function: takes a RequestContext and the arguments by name.
+    :param exposure: its terms.
+    :param version: the highest version that its interface serves.
+    :param where: "module.Class.method", for errors.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    exposure: Exposure
+    version: Version
+    where: str
+
+
+class Endpoints:
+    """The exposed methods of some objects.
+
+    :param objects: managers and others; methods that are not decorated are not seen.
+    :raises DeclarationError: two methods would answer the same call, or one cannot answer any.
+    """
+
+    def __init__(self, *objects: object) -> None:
+        self._methods: dict[tuple[str | None, str], list[Method]] = {}
+        self._interfaces: set[_Interface] = set()
+        for endpoint in objects:
+            for method in _methods(endpoint):
+                self._add(method)
+
+    def __iter__(self) -> Iterator[Method]:
+        for methods in self._methods.values():
+            yield from methods
+
+    def find(self, namespace: str | None, name: str, version: str | None) -> Method:
+        """Find the method for a request.
+
+        :param namespace: None is the interface without a name.
+        :param version: what the caller wants; None is served by nothing.
+        :raises NoSuchMethodError: the interface is served, but has no such method.
+        :raises UnsupportedVersionError: no such namespace or version is served.
+        """
+        try:
+            want = None if version is None else parse_version(version)
+        except ValueError:
+            want = None
+        if want is not None:
+            for method in self._methods.get((namespace, name), ()):
+                if serves(method.version, want):
+                    return method
+            if any(space == namespace and serves(have, want) for space, have in self._interfaces):
+                raise NoSuchMethodError(name)
+        raise UnsupportedVersionError(str(version), name, namespace)
+
+    def _add(self, method: Method) -> None:
+        namespace = method.exposure.namespace
+        others = self._methods.setdefault((namespace, method.name), [])
+        for other in others:
+            if other.version[0] == method.version[0]:
+                raise DeclarationError(
+                    method.where,
+                    f"{other.where} answers the same calls (namespace {namespace}, version {method.version[0]}.x)",
+                    "rename one, or give it another namespace or major version",
+                )
+        others.append(method)
+        self._interfaces.add((namespace, method.version))
+
+
+def _methods(endpoint: object) -> list[Method]:
+    kind = type(endpoint)
+    exposed: list[tuple[str, str, Exposure]] = []
+    for name in dir(kind):
+        attribute = inspect.getattr_static(kind, name)
+        exposure = exposure_of(attribute)
+        if exposure is None:
+            continue
+        where = f"{kind.__module__}.{kind.__qualname__}.{name}"
+        if name.startswith("_"):
+            raise DeclarationError(where, "a private method cannot be exposed", "give it a name without the underscore")
+        if isinstance(attribute, staticmethod | classmethod):
+            raise DeclarationError(where, "it has no self", "expose a plain method")
+        exposed.append((name, where, exposure))
+
+    highest: dict[tuple[str | None, int], Version] = {}
+    for _, _, exposure in exposed:
+        version = parse_version(exposure.version)
+        interface = (exposure.namespace, version[0])
+        highest[interface] = max(version, highest.get(interface, version))
+    return [
+        Method(
+            name=name,
+            function=getattr(endpoint, name),  # the class's name, not the wire's
+            exposure=exposure,
+            version=highest[exposure.namespace, parse_version(exposure.version)[0]],
+            where=where,
+        )
+        for name, where, exposure in exposed
+    ]

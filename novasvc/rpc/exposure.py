@@ -1,0 +1,175 @@
+"""How a method's author says that others may call it, and on which terms."""
+
+import inspect
+from collections.abc import Callable, Mapping, Set
+from typing import Any, TypeVar, overload
+
+import attrs
+
+from novasvc.errors import DeclarationError, InvalidArgumentsError
+from novasvc.rpc.version import parse_version
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_MARK = "__novasvc_exposure__"
+_CONTEXT_NAMES = frozenset({"context", "ctxt", "ctx"})
+_SHOWN, _SHOWN_LENGTH = 8, 64
+
+
+@attrs.frozen
+class Exposure:
+    """The terms on which a method can be called. See :func:`expose`.
+
+    :param required: names of the arguments that a call must give.
+    :param allowed: names that it may give; None is "any, except ``reserved``".
+    :param reserved: the names of ``self`` and of the context.
+    """
+
+    version: str
+    namespace: str | None
+    blocking: bool
+    idempotent: bool
+    timeout: float | None
+    expected: tuple[type[Exception], ...]
+    required: frozenset[str]
+    allowed: frozenset[str] | None
+    reserved: frozenset[str]
+
+    def check(self, method: str, args: Mapping[str, Any]) -> None:
+        """See that the arguments fit the signature.
+
+        :param method: its name, for the error.
+        :param args: by name.
+        :raises InvalidArgumentsError: some are missing or unknown.
+        """
+        names = args.keys()
+        if names == self.required:
+            return
+        missing = self.required - names
+        unknown = names - self.allowed if self.allowed is not None else names & self.reserved
+        if missing or unknown:
+            problems = [
+                f"{what}: {_listed(found)}"
+                for what, found in (("missing", missing), ("unknown", unknown))
+                if found
+            ]
+            raise InvalidArgumentsError(method, "; ".join(problems))
+
+
+@overload
+def expose(function: _Function, /) -> _Function: ...
+
+
+@overload
+def expose(
+    *,
+    version: str = "1.0",
+    namespace: str | None = None,
+    blocking: bool = False,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    expected: tuple[type[Exception], ...] = (),
+) -> Callable[[_Function], _Function]: ...
+
+
+def expose(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    version: str = "1.0",
+    namespace: str | None = None,
+    blocking: bool = False,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    expected: tuple[type[Exception], ...] = (),
+) -> Callable[..., Any]:
+    """Expose a method to callers; without it a method does not exist for them.
+
+    Used bare or with arguments. The method takes (self, context, **arguments), and returns a
+    value that JSON can hold, or a Deferred or a coroutine of one.
+
+    :param version: "major.minor" of the interface in which the method came or last changed. The
+        interface (an object's methods of one namespace and major) serves the highest of them.
+    :param namespace: the interface's name; None is the one without a name.
+    :param blocking: it blocks: run it in the thread pool.
+    :param idempotent: it may run again after a crash: acknowledge it when it is done and the
+        reply is published (at least once). All others are acknowledged when they begin (at
+        most once).
+    :param timeout: seconds after which it is cancelled and the caller gets a
+        MethodTimeoutError; the caller's own deadline holds in any case.
+    :param expected: errors that are the caller's business: logged without a traceback.
+    :raises DeclarationError: the name is private, there is no context parameter, or one of the
+        arguments is not as above.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+        required, allowed, reserved = _signature(function, where, blocking=blocking)
+        try:
+            parse_version(version)
+        except (TypeError, ValueError):
+            raise DeclarationError(where, f"{version!r} is no version", 'write "major.minor", like "1.0"') from None
+        if timeout is not None and not timeout > 0:
+            raise DeclarationError(where, f"timeout is {timeout!r}", "give seconds > 0, or None for no limit")
+        exposure = Exposure(
+            version=version,
+            namespace=namespace,
+            blocking=blocking,
+            idempotent=idempotent,
+            timeout=timeout,
+            expected=_exceptions(expected, where),
+            required=required,
+            allowed=allowed,
+            reserved=reserved,
+        )
+        setattr(function, _MARK, exposure)
+        return function
+
+    return decorate if function is None else decorate(function)
+
+
+def exposure_of(attribute: object) -> Exposure | None:
+    """Return the terms on which an attribute of a class is exposed, or None."""
+    if isinstance(attribute, staticmethod | classmethod):
+        attribute = attribute.__func__
+    found = getattr(attribute, _MARK, None) if callable(attribute) else None
+    return found if isinstance(found, Exposure) else None
+
+
+def _signature(
+    function: Callable[..., Any], where: str, *, blocking: bool
+) -> tuple[frozenset[str], frozenset[str] | None, frozenset[str]]:
+    """Return the names that a call must give, those it may give, and those it must not."""
+    if not inspect.isfunction(function):
+        problem = f"a {type(function).__name__} cannot be exposed"
+        raise DeclarationError(where, problem, "put @rpc.expose directly above a plain method")
+    if function.__name__.startswith("_"):
+        raise DeclarationError(where, "a private method cannot be exposed", "give it a name without the underscore")
+    if blocking and inspect.iscoroutinefunction(function):
+        raise DeclarationError(where, "a coroutine does not block", "drop blocking=True, or make it a plain method")
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(inspect.signature(function).parameters.values())
+    own, others = parameters[:2], parameters[2:]
+    if [p.kind in positional for p in own] != [True, True] or own[1].name.lstrip("_") not in _CONTEXT_NAMES:
+        raise DeclarationError(where, "it takes no context", "let its parameters begin with (self, context)")
+    if any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in others):
+        raise DeclarationError(where, "it has positional-only arguments", "arguments travel by name: drop the /")
+    named = [p for p in others if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in others)
+    return (
+        frozenset(p.name for p in named if p.default is p.empty),
+        None if takes_any else frozenset(p.name for p in named),
+        frozenset(p.name for p in own),
+    )
+
+
+def _listed(names: Set[str]) -> str:
+    """Name some; a caller may send any number, of any length."""
+    shown = [name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in sorted(names)[:_SHOWN]]
+    return ", ".join(shown if len(names) <= _SHOWN else [*shown, f"and {len(names) - _SHOWN} more"])
+
+
+def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:
+    if isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected):
+        return expected
+    raise DeclarationError(where, f"expected is {expected!r}", "give a tuple of exception classes")

@@ -1,0 +1,268 @@
+"""The messages of the RPC, as OpenStack's services write and read them: pure functions.
+
+A message is a JSON object with two texts, ``oslo.version`` and ``oslo.message``; the second is
+the JSON text of the body. See ``docs/protocol.md``.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from novasvc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
+from novasvc.rpc.payload import dumps, loads
+from novasvc.rpc.version import compatible
+
+BODY_LIMIT = 16 * 2**20
+"""Bytes of a message, at the most: what RabbitMQ takes by default. More is neither sent nor read."""
+
+NAME_LIMIT = 255
+"""Characters of a method's name, at the most. It is quoted in logs and errors."""
+
+_VERSION = "oslo.version"
+_MESSAGE = "oslo.message"
+_CONTEXT = "_context_"
+_ENVELOPE_VERSION = "2.0"
+_BEFORE = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
+
+
+class Request(NamedTuple):
+    """What a request says.
+
+    :param method: the name that is called.
+    :param args: JSON values by name.
+    :param context: the context's entries, names without their prefix.
+    :param namespace: None is the interface without a name.
+    :param version: what the caller wants; None (sent as null) is served by nothing.
+    :param msg_id: repeated by the reply; None for a cast.
+    :param reply_to: where the reply goes, opaque; None for a cast.
+    :param unique_id: new for each message; None if the sender gives none.
+    :param keepalive: seconds within which the caller wants a sign of life; None for "no signs".
+    """
+
+    method: str
+    args: dict[str, Any]
+    context: dict[str, Any]
+    namespace: str | None = None
+    version: str | None = "1.0"
+    msg_id: str | None = None
+    reply_to: str | None = None
+    unique_id: str | None = None
+    keepalive: int | None = None
+
+
+class Reply(NamedTuple):
+    """What a reply says.
+
+    :param msg_id: the request's.
+    :param result: JSON value; None in a failure, and in a sign of life.
+    :param failure: JSON text, see :mod:`novasvc.rpc.failure`; None if there is none.
+    :param ending: nothing follows.
+    """
+
+    msg_id: str
+    result: Any = None
+    failure: str | None = None
+    ending: bool = True
+
+
+def new_id() -> str:
+    """Make an id that cannot be guessed: 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
+def encode_request(
+    method: str,
+    args: Mapping[str, Any],
+    context: Mapping[str, Any],
+    *,
+    namespace: str | None = None,
+    version: str | None = None,
+    msg_id: str | None = None,
+    reply_to: str | None = None,
+    limit: int = BODY_LIMIT,
+) -> bytes:
+    """Write a call, or a cast if ``msg_id`` is None.
+
+    :param args: by name; values as :func:`novasvc.rpc.payload.dumps` takes them.
+    :param context: entries by name, without their prefix.
+    :param namespace: None leaves it out.
+    :param version: None leaves it out; the receiver takes that for "1.0".
+    :raises InvalidArgumentsError: JSON cannot hold an argument, or the message is over the limit.
+    """
+    body: dict[str, Any] = {"method": method, "args": args}
+    if namespace is not None:
+        body["namespace"] = namespace
+    if version is not None:
+        body["version"] = version
+    if msg_id is not None:
+        body["_msg_id"] = msg_id
+        body["_reply_q"] = reply_to
+        body["_timeout"] = None
+    body["_unique_id"] = new_id()
+    for name, value in context.items():
+        body[f"{_CONTEXT}{name}"] = value
+    try:
+        return _wrap(dumps(body, "the request"), limit)
+    except ValueError as error:
+        raise InvalidArgumentsError(method, str(error)) from None
+
+
+def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT) -> bytes:
+    """Write the reply that holds a result.
+
+    :param method: the name that was called, for the error.
+    :raises ResultNotSerializableError: JSON cannot hold it, or the message is over the limit.
+    """
+    try:
+        return _encode_reply(msg_id, result=result, limit=limit)
+    except ValueError as error:
+        raise ResultNotSerializableError(method, str(error)) from None
+
+
+def encode_failure(msg_id: str, failure: str) -> bytes:
+    """Write the reply that holds a failure.
+
+    :param failure: JSON text, see :mod:`novasvc.rpc.failure`.
+    """
+    return _encode_reply(msg_id, failure=failure)
+
+
+def encode_keepalive(msg_id: str) -> bytes:
+    """Write the sign of life for a caller who asked for it."""
+    return _encode_reply(msg_id, ending=False)
+
+
+def _encode_reply(
+    msg_id: str, *, result: Any = None, failure: str | None = None, ending: bool = True, limit: int = BODY_LIMIT
+) -> bytes:
+    body = {"result": result, "failure": failure, "ending": ending, "_msg_id": msg_id, "_unique_id": new_id()}
+    return _wrap(dumps(body, "the reply"), limit)
+
+
+def _wrap(text: str, limit: int) -> bytes:
+    message = f"{_BEFORE}{dumps(text, _MESSAGE)}}}".encode("ascii")
+    if len(message) > limit:
+        problem = f"the message is {len(message)} bytes long, and the limit is {limit}"
+        raise ValueError(problem)
+    return message
+
+
+def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
+    """Return the body's fields. An object without an envelope is taken for the body.
+
+    :raises MessageFormatError: too long, not UTF-8, not JSON, not an object, or of another version.
+    """
+    if len(message) > limit:
+        problem = f"it is {len(message)} bytes long, and the limit is {limit}"
+        raise MessageFormatError(problem)
+    try:
+        text = message.decode()
+    except UnicodeDecodeError:
+        problem = "it is not UTF-8"
+        raise MessageFormatError(problem) from None
+    outer = _object(text, "it")
+    if _VERSION not in outer or _MESSAGE not in outer:
+        return outer
+    version, inner = outer[_VERSION], outer[_MESSAGE]
+    if version != _ENVELOPE_VERSION:
+        _check_envelope(version)
+    if not isinstance(inner, str):
+        problem = f"{_MESSAGE} is not a text"
+        raise MessageFormatError(problem)
+    return _object(inner, _MESSAGE)
+
+
+def read_request(fields: Mapping[str, Any]) -> Request:
+    """Read a request's fields; those that are not known are passed over.
+
+    :param fields: what :func:`unwrap` returned.
+    :raises MessageFormatError: one is missing, or has the wrong type.
+    """
+    method, args = fields.get("method"), fields.get("args", _NOTHING)
+    namespace, version = fields.get("namespace"), fields.get("version", "1.0")
+    unique_id, keepalive = fields.get("_unique_id"), fields.get("_timeout")
+    if not isinstance(method, str):
+        problem = "'method' is missing, or not a text"
+    elif len(method) > NAME_LIMIT:
+        problem = f"'method' is longer than {NAME_LIMIT} characters"
+    elif not isinstance(args, dict):
+        problem = "'args' is not an object"
+    elif not isinstance(namespace, str | None):
+        problem = "'namespace' is not a text"
+    elif not isinstance(version, str | None):
+        problem = "'version' is not a text"
+    else:
+        msg_id, reply_to = way_back(fields) or (None, None)
+        return Request(
+            method,
+            args,
+            {name[len(_CONTEXT) :]: value for name, value in fields.items() if name.startswith(_CONTEXT)},
+            namespace,
+            version,
+            msg_id,
+            reply_to,
+            unique_id if isinstance(unique_id, str) else None,
+            None if keepalive is None else _whole_seconds(keepalive),
+        )
+    raise MessageFormatError(problem)
+
+
+def way_back(fields: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return (msg_id, reply_to) of a request, readable or not; None if nobody waits for a reply."""
+    msg_id, reply_to = fields.get("_msg_id"), fields.get("_reply_q")
+    return (msg_id, reply_to) if isinstance(msg_id, str) and isinstance(reply_to, str) and reply_to else None
+
+
+def read_reply(fields: Mapping[str, Any]) -> Reply:
+    """Read a reply's fields.
+
+    :param fields: what :func:`unwrap` returned.
+    :raises MessageFormatError: there is no id.
+    """
+    msg_id, failure = fields.get("_msg_id"), fields.get("failure")
+    if not isinstance(msg_id, str):
+        problem = "'_msg_id' is missing, or not a text"
+        raise MessageFormatError(problem)
+    if failure and not isinstance(failure, str):
+        failure = "null"  # The caller must hear that it failed, even if not how.
+    return Reply(msg_id, fields.get("result"), failure or None, fields.get("ending") is True)
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = loads(text)
+    except RecursionError:
+        problem = f"{what} is nested too deeply"
+    except ValueError:
+        problem = f"{what} is not JSON"
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = f"{what} is not an object"
+    raise MessageFormatError(problem) from None
+
+
+def _check_envelope(version: object) -> None:
+    """Refuse an envelope that is not as ours; its number is no secret, but may be of any length."""
+    try:
+        if isinstance(version, str) and compatible(_ENVELOPE_VERSION, version):
+            return
+    except ValueError:
+        pass
+    problem = f"the version of its envelope is not {_ENVELOPE_VERSION}"
+    raise MessageFormatError(problem)
+
+
+def _whole_seconds(keepalive: object) -> int | None:
+    """Return the seconds of ``_timeout``, which peers send as a number or a text; None if below 2."""
+    try:
+        seconds = int(keepalive) if isinstance(keepalive, int | float | str) else 0
+    except (ValueError, OverflowError):
+        return None
+    return seconds if seconds >= _SHORTEST_KEEPALIVE else None
+
+
+_SHORTEST_KEEPALIVE = 2

@@ -1,0 +1,101 @@
+"""Python values as JSON text, and back.
+
+What goes out is mapped as OpenStack's services map it; nothing is mapped back. JSON only:
+nothing that a peer names is ever imported, looked up or built here.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
+from uuid import UUID
+
+_AS_TEXT = (
+    UUID,
+    Decimal,
+    IPv4Address,
+    IPv6Address,
+    IPv4Interface,
+    IPv6Interface,
+    IPv4Network,
+    IPv6Network,
+)
+_KEYS = (str, int, float, type(None))
+
+
+def _primitive(value: object) -> Any:
+    """Map what the encoder does not know; called by it."""
+    if isinstance(value, datetime):
+        # A zone's offset is dropped, not applied: so do the peers.
+        return value.replace(tzinfo=None).isoformat(timespec="microseconds")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, set | frozenset):
+        return list(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, _AS_TEXT):
+        return str(value)
+    if isinstance(value, BaseException):
+        return repr(value)
+    raise TypeError
+
+
+# Both are made once: making them costs as much as a small message.
+_encode: Callable[[Any], str] = json.JSONEncoder(default=_primitive).encode
+loads: Callable[[str], Any] = json.JSONDecoder().decode
+"""Read JSON text; raises ValueError, or RecursionError if it is nested deeper than the stack."""
+
+
+def dumps(value: Any, root: str) -> str:
+    """Write a value as JSON text, in ASCII.
+
+    datetime, date, UUID, Decimal and IP addresses become text, bytes UTF-8 text, tuples and
+    sets lists, exceptions their repr; keys that are numbers become text. NaN and infinities
+    are written as JavaScript writes them.
+
+    :param value: made of those and of JSON's types.
+    :param root: what the value is called in an error: "result".
+    :raises ValueError: says which part of the value, of which type, JSON cannot hold.
+    """
+    try:
+        return _encode(value)
+    except RecursionError:
+        problem = f"{root} is nested too deeply"
+    except (TypeError, ValueError):
+        problem = _misfit(value, root)
+    raise ValueError(problem)
+
+
+def _misfit(value: Any, root: str) -> str:
+    """Find the first part of a value that was not encoded. Only called when one exists."""
+    seen: set[int] = set()
+    parts = [(value, root)]
+    while parts:
+        part, path = parts.pop()
+        if isinstance(part, Mapping | list | tuple | set | frozenset):
+            if id(part) in seen:
+                continue  # A value may be there twice, and may contain itself.
+            seen.add(id(part))
+            key = next((key for key in part if isinstance(part, Mapping) and not isinstance(key, _KEYS)), None)
+            if key is not None:
+                return f"{path} has a key of type {_name(key)}, which JSON cannot hold"
+            parts.extend(reversed([(child, f"{path}[{at!r}]") for at, child in _children(part)]))
+        try:
+            _encode(None if isinstance(part, dict | list | tuple | set | frozenset) else part)
+        except UnicodeDecodeError:
+            return f"{path} is bytes that are not UTF-8"
+        except (TypeError, ValueError):
+            return f"{path} is of type {_name(part)}, which JSON cannot hold"
+    return f"{root} contains itself"
+
+
+def _children(container: Any) -> Iterable[tuple[Any, Any]]:
+    return container.items() if isinstance(container, Mapping) else enumerate(container)
+
+
+def _name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,189 @@
+"""Calls that wait for their replies, and the one address at which the replies arrive."""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.errors import (
+    MessageFormatError,
+    RPCError,
+    RPCTimeoutError,
+    TooManyCallsError,
+    TransportClosedError,
+)
+from novasvc.interfaces import ITransport
+from novasvc.rpc.deadline import Deadlines
+from novasvc.rpc.failure import read_failure
+from novasvc.rpc.message import Reply, new_id, read_reply, unwrap
+from novasvc.target import Target
+
+_log = Logger()
+
+PENDING_BOUND = 10_000
+"""Calls that may wait for their replies at a time."""
+
+MakeBody = Callable[[str, str], bytes]
+"""Takes the call's id and the address for its reply, returns the message."""
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """A call whose end has not come.
+
+    :param result: what came without being the last; old senders end with an empty reply.
+    :param sending: the transport's answer, while it is awaited.
+    """
+
+    waiter: Deferred[Any]
+    target: Target
+    method: str
+    make_body: MakeBody
+    timeout: float
+    deadline: float
+    result: Any = None
+    sending: Deferred[None] | None = None
+
+
+class PendingCalls:
+    """The calls of a client and of all those prepared from it.
+
+    :param transport: gives the address for replies when the first call is made.
+    :param clock: measures the timeouts.
+    """
+
+    def __init__(self, transport: ITransport, clock: IReactorTime) -> None:
+        self.unmatched = 0
+        self._transport = transport
+        self._clock = clock
+        self._pending: dict[str, _Pending] = {}
+        self._deadlines = Deadlines[str](clock, self._expire)
+        self._address: str | None = None
+        self._opening: Deferred[None] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def check_open(self) -> None:
+        """See that it was not closed.
+
+        :raises TransportClosedError: it was.
+        """
+        if self._closed:
+            raise TransportClosedError("sending")
+
+    def call(self, target: Target, method: str, make_body: MakeBody, timeout: float) -> Deferred[Any]:
+        """Send a call and wait for the end of it.
+
+        :param timeout: seconds; with none left, nothing is sent.
+        :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
+        """
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        if timeout <= 0:
+            return fail(RPCTimeoutError(str(target), method, 0.0))
+        if len(self._pending) >= PENDING_BOUND:
+            return fail(TooManyCallsError(PENDING_BOUND))
+        msg_id = new_id()
+        deadline = self._clock.seconds() + timeout
+        waiter: Deferred[Any] = Deferred(lambda _: self._take(msg_id))
+        self._pending[msg_id] = pending = _Pending(waiter, target, method, make_body, timeout, deadline)
+        self._deadlines.add(msg_id, deadline)
+        if self._address is not None:
+            self._send(msg_id, pending, self._address)
+        elif self._opening is None:
+            self._open()
+        return waiter
+
+    def close(self) -> Deferred[None]:
+        """Fail what waits, and take no more."""
+        self._closed = True
+        self._deadlines.close()
+        if self._opening is not None:
+            self._opening.cancel()
+        self._fail_all(lambda: TransportClosedError("waiting for a reply"))
+        return succeed(None)
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Get the address for replies; the calls that came meanwhile are sent then."""
+        opening = self._opening = self._transport.open_replies(self._receive)
+        opening.addCallback(self._opened).addErrback(self._not_opened)
+
+    def _opened(self, address: str) -> None:
+        self._opening = None
+        self._address = address
+        for msg_id, pending in list(self._pending.items()):
+            self._send(msg_id, pending, address)
+
+    def _not_opened(self, failure: Failure) -> None:
+        self._opening = None
+        if failure.check(CancelledError) is None:
+            self._fail_all(lambda: failure)
+
+    def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
+        try:
+            body = pending.make_body(msg_id, address)
+        except RPCError as error:
+            self._end(msg_id, error)
+            return
+        ttl = pending.deadline - self._clock.seconds()
+        sending = self._transport.send(pending.target, body, ttl, True)  # noqa: FBT003 - the interface's signature
+        if not sending.called:
+            pending.sending = sending
+        sending.addErrback(lambda failure: self._end(msg_id, failure))
+
+    # -- the end of a call ---------------------------------------------------------------------
+
+    def _receive(self, message: bytes) -> None:
+        """Take a reply; the transport's receiver."""
+        try:
+            reply = read_reply(unwrap(message))
+        except MessageFormatError as error:
+            self.unmatched += 1
+            _log.warn("a reply was dropped: {error}", error=error)
+            return
+        pending = self._pending.get(reply.msg_id)
+        if pending is None:
+            self.unmatched += 1
+            _log.debug("a reply was dropped: no call waits for it")
+        else:
+            self._advance(pending, reply)
+
+    def _advance(self, pending: _Pending, reply: Reply) -> None:
+        if reply.failure is not None:
+            self._end(reply.msg_id, read_failure(reply.failure))
+            return
+        if reply.result is not None:
+            pending.result = reply.result
+        if reply.ending:
+            self._take(reply.msg_id)
+            pending.waiter.callback(pending.result)
+
+    def _take(self, msg_id: str) -> _Pending | None:
+        """Let go of a call; a message that is not sent yet will not be."""
+        pending = self._pending.pop(msg_id, None)
+        if pending is not None:
+            self._deadlines.discard(msg_id)
+            if pending.sending is not None:
+                pending.sending.cancel()
+        return pending
+
+    def _end(self, msg_id: str, reason: Exception | Failure) -> None:
+        pending = self._take(msg_id)
+        if pending is not None:
+            pending.waiter.errback(reason)
+
+    def _expire(self, msg_id: str) -> None:
+        pending = self._pending[msg_id]
+        self._end(msg_id, RPCTimeoutError(str(pending.target), pending.method, pending.timeout))
+
+    def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
+        for msg_id in list(self._pending):
+            self._end(msg_id, reason())

@@ -1,0 +1,1 @@
+"""How messages move; each transport provides :class:`novasvc.interfaces.ITransport`."""
