@@ -53,7 +53,7 @@ def periodic_task(
 ) -> Callable[[_Method], _Method]: ...
 
 
-def periodic_task(  # noqa: PLR0913 - Nova's options, and two more
+def periodic_task(
     method: Any = None,
     /,
     *,
@@ -155,8 +155,9 @@ def _check(declared: Declaration) -> None:
     if declared.timeout is not None and not (_is_number(declared.timeout) and declared.timeout > 0):
         problem = f"timeout={declared.timeout!r} is not a number above 0"
         raise DeclarationError(where, problem, "give seconds, or None for no limit")
-    if not isinstance(declared.name, str):
-        problem = f"name={declared.name!r} is not a name"
+    name: object = declared.name
+    if not isinstance(name, str):
+        problem = f"name={name!r} is not a name"
         raise DeclarationError(where, problem, "give text, or leave it out")
 
 

@@ -93,7 +93,8 @@ class CadenceTests(SynchronousTestCase):
     def test_stop_from_inside(self) -> None:
         """A cadence may be stopped by what it calls."""
         clock = Clock()
-        cadence = Cadence(clock, 10, 0, lambda: cadence.stop())
+        stopped: list[None] = []
+        cadence = Cadence(clock, 10, 0, lambda: stopped.append(cadence.stop()))
         cadence.start(0, not_before=0)
         clock.advance(0)
-        self.assertEqual(clock.getDelayedCalls(), [])
+        self.assertEqual((stopped, clock.getDelayedCalls()), ([None], []))
