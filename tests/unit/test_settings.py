@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,9 +16,9 @@ class SettingsCase(SynchronousTestCase):
 
     def write(self, name: str, *lines: str) -> Path:
         """Write a file of this name into a directory of its own."""
-        directory = Path(self.mktemp())
-        directory.mkdir(parents=True)
-        file = directory / name
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        file = Path(directory.name, name)
         file.write_text("\n".join(lines), encoding="utf-8")
         return file
 

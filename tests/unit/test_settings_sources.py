@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from twisted.python import usage
@@ -17,9 +18,9 @@ class SourcesCase(SynchronousTestCase):
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write a file of this name into a directory of its own."""
-        directory = Path(self.mktemp())
-        directory.mkdir(parents=True)
-        file = directory / name
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        file = Path(directory.name, name)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
         return file
 
