@@ -194,6 +194,12 @@ class DatabaseFullError(DatabaseError):
     remedy = "free space on its disk, or move it"
 
 
+class DatabaseConflictError(DatabaseError):
+    """A live row has this unique key already."""
+
+    remedy = "choose another host, binary or topic, or delete the other service"
+
+
 class DatabaseCorruptError(DatabaseError):
     """The file is not a database, or is damaged."""
 

@@ -1,0 +1,224 @@
+"""Transactions in worker threads: alchimia's engine, made fit for SQLAlchemy 2 and for failure.
+
+The only module that imports alchimia, which is of 2018: its own verbs take a thread for each
+connection and never give it back, wait without a bound, and some call what SQLAlchemy 2 removed.
+What we take is how it hands work to a thread and brings the result home.
+"""
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection
+from sqlalchemy.engine import strategies
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, gatherResults, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.db.address import DatabaseAddress
+from novasvc.db.diagnosis import diagnose
+from novasvc.errors import DatabaseUnavailableError
+
+# Before the import: alchimia derives from a class that SQLAlchemy 2 no longer has, and never uses it.
+if not hasattr(strategies, "DefaultEngineStrategy"):
+    strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
+from alchimia.engine import TwistedEngine, _defer_to_worker
+
+_log = Logger()
+
+T = TypeVar("T")
+
+SERVER_WORKERS = 4
+"""Threads, and connections, to a server. One for a file: see Note [One thread for SQLite]."""
+
+# Note [One thread for SQLite]
+#   A file has one writer at a time, and our reads are short. A second thread adds nothing but
+#   waiting for the lock in sleeps of SQLite's choosing, and for the interpreter's lock: measured,
+#   heartbeats per second fall with each thread.
+
+QUEUE = 256
+"""Transactions that may wait for a thread; more is a database that does not keep up."""
+
+TIMEOUT = 15.0
+"""Seconds for a transaction, from being asked for to its result; more than PATIENCE for each of its waits."""
+
+PATIENCE = 5.0
+"""Seconds that the database may let a thread wait for a connection, a lock, a statement."""
+
+CLOSING = 5.0
+"""Seconds that close waits for transactions under way."""
+
+
+class Engine(TwistedEngine):  # type: ignore[misc]
+    """A fixed pool of threads that run whole transactions, one thread hop each.
+
+    No thread and no socket exists before the first transaction, so that it can be made before a fork.
+
+    :param address: the database.
+    :param reactor: provides IReactorTime and IReactorFromThreads.
+    :param workers: threads and connections at the most; by default 1 for SQLite, else SERVER_WORKERS.
+    :param queue: transactions that may wait for a thread.
+    :param timeout: seconds for a transaction that does not bring its own.
+    :param patience: seconds that the database may let a thread wait.
+    :raises DatabaseRefusedError: no driver for this address.
+    """
+
+    # What alchimia offers and we do not: see the module's docstring.
+    connect = execute = has_table = table_names = None
+
+    def __init__(
+        self,
+        address: DatabaseAddress,
+        *,
+        reactor: Any,
+        workers: int | None = None,
+        queue: int = QUEUE,
+        timeout: float = TIMEOUT,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.address = address
+        self._count = workers or (1 if address.path is not None else SERVER_WORKERS)
+        self._engine = address.make_engine(connections=self._count, patience=patience)
+        self._reactor = reactor
+        self._queue = queue
+        self._timeout = timeout
+        self._turns = DeferredSemaphore(self._count)
+        self._idle: list[_Worker] = []
+        self._workers: list[_Worker] = []
+        self._closed = False
+
+    def run(self, function: Callable[[Connection], T], *, timeout: float | None = None) -> Deferred[T]:
+        """Run a function as one transaction, in one of the threads.
+
+        It is committed when the function returns, and rolled back when it raises.
+
+        :param function: takes SQLAlchemy's connection. It must not keep it, nor touch the reactor.
+        :param timeout: seconds, > 0; by default the engine's.
+        :return: Deferred firing with what the function returned. Cancelling it, like the timeout, only
+            ends the waiting: a transaction that has begun may still be committed.
+        :raises DatabaseError: the database refused, or gave no answer in time; QUEUE wait already; closed.
+        """
+
+        def transact(engine: sqlalchemy.Engine) -> T:
+            with engine.begin() as connection:
+                return function(connection)
+
+        return self.block(transact, timeout=timeout)
+
+    def block(self, function: Callable[[sqlalchemy.Engine], T], *, timeout: float | None = None) -> Deferred[T]:
+        """Run a function that blocks in one of the threads, within the same bounds as :meth:`run`.
+
+        :param function: takes SQLAlchemy's engine.
+        """
+        if self._closed:
+            return fail(self._unavailable("it was closed"))
+        if not self._turns.tokens and len(self._turns.waiting) >= self._queue:
+            return fail(self._unavailable(f"{self._queue} transactions wait for it already, which is the bound"))
+        seconds = self._timeout if timeout is None else timeout
+
+        def late(outcome: Any, _seconds: float) -> Any:
+            if isinstance(outcome, Failure) and outcome.check(CancelledError):
+                raise self._unavailable(f"no answer within {seconds:g} s")
+            return outcome
+
+        return Deferred.fromCoroutine(self._in_turn(function)).addTimeout(seconds, self._reactor, onTimeoutCancel=late)
+
+    async def _in_turn(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
+        try:
+            await self._turns.acquire()
+        except CancelledError:
+            if self._closed:
+                raise self._unavailable("it was closed") from None
+            raise
+        worker = self._idle.pop() if self._idle else self._hire()
+        # Two Deferreds: whoever waits may give up, the worker is free when it really is.
+        awaited: Deferred[T] = Deferred()
+        working = _defer_to_worker(self._reactor.callFromThread, worker, self._attempt, function)
+        working.addBoth(self._done, worker).chainDeferred(awaited)
+        return await awaited
+
+    def _attempt(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
+        try:
+            return function(self._engine)
+        except SQLAlchemyError as error:
+            raise diagnose(self.address, error) from error
+
+    def _hire(self) -> "_Worker":
+        try:
+            worker = _Worker(f"database-{len(self._workers)}")
+        except RuntimeError as error:
+            self._turns.release()
+            raise self._unavailable(f"no thread for it: {error}") from error
+        self._workers.append(worker)
+        return worker
+
+    def _done(self, outcome: Any, worker: "_Worker") -> Any:
+        self._idle.append(worker)
+        self._turns.release()
+        return outcome
+
+    def _unavailable(self, problem: str) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(self.address.masked, problem)
+
+    def close(self) -> Deferred[None]:
+        """End the threads and the connections; what waits for a thread fails, what runs may finish.
+
+        :return: Deferred[None]; never fails. It waits CLOSING seconds for what runs: a thread that is
+            stuck longer is left behind, and keeps nobody from exiting.
+        """
+        if self._closed:
+            return succeed(None)
+        self._closed = True
+        for waiting in list(self._turns.waiting):
+            waiting.cancel()
+        return Deferred.fromCoroutine(self._finish())
+
+    async def _finish(self) -> None:
+        try:
+            # All the turns are ours when nobody works any more.
+            turns = gatherResults([self._turns.acquire() for _ in range(self._count)], consumeErrors=True)
+            await turns.addTimeout(CLOSING, self._reactor)
+            if self._idle:
+                disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
+                await disposing.addTimeout(CLOSING, self._reactor)
+        except TimeoutError:
+            _log.warn(
+                "database {url}: {busy} transactions are still under way after {seconds:g} s and are left behind",
+                url=self.address.masked,
+                busy=len(self._workers) - len(self._idle),
+                seconds=CLOSING,
+            )
+        except Exception:  # noqa: BLE001 - closing goes on, whatever a driver raises
+            _log.failure("database {url}: not closed properly", url=self.address.masked)
+        for worker in self._workers:
+            worker.quit(join=worker in self._idle)
+
+
+class _Worker:
+    """A thread that runs what it is given, one after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # A daemon: a database that does not answer must not keep the process from exiting.
+        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for work in iter(self._work.get, None):
+            work()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Run this when all before it has run. alchimia's word for it."""
+        self._work.put(work)
+
+    def quit(self, *, join: bool) -> None:
+        """End when all has run.
+
+        :param join: wait for it; only for a thread with nothing to do.
+        """
+        self._work.put(None)
+        if join:
+            self._thread.join(CLOSING)

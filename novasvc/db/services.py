@@ -1,0 +1,267 @@
+"""The registry of services, in a database that this process reaches itself."""
+
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Engine as SQLEngine
+from sqlalchemy.sql import ColumnElement
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from novasvc.db import migrate as migration
+from novasvc.db.address import DatabaseAddress
+from novasvc.db.engine import Engine
+from novasvc.db.schema import HEAD, database_now, services
+from novasvc.errors import DatabaseConflictError, DatabaseCorruptError, MigrationNeededError, ServiceNotFoundError
+from novasvc.interfaces import IServiceRegistry
+from novasvc.record import ServiceChanges, ServiceRecord
+
+_log = Logger()
+
+Records = list[ServiceRecord]
+"""The class below has a method of the name that this is made of."""
+
+DISABLED_REASON = "New service disabled by the setting enable_new_services."
+"""Why a row is disabled from its beginning."""
+
+_MIGRATION_DEADLINE = 60.0
+"""Seconds; an empty table takes one, and who knows what tables will be altered one day."""
+
+_GREATEST_ID = 2**31 - 1
+_NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
+
+# Made once: a statement is found in SQLAlchemy's cache by its shape, and that is what costs.
+_LIVE = services.c.deleted == 0
+_OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
+_READ = select(services, database_now().label("now")).where(_LIVE)
+_BEAT = (
+    update(services)
+    .where(_OF_ID)
+    .values(
+        report_count=services.c.report_count + 1,
+        last_seen_up=database_now(),
+        updated_at=database_now(),
+    )
+)
+_DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
+
+
+def connect_registry(
+    url: str,
+    *,
+    reactor: Any,
+    enable_new_services: bool = True,
+    migrate: bool = True,
+) -> "ServiceRegistry":
+    """Make the registry of a database; nothing is opened yet.
+
+    :param url: see :meth:`novasvc.db.address.DatabaseAddress.parse`.
+    :param reactor: provides IReactorTime and IReactorFromThreads.
+    :param enable_new_services: see :class:`ServiceRegistry`.
+    :param migrate: see :class:`ServiceRegistry`.
+    :raises DatabaseRefusedError: not a URL of a database, or no driver for it.
+    """
+    engine = Engine(DatabaseAddress.parse(url), reactor=reactor)
+    return ServiceRegistry(engine, enable_new_services=enable_new_services, migrate=migrate)
+
+
+@implementer(IServiceRegistry)
+class ServiceRegistry:
+    """The ``services`` table, with Nova's rows and the database's clock.
+
+    :param engine: closed with the registry.
+    :param enable_new_services: False creates new rows disabled.
+    :param migrate: False fails with MigrationNeededError where a migration is due.
+    :param new_uuid: makes the uuid of a new row, lower-case and dashed.
+    Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        enable_new_services: bool = True,
+        migrate: bool = True,
+        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._engine = engine
+        self._enable_new_services = enable_new_services
+        self._migrate = migrate
+        self._new_uuid = new_uuid
+
+    def open(self) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.block(self._prepare, timeout=2 * _MIGRATION_DEADLINE)
+
+    def close(self) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.close()
+
+    def register(self, host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry.
+
+        :raises DatabaseConflictError: another service of this host has this topic.
+        """
+        return Deferred.fromCoroutine(self._register(host, binary, topic, version))
+
+    def beat(self, service_id: int) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: _change(connection, _BEAT, service_id))
+
+    def get(self, service: str) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry."""
+        if service.isascii() and service.isdecimal():
+            return self._engine.run(lambda connection: self._one(connection, int(service)))
+        wanted = services.c.uuid == service
+        return self._engine.run(lambda connection: self._only(connection, wanted, service))
+
+    def list(self, host: str | None, binary: str | None, topic: str | None) -> Deferred[Records]:
+        """See IServiceRegistry."""
+        given = {services.c.host: host, services.c.binary: binary, services.c.topic: topic}
+        wanted = [column == value for column, value in given.items() if value is not None]
+        return self._engine.run(lambda connection: self._read(connection, *wanted))
+
+    def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: self._update(connection, service_id, _columns(changes)))
+
+    def delete(self, service_id: int) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: _change(connection, _DELETE, service_id))
+
+    # -- in the reactor's thread -------------------------------------------------------------------
+
+    async def _register(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
+        def read_or_create(connection: Connection) -> ServiceRecord:
+            return self._read_or_create(connection, host, binary, topic, version)
+
+        try:
+            return await self._engine.run(read_or_create)
+        except DatabaseConflictError:
+            pass  # another was first; a new transaction sees its row
+        try:
+            return await self._engine.run(read_or_create)
+        except DatabaseConflictError as error:
+            problem = f"another service of host {host!r} has the topic {topic!r}"
+            raise DatabaseConflictError(error.url, problem) from error
+
+    # -- in a worker thread ------------------------------------------------------------------------
+
+    def _prepare(self, engine: SQLEngine) -> None:
+        address = self._engine.address
+        found = None
+        if migration.exists(address):
+            with engine.connect() as connection:
+                found = migration.read_revision(connection)
+        if migration.is_head(address, found):
+            return
+        if not self._migrate:
+            problem = f"its schema has revision {found!r}, and {HEAD!r} is needed" if found else "it has no schema yet"
+            raise MigrationNeededError(address.masked, problem, found=found, known=HEAD)
+        migration.upgrade_in_child(address, _MIGRATION_DEADLINE)
+        _log.info("database {url}: schema brought from {found} to {head}", url=address.masked, found=found, head=HEAD)
+
+    def _read_or_create(
+        self, connection: Connection, host: str, binary: str, topic: str | None, version: int
+    ) -> ServiceRecord:
+        wanted = (services.c.host == host) & (services.c.binary == binary)
+        found = self._read(connection, wanted)
+        if found:
+            return self._update(connection, found[0].id, {"version": version})
+        disabled = not self._enable_new_services
+        # Every column, because none has a default in the database: see novasvc.db.schema.
+        connection.execute(
+            insert(services).values(
+                created_at=database_now(),
+                updated_at=None,
+                deleted_at=None,
+                host=host,
+                binary=binary,
+                topic=topic,
+                report_count=0,
+                disabled=disabled,
+                deleted=0,
+                disabled_reason=DISABLED_REASON if disabled else None,
+                last_seen_up=None,
+                forced_down=False,
+                version=version,
+                uuid=self._new_uuid(),
+            )
+        )
+        return self._only(connection, wanted, f"{binary}@{host}")
+
+    def _update(self, connection: Connection, service_id: int, values: dict[str, Any]) -> ServiceRecord:
+        record = self._one(connection, service_id)
+        changed = {name: value for name, value in values.items() if getattr(record, name) != value}
+        if not changed:
+            return record
+        _change(connection, update(services).where(_OF_ID).values(updated_at=database_now(), **changed), service_id)
+        return self._one(connection, service_id)
+
+    def _one(self, connection: Connection, service_id: int) -> ServiceRecord:
+        return self._only(connection, services.c.id == _checked(service_id), str(service_id))
+
+    def _only(self, connection: Connection, wanted: ColumnElement[bool], name: str) -> ServiceRecord:
+        found = self._read(connection, wanted)
+        if not found:
+            raise ServiceNotFoundError(name)
+        return found[0]
+
+    def _read(self, connection: Connection, *wanted: ColumnElement[bool]) -> Records:
+        order = (services.c.binary, services.c.host, services.c.id)
+        try:
+            return [_record(row) for row in connection.execute(_READ.where(*wanted).order_by(*order))]
+        except ValueError as error:
+            # SQLite keeps whatever was written, and SQLAlchemy finds no stamp in it.
+            problem = f"the table services has a value that cannot be read: {error}"
+            raise DatabaseCorruptError(self._engine.address.masked, problem) from error
+
+
+def _checked(service_id: int) -> int:
+    # PostgreSQL and SQLite refuse larger ones each in a way of its own.
+    if not 0 <= service_id <= _GREATEST_ID:
+        raise ServiceNotFoundError(str(service_id))
+    return service_id
+
+
+def _change(connection: Connection, statement: Any, service_id: int) -> None:
+    if connection.execute(statement, {"of_id": _checked(service_id)}).rowcount == 0:
+        raise ServiceNotFoundError(str(service_id))
+
+
+def _columns(changes: ServiceChanges) -> dict[str, Any]:
+    """Return what an operator's changes write. A reason belongs to its disabling: either clears an old one."""
+    values: dict[str, Any] = {}
+    if changes.disabled is not None:
+        values |= {"disabled": changes.disabled, "disabled_reason": changes.disabled_reason}
+        if not changes.disabled:
+            values["disabled_reason"] = None
+    elif changes.disabled_reason is not None:
+        values["disabled_reason"] = changes.disabled_reason
+    if changes.forced_down is not None:
+        values["forced_down"] = changes.forced_down
+    return values
+
+
+def _record(row: Row[Any]) -> ServiceRecord:
+    # Foreign writers leave NULL where Nova would stumble; we read what it stands for.
+    return ServiceRecord(
+        id=row.id,
+        uuid=row.uuid or "",
+        host=row.host or "",
+        binary=row.binary or "",
+        topic=row.topic,
+        disabled=bool(row.disabled),
+        disabled_reason=row.disabled_reason,
+        forced_down=bool(row.forced_down),
+        report_count=row.report_count,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        last_seen_up=row.last_seen_up,
+        version=row.version or 0,
+        age=(row.now - (row.last_seen_up or row.created_at or _NEVER)).total_seconds(),
+    )
