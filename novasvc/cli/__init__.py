@@ -1,0 +1,5 @@
+"""The operators' command: ``novasvc``."""
+
+from novasvc.cli.program import main
+
+__all__ = ["main"]

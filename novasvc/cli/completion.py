@@ -1,0 +1,16 @@
+"""``novasvc completion``: scripts that teach a shell to complete the command."""
+
+import click
+from click.shell_completion import get_completion_class
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print a script for a shell: `source <(novasvc completion bash)`."""
+    complete = get_completion_class(shell)
+    assert complete is not None
+    script = complete(context.find_root().command, {}, "novasvc", "_NOVASVC_COMPLETE")
+    # Not script.source(): bash's starts a bash, to ask for its version.
+    click.echo(script.source_template % script.source_vars())

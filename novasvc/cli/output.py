@@ -1,0 +1,125 @@
+"""Write rows as OpenStack's client does: a table for people, JSON, CSV or bare values for programs."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import wraps
+from typing import Any, TextIO
+
+import attrs
+import click
+
+_COLOURS = {"up": "green", "down": "red", "disabled": "yellow"}
+_ENDLESS = 100_000
+"""Characters in a line that nobody has to read on a terminal."""
+
+
+@attrs.frozen
+class Output:
+    """What the options -f and -c say.
+
+    :param format: "table", "json", "csv" or "value".
+    :param columns: names of the columns to write, in any case; none is all that are usual.
+    """
+
+    format: str
+    columns: tuple[str, ...]
+
+    def write_list(self, usual: Sequence[str], rows: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:
+        """Write a row each.
+
+        :param usual: the columns that are written if none are chosen.
+        :param rows: values by column; all rows have the same columns, maybe more than the usual ones.
+        """
+        columns = self._chosen(usual, rows[0] if rows else dict.fromkeys(usual))
+        values = [[row[column] for column in columns] for row in rows]
+        out = stream or sys.stdout
+        if self.format == "json":
+            _write_json([dict(zip(columns, row, strict=True)) for row in values], out)
+        else:
+            self._write(columns, values, out)
+
+    def write_one(self, row: dict[str, Any], stream: TextIO | None = None) -> None:
+        """Write one row, a line for each of its values."""
+        columns = self._chosen(tuple(row), row)
+        out = stream or sys.stdout
+        if self.format == "json":
+            _write_json({column: row[column] for column in columns}, out)
+        elif self.format == "value":
+            self._write(["Value"], [[row[column]] for column in columns], out)
+        else:
+            self._write(["Field", "Value"], [[column, row[column]] for column in columns], out)
+
+    def _chosen(self, usual: Sequence[str], row: dict[str, Any]) -> list[str]:
+        """Return the columns to write, always in the row's order."""
+        if not self.columns:
+            return list(usual)
+        wanted = {name.lower() for name in self.columns}
+        unknown = wanted - {name.lower() for name in row}
+        if unknown:
+            message = f"There is no column {min(unknown)!r}; there are: {', '.join(row)}."
+            raise click.UsageError(message, click.get_current_context(silent=True))
+        return [name for name in row if name.lower() in wanted]
+
+    def _write(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: TextIO) -> None:
+        nothing = "-" if self.format == "table" else "" if self.format == "csv" else "None"
+        texts = [[nothing if value is None else printable(value) for value in row] for row in rows]
+        if self.format == "value":
+            out.writelines(f"{' '.join(row)}\n" for row in texts)
+        elif self.format == "csv":
+            csv.writer(out, lineterminator="\n").writerows([columns, *texts])
+        else:
+            _write_table(columns, texts, out)
+
+
+def printable(value: object) -> str:
+    """Write a value so that it stays on its line and cannot steer the terminal."""
+    text = value.isoformat(timespec="microseconds") if isinstance(value, datetime) else str(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _write_json(value: object, out: TextIO) -> None:
+    json.dump(value, out, indent=2, default=printable)
+    out.write("\n")
+
+
+def _write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
+    # Here, because nothing but a table needs rich.
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    person = out.isatty()
+    table = Table(box=box.ROUNDED if person else box.ASCII2)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=not person)
+    for row in rows:
+        # Text, not str: a host named "[red]" is a host.
+        table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
+    # What is read by a program has the same lines on every machine, however long they are.
+    console = Console(file=out, width=None if person else _ENDLESS, force_terminal=person, highlight=False)
+    console.print(table)
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options -f and -c; it gets them as ``output``."""
+
+    @click.option(
+        "-f",
+        "--format",
+        "output_format",
+        type=click.Choice(["table", "json", "csv", "value"]),
+        default="table",
+        help="How to write it.",
+    )
+    @click.option(
+        "-c", "--column", "columns", multiple=True, metavar="COLUMN", help="Write this column only; may be repeated."
+    )
+    @wraps(function)
+    def with_output(*args: Any, output_format: str, columns: tuple[str, ...], **kwargs: Any) -> Any:
+        return function(*args, output=Output(output_format, columns), **kwargs)
+
+    return with_output

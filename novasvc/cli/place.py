@@ -1,0 +1,51 @@
+"""Where the command works: the settings, and the database that they name."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import click
+
+from novasvc.interfaces import IServiceRegistry
+from novasvc.settings import Configuration, load
+
+_T = TypeVar("_T")
+
+
+@attrs.define(slots=False)
+class Place:
+    """What the options in front of the command's name say.
+
+    :param files: configuration files; none is those of the environment.
+    :param options: of the command line, by name; None is "not given".
+    :param environ: the process's variables.
+    """
+
+    files: tuple[Path, ...]
+    options: Mapping[str, Any]
+    environ: Mapping[str, str]
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """The settings, and where each is from.
+
+        :raises SettingsError: they have an error.
+        """
+        return load(self.files, self.environ, self.options)
+
+    def work(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
+        """Do something with the registry, and return its result.
+
+        :param function: takes the open registry.
+        :raises MissingDatabaseError: no node has run here yet; nothing is created.
+        :raises DatabaseError: the database cannot be used.
+        """
+        # Here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
+        from novasvc.cli.reactor import with_registry  # noqa: PLC0415
+
+        return with_registry(self.configuration.settings, function)
+
+
+pass_place = click.make_pass_decorator(Place)

@@ -1,0 +1,110 @@
+"""How the operators' command writes rows."""
+
+import json
+from datetime import datetime
+from io import StringIO
+from typing import Any
+
+import click
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.cli.output import Output, printable
+
+ROWS: list[dict[str, Any]] = [
+    {"ID": 1, "Host": "h1", "Updated At": datetime(2026, 1, 2, 3, 4, 5), "Reason": None},  # noqa: DTZ001 - as rows have it
+    {"ID": 2, "Host": "a,b", "Updated At": None, "Reason": "two\nlines\x1b[31m"},
+]
+
+
+class OutputTests(SynchronousTestCase):
+    """Tests for novasvc.cli.output.Output."""
+
+    def write(self, output_format: str, *columns: str, rows: list[dict[str, Any]] = ROWS) -> str:
+        """Write all columns, or these."""
+        out = StringIO()
+        Output(output_format, columns).write_list(list(ROWS[0]), rows, out)
+        return out.getvalue()
+
+    def test_table(self) -> None:
+        """A table that is not for a terminal is plain, and a row keeps to its line."""
+        self.assertEqual(
+            self.write("table"),
+            "+----+------+----------------------------+--------------------+\n"
+            "| ID | Host | Updated At                 | Reason             |\n"
+            "+----+------+----------------------------+--------------------+\n"
+            "| 1  | h1   | 2026-01-02T03:04:05.000000 | -                  |\n"
+            "| 2  | a,b  | -                          | two\\nlines\\x1b[31m |\n"
+            "+----+------+----------------------------+--------------------+\n",
+        )
+
+    def test_table_of_any_width(self) -> None:
+        """Nothing is cut off or wrapped where a program reads it."""
+        self.assertIn("x" * 2000, self.write("table", "Host", rows=[{"Host": "x" * 2000}]))
+
+    def test_markup(self) -> None:
+        """A name that looks like markup is a name."""
+        self.assertIn("| [red]x |", self.write("table", "Host", rows=[{"Host": "[red]x"}]))
+
+    def test_json(self) -> None:
+        """JSON has an object a row, with numbers and nulls."""
+        self.assertEqual(
+            json.loads(self.write("json")),
+            [
+                {"ID": 1, "Host": "h1", "Updated At": "2026-01-02T03:04:05.000000", "Reason": None},
+                {"ID": 2, "Host": "a,b", "Updated At": None, "Reason": "two\nlines\x1b[31m"},
+            ],
+        )
+
+    def test_csv(self) -> None:
+        """CSV has a header, and quotes what needs it."""
+        self.assertEqual(
+            self.write("csv"),
+            'ID,Host,Updated At,Reason\n1,h1,2026-01-02T03:04:05.000000,\n2,"a,b",,two\\nlines\\x1b[31m\n',
+        )
+
+    def test_value(self) -> None:
+        """Values have blanks between them, and "None" where there is none, so that fields can be counted."""
+        self.assertEqual(self.write("value", "ID", "Updated At"), "1 2026-01-02T03:04:05.000000\n2 None\n")
+
+    def test_columns(self) -> None:
+        """Columns are chosen in any case, and keep their order."""
+        self.assertEqual(self.write("value", "host", "ID"), "1 h1\n2 a,b\n")
+
+    def test_unknown_column(self) -> None:
+        """A column that does not exist is an error that names those that do."""
+        error = self.assertRaises(click.UsageError, self.write, "value", "Hots")
+        self.assertIn("ID, Host, Updated At, Reason", str(error))
+
+    def test_no_rows(self) -> None:
+        """Without rows there is a header, an empty list, or nothing."""
+        self.assertEqual(self.write("csv", rows=[]), "ID,Host,Updated At,Reason\n")
+        self.assertEqual(json.loads(self.write("json", rows=[])), [])
+        self.assertEqual(self.write("value", rows=[]), "")
+        self.assertIn("| ID | Host |", self.write("table", rows=[]))
+
+    def test_one(self) -> None:
+        """One row is a field a line; in JSON it is an object."""
+        written = {}
+        for output_format in ("csv", "value", "json"):
+            out = StringIO()
+            Output(output_format, ("ID", "Host")).write_one(ROWS[0], out)
+            written[output_format] = out.getvalue()
+        self.assertEqual(written["csv"], "Field,Value\nID,1\nHost,h1\n")
+        self.assertEqual(written["value"], "1\nh1\n")
+        self.assertEqual(json.loads(written["json"]), {"ID": 1, "Host": "h1"})
+
+    def test_terminal(self) -> None:
+        """On a terminal the state has a colour."""
+
+        class Terminal(StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        self.patch(__import__("os"), "environ", {"TERM": "xterm", "COLUMNS": "80"})
+        out = Terminal()
+        Output("table", ()).write_list(["State"], [{"State": "down"}], out)
+        self.assertIn("\x1b[31mdown", out.getvalue())
+
+    def test_printable(self) -> None:
+        """Letters of any alphabet stay, what steers a terminal does not."""
+        self.assertEqual(printable("é文\x07\u202e"), "é文\\x07\\u202e")

@@ -1,0 +1,194 @@
+"""What `novasvc service` does, on a registry in memory."""
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import Any, NamedTuple, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.cli.place import Place
+from novasvc.cli.selection import AmbiguousServiceError
+from novasvc.cli.service import service
+from novasvc.errors import ServiceNotFoundError
+from novasvc.interfaces import IServiceRegistry
+from novasvc.record import ServiceRecord
+from novasvc.testing import MemoryRegistry
+
+T = TypeVar("T")
+
+
+class MemoryPlace(Place):
+    """A place whose registry is in memory, and answers at once."""
+
+    def __init__(self, registry: MemoryRegistry) -> None:
+        super().__init__((), {"service_down_time": 60}, {})
+        self.registry = registry
+
+    def work(self, function: Callable[[IServiceRegistry], Awaitable[T]]) -> T:
+        async def work() -> T:
+            return await function(self.registry)
+
+        outcomes: list[T | Failure] = []
+        Deferred.fromCoroutine(work()).addBoth(outcomes.append)
+        (outcome,) = outcomes
+        if isinstance(outcome, Failure):
+            outcome.raiseException()
+        return outcome
+
+
+class Ran(NamedTuple):
+    """What a command returned and wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class ServiceCase(SynchronousTestCase):
+    """Three services; that of h2 has had no heartbeat for 100 seconds."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.registry = MemoryRegistry(self.clock)
+        self.lost = self.registered("h2", "novasvc-agent", "agent")
+        self.clock.advance(100)
+        self.agent = self.registered("h1", "novasvc-agent", "agent")
+        self.compute = self.registered("h1", "nova-compute", "compute")
+
+    def registered(self, host: str, binary: str, topic: str) -> ServiceRecord:
+        record: ServiceRecord = self.successResultOf(self.registry.register(host, binary, topic, 0))
+        return record
+
+    def row(self, record: ServiceRecord) -> ServiceRecord:
+        """Read a row again."""
+        found: ServiceRecord = self.successResultOf(self.registry.get(str(record.id)))
+        return found
+
+    def run_command(self, *arguments: str) -> Ran:
+        """Run a command, whatever its status will be."""
+        place = MemoryPlace(self.registry)
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            status = service.main(arguments, prog_name="service", obj=place, standalone_mode=False)
+        return Ran(status or 0, out.getvalue(), err.getvalue())
+
+    def output(self, *arguments: str) -> str:
+        """Run a command that succeeds without a word on standard error."""
+        ran = self.run_command(*arguments)
+        self.assertEqual((ran.status, ran.stderr), (0, ""))
+        return ran.stdout
+
+
+class ListTests(ServiceCase):
+    """Tests for `novasvc service list`."""
+
+    def test_rows(self) -> None:
+        """Each service has its row, with zone, status and state, as OpenStack's client shows them."""
+        columns = ("ID", "Binary", "Host", "Zone", "Status", "State")
+        chosen = [part for column in columns for part in ("-c", column)]
+        self.assertEqual(
+            self.output("list", "-f", "value", *chosen).splitlines(),
+            [
+                "3 nova-compute h1 nova enabled up",
+                "2 novasvc-agent h1 internal enabled up",
+                "1 novasvc-agent h2 internal enabled down",
+            ],
+        )
+
+    def test_columns(self) -> None:
+        """The columns are those of OpenStack's client, with --long too."""
+        header = "ID,Binary,Host,Zone,Status,State,Updated At"
+        self.assertEqual(self.output("list", "-f", "csv").splitlines()[0], header)
+        self.assertEqual(
+            self.output("list", "--long", "-f", "csv").splitlines()[0], f"{header},Disabled Reason,Forced Down"
+        )
+
+    def test_other_columns(self) -> None:
+        """A column that is not usual can be chosen."""
+        self.assertEqual(self.output("list", "-f", "value", "-c", "uuid", "--host", "h2"), f"{self.lost.uuid}\n")
+
+    def test_filters(self) -> None:
+        """--host and --binary choose."""
+        self.assertEqual(
+            self.output("list", "-f", "value", "-c", "ID", "--host", "h1", "--binary", "nova-compute"), "3\n"
+        )
+        self.assertEqual(self.output("list", "-f", "value", "--host", "h9"), "")
+
+    def test_check(self) -> None:
+        """--check tells by the status whether all are up, and names those that are down."""
+        down = self.run_command("list", "--check")
+        self.assertEqual((down.status, down.stderr), (1, "novasvc: 1 of 3 down: novasvc-agent@h2\n"))
+        self.assertEqual(self.run_command("list", "--check", "--host", "h1").status, 0)
+
+    def test_check_of_nothing(self) -> None:
+        """A check that finds no service to check has not found that all is well."""
+        self.assertEqual(self.run_command("list", "--check", "--host", "h9").status, 1)
+
+
+class SelectionTests(ServiceCase):
+    """Tests for the ways to say which service is meant."""
+
+    def shown(self, *arguments: str) -> Any:
+        return json.loads(self.output("show", "-f", "json", *arguments))["ID"]
+
+    def test_ways(self) -> None:
+        """A service is meant by its number, its uuid, or its host and binary."""
+        for arguments in (
+            ["3"],
+            [self.compute.uuid],
+            [self.compute.uuid.upper()],
+            ["h1", "nova-compute"],
+            ["--host", "h1", "--binary", "nova-compute"],
+            ["h1", "--binary", "nova-compute"],
+            ["--binary", "nova-compute"],
+        ):
+            self.assertEqual(self.shown(*arguments), 3)
+
+    def test_only_service_of_a_host(self) -> None:
+        """A host with one service needs no binary."""
+        self.assertEqual(self.shown("h2"), 1)
+
+    def test_ambiguous(self) -> None:
+        """A host with two services does; the error names them."""
+        error = self.assertRaises(AmbiguousServiceError, self.run_command, "show", "h1")
+        self.assertIn("nova-compute@h1, novasvc-agent@h1", str(error))
+
+    def test_unknown(self) -> None:
+        """A service that is not there is an error that names what was looked for."""
+        for arguments, said in ((["9"], "service 9 "), (["h9", "x"], "service x@h9 "), (["h9"], "service on h9 ")):
+            error = self.assertRaises(ServiceNotFoundError, self.run_command, "show", *arguments)
+            self.assertIn(said, str(error))
+
+
+class ChangeTests(ServiceCase):
+    """Tests for the commands that change a row."""
+
+    def test_disable_and_enable(self) -> None:
+        """A service is taken out of service with a reason, and back without it."""
+        self.assertEqual(
+            self.output("disable", "1", "--reason", "new disk"), "novasvc-agent@h2 is disabled: new disk\n"
+        )
+        row = self.row(self.lost)
+        self.assertEqual((row.disabled, row.disabled_reason), (True, "new disk"))
+        self.assertEqual(self.output("enable", "1"), "novasvc-agent@h2 is enabled\n")
+        row = self.row(self.lost)
+        self.assertEqual((row.disabled, row.disabled_reason), (False, None))
+
+    def test_force_down(self) -> None:
+        """A service is declared down, and judged by its heartbeats again."""
+        self.output("force-down", "h1", "nova-compute")
+        self.assertTrue(self.row(self.compute).forced_down)
+        self.assertEqual(self.output("show", "3", "-f", "value", "-c", "State"), "down\n")
+        self.output("force-down", "--unset", "h1", "nova-compute")
+        self.assertFalse(self.row(self.compute).forced_down)
+
+    def test_delete(self) -> None:
+        """A row is deleted; if its node is up, its return is announced."""
+        gone = self.run_command("delete", "1")
+        self.assertEqual((gone.stdout, gone.stderr), ("novasvc-agent@h2 is deleted\n", ""))
+        self.assertIn("registers again", self.run_command("delete", "2").stderr)
+        self.assertEqual(self.output("list", "-f", "value", "-c", "ID"), "3\n")
