@@ -4,6 +4,7 @@ import functools
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
@@ -12,6 +13,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.db.services import connect_registry
+from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.settings import Settings, load
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -103,19 +105,34 @@ class Runtime:
             settings=settings,
             reactor=reactor,
             broker=Leg("broker", lambda: MemoryTransport(memory, clock=reactor)),
-            database=Leg(
-                "database",
-                lambda: connect_registry(
-                    settings.database_url,
-                    reactor=reactor,
-                    enable_new_services=settings.enable_new_services,
-                    migrate=settings.migrate,
-                ),
-            ),
+            database=Leg("database", lambda: _reach_database(settings, reactor)),
             run_blocking=lambda function, *args, **kwargs: deferToThreadPool(
                 reactor, reactor.getThreadPool(), function, *args, **kwargs
             ),
         )
+
+
+def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:
+    if settings.database_url.startswith(f"sqlite:///{settings.state_dir}/"):
+        make_directory(settings.state_dir)
+    return connect_registry(
+        settings.database_url,
+        reactor=reactor,
+        enable_new_services=settings.enable_new_services,
+        migrate=settings.migrate,
+    )
+
+
+def make_directory(path: Path) -> None:
+    """Make the state directory if there is none, for nobody else to look into.
+
+    :raises DirectoryError: it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "make its parent writable for this user, or set state_dir to another"
+        raise DirectoryError("state directory", str(path), error.strerror or str(error), remedy) from error
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import atexit
 import os
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +48,11 @@ class Options(usage.Options):  # type: ignore[misc]
             sys.exit(f"novasvc: {error}; `twistd novasvc --help` lists the options")
 
     def postOptions(self) -> None:
-        """Check the settings, and have twistd log as they say unless it was told otherwise."""
+        """Check the settings; a process that cannot use them ends here."""
         try:
             self.configuration = read(self)
         except NovasvcError as error:
             sys.exit(f"novasvc: {error}")
-        twistd = self.parent
-        if twistd is not None and not twistd.get("logger") and not twistd.get("syslog"):
-            daemon = not (twistd["nodaemon"] or twistd["debug"])
-            twistd["logger"] = partial(_open_observer, self.configuration.settings, twistd["logfile"] or "", daemon)
-
-    parent: Any = None  # twistd's own options, set by twisted.python.usage
 
 
 def read(options: Mapping[str, Any]) -> Configuration:
@@ -118,7 +111,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
-        tree = ProcessTree(settings, reactor)
+        tree = ProcessTree(settings, reactor, _observer(settings, getattr(options, "parent", None)))
         plant(settings, Runtime.from_settings(settings, reactor), tree)
     except NovasvcError as error:
         sys.exit(f"novasvc: {error}")
@@ -126,12 +119,22 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
 
 
 class ProcessTree(ServiceTree):
-    """A tree that is all there is in its process."""
+    """A tree that is all there is in its process.
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    :param observer: what the application that it becomes part of logs through; None leaves that to it.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any, observer: ILogObserver | None = None) -> None:
         super().__init__("novasvc")
         self._settings = settings
         self._reactor = reactor
+        self._observer = observer
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Become part of an application; twistd asks that for its observer when it begins to log."""
+        if self._observer is not None:
+            parent.setComponent(ILogObserver, self._observer)
+        super().setServiceParent(parent)
 
     def startService(self) -> None:
         """Start; then greet, or give up."""
@@ -171,10 +174,18 @@ def greeting(settings: Settings) -> str:
     )
 
 
-def _open_observer(settings: Settings, logfile: str, daemon: bool) -> ILogObserver:
+def _observer(settings: Settings, twistd: Mapping[str, Any] | None) -> ILogObserver | None:
+    """Make the observer of a process that `twistd novasvc` runs, unless twistd was told to use another.
+
+    :param twistd: its options; None in a .tac file, which has an observer of its own.
+    """
+    if twistd is None or twistd.get("logger") or twistd.get("syslog"):
+        return None
     only = settings.services[0] if len(settings.services) == 1 else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
-    return make_observer(open_log(logfile, daemon=daemon), as_json=settings.log_json, default=default)
+    daemon = not (twistd["nodaemon"] or twistd["debug"])
+    log_file = open_log(twistd["logfile"] or "", daemon=daemon)
+    return make_observer(log_file, as_json=settings.log_json, default=default)
 
 
 def _exit_with(status: int) -> None:

@@ -1,0 +1,102 @@
+"""A real process under test: what it prints is waited for, never slept for."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import TestCase
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 30.0
+"""Seconds that a test waits for anything; a healthy machine needs one or two."""
+
+
+def program(name: str) -> str:
+    """Return the path of a program of the environment that the tests run in."""
+    return str(Path(sys.executable).with_name(name))
+
+
+class Process:
+    """A started process whose output is kept.
+
+    :param test: at its end the process is killed, if it still runs.
+    :param command: the program and its arguments.
+    :param directory: where it runs.
+    :param environment: beside what the tests have, less every NOVASVC_ variable.
+    """
+
+    def __init__(self, test: TestCase, command: Sequence[str], directory: Path, **environment: str) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("NOVASVC_")}
+        self.popen = subprocess.Popen(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**inherited, "HOME": str(directory), "XDG_STATE_HOME": str(directory), **environment},
+            start_new_session=True,
+        )
+        test.addCleanup(self._end)
+        self.lines: list[str] = []
+        self._fresh: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        """All that was printed so far."""
+        return "".join(self.lines)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait for a line that has the pattern; lines before it are not looked at again."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                line = self._fresh.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no line has {pattern!r} after {PATIENCE} s:\n{self.output}") from None
+            if line is None:
+                raise AssertionError(f"it ended before a line had {pattern!r}:\n{self.output}")
+            found = re.search(pattern, line)
+            if found is not None:
+                return found
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.popen.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit status, negative for a signal."""
+        try:
+            status = self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end within {PATIENCE} s:\n{self.output}") from None
+        self._reader.join(PATIENCE)
+        return status
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, and wait for the end."""
+        self.signal(number)
+        return self.wait()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.append(line)
+            self._fresh.put(line)
+        self._fresh.put(None)
+
+    def _end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+        self._reader.join(PATIENCE)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()

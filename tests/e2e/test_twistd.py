@@ -1,0 +1,360 @@
+"""A node under a real twistd, killed in several ways, its database read by the stdlib's sqlite3."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import tempfile
+from pathlib import Path
+from unittest import TestCase
+
+from tests.e2e.process import ROOT, Process, program
+
+RUNNING = "is running"
+
+MANAGERS = '''
+from novasvc import Manager, RequestContext, periodic_task, rpc
+
+class Hooked(Manager):
+    """A manager whose hook raises."""
+    def pre_start_hook(self):
+        raise LookupError("no such hypervisor")
+
+class Broken(Manager):
+    def __init__(self, host):
+        raise ValueError("not today")
+
+class Twice(Manager):
+    @rpc.expose
+    def same(self, context): pass
+    @property
+    def additional_endpoints(self):
+        return [Twice.Other()]
+    class Other:
+        @rpc.expose
+        def same(self, context): pass
+
+class Hanging(Manager):
+    """A manager with a task that raises and one that never ends."""
+    @periodic_task(spacing=1, run_immediately=True)
+    def raising(self, context):
+        raise RuntimeError("task trouble")
+    @periodic_task(spacing=1, run_immediately=True)
+    def hanging(self, context):
+        from twisted.internet.defer import Deferred
+        return Deferred()
+'''
+
+
+class TwistdTestCase(TestCase):
+    """A folder of its own, and twistd in it."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        (self.folder / "managers.py").write_text(MANAGERS)
+
+    def twistd(self, *options: str, **environment: str) -> Process:
+        """Start `twistd -n novasvc`."""
+        command = [program("twistd"), "-n", "novasvc", "--host", "h1", "--periodic-fuzzy-delay", "0", *options]
+        return Process(self, command, self.folder, PYTHONPATH=str(self.folder), NOVASVC_STATE_DIR="state", **environment)
+
+    def rows(self) -> list[sqlite3.Row]:
+        connection = sqlite3.connect(f"file:{self.folder / 'state' / 'novasvc.sqlite'}?mode=ro", uri=True)
+        try:
+            connection.row_factory = sqlite3.Row
+            return connection.execute("SELECT * FROM services WHERE deleted = 0").fetchall()
+        finally:
+            connection.close()
+
+
+class RunTests(TwistdTestCase):
+    """A node that runs, and how it ends."""
+
+    def test_registers_and_beats(self) -> None:
+        """A node on defaults registers in an SQLite file, beats, and says what runs and what to try."""
+        node = self.twistd()
+        node.wait_for(r"novasvc \S+ runs novasvc-agent@h1 \(topic agent\)")
+        node.wait_for(r"state +sqlite:///.*state/novasvc.sqlite")
+        node.wait_for("novasvc service list")
+        (row,) = self.rows()
+        self.assertEqual(
+            {name: row[name] for name in ("host", "binary", "topic", "report_count", "disabled", "deleted")},
+            {"host": "h1", "binary": "novasvc-agent", "topic": "agent", "report_count": 1, "disabled": 0, "deleted": 0},
+        )
+        self.assertRegex(row["last_seen_up"], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}$")
+        node.stop()
+
+    def test_files_are_private(self) -> None:
+        """What a node leaves behind is for its own user's eyes, whatever the umask."""
+        os.umask(0o022)
+        node = self.twistd()
+        node.wait_for(RUNNING)
+        state = self.folder / "state"
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (state, *state.iterdir())}
+        node.stop()
+        self.assertEqual(modes.pop("state"), 0o700)
+        self.assertEqual(set(modes.values()), {0o600}, modes)
+
+    def test_terminated(self) -> None:
+        """SIGTERM and SIGINT drain the node, step by step, and the row stays."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            node = self.twistd()
+            node.wait_for(RUNNING)
+            status = node.stop(number)
+            self.assertEqual(status, -number)
+            self.assertRegex(node.output, r"(?s)is draining.*is stopped")
+            self.assertNotIn("Traceback", node.output)
+        self.assertEqual(self.rows()[0]["report_count"], 2)
+
+    def test_killed(self) -> None:
+        """A node that was killed comes back in its old row, and goes on counting."""
+        node = self.twistd()
+        node.wait_for(RUNNING)
+        (before,) = self.rows()
+        self.assertEqual(node.stop(signal.SIGKILL), -signal.SIGKILL)
+        again = self.twistd()
+        again.wait_for(RUNNING)
+        (after,) = self.rows()
+        self.assertEqual((after["id"], after["uuid"], after["report_count"]), (before["id"], before["uuid"], 2))
+        again.stop()
+
+    def test_killed_at_any_time(self) -> None:
+        """A node that is killed anywhere in its first start leaves a database that the next one can use."""
+        for sign in ("starting agent node", "is starting", "reactor class"):
+            node = self.twistd()
+            node.wait_for(sign)
+            node.stop(signal.SIGKILL)
+        node = self.twistd()
+        node.wait_for(RUNNING)
+        self.assertEqual(len(self.rows()), 1)
+        node.stop()
+
+    def test_terminated_while_starting(self) -> None:
+        """SIGTERM before the node runs ends it promptly and cleanly."""
+        node = self.twistd()
+        node.wait_for("is starting")
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+        self.assertNotIn("Traceback", node.output)
+
+    def test_beats_go_on(self) -> None:
+        """A running node goes on beating."""
+        node = self.twistd("--report-interval", "1", "--service-down-time", "5")
+        node.wait_for(RUNNING)
+        watcher = Process(
+            self,
+            [
+                program("python"),
+                "-c",
+                "import sqlite3, sys, time\n"
+                "while sqlite3.connect(sys.argv[1]).execute('select report_count from services').fetchone()[0] < 3:\n"
+                "    time.sleep(0.05)\n"
+                "print('beaten')",
+                str(self.folder / "state" / "novasvc.sqlite"),
+            ],
+            self.folder,
+        )
+        watcher.wait_for("beaten")
+        node.stop()
+
+    def test_json_log(self) -> None:
+        """With --log-json every line is a JSON object that says host, binary, topic and request."""
+        node = self.twistd("--log-json")
+        node.wait_for(RUNNING)
+        node.stop()
+        events = [json.loads(line) for line in node.lines]
+        self.assertTrue(events)
+        for event in events:
+            self.assertEqual((event["host"], event["binary"], event["topic"]), ("h1", "novasvc-agent", "agent"))
+            self.assertIn("request_id", event)
+
+    def test_several_services(self) -> None:
+        """Several [[service]] tables are several services of one process."""
+        (self.folder / "two.toml").write_text(
+            '[[service]]\nbinary = "novasvc-one"\nmanager = "novasvc.agent.HostAgent"\n'
+            '[[service]]\nbinary = "novasvc-two"\nmanager = "managers.Hanging"\n'
+        )
+        node = self.twistd("--config", "two.toml")
+        node.wait_for("novasvc-one@h1 is running")
+        node.wait_for("novasvc-two@h1 is running")
+        self.assertEqual({row["topic"] for row in self.rows()}, {"one", "two"})
+        node.stop()
+        self.assertRegex(node.output, r"(?s)novasvc-two@h1 is stopped.*novasvc-one@h1 is stopped")
+
+    def test_tasks_that_raise_and_hang(self) -> None:
+        """A task that raises is logged with its name, one that hangs harms nobody, and a stop cuts it short."""
+        node = self.twistd("--manager", "managers.Hanging", "--graceful-shutdown-timeout", "1")
+        node.wait_for("task trouble")
+        node.wait_for("task trouble")
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+        self.assertRegex(node.output, r"not finished after graceful_shutdown_timeout \(1 s\).*hanging")
+
+    def test_daemon(self) -> None:
+        """As a daemon it logs to its file, and its pid file is gone when it has ended."""
+        command = [program("twistd"), "--pidfile", "node.pid", "--logfile", "node.log", "novasvc", "--host", "h1"]
+        starter = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+        self.assertEqual(starter.wait(), 0, starter.output)
+        log = Process(self, ["tail", "-n", "+1", "-F", "node.log"], self.folder)
+        log.wait_for(RUNNING)
+        pid = int((self.folder / "node.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        log.wait_for("is stopped")
+        log.wait_for("Server Shut Down")
+        log.stop()
+
+
+class FailedStartTests(TwistdTestCase):
+    """Starts that fail: one clear line, no traceback, status 1."""
+
+    def fails(self, *options: str, **environment: str) -> str:
+        node = self.twistd(*options, **environment)
+        self.assertEqual(node.wait(), 1, node.output)
+        self.assertNotIn("Traceback", node.output)
+        return node.output
+
+    def test_unknown_option(self) -> None:
+        """An unknown option is named."""
+        self.assertIn("--report-intervall", self.fails("--report-intervall", "3").replace("option ", "--"))
+
+    def test_bad_values(self) -> None:
+        """All wrong settings are reported together, each with its value, source and remedy."""
+        output = self.fails("--report-interval", "0", NOVASVC_RPC_CONCURRENCY="many")
+        self.assertRegex(output, r"--report-interval = 0 \(from .*\): ")
+        self.assertRegex(output, r"NOVASVC_RPC_CONCURRENCY = many \(from .*\): ")
+
+    def test_unknown_setting(self) -> None:
+        """An unknown setting in a file is named with its nearest relative."""
+        (self.folder / "bad.toml").write_text("report_intervall = 3\n")
+        self.assertRegex(self.fails("--config", "bad.toml"), r"report_intervall.*report_interval")
+
+    def test_memory_with_workers(self) -> None:
+        """Several processes cannot share memory: a broker's URL is asked for."""
+        self.assertIn("amqp://", self.fails("--workers", "2"))
+
+    def test_manager_not_there(self) -> None:
+        """A manager that cannot be imported is named with the reason."""
+        self.assertIn("there is no module 'nowhere'", self.fails("--manager", "nowhere.Manager"))
+
+    def test_manager_that_raises(self) -> None:
+        """A manager whose constructor raises is named with the error and the place."""
+        self.assertRegex(self.fails("--manager", "managers.Broken"), r"ValueError: not today \(.*managers.py:\d+")
+
+    def test_duplicate_method(self) -> None:
+        """Two methods that answer the same call are both named."""
+        output = self.fails("--manager", "managers.Twice")
+        self.assertIn("managers.Twice.same", output)
+        self.assertIn("Other.same", output)
+
+    def test_hook_that_raises(self) -> None:
+        """A hook that raises is named with the error and the place; what was started is stopped."""
+        output = self.fails("--manager", "managers.Hooked")
+        self.assertRegex(output, r"pre_start_hook failed: LookupError: no such hypervisor \(.*managers.py:\d+")
+        self.assertIn("is failed", output)
+
+    def test_state_directory(self) -> None:
+        """A state directory that cannot be made is named."""
+        (self.folder / "file").write_text("")
+        output = self.fails("--state-dir", "file/below")
+        self.assertIn("file/below", output)
+
+    def test_temporary_directory(self) -> None:
+        """A temporary directory that is not there is named."""
+        self.assertIn("/no/such/place", self.fails("--tempdir", "/no/such/place"))
+
+    def test_corrupt_database(self) -> None:
+        """A file that is no database is named as such, and is left as it is."""
+        (self.folder / "state").mkdir()
+        database = self.folder / "state" / "novasvc.sqlite"
+        database.write_bytes(b"this is not a database, " * 100)
+        self.assertIn("restore it from a backup", self.fails())
+        self.assertTrue(database.read_bytes().startswith(b"this is not"))
+
+    def test_newer_database(self) -> None:
+        """A database of a newer version is refused with both revisions."""
+        self.twistd_once()
+        connection = sqlite3.connect(self.folder / "state" / "novasvc.sqlite")
+        connection.execute("UPDATE novasvc_alembic_version SET version_num = '9999'")
+        connection.commit()
+        connection.close()
+        output = self.fails()
+        self.assertIn("9999", output)
+        self.assertIn("install the newer novasvc", output)
+
+    def test_no_migrate(self) -> None:
+        """With --no-migrate an empty database is refused with the command that makes it."""
+        self.assertIn("novasvc db upgrade", self.fails("--no-migrate"))
+
+    def test_locked_database(self) -> None:
+        """A locked database is waited for, or with --fail-fast refused; when it is free the node runs."""
+        self.twistd_once()
+        holder = sqlite3.connect(self.folder / "state" / "novasvc.sqlite", isolation_level=None)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN EXCLUSIVE")
+        node = self.twistd()
+        node.wait_for("the database is not there, trying until it is")
+        self.assertIn("holds the lock", self.fails("--fail-fast"))
+        holder.execute("ROLLBACK")
+        node.wait_for(RUNNING)
+        node.stop()
+
+    def test_terminated_while_waiting(self) -> None:
+        """SIGTERM while the node waits for its database ends it promptly."""
+        self.twistd_once()
+        holder = sqlite3.connect(self.folder / "state" / "novasvc.sqlite", isolation_level=None)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN EXCLUSIVE")
+        node = self.twistd()
+        node.wait_for("the database is not there, trying until it is")
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+
+    def twistd_once(self) -> None:
+        node = self.twistd()
+        node.wait_for(RUNNING)
+        node.stop()
+
+
+class TacTests(TwistdTestCase):
+    """The deployments in tap/, under a real twistd."""
+
+    def tac(self, name: str, **environment: str) -> Process:
+        command = [program("twistd"), "-ny", str(ROOT / "tap" / name)]
+        return Process(self, command, self.folder, NOVASVC_STATE_DIR="state", NOVASVC_HOST="h1", **environment)
+
+    def test_allinone(self) -> None:
+        """allinone.tac runs what `twistd novasvc` would."""
+        process = self.tac("allinone.tac")
+        process.wait_for(r"runs novasvc-agent@h1")
+        self.assertEqual(len(self.rows()), 1)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+
+    def test_agent(self) -> None:
+        """agent.tac runs the agent, and its settings win over the environment's."""
+        process = self.tac("agent.tac", NOVASVC_TOPIC="other")
+        process.wait_for(r"\(topic agent\)")
+        process.stop()
+
+    def test_failing(self) -> None:
+        """A .tac file whose settings are wrong ends with one line and status 1."""
+        process = self.tac("allinone.tac", NOVASVC_WORKERS="none")
+        self.assertEqual(process.wait(), 1, process.output)
+        self.assertNotIn("Traceback", process.output)
+        self.assertIn("NOVASVC_WORKERS", process.output)
+
+    def test_composed(self) -> None:
+        """composed.tac runs a node beside a service of another kind, which calls the node."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        process = self.tac("composed.tac", PORT=str(port))
+        process.wait_for(RUNNING)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(b"load?\r\n")
+            answer = connection.makefile().readline()
+        self.assertEqual(len([float(number) for number in answer.split()]), 3, answer)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+        self.assertIn("is stopped", process.output)
+
+

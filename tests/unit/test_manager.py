@@ -1,0 +1,101 @@
+"""How a manager is found and made, and every way in which that goes wrong."""
+
+import sys
+import types
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.errors import ManagerError
+from novasvc.manager import Manager, make_manager
+
+
+class Good(Manager):
+    """A manager."""
+
+    def __init__(self, host: str, color: str = "blue") -> None:
+        super().__init__(host)
+        self.color = color
+
+
+class NoManager:
+    """A class, but no manager."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+
+NOT_A_CLASS = 7
+
+
+class MakeManagerTests(SynchronousTestCase):
+    """Tests for novasvc.manager.make_manager."""
+
+    def setUp(self) -> None:
+        self.module = types.ModuleType("some_managers")
+        self.module.Good, self.module.NoManager, self.module.NOT_A_CLASS = Good, NoManager, NOT_A_CLASS
+        sys.modules["some_managers"] = self.module
+        self.addCleanup(sys.modules.pop, "some_managers")
+
+    def problem(self, manager: Any, **kwargs: Any) -> str:
+        return str(self.assertRaises(ManagerError, make_manager, manager, host="h1", **kwargs))
+
+    def test_dotted_names(self) -> None:
+        """A manager is named by module and class, with a dot or a colon between them."""
+        for name in ("some_managers.Good", "some_managers:Good"):
+            manager = make_manager(name, host="h1", color="red")
+            self.assertEqual((type(manager), manager.host, manager.color), (Good, "h1", "red"))
+
+    def test_class(self) -> None:
+        """A class serves as well as its name."""
+        self.assertEqual(make_manager(Good, host="h1").host, "h1")
+
+    def test_no_module(self) -> None:
+        """A module that does not exist is named, with what to do."""
+        self.assertIn("there is no module 'nowhere'; install it", self.problem("nowhere.managers.Good"))
+
+    def test_missing_dependency(self) -> None:
+        """A module that imports what is not installed is told apart from one that does not exist."""
+        with open("needs_something_odd.py", "w") as module:
+            module.write("import something_odd\n")
+        sys.path.insert(0, ".")
+        self.addCleanup(sys.path.remove, ".")
+        self.assertIn(
+            "needs_something_odd imports 'something_odd', which is not installed", self.problem("needs_something_odd.A")
+        )
+
+    def test_module_that_raises(self) -> None:
+        """A module that raises at import is reported with the error and its line."""
+        with open("raises_at_import.py", "w") as module:
+            module.write("x = 1\nx / 0\n")
+        sys.path.insert(0, ".")
+        self.addCleanup(sys.path.remove, ".")
+        self.assertRegex(
+            self.problem("raises_at_import.A"), r"importing raises_at_import raised ZeroDivisionError: .*import.py:2"
+        )
+
+    def test_no_class(self) -> None:
+        """A class that the module lacks is reported with those that it has."""
+        self.assertIn("some_managers has no 'Goood'; it has: Good, NoManager", self.problem("some_managers.Goood"))
+
+    def test_no_dot(self) -> None:
+        """A name without a module says how one is written."""
+        self.assertIn('it names no module; write "package.module.Class"', self.problem("Good"))
+
+    def test_not_callable(self) -> None:
+        """What is no class is told what it is."""
+        self.assertIn("it is a int, not a class", self.problem("some_managers.NOT_A_CLASS"))
+
+    def test_not_a_manager(self) -> None:
+        """An object that is no manager is refused with the base class to derive from."""
+        self.assertIn(
+            "it made a NoManager, which is no IManager; derive the class from novasvc.Manager",
+            self.problem("some_managers.NoManager"),
+        )
+
+    def test_constructor_that_raises(self) -> None:
+        """A constructor that raises is reported with the error, and the names of what it was given, not the values."""
+        text = self.problem("some_managers.Good", colour="hunter2")
+        self.assertIn("unexpected keyword argument 'colour'", text)
+        self.assertIn("mend it, or what it was given (host, colour)", text)
+        self.assertNotIn("hunter2", text)
