@@ -31,9 +31,9 @@ EXTRAS = {
     "postgresql": ["psycopg[binary]>=3.2"],
     "test": [
         "pytest>=8.3",
-        "pytest-cov>=6.0",
+        "pytest-cov>=7.0",
         "pytest-timeout>=2.3",
-        "coverage>=7.6",
+        "coverage>=7.10",  # the first that follows processes by itself
         "hypothesis>=6.120",
         "build>=1.2",
         # An installation is tested with no index to ask, so what builds one has to be here.
@@ -43,6 +43,9 @@ EXTRAS = {
         "ruff==0.17.6",  # exact: every rule is on, and a new release has new rules
         "mypy>=2.4",
         "mypy-zope>=1.0.17",
+        "types-psutil>=6.1",
+        "twine>=6.1",
+        "check-manifest>=0.50",
         "import-linter>=2.16",
         "towncrier>=25.8",
     ],
@@ -52,6 +55,8 @@ setup(
     name="novasvc",
     version=run_path(str(HERE / "novasvc" / "_version.py"))["__version__"],
     description="Services that run on hosts: RPC, periodic tasks, liveness and supervision on Twisted",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license_expression="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
@@ -59,7 +64,10 @@ setup(
     # plugins in the directories of sys.path, does not find ours.
     package_dir={"": "."},
     packages=[*find_packages(include=["novasvc", "novasvc.*"]), "twisted.plugins"],
-    package_data={"novasvc": ["py.typed"], "novasvc.db": ["migrations/**"]},
+    package_data={
+        "novasvc": ["py.typed"],
+        "novasvc.db": ["migrations/*.py", "migrations/*.mako", "migrations/versions/*.py"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["novasvc = novasvc.cli:main"]},
