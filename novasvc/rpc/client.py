@@ -10,13 +10,14 @@ from twisted.internet.interfaces import IReactorTime
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError
 from novasvc.interfaces import ITransport
-from novasvc.rpc.message import encode_request
+from novasvc.rpc.message import WayBack, encode_request
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.version import compatible
 from novasvc.target import Target
 
 _SAME: Any = object()
 """Stands for "as it is" where None means something."""
+_NO_TARGET = "none", "the client addresses no topic yet; give one by prepare(topic=...)"
 
 
 class Client:
@@ -39,13 +40,14 @@ class Client:
         timeout: float = 60.0,
         target: Target | None = None,
         version_cap: str | None = None,
+        _calls: PendingCalls | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
         self._target = target
         self._version_cap = version_cap
-        self._calls = PendingCalls(transport, clock)
+        self._calls = PendingCalls(transport, clock) if _calls is None else _calls
 
     @property
     def pending(self) -> int:
@@ -76,15 +78,14 @@ class Client:
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
         changes = {name: value for name, value in given.items() if value is not _SAME}
-        prepared = Client.__new__(Client)
-        prepared.__dict__.update(self.__dict__)
-        if changes:
-            prepared._target = _retarget(self._target, changes)
-        if timeout is not _SAME:
-            prepared._timeout = timeout
-        if version_cap is not _SAME:
-            prepared._version_cap = version_cap
-        return prepared
+        return Client(
+            self._transport,
+            clock=self._clock,
+            timeout=self._timeout if timeout is _SAME else timeout,
+            target=_retarget(self._target, changes) if changes else self._target,
+            version_cap=self._version_cap if version_cap is _SAME else version_cap,
+            _calls=self._calls,
+        )
 
     def can_send_version(self, version: str | None) -> bool:
         """Tell whether the cap lets a version through."""
@@ -114,8 +115,8 @@ class Client:
         except RPCError as error:
             return fail(error)
 
-        def body(msg_id: str, reply_to: str) -> bytes:
-            return _encode(target, context, method, args, msg_id, reply_to)
+        def body(back: WayBack) -> bytes:
+            return _encode(target, context, method, args, back)
 
         timeout = self._timeout
         if context.deadline is not None:
@@ -156,13 +157,13 @@ class Client:
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
         body = _encode(target, context, method, args)
-        sent: Deferred[None] = self._transport.send(target, body, None, False)  # noqa: FBT003 - the interface's signature
+        sent: Deferred[None] = self._transport.send(target, body, None, False)
         return sent
 
     def _checked_target(self) -> Target:
         target = self._target
         if target is None:
-            raise InvalidTargetError("none", "the client has no target; give one by prepare(topic=...)")
+            raise InvalidTargetError(*_NO_TARGET)
         if self._version_cap is not None and not compatible(self._version_cap, target.version):
             raise RPCVersionCapError(str(target.version), self._version_cap)
         return target
@@ -172,7 +173,7 @@ def _retarget(target: Target | None, changes: Mapping[str, Any]) -> Target:
     if target is not None:
         return attrs.evolve(target, **changes)
     if "topic" not in changes:
-        raise InvalidTargetError("none", "the client has no topic yet; give one by prepare(topic=...)")
+        raise InvalidTargetError(*_NO_TARGET)
     return Target(**changes)
 
 
@@ -181,8 +182,7 @@ def _encode(
     context: RequestContext,
     method: str,
     args: Mapping[str, Any],
-    msg_id: str | None = None,
-    reply_to: str | None = None,
+    back: WayBack | None = None,
 ) -> bytes:
     return encode_request(
         method,
@@ -190,6 +190,5 @@ def _encode(
         context.to_wire(),
         namespace=target.namespace,
         version=target.version,
-        msg_id=msg_id,
-        reply_to=reply_to,
+        back=back,
     )

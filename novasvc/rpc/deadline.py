@@ -48,7 +48,7 @@ class Deadlines(Generic[_Key]):
         self._live[key] = when
         heappush(self._heap, (when, next(self._numbers), key))
         if self._timer is None or when < self._timer_at:
-            self._arm(when)
+            self._arm()
 
     def discard(self, key: _Key) -> None:
         """Forget a key; one that is not there is no error."""
@@ -67,8 +67,12 @@ class Deadlines(Generic[_Key]):
             self._timer.cancel()
             self._timer = None
 
-    def _arm(self, when: float) -> None:
+    def _arm(self) -> None:
+        """Set the timer to the earliest deadline, unless it rings before that anyway."""
+        when = self._heap[0][0]
         if self._timer is not None:
+            if self._timer_at <= when:
+                return
             self._timer.cancel()
         self._timer_at = when
         self._timer = self._clock.callLater(max(0.0, when - self._clock.seconds()), self._ring)
@@ -80,10 +84,9 @@ class Deadlines(Generic[_Key]):
             when, _, key = self._heap[0]
             dead = self._live.get(key) != when
             if not dead and when > now:
+                self._arm()
                 break
             heappop(self._heap)
             if not dead:
                 del self._live[key]
                 self._expired(key)
-        if self._heap and (self._timer is None or self._heap[0][0] < self._timer_at):
-            self._arm(self._heap[0][0])

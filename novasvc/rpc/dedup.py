@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 class SeenWindow:
     """Remembers ids, within bounds.
 
-    An id is remembered until ``count`` others came after it, or until ``seconds`` have passed,
+    An id is known until ``count`` others came after it, or until ``seconds`` have passed,
     whichever is first.
 
     :param clock: measures the seconds.
@@ -32,10 +32,11 @@ class SeenWindow:
         :return: whether it was there already; it then keeps its age.
         """
         seen, now = self._seen, self._clock.seconds()
-        while seen and now - next(iter(seen.values())) >= self._seconds:
-            seen.popitem(last=False)
-        if unique_id in seen:
-            return True
+        then = seen.get(unique_id)
+        if then is not None:
+            if now - then < self._seconds:
+                return True
+            del seen[unique_id]  # to come again as the newest
         seen[unique_id] = now
         if len(seen) > self._count:
             seen.popitem(last=False)

@@ -1,7 +1,8 @@
 """How a method's author says that others may call it, and on which terms."""
 
 import inspect
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar, overload
 
 import attrs
@@ -49,9 +50,7 @@ class Exposure:
         unknown = names - self.allowed if self.allowed is not None else names & self.reserved
         if missing or unknown:
             problems = [
-                f"{what}: {_listed(found)}"
-                for what, found in (("missing", missing), ("unknown", unknown))
-                if found
+                f"{what}: {_listed(found)}" for what, found in (("missing", missing), ("unknown", unknown)) if found
             ]
             raise InvalidArgumentsError(method, "; ".join(problems))
 
@@ -163,7 +162,7 @@ def _signature(
     )
 
 
-def _listed(names: Set[str]) -> str:
+def _listed(names: AbstractSet[str]) -> str:
     """Name some; a caller may send any number, of any length."""
     shown = [name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in sorted(names)[:_SHOWN]]
     return ", ".join(shown if len(names) <= _SHOWN else [*shown, f"and {len(names) - _SHOWN} more"])

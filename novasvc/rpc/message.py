@@ -4,12 +4,12 @@ A message is a JSON object with two texts, ``oslo.version`` and ``oslo.message``
 the JSON text of the body. See ``docs/protocol.md``.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from novasvc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
-from novasvc.rpc.payload import dumps, loads
+from novasvc.rpc.ids import new_id
+from novasvc.rpc.payload import dumps, loads, loads_at
 from novasvc.rpc.version import compatible
 
 BODY_LIMIT = 16 * 2**20
@@ -21,8 +21,21 @@ NAME_LIMIT = 255
 _VERSION = "oslo.version"
 _MESSAGE = "oslo.message"
 _CONTEXT = "_context_"
+_CONTEXT_AT = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
 _BEFORE = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
+_BEFORE_ENDS = len(_BEFORE)
+
+
+class WayBack(NamedTuple):
+    """How a reply finds the call that it belongs to.
+
+    :param msg_id: the call's; the reply repeats it.
+    :param address: where the reply is sent, opaque.
+    """
+
+    msg_id: str
+    address: str
 
 
 class Request(NamedTuple):
@@ -33,8 +46,7 @@ class Request(NamedTuple):
     :param context: the context's entries, names without their prefix.
     :param namespace: None is the interface without a name.
     :param version: what the caller wants; None (sent as null) is served by nothing.
-    :param msg_id: repeated by the reply; None for a cast.
-    :param reply_to: where the reply goes, opaque; None for a cast.
+    :param back: None for a cast.
     :param unique_id: new for each message; None if the sender gives none.
     :param keepalive: seconds within which the caller wants a sign of life; None for "no signs".
     """
@@ -44,8 +56,7 @@ class Request(NamedTuple):
     context: dict[str, Any]
     namespace: str | None = None
     version: str | None = "1.0"
-    msg_id: str | None = None
-    reply_to: str | None = None
+    back: WayBack | None = None
     unique_id: str | None = None
     keepalive: int | None = None
 
@@ -65,11 +76,6 @@ class Reply(NamedTuple):
     ending: bool = True
 
 
-def new_id() -> str:
-    """Make an id that cannot be guessed: 32 hexadecimal digits."""
-    return os.urandom(16).hex()
-
-
 def encode_request(
     method: str,
     args: Mapping[str, Any],
@@ -77,11 +83,10 @@ def encode_request(
     *,
     namespace: str | None = None,
     version: str | None = None,
-    msg_id: str | None = None,
-    reply_to: str | None = None,
+    back: WayBack | None = None,
     limit: int = BODY_LIMIT,
 ) -> bytes:
-    """Write a call, or a cast if ``msg_id`` is None.
+    """Write a call, or a cast if there is no way back.
 
     :param args: by name; values as :func:`novasvc.rpc.payload.dumps` takes them.
     :param context: entries by name, without their prefix.
@@ -94,9 +99,8 @@ def encode_request(
         body["namespace"] = namespace
     if version is not None:
         body["version"] = version
-    if msg_id is not None:
-        body["_msg_id"] = msg_id
-        body["_reply_q"] = reply_to
+    if back is not None:
+        body["_msg_id"], body["_reply_q"] = back
         body["_timeout"] = None
     body["_unique_id"] = new_id()
     for name, value in context.items():
@@ -160,7 +164,22 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
     except UnicodeDecodeError:
         problem = "it is not UTF-8"
         raise MessageFormatError(problem) from None
-    outer = _object(text, "it")
+    inner = _usual_message(text)
+    return _object(inner, _MESSAGE) if inner is not None else _open_envelope(_object(text, "it"))
+
+
+def _usual_message(text: str) -> str | None:
+    """Return the text in an envelope that is written as everybody writes it; None if it is not."""
+    if not text.startswith(_BEFORE):
+        return None
+    try:
+        inner, end = loads_at(text, _BEFORE_ENDS)
+    except ValueError:
+        return None
+    return inner if isinstance(inner, str) and end == len(text) - 1 and text.endswith("}") else None
+
+
+def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
     if _VERSION not in outer or _MESSAGE not in outer:
         return outer
     version, inner = outer[_VERSION], outer[_MESSAGE]
@@ -192,25 +211,23 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     elif not isinstance(version, str | None):
         problem = "'version' is not a text"
     else:
-        msg_id, reply_to = way_back(fields) or (None, None)
         return Request(
             method,
             args,
-            {name[len(_CONTEXT) :]: value for name, value in fields.items() if name.startswith(_CONTEXT)},
+            {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)},
             namespace,
             version,
-            msg_id,
-            reply_to,
+            way_back(fields),
             unique_id if isinstance(unique_id, str) else None,
             None if keepalive is None else _whole_seconds(keepalive),
         )
     raise MessageFormatError(problem)
 
 
-def way_back(fields: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (msg_id, reply_to) of a request, readable or not; None if nobody waits for a reply."""
-    msg_id, reply_to = fields.get("_msg_id"), fields.get("_reply_q")
-    return (msg_id, reply_to) if isinstance(msg_id, str) and isinstance(reply_to, str) and reply_to else None
+def way_back(fields: Mapping[str, Any]) -> WayBack | None:
+    """Return the way back of a request, readable or not; None if nobody waits for a reply."""
+    msg_id, address = fields.get("_msg_id"), fields.get("_reply_q")
+    return WayBack(msg_id, address) if isinstance(msg_id, str) and isinstance(address, str) and address else None
 
 
 def read_reply(fields: Mapping[str, Any]) -> Reply:

@@ -43,10 +43,33 @@ def _primitive(value: object) -> Any:
     raise TypeError
 
 
-# Both are made once: making them costs as much as a small message.
+# Made once: making them costs as much as a small message.
 _encode: Callable[[Any], str] = json.JSONEncoder(default=_primitive).encode
-loads: Callable[[str], Any] = json.JSONDecoder().decode
-"""Read JSON text; raises ValueError, or RecursionError if it is nested deeper than the stack."""
+_decode: Callable[[str], Any] = json.JSONDecoder().decode
+_decode_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().raw_decode
+
+
+def loads(text: str) -> Any:
+    """Read JSON text.
+
+    NaN and infinities are taken as JavaScript writes them, and integers of up to 4300 digits.
+
+    :raises ValueError: it is not JSON.
+    :raises RecursionError: it is nested deeper than the stack.
+    """
+    if text.startswith("{"):
+        value, end = loads_at(text, 0)
+        if end == len(text):
+            return value
+    return _decode(text)  # blanks around it, or an error
+
+
+def loads_at(text: str, start: int) -> tuple[Any, int]:
+    """Read the JSON value that begins at an index; otherwise as :func:`loads`.
+
+    :return: the value, and the index after it.
+    """
+    return _decode_at(text, start)
 
 
 def dumps(value: Any, root: str) -> str:

@@ -19,7 +19,8 @@ from novasvc.errors import (
 from novasvc.interfaces import ITransport
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
-from novasvc.rpc.message import Reply, new_id, read_reply, unwrap
+from novasvc.rpc.ids import new_id
+from novasvc.rpc.message import Reply, WayBack, read_reply, unwrap
 from novasvc.target import Target
 
 _log = Logger()
@@ -27,8 +28,8 @@ _log = Logger()
 PENDING_BOUND = 10_000
 """Calls that may wait for their replies at a time."""
 
-MakeBody = Callable[[str, str], bytes]
-"""Takes the call's id and the address for its reply, returns the message."""
+MakeBody = Callable[[WayBack], bytes]
+"""Takes the way back of the reply, returns the message; raises RPCError if there can be none."""
 
 
 @attrs.define(eq=False)
@@ -91,7 +92,7 @@ class PendingCalls:
             return fail(TooManyCallsError(PENDING_BOUND))
         msg_id = new_id()
         deadline = self._clock.seconds() + timeout
-        waiter: Deferred[Any] = Deferred(lambda _: self._take(msg_id))
+        waiter: Deferred[Any] = Deferred(lambda _: self._forget(msg_id))
         self._pending[msg_id] = pending = _Pending(waiter, target, method, make_body, timeout, deadline)
         self._deadlines.add(msg_id, deadline)
         if self._address is not None:
@@ -129,14 +130,15 @@ class PendingCalls:
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
         try:
-            body = pending.make_body(msg_id, address)
+            body = pending.make_body(WayBack(msg_id, address))
         except RPCError as error:
             self._end(msg_id, error)
             return
         ttl = pending.deadline - self._clock.seconds()
-        sending = self._transport.send(pending.target, body, ttl, True)  # noqa: FBT003 - the interface's signature
-        if not sending.called:
-            pending.sending = sending
+        sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
+        if sending.called and sending.result is None:
+            return  # At once and well, as in memory: spare every call the cost of a callback.
+        pending.sending = sending
         sending.addErrback(lambda failure: self._end(msg_id, failure))
 
     # -- the end of a call ---------------------------------------------------------------------
@@ -174,6 +176,9 @@ class PendingCalls:
             if pending.sending is not None:
                 pending.sending.cancel()
         return pending
+
+    def _forget(self, msg_id: str) -> None:
+        self._take(msg_id)
 
     def _end(self, msg_id: str, reason: Exception | Failure) -> None:
         pending = self._take(msg_id)

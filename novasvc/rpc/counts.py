@@ -1,0 +1,29 @@
+"""What a server counts."""
+
+import attrs
+
+
+@attrs.define
+class Counts:
+    """What became of the deliveries, since the start.
+
+    :param received: all of them.
+    :param completed: the method returned.
+    :param failed: the method raised.
+    :param timed_out: the method was cancelled at a deadline.
+    :param refused: no such method, bad arguments, delivered twice: the method was not begun.
+    :param malformed: not a message.
+    :param duplicates: seen before.
+    :param expired: not begun, because nobody waited any more.
+    :param unanswered: replies that could not be published.
+    """
+
+    received: int = 0
+    completed: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    refused: int = 0
+    malformed: int = 0
+    duplicates: int = 0
+    expired: int = 0
+    unanswered: int = 0

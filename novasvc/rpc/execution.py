@@ -1,0 +1,273 @@
+"""One call from its beginning to its reply."""
+
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from functools import partial
+from types import CoroutineType
+from typing import Any, cast
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.context import RequestContext, current_context
+from novasvc.errors import MethodTimeoutError, ResultNotSerializableError
+from novasvc.interfaces import IDelivery, ITransport
+from novasvc.rpc.counts import Counts
+from novasvc.rpc.deadline import Deadlines
+from novasvc.rpc.endpoint import Method
+from novasvc.rpc.failure import write_failure
+from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
+
+_log = Logger()
+
+RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
+"""Takes a function, runs it in a thread, returns a Deferred of its result."""
+
+
+@attrs.define(eq=False)
+class Call:
+    """A request that was admitted.
+
+    :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
+    :param scope: the context variables in which its method runs.
+    :param began: seconds on the clock.
+    :param running: what the method returned, if it takes its time.
+    :param answered: no answer is to follow.
+    """
+
+    delivery: IDelivery
+    request: Request
+    method: Method
+    deadline: float | None
+    scope: Context = attrs.field(factory=copy_context, init=False)
+    began: float = attrs.field(default=0.0, init=False)
+    running: Deferred[Any] | None = attrs.field(default=None, init=False)
+    keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
+    answered: bool = attrs.field(default=False, init=False)
+
+
+class Execution:
+    """Runs methods and publishes their replies.
+
+    :param transport: takes the replies.
+    :param clock: measures deadlines.
+    :param run_blocking: for methods that block.
+    :param send_tracebacks: whether callers get an error's whole traceback.
+    :param counts: is kept up to date.
+    :param ended: called when a method, or the publishing of a reply, has ended.
+    """
+
+    def __init__(
+        self,
+        transport: ITransport,
+        clock: IReactorTime,
+        *,
+        run_blocking: RunBlocking,
+        send_tracebacks: bool,
+        counts: Counts,
+        ended: Callable[[], None],
+    ) -> None:
+        self.publishing = 0
+        self._running: set[Call] = set()
+        self._transport = transport
+        self._clock = clock
+        self._run_blocking = run_blocking
+        self._send_tracebacks = send_tracebacks
+        self._counts = counts
+        self._ended = ended
+        self._deadlines = Deadlines[Call](clock, self._overdue)
+
+    def __len__(self) -> int:
+        return len(self._running) + self.publishing
+
+    # -- the method ----------------------------------------------------------------------------
+
+    def begin(self, call: Call) -> None:
+        """Run a call's method, unless nobody waits for it any more. See Note [When a message is acknowledged]."""
+        call.began = self._clock.seconds()
+        if call.deadline is not None and call.deadline <= call.began:
+            self._counts.expired += 1
+            call.delivery.ack()
+            return
+        if not call.method.exposure.idempotent:
+            call.delivery.ack()
+        deadline = self._method_deadline(call)
+        call.scope.run(current_context.set, RequestContext.from_wire(call.request.context, deadline))
+        self._running.add(call)
+        try:
+            result = self._run(call)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - not even SystemExit in a method ends the server
+            self._failed(Failure(), call)
+            return
+        if not isinstance(result, Deferred):
+            self._done(result, call)
+            return
+        if not result.called:
+            call.running = result
+            if deadline is not None:
+                self._deadlines.add(call, deadline)
+            self._keep_alive(call)
+        result.addCallbacks(self._done, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+
+    def _method_deadline(self, call: Call) -> float | None:
+        """Return the earlier of the caller's deadline and the method's own."""
+        timeout = call.method.exposure.timeout
+        if timeout is None:
+            return call.deadline
+        own = call.began + timeout
+        return own if call.deadline is None else min(own, call.deadline)
+
+    def _run(self, call: Call) -> Any:
+        scope, method, args = call.scope, call.method, call.request.args
+        context = scope[current_context]
+        if method.exposure.blocking:
+            # The partial keeps the arguments' names apart from those of run_blocking.
+            return self._run_blocking(partial(scope.run, method.function, context, **args))
+        result = scope.run(method.function, context, **args)
+        return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
+
+    def _done(self, result: object, call: Call) -> None:
+        self._counts.completed += 1
+        back = call.request.back
+        if back is None or call.answered:
+            self._conclude(call, None)
+        else:
+            try:
+                body = encode_result(back.msg_id, result, call.method.name)
+            except ResultNotSerializableError as error:
+                call.scope.copy().run(_log.error, "{error}", error=error)
+                self.answer(call, error)
+            else:
+                self._conclude(call, body)
+        self._leave(call)
+
+    def _failed(self, failure: Failure, call: Call) -> None:
+        if not (call.answered and failure.check(CancelledError)):
+            self._counts.failed += 1
+            # A copy, because a thread that runs the method may still be in the scope itself.
+            call.scope.copy().run(_log_failure, call.method, failure)
+        self.answer(call, cast(BaseException, failure.value), failure)
+        self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        self._running.discard(call)
+        if call.running is not None:
+            self._deadlines.discard(call)
+        self._ended()
+
+    # -- its end by force ----------------------------------------------------------------------
+
+    def _overdue(self, call: Call) -> None:
+        self._counts.timed_out += 1
+        self._cut_short(call)
+
+    def _cut_short(self, call: Call) -> None:
+        """Answer for a method that is not waited for any longer, and cancel it.
+
+        It holds its place until it has really ended; a thread ends when it wants to.
+        """
+        if not call.answered:
+            error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3))
+            call.scope.copy().run(_log.warn, "{error}", error=error)
+            self.answer(call, error)
+        if call.running is not None and not call.method.exposure.blocking:
+            call.running.cancel()
+
+    def close(self) -> None:
+        """Cut short all that runs. Idempotent calls get no answer: they will run again elsewhere."""
+        self._deadlines.close()
+        for call in list(self._running):
+            if call.method.exposure.idempotent:
+                self._mark_answered(call)
+            self._cut_short(call)
+
+    # -- the reply -----------------------------------------------------------------------------
+
+    def answer(self, call: Call, error: BaseException, failure: Failure | None = None) -> None:
+        """Conclude a call with an error.
+
+        :param failure: where it was raised, if that may be told to the caller.
+        """
+        back = call.request.back
+        if back is None or call.answered:
+            self._conclude(call, None)
+            return
+        lines = failure.getTraceback().splitlines(keepends=True) if failure and self._send_tracebacks else ()
+        try:
+            body = encode_failure(back.msg_id, write_failure(error, lines))
+        except ValueError as problem:  # over the limit
+            substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
+            body = encode_failure(back.msg_id, write_failure(substitute))
+        self._conclude(call, body)
+
+    def refuse(self, back: WayBack, error: Exception) -> None:
+        """Answer a request that did not become a call."""
+        self._publish(back.address, encode_failure(back.msg_id, write_failure(error)), None)
+
+    def _conclude(self, call: Call, body: bytes | None) -> None:
+        """Publish the one reply to a call, or none; then an idempotent one is acknowledged."""
+        if call.answered:
+            return
+        self._mark_answered(call)
+        unacknowledged = call.delivery if call.method.exposure.idempotent else None
+        if body is not None and call.request.back is not None:
+            self._publish(call.request.back.address, body, unacknowledged)
+        elif unacknowledged is not None:
+            unacknowledged.ack()
+
+    def _mark_answered(self, call: Call) -> None:
+        call.answered = True
+        if call.keepalive is not None:
+            call.keepalive.cancel()
+            call.keepalive = None
+
+    def _publish(self, address: str, body: bytes, delivery: IDelivery | None) -> None:
+        """Publish a reply; its delivery is acknowledged when that is done, and goes back if it fails."""
+        publishing: Deferred[None] = self._transport.reply(address, body)
+        if publishing.called and publishing.result is None:
+            # At once and well, as in memory: spare every call the cost of two callbacks.
+            if delivery is not None:
+                delivery.ack()
+            return
+        self.publishing += 1
+        publishing.addCallbacks(self._published, self._unpublished, callbackArgs=(delivery,), errbackArgs=(delivery,))
+
+    def _published(self, _: None, delivery: IDelivery | None) -> None:
+        if delivery is not None:
+            delivery.ack()
+        self.publishing -= 1
+        self._ended()
+
+    def _unpublished(self, failure: Failure, delivery: IDelivery | None) -> None:
+        self._counts.unanswered += 1
+        _log.warn("a reply could not be published: {reason}", reason=failure.value)
+        if delivery is not None:
+            delivery.reject(True)
+        self.publishing -= 1
+        self._ended()
+
+    # -- signs of life -------------------------------------------------------------------------
+
+    def _keep_alive(self, call: Call) -> None:
+        """Tell a caller who asked for it, twice in the time it gives us, that the method still runs."""
+        seconds, back = call.request.keepalive, call.request.back
+        if seconds is not None and back is not None and not call.answered:
+            call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, back)
+
+    def _show_life(self, call: Call, back: WayBack) -> None:
+        call.keepalive = None
+        showing: Deferred[None] = self._transport.reply(back.address, encode_keepalive(back.msg_id))
+        # A caller who cannot be reached gets no more of them.
+        showing.addCallbacks(lambda _: self._keep_alive(call), lambda _: None)
+
+
+def _log_failure(method: Method, failure: Failure) -> None:
+    if failure.check(*method.exposure.expected):
+        _log.info("{method} ended with {error}", method=method.name, error=repr(failure.value))
+    else:
+        _log.failure("{method} failed ({where})", failure=failure, method=method.name, where=method.where)

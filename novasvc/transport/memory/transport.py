@@ -1,0 +1,184 @@
+"""The way to a broker in memory, and who listens there."""
+
+from collections.abc import Callable
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from novasvc.errors import TransportClosedError, TransportFullError, UndeliverableError
+from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.target import Target
+from novasvc.transport.memory.broker import MemoryBroker, Message, Queue
+
+_log = Logger()
+
+Receiver = Callable[[IDelivery], None]
+
+
+@implementer(IDelivery)
+@attrs.define(eq=False)
+class _Delivery:
+    """A message in the hands of a listener."""
+
+    _message: Message
+    _queue: Queue
+    _listener: "_Listener"
+    body: bytes
+    redelivered: bool
+
+    @property
+    def expires_in(self) -> float | None:
+        expires_at = self._message.expires_at
+        return None if expires_at is None else expires_at - self._listener.broker.seconds()
+
+    def ack(self) -> None:
+        self._listener.settle(self)
+
+    def reject(self, requeue: bool) -> None:  # noqa: FBT001 - the interface's signature
+        if self._listener.settle(self) and requeue:
+            self.put_back()
+
+    def put_back(self) -> None:
+        self._queue.put_back(self._message)
+
+
+@implementer(IListener)
+@attrs.define(eq=False)
+class _Listener:
+    """A server's hands: what it takes from its queues, up to one prefetch for all of them."""
+
+    broker: MemoryBroker
+    _topic: str
+    _receiver: Receiver
+    _prefetch: int
+    _queues: tuple[Queue, ...]
+    _fanout: Queue
+    live: bool = attrs.field(default=True, init=False)
+    closed: bool = attrs.field(default=False, init=False)
+    _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        for queue in self._queues:
+            queue.consumers.append(self)
+            self.broker.wake(queue)
+
+    def has_room(self) -> bool:
+        return len(self._unsettled) < self._prefetch
+
+    def take(self, message: Message, queue: Queue) -> None:
+        delivery = _Delivery(message, queue, self, message.body, message.redelivered)
+        self._unsettled[delivery] = None
+        try:
+            self._receiver(delivery)
+        except Exception:  # noqa: BLE001 - it must not keep the others' messages
+            _log.failure("a receiver of messages raised, which it must not")
+
+    def settle(self, delivery: _Delivery) -> bool:
+        """Note that a delivery was answered for; False if it was before, or went back."""
+        if delivery not in self._unsettled:
+            return False
+        had_room = self.has_room()
+        del self._unsettled[delivery]
+        if self.live and not had_room:
+            for queue in self._queues:
+                self.broker.wake(queue)
+        return True
+
+    def cancel(self) -> Deferred[None]:
+        if self.live:
+            self.live = False
+            for queue in self._queues:
+                queue.consumers.remove(self)
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        self.cancel()
+        self.closed = True
+        self.broker.drop_fanout(self._topic, self._fanout)
+        unsettled, self._unsettled = list(self._unsettled), {}
+        for delivery in reversed(unsettled):  # the oldest will be the first again
+            delivery.put_back()
+        return succeed(None)
+
+
+@implementer(ITransport)
+@attrs.define(eq=False)
+class MemoryTransport:
+    """The way to a :class:`MemoryBroker`.
+
+    :param broker: shared by all that want to reach each other.
+    :param clock: expiry, and the turns in which messages are delivered.
+    :param exchange: the control exchange of targets that name none.
+    """
+
+    _broker: MemoryBroker
+    _clock: IReactorTime = attrs.field(kw_only=True)
+    _exchange: str = attrs.field(default="nova", kw_only=True)
+    _closed: bool = attrs.field(default=False, init=False)
+    _listeners: list[_Listener] = attrs.field(factory=list, init=False)
+    _addresses: list[str] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._broker.attach(self._clock)
+
+    def open(self) -> Deferred[None]:
+        """Do nothing: the broker is here."""
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        """Close the listeners and give up the addresses; see ITransport."""
+        self._closed = True
+        for listener in self._listeners:
+            listener.close()
+        for address in self._addresses:
+            self._broker.drop_replies(address)
+        self._listeners, self._addresses = [], []
+        return succeed(None)
+
+    def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[_Listener]:
+        """Consume; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("listening"))
+        exchange, broker = target.exchange or self._exchange, self._broker
+        fanout = broker.add_fanout(target.topic)
+        queues = [broker.queue(exchange, target.topic, None), fanout]
+        if target.server is not None:
+            queues.append(broker.queue(exchange, target.topic, target.server))
+        listener = _Listener(broker, target.topic, receiver, prefetch, tuple(queues), fanout)
+        self._listeners = [*(known for known in self._listeners if not known.closed), listener]
+        return succeed(listener)
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
+        """Send; see ITransport.
+
+        A fanout reaches all whose queues have room, and fails if one had none.
+        """
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        queues = self._broker.route(target.exchange or self._exchange, target)
+        if mandatory and not any([queue.consumers for queue in queues]):  # noqa: C419 - shorter than a generator's own cost
+            return fail(UndeliverableError(str(target)))
+        expires_at = None if ttl is None else self._clock.seconds() + ttl
+        full = False
+        for queue in queues:
+            if not queue.put(Message(body, expires_at)):
+                full = True
+        return fail(TransportFullError(str(target), self._broker.bound)) if full else succeed(None)
+
+    def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
+        """Receive replies; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("receiving replies"))
+        address = self._broker.add_replies(receiver)
+        self._addresses.append(address)
+        return succeed(address)
+
+    def reply(self, address: str, body: bytes) -> Deferred[None]:
+        """Reply; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("replying"))
+        self._broker.reply(address, body)
+        return succeed(None)
