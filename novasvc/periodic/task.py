@@ -78,6 +78,8 @@ class Run:
         """Wait for the end of a run that takes time."""
         self._result = result
         result.addBoth(lambda outcome: end(self, outcome))
+        if self.cancelled:  # by itself, before there was a Deferred
+            self.cancel()
 
     def when_ended(self) -> Deferred[Any]:
         """Wait for the end.

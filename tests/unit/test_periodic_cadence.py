@@ -71,6 +71,15 @@ class CadenceTests(SynchronousTestCase):
         clock.pump([9, 1, 10])
         self.assertEqual(taken, [(14, 1), (24, 1)])
 
+    def test_restart_before_the_first_due_time(self) -> None:
+        """A restart puts off a first due time that was to come."""
+        clock, cadence, taken = self.make(10)
+        cadence.start(2, not_before=0)
+        clock.advance(1)
+        cadence.restart()
+        clock.pump([1, 8, 1, 10])
+        self.assertEqual(taken, [(11, 1), (21, 1)])
+
     def test_restart_before_the_first_pass(self) -> None:
         """A restart does not bring a due time before the first pass."""
         clock, cadence, taken = self.make(10)

@@ -105,6 +105,16 @@ class StartTests(SynchronousTestCase):
         worker.clock.pump([first_pass - 0.5, 1, 10])
         self.assertEqual(worker.times("spaced"), [first_pass + 0.5, first_pass + 10.5])
 
+    def test_run_by_hand_before_the_first_pass(self) -> None:
+        """A run by hand does not bring a due time before the first pass."""
+        first_pass = random.Random(7).uniform(0, 60)
+        worker = Spaced(Clock())
+        runner = make_runner(worker, fuzzy_delay=60)
+        runner.start()
+        worker.clock.advance(1)
+        runner.run_now("spaced")
+        self.assertEqual(only(runner).next_due, first_pass)
+
     def test_interval_max(self) -> None:
         """Passes are interval_max apart if that is less than 60 s; 0 and None are no limit."""
         for interval_max, expected in ((20, [0, 20, 40, 60]), (600, [0, 60]), (0, [0, 60]), (None, [0, 60])):

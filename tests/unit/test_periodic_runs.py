@@ -265,6 +265,17 @@ class CancellationTests(RunTestCase):
         self.assertEqual((self.figures(runner).failures, self.figures(runner).timeouts), (0, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_cancel_running_from_a_run(self) -> None:
+        """A run may cancel all that is under way, itself among it."""
+
+        async def cancels(_context: RequestContext) -> None:
+            runner.cancel_running()
+            await Deferred()
+
+        runner = self.make(cancels)
+        self.failureResultOf(runner.run_now("task"), CancelledError)
+        self.assertEqual((self.figures(runner).failures, self.figures(runner).running), (0, False))
+
     def test_cancel_running_with_nothing_running(self) -> None:
         """With nothing under way there is nothing to cancel."""
         self.make(lambda _: None).cancel_running()
@@ -306,8 +317,9 @@ class ContextTests(RunTestCase):
             await deferLater(self.clock, 1)
             seen.append(colour.get())
 
+        runner = TaskRunner(Owner(work), clock=self.clock, random_source=random.Random(0))
         token = colour.set("start")
-        runner = self.make(work)
+        runner.start()
         colour.reset(token)
         self.clock.pump([10, 1])
         token = colour.set("caller")
