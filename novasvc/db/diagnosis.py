@@ -145,7 +145,8 @@ def _of_file(path: Path, code: int, kind: type[DatabaseError], problem: str) -> 
 
 
 def _one_line(address: DatabaseAddress, cause: BaseException) -> str:
-    text = str(cause)
+    # psycopg's text goes on with the statement; its primary message is the one line.
+    text = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause)
     if isinstance(cause, OSError) and cause.strerror:
         text = f"{cause.strerror}: {cause.filename}" if cause.filename else cause.strerror
     elif len(cause.args) > 1 and isinstance(cause.args[0], int):

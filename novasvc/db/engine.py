@@ -14,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 from sqlalchemy.engine import strategies
 from sqlalchemy.exc import SQLAlchemyError
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -178,9 +178,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
 
     async def _finish(self) -> None:
         try:
-            # All the turns are ours when nobody works any more.
-            turns = gatherResults([self._turns.acquire() for _ in range(self._count)], consumeErrors=True)
-            await turns.addTimeout(CLOSING, self._reactor)
+            await Deferred.fromCoroutine(self._quiet()).addTimeout(CLOSING, self._reactor)
             if self._idle:
                 disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
                 await disposing.addTimeout(CLOSING, self._reactor)
@@ -195,6 +193,11 @@ class Engine(TwistedEngine):  # type: ignore[misc]
             _log.failure("database {url}: not closed properly", url=self.address.masked)
         for worker in self._workers:
             worker.quit(join=worker in self._idle)
+
+    async def _quiet(self) -> None:
+        """Wait until nobody works: then all the turns are ours."""
+        for _ in range(self._count):
+            await self._turns.acquire()
 
 
 class _Worker:

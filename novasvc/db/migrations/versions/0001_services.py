@@ -53,7 +53,7 @@ def _adopt() -> None:
     inspector = sa.inspect(op.get_bind())
     present = {column["name"] for column in inspector.get_columns("services")}
     missing = [column.name for column in _COLUMNS if column.name not in present]
-    keys = [set(key["column_names"]) for key in inspector.get_unique_constraints("services")]
+    keys: list[set[str | None]] = [set(key["column_names"]) for key in inspector.get_unique_constraints("services")]
     keys += [set(index["column_names"]) for index in inspector.get_indexes("services") if index["unique"]]
     lacks = [f"the column {name}" for name in missing]
     if not missing and set(_KEY) not in keys:

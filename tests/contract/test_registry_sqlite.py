@@ -1,0 +1,21 @@
+"""The registry in an SQLite file keeps the registries' contract."""
+
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from novasvc.db import migrate
+from novasvc.db.services import ServiceRegistry, connect_registry
+from tests.contract.registry_contract import make_registry_tests
+
+
+async def sqlite_registry(test: TestCase) -> ServiceRegistry:
+    url = f"sqlite:///{test.mktemp()}.sqlite"
+    migrate.upgrade(url)
+    registry = connect_registry(url, reactor=reactor)
+    test.addCleanup(registry.close)
+    await registry.open()
+    return registry
+
+
+class SQLiteRegistryTests(make_registry_tests(sqlite_registry)):  # type: ignore[misc]
+    """Tests for novasvc.db.services.ServiceRegistry in a file."""

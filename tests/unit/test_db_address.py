@@ -1,0 +1,79 @@
+"""URLs of databases, as people write them and as they are shown."""
+
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.db.address import DatabaseAddress
+from novasvc.errors import DatabaseRefusedError
+
+
+class DatabaseAddressTests(SynchronousTestCase):
+    """Tests for novasvc.db.address.DatabaseAddress."""
+
+    def test_file(self) -> None:
+        """A file is named by its absolute path, and is opened only if it exists."""
+        address = DatabaseAddress.parse("sqlite:////var/lib/x/y.sqlite")
+        self.assertEqual(address.path, Path("/var/lib/x/y.sqlite"))
+        self.assertEqual(address.masked, "sqlite:////var/lib/x/y.sqlite")
+        self.assertEqual(dict(address.url.query), {"mode": "rw", "uri": "true"})
+
+    def test_relative_file(self) -> None:
+        """A relative path is made absolute when it is read: a daemon changes its directory later."""
+        self.assertEqual(DatabaseAddress.parse("sqlite:///x.sqlite").path, Path.cwd() / "x.sqlite")
+
+    def test_odd_names(self) -> None:
+        """A path may hold what means something in a URL."""
+        for name in ("a b", "per%cent", "50%25", "ques?tion"):
+            address = DatabaseAddress.parse(f"sqlite:////tmp/{name.replace('?', '%3F')}")
+            again = DatabaseAddress.parse(address.render())
+            self.assertEqual(again, address)
+
+    def test_render(self) -> None:
+        """What is rendered for another process is read there as the same address, password and all."""
+        for text in ("sqlite:////x/y z", "postgresql://u:p%40ss@h:5433/n?sslmode=require", "mysql://u@h/n"):
+            address = DatabaseAddress.parse(text)
+            self.assertEqual(DatabaseAddress.parse(address.render()).url, address.url)
+
+    def test_asked_for_read_only(self) -> None:
+        """A mode in the URL is kept."""
+        self.assertEqual(DatabaseAddress.parse("sqlite:////x?mode=ro").url.query["mode"], "ro")
+
+    def test_memory(self) -> None:
+        """A database in memory is refused, with the reason."""
+        for text in ("sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"):
+            error = self.assertRaises(DatabaseRefusedError, DatabaseAddress.parse, text)
+            self.assertIn("memory", str(error))
+
+    def test_driver(self) -> None:
+        """A URL without a driver gets the one that we support; one with a driver keeps it."""
+        for text, driver in (
+            ("postgresql://h/n", "postgresql+psycopg"),
+            ("mysql://h/n", "mysql+pymysql"),
+            ("mariadb://h/n", "mariadb+pymysql"),
+            ("sqlite:////x", "sqlite+pysqlite"),
+            ("postgresql+pg8000://h/n", "postgresql+pg8000"),
+        ):
+            self.assertEqual(DatabaseAddress.parse(text).url.drivername, driver)
+
+    def test_secrets(self) -> None:
+        """No password is in the masked URL, the representation, or the error about a bad URL."""
+        address = DatabaseAddress.parse("postgresql://u:hunter2@h/n?sslpassword=hunter2&password=hunter2")
+        self.assertIn("u:***@h/n", address.masked)
+        self.assertNotIn("hunter2", f"{address} {address!r} {address.masked}")
+        error = self.assertRaises(DatabaseRefusedError, DatabaseAddress.parse, "postgresql//u:hunter2@h/n")
+        self.assertNotIn("hunter2", f"{error} {error!r}")
+
+    def test_no_driver(self) -> None:
+        """An unknown dialect, or a driver that is not installed, is refused before anything is opened."""
+        for text in ("nosuch://u:hunter2@h/n", "postgresql+pg8000://u:hunter2@h/n"):
+            address = DatabaseAddress.parse(text)
+            error = self.assertRaises(DatabaseRefusedError, address.make_engine, connections=1, patience=1.0)
+            self.assertIn("no driver", str(error))
+            self.assertNotIn("hunter2", str(error))
+
+    def test_not_a_url(self) -> None:
+        """Something else than a URL is refused, and the error shows a right one."""
+        for text in ("", "/var/lib/x", "postgresql://h:port/n"):
+            error = self.assertRaises(DatabaseRefusedError, DatabaseAddress.parse, text)
+            self.assertIn("sqlite:////", str(error))

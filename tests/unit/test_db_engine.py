@@ -1,0 +1,269 @@
+"""Whole transactions in a bounded number of threads, in real ones, on a real file."""
+
+import threading
+from typing import Any
+
+from sqlalchemy import Connection, text
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock, cooperate, deferLater
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import TestCase
+
+from novasvc.db import migrate
+from novasvc.db.address import DatabaseAddress
+from novasvc.db.engine import CLOSING, Engine
+from novasvc.errors import DatabaseError, DatabaseUnavailableError, MigrationNeededError
+
+
+class ClockReactor(Clock):
+    """Time by hand; results come home from threads as in the real reactor."""
+
+    def callFromThread(self, function: Any, *args: Any) -> None:
+        reactor.callFromThread(function, *args)  # type: ignore[attr-defined]
+
+
+class Gate:
+    """A transaction that stays in its thread until the test lets it go."""
+
+    def __init__(self, result: object = "done") -> None:
+        self.entered = threading.Event()
+        self.leave = threading.Event()
+        self.result = result
+
+    def __call__(self, connection: Connection) -> object:
+        self.entered.set()
+        assert self.leave.wait(30)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+def one(connection: Connection) -> Any:
+    return connection.execute(text("SELECT 1")).scalar()
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("database-")}
+
+
+async def until(condition: Any) -> None:
+    """Wait for a condition; the test's own timeout bounds it."""
+    while not condition():
+        await deferLater(reactor, 0.001)
+
+
+class EngineTests(TestCase):
+    """Tests for novasvc.db.engine.Engine."""
+
+    def setUp(self) -> None:
+        self.address = DatabaseAddress.parse(f"sqlite:///{self.mktemp()}.sqlite")
+        migrate.upgrade(self.address.render())
+        self.gates: list[Gate] = []
+        self.clock = ClockReactor()
+
+    def make(self, **options: Any) -> Engine:
+        engine = Engine(self.address, **{"reactor": reactor, **options})
+        self.addCleanup(self._end, engine)
+        return engine
+
+    def _end(self, engine: Engine) -> Deferred[None]:
+        for gate in self.gates:
+            gate.leave.set()
+        return engine.close()
+
+    def gate(self, result: object = "done") -> Gate:
+        self.gates.append(Gate(result))
+        return self.gates[-1]
+
+    async def test_lazy(self) -> None:
+        """No thread exists before the first transaction, and not more than are needed after it."""
+        before = threads()
+        engine = self.make(workers=3)
+        self.assertEqual(threads(), before)
+        self.assertEqual(await engine.run(one), 1)
+        self.assertEqual(await engine.run(one), 1)
+        self.assertEqual(len(threads() - before), 1)
+
+    async def test_unused(self) -> None:
+        """An engine that never ran anything closes at once."""
+        self.assertIsNone(self.successResultOf(self.make().close()))
+
+    async def test_commit_and_roll_back(self) -> None:
+        """What a function wrote is there if it returned, and is not if it raised; its exception comes through."""
+        engine = self.make()
+
+        def insert(connection: Connection) -> None:
+            connection.execute(text("INSERT INTO services (report_count, host) VALUES (0, 'h1')"))
+
+        def insert_and_raise(connection: Connection) -> None:
+            insert(connection)
+            message = "after all"
+            raise LookupError(message)
+
+        await engine.run(insert)
+        await self.assertFailure(engine.run(insert_and_raise), LookupError)
+        self.assertEqual(await engine.run(lambda c: c.execute(text("SELECT count(*) FROM services")).scalar()), 1)
+
+    async def test_driver_error(self) -> None:
+        """What the driver raises arrives as one of our errors."""
+        await self.assertFailure(self.make().run(lambda c: c.execute(text("SELECT x FROM y"))), MigrationNeededError)
+
+    async def test_deadline(self) -> None:
+        """A transaction that takes too long fails, and its thread gets no other work before it is free."""
+        engine = self.make(workers=1, reactor=self.clock)
+        gate = self.gate()
+        slow = engine.run(gate, timeout=3)
+        await until(gate.entered.is_set)
+        waiting = engine.run(one, timeout=60)
+        self.clock.advance(3)
+        error = self.failureResultOf(slow, DatabaseUnavailableError).value
+        self.assertIn("no answer within 3 s", str(error))
+        self.assertNoResult(waiting)
+        gate.leave.set()
+        self.assertEqual(await waiting, 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    async def test_deadline_in_the_queue(self) -> None:
+        """A transaction whose time is up before its turn never runs."""
+        engine = self.make(workers=1, reactor=self.clock)
+        gate, never = self.gate(), self.gate()
+        running = engine.run(gate, timeout=60)
+        waiting = engine.run(never, timeout=3)
+        self.clock.advance(3)
+        self.failureResultOf(waiting, DatabaseUnavailableError)
+        gate.leave.set()
+        self.assertEqual(await running, "done")
+        self.assertEqual(await engine.run(one), 1)
+        self.assertFalse(never.entered.is_set())
+
+    async def test_cancel_while_it_runs(self) -> None:
+        """A cancelled Deferred fails at once; its thread stays taken until the transaction ends."""
+        engine = self.make(workers=1)
+        for outcome in ("done", ValueError("nobody hears this")):
+            gate = self.gate(outcome)
+            running = engine.run(gate)
+            await until(gate.entered.is_set)
+            running.cancel()
+            self.failureResultOf(running, CancelledError)
+            behind = self.gate("behind")
+            next_one = engine.run(behind)
+            self.assertFalse(behind.entered.wait(0.02))
+            gate.leave.set()
+            behind.leave.set()
+            self.assertEqual(await next_one, "behind")
+
+    async def test_cancel_in_the_queue(self) -> None:
+        """A transaction cancelled before its turn never runs, and those behind it keep theirs."""
+        engine = self.make(workers=1)
+        gate, never = self.gate(), self.gate()
+        running, waiting, last = engine.run(gate), engine.run(never), engine.run(one)
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        gate.leave.set()
+        self.assertEqual((await running, await last), ("done", 1))
+        self.assertFalse(never.entered.is_set())
+
+    async def test_queue_is_bounded(self) -> None:
+        """One transaction too many fails at once, and the error names the bound."""
+        engine = self.make(workers=1, queue=2)
+        gate = self.gate()
+        taken = [engine.run(gate), engine.run(one), engine.run(one)]
+        error = self.failureResultOf(engine.run(one), DatabaseUnavailableError).value
+        self.assertIn("2 transactions wait", str(error))
+        gate.leave.set()
+        self.assertEqual([await each for each in taken], ["done", 1, 1])
+        self.assertEqual(await engine.run(one), 1)
+
+    async def test_threads_are_bounded(self) -> None:
+        """As many transactions run at a time as there are workers, and no more."""
+        before = threads()
+        engine = self.make(workers=2)
+        gates = [self.gate(n) for n in range(4)]
+        running = [engine.run(gate) for gate in gates]
+        await until(lambda: gates[0].entered.is_set() and gates[1].entered.is_set())
+        self.assertEqual(len(threads() - before), 2)
+        self.assertFalse(gates[2].entered.wait(0.02))
+        for gate in gates:
+            gate.leave.set()
+        self.assertEqual([await each for each in running], [0, 1, 2, 3])
+        self.assertEqual(len(threads() - before), 2)
+
+    async def test_no_thread_to_be_had(self) -> None:
+        """A system out of threads is a typed error, and the engine works again when there are some."""
+
+        def refuse(thread: threading.Thread) -> None:
+            message = "can't start new thread"
+            raise RuntimeError(message)
+
+        engine = self.make(workers=1)
+        patch = self.patch(threading.Thread, "start", refuse)
+        for _ in range(3):
+            self.assertIn("thread", str(self.failureResultOf(engine.run(one), DatabaseUnavailableError).value))
+        patch.restore()
+        self.assertEqual(await engine.run(one), 1)
+
+    async def test_close(self) -> None:
+        """Closing leaves no thread and no file beside the database; what comes later fails."""
+        before = threads()
+        engine = self.make(workers=3)
+        gates = [self.gate() for _ in range(3)]
+        running = [engine.run(gate) for gate in gates]
+        await until(lambda: all(gate.entered.is_set() for gate in gates))
+        for gate in gates:
+            gate.leave.set()
+        for each in running:
+            await each
+        await engine.close()
+        await engine.close()
+        self.assertEqual(threads(), before)
+        assert self.address.path is not None
+        self.assertEqual([file.name for file in self.address.path.parent.glob("*.sqlite*")], [self.address.path.name])
+        self.assertIn("closed", str(self.failureResultOf(engine.run(one), DatabaseError).value))
+
+    async def test_close_under_way(self) -> None:
+        """Closing lets finish what runs, and ends what waits for a thread."""
+        engine = self.make(workers=1)
+        gate = self.gate()
+        running, waiting = engine.run(gate), engine.run(one)
+        await until(gate.entered.is_set)
+        closing = engine.close()
+        self.assertIn("closed", str(self.failureResultOf(waiting, DatabaseUnavailableError).value))
+        self.assertNoResult(closing)
+        gate.leave.set()
+        self.assertEqual(await running, "done")
+        await closing
+
+    async def test_close_is_bounded(self) -> None:
+        """A transaction that does not end is left behind, with a warning; its thread ends when it does."""
+        before = threads()
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        engine = self.make(workers=2, reactor=self.clock)
+        self.assertEqual(await engine.run(one), 1)
+        gate = self.gate()
+        running = engine.run(gate, timeout=3600)
+        await until(gate.entered.is_set)
+        closing = engine.close()
+        self.assertNoResult(closing)
+        self.clock.advance(CLOSING)
+        await closing
+        self.assertEqual([event["busy"] for event in events if "busy" in event], [1])
+        gate.leave.set()
+        self.assertEqual(await running, "done")
+        await until(lambda: threads() == before)
+
+    async def test_many(self) -> None:
+        """A thousand transactions from many places all get their own result."""
+        engine = self.make(workers=4, queue=1000)
+        results: list[int] = []
+
+        def ask(n: int) -> Deferred[None]:
+            return engine.run(lambda c: c.execute(text(f"SELECT {n}")).scalar()).addCallback(results.append)
+
+        work = (ask(n) for n in range(1000))
+        await succeed(None)
+        for task in [cooperate(work) for _ in range(50)]:
+            await task.whenDone()
+        self.assertEqual(sorted(results), list(range(1000)))
