@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from novasvc.cli.missing import look_for_database
-from novasvc.db import connect_registry
+from novasvc.db.services import connect_registry
 from novasvc.interfaces import IServiceRegistry
 from novasvc.settings import Settings
 

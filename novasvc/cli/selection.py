@@ -27,7 +27,7 @@ class AmbiguousServiceError(NovasvcError):
     found: list[str]
 
     def __str__(self) -> str:
-        return f"{self.said} may be any of {', '.join(self.found)}; say which with --host and --binary"
+        return f"service {self.said} may be any of {', '.join(self.found)}; say which with --host and --binary"
 
 
 @attrs.frozen

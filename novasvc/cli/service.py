@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import click
 
-from novasvc.cli.output import Output, output_options
+from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.selection import Selection, selection_options
 from novasvc.interfaces import IServiceRegistry
@@ -80,7 +80,7 @@ def disable(place: Place, selection: Selection, reason: str | None) -> None:
         message = f"--reason takes 1 to {_LONGEST_REASON} characters, not {len(reason)}."
         raise click.UsageError(message, click.get_current_context())
     record = _change(place, selection, ServiceChanges(disabled=True, disabled_reason=reason))
-    click.echo(f"{record.binary}@{record.host} is disabled" + (f": {reason}" if reason else ""))
+    click.echo(f"{record.binary}@{record.host} is disabled" + (f": {printable(reason)}" if reason else ""))
 
 
 @service.command()
