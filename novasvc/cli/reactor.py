@@ -1,7 +1,7 @@
 """Run one piece of work on the reactor, from its start to its end."""
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -36,7 +36,7 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
     return _run(work)
 
 
-def _run(work: Callable[[], Awaitable[_T]]) -> _T:
+def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     outcomes: list[_T | Failure] = []
 
     def begin() -> None:
