@@ -77,6 +77,7 @@ _MYSQL = {
 _OS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), DatabaseFullError),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), DatabaseReadOnlyError),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), DatabaseRefusedError),
 }
 
 # For what comes without a code: SQLite's general error, and a connection that PostgreSQL refused.

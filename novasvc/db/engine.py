@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import strategies
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -182,7 +183,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
             if self._idle:
                 disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
                 await disposing.addTimeout(CLOSING, self._reactor)
-        except TimeoutError:
+        except DeferredTimeoutError:
             _log.warn(
                 "database {url}: {busy} transactions are still under way after {seconds:g} s and are left behind",
                 url=self.address.masked,

@@ -18,215 +18,216 @@ NO_SUCH_ID = 4711
 NO_SUCH_UUID = "00000000-0000-4000-8000-000000000000"
 
 
-def make_registry_tests(fixture: Fixture) -> type[TestCase]:
+class RegistryContract(TestCase):
+    fixture: Fixture
+    registry: Any
+
+    async def setUp(self) -> None:
+        self.registry = await self.fixture(self)
+
+    def register(self, host: str = "h1", binary: str = "novasvc-agent", **given: Any) -> Deferred[ServiceRecord]:
+        return self.registry.register(host, binary, given.get("topic", "agent"), given.get("version", 7))
+
+    async def assert_fails(self, error: type[Exception], deferred: Deferred[Any]) -> Exception:
+        failure = await self.assertFailure(deferred, error)
+        assert isinstance(failure, error)
+        return failure
+
+    def test_interface(self) -> None:
+        """The registry provides IServiceRegistry."""
+        self.assertTrue(verifyObject(IServiceRegistry, self.registry))
+
+    async def test_new_row(self) -> None:
+        """A new row is enabled, has never beaten, and is as old as its creation."""
+        record = await self.register()
+        self.assertEqual(
+            (record.host, record.binary, record.topic, record.version, record.report_count),
+            ("h1", "novasvc-agent", "agent", 7, 0),
+        )
+        self.assertEqual(
+            (record.disabled, record.disabled_reason, record.forced_down, record.updated_at, record.last_seen_up),
+            (False, None, False, None, None),
+        )
+        self.assertRegex(record.uuid, r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+        assert record.created_at is not None
+        self.assertIsNone(record.created_at.tzinfo)
+        self.assertTrue(-1 < record.age < 30, record.age)
+
+    async def test_restart(self) -> None:
+        """Registering again returns the same row, untouched, with its count."""
+        first = await self.register()
+        await self.registry.beat(first.id)
+        before = await self.registry.get(first.uuid)
+        again = await self.register()
+        self.assertEqual((again.id, again.uuid, again.report_count), (first.id, first.uuid, 1))
+        self.assertEqual((again.updated_at, again.created_at), (before.updated_at, first.created_at))
+
+    async def test_new_version(self) -> None:
+        """Registering again with another version writes it, and that the row was changed."""
+        first = await self.register(version=7)
+        again = await self.register(version=8)
+        self.assertEqual((again.id, again.version), (first.id, 8))
+        self.assertIsNotNone(again.updated_at)
+
+    async def test_one_row_each(self) -> None:
+        """Each pair of host and binary has a row of its own."""
+        records = [
+            await self.register("h1", "novasvc-agent"),
+            await self.register("h2", "novasvc-agent"),
+            await self.register("h1", "novasvc-api", topic="api"),
+        ]
+        self.assertEqual(len({record.id for record in records}), 3)
+        self.assertEqual(len({record.uuid for record in records}), 3)
+
+    async def test_without_topic(self) -> None:
+        """Services that serve no topic do not collide."""
+        one = await self.register(binary="novasvc-api", topic=None)
+        other = await self.register(binary="novasvc-metadata", topic=None)
+        self.assertIsNone(one.topic)
+        self.assertNotEqual(one.id, other.id)
+
+    async def test_topic_is_taken(self) -> None:
+        """A second binary with the topic of a host's first is refused, by an error that names both."""
+        await self.register("h1", "novasvc-agent", topic="agent")
+        error = await self.assert_fails(DatabaseConflictError, self.register("h1", "other-agent", topic="agent"))
+        self.assertIn("'h1'", str(error))
+        self.assertIn("'agent'", str(error))
+
+    async def test_race(self) -> None:
+        """Registrations of the same service at the same time all return the one row."""
+        records = await gatherResults([self.register() for _ in range(8)])
+        self.assertEqual(len({record.id for record in records}), 1)
+        self.assertEqual(len(await self.registry.list(None, None, None)), 1)
+
+    async def test_beat(self) -> None:
+        """A beat adds one to the count, and moves last_seen_up and updated_at."""
+        first = await self.register()
+        for _ in range(3):
+            self.assertIsNone(await self.registry.beat(first.id))
+        record = await self.registry.get(str(first.id))
+        self.assertEqual(record.report_count, 3)
+        self.assertGreaterEqual(record.last_seen_up, first.created_at)
+        self.assertLess(abs((record.updated_at - record.last_seen_up).total_seconds()), 1)
+        self.assertTrue(-1 < record.age < 30, record.age)
+
+    async def test_beats_at_once(self) -> None:
+        """No beat is lost among many at the same time."""
+        first = await self.register()
+        await gatherResults([self.registry.beat(first.id) for _ in range(50)])
+        self.assertEqual((await self.registry.get(first.uuid)).report_count, 50)
+
+    async def test_get(self) -> None:
+        """A row is found by its id in decimal, and by its uuid."""
+        first = await self.register()
+        self.assertEqual((await self.registry.get(str(first.id))).uuid, first.uuid)
+        self.assertEqual((await self.registry.get(first.uuid)).id, first.id)
+
+    async def test_not_found(self) -> None:
+        """What has no live row is not found, whoever asks, and the error names it."""
+        missing = (
+            (str(NO_SUCH_ID), self.registry.get(str(NO_SUCH_ID))),
+            (NO_SUCH_UUID, self.registry.get(NO_SUCH_UUID)),
+            ("'; --", self.registry.get("'; --")),
+            ("9" * 40, self.registry.get("9" * 40)),
+            (str(NO_SUCH_ID), self.registry.beat(NO_SUCH_ID)),
+            (str(NO_SUCH_ID), self.registry.delete(NO_SUCH_ID)),
+            (str(NO_SUCH_ID), self.registry.update(NO_SUCH_ID, ServiceChanges(disabled=True))),
+        )
+        for name, deferred in missing:
+            error = await self.assert_fails(ServiceNotFoundError, deferred)
+            self.assertEqual(error.args, (name,))
+
+    async def test_list(self) -> None:
+        """The list is ordered by binary, host and id, and is narrowed by each of three."""
+        for host, binary, topic in (("h2", "b", "t"), ("h1", "b", "t"), ("h1", "a", "u"), ("h3", "c", None)):
+            await self.register(host, binary, topic=topic)
+
+        async def listed(host: str | None = None, binary: str | None = None, topic: str | None = None) -> list[str]:
+            rows = await self.registry.list(host, binary, topic)
+            return [f"{row.binary}@{row.host}" for row in rows]
+
+        self.assertEqual(await listed(), ["a@h1", "b@h1", "b@h2", "c@h3"])
+        self.assertEqual(await listed(host="h1"), ["a@h1", "b@h1"])
+        self.assertEqual(await listed(binary="b"), ["b@h1", "b@h2"])
+        self.assertEqual(await listed(topic="u"), ["a@h1"])
+        self.assertEqual(await listed(host="h1", binary="b", topic="t"), ["b@h1"])
+        self.assertEqual(await listed(host="zz"), [])
+
+    async def test_disable(self) -> None:
+        """Disabling may give a reason; disabling without one, or enabling, clears an old one."""
+        first = await self.register()
+        steps = (
+            (ServiceChanges(disabled=True, disabled_reason="disk"), (True, "disk")),
+            (ServiceChanges(forced_down=True), (True, "disk")),
+            (ServiceChanges(disabled=True), (True, None)),
+            (ServiceChanges(disabled=True, disabled_reason="fan"), (True, "fan")),
+            (ServiceChanges(disabled=False), (False, None)),
+        )
+        for changes, expected in steps:
+            record = await self.registry.update(first.id, changes)
+            self.assertEqual((record.disabled, record.disabled_reason), expected)
+            self.assertEqual(record, await self._same_age(record))
+        self.assertTrue(record.forced_down)
+
+    async def _same_age(self, record: ServiceRecord) -> ServiceRecord:
+        """Read a row again, with the age that it had: only the age may differ."""
+        again: ServiceRecord = await self.registry.get(record.uuid)
+        fields = {name: getattr(again, name) for name in again.__slots__ if not name.startswith("__")}
+        return ServiceRecord(**{**fields, "age": record.age})
+
+    async def test_force_down(self) -> None:
+        """Forcing down and back leaves count and last_seen_up alone."""
+        first = await self.register()
+        await self.registry.beat(first.id)
+        before = await self.registry.get(first.uuid)
+        down = await self.registry.update(first.id, ServiceChanges(forced_down=True))
+        up = await self.registry.update(first.id, ServiceChanges(forced_down=False))
+        self.assertEqual((down.forced_down, up.forced_down), (True, False))
+        self.assertEqual((up.report_count, up.last_seen_up), (1, before.last_seen_up))
+
+    async def test_same_values(self) -> None:
+        """An update that changes nothing leaves updated_at as it was."""
+        first = await self.register()
+        for changes in (ServiceChanges(), ServiceChanges(disabled=False, forced_down=False)):
+            self.assertIsNone((await self.registry.update(first.id, changes)).updated_at)
+
+    async def test_delete(self) -> None:
+        """A deleted row is gone for everybody, and a new one for the same service begins afresh."""
+        first = await self.register()
+        await self.registry.beat(first.id)
+        self.assertIsNone(await self.registry.delete(first.id))
+        self.assertEqual(await self.registry.list(None, None, None), [])
+        for deferred in (
+            self.registry.get(first.uuid),
+            self.registry.get(str(first.id)),
+            self.registry.beat(first.id),
+            self.registry.delete(first.id),
+            self.registry.update(first.id, ServiceChanges(disabled=True)),
+        ):
+            await self.assert_fails(ServiceNotFoundError, deferred)
+        second = await self.register()
+        self.assertNotEqual((second.id, second.uuid), (first.id, first.uuid))
+        self.assertEqual(second.report_count, 0)
+
+    async def test_delete_again_and_again(self) -> None:
+        """Any number of deleted rows of one service may lie beside a live one."""
+        for _ in range(3):
+            await self.registry.delete((await self.register()).id)
+        self.assertEqual((await self.register()).report_count, 0)
+
+    async def test_any_text(self) -> None:
+        """Text comes back as it was given: quotes, blanks, letters of any script."""
+        host, reason = "höst'; DROP TABLE services; --", 'Grüße "%s" \u65e5\u672c\u8a9e \U0001f525'
+        first = await self.register(host)
+        record = await self.registry.update(first.id, ServiceChanges(disabled=True, disabled_reason=reason))
+        self.assertEqual((record.host, record.disabled_reason), (host, reason))
+        self.assertEqual([row.id for row in await self.registry.list(host, None, None)], [first.id])
+
+
+def make_registry_tests(fixture: Fixture) -> type[RegistryContract]:
     """Make the tests of a provider of IServiceRegistry.
 
     :param fixture: see Fixture.
     :return: a TestCase, to be subclassed under a name that says whose it is.
     """
-
-    class RegistryTests(TestCase):
-        registry: Any
-
-        async def setUp(self) -> None:
-            self.registry = await fixture(self)
-
-        def register(self, host: str = "h1", binary: str = "novasvc-agent", **given: Any) -> Deferred[ServiceRecord]:
-            return self.registry.register(host, binary, given.get("topic", "agent"), given.get("version", 7))
-
-        async def assert_fails(self, error: type[Exception], deferred: Deferred[Any]) -> Exception:
-            failure = await self.assertFailure(deferred, error)
-            assert isinstance(failure, error)
-            return failure
-
-        def test_interface(self) -> None:
-            """The registry provides IServiceRegistry."""
-            self.assertTrue(verifyObject(IServiceRegistry, self.registry))
-
-        async def test_new_row(self) -> None:
-            """A new row is enabled, has never beaten, and is as old as its creation."""
-            record = await self.register()
-            self.assertEqual(
-                (record.host, record.binary, record.topic, record.version, record.report_count),
-                ("h1", "novasvc-agent", "agent", 7, 0),
-            )
-            self.assertEqual(
-                (record.disabled, record.disabled_reason, record.forced_down, record.updated_at, record.last_seen_up),
-                (False, None, False, None, None),
-            )
-            self.assertRegex(record.uuid, r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-            assert record.created_at is not None
-            self.assertIsNone(record.created_at.tzinfo)
-            self.assertTrue(-1 < record.age < 30, record.age)
-
-        async def test_restart(self) -> None:
-            """Registering again returns the same row, untouched, with its count."""
-            first = await self.register()
-            await self.registry.beat(first.id)
-            before = await self.registry.get(first.uuid)
-            again = await self.register()
-            self.assertEqual((again.id, again.uuid, again.report_count), (first.id, first.uuid, 1))
-            self.assertEqual((again.updated_at, again.created_at), (before.updated_at, first.created_at))
-
-        async def test_new_version(self) -> None:
-            """Registering again with another version writes it, and that the row was changed."""
-            first = await self.register(version=7)
-            again = await self.register(version=8)
-            self.assertEqual((again.id, again.version), (first.id, 8))
-            self.assertIsNotNone(again.updated_at)
-
-        async def test_one_row_each(self) -> None:
-            """Each pair of host and binary has a row of its own."""
-            records = [
-                await self.register("h1", "novasvc-agent"),
-                await self.register("h2", "novasvc-agent"),
-                await self.register("h1", "novasvc-api", topic="api"),
-            ]
-            self.assertEqual(len({record.id for record in records}), 3)
-            self.assertEqual(len({record.uuid for record in records}), 3)
-
-        async def test_without_topic(self) -> None:
-            """Services that serve no topic do not collide."""
-            one = await self.register(binary="novasvc-api", topic=None)
-            other = await self.register(binary="novasvc-metadata", topic=None)
-            self.assertIsNone(one.topic)
-            self.assertNotEqual(one.id, other.id)
-
-        async def test_topic_is_taken(self) -> None:
-            """A second binary with the topic of a host's first is refused, by an error that names both."""
-            await self.register("h1", "novasvc-agent", topic="agent")
-            error = await self.assert_fails(DatabaseConflictError, self.register("h1", "other-agent", topic="agent"))
-            self.assertIn("'h1'", str(error))
-            self.assertIn("'agent'", str(error))
-
-        async def test_race(self) -> None:
-            """Registrations of the same service at the same time all return the one row."""
-            records = await gatherResults([self.register() for _ in range(8)])
-            self.assertEqual(len({record.id for record in records}), 1)
-            self.assertEqual(len(await self.registry.list(None, None, None)), 1)
-
-        async def test_beat(self) -> None:
-            """A beat adds one to the count, and moves last_seen_up and updated_at."""
-            first = await self.register()
-            for _ in range(3):
-                self.assertIsNone(await self.registry.beat(first.id))
-            record = await self.registry.get(str(first.id))
-            self.assertEqual(record.report_count, 3)
-            self.assertGreaterEqual(record.last_seen_up, first.created_at)
-            self.assertLess(abs((record.updated_at - record.last_seen_up).total_seconds()), 1)
-            self.assertTrue(-1 < record.age < 30, record.age)
-
-        async def test_beats_at_once(self) -> None:
-            """No beat is lost among many at the same time."""
-            first = await self.register()
-            await gatherResults([self.registry.beat(first.id) for _ in range(50)])
-            self.assertEqual((await self.registry.get(first.uuid)).report_count, 50)
-
-        async def test_get(self) -> None:
-            """A row is found by its id in decimal, and by its uuid."""
-            first = await self.register()
-            self.assertEqual((await self.registry.get(str(first.id))).uuid, first.uuid)
-            self.assertEqual((await self.registry.get(first.uuid)).id, first.id)
-
-        async def test_not_found(self) -> None:
-            """What has no live row is not found, whoever asks, and the error names it."""
-            missing = (
-                (str(NO_SUCH_ID), self.registry.get(str(NO_SUCH_ID))),
-                (NO_SUCH_UUID, self.registry.get(NO_SUCH_UUID)),
-                ("'; --", self.registry.get("'; --")),
-                ("9" * 40, self.registry.get("9" * 40)),
-                (str(NO_SUCH_ID), self.registry.beat(NO_SUCH_ID)),
-                (str(NO_SUCH_ID), self.registry.delete(NO_SUCH_ID)),
-                (str(NO_SUCH_ID), self.registry.update(NO_SUCH_ID, ServiceChanges(disabled=True))),
-            )
-            for name, deferred in missing:
-                error = await self.assert_fails(ServiceNotFoundError, deferred)
-                self.assertEqual(error.args, (name,))
-
-        async def test_list(self) -> None:
-            """The list is ordered by binary, host and id, and is narrowed by each of three."""
-            for host, binary, topic in (("h2", "b", "t"), ("h1", "b", "t"), ("h1", "a", "u"), ("h3", "c", None)):
-                await self.register(host, binary, topic=topic)
-
-            async def listed(host: str | None = None, binary: str | None = None, topic: str | None = None) -> list[str]:
-                rows = await self.registry.list(host, binary, topic)
-                return [f"{row.binary}@{row.host}" for row in rows]
-
-            self.assertEqual(await listed(), ["a@h1", "b@h1", "b@h2", "c@h3"])
-            self.assertEqual(await listed(host="h1"), ["a@h1", "b@h1"])
-            self.assertEqual(await listed(binary="b"), ["b@h1", "b@h2"])
-            self.assertEqual(await listed(topic="u"), ["a@h1"])
-            self.assertEqual(await listed(host="h1", binary="b", topic="t"), ["b@h1"])
-            self.assertEqual(await listed(host="zz"), [])
-
-        async def test_disable(self) -> None:
-            """Disabling may give a reason; disabling without one, or enabling, clears an old one."""
-            first = await self.register()
-            steps = (
-                (ServiceChanges(disabled=True, disabled_reason="disk"), (True, "disk")),
-                (ServiceChanges(forced_down=True), (True, "disk")),
-                (ServiceChanges(disabled=True), (True, None)),
-                (ServiceChanges(disabled=True, disabled_reason="fan"), (True, "fan")),
-                (ServiceChanges(disabled=False), (False, None)),
-            )
-            for changes, expected in steps:
-                record = await self.registry.update(first.id, changes)
-                self.assertEqual((record.disabled, record.disabled_reason), expected)
-                self.assertEqual(record, await self._same_age(record))
-            self.assertTrue(record.forced_down)
-
-        async def _same_age(self, record: ServiceRecord) -> ServiceRecord:
-            """Read a row again, with the age that it had: only the age may differ."""
-            again: ServiceRecord = await self.registry.get(record.uuid)
-            fields = {name: getattr(again, name) for name in again.__slots__ if not name.startswith("__")}
-            return ServiceRecord(**{**fields, "age": record.age})
-
-        async def test_force_down(self) -> None:
-            """Forcing down and back leaves count and last_seen_up alone."""
-            first = await self.register()
-            await self.registry.beat(first.id)
-            before = await self.registry.get(first.uuid)
-            down = await self.registry.update(first.id, ServiceChanges(forced_down=True))
-            up = await self.registry.update(first.id, ServiceChanges(forced_down=False))
-            self.assertEqual((down.forced_down, up.forced_down), (True, False))
-            self.assertEqual((up.report_count, up.last_seen_up), (1, before.last_seen_up))
-
-        async def test_same_values(self) -> None:
-            """An update that changes nothing leaves updated_at as it was."""
-            first = await self.register()
-            for changes in (ServiceChanges(), ServiceChanges(disabled=False, forced_down=False)):
-                self.assertIsNone((await self.registry.update(first.id, changes)).updated_at)
-
-        async def test_delete(self) -> None:
-            """A deleted row is gone for everybody, and a new one for the same service begins afresh."""
-            first = await self.register()
-            await self.registry.beat(first.id)
-            self.assertIsNone(await self.registry.delete(first.id))
-            self.assertEqual(await self.registry.list(None, None, None), [])
-            for deferred in (
-                self.registry.get(first.uuid),
-                self.registry.get(str(first.id)),
-                self.registry.beat(first.id),
-                self.registry.delete(first.id),
-                self.registry.update(first.id, ServiceChanges(disabled=True)),
-            ):
-                await self.assert_fails(ServiceNotFoundError, deferred)
-            second = await self.register()
-            self.assertNotEqual((second.id, second.uuid), (first.id, first.uuid))
-            self.assertEqual(second.report_count, 0)
-
-        async def test_delete_again_and_again(self) -> None:
-            """Any number of deleted rows of one service may lie beside a live one."""
-            for _ in range(3):
-                await self.registry.delete((await self.register()).id)
-            self.assertEqual((await self.register()).report_count, 0)
-
-        async def test_any_text(self) -> None:
-            """Text comes back as it was given: quotes, blanks, letters of any script."""
-            host, reason = "höst'; DROP TABLE services; --", 'Grüße "%s" \u65e5\u672c\u8a9e \U0001f525'
-            first = await self.register(host)
-            record = await self.registry.update(first.id, ServiceChanges(disabled=True, disabled_reason=reason))
-            self.assertEqual((record.host, record.disabled_reason), (host, reason))
-            self.assertEqual([row.id for row in await self.registry.list(host, None, None)], [first.id])
-
-    return RegistryTests
+    return type("RegistryTests", (RegistryContract,), {"fixture": staticmethod(fixture)})
