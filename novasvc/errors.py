@@ -551,6 +551,7 @@ class UnknownTaskError(NovasvcError):
         known = ", ".join(self.known) or "none"
         return f"no periodic task is named {self.task!r}; there are: {known}"
 
+
 def describe(error: BaseException) -> str:
     """Say in one line what was raised, and where."""
     text = " ".join(str(error).split())

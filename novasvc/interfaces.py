@@ -3,10 +3,18 @@
 Methods that wait return Deferreds. Each has a deadline of its own, so none waits for ever.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-# zope's interfaces declare methods without ``self``; their types are in the docstrings.
-# mypy: allow-untyped-defs, allow-incomplete-defs
+from novasvc.context import RequestContext
+from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.target import Target
+
+Records = list[ServiceRecord]
+"""IServiceRegistry has a method of the name that this is made of."""
 
 
 class IDelivery(Interface):
@@ -16,13 +24,13 @@ class IDelivery(Interface):
     expires_in = Attribute("float | None: seconds that the sender still waits, as far as the transport knows.")
     redelivered = Attribute("bool: it was delivered before, and not acknowledged.")
 
-    def ack():
+    def ack() -> None:
         """Say that the message is taken; it will not come again.
 
         Has no effect once the message was answered for, or went back with its connection.
         """
 
-    def reject(requeue):
+    def reject(requeue: bool) -> None:
         """Give the message back, or away.
 
         :param bool requeue: True to have it delivered again, False to drop it.
@@ -34,7 +42,7 @@ class IListener(Interface):
 
     live = Attribute("bool: messages reach the receiver now.")
 
-    def cancel():
+    def cancel() -> Deferred[None]:
         """Stop the deliveries; those already made can still be acknowledged.
 
         Called first when a server drains.
@@ -42,7 +50,7 @@ class IListener(Interface):
         :return: Deferred[None], fired when no further delivery will be made.
         """
 
-    def close():
+    def close() -> Deferred[None]:
         """Give up the queues that only this listener used; unacknowledged deliveries go back.
 
         Called last, after the calls in flight ended.
@@ -54,19 +62,19 @@ class IListener(Interface):
 class ITransport(Interface):
     """How messages move. Knows addresses and bytes, nothing of what they mean."""
 
-    def open():
+    def open() -> Deferred[None]:
         """Connect. Called once before anything else.
 
         :return: Deferred[None]; fails with an RPCError that names the address.
         """
 
-    def close():
+    def close() -> Deferred[None]:
         """Disconnect; whatever still waits fails with TransportClosedError.
 
         :return: Deferred[None].
         """
 
-    def listen(target, receiver, prefetch):
+    def listen(target: Target, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
         """Consume from the topic, from topic and server, and from the topic's fanout.
 
         :param Target target: topic and server are used.
@@ -75,7 +83,7 @@ class ITransport(Interface):
         :return: Deferred[IListener], fired when the first message could arrive.
         """
 
-    def send(target, body, ttl, mandatory):
+    def send(target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
         """Send a request.
 
         :param Target target: topic, and server or fanout.
@@ -88,14 +96,14 @@ class ITransport(Interface):
         :raises TransportClosedError: after close.
         """
 
-    def open_replies(receiver):
+    def open_replies(receiver: Callable[[bytes], None]) -> Deferred[str]:
         """Begin to receive replies. Called by each client before its first call is sent.
 
         :param receiver: called with the bytes of each reply; returns None, never raises.
         :return: Deferred[str]: the address that peers reply to, opaque.
         """
 
-    def reply(address, body):
+    def reply(address: str, body: bytes) -> Deferred[None]:
         """Send a reply.
 
         :param str address: what the caller's open_replies gave.
@@ -112,7 +120,7 @@ class IServiceRegistry(Interface):
     database. :class:`novasvc.record.ServiceRecord` is the row.
     """
 
-    def open():
+    def open() -> Deferred[None]:
         """Reach the database and see that its schema is the one we know.
 
         Called again, with backoff, as long as it fails with DatabaseUnavailableError.
@@ -120,13 +128,13 @@ class IServiceRegistry(Interface):
         :return: Deferred[None].
         """
 
-    def close():
+    def close() -> Deferred[None]:
         """Let go of the database.
 
         :return: Deferred[None]; never fails.
         """
 
-    def register(host, binary, topic, version):
+    def register(host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
         """Return the row of (host, binary), created if there is none. Racing is no error.
 
         :param str host: the node's host.
@@ -136,21 +144,21 @@ class IServiceRegistry(Interface):
         :return: Deferred[ServiceRecord].
         """
 
-    def beat(service_id):
+    def beat(service_id: int) -> Deferred[None]:
         """Add one to report_count and stamp last_seen_up.
 
         :param int service_id: the row's id.
         :return: Deferred[None]; fails with ServiceNotFoundError if the row is gone.
         """
 
-    def get(service):
+    def get(service: str) -> Deferred[ServiceRecord]:
         """Read one row.
 
         :param str service: its id in decimal, or its uuid.
         :return: Deferred[ServiceRecord].
         """
 
-    def list(host, binary, topic):
+    def list(host: str | None, binary: str | None, topic: str | None) -> Deferred[Records]:
         """Read the live rows, ordered by binary, host, id.
 
         :param host: str, or None for all.
@@ -159,7 +167,7 @@ class IServiceRegistry(Interface):
         :return: Deferred[list[ServiceRecord]].
         """
 
-    def update(service_id, changes):
+    def update(service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """Change what an operator may change.
 
         :param int service_id: the row's id.
@@ -167,7 +175,7 @@ class IServiceRegistry(Interface):
         :return: Deferred[ServiceRecord], as it is then.
         """
 
-    def delete(service_id):
+    def delete(service_id: int) -> Deferred[None]:
         """Soft-delete the row: a new one for the same (host, binary) may follow.
 
         :param int service_id: the row's id.
@@ -183,25 +191,25 @@ class IManager(Interface):
 
     host = Attribute("str: the host this manager works for.")
 
-    def attach(attachments):
+    def attach(attachments: Any) -> None:
         """Take what the node gives its manager. Called once, before init_host.
 
         :param ManagerAttachments attachments: reactor, RPC client, task runner.
         """
 
-    def init_host():
+    def init_host() -> Any:
         """Prepare; nothing is consumed yet. Called after the row is there."""
 
-    def pre_start_hook():
-        """Called after init_host, before the first message can arrive."""
+    def pre_start_hook() -> Any:
+        """Prepare further; called after init_host, before the first message can arrive."""
 
-    def post_start_hook():
-        """Called when messages can arrive, before the first heartbeat."""
+    def post_start_hook() -> Any:
+        """Go on when messages can arrive; called before the first heartbeat."""
 
-    def cleanup_host():
-        """Called on stop, when the calls in flight and the running tasks have ended."""
+    def cleanup_host() -> Any:
+        """Tidy up; called on stop, when the calls in flight and the running tasks have ended."""
 
-    def periodic_tasks(context, raise_on_error):
+    def periodic_tasks(context: RequestContext, raise_on_error: bool) -> Deferred[float]:
         """Run the tasks that are due.
 
         :param RequestContext context: an admin context.
@@ -213,7 +221,7 @@ class IManager(Interface):
 class IStartable(Interface):
     """A service whose start takes time and can fail."""
 
-    def when_started():
+    def when_started() -> Deferred[None]:
         """Wait for the start that is under way.
 
         :return: a new Deferred[None] each time; fired when running, fails with the reason.

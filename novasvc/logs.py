@@ -45,6 +45,7 @@ class FieldsObserver:
     _default: Mapping[str, str | None] = NOBODY
 
     def __call__(self, event: LogEvent) -> None:
+        """Pass an event on with its fields; those that it brings itself stay."""
         fields = node_fields.get()
         context = current_context.get()
         added = {**(self._default if fields is NOBODY else fields), "request_id": context and context.request_id}

@@ -124,4 +124,3 @@ def _load(path: str) -> Callable[..., Any]:
     if not callable(loaded):
         raise ManagerError(path, f"it is a {type(loaded).__name__}, not a class", 'write "package.module.Class"')
     return loaded
-

@@ -105,7 +105,7 @@ class Membership:
     def _beat(self) -> Deferred[None]:
         beating = self._beating = Deferred.fromCoroutine(self._beat_or_skip())
 
-        def done(result: object) -> None:
+        def done(_: object) -> None:
             self._beating = None
             after = self._clock.seconds() - self._joined_at
             self._due = self._joined_at + (after // self._report_interval + 1) * self._report_interval

@@ -3,9 +3,10 @@
 import atexit
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.logger import ILogObserver
 from twisted.python import usage
@@ -19,13 +20,13 @@ from novasvc.service import Service, ServiceTree
 from novasvc.settings import Configuration, Settings, load, masked_url, option_table
 
 
-class Options(usage.Options):  # type: ignore[misc]
+class Options(usage.Options):
     """The options of `twistd novasvc`: one for each setting."""
 
     synopsis = "[options]"
     longdesc = "Runs services on this host. Without any option: the bundled host agent, on an SQLite file."
-    optParameters = [[option.name, None, None, option.help] for option in option_table() if not option.flag]
-    optFlags = [[option.name, None, option.help] for option in option_table() if option.flag]
+    optParameters: ClassVar = [[option.name, None, None, option.help] for option in option_table() if not option.flag]
+    optFlags: ClassVar = [[option.name, None, option.help] for option in option_table() if option.flag]
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +109,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
+    _count_monotonic_seconds(reactor)
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
@@ -186,6 +188,18 @@ def _observer(settings: Settings, twistd: Mapping[str, Any] | None) -> ILogObser
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon)
     return make_observer(log_file, as_json=settings.log_json, default=default)
+
+
+def _count_monotonic_seconds(reactor: Any) -> None:
+    """Let the reactor's timers take no notice of steps of the host's clock."""
+    # Note [Monotonic seconds]
+    #
+    # Twisted's reactor reckons with time.time(): when a host's clock is set forward by an hour, all
+    # that is due within that hour is due at once, and when it is set back, nothing happens for an
+    # hour, no heartbeat either. Every timer asks reactor.seconds(), so that is what is replaced: in
+    # a process that is ours, before it has any timer. Other people's processes are left alone.
+    if not reactor.running and not reactor.getDelayedCalls():
+        reactor.seconds = time.monotonic
 
 
 def _exit_with(status: int) -> None:

@@ -25,13 +25,13 @@ class Lifecycle(Protocol):
         """Begin to stop. A start under way is cancelled first."""
 
     def begun(self) -> None:
-        """The start has ended well."""
+        """Note that the start has ended well."""
 
     def broken(self, failure: Failure) -> None:
-        """The start has failed."""
+        """Note that the start has failed."""
 
     def ended(self) -> None:
-        """The stop has ended."""
+        """Note that the stop has ended."""
 
 
 @attrs.define(eq=False)
@@ -71,28 +71,34 @@ class Course:
         return waiter
 
     def enter(self, state: str) -> None:
+        """Be in a state from now on, and say so."""
         self.state = state
         self.entered(state)
 
     def run_begin(self, machine: Lifecycle) -> None:
+        """Begin, and tell the machine how that ends."""
         self.reason = None
         self._starting = Deferred.fromCoroutine(self.begin())
         self._starting.addCallbacks(lambda _: machine.begun(), machine.broken)
 
     def run_end(self, machine: Lifecycle) -> None:
+        """Stop, and tell the machine when that has ended."""
         # ``end`` never raises, so both ways out are "ended".
         Deferred.fromCoroutine(self.end()).addBoth(lambda _: machine.ended())
 
     def cancel_begin(self) -> None:
+        """Cancel the start under way."""
         if self._starting is not None:
             self._starting.cancel()
 
     def finish_start(self, result: Failure | None) -> None:
+        """Answer those who wait for the start; None is a good end."""
         self._starting = None
         self.reason = result
         self._answer_start(result)
 
     def finish_end(self) -> None:
+        """Answer all who wait."""
         self._answer_start(self.reason or Failure(StateError(self.name, self.state, "start")))
         self._answer_end()
 

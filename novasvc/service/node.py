@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
@@ -138,9 +137,7 @@ class Node:
         await self._hook("post_start_hook")
 
         self._step = "join the service group"
-        self.membership = Membership(
-            registry, identity, record, clock, self.report_interval, [self._why_not_consuming]
-        )
+        self.membership = Membership(registry, identity, record, clock, self.report_interval, [self._why_not_consuming])
         await self.membership.join()
         if self.periodic_enable:
             self.tasks.start()
@@ -215,17 +212,15 @@ class Node:
         if self.server is not None:
             await self._tidy("stop consuming", self.server.stop_consuming)
             ending.append(self.server.drained())
-        finished = DeferredList(ending, consumeErrors=True)
-        try:
-            await self._bounded(finished)
-        except DeferredTimeoutError:
-            calls = 0 if self.server is None else self.server.in_flight
-            running = [task.name for task in self.tasks.figures() if task.running]
+        await self._bounded(DeferredList(ending, consumeErrors=True))
+        calls = 0 if self.server is None else self.server.in_flight
+        running = [task.name for task in self.tasks.figures() if task.running]
+        if calls or running:
             _log.warn(
-                "not finished after graceful_shutdown_timeout ({grace:g} s), cancelled: {calls} calls, tasks {running}",
+                "not finished after graceful_shutdown_timeout ({grace:g} s): {calls} calls, tasks {running}; cancelled",
                 grace=self.runtime.settings.graceful_shutdown_timeout,
                 calls=calls,
-                running=running,
+                running=", ".join(running) or "none",
             )
             self.tasks.cancel_running()
 
@@ -233,7 +228,7 @@ class Node:
         """Do one step of the way down; neither its failure nor its silence stops the others."""
         try:
             await self._bounded(maybeDeferred(step))
-        except Exception:
+        except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
             _log.failure("{node} could not {what}; it stops all the same", node=self.identity, what=what)
 
     def _bounded(self, step: Deferred[_T]) -> Deferred[_T]:

@@ -22,7 +22,7 @@ from novasvc.servicegroup import Identity
 
 
 @implementer(IStartable)
-class Service(service.Service):  # type: ignore[misc]
+class Service(service.Service):
     """A node: takes a manager, serves RPC on its topic, runs its tasks, reports its state.
 
     ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
@@ -127,7 +127,11 @@ class Service(service.Service):  # type: ignore[misc]
         manager = manager or runtime.settings.managers.get(topic)
         if manager is None:
             raise SettingError(
-                f"{topic}_manager", None, "nowhere", "no manager is set for this topic", 'set it to "package.module.Class"'
+                f"{topic}_manager",
+                None,
+                "nowhere",
+                "no manager is set for this topic",
+                'set it to "package.module.Class"',
             )
         return cls(
             host or runtime.settings.host,

@@ -1,7 +1,7 @@
 """A service tree that waits: for each part on the way up, and for each on the way down."""
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -12,7 +12,7 @@ _log = Logger()
 
 
 @implementer(IStartable)
-class ServiceTree(MultiService):  # type: ignore[misc]
+class ServiceTree(MultiService):
     """Start the parts in their order, each when the one before runs; stop them in reverse.
 
     Twisted's MultiService calls every startService at once and drops what it returns, and stops
@@ -88,7 +88,7 @@ class ServiceTree(MultiService):  # type: ignore[misc]
             part = self._started.pop()
             try:
                 await maybeDeferred(part.stopService)
-            except (Exception, CancelledError):
+            except Exception:  # noqa: BLE001 - the others are stopped whatever this one does
                 _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
 
     def _entered(self, state: str) -> None:

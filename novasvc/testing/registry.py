@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -117,7 +117,7 @@ class MemoryRegistry:
                 return row
         raise ServiceNotFoundError(str(service_id))
 
-    def _write(self, row: ServiceRecord, **columns: object) -> ServiceRecord:
+    def _write(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
         written = attrs.evolve(row, updated_at=self._now(), **columns)
         self._rows[self._rows.index(row)] = written
         return written

@@ -61,8 +61,8 @@ def measure() -> dict[str, float]:
 def _running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("ab") as log:
-        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-        process = subprocess.Popen(  # noqa: S603 - ourselves
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
     try:
@@ -128,6 +128,6 @@ def _idle(process: subprocess.Popen[bytes]) -> dict[str, float]:
 
 def _on_reactor(name: str) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.on_reactor", name]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)  # noqa: S603 - ourselves
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures

@@ -68,10 +68,6 @@ class Process:
             if found is not None:
                 return found
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        self.popen.send_signal(number)
-
     def wait(self) -> int:
         """Wait for the end; return the exit status, negative for a signal."""
         try:
@@ -83,7 +79,7 @@ class Process:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, and wait for the end."""
-        self.signal(number)
+        self.popen.send_signal(number)
         return self.wait()
 
     def _read(self) -> None:

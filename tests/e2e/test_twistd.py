@@ -14,6 +14,14 @@ from tests.e2e.process import ROOT, Process, program
 
 RUNNING = "is running"
 
+WATCH = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1])
+while connection.execute("SELECT report_count FROM services").fetchone()[0] < 3:
+    time.sleep(0.05)
+print("beaten")
+"""
+
 MANAGERS = '''
 from novasvc import Manager, RequestContext, periodic_task, rpc
 
@@ -57,10 +65,22 @@ class TwistdTestCase(TestCase):
         self.folder = Path(folder.name)
         (self.folder / "managers.py").write_text(MANAGERS)
 
-    def twistd(self, *options: str, **environment: str) -> Process:
+    def twistd(self, *options: str, host: str = "h1", **environment: str) -> Process:
         """Start `twistd -n novasvc`."""
-        command = [program("twistd"), "-n", "novasvc", "--host", "h1", "--periodic-fuzzy-delay", "0", *options]
-        return Process(self, command, self.folder, PYTHONPATH=str(self.folder), NOVASVC_STATE_DIR="state", **environment)
+        command = [
+            program("twistd"),
+            "-n",
+            "--pidfile=",
+            "novasvc",
+            "--host",
+            host,
+            "--periodic-fuzzy-delay",
+            "0",
+            *options,
+        ]
+        return Process(
+            self, command, self.folder, PYTHONPATH=str(self.folder), NOVASVC_STATE_DIR="state", **environment
+        )
 
     def rows(self) -> list[sqlite3.Row]:
         connection = sqlite3.connect(f"file:{self.folder / 'state' / 'novasvc.sqlite'}?mode=ro", uri=True)
@@ -144,19 +164,7 @@ class RunTests(TwistdTestCase):
         """A running node goes on beating."""
         node = self.twistd("--report-interval", "1", "--service-down-time", "5")
         node.wait_for(RUNNING)
-        watcher = Process(
-            self,
-            [
-                program("python"),
-                "-c",
-                "import sqlite3, sys, time\n"
-                "while sqlite3.connect(sys.argv[1]).execute('select report_count from services').fetchone()[0] < 3:\n"
-                "    time.sleep(0.05)\n"
-                "print('beaten')",
-                str(self.folder / "state" / "novasvc.sqlite"),
-            ],
-            self.folder,
-        )
+        watcher = Process(self, [program("python"), "-c", WATCH, "state/novasvc.sqlite"], self.folder)
         watcher.wait_for("beaten")
         node.stop()
 
@@ -177,7 +185,7 @@ class RunTests(TwistdTestCase):
             '[[service]]\nbinary = "novasvc-one"\nmanager = "novasvc.agent.HostAgent"\n'
             '[[service]]\nbinary = "novasvc-two"\nmanager = "managers.Hanging"\n'
         )
-        node = self.twistd("--config", "two.toml")
+        node = self.twistd("--config", "two.toml", "--graceful-shutdown-timeout", "1")
         node.wait_for("novasvc-one@h1 is running")
         node.wait_for("novasvc-two@h1 is running")
         self.assertEqual({row["topic"] for row in self.rows()}, {"one", "two"})
@@ -222,8 +230,8 @@ class FailedStartTests(TwistdTestCase):
     def test_bad_values(self) -> None:
         """All wrong settings are reported together, each with its value, source and remedy."""
         output = self.fails("--report-interval", "0", NOVASVC_RPC_CONCURRENCY="many")
-        self.assertRegex(output, r"--report-interval = 0 \(from .*\): ")
-        self.assertRegex(output, r"NOVASVC_RPC_CONCURRENCY = many \(from .*\): ")
+        self.assertRegex(output, r"--report-interval = '0' \(from option --report-interval\): is too small")
+        self.assertRegex(output, r"NOVASVC_RPC_CONCURRENCY = 'many' \(from variable .*\): is not a whole number")
 
     def test_unknown_setting(self) -> None:
         """An unknown setting in a file is named with its nearest relative."""
@@ -232,7 +240,7 @@ class FailedStartTests(TwistdTestCase):
 
     def test_memory_with_workers(self) -> None:
         """Several processes cannot share memory: a broker's URL is asked for."""
-        self.assertIn("amqp://", self.fails("--workers", "2"))
+        self.assertIn("give the URL of a broker as transport_url", self.fails("--workers", "2"))
 
     def test_manager_not_there(self) -> None:
         """A manager that cannot be imported is named with the reason."""
@@ -289,26 +297,41 @@ class FailedStartTests(TwistdTestCase):
 
     def test_locked_database(self) -> None:
         """A locked database is waited for, or with --fail-fast refused; when it is free the node runs."""
-        self.twistd_once()
-        holder = sqlite3.connect(self.folder / "state" / "novasvc.sqlite", isolation_level=None)
-        self.addCleanup(holder.close)
-        holder.execute("BEGIN EXCLUSIVE")
-        node = self.twistd()
+        holder = self.locked_database()
+        node = self.twistd(host="h2")
         node.wait_for("the database is not there, trying until it is")
-        self.assertIn("holds the lock", self.fails("--fail-fast"))
+        refused = self.twistd("--fail-fast", host="h3")
+        self.assertEqual(refused.wait(), 1)
+        self.assertIn("holds the lock", refused.output)
         holder.execute("ROLLBACK")
         node.wait_for(RUNNING)
         node.stop()
 
+    def test_locked_while_running(self) -> None:
+        """A node whose row is there serves on a locked database, says once that it cannot beat, and beats again."""
+        holder = self.locked_database()
+        node = self.twistd("--report-interval", "1")
+        node.wait_for("model server went away")
+        node.wait_for(RUNNING)
+        holder.execute("ROLLBACK")
+        node.wait_for("heartbeats go on")
+        node.stop()
+        self.assertEqual(node.output.count("model server went away"), 2)  # once when it began, once when it ended
+
     def test_terminated_while_waiting(self) -> None:
         """SIGTERM while the node waits for its database ends it promptly."""
+        self.locked_database()
+        node = self.twistd(host="h2")
+        node.wait_for("the database is not there, trying until it is")
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+
+    def locked_database(self) -> sqlite3.Connection:
+        """Run a node once, then lock its database against writers."""
         self.twistd_once()
         holder = sqlite3.connect(self.folder / "state" / "novasvc.sqlite", isolation_level=None)
         self.addCleanup(holder.close)
         holder.execute("BEGIN EXCLUSIVE")
-        node = self.twistd()
-        node.wait_for("the database is not there, trying until it is")
-        self.assertEqual(node.stop(), -signal.SIGTERM)
+        return holder
 
     def twistd_once(self) -> None:
         node = self.twistd()
@@ -320,7 +343,7 @@ class TacTests(TwistdTestCase):
     """The deployments in tap/, under a real twistd."""
 
     def tac(self, name: str, **environment: str) -> Process:
-        command = [program("twistd"), "-ny", str(ROOT / "tap" / name)]
+        command = [program("twistd"), "--pidfile=", "-ny", str(ROOT / "tap" / name)]
         return Process(self, command, self.folder, NOVASVC_STATE_DIR="state", NOVASVC_HOST="h1", **environment)
 
     def test_allinone(self) -> None:
@@ -356,5 +379,3 @@ class TacTests(TwistdTestCase):
         self.assertEqual(len([float(number) for number in answer.split()]), 3, answer)
         self.assertEqual(process.stop(), -signal.SIGTERM)
         self.assertIn("is stopped", process.output)
-
-

@@ -67,7 +67,7 @@ class LifecycleTests(SynchronousTestCase):
     def test_stop_while_starting(self) -> None:
         """A stop cancels the start under way, lets it end, and only then stops."""
         cancelled = []
-        self.beginning = Deferred(lambda d: cancelled.append(d))
+        self.beginning = Deferred(cancelled.append)
         started = self.course.when_started()
         self.machine.start()
         self.machine.stop()

@@ -3,6 +3,7 @@
 import io
 import json
 from contextvars import copy_context
+from pathlib import Path
 
 from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
@@ -35,9 +36,7 @@ class ObserverTests(SynchronousTestCase):
         line = self.written(lambda log: log.info("hello {name}", name="w"), as_json=True)
         event = json.loads(line)
         self.assertTrue(event.pop("time").endswith("+00:00"))
-        self.assertEqual(
-            event, {"level": "info", "logger": "app", "message": "hello w", "request_id": "req-1", **NODE}
-        )
+        self.assertEqual(event, {"level": "info", "logger": "app", "message": "hello w", "request_id": "req-1", **NODE})
 
     def test_text(self) -> None:
         """A text line names source, level, node and request before the message."""
@@ -97,5 +96,4 @@ class OpenLogTests(SynchronousTestCase):
         log_file = open_log(path, daemon=True)
         self.addCleanup(log_file.close)
         log_file.write("x\n")
-        with open(path) as written:
-            self.assertEqual(written.read(), "x\n")
+        self.assertEqual(Path(path).read_text(), "x\n")

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -40,6 +41,13 @@ class MakeManagerTests(SynchronousTestCase):
     def problem(self, manager: Any, **kwargs: Any) -> str:
         return str(self.assertRaises(ManagerError, make_manager, manager, host="h1", **kwargs))
 
+    def write_module(self, name: str, text: str) -> None:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(text)
+        sys.path.insert(0, str(folder))
+        self.addCleanup(sys.path.remove, str(folder))
+
     def test_dotted_names(self) -> None:
         """A manager is named by module and class, with a dot or a colon between them."""
         for name in ("some_managers.Good", "some_managers:Good"):
@@ -56,20 +64,14 @@ class MakeManagerTests(SynchronousTestCase):
 
     def test_missing_dependency(self) -> None:
         """A module that imports what is not installed is told apart from one that does not exist."""
-        with open("needs_something_odd.py", "w") as module:
-            module.write("import something_odd\n")
-        sys.path.insert(0, ".")
-        self.addCleanup(sys.path.remove, ".")
+        self.write_module("needs_something_odd", "import something_odd\n")
         self.assertIn(
             "needs_something_odd imports 'something_odd', which is not installed", self.problem("needs_something_odd.A")
         )
 
     def test_module_that_raises(self) -> None:
         """A module that raises at import is reported with the error and its line."""
-        with open("raises_at_import.py", "w") as module:
-            module.write("x = 1\nx / 0\n")
-        sys.path.insert(0, ".")
-        self.addCleanup(sys.path.remove, ".")
+        self.write_module("raises_at_import", "x = 1\nx / 0\n")
         self.assertRegex(
             self.problem("raises_at_import.A"), r"importing raises_at_import raised ZeroDivisionError: .*import.py:2"
         )

@@ -22,6 +22,7 @@ from novasvc.errors import (
     UndeliverableError,
 )
 from novasvc.interfaces import IManager, IStartable
+from novasvc.logs import FieldsObserver
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
@@ -247,8 +248,6 @@ class StartTests(ServiceTestCase):
 
     def test_events_are_the_nodes(self) -> None:
         """Every event from the way up carries host, binary and topic, the manager's own too."""
-        from novasvc.logs import FieldsObserver
-
         events: list[dict[str, Any]] = []
         observer = FieldsObserver(events.append)
         globalLogPublisher.addObserver(observer)
@@ -429,4 +428,3 @@ class ConstructionTests(SynchronousTestCase):
         """A service that is not started has nothing to call others with, and says so."""
         service = Service("h", "b", "t", Diarist, runtime=self.runtime)
         self.assertRaises(StateError, lambda: service.rpc)
-
