@@ -1,7 +1,6 @@
 """What a driver's exception means: from its code, where it has one, to one of our errors."""
 
 import errno
-import os
 import re
 import sqlite3
 from pathlib import Path
@@ -136,8 +135,9 @@ def _of_file(path: Path, code: int, kind: type[DatabaseError], problem: str) -> 
         case sqlite3.SQLITE_CANTOPEN:
             reason, writing = sqlite.unopenable(path)
             return DatabaseReadOnlyError if writing else kind, f"{problem}: {reason}"
-        case sqlite3.SQLITE_READONLY if not os.access(path, os.W_OK):
-            return kind, f"{problem}: this user has no permission to write to {path}"
+        case sqlite3.SQLITE_READONLY:
+            why = sqlite.unwritable(path)
+            return kind, f"{problem}: {why}" if why else problem
         case sqlite3.SQLITE_NOTADB if sqlite.is_newer(path):
             return DatabaseRefusedError, f"the file was made by a newer SQLite than {sqlite3.sqlite_version}"
         case sqlite3.SQLITE_ERROR if "unsupported file format" in problem:

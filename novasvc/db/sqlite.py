@@ -78,12 +78,22 @@ def unopenable(path: Path) -> tuple[str, bool]:
         return f"{error.strerror}: {error.filename}", False
     if is_directory:
         return f"{path} is a directory", False
-    if not os.access(path, os.R_OK):
+    if not _may(path, os.R_OK):
         return f"this user has no permission to read {path}", False
+    reason = unwritable(path)
+    return (reason, True) if reason else (f"{path} cannot be opened", False)
+
+
+def unwritable(path: Path) -> str | None:
+    """Say whether the permissions keep this user from writing to a file, or from making one beside it."""
     for place in (path, path.parent):
-        if not os.access(place, os.W_OK):
-            return f"this user has no permission to write to {place}", True
-    return f"{path} cannot be opened", False
+        if not _may(place, os.W_OK):
+            return f"this user has no permission to write to {place}"
+    return None
+
+
+def _may(path: Path, how: int) -> bool:
+    return os.access(path, how, effective_ids=True)
 
 
 def is_newer(path: Path) -> bool:
