@@ -20,11 +20,10 @@ REQUIRES = [
     "SQLAlchemy>=2.1",  # the schema and its queries
     "alembic>=1.16",  # migrations of the schema
     "attrs>=24.2",  # records, settings and errors
-    "cattrs>=24.1.2",  # settings from plain values, with all the errors at once
     "automat>=25.4",  # states of nodes, connections and workers
-    "click>=8.1.8",  # the operators' command
+    "click>=8.2",  # the operators' command
     "rich>=13.9",  # its tables
-    "psutil>=6.1",  # memory and descriptors of a process
+    "psutil>=6.1",  # the host agent's facts
 ]
 
 EXTRAS = {
