@@ -54,14 +54,14 @@ class Process:
         """All that was printed so far."""
         return "".join(self.lines)
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
+    def wait_for(self, pattern: str, patience: float = PATIENCE) -> re.Match[str]:
         """Wait for a line that has the pattern; lines before it are not looked at again."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             try:
                 line = self._fresh.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no line has {pattern!r} after {PATIENCE} s:\n{self.output}") from None
+                raise AssertionError(f"no line has {pattern!r} after {patience} s:\n{self.output}") from None
             if line is None:
                 raise AssertionError(f"it ended before a line had {pattern!r}:\n{self.output}")
             found = re.search(pattern, line)

@@ -1,0 +1,83 @@
+"""README's own commands, word by word, in a clean clone."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import TestCase
+
+import pytest
+
+from tests.e2e.process import ROOT, Process
+
+RUN = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/twistd -n novasvc"
+
+
+class ReadmeTests(TestCase):
+    """What a person does who has nothing but README."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.clone = Path(folder.name) / "novasvc"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(self.clone)], check=True)
+        self.readme = (self.clone / "README.md").read_text()
+        self.state = Path(folder.name) / "state"
+
+    def commands(self, heading: str) -> list[str]:
+        """Return the commands under a heading, without their prompts."""
+        section = self.readme.split(f"## {heading}\n")[1].split("\n## ")[0]
+        blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+        return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+    def shell(self, command: str) -> Process:
+        """Run a command as the person's shell would, but for where state is kept: not on this machine."""
+        path = f"{sys.base_prefix}/bin:{os.environ['PATH']}"
+        environment = {"PATH": path, "NOVASVC_STATE_DIR": str(self.state), "PYTHONPATH": "", "PIP_QUIET": "1"}
+        return Process(self, ["bash", "-c", command], self.clone, **environment)
+
+    def done(self, command: str) -> str:
+        """Run a command that ends by itself, and well."""
+        process = self.shell(command)
+        self.assertEqual(process.wait(), 0, f"{command}:\n{process.output}")
+        return process.output
+
+    def write_examples(self) -> None:
+        """Save the examples that say their file's name in their first line."""
+        for name, text in re.findall(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", self.readme, re.DOTALL):
+            (self.clone / name).write_text(text)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(420)
+    def test_commands(self) -> None:
+        """A node runs after the first command, and everything else that README tells works on it."""
+        first, *others = self.commands("Run a node")
+        self.assertEqual(first, RUN)
+        node = self.shell(first)
+        node.wait_for("is running", patience=300)
+        for command in others + self.commands("Manage services"):
+            self.done(command)
+        os.killpg(node.popen.pid, signal.SIGTERM)
+        node.wait()
+
+        self.write_examples()
+        check, run = self.commands("Write a manager")
+        self.assertIn("greeter.toml", check)
+        self.done(check)
+        greeter = self.shell(run)
+        greeter.wait_for("novasvc-greeter@.* is running")
+        os.killpg(greeter.popen.pid, signal.SIGTERM)
+        greeter.wait()
+
+    def test_test_command(self) -> None:
+        """README's test command is there and can be run."""
+        (command,) = self.commands("Test")
+        self.assertTrue(os.access(self.clone / command, os.X_OK))
+
+    def test_links(self) -> None:
+        """Every file that README points to is there."""
+        for link in re.findall(r"\]\(((?!http)[^)]+)\)", self.readme):
+            self.assertTrue((self.clone / link).exists(), link)
