@@ -24,8 +24,7 @@ from novasvc.db.diagnosis import diagnose
 from novasvc.errors import DatabaseUnavailableError
 
 # Before the import: alchimia derives from a class that SQLAlchemy 2 no longer has, and never uses it.
-if not hasattr(strategies, "DefaultEngineStrategy"):
-    strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
+strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
 from alchimia.engine import TwistedEngine, _defer_to_worker
 
 _log = Logger()
