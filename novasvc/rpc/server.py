@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -99,7 +101,9 @@ class Server:
         if self._state != "new":
             return fail(StateError(f"the RPC server of {self._target}", self._state, "start"))
         self._state = "started"
-        listening: Deferred[IListener] = self._transport.listen(self._target, self._receive, self._concurrency)
+        # Deliveries are taken in where the server was started: what they log is its node's.
+        receive = partial(copy_context().run, self._receive)
+        listening: Deferred[IListener] = self._transport.listen(self._target, receive, self._concurrency)
         return listening.addCallback(self._started)
 
     def _started(self, listener: IListener) -> None:

@@ -256,6 +256,9 @@ class StartTests(ServiceTestCase):
         self.clock.advance(10)
         of_novasvc = [event for event in events if str(event.get("log_namespace")).startswith("novasvc.service")]
         self.assertTrue(of_novasvc)
+        events.clear()
+        self.failureResultOf(self.call("no_such_method"), NoSuchMethodError)
+        of_novasvc += [event for event in events if "refused" in str(event.get("log_format"))]
         self.assertEqual(
             {(event["host"], event["binary"], event["topic"]) for event in of_novasvc}, {("h1", "nova-diary", "diary")}
         )
