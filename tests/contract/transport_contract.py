@@ -1,0 +1,290 @@
+"""What every ITransport does, whatever carries its messages."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredQueue
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
+
+from novasvc.errors import TransportClosedError, UndeliverableError
+from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.target import Target
+
+Connect = Callable[[], Awaitable[Any]]
+"""Returns one more open transport to the same broker, and sees to its closing."""
+
+Fixture = Callable[[TestCase], Awaitable[Connect]]
+"""Takes the running test, returns a Connect."""
+
+PATIENCE = 10.0
+"""Seconds after which what was to come is missing."""
+
+
+def make_transport_tests(fixture: Fixture) -> type[TestCase]:
+    """Make the tests of a provider of ITransport.
+
+    :param fixture: see Fixture.
+    :return: a TestCase, to be subclassed under a name that says whose it is.
+    """
+
+    class TransportTests(TestCase):
+        connect: Connect
+        transport: Any
+        target: Target
+
+        async def setUp(self) -> None:
+            self.connect = await fixture(self)
+            self.transport = await self.connect()
+            self.target = Target(f"topic-{uuid4().hex}")
+
+        async def listen(self, target: Target | None = None, prefetch: int = 10) -> tuple[Any, "DeferredQueue[Any]"]:
+            """Listen on a connection of its own; return the listener and what it receives."""
+            transport = await self.connect()
+            inbox: DeferredQueue[Any] = DeferredQueue()
+            return await transport.listen(target or self.target, inbox.put, prefetch), inbox
+
+        def next(self, inbox: "DeferredQueue[Any]") -> Deferred[Any]:
+            return inbox.get().addTimeout(PATIENCE, reactor)
+
+        def send(self, body: bytes, target: Target | None = None, **given: Any) -> Deferred[None]:
+            ttl, mandatory = given.get("ttl"), given.get("mandatory", False)
+            return self.transport.send(target or self.target, body, ttl, mandatory)
+
+        def on(self, server: str) -> Target:
+            return Target(self.target.topic, server)
+
+        @property
+        def everybody(self) -> Target:
+            return Target(self.target.topic, fanout=True)
+
+        async def test_interfaces(self) -> None:
+            """A transport, its listeners and its deliveries provide the interfaces."""
+            listener, inbox = await self.listen()
+            await self.send(b"1")
+            delivery = await self.next(inbox)
+            self.assertTrue(verifyObject(ITransport, self.transport))
+            self.assertTrue(verifyObject(IListener, listener))
+            self.assertTrue(verifyObject(IDelivery, delivery))
+
+        async def test_order(self) -> None:
+            """Messages arrive as they were sent, in the order they were sent."""
+            _, inbox = await self.listen()
+            bodies = [b"", b"\x00\xff", b"x" * 400_000]
+            for body in bodies:
+                await self.send(body)
+            self.assertEqual([(await self.next(inbox)).body for _ in bodies], bodies)
+
+        async def test_later(self) -> None:
+            """A message is never delivered from within the call that sends it."""
+            received: list[str] = []
+            arrived: Deferred[None] = Deferred()
+
+            def receive(delivery: Any) -> None:
+                received.append("received")
+                arrived.callback(None)
+
+            await self.transport.listen(self.target, receive, 1)
+            sent = self.send(b"1")
+            received.append("sent")
+            await sent
+            await arrived.addTimeout(PATIENCE, reactor)
+            self.assertEqual(received, ["sent", "received"])
+
+        async def test_shared(self) -> None:
+            """The listeners of a topic share its messages."""
+            inboxes = [(await self.listen(prefetch=1))[1] for _ in range(2)]
+            for body in (b"1", b"2"):
+                await self.send(body)
+            self.assertEqual({(await self.next(inbox)).body for inbox in inboxes}, {b"1", b"2"})
+
+        async def test_server(self) -> None:
+            """A message to a server reaches it and no other one of its topic."""
+            _, one = await self.listen(self.on("one"))
+            _, other = await self.listen(self.on("other"))
+            await self.send(b"to one", self.on("one"))
+            await self.send(b"to other", self.on("other"))
+            self.assertEqual((await self.next(one)).body, b"to one")
+            self.assertEqual((await self.next(other)).body, b"to other")
+
+        async def test_topic_of_a_server(self) -> None:
+            """A listener with a server's name receives what is sent to its topic, too."""
+            _, inbox = await self.listen(self.on("one"))
+            await self.send(b"1")
+            self.assertEqual((await self.next(inbox)).body, b"1")
+
+        async def test_fanout(self) -> None:
+            """A fanout reaches every listener of its topic."""
+            inboxes = [(await self.listen(self.on(server)))[1] for server in ("one", "other")]
+            await self.send(b"1", self.everybody)
+            self.assertEqual([(await self.next(inbox)).body for inbox in inboxes], [b"1", b"1"])
+
+        async def test_prefetch(self) -> None:
+            """A listener gets no more than its prefetch; the next one gets what is over."""
+            _, full = await self.listen(prefetch=2)
+            for body in (b"1", b"2", b"3"):
+                await self.send(body)
+            self.assertEqual([(await self.next(full)).body for _ in range(2)], [b"1", b"2"])
+            _, other = await self.listen()
+            self.assertEqual((await self.next(other)).body, b"3")
+
+        async def test_acknowledged(self) -> None:
+            """An acknowledgement makes room for the next message."""
+            _, inbox = await self.listen(prefetch=1)
+            for body in (b"1", b"2"):
+                await self.send(body)
+            (await self.next(inbox)).ack()
+            self.assertEqual((await self.next(inbox)).body, b"2")
+
+        async def test_unacknowledged(self) -> None:
+            """What a listener leaves unacknowledged goes to another one, marked."""
+            listener, inbox = await self.listen()
+            for body in (b"1", b"2", b"3"):
+                await self.send(body)
+            deliveries = [await self.next(inbox) for _ in range(3)]
+            self.assertEqual([delivery.redelivered for delivery in deliveries], [False] * 3)
+            deliveries[1].ack()
+            await listener.close()
+            _, other = await self.listen()
+            again = [await self.next(other) for _ in range(2)]
+            self.assertEqual([(d.body, d.redelivered) for d in again], [(b"1", True), (b"3", True)])
+
+        async def test_given_back(self) -> None:
+            """A message that is rejected to be delivered again is, marked."""
+            _, inbox = await self.listen(prefetch=1)
+            await self.send(b"1")
+            (await self.next(inbox)).reject(True)
+            again = await self.next(inbox)
+            self.assertEqual((again.body, again.redelivered), (b"1", True))
+
+        async def test_given_away(self) -> None:
+            """A message that is rejected for good does not come again."""
+            listener, inbox = await self.listen(prefetch=1)
+            await self.send(b"1")
+            await self.send(b"2")
+            (await self.next(inbox)).reject(False)
+            self.assertEqual((await self.next(inbox)).body, b"2")
+            await listener.close()
+
+        async def test_answered_twice(self) -> None:
+            """Only the first answer to a delivery counts."""
+            _, inbox = await self.listen(prefetch=1)
+            await self.send(b"1")
+            delivery = await self.next(inbox)
+            delivery.ack()
+            delivery.reject(True)
+            delivery.ack()
+            await self.send(b"2")
+            self.assertEqual((await self.next(inbox)).body, b"2")
+
+        async def test_cancelled(self) -> None:
+            """A cancelled listener gets nothing more, and may acknowledge what it has."""
+            listener, inbox = await self.listen()
+            await self.send(b"1")
+            delivery = await self.next(inbox)
+            self.assertTrue(listener.live)
+            await listener.cancel()
+            self.assertFalse(listener.live)
+            delivery.ack()
+            await self.send(b"2")
+            _, other = await self.listen()
+            self.assertEqual((await self.next(other)).body, b"2")
+            await listener.close()
+            await self.send(b"3")
+            self.assertEqual((await self.next(other)).body, b"3")
+            self.assertEqual(inbox.pending, [])
+
+        async def test_closed_twice(self) -> None:
+            """A listener can be cancelled and closed again."""
+            listener, _ = await self.listen()
+            await listener.close()
+            await listener.cancel()
+            await listener.close()
+
+        async def test_waiting(self) -> None:
+            """A message to a topic that had a listener waits for the next one."""
+            listener, _ = await self.listen()
+            await listener.close()
+            await self.send(b"1")
+            _, inbox = await self.listen()
+            self.assertEqual((await self.next(inbox)).body, b"1")
+
+        async def test_nobody(self) -> None:
+            """A message that must find somebody fails at once if there never was anybody."""
+            await self.listen(self.on("one"))
+            for target in (Target(uuid4().hex), self.on("nobody"), Target(self.target.topic, exchange=uuid4().hex)):
+                error = await self.assertFailure(self.send(b"1", target, mandatory=True), UndeliverableError)
+                assert isinstance(error, UndeliverableError)
+                self.assertEqual(error.target, str(target))
+            await self.send(b"1", self.on("one"), mandatory=True)
+
+        async def test_nobody_wanted(self) -> None:
+            """A message or a fanout that need not find anybody is no error without."""
+            await self.send(b"1")
+            await self.send(b"1", self.everybody)
+
+        async def test_ttl(self) -> None:
+            """A delivery says how long its sender still waits, or that nobody said."""
+            _, inbox = await self.listen()
+            await self.send(b"1", ttl=30.0)
+            await self.send(b"2")
+            expires_in = (await self.next(inbox)).expires_in
+            self.assertTrue(0 < expires_in <= 30.0, expires_in)
+            self.assertIsNone((await self.next(inbox)).expires_in)
+
+        async def test_expired(self) -> None:
+            """A message that nobody took in its time is not delivered."""
+            listener, _ = await self.listen()
+            await listener.close()
+            await self.send(b"late", ttl=0.02)
+            await self.send(b"lasting")
+            await deferLater(reactor, 0.1)
+            _, inbox = await self.listen()
+            self.assertEqual((await self.next(inbox)).body, b"lasting")
+
+        async def test_replies(self) -> None:
+            """A reply reaches the address that it is sent to, from wherever it is sent."""
+            inboxes: list[DeferredQueue[bytes]] = [DeferredQueue(), DeferredQueue()]
+            addresses = [await self.transport.open_replies(inbox.put) for inbox in inboxes]
+            other = await self.connect()
+            for address in addresses:
+                await other.reply(address, address.encode())
+            for address, inbox in zip(addresses, inboxes, strict=True):
+                self.assertEqual(await self.next(inbox), address.encode())
+
+        async def test_caller_gone(self) -> None:
+            """A reply to an address that is gone, or never was, is no error."""
+            gone = await self.connect()
+            address = await gone.open_replies(lambda body: None)
+            await gone.close()
+            await self.transport.reply(address, b"1")
+            await self.transport.reply(f"reply_{uuid4().hex}", b"1")
+
+        async def test_closed(self) -> None:
+            """A closed transport does nothing more and says so; closing it again is no error."""
+            await self.transport.close()
+            await self.transport.close()
+            for refused in (
+                self.send(b"1"),
+                self.transport.listen(self.target, lambda delivery: None, 1),
+                self.transport.open_replies(lambda body: None),
+                self.transport.reply("reply_x", b"1"),
+            ):
+                await self.assertFailure(refused, TransportClosedError)
+
+        async def test_closed_with_deliveries(self) -> None:
+            """What a closed transport's listeners had not acknowledged goes to others."""
+            transport = await self.connect()
+            inbox: DeferredQueue[Any] = DeferredQueue()
+            await transport.listen(self.target, inbox.put, 1)
+            await self.send(b"1")
+            await self.next(inbox)
+            await transport.close()
+            _, other = await self.listen()
+            again = await self.next(other)
+            self.assertEqual((again.body, again.redelivered), (b"1", True))
+
+    return TransportTests
