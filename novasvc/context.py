@@ -1,6 +1,6 @@
 """Who asks, under which request id, and until when."""
 
-import uuid
+import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Self
@@ -11,8 +11,13 @@ _WIRE_FIELDS = ("request_id", "user_id", "project_id", "is_admin")
 
 
 def new_request_id() -> str:
-    """Make a request id of the form that OpenStack's services use and log."""
-    return f"req-{uuid.uuid4()}"
+    """Make a request id of the form that OpenStack's services use and log: "req-" and a random UUID."""
+    # Every call and every run of a task has one, and uuid.uuid4() takes three times as long.
+    octets = bytearray(os.urandom(16))
+    octets[6] = octets[6] & 0x0F | 0x40  # version 4
+    octets[8] = octets[8] & 0x3F | 0x80  # the variant of RFC 9562
+    digits = octets.hex()
+    return f"req-{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 @attrs.frozen(kw_only=True)
