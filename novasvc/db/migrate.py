@@ -5,11 +5,12 @@ Everything here blocks: the operators' command calls it as it is, a node in a wo
 Note [Migrations in a child process]
     Alembic costs some 11 MiB of resident memory and a third of a second to import, for the whole
     life of a node, and is needed once in a schema's life. So a look at the schema reads the version
-    table with plain SQL, and a migration that a node needs is run by a short-lived child: the first
-    start on an empty database takes a second longer, and every node stays 11 MiB smaller. The URL,
-    with its password, goes through the child's standard input, for every user of a host can read a
-    process's arguments. A subprocess in a worker thread, and not reactor.spawnProcess, because it
-    needs no signal handler of the reactor's, and no fork of a process with threads.
+    table with plain SQL, an empty database gets the tables of :mod:`novasvc.db.schema` as they are,
+    which the tests hold equal to what the migrations make, and a migration that a node needs is run
+    by a short-lived child. The URL, with its password, goes through the child's standard input, for
+    every user of a host can read a process's arguments. A subprocess in a worker thread, and not
+    reactor.spawnProcess, because it needs no signal handler of the reactor's, and no fork of a
+    process with threads.
 """
 
 import json
@@ -22,13 +23,13 @@ from pathlib import Path
 
 import attrs
 import sqlalchemy
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from novasvc.db import sqlite
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.diagnosis import diagnose
-from novasvc.db.schema import HEAD, REVISIONS, VERSION_TABLE
+from novasvc.db.schema import HEAD, REVISIONS, VERSION_TABLE, metadata, revision
 from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseNewerError, DatabaseUnavailableError
 
 PATIENCE = 10.0
@@ -41,8 +42,6 @@ _LOCK = {
     "mariadb": f"SELECT GET_LOCK('{VERSION_TABLE}', {PATIENCE:g})",
 }
 """What makes nodes that start at the same time migrate one after the other; let go with the connection."""
-
-_version = sqlalchemy.table(VERSION_TABLE, sqlalchemy.column("version_num"))
 
 
 def current(url: str) -> str | None:
@@ -86,11 +85,7 @@ def upgrade(url: str) -> str:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
     config.attributes["database"] = address.masked
-    if address.path is not None:
-        try:
-            sqlite.create(address.path)
-        except OSError as error:
-            raise diagnose(address, error) from error
+    _make_file(address)
     with _connected(address) as connection:
         _lock(address, connection)
         if not is_head(address, read_revision(connection)):
@@ -98,6 +93,25 @@ def upgrade(url: str) -> str:
             command.upgrade(config, HEAD)
         connection.commit()
     return HEAD
+
+
+def create(url: str) -> bool:
+    """Make the tables in a database that has none. Two at a time is no error.
+
+    :param url: as of :func:`upgrade`.
+    :return: whether the database has this version's schema now; False if there were other tables.
+    :raises DatabaseError: it cannot be done.
+    """
+    address = DatabaseAddress.parse(url)
+    _make_file(address)
+    with _connected(address) as connection:
+        _lock(address, connection)
+        if not sqlalchemy.inspect(connection).get_table_names():
+            metadata.create_all(connection)
+            connection.execute(insert(revision).values(version_num=HEAD))
+        made = read_revision(connection) == HEAD
+        connection.commit()
+    return made
 
 
 def upgrade_in_child(address: DatabaseAddress, deadline: float) -> None:
@@ -142,6 +156,14 @@ def _kinds(kind: type[DatabaseError]) -> list[type[DatabaseError]]:
     return [kind, *(each for sub in kind.__subclasses__() for each in _kinds(sub))]
 
 
+def _make_file(address: DatabaseAddress) -> None:
+    if address.path is not None:
+        try:
+            sqlite.create(address.path)
+        except OSError as error:
+            raise diagnose(address, error) from error
+
+
 @contextmanager
 def _connected(address: DatabaseAddress) -> Iterator[Connection]:
     engine = address.make_engine(connections=1, patience=PATIENCE)
@@ -180,7 +202,7 @@ def read_revision(connection: Connection) -> str | None:
     """Read the version table, if there is one; alembic is not needed for it."""
     if not sqlalchemy.inspect(connection).has_table(VERSION_TABLE):
         return None
-    found = connection.execute(select(_version.c.version_num)).scalars().all()
+    found = connection.execute(select(revision.c.version_num)).scalars().all()
     # More than one is a branch, which we never had: then it is the unknown one that matters.
     return next((each for each in found if each not in REVISIONS), found[0] if found else None)
 

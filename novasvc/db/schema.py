@@ -13,6 +13,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     UniqueConstraint,
@@ -54,6 +55,10 @@ services = Table(
     Index("services_uuid_idx", "uuid", unique=True),
 )
 """One row a node. ``deleted`` is 0 in a live row, the row's own id in a deleted one. Source: Nova's table."""
+
+revision = Table(VERSION_TABLE, metadata, Column("version_num", String(32), nullable=False))
+revision.append_constraint(PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))
+"""One row: the schema's revision. Alembic makes the same table where it comes first."""
 
 
 class database_now(FunctionElement[Any]):  # noqa: N801 - it reads as the SQL function that it is

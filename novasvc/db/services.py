@@ -162,7 +162,8 @@ class ServiceRegistry:
         if not self._migrate:
             problem = f"its schema has revision {found!r}, and {HEAD!r} is needed" if found else "it has no schema yet"
             raise MigrationNeededError(address.masked, problem, found=found, known=HEAD)
-        migration.upgrade_in_child(address, _MIGRATION_DEADLINE)
+        if found is not None or not migration.create(address.render()):
+            migration.upgrade_in_child(address, _MIGRATION_DEADLINE)
         _log.info("database {url}: schema brought from {found} to {head}", url=address.masked, found=found, head=HEAD)
 
     def _read_or_create(

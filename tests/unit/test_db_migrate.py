@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import novasvc
 from novasvc.db import migrate
 from novasvc.db.address import DatabaseAddress
-from novasvc.db.schema import HEAD, REVISIONS, VERSION_TABLE, metadata
+from novasvc.db.schema import HEAD, REVISIONS, metadata
 from novasvc.errors import (
     DatabaseCorruptError,
     DatabaseError,
@@ -71,11 +71,45 @@ class MigrateTests(SynchronousTestCase):
         migrate.upgrade(self.url)
         engine = create_engine(self.url, poolclass=NullPool)
         with engine.connect() as connection:
-            context = MigrationContext.configure(
-                connection,
-                opts={"include_name": lambda name, kind, _parents: kind != "table" or name != VERSION_TABLE},
-            )
+            context = MigrationContext.configure(connection)
             self.assertEqual(compare_metadata(context, metadata), [])
+
+    def test_created_is_migrated(self) -> None:
+        """An empty database that gets its tables at once ends as one that went through the migrations."""
+        migrate.upgrade(self.url)
+        migrated = self.outline()
+        self.path = self.path.with_suffix(".created")
+        self.assertTrue(migrate.create(f"sqlite:///{self.path}"))
+        self.assertEqual(self.outline(), migrated)
+        self.assertTrue(migrate.check(f"sqlite:///{self.path}"))
+
+    def outline(self) -> list[object]:
+        """Return every table, column, index and row of a fresh database."""
+        tables = [name for (name,) in self.read("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+        return [
+            (
+                table,
+                self.read(f"PRAGMA table_info({table})"),
+                sorted(
+                    (unique, origin, self.read(f"PRAGMA index_info({name})"))
+                    for _, name, unique, origin, _ in self.read(f"PRAGMA index_list({table})")
+                ),
+                self.read(f"SELECT * FROM {table}"),  # noqa: S608 - our own names
+            )
+            for table in tables
+        ]
+
+    def test_create_beside_others(self) -> None:
+        """A database that holds other tables is left to the migrations."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("CREATE TABLE other (id INTEGER)")
+        self.assertFalse(migrate.create(self.url))
+        self.assertIsNone(migrate.current(self.url))
+
+    def test_create_twice(self) -> None:
+        """To create what another has just created is no error."""
+        self.assertTrue(migrate.create(self.url))
+        self.assertTrue(migrate.create(self.url))
 
     def test_upgrade(self) -> None:
         """A database is at nothing before, at the head after, and once more is no error."""
