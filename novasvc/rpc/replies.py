@@ -64,7 +64,7 @@ class PendingCalls:
         self._pending: dict[str, _Pending] = {}
         self._deadlines = Deadlines[str](clock, self._expire)
         self._address: str | None = None
-        self._opening: Deferred[None] | None = None
+        self._opening: Deferred[Any] | None = None
         self._closed = False
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -102,7 +101,11 @@ class Server:
             return fail(StateError(f"the RPC server of {self._target}", self._state, "start"))
         self._state = "started"
         # Deliveries are taken in where the server was started: what they log is its node's.
-        receive = partial(copy_context().run, self._receive)
+        scope = copy_context()
+
+        def receive(delivery: IDelivery) -> None:
+            scope.run(self._receive, delivery)
+
         listening: Deferred[IListener] = self._transport.listen(self._target, receive, self._concurrency)
         return listening.addCallback(self._started)
 

@@ -138,7 +138,7 @@ class MemoryTransport:
         self._listeners, self._addresses = [], []
         return succeed(None)
 
-    def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[_Listener]:
+    def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
@@ -149,7 +149,8 @@ class MemoryTransport:
             queues.append(broker.queue(exchange, target.topic, target.server))
         listener = _Listener(broker, target.topic, receiver, prefetch, tuple(queues), fanout)
         self._listeners = [*(known for known in self._listeners if not known.closed), listener]
-        return succeed(listener)
+        listening: Deferred[IListener] = succeed(listener)
+        return listening
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Send; see ITransport.
