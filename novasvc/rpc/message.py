@@ -174,7 +174,7 @@ def _usual_message(text: str) -> str | None:
         return None
     try:
         inner, end = loads_at(text, _BEFORE_ENDS)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return inner if isinstance(inner, str) and end == len(text) - 1 and text.endswith("}") else None
 

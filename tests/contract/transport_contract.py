@@ -24,7 +24,7 @@ PATIENCE = 10.0
 """Seconds after which what was to come is missing."""
 
 
-def make_transport_tests(fixture: Fixture) -> type[TestCase]:
+def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a suite, not a function
     """Make the tests of a provider of ITransport.
 
     :param fixture: see Fixture.

@@ -1,0 +1,137 @@
+"""A server and a client on a transport in memory and a Clock, for the tests of novasvc.rpc."""
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.rpc.message import Reply, WayBack, encode_request, read_reply, unwrap
+from novasvc.target import Target
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+
+TARGET = Target("compute", "h1")
+CONTEXT = RequestContext(request_id="req-1", user_id="u1")
+
+
+class RigTransport(MemoryTransport):
+    """Has the test answer for its replies, if it wants to."""
+
+    def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
+        super().__init__(broker, clock=clock)
+        self.on_reply: Callable[[], Deferred[None]] | None = None
+
+    def reply(self, address: str, body: bytes) -> Deferred[None]:
+        return super().reply(address, body) if self.on_reply is None else self.on_reply()
+
+
+class Diary:
+    """Notes what is called; ``hang`` returns Deferreds that the test fires."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.hanging: list[Deferred[Any]] = []
+        self.cancelled = 0
+
+    def _hang(self) -> Deferred[Any]:
+        def cancelled(_: object) -> None:
+            self.cancelled += 1
+
+        hanging: Deferred[Any] = Deferred(cancelled)
+        self.hanging.append(hanging)
+        return hanging
+
+    @rpc.expose
+    def note(self, context: RequestContext, what: Any = None) -> Any:
+        self.calls.append(what)
+        return what
+
+    @rpc.expose
+    def hang(self, context: RequestContext, what: Any = None) -> Deferred[Any]:
+        self.calls.append(what)
+        return self._hang()
+
+    @rpc.expose(idempotent=True)
+    def hang_again(self, context: RequestContext, what: Any = None) -> Deferred[Any]:
+        self.calls.append(what)
+        return self._hang()
+
+
+class RPCCase(SynchronousTestCase):
+    """:attr:`diary` is served on TARGET by :attr:`server`, and called by :attr:`client`."""
+
+    concurrency = 2
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker()
+        self.transport = self.make_transport()
+        self.blocking: list[tuple[Callable[[], Any], Deferred[Any]]] = []
+        self.diary = self.make_endpoint()
+        self.server = self.serve()
+        self.client = rpc.Client(self.make_transport(), clock=self.clock, target=TARGET)
+        self.replies: list[Reply] = []
+
+    def make_endpoint(self) -> Any:
+        return Diary()
+
+    def make_transport(self) -> RigTransport:
+        return RigTransport(self.broker, self.clock)
+
+    def serve(self, **given: Any) -> rpc.Server:
+        server = rpc.Server(
+            given.pop("transport", self.transport),
+            TARGET,
+            rpc.Endpoints(self.diary),
+            clock=self.clock,
+            concurrency=self.concurrency,
+            run_blocking=self.run_blocking,
+            **given,
+        )
+        self.successResultOf(server.start())
+        return server
+
+    def run_blocking(self, function: Callable[[], Any]) -> Deferred[Any]:
+        """Note the function; the test runs it when it wants, by run_threads."""
+        waiting: Deferred[Any] = Deferred()
+        self.blocking.append((function, waiting))
+        return waiting
+
+    def run_threads(self) -> None:
+        threads, self.blocking = self.blocking, []
+        for function, waiting in threads:
+            maybeDeferred(function).chainDeferred(waiting)
+        self.clock.advance(0)
+
+    def call(self, method: str, **args: Any) -> Deferred[Any]:
+        calling = self.client.call(CONTEXT, method, **args)
+        self.clock.advance(0)
+        return calling
+
+    def send(self, body: bytes, ttl: float | None = None) -> None:
+        """Send a message as it is."""
+        self.successResultOf(self.transport.send(TARGET, body, ttl, False))
+        self.clock.advance(0)
+
+    def request(self, method: str, **given: Any) -> bytes:
+        """Write a call whose replies come to :attr:`replies`."""
+        address = self.successResultOf(
+            self.transport.open_replies(lambda b: self.replies.append(read_reply(unwrap(b))))
+        )
+        return encode_request(method, given, {}, back=WayBack("id", address))
+
+    def redeliver(self, *bodies: bytes) -> None:
+        """Send messages that another listener had, and left."""
+        left = self.make_transport()
+        taken: list[Any] = []
+        self.successResultOf(self.server.stop_consuming())
+        self.successResultOf(left.listen(TARGET, taken.append, 100))
+        for body in bodies:
+            self.send(body)
+        self.assertEqual(len(taken), len(bodies))
+        self.successResultOf(left.close())
+        self.server = self.serve()
+        self.clock.advance(0)

@@ -1,0 +1,416 @@
+"""Tests for novasvc.rpc.client and novasvc.rpc.replies: the caller's side, against a scripted server."""
+
+import json
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import (
+    InvalidArgumentsError,
+    InvalidTargetError,
+    MethodTimeoutError,
+    RemoteError,
+    RPCTimeoutError,
+    RPCVersionCapError,
+    TooManyCallsError,
+    TransportClosedError,
+    UndeliverableError,
+)
+from novasvc.rpc.failure import write_failure
+from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
+from novasvc.rpc.replies import PENDING_BOUND
+from novasvc.target import Target
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+
+CONTEXT = RequestContext(request_id="req-1", user_id="u1", extra={"roles": ["admin"]})
+
+
+class SlowTransport(MemoryTransport):
+    """Answers when the test says so, like a transport with a network."""
+
+    def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
+        super().__init__(broker, clock=clock)
+        self.waiting: list[tuple[str, Deferred[Any]]] = []
+        self.cancelled: list[str] = []
+
+    def wait(self, what: str) -> Deferred[Any]:
+        waiting: Deferred[Any] = Deferred(lambda _: self.cancelled.append(what))
+        self.waiting.append((what, waiting))
+        return waiting
+
+    def release(self, result: object = None) -> None:
+        released, self.waiting = self.waiting, []
+        for _, waiting in released:
+            waiting.callback(result)
+
+    def open_replies(self, receiver: Any) -> Deferred[str]:
+        return self.wait("open_replies").addCallback(lambda _: MemoryTransport.open_replies(self, receiver))
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001
+        return self.wait("send").addCallback(lambda _: MemoryTransport.send(self, target, body, ttl, mandatory))
+
+
+class ClientCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker()
+        self.transport = MemoryTransport(self.broker, clock=self.clock)
+        self.requests: list[Request] = []
+        self.deliveries: list[Any] = []
+        self.serve("compute", "h1")
+        self.client = rpc.Client(self.transport, clock=self.clock, timeout=60.0, target=Target("compute"))
+
+    def serve(self, topic: str, server: str) -> None:
+        def receive(delivery: Any) -> None:
+            delivery.ack()
+            self.deliveries.append(delivery)
+            self.requests.append(read_request(unwrap(delivery.body)))
+
+        self.successResultOf(self.transport.listen(Target(topic, server), receiver=receive, prefetch=100))
+
+    def call(self, method: str = "echo", client: rpc.Client | None = None, **args: Any) -> Deferred[Any]:
+        calling = (client or self.client).call(CONTEXT, method, **args)
+        self.clock.advance(0)
+        return calling
+
+    def reply(self, body: bytes, number: int = -1) -> None:
+        back = self.requests[number].back
+        assert back is not None
+        self.transport.reply(back.address, body)
+        self.clock.advance(0)
+
+    def msg_id(self, number: int = -1) -> str:
+        back = self.requests[number].back
+        assert back is not None
+        return back.msg_id
+
+    def reply_fields(self, **fields: Any) -> None:
+        body = {"result": None, "failure": None, "ending": True, "_msg_id": self.msg_id(), **fields}
+        self.reply(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(body)}).encode())
+
+
+class CallTests(ClientCase):
+    def test_call(self) -> None:
+        """A call sends method, arguments and context, and fires with the result."""
+        calling = self.client.call(CONTEXT, "echo", x=1, self=2, context=3, method=4)
+        self.clock.advance(0)
+        request = self.requests[0]
+        self.assertEqual((request.method, request.args), ("echo", {"x": 1, "self": 2, "context": 3, "method": 4}))
+        self.assertEqual(RequestContext.from_wire(request.context), CONTEXT)
+        self.assertEqual((request.namespace, request.version, request.keepalive), (None, "1.0", None))
+        self.assertNoResult(calling)
+        self.assertEqual(self.client.pending, 1)
+        self.reply(encode_result(self.msg_id(), {"y": [None]}, "echo"))
+        self.assertEqual(self.successResultOf(calling), {"y": [None]})
+        self.assertEqual(self.client.pending, 0)
+
+    def test_each_its_own(self) -> None:
+        """Replies find their calls in whatever order they come."""
+        calls = [self.call("echo", x=number) for number in range(3)]
+        for number in (2, 0, 1):
+            self.reply(encode_result(self.msg_id(number), number, "echo"), number)
+        self.assertEqual([self.successResultOf(call) for call in calls], [0, 1, 2])
+
+    def test_failure(self) -> None:
+        """A failure is raised: as it was if it is known here, else as a RemoteError."""
+        for error, kind in ((ValueError("x"), ValueError), (MethodTimeoutError("m", 1.0), MethodTimeoutError)):
+            calling = self.call()
+            self.reply(encode_failure(self.msg_id(), write_failure(error)))
+            self.assertEqual(self.failureResultOf(calling, kind).value.args, error.args)
+        calling = self.call()
+        self.reply(encode_failure(self.msg_id(), write_failure(CancelledError("x"))))
+        self.assertEqual(self.failureResultOf(calling, RemoteError).value.exc_type, "CancelledError")
+
+    def test_unreadable_failure(self) -> None:
+        """A failure that cannot be read is one all the same."""
+        for failure in ("", "x", "[]", {"class": "ValueError"}, 1):
+            calling = self.call()
+            self.reply_fields(failure=failure)
+            if failure:
+                self.failureResultOf(calling, RemoteError)
+            else:
+                self.assertIsNone(self.successResultOf(calling))
+
+    def test_old_sender(self) -> None:
+        """A result may come first and its end later."""
+        calling = self.call()
+        self.reply_fields(result=[1], ending=False)
+        self.assertNoResult(calling)
+        self.reply_fields()
+        self.assertEqual(self.successResultOf(calling), [1])
+
+    def test_keepalive(self) -> None:
+        """A sign of life does not end a call, nor lengthen its timeout."""
+        calling = self.call()
+        self.clock.advance(59)
+        self.reply(encode_keepalive(self.msg_id()))
+        self.assertNoResult(calling)
+        self.clock.advance(1)
+        self.failureResultOf(calling, RPCTimeoutError)
+
+    def test_unmatched(self) -> None:
+        """Late, double, forged and unreadable replies are ignored and counted."""
+        calling = self.call()
+        good = encode_result(self.msg_id(), 1, "echo")
+        for reply in (b"rubbish", b"{}", encode_result("forged", 1, "echo"), good, good):
+            self.reply(reply)
+        self.assertEqual(self.successResultOf(calling), 1)
+        late = self.call()
+        self.clock.advance(60)
+        self.failureResultOf(late, RPCTimeoutError)
+        self.reply(encode_result(self.msg_id(), 1, "echo"))
+        self.assertEqual(self.client.unmatched_replies, 5)
+
+    def test_undeliverable(self) -> None:
+        """A call that nobody serves fails at once."""
+        for target in (Target("unknown"), Target("compute", "h2")):
+            calling = self.client.prepare(topic=target.topic, server=target.server).call(CONTEXT, "echo")
+            self.assertEqual(self.failureResultOf(calling, UndeliverableError).value.target, str(target))
+        self.assertEqual(self.client.pending, 0)
+
+    def test_unserializable(self) -> None:
+        """Arguments that JSON cannot hold fail the call, and nothing is sent."""
+        calling = self.call(x=object())
+        self.failureResultOf(calling, InvalidArgumentsError)
+        self.failureResultOf(self.client.cast(CONTEXT, "echo", x=object()), InvalidArgumentsError)
+        self.clock.advance(0)
+        self.assertEqual((self.requests, self.client.pending), ([], 0))
+
+    def test_bound(self) -> None:
+        """The calls that wait are bounded; one more is refused."""
+        calls = [self.client.call(CONTEXT, "echo") for _ in range(PENDING_BOUND)]
+        self.clock.advance(0)
+        self.failureResultOf(self.client.call(CONTEXT, "echo"), TooManyCallsError)
+        calls[0].cancel()
+        self.failureResultOf(calls[0], CancelledError)
+        calls[0] = self.client.call(CONTEXT, "echo")
+        self.client.close()
+        for calling in calls:
+            self.failureResultOf(calling, TransportClosedError)
+
+
+class TimeTests(ClientCase):
+    def test_timeout(self) -> None:
+        """A call without a reply fails at its timeout, and says what it waited for."""
+        calling = self.call("slow", self.client.prepare(server="h1", timeout=5))
+        self.assertEqual(self.deliveries[0].expires_in, 5)
+        self.clock.advance(4.9)
+        self.assertNoResult(calling)
+        self.clock.advance(0.1)
+        error = self.failureResultOf(calling, RPCTimeoutError).value
+        self.assertEqual((error.target, error.method, error.timeout), ("compute.h1", "slow", 5))
+
+    def test_deadline(self) -> None:
+        """The context's deadline shortens a call's timeout, and never lengthens it."""
+        self.clock.advance(1)
+        for deadline, seconds in ((4.0, 3.0), (100.0, 60.0)):
+            context = RequestContext(deadline=deadline)
+            calling = self.client.call(context, "echo")
+            self.clock.advance(0)
+            self.assertEqual(self.deliveries[-1].expires_in, seconds)
+            calling.cancel()
+            self.failureResultOf(calling, CancelledError)
+
+    def test_passed_deadline(self) -> None:
+        """A call whose deadline has passed is not sent."""
+        self.clock.advance(5)
+        calling = self.client.call(RequestContext(deadline=5.0), "echo")
+        self.failureResultOf(calling, RPCTimeoutError)
+        self.clock.advance(0)
+        self.assertEqual(self.requests, [])
+
+    def test_cancelled(self) -> None:
+        """To cancel a call forgets its reply."""
+        calling = self.call()
+        calling.cancel()
+        self.failureResultOf(calling, CancelledError)
+        self.assertEqual(self.client.pending, 0)
+        self.reply(encode_result(self.msg_id(), 1, "echo"))
+        self.assertEqual(self.client.unmatched_replies, 1)
+
+    def test_one_timer(self) -> None:
+        """Calls share one timer, which closing the client ends."""
+        calls = [self.call() for _ in range(10)]
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.client.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        for calling in calls:
+            self.failureResultOf(calling, TransportClosedError)
+
+
+class SlowTransportTests(ClientCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.slow = SlowTransport(self.broker, self.clock)
+        self.client = rpc.Client(self.slow, clock=self.clock, timeout=60.0, target=Target("compute"))
+
+    def test_opened_once(self) -> None:
+        """The first calls wait for their common address, and are sent in order."""
+        for number in range(3):
+            self.call("echo", x=number)
+        self.assertEqual([what for what, _ in self.slow.waiting], ["open_replies"])
+        self.slow.release()
+        self.slow.release()
+        self.clock.advance(0)
+        self.assertEqual([request.args["x"] for request in self.requests], [0, 1, 2])
+        self.assertEqual(len({request.back.address for request in self.requests if request.back}), 1)
+
+    def test_timeout_while_opening(self) -> None:
+        """A call that times out before there is an address is not sent later."""
+        calling = self.call()
+        self.clock.advance(60)
+        self.failureResultOf(calling, RPCTimeoutError)
+        self.slow.release()
+        self.slow.release()
+        self.clock.advance(0)
+        self.assertEqual(self.requests, [])
+
+    def test_not_opened(self) -> None:
+        """If there is no address to be had the calls fail, and the next one tries again."""
+        calls = [self.call(), self.call()]
+        self.slow.release(Failure(TransportClosedError("receiving replies")))
+        for calling in calls:
+            self.failureResultOf(calling, TransportClosedError)
+        self.call()
+        self.slow.release()
+        self.slow.release()
+        self.clock.advance(0)
+        self.assertEqual(len(self.requests), 1)
+
+    def test_not_sent(self) -> None:
+        """A call whose message could not be sent fails with the reason."""
+        calling = self.call()
+        self.slow.release()
+        self.slow.release(Failure(UndeliverableError("compute")))
+        self.failureResultOf(calling, UndeliverableError)
+
+    def test_cancelled_while_sending(self) -> None:
+        """A call that ends while its message waits to be sent takes that back."""
+        cancelled = self.call()
+        self.slow.release()
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        self.assertEqual(self.slow.cancelled, ["send"])
+        late = self.call()
+        self.clock.advance(60)
+        self.failureResultOf(late, RPCTimeoutError)
+        self.assertEqual(self.slow.cancelled, ["send", "send"])
+
+    def test_remaining_time(self) -> None:
+        """The time that passed before a message is sent counts."""
+        self.call()
+        self.clock.advance(10)
+        opening = self.slow.waiting.pop()[1]
+        opening.callback(None)
+        sending = self.slow.waiting.pop()[1]
+        sending.callback(None)
+        self.clock.advance(0)
+        self.assertEqual(self.deliveries[0].expires_in, 50)
+
+    def test_closed_while_opening(self) -> None:
+        """To close a client ends the wait for an address, too."""
+        calling = self.call()
+        self.client.close()
+        self.failureResultOf(calling, TransportClosedError)
+        self.assertEqual(self.slow.cancelled, ["open_replies"])
+
+
+class AddressTests(ClientCase):
+    def test_prepare(self) -> None:
+        """A prepared client addresses what it was given, and otherwise what the first one did."""
+        client = self.client.prepare(server="h1", namespace="n", version="1.4")
+        self.call("echo", client)
+        self.call("echo", client.prepare(namespace=None))
+        self.call("echo")
+        seen = [(request.namespace, request.version) for request in self.requests]
+        self.assertEqual(seen, [("n", "1.4"), (None, "1.4"), (None, "1.0")])
+
+    def test_shared(self) -> None:
+        """Prepared clients share the address for replies, and what waits there."""
+        self.call("echo", self.client.prepare(server="h1"))
+        self.call("echo", self.client.prepare(timeout=1))
+        self.assertEqual(len({request.back.address for request in self.requests if request.back}), 1)
+        self.assertEqual(self.client.pending, 2)
+
+    def test_no_target(self) -> None:
+        """A client without a target says so."""
+        client = rpc.Client(self.transport, clock=self.clock)
+        for sending in (client.call(CONTEXT, "m"), client.cast(CONTEXT, "m"), client.fanout(CONTEXT, "m")):
+            self.failureResultOf(sending, InvalidTargetError)
+        self.assertRaises(InvalidTargetError, client.prepare, server="h1")
+        self.assertRaises(InvalidTargetError, client.prepare, topic="a*")
+        self.successResultOf(client.prepare(topic="compute").cast(CONTEXT, "m"))
+
+    def test_call_of_fanout(self) -> None:
+        """A fanout cannot be called."""
+        self.failureResultOf(self.client.prepare(fanout=True).call(CONTEXT, "m"), InvalidTargetError)
+
+    def test_cast(self) -> None:
+        """A cast has no way back and no end, and need not find anybody."""
+        self.successResultOf(self.client.cast(CONTEXT, "note", x=1))
+        self.successResultOf(self.client.prepare(topic="unknown").cast(CONTEXT, "note"))
+        self.clock.advance(0)
+        self.assertEqual((self.requests[0].method, self.requests[0].args), ("note", {"x": 1}))
+        self.assertIsNone(self.requests[0].back)
+        self.assertIsNone(self.deliveries[0].expires_in)
+
+    def test_fanout(self) -> None:
+        """A fanout reaches every server of the topic; so does a cast of a client prepared for it."""
+        self.serve("compute", "h2")
+        self.successResultOf(self.client.fanout(CONTEXT, "note"))
+        self.successResultOf(self.client.prepare(fanout=True).cast(CONTEXT, "note"))
+        self.clock.advance(0)
+        self.assertEqual(len(self.requests), 4)
+
+    def test_version_cap(self) -> None:
+        """A version over the cap is not sent."""
+        capped = self.client.prepare(version="1.3", version_cap="1.2")
+        for sending in (capped.call(CONTEXT, "m"), capped.cast(CONTEXT, "m"), capped.fanout(CONTEXT, "m")):
+            error = self.failureResultOf(sending, RPCVersionCapError).value
+            self.assertEqual((error.version, error.version_cap), ("1.3", "1.2"))
+        self.failureResultOf(self.client.prepare(version_cap="1.2").call(CONTEXT, "m"), RPCVersionCapError)
+        self.successResultOf(capped.prepare(version="1.2").cast(CONTEXT, "m"))
+        self.successResultOf(capped.prepare(version_cap=None).cast(CONTEXT, "m"))
+
+    def test_can_send_version(self) -> None:
+        """One can ask beforehand which versions may be sent."""
+        capped = self.client.prepare(version_cap="1.2")
+        self.assertEqual(
+            [capped.can_send_version(v) for v in ("1.2", "1.2.1", "2.0", None)], [True, False, False, False]
+        )
+        self.assertTrue(self.client.can_send_version("9.9"))
+
+
+class CloseTests(ClientCase):
+    def test_closed(self) -> None:
+        """A closed client fails what waits and sends nothing more; the transport stays open."""
+        calling = self.call()
+        prepared = self.client.prepare(server="h1")
+        self.successResultOf(self.client.close())
+        self.successResultOf(self.client.close())
+        self.failureResultOf(calling, TransportClosedError)
+        for sending in (prepared.call(CONTEXT, "m"), prepared.cast(CONTEXT, "m"), prepared.fanout(CONTEXT, "m")):
+            self.failureResultOf(sending, TransportClosedError)
+        self.successResultOf(self.transport.send(Target("compute"), b"{}", None, False))
+
+    def test_calls_from_within(self) -> None:
+        """A call that is made because another one ended is refused like any after the closing."""
+        again: list[Deferred[Any]] = []
+        calling = self.call().addErrback(lambda _: again.append(self.call()))
+        self.client.close()
+        self.successResultOf(calling)
+        self.failureResultOf(again[0], TransportClosedError)
+
+    def test_callers_error(self) -> None:
+        """What a caller does with a result does not disturb other calls."""
+        first, second = self.call(), self.call()
+        first.addCallback(lambda _: 1 / 0)
+        for number in (0, 1):
+            self.reply(encode_result(self.msg_id(number), 1, "echo"), number)
+        self.failureResultOf(first, ZeroDivisionError)
+        self.assertEqual(self.successResultOf(second), 1)

@@ -1,0 +1,172 @@
+"""Tests for novasvc.rpc.endpoint."""
+
+import functools
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import DeclarationError, NoSuchMethodError, UnsupportedVersionError
+
+
+class Base:
+    @rpc.expose
+    def inherited(self, context: RequestContext) -> str:
+        return "inherited"
+
+    @rpc.expose
+    def hidden(self, context: RequestContext) -> str:
+        return "hidden"
+
+    @rpc.expose
+    def replaced(self, context: RequestContext) -> str:
+        return "base"
+
+
+class Compute(Base):
+    @property
+    def fragile(self) -> None:
+        raise AssertionError
+
+    @rpc.expose(version="1.3")
+    def newer(self, context: RequestContext) -> str:
+        return "newer"
+
+    @rpc.expose(version="2.0", namespace="other")
+    def elsewhere(self, context: RequestContext) -> str:
+        return "elsewhere"
+
+    def hidden(self, context: RequestContext) -> str:
+        return "not decorated here"
+
+    @rpc.expose
+    def replaced(self, context: RequestContext) -> str:
+        return "compute"
+
+    def undecorated(self, context: RequestContext) -> None: ...
+
+    def _private(self, context: RequestContext) -> None: ...
+
+
+class FindTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.endpoints = rpc.Endpoints(Compute())
+
+    def call(self, name: str, version: str | None = "1.0", namespace: str | None = None) -> Any:
+        return self.endpoints.find(namespace, name, version).function(RequestContext())
+
+    def test_found(self) -> None:
+        """A decorated method is found, inherited or not, by its name, namespace and version."""
+        self.assertEqual(self.call("inherited"), "inherited")
+        self.assertEqual(self.call("replaced"), "compute")
+        self.assertEqual(self.call("newer", "1.3"), "newer")
+        self.assertEqual(self.call("elsewhere", "2.0", "other"), "elsewhere")
+
+    def test_all(self) -> None:
+        """The endpoints can be listed."""
+        names = sorted(method.name for method in self.endpoints)
+        self.assertEqual(names, ["elsewhere", "inherited", "newer", "replaced"])
+
+    def test_not_found(self) -> None:
+        """Nothing but decorated methods exists."""
+        for name in ("undecorated", "_private", "hidden", "fragile", "__init__", "__class__", "elsewhere", "", "a.b"):
+            error = self.assertRaises(NoSuchMethodError, self.endpoints.find, None, name, "1.0")
+            self.assertEqual(error.method, name)
+
+    def test_versions(self) -> None:
+        """An interface serves up to the highest version of its methods, all of them alike."""
+        for version in ("1.0", "1.2", "1.2.9", "1.3"):
+            self.assertEqual(self.call("inherited", version), "inherited")
+        for version in ("1.3.5", "1.4", "2.0", "0.9", None, "1", "x", ""):
+            error = self.assertRaises(UnsupportedVersionError, self.endpoints.find, None, "inherited", version)
+            self.assertEqual((error.version, error.method, error.namespace), (str(version), "inherited", None))
+
+    def test_namespaces(self) -> None:
+        """A namespace that is not served is an unsupported version; none is not the empty one."""
+        for namespace in ("", "unknown"):
+            error = self.assertRaises(UnsupportedVersionError, self.endpoints.find, namespace, "inherited", "1.0")
+            self.assertEqual(error.namespace, namespace)
+
+    def test_own_versions(self) -> None:
+        """Each object serves its own version."""
+        endpoints = rpc.Endpoints(Compute(), rpc.BaseAPI("compute"))
+        self.assertRaises(UnsupportedVersionError, endpoints.find, "baseapi", "ping", "1.2")
+        self.assertEqual(endpoints.find("baseapi", "ping", "1.1").name, "ping")
+
+
+class DeclarationTests(SynchronousTestCase):
+    def refused(self, *objects: object) -> str:
+        return str(self.assertRaises(DeclarationError, rpc.Endpoints, *objects))
+
+    def test_duplicate(self) -> None:
+        """Two methods that would answer the same call are refused, both named."""
+
+        class Other:
+            @rpc.expose(version="1.7")
+            def newer(self, context: RequestContext) -> None: ...
+
+        problem = self.refused(Compute(), Other())
+        self.assertIn("Compute.newer", problem)
+        self.assertIn("Other.newer", problem)
+
+    def test_majors(self) -> None:
+        """Two majors of a method may be served side by side."""
+
+        class Next:
+            @rpc.expose(version="2.1")
+            def newer(self, context: RequestContext) -> str:
+                return "next"
+
+        endpoints = rpc.Endpoints(Compute(), Next())
+        answers = [endpoints.find(None, "newer", want).function(RequestContext()) for want in ("1.0", "2.0")]
+        self.assertEqual(answers, ["newer", "next"])
+
+    def test_private_alias(self) -> None:
+        """A private name for a decorated method is refused."""
+
+        class Alias:
+            @rpc.expose
+            def public(self, context: RequestContext) -> None: ...
+
+            _alias = public
+
+        self.assertIn("Alias._alias", self.refused(Alias()))
+
+    def test_without_self(self) -> None:
+        """Static and class methods are refused."""
+
+        class Static:
+            @staticmethod
+            @rpc.expose
+            def method(first: Any, context: RequestContext) -> None: ...
+
+        class Class:
+            @classmethod
+            @rpc.expose
+            def method(cls, context: RequestContext) -> None: ...
+
+        self.assertIn("Static.method", self.refused(Static()))
+        self.assertIn("Class.method", self.refused(Class()))
+
+    def test_wrapped(self) -> None:
+        """A decorator above ours that keeps the method's attributes keeps it exposed."""
+
+        def shout(function: Any) -> Any:
+            @functools.wraps(function)
+            def shouted(*args: Any, **kwargs: Any) -> str:
+                return str(function(*args, **kwargs)).upper()
+
+            return shouted
+
+        class Shouting:
+            @shout
+            @rpc.expose
+            def method(self, context: RequestContext) -> str:
+                return "hello"
+
+        self.assertEqual(rpc.Endpoints(Shouting()).find(None, "method", "1.0").function(RequestContext()), "HELLO")
+
+    def test_nothing(self) -> None:
+        """An object without decorated methods may be given."""
+        self.assertEqual(list(rpc.Endpoints(object())), [])
