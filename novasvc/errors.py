@@ -4,7 +4,7 @@ One root, :class:`NovasvcError`. An error carries its data as attributes (and as
 same order), and says in its text what went wrong, with which value, where, and what to do.
 Secrets are masked before they get here.
 
-The subclasses of :class:`RPCError` that are listed in :data:`WIRE_ERRORS` cross the wire under
+The errors that are listed in :data:`WIRE_ERRORS` cross the wire under
 their own name and are rebuilt at the caller; every other error reaches a remote caller as a
 :class:`RemoteError`.
 """
@@ -505,13 +505,24 @@ class RemoteError(RPCError):
         return f"remote error: {self.exc_type} {self.value}"
 
 
-WIRE_ERRORS: tuple[type[RPCError], ...] = (
+WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
+    DatabaseConflictError,
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseNewerError,
+    DatabaseReadOnlyError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
     InvalidArgumentsError,
     MessageFormatError,
     MethodTimeoutError,
+    MigrationNeededError,
     NoSuchMethodError,
     RedeliveredError,
     ResultNotSerializableError,
+    ServiceNotFoundError,
     ServiceStoppingError,
     UnsupportedVersionError,
 )

@@ -194,7 +194,7 @@ class IManager(Interface):
     def attach(attachments: Any) -> None:
         """Take what the node gives its manager. Called once, before init_host.
 
-        :param ManagerAttachments attachments: reactor, RPC client, task runner.
+        :param Attachments attachments: reactor, RPC client, task runner, registry.
         """
 
     def init_host() -> Any:

@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from novasvc.context import RequestContext
 from novasvc.errors import ManagerError, describe
-from novasvc.interfaces import IManager
+from novasvc.interfaces import IManager, IServiceRegistry
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
 
@@ -23,12 +23,14 @@ class Attachments:
     :param reactor: the clock and reactor of this process.
     :param rpc: calls other services: ``rpc.prepare(topic="compute").call(context, "ping")``.
     :param tasks: the runner of this manager's periodic tasks.
+    :param registry: the registered services, as this node reaches them.
     :param run_blocking: runs a function in the thread pool, returns a Deferred of its result.
     """
 
     reactor: IReactorTime
     rpc: Client
     tasks: TaskRunner
+    registry: IServiceRegistry
     run_blocking: Callable[..., Deferred[Any]]
 
 

@@ -9,13 +9,17 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.conductor import TOPIC, RemoteRegistry
 from novasvc.db.services import connect_registry
 from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.rpc import Client
 from novasvc.settings import Settings, load
+from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
@@ -32,7 +36,7 @@ _Resource = TypeVar("_Resource", bound=_Openable)
 class Leg(Generic[_Resource]):
     """A connection that the nodes of a process share: the first opens it, the last closes it.
 
-    :param name: what it reaches, for the log: "database", "broker".
+    :param name: what it reaches, for the log: "database", "broker", "conductor".
     :param make: makes it, unopened. Nothing with a thread or a socket exists before the first
         node starts, so that a daemon may fork and settings may be checked.
     """
@@ -72,6 +76,37 @@ class Leg(Generic[_Resource]):
             self._lock.release()
 
 
+class ConductorLeg(Leg[IServiceRegistry]):
+    """The registry as a conductor reaches it. Who has it, has the broker too.
+
+    :param broker: the way to the conductor.
+    :param exchange: the control exchange that it is found at.
+    """
+
+    def __init__(self, broker: Leg[ITransport], clock: IReactorTime, exchange: str) -> None:
+        super().__init__("conductor", self._make_registry)
+        self._broker = broker
+        self._clock = clock
+        self._target = Target(TOPIC, exchange=exchange)
+
+    async def acquire(self) -> IServiceRegistry:
+        """Return the registry; see :class:`Leg`."""
+        self._transport = await self._broker.acquire()
+        try:
+            return await super().acquire()
+        except BaseException:
+            await self._broker.release()
+            raise
+
+    async def release(self) -> None:
+        """Let go of the registry, and of the broker."""
+        await super().release()
+        await self._broker.release()
+
+    def _make_registry(self) -> IServiceRegistry:
+        return RemoteRegistry(Client(self._transport, clock=self._clock, target=self._target))
+
+
 @attrs.frozen(eq=False)
 class Runtime:
     """What a node needs besides its manager. One for all the nodes of a process.
@@ -80,6 +115,7 @@ class Runtime:
     :param reactor: the clock, thread pool and event loop.
     :param broker: how messages reach others.
     :param database: how the ``services`` table is reached.
+    :param conductor: how it is reached by nodes that may not reach the database.
     :param run_blocking: takes a function and its arguments, runs it in a thread, returns a
         Deferred of its result.
     :param retry: seconds to wait after the nth failure to reach either.
@@ -92,6 +128,11 @@ class Runtime:
     run_blocking: Callable[..., Deferred[Any]]
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+    conductor: Leg[IServiceRegistry] = attrs.field(init=False)
+
+    @conductor.default
+    def _by_conductor(self) -> Leg[IServiceRegistry]:
+        return ConductorLeg(self.broker, self.reactor, self.settings.control_exchange)
 
     @classmethod
     def from_settings(cls, settings: Settings, reactor: Any) -> "Runtime":

@@ -94,6 +94,7 @@ def plant(settings: Settings, runtime: Runtime, tree: ServiceTree) -> None:
             part.periodic_enable,
             part.periodic_fuzzy_delay,
             part.periodic_interval_max,
+            part.db_allowed,
             runtime=runtime,
             **part.options,
         )

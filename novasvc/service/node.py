@@ -25,7 +25,7 @@ from novasvc.manager import Attachments, Manager
 from novasvc.periodic import TaskRunner
 from novasvc.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
-from novasvc.runtime import Runtime
+from novasvc.runtime import Leg, Runtime
 from novasvc.servicegroup import Identity, Membership
 from novasvc.target import Target
 
@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 class Node:
     """One manager, its RPC server, its row, its heartbeat, its tasks.
 
+    :param registry_leg: the way to the registry: the database's, or the conductor's.
     :param report_interval: seconds between heartbeats.
     :param periodic_enable: run the tasks.
     """
@@ -56,6 +57,7 @@ class Node:
     manager: Manager
     tasks: TaskRunner
     runtime: Runtime
+    registry_leg: Leg[IServiceRegistry]
     report_interval: float
     periodic_enable: bool
     state: str = attrs.field(default="initial", init=False)
@@ -108,10 +110,11 @@ class Node:
         self.basic_config_check()
 
         self._step = "register"
-        registry = self.registry = await self._reach("database", self.runtime.database.acquire)
+        leg = self.registry_leg
+        registry = self.registry = await self._reach(leg.name, leg.acquire)
         identity = self.identity
         record = self.record = await self._reach(
-            "database",
+            leg.name,
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
         )
 
@@ -119,7 +122,13 @@ class Node:
         transport = self.transport = await self._reach("broker", self.runtime.broker.acquire)
         self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout)
         self.manager.attach(
-            Attachments(reactor=clock, rpc=self.client, tasks=self.tasks, run_blocking=self.runtime.run_blocking)
+            Attachments(
+                reactor=clock,
+                rpc=self.client,
+                tasks=self.tasks,
+                registry=registry,
+                run_blocking=self.runtime.run_blocking,
+            )
         )
         await self._hook("init_host")
         await self._hook("pre_start_hook")
@@ -203,7 +212,7 @@ class Node:
         if self.transport is not None:
             await self._tidy("close the transport", self.runtime.broker.release)
         if self.registry is not None:
-            await self._tidy("close the database", self.runtime.database.release)
+            await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
         self.registry = self.transport = self.client = self.server = self.membership = None
 
     async def _drain(self) -> None:
@@ -242,10 +251,10 @@ class Node:
         """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
         if self.record is None:
             return
-        registry = await self.runtime.database.acquire()
+        registry = await self.registry_leg.acquire()
         try:
             await registry.delete(self.record.id)
         except ServiceNotFoundError:
             _log.warn("the row of {node} is already gone", node=self.identity, **self._log_fields())
         finally:
-            await self.runtime.database.release()
+            await self.registry_leg.release()

@@ -90,6 +90,7 @@ class Service(service.Service):
             manager=self.manager,
             tasks=self.tasks,
             runtime=self.runtime,
+            registry_leg=self.runtime.database if db_allowed else self.runtime.conductor,
             report_interval=self.report_interval,
             periodic_enable=self.periodic_enable,
         )

@@ -11,8 +11,8 @@ from novasvc.settings.environment import config_files, read_environment
 from novasvc.settings.files import read_files
 from novasvc.settings.given import Given, topic_of
 from novasvc.settings.model import (
-    AGENT,
     INHERITED,
+    MANAGERS,
     SPECS,
     ServiceSettings,
     Settings,
@@ -135,7 +135,7 @@ class _Loading:
             return None
         values.setdefault("binary", f"novasvc-{values.get('topic')}")
         topic = values.setdefault("topic", default_topic(values["binary"]))
-        manager = alone.managers.get(topic) or (AGENT if topic == "agent" else None)
+        manager = alone.managers.get(topic) or MANAGERS.get(topic)
         if values.setdefault("manager", manager) is None:
             self._missing(where, "manager", f'add manager = "package.module.Class", or set {topic}_manager')
             return None

@@ -31,6 +31,8 @@ from novasvc.settings.spec import Spec, text_of
 
 _SPEC = "novasvc"
 AGENT = "novasvc.agent.HostAgent"
+MANAGERS: Mapping[str, str] = MappingProxyType({"agent": AGENT, "conductor": "novasvc.conductor.Conductor"})
+"""The topics that have a manager of their own, unless ``<topic>_manager`` names another."""
 
 
 def _setting(meaning: str, kind: Kind, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
@@ -77,6 +79,7 @@ class ServiceSettings:
     :param periodic_enable: whether periodic tasks run by themselves.
     :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of it.
     :param periodic_interval_max: seconds between two passes at the most, or None.
+    :param db_allowed: whether it reaches the database itself, or through the conductor.
     :param options: keyword arguments of the manager's constructor, beside ``host``.
     """
 
@@ -88,10 +91,18 @@ class ServiceSettings:
     periodic_enable: bool = True
     periodic_fuzzy_delay: float = 60
     periodic_interval_max: float | None = None
+    db_allowed: bool = True
     options: Mapping[str, Any] = attrs.field(factory=dict, repr=lambda value: repr(masked(value)))
 
 
-INHERITED = ("host", "report_interval", "periodic_enable", "periodic_fuzzy_delay", "periodic_interval_max")
+INHERITED = (
+    "host",
+    "report_interval",
+    "periodic_enable",
+    "periodic_fuzzy_delay",
+    "periodic_interval_max",
+    "db_allowed",
+)
 """What a ``[[service]]`` table takes from the settings around it, unless it says otherwise."""
 
 
@@ -146,6 +157,7 @@ class Settings:
         secret=True,
         nova="database/connection",
     )
+    db_allowed: bool = _setting("Reach the database directly; otherwise through the conductor.", BOOLEAN, default=True)
     migrate: bool = _setting("Bring the database's schema up to date at start.", BOOLEAN, default=True)
     enable_new_services: bool = _setting(
         "Take new services into use without an operator's consent.", BOOLEAN, default=True
@@ -207,8 +219,10 @@ class Settings:
     manager: str = _setting(
         "Class of the only service's manager.",
         CLASS,
-        default=attrs.Factory(lambda self: self.managers.get(self.topic, AGENT), takes_self=True),
-        shown=f"<topic>_manager, or {AGENT}",
+        default=attrs.Factory(
+            lambda self: self.managers.get(self.topic) or MANAGERS.get(self.topic, AGENT), takes_self=True
+        ),
+        shown=f"<topic>_manager, or {MANAGERS['conductor']} for the topic conductor, or {AGENT}",
     )
     services: tuple[ServiceSettings, ...] = attrs.field(default=attrs.Factory(_only_service, takes_self=True))
 

@@ -88,7 +88,7 @@ disks = ["sda", "sdb"]
 |---|---|
 | `binary` | `novasvc-` and the topic; one of the two must be given |
 | `topic` | what follows `novasvc-` or `nova-` in `binary` |
-| `manager` | `<topic>_manager`; the topic `agent` has one of its own |
+| `manager` | `<topic>_manager`; the topics `agent` and `conductor` have one of their own |
 | `options` | none |
 | {inherited} | the setting of the same name |
 
@@ -97,6 +97,8 @@ No two services may have the same host and binary, or the same host and topic.
 ## Rules
 
 - `service_down_time` must be more than every `report_interval`.
+- A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
+  `topic = "conductor"` above its own. The conductor itself needs the database.
 - `workers` above 1 needs a broker; `memory:` stays within one process.
 - A name that does not exist is an error, wherever it is given. Variables that Kubernetes makes for a
   Service named `novasvc` (`NOVASVC_PORT` and its like) are passed over.

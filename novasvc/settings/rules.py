@@ -25,6 +25,8 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
         )
     if "service" not in bad:
         yield from _duplicates(settings)
+        if not {"db_allowed", "transport_url"} & set(bad):
+            yield from _conductors(settings, origins)
 
 
 def _liveness(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
@@ -60,3 +62,21 @@ def _duplicates(settings: Settings) -> Iterator[SettingError]:
                     f"service[{first}] on host {key[0]!r} has it already",
                     f"give it {other} or another host",
                 )
+
+
+def _conductors(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    # Services of a process start one after the other, each when the one before runs.
+    reachable = not settings.transport_url.startswith("memory:")
+    for number, service in enumerate(settings.services):
+        if service.db_allowed:
+            reachable = reachable or service.topic == "conductor"
+            continue
+        name = f"service[{number}].db_allowed"
+        source = origins.get(name) or origins.get("db_allowed", "default")
+        if service.topic == "conductor":
+            problem, remedy = "the conductor reaches the database for the others", "leave it at true for the conductor"
+            yield SettingError(name, "false", source, problem, remedy)
+        elif not reachable:
+            problem = f"no conductor starts before it in this process, and {settings.transport_url!r} reaches no other"
+            remedy = 'put a [[service]] table with topic = "conductor" above it, or give a broker as transport_url'
+            yield SettingError(name, "false", source, problem, remedy)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from novasvc.errors import NovasvcError, ServiceNotFoundError
+from novasvc.errors import DatabaseConflictError, NovasvcError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.record import ServiceChanges, ServiceRecord
 
@@ -46,6 +46,9 @@ class MemoryRegistry:
             for row in self._rows:
                 if (row.host, row.binary) == (host, binary):
                     return self._aged(row if row.version == version else self._write(row, version=version))
+            if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
+                problem = f"another service of host {host!r} has the topic {topic!r}"
+                raise DatabaseConflictError("memory:", problem)
             self._last_id += 1
             self._rows.append(self._fresh(host, binary, topic, version))
             return self._aged(self._rows[-1])

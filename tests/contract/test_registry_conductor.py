@@ -1,0 +1,68 @@
+"""The registry behind a conductor keeps the registries' contract."""
+
+import random
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
+from twisted.trial.unittest import TestCase
+
+from novasvc.conductor import TOPIC, Conductor, RemoteRegistry
+from novasvc.manager import Attachments
+from novasvc.periodic import TaskRunner
+from novasvc.rpc import Client, Endpoints, Server
+from novasvc.target import Target
+from novasvc.testing import MemoryRegistry
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from tests.contract.registry_contract import make_registry_tests
+from tests.contract.test_registry_sqlite import sqlite_registry
+
+
+async def conducted(test: TestCase, registry: Any) -> RemoteRegistry:
+    """Put a conductor before a registry, and call it from a connection of its own."""
+    broker = MemoryBroker()
+
+    async def connect() -> MemoryTransport:
+        transport = MemoryTransport(broker, clock=reactor)
+        test.addCleanup(transport.close)
+        await transport.open()
+        return transport
+
+    transport = await connect()
+    client = Client(transport, clock=reactor)
+    test.addCleanup(client.close)
+    conductor = Conductor("c1")
+    conductor.attach(
+        Attachments(
+            reactor=reactor,
+            rpc=client,
+            tasks=TaskRunner(conductor, clock=reactor, random_source=random.Random(0)),
+            registry=registry,
+            run_blocking=maybeDeferred,
+        )
+    )
+    server = Server(
+        transport, Target(TOPIC, "c1"), Endpoints(conductor), clock=reactor, concurrency=64, run_blocking=maybeDeferred
+    )
+    test.addCleanup(server.close)
+    await server.start()
+    remote = RemoteRegistry(Client(await connect(), clock=reactor))
+    test.addCleanup(remote.close)
+    await remote.open()
+    return remote
+
+
+async def sqlite_behind_conductor(test: TestCase) -> RemoteRegistry:
+    return await conducted(test, await sqlite_registry(test))
+
+
+async def memory_behind_conductor(test: TestCase) -> RemoteRegistry:
+    return await conducted(test, MemoryRegistry(reactor))
+
+
+class ConductedSQLiteTests(make_registry_tests(sqlite_behind_conductor)):  # type: ignore[misc]
+    """Tests for novasvc.conductor before an SQLite file."""
+
+
+class ConductedMemoryTests(make_registry_tests(memory_behind_conductor)):  # type: ignore[misc]
+    """Tests for novasvc.conductor before a registry in memory."""

@@ -1,0 +1,17 @@
+"""The registry in memory keeps the registries' contract."""
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import TestCase
+
+from novasvc.testing import MemoryRegistry
+from tests.contract.registry_contract import make_registry_tests
+
+
+async def memory_registry(test: TestCase) -> MemoryRegistry:
+    registry = MemoryRegistry(Clock())
+    await registry.open()
+    return registry
+
+
+class MemoryRegistryTests(make_registry_tests(memory_registry)):  # type: ignore[misc]
+    """Tests for novasvc.testing.MemoryRegistry."""
