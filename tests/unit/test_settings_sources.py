@@ -171,10 +171,10 @@ class OptionsTests(SourcesCase):
         """Parse as twistd does, and load."""
 
         class Options(usage.Options):  # type: ignore[misc]
-            optParameters: ClassVar = [  # noqa: N815
+            optParameters: ClassVar = [
                 [option.name, None, None, option.help] for option in option_table() if not option.flag
             ]
-            optFlags: ClassVar = [[option.name, None, option.help] for option in option_table() if option.flag]  # noqa: N815
+            optFlags: ClassVar = [[option.name, None, option.help] for option in option_table() if option.flag]
 
         parsed = Options()
         parsed.parseOptions(arguments)
