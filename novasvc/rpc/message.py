@@ -104,7 +104,7 @@ def encode_request(
         body["_timeout"] = None
     body["_unique_id"] = new_id()
     for name, value in context.items():
-        body[f"{_CONTEXT}{name}"] = value
+        body[_CONTEXT + name] = value
     try:
         return _wrap(dumps(body, "the request"), limit)
     except ValueError as error:
@@ -206,9 +206,9 @@ def read_request(fields: Mapping[str, Any]) -> Request:
         problem = f"'method' is longer than {NAME_LIMIT} characters"
     elif not isinstance(args, dict):
         problem = "'args' is not an object"
-    elif not isinstance(namespace, str | None):
+    elif namespace is not None and not isinstance(namespace, str):
         problem = "'namespace' is not a text"
-    elif not isinstance(version, str | None):
+    elif version is not None and not isinstance(version, str):
         problem = "'version' is not a text"
     else:
         return Request(
