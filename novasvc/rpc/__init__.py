@@ -1,6 +1,6 @@
 """Remote calls: methods are exposed, endpoints collected, served by a server, called by a client.
 
-What goes over the wire is what OpenStack's services send each other; see ``docs/protocol.md``.
+What goes over the wire is what OpenStack's services send each other: see :mod:`novasvc.rpc.message`.
 """
 
 from novasvc.rpc.baseapi import BaseAPI

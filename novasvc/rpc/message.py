@@ -1,7 +1,7 @@
 """The messages of the RPC, as OpenStack's services write and read them: pure functions.
 
 A message is a JSON object with two texts, ``oslo.version`` and ``oslo.message``; the second is
-the JSON text of the body. See ``docs/protocol.md``.
+the JSON text of the body.
 """
 
 from collections.abc import Mapping

@@ -136,7 +136,7 @@ class Node:
         self._step = "consume"
         self.server = Server(
             transport,
-            Target(self.topic, identity.host, exchange=settings.control_exchange),
+            Target(self.topic, identity.host),
             self._endpoints,
             clock=clock,
             concurrency=settings.rpc_concurrency,

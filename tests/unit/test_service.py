@@ -125,6 +125,11 @@ class StartTests(ServiceTestCase):
         self.assertEqual((row.host, row.binary, row.topic, row.report_count), ("h1", "nova-diary", "diary", 1))
         self.assertEqual(self.successResultOf(self.call("echo", text="hi")), "hi from h1")
 
+    def test_control_exchange(self) -> None:
+        """A service under a control exchange of its own answers those who call through it."""
+        self.started(control_exchange="elsewhere")
+        self.assertEqual(self.successResultOf(self.call("echo", text="hi")), "hi from h1")
+
     def test_hooks_in_order(self) -> None:
         """Each hook is awaited before the next step, and no message comes in before post_start_hook."""
         service = self.make()
