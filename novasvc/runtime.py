@@ -13,13 +13,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
-from novasvc.conductor import TOPIC, RemoteRegistry
+from novasvc.conductor import RemoteRegistry
 from novasvc.db.services import connect_registry
 from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.rpc import Client
 from novasvc.settings import Settings, load
-from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
@@ -80,14 +79,12 @@ class ConductorLeg(Leg[IServiceRegistry]):
     """The registry as a conductor reaches it. Who has it, has the broker too.
 
     :param broker: the way to the conductor.
-    :param exchange: the control exchange that it is found at.
     """
 
-    def __init__(self, broker: Leg[ITransport], clock: IReactorTime, exchange: str) -> None:
+    def __init__(self, broker: Leg[ITransport], clock: IReactorTime) -> None:
         super().__init__("conductor", self._make_registry)
         self._broker = broker
         self._clock = clock
-        self._target = Target(TOPIC, exchange=exchange)
 
     async def acquire(self) -> IServiceRegistry:
         """Return the registry; see :class:`Leg`."""
@@ -104,7 +101,7 @@ class ConductorLeg(Leg[IServiceRegistry]):
         await self._broker.release()
 
     def _make_registry(self) -> IServiceRegistry:
-        return RemoteRegistry(Client(self._transport, clock=self._clock, target=self._target))
+        return RemoteRegistry(Client(self._transport, clock=self._clock))
 
 
 @attrs.frozen(eq=False)
@@ -132,7 +129,7 @@ class Runtime:
 
     @conductor.default
     def _by_conductor(self) -> Leg[IServiceRegistry]:
-        return ConductorLeg(self.broker, self.reactor, self.settings.control_exchange)
+        return ConductorLeg(self.broker, self.reactor)
 
     @classmethod
     def from_settings(cls, settings: Settings, reactor: Any) -> "Runtime":
@@ -145,7 +142,7 @@ class Runtime:
         return cls(
             settings=settings,
             reactor=reactor,
-            broker=Leg("broker", lambda: MemoryTransport(memory, clock=reactor)),
+            broker=Leg("broker", lambda: MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)),
             database=Leg("database", lambda: _reach_database(settings, reactor)),
             run_blocking=lambda function, *args, **kwargs: deferToThreadPool(
                 reactor, reactor.getThreadPool(), function, *args, **kwargs

@@ -71,8 +71,9 @@ def _conductors(settings: Settings, origins: Mapping[str, str]) -> Iterator[Sett
         if service.db_allowed:
             reachable = reachable or service.topic == "conductor"
             continue
-        name = f"service[{number}].db_allowed"
-        source = origins.get(name) or origins.get("db_allowed", "default")
+        own = f"service[{number}].db_allowed"
+        name = own if own in origins else "db_allowed"
+        source = origins.get(name, "default")
         if service.topic == "conductor":
             problem, remedy = "the conductor reaches the database for the others", "leave it at true for the conductor"
             yield SettingError(name, "false", source, problem, remedy)

@@ -25,10 +25,11 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     """
     time = clock or Clock()
     broker, registry = MemoryBroker(), MemoryRegistry(time)
+    configuration = Settings(**settings)
     return Runtime(
-        settings=Settings(**settings),
+        settings=configuration,
         reactor=time,
-        broker=Leg("broker", lambda: MemoryTransport(broker, clock=time)),
+        broker=Leg("broker", lambda: MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)),
         database=Leg("database", lambda: registry),
         run_blocking=_run_now,
         random_source=random.Random(seed),  # noqa: S311 - a test's

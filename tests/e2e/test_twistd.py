@@ -359,6 +359,17 @@ class TacTests(TwistdTestCase):
         process.wait_for(r"\(topic agent\)")
         process.stop()
 
+    def test_conductor(self) -> None:
+        """conductor.tac runs an agent whose row and heartbeats go through a conductor, and which leaves before it."""
+        process = self.tac("conductor.tac")
+        process.wait_for(r"runs novasvc-conductor@h1 \(topic conductor\), novasvc-agent@h1 \(topic agent\)")
+        rows = {row["topic"]: row["report_count"] for row in self.rows()}
+        self.assertEqual(rows.keys(), {"conductor", "agent"})
+        self.assertGreater(rows["agent"], 0)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+        self.assertNotIn("went away", process.output)
+        self.assertRegex(process.output, "(?s)agent@h1 is stopped.*conductor@h1 is stopped")
+
     def test_failing(self) -> None:
         """A .tac file whose settings are wrong ends with one line and status 1."""
         process = self.tac("allinone.tac", NOVASVC_WORKERS="none")

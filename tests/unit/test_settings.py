@@ -151,6 +151,38 @@ class ServicesTests(SettingsCase):
         self.assertEqual(error.setting, "service[0].manager")
         self.assertIn("compute_manager", error.remedy)
 
+    def test_bundled_managers(self) -> None:
+        """The topics agent and conductor have a manager, with a table and without, unless another is set."""
+        tables = self.write("a.toml", "[[service]]", 'topic = "agent"', "[[service]]", 'topic = "conductor"')
+        agent, conductor = self.load(tables).settings.services
+        self.assertEqual(agent.manager, "novasvc.agent.HostAgent")
+        self.assertEqual((conductor.binary, conductor.manager), ("novasvc-conductor", "novasvc.conductor.Conductor"))
+        (alone,) = self.load(options={"topic": "conductor"}).settings.services
+        self.assertEqual(alone.manager, "novasvc.conductor.Conductor")
+        (own,) = self.load(options={"topic": "conductor", "conductor-manager": "a.B"}).settings.services
+        self.assertEqual(own.manager, "a.B")
+
+    def test_through_the_conductor(self) -> None:
+        """A service that may not reach the database may stand below a conductor."""
+        tables = ("[[service]]", 'topic = "conductor"', "[[service]]", 'topic = "agent"', "db_allowed = false")
+        conductor, agent = self.load(self.write("a.toml", *tables)).settings.services
+        self.assertEqual((conductor.db_allowed, agent.db_allowed), (True, False))
+
+    def test_without_conductor(self) -> None:
+        """A service that could wait for a conductor for ever is refused, alone or above the conductor."""
+        error = self.error(options={"no-db-allowed": True})
+        self.assertEqual((error.setting, error.source), ("db_allowed", "option --no-db-allowed"))
+        self.assertIn('topic = "conductor"', error.remedy)
+        tables = ("[[service]]", 'topic = "agent"', "db_allowed = false", "[[service]]", 'topic = "conductor"')
+        self.assertEqual(self.error(self.write("a.toml", *tables)).setting, "service[0].db_allowed")
+
+    def test_conductor_without_database(self) -> None:
+        """A conductor that may not reach the database is refused."""
+        tables = ("db_allowed = false", "[[service]]", 'topic = "conductor"', "[[service]]", 'topic = "agent"')
+        errors = self.errors(self.write("a.toml", *tables))
+        self.assertEqual([error.setting for error in errors], ["db_allowed", "db_allowed"])
+        self.assertIn("the conductor reaches the database for the others", str(errors[0]))
+
     def test_table_without_a_name(self) -> None:
         """A table without binary and topic is no service."""
         self.assertEqual(self.error(self.write("a.toml", "[[service]]")).setting, "service[0].binary")

@@ -1,0 +1,17 @@
+# A conductor, and an agent that may not reach the database: twistd -ny tap/conductor.tac
+#
+# The agent registers and beats through the conductor. Both run in this one process, for want of a
+# transport that reaches another: on two hosts, where this belongs, it takes a broker, which this
+# version cannot use yet.
+import sys
+from pathlib import Path
+
+from twisted.application.service import Application
+from twisted.logger import ILogObserver
+
+from novasvc.logs import make_observer
+from novasvc.tap import makeService
+
+application = Application("novasvc-conductor")
+application.setComponent(ILogObserver, make_observer(sys.stdout))
+makeService({"config": [Path(__file__).with_name("conductor.toml")]}).setServiceParent(application)
