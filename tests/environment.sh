@@ -75,6 +75,8 @@ environment() {
     if [ "$(cat "$2/stamp" 2>/dev/null)" = "$stamp" ] && usable "$2/bin/python"; then return; fi
     say "installing novasvc and what its tests need in ${2##*/} ($("$1" -V))"
     bare "$1" "$2"
+    # Debian 12's pip installs what has no wheel the old way, which leaves no record of its files.
+    "$2/bin/python" -m pip install -q --disable-pip-version-check --upgrade pip >&2
     "$2/bin/python" -m pip install -q --disable-pip-version-check -e ".[$3]" >&2
     printf '%s\n' "$stamp" >"$2/stamp"
 }
