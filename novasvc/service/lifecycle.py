@@ -4,22 +4,26 @@ initial -> starting -> running -> draining -> stopped, and failed where a start 
 What a service does on the way is its own: a :class:`Lifecycle` is given two coroutine functions.
 """
 
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import attrs
 from automat import TypeMachineBuilder
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.errors import StateError
+
+_log = Logger()
 
 
 class Lifecycle(Protocol):
     """The inputs. None of them waits; :class:`Course` has what can be waited for."""
 
     def start(self) -> None:
-        """Begin to start. Nothing happens if that is under way or done."""
+        """Begin to start. Nothing happens if that is under way or done, or while it stops."""
 
     def stop(self) -> None:
         """Begin to stop. A start under way is cancelled first."""
@@ -36,87 +40,132 @@ class Lifecycle(Protocol):
 
 @attrs.define(eq=False)
 class Course:
-    """What a machine drives, and who waits for it.
+    """A machine, what it drives, and who waits for it.
 
     :param name: whose course it is, for errors: "node novasvc-agent@host1".
     :param begin: coroutine function that starts; cancelled if a stop comes first.
-    :param end: coroutine function that stops whatever ``begin`` reached; never raises.
+    :param end: coroutine function that stops whatever ``begin`` reached.
     :param entered: called with the name of each state that is entered.
     """
+
+    # Note [When the waiters are answered]
+    #
+    # Automat postpones an input that comes in the midst of another. Who waits may well give one,
+    # as in stop().addCallback(lambda _: start()), and is to see at once what comes of it. So a
+    # transition only notes the answers, and they are given when its input has returned.
 
     name: str
     begin: Callable[[], Coroutine[Deferred[Any], Any, None]]
     end: Callable[[], Coroutine[Deferred[Any], Any, None]]
     entered: Callable[[str], None]
     state: str = attrs.field(default="initial", init=False)
-    reason: Failure | None = attrs.field(default=None, init=False)
+    reason: BaseException | None = attrs.field(default=None, init=False)
+    _machine: Lifecycle = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
     _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
     _end_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _answers: deque[tuple[Deferred[None], Failure | None]] = attrs.field(factory=deque, init=False)
+    _inputs: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._machine = _make_lifecycle(self)
+
+    # -- for the outside -----------------------------------------------------------------------
+
+    def start(self) -> Deferred[None]:
+        """Begin to start; see :meth:`when_started`, and :meth:`Lifecycle.start`."""
+        self._give(self._machine.start)
+        return self.when_started()
+
+    def stop(self) -> Deferred[None]:
+        """Begin to stop; see :meth:`when_ended`, and :meth:`Lifecycle.stop`."""
+        self._give(self._machine.stop)
+        return self.when_ended()
 
     def when_started(self) -> Deferred[None]:
         """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        waiter = _waiter(self._start_waiters)
         if self.state == "running":
-            self._answer_start(None)
-        elif self.state in {"draining", "stopped", "failed"}:
-            self._answer_start(self.reason or Failure(StateError(self.name, self.state, "start")))
-        return waiter
+            return succeed(None)
+        if self.state in {"draining", "stopped", "failed"}:
+            return fail(self._why_not_started())
+        return _waiter(self._start_waiters)
 
     def when_ended(self) -> Deferred[None]:
         """Wait for the end, in "stopped" or "failed"."""
-        waiter = _waiter(self._end_waiters)
         if self.state in {"stopped", "failed"}:
-            self._answer_end()
-        return waiter
+            return succeed(None)
+        return _waiter(self._end_waiters)
+
+    # -- for the machine -----------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
         """Be in a state from now on, and say so."""
         self.state = state
         self.entered(state)
 
-    def run_begin(self, machine: Lifecycle) -> None:
+    def run_begin(self) -> None:
         """Begin, and tell the machine how that ends."""
         self.reason = None
         self._starting = Deferred.fromCoroutine(self.begin())
-        self._starting.addCallbacks(lambda _: machine.begun(), machine.broken)
+        self._starting.addCallbacks(
+            lambda _: self._give(self._machine.begun), lambda failure: self._give(self._machine.broken, failure)
+        )
 
-    def run_end(self, machine: Lifecycle) -> None:
-        """Stop, and tell the machine when that has ended."""
-        # ``end`` never raises, so both ways out are "ended".
-        Deferred.fromCoroutine(self.end()).addBoth(lambda _: machine.ended())
+    def run_end(self) -> None:
+        """Stop, and tell the machine when that has ended, well or not."""
+        ending = Deferred.fromCoroutine(self.end())
+        ending.addErrback(lambda failure: _log.failure("{name} did not stop cleanly", failure, name=self.name))
+        ending.addCallback(lambda _: self._give(self._machine.ended))
 
     def cancel_begin(self) -> None:
         """Cancel the start under way."""
         if self._starting is not None:
             self._starting.cancel()
 
-    def finish_start(self, result: Failure | None) -> None:
-        """Answer those who wait for the start; None is a good end."""
+    def finish_start(self) -> None:
+        """Answer those who wait for the start: it has ended well."""
         self._starting = None
-        self.reason = result
-        self._answer_start(result)
+        self._answer(self._start_waiters)
 
     def finish_end(self) -> None:
         """Answer all who wait."""
-        self._answer_start(self.reason or Failure(StateError(self.name, self.state, "start")))
-        self._answer_end()
+        self._starting = None
+        self._answer(self._start_waiters, self._why_not_started())
+        self._answer(self._end_waiters)
 
-    def _answer_start(self, result: Failure | None) -> None:
-        waiters, self._start_waiters[:] = list(self._start_waiters), []
-        for waiter in waiters:
-            # Each waiter gets a Failure of its own: handling one must not clean another's.
-            waiter.callback(None) if result is None else waiter.errback(Failure(result.value))
+    def refuse_start(self) -> None:
+        """Say that a start came while it stops: whoever gave it may not wait for what comes of it."""
+        _log.warn("{error}", error=StateError(self.name, self.state, "start"))
 
-    def _answer_end(self) -> None:
-        waiters, self._end_waiters[:] = list(self._end_waiters), []
-        for waiter in waiters:
-            waiter.callback(None)
+    def _why_not_started(self) -> BaseException:
+        return self.reason or StateError(self.name, self.state, "start")
+
+    def _answer(self, waiters: list[Deferred[None]], error: BaseException | None = None) -> None:
+        # Each waiter gets a Failure of its own: handling one must not clean another's.
+        self._answers.extend((waiter, None if error is None else Failure(error)) for waiter in waiters)
+        waiters.clear()
+
+    def _give(self, take: Callable[..., None], *args: Any) -> None:
+        """Give the machine an input, then the answers; see Note [When the waiters are answered]."""
+        self._inputs += 1
+        try:
+            take(*args)
+        finally:
+            self._inputs -= 1
+        while self._answers and not self._inputs:
+            waiter, result = self._answers.popleft()
+            if not waiter.called:  # Another's callback may have cancelled it.
+                waiter.callback(result)
 
 
 def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
     """Add a Deferred that leaves the list when it is cancelled."""
-    waiter: Deferred[None] = Deferred(waiters.remove)
+
+    def leave(waiter: Deferred[None]) -> None:
+        if waiter in waiters:
+            waiters.remove(waiter)
+
+    waiter: Deferred[None] = Deferred(leave)
     waiters.append(waiter)
     return waiter
 
@@ -136,7 +185,7 @@ def _build() -> Callable[[Course], Lifecycle]:
         @at_rest.upon(Lifecycle.start).to(starting)
         def start(machine: Lifecycle, course: Course) -> None:
             course.enter("starting")
-            course.run_begin(machine)
+            course.run_begin()
 
     for under_way in (starting, running):
         under_way.upon(Lifecycle.start).loop().returns(None)
@@ -144,18 +193,17 @@ def _build() -> Callable[[Course], Lifecycle]:
     @starting.upon(Lifecycle.begun).to(running)
     def run(machine: Lifecycle, course: Course) -> None:
         course.enter("running")
-        course.finish_start(None)
+        course.finish_start()
 
     @starting.upon(Lifecycle.broken).to(undoing)
     def undo(machine: Lifecycle, course: Course, failure: Failure) -> None:
-        course.reason = failure
+        course.reason = failure.value
         course.enter("draining")
-        course.run_end(machine)
+        course.run_end()
 
     @undoing.upon(Lifecycle.ended).to(failed)
     def fail(machine: Lifecycle, course: Course) -> None:
         course.enter("failed")
-        course.finish_start(course.reason)
         course.finish_end()
 
     @initial.upon(Lifecycle.stop).to(stopped)
@@ -173,18 +221,18 @@ def _build() -> Callable[[Course], Lifecycle]:
 
     @interrupted.upon(Lifecycle.begun).to(draining)
     def drain_late(machine: Lifecycle, course: Course) -> None:
-        course.run_end(machine)
+        course.run_end()
 
     @interrupted.upon(Lifecycle.broken).to(draining)
     def drain_interrupted(machine: Lifecycle, course: Course, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            course.reason = failure
-        course.run_end(machine)
+            course.reason = failure.value
+        course.run_end()
 
     @running.upon(Lifecycle.stop).to(draining)
     def drain(machine: Lifecycle, course: Course) -> None:
         course.enter("draining")
-        course.run_end(machine)
+        course.run_end()
 
     @draining.upon(Lifecycle.ended).to(stopped)
     def end(machine: Lifecycle, course: Course) -> None:
@@ -198,10 +246,9 @@ def _build() -> Callable[[Course], Lifecycle]:
 
         @ending.upon(Lifecycle.start).loop()
         def refuse(machine: Lifecycle, course: Course) -> None:
-            raise StateError(course.name, "draining", "start")
+            course.refuse_start()
 
     return builder.build()
 
 
-make_lifecycle = _build()
-"""Makes the machine of one :class:`Course`."""
+_make_lifecycle = _build()

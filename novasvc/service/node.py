@@ -26,6 +26,7 @@ from novasvc.periodic import TaskRunner
 from novasvc.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.runtime import Leg, Runtime
+from novasvc.service.lifecycle import Course
 from novasvc.servicegroup import Identity, Membership
 from novasvc.target import Target
 
@@ -60,7 +61,7 @@ class Node:
     registry_leg: Leg[IServiceRegistry]
     report_interval: float
     periodic_enable: bool
-    state: str = attrs.field(default="initial", init=False)
+    course: Course = attrs.field(init=False)
     waiting_for: str | None = attrs.field(default=None, init=False)
     registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     transport: ITransport | None = attrs.field(default=None, init=False)
@@ -74,10 +75,9 @@ class Node:
 
     def __attrs_post_init__(self) -> None:
         self._endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic))
+        self.course = Course(f"node {self.identity}", self.begin, self.end, self._entered)
 
-    def enter(self, state: str) -> None:
-        """Note the state that the machine has entered."""
-        self.state = state
+    def _entered(self, state: str) -> None:
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def _log_fields(self) -> dict[str, str | None]:
@@ -188,7 +188,7 @@ class Node:
         raise AssertionError  # count() does not end
 
     def _why_not_consuming(self) -> str | None:
-        live = self.state == "draining" or (self.server is not None and self.server.live)
+        live = self.course.state == "draining" or (self.server is not None and self.server.live)
         return None if live else "its consumers are not live"
 
     # -- the way down --------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from novasvc.manager import make_manager
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
 from novasvc.runtime import Runtime, process_runtime
-from novasvc.service.lifecycle import Course, make_lifecycle
 from novasvc.service.node import Node
 from novasvc.servicegroup import Identity
 
@@ -94,8 +93,7 @@ class Service(service.Service):
             report_interval=self.report_interval,
             periodic_enable=self.periodic_enable,
         )
-        self._course = Course(f"node {self.node.identity}", self.node.begin, self.node.end, self.node.enter)
-        self._machine = make_lifecycle(self._course)
+        self._course = self.node.course
 
     @classmethod
     def create(
@@ -154,6 +152,11 @@ class Service(service.Service):
         return self._course.state
 
     @property
+    def running(self) -> bool:  # type: ignore[override]  # Twisted's is set by whoever likes to
+        """Whether it is starting or running."""
+        return self.state in {"starting", "running"}
+
+    @property
     def rpc(self) -> Client:
         """Calls other services, and this one: ``service.rpc.prepare(topic=...).call(...)``.
 
@@ -166,15 +169,14 @@ class Service(service.Service):
     def start(self) -> Deferred[None]:
         """Start.
 
-        :return: Deferred[None], fired when running; fails with StartError.
+        :return: Deferred[None], fired when running; fails with StartError, while it stops with StateError.
         """
-        self.startService()
-        return self.when_started()
+        return self._course.start()
 
     def startService(self) -> None:
         """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
-        self.running = 1
-        self._machine.start()
+        # Who begins it so does not wait for it, and the log tells what went wrong.
+        self._course.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
@@ -185,9 +187,7 @@ class Service(service.Service):
 
         :return: Deferred[None], fired when it has stopped; errors on the way are logged.
         """
-        self.running = 0
-        self._machine.stop()
-        return self._course.when_ended()
+        return self._course.stop()
 
     stopService = stop
 

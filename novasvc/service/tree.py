@@ -6,7 +6,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IStartable
-from novasvc.service.lifecycle import Course, make_lifecycle
+from novasvc.service.lifecycle import Course
 
 _log = Logger()
 
@@ -26,7 +26,6 @@ class ServiceTree(MultiService):
     def __init__(self, name: str = "tree") -> None:
         super().__init__()
         self._course = Course(name, self._begin, self._end, self._entered)
-        self._machine = make_lifecycle(self._course)
         self._started: list[IService] = []
 
     @property
@@ -36,17 +35,14 @@ class ServiceTree(MultiService):
 
     def startService(self) -> None:
         """Begin to start the parts; :meth:`when_started` tells when they run."""
-        self.running = 1
-        self._machine.start()
+        self._course.start().addErrback(lambda _: None)  # The part that failed has said so.
 
     def stopService(self) -> Deferred[None]:
         """Stop the parts, the last one first.
 
         :return: Deferred[None], fired when all of them have stopped.
         """
-        self.running = 0
-        self._machine.stop()
-        return self._course.when_ended()
+        return self._course.stop()
 
     def when_started(self) -> Deferred[None]:
         """Wait until every part runs; see :class:`~novasvc.interfaces.IStartable`."""
@@ -92,4 +88,5 @@ class ServiceTree(MultiService):
                 _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
 
     def _entered(self, state: str) -> None:
+        self.running = int(state in {"starting", "running"})
         _log.debug("{tree}: {state}", tree=self._course.name, state=state)

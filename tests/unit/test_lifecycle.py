@@ -4,7 +4,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import StateError
-from novasvc.service.lifecycle import Course, make_lifecycle
+from novasvc.service.lifecycle import Course
 
 
 class LifecycleTests(SynchronousTestCase):
@@ -15,7 +15,9 @@ class LifecycleTests(SynchronousTestCase):
         self.beginning: Deferred[None] = Deferred()
         self.ending: Deferred[None] = Deferred()
         self.course = Course("the thing", self.begin, self.end, self.states.append)
-        self.machine = make_lifecycle(self.course)
+
+    def start(self) -> None:
+        self.course.start().addErrback(lambda _: None)
 
     async def begin(self) -> None:
         await self.beginning
@@ -26,11 +28,11 @@ class LifecycleTests(SynchronousTestCase):
     def test_whole_course(self) -> None:
         """A service that starts and stops well passes every state in order."""
         started, ended = self.course.when_started(), self.course.when_ended()
-        self.machine.start()
+        self.start()
         self.assertNoResult(started)
         self.beginning.callback(None)
         self.successResultOf(started)
-        self.machine.stop()
+        self.course.stop()
         self.assertNoResult(ended)
         self.ending.callback(None)
         self.successResultOf(ended)
@@ -38,16 +40,16 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_start_twice(self) -> None:
         """A second start while starting or running changes nothing."""
-        self.machine.start()
-        self.machine.start()
+        self.start()
+        self.start()
         self.beginning.callback(None)
-        self.machine.start()
+        self.start()
         self.assertEqual(self.states, ["starting", "running"])
 
     def test_failed_start(self) -> None:
         """A start that fails is taken back before anybody hears of it."""
         started, ended = self.course.when_started(), self.course.when_ended()
-        self.machine.start()
+        self.start()
         self.beginning.errback(ValueError("no"))
         self.assertNoResult(started)
         self.ending.callback(None)
@@ -57,7 +59,7 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_failure_for_late_waiters(self) -> None:
         """Who asks after the start has failed hears the same reason."""
-        self.machine.start()
+        self.start()
         self.beginning.errback(ValueError("no"))
         self.ending.callback(None)
         self.failureResultOf(self.course.when_started(), ValueError)
@@ -69,8 +71,8 @@ class LifecycleTests(SynchronousTestCase):
         cancelled = []
         self.beginning = Deferred(cancelled.append)
         started = self.course.when_started()
-        self.machine.start()
-        self.machine.stop()
+        self.start()
+        self.course.stop()
         self.assertEqual(len(cancelled), 1)
         self.ending.callback(None)
         self.failureResultOf(started, StateError)
@@ -87,8 +89,8 @@ class LifecycleTests(SynchronousTestCase):
 
         self.second: Deferred[None] = Deferred()
         self.course.begin = stubborn
-        self.machine.start()
-        self.machine.stop()
+        self.start()
+        self.course.stop()
         ended = self.course.when_ended()
         self.ending.callback(None)
         self.assertNoResult(ended)
@@ -97,37 +99,95 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_stop_before_start(self) -> None:
         """A stop of what never started is done at once."""
-        self.machine.stop()
+        self.course.stop()
         self.successResultOf(self.course.when_ended())
         self.assertEqual(self.states, ["stopped"])
 
     def test_stop_twice(self) -> None:
         """A second stop joins the first."""
-        self.machine.start()
+        self.start()
         self.beginning.callback(None)
-        self.machine.stop()
-        self.machine.stop()
+        self.course.stop()
+        self.course.stop()
         first, second = self.course.when_ended(), self.course.when_ended()
         self.ending.callback(None)
         self.successResultOf(first)
         self.successResultOf(second)
 
     def test_start_while_draining(self) -> None:
-        """A start while it drains is refused, with the state in the error."""
-        self.machine.start()
+        """A start while it drains fails, with the state in the error, and leaves all as it is."""
+        self.start()
         self.beginning.callback(None)
-        self.machine.stop()
-        error = self.assertRaises(StateError, self.machine.start)
+        self.course.stop()
+        error = self.failureResultOf(self.course.start(), StateError).value
         self.assertEqual(str(error), "the thing is draining and cannot start")
+        self.ending.callback(None)
+        self.assertEqual(self.states[-1], "stopped")
+
+    def test_start_from_stop(self) -> None:
+        """Who hears of the stop can start it again there and then."""
+        self.start()
+        self.beginning.callback(None)
+        self.beginning = Deferred()
+        restarted = self.course.stop().addCallback(lambda _: self.course.start())
+        self.ending.callback(None)
+        self.assertNoResult(restarted)
+        self.beginning.callback(None)
+        self.successResultOf(restarted)
+        self.assertEqual(self.course.state, "running")
+
+    def test_start_from_failure(self) -> None:
+        """Who hears of the failed start can try again there and then."""
+        self.ending.callback(None)
+        tried_again = self.course.start().addErrback(lambda _: self.course.start())
+        failing, self.beginning = self.beginning, Deferred()
+        failing.errback(ValueError("no"))
+        self.assertNoResult(tried_again)
+        self.beginning.callback(None)
+        self.successResultOf(tried_again)
+
+    def test_stop_from_start(self) -> None:
+        """Who hears of the start can stop it there and then, and others that waited have seen it start."""
+        self.ending.callback(None)
+        stopped = self.course.start().addCallback(lambda _: self.course.stop())
+        other = self.course.when_started()
+        self.beginning.callback(None)
+        self.successResultOf(stopped)
+        self.successResultOf(other)
+        self.assertEqual(self.course.state, "stopped")
+
+    def test_cancel_sibling(self) -> None:
+        """Who hears of it can cancel another that waits for the same."""
+        starts: list[Deferred[None]] = []
+        ends: list[Deferred[None]] = []
+        for waiters, when in ((starts, self.course.when_started), (ends, self.course.when_ended)):
+            waiters.append(when().addCallback(lambda _, waiters=waiters: waiters[1].cancel()))
+            waiters.append(when())
+        self.start()
+        self.beginning.callback(None)
+        self.course.stop()
+        self.ending.callback(None)
+        for first, second in (starts, ends):
+            self.successResultOf(first)
+            self.failureResultOf(second, CancelledError)
+
+    def test_stop_that_raises(self) -> None:
+        """A stop that raises is logged, and is a stop all the same."""
+        self.start()
+        self.beginning.callback(None)
+        stopped = self.course.stop()
+        self.ending.errback(ValueError("no"))
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     def test_start_again(self) -> None:
         """What has stopped can be started again."""
-        self.machine.start()
+        self.start()
         self.beginning.callback(None)
-        self.machine.stop()
+        self.course.stop()
         self.ending.callback(None)
         self.beginning = Deferred()
-        self.machine.start()
+        self.start()
         started = self.course.when_started()
         self.assertNoResult(started)
         self.beginning.callback(None)
@@ -138,5 +198,5 @@ class LifecycleTests(SynchronousTestCase):
         waiting = self.course.when_started()
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
-        self.machine.start()
+        self.start()
         self.beginning.callback(None)

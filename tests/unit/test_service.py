@@ -358,6 +358,36 @@ class StopTests(ServiceTestCase):
         self.assertEqual(row.report_count, 2)
         self.assertEqual(self.successResultOf(self.call("echo", text="hi")), "hi from h1")
 
+    def test_start_from_stop(self) -> None:
+        """A service can be started again by who hears that it has stopped."""
+        service = self.started()
+        self.successResultOf(service.stop().addCallback(lambda _: service.start()))
+        self.assertEqual(service.state, "running")
+
+    def test_start_while_draining(self) -> None:
+        """A start while it drains fails, by a Deferred, and the service does not claim to run."""
+        service = self.started()
+        called = self.call("wait_for_work")
+        called.addErrback(lambda _: None)
+        stopped = service.stop()
+        service.startService()
+        self.failureResultOf(service.start(), StateError)
+        self.assertFalse(service.running)
+        service.manager.work.callback("done")
+        self.clock.pump([0] * 4)
+        self.successResultOf(stopped)
+
+    def test_running(self) -> None:
+        """A service runs, for Twisted, from the begin of its start to its stop or failure."""
+        service = self.make(tempdir="/nowhere/at/all")
+        self.assertFalse(service.running)
+        self.failureResultOf(service.start(), StartError)
+        self.assertFalse(service.running)
+        service = self.started()
+        self.assertTrue(service.running)
+        self.successResultOf(service.stop())
+        self.assertFalse(service.running)
+
 
 class ConstructionTests(SynchronousTestCase):
     """What is given, and what follows from it."""
