@@ -1,10 +1,11 @@
 """A service tree that waits: for each part on the way up, and for each on the way down."""
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.logger import Logger
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
+from novasvc.errors import describe
 from novasvc.interfaces import IStartable
 from novasvc.service.lifecycle import Course
 
@@ -27,6 +28,8 @@ class ServiceTree(MultiService):
         super().__init__()
         self._course = Course(name, self._begin, self._end, self._entered)
         self._started: list[IService] = []
+        self._stopping: IService | None = None
+        self._removals: list[Deferred[None]] = []
 
     @property
     def state(self) -> str:
@@ -64,28 +67,54 @@ class ServiceTree(MultiService):
 
         :return: Deferred[None], fired when it has stopped.
         """
-        was_started = service in self._started
-        if was_started:
-            self._started.remove(service)
+        # Twisted's would stop it once more if the tree runs.
         running, self.running = self.running, 0
         super().removeService(service)
         self.running = running
-        return maybeDeferred(service.stopService if was_started else lambda: None)
+        if service is self._stopping:
+            removal: Deferred[None] = Deferred()
+            self._removals.append(removal)
+            return removal
+        if service not in self._started:
+            return succeed(None)
+        self._started.remove(service)
+        return maybeDeferred(service.stopService)
 
     async def _begin(self) -> None:
-        for part in self:
+        # Parts may come and go meanwhile, so each turn looks for the first that is not started.
+        while (part := next((part for part in self if part not in self._started), None)) is not None:
             self._started.append(part)
-            part.startService()
+            try:
+                part.startService()
+            except Exception as error:
+                # What starts in time tells itself why it failed; this is the only word of one that raises.
+                _log.critical("{part} did not start: {why}", part=part, why=describe(error))
+                _log.failure("where it was raised", level=LogLevel.debug)
+                raise
             if IStartable.providedBy(part):
-                await part.when_started()
+                await self._see_started(part, part.when_started())
+
+    async def _see_started(self, part: IService, started: Deferred[None]) -> None:
+        try:
+            await started
+        except CancelledError:
+            raise
+        except Exception:
+            if part in self._started:
+                raise
+            _log.info("{part} was removed before it had started", part=part)
 
     async def _end(self) -> None:
         while self._started:
-            part = self._started.pop()
+            part = self._stopping = self._started.pop()
             try:
                 await maybeDeferred(part.stopService)
             except Exception:  # noqa: BLE001 - the others are stopped whatever this one does
                 _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
+            self._stopping = None
+            removals, self._removals = self._removals, []
+            for removal in removals:
+                removal.callback(None)
 
     def _entered(self, state: str) -> None:
         self.running = int(state in {"starting", "running"})

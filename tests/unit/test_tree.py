@@ -2,10 +2,12 @@
 
 from twisted.application.service import IServiceCollection, MultiService, Service
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from novasvc.errors import StateError
 from novasvc.interfaces import IStartable
 from novasvc.service import ServiceTree
 
@@ -31,6 +33,13 @@ class Part(Service):
         super().stopService()
         self.log.append(f"stop {self.label}")
         return self.stopped
+
+
+class BrokenService(Service):
+    """A part that has no way to start."""
+
+    def startService(self) -> None:
+        raise ValueError("no port")
 
 
 class ServiceTreeTests(SynchronousTestCase):
@@ -160,3 +169,80 @@ class ServiceTreeTests(SynchronousTestCase):
         self.parts[0].stopped.callback(None)
         self.successResultOf(self.tree.stopService())
         self.assertEqual(self.log.count("stop b"), 1)
+
+    def test_remove_while_starting(self) -> None:
+        """A started part that is taken out while the tree starts makes it skip no other."""
+        self.tree.startService()
+        self.parts[0].started.callback(None)
+        self.tree.removeService(self.parts[0])
+        self.parts[1].started.callback(None)
+        self.parts[2].started.callback(None)
+        self.assertEqual(self.log, ["start a", "start b", "stop a", "start c"])
+        self.successResultOf(self.tree.when_started())
+
+    def test_remove_the_starting(self) -> None:
+        """A part that is taken out while it starts does not fail the tree, which goes on with the next."""
+        self.tree.startService()
+        self.tree.removeService(self.parts[0])
+        self.parts[0].started.errback(StateError("a", "stopped", "start"))
+        self.parts[1].started.callback(None)
+        self.parts[2].started.callback(None)
+        self.assertEqual(self.log, ["start a", "stop a", "start b", "start c"])
+        self.successResultOf(self.tree.when_started())
+
+    def test_remove_the_starting_and_stop(self) -> None:
+        """A tree that is stopped while a part that was taken out still starts begins no other."""
+        self.tree.startService()
+        self.tree.removeService(self.parts[0])
+        self.successResultOf(self.tree.stopService())
+        self.assertEqual(self.log, ["start a", "stop a"])
+
+    def test_remove_not_begun(self) -> None:
+        """A part that is taken out before its turn is neither started nor stopped."""
+        self.tree.startService()
+        self.successResultOf(self.tree.removeService(self.parts[1]))
+        self.parts[0].started.callback(None)
+        self.parts[2].started.callback(None)
+        self.assertEqual(self.log, ["start a", "start c"])
+
+    def test_remove_while_stopping(self) -> None:
+        """Who takes out a part that is being stopped waits for that."""
+        self.run_all()
+        self.tree.stopService()
+        removed = self.tree.removeService(self.parts[2])
+        self.assertNoResult(removed)
+        self.parts[2].stopped.callback(None)
+        self.successResultOf(removed)
+        self.assertEqual(self.log.count("stop c"), 1)
+
+    def test_plain_part_that_raises(self) -> None:
+        """A plain part that raises fails the tree, with one line that says which, why and where."""
+        broken = BrokenService()
+        broken.setName("the broken")
+        broken.setServiceParent(self.tree)
+        for part in self.parts:
+            part.started.callback(None)
+            part.stopped.callback(None)
+        told: list[str] = []
+
+        def note(event: LogEvent) -> None:
+            if event["log_level"] is LogLevel.critical:
+                told.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+        self.tree.startService()
+        self.failureResultOf(self.tree.when_started(), ValueError)
+        (line,) = told
+        self.assertRegex(line, r"BrokenService.* did not start: ValueError: no port \(.*test_tree.py:\d+ in ")
+        self.assertEqual(self.log[-1], "stop a")
+        self.assertFalse(self.tree.running)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_start_while_draining(self) -> None:
+        """A start while it drains is not taken, and the tree does not claim to run."""
+        self.run_all()
+        self.tree.stopService()
+        self.tree.startService()
+        self.assertFalse(self.tree.running)
+        self.failureResultOf(self.tree.when_started(), StateError)
