@@ -130,6 +130,21 @@ class StateError(NovasvcError):
         return f"{self.what} is {self.state} and cannot {self.wanted}"
 
 
+@attrs.define
+class NoThreadError(NovasvcError):
+    """A function that blocks was not begun: there is no thread for it, and no place to wait for one.
+
+    :param function: its dotted name.
+    :param problem: why, and what to do.
+    """
+
+    function: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.function} was not begun: {self.problem}"
+
+
 # -- declarations that a manager's author got wrong --------------------------------------------
 
 

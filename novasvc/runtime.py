@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.threads import deferToThreadPool
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.conductor import RemoteRegistry
@@ -19,6 +19,7 @@ from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.rpc import Client
 from novasvc.settings import Settings, load
+from novasvc.threads import BlockingPool
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
@@ -109,12 +110,12 @@ class Runtime:
     """What a node needs besides its manager. One for all the nodes of a process.
 
     :param settings: the configuration.
-    :param reactor: the clock, thread pool and event loop.
+    :param reactor: the clock and event loop.
     :param broker: how messages reach others.
     :param database: how the ``services`` table is reached.
     :param conductor: how it is reached by nodes that may not reach the database.
     :param run_blocking: takes a function and its arguments, runs it in a thread, returns a
-        Deferred of its result.
+        Deferred of its result; see :meth:`novasvc.threads.BlockingPool.run_blocking`.
     :param retry: seconds to wait after the nth failure to reach either.
     """
 
@@ -136,18 +137,20 @@ class Runtime:
         """Make the runtime that the settings describe; nothing is opened yet.
 
         :param settings: checked; see :func:`novasvc.settings.load`.
-        :param reactor: provides IReactorTime and IReactorThreads.
+        :param reactor: provides IReactorTime, IReactorCore and IReactorFromThreads.
         """
-        memory = MemoryBroker()
+        memory = _memory_brokers.setdefault(reactor, MemoryBroker())
         return cls(
             settings=settings,
             reactor=reactor,
             broker=Leg("broker", lambda: MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)),
             database=Leg("database", lambda: _reach_database(settings, reactor)),
-            run_blocking=lambda function, *args, **kwargs: deferToThreadPool(
-                reactor, reactor.getThreadPool(), function, *args, **kwargs
-            ),
+            run_blocking=BlockingPool(reactor).run_blocking,
         )
+
+
+_memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()
+"""By reactor: ``memory:`` reaches all the nodes of a process, however many runtimes they stand on."""
 
 
 def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:

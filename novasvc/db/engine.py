@@ -6,8 +6,7 @@ What we take is how it hands work to a thread and brings the result home.
 """
 
 from collections.abc import Callable
-from queue import SimpleQueue
-from threading import Thread
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import sqlalchemy
@@ -22,6 +21,7 @@ from twisted.python.failure import Failure
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.diagnosis import diagnose
 from novasvc.errors import DatabaseUnavailableError
+from novasvc.threads import Worker
 
 # Before the import: alchimia derives from a class that SQLAlchemy 2 no longer has, and never uses it.
 strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
@@ -86,8 +86,8 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         self._queue = queue
         self._timeout = timeout
         self._turns = DeferredSemaphore(self._count)
-        self._idle: list[_Worker] = []
-        self._workers: list[_Worker] = []
+        self._idle: list[Worker] = []
+        self._workers: list[Worker] = []
         self._closed = False
 
     def run(self, function: Callable[[Connection], T], *, timeout: float | None = None) -> Deferred[T]:
@@ -136,7 +136,9 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         worker = self._idle.pop() if self._idle else self._hire()
         # Two Deferreds: whoever waits may give up, the worker is free when it really is.
         awaited: Deferred[T] = Deferred()
-        working = _defer_to_worker(self._reactor.callFromThread, worker, self._attempt, function)
+        # In a thread, too, what is logged belongs to the node and the request that asked.
+        attempt = copy_context().run
+        working = _defer_to_worker(self._reactor.callFromThread, worker, attempt, self._attempt, function)
         working.addBoth(self._done, worker).chainDeferred(awaited)
         return await awaited
 
@@ -146,16 +148,16 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         except SQLAlchemyError as error:
             raise diagnose(self.address, error) from error
 
-    def _hire(self) -> "_Worker":
+    def _hire(self) -> Worker:
         try:
-            worker = _Worker(f"database-{len(self._workers)}")
+            worker = Worker(f"database-{len(self._workers)}")
         except RuntimeError as error:
             self._turns.release()
             raise self._unavailable(f"no thread for it: {error}") from error
         self._workers.append(worker)
         return worker
 
-    def _done(self, outcome: Any, worker: "_Worker") -> Any:
+    def _done(self, outcome: Any, worker: Worker) -> Any:
         self._idle.append(worker)
         self._turns.release()
         return outcome
@@ -192,36 +194,9 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         except Exception:  # noqa: BLE001 - closing goes on, whatever a driver raises
             _log.failure("database {url}: not closed properly", url=self.address.masked)
         for worker in self._workers:
-            worker.quit(join=worker in self._idle)
+            worker.quit(join=CLOSING if worker in self._idle else 0)
 
     async def _quiet(self) -> None:
         """Wait until nobody works: then all the turns are ours."""
         for _ in range(self._count):
             await self._turns.acquire()
-
-
-class _Worker:
-    """A thread that runs what it is given, one after the other."""
-
-    def __init__(self, name: str) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # A daemon: a database that does not answer must not keep the process from exiting.
-        self._thread = Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        for work in iter(self._work.get, None):
-            work()
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Run this when all before it has run. alchimia's word for it."""
-        self._work.put(work)
-
-    def quit(self, *, join: bool) -> None:
-        """End when all has run.
-
-        :param join: wait for it; only for a thread with nothing to do.
-        """
-        self._work.put(None)
-        if join:
-            self._thread.join(CLOSING)

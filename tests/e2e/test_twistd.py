@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
 import stat
 import tempfile
+import time
 from pathlib import Path
 from unittest import TestCase
 
@@ -23,6 +25,7 @@ print("beaten")
 """
 
 MANAGERS = '''
+import time
 from novasvc import Manager, RequestContext, periodic_task, rpc
 
 class Hooked(Manager):
@@ -53,6 +56,16 @@ class Hanging(Manager):
     def hanging(self, context):
         from twisted.internet.defer import Deferred
         return Deferred()
+
+class Sleeping(Manager):
+    """A manager with a thread that does not end in time."""
+    @rpc.expose(blocking=True)
+    def sleep(self, context):
+        print("sleeping", flush=True)
+        time.sleep(25)
+    @periodic_task(spacing=60, run_immediately=True)
+    async def calling(self, context):
+        await self.attachments.rpc.prepare(topic="agent").call(context, "sleep")
 '''
 
 
@@ -199,6 +212,16 @@ class RunTests(TwistdTestCase):
         node.wait_for("task trouble")
         self.assertEqual(node.stop(), -signal.SIGTERM)
         self.assertRegex(node.output, r"not finished after graceful_shutdown_timeout \(1 s\).*hanging")
+
+    def test_thread_that_hangs(self) -> None:
+        """A thread that hangs keeps nobody from exiting; one warning names what it ran."""
+        node = self.twistd("--manager", "managers.Sleeping", "--graceful-shutdown-timeout", "1")
+        node.wait_for("sleeping")
+        began = time.monotonic()
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertEqual(len(re.findall(r"left behind in threads.*: managers\.Sleeping\.sleep \(", node.output)), 1)
+        self.assertNotIn("Traceback", node.output)
 
     def test_daemon(self) -> None:
         """As a daemon it logs to its file, and its pid file is gone when it has ended."""

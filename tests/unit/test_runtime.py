@@ -1,0 +1,51 @@
+"""What the nodes of one process stand on."""
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.context import RequestContext
+from novasvc.errors import UndeliverableError
+from novasvc.interfaces import ITransport
+from novasvc.rpc import BaseAPI, Client, Endpoints, Server
+from novasvc.runtime import Runtime
+from novasvc.settings import Settings
+from novasvc.target import Target
+
+
+class FromSettingsTests(SynchronousTestCase):
+    """Tests for novasvc.runtime.Runtime.from_settings."""
+
+    def transport(self, clock: Clock) -> ITransport:
+        """Return the transport of a runtime of its own."""
+        runtime = Runtime.from_settings(Settings(), clock)
+        return self.successResultOf(Deferred.fromCoroutine(runtime.broker.acquire()))
+
+    def ping(self, server_clock: Clock, client_clock: Clock) -> Deferred[Any]:
+        """Serve in one runtime, and call from another."""
+        server = Server(
+            self.transport(server_clock),
+            Target("agent", "h1"),
+            Endpoints(BaseAPI("agent")),
+            clock=server_clock,
+            concurrency=1,
+            run_blocking=maybeDeferred,
+        )
+        self.successResultOf(server.start())
+        client = Client(self.transport(client_clock), clock=client_clock, timeout=1)
+        calling = client.prepare(topic="agent", namespace="baseapi", version="1.0").call(
+            RequestContext(), "ping", arg=1
+        )
+        client_clock.pump([0] * 6 + [1])
+        return calling
+
+    def test_memory_is_shared(self) -> None:
+        """Over memory, the nodes of several runtimes on one reactor reach each other."""
+        clock = Clock()
+        self.assertEqual(self.successResultOf(self.ping(clock, clock)), {"service": "agent", "arg": 1})
+
+    def test_memory_of_another_reactor(self) -> None:
+        """What runs on another reactor is another process's, as far as memory is concerned."""
+        self.failureResultOf(self.ping(Clock(), Clock()), UndeliverableError)
