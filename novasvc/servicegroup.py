@@ -14,7 +14,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import DatabaseError, ServiceNotFoundError
+from novasvc.errors import DatabaseError, ServiceNotFoundError, describe
 from novasvc.interfaces import IServiceRegistry
 from novasvc.record import ServiceRecord
 
@@ -148,7 +148,10 @@ class Membership:
     def _missing_proof(self) -> str | None:
         if self._clock.seconds() - self._due > LAG_LIMIT:
             return f"the reactor answers more than {LAG_LIMIT:g} s late"
-        return next((why for why in (proof() for proof in self._proofs) if why is not None), None)
+        try:
+            return next((why for why in (proof() for proof in self._proofs) if why is not None), None)
+        except Exception as error:  # noqa: BLE001 - proofs are others' code, and this is none
+            return f"a proof raised {describe(error)}"
 
     def _stumble(self, trouble: str, error: Exception | None = None) -> None:
         """Log a trouble when it begins; repeats are silent."""

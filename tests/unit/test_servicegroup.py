@@ -168,6 +168,27 @@ class MembershipTests(SynchronousTestCase):
         self.assertEqual(len(self.registry.beats), 2)
         self.assertEqual(self.events, ["error", "info"])
 
+    def test_proof_that_raises(self) -> None:
+        """A proof that raises is none: no beat is sent, the log says why once, and the next one is tried."""
+        self.member = Membership(self.registry, IDENTITY, record(), self.clock, 10, [self.prove])
+        self.proving: Exception | None = None
+        self.successResultOf(self.member.join())
+        self.proving = KeyError("no such listener")
+        self.clock.pump([10] * 3)
+        self.assertEqual((self.member.beats, self.member.skipped), (1, 3))
+        self.assertRegex(
+            str(self.member.trouble),
+            r"no heartbeat is sent, because a proof raised KeyError: 'no such listener' \(.*:\d+ in prove",
+        )
+        self.proving = None
+        self.clock.advance(10)
+        self.assertEqual(self.member.beats, 2)
+        self.assertEqual(self.events, ["error", "info"])
+
+    def prove(self) -> None:
+        if self.proving is not None:
+            raise self.proving
+
     def test_blocked_reactor(self) -> None:
         """A beat that comes later than the limit proves that the reactor was blocked, and is skipped."""
         self.successResultOf(self.member.join())
