@@ -91,12 +91,11 @@ class ServiceTree(MultiService):
                 _log.critical("{part} did not start: {why}", part=part, why=describe(error))
                 _log.failure("where it was raised", level=LogLevel.debug)
                 raise
-            if IStartable.providedBy(part):
-                await self._see_started(part, part.when_started())
+            await self._see_started(part)
 
-    async def _see_started(self, part: IService, started: Deferred[None]) -> None:
+    async def _see_started(self, part: IService) -> None:
         try:
-            await started
+            await (part.when_started() if IStartable.providedBy(part) else succeed(None))
         except CancelledError:
             raise
         except Exception:
