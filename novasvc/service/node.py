@@ -6,9 +6,10 @@ from itertools import count
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
 
 from novasvc._version import __version__
 from novasvc.errors import (
@@ -26,6 +27,7 @@ from novasvc.periodic import TaskRunner
 from novasvc.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.runtime import Leg, Runtime
+from novasvc.service.heedless import heedless
 from novasvc.service.lifecycle import Course
 from novasvc.servicegroup import Identity, Membership
 from novasvc.target import Target
@@ -68,7 +70,7 @@ class Node:
     client: Client | None = attrs.field(default=None, init=False)
     server: Server | None = attrs.field(default=None, init=False)
     membership: Membership | None = attrs.field(default=None, init=False)
-    record: ServiceRecord | None = attrs.field(default=None, init=False)
+    _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
     _endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
@@ -77,7 +79,14 @@ class Node:
         self._endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic))
         self.course = Course(f"node {self.identity}", self.begin, self.end, self._entered)
 
+    @property
+    def record(self) -> ServiceRecord | None:
+        """The row of this node, as it was registered last; None before that."""
+        return self._record if self.membership is None else self.membership.record
+
     def _entered(self, state: str) -> None:
+        grace = self.runtime.settings.graceful_shutdown_timeout
+        self._deadline = self.runtime.reactor.seconds() + grace if state == "draining" and grace else None
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def _log_fields(self) -> dict[str, str | None]:
@@ -93,9 +102,9 @@ class Node:
         node_fields.set(self._log_fields())
         try:
             await self._walk_up()
-        except CancelledError:
-            raise
         except Exception as error:
+            if isinstance(error, CancelledError) and self.course.state == "draining":
+                raise  # a stop came first
             known = isinstance(error, NovasvcError)
             failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
@@ -113,7 +122,7 @@ class Node:
         leg = self.registry_leg
         registry = self.registry = await self._reach(leg.name, leg.acquire)
         identity = self.identity
-        record = self.record = await self._reach(
+        record = self._record = await self._reach(
             leg.name,
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
         )
@@ -166,7 +175,13 @@ class Node:
 
     async def _hook(self, name: str) -> None:
         self._step = name
-        await maybeDeferred(getattr(self.manager, name))
+        hook = maybeDeferred(getattr(self.manager, name))
+        try:
+            await heedless(hook)
+        except CancelledError:
+            # The hook is cancelled, and may tidy up; but the start does not go on, whatever it returns.
+            await self._tidy(name, lambda: hook)
+            raise
 
     async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Try until it is there: a node outlives an outage of what it stands on."""
@@ -197,13 +212,11 @@ class Node:
         """Stop whatever ``begin`` reached, in order; errors are logged and stop nothing."""
         node_fields.set(self._log_fields())
         self.waiting_for = None
-        grace = self.runtime.settings.graceful_shutdown_timeout
-        self._deadline = self.runtime.reactor.seconds() + grace if grace else None
         await self._drain()
         if self.transport is not None:
             await self._tidy("cleanup_host", self.manager.cleanup_host)
         if self.membership is not None:
-            self.record = self.membership.record  # it may have registered again
+            self._record = self.membership.record
             await self._tidy("leave the service group", self.membership.leave)
         if self.server is not None:
             await self._tidy("close the RPC server", self.server.close)
@@ -217,35 +230,44 @@ class Node:
 
     async def _drain(self) -> None:
         """Take in nothing more, and finish what is there, up to graceful_shutdown_timeout."""
-        ending = [self.tasks.stop()]
+        tasks_ended = self.tasks.stop()
         if self.server is not None:
             await self._tidy("stop consuming", self.server.stop_consuming)
-            ending.append(self.server.drained())
-        await self._bounded(DeferredList(ending, consumeErrors=True))
-        calls = 0 if self.server is None else self.server.in_flight
-        running = [task.name for task in self.tasks.figures() if task.running]
-        if calls or running:
-            _log.warn(
-                "not finished after graceful_shutdown_timeout ({grace:g} s): {calls} calls, tasks {running}; cancelled",
-                grace=self.runtime.settings.graceful_shutdown_timeout,
-                calls=calls,
-                running=", ".join(running) or "none",
-            )
-            self.tasks.cancel_running()
+        drained = succeed(None) if self.server is None else self.server.drained()
+        try:
+            await self._bounded(DeferredList([tasks_ended, drained], consumeErrors=True))
+        except _TooLate:
+            await self._cut_short()
+
+    async def _cut_short(self) -> None:
+        """Cancel what has not been finished, and see that end before the node tidies up and leaves."""
+        _log.warn(
+            "not finished after graceful_shutdown_timeout ({grace:g} s): {calls} calls, tasks {running}; cancelled",
+            grace=self.runtime.settings.graceful_shutdown_timeout,
+            calls=0 if self.server is None else self.server.in_flight,
+            running=", ".join(task.name for task in self.tasks.figures() if task.running) or "none",
+        )
+        self.tasks.cancel_running()
+        await self._tidy("the end of the tasks", self.tasks.stop)
 
     async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
         """Do one step of the way down; neither its failure nor its silence stops the others."""
         try:
             await self._bounded(maybeDeferred(step))
+        except _TooLate:
+            _log.error("{node} waits no longer for {what}: the deadline has passed", node=self.identity, what=what)
         except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
-            _log.failure("{node} could not {what}; it stops all the same", node=self.identity, what=what)
+            _log.failure("{what} of {node} failed; it stops all the same", node=self.identity, what=what)
 
     def _bounded(self, step: Deferred[_T]) -> Deferred[_T]:
-        """Give a step what is left until the deadline; late as it may be, a second for tidying."""
+        """Give a step what is left until the deadline; late as it may be, a second for tidying.
+
+        :return: fails with _TooLate at the deadline, when the step has been cancelled.
+        """
         if self._deadline is None:
             return step
         clock = self.runtime.reactor
-        return step.addTimeout(max(1.0, self._deadline - clock.seconds()), clock)
+        return heedless(step).addTimeout(max(1.0, self._deadline - clock.seconds()), clock, _too_late)
 
     async def delete_row(self) -> None:
         """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
@@ -258,3 +280,13 @@ class Node:
             _log.warn("the row of {node} is already gone", node=self.identity, **self._log_fields())
         finally:
             await self.registry_leg.release()
+
+
+class _TooLate(Exception):  # noqa: N818 - it never leaves this module
+    """A step has not ended at its deadline. TimeoutError could be the step's own."""
+
+
+def _too_late(result: Any, _: float) -> Any:
+    if isinstance(result, Failure) and not result.check(CancelledError):
+        return result
+    raise _TooLate

@@ -1,5 +1,6 @@
 """The Service of the seed: Nova's names and Twisted's, over one state machine."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ class Service(service.Service):
     :param args: for the manager's constructor, with ``host=``.
     :param runtime: what it stands on; None is the one of this process.
     :param kwargs: for the manager's constructor.
+    :raises SettingError: an interval cannot be used.
     :raises ManagerError: the manager cannot be made.
     :raises DeclarationError: its exposed methods or tasks contradict each other.
     Source: nova.service.Service.
@@ -66,6 +68,7 @@ class Service(service.Service):
         self.periodic_enable = _chosen(periodic_enable, settings.periodic_enable)
         self.periodic_fuzzy_delay = _chosen(periodic_fuzzy_delay, settings.periodic_fuzzy_delay)
         self.periodic_interval_max = _chosen(periodic_interval_max, settings.periodic_interval_max)
+        self._check_intervals()
         if settings.service_down_time <= self.report_interval:
             raise SettingError(
                 "report_interval",
@@ -212,6 +215,8 @@ class Service(service.Service):
         :param raise_on_error: let a task's exception through.
         :return: Deferred[float]: seconds to the next due task.
         """
+        if self.node.client is None:  # Nothing is attached to the manager yet, or any more.
+            return self.tasks.run_due(RequestContext.admin(), raise_on_error)
         return maybeDeferred(self.manager.periodic_tasks, RequestContext.admin(), raise_on_error=raise_on_error)
 
     def basic_config_check(self) -> None:
@@ -226,6 +231,19 @@ class Service(service.Service):
         if name.startswith("_") or "manager" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.manager, name)
+
+    def _check_intervals(self) -> None:
+        for name, value, least, remedy in (
+            ("report_interval", self.report_interval, None, "a number of seconds > 0"),
+            ("periodic_fuzzy_delay", self.periodic_fuzzy_delay, 0, "a number of seconds, 0 for no delay"),
+            ("periodic_interval_max", self.periodic_interval_max, 0, "a number of seconds, or None for no limit"),
+        ):
+            if value is None and name == "periodic_interval_max":
+                continue
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or (value <= 0 if least is None else value < least):
+                source = f"the service {self.binary}@{self.host}"
+                raise SettingError(name, repr(value), source, "it is no time that can be waited", f"give {remedy}")
 
     async def _kill(self) -> None:
         await self.stop()

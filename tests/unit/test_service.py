@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from constantly import NamedConstant
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred
-from twisted.logger import globalLogPublisher
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -101,11 +102,31 @@ class ServiceTestCase(SynchronousTestCase):
         registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
         return self.successResultOf(registry.list(None, None, None))
 
+    def told(self, level: NamedConstant) -> list[str]:
+        """Return a list that fills with what is logged at a level from now on."""
+        lines: list[str] = []
+
+        def note(event: LogEvent) -> None:
+            if event["log_level"] is level:
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+        return lines
+
     def call(self, method: str, **args: Any) -> Deferred[Any]:
         client = self.service.rpc.prepare(topic="diary")
         called = client.call(RequestContext(), method, **args)
         self.clock.pump([0] * 6)
         return called
+
+
+async def hang_and_tidy(tidying: Deferred[None]) -> None:
+    """Hang until cancelled, and then until the tidying is done."""
+    try:
+        await Deferred()
+    finally:
+        await tidying
 
 
 class StartTests(ServiceTestCase):
@@ -334,11 +355,73 @@ class StopTests(ServiceTestCase):
         self.assertNoResult(stopped)
         self.clock.advance(0.2)
         self.successResultOf(stopped)
-        self.assertEqual(len(self.flushLoggedErrors()), 1)
+
+    def test_cleanup_that_tidies(self) -> None:
+        """A cleanup_host that hangs in its own tidying, when it is cancelled, is left behind and named."""
+        service = self.started(graceful_shutdown_timeout=5)
+        told = self.told(LogLevel.error)
+        tidying: Deferred[None] = Deferred()
+        service.manager.cleanup_host = lambda: hang_and_tidy(tidying)
+        stopped = service.stop()
+        self.clock.advance(4.9)
+        self.assertNoResult(stopped)
+        self.clock.advance(0.2)
+        self.successResultOf(stopped)
+        self.assertEqual(told, ["nova-diary@h1 waits no longer for cleanup_host: the deadline has passed"])
+        tidying.errback(ValueError("at last"))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_init_that_tidies(self) -> None:
+        """A hook that tidies up when a stop cancels it has until the deadline, and the start never goes on."""
+        service = self.make(graceful_shutdown_timeout=5)
+        told = self.told(LogLevel.error)
+        tidying: Deferred[None] = Deferred()
+        service.manager.init_host = lambda: hang_and_tidy(tidying)
+        started, stopped = service.start(), service.stop()
+        self.clock.advance(4.9)
+        self.assertNoResult(stopped)
+        self.clock.advance(0.2)
+        self.successResultOf(stopped)
+        self.failureResultOf(started, StateError)
+        self.assertEqual(told, ["nova-diary@h1 waits no longer for init_host: the deadline has passed"])
+        tidying.callback(None)
+        self.assertNotIn("pre_start_hook", self.diary)
+        self.assertEqual(service.state, "stopped")
+
+    def test_init_that_tidies_in_time(self) -> None:
+        """A stop waits for a hook that tidies up, and goes on when it has."""
+        service = self.make(graceful_shutdown_timeout=5)
+        tidying: Deferred[None] = Deferred()
+        service.manager.init_host = lambda: hang_and_tidy(tidying)
+        service.start().addErrback(lambda _: None)
+        stopped = service.stop()
+        self.assertNoResult(stopped)
+        tidying.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_hook_that_cancels_itself(self) -> None:
+        """A hook that fails by a cancellation of its own making is a failed start like any other."""
+        service = self.make()
+        service.manager.answers["init_host"] = fail(CancelledError())
+        error = self.failureResultOf(service.start(), StartError).value
+        self.assertIn("init_host failed: CancelledError", str(error))
+        self.assertEqual(len(self.flushLoggedErrors(CancelledError)), 1)
 
     def test_kill(self) -> None:
         """To kill a service is to stop it and to delete its row."""
         service = self.started()
+        self.successResultOf(service.kill())
+        self.assertEqual(self.rows(), [])
+
+    def test_kill_after_new_row(self) -> None:
+        """The node's record is the row that it has now, and that is the one which is deleted."""
+        service = self.started()
+        self.assertEqual(service.node.record.id, 1)
+        registry = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
+        self.successResultOf(registry.delete(1))
+        self.clock.advance(10)
+        self.assertEqual(service.node.record.id, 2)
         self.successResultOf(service.kill())
         self.assertEqual(self.rows(), [])
 
@@ -435,6 +518,31 @@ class ConstructionTests(SynchronousTestCase):
         """A service that would beat no more often than it is declared down is refused."""
         error = self.assertRaises(SettingError, Service, "h", "b", "t", Diarist, 60, runtime=self.runtime)
         self.assertIn("service_down_time (60 s)", str(error))
+
+    def test_intervals_that_cannot_be(self) -> None:
+        """An interval that cannot be waited is an error that names it, its value and the service."""
+        nan, endless = float("nan"), float("inf")
+        for name, values in {
+            "report_interval": (0, -1, nan, True, "10"),
+            "periodic_fuzzy_delay": (-1, endless, nan, "1"),
+            "periodic_interval_max": (-0.5, nan, False, "60"),
+        }.items():
+            for value in values:
+                given = {name: value, "runtime": self.runtime}
+                error = self.assertRaises(SettingError, Service, "h", "b", "t", Diarist, **given)
+                self.assertTrue(str(error).startswith(f"{name} = {value!r} (from the service b@h): "), str(error))
+
+    def test_tasks_before_start(self) -> None:
+        """A pass over the tasks can be asked for before the start, and after the stop, when it begins none."""
+        service = Service("h", "b", "t", Diarist, periodic_fuzzy_delay=0, runtime=self.runtime)
+        self.runtime.reactor.advance(6)
+        self.assertAlmostEqual(self.successResultOf(service.periodic_tasks()), 5.0)
+        self.assertEqual(service.manager.runs, 1)
+        self.successResultOf(service.start())
+        self.successResultOf(service.stop())
+        self.runtime.reactor.advance(6)
+        self.successResultOf(service.periodic_tasks())
+        self.assertEqual(service.manager.runs, 1)
 
     def test_manager_that_raises(self) -> None:
         """A manager whose constructor raises is an error that names the manager and the reason."""
