@@ -14,6 +14,7 @@ from novasvc.db import migrate
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.engine import CLOSING, Engine
 from novasvc.errors import DatabaseError, DatabaseUnavailableError, MigrationNeededError
+from novasvc.logs import node_fields
 
 
 class ClockReactor(Clock):
@@ -104,6 +105,13 @@ class EngineTests(TestCase):
         await engine.run(insert)
         await self.assertFailure(engine.run(insert_and_raise), LookupError)
         self.assertEqual(await engine.run(lambda c: c.execute(text("SELECT count(*) FROM services")).scalar()), 1)
+
+    async def test_context(self) -> None:
+        """A transaction sees the context variables of who asked for it, so that what it logs has their fields."""
+        engine = self.make(workers=1)
+        for host in ("h1", "h2"):
+            node_fields.set({"host": host})
+            self.assertEqual(await engine.run(lambda _: node_fields.get()), {"host": host})
 
     async def test_driver_error(self) -> None:
         """What the driver raises arrives as one of our errors."""
