@@ -2,17 +2,24 @@
 
 Every event gets the fields of the node it belongs to (host, binary, topic) and the request id of
 the request that is being served. They come from context variables, so a manager's own Logger
-needs nothing special; what a node starts, runs in the node's context.
+needs nothing special; what a node starts, runs in the node's context, and so do functions in
+threads (``run_blocking``, transactions).
+
+A callback on a plain Deferred is the exception: Twisted runs it wherever the Deferred is fired,
+mostly outside every node and request. A coroutine keeps its context across each ``await``, so
+write one; or wrap the callback: ``d.addCallback(partial(copy_context().run, callback))``.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import attrs
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -106,12 +113,13 @@ def _traceback(event: LogEvent) -> str:
     return "" if failure is None else "\n" + failure.getTraceback().rstrip()
 
 
-def open_log(filename: str, *, daemon: bool) -> TextIO:
-    """Open what twistd's --logfile names, as twistd itself would.
+def open_log(filename: str, *, daemon: bool, reactor: IReactorFromThreads) -> TextIO:
+    """Open what twistd's --logfile names, as twistd itself would; SIGUSR1 rotates a file.
 
     :param filename: a path; "-" or "" is standard output, and "twistd.log" for a daemon.
     :param daemon: the process is about to leave its terminal.
-    :raises SystemExit: a daemon was told to log to standard output.
+    :param reactor: in its thread the file is rotated.
+    :raises SystemExit: the file cannot be written, or a daemon was told to log to standard output.
     """
     if filename == "-" and daemon:
         raise SystemExit("novasvc: a daemon has no standard output to log to: give a file to --logfile, or use -n")
@@ -119,5 +127,13 @@ def open_log(filename: str, *, daemon: bool) -> TextIO:
         return sys.stdout
     from twisted.python.logfile import LogFile  # noqa: PLC0415 - only where a file is written
 
-    log_file: TextIO = LogFile.fromFullPath(filename or "twistd.log")
-    return log_file
+    try:
+        log_file = LogFile.fromFullPath(filename or "twistd.log")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "give --logfile a file that this user can write, in a directory that exists"
+        raise SystemExit(f"novasvc: cannot log to {filename or 'twistd.log'!r}: {reason}; {remedy}") from error
+    # As in twistd, whoever has a handler keeps it. Without any, the signal would end the process.
+    if not signal.getsignal(signal.SIGUSR1):
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: reactor.callFromThread(log_file.rotate))
+    return cast(TextIO, log_file)

@@ -114,7 +114,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
-        tree = ProcessTree(settings, reactor, _observer(settings, getattr(options, "parent", None)))
+        tree = ProcessTree(settings, reactor, _observer(settings, reactor, getattr(options, "parent", None)))
         plant(settings, Runtime.from_settings(settings, reactor), tree)
     except NovasvcError as error:
         sys.exit(f"novasvc: {error}")
@@ -177,7 +177,7 @@ def greeting(settings: Settings) -> str:
     )
 
 
-def _observer(settings: Settings, twistd: Mapping[str, Any] | None) -> ILogObserver | None:
+def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None) -> ILogObserver | None:
     """Make the observer of a process that `twistd novasvc` runs, unless twistd was told to use another.
 
     :param twistd: its options; None in a .tac file, which has an observer of its own.
@@ -187,8 +187,8 @@ def _observer(settings: Settings, twistd: Mapping[str, Any] | None) -> ILogObser
     only = settings.services[0] if len(settings.services) == 1 else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
-    log_file = open_log(twistd["logfile"] or "", daemon=daemon)
-    return make_observer(log_file, as_json=settings.log_json, default=default)
+    log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)
+    return make_observer(log_file, as_json=settings.log_json, level=settings.log_level, default=default)
 
 
 def _count_monotonic_seconds(reactor: Any) -> None:

@@ -205,6 +205,11 @@ class Settings:
     fail_fast: bool = _setting(
         "Fail the start if the broker or the database is not there, instead of waiting for it.", BOOLEAN, default=False
     )
+    log_level: str = _setting(
+        "Least level of the events that `twistd novasvc` logs.",
+        choice("debug", "info", "warn", "error", "critical"),
+        default="info",
+    )
     log_json: bool = _setting("Log one JSON object a line.", BOOLEAN, default=False)
     workers: int = _setting("Processes that share the work; more than 1 needs a broker.", INTEGER, default=1, minimum=1)
 

@@ -192,6 +192,15 @@ class RunTests(TwistdTestCase):
             self.assertEqual((event["host"], event["binary"], event["topic"]), ("h1", "novasvc-agent", "agent"))
             self.assertIn("request_id", event)
 
+    def test_log_level(self) -> None:
+        """With --log-level debug one sees where a start failed; with error nothing but the worst."""
+        told = self.twistd("--manager", "managers.Hooked", "--log-level", "debug")
+        self.assertEqual(told.wait(), 1)
+        self.assertIn("Traceback", told.output)
+        terse = self.twistd("--manager", "managers.Hooked", "--log-level", "error")
+        self.assertEqual(terse.wait(), 1)
+        self.assertEqual(re.findall(r"#(\w+)\]", terse.output), ["critical"])
+
     def test_several_services(self) -> None:
         """Several [[service]] tables are several services of one process."""
         (self.folder / "two.toml").write_text(
@@ -224,13 +233,15 @@ class RunTests(TwistdTestCase):
         self.assertNotIn("Traceback", node.output)
 
     def test_daemon(self) -> None:
-        """As a daemon it logs to its file, and its pid file is gone when it has ended."""
+        """As a daemon it logs to its file, SIGUSR1 begins a new one, and SIGTERM ends it."""
         command = [program("twistd"), "--pidfile", "node.pid", "--logfile", "node.log", "novasvc", "--host", "h1"]
         starter = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
         self.assertEqual(starter.wait(), 0, starter.output)
         log = Process(self, ["tail", "-n", "+1", "-F", "node.log"], self.folder)
         log.wait_for(RUNNING)
         pid = int((self.folder / "node.pid").read_text())
+        os.kill(pid, signal.SIGUSR1)
+        log.wait_for("following new file")
         os.kill(pid, signal.SIGTERM)
         log.wait_for("is stopped")
         log.wait_for("Server Shut Down")
@@ -260,6 +271,14 @@ class FailedStartTests(TwistdTestCase):
         """An unknown setting in a file is named with its nearest relative."""
         (self.folder / "bad.toml").write_text("report_intervall = 3\n")
         self.assertRegex(self.fails("--config", "bad.toml"), r"report_intervall.*report_interval")
+
+    def test_log_file(self) -> None:
+        """A log file that cannot be written is named."""
+        command = [program("twistd"), "-n", "--pidfile=", "--logfile", "/nonexistent/x.log", "novasvc"]
+        node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+        self.assertEqual(node.wait(), 1)
+        self.assertRegex(node.output, "^novasvc: cannot log to '/nonexistent/x.log': No such file or directory; give")
+        self.assertEqual(len(node.lines), 1)
 
     def test_memory_with_workers(self) -> None:
         """Several processes cannot share memory: a broker's URL is asked for."""

@@ -2,9 +2,13 @@
 
 import io
 import json
+import signal
+from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
+from typing import TextIO
 
+from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -82,18 +86,61 @@ class ObserverTests(SynchronousTestCase):
         self.assertIn("object object", json.loads(line)["message"])
 
 
+class TurnsClock(Clock):
+    """A reactor whose turns are the test's."""
+
+    def callFromThread(self, function: Callable[[], None]) -> None:
+        self.callLater(0, function)
+
+
 class OpenLogTests(SynchronousTestCase):
     """Tests for novasvc.logs.open_log."""
 
+    def setUp(self) -> None:
+        self.reactor = TurnsClock()
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+    def open(self, path: str) -> TextIO:
+        log_file = open_log(path, daemon=True, reactor=self.reactor)
+        self.addCleanup(log_file.close)
+        return log_file
+
     def test_daemon_needs_file(self) -> None:
         """A daemon that was told to log to standard output ends with one line that says what to do."""
-        error = self.assertRaises(SystemExit, open_log, "-", daemon=True)
+        error = self.assertRaises(SystemExit, self.open, "-")
         self.assertIn("--logfile", str(error))
 
     def test_file(self) -> None:
         """A file name is opened to be appended to."""
         path = self.mktemp()
-        log_file = open_log(path, daemon=True)
-        self.addCleanup(log_file.close)
-        log_file.write("x\n")
-        self.assertEqual(Path(path).read_text(), "x\n")
+        self.open(path).write("x\n")
+        self.open(path).write("y\n")
+        self.assertEqual(Path(path).read_text(), "x\ny\n")
+
+    def test_unusable(self) -> None:
+        """A file that cannot be written is one line that names it, the reason and what to do."""
+        for path, reason in (("/nonexistent/x.log", "No such file"), (str(Path.cwd()), "Is a directory")):
+            error = str(self.assertRaises(SystemExit, self.open, path))
+            self.assertRegex(error, f"^novasvc: cannot log to '{path}': {reason}.*; give --logfile a file")
+
+    def test_rotated(self) -> None:
+        """SIGUSR1 begins a new file, in the reactor's thread."""
+        path = self.mktemp()
+        log_file = self.open(path)
+        log_file.write("old\n")
+        signal.raise_signal(signal.SIGUSR1)
+        log_file.write("old, too\n")
+        self.reactor.advance(0)
+        log_file.write("new\n")
+        self.assertEqual((Path(path).read_text(), Path(f"{path}.1").read_text()), ("new\n", "old\nold, too\n"))
+
+    def test_handler_is_kept(self) -> None:
+        """Who handles SIGUSR1 already goes on doing so."""
+
+        def mine(*_: object) -> None:
+            """Do nothing."""
+
+        signal.signal(signal.SIGUSR1, mine)
+        self.open(self.mktemp())
+        self.assertIs(signal.getsignal(signal.SIGUSR1), mine)
