@@ -24,7 +24,8 @@ class Attachments:
     :param rpc: calls other services: ``rpc.prepare(topic="compute").call(context, "ping")``.
     :param tasks: the runner of this manager's periodic tasks.
     :param registry: the registered services, as this node reaches them.
-    :param run_blocking: runs a function in the thread pool, returns a Deferred of its result.
+    :param run_blocking: runs a function in a thread, returns a Deferred of its result. Cancelled,
+        it fires when the function has ended: a thread cannot be stopped.
     """
 
     reactor: IReactorTime
