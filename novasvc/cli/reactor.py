@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -24,6 +23,7 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
     :raises KeyboardInterrupt: it was interrupted.
     """
     look_for_database(settings.database_url)
+    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
     async def work() -> _T:
         registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
@@ -33,10 +33,10 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
         finally:
             await registry.close()
 
-    return _run(work)
+    return _run(reactor, work)
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+def _run(reactor: Any, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     outcomes: list[_T | Failure] = []
 
     def begin() -> None:

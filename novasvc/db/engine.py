@@ -194,6 +194,8 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         except Exception:  # noqa: BLE001 - closing goes on, whatever a driver raises
             _log.failure("database {url}: not closed properly", url=self.address.masked)
         for worker in self._workers:
+            if worker not in self._idle:
+                worker.do(self._engine.dispose)  # its connection too is closed, when it is free at last
             worker.quit(join=CLOSING if worker in self._idle else 0)
 
     async def _quiet(self) -> None:
