@@ -1,6 +1,7 @@
 """How `twistd novasvc` and .tac files make the tree of services: only wiring."""
 
 import atexit
+import gc
 import os
 import sys
 import time
@@ -145,6 +146,7 @@ class ProcessTree(ServiceTree):
         self.when_started().addCallbacks(self._greet, self._give_up)
 
     def _greet(self, _: None) -> None:
+        settle_collector()
         # To the terminal itself: twistd has turned sys.stdout into log events by now.
         if not self._settings.log_json and sys.__stdout__ is not None:
             sys.__stdout__.write(greeting(self._settings))
@@ -189,6 +191,18 @@ def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)
     return make_observer(log_file, as_json=settings.log_json, level=settings.log_level, default=default)
+
+
+def settle_collector() -> None:
+    """Let the garbage collector look at what comes and goes, not at what a start has left."""
+    # Note [Garbage collection]
+    #
+    # Modules, classes and the tree stay as long as the process. To look through them at every full
+    # collection stops the reactor for tens of milliseconds, and a node makes few cycles. So they are
+    # taken out of its sight once, and it looks less often: docs/performance.md has the figures.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def _count_monotonic_seconds(reactor: Any) -> None:

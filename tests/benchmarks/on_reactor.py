@@ -10,8 +10,11 @@ from typing import Any
 
 from twisted.internet.task import react
 
+from novasvc.tap import settle_collector
+
 
 async def _main(reactor: Any, name: str) -> None:
+    settle_collector()  # as a node does when it has started
     measure = importlib.import_module(f"tests.benchmarks.{name}").measure
     print(json.dumps(await measure(reactor)))
 
