@@ -1,12 +1,14 @@
 """Who asks, under which request id, and until when."""
 
 import os
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Self
 
 import attrs
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _WIRE_FIELDS = ("request_id", "user_id", "project_id", "is_admin")
 
 
@@ -58,8 +60,10 @@ class RequestContext:
         :param deadline: as the attribute.
         """
         request_id = entries.get("request_id")
+        # It is logged: a peer must not write lines of its own, nor of any length.
+        known = isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) is not None
         return cls(
-            request_id=request_id if isinstance(request_id, str) else new_request_id(),
+            request_id=request_id if known and isinstance(request_id, str) else new_request_id(),
             user_id=entries.get("user_id"),
             project_id=entries.get("project_id"),
             is_admin=entries.get("is_admin") is True,

@@ -59,11 +59,16 @@ class FieldsObserver:
         self._observer({**added, **event})
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
 def format_text(event: LogEvent) -> str:
     """Write an event as one line: time, source and level, node, request, message; a traceback follows."""
     node = f"{event['binary']}@{event['host']} {event['topic']}" if event.get("binary") else "-"
     source = f"{event.get('log_namespace', '-')}#{_level(event)}"
-    return f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
+    line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
+    # What peers and users send may be in it: nothing moves a terminal's cursor, nothing cannot be written.
+    return line.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
 
 
 def format_json(event: LogEvent) -> str:

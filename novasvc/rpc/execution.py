@@ -107,12 +107,13 @@ class Execution:
         if not isinstance(result, Deferred):
             self._done(result, call)
             return
-        if not result.called:
+        result.addCallbacks(self._done, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+        # Not "if not result.called": one that has fired may yet wait for another that it was chained to.
+        if call in self._running:
             call.running = result
             if deadline is not None:
                 self._deadlines.add(call, deadline)
             self._keep_alive(call)
-        result.addCallbacks(self._done, self._failed, callbackArgs=(call,), errbackArgs=(call,))
 
     def _method_deadline(self, call: Call) -> float | None:
         """Return the earlier of the caller's deadline and the method's own."""
@@ -134,9 +135,10 @@ class Execution:
     def _done(self, result: object, call: Call) -> None:
         self._counts.completed += 1
         back = call.request.back
-        if back is None or call.answered:
-            self._conclude(call, None)
-        else:
+        try:
+            if back is None or call.answered:
+                self._conclude(call, None)
+                return
             try:
                 body = encode_result(back.msg_id, result, call.method.name)
             except ResultNotSerializableError as error:
@@ -144,15 +146,18 @@ class Execution:
                 self.answer(call, error)
             else:
                 self._conclude(call, body)
-        self._leave(call)
+        finally:
+            self._leave(call)
 
     def _failed(self, failure: Failure, call: Call) -> None:
-        if not (call.answered and failure.check(CancelledError)):
-            self._counts.failed += 1
-            # A copy, because a thread that runs the method may still be in the scope itself.
-            call.scope.copy().run(_log_failure, call.method, failure)
-        self.answer(call, cast(BaseException, failure.value), failure)
-        self._leave(call)
+        try:
+            if not (call.answered and failure.check(CancelledError)):
+                self._counts.failed += 1
+                # A copy, because a thread that runs the method may still be in the scope itself.
+                call.scope.copy().run(_log_failure, call.method, failure)
+            self.answer(call, cast(BaseException, failure.value), failure)
+        finally:
+            self._leave(call)
 
     def _leave(self, call: Call) -> None:
         self._running.discard(call)
@@ -176,11 +181,17 @@ class Execution:
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.answer(call, error)
         if call.running is not None and not call.method.exposure.blocking:
-            call.running.cancel()
+            try:
+                call.running.cancel()
+            except Exception:  # noqa: BLE001 - its author's canceller; the others are still to be cancelled
+                call.scope.copy().run(_log.failure, "{method} cannot be cancelled", method=call.method.name)
 
     def close(self) -> None:
-        """Cut short all that runs. Idempotent calls get no answer: they will run again elsewhere."""
+        """Measure no deadline any more; what still runs was cut short before."""
         self._deadlines.close()
+
+    def cut_short(self) -> None:
+        """Cut short all that runs. Idempotent calls get no answer: they will run again elsewhere."""
         for call in list(self._running):
             if call.method.exposure.idempotent:
                 self._mark_answered(call)
@@ -268,6 +279,6 @@ class Execution:
 
 def _log_failure(method: Method, failure: Failure) -> None:
     if failure.check(*method.exposure.expected):
-        _log.info("{method} ended with {error}", method=method.name, error=repr(failure.value))
+        _log.debug("{method} ended with {error}", method=method.name, error=repr(failure.value))
     else:
         _log.failure("{method} failed ({where})", failure=failure, method=method.name, where=method.where)

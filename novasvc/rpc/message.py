@@ -204,6 +204,8 @@ def read_request(fields: Mapping[str, Any]) -> Request:
         problem = "'method' is missing, or not a text"
     elif len(method) > NAME_LIMIT:
         problem = f"'method' is longer than {NAME_LIMIT} characters"
+    elif isinstance(unique_id, str) and len(unique_id) > NAME_LIMIT:
+        problem = f"'_unique_id' is longer than {NAME_LIMIT} characters"
     elif not isinstance(args, dict):
         problem = "'args' is not an object"
     elif namespace is not None and not isinstance(namespace, str):
@@ -227,7 +229,10 @@ def read_request(fields: Mapping[str, Any]) -> Request:
 def way_back(fields: Mapping[str, Any]) -> WayBack | None:
     """Return the way back of a request, readable or not; None if nobody waits for a reply."""
     msg_id, address = fields.get("_msg_id"), fields.get("_reply_q")
-    return WayBack(msg_id, address) if isinstance(msg_id, str) and isinstance(address, str) and address else None
+    if not (isinstance(msg_id, str) and isinstance(address, str)):
+        return None
+    # Both come back in the reply, and may not make it larger than a message may be.
+    return WayBack(msg_id, address) if len(msg_id) <= NAME_LIMIT and 0 < len(address) <= NAME_LIMIT else None
 
 
 def read_reply(fields: Mapping[str, Any]) -> Reply:
@@ -279,7 +284,7 @@ def _whole_seconds(keepalive: object) -> int | None:
         seconds = int(keepalive) if isinstance(keepalive, int | float | str) else 0
     except (ValueError, OverflowError):
         return None
-    return seconds if seconds >= _SHORTEST_KEEPALIVE else None
+    return min(seconds, _LONGEST_KEEPALIVE) if seconds >= _SHORTEST_KEEPALIVE else None
 
 
-_SHORTEST_KEEPALIVE = 2
+_SHORTEST_KEEPALIVE, _LONGEST_KEEPALIVE = 2, 86_400

@@ -126,7 +126,8 @@ class PendingCalls:
     def _not_opened(self, failure: Failure) -> None:
         self._opening = None
         if failure.check(CancelledError) is None:
-            self._fail_all(lambda: failure)
+            # Each waiter gets a Failure of its own: handling one must not clean another's.
+            self._fail_all(lambda: Failure(failure.value))
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
         try:

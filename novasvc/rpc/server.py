@@ -130,24 +130,31 @@ class Server:
         return _wait_in(self._drainers, done=self._idle())
 
     def close(self) -> Deferred[None]:
-        """Cancel what still runs, publish what is to be said of it, give up the queues.
-
-        Callers of methods that were cut short get a MethodTimeoutError, those of methods that
-        were not begun a ServiceStoppingError. Idempotent ones go back to the transport instead.
+        """Cut short what still runs, publish what is to be said of it, give up the queues.
 
         :return: Deferred[None].
         """
         self._state = "closed"
+        self.cut_short()
+        self._execution.close()
+        published = _wait_in(self._publishers, done=not self._execution.publishing)
+        return published.addBoth(self._give_up_queues)
+
+    def cut_short(self) -> None:
+        """Cancel what runs, and begin nothing that waits.
+
+        Callers of methods that were cut short get a MethodTimeoutError, those of methods that
+        were not begun a ServiceStoppingError. Idempotent ones go back to the transport instead,
+        when the server is closed.
+        """
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
             if not call.method.exposure.idempotent and call.request.back is not None:
                 call.delivery.ack()
                 self._execution.answer(call, ServiceStoppingError(call.method.name))
-        self._execution.close()
-        published = _wait_in(self._publishers, done=not self._execution.publishing)
-        return published.addCallback(self._give_up_queues)
+        self._execution.cut_short()
 
-    def _give_up_queues(self, _: None) -> Deferred[None]:
+    def _give_up_queues(self, _: object) -> Deferred[None]:
         listener = self._listener
         closed: Deferred[None] = succeed(None) if listener is None else listener.close()
         return closed
@@ -225,7 +232,6 @@ def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:
 
 
 def _fire(waiters: list[Deferred[None]]) -> None:
-    fired = waiters[:]
-    waiters.clear()
-    for waiter in fired:
-        waiter.callback(None)
+    # One at a time: a callback may cancel another that waits.
+    while waiters:
+        waiters.pop(0).callback(None)

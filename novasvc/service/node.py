@@ -249,6 +249,9 @@ class Node:
         )
         self.tasks.cancel_running()
         await self._tidy("the end of the tasks", self.tasks.stop)
+        if self.server is not None:
+            self.server.cut_short()
+            await self._tidy("the end of the calls", self.server.drained)
 
     async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
         """Do one step of the way down; neither its failure nor its silence stops the others."""

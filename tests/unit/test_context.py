@@ -44,6 +44,12 @@ class RequestContextTests(SynchronousTestCase):
         self.assertFalse(received.is_admin)
         self.assertIsInstance(received.request_id, str)
 
+    def test_forged_request_ids(self) -> None:
+        """A request id that could write lines of a log, or fill it, is replaced."""
+        for forged in ("req-1\n2026 [forged]", "\ud800", "x" * 65, "", "a b"):
+            self.assertNotEqual(RequestContext.from_wire({"request_id": forged}).request_id, forged)
+        self.assertEqual(RequestContext.from_wire({"request_id": "req-1_A.b"}).request_id, "req-1_A.b")
+
     def test_unknown_entries(self) -> None:
         """Entries that we know nothing of are kept, and travel on."""
         received = RequestContext.from_wire({"traceparent": "00-1"})

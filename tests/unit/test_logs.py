@@ -61,6 +61,11 @@ class ObserverTests(SynchronousTestCase):
         line = self.written(lambda log: log.info("a\n2026 [forged] b"))
         self.assertEqual([text[:2] for text in line.splitlines()][1:], ["  "])
 
+    def test_controls(self) -> None:
+        """What would move a terminal's cursor, or cannot be written at all, is written as its code."""
+        line = self.written(lambda log: log.info("{it}", it="a\rb\x1b[2Jc\ud800d"))
+        self.assertTrue(line.endswith(r"a\x0db\x1b[2Jc\ud800d" + "\n"), line)
+
     def test_level(self) -> None:
         """Events below the level are dropped."""
         self.assertEqual(self.written(lambda log: log.debug("x")), "")

@@ -11,7 +11,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from novasvc import rpc
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MethodTimeoutError, RemoteError, ResultNotSerializableError, TransportClosedError
-from tests.unit.rpc_rig import CONTEXT, Diary, RPCCase
+from tests.unit.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
 LEFT_BEHIND: ContextVar[str | None] = ContextVar("left_behind", default=None)
 
@@ -73,6 +73,17 @@ class Workshop(Diary):
     def bounded(self, context: RequestContext) -> Deferred[Any]:
         self.calls.append(context.deadline)
         return self._hang()
+
+    @rpc.expose(timeout=5)
+    def chained(self, context: RequestContext) -> Deferred[Any]:
+        return succeed(None).addCallback(lambda _: self._hang())
+
+    @rpc.expose(timeout=5)
+    def uncancellable(self, context: RequestContext) -> Deferred[Any]:
+        def refuse(_: object) -> None:
+            raise OwnError("refuses")
+
+        return Deferred(refuse)
 
     @rpc.expose(timeout=5, blocking=True)
     def bounded_thread(self, context: RequestContext) -> None: ...
@@ -145,12 +156,56 @@ class MethodTests(ExecutionCase):
         self.assertEqual(self.diary.calls, [4.0, 6.0])
 
 
+class HostileTests(ExecutionCase):
+    def test_chained(self) -> None:
+        """A Deferred that has fired and waits for another is bounded like any other."""
+        calling = self.call("chained")
+        self.clock.pump([5, 0])
+        self.failureResultOf(calling, MethodTimeoutError)
+        self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
+
+    def test_uncancellable(self) -> None:
+        """A method whose canceller raises is logged, and the deadlines of the others still ring."""
+        first = self.call("uncancellable")
+        self.clock.advance(1)
+        second = self.call("bounded")
+        self.clock.pump([4, 1, 0])
+        self.failureResultOf(first, MethodTimeoutError)
+        self.failureResultOf(second, MethodTimeoutError)
+        self.assertEqual(len(self.flushLoggedErrors(OwnError)), 1)
+
+    def test_endless_keepalive(self) -> None:
+        """A caller who asks for signs of life in more seconds than there are takes nobody's place."""
+        for _ in range(self.concurrency + 1):
+            self.deliver("hang", timeout=10**400)
+        self.assertEqual(len(self.diary.calls), self.concurrency)
+        for hanging in self.diary.hanging:
+            hanging.callback(None)
+        self.clock.advance(0)
+        self.assertEqual(len(self.diary.calls), self.concurrency + 1)
+
+    def test_long_ids(self) -> None:
+        """Ids that would swell a reply or a memory over its bound are not taken."""
+        self.deliver("note", msg_id="\u00e9" * 1_000_000)
+        self.deliver("note", unique_id="x" * 1_000_000)
+        self.assertEqual((len(self.diary.calls), self.server.counts.refused, self.server.in_flight), (1, 1, 0))
+
+    def deliver(self, method: str, msg_id: str = "m", unique_id: str | None = None, timeout: Any = None) -> None:
+        """Send what no client of ours would."""
+        body = {"method": method, "_msg_id": msg_id, "_reply_q": "nowhere", "_timeout": timeout}
+        if unique_id is not None:
+            body["_unique_id"] = unique_id
+        message = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(body)}).encode()
+        self.successResultOf(self.transport.send(TARGET, message, None, True))
+        self.clock.advance(0)
+
+
 class FailureTests(ExecutionCase):
     def test_expected(self) -> None:
         """An expected error reaches the caller, and the log without a traceback."""
         error = self.failureResultOf(self.call("fail", how="expected"), KeyError).value
         self.assertEqual(error.args, ("x",))
-        (event,) = self.logged(LogLevel.info)
+        (event,) = self.logged(LogLevel.debug)
         self.assertNotIn("log_failure", event)
 
     def test_unexpected(self) -> None:

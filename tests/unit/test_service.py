@@ -400,6 +400,16 @@ class StopTests(ServiceTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_cleanup_after_calls(self) -> None:
+        """Cleanup_host comes when the calls that had to be cut short have ended."""
+        service = self.started(graceful_shutdown_timeout=7)
+        service.manager.work = Deferred(lambda _: self.diary.append("work was cancelled"))
+        self.call("wait_for_work").addErrback(lambda _: None)
+        stopped = service.stop()
+        self.clock.pump([7.1, 0, 0, 0, 0])
+        self.successResultOf(stopped)
+        self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
+
     def test_hook_that_cancels_itself(self) -> None:
         """A hook that fails by a cancellation of its own making is a failed start like any other."""
         service = self.make()
