@@ -9,6 +9,7 @@ their own name and are rebuilt at the caller; every other error reaches a remote
 :class:`RemoteError`.
 """
 
+import re
 from collections.abc import Sequence
 from traceback import extract_tb
 
@@ -580,7 +581,13 @@ class UnknownTaskError(NovasvcError):
 
 def describe(error: BaseException) -> str:
     """Say in one line what was raised, and where."""
-    text = " ".join(str(error).split())
+    text = _PASSWORD.sub(r"\1***@", " ".join(str(error).split()))
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = extract_tb(error.__traceback__)
-    return f"{what} ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else what
+    # The machinery on the way is nobody's mistake.
+    own = [frame for frame in frames if "/twisted/" not in frame.filename and not frame.filename.startswith("<frozen")]
+    place = next(iter(reversed(own or frames)), None)
+    return what if place is None else f"{what} ({place.filename}:{place.lineno} in {place.name})"
+
+
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]*@")

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
-        tree = ProcessTree(settings, reactor, _observer(settings, reactor, getattr(options, "parent", None)))
+        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, getattr(options, "parent", None)))
         plant(settings, Runtime.from_settings(settings, reactor), tree)
     except NovasvcError as error:
         sys.exit(f"novasvc: {error}")
@@ -128,9 +129,9 @@ class ProcessTree(ServiceTree):
     :param observer: what the application that it becomes part of logs through; None leaves that to it.
     """
 
-    def __init__(self, settings: Settings, reactor: Any, observer: ILogObserver | None = None) -> None:
+    def __init__(self, configuration: Configuration, reactor: Any, observer: ILogObserver | None = None) -> None:
         super().__init__("novasvc")
-        self._settings = settings
+        self._configuration = configuration
         self._reactor = reactor
         self._observer = observer
 
@@ -148,8 +149,8 @@ class ProcessTree(ServiceTree):
     def _greet(self, _: None) -> None:
         settle_collector()
         # To the terminal itself: twistd has turned sys.stdout into log events by now.
-        if not self._settings.log_json and sys.__stdout__ is not None:
-            sys.__stdout__.write(greeting(self._settings))
+        if not self._configuration.settings.log_json and sys.__stdout__ is not None:
+            sys.__stdout__.write(greeting(self._configuration))
             sys.__stdout__.flush()
 
     def _give_up(self, failure: Failure) -> None:
@@ -163,10 +164,15 @@ class ProcessTree(ServiceTree):
             self._reactor.callWhenRunning(self._reactor.stop)
 
 
-def greeting(settings: Settings) -> str:
+def greeting(configuration: Configuration) -> str:
     """Return the block that a first run prints: what runs, where its state lives, what to try."""
+    settings, origins = configuration.settings, configuration.origins
     command = Path(sys.argv[0]).with_name("novasvc")
     novasvc = str(command) if command.exists() else "novasvc"
+    # The command reads the same variables, but knows nothing of this process's options and files.
+    for name, value in (("state_dir", str(settings.state_dir)), ("database_url", masked_url(settings.database_url))):
+        if origins[name].startswith(("option", "file")):
+            novasvc += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     runs = ", ".join(f"{part.binary}@{part.host} (topic {part.topic})" for part in settings.services)
     return (
         f"\nnovasvc {__version__} runs {runs}\n"
@@ -184,7 +190,8 @@ def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None
 
     :param twistd: its options; None in a .tac file, which has an observer of its own.
     """
-    if twistd is None or twistd.get("logger") or twistd.get("syslog"):
+    # twist, the other runner, logs in its own way: it has no such options.
+    if twistd is None or "nodaemon" not in twistd or twistd.get("logger") or twistd.get("syslog"):
         return None
     only = settings.services[0] if len(settings.services) == 1 else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}

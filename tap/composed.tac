@@ -5,11 +5,10 @@
 import os
 import sys
 
-from twisted.application.internet import StreamServerEndpointService
+from twisted.application.internet import TCPServer
 from twisted.application.service import Application
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver
 from twisted.protocols.basic import LineOnlyReceiver
@@ -32,6 +31,14 @@ class Load(LineOnlyReceiver):
         self.sendLine(b"error: " + failure.getErrorMessage().encode())
 
 
+class LoadServer(TCPServer):
+    def privilegedStartService(self) -> None:
+        try:
+            super().privilegedStartService()
+        except CannotListenError as error:
+            sys.exit(f"composed.tac: {error}; give another port as PORT")
+
+
 application = Application("composed")
 application.setComponent(ILogObserver, make_observer(sys.stdout))
 
@@ -39,5 +46,6 @@ services = compose({"topic": "agent"})
 services.setServiceParent(application)
 node = next(iter(services))
 
-endpoint = TCP4ServerEndpoint(reactor, int(os.environ.get("PORT", "8007")), interface="127.0.0.1")
-StreamServerEndpointService(endpoint, Factory.forProtocol(Load)).setServiceParent(application)
+LoadServer(int(os.environ.get("PORT", "8007")), Factory.forProtocol(Load), interface="127.0.0.1").setServiceParent(
+    application
+)

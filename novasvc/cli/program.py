@@ -59,7 +59,8 @@ def main() -> None:
     """Run the command with the process's arguments, and end the process."""
     # A name in another alphabet is no reason to fail on a terminal that cannot show it.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:  # it is, where the shell has closed it
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
@@ -281,4 +281,6 @@ def _log_failure(method: Method, failure: Failure) -> None:
     if failure.check(*method.exposure.expected):
         _log.debug("{method} ended with {error}", method=method.name, error=repr(failure.value))
     else:
-        _log.failure("{method} failed ({where})", failure=failure, method=method.name, where=method.where)
+        _log.failure(
+            "{method} failed ({where})", failure=failure, level=LogLevel.error, method=method.name, where=method.where
+        )

@@ -260,7 +260,9 @@ class Node:
         except _TooLate:
             _log.error("{node} waits no longer for {what}: the deadline has passed", node=self.identity, what=what)
         except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
-            _log.failure("{what} of {node} failed; it stops all the same", node=self.identity, what=what)
+            _log.failure(
+                "{what} of {node} failed; it stops all the same", level=LogLevel.error, node=self.identity, what=what
+            )
 
     def _bounded(self, step: Deferred[_T]) -> Deferred[_T]:
         """Give a step what is left until the deadline; late as it may be, a second for tidying.

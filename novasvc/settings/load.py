@@ -22,6 +22,9 @@ from novasvc.settings.model import (
 from novasvc.settings.options import read_options
 from novasvc.settings.rules import broken_rules
 
+_TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
+"""Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
+
 
 @attrs.frozen
 class Configuration:
@@ -128,6 +131,11 @@ class _Loading:
                 values[given.name] = given.read()
             except SettingError as error:
                 self.errors.append(error)
+        for name in sorted(_TAKEN & values.get("options", {}).keys()):
+            problem, remedy = "the service itself takes an argument of this name", "let the manager call it otherwise"
+            self.errors.append(
+                SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
+            )
         if len(self.errors) > wrong:
             return None
         if not {"binary", "topic"} & values.keys():

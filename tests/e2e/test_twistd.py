@@ -201,6 +201,19 @@ class RunTests(TwistdTestCase):
         self.assertEqual(terse.wait(), 1)
         self.assertEqual(re.findall(r"#(\w+)\]", terse.output), ["critical"])
 
+    def test_hints(self) -> None:
+        """What to try names the place where this node's state is, if options moved it."""
+        node = self.twistd("--state-dir", "else where")
+        node.wait_for(r"try .*novasvc --state-dir '.*else where' service list")
+        node.stop()
+
+    def test_twist(self) -> None:
+        """Twisted's other runner runs a node as well."""
+        command = [program("twist"), "novasvc", "--host", "h1"]
+        node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+        node.wait_for(r"runs novasvc-agent@h1")
+        node.stop()
+
     def test_several_services(self) -> None:
         """Several [[service]] tables are several services of one process."""
         (self.folder / "two.toml").write_text(
@@ -283,6 +296,11 @@ class FailedStartTests(TwistdTestCase):
     def test_memory_with_workers(self) -> None:
         """Several processes cannot share memory: a broker's URL is asked for."""
         self.assertIn("give the URL of a broker as transport_url", self.fails("--workers", "2"))
+
+    def test_reserved_option(self) -> None:
+        """An option of a manager that the service itself takes is named, with its file and table."""
+        (self.folder / "taken.toml").write_text('[[service]]\ntopic = "agent"\noptions = { host = "z" }\n')
+        self.assertRegex(self.fails("--config", "taken.toml"), r"service\[0\].options.host \(from file .*taken.toml")
 
     def test_manager_not_there(self) -> None:
         """A manager that cannot be imported is named with the reason."""
@@ -418,6 +436,16 @@ class TacTests(TwistdTestCase):
         self.assertEqual(process.wait(), 1, process.output)
         self.assertNotIn("Traceback", process.output)
         self.assertIn("NOVASVC_WORKERS", process.output)
+
+    def test_composed_on_busy_port(self) -> None:
+        """composed.tac ends with one line and status 1 where its port is taken."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            process = self.tac("composed.tac", PORT=str(taken.getsockname()[1]))
+            self.assertEqual(process.wait(), 1, process.output)
+        self.assertNotIn("Traceback", process.output)
+        self.assertIn("give another port as PORT", process.output)
 
     def test_composed(self) -> None:
         """composed.tac runs a node beside a service of another kind, which calls the node."""

@@ -1,0 +1,39 @@
+"""How errors are written for those who read them."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.errors import RPCTimeoutError, SettingError, SettingsError, describe
+
+
+class DescribeTests(SynchronousTestCase):
+    """Tests for novasvc.errors.describe."""
+
+    def test_place(self) -> None:
+        """What was raised is said in one line, with the file, line and function that raised it."""
+        error = self.assertRaises(ValueError, self.stumble)
+        self.assertRegex(describe(error), r"^ValueError: two lines \(.*test_errors.py:\d+ in stumble\)$")
+
+    def stumble(self) -> None:
+        raise ValueError("two\nlines")
+
+    def test_secrets(self) -> None:
+        """A password in a URL is masked, whoever wrote it into the text."""
+        text = describe(ValueError("no way to postgresql://u:s3cret@h/d"))
+        self.assertNotIn("s3cret", text)
+        self.assertIn("postgresql://u:***@h/d", text)
+
+
+class ErrorTests(SynchronousTestCase):
+    """Tests for the errors themselves."""
+
+    def test_data(self) -> None:
+        """An error carries its data as attributes, and as args in the same order."""
+        error = RPCTimeoutError("compute.h1", "ping", 3.0)
+        self.assertEqual((error.args, error.method), (("compute.h1", "ping", 3.0), "ping"))
+        self.assertEqual(type(error)(*error.args).args, error.args)
+
+    def test_together(self) -> None:
+        """Several wrong settings are listed one a line; a single one is a sentence."""
+        one = SettingError("a", "1", "default", "is bad", "be good")
+        self.assertEqual(str(SettingsError([one])), f"the configuration has an error: {one}")
+        self.assertEqual(str(SettingsError([one, one])).count("\n  - "), 2)
