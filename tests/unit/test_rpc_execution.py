@@ -218,7 +218,7 @@ class FailureTests(ExecutionCase):
         error = self.failureResultOf(self.call("fail", how="unexpected"), RemoteError).value
         self.assertEqual((error.exc_type, error.value, error.traceback), ("OwnError", "x", ("OwnError: x\n",)))
         self.assertEqual(len(self.flushLoggedErrors(OwnError)), 1)
-        self.assertEqual([context.request_id for level, context in seen if level is LogLevel.critical], ["req-1"])
+        self.assertEqual([context.request_id for level, context in seen if level is LogLevel.error], ["req-1"])
 
     def test_later(self) -> None:
         """An error that comes later is treated as one that comes at once."""
