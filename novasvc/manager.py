@@ -92,7 +92,7 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
     path = manager if isinstance(manager, str) else f"{factory.__module__}.{factory.__qualname__}"
     try:
         made = factory(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join([*(type(arg).__name__ for arg in args), *kwargs])
         remedy = f"mend it, or what it was given ({given})"
         raise ManagerError(path, f"its constructor raised {describe(error)}", remedy) from error
@@ -116,7 +116,7 @@ def _load(path: str) -> Callable[..., Any]:
             problem = f"{module_name} imports {error.name!r}, which is not installed"
             remedy = f"install {error.name}"
         raise ManagerError(path, problem, remedy) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ManagerError(path, f"importing {module_name} raised {describe(error)}", "mend the module") from error
     try:
         loaded: Callable[..., Any] = getattr(module, name)

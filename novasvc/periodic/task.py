@@ -69,6 +69,7 @@ class Run:
     outcome: Any = attrs.field(default=None, init=False)
     ended: bool = attrs.field(default=False, init=False)
     cancelled: bool = attrs.field(default=False, init=False)
+    overdue: bool = attrs.field(default=False, init=False)
     timeout: TaskTimeoutError | None = attrs.field(default=None, init=False)
     timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _result: Deferred[Any] | None = attrs.field(default=None, init=False)
@@ -104,6 +105,17 @@ class Run:
                 self.within(
                     _log.failure, "periodic task {task} cannot be cancelled", task=self.task, level=LogLevel.error
                 )
+
+    def report_overdue(self, now: float) -> None:
+        """Log, once a run, that it is still under way when the next one is due."""
+        if not self.overdue:
+            self.overdue = True
+            self.within(
+                _log.warn,
+                "periodic task {task} has run for {seconds:.1f} s: the next run is skipped; a timeout would end it",
+                task=self.task,
+                seconds=now - self.started,
+            )
 
     def end(self, outcome: Any) -> None:
         """Record the end, and tell those who wait for it."""
@@ -163,6 +175,7 @@ class Task:
         self._missed += count - 1
         if self.run is not None:
             self._missed += 1
+            self.run.report_overdue(self._clock.seconds())
             return False
         self._last_lateness = lateness
         self._max_lateness = max(self._max_lateness, lateness)

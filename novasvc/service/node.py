@@ -102,7 +102,7 @@ class Node:
         node_fields.set(self._log_fields())
         try:
             await self._walk_up()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
             if isinstance(error, CancelledError) and self.course.state == "draining":
                 raise  # a stop came first
             known = isinstance(error, NovasvcError)

@@ -360,3 +360,23 @@ class ContextTests(RunTestCase):
         self.clock.advance(5)
         self.flushLoggedErrors(BoomError)
         self.assertEqual(seen, [("start", self.context.request_id)] * 2)
+
+
+class OverdueTests(SynchronousTestCase):
+    def test_reported_once(self) -> None:
+        """A run that is still under way when the next one is due is named once, however long it takes."""
+
+        class Slow:
+            @periodic_task(spacing=10)
+            def slow(self, context: RequestContext) -> Deferred[None]:
+                return hanging
+
+        hanging: Deferred[None] = Deferred()
+        clock = Clock()
+        runner = TaskRunner(Slow(), clock=clock, random_source=random.Random(0))
+        runner.start()
+        with capturedLogs() as events:
+            clock.pump([10] * 5)
+        warnings = [event for event in events if event["log_level"] is LogLevel.warn]
+        self.assertEqual([(event["task"], event["seconds"]) for event in warnings], [("slow", 10.0)])
+        hanging.callback(None)

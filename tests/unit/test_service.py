@@ -199,6 +199,18 @@ class StartTests(ServiceTestCase):
             # The traceback was logged as well, at debug level.
             self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
+    def test_hook_that_exits(self) -> None:
+        """A hook that raises SystemExit fails the start like any other error."""
+        service = self.make()
+
+        def leave() -> None:
+            raise SystemExit(3)
+
+        service.manager.init_host = leave
+        error = self.failureResultOf(service.start(), StartError).value
+        self.assertIn("init_host failed: SystemExit: 3", str(error))
+        self.flushLoggedErrors(SystemExit)
+
     def test_temporary_directory(self) -> None:
         """A temporary directory that cannot be used fails the start before anything is touched."""
         service = self.make(tempdir="/nowhere/at/all")
