@@ -490,6 +490,83 @@ class RedeliveredError(RPCError):
 
 
 @attrs.define
+class QuarantinedError(RPCError):
+    """A request that took its service down each time it was delivered; it is kept aside and not run again.
+
+    :param method: the name that was called.
+    :param deliveries: how often it was delivered.
+    """
+
+    method: str
+    deliveries: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method!r} is not run again: it was delivered {self.deliveries} times, and no service lived to "
+            "answer it; see the logs of those that died, and the queue of quarantined messages"
+        )
+
+
+# -- the broker --------------------------------------------------------------------------------
+
+
+@attrs.define
+class BrokerError(RPCError):
+    """A broker that refused what was asked; the root of the distinct reasons.
+
+    :param broker: its URL, the password masked.
+    :param problem: what it said, or what was seen, in one line.
+    """
+
+    broker: str
+    problem: str
+
+    remedy = "see the broker's log"
+
+    def __str__(self) -> str:
+        return f"broker {self.broker}: {self.problem}; {self.remedy}"
+
+
+class BrokerUnavailableError(BrokerError):
+    """No answer, a refused or a lost connection. Worth a retry."""
+
+    remedy = "check that it runs and can be reached from this host"
+
+
+class BrokerRefusedError(BrokerUnavailableError):
+    """It answered and will not have us: credentials, virtual host, permission, TLS. Worth a slow retry."""
+
+    remedy = "correct transport_url or the TLS settings, or the user's permissions on the broker"
+
+
+class BrokerBlockedError(BrokerError):
+    """It takes no messages now, being short of memory or disk; the message was not sent."""
+
+    remedy = "free its memory or disk; what consumes goes on meanwhile"
+
+
+class DeclarationMismatchError(BrokerError):
+    """A queue or exchange is there already, declared with other values than ours."""
+
+    remedy = "give all services the same queue settings, or delete it on the broker while nobody uses it"
+
+
+@attrs.define
+class UnconfirmedError(RPCError):
+    """The connection was lost before the broker said that it has the message; it may have it or not.
+
+    :param target: as text.
+    :param problem: what happened.
+    """
+
+    target: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"whether the message to {self.target} was taken is not known: {self.problem}"
+
+
+@attrs.define
 class TooManyCallsError(RPCError):
     """A client waits for as many replies as it may; the call was not sent.
 
@@ -536,6 +613,7 @@ WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
     MethodTimeoutError,
     MigrationNeededError,
     NoSuchMethodError,
+    QuarantinedError,
     RedeliveredError,
     ResultNotSerializableError,
     ServiceNotFoundError,

@@ -18,22 +18,33 @@ Records = list[ServiceRecord]
 
 
 class IDelivery(Interface):
-    """One message on its way to a server. Acknowledged or rejected exactly once."""
+    """One message on its way to a server. Settled once: acknowledged, rejected, requeued or quarantined."""
 
     body = Attribute("bytes: the message as it was sent.")
     expires_in = Attribute("float | None: seconds that the sender still waits, as far as the transport knows.")
-    redelivered = Attribute("bool: it was delivered before, and not acknowledged.")
+    deliveries = Attribute("int: times that it was delivered before and not settled, as far as the transport knows.")
+    counted = Attribute("bool: deliveries outlives this process; False if the transport only knows that it is not 0.")
 
     def ack() -> None:
         """Say that the message is taken; it will not come again.
 
-        Has no effect once the message was answered for, or went back with its connection.
+        Has no effect once the message was settled, or went back with its connection. The same
+        holds for the others below.
         """
 
-    def reject(requeue: bool) -> None:
-        """Give the message back, or away.
+    def reject() -> None:
+        """Drop the message."""
 
-        :param bool requeue: True to have it delivered again, False to drop it.
+    def requeue(deliveries: int) -> None:
+        """Give the message back, to be delivered again, here or elsewhere.
+
+        :param int deliveries: what the next delivery is to say; 0 for one that was not begun.
+        """
+
+    def quarantine(reason: str) -> None:
+        """Put the message aside, where nobody consumes and an operator finds it.
+
+        :param str reason: goes with it, in one line.
         """
 
 
@@ -65,7 +76,8 @@ class ITransport(Interface):
     def open() -> Deferred[None]:
         """Connect. Called once before anything else.
 
-        :return: Deferred[None]; fails with an RPCError that names the address.
+        :return: Deferred[None]; fails with a BrokerUnavailableError that names the address, worth
+            another attempt with a new transport.
         """
 
     def close() -> Deferred[None]:
@@ -79,7 +91,7 @@ class ITransport(Interface):
 
         :param Target target: topic and server are used.
         :param receiver: called with an IDelivery for each message; returns None, never raises.
-        :param int prefetch: deliveries that may be unacknowledged at a time, > 0.
+        :param int prefetch: deliveries from each of its queues that may be unsettled at a time, > 0.
         :return: Deferred[IListener], fired when the first message could arrive.
         """
 
@@ -92,8 +104,10 @@ class ITransport(Interface):
         :param bool mandatory: fail if nobody serves the target.
         :return: Deferred[None], fired when the transport answers for the message.
         :raises UndeliverableError: mandatory, and nobody is there.
-        :raises TransportFullError: the queue is at its bound.
+        :raises TransportFullError: too many messages wait to be taken.
         :raises TransportClosedError: after close.
+        :raises BrokerError: the broker refuses it, or is not there.
+        :raises UnconfirmedError: the connection was lost while the message was under way.
         """
 
     def open_replies(receiver: Callable[[bytes], None]) -> Deferred[str]:
@@ -101,6 +115,13 @@ class ITransport(Interface):
 
         :param receiver: called with the bytes of each reply; returns None, never raises.
         :return: Deferred[str]: the address that peers reply to, opaque.
+        """
+
+    def close_replies(address: str) -> Deferred[None]:
+        """Receive no more replies at an address, and give it up.
+
+        :param str address: what open_replies gave; one that was given up is no error.
+        :return: Deferred[None]; never fails.
         """
 
     def reply(address: str, body: bytes) -> Deferred[None]:
