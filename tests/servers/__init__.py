@@ -1,0 +1,57 @@
+"""Servers that the suite starts by itself: on loopback, free ports, and temporary directories; gone with its process.
+
+Nothing that the machine itself runs is used, or touched.
+"""
+
+import atexit
+import tempfile
+from functools import cache
+from pathlib import Path
+from unittest import TestCase
+
+from tests.servers.certificates import Certificates
+from tests.servers.rabbitmq import Broker
+
+__all__ = ["Broker", "Certificates", "fragile_broker", "shared_broker", "vhost_url"]
+
+
+@cache
+def shared_broker() -> Broker:
+    """Return the node that all tests of a run share, started when the first one asks; it listens with TLS, too.
+
+    Each test has a vhost of its own there, and does nothing to the node that others could feel.
+    Starting takes 5 to 10 s, in which the reactor stands still.
+    """
+    directory = _directory()
+    return _started(Broker(directory, certificates=Certificates(directory / "certificates")))
+
+
+@cache
+def fragile_broker() -> Broker:
+    """Return the node that tests may kill, freeze and alarm; it runs, and is well, whenever a test begins."""
+    return _started(Broker(_directory()))
+
+
+def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
+    """Return the URL of a new, empty vhost that is deleted after the test.
+
+    :param test: asks before it opens what connects there, so that this is closed first.
+    :param broker: where; the shared one by default.
+    """
+    broker = broker or shared_broker()
+    vhost = broker.new_vhost()
+    test.addCleanup(broker.delete_vhost, vhost)
+    return broker.url(vhost)
+
+
+def _directory() -> Path:
+    holder = tempfile.TemporaryDirectory(prefix="novasvc-tests-", ignore_cleanup_errors=True)
+    atexit.register(holder.cleanup)
+    return Path(holder.name)
+
+
+def _started(broker: Broker) -> Broker:
+    atexit.register(broker.end)
+    broker.start()
+    broker.wait_ready()
+    return broker
