@@ -34,9 +34,16 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "coverage>=7.10",  # the first that follows processes by itself
         "hypothesis>=6.120",
+        "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones
         "build>=1.2",
         # An installation is tested with no index to ask, so what builds one has to be here.
         "setuptools>=77",
+    ],
+    "interop": ["oslo.messaging>=18.0"],  # the peer of the tests that speak with the original
+    "benchmark": [  # those that we are compared with
+        "aio-pika>=9.5",
+        "oslo.messaging>=18.0",
+        "pika>=1.3",
     ],
     "lint": [
         "ruff==0.17.6",  # exact: every rule is on, and a new release has new rules

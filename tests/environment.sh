@@ -1,7 +1,9 @@
 # Sourced by tests/run and .ci/run: finds Pythons, installs what is missing, makes virtual environments.
 
 # Debian packages that the tests need, each with its reason.
-DEBIAN_PACKAGES=()
+DEBIAN_PACKAGES=(
+    rabbitmq-server  # the broker; tests start nodes of their own, and never use the system's
+)
 
 say() { printf '\n== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 69; }  # EX_UNAVAILABLE
@@ -48,10 +50,17 @@ debian() {
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 1; fi
     say "apt-get install ${missing[*]}"
-    {
-        apt-get -q update
-        DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
-    } >&2 </dev/null
+    (
+        # The packages bring servers that their installation would start, on all interfaces.
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            trap 'rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        # "set -e" does not hold in a function whose failure is looked at.
+        apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
+    ) >&2 </dev/null
 }
 
 # bare PYTHON DIRECTORY: makes an empty environment with pip, by whichever way there is.
