@@ -35,9 +35,9 @@ class BrokerTests(SynchronousTestCase):
     def test_queues(self) -> None:
         """The queues of a vhost are listed with their messages and consumers, and can be deleted."""
         vhost = vhost_url(self).rpartition("/")[2]
-        name = f'rabbit_misc:r(<<"{vhost}">>, queue, <<"caf\\303\\251">>)'
-        self.broker.eval(f'rabbit_amqqueue:declare({name}, true, false, [], none, <<"test">>).')
-        self.assertEqual(self.broker.queues(vhost), {"café": 0})
+        self.broker.declare_queue(vhost, "café", durable=False)
+        self.broker.fill_queue(vhost, "café", b"{}", 1000)
+        self.assertEqual(self.broker.queues(vhost), {"café": 1000})
         self.assertEqual(self.broker.consumers(vhost), {"café": 0})
         self.broker.delete_queue(vhost, "café")
         self.assertEqual(self.broker.queues(vhost), {})

@@ -65,7 +65,7 @@ class Proxy:
     @property
     def live(self) -> int:
         """Connections that are passed on now."""
-        return sum(1 for end in self._ends if isinstance(end.factory, _Fronts))
+        return sum(1 for end in self._ends if isinstance(end, _Front))
 
     def change(self, *ways: Way, **changes: Any) -> None:
         """Change both ways, or those given; for what is on its way, too."""
@@ -79,6 +79,12 @@ class Proxy:
         """Pass on, from now on, all that comes."""
         self.refuses = False
         self.change(delay=0.0, hangs=False, piece=0)
+
+    def inject(self, data: bytes) -> None:
+        """Send to all clients what the server did not say."""
+        for end in list(self._ends):
+            if isinstance(end, _Front):
+                end.transport.write(data)
 
     def reset(self) -> None:
         """Cut all connections by a reset."""

@@ -263,11 +263,34 @@ class Broker:
         )
         return {bytes.fromhex(name).decode(): int(number) for name, number in re.findall(r"(\w*)=(\d+)", listed)}
 
+    def declare_queue(self, vhost: str, queue: str, *, durable: bool) -> None:
+        """Declare a classic queue."""
+        name = _resource(vhost, "queue", queue)
+        self.eval(f"rabbit_amqqueue:declare({name}, {_atom(durable)}, false, [], none, {binary('test')}).")
+
+    def declare_exchange(self, vhost: str, exchange: str, *, durable: bool) -> None:
+        """Declare a topic exchange."""
+        name = _resource(vhost, "exchange", exchange)
+        self.eval(f"rabbit_exchange:declare({name}, topic, {_atom(durable)}, false, false, [], {binary('test')}).")
+
+    def delete_exchange(self, vhost: str, exchange: str) -> None:
+        """Delete an exchange, whoever uses it."""
+        self.eval(f"ok = rabbit_exchange:delete({_resource(vhost, 'exchange', exchange)}, false, {binary('test')}).")
+
+    def fill_queue(self, vhost: str, queue: str, body: bytes, number: int) -> None:
+        """Put copies of a message into a queue; 100,000 take some 2 s."""
+        exchange = _resource(vhost, "exchange", "")
+        self.eval(
+            f'Message = rabbit_basic:message({exchange}, {binary(queue)}, [{{content_type, <<"application/json">>}}],'
+            f" {binary(body.decode())}), Delivery = rabbit_basic:delivery(false, false, Message, undefined),"
+            f" {{ok, Queue}} = rabbit_amqqueue:lookup({_resource(vhost, 'queue', queue)}),"
+            f" [rabbit_amqqueue:deliver([Queue], Delivery) || _ <- lists:seq(1, {number})], ok."
+        )
+
     def delete_queue(self, vhost: str, queue: str) -> None:
         """Delete a queue, whoever uses it."""
-        name = f"rabbit_misc:r({binary(vhost)}, queue, {binary(queue)})"
         self.eval(
-            f"{{ok, Q}} = rabbit_amqqueue:lookup({name}),"
+            f"{{ok, Q}} = rabbit_amqqueue:lookup({_resource(vhost, 'queue', queue)}),"
             f" {{ok, _}} = rabbit_amqqueue:delete(Q, false, false, {binary('test')})."
         )
 
@@ -287,6 +310,14 @@ class Broker:
             yield
         finally:
             self.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
+
+
+def _resource(vhost: str, kind: str, name: str) -> str:
+    return f"rabbit_misc:r({binary(vhost)}, {kind}, {binary(name)})"
+
+
+def _atom(value: bool) -> str:  # noqa: FBT001
+    return str(value).lower()
 
 
 def _connections(vhost: str) -> str:
