@@ -1,0 +1,7 @@
+"""Messages over RabbitMQ, on txamqp: the transport of ``amqp:`` and ``rabbit:`` URLs."""
+
+from novasvc.transport.amqp.address import BrokerAddress
+from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.transport import AMQPTransport
+
+__all__ = ["AMQPTransport", "BrokerAddress", "BrokerOptions"]

@@ -1,0 +1,253 @@
+"""A channel: one question at a time, each with a deadline, and an end that everybody hears of."""
+
+from collections import deque
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+from txamqp.protocol import AMQChannel
+
+from novasvc.transport.amqp.codec import decode_method, encode_method
+from novasvc.transport.amqp.frames import (
+    BASIC_ACK,
+    BASIC_DELIVER,
+    BASIC_NACK,
+    BASIC_RETURN,
+    METHOD,
+    Deliver,
+    FrameError,
+    pack_frame,
+    parse_ack,
+    parse_deliver,
+)
+from novasvc.transport.amqp.spec import SPEC
+
+
+@attrs.define
+class ClosedError(Exception):
+    """A channel or a connection that has ended.
+
+    :param problem: why, in one line.
+    :param code: the broker's reply code; 0 if it did not give one.
+    :param clean: whether we wanted it.
+    :param cause: what Twisted said, if it was the socket or TLS.
+    """
+
+    problem: str
+    code: int = 0
+    clean: bool = False
+    cause: Failure | None = None
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.problem}" if self.code else self.problem
+
+
+class ChannelReceiver:
+    """Who uses a channel, to be extended. None of these raises; by default they do nothing."""
+
+    def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
+        """Take a message; the body is None if it was over the limit."""
+
+    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
+        """Take the broker's word on messages that were published."""
+
+    def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
+        """Take back a message that nobody was there for. Its confirmation follows.
+
+        :param args: code, text, exchange, routing key.
+        """
+
+    def consumer_cancelled(self, consumer_tag: str) -> None:
+        """Hear that the broker delivers no more to a consumer: its queue is gone."""
+
+    def channel_closed(self, reason: ClosedError) -> None:
+        """Hear that the channel has ended; nothing more comes by it."""
+
+
+@attrs.define(eq=False)
+class _Request:
+    """A method that the broker is to answer.
+
+    :param answer: fires with the answer's arguments; cancelled by who does not want them any more.
+    """
+
+    method: Any
+    payload: bytes
+    answer: Deferred[tuple[Any, ...]]
+
+
+class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
+    """A channel of txamqp's, with the methods of our spec.
+
+    Its own way of pairing answers with questions is not used: it has no deadline, loses its step
+    when a question is cancelled, and knows no content but text.
+
+    :param id: its number.
+    :param client: the connection, see :class:`novasvc.transport.amqp.protocol.AMQPProtocol`.
+    """
+
+    def __init__(self, id: int, outgoing: object, client: Any) -> None:  # noqa: A002 - txamqp's signature
+        # Not AMQChannel's: it makes queues without bounds, on the global reactor.
+        self.id = id
+        self.client = client
+        self.closed = False
+        self.reason: ClosedError | None = None
+        self.receiver: ChannelReceiver | None = None
+        self._requests: deque[_Request] = deque()
+        self._asked: _Request | None = None
+        self._timer: IDelayedCall | None = None
+        self._abandoned = False
+
+    # -- what we ask ---------------------------------------------------------------------------
+
+    def invoke(self, method: Any, args: tuple[Any, ...], content: None = None) -> Deferred[tuple[Any, ...]]:
+        """Send a method; called by the methods of the spec's class, such as ``queue_declare``.
+
+        :return: Deferred of the answer's arguments, or of () where there is none. Cancelling it leaves the
+            channel as it is. Fails with ClosedError, or with CodecError if an argument cannot be sent.
+        """
+        if self.closed:
+            return fail(self.reason or ClosedError("the channel is closed"))
+        try:
+            payload = encode_method(method, args)
+        except ValueError as error:
+            return fail(error)
+        if not method.responses or self._without_answer(method, args):
+            self.client.write(pack_frame(METHOD, self.id, payload))
+            return succeed(())
+        request = _Request(method, payload, Deferred(_let_go))
+        self._requests.append(request)
+        if self._asked is None:
+            self._ask()
+        return request.answer
+
+    @staticmethod
+    def _without_answer(method: Any, args: tuple[Any, ...]) -> bool:
+        field = method.fields.byname.get("no-wait")
+        return field is not None and bool(args[method.fields.index(field)])
+
+    def _ask(self) -> None:
+        """Send the next question that somebody still wants the answer to."""
+        while self._requests:
+            request = self._requests.popleft()
+            if not request.answer.called:
+                self._asked = request
+                timeout = self.client.operation_timeout
+                self._timer = self.client.clock.callLater(timeout, self._overdue, request, timeout)
+                self.client.write(pack_frame(METHOD, self.id, request.payload))
+                return
+
+    def _overdue(self, request: _Request, timeout: float) -> None:
+        self._timer = None
+        name = f"{request.method.klass.name}.{request.method.name}"
+        self.abandon(ClosedError(f"no answer to {name} within {timeout:g} s"))
+
+    def _answered(self, method: Any, args: tuple[Any, ...]) -> None:
+        request = self._asked
+        if request is None or method not in request.method.responses:
+            raise FrameError(f"{method.klass.name}.{method.name} answers no question")
+        self._asked = None
+        self._cancel_timer()
+        if not request.answer.called:
+            request.answer.callback(args)
+        if self._asked is None and not self.closed:
+            self._ask()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- what comes ----------------------------------------------------------------------------
+
+    def method_received(self, payload: bytes) -> None:
+        """Take a method without content.
+
+        :raises FrameError: it does not belong here. CodecError: it is malformed.
+        """
+        kind = payload[:4]
+        receiver = self.receiver
+        if kind in _CONFIRMATIONS:
+            if receiver is not None and not self.closed:
+                receiver.confirmed(*parse_ack(payload), kind == BASIC_ACK)
+            return
+        method, args = decode_method(payload)
+        if self._abandoned:
+            self._received_while_closing(method)
+        elif method.response:
+            self._answered(method, args)
+        else:
+            self.client.delegate.dispatch(self, Invocation(method, args))
+
+    def _received_while_closing(self, method: Any) -> None:
+        """Pass over all but the end: what the broker sent before it read our channel.close."""
+        name = f"{method.klass.name}.{method.name}"
+        if name == "channel.close":
+            self.channel_close_ok()
+        elif name == "channel.close-ok":
+            self.client.release_channel(self)
+
+    def content_received(self, payload: bytes, properties: bytes, body: bytes | None) -> None:
+        """Take a message."""
+        receiver = self.receiver
+        if receiver is None or self.closed:
+            return
+        kind = payload[:4]
+        if kind == BASIC_DELIVER:
+            receiver.delivered(parse_deliver(payload), properties, body)
+        elif kind == BASIC_RETURN:
+            receiver.returned(decode_method(payload)[1], body)
+        else:
+            raise FrameError("a message that nobody asked for")
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def abandon(self, reason: ClosedError) -> None:
+        """Close the channel without waiting for the broker's word; its number is free when that comes."""
+        if self.closed:
+            return
+        self._abandoned = True
+        self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE, (200, reason.problem[:200], 0, 0))))
+        self.do_close(reason)
+
+    def do_close(self, reason: ClosedError) -> None:
+        """Note that it has ended, and tell who waits and who uses it."""
+        if self.closed:
+            return
+        self.closed = True
+        self.reason = reason
+        self._cancel_timer()
+        asked, self._asked = self._asked, None
+        requests, self._requests = self._requests, deque()
+        for request in (*([asked] if asked else ()), *requests):
+            if not request.answer.called:
+                request.answer.errback(Failure(reason))
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.channel_closed(reason)
+
+
+@attrs.frozen(eq=False)
+class Invocation:
+    """A method that the broker sends by itself, as txamqp's delegate takes it."""
+
+    method: Any
+    args: tuple[Any, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the argument of that name."""
+        fields = self.method.fields
+        field = fields.bypyname.get(name)
+        if field is None:
+            raise AttributeError(name)
+        return self.args[fields.index(field)]
+
+
+def _let_go(answer: Deferred[Any]) -> None:
+    """Let a cancelled Deferred fail by itself; its answer still comes, and is passed over."""
+
+
+_CONFIRMATIONS = frozenset({BASIC_ACK, BASIC_NACK})
+_CHANNEL_CLOSE = SPEC.classes.byname["channel"].methods.byname["close"]

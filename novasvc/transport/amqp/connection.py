@@ -1,0 +1,403 @@
+"""A connection that stays: hosts in turn, deadlines, backoff, and its states as an Automat machine.
+
+idle -> connecting -> handshaking -> preparing -> ready <-> blocked; waiting after a failure, then
+connecting again; closing -> closed at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import attrs
+from automat import TypeMachineBuilder
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import connectProtocol
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, TransportClosedError
+from novasvc.transport.amqp.address import BrokerAddress, Host
+from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.protocol import AMQPProtocol, Login
+from novasvc.transport.amqp.tls import endpoint, explain, is_refusal
+
+_log = Logger()
+
+_ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
+"""Reply codes: wrong credentials or a missing permission; a virtual host that is not for us."""
+
+
+class ConnectionUser(Protocol):
+    """What a connection is kept for."""
+
+    async def prepare(self, protocol: AMQPProtocol) -> None:
+        """Make everything that is to be there on a new connection.
+
+        :raises BrokerError: it cannot be made. ClosedError: the connection was lost meanwhile.
+        """
+
+    def ready(self) -> None:
+        """Go on: messages can be sent. Called after prepare, and when the broker takes messages again."""
+
+    def lost(self, reason: ClosedError) -> None:
+        """Give up what was under way on the connection."""
+
+
+class _Machine(Protocol):
+    """The inputs. None of them waits."""
+
+    def open(self) -> None:
+        """Begin to connect."""
+
+    def connected(self) -> None:
+        """Note that the socket is there."""
+
+    def greeted(self) -> None:
+        """Note that the virtual host is open."""
+
+    def prepared(self) -> None:
+        """Note that the user is ready."""
+
+    def failed(self, error: BrokerError) -> None:
+        """Note that an attempt has failed, or that the connection was lost."""
+
+    def wait_over(self) -> None:
+        """Begin the next attempt."""
+
+    def block(self) -> None:
+        """Note that the broker takes no messages."""
+
+    def unblock(self) -> None:
+        """Note that it does again."""
+
+    def close(self) -> None:
+        """Disconnect for good."""
+
+    def gone(self) -> None:
+        """Note that the goodbyes are said."""
+
+
+def quick_backoff() -> RetryPolicy:
+    """Make the policy for a broker that is gone: a fleet wants to be back within seconds of it."""
+    return jittered_backoff(first=0.5, longest=2.0)
+
+
+def slow_backoff() -> RetryPolicy:
+    """Make the policy for a broker that will not have us: only an operator changes that."""
+    return jittered_backoff(first=4.0, longest=60.0)
+
+
+@attrs.define(eq=False)
+class Connection:
+    """Keeps one connection to one of the hosts of an address.
+
+    :param name: what it is for: "publishing", "consuming".
+    :param address: where to, and who we are.
+    :param options: deadlines, heartbeat, TLS.
+    :param reactor: connects, and measures time.
+    :param user: what it is kept for.
+    :param retry: seconds to wait after the nth failed round of hosts.
+    :param retry_refused: the same, if the broker answered and will not have us.
+    """
+
+    name: str
+    address: BrokerAddress
+    options: BrokerOptions
+    reactor: Any
+    user: ConnectionUser
+    client_name: str
+    retry: RetryPolicy = attrs.field(factory=quick_backoff)
+    retry_refused: RetryPolicy = attrs.field(factory=slow_backoff)
+    state: str = attrs.field(default="idle", init=False)
+    blocked_by: str = attrs.field(default="", init=False)
+    is_congested: bool = attrs.field(default=False, init=False)
+    problem: BrokerError | None = attrs.field(default=None, init=False)
+    protocol: AMQPProtocol | None = attrs.field(default=None, init=False)
+    reconnects: int = attrs.field(default=0, init=False)
+    _machine: _Machine = attrs.field(init=False)
+    _host: Host = attrs.field(init=False)
+    _attempts: int = attrs.field(default=0, init=False)
+    _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _opening: Deferred[None] | None = attrs.field(default=None, init=False)
+    _outcome: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
+    _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._machine = _make_machine(self)
+
+    # -- for the outside -----------------------------------------------------------------------
+
+    def open(self) -> Deferred[None]:
+        """Connect; called once.
+
+        :return: Deferred[None], fired when it is ready; fails with a BrokerError when every host was
+            tried once in vain. After the first success it reconnects by itself.
+        """
+        self._opening = Deferred(lambda _: self._machine.close())
+        self._machine.open()
+        return self._opening
+
+    def close(self) -> Deferred[None]:
+        """Disconnect for good.
+
+        :return: Deferred[None], fired when that is done; never fails.
+        """
+        if self.state == "closed":
+            return succeed(None)
+        closed: Deferred[None] = Deferred()
+        self._closing.append(closed)
+        self._machine.close()
+        return closed
+
+    # -- Observer ------------------------------------------------------------------------------
+
+    def lost(self, reason: ClosedError) -> None:
+        """Hear that the connection has ended; see Observer."""
+        was_ready = self.state in {"ready", "blocked"}
+        self.is_congested = False
+        self.user.lost(reason)
+        if was_ready and not reason.clean:
+            self._machine.failed(self._explained(reason))
+
+    def blocked(self, reason: str) -> None:
+        """Hear that the broker takes no messages; see Observer."""
+        self.blocked_by = reason
+        self._machine.block()
+
+    def unblocked(self) -> None:
+        """Hear that it does again; see Observer."""
+        self._machine.unblock()
+
+    def congested(self, congested: bool) -> None:  # noqa: FBT001 - as Observer has it
+        """Hear whether the socket takes more; see Observer."""
+        self.is_congested = congested
+        if not congested and self.state == "ready":
+            self.user.ready()
+
+    # -- for the machine -----------------------------------------------------------------------
+
+    def enter(self, state: str) -> None:
+        """Be in a state from now on."""
+        self.state = state
+
+    def begin(self) -> None:
+        """Try the next host."""
+        hosts = self.address.hosts
+        self._host = hosts[self._attempts % len(hosts)]
+        self._attempts += 1
+        self._attempt = Deferred.fromCoroutine(self._walk())
+        self._attempt.addErrback(self._attempt_failed)
+
+    async def _walk(self) -> None:
+        host, options = self._host, self.options
+        login = Login(username=host.username, password=host.password, vhost=self.address.vhost, name=self.client_name)
+        protocol = AMQPProtocol(
+            login,
+            clock=self.reactor,
+            heartbeat=options.heartbeat,
+            operation_timeout=options.operation_timeout,
+            observer=self,
+        )
+        deadline = self.reactor.seconds() + options.connect_timeout
+
+        async def in_time(step: Deferred[Any], doing: str) -> None:
+            left = max(0.0, deadline - self.reactor.seconds())
+            late = ClosedError(f"{doing} took longer than {options.connect_timeout:g} s")
+            await step.addTimeout(left, self.reactor, onTimeoutCancel=lambda _, __: Failure(late))
+
+        try:
+            way = endpoint(self.reactor, host.host, host.port, self.address.tls, options, options.connect_timeout)
+            await in_time(connectProtocol(way, protocol), "connecting")
+            self._machine.connected()
+            await in_time(Deferred.fromCoroutine(protocol.handshake()), "the handshake")
+            self._machine.greeted()
+            await self.user.prepare(protocol)
+        except BaseException as error:
+            protocol.end(error if isinstance(error, ClosedError) else ClosedError("it was not needed", clean=True))
+            raise
+        self.protocol = protocol
+        self._machine.prepared()
+
+    def _attempt_failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError) and self.state in {"closing", "closed"}:
+            return
+        error = failure.value
+        if isinstance(error, ClosedError):
+            self._machine.failed(self._explained(error))
+        elif isinstance(error, BrokerError):
+            self._machine.failed(error)
+        else:
+            if not is_refusal(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
+                _log.failure("connecting to {broker} failed", failure, broker=self._shown())
+            kind = BrokerRefusedError if is_refusal(failure) else BrokerUnavailableError
+            self._machine.failed(kind(self._shown(), explain(failure)))
+
+    def _explained(self, reason: ClosedError) -> BrokerError:
+        """Say what ended a connection, to the person who has to do something about it."""
+        shown = self._shown()
+        if reason.cause is not None:
+            kind = BrokerRefusedError if is_refusal(reason.cause) else BrokerUnavailableError
+            return kind(shown, explain(reason.cause))
+        if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
+            return BrokerRefusedError(shown, f"it refuses the user {self._host.username!r}: {reason}")
+        if reason.code in {_ACCESS_REFUSED, _NOT_ALLOWED}:
+            return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
+        return BrokerUnavailableError(shown, str(reason))
+
+    def _shown(self) -> str:
+        return self.address.shown(self._host)
+
+    def note(self, error: BrokerError) -> None:
+        """Say that the broker is gone, once for each distinct reason."""
+        before, self.problem, self.protocol = self.problem, error, None
+        if self._opening is None and (before is None or str(before) != str(error)):
+            _log.warn("the connection for {name} is lost, and tried again: {error}", name=self.name, error=error)
+
+    def wait(self, error: BrokerError) -> None:
+        """Go to the next host at once, or begin the next round after a while."""
+        rounds, place = divmod(self._attempts, len(self.address.hosts))
+        was_there = self._attempts == 0
+        if place and not was_there:
+            delay = 0.0
+        else:
+            policy = self.retry_refused if isinstance(error, BrokerRefusedError) else self.retry
+            delay = policy(max(1, rounds))
+        self._timer = self.reactor.callLater(delay, self._wait_over)
+
+    def _wait_over(self) -> None:
+        self._timer = None
+        self._machine.wait_over()
+
+    def all_tried(self) -> bool:
+        """Tell whether a first opening has tried every host."""
+        return self._opening is not None and self._attempts >= len(self.address.hosts)
+
+    def is_ready(self) -> None:
+        """Go on, and say so if somebody was told of an outage."""
+        opening, self._opening = self._opening, None
+        self._attempts, self._attempt = 0, None
+        if opening is None:
+            self.reconnects += 1
+            _log.info("the connection for {name} is there again: {broker}", name=self.name, broker=self._shown())
+        self.problem = None
+        self.user.ready()
+        if opening is not None:
+            opening.callback(None)
+
+    def give_up(self, error: BrokerError) -> None:
+        """End a first opening that reached no host."""
+        self._outcome = error
+        self._machine.close()
+
+    def leave(self) -> None:
+        """Say goodbye, as far as somebody is there."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._attempt is not None:
+            self._attempt.cancel()
+        protocol, self.protocol = self.protocol, None
+        goodbye = succeed(None) if protocol is None else protocol.close()
+        goodbye.addBoth(lambda _: self._machine.gone())
+
+    def finish(self) -> None:
+        """Answer all who wait."""
+        opening, self._opening = self._opening, None
+        closing, self._closing = self._closing, []
+        if opening is not None and not opening.called:
+            opening.errback(self._outcome)
+        for closed in closing:
+            closed.callback(None)
+
+
+_EXPECTED = (
+    "twisted.internet.error.ConnectError",
+    "twisted.internet.error.ConnectionClosed",
+    "twisted.internet.error.DNSLookupError",
+    "twisted.internet.defer.TimeoutError",
+)
+
+
+def _build() -> Callable[[Connection], _Machine]:
+    builder = TypeMachineBuilder(_Machine, Connection)
+    names = "idle connecting handshaking preparing ready blocked waiting closing closed"
+    states = {name: builder.state(name) for name in names.split()}
+    idle, connecting, handshaking, preparing, ready, blocked, waiting, closing, closed = states.values()
+    trying = (connecting, handshaking, preparing)
+    there = (ready, blocked)
+
+    for before, given in ((idle, _Machine.open), (waiting, _Machine.wait_over)):
+
+        @before.upon(given).to(connecting)
+        def begin(machine: _Machine, connection: Connection) -> None:
+            connection.enter("connecting")
+            connection.begin()
+
+    @connecting.upon(_Machine.connected).to(handshaking)
+    def shake_hands(machine: _Machine, connection: Connection) -> None:
+        connection.enter("handshaking")
+
+    @handshaking.upon(_Machine.greeted).to(preparing)
+    def prepare(machine: _Machine, connection: Connection) -> None:
+        connection.enter("preparing")
+
+    @preparing.upon(_Machine.prepared).to(ready)
+    def be_ready(machine: _Machine, connection: Connection) -> None:
+        connection.enter("ready")
+        connection.is_ready()
+
+    for state in (*trying, *there):
+
+        @state.upon(_Machine.failed).to(waiting)
+        def wait(machine: _Machine, connection: Connection, error: BrokerError) -> None:
+            connection.enter("waiting")
+            connection.note(error)
+            if connection.all_tried():
+                connection.give_up(error)
+            else:
+                connection.wait(error)
+
+    @ready.upon(_Machine.block).to(blocked)
+    def block(machine: _Machine, connection: Connection) -> None:
+        connection.enter("blocked")
+        _log.warn("the broker takes no messages: {reason}", reason=connection.blocked_by)
+
+    @blocked.upon(_Machine.unblock).to(ready)
+    def unblock(machine: _Machine, connection: Connection) -> None:
+        connection.enter("ready")
+        _log.info("the broker takes messages again")
+        connection.user.ready()
+
+    for state in (*trying, waiting, closing, closed, blocked):
+        state.upon(_Machine.block).loop().returns(None)
+    for state in (*trying, waiting, closing, closed, ready):
+        state.upon(_Machine.unblock).loop().returns(None)
+
+    for state in (idle, *trying, *there, waiting):
+
+        @state.upon(_Machine.close).to(closing)
+        def close(machine: _Machine, connection: Connection) -> None:
+            connection.enter("closing")
+            connection.leave()
+
+    @closing.upon(_Machine.gone).to(closed)
+    def end(machine: _Machine, connection: Connection) -> None:
+        connection.enter("closed")
+        connection.finish()
+
+    for state in (closing, closed):
+        state.upon(_Machine.close).loop().returns(None)
+        for late in (_Machine.connected, _Machine.greeted, _Machine.prepared, _Machine.wait_over):
+            state.upon(late).loop().returns(None)
+
+        @state.upon(_Machine.failed).loop()
+        def too_late(machine: _Machine, connection: Connection, error: BrokerError) -> None:
+            """Pass over it: nobody waits for it any more."""
+
+    return builder.build()
+
+
+_make_machine = _build()

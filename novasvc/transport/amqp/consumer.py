@@ -1,0 +1,121 @@
+"""What is consumed is kept up: subscriptions that outlive channels, queues and connections."""
+
+from typing import Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from novasvc.backoff import jittered_backoff
+from novasvc.errors import BrokerError
+from novasvc.transport.amqp import topology
+from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.connection import Connection
+from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.protocol import AMQPProtocol
+
+_log = Logger()
+
+NOT_FOUND = 404
+"""The reply code for a queue that is gone."""
+
+
+class _Subscription(Protocol):
+    """What is kept up on the consuming connection."""
+
+    async def establish(self, protocol: AMQPProtocol) -> None:
+        """Open a channel, declare, consume.
+
+        :raises ClosedError: the channel or the connection was lost on the way.
+        """
+
+    def connection_lost(self) -> None:
+        """Give up what came by the connection."""
+
+
+@attrs.define(eq=False)
+class Consumers:
+    """The subscriptions of a transport, and the connection that they share.
+
+    :param options: how queues are declared.
+    :param clock: for the pauses between attempts.
+    """
+
+    options: BrokerOptions
+    clock: IReactorTime
+    connection: Connection = attrs.field(init=False)
+    _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
+
+    async def add(self, subscription: _Subscription) -> None:
+        """Keep one more subscription up.
+
+        :raises BrokerError: it cannot be established.
+        """
+        await self._establish(subscription)
+        self._subscriptions.append(subscription)
+
+    def remove(self, subscription: _Subscription) -> None:
+        """Keep it up no longer."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    async def _establish(self, subscription: _Subscription) -> None:
+        broker = self.connection.address.shown()
+        protocol = self.connection.protocol
+        if protocol is None:
+            raise self.connection.problem or topology.refusal(broker, ClosedError("the connection is lost"))
+        try:
+            await subscription.establish(protocol)
+        except ClosedError as reason:
+            raise topology.refusal(broker, reason) from reason
+
+    def repair(self, subscription: _Subscription) -> None:
+        """Establish a subscription again that lost its channel or its queue; try until it is there."""
+        repairing = Deferred.fromCoroutine(self._repair(subscription))
+        repairing.addErrback(lambda failure: _log.failure("a subscription cannot be repaired", failure))
+
+    async def _repair(self, subscription: _Subscription) -> None:
+        protocol = self.connection.protocol
+        wait = jittered_backoff(first=0.2, longest=4.0)
+        told: str | None = None
+        attempt = 0
+        while protocol is not None and not protocol.closed and subscription in self._subscriptions:
+            attempt += 1
+            await deferLater(self.clock, wait(attempt), lambda: None)
+            if protocol is not self.connection.protocol or subscription not in self._subscriptions:
+                return  # A new connection restores it.
+            try:
+                await self._establish(subscription)
+            except BrokerError as error:
+                if told != str(error):
+                    told = str(error)
+                    _log.error(
+                        "{subscription} cannot consume, trying until it can: {error}",
+                        subscription=str(subscription),
+                        error=error,
+                    )
+            else:
+                _log.info("{subscription} consumes again", subscription=str(subscription))
+                return
+
+    # -- ConnectionUser ------------------------------------------------------------------------
+
+    async def prepare(self, protocol: AMQPProtocol) -> None:
+        """Establish all subscriptions; see ConnectionUser."""
+        for subscription in list(self._subscriptions):
+            if subscription not in self._subscriptions:
+                continue
+            try:
+                await subscription.establish(protocol)
+            except ClosedError as reason:
+                raise topology.refusal(self.connection.address.shown(), reason) from reason
+
+    def ready(self) -> None:
+        """Do nothing: what comes, comes."""
+
+    def lost(self, reason: ClosedError) -> None:
+        """Give up what came by the connection; see ConnectionUser."""
+        for subscription in list(self._subscriptions):
+            subscription.connection_lost()

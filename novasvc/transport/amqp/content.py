@@ -1,0 +1,119 @@
+"""The properties of our messages: those that come with each call compiled, all others by the spec."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from novasvc.transport.amqp.codec import decode_properties, encode_properties
+
+# content type, content encoding, headers (an empty table), delivery mode, priority; see docs/protocol.md.
+_USUAL = b"\x10application/json\x05utf-8\x00\x00\x00\x00\x02\x00"
+PLAIN = b"\xf8\x00" + _USUAL
+"""The properties of a message that does not expire."""
+_EXPIRING = b"\xf9\x00" + _USUAL
+_EXPIRATION_AT = len(_EXPIRING) + 1
+_LONGEST_TTL = 2**32 - 1
+"""Milliseconds; the broker takes no more."""
+
+DELIVERIES = "x-novasvc-deliveries"
+"""Header of a message that was given back: how often it had been delivered."""
+_BROKER_COUNT = "x-delivery-count"
+"""Header of a quorum queue's message: how often it came back."""
+_COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
+
+
+class Properties(NamedTuple):
+    """What we read of a message's properties.
+
+    :param expires_in: seconds that it had when it was sent, or None.
+    :param deliveries: how often it was delivered, as its headers say.
+    :param counted_by_broker: the broker counts, and has counted this delivery.
+    :param compressed: its body is a zlib stream.
+    """
+
+    expires_in: float | None = None
+    deliveries: int = 0
+    counted_by_broker: bool = False
+    compressed: bool = False
+
+
+_NOTHING = Properties()
+
+
+def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None) -> bytes:
+    """Write flags and values.
+
+    :param ttl: seconds after which the broker drops the message, or None.
+    """
+    if headers:
+        values: dict[str, Any] = {
+            "content_type": "application/json",
+            "content_encoding": "utf-8",
+            "headers": headers,
+            "delivery_mode": 2,
+            "priority": 0,
+        }
+        if ttl is not None:
+            values["expiration"] = str(_milliseconds(ttl))
+        return encode_properties(values)
+    if ttl is None:
+        return PLAIN
+    expiration = b"%d" % _milliseconds(ttl)
+    return b"".join((_EXPIRING, bytes((len(expiration),)), expiration))
+
+
+def read_properties(data: bytes) -> Properties:
+    """Read flags and values.
+
+    :raises CodecError: they are malformed.
+    """
+    if data == PLAIN:
+        return _NOTHING
+    if data.startswith(_EXPIRING) and len(data) == _EXPIRATION_AT + data[_EXPIRATION_AT - 1]:
+        return Properties(_seconds(data[_EXPIRATION_AT:]))
+    values = decode_properties(data)
+    headers = values.get("headers") or {}
+    ours, brokers = (_count(headers.get(name)) for name in (DELIVERIES, _BROKER_COUNT))
+    return Properties(
+        _seconds(str(values.get("expiration", "")).encode()),
+        ours + brokers,
+        _BROKER_COUNT in headers,
+        headers.get("compression") in _COMPRESSED,
+    )
+
+
+def readable(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
+    """Return a message's body as its sender meant it, and what its properties say.
+
+    :param body: None if it was over the limit.
+    :param limit: bytes, for a body that has to be inflated.
+    :raises ValueError: it cannot be read.
+    """
+    if body is None:
+        raise ValueError(f"it is longer than {limit} bytes")
+    read = read_properties(properties)
+    return (_inflate(body, limit) if read.compressed else body), read
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    """Undo a peer's compression."""
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise ValueError("it says that it is compressed, and is not") from error
+    if len(plain) > limit or not stream.eof:
+        raise ValueError(f"uncompressed it is longer than {limit} bytes, or cut short")
+    return plain
+
+
+def _milliseconds(ttl: float) -> int:
+    return min(max(1, int(ttl * 1000)), _LONGEST_TTL)
+
+
+def _seconds(expiration: bytes) -> float | None:
+    return int(expiration) / 1000 if expiration.isdigit() and len(expiration) < 16 else None  # noqa: PLR2004
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 < value < 2**31 else 0

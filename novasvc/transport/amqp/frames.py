@@ -1,0 +1,283 @@
+"""The frames of AMQP 0-9-1: the stream taken apart, and the few messages that come by the thousand, compiled.
+
+What comes with each call (publish, deliver, ack) is packed and unpacked here with ``struct``;
+all the rest goes through the spec, see :mod:`novasvc.transport.amqp.codec`. Both give the same
+bytes. Nothing here knows a socket.
+"""
+
+from functools import lru_cache
+from struct import Struct
+from struct import error as _struct_error
+from typing import NamedTuple, Protocol
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+"""The types of frames."""
+
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+"""What a client says first."""
+
+SMALLEST_FRAME = 4096
+"""Bytes of a frame that either side takes in any case."""
+
+_END = b"\xce"
+_END_OCTET = 0xCE
+_OVERHEAD = 8
+"""Bytes of a frame beside its payload."""
+
+_FRAME = Struct(">BHI")
+_METHOD = Struct(">HH")
+_PUBLISH = Struct(">BHIHHH")
+_CONTENT = Struct(">BHIHHQ")
+_CONTENT_BYTES = 12
+_SIZE = Struct(">Q")
+_TAGGED = Struct(">BHIHHQBB")
+_TAG = Struct(">Q")
+
+BASIC_PUBLISH = _METHOD.pack(60, 40)
+BASIC_RETURN = _METHOD.pack(60, 50)
+BASIC_DELIVER = _METHOD.pack(60, 60)
+BASIC_GET_OK = _METHOD.pack(60, 71)
+BASIC_ACK = _METHOD.pack(60, 80)
+BASIC_NACK = _METHOD.pack(60, 120)
+_WITH_CONTENT = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
+
+HEARTBEAT_FRAME = _FRAME.pack(HEARTBEAT, 0, 0) + _END
+"""The whole frame of a sign of life."""
+
+
+class FrameError(ValueError):
+    """Bytes that are no AMQP, or too many of them. The connection cannot go on after them."""
+
+
+class FrameReceiver(Protocol):
+    """What takes the parts of the stream."""
+
+    def method_received(self, channel: int, payload: bytes) -> None:
+        """Take a method without content.
+
+        :param payload: class id, method id and arguments.
+        """
+
+    def content_received(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
+        """Take a method with its content.
+
+        :param properties: flags and values.
+        :param body: None if it was over the limit, and was thrown away.
+        """
+
+    def heartbeat_received(self) -> None:
+        """Take a sign of life."""
+
+
+class _Content:
+    """What has come of a message so far."""
+
+    __slots__ = ("body", "expected", "payload", "properties", "received")
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.properties: bytes | None = None
+        self.expected = 0
+        self.received = 0
+        self.body: list[bytes] | None = None
+
+
+class FrameReader:
+    """Takes the stream apart, however it is cut in pieces.
+
+    :param receiver: gets the parts, in order.
+    :param frame_max: bytes of a frame at the most; what was negotiated.
+    :param body_limit: bytes of a message's body; of a longer one nothing is kept.
+    """
+
+    def __init__(self, receiver: FrameReceiver, *, frame_max: int, body_limit: int) -> None:
+        self.frame_max = frame_max
+        self._body_limit = body_limit
+        self._receiver = receiver
+        self._rest = bytearray()
+        self._needed = 0
+        self._contents: dict[int, _Content] = {}
+        self._takers = {METHOD: self._method, HEADER: self._header, BODY: self._body, HEARTBEAT: self._heartbeat}
+
+    def forget_channel(self, channel: int) -> None:
+        """Give up what has come of a channel's message; the rest of it will not come."""
+        self._contents.pop(channel, None)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece.
+
+        :raises FrameError: it is no AMQP; nothing may be fed after that.
+        """
+        if self._rest:
+            # Joined when a frame is complete and not before, or many small pieces would cost their square.
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return
+            data = bytes(self._rest)
+            self._rest.clear()
+        at, end, read = 0, len(data), _FRAME.unpack_from
+        while end - at >= _OVERHEAD:
+            kind, channel, size = read(data, at)
+            if size + _OVERHEAD > self.frame_max:
+                raise FrameError(f"a frame of {size + _OVERHEAD} bytes where {self.frame_max} were agreed upon")
+            after = at + _OVERHEAD + size
+            if after > end:
+                break
+            if data[after - 1] != _END_OCTET:
+                raise FrameError("a frame does not end where it says")
+            payload = data[at + 7 : after - 1]
+            at = after
+            take = self._takers.get(kind)
+            if take is None:
+                raise FrameError(f"a frame of the unknown type {kind}")
+            take(channel, payload)
+        if at < end:
+            self._rest += data[at:]
+            self._needed = _OVERHEAD if end - at < _OVERHEAD else _OVERHEAD + size
+
+    def _heartbeat(self, _channel: int, _payload: bytes) -> None:
+        self._receiver.heartbeat_received()
+
+    def _method(self, channel: int, payload: bytes) -> None:
+        if channel in self._contents:
+            raise FrameError("a method in the midst of a message")
+        if payload[:4] in _WITH_CONTENT:
+            self._contents[channel] = _Content(payload)
+        else:
+            self._receiver.method_received(channel, payload)
+
+    def _header(self, channel: int, payload: bytes) -> None:
+        content = self._contents.get(channel)
+        if content is None or content.properties is not None:
+            raise FrameError("a content header without its method")
+        if len(payload) < _CONTENT_BYTES:
+            raise FrameError("a content header is too short")
+        (content.expected,) = _SIZE.unpack_from(payload, 4)
+        content.properties = payload[_CONTENT_BYTES:]
+        if content.expected == 0:
+            self._complete(channel, content, b"")
+        elif content.expected <= self._body_limit:
+            content.body = []
+
+    def _body(self, channel: int, payload: bytes) -> None:
+        content = self._contents.get(channel)
+        if content is None or content.properties is None:
+            raise FrameError("a message's body without its header")
+        if len(payload) == content.expected and not content.received and content.body is not None:
+            self._complete(channel, content, payload)  # in one frame, as nearly always
+            return
+        content.received += len(payload)
+        if content.received > content.expected:
+            raise FrameError("a message's body is longer than its header says")
+        if content.body is not None:
+            content.body.append(payload)
+        if content.received == content.expected:
+            self._complete(channel, content, None if content.body is None else b"".join(content.body))
+
+    def _complete(self, channel: int, content: _Content, body: bytes | None) -> None:
+        del self._contents[channel]
+        self._receiver.content_received(channel, content.payload, content.properties or b"", body)
+
+
+class Deliver(NamedTuple):
+    """The arguments of basic.deliver.
+
+    :param consumer_tag: bytes, as all names here.
+    :param redelivered: the broker gave it to somebody before.
+    """
+
+    consumer_tag: bytes
+    delivery_tag: int
+    redelivered: bool
+    exchange: bytes
+    routing_key: bytes
+
+
+def parse_deliver(payload: bytes) -> Deliver:
+    """Read basic.deliver.
+
+    :param payload: class id, method id and arguments.
+    :raises FrameError: it is cut short.
+    """
+    try:
+        at = 5 + payload[4]
+        consumer_tag = payload[5:at]
+        (delivery_tag,) = _TAG.unpack_from(payload, at)
+        redelivered = payload[at + 8]
+        key_at = at + 10 + payload[at + 9]
+        exchange = payload[at + 10 : key_at]
+        end = key_at + 1 + payload[key_at]
+    except (IndexError, ValueError, OverflowError, _struct_error) as error:
+        raise FrameError("basic.deliver is cut short") from error
+    if end != len(payload):
+        raise FrameError("basic.deliver is not as long as it says")
+    return Deliver(consumer_tag, delivery_tag, bool(redelivered & 1), exchange, payload[key_at + 1 : end])
+
+
+def parse_ack(payload: bytes) -> tuple[int, bool]:
+    """Read basic.ack or basic.nack.
+
+    :return: the delivery tag, and whether all before it are meant too.
+    :raises FrameError: it has another length.
+    """
+    if len(payload) != _ACK_BYTES:
+        raise FrameError("basic.ack or basic.nack of a wrong length")
+    (tag,) = _TAG.unpack_from(payload, 4)
+    return tag, bool(payload[12] & 1)
+
+
+_ACK_BYTES = 13
+
+
+@lru_cache(maxsize=4096)
+def pack_publish(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:  # noqa: FBT001 - a field of the method
+    """Write the frame of basic.publish. The same few come again and again, and are kept.
+
+    :raises ValueError: a name is longer than 255 bytes.
+    """
+    names = b"".join(_short(name) for name in (exchange, routing_key))
+    size = 4 + 2 + len(names) + 1
+    return _PUBLISH.pack(METHOD, channel, size, 60, 40, 0) + names + bytes((mandatory,)) + _END
+
+
+def pack_content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:
+    """Write the frames of a message's header and body.
+
+    :param properties: flags and values.
+    :param frame_max: bytes of a frame at the most; a longer body goes in several.
+    """
+    length = len(body)
+    head = _CONTENT.pack(HEADER, channel, _CONTENT_BYTES + len(properties), 60, 0, length)
+    largest = frame_max - _OVERHEAD
+    if 0 < length <= largest:
+        return b"".join((head, properties, _END, _FRAME.pack(BODY, channel, length), body, _END))
+    parts = [head, properties, _END]
+    for at in range(0, length, largest):
+        part = body[at : at + largest]
+        parts += (_FRAME.pack(BODY, channel, len(part)), part, _END)
+    return b"".join(parts)
+
+
+def pack_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:  # noqa: FBT001 - as pack_publish
+    """Write the frame of basic.ack."""
+    return _TAGGED.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, _END_OCTET)
+
+
+def pack_reject(channel: int, delivery_tag: int, requeue: bool) -> bytes:  # noqa: FBT001 - as pack_publish
+    """Write the frame of basic.reject."""
+    return _TAGGED.pack(METHOD, channel, 13, 60, 90, delivery_tag, requeue, _END_OCTET)
+
+
+def pack_frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """Write a frame."""
+    return b"".join((_FRAME.pack(kind, channel, len(payload)), payload, _END))
+
+
+def _short(name: str) -> bytes:
+    octets = name.encode()
+    if len(octets) > _NAME_BYTES:
+        raise ValueError(f"{name!r} is {len(octets)} bytes long, and a name on the broker may have {_NAME_BYTES}")
+    return bytes((len(octets),)) + octets
+
+
+_NAME_BYTES = 255

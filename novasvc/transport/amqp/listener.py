@@ -1,0 +1,305 @@
+"""Requests on their way in: what a server consumes, and how each message of it is settled."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from novasvc.interfaces import IDelivery, IListener
+from novasvc.target import Target
+from novasvc.transport.amqp import topology
+from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
+from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
+from novasvc.transport.amqp.content import DELIVERIES, Properties, readable
+from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
+from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
+from novasvc.transport.amqp.publisher import Message
+
+_log = Logger()
+
+Receiver = Callable[[IDelivery], None]
+Publish = Callable[[Message], Deferred[None]]
+_REASON_CHARACTERS = 500
+
+
+@implementer(IDelivery)
+class Delivery:
+    """A message in the hands of a server; see IDelivery."""
+
+    __slots__ = ("_consumption", "_queue", "_tag", "body", "counted", "deliveries", "expires_in")
+
+    def __init__(
+        self,
+        consumption: "_Consumption",
+        tag: int,
+        queue: str,
+        body: bytes,
+        properties: Properties,
+        *,
+        redelivered: bool,
+    ) -> None:
+        self.body = body
+        self.expires_in = properties.expires_in
+        # A queue that does not count says only that it was not the first time.
+        uncounted = redelivered and not properties.counted_by_broker
+        self.deliveries = properties.deliveries + uncounted
+        self.counted = not uncounted
+        self._consumption = consumption
+        self._tag = tag
+        self._queue = queue
+
+    def ack(self) -> None:
+        """Take it; see IDelivery."""
+        self._consumption.ack(self._tag)
+
+    def reject(self) -> None:
+        """Drop it; see IDelivery."""
+        self._consumption.reject(self._tag, requeue=False)
+
+    def requeue(self, deliveries: int) -> None:
+        """Give it back; see IDelivery."""
+        # Sent anew, because the broker would mark it as redelivered, which it was not, or not count how often.
+        headers = {DELIVERIES: deliveries} if deliveries else None
+        ttl = self.expires_in
+        message = Message("", self._queue, self.body, ttl, mandatory=True, target=self._queue, headers=headers)
+        self._consumption.move(self._tag, message)
+
+    def quarantine(self, reason: str) -> None:
+        """Put it aside; see IDelivery."""
+        listener = self._consumption.listener
+        queue = topology.quarantine_queue(listener.target.topic)
+        headers = {
+            DELIVERIES: self.deliveries,
+            "x-novasvc-queue": self._queue,
+            "x-novasvc-reason": reason[:_REASON_CHARACTERS],
+        }
+        message = Message("", queue, self.body, None, mandatory=True, target=queue, headers=headers)
+        self._consumption.move(self._tag, message, prepare=listener.declare_quarantine)
+
+
+@attrs.define(eq=False)
+class _Consumption(ChannelReceiver):
+    """What comes by one channel of a listener; it ends with the channel, the listener does not.
+
+    :param queues: names by consumer tag.
+    """
+
+    listener: "Listener"
+    channel: Channel
+    queues: dict[bytes, str] = attrs.field(factory=dict)
+    _unsettled: dict[int, None] = attrs.field(factory=dict, init=False)
+    _acks: list[int] = attrs.field(factory=list, init=False)
+
+    def __len__(self) -> int:
+        return len(self._unsettled)
+
+    # -- settling ------------------------------------------------------------------------------
+
+    def ack(self, tag: int) -> None:
+        """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
+        if tag in self._unsettled:
+            del self._unsettled[tag]
+            self._acks.append(tag)
+            if len(self._acks) == 1:
+                self.channel.client.at_turn_end(self.flush)
+
+    def reject(self, tag: int, *, requeue: bool) -> None:
+        """Give a message back to the broker, or away."""
+        if tag in self._unsettled:
+            del self._unsettled[tag]
+            self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
+
+    def flush(self) -> None:
+        """Write the acknowledgements: one for all that come before what is still unsettled."""
+        acks, self._acks = self._acks, []
+        if not acks or self.channel.closed:
+            return
+        number, write = self.channel.id, self.channel.client.write
+        first_unsettled = next(iter(self._unsettled), None)
+        if first_unsettled is None:
+            write(pack_ack(number, max(acks), True))
+            return
+        before = [tag for tag in acks if tag < first_unsettled]
+        if before:
+            write(pack_ack(number, max(before), True))
+        write(b"".join([pack_ack(number, tag, False) for tag in acks if tag > first_unsettled]))
+
+    def move(self, tag: int, message: Message, prepare: Callable[[], Deferred[Any]] | None = None) -> None:
+        """Send a message to another place, and acknowledge it here when it is there.
+
+        :param prepare: makes the place.
+        """
+        if tag not in self._unsettled:
+            return
+        moving = succeed(None) if prepare is None else prepare()
+        moving.addCallback(lambda _: self.listener.publish(message))
+        moving.addCallbacks(lambda _: self.ack(tag), partial(self._not_moved, tag, message.target))
+        self.listener.keep(moving)
+
+    def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
+        """Leave it to the broker, which says "redelivered" of it and does not count."""
+        _log.warn("a message could not be moved to {target}, it goes back: {error}", target=target, error=failure.value)
+        self.reject(tag, requeue=True)
+
+    # -- ChannelReceiver -----------------------------------------------------------------------
+
+    def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
+        """Hand a message on; see ChannelReceiver."""
+        tag = deliver.delivery_tag
+        self._unsettled[tag] = None
+        queue = self.queues.get(deliver.consumer_tag, "")
+        try:
+            body, read = readable(body, properties, BODY_LIMIT)
+        except ValueError as error:
+            self.listener.unreadable += 1
+            _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
+            self.reject(tag, requeue=False)
+            return
+        self.listener.receiver(Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered))
+
+    def consumer_cancelled(self, consumer_tag: str) -> None:
+        """Declare and consume again: the queue is gone; see ChannelReceiver."""
+        queue = self.queues.get(consumer_tag.encode())
+        _log.warn("the queue {queue} was deleted, or its node is gone", queue=queue)
+        self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
+
+    def channel_closed(self, reason: ClosedError) -> None:
+        """Forget what came by it; see ChannelReceiver."""
+        self._unsettled.clear()
+        self._acks.clear()
+        self.listener.consumption_ended(self, reason)
+
+
+@implementer(IListener)
+@attrs.define(eq=False)
+class Listener:
+    """Consumes what is sent to a topic, to a server of it, and to all its servers; see IListener.
+
+    :param exchange: the control exchange.
+    :param publish: sends what is given back or put aside.
+    """
+
+    _consumers: Consumers
+    target: Target
+    exchange: str
+    receiver: Receiver
+    prefetch: int
+    publish: Publish
+    unreadable: int = attrs.field(default=0, init=False)
+    _fanout_queue: str = attrs.field(init=False)
+    _consumption: _Consumption | None = attrs.field(default=None, init=False)
+    _cancelled: bool = attrs.field(default=False, init=False)
+    _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._fanout_queue = topology.new_fanout_queue(self.target.topic)
+
+    def __str__(self) -> str:
+        return f"the listener of {self.target}"
+
+    @property
+    def live(self) -> bool:
+        """Whether messages reach the receiver now; see IListener."""
+        return self._consumption is not None and not self._cancelled
+
+    async def establish(self, protocol: AMQPProtocol) -> None:
+        """Declare the queues and consume from them; see _Subscription."""
+        options, target = self._consumers.options, self.target
+        channel = await protocol.open_channel()
+        try:
+            # For each consumer by itself: quorum queues know no other way.
+            await channel.basic_qos(prefetch_count=min(self.prefetch, 65_535))
+            await topology.declare_exchange(channel, self.exchange, options)
+            requests = [target.topic]
+            if target.server is not None:
+                requests.append(topology.request_address(target))
+            for queue in requests:
+                await topology.declare_request_queue(channel, self.exchange, queue, options)
+            await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
+            consumption = _Consumption(self, channel)
+            channel.receiver = consumption
+            for number, queue in enumerate((*requests, self._fanout_queue), 1):
+                if self._cancelled:
+                    break
+                consumption.queues[b"%d" % number] = queue
+                await channel.basic_consume(queue=queue, consumer_tag=str(number))
+        except BaseException:
+            channel.receiver = None
+            channel.abandon(ClosedError("it cannot be set up"))
+            raise
+        self._consumption = consumption
+
+    def consumption_ended(self, consumption: _Consumption, reason: ClosedError) -> None:
+        """Begin again, unless the connection has ended: then its successor restores it."""
+        if consumption is not self._consumption:
+            return
+        self._consumption = None
+        if reason.code and not self._cancelled:
+            _log.warn("{listener} lost its channel: {reason}", listener=str(self), reason=reason)
+            self._consumers.repair(self)
+
+    def connection_lost(self) -> None:
+        """Do nothing: the channel has said so."""
+
+    def declare_quarantine(self) -> Deferred[Any]:
+        """Make the place for messages that are not to be run again."""
+        consumption = self._consumption
+        if consumption is None:
+            return succeed(None)
+        return topology.declare_quarantine(consumption.channel, self.target.topic)
+
+    def keep(self, moving: Deferred[Any]) -> None:
+        """Wait for it before the channel is closed."""
+        self._moving.append(moving)
+        moving.addBoth(lambda _: self._moving.remove(moving))
+
+    def cancel(self) -> Deferred[None]:
+        """Stop the deliveries; see IListener."""
+        self._cancelled = True
+        return Deferred.fromCoroutine(self._cancel())
+
+    async def _cancel(self) -> None:
+        consumption = self._consumption
+        if consumption is None:
+            return
+        try:
+            for tag in list(consumption.queues):
+                await consumption.channel.basic_cancel(consumer_tag=tag.decode())
+        except ClosedError:
+            pass  # It delivers nothing more either way.
+
+    def close(self) -> Deferred[None]:
+        """Give up the queue of fanouts, and what is unsettled; see IListener."""
+        self._cancelled = True
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        self._consumers.remove(self)
+        await DeferredList([_done(moving) for moving in self._moving])
+        consumption, self._consumption = self._consumption, None
+        if consumption is None:
+            return
+        consumption.flush()
+        try:
+            await consumption.channel.queue_delete(queue=self._fanout_queue)
+        except ClosedError:
+            return
+        consumption.channel.receiver = None
+        consumption.channel.abandon(ClosedError("done", clean=True))
+
+
+def _done(moving: Deferred[Any]) -> Deferred[None]:
+    """Wait for a Deferred without having its result."""
+    done: Deferred[None] = Deferred()
+
+    def end(result: Any) -> Any:
+        done.callback(None)
+        return result
+
+    moving.addBoth(end)
+    return done

@@ -1,0 +1,217 @@
+"""The transport of ``amqp:`` and ``rabbit:`` URLs."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.errors import BrokerError, TransportClosedError, UnconfirmedError, UndeliverableError
+from novasvc.interfaces import IListener, ITransport
+from novasvc.target import Target
+from novasvc.transport.amqp.address import BrokerAddress
+from novasvc.transport.amqp.connection import Connection, quick_backoff
+from novasvc.transport.amqp.consumer import Consumers
+from novasvc.transport.amqp.listener import Listener, Receiver
+from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.publisher import Message, Publisher
+from novasvc.transport.amqp.replybox import ReplyBox
+from novasvc.transport.amqp.topology import request_address
+
+_log = Logger()
+
+_REPLY_ATTEMPTS = 5
+"""Attempts to reach a caller whose queue is not there: it may come back with its connection."""
+_VANISHED_BOUND = 1000
+"""Callers that we know to be gone, and replies that are tried again, at the most."""
+_VANISHED_FOR = 60.0
+"""Seconds for which a caller who was not there is not tried again."""
+
+
+@implementer(ITransport)
+@attrs.define(eq=False)
+class AMQPTransport:
+    """RabbitMQ, as OpenStack's services use it; see ITransport and ``docs/protocol.md``.
+
+    See Note [Two connections] in :mod:`novasvc.transport.amqp.publisher`.
+
+    :param address: hosts, tried in turn, and who we are.
+    :param reactor: connects, and measures time.
+    :param exchange: the control exchange of targets that name none.
+    :param options: how queues are declared, deadlines, heartbeat, TLS.
+    :param name: what the broker's list of connections shows.
+    :param retry: seconds to wait after the nth failed round of hosts.
+    """
+
+    _address: BrokerAddress
+    _reactor: Any = attrs.field(kw_only=True)
+    _exchange: str = attrs.field(default="nova", kw_only=True)
+    _options: BrokerOptions = attrs.field(factory=BrokerOptions, kw_only=True)
+    _name: str = attrs.field(default="novasvc", kw_only=True)
+    _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
+    _publisher: Publisher = attrs.field(init=False)
+    _consumers: Consumers = attrs.field(init=False)
+    _connecting: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _listeners: list[Listener] = attrs.field(factory=list, init=False)
+    _boxes: dict[str, ReplyBox] = attrs.field(factory=dict, init=False)
+    _vanished: dict[str, float] = attrs.field(factory=dict, init=False)
+    _retrying: int = attrs.field(default=0, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+    unclaimed_replies: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._publisher = Publisher(self._exchange, self._options, self._reactor)
+        self._publisher.connection = self._connection("publishing", self._publisher)
+        self._consumers = Consumers(self._options, self._reactor)
+        self._consumers.connection = self._connection("consuming", self._consumers)
+
+    def _connection(self, name: str, user: Any) -> Connection:
+        return Connection(
+            name,
+            self._address,
+            self._options,
+            self._reactor,
+            user,
+            client_name=f"{self._name} ({name})",
+            retry=self._retry,
+        )
+
+    @property
+    def connections(self) -> tuple[Connection, Connection]:
+        """The connection that publishes and the one that consumes, whatever state they are in."""
+        return self._publisher.connection, self._consumers.connection
+
+    def open(self) -> Deferred[None]:
+        """Connect for publishing; consuming connects with the first that listens; see ITransport."""
+        return self._publisher.connection.open()
+
+    def close(self) -> Deferred[None]:
+        """Disconnect; see ITransport."""
+        self._closed = True
+        self._publisher.close()
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        for listener in list(self._listeners):
+            await listener.close()
+        for box in list(self._boxes.values()):
+            await box.close()
+        self._listeners, self._boxes = [], {}
+        for connection in reversed(self.connections):
+            await connection.close()
+
+    # -- in ------------------------------------------------------------------------------------
+
+    def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
+        """Consume; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("listening"))
+        exchange = target.exchange or self._exchange
+        listener = Listener(self._consumers, target, exchange, receiver, prefetch, self._publisher.publish)
+        return Deferred.fromCoroutine(self._listen(listener))
+
+    async def _listen(self, listener: Listener) -> IListener:
+        await self._connect()
+        await self._consumers.add(listener)
+        self._listeners.append(listener)
+        return listener
+
+    def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
+        """Receive replies; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("receiving replies"))
+        return Deferred.fromCoroutine(self._open_replies(ReplyBox(self._consumers, receiver)))
+
+    async def _open_replies(self, box: ReplyBox) -> str:
+        await self._connect()
+        await self._consumers.add(box)
+        self._boxes[box.name] = box
+        return box.name
+
+    def close_replies(self, address: str) -> Deferred[None]:
+        """Receive replies no longer; see ITransport."""
+        box = self._boxes.pop(address, None)
+        return succeed(None) if box is None else Deferred.fromCoroutine(box.close())
+
+    async def _connect(self) -> None:
+        """Connect for consuming, once."""
+        await self._connecting.acquire()
+        try:
+            if self._consumers.connection.state == "idle":
+                try:
+                    await self._consumers.connection.open()
+                except BrokerError:
+                    # The next that listens tries again, with a new one.
+                    self._consumers.connection = self._connection("consuming", self._consumers)
+                    raise
+        finally:
+            self._connecting.release()
+
+    # -- out -----------------------------------------------------------------------------------
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
+        """Send; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        if target.fanout:
+            return self._publisher.fanout(target.topic, body, ttl, str(target))
+        exchange = target.exchange or self._exchange
+        return self._publisher.publish(Message(exchange, request_address(target), body, ttl, mandatory, str(target)))
+
+    def reply(self, address: str, body: bytes) -> Deferred[None]:
+        """Reply; see ITransport.
+
+        A caller whose queue is not there is tried again a few times, and is then taken for gone.
+        """
+        if self._closed:
+            return fail(TransportClosedError("replying"))
+        if self._vanished and self._is_gone(address):
+            self.unclaimed_replies += 1
+            return succeed(None)
+        done = self._reply(address, body)
+        done.addErrback(partial(self._reply_again, address, body, 1))
+        return done
+
+    def _reply(self, address: str, body: bytes) -> Deferred[None]:
+        return self._publisher.publish(Message("", address, body, None, mandatory=True, target=address))
+
+    def _reply_again(self, address: str, body: bytes, attempt: int, failure: Failure) -> Any:
+        failure.trap(UndeliverableError, UnconfirmedError)
+        if self._closed:
+            return failure
+        if attempt >= _REPLY_ATTEMPTS or self._retrying >= _VANISHED_BOUND:
+            if failure.check(UnconfirmedError):
+                return failure
+            self.unclaimed_replies += 1
+            if not self._is_gone(address):
+                self._mark_gone(address)
+                _log.info("a caller is gone, replies to {address} are dropped", address=address)
+            return None
+        self._retrying += 1
+        again = deferLater(self._reactor, _reply_backoff(attempt), self._reply, address, body)
+        again.addErrback(partial(self._reply_again, address, body, attempt + 1))
+        again.addBoth(self._retried)
+        return again
+
+    def _retried(self, result: Any) -> Any:
+        self._retrying -= 1
+        return result
+
+    def _is_gone(self, address: str) -> bool:
+        since = self._vanished.get(address)
+        return since is not None and self._reactor.seconds() - since < _VANISHED_FOR
+
+    def _mark_gone(self, address: str) -> None:
+        self._vanished.pop(address, None)
+        self._vanished[address] = self._reactor.seconds()
+        if len(self._vanished) > _VANISHED_BOUND:
+            del self._vanished[next(iter(self._vanished))]
+
+
+_reply_backoff = jittered_backoff(first=0.25, longest=2.0)
