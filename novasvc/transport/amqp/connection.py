@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import attrs
 from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import connectProtocol
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -87,6 +87,18 @@ def quick_backoff() -> RetryPolicy:
 def slow_backoff() -> RetryPolicy:
     """Make the policy for a broker that will not have us: only an operator changes that."""
     return jittered_backoff(first=4.0, longest=60.0)
+
+
+class _Once(Factory):
+    """Gives the one protocol that it was made for, and does not log that it exists."""
+
+    noisy = False
+
+    def __init__(self, protocol: AMQPProtocol) -> None:
+        self._protocol = protocol
+
+    def buildProtocol(self, addr: IAddress | None) -> AMQPProtocol:
+        return self._protocol
 
 
 @attrs.define(eq=False)
@@ -210,7 +222,7 @@ class Connection:
 
         try:
             way = endpoint(self.reactor, host.host, host.port, self.address.tls, options, options.connect_timeout)
-            await in_time(connectProtocol(way, protocol), "connecting")
+            await in_time(way.connect(_Once(protocol)), "connecting")
             self._machine.connected()
             await in_time(Deferred.fromCoroutine(protocol.handshake()), "the handshake")
             self._machine.greeted()

@@ -1,0 +1,88 @@
+"""Where a broker is, and who we are there: the transport URL."""
+
+from urllib.parse import quote, unquote, urlsplit
+
+import attrs
+
+_PORTS = {"amqp": 5672, "rabbit": 5672, "amqps": 5671}
+
+
+@attrs.frozen
+class Host:
+    """One node of a broker.
+
+    :param host: name or address.
+    """
+
+    host: str
+    port: int
+    username: str = "guest"
+    password: str = attrs.field(default="guest", repr=False)
+
+
+@attrs.frozen
+class BrokerAddress:
+    """The nodes of a broker, which are tried in turn.
+
+    :param hosts: at least one.
+    :param vhost: the virtual host.
+    :param tls: whether to speak TLS.
+    """
+
+    hosts: tuple[Host, ...]
+    vhost: str = "/"
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, url: str, *, tls: bool = False) -> "BrokerAddress":
+        """Read a transport URL: ``amqp://user:password@host:5672,user:password@other:5672/vhost``.
+
+        ``rabbit:`` is ``amqp:``, ``amqps:`` speaks TLS. A host without a user has the first one's, or guest. Without
+        a virtual host it is "/".
+
+        :param tls: speak TLS, whatever the scheme.
+        :raises ValueError: it is none, and why; there is no secret in the text.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS:
+            raise ValueError(f"the scheme is none of {', '.join(f'{name}://' for name in _PORTS)}")
+        if parts.query or parts.fragment:
+            raise ValueError("it has a query or a fragment; give what is meant as settings of its own")
+        tls = tls or parts.scheme == "amqps"
+        default = _PORTS["amqps"] if tls else _PORTS["amqp"]
+        hosts: list[Host] = []
+        for text in parts.netloc.split(","):
+            before = hosts[0] if hosts else None
+            hosts.append(_host(text, default, before))
+        path = parts.path.removeprefix("/")
+        return cls(tuple(hosts), unquote(path) or "/", tls)
+
+    def shown(self, host: Host | None = None) -> str:
+        """Return the URL with its passwords masked.
+
+        :param host: only this one; all by default.
+        """
+        hosts = self.hosts if host is None else (host,)
+        scheme = "amqps" if self.tls else "amqp"
+        where = ",".join(f"{quote(one.username)}:***@{_bracketed(one.host)}:{one.port}" for one in hosts)
+        return f"{scheme}://{where}/{quote(self.vhost, '')}"
+
+
+def _host(text: str, default_port: int, before: Host | None) -> Host:
+    login, _, place = text.rpartition("@")
+    try:
+        parts = urlsplit(f"//{place}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("a host or port of it cannot be read") from None
+    if not host:
+        raise ValueError("it names no host")
+    username, colon, password = login.partition(":")
+    if not login:
+        username, password = (before.username, before.password) if before else ("guest", "guest")
+        return Host(host, port or default_port, username, password)
+    return Host(host, port or default_port, unquote(username), unquote(password) if colon else "")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
