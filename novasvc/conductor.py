@@ -23,7 +23,6 @@ from novasvc.errors import (
     MethodTimeoutError,
     RPCTimeoutError,
     ServiceNotFoundError,
-    ServiceStoppingError,
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
@@ -42,7 +41,6 @@ TIMEOUT = 20.0
 _OUTAGES: Mapping[type[Exception], str] = {
     MethodTimeoutError: "its database did not answer in time",
     RPCTimeoutError: "it did not answer in time",
-    ServiceStoppingError: "it is stopping",
     TooManyCallsError: "too many calls wait for it",
     TransportClosedError: "the connection to it was closed",
     TransportFullError: "its queue is full",

@@ -461,19 +461,6 @@ class MethodTimeoutError(RPCError):
 
 
 @attrs.define
-class ServiceStoppingError(RPCError):
-    """The service began to drain before the call did.
-
-    :param method: the name that was called.
-    """
-
-    method: str
-
-    def __str__(self) -> str:
-        return f"{self.method!r} was not begun: the service is stopping; call again"
-
-
-@attrs.define
 class RedeliveredError(RPCError):
     """A method that must not run twice was delivered twice; whether it ran is not known.
 
@@ -617,7 +604,6 @@ WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
     RedeliveredError,
     ResultNotSerializableError,
     ServiceNotFoundError,
-    ServiceStoppingError,
     UnsupportedVersionError,
 )
 """The errors that cross the wire under their own name; their ``args`` are JSON."""

@@ -15,6 +15,8 @@ class Counts:
     :param malformed: not a message.
     :param duplicates: seen before.
     :param expired: not begun, because nobody waited any more.
+    :param given_back: not begun, and sent back to their queue.
+    :param quarantined: put aside, because they took their service down each time.
     :param unanswered: replies that could not be published.
     """
 
@@ -26,4 +28,6 @@ class Counts:
     malformed: int = 0
     duplicates: int = 0
     expired: int = 0
+    given_back: int = 0
+    quarantined: int = 0
     unanswered: int = 0

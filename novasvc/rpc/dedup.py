@@ -41,3 +41,7 @@ class SeenWindow:
         if len(seen) > self._count:
             seen.popitem(last=False)
         return False
+
+    def forget(self, unique_id: str) -> None:
+        """Forget an id whose message is given back; one that is not there is no error."""
+        self._seen.pop(unique_id, None)

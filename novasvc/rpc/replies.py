@@ -108,7 +108,9 @@ class PendingCalls:
         if self._opening is not None:
             self._opening.cancel()
         self._fail_all(lambda: TransportClosedError("waiting for a reply"))
-        return succeed(None)
+        address, self._address = self._address, None
+        closed: Deferred[None] = succeed(None) if address is None else self._transport.close_replies(address)
+        return closed
 
     # -- sending -------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The serving side: takes deliveries in, as many at a time as it may, and has them run."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from novasvc.errors import MessageFormatError, RedeliveredError, RPCError, ServiceStoppingError, StateError
+from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.dedup import SeenWindow
@@ -31,6 +31,8 @@ class Server:
     :param concurrency: calls in flight at a time, > 0. As many more may wait here, delivered and
         not acknowledged; all others wait in the transport.
     :param run_blocking: takes a function, runs it in a thread, returns a Deferred of its result.
+    :param max_deliveries: a request of an idempotent method that was delivered as often before is put
+        into quarantine.
     :param send_tracebacks: callers get the traceback of an error, not only its last line.
     """
 
@@ -38,11 +40,15 @@ class Server:
     #
     # A method is acknowledged when it begins, so it runs at most once: after a crash it is not run
     # again. A broker may still deliver it again, if the crash took the acknowledgement with it. So
-    # a message that comes marked as redelivered is not run but refused, unless its method is
+    # a message that was delivered before is not run but refused, unless its method is
     # idempotent: "may have run" cannot be undone, and a typed error can be dealt with.
     #
     # An idempotent method is acknowledged when it is done and its reply is published, so it runs
-    # at least once, and a redelivery runs again even if this server saw the message before.
+    # at least once, and a redelivery runs again even if this server saw the message before. One
+    # that takes its process down each time is put into quarantine; for that the deliveries have
+    # to be counted by who outlives the process, before the method runs.
+    #
+    # What was delivered and not begun is given back as new when the server closes.
     #
     # All other repetitions (same unique id) are acknowledged and ignored, within the bounds of
     # SeenWindow.
@@ -56,6 +62,7 @@ class Server:
         clock: IReactorTime,
         concurrency: int = 64,
         run_blocking: Callable[..., Deferred[Any]],
+        max_deliveries: int = 3,
         send_tracebacks: bool = False,
     ) -> None:
         self.counts = Counts()
@@ -64,6 +71,7 @@ class Server:
         self._endpoints = endpoints
         self._clock = clock
         self._concurrency = concurrency
+        self._max_deliveries = max_deliveries
         self._execution = Execution(
             transport,
             clock,
@@ -143,16 +151,20 @@ class Server:
     def cut_short(self) -> None:
         """Cancel what runs, and begin nothing that waits.
 
-        Callers of methods that were cut short get a MethodTimeoutError, those of methods that
-        were not begun a ServiceStoppingError. Idempotent ones go back to the transport instead,
-        when the server is closed.
+        Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
+        the transport instead, when the server is closed; so does at once what was not begun.
         """
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
-            if not call.method.exposure.idempotent and call.request.back is not None:
-                call.delivery.ack()
-                self._execution.answer(call, ServiceStoppingError(call.method.name))
+            self._give_back(call.delivery, call.request)
         self._execution.cut_short()
+
+    def _give_back(self, delivery: IDelivery, request: Request) -> None:
+        """Have a request delivered again, here or elsewhere: it was not begun."""
+        self.counts.given_back += 1
+        if request.unique_id is not None:
+            self._seen.forget(request.unique_id)
+        delivery.requeue(delivery.deliveries)
 
     def _give_up_queues(self, _: object) -> Deferred[None]:
         listener = self._listener
@@ -171,34 +183,51 @@ class Server:
         except MessageFormatError as error:
             self.counts.malformed += 1
             _log.warn("a message to {target} was dropped: {error}", target=self._target, error=error)
-            delivery.reject(False)
+            delivery.reject()
             return
         try:
             call = self._admit(delivery, read_request(fields))
         except RPCError as error:
+            self._refuse(delivery, fields, error)
+            return
+        if call is not None:
+            self._waiting.append(call)
+            self._go_on()
+
+    def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError) -> None:
+        """Settle a request that does not become a call, and tell the caller why."""
+        if isinstance(error, QuarantinedError):
+            self.counts.quarantined += 1
+            _log.error("a request to {target} was put aside: {error}", target=self._target, error=error)
+            delivery.quarantine(str(error))
+        else:
             self.counts.refused += 1
             _log.info("a request to {target} was refused: {error}", target=self._target, error=error)
             delivery.ack()
-            back = way_back(fields)
-            if back is not None:
-                self._execution.refuse(back, error)
-            return
-        if call is None:
-            self.counts.duplicates += 1
-            delivery.ack()
-            return
-        self._waiting.append(call)
-        self._go_on()
+        back = way_back(fields)
+        if back is not None:
+            self._execution.refuse(back, error)
 
     def _admit(self, delivery: IDelivery, request: Request) -> Call | None:
-        """Make a call of a request; None if it is a duplicate. See Note [When a message is acknowledged]."""
+        """Make a call of a request, or settle it; see Note [When a message is acknowledged].
+
+        :raises RPCError: it is to be refused.
+        """
         method = self._endpoints.find(request.namespace, request.method, request.version)
+        idempotent, deliveries = method.exposure.idempotent, delivery.deliveries
         seen = request.unique_id is not None and self._seen.add(request.unique_id)
-        if not (method.exposure.idempotent and delivery.redelivered):
-            if seen:
-                return None
-            if delivery.redelivered:
+        if seen and not (idempotent and deliveries):
+            self.counts.duplicates += 1
+            delivery.ack()
+            return None
+        if deliveries:
+            if not idempotent:
                 raise RedeliveredError(request.method)
+            if deliveries >= self._max_deliveries:
+                raise QuarantinedError(request.method, deliveries)
+            if not delivery.counted:
+                self._give_back(delivery, request)
+                return None
         method.exposure.check(request.method, request.args)
         expires_in = delivery.expires_in
         deadline = None if expires_in is None else self._clock.seconds() + expires_in

@@ -1,6 +1,6 @@
 """Tests for novasvc.transport.amqp.frames."""
 
-from contextlib import suppress
+import contextlib
 from itertools import pairwise
 from typing import Any
 
@@ -195,5 +195,5 @@ class ReaderTests(SynchronousTestCase):
     @given(st.lists(st.binary(max_size=60), max_size=8))
     def test_garbage(self, pieces: list[bytes]) -> None:
         """Random octets end in nothing, in parts, or in a FrameError; nothing else."""
-        with suppress(FrameError):
+        with contextlib.suppress(FrameError):
             read(*pieces)

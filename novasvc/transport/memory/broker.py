@@ -16,6 +16,9 @@ _log = Logger()
 QUEUE_BOUND = 10_000
 """Messages that a queue holds at the most, those that were delivered not counted."""
 
+QUARANTINE_BOUND = 1000
+"""Messages that are kept in quarantine; the oldest go first."""
+
 _TURN = 128
 """Messages that are delivered in one turn of the reactor at the most; others want it too."""
 _SHARE = 16
@@ -27,12 +30,12 @@ class Message:
     """A request that waits.
 
     :param expires_at: seconds on the clock; None is "never".
-    :param redelivered: it was in a listener's hands before.
+    :param deliveries: how often it was in a listener's hands, and not settled.
     """
 
     body: bytes
     expires_at: float | None
-    redelivered: bool = False
+    deliveries: int = 0
 
 
 class Consumer(Protocol):
@@ -81,9 +84,9 @@ class Queue:
         self._broker.wake(self)
         return True
 
-    def put_back(self, message: Message) -> None:
+    def put_back(self, message: Message, deliveries: int) -> None:
         """Take back what was delivered; it comes next, and may exceed the bound by a prefetch."""
-        message.redelivered = True
+        message.deliveries = deliveries
         self.messages.appendleft(message)
         self._broker.wake(self)
 
@@ -144,9 +147,11 @@ class MemoryBroker:
     They are as many as there were different targets.
 
     :param bound: messages that each queue holds at the most.
+    :param quarantine: bodies that are not to be run again, with the reasons.
     """
 
     bound: int = QUEUE_BOUND
+    quarantine: deque[tuple[bytes, str]] = attrs.field(factory=lambda: deque(maxlen=QUARANTINE_BOUND), init=False)
     _clock: IReactorTime = attrs.field(init=False)
     _queues: dict[tuple[str, str, str | None], Queue] = attrs.field(factory=dict, init=False)
     _fanouts: dict[str, dict[Queue, None]] = attrs.field(factory=dict, init=False)

@@ -27,7 +27,8 @@ class _Delivery:
     _queue: Queue
     _listener: "_Listener"
     body: bytes
-    redelivered: bool
+    deliveries: int
+    counted: bool = attrs.field(default=True, init=False)
 
     @property
     def expires_in(self) -> float | None:
@@ -37,12 +38,19 @@ class _Delivery:
     def ack(self) -> None:
         self._listener.settle(self)
 
-    def reject(self, requeue: bool) -> None:  # noqa: FBT001 - the interface's signature
-        if self._listener.settle(self) and requeue:
-            self.put_back()
+    def reject(self) -> None:
+        self._listener.settle(self)
+
+    def requeue(self, deliveries: int) -> None:
+        if self._listener.settle(self):
+            self._queue.put_back(self._message, deliveries)
+
+    def quarantine(self, reason: str) -> None:
+        if self._listener.settle(self):
+            self._listener.broker.quarantine.append((self.body, reason))
 
     def put_back(self) -> None:
-        self._queue.put_back(self._message)
+        self._queue.put_back(self._message, self.deliveries + 1)
 
 
 @implementer(IListener)
@@ -69,7 +77,7 @@ class _Listener:
         return len(self._unsettled) < self._prefetch
 
     def take(self, message: Message, queue: Queue) -> None:
-        delivery = _Delivery(message, queue, self, message.body, message.redelivered)
+        delivery = _Delivery(message, queue, self, message.body, message.deliveries)
         self._unsettled[delivery] = None
         try:
             self._receiver(delivery)
@@ -176,6 +184,13 @@ class MemoryTransport:
         address = self._broker.add_replies(receiver)
         self._addresses.append(address)
         return succeed(address)
+
+    def close_replies(self, address: str) -> Deferred[None]:
+        """Give up an address; see ITransport."""
+        if address in self._addresses:
+            self._addresses.remove(address)
+            self._broker.drop_replies(address)
+        return succeed(None)
 
     def reply(self, address: str, body: bytes) -> Deferred[None]:
         """Reply; see ITransport."""
