@@ -1,0 +1,344 @@
+"""The values of AMQP 0-9-1: numbers, texts and field tables, as bytes and back.
+
+Field tables are read and written in RabbitMQ's dialect, which differs from the specification in
+the types of its integers. Whatever is malformed is a CodecError, and nothing else.
+
+======  =============================  ==========================
+octet   on the wire                    in Python
+======  =============================  ==========================
+t       octet                          bool
+b B     8 bits, signed, unsigned       int
+s u     16 bits, signed, unsigned      int
+I i     32 bits, signed, unsigned      int (written: I)
+l L     64 bits, both signed           int (written: l, if too large for I)
+f d     32 and 64 bits                 float (written: d)
+D       scale, 32 bits, signed         Decimal
+S       long string                    str, or bytes if it is no UTF-8
+x       long string                    bytes
+T       seconds since 1970, 64 bits    datetime in UTC, or int if beyond the calendar
+F       table                          dict
+A       array                          list
+V       nothing                        None
+======  =============================  ==========================
+
+Source: RabbitMQ's errata to AMQP 0-9-1, section 3, and what RabbitMQ 3.10 reads and writes.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from struct import Struct
+from typing import Any
+
+DEPTH_BOUND = 32
+"""Tables and arrays within each other, at the most."""
+
+_SHORTSTR_BYTES = 255
+_DECIMAL_DIGITS = 10
+"""What 32 bits have room for, at the most."""
+_DECIMAL_SCALE = 255
+
+_OCTET, _SHORT, _LONG, _LONGLONG = (Struct(form) for form in (">B", ">H", ">I", ">Q"))
+_INT, _INT64, _DOUBLE = (Struct(form) for form in (">i", ">q", ">d"))
+
+
+class CodecError(ValueError):
+    """Bytes that do not say what they should, or a value that bytes cannot say."""
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def encode_table(table: Mapping[str, Any]) -> bytes:
+    """Write a field table with its length.
+
+    :param table: values of type bool, int, float, Decimal, str, bytes, datetime, None, and lists,
+        tuples and mappings of them. A datetime needs a zone, and loses the parts of its second.
+    :raises CodecError: a value of another type, or too large, or nested too deep.
+    """
+    return _table(table, 0)
+
+
+def _table(table: Any, depth: int) -> bytes:
+    if not isinstance(table, Mapping):
+        raise CodecError(f"a table was expected, not {_shown(table)}")
+    _check_depth(depth)
+    return _sized(b"".join([_shortstr(name) + _field(value, depth) for name, value in table.items()]))
+
+
+def _array(values: list[Any] | tuple[Any, ...], depth: int) -> bytes:
+    _check_depth(depth)
+    return _sized(b"".join([_field(value, depth) for value in values]))
+
+
+def _field(value: Any, depth: int) -> bytes:  # noqa: C901, PLR0911 - one branch for each type
+    if isinstance(value, str):
+        return b"S" + _longstr(value)
+    # bool before int, which it is a kind of.
+    if isinstance(value, bool):
+        return b"t\x01" if value else b"t\x00"
+    if isinstance(value, int):
+        return _integer(value)
+    if isinstance(value, Mapping):
+        return b"F" + _table(value, depth + 1)
+    if isinstance(value, list | tuple):
+        return b"A" + _array(value, depth + 1)
+    if value is None:
+        return b"V"
+    if isinstance(value, bytes):
+        return b"x" + _sized(value)
+    if isinstance(value, float):
+        return b"d" + _DOUBLE.pack(value)
+    if isinstance(value, datetime):
+        return b"T" + _timestamp(value)
+    if isinstance(value, Decimal):
+        return b"D" + _decimal(value)
+    raise CodecError(f"a field table cannot hold {_shown(value)}")
+
+
+def _integer(value: int) -> bytes:
+    if -(2**31) <= value < 2**31:
+        return b"I" + _INT.pack(value)
+    if -(2**63) <= value < 2**63:
+        return b"l" + _INT64.pack(value)
+    raise CodecError(f"an integer of {value.bit_length()} bits does not fit into 64, with its sign")
+
+
+def _decimal(value: Decimal) -> bytes:
+    sign, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int):
+        raise CodecError(f"the decimal {value} is no number")
+    if len(digits) + max(0, exponent) <= _DECIMAL_DIGITS and -exponent <= _DECIMAL_SCALE:
+        number = (-1 if sign else 1) * int("".join(map(str, digits))) * 10 ** max(0, exponent)
+        if -(2**31) <= number < 2**31:
+            return _OCTET.pack(max(0, -exponent)) + _INT.pack(number)
+    raise CodecError(f"a decimal of {len(digits)} digits and the exponent {exponent} does not fit into 32 bits")
+
+
+def _timestamp(value: datetime | int) -> bytes:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise CodecError(f"{value} has no zone, so it could be any of 24 hours")
+        value = int(value.timestamp())
+    return _longlong(value)
+
+
+def _shortstr(value: str | bytes) -> bytes:
+    octets = _utf8(value)
+    if len(octets) > _SHORTSTR_BYTES:
+        raise CodecError(f"{value[:60]!r}... is {len(octets)} bytes long; {_SHORTSTR_BYTES} is the most")
+    return _OCTET.pack(len(octets)) + octets
+
+
+def _longstr(value: str | bytes | Mapping[str, Any]) -> bytes:
+    # The response of the mechanism AMQPLAIN is a table in a string's place.
+    return encode_table(value) if isinstance(value, Mapping) else _sized(_utf8(value))
+
+
+def _sized(octets: bytes) -> bytes:
+    return _LONG.pack(len(octets)) + octets
+
+
+def _utf8(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise CodecError(f"a text was expected, not {_shown(value)}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise CodecError(f"a text is no Unicode: {error.reason}") from None
+
+
+def _unsigned(form: Struct) -> Callable[[Any], bytes]:
+    bits = 8 * form.size
+
+    def write(value: Any) -> bytes:
+        if not isinstance(value, int) or value < 0 or value.bit_length() > bits:
+            raise CodecError(f"a whole number of {bits} bits, not negative, was expected, not {_shown(value)}")
+        return form.pack(value)
+
+    return write
+
+
+def _check_depth(depth: int) -> None:
+    if depth > DEPTH_BOUND:
+        raise CodecError(f"tables or arrays are nested deeper than {DEPTH_BOUND}")
+
+
+def _shown(value: object) -> str:
+    """Name a value without writing it out, if it could be long or secret."""
+    short = isinstance(value, int) and value.bit_length() <= 128  # noqa: PLR2004 - two digits for each octet of 64 bits
+    return str(value) if short else f"a value of type {type(value).__name__}"
+
+
+_longlong = _unsigned(_LONGLONG)
+
+WRITERS: Mapping[str, Callable[[Any], bytes]] = {
+    "octet": _unsigned(_OCTET),
+    "short": _unsigned(_SHORT),
+    "long": _unsigned(_LONG),
+    "longlong": _longlong,
+    "shortstr": _shortstr,
+    "longstr": _longstr,
+    "table": encode_table,
+    "timestamp": _timestamp,
+}
+"""What writes a value, by the spec's name of its type; each raises CodecError only."""
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def decode_table(data: bytes, at: int = 0) -> tuple[dict[str, Any], int]:
+    """Read a field table with its length.
+
+    :param at: where it begins.
+    :return: the table, and the index after it.
+    :raises CodecError: it is malformed.
+    """
+    reader = Reader(data, at, len(data))
+    return reader.table(), reader.at
+
+
+class Reader:
+    """Reads values one after the other, and never past the end.
+
+    Its methods are named by the spec's types, and each raises CodecError only.
+
+    :param at: where to begin.
+    :param end: the index after the last octet.
+    """
+
+    __slots__ = ("at", "data", "end")
+
+    def __init__(self, data: bytes, at: int, end: int) -> None:
+        self.data = data
+        self.at = at
+        self.end = end
+
+    def octet(self) -> int:
+        """Read 8 bits."""
+        return int(self._number(_OCTET))
+
+    def short(self) -> int:
+        """Read 16 bits."""
+        return int(self._number(_SHORT))
+
+    def long(self) -> int:
+        """Read 32 bits."""
+        return int(self._number(_LONG))
+
+    def longlong(self) -> int:
+        """Read 64 bits."""
+        return int(self._number(_LONGLONG))
+
+    def shortstr(self) -> str | bytes:
+        """Read up to 255 octets; they stay bytes if they are no UTF-8."""
+        return _text(self.take(self.octet()))
+
+    def longstr(self) -> str | bytes:
+        """Read any number of octets; they stay bytes if they are no UTF-8."""
+        return _text(self.take(self.long()))
+
+    def timestamp(self) -> datetime | int:
+        """Read seconds since 1970; they stay a number if the calendar does not go so far."""
+        seconds = self.longlong()
+        try:
+            return datetime.fromtimestamp(seconds, UTC)
+        except (OverflowError, ValueError, OSError):
+            return seconds
+
+    def table(self, depth: int = 0) -> dict[str, Any]:
+        """Read a field table with its length."""
+        inner = self._within(depth)
+        table: dict[str, Any] = {}
+        while inner.at < inner.end:
+            name = inner.shortstr()
+            table[name if isinstance(name, str) else name.decode("latin-1")] = inner.field(depth)
+        return table
+
+    def array(self, depth: int) -> list[Any]:
+        """Read an array with its length."""
+        inner = self._within(depth)
+        values = []
+        while inner.at < inner.end:
+            values.append(inner.field(depth))
+        return values
+
+    def _within(self, depth: int) -> "Reader":
+        """Return a reader of what a length, which comes next, says."""
+        _check_depth(depth)
+        size = self.long()
+        start = self.at
+        self._skip(size)
+        return Reader(self.data, start, self.at)
+
+    def field(self, depth: int) -> Any:
+        """Read a value of a table or an array, with its type."""
+        kind = self.take(1)
+        form = _NUMBERS.get(kind)
+        if form is not None:
+            return self._number(form)
+        read = _FIELDS.get(kind)
+        if read is None:
+            raise CodecError(f"a field of the unknown type {kind!r}")
+        return read(self, depth)
+
+    def decimal(self) -> Decimal:
+        """Read a scale and a number."""
+        scale, number = self.octet(), self._number(_INT)
+        # By its digits: arithmetic would round as the thread's context says.
+        return Decimal((int(number < 0), tuple(map(int, str(abs(number)))), -scale))
+
+    def _number(self, form: Struct) -> Any:
+        start = self.at
+        self._skip(form.size)
+        return form.unpack_from(self.data, start)[0]
+
+    def take(self, size: int) -> bytes:
+        """Read so many octets."""
+        start = self.at
+        self._skip(size)
+        return self.data[start : self.at]
+
+    def _skip(self, size: int) -> None:
+        after = self.at + size
+        if after > self.end:
+            raise CodecError(f"{size} bytes were announced where {self.end - self.at} are left")
+        self.at = after
+
+
+_NUMBERS = {
+    kind: Struct(form)
+    for kind, form in (
+        (b"b", ">b"),
+        (b"B", ">B"),
+        (b"s", ">h"),
+        (b"u", ">H"),
+        (b"I", ">i"),
+        (b"i", ">I"),
+        (b"l", ">q"),
+        (b"L", ">q"),
+        (b"f", ">f"),
+        (b"d", ">d"),
+    )
+}
+
+_FIELDS: Mapping[bytes, Callable[[Reader, int], Any]] = {
+    b"t": lambda reader, _: reader.octet() != 0,
+    b"S": lambda reader, _: reader.longstr(),
+    b"x": lambda reader, _: reader.take(reader.long()),
+    b"T": lambda reader, _: reader.timestamp(),
+    b"D": lambda reader, _: reader.decimal(),
+    b"V": lambda _reader, _: None,
+    b"F": lambda reader, depth: reader.table(depth + 1),
+    b"A": lambda reader, depth: reader.array(depth + 1),
+}
+
+
+def _text(octets: bytes) -> str | bytes:
+    try:
+        return octets.decode()
+    except UnicodeDecodeError:
+        return octets
