@@ -10,9 +10,10 @@ from pathlib import Path
 from unittest import TestCase
 
 from tests.servers.certificates import Certificates
+from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import Broker
 
-__all__ = ["Broker", "Certificates", "fragile_broker", "shared_broker", "vhost_url"]
+__all__ = ["Broker", "Certificates", "Proxy", "fragile_broker", "shared_broker", "vhost_url"]
 
 
 @cache

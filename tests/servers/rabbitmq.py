@@ -316,7 +316,7 @@ def _resource(vhost: str, kind: str, name: str) -> str:
     return f"rabbit_misc:r({binary(vhost)}, {kind}, {binary(name)})"
 
 
-def _atom(value: bool) -> str:  # noqa: FBT001
+def _atom(value: bool) -> str:
     return str(value).lower()
 
 

@@ -1,0 +1,47 @@
+"""A cluster of three that loses one."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from novasvc.errors import RPCError
+from tests.faults.amqp_rig import CONTEXT, AMQPCase
+from tests.servers.rabbitmq import Broker, Cluster
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+class ClusterTests(AMQPCase):
+    def choose_broker(self) -> Broker:
+        directory = tempfile.TemporaryDirectory(prefix="novasvc-tests-", ignore_cleanup_errors=True)
+        self.addCleanup(directory.cleanup)
+        self.cluster = Cluster(Path(directory.name))
+        self.addCleanup(self.cluster.end)
+        self.cluster.start()
+        return self.cluster.nodes[1]  # which lives
+
+    async def test_node_killed(self) -> None:
+        """When the node that we are connected to is killed, the next one is taken, and no idempotent call is lost."""
+        url = self.cluster.url(self.vhost)
+        options = {"quorum_queue": True, "transient_quorum_queue": True, "heartbeat": 2.0, "operation_timeout": 30.0}
+        server = await self.serve(await self.connect(url, **options))
+        client = await self.client(await self.connect(url, **options), patience=45.0)
+        await self.assert_serves(client)
+        calls = []
+        for number in range(200):
+            calls.append(client.call(CONTEXT, "hang_again", what=number))
+            self.diary.let_go()
+            if number == 100:
+                self.cluster.nodes[0].kill()
+            await deferLater(reactor, 0.01)
+        while not all(call.called for call in calls):
+            self.diary.let_go()
+            await self.until(lambda: self.diary.hanging or all(call.called for call in calls), 50.0)
+        self.assertEqual(await self.outcomes(calls), list(range(200)))
+        self.assertTrue(server.live)
+        self.assertLess(await self.assert_comes_back(client), 3.0)
+        once = client.call(CONTEXT, "note", what="once")
+        self.assertFalse(any(isinstance(outcome, RPCError) for outcome in await self.outcomes([once])))
