@@ -47,6 +47,7 @@ class Consumers:
     clock: IReactorTime
     connection: Connection = attrs.field(init=False)
     _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
+    _refused: list[_Subscription] = attrs.field(factory=list, init=False)
 
     async def add(self, subscription: _Subscription) -> None:
         """Keep one more subscription up.
@@ -104,16 +105,22 @@ class Consumers:
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Establish all subscriptions; see ConnectionUser."""
+        self._refused = []
         for subscription in list(self._subscriptions):
             if subscription not in self._subscriptions:
                 continue
             try:
                 await subscription.establish(protocol)
             except ClosedError as reason:
-                raise topology.refusal(self.connection.address.shown(), reason) from reason
+                if not reason.code or protocol.closed:
+                    raise topology.refusal(self.connection.address.shown(), reason) from reason
+                self._refused.append(subscription)  # only this one, by its own channel
 
     def ready(self) -> None:
-        """Do nothing: what comes, comes."""
+        """Go on trying what the broker has refused; see ConnectionUser."""
+        refused, self._refused = self._refused, []
+        for subscription in refused:
+            self.repair(subscription)
 
     def lost(self, reason: ClosedError) -> None:
         """Give up what came by the connection; see ConnectionUser."""

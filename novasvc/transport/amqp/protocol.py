@@ -287,6 +287,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             return
         self._reading = True
         try:
+            if data.startswith(_TLS_ALERT) and self.started._result is None:
+                raise FrameError  # which is shorter than any frame
             self._reader.feed(data)
         except (FrameError, CodecError) as error:
             self.end(ClosedError(self._what_it_speaks(data) or f"it sent what is no AMQP: {error}"))
