@@ -258,7 +258,7 @@ class Execution:
         self._counts.unanswered += 1
         _log.warn("a reply could not be published: {reason}", reason=failure.value)
         if delivery is not None:
-            delivery.requeue(delivery.deliveries)
+            delivery.requeue(delivery.deliveries + 1)
         self.publishing -= 1
         self._ended()
 

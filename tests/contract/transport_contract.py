@@ -139,35 +139,64 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             (await self.next(inbox)).ack()
             self.assertEqual((await self.next(inbox)).body, b"2")
 
-        async def test_unacknowledged(self) -> None:
-            """What a listener leaves unacknowledged goes to another one, marked."""
+        async def test_unsettled(self) -> None:
+            """What a listener leaves unsettled goes to another one, which is told that it was delivered before."""
             listener, inbox = await self.listen()
             for body in (b"1", b"2", b"3"):
                 await self.send(body)
             deliveries = [await self.next(inbox) for _ in range(3)]
-            self.assertEqual([delivery.redelivered for delivery in deliveries], [False] * 3)
+            self.assertEqual([(d.deliveries, d.counted) for d in deliveries], [(0, True)] * 3)
             deliveries[1].ack()
             await listener.close()
             _, other = await self.listen()
             again = [await self.next(other) for _ in range(2)]
-            self.assertEqual([(d.body, d.redelivered) for d in again], [(b"1", True), (b"3", True)])
+            self.assertEqual([(d.body, d.deliveries) for d in again], [(b"1", 1), (b"3", 1)])
 
-        async def test_given_back(self) -> None:
-            """A message that is rejected to be delivered again is, marked."""
+        async def test_requeued(self) -> None:
+            """A message that is given back comes again, with the count that it was given back with."""
             _, inbox = await self.listen(prefetch=1)
-            await self.send(b"1")
-            (await self.next(inbox)).reject(True)
-            again = await self.next(inbox)
-            self.assertEqual((again.body, again.redelivered), (b"1", True))
+            await self.send(b"1", ttl=30.0)
+            for deliveries in (0, 2, 1):
+                (await self.next(inbox)).requeue(deliveries)
+                again = await self.next(inbox)
+                self.assertEqual((again.body, again.deliveries, again.counted), (b"1", deliveries, True))
+                self.assertLessEqual(again.expires_in, 30.0)
+                again.requeue(0)
 
-        async def test_given_away(self) -> None:
-            """A message that is rejected for good does not come again."""
+        async def test_requeued_elsewhere(self) -> None:
+            """What is given back while a listener ends goes to another one, as new, and is there once."""
+            listener, inbox = await self.listen()
+            await self.send(b"1")
+            delivery = await self.next(inbox)
+            await listener.cancel()
+            delivery.requeue(0)
+            await listener.close()
+            _, other = await self.listen()
+            again = await self.next(other)
+            self.assertEqual((again.body, again.deliveries, again.counted), (b"1", 0, True))
+            again.ack()
+            await self.send(b"2")
+            self.assertEqual((await self.next(other)).body, b"2")
+
+        async def test_rejected(self) -> None:
+            """A message that is rejected does not come again."""
             listener, inbox = await self.listen(prefetch=1)
             await self.send(b"1")
             await self.send(b"2")
-            (await self.next(inbox)).reject(False)
+            (await self.next(inbox)).reject()
             self.assertEqual((await self.next(inbox)).body, b"2")
             await listener.close()
+
+        async def test_quarantined(self) -> None:
+            """A message that is put aside does not come again, to nobody."""
+            listener, inbox = await self.listen(prefetch=1)
+            await self.send(b"1")
+            (await self.next(inbox)).quarantine("it took the process down")
+            await self.send(b"2")
+            self.assertEqual((await self.next(inbox)).body, b"2")
+            await listener.close()
+            _, other = await self.listen()
+            self.assertEqual((await self.next(other)).body, b"2")
 
         async def test_answered_twice(self) -> None:
             """Only the first answer to a delivery counts."""
@@ -175,7 +204,9 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await self.send(b"1")
             delivery = await self.next(inbox)
             delivery.ack()
-            delivery.reject(True)
+            delivery.requeue(0)
+            delivery.quarantine("no")
+            delivery.reject()
             delivery.ack()
             await self.send(b"2")
             self.assertEqual((await self.next(inbox)).body, b"2")
@@ -285,6 +316,17 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await transport.close()
             _, other = await self.listen()
             again = await self.next(other)
-            self.assertEqual((again.body, again.redelivered), (b"1", True))
+            self.assertEqual((again.body, again.deliveries), (b"1", 1))
+
+        async def test_close_replies(self) -> None:
+            """Replies to an address that was given up reach nobody, and other addresses go on."""
+            transport = await self.connect()
+            inbox: DeferredQueue[Any] = DeferredQueue()
+            gone, there = [await transport.open_replies(inbox.put) for _ in range(2)]
+            await transport.close_replies(gone)
+            await transport.close_replies(gone)
+            await self.transport.reply(gone, b"1")
+            await self.transport.reply(there, b"2")
+            self.assertEqual(await self.next(inbox), b"2")
 
     return TransportTests

@@ -14,11 +14,11 @@ from novasvc.errors import (
     MessageFormatError,
     MethodTimeoutError,
     NoSuchMethodError,
+    QuarantinedError,
     RedeliveredError,
     RemoteError,
     ResultNotSerializableError,
     RPCTimeoutError,
-    ServiceStoppingError,
     UnsupportedVersionError,
 )
 from novasvc.rpc.failure import read_failure, write_failure
@@ -31,7 +31,7 @@ WIRE_EXAMPLES = (
     NoSuchMethodError("m"),
     RedeliveredError("m"),
     ResultNotSerializableError("m", "it is an object"),
-    ServiceStoppingError("m"),
+    QuarantinedError("m", 3),
     UnsupportedVersionError("1.4", "m", None),
 )
 

@@ -12,7 +12,6 @@ from novasvc.errors import (
     MethodTimeoutError,
     NoSuchMethodError,
     RPCTimeoutError,
-    ServiceStoppingError,
     StateError,
     TransportClosedError,
     UnsupportedVersionError,
@@ -211,16 +210,19 @@ class LifeTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1, 2, 3])
 
     def test_close(self) -> None:
-        """A closed server cancels what runs, and every caller hears of it at once."""
+        """A closed server cancels what runs, whose callers hear of it at once, and gives back what was not begun."""
         calls = [self.call("hang", what=number) for number in range(4)]
         self.clock.advance(3)
         self.successResultOf(self.server.close())
         self.clock.advance(0)
-        errors = [self.failureResultOf(calling).value for calling in calls]
-        self.assertEqual([type(e) for e in errors], [MethodTimeoutError] * 2 + [ServiceStoppingError] * 2)
+        errors = [self.failureResultOf(calling).value for calling in calls[:2]]
+        self.assertEqual([type(e) for e in errors], [MethodTimeoutError] * 2)
+        self.assertEqual(self.server.counts.given_back, 2)
         self.assertEqual(errors[0].args, ("hang", 3.0))
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (2, 0))
         self.client.close()
+        for calling in calls[2:]:
+            self.failureResultOf(calling, TransportClosedError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_close_idempotent(self) -> None:
