@@ -23,6 +23,13 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater, react
 from twisted.internet.threads import deferToThread
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
 
 from novasvc import rpc
 from novasvc.context import RequestContext
@@ -65,7 +72,7 @@ def serve(url: str) -> None:
     async def main(reactor: Any, transport: AMQPTransport) -> None:
         await _server(reactor, transport).start()
         ready()
-        await Deferred()
+        await _stopped(reactor)
 
     _run(url, main)
 
@@ -78,7 +85,7 @@ def serve_later(url: str) -> None:
         ready()
         await deferToThread(sys.stdin.readline)
         await server.start()
-        await Deferred()
+        await _stopped(reactor)
 
     _run(url, main)
 
@@ -152,6 +159,13 @@ def drain(url: str, count: str) -> None:
     _run(url, main)
 
 
+def _stopped(reactor: Any) -> Deferred[None]:
+    """Wait for SIGTERM."""
+    stopped: Deferred[None] = Deferred()
+    reactor.addSystemEventTrigger("before", "shutdown", stopped.callback, None)
+    return stopped
+
+
 async def _noted(reactor: Any, client: rpc.Client, count: int) -> None:
     while await client.call(RequestContext(), "count") < count:
         await deferLater(reactor, POLL_SECONDS)
@@ -172,7 +186,7 @@ def _client(reactor: Any, transport: AMQPTransport) -> rpc.Client:
 
 def _run(url: str, main: Main) -> None:
     async def connected(reactor: Any) -> None:
-        transport = AMQPTransport(BrokerAddress.from_url(url), reactor=reactor)
+        transport = AMQPTransport(BrokerAddress.parse(url), reactor=reactor)
         await transport.open()
         settle_collector()  # as a node does when it has started
         try:
@@ -180,6 +194,9 @@ def _run(url: str, main: Main) -> None:
         finally:
             await transport.close()
 
+    warnings = LogLevelFilterPredicate(LogLevel.warn)
+    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [warnings])
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     react(connected)
 
 
