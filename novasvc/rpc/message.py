@@ -212,6 +212,8 @@ def read_request(fields: Mapping[str, Any]) -> Request:
         problem = "'namespace' is not a text"
     elif version is not None and not isinstance(version, str):
         problem = "'version' is not a text"
+    elif len(namespace or "") > NAME_LIMIT or len(version or "") > NAME_LIMIT:
+        problem = f"'namespace' or 'version' is longer than {NAME_LIMIT} characters"
     else:
         return Request(
             method,

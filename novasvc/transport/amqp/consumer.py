@@ -3,10 +3,11 @@
 from typing import Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from novasvc.backoff import jittered_backoff
 from novasvc.errors import BrokerError
@@ -48,6 +49,7 @@ class Consumers:
     connection: Connection = attrs.field(init=False)
     _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
     _refused: list[_Subscription] = attrs.field(factory=list, init=False)
+    _repairs: dict[_Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
 
     async def add(self, subscription: _Subscription) -> None:
         """Keep one more subscription up.
@@ -61,6 +63,7 @@ class Consumers:
         """Keep it up no longer."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
+        self._end_repair(subscription)
 
     async def _establish(self, subscription: _Subscription) -> None:
         broker = self.connection.address.shown()
@@ -74,8 +77,14 @@ class Consumers:
 
     def repair(self, subscription: _Subscription) -> None:
         """Establish a subscription again that lost its channel or its queue; try until it is there."""
-        repairing = Deferred.fromCoroutine(self._repair(subscription))
-        repairing.addErrback(lambda failure: _log.failure("a subscription cannot be repaired", failure))
+        self._end_repair(subscription)
+        repairing = self._repairs[subscription] = Deferred.fromCoroutine(self._repair(subscription))
+        repairing.addErrback(_note)
+
+    def _end_repair(self, subscription: _Subscription) -> None:
+        repairing = self._repairs.pop(subscription, None)
+        if repairing is not None:
+            repairing.cancel()
 
     async def _repair(self, subscription: _Subscription) -> None:
         protocol = self.connection.protocol
@@ -126,3 +135,9 @@ class Consumers:
         """Give up what came by the connection; see ConnectionUser."""
         for subscription in list(self._subscriptions):
             subscription.connection_lost()
+
+
+def _note(failure: Failure) -> None:
+    """Log what ended otherwise than by being given up."""
+    if not failure.check(CancelledError):
+        _log.failure("a subscription cannot be repaired", failure)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock, fail
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -193,6 +193,7 @@ class Publisher:
     _held: dict[_Held, None] = attrs.field(factory=dict, init=False)
     _held_bytes: int = attrs.field(default=0, init=False)
     _watch: IDelayedCall | None = attrs.field(default=None, init=False)
+    _reopening: Deferred[None] | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __len__(self) -> int:
@@ -344,6 +345,8 @@ class Publisher:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if self._reopening is not None:
+            self._reopening.cancel()
         for held in list(self._held):
             self._release(held)
             if not held.done.called:
@@ -372,8 +375,8 @@ class Publisher:
         self._direct = None
         if reason.code and self.connection.protocol is not None and not self.connection.protocol.closed:
             _log.warn("the broker closed the channel for publishing: {reason}", reason=reason)
-            reopening = Deferred.fromCoroutine(self._reopen(self.connection.protocol))
-            reopening.addErrback(lambda failure: _log.failure("no channel for publishing", failure))
+            self._reopening = Deferred.fromCoroutine(self._reopen(self.connection.protocol))
+            self._reopening.addErrback(_note, "no channel for publishing")
 
     async def _reopen(self, protocol: AMQPProtocol) -> None:
         wait = jittered_backoff(first=0.2, longest=10.0)
@@ -424,6 +427,12 @@ class Publisher:
             protocol.end(ClosedError(f"a message was not confirmed within {waited:.0f} s: {why}"))
             return
         self._arm()
+
+
+def _note(failure: Failure, what: str) -> None:
+    """Log what ended otherwise than by being closed."""
+    if not failure.check(CancelledError):
+        _log.failure("{what}", failure, what=what)
 
 
 def _fail(message: Message, failure: Failure) -> None:

@@ -34,11 +34,16 @@ class ReplyBox(ChannelReceiver):
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queue and consume from it; see _Subscription."""
         channel = await protocol.open_channel()
-        channel.receiver = self
+        try:
+            await topology.declare_reply_queue(channel, self.name, self._consumers.options)
+            channel.receiver = self
+            # Nobody else is to get a reply, and one that is lost with us is of no use: no acknowledgements.
+            await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
+        except BaseException:
+            channel.receiver = None
+            channel.abandon(ClosedError("it cannot be set up"))
+            raise
         self._channel = channel
-        await topology.declare_reply_queue(channel, self.name, self._consumers.options)
-        # Nobody else is to get a reply, and one that is lost with us is of no use: no acknowledgements.
-        await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
 
     def connection_lost(self) -> None:
         """Do nothing: the successor restores it."""

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -61,7 +61,7 @@ class AMQPTransport:
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _boxes: dict[str, ReplyBox] = attrs.field(factory=dict, init=False)
     _vanished: dict[str, float] = attrs.field(factory=dict, init=False)
-    _retrying: int = attrs.field(default=0, init=False)
+    _retrying: set[Deferred[None]] = attrs.field(factory=set, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     unclaimed_replies: int = attrs.field(default=0, init=False)
 
@@ -98,6 +98,8 @@ class AMQPTransport:
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
+        for again in list(self._retrying):
+            again.cancel()
         for listener in list(self._listeners):
             await listener.close()
         for box in list(self._boxes.values()):
@@ -182,10 +184,10 @@ class AMQPTransport:
         return self._publisher.publish(Message("", address, body, None, mandatory=True, target=address))
 
     def _reply_again(self, address: str, body: bytes, attempt: int, failure: Failure) -> Any:
-        failure.trap(UndeliverableError, UnconfirmedError)
         if self._closed:
-            return failure
-        if attempt >= _REPLY_ATTEMPTS or self._retrying >= _VANISHED_BOUND:
+            return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
+        failure.trap(UndeliverableError, UnconfirmedError)
+        if attempt >= _REPLY_ATTEMPTS or len(self._retrying) >= _VANISHED_BOUND:
             if failure.check(UnconfirmedError):
                 return failure
             self.unclaimed_replies += 1
@@ -193,14 +195,14 @@ class AMQPTransport:
                 self._mark_gone(address)
                 _log.info("a caller is gone, replies to {address} are dropped", address=address)
             return None
-        self._retrying += 1
-        again = deferLater(self._reactor, _reply_backoff(attempt), self._reply, address, body)
+        again: Deferred[None] = deferLater(self._reactor, _reply_backoff(attempt), self._reply, address, body)
         again.addErrback(partial(self._reply_again, address, body, attempt + 1))
-        again.addBoth(self._retried)
+        self._retrying.add(again)
+        again.addBoth(self._retried, again)
         return again
 
-    def _retried(self, result: Any) -> Any:
-        self._retrying -= 1
+    def _retried(self, result: Any, again: Deferred[None]) -> Any:
+        self._retrying.discard(again)
         return result
 
     def _is_gone(self, address: str) -> bool:
