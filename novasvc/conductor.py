@@ -17,6 +17,7 @@ from zope.interface import implementer
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import (
+    BrokerError,
     DatabaseError,
     DatabaseUnavailableError,
     InvalidArgumentsError,
@@ -26,6 +27,7 @@ from novasvc.errors import (
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
+    UnconfirmedError,
     UndeliverableError,
 )
 from novasvc.interfaces import IServiceRegistry, Records
@@ -44,7 +46,9 @@ _OUTAGES: Mapping[type[Exception], str] = {
     TooManyCallsError: "too many calls wait for it",
     TransportClosedError: "the connection to it was closed",
     TransportFullError: "its queue is full",
+    UnconfirmedError: "the connection to the broker was lost meanwhile",
     UndeliverableError: f"no node serves the topic {TOPIC!r}",
+    BrokerError: "the broker is not there, or refuses",
 }
 """What is over when a conductor is there again, and what to say of it."""
 

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.broker import BrokerAddress
 from novasvc.conductor import RemoteRegistry
 from novasvc.db.services import connect_registry
 from novasvc.errors import DirectoryError
@@ -139,11 +140,10 @@ class Runtime:
         :param settings: checked; see :func:`novasvc.settings.load`.
         :param reactor: provides IReactorTime, IReactorCore and IReactorFromThreads.
         """
-        memory = _memory_brokers.setdefault(reactor, MemoryBroker())
         return cls(
             settings=settings,
             reactor=reactor,
-            broker=Leg("broker", lambda: MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)),
+            broker=Leg("broker", lambda: _make_transport(settings, reactor)),
             database=Leg("database", lambda: _reach_database(settings, reactor)),
             run_blocking=BlockingPool(reactor).run_blocking,
         )
@@ -151,6 +151,36 @@ class Runtime:
 
 _memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()
 """By reactor: ``memory:`` reaches all the nodes of a process, however many runtimes they stand on."""
+
+
+def _make_transport(settings: Settings, reactor: Any) -> ITransport:
+    if settings.transport_url.startswith("memory:"):
+        memory = _memory_brokers.setdefault(reactor, MemoryBroker())
+        return MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)
+    # A node on memory: pays nothing for AMQP and TLS.
+    from novasvc.transport.amqp import AMQPTransport, BrokerOptions  # noqa: PLC0415
+
+    options = BrokerOptions(
+        heartbeat=settings.rabbit_heartbeat,
+        durable_queues=settings.amqp_durable_queues,
+        auto_delete=settings.amqp_auto_delete,
+        quorum_queue=settings.rabbit_quorum_queue,
+        transient_quorum_queue=settings.rabbit_transient_quorum_queue,
+        quorum_delivery_limit=settings.rabbit_quorum_delivery_limit,
+        quorum_max_memory_length=settings.rabbit_quorum_max_memory_length,
+        quorum_max_memory_bytes=settings.rabbit_quorum_max_memory_bytes,
+        transient_queues_ttl=settings.rabbit_transient_queues_ttl,
+        ssl_ca_file=settings.rabbit_ssl_ca_file,
+        ssl_cert_file=settings.rabbit_ssl_cert_file,
+        ssl_key_file=settings.rabbit_ssl_key_file,
+    )
+    return AMQPTransport(
+        BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl),
+        reactor=reactor,
+        exchange=settings.control_exchange,
+        options=options,
+        name=f"{settings.binary}:{settings.host}:{os.getpid()}",
+    )
 
 
 def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from novasvc._version import __version__
 from novasvc.errors import (
+    BrokerUnavailableError,
     DatabaseUnavailableError,
     DirectoryError,
     NovasvcError,
@@ -143,15 +144,7 @@ class Node:
         await self._hook("pre_start_hook")
 
         self._step = "consume"
-        self.server = Server(
-            transport,
-            Target(self.topic, identity.host),
-            self._endpoints,
-            clock=clock,
-            concurrency=settings.rpc_concurrency,
-            run_blocking=self.runtime.run_blocking,
-        )
-        await self.server.start()
+        await self._reach("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
         self._step = "join the service group"
@@ -159,6 +152,19 @@ class Node:
         await self.membership.join()
         if self.periodic_enable:
             self.tasks.start()
+
+    async def _serve(self, transport: ITransport) -> None:
+        settings = self.runtime.settings
+        server = self.server = Server(
+            transport,
+            Target(self.topic, self.identity.host),
+            self._endpoints,
+            clock=self.runtime.reactor,
+            concurrency=settings.rpc_concurrency,
+            max_deliveries=settings.rpc_max_deliveries,
+            run_blocking=self.runtime.run_blocking,
+        )
+        await server.start()
 
     def basic_config_check(self) -> None:
         """See that the temporary directory exists and can be written to.
@@ -188,7 +194,7 @@ class Node:
         for failures in count(1):
             try:
                 reached = await attempt()
-            except DatabaseUnavailableError as error:
+            except (BrokerUnavailableError, DatabaseUnavailableError) as error:
                 if self.runtime.settings.fail_fast:
                     raise
                 if self.waiting_for is None:

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from novasvc.broker import BrokerAddress
+
 _YES = frozenset({"true", "yes", "on", "1"})
 _NO = frozenset({"false", "no", "off", "0"})
 _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
@@ -119,11 +121,14 @@ def _transport_url(value: object) -> str:
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
         return url
-    if scheme.partition("+")[0] in {"amqp", "amqps", "rabbit", "kombu"}:
-        problem = "this version has no AMQP transport; a later one brings it"
-        raise ValueRefusedError(problem, 'use "memory:", which serves the nodes of one process')
-    problem = f"no transport is known for the scheme {scheme!r}" if ":" in url else "it has no scheme"
-    raise ValueRefusedError(problem, 'use "memory:", the only transport of this version')
+    remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the nodes of one process'
+    if ":" not in url:
+        raise ValueRefusedError("it has no scheme", remedy)
+    try:
+        BrokerAddress.parse(url)
+    except ValueError as error:
+        raise ValueRefusedError(str(error), remedy) from None
+    return url
 
 
 def _database_url(value: object) -> str:

@@ -139,7 +139,11 @@ class Settings:
     )
 
     transport_url: str = _setting(
-        "How messages move; memory: serves the nodes of one process.", TRANSPORT_URL, default="memory:", secret=True
+        "How messages move: amqp://user:password@host:5672/vhost is RabbitMQ, rabbit: is the same, amqps: speaks TLS, "
+        "several user:password@host:port are tried in turn; memory: serves the nodes of one process.",
+        TRANSPORT_URL,
+        default="memory:",
+        secret=True,
     )
     control_exchange: str = _setting("Exchange that the topics belong to.", NAME, default="nova")
     rpc_response_timeout: float = _setting(
@@ -147,6 +151,104 @@ class Settings:
     )
     rpc_concurrency: int = _setting(
         "Calls that one service works on at a time.", INTEGER, default=64, minimum=1, nova="rpc_thread_pool_size"
+    )
+    rpc_max_deliveries: int = _setting(
+        "Times that a request of an idempotent method may be delivered, and its service die of it, before it is put "
+        "into quarantine.",
+        INTEGER,
+        default=3,
+        minimum=1,
+    )
+
+    rabbit_heartbeat: float = _setting(
+        "Time between signs of life on a connection to the broker; 0 is none. A broker that is silent for 1.5 of "
+        "them counts as lost.",
+        NUMBER,
+        default=10.0,
+        unit="seconds",
+        minimum=0,
+        nova="oslo_messaging_rabbit/heartbeat_timeout_threshold",
+    )
+    amqp_durable_queues: bool = _setting(
+        "Have queues and exchanges of requests outlive the broker.",
+        BOOLEAN,
+        default=False,
+        nova="oslo_messaging_rabbit/amqp_durable_queues",
+    )
+    amqp_auto_delete: bool = _setting(
+        "Have queues and exchanges of requests go with the last that uses them.",
+        BOOLEAN,
+        default=False,
+        nova="oslo_messaging_rabbit/amqp_auto_delete",
+    )
+    rabbit_quorum_queue: bool = _setting(
+        "Replicate queues of requests; they are durable then.",
+        BOOLEAN,
+        default=False,
+        nova="oslo_messaging_rabbit/rabbit_quorum_queue",
+    )
+    rabbit_transient_quorum_queue: bool = _setting(
+        "Replicate queues of fanouts and replies; they are durable then.",
+        BOOLEAN,
+        default=False,
+        nova="oslo_messaging_rabbit/rabbit_transient_quorum_queue",
+    )
+    rabbit_quorum_delivery_limit: int = _setting(
+        "Deliveries after which a quorum queue drops a message; 0 is without limit.",
+        INTEGER,
+        default=0,
+        minimum=0,
+        nova="oslo_messaging_rabbit/rabbit_quorum_delivery_limit",
+    )
+    rabbit_quorum_max_memory_length: int = _setting(
+        "Messages that a quorum queue keeps in memory; 0 is without limit.",
+        INTEGER,
+        default=0,
+        minimum=0,
+        nova="oslo_messaging_rabbit/rabbit_quorum_max_memory_length",
+    )
+    rabbit_quorum_max_memory_bytes: int = _setting(
+        "Bytes that a quorum queue keeps in memory; 0 is without limit.",
+        INTEGER,
+        default=0,
+        minimum=0,
+        nova="oslo_messaging_rabbit/rabbit_quorum_max_memory_bytes",
+    )
+    rabbit_transient_queues_ttl: float = _setting(
+        "Time after which the broker drops a queue of fanouts or replies that nobody uses; 0 is never.",
+        NUMBER,
+        default=1800.0,
+        unit="seconds",
+        minimum=0,
+        nova="oslo_messaging_rabbit/rabbit_transient_queues_ttl",
+    )
+    rabbit_ssl: bool = _setting(
+        "Speak TLS to the broker, whatever the URL's scheme.",
+        BOOLEAN,
+        default=False,
+        nova="oslo_messaging_rabbit/ssl",
+    )
+    rabbit_ssl_ca_file: Path | None = _setting(  # noqa: RUF009
+        "Certificates of those whom we trust to be the broker, in PEM.",
+        PATH,
+        default=None,
+        shown="the system's",
+        optional=True,
+        nova="oslo_messaging_rabbit/ssl_ca_file",
+    )
+    rabbit_ssl_cert_file: Path | None = _setting(  # noqa: RUF009
+        "Our own certificate, if the broker wants one, in PEM.",
+        PATH,
+        default=None,
+        optional=True,
+        nova="oslo_messaging_rabbit/ssl_cert_file",
+    )
+    rabbit_ssl_key_file: Path | None = _setting(  # noqa: RUF009
+        "The key of rabbit_ssl_cert_file, in PEM, without a passphrase.",
+        PATH,
+        default=None,
+        optional=True,
+        nova="oslo_messaging_rabbit/ssl_key_file",
     )
 
     database_url: str = _setting(
@@ -211,7 +313,7 @@ class Settings:
         default="info",
     )
     log_json: bool = _setting("Log one JSON object a line.", BOOLEAN, default=False)
-    workers: int = _setting("Processes that share the work; more than 1 needs a broker.", INTEGER, default=1, minimum=1)
+    workers: int = _setting("Processes that share the work; this version runs one.", INTEGER, default=1, minimum=1)
 
     managers: Mapping[str, str] = attrs.field(factory=dict)
     binary: str = _setting("Name of the only service, if there is no [[service]] table.", NAME, default="novasvc-agent")

@@ -99,7 +99,7 @@ No two services may have the same host and binary, or the same host and topic.
 - `service_down_time` must be more than every `report_interval`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
   `topic = "conductor"` above its own. The conductor itself needs the database.
-- `workers` above 1 needs a broker; `memory:` stays within one process.
+- `workers` stays at 1: this version runs one process.
 - A name that does not exist is an error, wherever it is given. Variables that Kubernetes makes for a
   Service named `novasvc` (`NOVASVC_PORT` and its like) are passed over.
 """

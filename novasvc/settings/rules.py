@@ -15,14 +15,16 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
     """
     if not {"service_down_time", "report_interval"} & set(bad):
         yield from _liveness(settings, origins, bad)
-    if not {"workers", "transport_url"} & set(bad) and settings.workers > 1:
+    if "workers" not in bad and settings.workers > 1:
         yield SettingError(
             "workers",
             str(settings.workers),
             origins.get("workers", "default"),
-            f"several processes need a broker between them, and transport_url is {settings.transport_url!r}",
-            "give the URL of a broker as transport_url, or leave workers at 1",
+            "this version runs one process; a later one brings several",
+            "leave workers at 1, and start the program several times with the URL of a broker as transport_url",
         )
+    if not {"rabbit_ssl_cert_file", "rabbit_ssl_key_file"} & set(bad):
+        yield from _certificate(settings, origins)
     if "service" not in bad:
         yield from _duplicates(settings)
         if not {"db_allowed", "transport_url"} & set(bad):
@@ -45,6 +47,16 @@ def _liveness(settings: Settings, origins: Mapping[str, str], bad: Collection[st
         if name in origins and down <= service.report_interval:
             problem = f"the service would be down between two heartbeats: service_down_time is {down:g} s"
             yield SettingError("report_interval", f"{service.report_interval:g}", origins[name], problem, remedy)
+
+
+def _certificate(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    given = {name: getattr(settings, name) for name in ("rabbit_ssl_cert_file", "rabbit_ssl_key_file")}
+    missing = [name for name, path in given.items() if path is None]
+    if len(missing) == 1:
+        other = next(name for name in given if name not in missing)
+        problem = f"a certificate and its key are of use only together, and {missing[0]} is not given"
+        remedy = f"give {missing[0]} as well, or neither"
+        yield SettingError(other, str(given[other]), origins.get(other, "default"), problem, remedy)
 
 
 def _duplicates(settings: Settings) -> Iterator[SettingError]:

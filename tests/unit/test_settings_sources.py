@@ -224,9 +224,11 @@ class ValuesTests(SourcesCase):
             self.assertIn("package.module.Class", self.error(manager=manager).remedy)
 
     def test_transport(self) -> None:
-        """Only memory: is served; AMQP is said to come."""
-        self.assertIn("AMQP", self.error(transport_url="rabbit://h/").problem)
-        self.assertIn("'redis'", self.error(transport_url="redis://h/").problem)
+        """A transport's URL has a scheme that is known, and hosts that can be read."""
+        for url in ("rabbit://h/", "amqp://u:p@h:1,u:p@[::1]:2/v", "amqps://h", "memory:"):
+            self.assertEqual(load((), {}, {"transport_url": url}).settings.transport_url, url)
+        self.assertIn("none of amqp://", self.error(transport_url="redis://h/").problem)
+        self.assertIn("percent-encoded", self.error(transport_url="amqp://u:se/cret@h/").problem)
         self.assertIn("no scheme", self.error(transport_url="host").problem)
 
     def test_database(self) -> None:

@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.broker import BrokerAddress, Host
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, TransportClosedError
-from novasvc.transport.amqp.address import BrokerAddress, Host
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login

@@ -287,20 +287,23 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             return
         self._reading = True
         try:
-            if data.startswith(_TLS_ALERT) and self.started._result is None:
-                raise FrameError  # which is shorter than any frame
-            self._reader.feed(data)
+            foreign = None if self._tuned else self._what_it_speaks(data)
+            if foreign:
+                self.end(ClosedError(foreign))
+            else:
+                self._reader.feed(data)
         except (FrameError, CodecError) as error:
-            self.end(ClosedError(self._what_it_speaks(data) or f"it sent what is no AMQP: {error}"))
+            self.end(ClosedError(f"it sent what is no AMQP: {error}"))
         finally:
             self._reading = False
             self._end_turn()
 
-    def _what_it_speaks(self, data: bytes) -> str | None:
-        """Recognise the usual mistakes of an address, by the first bytes of the answer."""
-        if not self._tuned and data.startswith(_TLS_ALERT):
+    @staticmethod
+    def _what_it_speaks(data: bytes) -> str | None:
+        """Recognise the usual mistakes of an address, by the first bytes of the answer; None if it is AMQP."""
+        if data.startswith(_TLS_ALERT):
             return "the port speaks TLS; use amqps://"
-        if not self._tuned and data.startswith(b"AMQP"):
+        if data.startswith(b"AMQP"):
             return f"it speaks another version of AMQP: {data[4:8].hex(' ')}"
         return None
 

@@ -15,12 +15,10 @@ def endpoint(reactor: Any, host: str, port: int, tls: bool, options: BrokerOptio
         return way
     from twisted.internet.ssl import (
         Certificate,
-        PrivateCertificate,
         optionsForClientTLS,
         platformTrust,
         trustRootFromCertificates,
-        KeyPair,
-    )  # noqa
+    )
 
     trust: Any = platformTrust()
     if options.ssl_ca_file is not None:

@@ -12,10 +12,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.broker import BrokerAddress
 from novasvc.errors import BrokerError, TransportClosedError, UnconfirmedError, UndeliverableError
 from novasvc.interfaces import IListener, ITransport
 from novasvc.target import Target
-from novasvc.transport.amqp.address import BrokerAddress
 from novasvc.transport.amqp.connection import Connection, quick_backoff
 from novasvc.transport.amqp.consumer import Consumers
 from novasvc.transport.amqp.listener import Listener, Receiver

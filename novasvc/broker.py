@@ -74,7 +74,9 @@ def _host(text: str, default_port: int, before: Host | None) -> Host:
         parts = urlsplit(f"//{place}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("a host or port of it cannot be read") from None
+        raise ValueError(
+            'a host or port of it cannot be read (a "@", ",", "/", "[" or "]" in the password must be percent-encoded)'
+        ) from None
     if not host:
         raise ValueError("it names no host")
     username, colon, password = login.partition(":")
