@@ -174,6 +174,8 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
                 receiver.confirmed(*parse_ack(payload), kind == BASIC_ACK)
             return
         method, args = decode_method(payload)
+        if (method.klass.name == "connection") != (self.id == 0):
+            raise FrameError(f"{method.klass.name}.{method.name} on channel {self.id}")
         if self._abandoned:
             self._received_while_closing(method)
         elif method.response:
@@ -185,7 +187,8 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         """Pass over all but the end: what the broker sent before it read our channel.close."""
         name = f"{method.klass.name}.{method.name}"
         if name == "channel.close":
-            self.channel_close_ok()
+            # Not by invoke, which sends nothing once the channel is closed.
+            self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE_OK, ())))
         elif name == "channel.close-ok":
             self.client.release_channel(self)
 
@@ -209,7 +212,8 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         if self.closed:
             return
         self._abandoned = True
-        self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE, (200, reason.problem[:200], 0, 0))))
+        text = reason.problem.encode()[:255].decode(errors="ignore")
+        self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE, (200, text, 0, 0))))
         self.do_close(reason)
 
     def do_close(self, reason: ClosedError) -> None:
@@ -250,4 +254,6 @@ def _let_go(answer: Deferred[Any]) -> None:
 
 
 _CONFIRMATIONS = frozenset({BASIC_ACK, BASIC_NACK})
-_CHANNEL_CLOSE = SPEC.classes.byname["channel"].methods.byname["close"]
+_CHANNEL_CLOSE, _CHANNEL_CLOSE_OK = (
+    SPEC.classes.byname["channel"].methods.byname[name] for name in ("close", "close-ok")
+)
