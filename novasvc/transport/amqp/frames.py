@@ -127,6 +127,10 @@ class FrameReader:
                 raise FrameError("a frame does not end where it says")
             payload = data[at + 7 : after - 1]
             at = after
+            if kind == METHOD and payload[:4] == BASIC_DELIVER:
+                at = self._whole(data, at, end, channel, payload) or after
+                if at > after:
+                    continue
             take = self._takers.get(kind)
             if take is None:
                 raise FrameError(f"a frame of the unknown type {kind}")
@@ -134,6 +138,29 @@ class FrameReader:
         if at < end:
             self._rest += data[at:]
             self._needed = _OVERHEAD if end - at < _OVERHEAD else _OVERHEAD + size
+
+    def _whole(self, data: bytes, at: int, end: int, channel: int, payload: bytes) -> int:
+        """Take a message whose header and only body are here as well, as nearly always.
+
+        :param at: where its header would begin.
+        :return: the index after it; 0 if it has to be taken frame by frame.
+        """
+        if channel in self._contents or end - at < _CONTENT.size + 2 * _OVERHEAD:
+            return 0
+        kind, number, size, _, _, length = _CONTENT.unpack_from(data, at)
+        body_at = at + _OVERHEAD + size
+        if kind != HEADER or number != channel or size < _CONTENT_BYTES or body_at + _OVERHEAD > end:
+            return 0
+        kind, number, size = _FRAME.unpack_from(data, body_at)
+        after = body_at + _OVERHEAD + size
+        whole = kind == BODY and number == channel and size == length and 0 < size <= self._body_limit
+        if not whole or after > end or size + _OVERHEAD > self.frame_max:
+            return 0
+        if data[body_at - 1] != _END_OCTET or data[after - 1] != _END_OCTET:
+            return 0
+        properties = data[at + _CONTENT.size : body_at - 1]
+        self._receiver.content_received(channel, payload, properties, data[body_at + 7 : after - 1])
+        return after
 
     def _heartbeat(self, _channel: int, _payload: bytes) -> None:
         self._receiver.heartbeat_received()
