@@ -126,6 +126,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def connection_start(self, channel: Channel, message: Invocation) -> None:
         """Say who we are, and what we understand."""
+        self._see_turn("connection.start")
         login = self.client.login
         mechanism, response = login.answer(_text(message.mechanisms))
         properties = {
@@ -139,8 +140,13 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def connection_tune(self, channel: Channel, message: Invocation) -> None:
         """Agree on the limits; the smaller one counts, and 0 is no limit."""
+        self._see_turn("connection.tune")
         self.client.tune(message.channel_max, message.frame_max, message.heartbeat)
         self.client.started.fire()
+
+    def _see_turn(self, name: str) -> None:
+        if self.client.tuned:
+            raise FrameError(f"{name} out of its turn")
 
     def connection_blocked(self, channel: Channel, message: Invocation) -> None:
         """Pass it on."""
@@ -197,7 +203,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self._beats.clock = clock
         self._heard = self._sent = False
         self._silence = 0
-        self._tuned = False
+        self.tuned = False
         self._reading = False
         self._turn_end: list[Callable[[], None]] = []
         self._closing: Deferred[Any] | None = None
@@ -221,7 +227,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
 
     def tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
         """Take the broker's limits, and tell it what counts."""
-        self._tuned = True
+        self.tuned = True
         self.channel_max = min(channel_max or CHANNEL_MAX, CHANNEL_MAX)
         self.frame_max = self._reader.frame_max = max(SMALLEST_FRAME, min(frame_max or FRAME_MAX, FRAME_MAX))
         # What is sent is whole seconds; a shorter one of ours is kept by us alone.
@@ -287,7 +293,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             return
         self._reading = True
         try:
-            foreign = None if self._tuned else self._what_it_speaks(data)
+            foreign = None if self.tuned else self._what_it_speaks(data)
             if foreign:
                 self.end(ClosedError(foreign))
             else:
