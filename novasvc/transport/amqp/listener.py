@@ -25,6 +25,7 @@ _log = Logger()
 Receiver = Callable[[IDelivery], None]
 Publish = Callable[[Message], Deferred[None]]
 _REASON_CHARACTERS = 500
+_LARGEST_PREFETCH = 65_535
 
 
 @implementer(IDelivery)
@@ -94,6 +95,16 @@ class _Consumption(ChannelReceiver):
     queues: dict[bytes, str] = attrs.field(factory=dict)
     _unsettled: dict[int, None] = attrs.field(factory=dict, init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
+    _moves: int = attrs.field(default=0, init=False)
+    _held: list[Delivery] = attrs.field(factory=list, init=False)
+
+    # Note [Copies wait]
+    #
+    # A message is moved by sending a copy and acknowledging it, and the copy may be back before
+    # the acknowledgement has left. If running it took this process down then, both would be
+    # delivered again, and twice as many at each death. So a copy that comes while something is
+    # being moved waits until the broker has read the acknowledgement: it answers the questions
+    # of a channel in order.
 
     def __len__(self) -> int:
         return len(self._unsettled)
@@ -138,8 +149,26 @@ class _Consumption(ChannelReceiver):
             return
         moving = succeed(None) if prepare is None else prepare()
         moving.addCallback(lambda _: self.listener.publish(message))
-        moving.addCallbacks(lambda _: self.ack(tag), partial(self._not_moved, tag, message.target))
+        moving.addCallbacks(lambda _: self._moved(tag), partial(self._not_moved, tag, message.target))
+        self._moves += 1
+        moving.addBoth(self._release)
         self.listener.keep(moving)
+
+    def _moved(self, tag: int) -> Deferred[Any]:
+        """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
+        self.ack(tag)
+        self.flush()
+        read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.listener.prefetch)
+        return read.addErrback(lambda failure: failure.trap(ClosedError) and None)
+
+    def _release(self, result: Any) -> Any:
+        """Hand on what waited for the last of the moves."""
+        self._moves -= 1
+        if not self._moves:
+            held, self._held = self._held, []
+            for delivery in held:
+                self.listener.receiver(delivery)
+        return result
 
     def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
         """Leave it to the broker, which says "redelivered" of it and does not count."""
@@ -160,7 +189,11 @@ class _Consumption(ChannelReceiver):
             _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
             self.reject(tag, requeue=False)
             return
-        self.listener.receiver(Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered))
+        delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
+        if self._moves and read.deliveries:
+            self._held.append(delivery)
+        else:
+            self.listener.receiver(delivery)
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Declare and consume again: the queue is gone; see ChannelReceiver."""
@@ -172,6 +205,7 @@ class _Consumption(ChannelReceiver):
         """Forget what came by it; see ChannelReceiver."""
         self._unsettled.clear()
         self._acks.clear()
+        self._held.clear()
         self.listener.consumption_ended(self, reason)
 
 
@@ -197,6 +231,7 @@ class Listener:
     _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = topology.new_fanout_queue(self.target.topic)
 
     def __str__(self) -> str:
@@ -213,7 +248,7 @@ class Listener:
         channel = await protocol.open_channel()
         try:
             # For each consumer by itself: quorum queues know no other way.
-            await channel.basic_qos(prefetch_count=min(self.prefetch, 65_535))
+            await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
             requests = [target.topic]
             if target.server is not None:
