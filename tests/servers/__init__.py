@@ -27,9 +27,16 @@ def shared_broker() -> Broker:
     return _started(Broker(directory, certificates=Certificates(directory / "certificates")))
 
 
-@cache
 def fragile_broker() -> Broker:
-    """Return the node that tests may kill, freeze and alarm; it runs, and is well, whenever a test begins."""
+    """Return the node that tests may kill, freeze and alarm; it runs whenever a test asks for it."""
+    broker = _fragile_broker()
+    if not broker.running:
+        broker.restart()
+    return broker
+
+
+@cache
+def _fragile_broker() -> Broker:
     return _started(Broker(_directory()))
 
 

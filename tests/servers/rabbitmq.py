@@ -132,6 +132,11 @@ class Broker:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """All that the node wrote."""
         logs = [Path(self._path("stdout")), *sorted((self._directory / "log").glob("*.log"))]
