@@ -27,7 +27,7 @@ from novasvc.transport.amqp.frames import (
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
 from novasvc.transport.amqp.spec import SPEC
 
-LOGIN = Login(username="nova", password="secret", vhost="/cell", name="test")
+LOGIN = Login(username="nova", password="secret", vhost="cell", name="test")
 URL = "amqp://nova:secret@one:5672,two:5673/cell"
 CLOSED_WITH = "channel.close"
 
@@ -244,8 +244,8 @@ class RigReactor(MemoryReactorClock):
         self._dialled: list[tuple[int, Any, Any]] = []
         self.ports: list[int] = []
 
-    def connectTCP(self, host: str, port: int, factory: Any, *rest: Any) -> Any:
-        connector = super().connectTCP(host, port, factory, *rest)
+    def connectTCP(self, host: str, port: int, factory: Any, **more: Any) -> Any:
+        connector = super().connectTCP(host, port, factory, **more)
         self._dialled.append((port, factory, connector))
         self.ports.append(port)
         return connector

@@ -28,7 +28,7 @@ class HandshakeTests(AMQPCase):
         self.assertEqual(link.transport.options, {"no delay": True, "keep alive": True})
         self.done(self.protocol.handshake())
         self.assertEqual(link.names(), ["connection.start-ok", "connection.tune-ok", "connection.open"])
-        self.assertEqual(link.last("connection.open").args["virtual_host"], "/cell")
+        self.assertEqual(link.last("connection.open").args["virtual_host"], "cell")
         self.assert_idle()
 
     def test_capabilities(self) -> None:
