@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import attrs
 from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -27,6 +28,8 @@ _log = Logger()
 
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
 """Reply codes: wrong credentials or a missing permission; a virtual host that is not for us."""
+_TOLD_BOUND = 50
+"""Reasons that are said of one outage, at the most: the hosts may have different ones, and have them in turn."""
 
 
 class ConnectionUser(Protocol):
@@ -134,6 +137,7 @@ class Connection:
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _opening: Deferred[None] | None = attrs.field(default=None, init=False)
+    _told: set[str] = attrs.field(factory=set, init=False)
     _outcome: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
     _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
@@ -169,7 +173,7 @@ class Connection:
     def lost(self, reason: ClosedError) -> None:
         """Hear that the connection has ended; see Observer."""
         was_ready = self.state in {"ready", "blocked"}
-        self.is_congested = False
+        self.is_congested, self.blocked_by = False, ""
         self.user.lost(reason)
         if was_ready and not reason.clean:
             self._machine.failed(self._explained(reason))
@@ -181,6 +185,7 @@ class Connection:
 
     def unblocked(self) -> None:
         """Hear that it does again; see Observer."""
+        self.blocked_by = ""
         self._machine.unblock()
 
     def congested(self, congested: bool) -> None:  # noqa: FBT001 - as Observer has it
@@ -234,7 +239,7 @@ class Connection:
         self._machine.prepared()
 
     def _attempt_failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError) and self.state in {"closing", "closed"}:
+        if failure.check(CancelledError, ConnectingCancelledError) and self.state in {"closing", "closed"}:
             return
         error = failure.value
         if isinstance(error, ClosedError):
@@ -264,8 +269,9 @@ class Connection:
 
     def note(self, error: BrokerError) -> None:
         """Say that the broker is gone, once for each distinct reason."""
-        before, self.problem, self.protocol = self.problem, error, None
-        if self._opening is None and (before is None or str(before) != str(error)):
+        self.problem, self.protocol = error, None
+        if self._opening is None and str(error) not in self._told and len(self._told) < _TOLD_BOUND:
+            self._told.add(str(error))
             _log.warn("the connection for {name} is lost, and tried again: {error}", name=self.name, error=error)
 
     def wait(self, error: BrokerError) -> None:
@@ -295,7 +301,11 @@ class Connection:
             self.reconnects += 1
             _log.info("the connection for {name} is there again: {broker}", name=self.name, broker=self._shown())
         self.problem = None
-        self.user.ready()
+        self._told.clear()
+        if self.blocked_by:
+            self._machine.block()  # the broker said so while the user was prepared
+        else:
+            self.user.ready()
         if opening is not None:
             opening.callback(None)
 
