@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
+from txamqp.spec import pythonize
 
 from novasvc.transport.amqp.codec import (
     CodecError,
@@ -37,6 +38,69 @@ DOMAINS: dict[str, st.SearchStrategy[Any]] = {
     "timestamp": st.integers(0, 2**33).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
 }
 
+IN_ORDER: list[tuple[str, dict[str, Any], str]] = [
+    ("connection.tune-ok", {"channel_max": 1, "frame_max": 2, "heartbeat": 3}, "000a001f0001000000020003"),
+    (
+        "connection.close",
+        {"reply_code": 1, "reply_text": "a", "class_id": 2, "method_id": 3},
+        "000a00320001016100020003",
+    ),
+    (
+        "exchange.declare",
+        {"exchange": "a", "type": "b", "durable": True, "internal": True},
+        "0028000a0000016101620a00000000",
+    ),
+    (
+        "exchange.declare",
+        {"exchange": "a", "type": "b", "passive": True, "auto_delete": True, "no_wait": True},
+        "0028000a0000016101621500000000",
+    ),
+    ("exchange.delete", {"exchange": "a", "if_unused": True}, "002800140000016101"),
+    ("exchange.bind", {"destination": "a", "source": "b", "routing_key": "c"}, "0028001e00000161016201630000000000"),
+    ("queue.declare", {"queue": "a", "durable": True, "auto_delete": True}, "0032000a000001610a00000000"),
+    (
+        "queue.declare",
+        {"queue": "a", "passive": True, "exclusive": True, "no_wait": True},
+        "0032000a000001611500000000",
+    ),
+    ("queue.declare-ok", {"queue": "a", "message_count": 1, "consumer_count": 2}, "0032000b01610000000100000002"),
+    ("queue.bind", {"queue": "a", "exchange": "b", "routing_key": "c"}, "0032001400000161016201630000000000"),
+    ("queue.unbind", {"queue": "a", "exchange": "b", "routing_key": "c"}, "00320032000001610162016300000000"),
+    ("queue.delete", {"queue": "a", "if_empty": True}, "003200280000016102"),
+    ("basic.qos", {"prefetch_size": 1, "prefetch_count": 2, "global_": True}, "003c000a00000001000201"),
+    (
+        "basic.consume",
+        {"queue": "a", "consumer_tag": "b", "no_ack": True, "no_wait": True},
+        "003c00140000016101620a00000000",
+    ),
+    (
+        "basic.consume",
+        {"queue": "a", "consumer_tag": "b", "no_local": True, "exclusive": True},
+        "003c00140000016101620500000000",
+    ),
+    ("basic.publish", {"exchange": "a", "routing_key": "b", "mandatory": True}, "003c002800000161016201"),
+    (
+        "basic.return",
+        {"reply_code": 1, "reply_text": "a", "exchange": "b", "routing_key": "c"},
+        "003c00320001016101620163",
+    ),
+    (
+        "basic.deliver",
+        {"consumer_tag": "a", "delivery_tag": 1, "redelivered": True, "exchange": "b", "routing_key": "c"},
+        "003c003c016100000000000000010101620163",
+    ),
+    (
+        "basic.get-ok",
+        {"delivery_tag": 1, "redelivered": True, "exchange": "b", "routing_key": "c", "message_count": 2},
+        "003c00470000000000000001010162016300000002",
+    ),
+    ("basic.nack", {"delivery_tag": 1, "multiple": True, "requeue": False}, "003c0078000000000000000101"),
+    ("basic.nack", {"delivery_tag": 1, "multiple": False, "requeue": True}, "003c0078000000000000000102"),
+    ("connection.start-ok", {"mechanism": "a", "response": "b", "locale": "c"}, "000a000b00000000016100000001620163"),
+    ("connection.update-secret", {"new_secret": "a", "reason": "b"}, "000a004600000001610162"),
+]
+"""Methods whose arguments could be taken for one another, as another implementation writes them."""
+
 methods = st.sampled_from(METHODS).flatmap(
     lambda method: st.tuples(st.just(method), st.tuples(*(DOMAINS[field.type] for field in method.fields)))
 )
@@ -47,7 +111,20 @@ def method(name: str) -> Any:
     return SPEC.parse_method(name)
 
 
+class Written(SPEC.klass):
+    """Writes what the spec's methods hand to a channel."""
+
+    def invoke(self, method: Any, args: tuple[Any, ...], content: None = None) -> bytes:
+        return encode_method(method, args)
+
+
 class MethodTests(SynchronousTestCase):
+    def test_order(self) -> None:
+        """Arguments of the same type are not taken for one another."""
+        for name, arguments, octets in IN_ORDER:
+            write = getattr(Written(), pythonize(name.replace(".", "_")))
+            self.assertEqual(write(**arguments).hex(), octets, name)
+
     def test_queue_declare(self) -> None:
         """A method goes as ids and arguments, its bits in one octet with the first one lowest."""
         octets = encode_method(
