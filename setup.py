@@ -14,6 +14,7 @@ REQUIRES = [
     "txAMQP>=0.8.2",  # AMQP: connection, channels, handshake
     "alchimia>=0.8.1",  # SQLAlchemy's engine on Twisted's threads
     "zope.interface>=7.1",  # the seams
+    "pyOpenSSL>=24.3",  # TLS to the broker; the first that takes keys of cryptography
     "service-identity>=24.1",  # checks that a TLS server is the one we asked for
     "klein>=24.8",  # routes of the HTTP services
     # What these leave open.

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress, Host
-from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, TransportClosedError
+from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, SettingError, TransportClosedError
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
@@ -133,6 +133,7 @@ class Connection:
     reconnects: int = attrs.field(default=0, init=False)
     _machine: _Machine = attrs.field(init=False)
     _host: Host = attrs.field(init=False)
+    _noticed: str = attrs.field(default="", init=False)
     _attempts: int = attrs.field(default=0, init=False)
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -205,6 +206,7 @@ class Connection:
         hosts = self.address.hosts
         self._host = hosts[self._attempts % len(hosts)]
         self._attempts += 1
+        self._noticed = ""
         self._attempt = Deferred.fromCoroutine(self._walk())
         self._attempt.addErrback(self._attempt_failed)
 
@@ -226,7 +228,9 @@ class Connection:
             await step.addTimeout(left, self.reactor, onTimeoutCancel=lambda _, __: Failure(late))
 
         try:
-            way = endpoint(self.reactor, host.host, host.port, self.address.tls, options, options.connect_timeout)
+            way = endpoint(
+                self.reactor, host.host, host.port, tls=self.address.tls, options=options, notice=self._notice
+            )
             await in_time(way.connect(_Once(protocol)), "connecting")
             self._machine.connected()
             await in_time(Deferred.fromCoroutine(protocol.handshake()), "the handshake")
@@ -246,23 +250,28 @@ class Connection:
             self._machine.failed(self._explained(error))
         elif isinstance(error, BrokerError):
             self._machine.failed(error)
+        elif isinstance(error, SettingError):  # of a file that was there when it was opened
+            self._machine.failed(BrokerRefusedError(self._shown(), str(error)))
         else:
             if not is_refusal(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
                 _log.failure("connecting to {broker} failed", failure, broker=self._shown())
             kind = BrokerRefusedError if is_refusal(failure) else BrokerUnavailableError
-            self._machine.failed(kind(self._shown(), explain(failure)))
+            self._machine.failed(kind(self._shown(), self._noticed or explain(failure)))
 
     def _explained(self, reason: ClosedError) -> BrokerError:
         """Say what ended a connection, to the person who has to do something about it."""
         shown = self._shown()
         if reason.cause is not None:
             kind = BrokerRefusedError if is_refusal(reason.cause) else BrokerUnavailableError
-            return kind(shown, explain(reason.cause))
+            return kind(shown, self._noticed or explain(reason.cause))
         if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
             return BrokerRefusedError(shown, f"it refuses the user {self._host.username!r}: {reason}")
         if reason.code in {_ACCESS_REFUSED, _NOT_ALLOWED}:
             return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
         return BrokerUnavailableError(shown, str(reason))
+
+    def _notice(self, problem: str) -> None:
+        self._noticed = problem
 
     def _shown(self) -> str:
         return self.address.shown(self._host)

@@ -1,36 +1,81 @@
 """The way to one host, with or without TLS, and the reason if it leads nowhere."""
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from novasvc.broker import BrokerAddress
 from novasvc.transport.amqp.options import BrokerOptions
 
+_TLS_FAILURE = "OpenSSL.SSL.Error"
+_NO_TLS = frozenset({"wrong version number", "packet length too long", "http request", "record layer failure"})
+_ALERTS = {
+    "certificate required": "it wants a certificate of ours; give rabbit_ssl_cert_file and rabbit_ssl_key_file",
+    "unknown ca": "it does not trust the authority that signed rabbit_ssl_cert_file",
+    "certificate expired": "it says that the certificate in rabbit_ssl_cert_file has expired",
+    "bad certificate": "it does not accept the certificate in rabbit_ssl_cert_file",
+    "handshake failure": "it agrees to no version or cipher of TLS that we offer, or wants a certificate of ours",
+    "protocol version": "it speaks no version of TLS from 1.2 on",
+}
+"""What the other side says of us, by the end of OpenSSL's text."""
 
-def endpoint(reactor: Any, host: str, port: int, tls: bool, options: BrokerOptions, timeout: float) -> Any:  # noqa: FBT001
-    """Return the endpoint to connect to."""
-    way = HostnameEndpoint(reactor, host, port, timeout=timeout)
+
+def endpoint(
+    reactor: Any,
+    host: str,
+    port: int,
+    *,
+    tls: bool,
+    options: BrokerOptions,
+    notice: Callable[[str], object],
+) -> IStreamClientEndpoint:
+    """Make the way to a host.
+
+    :param notice: called with the reason, if the host's certificate is refused.
+    :raises SettingError: a file for TLS cannot be used.
+    """
+    way = HostnameEndpoint(reactor, host, port, timeout=options.connect_timeout)
     if not tls:
         return way
-    from twisted.internet.ssl import (
-        Certificate,
-        optionsForClientTLS,
-        platformTrust,
-        trustRootFromCertificates,
-    )
+    from novasvc.transport.amqp.certificates import connection_creator  # noqa: PLC0415 - imports OpenSSL
 
-    trust: Any = platformTrust()
-    if options.ssl_ca_file is not None:
-        trust = trustRootFromCertificates([Certificate.loadPEM(options.ssl_ca_file.read_bytes())])
-    return wrapClientTLS(optionsForClientTLS(host, trustRoot=trust), way)
+    return wrapClientTLS(connection_creator(host, options, notice), way)
 
 
-def explain(failure: Failure) -> str:
-    """Say in one line what kept us from connecting."""
-    return failure.getErrorMessage() or type(failure.value).__name__
+def check_files(address: BrokerAddress, options: BrokerOptions) -> None:
+    """See that the files for TLS can be used, if it is to be spoken.
+
+    :raises SettingError: otherwise.
+    """
+    if address.tls:
+        from novasvc.transport.amqp.certificates import connection_creator  # noqa: PLC0415 - imports OpenSSL
+
+        connection_creator("", options, lambda _: None)
 
 
 def is_refusal(failure: Failure) -> bool:
-    """Tell whether the host answered, and TLS failed."""
-    return bool(failure.check("OpenSSL.SSL.Error", "service_identity.exceptions.VerificationError"))
+    """Tell whether somebody was there, and TLS failed."""
+    return bool(failure.check(_TLS_FAILURE))
+
+
+def explain(failure: Failure) -> str:
+    """Say in one line what kept us from connecting, to the person who has to mend it."""
+    if is_refusal(failure):
+        return _tls_reason(failure.value)
+    return (failure.getErrorMessage() or type(failure.value).__name__).rstrip(".")
+
+
+def _tls_reason(error: BaseException) -> str:
+    """Read OpenSSL's queue of errors: tuples of library, function and reason."""
+    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    reasons = [str(entry[-1]).lower() for entry in queue if entry]
+    if any(reason in _NO_TLS for reason in reasons):
+        return "the port speaks no TLS; use amqp://, or the port that does"
+    for reason in reasons:
+        for end, text in _ALERTS.items():
+            if reason.endswith(end):
+                return text
+    return f"TLS failed: {', '.join(reasons) or 'the connection was cut in the handshake'}"

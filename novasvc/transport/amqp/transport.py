@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress
-from novasvc.errors import BrokerError, TransportClosedError, UnconfirmedError, UndeliverableError
+from novasvc.errors import BrokerError, SettingError, TransportClosedError, UnconfirmedError, UndeliverableError
 from novasvc.interfaces import IListener, ITransport
 from novasvc.target import Target
 from novasvc.transport.amqp.connection import Connection, quick_backoff
@@ -22,6 +22,7 @@ from novasvc.transport.amqp.listener import Listener, Receiver
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.replybox import ReplyBox
+from novasvc.transport.amqp.tls import check_files
 from novasvc.transport.amqp.topology import request_address
 
 _log = Logger()
@@ -88,7 +89,14 @@ class AMQPTransport:
         return self._publisher.connection, self._consumers.connection
 
     def open(self) -> Deferred[None]:
-        """Connect for publishing; consuming connects with the first that listens; see ITransport."""
+        """Connect for publishing; consuming connects with the first that listens; see ITransport.
+
+        :raises SettingError: a file for TLS cannot be used.
+        """
+        try:
+            check_files(self._address, self._options)
+        except SettingError as error:
+            return fail(error)
         return self._publisher.connection.open()
 
     def close(self) -> Deferred[None]:
