@@ -18,6 +18,7 @@ from service_identity.cryptography import (
     verify_certificate_hostname,
     verify_certificate_ip_address,
 )
+from service_identity.hazmat import DNSPattern, IPAddressPattern
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from zope.interface import implementer
@@ -107,8 +108,12 @@ def _names(certificate: Certificate) -> str:
         patterns = extract_patterns(certificate)
     except (CertificateError, ValueError):
         return "names that cannot be read"
-    shown = [getattr(pattern.pattern, "pattern", pattern.pattern) for pattern in patterns]
-    return ", ".join(name.decode() if isinstance(name, bytes) else str(name) for name in shown) or "nobody"
+    names = [
+        pattern.pattern.decode() if isinstance(pattern, DNSPattern) else str(pattern.pattern)
+        for pattern in patterns
+        if isinstance(pattern, DNSPattern | IPAddressPattern)
+    ]
+    return ", ".join(names) or "nobody"
 
 
 def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> ConnectionCreator:
@@ -132,7 +137,8 @@ def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> Con
 
         def use_key(path: str) -> None:
             # Not OpenSSL's own way of reading it, which would ask for a passphrase on the terminal.
-            context.use_privatekey(load_pem_private_key(Path(path).read_bytes(), None))
+            key: Any = load_pem_private_key(Path(path).read_bytes(), None)
+            context.use_privatekey(key)
             context.check_privatekey()
 
         _use("rabbit_ssl_key_file", key, use_key, problem)

@@ -129,8 +129,8 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         return field is not None and bool(args[method.fields.index(field)])
 
     def _ask(self) -> None:
-        """Send the next question that somebody still wants the answer to."""
-        while self._requests:
+        """Send the next question that somebody still wants the answer to, if none is asked."""
+        while self._requests and self._asked is None:
             request = self._requests.popleft()
             if not request.answer.called:
                 self._asked = request
@@ -151,9 +151,8 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self._asked = None
         self._cancel_timer()
         if not request.answer.called:
-            request.answer.callback(args)
-        if self._asked is None and not self.closed:
-            self._ask()
+            request.answer.callback(args)  # which may ask the next question, or end the channel
+        self._ask()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

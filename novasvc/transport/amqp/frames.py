@@ -115,7 +115,7 @@ class FrameReader:
                 return
             data = bytes(self._rest)
             self._rest.clear()
-        at, end, read = 0, len(data), _FRAME.unpack_from
+        at, end, size, read = 0, len(data), 0, _FRAME.unpack_from
         while end - at >= _OVERHEAD:
             kind, channel, size = read(data, at)
             if size + _OVERHEAD > self.frame_max:
@@ -147,12 +147,13 @@ class FrameReader:
         """
         if channel in self._contents or end - at < _CONTENT.size + 2 * _OVERHEAD:
             return 0
+        size: int
         kind, number, size, _, _, length = _CONTENT.unpack_from(data, at)
         body_at = at + _OVERHEAD + size
         if kind != HEADER or number != channel or size < _CONTENT_BYTES or body_at + _OVERHEAD > end:
             return 0
         kind, number, size = _FRAME.unpack_from(data, body_at)
-        after = body_at + _OVERHEAD + size
+        after: int = body_at + _OVERHEAD + size
         whole = kind == BODY and number == channel and size == length and 0 < size <= self._body_limit
         if not whole or after > end or size + _OVERHEAD > self.frame_max:
             return 0

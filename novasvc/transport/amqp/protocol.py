@@ -6,11 +6,11 @@ modules beside it; every defect that this mends has a test in ``tests/unit/test_
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -196,6 +196,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.frame_max = FRAME_MAX
         self.channel_max = CHANNEL_MAX
         self.heartbeat = heartbeat
+        self.closed = False
         self.reason: ClosedError | None = None
         self.channels: dict[int, Channel] = {0: Channel(0, None, self)}
         self._reader = FrameReader(self, frame_max=FRAME_MAX, body_limit=BODY_LIMIT)
@@ -206,7 +207,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.tuned = False
         self._reading = False
         self._turn_end: list[Callable[[], None]] = []
-        self._closing: Deferred[Any] | None = None
+        self._closing: IDelayedCall | None = None
 
     # -- life ----------------------------------------------------------------------------------
 

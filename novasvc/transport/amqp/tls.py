@@ -1,7 +1,7 @@
 """The way to one host, with or without TLS, and the reason if it leads nowhere."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -64,7 +64,7 @@ def is_refusal(failure: Failure) -> bool:
 def explain(failure: Failure) -> str:
     """Say in one line what kept us from connecting, to the person who has to mend it."""
     if is_refusal(failure):
-        return _tls_reason(failure.value)
+        return _tls_reason(cast(BaseException, failure.value))
     return (failure.getErrorMessage() or type(failure.value).__name__).rstrip(".")
 
 

@@ -203,7 +203,8 @@ class AMQPTransport:
                 self._mark_gone(address)
                 _log.info("a caller is gone, replies to {address} are dropped", address=address)
             return None
-        again: Deferred[None] = deferLater(self._reactor, _reply_backoff(attempt), self._reply, address, body)
+        again: Deferred[None] = deferLater(self._reactor, _reply_backoff(attempt))
+        again.addCallback(lambda _: self._reply(address, body))
         again.addErrback(partial(self._reply_again, address, body, attempt + 1))
         self._retrying.add(again)
         again.addBoth(self._retried, again)
