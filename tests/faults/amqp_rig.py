@@ -16,6 +16,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import RPCError
 from novasvc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
+from novasvc.transport.amqp.connection import quick_backoff
 from tests.servers import Broker, Proxy, shared_broker, vhost_url
 
 PATIENCE = 10.0
@@ -62,6 +63,8 @@ class Diary:
 class AMQPCase(TestCase):
     """Each test has a virtual host, :attr:`vhost` at :attr:`url`, on :attr:`broker`."""
 
+    retry = staticmethod(quick_backoff())
+
     def setUp(self) -> None:
         self.broker = self.choose_broker()
         self.url = vhost_url(self, self.broker)
@@ -83,6 +86,7 @@ class AMQPCase(TestCase):
             reactor=reactor,
             exchange=exchange,
             options=BrokerOptions(**options),
+            retry=self.retry,
             name=self.id(),
         )
         self.addCleanup(transport.close)

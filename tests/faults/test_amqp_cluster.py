@@ -28,13 +28,15 @@ class ClusterTests(AMQPCase):
         url = self.cluster.url(self.vhost)
         options = {"quorum_queue": True, "transient_quorum_queue": True, "heartbeat": 2.0, "operation_timeout": 30.0}
         server = await self.serve(await self.connect(url, **options))
-        client = await self.client(await self.connect(url, **options), patience=45.0)
+        calling = await self.connect(url, **options)
+        client = await self.client(calling, patience=45.0)
         await self.assert_serves(client)
         calls = []
         for number in range(200):
             calls.append(client.call(CONTEXT, "hang_again", what=number))
             self.diary.let_go()
             if number == 100:
+                await self.until(lambda: not len(calling._publisher))  # the cluster has answered for all
                 self.cluster.nodes[0].kill()
             await deferLater(reactor, 0.01)
         while not all(call.called for call in calls):
