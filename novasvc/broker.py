@@ -6,6 +6,9 @@ import attrs
 
 _PORTS = {"amqp": 5672, "rabbit": 5672, "amqps": 5671}
 
+_ENCODE = 'a "@", ",", "/", "?", "#", "[" or "]" in the password must be percent-encoded'
+_UNREADABLE = f"a host or port of it cannot be read; ports go to 65535 ({_ENCODE})"
+
 
 @attrs.frozen
 class Host:
@@ -37,23 +40,27 @@ class BrokerAddress:
     def parse(cls, url: str, *, tls: bool = False) -> "BrokerAddress":
         """Read a transport URL: ``amqp://user:password@host:5672,user:password@other:5672/vhost``.
 
-        ``rabbit:`` is ``amqp:``, ``amqps:`` speaks TLS. A host without a user has the first one's, or guest. Without
-        a virtual host it is "/".
+        ``rabbit:`` is ``amqp:``, ``amqps:`` speaks TLS. A host without a user has the first one's, or guest. All after
+        the hosts and a slash is the name of the virtual host, percent-encoded; without one it is "/".
 
         :param tls: speak TLS, whatever the scheme.
         :raises ValueError: it is none, and why; there is no secret in the text.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # whose text has the password
+            raise ValueError(_UNREADABLE) from None
         if parts.scheme not in _PORTS:
             raise ValueError(f"the scheme is none of {', '.join(f'{name}://' for name in _PORTS)}")
         if parts.query or parts.fragment:
-            raise ValueError("it has a query or a fragment; give what is meant as settings of its own")
+            raise ValueError(f"it has a query or a fragment; such things are settings of their own ({_ENCODE})")
+        if "@" in parts.path:
+            raise ValueError(_UNREADABLE)  # the path would be a part of the password
         tls = tls or parts.scheme == "amqps"
         default = _PORTS["amqps"] if tls else _PORTS["amqp"]
         hosts: list[Host] = []
         for text in parts.netloc.split(","):
-            before = hosts[0] if hosts else None
-            hosts.append(_host(text, default, before))
+            hosts.append(_host(text, default, hosts[0] if hosts else None))
         path = parts.path.removeprefix("/")
         return cls(tuple(hosts), unquote(path) or "/", tls)
 
@@ -74,9 +81,9 @@ def _host(text: str, default_port: int, before: Host | None) -> Host:
         parts = urlsplit(f"//{place}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError(
-            'a host or port of it cannot be read (a "@", ",", "/", "[" or "]" in the password must be percent-encoded)'
-        ) from None
+        raise ValueError(_UNREADABLE) from None
+    if port == 0:
+        raise ValueError("port 0 is none to connect to")
     if not host:
         raise ValueError("it names no host")
     username, colon, password = login.partition(":")

@@ -1,0 +1,68 @@
+"""Tests for novasvc.broker."""
+
+from urllib.parse import quote
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.broker import BrokerAddress, Host
+
+words = st.text(min_size=1, max_size=20)
+passwords = st.text(min_size=4, max_size=20).filter(lambda word: word not in "amqps://guest@host:5672,other5671/***")
+
+
+class BrokerAddressTests(SynchronousTestCase):
+    def test_defaults(self) -> None:
+        """Who gives only a host is guest on the usual port, at the virtual host "/"."""
+        expected = BrokerAddress((Host("h", 5672, "guest", "guest"),), "/", tls=False)
+        for url in ("amqp://h", "amqp://h/", "rabbit://h//", "amqp://h/%2F"):
+            self.assertEqual(BrokerAddress.parse(url), expected)
+
+    def test_tls(self) -> None:
+        """amqps: speaks TLS on its own port, and so does any scheme if the setting says so."""
+        for address in (BrokerAddress.parse("amqps://h"), BrokerAddress.parse("rabbit://h", tls=True)):
+            self.assertEqual((address.tls, address.hosts[0].port), (True, 5671))
+        self.assertEqual(BrokerAddress.parse("amqps://h:1").hosts[0].port, 1)
+
+    def test_several(self) -> None:
+        """Hosts are kept in order, each with its own user, or the first one's."""
+        address = BrokerAddress.parse("rabbit://u:p@one:1,two,v:@[::1]:3/name")
+        self.assertEqual(
+            address.hosts, (Host("one", 1, "u", "p"), Host("two", 5672, "u", "p"), Host("::1", 3, "v", ""))
+        )
+        self.assertEqual(address.vhost, "name")
+        self.assertEqual(address.shown(), "amqp://u:***@one:1,u:***@two:5672,v:***@[::1]:3/name")
+
+    @given(words, passwords, words)
+    def test_encoded(self, username: str, password: str, vhost: str) -> None:
+        """Names and passwords of any characters are taken percent-encoded, and the password is shown nowhere."""
+        url = f"amqp://{quote(username, '')}:{quote(password, '')}@host/{quote(vhost, '')}"
+        address = BrokerAddress.parse(url)
+        self.assertEqual((address.hosts[0].username, address.hosts[0].password), (username, password))
+        self.assertEqual(address.vhost, vhost)
+        if password not in username and password not in vhost:
+            self.assertNotIn(f":{password}@", address.shown())
+            self.assertNotIn(f"password={password!r}", repr(address))
+
+    def test_refused(self) -> None:
+        """What cannot be read is refused with the reason, and without the password."""
+        for url, reason in (
+            ("redis://u:s3cret@h", "the scheme is none of amqp://"),
+            ("amqp://u:s3cret@h?heartbeat=3", "a query"),
+            ("amqp://u:s3cret@h/v#x", "a fragment"),
+            ("amqp://u:s3cret@", "names no host"),
+            ("amqp://u:s3cret@h,", "names no host"),
+            ("amqp:///v", "names no host"),
+            ("amqp://u:s3/cret@h/", "percent-encoded"),
+            ("amqp://u:s3cret@h:port", "percent-encoded"),
+            ("amqp://u:s3cret@h:99999", "percent-encoded"),
+            ("amqp://u:s3cret@[::1", "percent-encoded"),
+            ("amqp://u:s3cret@[zz]/", "percent-encoded"),
+            ("amqp://u:s3cret\u2100@h/", "percent-encoded"),
+            ("amqp://u:12/s3cret@h:5672/v", "percent-encoded"),
+            ("amqp://u:s3cret@h:0/v", "port 0"),
+        ):
+            error = self.assertRaises(ValueError, BrokerAddress.parse, url)
+            self.assertIn(reason, str(error), url)
+            self.assertNotIn("cret", str(error))
