@@ -297,18 +297,25 @@ class InvalidTargetError(RPCError):
 
 @attrs.define
 class RPCTimeoutError(RPCError):
-    """No reply within the deadline.
+    """No reply within the deadline, or no sign of life for as long as the caller bears with that.
 
     :param target: as text.
     :param method: the method that was called.
     :param timeout: seconds that were waited.
+    :param silent: it was a sign of life that did not come.
     """
 
     target: str
     method: str
     timeout: float
+    silent: bool = False
 
     def __str__(self) -> str:
+        if self.silent:
+            return (
+                f"no sign of life from {self.target} while {self.method!r} was to run, for {self.timeout:g} s; "
+                "see whether the service lives, and is not too busy to begin"
+            )
         return (
             f"no reply from {self.target} to {self.method!r} within {self.timeout:g} s; "
             "it may still run: look at the service's log, or give a longer timeout"

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError
 from novasvc.interfaces import ITransport
-from novasvc.rpc.message import WayBack, encode_request
+from novasvc.rpc.message import SHORTEST_KEEPALIVE, WayBack, encode_request
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.version import compatible
 from novasvc.target import Target
@@ -25,9 +25,14 @@ class Client:
 
     :param transport: open before the first call.
     :param clock: measures the timeouts.
-    :param timeout: seconds to wait for a reply, > 0.
+    :param timeout: seconds to wait for a reply, > 0. None, which takes a call_monitor_timeout, is
+        "as long as the server says that the method runs".
+    :param call_monitor_timeout: whole seconds, at least 2: a call that runs longer fails if the
+        server has not said for so long that it still runs. The timeout holds all the same. None:
+        the server need not say anything.
     :param target: whom :meth:`call` and :meth:`cast` address; :meth:`prepare` gives another.
     :param version_cap: the highest version to send, for the time of an upgrade; None is no cap.
+    :raises ValueError: of the timeouts.
 
     Source: oslo_messaging.RPCClient.
     """
@@ -37,14 +42,20 @@ class Client:
         transport: ITransport,
         *,
         clock: IReactorTime,
-        timeout: float = 60.0,
+        timeout: float | None = 60.0,
+        call_monitor_timeout: float | None = None,
         target: Target | None = None,
         version_cap: str | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
+        if call_monitor_timeout is not None and not call_monitor_timeout >= SHORTEST_KEEPALIVE:
+            raise ValueError(f"call_monitor_timeout is {call_monitor_timeout!r}; give seconds >= {SHORTEST_KEEPALIVE}")
+        if timeout is None and call_monitor_timeout is None:
+            raise ValueError("timeout is None, and would let a call wait for ever; give a call_monitor_timeout with it")
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
+        self._keepalive = None if call_monitor_timeout is None else int(call_monitor_timeout)
         self._target = target
         self._version_cap = version_cap
         self._calls = PendingCalls(transport, clock) if _calls is None else _calls
@@ -67,7 +78,8 @@ class Client:
         fanout: bool = _SAME,
         namespace: str | None = _SAME,
         version: str | None = _SAME,
-        timeout: float = _SAME,
+        timeout: float | None = _SAME,
+        call_monitor_timeout: float | None = _SAME,
         version_cap: str | None = _SAME,
     ) -> "Client":
         """Make a client for another target; what is not given stays as it is here.
@@ -75,6 +87,7 @@ class Client:
         Cheap: both wait for their replies at one address.
 
         :raises InvalidTargetError: there is no topic, or topic or server cannot be used.
+        :raises ValueError: of the timeouts.
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
         changes = {name: value for name, value in given.items() if value is not _SAME}
@@ -82,6 +95,7 @@ class Client:
             self._transport,
             clock=self._clock,
             timeout=self._timeout if timeout is _SAME else timeout,
+            call_monitor_timeout=self._keepalive if call_monitor_timeout is _SAME else call_monitor_timeout,
             target=_retarget(self._target, changes) if changes else self._target,
             version_cap=self._version_cap if version_cap is _SAME else version_cap,
             _calls=self._calls,
@@ -98,8 +112,10 @@ class Client:
         :param method: the name of an exposed method.
         :param args: for the method; see :func:`novasvc.rpc.payload.dumps` for what can be sent.
         :return: Deferred firing with the result (JSON types); cancelling it forgets the reply.
-        :raises RPCTimeoutError: no reply in time.
+        :raises RPCTimeoutError: no reply, or no sign of life, in time.
         :raises UndeliverableError: nobody serves the target.
+        :raises UnconfirmedError: the connection was lost before the broker had taken the message.
+        :raises BrokerError: the broker refuses the message, or is not there.
         :raises InvalidTargetError: no target, or a fanout.
         :raises RPCVersionCapError: the target's version is over the cap.
         :raises InvalidArgumentsError: JSON cannot hold an argument, or the method does not take it.
@@ -116,12 +132,13 @@ class Client:
             return fail(error)
 
         def body(back: WayBack) -> bytes:
-            return _encode(target, context, method, args, back)
+            return _encode(target, context, method, args, back, self._keepalive)
 
         timeout = self._timeout
         if context.deadline is not None:
-            timeout = min(timeout, context.deadline - self._clock.seconds())
-        return self._calls.call(target, method, body, timeout)
+            left = context.deadline - self._clock.seconds()
+            timeout = left if timeout is None else min(timeout, left)
+        return self._calls.call(target, method, body, timeout, self._keepalive)
 
     def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
         """Have a method run, and wait for no result.
@@ -150,7 +167,7 @@ class Client:
 
         They fail with TransportClosedError. The transport stays open.
 
-        :return: Deferred[None], fired at once.
+        :return: Deferred[None], fired when the address for replies is given up.
         """
         return self._calls.close()
 
@@ -183,6 +200,7 @@ def _encode(
     method: str,
     args: Mapping[str, Any],
     back: WayBack | None = None,
+    keepalive: int | None = None,
 ) -> bytes:
     return encode_request(
         method,
@@ -191,4 +209,5 @@ def _encode(
         namespace=target.namespace,
         version=target.version,
         back=back,
+        keepalive=keepalive,
     )

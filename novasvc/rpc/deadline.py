@@ -41,23 +41,29 @@ class Deadlines(Generic[_Key]):
         return len(self._live)
 
     def add(self, key: _Key, when: float) -> None:
-        """Give a key its deadline; each key has one at a time.
+        """Give a key its deadline, in place of the one that it had.
 
         :param when: seconds on the clock.
         """
+        if self._live.get(key) == when:
+            return
         self._live[key] = when
         heappush(self._heap, (when, next(self._numbers), key))
         if self._timer is None or when < self._timer_at:
             self._arm()
+        if len(self._heap) > 2 * len(self._live) + _SLACK:
+            self._throw_out()
 
     def discard(self, key: _Key) -> None:
         """Forget a key; one that is not there is no error."""
+        if self._live.pop(key, None) is not None and len(self._heap) > 2 * len(self._live) + _SLACK:
+            self._throw_out()
+
+    def _throw_out(self) -> None:
+        """Throw out what is dead: keys that were discarded, deadlines that were replaced."""
         live = self._live
-        if live.pop(key, None) is None:
-            return
-        if len(self._heap) > 2 * len(live) + _SLACK:
-            self._heap = [entry for entry in self._heap if live.get(entry[2]) == entry[0]]
-            heapify(self._heap)
+        self._heap = [entry for entry in self._heap if live.get(entry[2]) == entry[0]]
+        heapify(self._heap)
 
     def close(self) -> None:
         """Forget all keys and end the timer."""

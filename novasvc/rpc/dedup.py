@@ -11,7 +11,8 @@ class SeenWindow:
     """Remembers ids, within bounds.
 
     An id is known until ``count`` others came after it, or until ``seconds`` have passed,
-    whichever is first.
+    whichever is first: a window of 10,000 messages and 10 minutes, unless another is given.
+    It is this process's own, and begins empty. What is given back is forgotten, as it is to come again.
 
     :param clock: measures the seconds.
     :param count: ids that are remembered at the most, > 0.

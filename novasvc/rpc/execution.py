@@ -1,6 +1,6 @@
 """One call from its beginning to its reply."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType
@@ -31,6 +31,10 @@ RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
 class Call:
     """A request that was admitted.
 
+    :param delivery: what is settled when the time has come; another one if the first became void.
+    :param admitted: seconds on the clock.
+    :param deliveries: how often it was delivered before, when it was admitted.
+    :param expires_at: seconds on the clock after which it is not to be begun; None if unknown.
     :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
     :param scope: the context variables in which its method runs.
     :param began: seconds on the clock.
@@ -41,12 +45,25 @@ class Call:
     delivery: IDelivery
     request: Request
     method: Method
-    deadline: float | None
+    admitted: float
+    deliveries: int = attrs.field(init=False)
+    expires_at: float | None = attrs.field(default=None, init=False)
+    deadline: float | None = attrs.field(default=None, init=False)
     scope: Context = attrs.field(factory=copy_context, init=False)
     began: float = attrs.field(default=0.0, init=False)
     running: Deferred[Any] | None = attrs.field(default=None, init=False)
     keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
     answered: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.deliveries = self.delivery.deliveries
+        expires_in, keepalive = self.delivery.expires_in, self.request.keepalive
+        if expires_in is not None:
+            self.expires_at = self.admitted + expires_in
+            # Who wants signs of life waits as long as they come, and lets its request expire when none can
+            # have come; unless it says that it waits longer than that, and how long.
+            if keepalive is None or expires_in > keepalive:
+                self.deadline = self.expires_at
 
 
 class Execution:
@@ -83,15 +100,25 @@ class Execution:
     def __len__(self) -> int:
         return len(self._running) + self.publishing
 
+    def unsettled(self) -> Iterator[Call]:
+        """Return the calls that run and whose deliveries are acknowledged only at their end."""
+        return (call for call in self._running if call.method.exposure.idempotent and not call.answered)
+
+    def drop_expired(self, call: Call) -> bool:
+        """Settle a call that was not begun, if nobody waits for it any more; return whether."""
+        if call.expires_at is None or call.expires_at > self._clock.seconds():
+            return False
+        self._counts.expired += 1
+        call.delivery.ack()
+        return True
+
     # -- the method ----------------------------------------------------------------------------
 
     def begin(self, call: Call) -> None:
         """Run a call's method, unless nobody waits for it any more. See Note [When a message is acknowledged]."""
-        call.began = self._clock.seconds()
-        if call.deadline is not None and call.deadline <= call.began:
-            self._counts.expired += 1
-            call.delivery.ack()
+        if self.drop_expired(call):
             return
+        call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
             call.delivery.ack()
         deadline = self._method_deadline(call)

@@ -18,6 +18,10 @@ BODY_LIMIT = 16 * 2**20
 NAME_LIMIT = 255
 """Characters of a method's name, at the most. It is quoted in logs and errors."""
 
+SHORTEST_KEEPALIVE = 2
+"""Seconds: who asks for signs of life more often gets none."""
+_LONGEST_KEEPALIVE = 86_400
+
 _VERSION = "oslo.version"
 _MESSAGE = "oslo.message"
 _CONTEXT = "_context_"
@@ -84,6 +88,7 @@ def encode_request(
     namespace: str | None = None,
     version: str | None = None,
     back: WayBack | None = None,
+    keepalive: int | None = None,
     limit: int = BODY_LIMIT,
 ) -> bytes:
     """Write a call, or a cast if there is no way back.
@@ -92,6 +97,7 @@ def encode_request(
     :param context: entries by name, without their prefix.
     :param namespace: None leaves it out.
     :param version: None leaves it out; the receiver takes that for "1.0".
+    :param keepalive: seconds within which a call wants a sign of life, at least SHORTEST_KEEPALIVE.
     :raises InvalidArgumentsError: JSON cannot hold an argument, or the message is over the limit.
     """
     body: dict[str, Any] = {"method": method, "args": args}
@@ -101,7 +107,7 @@ def encode_request(
         body["version"] = version
     if back is not None:
         body["_msg_id"], body["_reply_q"] = back
-        body["_timeout"] = None
+        body["_timeout"] = keepalive
     body["_unique_id"] = new_id()
     for name, value in context.items():
         body[_CONTEXT + name] = value
@@ -218,7 +224,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
         return Request(
             method,
             args,
-            {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)},
+            read_context(fields),
             namespace,
             version,
             way_back(fields),
@@ -226,6 +232,11 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             None if keepalive is None else _whole_seconds(keepalive),
         )
     raise MessageFormatError(problem)
+
+
+def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a request's context, readable or not, names without their prefix."""
+    return {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
 
 
 def way_back(fields: Mapping[str, Any]) -> WayBack | None:
@@ -286,7 +297,4 @@ def _whole_seconds(keepalive: object) -> int | None:
         seconds = int(keepalive) if isinstance(keepalive, int | float | str) else 0
     except (ValueError, OverflowError):
         return None
-    return min(seconds, _LONGEST_KEEPALIVE) if seconds >= _SHORTEST_KEEPALIVE else None
-
-
-_SHORTEST_KEEPALIVE, _LONGEST_KEEPALIVE = 2, 86_400
+    return min(seconds, _LONGEST_KEEPALIVE) if seconds >= SHORTEST_KEEPALIVE else None

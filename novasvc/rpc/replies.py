@@ -1,10 +1,11 @@
 """Calls that wait for their replies, and the one address at which the replies arrive."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -36,6 +37,9 @@ MakeBody = Callable[[WayBack], bytes]
 class _Pending:
     """A call whose end has not come.
 
+    :param timeout: seconds that it waits in all; None is "as long as there are signs of life".
+    :param keepalive: seconds that it waits for a sign of life; None if it wants none.
+    :param deadline: seconds on the clock; infinite without a timeout.
     :param result: what came without being the last; old senders end with an empty reply.
     :param sending: the transport's answer, while it is awaited.
     """
@@ -44,7 +48,8 @@ class _Pending:
     target: Target
     method: str
     make_body: MakeBody
-    timeout: float
+    timeout: float | None
+    keepalive: int | None
     deadline: float
     result: Any = None
     sending: Deferred[None] | None = None
@@ -78,35 +83,48 @@ class PendingCalls:
         if self._closed:
             raise TransportClosedError("sending")
 
-    def call(self, target: Target, method: str, make_body: MakeBody, timeout: float) -> Deferred[Any]:
+    def call(
+        self, target: Target, method: str, make_body: MakeBody, timeout: float | None, keepalive: int | None = None
+    ) -> Deferred[Any]:
         """Send a call and wait for the end of it.
 
-        :param timeout: seconds; with none left, nothing is sent.
+        :param timeout: seconds; with none left, nothing is sent. None is no limit.
+        :param keepalive: seconds to wait for each sign of life; None if there is a timeout only.
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
         if self._closed:
             return fail(TransportClosedError("sending"))
-        if timeout <= 0:
+        if timeout is not None and timeout <= 0:
             return fail(RPCTimeoutError(str(target), method, 0.0))
         if len(self._pending) >= PENDING_BOUND:
             return fail(TooManyCallsError(PENDING_BOUND))
         msg_id = new_id()
-        deadline = self._clock.seconds() + timeout
-        waiter: Deferred[Any] = Deferred(lambda _: self._forget(msg_id))
-        self._pending[msg_id] = pending = _Pending(waiter, target, method, make_body, timeout, deadline)
-        self._deadlines.add(msg_id, deadline)
+        deadline = inf if timeout is None else self._clock.seconds() + timeout
+
+        def cancelled(_: object) -> None:
+            self._drop(msg_id)
+
+        waiter: Deferred[Any] = Deferred(cancelled)
+        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline)
+        self._pending[msg_id] = pending
+        self._be_patient(msg_id, pending)
         if self._address is not None:
             self._send(msg_id, pending, self._address)
         elif self._opening is None:
             self._open()
         return waiter
 
+    def _be_patient(self, msg_id: str, pending: _Pending) -> None:
+        """Wait for a call's reply, or for its next sign of life."""
+        when = pending.deadline
+        if pending.keepalive is not None:
+            when = min(when, self._clock.seconds() + pending.keepalive)
+        self._deadlines.add(msg_id, when)
+
     def close(self) -> Deferred[None]:
-        """Fail what waits, and take no more."""
+        """Fail what waits, take no more, and give up the address; one that is being opened, when it is."""
         self._closed = True
         self._deadlines.close()
-        if self._opening is not None:
-            self._opening.cancel()
         self._fail_all(lambda: TransportClosedError("waiting for a reply"))
         address, self._address = self._address, None
         closed: Deferred[None] = succeed(None) if address is None else self._transport.close_replies(address)
@@ -119,17 +137,20 @@ class PendingCalls:
         opening = self._opening = self._transport.open_replies(self._receive)
         opening.addCallback(self._opened).addErrback(self._not_opened)
 
-    def _opened(self, address: str) -> None:
+    def _opened(self, address: str) -> Deferred[None] | None:
         self._opening = None
+        if self._closed:
+            closed: Deferred[None] = self._transport.close_replies(address)
+            return closed
         self._address = address
         for msg_id, pending in list(self._pending.items()):
             self._send(msg_id, pending, address)
+        return None
 
     def _not_opened(self, failure: Failure) -> None:
         self._opening = None
-        if failure.check(CancelledError) is None:
-            # Each waiter gets a Failure of its own: handling one must not clean another's.
-            self._fail_all(lambda: Failure(failure.value))
+        # Each waiter gets a Failure of its own: handling one must not clean another's.
+        self._fail_all(lambda: Failure(failure.value))
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
         try:
@@ -138,11 +159,17 @@ class PendingCalls:
             self._end(msg_id, error)
             return
         ttl = pending.deadline - self._clock.seconds()
+        if pending.keepalive is not None:
+            ttl = min(ttl, pending.keepalive)  # Whoever has not begun by then shows no life in time.
         sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
         if sending.called and sending.result is None:
             return  # At once and well, as in memory: spare every call the cost of a callback.
         pending.sending = sending
-        sending.addErrback(lambda failure: self._end(msg_id, failure))
+        # After a reply this finds no call: that the message was not confirmed does not matter then.
+        sending.addErrback(self._not_sent, msg_id)
+
+    def _not_sent(self, failure: Failure, msg_id: str) -> None:
+        self._end(msg_id, failure)
 
     # -- the end of a call ---------------------------------------------------------------------
 
@@ -168,30 +195,38 @@ class PendingCalls:
         if reply.result is not None:
             pending.result = reply.result
         if reply.ending:
-            self._take(reply.msg_id)
+            self._forget(reply.msg_id)
             pending.waiter.callback(pending.result)
+        else:
+            self._be_patient(reply.msg_id, pending)
 
-    def _take(self, msg_id: str) -> _Pending | None:
-        """Let go of a call; a message that is not sent yet will not be."""
-        pending = self._pending.pop(msg_id, None)
-        if pending is not None:
-            self._deadlines.discard(msg_id)
-            if pending.sending is not None:
-                pending.sending.cancel()
-        return pending
-
-    def _forget(self, msg_id: str) -> None:
-        self._take(msg_id)
+    def _forget(self, msg_id: str) -> _Pending | None:
+        """Let go of a call."""
+        self._deadlines.discard(msg_id)
+        return self._pending.pop(msg_id, None)
 
     def _end(self, msg_id: str, reason: Exception | Failure) -> None:
-        pending = self._take(msg_id)
+        pending = self._forget(msg_id)
         if pending is not None:
             pending.waiter.errback(reason)
 
+    def _drop(self, msg_id: str) -> _Pending | None:
+        """Let go of a call that nobody waits for; a message that is not sent yet will not be."""
+        pending = self._forget(msg_id)
+        if pending is not None and pending.sending is not None:
+            pending.sending.cancel()
+        return pending
+
     def _expire(self, msg_id: str) -> None:
-        pending = self._pending[msg_id]
-        self._end(msg_id, RPCTimeoutError(str(pending.target), pending.method, pending.timeout))
+        silent = self._clock.seconds() < self._pending[msg_id].deadline
+        pending = self._drop(msg_id)
+        if pending is not None:
+            waited = pending.keepalive if silent else pending.timeout
+            error = RPCTimeoutError(str(pending.target), pending.method, float(waited or 0), silent)
+            pending.waiter.errback(error)
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
         for msg_id in list(self._pending):
-            self._end(msg_id, reason())
+            pending = self._drop(msg_id)
+            if pending is not None:
+                pending.waiter.errback(reason())

@@ -3,19 +3,21 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from itertools import chain
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
-from novasvc.rpc.message import Request, read_request, unwrap, way_back
+from novasvc.rpc.message import Request, read_context, read_request, unwrap, way_back
 from novasvc.target import Target
 
 _log = Logger()
@@ -48,7 +50,12 @@ class Server:
     # that takes its process down each time is put into quarantine; for that the deliveries have
     # to be counted by who outlives the process, before the method runs.
     #
-    # What was delivered and not begun is given back as new when the server closes.
+    # What was delivered and not begun is given back as new when the server closes: no call and no
+    # cast is lost for a restart, and none is refused for it.
+    #
+    # A connection that is lost takes back what was not acknowledged, and the broker delivers it
+    # again, to us perhaps. What still waits here, or runs and is idempotent, is then not taken in
+    # twice: the new delivery takes the place of the one that has become void.
     #
     # All other repetitions (same unique id) are acknowledged and ignored, within the bounds of
     # SeenWindow.
@@ -83,6 +90,7 @@ class Server:
         self._seen = SeenWindow(clock)
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
+        self._late: list[IDelivery] = []
         self._drainers: list[Deferred[None]] = []
         self._publishers: list[Deferred[None]] = []
         self._going_on = False
@@ -143,10 +151,11 @@ class Server:
         :return: Deferred[None].
         """
         self._state = "closed"
+        stopped = self.stop_consuming()
         self.cut_short()
         self._execution.close()
         published = _wait_in(self._publishers, done=not self._execution.publishing)
-        return published.addBoth(self._give_up_queues)
+        return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
     def cut_short(self) -> None:
         """Cancel what runs, and begin nothing that waits.
@@ -156,18 +165,22 @@ class Server:
         """
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
-            self._give_back(call.delivery, call.request)
+            if not self._execution.drop_expired(call):
+                self._give_back(call.delivery, call.deliveries, call.request)
         self._execution.cut_short()
 
-    def _give_back(self, delivery: IDelivery, request: Request) -> None:
+    def _give_back(self, delivery: IDelivery, deliveries: int, request: Request) -> None:
         """Have a request delivered again, here or elsewhere: it was not begun."""
         self.counts.given_back += 1
         if request.unique_id is not None:
             self._seen.forget(request.unique_id)
-        delivery.requeue(delivery.deliveries)
+        delivery.requeue(deliveries)
 
     def _give_up_queues(self, _: object) -> Deferred[None]:
-        listener = self._listener
+        # Not before: it would come here again.
+        for delivery in self._late:
+            delivery.requeue(delivery.deliveries)
+        listener, self._late = self._listener, []
         closed: Deferred[None] = succeed(None) if listener is None else listener.close()
         return closed
 
@@ -176,7 +189,8 @@ class Server:
     def _receive(self, delivery: IDelivery) -> None:
         """Take a delivery; the transport's receiver."""
         if self._state == "closed":
-            return  # It goes back with the listener's queues.
+            self._late.append(delivery)
+            return
         self.counts.received += 1
         try:
             fields = unwrap(delivery.body)
@@ -196,13 +210,16 @@ class Server:
 
     def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError) -> None:
         """Settle a request that does not become a call, and tell the caller why."""
+        # What is logged of it bears its request id.
+        scope = copy_context()
+        scope.run(current_context.set, RequestContext.from_wire(read_context(fields)))
         if isinstance(error, QuarantinedError):
             self.counts.quarantined += 1
-            _log.error("a request to {target} was put aside: {error}", target=self._target, error=error)
+            scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
             delivery.quarantine(str(error))
         else:
             self.counts.refused += 1
-            _log.info("a request to {target} was refused: {error}", target=self._target, error=error)
+            scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             delivery.ack()
         back = way_back(fields)
         if back is not None:
@@ -216,22 +233,32 @@ class Server:
         method = self._endpoints.find(request.namespace, request.method, request.version)
         idempotent, deliveries = method.exposure.idempotent, delivery.deliveries
         seen = request.unique_id is not None and self._seen.add(request.unique_id)
-        if seen and not (idempotent and deliveries):
-            self.counts.duplicates += 1
-            delivery.ack()
-            return None
+        if seen:
+            if deliveries and self._replace(delivery, request):
+                return None
+            if not (idempotent and deliveries):
+                self.counts.duplicates += 1
+                delivery.ack()
+                return None
         if deliveries:
             if not idempotent:
                 raise RedeliveredError(request.method)
             if deliveries >= self._max_deliveries:
                 raise QuarantinedError(request.method, deliveries)
             if not delivery.counted:
-                self._give_back(delivery, request)
+                self._give_back(delivery, deliveries, request)
                 return None
         method.exposure.check(request.method, request.args)
-        expires_in = delivery.expires_in
-        deadline = None if expires_in is None else self._clock.seconds() + expires_in
-        return Call(delivery, request, method, deadline)
+        return Call(delivery, request, method, self._clock.seconds())
+
+    def _replace(self, delivery: IDelivery, request: Request) -> bool:
+        """Let a delivery take the place of the one by which a call came that is not settled yet, if there is one."""
+        for call in chain(self._waiting, self._execution.unsettled()):
+            if call.request.unique_id == request.unique_id:
+                call.delivery.ack()  # It may be a second message with the same id.
+                call.delivery = delivery
+                return True
+        return False
 
     def _go_on(self) -> None:
         """Begin what waits, as far as there is room; tell those who wait for the end of it."""

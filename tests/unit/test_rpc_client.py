@@ -19,6 +19,7 @@ from novasvc.errors import (
     RPCVersionCapError,
     TooManyCallsError,
     TransportClosedError,
+    UnconfirmedError,
     UndeliverableError,
 )
 from novasvc.rpc.failure import write_failure
@@ -51,7 +52,7 @@ class SlowTransport(MemoryTransport):
     def open_replies(self, receiver: Any) -> Deferred[str]:
         return self.wait("open_replies").addCallback(lambda _: MemoryTransport.open_replies(self, receiver))
 
-    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
         return self.wait("send").addCallback(lambda _: MemoryTransport.send(self, target, body, ttl, mandatory))
 
 
@@ -313,11 +314,122 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.deliveries[0].expires_in, 50)
 
     def test_closed_while_opening(self) -> None:
-        """To close a client ends the wait for an address, too."""
+        """A client that is closed while its address is being opened gives it up as soon as it is there."""
         calling = self.call()
+        self.successResultOf(self.client.close())
+        self.failureResultOf(calling, TransportClosedError)
+        self.slow.release()
+        self.assertEqual((self.slow.waiting, self.slow.cancelled), ([], []))
+        self.assertEqual(self.broker._boxes, {})
+
+    def test_not_opened_when_closed(self) -> None:
+        """An address that could not be opened for a closed client is nobody's business."""
+        calling = self.call()
+        self.successResultOf(self.client.close())
+        self.failureResultOf(calling, TransportClosedError)
+        self.slow.release(Failure(TransportClosedError("receiving replies")))
+
+    def test_reply_before_the_answer(self) -> None:
+        """A reply that comes before the transport answers for the message ends the call; that answer is passed over."""
+        calling = self.call()
+        self.slow.release()
+        ((_, sending),) = self.slow.waiting
+        msg_id = next(iter(self.client._calls._pending))
+        address = self.client._calls._address
+        assert address is not None
+        self.transport.reply(address, encode_result(msg_id, 1, "echo"))
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(calling), 1)
+        sending.errback(UnconfirmedError("compute", "the connection was lost"))
+        self.assertEqual((self.slow.cancelled, self.client.pending), ([], 0))
+
+    def test_unconfirmed(self) -> None:
+        """A call whose message may have been taken, or not, fails with that."""
+        calling = self.call()
+        self.slow.release()
+        self.slow.release(Failure(UnconfirmedError("compute", "the connection was lost")))
+        self.failureResultOf(calling, UnconfirmedError)
+
+
+class CallMonitorTests(ClientCase):
+    def monitored(self, **given: Any) -> Deferred[Any]:
+        return self.call("slow", self.client.prepare(call_monitor_timeout=10, **given))
+
+    def live(self) -> None:
+        self.reply(encode_keepalive(self.msg_id()))
+
+    def test_sent(self) -> None:
+        """A call says in how many seconds it wants signs of life, and is not to be begun when none can come in time."""
+        self.monitored()
+        self.monitored(timeout=4)
+        self.call("slow", self.client.prepare(call_monitor_timeout=2.9))
+        self.call("slow")
+        sent = [(r.keepalive, d.expires_in) for r, d in zip(self.requests, self.deliveries, strict=True)]
+        self.assertEqual(sent, [(10, 10), (10, 4), (2, 2), (None, 60)])
+
+    def test_silence(self) -> None:
+        """A call fails when no sign of life came for so long, and says that it was that."""
+        calling = self.monitored()
+        self.clock.advance(9.9)
+        self.assertNoResult(calling)
+        self.clock.advance(0.1)
+        error = self.failureResultOf(calling, RPCTimeoutError).value
+        self.assertEqual((error.target, error.method, error.timeout, error.silent), ("compute", "slow", 10.0, True))
+        self.assertIn("no sign of life", str(error))
+
+    def test_life(self) -> None:
+        """Each sign of life is good for another interval, and the timeout holds all the same."""
+        calling = self.monitored(timeout=60)
+        for _ in range(6):
+            self.clock.advance(9)
+            self.live()
+        self.clock.advance(5.9)
+        self.assertNoResult(calling)
+        self.clock.advance(0.1)
+        error = self.failureResultOf(calling, RPCTimeoutError).value
+        self.assertEqual((error.timeout, error.silent), (60.0, False))
+
+    def test_result(self) -> None:
+        """The reply ends the waiting as ever, and leaves no timer that matters."""
+        calling = self.monitored()
+        self.live()
+        self.reply(encode_result(self.msg_id(), 1, "slow"))
+        self.assertEqual(self.successResultOf(calling), 1)
+        self.clock.advance(100)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_as_long_as_it_lives(self) -> None:
+        """Without a timeout a call waits as long as there are signs of life, or until its context's deadline."""
+        calling = self.monitored(timeout=None)
+        for _ in range(100):
+            self.clock.advance(9)
+            self.live()
+        self.assertNoResult(calling)
+        self.clock.advance(10)
+        self.failureResultOf(calling, RPCTimeoutError)
+        bounded = self.client.prepare(timeout=None, call_monitor_timeout=10)
+        late = bounded.call(RequestContext(deadline=self.clock.seconds() + 3), "slow")
+        self.clock.pump([0, 3])
+        self.assertFalse(self.failureResultOf(late, RPCTimeoutError).value.silent)
+
+    def test_flood(self) -> None:
+        """Signs of life without end take no memory without end."""
+        calling = self.monitored(timeout=None)
+        for _ in range(1000):
+            self.clock.advance(0.001)
+            self.live()
+        self.assertLess(len(self.client._calls._deadlines._heap), 100)
         self.client.close()
         self.failureResultOf(calling, TransportClosedError)
-        self.assertEqual(self.slow.cancelled, ["open_replies"])
+
+    def test_for_ever(self) -> None:
+        """No call waits for ever, and nobody asks for signs of life that no server gives."""
+        self.assertRaises(ValueError, self.client.prepare, timeout=None)
+        self.assertRaises(ValueError, self.client.prepare, call_monitor_timeout=1)
+        self.assertRaises(ValueError, rpc.Client, self.transport, clock=self.clock, timeout=None)
+        unbounded = self.client.prepare(timeout=None, call_monitor_timeout=10)
+        self.assertRaises(ValueError, unbounded.prepare, call_monitor_timeout=None)
+        unbounded.prepare(timeout=5, call_monitor_timeout=None)
 
 
 class AddressTests(ClientCase):

@@ -428,6 +428,24 @@ class KeepaliveTests(ExecutionCase):
         self.clock.pump([2] * 5)
         self.assertEqual(len(tries), 1)
 
+    def test_deadline(self) -> None:
+        """A caller who gets signs of life waits as long as they come, or as long as it said if that is longer."""
+        for ttl, cancelled in ((4.0, 0), (5.0, 1)):
+            body = json.loads(self.request("hang"))
+            fields = {**json.loads(body["oslo.message"]), "_timeout": 4}
+            self.send(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(fields)}).encode(), ttl)
+            self.clock.pump([2] * 5)
+            self.assertEqual(self.diary.cancelled, cancelled)
+
+    def test_client(self) -> None:
+        """A call that is monitored outlives its interval by far."""
+        calling = self.client.prepare(timeout=None, call_monitor_timeout=4).call(CONTEXT, "hang")
+        self.clock.pump([1] * 60)
+        self.assertNoResult(calling)
+        self.diary.hanging[0].callback("done")
+        self.clock.pump([0, 1, 1, 1])
+        self.assertEqual((self.successResultOf(calling), self.client.unmatched_replies), ("done", 0))
+
     def test_closed(self) -> None:
         """A closed server leaves no timer behind."""
         self.ask(4, "hang_again")

@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
+from novasvc.context import current_context
 from novasvc.errors import (
     InvalidArgumentsError,
     MethodTimeoutError,
@@ -18,8 +20,8 @@ from novasvc.errors import (
 )
 from novasvc.rpc.message import encode_request
 from novasvc.rpc.server import Server
-from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from novasvc.transport.memory.broker import Message
 from tests.unit.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
 
@@ -91,15 +93,20 @@ class AdmissionTests(RPCCase):
             self.send(b'{"method": "note"}')
         self.assertEqual(len(self.diary.calls), 2)
 
-    def test_redelivered(self) -> None:
-        """A message that another server had is refused, unless its method is idempotent."""
-        self.redeliver(self.request("note", what=1), self.request("hang_again", what=2))
-        self.assertEqual((self.diary.calls, self.server.counts.refused), ([2], 1))
-        self.diary.hanging[0].callback(3)
-        self.clock.advance(0)
-        self.assertEqual(
-            [json.loads(r.failure)["class"] if r.failure else r.result for r in self.replies], ["RedeliveredError", 3]
-        )
+    def test_refusal_is_logged(self) -> None:
+        """What is refused is one line in the log, under the request id of its caller."""
+        events: list[tuple[str | None, str]] = []
+
+        def observe(event: LogEvent) -> None:
+            context = current_context.get()
+            events.append((context and context.request_id, formatEvent(event)))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.failureResultOf(self.call("unknown"), NoSuchMethodError)
+        ((request_id, text),) = events
+        self.assertEqual(request_id, "req-1")
+        self.assertIn("refused: ", text)
 
     def test_expired(self) -> None:
         """A request whose caller waits no longer when its turn comes is not begun."""
@@ -114,6 +121,104 @@ class AdmissionTests(RPCCase):
             self.successResultOf(calling)
         self.assertNotIn("late", self.diary.calls)
         self.assertEqual(self.server.counts.expired, 1)
+
+
+class RedeliveryTests(RPCCase):
+    def answers(self) -> list[Any]:
+        self.clock.advance(0)
+        return [json.loads(r.failure)["class"] if r.failure else r.result for r in self.replies]
+
+    def test_redelivered(self) -> None:
+        """A message that another server had is refused, unless its method is idempotent."""
+        self.redeliver(self.request("note", what=1), self.request("hang_again", what=2))
+        self.assertEqual((self.diary.calls, self.server.counts.refused), ([2], 1))
+        self.diary.hanging[0].callback(3)
+        self.assertEqual(self.answers(), ["RedeliveredError", 3])
+
+    def test_quarantined(self) -> None:
+        """What took its server down as often as may be is put aside, and its caller hears of it."""
+        body = self.request("hang_again", what=1)
+        self.redeliver(body, times=3)
+        self.assertEqual(self.answers(), ["QuarantinedError"])
+        self.assertEqual((self.diary.calls, self.server.counts.quarantined, self.server.counts.refused), ([], 1, 0))
+        ((quarantined, reason),) = self.broker.quarantine
+        self.assertEqual(quarantined, body)
+        self.assertIn("delivered 3 times", reason)
+        self.successResultOf(self.server.close())
+        self.assertEqual(self.take(), [])
+
+    def test_not_yet(self) -> None:
+        """What came less often runs once more; how often it may come can be set."""
+        self.redeliver(self.request("hang_again", what=1), times=2)
+        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 0))
+        self.successResultOf(self.server.close())
+        self.server = self.serve(max_deliveries=10)
+        self.clock.advance(0)
+        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1, 1], 0))
+
+    def test_uncounted(self) -> None:
+        """What its queue does not count is counted by a requeue, before it runs; then it runs once."""
+        self.transport.counting = False
+        self.redeliver(self.request("hang_again", what=1), times=2)
+        self.assertEqual((self.diary.calls, self.server.counts.given_back), ([1], 1))
+        self.assertEqual(self.server.counts.received, 2)
+        self.diary.hanging[0].callback(2)
+        self.assertEqual(self.answers(), [2])
+
+    def lose_connection(self) -> None:
+        """Have the transport take back what is not settled, and deliver it again to the same server."""
+        listener = self.server._listener
+        assert listener is not None
+        target, receive = listener._topic, listener._receiver
+        self.successResultOf(listener.close())
+        self.assertEqual(target, TARGET.topic)
+        self.server._listener = self.successResultOf(self.transport.listen(TARGET, receive, self.concurrency))
+        self.clock.advance(0)
+
+    def test_lost_while_running(self) -> None:
+        """An idempotent method that runs while its connection is lost is not run twice, and acknowledged at its end."""
+        calling = self.call("hang_again", what=1)
+        self.lose_connection()
+        self.diary.hanging[0].callback(2)
+        self.clock.advance(0)
+        self.assertEqual((self.successResultOf(calling), self.diary.calls), (2, [1]))
+        self.assertEqual(self.server.counts.duplicates, 0)
+        self.successResultOf(self.server.close())
+        self.assertEqual(self.take(), [])
+
+    def test_lost_while_waiting(self) -> None:
+        """What waits here while its connection is lost is neither refused, nor run twice, nor lost."""
+        for what in range(2):
+            self.call("hang", what=what)
+        calls = [self.call("hang", what=2), self.call("hang_again", what=3)]
+        self.lose_connection()
+        self.assertEqual((self.server.counts.refused, self.server.counts.given_back), (0, 0))
+        self.diary.hanging[0].callback(None)
+        self.diary.hanging[2].callback("done")
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(calls[0]), "done")
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3])
+
+    def test_lost_and_given_back(self) -> None:
+        """What was not begun before its connection was lost is given back as new."""
+        for what in range(3):
+            self.client.cast(CONTEXT, "hang", what=what)
+        self.clock.advance(0)
+        self.lose_connection()
+        self.successResultOf(self.server.close())
+        self.assertEqual([delivery.deliveries for delivery in self.take()], [0])
+
+    def test_begun_and_redelivered(self) -> None:
+        """A method that has begun, and is not idempotent, does not begin again, and its caller is told nothing."""
+        body = self.request("hang", what=1)
+        self.send(body)
+        self.redeliver_here(body)
+        self.assertEqual((self.diary.calls, self.server.counts.duplicates, self.answers()), ([1], 1, []))
+
+    def redeliver_here(self, body: bytes) -> None:
+        queue = self.broker.queue("nova", TARGET.topic, TARGET.server)
+        queue.put_back(Message(body, None))
+        self.clock.advance(0)
 
 
 class ConcurrencyTests(RPCCase):
@@ -225,6 +330,40 @@ class LifeTests(RPCCase):
             self.failureResultOf(calling, TransportClosedError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_given_back(self) -> None:
+        """What was not begun when a server closed runs on the next one, once, as if it had never been here."""
+        calls = [self.call("hang", what=number) for number in range(4)]
+        self.successResultOf(self.client.cast(CONTEXT, "note", what="cast"))
+        self.successResultOf(self.server.close())
+        self.server = self.serve(transport=self.make_transport())
+        self.clock.advance(0)
+        self.assertEqual(self.diary.calls, [0, 1, "cast", 2, 3])
+        for hanging in self.diary.hanging[2:]:
+            hanging.callback("done")
+            self.clock.advance(0)
+        self.assertEqual([self.successResultOf(calling) for calling in calls[2:]], ["done"] * 2)
+        for calling in calls[:2]:
+            self.failureResultOf(calling, MethodTimeoutError)
+
+    def test_given_back_to_itself(self) -> None:
+        """A server that gave a message back, and gets it again, does not take it for a duplicate."""
+        for number in range(3):
+            self.client.cast(CONTEXT, "hang", what=number)
+        self.clock.advance(0)
+        self.server.cut_short()
+        self.clock.advance(0)
+        self.assertEqual((self.diary.calls, self.server.counts.duplicates), ([0, 1, 2], 0))
+
+    def test_expired_when_closed(self) -> None:
+        """What was not begun, and nobody waits for any more, is not given back."""
+        for number in range(2):
+            self.client.cast(CONTEXT, "hang", what=number)
+        late = self.client.prepare(timeout=5).call(CONTEXT, "hang", what=2)
+        self.clock.pump([0, 5])
+        self.failureResultOf(late, RPCTimeoutError)
+        self.successResultOf(self.server.close())
+        self.assertEqual((self.server.counts.expired, self.server.counts.given_back), (1, 0))
+
     def test_close_idempotent(self) -> None:
         """Idempotent calls of a closed server run again on another one."""
         calls = [self.call("hang_again", what=number) for number in range(4)]
@@ -258,10 +397,7 @@ class LifeTests(RPCCase):
         self.send(encode_request("note", {"what": 1}, {}))
         self.assertEqual(self.diary.calls, [])
         self.successResultOf(self.server.close())
-        taken: list[Any] = []
-        self.successResultOf(self.make_transport().listen(Target("compute", "h1"), taken.append, 1))
-        self.clock.advance(0)
-        self.assertEqual(len(taken), 1)
+        self.assertEqual([delivery.deliveries for delivery in self.take()], [0])
 
 
 class BaseAPITests(SynchronousTestCase):

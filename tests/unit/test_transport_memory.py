@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.errors import TransportFullError, UndeliverableError
 from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from novasvc.transport.memory.broker import QUARANTINE_BOUND
 
 TARGET = Target("compute")
 
@@ -140,6 +141,16 @@ class MemoryTransportTests(SynchronousTestCase):
         self.listen()
         self.clock.advance(0)
         self.assertEqual(self.bodies(), [b"1", b"1"])
+
+    def test_quarantine(self) -> None:
+        """What is put aside can be looked at, with the reason, within a bound."""
+        self.listen()
+        for number in range(QUARANTINE_BOUND + 1):
+            self.send(b"%d" % number)
+            self.clock.advance(0)
+            self.received[-1].quarantine("it kills")
+        quarantine = list(self.broker.quarantine)
+        self.assertEqual((len(quarantine), quarantine[0]), (QUARANTINE_BOUND, (b"1", "it kills")))
 
     def test_receiver_raises(self) -> None:
         """A receiver that raises is logged, and the next message is delivered."""

@@ -84,10 +84,16 @@ class Queue:
         self._broker.wake(self)
         return True
 
-    def put_back(self, message: Message, deliveries: int) -> None:
-        """Take back what was delivered; it comes next, and may exceed the bound by a prefetch."""
-        message.deliveries = deliveries
+    def put_back(self, message: Message) -> None:
+        """Take back what its listener left; it comes next, and may exceed the bound by a prefetch."""
+        message.deliveries += 1
         self.messages.appendleft(message)
+        self._broker.wake(self)
+
+    def put_anew(self, message: Message, deliveries: int) -> None:
+        """Take back what was given back; it comes last, as with the peers, and may exceed the bound as well."""
+        message.deliveries = deliveries
+        self.messages.append(message)
         self._broker.wake(self)
 
     def ready(self) -> bool:

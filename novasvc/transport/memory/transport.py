@@ -43,14 +43,14 @@ class _Delivery:
 
     def requeue(self, deliveries: int) -> None:
         if self._listener.settle(self):
-            self._queue.put_back(self._message, deliveries)
+            self._queue.put_anew(self._message, deliveries)
 
     def quarantine(self, reason: str) -> None:
         if self._listener.settle(self):
             self._listener.broker.quarantine.append((self.body, reason))
 
     def put_back(self) -> None:
-        self._queue.put_back(self._message, self.deliveries + 1)
+        self._queue.put_back(self._message)
 
 
 @implementer(IListener)
