@@ -396,12 +396,16 @@ class NoSuchMethodError(RPCError):
     """No exposed method has this name. Private and undecorated methods do not exist for a caller.
 
     :param method: the name that was called.
+    :param served: interfaces of the service that have such a method; "" if there are none, or nobody said.
     """
 
     method: str
+    served: str = ""
 
     def __str__(self) -> str:
-        return f"no method {self.method!r} is exposed here; a method is exposed by @rpc.expose"
+        if self.served:
+            return f"no method {self.method!r} is exposed in the interface that was called, but in {self.served}"
+        return f"the service exposes no method {self.method!r}; check the name, or expose it there by @rpc.expose"
 
 
 @attrs.define
@@ -411,15 +415,18 @@ class UnsupportedVersionError(RPCError):
     :param version: what was asked for.
     :param method: the name that was called.
     :param namespace: None is "no namespace".
+    :param served: what the service has instead; "" if nobody said.
     """
 
     version: str
     method: str | None = None
     namespace: str | None = None
+    served: str = ""
 
     def __str__(self) -> str:
         where = "" if self.namespace is None else f" of namespace {self.namespace!r}"
-        return f"version {self.version}{where} is not served (called: {self.method!r})"
+        served = f"; the service has {self.served}" if self.served else ""
+        return f"version {self.version}{where} is not served (called: {self.method!r}){served}"
 
 
 @attrs.define
@@ -613,7 +620,7 @@ WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
     ServiceNotFoundError,
     UnsupportedVersionError,
 )
-"""The errors that cross the wire under their own name; their ``args`` are JSON."""
+"""The errors that cross the wire as what they are, most of them under their own name; their ``args`` are JSON."""
 
 
 # -- periodic tasks ----------------------------------------------------------------------------

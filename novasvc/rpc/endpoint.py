@@ -15,6 +15,7 @@ from novasvc.rpc.exposure import Exposure, exposure_of
 from novasvc.rpc.version import Version, parse_version, serves
 
 _Interface = tuple[str | None, Version]
+_SHOWN = 8
 
 
 @attrs.frozen(eq=False)
@@ -70,8 +71,13 @@ class Endpoints:
                 if serves(method.version, want):
                     return method
             if any(space == namespace and serves(have, want) for space, have in self._interfaces):
-                raise NoSuchMethodError(name)
-        raise UnsupportedVersionError(str(version), name, namespace)
+                raise NoSuchMethodError(name, _listed(self._having(name)))
+        fitting = self._having(name) or self._interfaces
+        raise UnsupportedVersionError(str(version), name, namespace, _listed(fitting))
+
+    def _having(self, name: str) -> set[_Interface]:
+        """Return the interfaces in which there is a method of this name."""
+        return {(m.exposure.namespace, m.version) for m in self if m.name == name}
 
     def _add(self, method: Method) -> None:
         namespace = method.exposure.namespace
@@ -85,6 +91,20 @@ class Endpoints:
                 )
         others.append(method)
         self._interfaces.add((namespace, method.version))
+
+
+def _listed(interfaces: set[_Interface]) -> str:
+    """Name interfaces for a caller who asked for another one."""
+    known = sorted(interfaces, key=lambda interface: (interface[0] or "", interface[1]))
+    shown = [_named(*interface) for interface in known[:_SHOWN]]
+    return ", ".join(shown if len(known) <= _SHOWN else [*shown, f"and {len(known) - _SHOWN} more"])
+
+
+def _named(namespace: str | None, version: Version) -> str:
+    major, minor, revision = version
+    highest = f"{major}.{minor}.{revision}" if revision else f"{major}.{minor}"
+    versions = highest if highest == f"{major}.0" else f"{major}.0 to {highest}"
+    return versions if namespace is None else f"{versions} of namespace {namespace!r}"
 
 
 def _methods(endpoint: object) -> list[Method]:

@@ -235,7 +235,7 @@ class Execution:
         if back is None or call.answered:
             self._conclude(call, None)
             return
-        lines = failure.getTraceback().splitlines(keepends=True) if failure and self._send_tracebacks else ()
+        lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
         try:
             body = encode_failure(back.msg_id, write_failure(error, lines))
         except ValueError as problem:  # over the limit

@@ -6,12 +6,13 @@ looked up in a table that was made beforehand; whatever else a peer names become
 """
 
 import builtins
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.python.reflect import safe_str
 
-from novasvc.errors import WIRE_ERRORS, RemoteError
+from novasvc.errors import WIRE_ERRORS, NoSuchMethodError, RemoteError, UnsupportedVersionError
 from novasvc.rpc.payload import dumps, loads
 
 # StopIteration is a signal of the language: thrown into a coroutine it would end, or break, it.
@@ -26,13 +27,51 @@ _REBUILT: dict[tuple[str, str], type[Exception]] = {
     **{(kind.__module__, kind.__name__): kind for kind in WIRE_ERRORS},
 }
 
+# Note [Refusals in the peers' words]
+#
+# Programs written with oslo.messaging know these two by its own classes, and rebuild them if they
+# allow its module. So they go out under its names, with the arguments that its constructors take.
+# What ours hold beyond that is in an entry of our own, which the peers pass over. Real servers put
+# their whole sentence into the one argument; name and version are taken out of it again.
+_PEERS = "oslo_messaging.rpc.dispatcher"
+_OURS = "novasvc"
+_NO_METHOD = re.compile(r"Endpoint does not support RPC method (.*)", re.DOTALL)
+_NO_VERSION = re.compile(r"Endpoint does not support RPC version (.*?)(?:\. Attempted method: (.*))?", re.DOTALL)
+
+
+def _no_such_method(method: str) -> NoSuchMethodError:
+    match = _NO_METHOD.fullmatch(method)
+    return NoSuchMethodError(method if match is None else match[1])
+
+
+def _unsupported_version(version: str, method: str | None = None) -> UnsupportedVersionError:
+    match = _NO_VERSION.fullmatch(version)
+    return UnsupportedVersionError(version, method) if match is None else UnsupportedVersionError(*match.groups())
+
+
+_FROM_PEERS: dict[str, tuple[type[Exception], Callable[..., Exception]]] = {
+    "NoSuchMethod": (NoSuchMethodError, _no_such_method),
+    "UnsupportedVersion": (UnsupportedVersionError, _unsupported_version),
+}
+
+
+def _in_peers_words(error: BaseException) -> dict[str, Any]:
+    """Return the entries in which a refusal differs from other errors."""
+    if isinstance(error, NoSuchMethodError):
+        named: dict[str, Any] = {"class": "NoSuchMethod", "args": [error.method]}
+    elif isinstance(error, UnsupportedVersionError):
+        named = {"class": "UnsupportedVersion", "args": [error.version, error.method]}
+    else:
+        return {}
+    return {**named, "module": _PEERS, _OURS: list(error.args)}
+
 
 def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
     """Write an error as the text that a reply's ``failure`` holds.
 
     Arguments that JSON cannot hold are replaced by the error's text.
 
-    :param traceback: lines, each ending in a newline; by default only the last line of one.
+    :param traceback: lines; by default only the last line of one.
     """
     kind = type(error)
     message = safe_str(error)
@@ -40,9 +79,11 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
         "class": kind.__name__,
         "module": kind.__module__,
         "message": message,
-        "tb": list(traceback) or [f"{kind.__name__}: {message}\n"],
+        # The peers run the lines together, and show a text line by line.
+        "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{kind.__name__}: {message}",)],
         "args": list(error.args),
         "kwargs": getattr(error, "kwargs", {}),
+        **_in_peers_words(error),
     }
     try:
         return dumps(fields, "the error")
@@ -65,7 +106,12 @@ def read_failure(text: str) -> Exception:
         return RemoteError("an error", "that cannot be read")
     name, module, message = (_text(fields.get(key)) for key in ("class", "module", "message"))
     lines = _lines(fields.get("tb"))
-    error = _rebuild(module, name, fields.get("args", []), fields.get("kwargs", {}))
+    args, kwargs = fields.get("args", []), fields.get("kwargs", {})
+    kind: Callable[..., Exception] | None = _REBUILT.get((module, name))
+    if module == _PEERS and name in _FROM_PEERS:
+        own, theirs = _FROM_PEERS[name]
+        kind, args, kwargs = (own, fields[_OURS], {}) if _OURS in fields else (theirs, args, kwargs)
+    error = _rebuild(kind, args, kwargs)
     if error is None:
         return RemoteError(name, message, lines, module)
     if len(lines) > 1:
@@ -73,8 +119,7 @@ def read_failure(text: str) -> Exception:
     return error
 
 
-def _rebuild(module: str, name: str, args: Any, kwargs: Any) -> Exception | None:
-    kind = _REBUILT.get((module, name))
+def _rebuild(kind: Callable[..., Exception] | None, args: Any, kwargs: Any) -> Exception | None:
     if kind is None or not isinstance(args, list) or not isinstance(kwargs, dict):
         return None
     try:

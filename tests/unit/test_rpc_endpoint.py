@@ -88,6 +88,37 @@ class FindTests(SynchronousTestCase):
             error = self.assertRaises(UnsupportedVersionError, self.endpoints.find, namespace, "inherited", "1.0")
             self.assertEqual(error.namespace, namespace)
 
+    def test_what_would_fit(self) -> None:
+        """A refusal says which interfaces have the method, or which there are."""
+
+        def served(namespace: str | None, name: str, version: str) -> str:
+            try:
+                self.endpoints.find(namespace, name, version)
+            except (NoSuchMethodError, UnsupportedVersionError) as error:
+                self.assertTrue(not error.served or error.served in str(error))
+                return error.served
+            raise AssertionError
+
+        self.assertEqual(served(None, "inherited", "1.4"), "1.0 to 1.3")
+        self.assertEqual(served("unknown", "elsewhere", "1.0"), "2.0 of namespace 'other'")
+        self.assertEqual(served("unknown", "unknown", "1.0"), "1.0 to 1.3, 2.0 of namespace 'other'")
+        self.assertEqual(served(None, "elsewhere", "1.0"), "2.0 of namespace 'other'")
+        self.assertEqual(served(None, "unknown", "1.0"), "")
+
+    def test_many(self) -> None:
+        """Not even a crowd of interfaces makes a refusal long."""
+
+        def endpoint(number: int) -> object:
+            @rpc.expose(namespace=f"n{number}", version="1.0.1")
+            def method(self: Any, context: RequestContext) -> None: ...
+
+            return type("Endpoint", (), {"method": method})()
+
+        endpoints = rpc.Endpoints(*(endpoint(number) for number in range(20)))
+        error = self.assertRaises(UnsupportedVersionError, endpoints.find, None, "method", "1.0")
+        self.assertTrue(error.served.startswith("1.0 to 1.0.1 of namespace 'n0', "), error.served)
+        self.assertTrue(error.served.endswith(", and 12 more"), error.served)
+
     def test_own_versions(self) -> None:
         """Each object serves its own version."""
         endpoints = rpc.Endpoints(Compute(), rpc.BaseAPI("compute"))

@@ -29,11 +29,15 @@ WIRE_EXAMPLES = (
     MessageFormatError("it is not JSON"),
     MethodTimeoutError("m", 2.5),
     NoSuchMethodError("m"),
+    NoSuchMethodError("m", "1.0 of namespace 'n'"),
     RedeliveredError("m"),
     ResultNotSerializableError("m", "it is an object"),
     QuarantinedError("m", 3),
     UnsupportedVersionError("1.4", "m", None),
+    UnsupportedVersionError("1.4", "m", "n", "1.0 to 1.3"),
 )
+
+PEERS = "oslo_messaging.rpc.dispatcher"
 
 
 class OwnError(Exception):
@@ -68,6 +72,48 @@ class FailureTests(SynchronousTestCase):
         for error in WIRE_EXAMPLES:
             again = crossed(error)
             self.assertEqual((type(again), again.args, str(again)), (type(error), error.args, str(error)))
+
+    def test_refusals_for_peers(self) -> None:
+        """A refusal goes out as the peers' own class, with the arguments that it is made of."""
+        for error, name, args in (
+            (NoSuchMethodError("m"), "NoSuchMethod", ["m"]),
+            (UnsupportedVersionError("1.4", "m", "n", "1.0 to 1.3"), "UnsupportedVersion", ["1.4", "m"]),
+        ):
+            written = json.loads(write_failure(error))
+            self.assertEqual((written["class"], written["module"]), (name, PEERS))
+            self.assertEqual((written["args"], written["kwargs"], written["message"]), (args, {}, str(error)))
+
+    def test_refusals_of_peers(self) -> None:
+        """What a peer refused is raised as what we refuse, whether it sends its sentence or its reasons."""
+        for name, args, error in (
+            ("NoSuchMethod", ["Endpoint does not support RPC method x.y"], NoSuchMethodError("x.y")),
+            ("NoSuchMethod", ["x"], NoSuchMethodError("x")),
+            ("UnsupportedVersion", ["Endpoint does not support RPC version 1.4"], UnsupportedVersionError("1.4")),
+            (
+                "UnsupportedVersion",
+                ["Endpoint does not support RPC version 1.4. Attempted method: echo"],
+                UnsupportedVersionError("1.4", "echo"),
+            ),
+            ("UnsupportedVersion", ["1.4", "echo"], UnsupportedVersionError("1.4", "echo")),
+            ("UnsupportedVersion", ["1.4"], UnsupportedVersionError("1.4")),
+        ):
+            again = read_failure(json.dumps({"class": name, "module": PEERS, "message": "x", "args": args}))
+            self.assertEqual((type(again), again.args), (type(error), error.args))
+
+    def test_unknown_of_peers(self) -> None:
+        """Whatever else the peers' dispatcher raises, or what has other arguments, is a RemoteError."""
+        for name, fields in (
+            ("NoSuchMethod", {"args": []}),
+            ("NoSuchMethod", {"args": [1]}),
+            ("NoSuchMethod", {"args": ["x"], "kwargs": {"why": 1}}),
+            ("NoSuchMethod", {"args": ["x"], "novasvc": None}),
+            ("UnsupportedVersion", {"args": ["1", "m", "n"]}),
+            ("UnsupportedVersion", {"args": ["1"], "novasvc": {}}),
+            ("RPCDispatcherError", {"args": ["x"]}),
+        ):
+            again = read_failure(json.dumps({"class": name, "module": PEERS, "message": "x", **fields}))
+            assert isinstance(again, RemoteError)
+            self.assertEqual((again.exc_type, again.module, again.value), (name, PEERS, "x"))
 
     def test_builtins(self) -> None:
         """Python's own errors arrive as they were."""
@@ -148,6 +194,8 @@ class FailureTests(SynchronousTestCase):
         remote = read_failure(write_failure(OwnError("x"), lines))
         assert isinstance(remote, RemoteError)
         self.assertEqual(remote.traceback, tuple(lines))
+        bare = json.loads(write_failure(OwnError("x"), [line.rstrip() for line in lines]))
+        self.assertEqual(bare["tb"], lines)
         own = read_failure(write_failure(ValueError("x"), lines))
         self.assertIn("".join(lines), "".join(traceback.format_exception(own)))
         self.assertEqual(str(own), "x")

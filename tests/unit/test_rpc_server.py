@@ -72,7 +72,7 @@ class AdmissionTests(RPCCase):
         for wrong in ({"args": None}, {"args": [1]}, {"method": 1}, {"version": 1}, {"version": None}):
             self.send(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps({**fields, **wrong})}).encode())
         classes = [json.loads(reply.failure or "")["class"] for reply in self.replies]
-        self.assertEqual(classes, ["MessageFormatError"] * 4 + ["UnsupportedVersionError"])
+        self.assertEqual(classes, ["MessageFormatError"] * 4 + ["UnsupportedVersion"])
         self.assertEqual(self.diary.calls, [])
 
     def test_old_form(self) -> None:
