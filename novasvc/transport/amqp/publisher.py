@@ -338,6 +338,7 @@ class Publisher:
     def lost(self, reason: ClosedError) -> None:
         """Forget the channels; they have said so to their senders; see ConnectionUser."""
         self._direct = self._fanouts = None
+        self._end_reopening()  # the next connection brings its own channel
 
     def close(self) -> None:
         """Fail what waits, and take no more."""
@@ -345,8 +346,7 @@ class Publisher:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        if self._reopening is not None:
-            self._reopening.cancel()
+        self._end_reopening()
         for held in list(self._held):
             self._release(held)
             if not held.done.called:
@@ -373,10 +373,21 @@ class Publisher:
     def _direct_ended(self, reason: ClosedError) -> None:
         """Open another channel, unless the connection has ended; what is sent meanwhile is held."""
         self._direct = None
-        if reason.code and self.connection.protocol is not None and not self.connection.protocol.closed:
+        protocol = self.connection.protocol
+        # One that is closed while it is prepared is tried again by who prepares it.
+        if reason.code and self._reopening is None and protocol is not None and not protocol.closed:
             _log.warn("the broker closed the channel for publishing: {reason}", reason=reason)
-            self._reopening = Deferred.fromCoroutine(self._reopen(self.connection.protocol))
+            self._reopening = Deferred.fromCoroutine(self._reopen(protocol))
             self._reopening.addErrback(_note, "no channel for publishing")
+            self._reopening.addBoth(self._reopened)
+
+    def _reopened(self, _: object) -> None:
+        self._reopening = None
+
+    def _end_reopening(self) -> None:
+        reopening, self._reopening = self._reopening, None
+        if reopening is not None:
+            reopening.cancel()
 
     async def _reopen(self, protocol: AMQPProtocol) -> None:
         wait = jittered_backoff(first=0.2, longest=10.0)
