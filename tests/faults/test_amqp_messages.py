@@ -162,7 +162,8 @@ class MalformedTests(RawCase):
             self.publish(enveloped(json.dumps(fields)))
             reply = json.loads(json.loads(await replies.get().addTimeout(PATIENCE, reactor))["oslo.message"])
             self.assertEqual((reply["_msg_id"], reply["result"], reply["ending"]), ("1", None, True))
-            self.assertTrue(json.loads(reply["failure"])["class"].endswith("Error"), name)
+            failure = json.loads(reply["failure"])
+            self.assertTrue(failure["class"] and failure["message"], name)
 
     async def test_nan(self) -> None:
         """NaN among the arguments is taken, as peers send it."""

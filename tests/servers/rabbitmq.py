@@ -283,7 +283,11 @@ class Broker:
         self.eval(f"ok = rabbit_exchange:delete({_resource(vhost, 'exchange', exchange)}, false, {binary('test')}).")
 
     def fill_queue(self, vhost: str, queue: str, body: bytes, number: int) -> None:
-        """Put copies of a message into a queue; 100,000 take some 2 s."""
+        """Put copies of a message into a queue that nobody consumes, and wait until they are there.
+
+        100,000 take some 4 s.
+        """
+        before = self.queues(vhost)[queue]
         exchange = _resource(vhost, "exchange", "")
         self.eval(
             f'Message = rabbit_basic:message({exchange}, {binary(queue)}, [{{content_type, <<"application/json">>}}],'
@@ -291,6 +295,11 @@ class Broker:
             f" {{ok, Queue}} = rabbit_amqqueue:lookup({_resource(vhost, 'queue', queue)}),"
             f" [rabbit_amqqueue:deliver([Queue], Delivery) || _ <- lists:seq(1, {number})], ok."
         )
+        deadline = time.monotonic() + PATIENCE
+        while self.queues(vhost)[queue] < before + number:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{queue} does not have {number} messages after {PATIENCE:g} s")
+            time.sleep(0.05)
 
     def delete_queue(self, vhost: str, queue: str) -> None:
         """Delete a queue, whoever uses it."""
