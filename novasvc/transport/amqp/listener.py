@@ -274,7 +274,7 @@ class Listener:
         if consumption is not self._consumption:
             return
         self._consumption = None
-        if reason.code and not self._cancelled:
+        if not consumption.channel.client.closed and not self._cancelled:
             _log.warn("{listener} lost its channel: {reason}", listener=str(self), reason=reason)
             self._consumers.repair(self)
 

@@ -1,0 +1,435 @@
+"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.consumer."""
+
+import zlib
+from typing import Any
+
+from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
+from novasvc.target import Target
+from novasvc.transport.amqp.codec import decode_properties
+from novasvc.transport.amqp.protocol import BODY_LIMIT
+from tests.unit.amqp_rig import AMQPCase, Link, Said
+
+
+class ListenerCase(AMQPCase):
+    """A transport that listens; what it is given is in ``got``."""
+
+    target = Target("compute", "h1")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.got: list[Any] = []
+        self.amqp = self.transport(heartbeat=0.0)
+
+    def listen(self, prefetch: int = 10) -> Any:
+        return self.done(self.amqp.listen(self.target, self.got.append, prefetch))
+
+    @property
+    def link(self) -> Link:
+        return self.broker.link("consuming")
+
+    @property
+    def out(self) -> Link:
+        return self.broker.link("publishing")
+
+    def deliver(self, *bodies: bytes, **more: Any) -> None:
+        channel = self.link.last("basic.consume").channel
+        self.link.feed(b"".join(self.link.delivery(channel, body, **more) for body in bodies))
+        self.settle()
+
+    def settled(self) -> list[tuple[Any, ...]]:
+        """Return what was said of messages: name, tag, flag."""
+        names = ("basic.ack", "basic.reject")
+        return [(said.name[6:], *said.args.values()) for said in self.link.seen if said.name in names]
+
+    def published(self) -> list[Said]:
+        return self.out.all("basic.publish")
+
+    def headers(self) -> Any:
+        return decode_properties(self.published()[-1].properties)["headers"]
+
+
+class ListenTests(ListenerCase):
+    """Tests for what is declared and consumed."""
+
+    def test_queues(self) -> None:
+        """The topic's queue, the server's and its own one for fanouts are declared, bound and consumed."""
+        listener = self.listen(prefetch=100_000)
+        self.assertTrue(listener.live)
+        queues = [said.args["queue"] for said in self.link.all("queue.declare")]
+        self.assertEqual(queues[:2], ["compute", "compute.h1"])
+        self.assertRegex(queues[2], r"^compute_fanout_[0-9a-f]{32}$")
+        self.assertEqual([said.args["queue"] for said in self.link.all("basic.consume")], queues)
+        bound = [(said.args["exchange"], said.args["routing_key"]) for said in self.link.all("queue.bind")]
+        self.assertEqual(bound, [("nova", "compute"), ("nova", "compute.h1"), ("compute_fanout", "compute")])
+        self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 65_535)
+
+    def test_without_a_server(self) -> None:
+        """Who serves a topic alone has no queue of a server."""
+        self.target = Target("compute")
+        self.listen()
+        self.assertEqual(len(self.link.all("queue.declare")), 2)
+
+    def test_refused(self) -> None:
+        """What the broker refuses fails the listening with its reason, and leaves no channel."""
+        for code, kind in (
+            (403, BrokerRefusedError),
+            (404, BrokerError),
+            (406, DeclarationMismatchError),
+            (500, BrokerUnavailableError),
+        ):
+            self.broker.closing["queue.declare"] = (code, "no")
+            error = self.failed(self.amqp.listen(self.target, self.got.append, 1), BrokerError)
+            self.assertIs(type(error), kind)
+        self.broker.closing.clear()
+        self.listen()
+        self.assertEqual(self.link.last("channel.open").channel, 1)
+
+    def test_away(self) -> None:
+        """Who listens while the connection is lost hears what is the matter with it."""
+        self.listen()
+        self.broker.refusing |= {5672, 5673}
+        self.link.lose()
+        self.failed(self.amqp.listen(self.target, self.got.append, 1), BrokerUnavailableError)
+
+
+class DeliveryTests(ListenerCase):
+    """Tests for what is delivered."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.listen()
+
+    def test_octets(self) -> None:
+        """A body comes as it was sent."""
+        self.deliver("é".encode(), b"\xff\x00", b"")
+        self.assertEqual([one.body for one in self.got], ["é".encode(), b"\xff\x00", b""])
+
+    def test_first_time(self) -> None:
+        """A new message was never delivered, and has the time that its sender gave it."""
+        self.deliver(b"x", properties={"expiration": "1500"})
+        one = self.got[0]
+        self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
+
+    def test_deliveries(self) -> None:
+        """How often a message was delivered is what the broker and we have counted; "redelivered" is at least once."""
+        for headers, redelivered, expected in (
+            ({"x-delivery-count": 2}, True, (2, True)),
+            ({"x-novasvc-deliveries": 3}, False, (3, True)),
+            ({"x-novasvc-deliveries": 3, "x-delivery-count": 1}, True, (4, True)),
+            ({}, True, (1, False)),
+            ({"x-novasvc-deliveries": 3}, True, (4, False)),
+            ({"x-delivery-count": "many"}, False, (0, True)),
+        ):
+            self.deliver(b"x", properties={"headers": headers}, redelivered=redelivered)
+            one = self.got.pop()
+            self.assertEqual((one.deliveries, one.counted), expected, headers)
+
+    def test_unreadable(self) -> None:
+        """What cannot be read is dropped and counted: too long, not what it says, properties that are none."""
+        packed = {"headers": {"compression": "zlib"}}
+        listener = self.amqp._listeners[0]
+        self.deliver(bytes(BODY_LIMIT + 1))
+        self.deliver(zlib.compress(bytes(BODY_LIMIT + 1)), properties=packed)
+        self.deliver(zlib.compress(b"x" * 100)[:-5], properties=packed)
+        self.deliver(b"no stream", properties=packed)
+        self.deliver(b"x", properties=b"\xff\xff")
+        self.assertEqual((self.got, listener.unreadable), ([], 5))
+        self.assertEqual(self.settled(), [("reject", tag, False) for tag in range(1, 6)])
+        self.assertEqual(len([line for line in self.log if "a message from compute was dropped" in line]), 5)
+
+    def test_compressed(self) -> None:
+        """What a peer has compressed is handed on as it was."""
+        self.deliver(zlib.compress(b"plain"), properties={"headers": {"compression": "zlib"}})
+        self.assertEqual(self.got[0].body, b"plain")
+
+
+class SettleTests(ListenerCase):
+    """Tests for what becomes of a message."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.listen()
+
+    def test_batch(self) -> None:
+        """What is acknowledged in one turn goes in one frame, if nothing before it is unsettled."""
+        self.deliver(b"1", b"2", b"3")
+        for one in reversed(self.got):
+            one.ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 3, True)])
+
+    def test_not_a_prefix(self) -> None:
+        """What comes after an unsettled message is acknowledged by itself."""
+        self.deliver(*[b"x"] * 6)
+        for number in (0, 1, 3, 5):
+            self.got[number].ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 2, True), ("ack", 4, False), ("ack", 6, False)])
+
+    def test_only_later_ones(self) -> None:
+        """With the first message unsettled there is no batch."""
+        self.deliver(b"1", b"2")
+        self.got[1].ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 2, False)])
+
+    def test_once(self) -> None:
+        """A message is settled once; what is said of it later has no effect."""
+        self.deliver(b"1", b"2")
+        self.got[0].ack()
+        self.got[1].reject()
+        for one in self.got:
+            one.ack()
+            one.reject()
+            one.requeue(1)
+            one.quarantine("why")
+        self.settle()
+        self.assertEqual(self.settled(), [("reject", 2, False), ("ack", 1, True)])
+        self.assertEqual(self.published(), [])
+
+    def test_within_a_read(self) -> None:
+        """What is acknowledged as it comes goes out when the read is handled."""
+        self.amqp._listeners[0].receiver = lambda one: one.ack()
+        self.deliver(*[b"x"] * 100)
+        self.assertEqual(self.settled(), [("ack", 100, True)])
+
+    def test_requeue(self) -> None:
+        """What is given back is sent anew with its count, and acknowledged when it is there."""
+        self.broker.confirming = False
+        self.deliver(b"x", properties={"expiration": "1500"})
+        self.got[0].requeue(2)
+        self.settle()
+        said = self.published()[0]
+        self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", "compute", b"x"))
+        self.assertEqual(self.headers(), {"x-novasvc-deliveries": 2})
+        self.assertEqual(decode_properties(said.properties)["expiration"], "1500")
+        self.assertEqual(self.settled(), [])
+        self.out.say(said.channel, "basic.ack", delivery_tag=1)
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_requeue_of_what_was_not_begun(self) -> None:
+        """What was not begun goes back without a count."""
+        self.deliver(b"x")
+        self.got[0].requeue(0)
+        self.settle()
+        self.assertEqual(self.headers(), {})
+
+    def test_requeue_fails(self) -> None:
+        """What cannot be sent anew goes back by the broker's own way."""
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.got[0].requeue(2)
+        self.settle()
+        self.out.give_back(self.published()[0])
+        self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
+        self.settle()
+        self.assertEqual(self.settled(), [("reject", 1, True)])
+        self.assertEqual(len([line for line in self.log if "could not be moved to compute" in line]), 1)
+
+    def test_copies_wait(self) -> None:
+        """A copy that is back before its original is acknowledged waits for that; other messages do not."""
+        self.broker.unanswered.add("basic.qos")
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        self.settle()
+        self.deliver(b"copy", properties={"headers": {"x-novasvc-deliveries": 1}})
+        self.deliver(b"other")
+        self.assertEqual([one.body for one in self.got], [b"x", b"other"])
+        self.link.say(self.link.last("basic.qos").channel, "basic.qos-ok")
+        self.assertEqual([one.body for one in self.got], [b"x", b"other", b"copy"])
+
+    def test_no_answer_after_a_move(self) -> None:
+        """A channel that got no answer after a move is replaced, though its connection stays."""
+        self.broker.unanswered.add("basic.qos")
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        self.wait(15)
+        self.broker.unanswered.clear()
+        self.wait(5)
+        self.assertTrue(self.amqp._listeners[0].live)
+        self.assertEqual(len(self.link.all("basic.consume")), 6)
+
+    def test_quarantine(self) -> None:
+        """What is put aside goes to a bounded queue that is made for it, with the reason and where it came from."""
+        self.deliver(b"x", redelivered=True, properties={"headers": {"x-novasvc-deliveries": 2}})
+        self.got[0].quarantine("why" * 1000)
+        self.settle()
+        declared = self.link.last("queue.declare").args
+        self.assertEqual((declared["queue"], declared["durable"]), ("compute_quarantine", True))
+        self.assertEqual(declared["arguments"], {"x-max-length": 1000})
+        self.assertEqual(self.published()[0].args["routing_key"], "compute_quarantine")
+        reason = ("why" * 1000)[:500]
+        expected = {"x-novasvc-deliveries": 3, "x-novasvc-queue": "compute", "x-novasvc-reason": reason}
+        self.assertEqual(self.headers(), expected)
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_channel_gone(self) -> None:
+        """What is said of a message whose channel is gone has no effect."""
+        self.deliver(b"1", b"2", b"3", b"4", b"5")
+        self.got[0].ack()  # on its way out
+        self.link.say(self.link.last("basic.consume").channel, "channel.close", reply_code=404, reply_text="gone")
+        self.got[1].ack()
+        self.got[2].reject()
+        self.got[3].requeue(1)
+        self.got[4].quarantine("why")
+        self.wait(5)
+        self.assertEqual((self.settled(), self.published()), ([], []))
+
+    def test_gone_while_it_moves(self) -> None:
+        """A message that was sent anew when its channel went is not acknowledged on the next one."""
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        self.settle()
+        self.link.say(self.link.last("basic.consume").channel, "channel.close", reply_code=404, reply_text="gone")
+        self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
+        self.wait(5)
+        self.assertEqual(self.settled(), [])
+
+
+class CancelTests(ListenerCase):
+    """Tests for cancel and close."""
+
+    def test_cancel(self) -> None:
+        """After cancel no consumer is left, and what was delivered can be acknowledged."""
+        listener = self.listen()
+        self.deliver(b"x")
+        self.done(listener.cancel())
+        self.assertFalse(listener.live)
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
+        self.got[0].ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_close(self) -> None:
+        """Close writes what is acknowledged, deletes the queue of fanouts only, and closes the channel last."""
+        listener = self.listen()
+        self.deliver(b"x")
+        self.done(listener.cancel())
+        self.got[0].ack()
+        self.done(listener.close())
+        self.assertEqual(self.link.names()[-3:], ["basic.ack", "queue.delete", "channel.close"])
+        self.assertRegex(self.link.last("queue.delete").args["queue"], "^compute_fanout_")
+        self.done(listener.close())
+        self.done(listener.cancel())
+        self.assertEqual(len(self.link.all("queue.delete")), 1)
+
+    def test_close_waits_for_moves(self) -> None:
+        """Close waits for what is being sent anew, so that it is not delivered twice."""
+        listener = self.listen()
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        closing = self.started(listener.close())
+        self.assertNoResult(closing)
+        self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
+        self.done(closing)
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_lost(self) -> None:
+        """Cancel and close end when the connection is lost under them."""
+        listener = self.listen()
+        self.broker.unanswered |= {"basic.cancel", "queue.delete"}
+        cancelling, closing = self.started(listener.cancel()), self.started(listener.close())
+        self.link.lose()
+        self.done(cancelling)
+        self.done(closing)
+        self.wait(5)
+        self.assertEqual(self.link.all("basic.consume"), [])
+
+    def test_cancelled_before_it_consumes(self) -> None:
+        """Who cancels while the queues are declared consumes nothing."""
+        listener = self.listen()
+        self.link.lose()
+        self.done(listener.cancel())
+        self.wait(5)
+        self.assertEqual((self.link.all("basic.consume"), listener.live), ([], False))
+
+
+class RestoreTests(ListenerCase):
+    """Tests for what is lost and comes again."""
+
+    def consumed(self) -> int:
+        return len(self.link.all("basic.consume"))
+
+    def gone(self) -> None:
+        """Say that the first queue is gone."""
+        self.link.say(self.link.last("basic.consume").channel, "basic.cancel", consumer_tag="1", no_wait=True)
+
+    def test_queue_deleted(self) -> None:
+        """A queue that was deleted is declared and consumed again; the connection stays."""
+        listener = self.listen()
+        self.gone()
+        self.assertFalse(listener.live)
+        self.wait(1)
+        self.assertEqual((listener.live, self.consumed(), len(self.broker.links)), (True, 6, 2))
+        self.assertTrue(any("the queue compute was deleted" in line for line in self.log))
+        self.deliver(b"x")
+        self.assertEqual(len(self.got), 1)
+
+    def test_refused_for_a_while(self) -> None:
+        """What cannot be declared is tried with growing pauses until it can, and that is said once."""
+        listener = self.listen()
+        self.broker.closing["queue.declare"] = (404, "NOT_FOUND - node down")
+        self.gone()
+        self.wait(30)
+        attempts = len(self.link.all("channel.open")) - 1
+        self.assertTrue(7 <= attempts <= 20, attempts)
+        self.assertEqual(len([line for line in self.log if "cannot consume, trying" in line]), 1)
+        self.broker.closing.clear()
+        self.wait(5)
+        self.assertTrue(listener.live)
+        self.assertTrue(any("consumes again" in line for line in self.log))
+
+    def test_closed_while_it_is_tried(self) -> None:
+        """Who closes while it is tried ends that."""
+        listener = self.listen()
+        self.gone()
+        self.done(listener.close())
+        self.wait(5)
+        self.assertEqual(self.consumed(), 3)
+
+    def test_lost_while_it_is_tried(self) -> None:
+        """A connection that is lost while it is tried restores it, once."""
+        listener = self.listen()
+        self.gone()
+        self.link.lose()
+        self.wait(10)
+        self.assertEqual((listener.live, self.consumed()), (True, 3))
+
+    def test_connection_lost(self) -> None:
+        """With the next connection all is consumed again, from the same queue of fanouts."""
+        listener = self.listen()
+        before = self.link.last("queue.declare").args["queue"]
+        self.link.lose()
+        self.assertFalse(listener.live)
+        self.wait(2)
+        self.assertTrue(listener.live)
+        self.assertEqual(self.link.last("queue.declare").args["queue"], before)
+        self.assertEqual(self.consumed(), 3)
+
+    def test_refused_after_a_reconnect(self) -> None:
+        """What the broker refuses on the next connection keeps nothing else away, and is tried on."""
+        refused = self.listen()
+        replies: list[bytes] = []
+        address = self.done(self.amqp.open_replies(replies.append))
+        self.broker.closing["basic.qos"] = (406, "PRECONDITION_FAILED")
+        self.link.lose()
+        self.wait(2)
+        self.assertFalse(refused.live)
+        self.assertEqual(self.link.last("basic.consume").args["queue"], address)
+        self.broker.closing.clear()
+        self.wait(5)
+        self.assertTrue(refused.live)
+
+    def test_lost_again_while_it_is_restored(self) -> None:
+        """A connection that is lost while all is restored is an attempt that failed."""
+        listener = self.listen()
+        self.broker.unanswered.add("queue.declare")
+        self.link.lose()
+        self.wait(2)
+        self.link.lose()
+        self.broker.unanswered.clear()
+        self.wait(3)
+        self.assertTrue(listener.live)
