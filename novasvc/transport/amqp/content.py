@@ -69,7 +69,9 @@ def read_properties(data: bytes) -> Properties:
     """
     if data == PLAIN:
         return _NOTHING
-    if data.startswith(_EXPIRING) and len(data) == _EXPIRATION_AT + data[_EXPIRATION_AT - 1]:
+    if data.startswith(_EXPIRING) and data[len(_EXPIRING) : _EXPIRATION_AT] == bytes(
+        (len(data) - _EXPIRATION_AT & 0xFF,)
+    ):
         return Properties(_seconds(data[_EXPIRATION_AT:]))
     values = decode_properties(data)
     headers = values.get("headers") or {}
@@ -78,7 +80,7 @@ def read_properties(data: bytes) -> Properties:
         _seconds(str(values.get("expiration", "")).encode()),
         ours + brokers,
         _BROKER_COUNT in headers,
-        headers.get("compression") in _COMPRESSED,
+        str(headers.get("compression")) in _COMPRESSED,
     )
 
 

@@ -1,0 +1,123 @@
+"""Tests for novasvc.transport.amqp.content."""
+
+import zlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.transport.amqp.codec import CodecError, decode_properties, encode_properties
+from novasvc.transport.amqp.content import PLAIN, Properties, read_properties, readable, write_properties
+
+USUAL = {
+    "content_type": "application/json",
+    "content_encoding": "utf-8",
+    "headers": {},
+    "delivery_mode": 2,
+    "priority": 0,
+}
+ttls = st.floats(0, 1e9)
+
+
+class WriteTests(SynchronousTestCase):
+    """Tests for what is sent with a message."""
+
+    def test_plain(self) -> None:
+        """The compiled properties are what the spec gives."""
+        self.assertEqual(write_properties(None), encode_properties(USUAL))
+        self.assertEqual(write_properties(None, {}), PLAIN)
+
+    @given(ttls)
+    def test_expiring(self, ttl: float) -> None:
+        """So are those of a message that expires; it does in a millisecond at the least."""
+        values = decode_properties(write_properties(ttl))
+        milliseconds = int(values.pop("expiration"))
+        self.assertEqual(values, USUAL)
+        self.assertTrue(1 <= milliseconds <= 2**32 - 1)
+        self.assertTrue(milliseconds == 1 or milliseconds <= ttl * 1000)
+
+    def test_headers(self) -> None:
+        """Headers are sent with the others, with and without an expiration."""
+        headers = {"x-novasvc-deliveries": 2}
+        self.assertEqual(decode_properties(write_properties(None, headers)), USUAL | {"headers": headers})
+        expected = USUAL | {"headers": headers, "expiration": "1500"}
+        self.assertEqual(decode_properties(write_properties(1.5, headers)), expected)
+
+    def test_header_without_a_type(self) -> None:
+        """A header that the wire has no type for is a CodecError."""
+        self.assertRaises(CodecError, write_properties, None, {"a": object()})
+
+
+class ReadTests(SynchronousTestCase):
+    """Tests for what comes with a message."""
+
+    @given(st.none() | ttls)
+    def test_ours(self, ttl: float | None) -> None:
+        """What we write is read, the short way and the long way alike."""
+        short = read_properties(write_properties(ttl))
+        long = read_properties(write_properties(ttl, {"other": 1}))
+        self.assertEqual(short, long)
+        self.assertEqual(short.expires_in is None, ttl is None)
+
+    def test_peers(self) -> None:
+        """What peers write is read by the spec."""
+        self.assertEqual(read_properties(encode_properties({})), Properties())
+        self.assertEqual(read_properties(encode_properties({"expiration": "60000"})), Properties(60.0))
+        for odd in ("", "-1", "1.5", "soon", "9" * 16):
+            self.assertIsNone(read_properties(encode_properties({"expiration": odd})).expires_in)
+
+    def test_counts(self) -> None:
+        """Counts are added; what is no count is none."""
+        for headers, deliveries, counted in (
+            ({"x-delivery-count": 2, "x-novasvc-deliveries": 3}, 5, True),
+            ({"x-novasvc-deliveries": 3}, 3, False),
+            ({"x-novasvc-deliveries": -3}, 0, False),
+            ({"x-novasvc-deliveries": 2**40}, 0, False),
+            ({"x-delivery-count": None}, 0, True),
+        ):
+            read = read_properties(encode_properties({"headers": headers}))
+            self.assertEqual((read.deliveries, read.counted_by_broker), (deliveries, counted), headers)
+
+    def test_odd_compression(self) -> None:
+        """A header of compression that is no text is no compression."""
+        for odd in (["zlib"], {"zlib": 1}, 1, None):
+            self.assertFalse(read_properties(encode_properties({"headers": {"compression": odd}})).compressed)
+
+    @given(st.binary(max_size=60))
+    def test_garbage(self, data: bytes) -> None:
+        """Random octets are properties, or a ValueError; nothing else."""
+        for octets in (data, PLAIN + data, b"\xf9" + PLAIN[1:] + data):
+            try:
+                self.assertIsInstance(read_properties(octets), Properties)
+            except ValueError:
+                continue
+
+
+class ReadableTests(SynchronousTestCase):
+    """Tests for bodies."""
+
+    def test_plain(self) -> None:
+        """A body is as it came."""
+        self.assertEqual(readable(b"\xff", PLAIN, 1), (b"\xff", Properties()))
+
+    def test_too_long(self) -> None:
+        """One that was over the limit says so."""
+        self.assertIn("longer than 5 bytes", str(self.assertRaises(ValueError, readable, None, PLAIN, 5)))
+
+    @given(st.binary(max_size=100))
+    def test_compressed(self, body: bytes) -> None:
+        """A compressed one is inflated up to the limit, not a byte further, and only if it is whole."""
+        packed = zlib.compress(body)
+        for name in ("zlib", "gzip", "application/x-gzip", "application/zlib"):
+            properties = encode_properties({"headers": {"compression": name}})
+            self.assertEqual(readable(packed, properties, len(body))[0], body)
+            self.assertRaises(ValueError, readable, packed[:-1], properties, 100)
+            self.assertRaises(ValueError, readable, b"?" + packed, properties, 100)
+            if body:
+                self.assertRaises(ValueError, readable, packed, properties, len(body) - 1)
+
+    def test_bomb(self) -> None:
+        """What inflates to a thousand times its size costs no more memory than the limit."""
+        packed = zlib.compress(bytes(50 * 2**20))
+        properties = encode_properties({"headers": {"compression": "zlib"}})
+        self.assertIn("longer than", str(self.assertRaises(ValueError, readable, packed, properties, 2**20)))
