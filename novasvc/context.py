@@ -9,7 +9,6 @@ from typing import Any, Self
 import attrs
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_WIRE_FIELDS = ("request_id", "user_id", "project_id", "is_admin")
 
 
 def new_request_id() -> str:
@@ -50,7 +49,13 @@ class RequestContext:
 
     def to_wire(self) -> dict[str, Any]:
         """Return the entries that travel, names without their prefix, JSON values."""
-        return {**self.extra, **{name: getattr(self, name) for name in _WIRE_FIELDS}}
+        return {
+            **self.extra,
+            "request_id": self.request_id,
+            "user_id": self.user_id,
+            "project_id": self.project_id,
+            "is_admin": self.is_admin,
+        }
 
     @classmethod
     def from_wire(cls, entries: Mapping[str, Any], deadline: float | None = None) -> Self:
@@ -59,16 +64,17 @@ class RequestContext:
         :param entries: the context's entries, names without their prefix.
         :param deadline: as the attribute.
         """
-        request_id = entries.get("request_id")
+        extra = dict(entries)
+        request_id = extra.pop("request_id", None)
         # It is logged: a peer must not write lines of its own, nor of any length.
         known = isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) is not None
         return cls(
             request_id=request_id if known and isinstance(request_id, str) else new_request_id(),
-            user_id=entries.get("user_id"),
-            project_id=entries.get("project_id"),
-            is_admin=entries.get("is_admin") is True,
+            user_id=extra.pop("user_id", None),
+            project_id=extra.pop("project_id", None),
+            is_admin=extra.pop("is_admin", None) is True,
             deadline=deadline,
-            extra={name: value for name, value in entries.items() if name not in _WIRE_FIELDS},
+            extra=extra,
         )
 
 

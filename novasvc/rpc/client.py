@@ -1,6 +1,7 @@
 """The caller's side: address a target, send, wait for the reply."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -10,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError
 from novasvc.interfaces import ITransport
-from novasvc.rpc.message import SHORTEST_KEEPALIVE, WayBack, encode_request
+from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.replies import PendingCalls
 from novasvc.rpc.version import compatible
 from novasvc.target import Target
@@ -131,13 +132,19 @@ class Client:
         except RPCError as error:
             return fail(error)
 
-        def body(back: WayBack) -> bytes:
-            return _encode(target, context, method, args, back, self._keepalive)
-
         timeout = self._timeout
         if context.deadline is not None:
             left = context.deadline - self._clock.seconds()
             timeout = left if timeout is None else min(timeout, left)
+        body = partial(
+            encode_request,
+            method,
+            args,
+            context.to_wire(),
+            namespace=target.namespace,
+            version=target.version,
+            keepalive=self._keepalive,
+        )
         return self._calls.call(target, method, body, timeout, self._keepalive)
 
     def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
@@ -173,7 +180,7 @@ class Client:
 
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
-        body = _encode(target, context, method, args)
+        body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
         sent: Deferred[None] = self._transport.send(target, body, None, False)
         return sent
 
@@ -192,22 +199,3 @@ def _retarget(target: Target | None, changes: Mapping[str, Any]) -> Target:
     if "topic" not in changes:
         raise InvalidTargetError(*_NO_TARGET)
     return Target(**changes)
-
-
-def _encode(
-    target: Target,
-    context: RequestContext,
-    method: str,
-    args: Mapping[str, Any],
-    back: WayBack | None = None,
-    keepalive: int | None = None,
-) -> bytes:
-    return encode_request(
-        method,
-        args,
-        context.to_wire(),
-        namespace=target.namespace,
-        version=target.version,
-        back=back,
-        keepalive=keepalive,
-    )

@@ -1,7 +1,7 @@
 """One call from its beginning to its reply."""
 
 from collections.abc import Callable, Iterator
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from types import CoroutineType
 from typing import Any, cast
@@ -33,10 +33,10 @@ class Call:
 
     :param delivery: what is settled when the time has come; another one if the first became void.
     :param admitted: seconds on the clock.
+    :param scope: the context variables in which its method runs; its own.
     :param deliveries: how often it was delivered before, when it was admitted.
     :param expires_at: seconds on the clock after which it is not to be begun; None if unknown.
     :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
-    :param scope: the context variables in which its method runs.
     :param began: seconds on the clock.
     :param running: what the method returned, if it takes its time.
     :param answered: no answer is to follow.
@@ -46,10 +46,10 @@ class Call:
     request: Request
     method: Method
     admitted: float
+    scope: Context
     deliveries: int = attrs.field(init=False)
     expires_at: float | None = attrs.field(default=None, init=False)
     deadline: float | None = attrs.field(default=None, init=False)
-    scope: Context = attrs.field(factory=copy_context, init=False)
     began: float = attrs.field(default=0.0, init=False)
     running: Deferred[Any] | None = attrs.field(default=None, init=False)
     keepalive: IDelayedCall | None = attrs.field(default=None, init=False)

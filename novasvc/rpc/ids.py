@@ -12,6 +12,5 @@ os.register_at_fork(after_in_child=_drawn.clear)  # or a child would send its pa
 def new_id() -> str:
     """Make an id: 32 hexadecimal digits, random. Called on the reactor's thread."""
     if not _drawn:
-        digits = os.urandom(16 * _DRAWN_AT_ONCE).hex()
-        _drawn.extend(digits[at : at + 32] for at in range(0, len(digits), 32))
+        _drawn.extend(os.urandom(16 * _DRAWN_AT_ONCE).hex(" ", 16).split())
     return _drawn.pop()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from novasvc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
 from novasvc.rpc.ids import new_id
-from novasvc.rpc.payload import dumps, loads, loads_at
+from novasvc.rpc.payload import dumps, loads, loads_at, quote
 from novasvc.rpc.version import compatible
 
 BODY_LIMIT = 16 * 2**20
@@ -150,7 +150,7 @@ def _encode_reply(
 
 
 def _wrap(text: str, limit: int) -> bytes:
-    message = f"{_BEFORE}{dumps(text, _MESSAGE)}}}".encode("ascii")
+    message = f"{_BEFORE}{quote(text)}}}".encode("ascii")
     if len(message) > limit:
         problem = f"the message is {len(message)} bytes long, and the limit is {limit}"
         raise ValueError(problem)
@@ -180,7 +180,7 @@ def _usual_message(text: str) -> str | None:
         return None
     try:
         inner, end = loads_at(text, _BEFORE_ENDS)
-    except (ValueError, RecursionError):
+    except (ValueError, StopIteration, RecursionError):
         return None
     return inner if isinstance(inner, str) and end == len(text) - 1 and text.endswith("}") else None
 

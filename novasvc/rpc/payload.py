@@ -43,10 +43,40 @@ def _primitive(value: object) -> Any:
     raise TypeError
 
 
-# Made once: making them costs as much as a small message.
-_encode: Callable[[Any], str] = json.JSONEncoder(default=_primitive).encode
+# Note [JSON at a few microseconds]
+#
+# A call is written four times and read four times. The json module makes an encoder of its C code
+# for each value, which costs more than to write a small message with it, and looks for values that
+# contain themselves, which cost a lookup for each list and object. Here it is made once and does
+# not look: such a value ends in a RecursionError like one that is too deep, and only then the
+# careful way is gone, to say which it was.
+_careful = json.JSONEncoder(default=_primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
-_decode_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().raw_decode
+
+loads_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+"""Reads the JSON value that begins at an index; returns it and the index after it.
+
+As :func:`loads`, but raises StopIteration where no value begins.
+"""
+
+quote: Callable[[str], str] = json.encoder.encode_basestring_ascii
+"""Writes a text as JSON, in ASCII."""
+
+
+def _encoder(make: Callable[..., Callable[[Any, int], tuple[str, ...]]] | None) -> Callable[[Any], str]:
+    """Return what writes a value.
+
+    :param make: the json module's own maker of encoders; None in a Python without its C code.
+    """
+    if make is None:
+        return _careful.encode
+    separators = _careful.key_separator, _careful.item_separator
+    flags = _careful.sort_keys, _careful.skipkeys, _careful.allow_nan
+    chunks = make(None, _primitive, quote, None, *separators, *flags)
+    return lambda value: "".join(chunks(value, 0))
+
+
+_encode = _encoder(getattr(json.encoder, "c_make_encoder", None))
 
 
 def loads(text: str) -> Any:
@@ -57,19 +87,14 @@ def loads(text: str) -> Any:
     :raises ValueError: it is not JSON.
     :raises RecursionError: it is nested deeper than the stack.
     """
-    if text.startswith("{"):
+    try:
         value, end = loads_at(text, 0)
+    except StopIteration:
+        pass
+    else:
         if end == len(text):
             return value
     return _decode(text)  # blanks around it, or an error
-
-
-def loads_at(text: str, start: int) -> tuple[Any, int]:
-    """Read the JSON value that begins at an index; otherwise as :func:`loads`.
-
-    :return: the value, and the index after it.
-    """
-    return _decode_at(text, start)
 
 
 def dumps(value: Any, root: str) -> str:
@@ -86,10 +111,20 @@ def dumps(value: Any, root: str) -> str:
     try:
         return _encode(value)
     except RecursionError:
-        problem = f"{root} is nested too deeply"
+        problem = _too_deep(value, root)
     except (TypeError, ValueError):
         problem = _misfit(value, root)
     raise ValueError(problem)
+
+
+def _too_deep(value: Any, root: str) -> str:
+    try:
+        _careful.encode(value)
+    except (TypeError, ValueError):
+        return _misfit(value, root)
+    except RecursionError:
+        pass
+    return f"{root} is nested too deeply"
 
 
 def _misfit(value: Any, root: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -29,8 +29,12 @@ _log = Logger()
 PENDING_BOUND = 10_000
 """Calls that may wait for their replies at a time."""
 
-MakeBody = Callable[[WayBack], bytes]
-"""Takes the way back of the reply, returns the message; raises RPCError if there can be none."""
+
+class MakeBody(Protocol):
+    """Makes the message of a call; raises RPCError if there can be none."""
+
+    def __call__(self, *, back: WayBack) -> bytes:
+        """Return the message whose reply takes this way back."""
 
 
 @attrs.define(eq=False)
@@ -154,7 +158,7 @@ class PendingCalls:
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
         try:
-            body = pending.make_body(WayBack(msg_id, address))
+            body = pending.make_body(back=WayBack(msg_id, address))
         except RPCError as error:
             self._end(msg_id, error)
             return

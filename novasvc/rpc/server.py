@@ -94,6 +94,7 @@ class Server:
         self._drainers: list[Deferred[None]] = []
         self._publishers: list[Deferred[None]] = []
         self._going_on = False
+        self._scope = copy_context()
         self._state = "new"
 
     # -- life ----------------------------------------------------------------------------------
@@ -116,13 +117,9 @@ class Server:
         if self._state != "new":
             return fail(StateError(f"the RPC server of {self._target}", self._state, "start"))
         self._state = "started"
-        # Deliveries are taken in where the server was started: what they log is its node's.
-        scope = copy_context()
-
-        def receive(delivery: IDelivery) -> None:
-            scope.run(self._receive, delivery)
-
-        listening: Deferred[IListener] = self._transport.listen(self._target, receive, self._concurrency)
+        # What deliveries bring runs where the server was started: what is logged of it is its node's.
+        self._scope = copy_context()
+        listening: Deferred[IListener] = self._transport.listen(self._target, self._receive, self._concurrency)
         return listening.addCallback(self._started)
 
     def _started(self, listener: IListener) -> None:
@@ -196,7 +193,8 @@ class Server:
             fields = unwrap(delivery.body)
         except MessageFormatError as error:
             self.counts.malformed += 1
-            _log.warn("a message to {target} was dropped: {error}", target=self._target, error=error)
+            scope = self._scope.copy()
+            scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
             return
         try:
@@ -211,7 +209,7 @@ class Server:
     def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError) -> None:
         """Settle a request that does not become a call, and tell the caller why."""
         # What is logged of it bears its request id.
-        scope = copy_context()
+        scope = self._scope.copy()
         scope.run(current_context.set, RequestContext.from_wire(read_context(fields)))
         if isinstance(error, QuarantinedError):
             self.counts.quarantined += 1
@@ -249,7 +247,7 @@ class Server:
                 self._give_back(delivery, deliveries, request)
                 return None
         method.exposure.check(request.method, request.args)
-        return Call(delivery, request, method, self._clock.seconds())
+        return Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
 
     def _replace(self, delivery: IDelivery, request: Request) -> bool:
         """Let a delivery take the place of the one by which a call came that is not settled yet, if there is one."""

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.rpc.payload import dumps, loads
+from novasvc.rpc.payload import _encoder, dumps, loads
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -30,6 +30,18 @@ class DumpsTests(SynchronousTestCase):
     def test_json(self, value: Any) -> None:
         """What JSON holds arrives as it was sent."""
         self.assertEqual(loads(dumps(value, "value")), value)
+
+    @given(JSON)
+    def test_without_c_code(self, value: Any) -> None:
+        """A Python without the C code of its json module writes the same."""
+        self.assertEqual(_encoder(None)(value), dumps(value, "value"))
+
+    def test_after_errors(self) -> None:
+        """A value that could not be written leaves nothing behind: what it is made of can be sent."""
+        part: list[Any] = [{}]
+        for _ in range(3):
+            self.assertRaises(ValueError, dumps, [part, object()], "value")
+            self.assertEqual(dumps([part, part], "value"), "[[{}], [{}]]")
 
     def test_mapping(self) -> None:
         """What JSON does not know is mapped as OpenStack's services map it."""
