@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -25,6 +26,8 @@ _log = Logger()
 Receiver = Callable[[IDelivery], None]
 Publish = Callable[[Message], Deferred[None]]
 _REASON_CHARACTERS = 500
+_PAUSE = 2.0
+"""Seconds after which a message is given back that could not be moved."""
 _LARGEST_PREFETCH = 65_535
 
 
@@ -93,10 +96,11 @@ class _Consumption(ChannelReceiver):
     listener: "Listener"
     channel: Channel
     queues: dict[bytes, str] = attrs.field(factory=dict)
-    _unsettled: dict[int, None] = attrs.field(factory=dict, init=False)
+    _unsettled: dict[int, bool] = attrs.field(factory=dict, init=False)  # whether it is being moved
     _acks: list[int] = attrs.field(factory=list, init=False)
     _moves: int = attrs.field(default=0, init=False)
     _held: list[Delivery] = attrs.field(factory=list, init=False)
+    _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
 
     # Note [Copies wait]
     #
@@ -113,15 +117,18 @@ class _Consumption(ChannelReceiver):
 
     def ack(self, tag: int) -> None:
         """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
-        if tag in self._unsettled:
-            del self._unsettled[tag]
-            self._acks.append(tag)
-            if len(self._acks) == 1:
-                self.channel.client.at_turn_end(self.flush)
+        if self._unsettled.get(tag) is False:
+            self._acknowledge(tag)
+
+    def _acknowledge(self, tag: int) -> None:
+        del self._unsettled[tag]
+        self._acks.append(tag)
+        if len(self._acks) == 1:
+            self.channel.client.at_turn_end(self.flush)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give a message back to the broker, or away."""
-        if tag in self._unsettled:
+        if self._unsettled.get(tag) is False:
             del self._unsettled[tag]
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
 
@@ -145,8 +152,9 @@ class _Consumption(ChannelReceiver):
 
         :param prepare: makes the place.
         """
-        if tag not in self._unsettled:
+        if self._unsettled.get(tag) is not False:
             return
+        self._unsettled[tag] = True
         moving = succeed(None) if prepare is None else prepare()
         moving.addCallback(lambda _: self.listener.publish(message))
         moving.addCallbacks(lambda _: self._moved(tag), partial(self._not_moved, tag, message.target))
@@ -156,8 +164,9 @@ class _Consumption(ChannelReceiver):
 
     def _moved(self, tag: int) -> Deferred[Any]:
         """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
-        self.ack(tag)
-        self.flush()
+        if tag in self._unsettled:
+            self._acknowledge(tag)
+            self.flush()
         read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.listener.prefetch)
         return read.addErrback(lambda failure: failure.trap(ClosedError) and None)
 
@@ -173,14 +182,18 @@ class _Consumption(ChannelReceiver):
     def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
         """Leave it to the broker, which says "redelivered" of it and does not count."""
         _log.warn("a message could not be moved to {target}, it goes back: {error}", target=target, error=failure.value)
-        self.reject(tag, requeue=True)
+        if tag in self._unsettled:
+            self._unsettled[tag] = False
+            # Not at once: it may well come back to us, and the reason be the same.
+            self._later.append(self.listener.clock.callLater(_PAUSE, self.reject, tag, requeue=True))
+            self._later = [call for call in self._later if call.active()]
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
         """Hand a message on; see ChannelReceiver."""
         tag = deliver.delivery_tag
-        self._unsettled[tag] = None
+        self._unsettled[tag] = False
         queue = self.queues.get(deliver.consumer_tag, "")
         try:
             body, read = readable(body, properties, BODY_LIMIT)
@@ -206,7 +219,15 @@ class _Consumption(ChannelReceiver):
         self._unsettled.clear()
         self._acks.clear()
         self._held.clear()
+        self.forget_later()
         self.listener.consumption_ended(self, reason)
+
+    def forget_later(self) -> None:
+        """Leave to the broker what was to be given back after a pause."""
+        for call in self._later:
+            if call.active():
+                call.cancel()
+        self._later.clear()
 
 
 @implementer(IListener)
@@ -236,6 +257,11 @@ class Listener:
 
     def __str__(self) -> str:
         return f"the listener of {self.target}"
+
+    @property
+    def clock(self) -> IReactorTime:
+        """What measures pauses."""
+        return self._consumers.clock
 
     @property
     def live(self) -> bool:
@@ -283,10 +309,16 @@ class Listener:
 
     def declare_quarantine(self) -> Deferred[Any]:
         """Make the place for messages that are not to be run again."""
+        return Deferred.fromCoroutine(self._declare_quarantine())
+
+    async def _declare_quarantine(self) -> None:
         consumption = self._consumption
         if consumption is None:
-            return succeed(None)
-        return topology.declare_quarantine(consumption.channel, self.target.topic)
+            raise ClosedError("the channel is lost")
+        # On a channel of its own: a broker that refuses it closes that one, and not the one that consumes.
+        channel = await consumption.channel.client.open_channel()
+        await topology.declare_quarantine(channel, self.target.topic)
+        channel.abandon(ClosedError("done", clean=True))
 
     def keep(self, moving: Deferred[Any]) -> None:
         """Wait for it before the channel is closed."""
@@ -320,6 +352,7 @@ class Listener:
         if consumption is None:
             return
         consumption.flush()
+        consumption.forget_later()
         try:
             await consumption.channel.queue_delete(queue=self._fanout_queue)
         except ClosedError:

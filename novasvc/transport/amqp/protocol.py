@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txamqp.client import TwistedDelegate
 from txamqp.protocol import AMQClient
+from txamqp.spec import pythonize
 from zope.interface import implementer
 
 from novasvc._version import __version__
@@ -118,11 +119,11 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
         :raises FrameError: there is none: a broker does not say that to a client.
         """
-        try:
-            super().dispatch(channel, message)
-        except AttributeError:
-            name = f"{message.method.klass.name}.{message.method.name}"
-            raise FrameError(f"{name} is not for a client") from None
+        method = message.method
+        handler = getattr(self, f"{pythonize(method.klass.name)}_{pythonize(method.name)}", None)
+        if handler is None:
+            raise FrameError(f"{method.klass.name}.{method.name} is not for a client")
+        handler(channel, message)
 
     def connection_start(self, channel: Channel, message: Invocation) -> None:
         """Say who we are, and what we understand."""
