@@ -67,7 +67,7 @@ class AMQPCase(TestCase):
 
     def setUp(self) -> None:
         self.broker = self.choose_broker()
-        self.url = vhost_url(self, self.broker)
+        self.url = self.choose_url()
         self.vhost = self.url.rpartition("/")[2]
         self.diary = Diary()
         self._events: list[LogEvent] = []
@@ -76,6 +76,9 @@ class AMQPCase(TestCase):
 
     def choose_broker(self) -> Broker:
         return shared_broker()
+
+    def choose_url(self) -> str:
+        return vhost_url(self, self.broker)
 
     # -- what is tested --------------------------------------------------------------------------
 

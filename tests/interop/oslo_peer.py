@@ -126,14 +126,14 @@ class EntriesSerializer(oslo_messaging.NoOpSerializer):
 
 
 class Peer:
-    """What the commands do; each has a thread. Transports, servers and listeners have the names that they are given."""
+    """What the commands do; each has a thread. Transports have the names that they are given."""
 
     def __init__(self) -> None:
         # The global one: release 18.3 registers its tracing options nowhere else.
         cfg.CONF([], project="interop")
         oslo_messaging.set_transport_defaults("nova")
         self._transports: dict[str, Any] = {}
-        self._servers: dict[str, Any] = {}
+        self._servers: list[tuple[str, Any]] = []
         self._let_go = threading.Event()
 
     def open(self, transport: str, url: str, modules: list[str]) -> None:
@@ -145,7 +145,13 @@ class Peer:
         self._transports[transport] = rpc, oslo_messaging.get_notification_transport(cfg.CONF, url=url)
 
     def close(self, transport: str) -> None:
-        """End a transport."""
+        """End a transport, and what runs on it. Takes a second, if that is a server."""
+        servers = [server for owner, server in self._servers if owner == transport]
+        self._servers = [(owner, server) for owner, server in self._servers if owner != transport]
+        for server in servers:
+            server.stop()
+        for server in servers:
+            server.wait()
         for one in self._transports.pop(transport):
             one.cleanup()
 
@@ -153,7 +159,8 @@ class Peer:
         """Start a server, which bears its name; when this returns, messages reach it."""
         target = oslo_messaging.Target(topic=topic, server=name)
         endpoints = [Interface(name, self._let_go), Laboratory()]
-        self._start(name, oslo_messaging.get_rpc_server(self._rpc(transport), target, endpoints, executor="threading"))
+        server = oslo_messaging.get_rpc_server(self._rpc(transport), target, endpoints, executor="threading")
+        self._start(transport, server)
 
     def listen(self, transport: str, name: str, topic: str, pool: str | None = None, refusals: int = 0) -> None:
         """Start a listener to notifications.
@@ -161,7 +168,7 @@ class Peer:
         :param refusals: how many it gives back first.
         """
         self._start(
-            name,
+            transport,
             oslo_messaging.get_notification_listener(
                 self._transports[transport][1],
                 [oslo_messaging.Target(topic=topic)],
@@ -172,15 +179,9 @@ class Peer:
             ),
         )
 
-    def _start(self, name: str, server: Any) -> None:
+    def _start(self, transport: str, server: Any) -> None:
         server.start()
-        self._servers[name] = server
-
-    def stop(self, name: str) -> None:
-        """Stop a server or a listener."""
-        server = self._servers.pop(name)
-        server.stop()
-        server.wait()
+        self._servers.append((transport, server))
 
     def let_go(self) -> None:
         """Let the methods return that hang."""
@@ -251,7 +252,7 @@ def main() -> None:
         else:
             say({"id": number, "value": value})
 
-    threads = ThreadPoolExecutor(16)
+    threads = ThreadPoolExecutor(32)
     for line in sys.stdin:
         given = json.loads(line)
         threads.submit(run, given.pop("id"), given.pop("do"), given)

@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred, DeferredQueue
 from novasvc import rpc
 from novasvc.transport.amqp import AMQPTransport
 from tests.faults.amqp_rig import AMQPCase
+from tests.servers import shared_broker
 from tests.servers.process import missing
 
 PATIENCE = 15.0
@@ -74,8 +75,8 @@ class Process:
         if "from" in line:
             self._reports[line.pop("from")].put(line)
             return
-        asked = self._asked.pop(line["id"])
-        if asked.called:
+        asked = self._asked.pop(line["id"], None)
+        if asked is None or asked.called:
             return
         if "error" in line:
             asked.errback(PeerError(line["error"]))
@@ -97,12 +98,17 @@ class Process:
 
     def ask(self, do: str, /, **given: Any) -> Deferred[Any]:
         """Have the peer do something; see :mod:`tests.interop.oslo_peer`."""
+        asked: Deferred[Any] = Deferred()
+        self._asked[self.tell(do, **given)] = asked
+        return asked.addTimeout(PATIENCE, reactor)
+
+    def tell(self, do: str, /, **given: Any) -> int:
+        """Have the peer do something, and do not look what becomes of it; return the command's number."""
         number = next(self._numbers)
-        asked = self._asked[number] = Deferred()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"id": number, "do": do, **given}).encode() + b"\n")
         self._process.stdin.flush()
-        return asked.addTimeout(PATIENCE, reactor)
+        return number
 
     def report(self, name: str) -> Deferred[dict[str, Any]]:
         """Wait for what the server or listener of this name is given next."""
@@ -132,7 +138,8 @@ class Peer:
         self._topic = topic
         self._process = process()
 
-    def _ask(self, do: str, /, **given: Any) -> Deferred[Any]:
+    def ask(self, do: str, /, **given: Any) -> Deferred[Any]:
+        """Have it do something with the transport; see :meth:`Process.ask`."""
         return self._process.ask(do, transport=self._transport, **given)
 
     def call(
@@ -174,16 +181,30 @@ class Peer:
         args: Mapping[str, Any],
     ) -> Deferred[Any]:
         target = {"topic": self._topic, **(target or {})}
-        return self._ask(do, target=target, method=method, context=context or {}, args=args, **options)
+        return self.ask(do, target=target, method=method, context=context or {}, args=args, **options)
+
+
+@cache
+def _shared_vhost() -> str:
+    return shared_broker().new_vhost()
 
 
 class InteropCase(AMQPCase):
-    """Each test has a virtual host, and topics of its own."""
+    """Each test has a topic of its own, :attr:`topic`.
+
+    :param own_vhost: each has a virtual host as well, and waits until the peer has left it, which
+        takes a second.
+    """
+
+    own_vhost = False
 
     def setUp(self) -> None:
         super().setUp()
         self.process = process()
         self.topic = f"topic{next(_names)}"
+
+    def choose_url(self) -> str:
+        return super().choose_url() if self.own_vhost else self.broker.url(_shared_vhost())
 
     async def peer(self, modules: Sequence[str] = (), **options: Any) -> Peer:
         """Open a transport of the peer's.
@@ -194,15 +215,20 @@ class InteropCase(AMQPCase):
         name = f"transport{next(_names)}"
         query = "&".join(f"{option}={value}" for option, value in options.items())
         url = f"{self.url.replace('amqp:', 'rabbit:')}?{query}"
-        self.addCleanup(self.process.ask, "close", transport=name)
+        self.addCleanup(self._close, name)
         await self.process.ask("open", transport=name, url=url, modules=list(modules))
         return Peer(name, self.topic)
+
+    def _close(self, transport: str) -> Deferred[None] | None:
+        if self.own_vhost:
+            return self.process.ask("close", transport=transport)
+        self.process.tell("close", transport=transport)
+        return None
 
     async def peer_serves(self, peer: Peer | None = None, topic: str | None = None) -> str:
         """Start a server of the peer's; return its name."""
         name = f"peer{next(_names)}"
-        await (peer or await self.peer())._ask("serve", name=name, topic=topic or self.topic)
-        self.addCleanup(self.process.ask, "stop", name=name)
+        await (peer or await self.peer()).ask("serve", name=name, topic=topic or self.topic)
         return name
 
     async def we_serve(
