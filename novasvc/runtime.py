@@ -13,7 +13,6 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
-from novasvc.broker import BrokerAddress
 from novasvc.conductor import RemoteRegistry
 from novasvc.db.services import connect_registry
 from novasvc.errors import DirectoryError
@@ -158,29 +157,9 @@ def _make_transport(settings: Settings, reactor: Any) -> ITransport:
         memory = _memory_brokers.setdefault(reactor, MemoryBroker())
         return MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)
     # A node on memory: pays nothing for AMQP and TLS.
-    from novasvc.transport.amqp import AMQPTransport, BrokerOptions  # noqa: PLC0415
+    from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
 
-    options = BrokerOptions(
-        heartbeat=settings.rabbit_heartbeat,
-        durable_queues=settings.amqp_durable_queues,
-        auto_delete=settings.amqp_auto_delete,
-        quorum_queue=settings.rabbit_quorum_queue,
-        transient_quorum_queue=settings.rabbit_transient_quorum_queue,
-        quorum_delivery_limit=settings.rabbit_quorum_delivery_limit,
-        quorum_max_memory_length=settings.rabbit_quorum_max_memory_length,
-        quorum_max_memory_bytes=settings.rabbit_quorum_max_memory_bytes,
-        transient_queues_ttl=settings.rabbit_transient_queues_ttl,
-        ssl_ca_file=settings.rabbit_ssl_ca_file,
-        ssl_cert_file=settings.rabbit_ssl_cert_file,
-        ssl_key_file=settings.rabbit_ssl_key_file,
-    )
-    return AMQPTransport(
-        BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl),
-        reactor=reactor,
-        exchange=settings.control_exchange,
-        options=options,
-        name=f"{settings.binary}:{settings.host}:{os.getpid()}",
-    )
+    return configured_transport(settings, reactor)
 
 
 def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:

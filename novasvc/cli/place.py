@@ -43,7 +43,7 @@ class Place:
         :raises DatabaseError: the database cannot be used.
         """
         # Here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
-        from novasvc.cli.reactor import with_registry  # noqa: PLC0415
+        from novasvc.cli.registry import with_registry  # noqa: PLC0415
 
         return with_registry(self.configuration.settings, function)
 

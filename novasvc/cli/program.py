@@ -24,7 +24,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
-        return ["service", "db", "config", "completion"]
+        return ["service", "call", "cast", "ping", "db", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None if there is no such name."""
@@ -48,11 +48,19 @@ class LazyGroup(click.Group):
 )
 @click.option("--database-url", metavar="URL", help="The database with the services table.")
 @click.option("--state-dir", metavar="DIRECTORY", help="Where the SQLite file is, unless a database is named.")
+@click.option("--transport-url", metavar="URL", help="The broker that call, cast and ping go by.")
 @click.version_option(__version__, prog_name="novasvc", message="%(prog)s %(version)s")
 @click.pass_context
-def program(context: click.Context, files: Sequence[Path], database_url: str | None, state_dir: str | None) -> None:
-    """See and change the services that are registered; look after the database and the settings."""
-    context.obj = Place(tuple(files), {"database-url": database_url, "state-dir": state_dir}, os.environ)
+def program(
+    context: click.Context,
+    files: Sequence[Path],
+    database_url: str | None,
+    state_dir: str | None,
+    transport_url: str | None,
+) -> None:
+    """See and change the services that are registered, and call them; look after the database and the settings."""
+    options = {"database-url": database_url, "state-dir": state_dir, "transport-url": transport_url}
+    context.obj = Place(tuple(files), options, os.environ)
 
 
 def main() -> None:

@@ -1,0 +1,53 @@
+"""``novasvc call``: call a method of a service."""
+
+import json
+from typing import Any
+
+import click
+
+from novasvc.cli.output import printable
+from novasvc.cli.place import Place, pass_place
+from novasvc.cli.remote import answer_of, request_options, with_client
+from novasvc.context import RequestContext
+from novasvc.target import Target
+
+
+@click.command(epilog="Example: novasvc call agent.host1 get_host_facts")
+@request_options
+@click.option("--timeout", type=click.FloatRange(min=0.001), metavar="SECONDS", help="How long to wait.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON on one line.")
+@pass_place
+def call(
+    place: Place,
+    target: Target,
+    method: str,
+    arguments: dict[str, Any],
+    timeout: float | None,
+    as_json: bool,  # noqa: FBT001 - click's
+) -> None:
+    """Call METHOD of the services of a topic, or of the one on HOST, and write what it returns.
+
+    All after the first dot of TOPIC.HOST is the host. A VALUE that is JSON is taken as JSON, any other as a text:
+    count=3 is a number, name=disk a text, name='"3"' a text as well, 'sizes=[1,2]' a list.
+
+    With --fanout every service of the topic runs the method, and there is no result to wait for.
+    """
+
+    async def work(client: Any, _reactor: Any) -> None:
+        if target.fanout:
+            await client.cast(RequestContext.admin(), method, **arguments)
+            click.echo(f"sent to {target}; their results do not come back", err=True)
+            return
+        if timeout is not None:
+            client = client.prepare(timeout=timeout)
+        result = await answer_of(client.call(RequestContext.admin(), method, **arguments))
+        # Before the connections are closed, which may take a moment.
+        click.echo(json.dumps(result) if as_json else readable(result))
+
+    with_client(place.configuration.settings, target, work)
+
+
+def readable(result: Any) -> str:
+    """Write a result for a person: texts as they are, all else as indented JSON; nothing steers the terminal."""
+    text = result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False)
+    return "\n".join(printable(line) for line in text.split("\n"))

@@ -1,0 +1,57 @@
+"""``novasvc ping``: see that a service answers, and how fast."""
+
+from typing import Any
+
+import attrs
+import click
+
+from novasvc.cli.output import printable
+from novasvc.cli.place import Place, pass_place
+from novasvc.cli.remote import answer_of, read_target, with_client
+from novasvc.context import RequestContext
+from novasvc.errors import RPCError
+
+
+@click.command()
+@click.argument("target", metavar="TOPIC[.HOST]")
+@click.option("--server", metavar="HOST", help="The host, where the topic itself has a dot.")
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="How often.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.001),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for each answer.",
+)
+@pass_place
+def ping(place: Place, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
+    """Call the services of a topic, or the one on HOST, and write how long each answer took.
+
+    Every service answers, whatever its manager is. The status is 1 if an answer is missing.
+    """
+    whom = attrs.evolve(read_target(target, server), namespace="baseapi", version="1.0")
+
+    async def work(client: Any, reactor: Any) -> int:
+        from twisted.internet.task import deferLater  # noqa: PLC0415 - `--help` does not need it
+
+        pinging, answered = client.prepare(timeout=timeout), 0
+        for number in range(1, count + 1):
+            if number > 1:
+                await deferLater(reactor, interval)
+            begun = reactor.seconds()
+            try:
+                answer = await answer_of(pinging.call(RequestContext.admin(), "ping", arg=number))
+            except RPCError as error:
+                click.echo(f"{number}: {error}", err=True)
+            else:
+                answered += 1
+                service = answer.get("service") if isinstance(answer, dict) else answer
+                click.echo(f"{number}: {printable(service)} answers in {(reactor.seconds() - begun) * 1000:.1f} ms")
+        click.echo(f"{answered} of {count} answered")
+        return 0 if answered == count else 1
+
+    return with_client(place.configuration.settings, whom, work)

@@ -1,0 +1,33 @@
+"""Work on the registry, from its opening to its closing."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from novasvc.cli.missing import look_for_database
+from novasvc.cli.reactor import on_reactor
+from novasvc.db.services import connect_registry
+from novasvc.interfaces import IServiceRegistry
+from novasvc.settings import Settings
+
+_T = TypeVar("_T")
+
+
+def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
+    """Open the registry, call the function with it, close it.
+
+    :param function: takes the open registry.
+    :return: what the function returns.
+    :raises MissingDatabaseError: there is no such file; none is made.
+    :raises KeyboardInterrupt: it was interrupted.
+    """
+    look_for_database(settings.database_url)
+
+    async def work(reactor: Any) -> _T:
+        registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
+        try:
+            await registry.open()
+            return await function(registry)
+        finally:
+            await registry.close()
+
+    return on_reactor(work)

@@ -1,0 +1,38 @@
+"""The transport that the settings describe."""
+
+import os
+from typing import Any
+
+from novasvc.broker import BrokerAddress
+from novasvc.settings import Settings
+from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.transport import AMQPTransport
+
+
+def configured_transport(settings: Settings, reactor: Any, *, name: str | None = None) -> AMQPTransport:
+    """Make a transport; nothing is opened yet.
+
+    :param settings: checked; transport_url is a broker's.
+    :param name: what the broker's list of connections shows; the service, host and process by default.
+    """
+    options = BrokerOptions(
+        heartbeat=settings.rabbit_heartbeat,
+        durable_queues=settings.amqp_durable_queues,
+        auto_delete=settings.amqp_auto_delete,
+        quorum_queue=settings.rabbit_quorum_queue,
+        transient_quorum_queue=settings.rabbit_transient_quorum_queue,
+        quorum_delivery_limit=settings.rabbit_quorum_delivery_limit,
+        quorum_max_memory_length=settings.rabbit_quorum_max_memory_length,
+        quorum_max_memory_bytes=settings.rabbit_quorum_max_memory_bytes,
+        transient_queues_ttl=settings.rabbit_transient_queues_ttl,
+        ssl_ca_file=settings.rabbit_ssl_ca_file,
+        ssl_cert_file=settings.rabbit_ssl_cert_file,
+        ssl_key_file=settings.rabbit_ssl_key_file,
+    )
+    return AMQPTransport(
+        BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl),
+        reactor=reactor,
+        exchange=settings.control_exchange,
+        options=options,
+        name=name or f"{settings.binary}:{settings.host}:{os.getpid()}",
+    )
