@@ -1,6 +1,6 @@
 """A broker in memory that answers as the test wants it, and the reactor and clock that lead to it."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 import attrs
@@ -17,7 +17,6 @@ from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.channel import Channel, ClosedError
 from novasvc.transport.amqp.codec import decode_method, encode_method, encode_properties
 from novasvc.transport.amqp.frames import (
-    HEARTBEAT_FRAME,
     METHOD,
     PROTOCOL_HEADER,
     FrameReader,
@@ -370,11 +369,3 @@ class AMQPCase(SynchronousTestCase):
         self.successResultOf(closed)
         self.assert_idle()
         self.assertEqual([link for link in self.broker.links if not link.gone], [])
-
-
-def collect(into: list[Any]) -> Callable[[Any], None]:
-    """Return a receiver that keeps what it gets."""
-    return into.append
-
-
-HEARTBEAT = HEARTBEAT_FRAME

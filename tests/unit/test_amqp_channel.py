@@ -4,10 +4,10 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
-from novasvc.transport.amqp.channel import ChannelReceiver, ClosedError
+from novasvc.transport.amqp.channel import ChannelReceiver, ClosedError, Invocation
 from novasvc.transport.amqp.codec import CodecError
 from novasvc.transport.amqp.frames import METHOD, Deliver, pack_content, pack_frame
-from tests.unit.amqp_rig import AMQPCase, Link, pack
+from tests.unit.amqp_rig import AMQPCase, Link, method, pack
 
 
 class Keeper(ChannelReceiver):
@@ -289,6 +289,12 @@ class ReceiverTests(AMQPCase):
         self.link.say(1, "channel.flow", active=True)
         self.settle()
         self.assertEqual(self.link.last("channel.flow-ok").args, {"active": True})
+
+    def test_argument_that_is_none(self) -> None:
+        """A method that the broker sends has its arguments by their names, and no others."""
+        sent = Invocation(method("basic.cancel"), ("1", True))
+        self.assertEqual((sent.consumer_tag, sent.no_wait), ("1", True))
+        self.assertRaises(AttributeError, getattr, sent, "queue")
 
     def test_malformed(self) -> None:
         """A method that is cut short, unknown, or not for a client ends the connection, with the reason."""

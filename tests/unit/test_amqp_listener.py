@@ -216,16 +216,52 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.headers(), {})
 
     def test_requeue_fails(self) -> None:
-        """What cannot be sent anew goes back by the broker's own way."""
+        """What cannot be sent anew goes back by the broker's own way, after a pause."""
         self.broker.confirming = False
         self.deliver(b"x")
         self.got[0].requeue(2)
         self.settle()
         self.out.give_back(self.published()[0])
         self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
-        self.settle()
+        self.wait(1.5)
+        self.assertEqual(self.settled(), [])
+        self.wait(0.5)
         self.assertEqual(self.settled(), [("reject", 1, True)])
         self.assertEqual(len([line for line in self.log if "could not be moved to compute" in line]), 1)
+
+    def test_settled_in_the_pause(self) -> None:
+        """What waits to go back can still be acknowledged."""
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        self.deliver(b"x")
+        self.got[0].quarantine("why")
+        self.settle()
+        self.got[0].ack()
+        self.wait(3)
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_channel_gone_in_the_pause(self) -> None:
+        """What waits to go back when its channel goes is left to the broker."""
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        self.deliver(b"x", b"y")
+        for one in self.got:
+            one.quarantine("why")
+            self.wait(0.5)
+        self.broker.closing.clear()
+        self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
+        self.wait(5)
+        self.assertEqual(self.settled(), [])
+
+    def test_settled_while_it_moves(self) -> None:
+        """What is being moved cannot be settled otherwise."""
+        self.broker.confirming = False
+        self.deliver(b"x")
+        one = self.got[0]
+        one.requeue(1)
+        one.ack()
+        one.reject()
+        one.quarantine("why")
+        self.settle()
+        self.assertEqual((self.settled(), len(self.published())), ([], 1))
 
     def test_copies_wait(self) -> None:
         """A copy that is back before its original is acknowledged waits for that; other messages do not."""
@@ -263,6 +299,18 @@ class SettleTests(ListenerCase):
         expected = {"x-novasvc-deliveries": 3, "x-novasvc-queue": "compute", "x-novasvc-reason": reason}
         self.assertEqual(self.headers(), expected)
         self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_no_quarantine(self) -> None:
+        """Where the broker refuses the place, the message goes back after a pause, and consuming goes on."""
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        self.deliver(b"x")
+        self.got[0].quarantine("why")
+        self.wait(2)
+        self.assertEqual(self.settled(), [("reject", 1, True)])
+        self.assertEqual(self.published(), [])
+        self.deliver(b"y")
+        self.assertEqual(len(self.got), 2)
+        self.assertTrue(any("could not be moved to compute_quarantine" in line for line in self.log))
 
     def test_channel_gone(self) -> None:
         """What is said of a message whose channel is gone has no effect."""
@@ -326,6 +374,23 @@ class CancelTests(ListenerCase):
         self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
         self.done(closing)
         self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_close_does_not_wait_for_ever(self) -> None:
+        """A broker that answers for no message keeps close for as long as any question, and no reject follows."""
+        listener, _ = self.listen(), self.listen()
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.link.deliver(1, b"y")
+        self.got[1].requeue(1)
+        self.amqp._publisher.close()  # which ends its watch over the broker's silence
+        closing = self.started(listener.close())
+        self.wait(14.5, step=0.5)
+        self.assertNoResult(closing)
+        self.wait(1)
+        self.successResultOf(closing)
+        self.out.lose()
+        self.wait(5)
+        self.assertEqual(self.settled(), [])
 
     def test_lost(self) -> None:
         """Cancel and close end when the connection is lost under them."""
@@ -422,6 +487,18 @@ class RestoreTests(ListenerCase):
         self.broker.closing.clear()
         self.wait(5)
         self.assertTrue(refused.live)
+
+    def test_closed_while_others_are_restored(self) -> None:
+        """Who closes while others are restored is not restored."""
+        stays, goes = self.listen(), self.listen()
+        self.broker.unanswered.add("basic.qos")
+        self.link.lose()
+        self.wait(2)
+        self.done(goes.close())
+        self.broker.unanswered.clear()
+        self.link.say(1, "basic.qos-ok")
+        self.settle()
+        self.assertEqual((stays.live, goes.live, self.consumed()), (True, False, 3))
 
     def test_lost_again_while_it_is_restored(self) -> None:
         """A connection that is lost while all is restored is an attempt that failed."""

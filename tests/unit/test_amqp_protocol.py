@@ -3,9 +3,9 @@
 from twisted.internet.error import ConnectionDone
 
 from novasvc.transport.amqp.channel import ChannelReceiver, ClosedError
-from novasvc.transport.amqp.frames import METHOD, PROTOCOL_HEADER, Deliver, pack_frame
+from novasvc.transport.amqp.frames import HEARTBEAT_FRAME, METHOD, PROTOCOL_HEADER, Deliver, pack_frame
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
-from tests.unit.amqp_rig import HEARTBEAT, LOGIN, AMQPCase, Link, Owner, pack
+from tests.unit.amqp_rig import LOGIN, AMQPCase, Link, Owner, pack
 
 
 class Keeper(ChannelReceiver):
@@ -264,7 +264,7 @@ class ChannelsTests(AMQPCase):
         """A stream that comes octet by octet is understood."""
         link = self.linked()
         keeper = self.channel().receiver = Keeper()
-        for octet in link.delivery(1, "é".encode()) + HEARTBEAT:
+        for octet in link.delivery(1, "é".encode()) + HEARTBEAT_FRAME:
             link.feed(bytes((octet,)))
         self.assertEqual(keeper.got, ["é".encode()])
 
@@ -320,7 +320,7 @@ class HeartbeatTests(AMQPCase):
         """A sign of life goes out each half interval in which nothing else did."""
         for _ in range(20):
             self.wait(1, step=1)
-            self.link.feed(HEARTBEAT)
+            self.link.feed(HEARTBEAT_FRAME)
         self.assertEqual(self.link.heartbeats, 3)  # the first half interval had the handshake
 
     def test_not_needed(self) -> None:
@@ -342,7 +342,7 @@ class HeartbeatTests(AMQPCase):
 
     def test_any_byte_counts(self) -> None:
         """Half a frame is a sign of life as well."""
-        slow = HEARTBEAT * 10
+        slow = HEARTBEAT_FRAME * 10
         for octet in slow:
             self.link.feed(bytes((octet,)))
             self.wait(4, step=1)

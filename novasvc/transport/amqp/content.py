@@ -69,9 +69,8 @@ def read_properties(data: bytes) -> Properties:
     """
     if data == PLAIN:
         return _NOTHING
-    if data.startswith(_EXPIRING) and data[len(_EXPIRING) : _EXPIRATION_AT] == bytes(
-        (len(data) - _EXPIRATION_AT & 0xFF,)
-    ):
+    digits = len(data) - _EXPIRATION_AT
+    if digits >= 0 and data.startswith(_EXPIRING) and data[_EXPIRATION_AT - 1] == digits:
         return Properties(_seconds(data[_EXPIRATION_AT:]))
     values = decode_properties(data)
     headers = values.get("headers") or {}

@@ -216,14 +216,14 @@ class _Consumption(ChannelReceiver):
 
     def channel_closed(self, reason: ClosedError) -> None:
         """Forget what came by it; see ChannelReceiver."""
-        self._unsettled.clear()
         self._acks.clear()
         self._held.clear()
-        self.forget_later()
+        self.forget_unsettled()
         self.listener.consumption_ended(self, reason)
 
-    def forget_later(self) -> None:
-        """Leave to the broker what was to be given back after a pause."""
+    def forget_unsettled(self) -> None:
+        """Leave to the broker what was not settled."""
+        self._unsettled.clear()
         for call in self._later:
             if call.active():
                 call.cancel()
@@ -237,6 +237,7 @@ class Listener:
 
     :param exchange: the control exchange.
     :param publish: sends what is given back or put aside.
+    :param alone: it is the topic's own queue alone; see ITransport.consume.
     """
 
     _consumers: Consumers
@@ -245,15 +246,16 @@ class Listener:
     receiver: Receiver
     prefetch: int
     publish: Publish
+    alone: bool = attrs.field(default=False, kw_only=True)
     unreadable: int = attrs.field(default=0, init=False)
-    _fanout_queue: str = attrs.field(init=False)
+    _fanout_queue: str | None = attrs.field(init=False)
     _consumption: _Consumption | None = attrs.field(default=None, init=False)
     _cancelled: bool = attrs.field(default=False, init=False)
     _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
-        self._fanout_queue = topology.new_fanout_queue(self.target.topic)
+        self._fanout_queue = None if self.alone else topology.new_fanout_queue(self.target.topic)
 
     def __str__(self) -> str:
         return f"the listener of {self.target}"
@@ -276,15 +278,17 @@ class Listener:
             # For each consumer by itself: quorum queues know no other way.
             await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
-            requests = [target.topic]
+            queues = [target.topic]
             if target.server is not None:
-                requests.append(topology.request_address(target))
-            for queue in requests:
+                queues.append(topology.request_address(target))
+            for queue in queues:
                 await topology.declare_request_queue(channel, self.exchange, queue, options)
-            await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
+            if self._fanout_queue is not None:
+                await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
+                queues.append(self._fanout_queue)
             consumption = _Consumption(self, channel)
             channel.receiver = consumption
-            for number, queue in enumerate((*requests, self._fanout_queue), 1):
+            for number, queue in enumerate(queues, 1):
                 if self._cancelled:
                     break
                 consumption.queues[b"%d" % number] = queue
@@ -347,14 +351,17 @@ class Listener:
 
     async def _close(self) -> None:
         self._consumers.remove(self)
-        await DeferredList([_done(moving) for moving in self._moving])
+        moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
+        # A broker that does not answer for them keeps nobody from closing.
+        await moves.addTimeout(self._consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
         consumption, self._consumption = self._consumption, None
         if consumption is None:
             return
         consumption.flush()
-        consumption.forget_later()
+        consumption.forget_unsettled()
         try:
-            await consumption.channel.queue_delete(queue=self._fanout_queue)
+            if self._fanout_queue is not None:
+                await consumption.channel.queue_delete(queue=self._fanout_queue)
         except ClosedError:
             return
         consumption.channel.receiver = None
