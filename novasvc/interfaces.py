@@ -95,6 +95,20 @@ class ITransport(Interface):
         :return: Deferred[IListener], fired when the first message could arrive.
         """
 
+    def consume(queue: str, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
+        """Consume from one queue and no other, made if it is not there; otherwise as :meth:`listen`.
+
+        :param str queue: its name.
+        """
+
+    def post(queue: str, body: bytes) -> Deferred[None]:
+        """Send a message to a queue, where it waits until somebody consumes it; made if it is not there.
+
+        :param str queue: its name.
+        :param bytes body: the message.
+        :return: as :meth:`send`, and fails as that does.
+        """
+
     def send(target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
         """Send a request.
 

@@ -112,7 +112,7 @@ def encode_request(
     for name, value in context.items():
         body[_CONTEXT + name] = value
     try:
-        return _wrap(dumps(body, "the request"), limit)
+        return wrap(dumps(body, "the request"), limit)
     except ValueError as error:
         raise InvalidArgumentsError(method, str(error)) from None
 
@@ -146,10 +146,14 @@ def _encode_reply(
     msg_id: str, *, result: Any = None, failure: str | None = None, ending: bool = True, limit: int = BODY_LIMIT
 ) -> bytes:
     body = {"result": result, "failure": failure, "ending": ending, "_msg_id": msg_id, "_unique_id": new_id()}
-    return _wrap(dumps(body, "the reply"), limit)
+    return wrap(dumps(body, "the reply"), limit)
 
 
-def _wrap(text: str, limit: int) -> bytes:
+def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
+    """Put a body's JSON text into its envelope.
+
+    :raises ValueError: the message is over the limit.
+    """
     message = f"{_BEFORE}{quote(text)}}}".encode("ascii")
     if len(message) > limit:
         problem = f"the message is {len(message)} bytes long, and the limit is {limit}"

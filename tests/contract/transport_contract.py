@@ -276,6 +276,26 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             _, inbox = await self.listen()
             self.assertEqual((await self.next(inbox)).body, b"lasting")
 
+        async def test_post(self) -> None:
+            """What is posted to a queue waits there for who consumes from it, and comes to that one alone."""
+            queue = f"{self.target.topic}.info"
+            for body in (b"1", b"2"):
+                await self.transport.post(queue, body)
+            transport = await self.connect()
+            inbox: DeferredQueue[Any] = DeferredQueue()
+            listener = await transport.consume(queue, inbox.put, 10)
+            self.assertTrue(verifyObject(IListener, listener))
+            for body in (b"1", b"2"):
+                delivery = await self.next(inbox)
+                self.assertEqual(delivery.body, body)
+                delivery.ack()
+            await self.send(b"to all", Target(queue, fanout=True))
+            await self.transport.post(queue, b"3")
+            self.assertEqual((await self.next(inbox)).body, b"3")
+            await listener.close()
+            await (await self.connect()).consume(queue, inbox.put, 10)
+            self.assertEqual((await self.next(inbox)).body, b"3")
+
         async def test_replies(self) -> None:
             """A reply reaches the address that it is sent to, from wherever it is sent."""
             inboxes: list[DeferredQueue[bytes]] = [DeferredQueue(), DeferredQueue()]
@@ -301,6 +321,8 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             for refused in (
                 self.send(b"1"),
                 self.transport.listen(self.target, lambda delivery: None, 1),
+                self.transport.consume(self.target.topic, lambda delivery: None, 1),
+                self.transport.post(self.target.topic, b"1"),
                 self.transport.open_replies(lambda body: None),
                 self.transport.reply("reply_x", b"1"),
             ):

@@ -1,6 +1,6 @@
 """Messages on their way out: each is confirmed by the broker, or its sender hears why not."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,13 @@ from novasvc.transport.amqp.content import write_properties
 from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
-from novasvc.transport.amqp.topology import declare_exchange, declare_fanout_exchange, fanout_exchange, refusal
+from novasvc.transport.amqp.topology import (
+    declare_exchange,
+    declare_fanout_exchange,
+    declare_request_queue,
+    fanout_exchange,
+    refusal,
+)
 
 _log = Logger()
 
@@ -405,18 +411,28 @@ class Publisher:
                 self.ready()
                 return
 
+    async def add_queue(self, queue: str) -> None:
+        """Declare a queue that messages wait in, bound to the control exchange.
+
+        :raises BrokerError: it cannot be declared.
+        """
+        await self._declare(lambda channel: declare_request_queue(channel, self._exchange, queue, self._options))
+
     async def _add_exchange(self, exchange: str) -> None:
-        """Declare one more exchange, on a channel that may be lost by it."""
+        await self._declare(lambda channel: declare_exchange(channel, exchange, self._options))
+        self._exchanges.add(exchange)
+
+    async def _declare(self, declare: Callable[[Channel], Awaitable[Any]]) -> None:
+        """Declare one thing more, on a channel that may be lost by it."""
         protocol = self.connection.protocol
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
         try:
             channel = await protocol.open_channel()
-            await declare_exchange(channel, exchange, self._options)
+            await declare(channel)
         except ClosedError as reason:
             raise self._explained(reason) from reason
         channel.abandon(ClosedError("done", clean=True))
-        self._exchanges.add(exchange)
 
     # -- the broker's silence ------------------------------------------------------------------
 

@@ -122,11 +122,20 @@ class AMQPTransport:
         """Consume; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        exchange = target.exchange or self._exchange
-        listener = Listener(self._consumers, target, exchange, receiver, prefetch, self._publisher.publish)
-        return Deferred.fromCoroutine(self._listen(listener))
+        return self._listen(target, receiver, prefetch, alone=False)
 
-    async def _listen(self, listener: Listener) -> IListener:
+    def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
+        """Consume from one queue; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("listening"))
+        return self._listen(Target(queue), receiver, prefetch, alone=True)
+
+    def _listen(self, target: Target, receiver: Receiver, prefetch: int, *, alone: bool) -> Deferred[IListener]:
+        exchange, publish = target.exchange or self._exchange, self._publisher.publish
+        listener = Listener(self._consumers, target, exchange, receiver, prefetch, publish, alone=alone)
+        return Deferred.fromCoroutine(self._begin(listener))
+
+    async def _begin(self, listener: Listener) -> IListener:
         await self._connect()
         await self._consumers.add(listener)
         self._listeners.append(listener)
@@ -173,6 +182,23 @@ class AMQPTransport:
             return self._publisher.fanout(target.topic, body, ttl, str(target))
         exchange = target.exchange or self._exchange
         return self._publisher.publish(Message(exchange, request_address(target), body, ttl, mandatory, str(target)))
+
+    def post(self, queue: str, body: bytes) -> Deferred[None]:
+        """Put into a queue; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        return Deferred.fromCoroutine(self._post(queue, body))
+
+    async def _post(self, queue: str, body: bytes) -> None:
+        def message() -> Message:
+            return Message(self._exchange, queue, body, None, mandatory=True, target=queue)
+
+        try:
+            await self._publisher.publish(message())
+        except UndeliverableError:
+            # It is not there yet, or not any more.
+            await self._publisher.add_queue(queue)
+            await self._publisher.publish(message())
 
     def reply(self, address: str, body: bytes) -> Deferred[None]:
         """Reply; see ITransport.

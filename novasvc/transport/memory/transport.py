@@ -63,7 +63,7 @@ class _Listener:
     _receiver: Receiver
     _prefetch: int
     _queues: tuple[Queue, ...]
-    _fanout: Queue
+    _fanout: Queue | None
     live: bool = attrs.field(default=True, init=False)
     closed: bool = attrs.field(default=False, init=False)
     _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
@@ -105,7 +105,8 @@ class _Listener:
     def close(self) -> Deferred[None]:
         self.cancel()
         self.closed = True
-        self.broker.drop_fanout(self._topic, self._fanout)
+        if self._fanout is not None:
+            self.broker.drop_fanout(self._topic, self._fanout)
         unsettled, self._unsettled = list(self._unsettled), {}
         for delivery in reversed(unsettled):  # the oldest will be the first again
             delivery.put_back()
@@ -155,10 +156,26 @@ class MemoryTransport:
         queues = [broker.queue(exchange, target.topic, None), fanout]
         if target.server is not None:
             queues.append(broker.queue(exchange, target.topic, target.server))
-        listener = _Listener(broker, target.topic, receiver, prefetch, tuple(queues), fanout)
+        return self._begin(_Listener(broker, target.topic, receiver, prefetch, tuple(queues), fanout))
+
+    def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
+        """Consume from one queue; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("listening"))
+        queues = (self._broker.queue(self._exchange, queue, None),)
+        return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
+
+    def _begin(self, listener: _Listener) -> Deferred[IListener]:
         self._listeners = [*(known for known in self._listeners if not known.closed), listener]
         listening: Deferred[IListener] = succeed(listener)
         return listening
+
+    def post(self, queue: str, body: bytes) -> Deferred[None]:
+        """Put into a queue; see ITransport."""
+        if self._closed:
+            return fail(TransportClosedError("sending"))
+        taken = self._broker.queue(self._exchange, queue, None).put(Message(body, None))
+        return succeed(None) if taken else fail(TransportFullError(queue, self._broker.bound))
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Send; see ITransport.
