@@ -1,0 +1,124 @@
+"""The commands that call services, on real nodes and a real broker."""
+
+import json
+import signal
+import tempfile
+import time
+from pathlib import Path
+from unittest import TestCase
+
+from tests.e2e.process import PATIENCE, Process, program
+from tests.servers import shared_broker, vhost_url
+
+MANAGER = '''
+import time
+from novasvc import Manager, rpc
+
+class Desk(Manager):
+    """Echoes, notes in a file, raises, or takes its time."""
+    @rpc.expose
+    def echo(self, context, value):
+        return value
+    @rpc.expose
+    def note(self, context, text):
+        with open(f"{self.host}.notes", "a") as notes:
+            notes.write(text + "\\n")
+    @rpc.expose
+    def fail(self, context):
+        raise LookupError("no such desk")
+    @rpc.expose(blocking=True)
+    def sleep(self, context, seconds):
+        time.sleep(seconds)
+'''
+
+
+class RemoteCommandTests(TestCase):
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.folder = Path(holder.name)
+        (self.folder / "desks.py").write_text(MANAGER)
+        self.url = vhost_url(self, shared_broker())
+
+    def node(self, host: str) -> Process:
+        """Start a node that serves the topic "desk"."""
+        options = ["--host", host, "--topic", "desk", "--binary", "desk", "--manager", "desks.Desk"]
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--transport-url", self.url, *options]
+        state = {"NOVASVC_STATE_DIR": str(self.folder / f"state-{host}"), "PYTHONPATH": str(self.folder)}
+        node = Process(self, command, self.folder, **state)
+        node.wait_for("is running")
+        return node
+
+    def begin(self, *arguments: str) -> Process:
+        return Process(self, [program("novasvc"), "--transport-url", self.url, *arguments], self.folder)
+
+    def run_command(self, *arguments: str) -> tuple[int, str]:
+        command = self.begin(*arguments)
+        return command.wait(), command.output
+
+    def notes(self, host: str, count: int) -> list[str]:
+        """Wait until a host has so many notes."""
+        path = self.folder / f"{host}.notes"
+        deadline = time.monotonic() + PATIENCE
+        while not path.exists() or len(path.read_text().splitlines()) < count:
+            if time.monotonic() > deadline:
+                self.fail(f"{host} has not {count} notes")
+            time.sleep(0.02)  # another process writes the file
+        return path.read_text().splitlines()
+
+    def test_one_node(self) -> None:
+        """A node is called, by topic and by host; each thing that can go wrong is one line and status 1."""
+        self.node("h1.example.org")
+        self.assertEqual(self.run_command("call", "desk", "echo", "value=h\u00e9"), (0, "h\u00e9\n"))
+        status, output = self.run_command("call", "desk.h1.example.org", "echo", "value=[1, null]", "--json")
+        self.assertEqual((status, json.loads(output)), (0, [1, None]))
+        status, output = self.run_command("ping", "desk.h1.example.org", "--count", "2", "--interval", "0")
+        self.assertEqual(status, 0)
+        self.assertRegex(output, r"1: desk answers in [\d.]+ ms\n2: desk answers in [\d.]+ ms\n2 of 2 answered\n")
+        for arguments, text in (
+            (("call", "desk", "nothing"), "no method 'nothing'"),
+            (("call", "desk", "echo"), "value"),
+            (("call", "desk", "fail"), "remote error: LookupError no such desk"),
+            (("call", "desk", "echo", "value=1", "--version", "9.0"), "9.0"),
+            (("call", "desk", "sleep", "seconds=9", "--timeout", "0.5"), "within 0.5 s"),
+            (("call", "desk.elsewhere", "echo", "value=1"), "nobody serves desk.elsewhere"),
+        ):
+            status, output = self.run_command(*arguments)
+            self.assertEqual((status, output.count("\n")), (1, 1), output)
+            self.assertIn(text, output)
+        status, output = self.run_command("ping", "nobody", "--count", "1")
+        self.assertEqual(status, 1)
+        self.assertIn("0 of 1 answered", output)
+
+    def test_interrupted(self) -> None:
+        """A call that is interrupted ends at once."""
+        self.node("h1")
+        calling = self.begin("call", "desk.h1", "sleep", "seconds=60")
+        deadline = time.monotonic() + PATIENCE
+        while shared_broker().connections(self.url.rpartition("/")[2]) < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)  # the broker is another process
+        self.assertEqual(calling.stop(signal.SIGINT), 130)
+
+    def test_fleet(self) -> None:
+        """A cast reaches one of the nodes, or the one that is meant, or with --fanout all of them."""
+        for host in ("h1", "h2"):
+            self.node(host)
+        self.assertEqual(self.run_command("cast", "desk.h2", "note", "text=only h2"), (0, ""))
+        self.assertEqual(self.notes("h2", 1), ["only h2"])
+        self.assertEqual(self.run_command("cast", "--fanout", "desk", "note", "text=all"), (0, ""))
+        self.assertEqual(self.notes("h1", 1), ["all"])
+        self.assertEqual(self.notes("h2", 2), ["only h2", "all"])
+        status, output = self.run_command("call", "--fanout", "desk", "note", "text=again")
+        self.assertEqual(status, 0)
+        self.assertIn("do not come back", output)
+        self.assertEqual(self.notes("h1", 2), ["all", "again"])
+
+    def test_no_broker(self) -> None:
+        """A broker that is not there is said in one line, without the password."""
+        command = Process(
+            self, [program("novasvc"), "--transport-url", "amqp://u:s3cret@127.0.0.1:1/", "ping", "x"], self.folder
+        )
+        self.assertEqual(command.wait(), 1)
+        self.assertIn("Connection was refused", command.output)
+        self.assertNotIn("s3cret", command.output)
+        self.assertEqual(command.output.count("\n"), 1)

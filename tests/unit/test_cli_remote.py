@@ -1,0 +1,81 @@
+"""Tests for novasvc.cli.remote, call and ping, without a broker."""
+
+import click
+from click.testing import CliRunner
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.cli.call import readable
+from novasvc.cli.place import Place
+from novasvc.cli.program import program
+from novasvc.cli.remote import NoBrokerError, answer_of, read_arguments, read_target
+from novasvc.errors import NoSuchMethodError, RemoteError
+from novasvc.target import Target
+
+
+class TargetTests(SynchronousTestCase):
+    def test_dots(self) -> None:
+        """All after the first dot is the host, unless the host is given by itself."""
+        self.assertEqual(read_target("compute"), Target("compute"))
+        self.assertEqual(read_target("compute.h1.example.org"), Target("compute", "h1.example.org"))
+        self.assertEqual(read_target("a.b", "h1"), Target("a.b", "h1"))
+
+    def test_refused(self) -> None:
+        """A topic or a host that cannot be one is a wrong command line."""
+        for text in ("", ".h1", "compute.", "com*pute", "a b"):
+            self.assertRaises(click.UsageError, read_target, text)
+
+
+class ArgumentTests(SynchronousTestCase):
+    def test_values(self) -> None:
+        """A value that is JSON is JSON, any other a text."""
+        texts = ("a=3", "b=disk", 'c="3"', "d=[1, 2]", "e=null", "f=", "g=x=y", "h=h\u00e9", "i=1.5.2")
+        expected = {
+            "a": 3, "b": "disk", "c": "3", "d": [1, 2], "e": None, "f": "", "g": "x=y", "h": "h\u00e9", "i": "1.5.2",
+        }  # fmt: skip
+        self.assertEqual(read_arguments(texts), expected)
+
+    def test_refused(self) -> None:
+        """What is not NAME=VALUE, or comes twice, is a wrong command line that shows it."""
+        for texts, shown in ((("3",), "'3'"), (("a-b=1",), "'a-b=1'"), (("a=1", "a=2"), "given twice")):
+            error = self.assertRaises(click.UsageError, read_arguments, texts)
+            self.assertIn(shown, error.format_message())
+
+
+class AnswerTests(SynchronousTestCase):
+    def test_readable(self) -> None:
+        """A text is written as it is, all else as JSON, and nothing steers the terminal."""
+        self.assertEqual(readable("two\nlines\x1b[2J"), "two\nlines\\x1b[2J")
+        self.assertEqual(readable({"name": "h\u00e9\x9b"}), '{\n  "name": "h\u00e9\\x9b"\n}')
+        self.assertEqual(readable(None), "null")
+
+    def test_raised(self) -> None:
+        """An exception of Python's own that a method raised is called remote; ours stay what they are."""
+
+        async def raising(error: Exception) -> None:
+            raise error
+
+        for error, kind, text in (
+            (KeyError("disk"), RemoteError, "remote error: KeyError 'disk'"),
+            (NoSuchMethodError("x"), NoSuchMethodError, "'x'"),
+        ):
+            raised = self.assertRaises(kind, answer_of(raising(error)).send, None)
+            self.assertIn(text, str(raised))
+
+
+class CommandTests(SynchronousTestCase):
+    def run_command(self, *arguments: str) -> click.testing.Result:
+        return CliRunner().invoke(program, arguments, obj=Place((), {}, {}), catch_exceptions=True)
+
+    def test_no_broker(self) -> None:
+        """Without a broker's URL each of them says that one is needed, and where it is given."""
+        for command in (("call", "agent", "x"), ("cast", "agent", "x"), ("ping", "agent")):
+            error = self.run_command(*command).exception
+            self.assertIsInstance(error, NoBrokerError)
+            for place in ("--transport-url", "NOVASVC_TRANSPORT_URL", "configuration file"):
+                self.assertIn(place, str(error))
+
+    def test_help(self) -> None:
+        """Their help says how arguments are written."""
+        for command in ("call", "cast", "ping"):
+            self.assertIn("TOPIC[.HOST]", self.run_command(command, "--help").output)
+        self.assertIn("count=3 is a number", self.run_command("call", "--help").output)
