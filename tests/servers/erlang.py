@@ -77,7 +77,7 @@ class Site:
 
         :raises ErlangError: it raised, or the node cannot be reached.
         """
-        command = [_erl_call(), "-sname", node, "-c", self._cookie, "-e"]
+        command = [_erl_call(), "-r", "-sname", node, "-c", self._cookie, "-e"]
         done = subprocess.run(
             command,
             input=f"{expression}\n".encode(),
