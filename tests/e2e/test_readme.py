@@ -12,6 +12,7 @@ from unittest import TestCase
 import pytest
 
 from tests.e2e.process import ROOT, Process
+from tests.servers import vhost_url
 
 RUN = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/twistd -n novasvc"
 
@@ -26,6 +27,7 @@ class ReadmeTests(TestCase):
         subprocess.run(["git", "clone", "-q", str(ROOT), str(self.clone)], check=True)
         self.readme = (self.clone / "README.md").read_text()
         self.state = Path(folder.name) / "state"
+        self.environment: dict[str, str] = {}
 
     def commands(self, heading: str) -> list[str]:
         """Return the commands under a heading, without their prompts."""
@@ -37,7 +39,7 @@ class ReadmeTests(TestCase):
         """Run a command as the person's shell would, but for where state is kept: not on this machine."""
         path = f"{sys.base_prefix}/bin:{os.environ['PATH']}"
         environment = {"PATH": path, "NOVASVC_STATE_DIR": str(self.state), "PYTHONPATH": "", "PIP_QUIET": "1"}
-        return Process(self, ["bash", "-c", command], self.clone, **environment)
+        return Process(self, ["bash", "-c", command], self.clone, **environment, **self.environment)
 
     def done(self, command: str) -> str:
         """Run a command that ends by itself, and well."""
@@ -63,6 +65,8 @@ class ReadmeTests(TestCase):
         os.killpg(node.popen.pid, signal.SIGTERM)
         node.wait()
 
+        self.fleet()
+
         self.write_examples()
         check, run = self.commands("Write a manager")
         self.assertIn("greeter.toml", check)
@@ -71,6 +75,19 @@ class ReadmeTests(TestCase):
         greeter.wait_for("novasvc-greeter@.* is running")
         os.killpg(greeter.popen.pid, signal.SIGTERM)
         greeter.wait()
+
+    def fleet(self) -> None:
+        """Do what README tells of a fleet, on a broker of the tests': the address is the only word that differs."""
+        url, run, *others = self.commands("A fleet")
+        self.assertEqual(url, "export NOVASVC_TRANSPORT_URL=amqp://guest:guest@127.0.0.1:5672/")
+        self.environment["NOVASVC_TRANSPORT_URL"] = vhost_url(self)
+        node = self.shell(run)
+        node.wait_for("is running")
+        for command in others:
+            self.done(command)
+        os.killpg(node.popen.pid, signal.SIGTERM)
+        node.wait()
+        del self.environment["NOVASVC_TRANSPORT_URL"]
 
     def test_test_command(self) -> None:
         """README's test command is there and can be run."""
