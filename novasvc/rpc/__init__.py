@@ -7,6 +7,17 @@ from novasvc.rpc.baseapi import BaseAPI
 from novasvc.rpc.client import Client
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.exposure import expose
+from novasvc.rpc.notification import Notification, Notifier
+from novasvc.rpc.notification_listener import NotificationListener
 from novasvc.rpc.server import Server
 
-__all__ = ["BaseAPI", "Client", "Endpoints", "Server", "expose"]
+__all__ = [
+    "BaseAPI",
+    "Client",
+    "Endpoints",
+    "Notification",
+    "NotificationListener",
+    "Notifier",
+    "Server",
+    "expose",
+]

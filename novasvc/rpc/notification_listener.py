@@ -1,0 +1,160 @@
+"""Notifications on their way in: taken by whom they concern, and acknowledged then."""
+
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.context import current_context
+from novasvc.errors import MessageFormatError, StateError
+from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.rpc.message import unwrap
+from novasvc.rpc.notification import PRIORITIES, TOPICS, Notification, read_notification
+
+_log = Logger()
+
+Take = Callable[[Notification], Any]
+"""Takes a notification; what it returns may be a Deferred or a coroutine, and means that it is done with it."""
+
+
+class NotificationListener:
+    """Takes notifications.
+
+    Each is acknowledged when it was taken, so it comes at least once: again after a crash, and
+    after an error. One that cannot be taken is put into quarantine.
+
+    :param transport: open.
+    :param take: see Take; runs with the notification's context as the current one.
+    :param clock: measures how long closing may take.
+    :param topics: where from.
+    :param priorities: which of them.
+    :param concurrency: notifications of each queue that are being taken at a time, > 0.
+    :param max_deliveries: what was delivered as often, and not taken, is put into quarantine.
+    """
+
+    def __init__(
+        self,
+        transport: ITransport,
+        take: Take,
+        *,
+        clock: IReactorTime,
+        topics: Sequence[str] = TOPICS,
+        priorities: Sequence[str] = PRIORITIES,
+        concurrency: int = 64,
+        max_deliveries: int = 3,
+    ) -> None:
+        self.malformed = 0
+        self._transport = transport
+        self._take = take
+        self._clock = clock
+        self._queues = [f"{topic}.{priority}" for topic in topics for priority in priorities]
+        self._concurrency = concurrency
+        self._max_deliveries = max_deliveries
+        self._listeners: list[IListener] = []
+        self._taking: dict[Deferred[Any], None] = {}
+        self._taken: Deferred[None] | None = None
+        self._state = "new"
+
+    @property
+    def live(self) -> bool:
+        """Whether notifications reach us now."""
+        return bool(self._listeners) and all(listener.live for listener in self._listeners)
+
+    def start(self) -> Deferred[None]:
+        """Begin to consume. Called once.
+
+        :return: Deferred[None], fired when the first notification could arrive; fails as the transport does.
+        """
+        if self._state != "new":
+            return fail(StateError("the listener to notifications", self._state, "start"))
+        self._state = "started"
+        return Deferred.fromCoroutine(self._start())
+
+    async def _start(self) -> None:
+        try:
+            for queue in self._queues:
+                self._listeners.append(await self._transport.consume(queue, self._receive, self._concurrency))
+                if self._state == "closed":
+                    break
+            else:
+                return
+        except BaseException:
+            await self._close(0.0)
+            raise
+        await self._close(0.0)
+
+    def close(self, patience: float = 10.0) -> Deferred[None]:
+        """Take nothing more; what cannot be taken in time goes back, and comes again elsewhere.
+
+        :param patience: seconds for what is being taken; it is cancelled after that.
+        :return: Deferred[None].
+        """
+        return Deferred.fromCoroutine(self._close(patience))
+
+    async def _close(self, patience: float) -> None:
+        self._state = "closed"
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            await listener.cancel()
+        if self._taking:
+            self._taken = Deferred()
+            try:
+                await self._taken.addTimeout(patience, self._clock)
+            except DeferredTimeoutError:
+                self._taken = None
+                for taking in list(self._taking):
+                    taking.cancel()
+        for listener in listeners:
+            await listener.close()
+
+    def _receive(self, delivery: IDelivery) -> None:
+        """Take a delivery; the transport's receiver."""
+        if self._state == "closed":
+            return  # It goes back with the listener.
+        try:
+            notification = read_notification(unwrap(delivery.body))
+        except MessageFormatError as error:
+            self.malformed += 1
+            _log.warn("a notification was dropped: {error}", error=error)
+            delivery.reject()
+            return
+        if not delivery.counted:
+            # So that the count outlives the processes that it may take down.
+            delivery.requeue(delivery.deliveries)
+            return
+        if delivery.deliveries >= self._max_deliveries:
+            delivery.quarantine(f"it was delivered {delivery.deliveries} times, and not taken")
+            return
+        scope = copy_context()
+        scope.run(current_context.set, notification.context)
+        taking = scope.run(maybeDeferred, self._take, notification)
+        self._taking[taking] = None
+        taking.addCallbacks(lambda _: delivery.ack(), self._not_taken, errbackArgs=(delivery, notification))
+        taking.addBoth(self._done, taking)
+
+    def _not_taken(self, failure: Failure, delivery: IDelivery, notification: Notification) -> None:
+        if self._state == "closed" and failure.check(CancelledError):
+            return
+        deliveries = delivery.deliveries + 1
+        _log.failure(
+            "{event_type} of {publisher_id} could not be taken, for the {deliveries}. time",
+            failure=failure,
+            event_type=notification.event_type,
+            publisher_id=notification.publisher_id,
+            deliveries=deliveries,
+        )
+        if deliveries < self._max_deliveries:
+            delivery.requeue(deliveries)
+        else:
+            delivery.quarantine(f"it could not be taken: {failure.getErrorMessage()}")
+
+    def _done(self, _: object, taking: Deferred[Any]) -> None:
+        del self._taking[taking]
+        if self._taken is not None and not self._taking:
+            taken, self._taken = self._taken, None
+            taken.callback(None)
