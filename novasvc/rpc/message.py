@@ -124,7 +124,7 @@ def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT
     :raises ResultNotSerializableError: JSON cannot hold it, or the message is over the limit.
     """
     try:
-        return _encode_reply(msg_id, result=result, limit=limit)
+        return wrap(_reply_text(msg_id, result=dumps(result, "the result")), limit)
     except ValueError as error:
         raise ResultNotSerializableError(method, str(error)) from None
 
@@ -133,20 +133,22 @@ def encode_failure(msg_id: str, failure: str) -> bytes:
     """Write the reply that holds a failure.
 
     :param failure: JSON text, see :mod:`novasvc.rpc.failure`.
+    :raises ValueError: the message is over the limit.
     """
-    return _encode_reply(msg_id, failure=failure)
+    return wrap(_reply_text(msg_id, failure=quote(failure)))
 
 
 def encode_keepalive(msg_id: str) -> bytes:
     """Write the sign of life for a caller who asked for it."""
-    return _encode_reply(msg_id, ending=False)
+    return wrap(_reply_text(msg_id, ending="false"))
 
 
-def _encode_reply(
-    msg_id: str, *, result: Any = None, failure: str | None = None, ending: bool = True, limit: int = BODY_LIMIT
-) -> bytes:
-    body = {"result": result, "failure": failure, "ending": ending, "_msg_id": msg_id, "_unique_id": new_id()}
-    return wrap(dumps(body, "the reply"), limit)
+def _reply_text(msg_id: str, *, result: str = "null", failure: str = "null", ending: str = "true") -> str:
+    """Write a reply whose values are JSON already: quicker than to have its keys written each time."""
+    return (
+        f'{{"result": {result}, "failure": {failure}, "ending": {ending}, '
+        f'"_msg_id": {quote(msg_id)}, "_unique_id": "{new_id()}"}}'
+    )
 
 
 def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:

@@ -266,5 +266,5 @@ class LimitTests(SynchronousTestCase):
     def test_result(self) -> None:
         """A result that JSON cannot hold, or that is too much, is the method's error."""
         error = self.assertRaises(ResultNotSerializableError, encode_result, "1", [object()], "echo")
-        self.assertIn("['result'][0] is of type object", str(error))
+        self.assertIn("the result[0] is of type object", str(error))
         self.assertRaises(ResultNotSerializableError, encode_result, "1", "y" * 100, "echo", limit=99)
