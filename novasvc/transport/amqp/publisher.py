@@ -108,6 +108,13 @@ class Lane(ChannelReceiver):
         """Return when the message was sent that has waited longest, or None."""
         return next(iter(self._unconfirmed.values())).sent_at if self._unconfirmed else None
 
+    def give_up(self, before: float, reason: str) -> None:
+        """Wait no longer for the broker's word on what was sent before a moment."""
+        overdue = [tag for tag, message in self._unconfirmed.items() if message.sent_at < before]
+        for message in [self._unconfirmed.pop(tag) for tag in overdue]:
+            if not message.done.called:
+                message.done.errback(UnconfirmedError(message.target, f"the broker has stopped reading: {reason}"))
+
     # -- ChannelReceiver -----------------------------------------------------------------------
 
     def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - as ChannelReceiver
@@ -448,11 +455,14 @@ class Publisher:
         if oldest is None:
             return
         waited = self._clock.seconds() - oldest
-        protocol = self.connection.protocol
-        if waited > self._options.operation_timeout and protocol is not None:
-            why = "it is short of memory or disk" if self.connection.state == "blocked" else "no answer"
-            protocol.end(ClosedError(f"a message was not confirmed within {waited:.0f} s: {why}"))
-            return
+        if waited > self._options.operation_timeout:
+            if self.connection.state == "blocked":
+                # It reads nothing more from us, and a new connection would be no better off.
+                for lane in lanes:
+                    lane.give_up(self._clock.seconds() - self._options.operation_timeout, self.connection.blocked_by)
+            elif self.connection.protocol is not None:
+                self.connection.protocol.end(ClosedError(f"a message was not confirmed within {waited:.0f} s"))
+                return
         self._arm()
 
 
