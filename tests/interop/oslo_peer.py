@@ -16,6 +16,7 @@ from typing import Any
 
 import oslo_messaging
 from oslo_config import cfg
+from oslo_context.context import RequestContext
 
 PATIENCE = 20.0
 """Seconds for which a method hangs at the most."""
@@ -117,12 +118,13 @@ class Notified:
         return self._take("error", *given)
 
 
-class EntriesSerializer(oslo_messaging.NoOpSerializer):
-    """Lets a context through, which a notifier otherwise drops."""
+class ContextSerializer(oslo_messaging.NoOpSerializer):
+    """What services give their notifiers, which would drop a context that is a dict already."""
 
-    def serialize_context(self, context: Any) -> Any:
-        """Return what travels."""
-        return dict(context)
+    def serialize_context(self, context: RequestContext) -> dict[str, Any]:
+        """Return the entries that travel."""
+        entries: dict[str, Any] = context.to_dict()
+        return entries
 
 
 class Peer:
@@ -222,10 +224,10 @@ class Peer:
             publisher_id="peer.host1",
             driver=driver,
             topics=[topic],
-            serializer=EntriesSerializer(),
+            serializer=ContextSerializer(),
             retry=0,
         )
-        getattr(notifier, priority)(context, event_type, payload)
+        getattr(notifier, priority)(RequestContext(**context), event_type, payload)
 
 
 def _described(error: BaseException) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class NotificationCase(InteropCase):
             priority=priority,
             event_type=event_type,
             payload=PAYLOAD,
-            context={"request_id": "req-7", "user_id": "u7"},
+            context={"request_id": "req-7", "user_id": "u7", "project_id": "p7"},
             driver=driver,
         )
 
@@ -60,6 +60,9 @@ class FromPeerTests(NotificationCase):
                 (notification.priority, notification.event_type, notification.publisher_id, notification.payload),
                 (priority, f"peer.{priority}", "peer.host1", PAYLOAD),
             )
+            context = notification.context
+            # oslo.context says "user" where Nova's context says "user_id", too.
+            self.assertEqual((context.request_id, context.project_id, context.extra["user"]), ("req-7", "p7", "u7"))
             self.assertRegex(notification.message_id, r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
             self.assertRegex(notification.timestamp, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
