@@ -33,6 +33,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-cov>=7.0",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",  # tests that wait for servers and processes, side by side
         "coverage>=7.10",  # the first that follows processes by itself
         "hypothesis>=6.120",
         "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones
