@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredQueue
@@ -185,18 +185,18 @@ class Peer:
 
 
 @cache
-def _shared_vhost() -> str:
+def _vhost(fleet: str) -> str:
     return shared_broker().new_vhost()
 
 
 class InteropCase(AMQPCase):
     """Each test has a topic of its own, :attr:`topic`.
 
-    :param own_vhost: each has a virtual host as well, and waits until the peer has left it, which
-        takes a second.
+    :param fleet: those of the same name share a virtual host, and have to declare alike. None has
+        one for each test, which waits until the peer has left it: a second or two.
     """
 
-    own_vhost = False
+    fleet: ClassVar[str | None] = "default"
 
     def setUp(self) -> None:
         super().setUp()
@@ -204,7 +204,7 @@ class InteropCase(AMQPCase):
         self.topic = f"topic{next(_names)}"
 
     def choose_url(self) -> str:
-        return super().choose_url() if self.own_vhost else self.broker.url(_shared_vhost())
+        return super().choose_url() if self.fleet is None else self.broker.url(_vhost(self.fleet))
 
     async def peer(self, modules: Sequence[str] = (), **options: Any) -> Peer:
         """Open a transport of the peer's.
@@ -220,7 +220,7 @@ class InteropCase(AMQPCase):
         return Peer(name, self.topic)
 
     def _close(self, transport: str) -> Deferred[None] | None:
-        if self.own_vhost:
+        if self.fleet is None:
             return self.process.ask("close", transport=transport)
         self.process.tell("close", transport=transport)
         return None

@@ -30,8 +30,7 @@ class SharingTests(InteropCase):
     """
 
     theirs: ClassVar[dict[str, str]] = {}
-    own: ClassVar[dict[str, bool]] = {}
-    own_vhost = True
+    own: ClassVar[dict[str, Any]] = {}
 
     async def share(self, *, we_begin: bool) -> None:
         """Start both servers and both clients, and see that every kind of call gets to both servers."""
@@ -76,13 +75,15 @@ class SharingTests(InteropCase):
 class DurableSharingTests(SharingTests):
     """The same with durable queues."""
 
+    fleet = "durable"
     theirs: ClassVar[dict[str, str]] = {"amqp_durable_queues": "true"}
-    own: ClassVar[dict[str, bool]] = {"durable_queues": True}
+    own: ClassVar[dict[str, Any]] = {"durable_queues": True}
 
 
 class QuorumSharingTests(SharingTests):
     """The same with queues that are all replicated."""
 
+    fleet = "quorum"
     theirs: ClassVar[dict[str, str]] = {
         "rabbit_quorum_queue": "true",
         "rabbit_transient_quorum_queue": "true",
@@ -92,16 +93,17 @@ class QuorumSharingTests(SharingTests):
 
 
 class AutoDeleteSharingTests(SharingTests):
-    """The same with queues that go with their last server."""
+    """The same with queues that go with their last server, as does what a fleet shares."""
 
+    fleet = None
     theirs: ClassVar[dict[str, str]] = {"amqp_auto_delete": "true"}
-    own: ClassVar[dict[str, bool]] = {"auto_delete": True}
+    own: ClassVar[dict[str, Any]] = {"auto_delete": True}
 
 
 class MismatchTests(InteropCase):
     """Settings that only one side has."""
 
-    own_vhost = True
+    fleet = None
 
     async def assert_refused(self, peer: Peer, inequivalent: str, **options: Any) -> None:
         """See that we cannot serve what the peer serves, and say which values differ."""

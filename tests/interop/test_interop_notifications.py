@@ -137,7 +137,7 @@ class ToPeerTests(NotificationCase):
 class QuorumTests(NotificationCase):
     """Both with replicated queues."""
 
-    own_vhost = True
+    fleet = "quorum requests"
 
     async def test_both_ways(self) -> None:
         """Notifications go both ways."""
