@@ -194,15 +194,16 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 100, True)])
 
     def test_requeue(self) -> None:
-        """What is given back is sent anew with its count, and acknowledged when it is there."""
+        """What is given back is sent anew, with count and time left, and acknowledged when it is there."""
         self.broker.confirming = False
         self.deliver(b"x", properties={"expiration": "1500"})
+        self.wait(0.5)
         self.got[0].requeue(2)
         self.settle()
         said = self.published()[0]
         self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", "compute", b"x"))
         self.assertEqual(self.headers(), {"x-novasvc-deliveries": 2})
-        self.assertEqual(decode_properties(said.properties)["expiration"], "1500")
+        self.assertEqual(decode_properties(said.properties)["expiration"], "1000")
         self.assertEqual(self.settled(), [])
         self.out.say(said.channel, "basic.ack", delivery_tag=1)
         self.settle()

@@ -35,7 +35,7 @@ _LARGEST_PREFETCH = 65_535
 class Delivery:
     """A message in the hands of a server; see IDelivery."""
 
-    __slots__ = ("_consumption", "_queue", "_tag", "body", "counted", "deliveries", "expires_in")
+    __slots__ = ("_consumption", "_queue", "_since", "_tag", "body", "counted", "deliveries", "expires_in")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Delivery:
         self._consumption = consumption
         self._tag = tag
         self._queue = queue
+        self._since = consumption.listener.clock.seconds()
 
     def ack(self) -> None:
         """Take it; see IDelivery."""
@@ -69,7 +70,8 @@ class Delivery:
         """Give it back; see IDelivery."""
         # Sent anew, because the broker would mark it as redelivered, which it was not, or not count how often.
         headers = {DELIVERIES: deliveries} if deliveries else None
-        ttl = self.expires_in
+        held = self._consumption.listener.clock.seconds() - self._since
+        ttl = None if self.expires_in is None else max(0.0, self.expires_in - held)
         message = Message("", self._queue, self.body, ttl, mandatory=True, target=self._queue, headers=headers)
         self._consumption.move(self._tag, message)
 
