@@ -187,6 +187,13 @@ class Broker:
         """Stop its process where it is; its connections stay, and nobody answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # The kernel stops its threads one by one; until then it may still answer.
+        threads = Path(f"/proc/{self.pid}/task")
+        deadline = time.monotonic() + PATIENCE
+        while any(") T " not in stat.read_text() for stat in threads.glob("*/stat")):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.node} cannot be frozen")
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         """Let a frozen node go on."""
