@@ -501,9 +501,9 @@ class LostTests(PublisherCase):
     def test_silence(self) -> None:
         """A broker that confirms nothing for fifteen seconds is left, and tried again."""
         sent = self.publish()
-        self.wait(15)
+        self.wait(14.5)
         self.assertNoResult(sent)
-        self.wait(9)
+        self.wait(4)
         self.assertIn("was not confirmed within", self.failed(sent, UnconfirmedError).problem)
         self.assertEqual(len(self.broker.links), 2)
 

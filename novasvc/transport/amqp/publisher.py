@@ -40,6 +40,8 @@ _log = Logger()
 HELD_MESSAGES = 10_000
 HELD_BYTES = 64 * 2**20
 """What waits at the most while the broker cannot be reached or takes no messages."""
+_LEAST_WAIT = 1.0
+"""Seconds between two looks at what was not confirmed, at the least."""
 _BEFORE_THE_END = 0.95
 """Part of a message's time that it is held: its sender is to hear the reason, not only that time is up."""
 
@@ -110,7 +112,7 @@ class Lane(ChannelReceiver):
 
     def give_up(self, before: float, reason: str) -> None:
         """Wait no longer for the broker's word on what was sent before a moment."""
-        overdue = [tag for tag, message in self._unconfirmed.items() if message.sent_at < before]
+        overdue = [tag for tag, message in self._unconfirmed.items() if message.sent_at <= before]
         for message in [self._unconfirmed.pop(tag) for tag in overdue]:
             if not message.done.called:
                 message.done.errback(UnconfirmedError(message.target, f"the broker has stopped reading: {reason}"))
@@ -445,7 +447,7 @@ class Publisher:
 
     def _arm(self) -> None:
         if self._watch is None:
-            self._watch = self._clock.callLater(self._options.operation_timeout / 2, self._look)
+            self._watch = self._clock.callLater(self._options.operation_timeout, self._look)
 
     def _look(self) -> None:
         """See that the broker answers for messages; one that does not, while it takes them, is as good as gone."""
@@ -454,16 +456,17 @@ class Publisher:
         oldest = min((sent for lane in lanes if (sent := lane.oldest()) is not None), default=None)
         if oldest is None:
             return
-        waited = self._clock.seconds() - oldest
-        if waited > self._options.operation_timeout:
+        now, timeout = self._clock.seconds(), self._options.operation_timeout
+        waited = now - oldest
+        if waited >= timeout:
             if self.connection.state == "blocked":
                 # It reads nothing more from us, and a new connection would be no better off.
                 for lane in lanes:
-                    lane.give_up(self._clock.seconds() - self._options.operation_timeout, self.connection.blocked_by)
+                    lane.give_up(now - timeout, self.connection.blocked_by)
             elif self.connection.protocol is not None:
                 self.connection.protocol.end(ClosedError(f"a message was not confirmed within {waited:.0f} s"))
                 return
-        self._arm()
+        self._watch = self._clock.callLater(max(timeout - waited, _LEAST_WAIT), self._look)
 
 
 def _note(failure: Failure, what: str) -> None:
