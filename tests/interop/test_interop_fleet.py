@@ -1,3 +1,7 @@
+import json
+import signal
+import tempfile
+from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -5,6 +9,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationMismatchError
+from tests.e2e.process import Process, program
 from tests.interop.peer import InteropCase, Peer, PeerError
 
 CONTEXT = RequestContext()
@@ -100,6 +105,30 @@ class AutoDeleteSharingTests(SharingTests):
     own: ClassVar[dict[str, Any]] = {"auto_delete": True}
 
 
+class OptionTests(InteropCase):
+    """Settings of theirs that we have no need of."""
+
+    async def assert_both_ways(self, **options: str) -> None:
+        """See that calls go both ways."""
+        peer = await self.peer(**options)
+        await self.we_serve(Ours())
+        theirs = await self.peer_serves(peer)
+        client = await self.our_client()
+        what = "é" * 100_000
+        self.assertEqual(await client.prepare(server=theirs).call(CONTEXT, "note", what=what), theirs)
+        self.assertEqual(await self.process.report(theirs), {"what": what})
+        self.assertEqual(await client.prepare(server=theirs).call(CONTEXT, "echo", value=what), what)
+        self.assertEqual(await peer.call("note", target={"server": "ours"}, what=what), "ours")
+
+    async def test_compression(self) -> None:
+        """What they compress is understood, be it a request or a reply."""
+        await self.assert_both_ways(kombu_compression="gzip")
+
+    async def test_prefetch(self) -> None:
+        """What they prefetch makes no difference."""
+        await self.assert_both_ways(rabbit_qos_prefetch_count="1")
+
+
 class MismatchTests(InteropCase):
     """Settings that only one side has."""
 
@@ -150,3 +179,52 @@ class MismatchTests(InteropCase):
         await self.we_serve(Ours())
         peer = await self.peer(amqp_durable_queues="true")
         self.assertEqual(await peer.call("note"), "ours")
+
+
+class NodeTests(InteropCase):
+    """What an operator starts, with nothing set but the broker's URL."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def begin(self, *command: str) -> Process:
+        return Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+
+    async def test_node(self) -> None:
+        """A node under twistd is called by a program written with oslo.messaging."""
+        node = self.begin(
+            program("twistd"),
+            "-n",
+            "--pidfile=",
+            "novasvc",
+            "--transport-url",
+            self.url,
+            "--host",
+            "h1",
+            "--topic",
+            self.topic,
+        )
+        node.wait_for("is running")
+        peer = await self.peer()
+        facts = await peer.call("get_host_facts", target={"server": "h1"})
+        self.assertEqual(facts["host"], "h1")
+        ping = await peer.call("ping", target={"namespace": "baseapi", "version": "1.0"}, arg="é")
+        self.assertEqual(ping, {"service": self.topic, "arg": "é"})
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+
+    async def test_command(self) -> None:
+        """The operators' command calls, and casts to, a server written with oslo.messaging."""
+        name = await self.peer_serves()
+        call = self.begin(
+            program("novasvc"), "--transport-url", self.url, "call", f"{self.topic}.{name}", "echo", "value=é", "--json"
+        )
+        self.assertEqual(call.wait(), 0, call.output)
+        self.assertEqual(json.loads(call.output), "é")
+        cast = self.begin(
+            program("novasvc"), "--transport-url", self.url, "cast", f"{self.topic}.{name}", "note", "what=cast"
+        )
+        self.assertEqual(cast.wait(), 0, cast.output)
+        self.assertEqual(await self.process.report(name), {"what": "cast"})

@@ -1,4 +1,4 @@
-from math import pi
+from math import inf, pi
 from typing import Any
 
 from twisted.internet import reactor
@@ -20,7 +20,7 @@ CONTEXT = RequestContext(request_id="req-1", user_id="u1")
 VALUES = {
     "text": 'é 漢字 😀 "\\ \n\x00\x7f\u2028',
     "names": {"ключ": [], "": None},
-    "numbers": [0, -1, 2**63, 10**40, pi, 1e300],
+    "numbers": [0, -1, 2**63, 10**40, pi, 1e300, inf, -inf],
     "deep": [[[[[[{"a": [True, False, None]}]]]]]],
 }
 DISPATCHER = "oslo_messaging.rpc.dispatcher"
