@@ -585,7 +585,7 @@ class FanoutTests(PublisherCase):
         self.broker.tune = (1, 0, 0)
         self.link.lose()
         self.wait(1)
-        self.failed(self.fanout(), UnconfirmedError)
+        self.failed(self.fanout(), BrokerUnavailableError)
 
     def test_held(self) -> None:
         """A fanout waits for a blocked broker, in the time that it has left."""

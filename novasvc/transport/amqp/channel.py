@@ -210,6 +210,9 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         """Close the channel without waiting for the broker's word; its number is free when that comes."""
         if self.closed:
             return
+        if self.id == 0:  # is the connection
+            self.client.end(reason)
+            return
         self._abandoned = True
         text = reason.problem.encode()[:255].decode(errors="ignore")
         self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE, (200, text, 0, 0))))

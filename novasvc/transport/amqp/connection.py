@@ -18,7 +18,14 @@ from twisted.python.failure import Failure
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress, Host
-from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, SettingError, TransportClosedError
+from novasvc.errors import (
+    BrokerError,
+    BrokerRefusedError,
+    BrokerUnavailableError,
+    DeclarationMismatchError,
+    SettingError,
+    TransportClosedError,
+)
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
@@ -135,6 +142,7 @@ class Connection:
     _host: Host = attrs.field(init=False)
     _noticed: str = attrs.field(default="", init=False)
     _attempts: int = attrs.field(default=0, init=False)
+    _refusals: int = attrs.field(default=0, init=False)
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _opening: Deferred[None] | None = attrs.field(default=None, init=False)
@@ -285,13 +293,16 @@ class Connection:
 
     def wait(self, error: BrokerError) -> None:
         """Go to the next host at once, or begin the next round after a while."""
+        refused = isinstance(error, BrokerRefusedError | DeclarationMismatchError)
+        self._refusals = self._refusals + 1 if refused else 0
         rounds, place = divmod(self._attempts, len(self.address.hosts))
-        was_there = self._attempts == 0
-        if place and not was_there:
+        if place:
             delay = 0.0
+        elif refused:
+            # Counted by themselves: a broker that comes up after a long outage may refuse once or twice.
+            delay = self.retry_refused(max(1, self._refusals // len(self.address.hosts)))
         else:
-            policy = self.retry_refused if isinstance(error, BrokerRefusedError) else self.retry
-            delay = policy(max(1, rounds))
+            delay = self.retry(max(1, rounds))
         self._timer = self.reactor.callLater(delay, self._wait_over)
 
     def _wait_over(self) -> None:
@@ -305,7 +316,7 @@ class Connection:
     def is_ready(self) -> None:
         """Go on, and say so if somebody was told of an outage."""
         opening, self._opening = self._opening, None
-        self._attempts, self._attempt = 0, None
+        self._attempts, self._refusals, self._attempt = 0, 0, None
         if opening is None:
             self.reconnects += 1
             _log.info("the connection for {name} is there again: {broker}", name=self.name, broker=self._shown())

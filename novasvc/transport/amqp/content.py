@@ -109,7 +109,7 @@ def _inflate(body: bytes, limit: int) -> bytes:
 
 
 def _milliseconds(ttl: float) -> int:
-    return min(max(1, int(ttl * 1000)), _LONGEST_TTL)
+    return max(1, int(min(ttl * 1000, _LONGEST_TTL)))
 
 
 def _seconds(expiration: bytes) -> float | None:

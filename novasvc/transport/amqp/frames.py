@@ -5,6 +5,7 @@ all the rest goes through the spec, see :mod:`novasvc.transport.amqp.codec`. Bot
 bytes. Nothing here knows a socket.
 """
 
+from collections.abc import Container
 from functools import lru_cache
 from struct import Struct
 from struct import error as _struct_error
@@ -88,11 +89,20 @@ class FrameReader:
     :param receiver: gets the parts, in order.
     :param frame_max: bytes of a frame at the most; what was negotiated.
     :param body_limit: bytes of a message's body; of a longer one nothing is kept.
+    :param channels: the numbers of those that are open; no message is kept for others. None is all.
     """
 
-    def __init__(self, receiver: FrameReceiver, *, frame_max: int, body_limit: int) -> None:
+    def __init__(
+        self,
+        receiver: FrameReceiver,
+        *,
+        frame_max: int,
+        body_limit: int,
+        channels: Container[int] | None = None,
+    ) -> None:
         self.frame_max = frame_max
         self._body_limit = body_limit
+        self._channels = channels
         self._receiver = receiver
         self._rest = bytearray()
         self._needed = 0
@@ -170,6 +180,8 @@ class FrameReader:
         if channel in self._contents:
             raise FrameError("a method in the midst of a message")
         if payload[:4] in _WITH_CONTENT:
+            if self._channels is not None and channel not in self._channels:
+                raise FrameError(f"a message on channel {channel}, which is not open")
             self._contents[channel] = _Content(payload)
         else:
             self._receiver.method_received(channel, payload)

@@ -200,11 +200,12 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.closed = False
         self.reason: ClosedError | None = None
         self.channels: dict[int, Channel] = {0: Channel(0, None, self)}
-        self._reader = FrameReader(self, frame_max=FRAME_MAX, body_limit=BODY_LIMIT)
+        self._reader = FrameReader(self, frame_max=FRAME_MAX, body_limit=BODY_LIMIT, channels=self.channels)
         self._beats = LoopingCall(self._beat)
         self._beats.clock = clock
         self._heard = self._sent = False
         self._silence = 0
+        self._greeted = False
         self.tuned = False
         self._reading = False
         self._turn_end: list[Callable[[], None]] = []
@@ -295,7 +296,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             return
         self._reading = True
         try:
-            foreign = None if self.tuned else self._what_it_speaks(data)
+            foreign = None if self._greeted else self._what_it_speaks(data)
+            self._greeted = True
             if foreign:
                 self.end(ClosedError(foreign))
             else:
@@ -339,7 +341,16 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         if number is None:
             return fail(ClosedError(f"all {self.channel_max} channels of the connection are in use"))
         channel = self.channels[number] = Channel(number, None, self)
-        return channel.channel_open().addCallback(lambda _: channel)  # type: ignore[no-any-return]
+        opening: Deferred[Channel] = channel.channel_open()
+        opening.addCallback(lambda _: channel)
+        opening.addErrback(self._not_opened, channel)
+        return opening
+
+    @staticmethod
+    def _not_opened(failure: Failure, channel: Channel) -> Failure:
+        """Leave no channel that nobody knows of: who asked for it may have been cancelled."""
+        channel.abandon(ClosedError("nobody wants it any more", clean=True))
+        return failure
 
     def release_channel(self, channel: Channel) -> None:
         """Take a channel's number back, when both sides know that it has ended."""

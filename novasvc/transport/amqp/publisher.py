@@ -40,6 +40,8 @@ _log = Logger()
 HELD_MESSAGES = 10_000
 HELD_BYTES = 64 * 2**20
 """What waits at the most while the broker cannot be reached or takes no messages."""
+_TOO_LARGE = "message size"
+"""What the broker's reason begins with, before the bytes, if a message is over its own limit."""
 _LEAST_WAIT = 1.0
 """Seconds between two looks at what was not confirmed, at the least."""
 _BEFORE_THE_END = 0.95
@@ -53,6 +55,7 @@ class Message:
     :param ttl: seconds from now after which nobody wants it, or None.
     :param mandatory: somebody has to be there.
     :param target: as text, for errors.
+    :param patience: seconds that it may be held, if it has no ttl; None is the time for an operation.
     :param done: fires when the broker has it; cancelled by who does not want to know any more.
     :param returned: nobody was there.
     """
@@ -64,6 +67,7 @@ class Message:
     mandatory: bool
     target: str
     headers: dict[str, Any] | None = None
+    patience: float | None = None
     done: Deferred[None] = attrs.field(factory=lambda: Deferred(_let_go))
     sent_at: float = attrs.field(default=0.0, init=False)
     returned: bool = attrs.field(default=False, init=False)
@@ -163,7 +167,9 @@ class Lane(ChannelReceiver):
                 continue
             # The channel ended by one message. Whose exchange it names, is refused with it; of the others we
             # do not know.
-            if reason.code and message.exchange and f"'{message.exchange}'" in reason.problem:
+            named = message.exchange and f"'{message.exchange}'" in reason.problem
+            too_large = _TOO_LARGE in reason.problem and f"{_TOO_LARGE} {len(message.body)} " in reason.problem
+            if reason.code and (named or too_large):
                 error: Exception = self._explain(reason)
             else:
                 error = UnconfirmedError(message.target, str(reason))
@@ -204,6 +210,7 @@ class Publisher:
     _direct: Lane | None = attrs.field(default=None, init=False)
     _fanouts: Lane | None = attrs.field(default=None, init=False)
     _opening_lane: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
     _held: dict[_Held, None] = attrs.field(factory=dict, init=False)
     _held_bytes: int = attrs.field(default=0, init=False)
@@ -245,7 +252,7 @@ class Publisher:
         if not self._flows or self._direct is None:
             return self._hold(partial(self._publish_held, message), message)
         asking = Deferred.fromCoroutine(self._add_exchange(message.exchange))
-        asking.addCallbacks(lambda _: self._publish_held(message, 0.0), partial(_fail, message))
+        asking.addCallbacks(lambda _: self._publish_held(message, 0.0), partial(self._fail, message))
         return message.done
 
     def _publish_held(self, message: Message, held: float) -> None:
@@ -253,8 +260,10 @@ class Publisher:
             return
         if message.ttl is not None:
             message.ttl -= held
-        # Its own Deferred is what the sender waits for already.
-        self.publish(message)
+        # The sender has the message's own Deferred already.
+        published = self.publish(message)
+        if published is not message.done:
+            published.addErrback(partial(self._fail, message))
 
     def fanout(self, topic: str, body: bytes, ttl: float | None, target: str) -> Deferred[None]:
         """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
@@ -270,7 +279,7 @@ class Publisher:
         if message.ttl is not None:
             message.ttl -= held
         sending = Deferred.fromCoroutine(self._send_fanout(topic, message))
-        sending.addErrback(partial(_fail, message))
+        sending.addErrback(partial(self._fail, message))
 
     async def _send_fanout(self, topic: str, message: Message) -> None:
         """Send on a lane of its own: its exchange goes with the last server, and takes the channel with it."""
@@ -295,8 +304,9 @@ class Publisher:
         size = len(message.body)
         if len(self._held) >= HELD_MESSAGES or self._held_bytes + size > HELD_BYTES:
             return fail(TransportFullError(message.target, len(self._held)))
-        timeout = self._options.operation_timeout
-        patience = timeout if message.ttl is None else min(timeout, message.ttl * _BEFORE_THE_END)
+        patience = message.patience or self._options.operation_timeout
+        if message.ttl is not None:
+            patience = message.ttl * _BEFORE_THE_END
         held = _Held(send, message.done, size, self._clock.seconds())
         held.timer = self._clock.callLater(patience, self._give_up, held)
         self._held[held] = None
@@ -428,8 +438,13 @@ class Publisher:
         await self._declare(lambda channel: declare_request_queue(channel, self._exchange, queue, self._options))
 
     async def _add_exchange(self, exchange: str) -> None:
-        await self._declare(lambda channel: declare_exchange(channel, exchange, self._options))
-        self._exchanges.add(exchange)
+        await self._adding.acquire()
+        try:
+            if exchange not in self._exchanges:
+                await self._declare(lambda channel: declare_exchange(channel, exchange, self._options))
+                self._exchanges.add(exchange)
+        finally:
+            self._adding.release()
 
     async def _declare(self, declare: Callable[[Channel], Awaitable[Any]]) -> None:
         """Declare one thing more, on a channel that may be lost by it."""
@@ -442,6 +457,12 @@ class Publisher:
         except ClosedError as reason:
             raise self._explained(reason) from reason
         channel.abandon(ClosedError("done", clean=True))
+
+    def _fail(self, message: Message, failure: Failure) -> None:
+        """Tell the sender why it was not sent."""
+        if not message.done.called:
+            error = failure.value
+            message.done.errback(self._explained(error) if isinstance(error, ClosedError) else failure)
 
     # -- the broker's silence ------------------------------------------------------------------
 
@@ -473,10 +494,3 @@ def _note(failure: Failure, what: str) -> None:
     """Log what ended otherwise than by being closed."""
     if not failure.check(CancelledError):
         _log.failure("{what}", failure, what=what)
-
-
-def _fail(message: Message, failure: Failure) -> None:
-    if not message.done.called:
-        error = failure.value
-        known = isinstance(error, ClosedError)
-        message.done.errback(UnconfirmedError(message.target, str(error)) if known else failure)

@@ -17,6 +17,9 @@ from novasvc.transport.amqp.options import BrokerOptions
 
 _ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _PRECONDITION_FAILED = 403, 404, 405, 406
 
+_NODE_DOWN = "down or inaccessible"
+"""What the broker says of a queue whose node is not there; it comes again with it."""
+
 QUARANTINE_BOUND = 1000
 """Messages that a queue of quarantined ones keeps; the oldest go first."""
 
@@ -30,6 +33,8 @@ def refusal(broker: str, reason: ClosedError) -> BrokerError:
         return DeclarationMismatchError(broker, reason.problem)
     if reason.code == _ACCESS_REFUSED:
         return BrokerRefusedError(broker, reason.problem)
+    if reason.code == _NOT_FOUND and _NODE_DOWN in reason.problem:
+        return BrokerUnavailableError(broker, reason.problem)
     if reason.code in {_NOT_FOUND, _RESOURCE_LOCKED}:
         return BrokerError(broker, reason.problem)
     return BrokerUnavailableError(broker, str(reason))

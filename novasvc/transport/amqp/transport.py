@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress
-from novasvc.errors import BrokerError, SettingError, TransportClosedError, UnconfirmedError, UndeliverableError
+from novasvc.errors import SettingError, TransportClosedError, UnconfirmedError, UndeliverableError
 from novasvc.interfaces import IListener, ITransport
 from novasvc.target import Target
 from novasvc.transport.amqp.connection import Connection, quick_backoff
@@ -32,7 +32,9 @@ _REPLY_ATTEMPTS = 5
 _VANISHED_BOUND = 1000
 """Callers that we know to be gone, and replies that are tried again, at the most."""
 _VANISHED_FOR = 60.0
-"""Seconds for which a caller who was not there is not tried again."""
+"""Seconds for which a caller who was not there is tried once, and not again."""
+_REPLY_PATIENCE = 60.0
+"""Seconds for which a reply is held while the broker cannot be reached: what a method did is not done again."""
 
 
 @implementer(ITransport)
@@ -58,7 +60,7 @@ class AMQPTransport:
     _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
     _publisher: Publisher = attrs.field(init=False)
     _consumers: Consumers = attrs.field(init=False)
-    _connecting: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _connecting: list[Deferred[None]] | None = attrs.field(default=None, init=False)
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _boxes: dict[str, ReplyBox] = attrs.field(factory=dict, init=False)
     _vanished: dict[str, float] = attrs.field(factory=dict, init=False)
@@ -158,19 +160,31 @@ class AMQPTransport:
         box = self._boxes.pop(address, None)
         return succeed(None) if box is None else Deferred.fromCoroutine(box.close())
 
-    async def _connect(self) -> None:
-        """Connect for consuming, once."""
-        await self._connecting.acquire()
-        try:
-            if self._consumers.connection.state == "idle":
-                try:
-                    await self._consumers.connection.open()
-                except BrokerError:
-                    # The next that listens tries again, with a new one.
-                    self._consumers.connection = self._connection("consuming", self._consumers)
-                    raise
-        finally:
-            self._connecting.release()
+    def _connect(self) -> Deferred[None]:
+        """Connect for consuming, once. Who waits may be cancelled; the connection is everybody's, and goes on."""
+        if self._consumers.connection.state == "idle":
+            self._connecting = []
+            opening = self._consumers.connection.open()
+            opening.addCallbacks(lambda _: self._connected(None), self._not_connected)
+        if self._connecting is None:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(_let_go)
+        self._connecting.append(waiter)
+        if self._consumers.connection.state == "ready":
+            self._connected(None)  # at once
+        return waiter
+
+    def _not_connected(self, failure: Failure) -> None:
+        # The next that listens tries again, with a new one.
+        self._consumers.connection = self._connection("consuming", self._consumers)
+        self._connected(failure)
+
+    def _connected(self, failure: Failure | None) -> None:
+        waiters, self._connecting = self._connecting or [], None
+        for waiter in waiters:
+            if not waiter.called:
+                # Each waiter gets a Failure of its own: handling one must not clean another's.
+                waiter.callback(None if failure is None else Failure(failure.value))
 
     # -- out -----------------------------------------------------------------------------------
 
@@ -203,25 +217,27 @@ class AMQPTransport:
     def reply(self, address: str, body: bytes) -> Deferred[None]:
         """Reply; see ITransport.
 
-        A caller whose queue is not there is tried again a few times, and is then taken for gone.
+        A caller whose queue is not there is tried again a few times, and is then taken for gone: for a while
+        its replies are sent once.
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        if self._vanished and self._is_gone(address):
-            self.unclaimed_replies += 1
-            return succeed(None)
         done = self._reply(address, body)
+        if address in self._vanished:
+            done.addCallback(lambda _: self._vanished.pop(address, None) and None)
         done.addErrback(partial(self._reply_again, address, body, 1))
         return done
 
     def _reply(self, address: str, body: bytes) -> Deferred[None]:
-        return self._publisher.publish(Message("", address, body, None, mandatory=True, target=address))
+        message = Message("", address, body, None, mandatory=True, target=address, patience=_REPLY_PATIENCE)
+        return self._publisher.publish(message)
 
     def _reply_again(self, address: str, body: bytes, attempt: int, failure: Failure) -> Any:
         if self._closed:
             return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
         failure.trap(UndeliverableError, UnconfirmedError)
-        if attempt >= _REPLY_ATTEMPTS or len(self._retrying) >= _VANISHED_BOUND:
+        known = failure.check(UndeliverableError) and self._is_gone(address)
+        if known or attempt >= _REPLY_ATTEMPTS or len(self._retrying) >= _VANISHED_BOUND:
             if failure.check(UnconfirmedError):
                 return failure
             self.unclaimed_replies += 1
@@ -252,3 +268,7 @@ class AMQPTransport:
 
 
 _reply_backoff = jittered_backoff(first=0.25, longest=2.0)
+
+
+def _let_go(waiter: Deferred[None]) -> None:
+    """Let a cancelled Deferred fail by itself; what it waited for still comes, and is passed over."""
