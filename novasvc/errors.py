@@ -303,14 +303,21 @@ class RPCTimeoutError(RPCError):
     :param method: the method that was called.
     :param timeout: seconds that were waited.
     :param silent: it was a sign of life that did not come.
+    :param unconfirmed: why it is not known whether the message was taken at all; empty if it was.
     """
 
     target: str
     method: str
     timeout: float
     silent: bool = False
+    unconfirmed: str = ""
 
     def __str__(self) -> str:
+        if self.unconfirmed:
+            return (
+                f"no reply from {self.target} to {self.method!r} within {self.timeout:g} s, and whether the message "
+                f"was taken is not known: {self.unconfirmed}"
+            )
         if self.silent:
             return (
                 f"no sign of life from {self.target} while {self.method!r} was to run, for {self.timeout:g} s; "

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from typing import Any
 
 import attrs
@@ -49,10 +50,12 @@ class Client:
         version_cap: str | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
-        if call_monitor_timeout is not None and not call_monitor_timeout >= SHORTEST_KEEPALIVE:
+        if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
             raise ValueError(f"call_monitor_timeout is {call_monitor_timeout!r}; give seconds >= {SHORTEST_KEEPALIVE}")
         if timeout is None and call_monitor_timeout is None:
             raise ValueError("timeout is None, and would let a call wait for ever; give a call_monitor_timeout with it")
+        if timeout is not None and not timeout < inf:
+            raise ValueError(f"timeout is {timeout!r}; give seconds")
         self._transport = transport
         self._clock = clock
         self._timeout = timeout
@@ -113,9 +116,9 @@ class Client:
         :param method: the name of an exposed method.
         :param args: for the method; see :func:`novasvc.rpc.payload.dumps` for what can be sent.
         :return: Deferred firing with the result (JSON types); cancelling it forgets the reply.
-        :raises RPCTimeoutError: no reply, or no sign of life, in time.
+        :raises RPCTimeoutError: no reply, or no sign of life, in time. A message that may have been
+            taken or not, because the connection was lost, ends a call only so.
         :raises UndeliverableError: nobody serves the target.
-        :raises UnconfirmedError: the connection was lost before the broker had taken the message.
         :raises BrokerError: the broker refuses the message, or is not there.
         :raises InvalidTargetError: no target, or a fanout.
         :raises RPCVersionCapError: the target's version is over the cap.
@@ -155,6 +158,8 @@ class Client:
         :raises RPCVersionCapError: the target's version is over the cap.
         :raises InvalidArgumentsError: JSON cannot hold an argument.
         :raises TransportFullError: the queue is at its bound.
+        :raises BrokerError: the broker refuses the message, or is not there.
+        :raises UnconfirmedError: the connection was lost before the broker had taken the message.
         :raises TransportClosedError: it was.
         """
         try:

@@ -16,6 +16,7 @@ from novasvc.errors import (
     RPCTimeoutError,
     TooManyCallsError,
     TransportClosedError,
+    UnconfirmedError,
 )
 from novasvc.interfaces import ITransport
 from novasvc.rpc.deadline import Deadlines
@@ -46,6 +47,7 @@ class _Pending:
     :param deadline: seconds on the clock; infinite without a timeout.
     :param result: what came without being the last; old senders end with an empty reply.
     :param sending: the transport's answer, while it is awaited.
+    :param unconfirmed: why it is not known whether the message was taken; empty if it was.
     """
 
     waiter: Deferred[Any]
@@ -57,6 +59,7 @@ class _Pending:
     deadline: float
     result: Any = None
     sending: Deferred[None] | None = None
+    unconfirmed: str = ""
 
 
 class PendingCalls:
@@ -173,7 +176,12 @@ class PendingCalls:
         sending.addErrback(self._not_sent, msg_id)
 
     def _not_sent(self, failure: Failure, msg_id: str) -> None:
-        self._end(msg_id, failure)
+        pending = self._pending.get(msg_id)
+        if pending is not None and failure.check(UnconfirmedError):
+            # More often than not it was taken, and the reply is on its way.
+            pending.unconfirmed = failure.value.problem
+        else:
+            self._end(msg_id, failure)
 
     # -- the end of a call ---------------------------------------------------------------------
 
@@ -226,7 +234,8 @@ class PendingCalls:
         pending = self._drop(msg_id)
         if pending is not None:
             waited = pending.keepalive if silent else pending.timeout
-            error = RPCTimeoutError(str(pending.target), pending.method, float(waited or 0), silent)
+            unconfirmed = pending.unconfirmed
+            error = RPCTimeoutError(str(pending.target), pending.method, float(waited or 0), silent, unconfirmed)
             pending.waiter.errback(error)
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:

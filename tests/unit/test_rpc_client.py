@@ -344,11 +344,34 @@ class SlowTransportTests(ClientCase):
         self.assertEqual((self.slow.cancelled, self.client.pending), ([], 0))
 
     def test_unconfirmed(self) -> None:
-        """A call whose message may have been taken, or not, fails with that."""
-        calling = self.call()
-        self.slow.release()
+        """A call whose message may have been taken, or not, waits on; its timeout says so."""
+        calling = self.unconfirmed()
+        self.clock.advance(60)
+        error = self.failureResultOf(calling, RPCTimeoutError).value
+        self.assertEqual(error.unconfirmed, "the connection was lost")
+        self.assertIn("whether the message was taken is not known: the connection was lost", str(error))
+        silent = self.unconfirmed(self.client.prepare(call_monitor_timeout=10))
+        self.clock.advance(10)
+        self.assertIn("is not known", str(self.failureResultOf(silent, RPCTimeoutError).value))
+
+    def test_unconfirmed_and_taken(self) -> None:
+        """The reply to a message that was not confirmed ends its call as any other."""
+        calling = self.unconfirmed()
+        (msg_id,) = self.client._calls._pending
+        address = self.client._calls._address
+        assert address is not None
+        self.transport.reply(address, encode_result(msg_id, 1, "echo"))
+        self.clock.advance(0)
+        self.assertEqual((self.successResultOf(calling), self.client.unmatched_replies), (1, 0))
+
+    def unconfirmed(self, client: rpc.Client | None = None) -> Deferred[Any]:
+        """Make a call, and lose the connection when its message is under way."""
+        calling = self.call(client=client)
+        while not any(what == "send" for what, _ in self.slow.waiting):
+            self.slow.release()
         self.slow.release(Failure(UnconfirmedError("compute", "the connection was lost")))
-        self.failureResultOf(calling, UnconfirmedError)
+        self.assertNoResult(calling)
+        return calling
 
 
 class CallMonitorTests(ClientCase):
@@ -425,6 +448,9 @@ class CallMonitorTests(ClientCase):
     def test_for_ever(self) -> None:
         """No call waits for ever, and nobody asks for signs of life that no server gives."""
         self.assertRaises(ValueError, self.client.prepare, timeout=None)
+        for endless in (float("inf"), float("nan")):
+            self.assertRaises(ValueError, self.client.prepare, timeout=endless)
+            self.assertRaises(ValueError, self.client.prepare, call_monitor_timeout=endless)
         self.assertRaises(ValueError, self.client.prepare, call_monitor_timeout=1)
         self.assertRaises(ValueError, rpc.Client, self.transport, clock=self.clock, timeout=None)
         unbounded = self.client.prepare(timeout=None, call_monitor_timeout=10)
