@@ -7,14 +7,22 @@ import click
 
 from novasvc.cli.output import printable
 from novasvc.cli.place import Place, pass_place
-from novasvc.cli.remote import answer_of, request_options, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, request_options, with_client
 from novasvc.context import RequestContext
 from novasvc.target import Target
 
 
 @click.command(epilog="Example: novasvc call agent.host1 get_host_facts")
 @request_options
-@click.option("--timeout", type=click.FloatRange(min=0.001), metavar="SECONDS", help="How long to wait.")
+@click.option(
+    "--timeout", type=TIMEOUT, metavar="SECONDS", help="How long to wait.  [default: the setting rpc_response_timeout]"
+)
+@click.option(
+    "--call-monitor",
+    type=Seconds(min=2),
+    metavar="SECONDS",
+    help="Wait as long as the service says, at least so often, that the method runs; and --timeout, if it is given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON on one line.")
 @pass_place
 def call(
@@ -23,6 +31,7 @@ def call(
     method: str,
     arguments: dict[str, Any],
     timeout: float | None,
+    call_monitor: float | None,
     as_json: bool,  # noqa: FBT001 - click's
 ) -> None:
     """Call METHOD of the services of a topic, or of the one on HOST, and write what it returns.
@@ -38,7 +47,9 @@ def call(
             await client.cast(RequestContext.admin(), method, **arguments)
             click.echo(f"sent to {target}; their results do not come back", err=True)
             return
-        if timeout is not None:
+        if call_monitor is not None:
+            client = client.prepare(timeout=timeout, call_monitor_timeout=call_monitor)
+        elif timeout is not None:
             client = client.prepare(timeout=timeout)
         result = await answer_of(client.call(RequestContext.admin(), method, **arguments))
         # Before the connections are closed, which may take a moment.

@@ -7,7 +7,7 @@ import click
 
 from novasvc.cli.output import printable
 from novasvc.cli.place import Place, pass_place
-from novasvc.cli.remote import answer_of, read_target, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, read_target, with_client
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError
 
@@ -17,11 +17,11 @@ from novasvc.errors import RPCError
 @click.option("--server", metavar="HOST", help="The host, where the topic itself has a dot.")
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="How often.")
 @click.option(
-    "--interval", type=click.FloatRange(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between."
+    "--interval", type=Seconds(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between."
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.001),
+    type=TIMEOUT,
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -31,7 +31,8 @@ from novasvc.errors import RPCError
 def ping(place: Place, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
     """Call the services of a topic, or the one on HOST, and write how long each answer took.
 
-    Every service answers, whatever its manager is. The status is 1 if an answer is missing.
+    Every service answers, whatever its manager is. The first answer takes longer, as a way back is made for it.
+    The status is 1 if an answer is missing.
     """
     whom = attrs.evolve(read_target(target, server), namespace="baseapi", version="1.0")
 
@@ -46,7 +47,7 @@ def ping(place: Place, target: str, server: str | None, count: int, interval: fl
             try:
                 answer = await answer_of(pinging.call(RequestContext.admin(), "ping", arg=number))
             except RPCError as error:
-                click.echo(f"{number}: {error}", err=True)
+                click.echo(f"{number}: {printable(error)}", err=True)
             else:
                 answered += 1
                 service = answer.get("service") if isinstance(answer, dict) else answer

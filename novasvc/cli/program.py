@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from novasvc._version import __version__
+from novasvc.cli.output import printable
 from novasvc.cli.place import Place
-from novasvc.errors import NovasvcError, describe
+from novasvc.errors import NovasvcError, RPCError, describe
 
 _USAGE = 2
 _INTERRUPTED = 130
@@ -107,6 +108,9 @@ def _failed(error: Exception) -> int:
         case BrokenPipeError():
             # Whoever read it is gone, as `head` is after ten lines.
             _forget_output()
+        case RPCError():
+            # Another host may have written it.
+            text = printable(error)
         case NovasvcError():
             text = str(error)
         case OSError():

@@ -1,6 +1,7 @@
 """What the commands that send messages have in common: whom, what, and by which broker."""
 
 import json
+import math
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -8,11 +9,14 @@ from typing import Any, TypeVar
 import attrs
 import click
 
-from novasvc.errors import InvalidTargetError, NovasvcError
+from novasvc.errors import InvalidTargetError, NovasvcError, RemoteError
 from novasvc.settings import Settings
 from novasvc.target import Target
 
 _T = TypeVar("_T")
+
+_CLOSING = 2.0
+"""Seconds that the broker has to take leave of us; the answer is out by then."""
 
 
 @attrs.define
@@ -30,6 +34,34 @@ class NoBrokerError(NovasvcError):
             "broker that the services use: --transport-url amqp://user:password@host/vhost before the command's name, "
             "NOVASVC_TRANSPORT_URL, or transport_url in a configuration file"
         )
+
+
+class Seconds(click.FloatRange):
+    """A span of time that ends."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number; infinity is none, and NaN is not one either."""
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+TIMEOUT = Seconds(min=0.001)
+
+
+def read_version(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Check the version of an interface; a click callback."""
+    from novasvc.rpc.version import parse_version  # noqa: PLC0415 - see with_client
+
+    try:
+        if text is not None:
+            parse_version(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
 
 
 def read_target(text: str, server: str | None = None) -> Target:
@@ -73,7 +105,12 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.argument("method")
     @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1)
     @click.option("--server", metavar="HOST", help="The host, where the topic itself has a dot.")
-    @click.option("--version", metavar="X.Y", help="Version of the interface that is wanted.  [default: 1.0]")
+    @click.option(
+        "--version",
+        metavar="X.Y",
+        callback=read_version,
+        help="Version of the interface that is wanted.  [default: 1.0]",
+    )
     @click.option("--namespace", help="The interface, if it is not the one without a name.")
     @click.option("--fanout", is_flag=True, help="To every service of the topic; no result comes back.")
     @wraps(function)
@@ -87,7 +124,13 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         fanout: bool,
         **kwargs: Any,
     ) -> Any:
-        whom = attrs.evolve(read_target(target, server), version=version, namespace=namespace, fanout=fanout)
+        whom = read_target(target, server)
+        if fanout and whom.server is not None:
+            raise click.UsageError(
+                f"--fanout is to every service of a topic, and {whom} names one.",
+                click.get_current_context(silent=True),
+            )
+        whom = attrs.evolve(whom, version=version, namespace=namespace, fanout=fanout)
         return function(*args, target=whom, arguments=read_arguments(arguments), **kwargs)
 
     return with_request
@@ -103,9 +146,12 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
     if settings.transport_url.startswith("memory:"):
         raise NoBrokerError(settings.transport_url)
     # Here, because `--help` needs neither Twisted nor AMQP.
+    from twisted.internet.defer import Deferred  # noqa: PLC0415
+
     from novasvc.cli.reactor import on_reactor  # noqa: PLC0415
     from novasvc.rpc import Client  # noqa: PLC0415
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
+    from novasvc.transport.amqp.transport import AMQPTransport  # noqa: PLC0415
 
     async def work(reactor: Any) -> _T:
         transport = configured_transport(settings, reactor, name="novasvc command")
@@ -114,8 +160,13 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             await transport.open()
             return await function(client, reactor)
         finally:
-            await client.close()
-            await transport.close()
+            leaving = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSING, reactor)
+            # Of the closing nobody needs to hear: the process ends, and its connections with it.
+            await leaving.addErrback(lambda _: None)
+
+    async def close(client: Client, transport: AMQPTransport) -> None:
+        await client.close()
+        await transport.close()
 
     return on_reactor(work)
 
@@ -125,11 +176,11 @@ async def answer_of(calling: Awaitable[_T]) -> _T:
 
     :raises RemoteError: with the class and the text of what was raised.
     """
-    from novasvc.errors import RemoteError  # noqa: PLC0415
+    from twisted.internet.defer import CancelledError  # noqa: PLC0415
 
     try:
         return await calling
-    except NovasvcError:
+    except (NovasvcError, CancelledError):
         raise
     except Exception as error:
         raise RemoteError(type(error).__name__, str(error)) from error

@@ -2,10 +2,13 @@
 
 import json
 import signal
+import socket
 import tempfile
 import time
 from pathlib import Path
 from unittest import TestCase
+
+import pytest
 
 from tests.e2e.process import PATIENCE, Process, program
 from tests.servers import shared_broker, vhost_url
@@ -25,9 +28,10 @@ class Desk(Manager):
             notes.write(text + "\\n")
     @rpc.expose
     def fail(self, context):
-        raise LookupError("no such desk")
+        raise LookupError("no such desk\\x1b[2J\\nhere")
     @rpc.expose(blocking=True)
     def sleep(self, context, seconds):
+        self.note(context, "sleeps")
         time.sleep(seconds)
 '''
 
@@ -66,6 +70,8 @@ class RemoteCommandTests(TestCase):
             time.sleep(0.02)  # another process writes the file
         return path.read_text().splitlines()
 
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
     def test_one_node(self) -> None:
         """A node is called, by topic and by host; each thing that can go wrong is one line and status 1."""
         self.node("h1.example.org")
@@ -78,7 +84,7 @@ class RemoteCommandTests(TestCase):
         for arguments, text in (
             (("call", "desk", "nothing"), "no method 'nothing'"),
             (("call", "desk", "echo"), "value"),
-            (("call", "desk", "fail"), "remote error: LookupError no such desk"),
+            (("call", "desk", "fail"), r"remote error: LookupError no such desk\x1b[2J\nhere"),
             (("call", "desk", "echo", "value=1", "--version", "9.0"), "9.0"),
             (("call", "desk", "sleep", "seconds=9", "--timeout", "0.5"), "within 0.5 s"),
             (("call", "desk.elsewhere", "echo", "value=1"), "nobody serves desk.elsewhere"),
@@ -90,15 +96,39 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(status, 1)
         self.assertIn("0 of 1 answered", output)
 
+    def test_watched(self) -> None:
+        """A call that is watched lasts longer than the pause between the signs of life."""
+        self.node("h1")
+        self.assertEqual(
+            self.run_command("call", "desk", "sleep", "seconds=3", "--call-monitor", "2", "--json"), (0, "null\n")
+        )
+
     def test_interrupted(self) -> None:
-        """A call that is interrupted ends at once."""
+        """A call that is interrupted ends at once, and leaves no queue behind."""
         self.node("h1")
         calling = self.begin("call", "desk.h1", "sleep", "seconds=60")
-        deadline = time.monotonic() + PATIENCE
-        while shared_broker().connections(self.url.rpartition("/")[2]) < 4 and time.monotonic() < deadline:
-            time.sleep(0.02)  # the broker is another process
-        self.assertEqual(calling.stop(signal.SIGINT), 130)
+        self.notes("h1", 1)
+        vhost = self.url.rpartition("/")[2]
+        self.assertEqual([q for q in shared_broker().queues(vhost) if q.startswith("reply_")][1:], [])
+        begun = time.monotonic()
+        self.assertEqual((calling.stop(signal.SIGINT), calling.output), (130, "\n"))
+        self.assertLess(time.monotonic() - begun, 10)
+        self.assertEqual([q for q in shared_broker().queues(vhost) if q.startswith("reply_")], [])
 
+    def test_interrupted_while_it_connects(self) -> None:
+        """A command that waits for a broker that says nothing ends at once, too."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.settimeout(PATIENCE)
+            url = f"amqp://127.0.0.1:{silent.getsockname()[1]}/"
+            command = Process(self, [program("novasvc"), "--transport-url", url, "ping", "desk"], self.folder)
+            connection, _ = silent.accept()
+            with connection:
+                begun = time.monotonic()
+                self.assertEqual((command.stop(signal.SIGINT), command.output), (130, "\n"))
+                self.assertLess(time.monotonic() - begun, 5)  # the handshake has 10 s
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
     def test_fleet(self) -> None:
         """A cast reaches one of the nodes, or the one that is meant, or with --fanout all of them."""
         for host in ("h1", "h2"):

@@ -2,6 +2,7 @@
 
 import click
 from click.testing import CliRunner
+from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.call import readable
@@ -49,12 +50,13 @@ class AnswerTests(SynchronousTestCase):
         self.assertEqual(readable(None), "null")
 
     def test_raised(self) -> None:
-        """An exception of Python's own that a method raised is called remote; ours stay what they are."""
+        """An exception of Python's own that a method raised is called remote; all others stay what they are."""
 
         async def raising(error: Exception) -> None:
             raise error
 
         for error, kind, text in (
+            (CancelledError(), CancelledError, ""),
             (KeyError("disk"), RemoteError, "remote error: KeyError 'disk'"),
             (NoSuchMethodError("x"), NoSuchMethodError, "'x'"),
         ):
@@ -73,6 +75,22 @@ class CommandTests(SynchronousTestCase):
             self.assertIsInstance(error, NoBrokerError)
             for place in ("--transport-url", "NOVASVC_TRANSPORT_URL", "configuration file"):
                 self.assertIn(place, str(error))
+
+    def test_usage(self) -> None:
+        """What cannot be meant is a wrong command line, before any broker is asked."""
+        for arguments, shown in (
+            (("call", "agent", "x", "--timeout", "inf"), "inf is not a number of seconds"),
+            (("call", "agent", "x", "--timeout", "nan"), "nan is not a number of seconds"),
+            (("call", "agent", "x", "--timeout", "0"), "0.001"),
+            (("call", "agent", "x", "--call-monitor", "1"), "x>=2"),
+            (("call", "agent", "x", "--version", "two"), "'two' is no version"),
+            (("call", "agent.h1", "x", "--fanout"), "agent.h1 names one"),
+            (("cast", "agent", "x", "--fanout", "--server", "h1"), "agent.h1 names one"),
+            (("ping", "agent", "--interval", "inf"), "inf is not a number of seconds"),
+        ):
+            ran = self.run_command(*arguments)
+            self.assertEqual(ran.exit_code, 2, ran.output)
+            self.assertIn(shown, " ".join(ran.output.split()))
 
     def test_help(self) -> None:
         """Their help says how arguments are written."""
