@@ -15,7 +15,7 @@ class Counts:
     :param malformed: not a message.
     :param duplicates: seen before.
     :param expired: not begun, because nobody waited any more.
-    :param given_back: not begun, and sent back to their queue.
+    :param given_back: not begun, or not yet, and sent back to their queue.
     :param quarantined: put aside, because they took their service down each time.
     :param unanswered: replies that could not be published.
     """

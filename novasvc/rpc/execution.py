@@ -74,7 +74,7 @@ class Execution:
     :param run_blocking: for methods that block.
     :param send_tracebacks: whether callers get an error's whole traceback.
     :param counts: is kept up to date.
-    :param ended: called when a method, or the publishing of a reply, has ended.
+    :param ended: called when a method, or the publishing of a reply, has ended, or nobody waits for it any more.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Execution:
         ended: Callable[[], None],
     ) -> None:
         self.publishing = 0
-        self._running: set[Call] = set()
+        self._running: dict[Call, None] = {}  # in the order in which they began
         self._transport = transport
         self._clock = clock
         self._run_blocking = run_blocking
@@ -123,7 +123,7 @@ class Execution:
             call.delivery.ack()
         deadline = self._method_deadline(call)
         call.scope.run(current_context.set, RequestContext.from_wire(call.request.context, deadline))
-        self._running.add(call)
+        self._running[call] = None
         try:
             result = self._run(call)
         except KeyboardInterrupt:
@@ -187,7 +187,7 @@ class Execution:
             self._leave(call)
 
     def _leave(self, call: Call) -> None:
-        self._running.discard(call)
+        self._running.pop(call, None)
         if call.running is not None:
             self._deadlines.discard(call)
         self._ended()
@@ -197,6 +197,7 @@ class Execution:
     def _overdue(self, call: Call) -> None:
         self._counts.timed_out += 1
         self._cut_short(call)
+        self._ended()
 
     def _cut_short(self, call: Call) -> None:
         """Answer for a method that is not waited for any longer, and cancel it.
@@ -218,10 +219,11 @@ class Execution:
         self._deadlines.close()
 
     def cut_short(self) -> None:
-        """Cut short all that runs. Idempotent calls get no answer: they will run again elsewhere."""
+        """Cut short all that runs. Idempotent calls get no answer: they go back, to run again elsewhere."""
+        for call in list(self.unsettled()):
+            self._mark_answered(call)
+            call.delivery.requeue(call.deliveries)  # We do not die of it.
         for call in list(self._running):
-            if call.method.exposure.idempotent:
-                self._mark_answered(call)
             self._cut_short(call)
 
     # -- the reply -----------------------------------------------------------------------------

@@ -177,7 +177,7 @@ class PendingCalls:
 
     def _not_sent(self, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
-        if pending is not None and failure.check(UnconfirmedError):
+        if pending is not None and isinstance(failure.value, UnconfirmedError):
             # More often than not it was taken, and the reply is on its way.
             pending.unconfirmed = failure.value.problem
         else:

@@ -18,6 +18,7 @@ from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
 from novasvc.rpc.message import Request, read_context, read_request, unwrap, way_back
+from novasvc.rpc.suspects import Suspects
 from novasvc.target import Target
 
 _log = Logger()
@@ -48,7 +49,8 @@ class Server:
     # An idempotent method is acknowledged when it is done and its reply is published, so it runs
     # at least once, and a redelivery runs again even if this server saw the message before. One
     # that takes its process down each time is put into quarantine; for that the deliveries have
-    # to be counted by who outlives the process, before the method runs.
+    # to be counted by who outlives the process, before the method runs, and those that were only
+    # near it are not to be counted with it. See Note [Who is to blame] in novasvc.rpc.suspects.
     #
     # What was delivered and not begun is given back as new when the server closes: no call and no
     # cast is lost for a restart, and none is refused for it.
@@ -87,6 +89,7 @@ class Server:
             counts=self.counts,
             ended=self._go_on,
         )
+        self._suspects = Suspects(clock, self._execution, give_back=self._give_back, go_on=self._go_on)
         self._seen = SeenWindow(clock)
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
@@ -133,6 +136,7 @@ class Server:
         if self._listener is None:
             return succeed(None)
         cancelled: Deferred[None] = self._listener.cancel()
+        self._suspects.stop()
         return cancelled
 
     def drained(self) -> Deferred[None]:
@@ -158,20 +162,20 @@ class Server:
         """Cancel what runs, and begin nothing that waits.
 
         Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
-        the transport instead, when the server is closed; so does at once what was not begun.
+        the transport instead, and so does what was not begun.
         """
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting = [*self._suspects.withdraw(), *self._waiting], deque()
+        self._execution.cut_short()
         for call in waiting:
             if not self._execution.drop_expired(call):
-                self._give_back(call.delivery, call.deliveries, call.request)
-        self._execution.cut_short()
+                self._give_back(call)
 
-    def _give_back(self, delivery: IDelivery, deliveries: int, request: Request) -> None:
+    def _give_back(self, call: Call) -> None:
         """Have a request delivered again, here or elsewhere: it was not begun."""
         self.counts.given_back += 1
-        if request.unique_id is not None:
-            self._seen.forget(request.unique_id)
-        delivery.requeue(deliveries)
+        if call.request.unique_id is not None:
+            self._seen.forget(call.request.unique_id)
+        call.delivery.requeue(call.deliveries)
 
     def _give_up_queues(self, _: object) -> Deferred[None]:
         # Not before: it would come here again.
@@ -202,9 +206,13 @@ class Server:
         except RPCError as error:
             self._refuse(delivery, fields, error)
             return
-        if call is not None:
+        if call is None:
+            return
+        if call.deliveries:
+            self._suspects.add(call)
+        else:
             self._waiting.append(call)
-            self._go_on()
+        self._go_on()
 
     def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError) -> None:
         """Settle a request that does not become a call, and tell the caller why."""
@@ -243,15 +251,12 @@ class Server:
                 raise RedeliveredError(request.method)
             if deliveries >= self._max_deliveries:
                 raise QuarantinedError(request.method, deliveries)
-            if not delivery.counted:
-                self._give_back(delivery, deliveries, request)
-                return None
         method.exposure.check(request.method, request.args)
         return Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
 
     def _replace(self, delivery: IDelivery, request: Request) -> bool:
         """Let a delivery take the place of the one by which a call came that is not settled yet, if there is one."""
-        for call in chain(self._waiting, self._execution.unsettled()):
+        for call in chain(self._waiting, self._suspects, self._execution.unsettled()):
             if call.request.unique_id == request.unique_id:
                 call.delivery.ack()  # It may be a second message with the same id.
                 call.delivery = delivery
@@ -264,7 +269,10 @@ class Server:
             return  # A method that returned at once; the loop below goes on by itself.
         self._going_on = True
         try:
-            while self._waiting and len(self._execution) < self._concurrency:
+            while len(self._execution) < self._concurrency:
+                self._suspects.begin()
+                if not self._waiting:
+                    break
                 self._execution.begin(self._waiting.popleft())
         finally:
             self._going_on = False
@@ -274,7 +282,7 @@ class Server:
             _fire(self._drainers)
 
     def _idle(self) -> bool:
-        return not self._waiting and not len(self._execution)
+        return not self._waiting and not len(self._suspects) and not len(self._execution)
 
 
 def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:

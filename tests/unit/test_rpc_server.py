@@ -365,16 +365,17 @@ class LifeTests(RPCCase):
         self.assertEqual((self.server.counts.expired, self.server.counts.given_back), (1, 0))
 
     def test_close_idempotent(self) -> None:
-        """Idempotent calls of a closed server run again on another one."""
+        """Idempotent calls of a closed server run again on another one, where they are no suspects."""
         calls = [self.call("hang_again", what=number) for number in range(4)]
         self.successResultOf(self.server.close())
         self.server = self.serve(transport=self.make_transport())
         self.clock.advance(0)
-        self.assertEqual(self.diary.calls, [0, 1, 0, 1])
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3])
         for number in range(4):
             self.diary.hanging[2 + number].callback("done")  # the first two were cancelled
             self.clock.advance(0)
         self.assertEqual([self.successResultOf(calling) for calling in calls], ["done"] * 4)
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3, 0, 1])
 
     def test_close_publishes(self) -> None:
         """A closing server waits until what it has to say is published, before it gives up its queues."""
