@@ -38,6 +38,9 @@ class Suspects:
     # that wait, the ones with the lowest count are first, as they are the least suspect.
     #
     # They run beside new requests, which are no suspects, and a new one may be what kills.
+    #
+    # A quorum queue counts for itself, and all that was in our hands. There it only helps that
+    # most of the innocent ones have had their turn before the guilty one has had its last.
 
     def __init__(
         self,
