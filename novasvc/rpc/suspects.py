@@ -39,8 +39,7 @@ class Suspects:
     #
     # They run beside new requests, which are no suspects, and a new one may be what kills.
     #
-    # A quorum queue counts for itself, and all that was in our hands. There it only helps that
-    # most of the innocent ones have had their turn before the guilty one has had its last.
+    # A quorum queue counts for itself, but all that was in our hands, begun or not: of no use here.
 
     def __init__(
         self,

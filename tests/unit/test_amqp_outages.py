@@ -132,3 +132,70 @@ class StreamTests(AMQPCase):
         link.feed(pack_frame(HEADER, 100, header) + pack_frame(BODY, 100, b"z" * 1000))
         self.assertTrue(self.protocol.closed)
         self.assertIn("channel 100", str(self.protocol.reason))
+
+
+class EstablishTests(TransportCase):
+    """A listener whose consuming is interrupted while it begins."""
+
+    def again(self, *unanswered: str) -> None:
+        """Lose the consuming connection; the next one leaves some questions unanswered."""
+        self.broker.unanswered |= set(unanswered)
+        self.link.lose()
+        self.wait(3)
+
+    def test_lost_while_others_begin(self) -> None:
+        """A listener that loses its channel while others are still being established gets another one."""
+        first = self.done(self.amqp.listen(Target("a"), self.got.append, 1))
+        self.done(self.amqp.listen(Target("b"), self.got.append, 1))
+        self.link.lose()
+        while len(self.link.all("basic.consume")) < 2:  # the first one's are done, the second's are not
+            self.wait(0.05, step=0.05)
+        self.assertFalse(self.amqp.connections[1].protocol)
+        channel = self.link.all("basic.consume")[0].channel
+        self.link.say(channel, "channel.close", reply_code=404, reply_text="NOT_FOUND", class_id=0, method_id=0)
+        self.wait(10)
+        self.assertTrue(first.live)
+
+    def test_cancelled_while_it_begins(self) -> None:
+        """A listener that is cancelled while it is established keeps no consumer, and what came goes back as new."""
+        listener = self.done(self.amqp.listen(Target("a"), self.got.append, 5))
+        self.again("basic.consume")
+        channel = self.link.last("basic.consume").channel
+        self.done(listener.cancel())
+        self.link.deliver(channel, b"x")
+        self.broker.unanswered.clear()
+        self.link.say(channel, "basic.consume-ok", consumer_tag="1")
+        self.wait(1)
+        self.assertEqual(self.got, [])
+        self.assertEqual([said.body for said in self.published()], [b"x"])
+        self.assertEqual(self.link.last("channel.close").channel, channel)
+        self.done(listener.close())
+
+    def test_broken_while_it_begins(self) -> None:
+        """What came by a channel that could not be set up is not settled on it any more."""
+        self.done(self.amqp.listen(Target("a"), self.got.append, 5))
+        self.again("basic.consume")
+        channel = self.link.last("basic.consume").channel
+        self.link.deliver(channel, b"x")
+        self.wait(16)  # no answer: it is given up
+        (one,) = self.got
+        before = len(self.published())
+        one.requeue(0)
+        one.reject()
+        one.ack()
+        self.settle()
+        self.assertEqual(len(self.published()), before)
+        self.broker.unanswered.clear()
+        self.wait(10)
+
+
+class CloseTests(TransportCase):
+    def test_silent_broker(self) -> None:
+        """A transport with many listeners closes in a few seconds, though the broker answers nothing more."""
+        for number in range(5):
+            self.done(self.amqp.listen(Target(f"t{number}", "h"), self.got.append, 1))
+        self.done(self.amqp.open_replies(self.got.append))
+        self.broker.unanswered |= {"queue.delete", "connection.close"}
+        closing = self.started(self.amqp.close())
+        self.wait(12)
+        self.successResultOf(closing)

@@ -78,6 +78,10 @@ class Consumers:
     def repair(self, subscription: _Subscription) -> None:
         """Establish a subscription again that lost its channel or its queue; try until it is there."""
         self._end_repair(subscription)
+        if self.connection.protocol is None:
+            # Lost while others are still being established: its turn comes when all are.
+            self._refused.append(subscription)
+            return
         repairing = self._repairs[subscription] = Deferred.fromCoroutine(self._repair(subscription))
         repairing.addErrback(_note)
 

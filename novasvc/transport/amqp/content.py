@@ -17,8 +17,6 @@ _LONGEST_TTL = 2**32 - 1
 
 DELIVERIES = "x-novasvc-deliveries"
 """Header of a message that was given back: how often it had been delivered."""
-_BROKER_COUNT = "x-delivery-count"
-"""Header of a quorum queue's message: how often it came back."""
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
@@ -27,13 +25,11 @@ class Properties(NamedTuple):
 
     :param expires_in: seconds that it had when it was sent, or None.
     :param deliveries: how often it was delivered, as its headers say.
-    :param counted_by_broker: the broker counts, and has counted this delivery.
     :param compressed: its body is a zlib stream.
     """
 
     expires_in: float | None = None
     deliveries: int = 0
-    counted_by_broker: bool = False
     compressed: bool = False
 
 
@@ -74,11 +70,9 @@ def read_properties(data: bytes) -> Properties:
         return Properties(_seconds(data[_EXPIRATION_AT:]))
     values = decode_properties(data)
     headers = values.get("headers") or {}
-    ours, brokers = (_count(headers.get(name)) for name in (DELIVERIES, _BROKER_COUNT))
     return Properties(
         _seconds(str(values.get("expiration", "")).encode()),
-        ours + brokers,
-        _BROKER_COUNT in headers,
+        _count(headers.get(DELIVERIES)),
         str(headers.get("compression")) in _COMPRESSED,
     )
 

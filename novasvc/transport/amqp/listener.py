@@ -49,10 +49,10 @@ class Delivery:
     ) -> None:
         self.body = body
         self.expires_in = properties.expires_in
-        # A queue that does not count says only that it was not the first time.
-        uncounted = redelivered and not properties.counted_by_broker
-        self.deliveries = properties.deliveries + uncounted
-        self.counted = not uncounted
+        # The broker says only that it was not the first time. A quorum queue has a count, but of all that was in the
+        # hands of who died, begun or not: see Note [Who is to blame] in novasvc.rpc.suspects.
+        self.deliveries = properties.deliveries + redelivered
+        self.counted = not redelivered
         self._consumption = consumption
         self._tag = tag
         self._queue = queue
@@ -205,6 +205,9 @@ class _Consumption(ChannelReceiver):
             self.reject(tag, requeue=False)
             return
         delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
+        if self.listener.is_leaving(self):
+            delivery.requeue(delivery.deliveries)
+            return
         if self._moves and read.deliveries:
             self._held.append(delivery)
         else:
@@ -222,6 +225,12 @@ class _Consumption(ChannelReceiver):
         self._held.clear()
         self.forget_unsettled()
         self.listener.consumption_ended(self, reason)
+
+    def end(self, problem: str) -> None:
+        """Give up the channel, and leave to the broker what was not settled."""
+        self.forget_unsettled()
+        self.channel.receiver = None
+        self.channel.abandon(ClosedError(problem, clean=True))
 
     def forget_unsettled(self) -> None:
         """Leave to the broker what was not settled."""
@@ -273,9 +282,12 @@ class Listener:
         return self._consumption is not None and not self._cancelled
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Declare the queues and consume from them; see _Subscription."""
+        """Declare the queues and consume from them, unless it was cancelled; see _Subscription."""
+        if self._cancelled:
+            return
         options, target = self._consumers.options, self.target
         channel = await protocol.open_channel()
+        consumption = _Consumption(self, channel)
         try:
             # For each consumer by itself: quorum queues know no other way.
             await channel.basic_qos(prefetch_count=self.prefetch)
@@ -288,18 +300,23 @@ class Listener:
             if self._fanout_queue is not None:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
-            consumption = _Consumption(self, channel)
             channel.receiver = consumption
             for number, queue in enumerate(queues, 1):
-                if self._cancelled:
-                    break
                 consumption.queues[b"%d" % number] = queue
                 await channel.basic_consume(queue=queue, consumer_tag=str(number))
+            if not self.is_leaving(consumption):
+                self._consumption = consumption
+                return
+            # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
+            await self._moved()
         except BaseException:
-            channel.receiver = None
-            channel.abandon(ClosedError("it cannot be set up"))
+            consumption.end("it cannot be set up")
             raise
-        self._consumption = consumption
+        consumption.end("it is not wanted any more")
+
+    def is_leaving(self, consumption: _Consumption) -> bool:
+        """Tell whether what comes was never to come: it was cancelled while it was established."""
+        return self._cancelled and consumption is not self._consumption
 
     def consumption_ended(self, consumption: _Consumption, reason: ClosedError) -> None:
         """Begin again, unless the connection has ended: then its successor restores it."""
@@ -339,7 +356,7 @@ class Listener:
     async def _cancel(self) -> None:
         consumption = self._consumption
         if consumption is None:
-            return
+            return  # or it is being established, which sees that it is cancelled
         try:
             for tag in list(consumption.queues):
                 await consumption.channel.basic_cancel(consumer_tag=tag.decode())
@@ -351,23 +368,26 @@ class Listener:
         self._cancelled = True
         return Deferred.fromCoroutine(self._close())
 
+    async def _moved(self) -> None:
+        """Wait until what is given back, or put aside, is there; but for a broker that does not answer, not long."""
+        moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
+        await moves.addTimeout(self._consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
+
     async def _close(self) -> None:
         self._consumers.remove(self)
-        moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
-        # A broker that does not answer for them keeps nobody from closing.
-        await moves.addTimeout(self._consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
+        await self._moved()
         consumption, self._consumption = self._consumption, None
         if consumption is None:
             return
         consumption.flush()
         consumption.forget_unsettled()
+        consumption.channel.receiver = None  # what comes now goes back with the channel
         try:
             if self._fanout_queue is not None:
-                await consumption.channel.queue_delete(queue=self._fanout_queue)
+                await topology.delete_queue(consumption.channel, self._fanout_queue, self.clock)
         except ClosedError:
             return
-        consumption.channel.receiver = None
-        consumption.channel.abandon(ClosedError("done", clean=True))
+        consumption.end("done")
 
 
 def _done(moving: Deferred[Any]) -> Deferred[None]:

@@ -57,7 +57,7 @@ class ReplyBox(ChannelReceiver):
             return
         channel.receiver = None
         try:
-            await channel.queue_delete(queue=self.name)
+            await topology.delete_queue(channel, self.name, self._consumers.clock)
         except ClosedError:
             return
         channel.abandon(ClosedError("done", clean=True))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
 from novasvc.target import Target
@@ -19,6 +20,9 @@ _ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _PRECONDITION_FAILED = 403, 404, 
 
 _NODE_DOWN = "down or inaccessible"
 """What the broker says of a queue whose node is not there; it comes again with it."""
+
+_DELETE_PATIENCE = 3.0
+"""Seconds."""
 
 QUARANTINE_BOUND = 1000
 """Messages that a queue of quarantined ones keeps; the oldest go first."""
@@ -106,6 +110,15 @@ async def declare_fanout_queue(channel: Channel, topic: str, name: str, options:
 def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:
     """Declare a queue for replies; they are sent to it by its name."""
     return _declare_transient(channel, name, options)
+
+
+async def delete_queue(channel: Channel, name: str, clock: IReactorTime) -> None:
+    """Delete a private queue; a broker that does not answer is not waited for long: the queue goes by itself.
+
+    :raises ClosedError: the channel is lost.
+    """
+    deleting: Deferred[Any] = channel.queue_delete(queue=name)
+    await deleting.addTimeout(_DELETE_PATIENCE, clock, onTimeoutCancel=lambda *_: None)
 
 
 def declare_quarantine(channel: Channel, topic: str) -> Deferred[Any]:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -110,11 +110,10 @@ class AMQPTransport:
     async def _close(self) -> None:
         for again in list(self._retrying):
             again.cancel()
-        for listener in list(self._listeners):
-            await listener.close()
-        for box in list(self._boxes.values()):
-            await box.close()
+        closing = [listener.close() for listener in self._listeners]
+        closing += [Deferred.fromCoroutine(box.close()) for box in self._boxes.values()]
         self._listeners, self._boxes = [], {}
+        await DeferredList(closing, consumeErrors=True)  # side by side: a silent broker costs the time of one
         for connection in reversed(self.connections):
             await connection.close()
 
