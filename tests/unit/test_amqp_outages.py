@@ -199,3 +199,21 @@ class CloseTests(TransportCase):
         closing = self.started(self.amqp.close())
         self.wait(12)
         self.successResultOf(closing)
+
+
+class ReceiverTests(TransportCase):
+    def test_raises(self) -> None:
+        """A receiver that raises, which it must not, is logged, and ends nothing that is others'."""
+
+        def raising(_: object) -> None:
+            raise LookupError("no")
+
+        listener = self.done(self.amqp.listen(Target("a"), raising, 5))
+        address = self.done(self.amqp.open_replies(raising))
+        channels = [said.channel for said in self.link.all("basic.consume")]
+        self.assertTrue(address)
+        for channel in {channels[0], channels[-1]}:
+            self.link.deliver(channel, b"x")
+        self.settle()
+        self.assertEqual(len(self.flushLoggedErrors(LookupError)), 2)
+        self.assertTrue(listener.live)

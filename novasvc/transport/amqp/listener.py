@@ -26,7 +26,7 @@ _log = Logger()
 Receiver = Callable[[IDelivery], None]
 Publish = Callable[[Message], Deferred[None]]
 _REASON_CHARACTERS = 500
-_PAUSE = 2.0
+_PAUSE = 30.0
 """Seconds after which a message is given back that could not be moved."""
 _LARGEST_PREFETCH = 65_535
 
@@ -178,7 +178,7 @@ class _Consumption(ChannelReceiver):
         if not self._moves:
             held, self._held = self._held, []
             for delivery in held:
-                self.listener.receiver(delivery)
+                self._hand_on(delivery)
         return result
 
     def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
@@ -211,7 +211,13 @@ class _Consumption(ChannelReceiver):
         if self._moves and read.deliveries:
             self._held.append(delivery)
         else:
+            self._hand_on(delivery)
+
+    def _hand_on(self, delivery: Delivery) -> None:
+        try:
             self.listener.receiver(delivery)
+        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+            _log.failure("a receiver of messages raised, which it must not")
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Declare and consume again: the queue is gone; see ChannelReceiver."""

@@ -72,7 +72,10 @@ class ReplyBox(ChannelReceiver):
             self.unreadable += 1
             _log.warn("a reply was dropped: {error}", error=error)
             return
-        self._receiver(plain)
+        try:
+            self._receiver(plain)
+        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+            _log.failure("a receiver of replies raised, which it must not")
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Declare and consume again: the queue is gone; see ChannelReceiver."""
