@@ -38,9 +38,6 @@ FRAME_MAX = 131_072
 CHANNEL_MAX = 2047
 BODY_LIMIT = 16 * 2**20
 """Bytes of a message's body that we take."""
-READ_AT_ONCE = 16_384
-"""Bytes that are read from the socket in a turn of the reactor. With more, all calls in flight travel together: while one
-side works on them, the other and the broker wait. What is answered is written between two reads."""
 _CLOSE_TIMEOUT = 3.0
 """Seconds that we wait for the broker's goodbye."""
 _BEATS_MISSED = 3
@@ -220,8 +217,6 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """Say what we speak; the broker goes on from there."""
         for option in ("setTcpNoDelay", "setTcpKeepAlive"):
             getattr(self.transport, option)(True)
-        if hasattr(self.transport, "bufferSize"):
-            self.transport.bufferSize = READ_AT_ONCE
         self.transport.registerProducer(_Valve(self.observer), True)
         self.transport.write(PROTOCOL_HEADER)
 
