@@ -217,3 +217,19 @@ class ReceiverTests(TransportCase):
         self.settle()
         self.assertEqual(len(self.flushLoggedErrors(LookupError)), 2)
         self.assertTrue(listener.live)
+
+
+class QuarantineTests(TransportCase):
+    def test_while_it_begins(self) -> None:
+        """A message that comes before all queues are consumed from is put aside as any other."""
+        self.broker.unanswered.add("basic.consume")
+        listening = self.started(self.amqp.listen(Target("a"), self.got.append, 5))
+        channel = self.link.last("basic.consume").channel
+        self.link.deliver(channel, b"x")
+        self.got[0].quarantine("it took the process down")
+        self.settle()
+        self.assertEqual(self.published()[-1].args["routing_key"], "a_quarantine")
+        self.broker.unanswered.clear()
+        self.link.say(channel, "basic.consume-ok", consumer_tag="1")
+        self.settle()
+        self.assertTrue(self.successResultOf(listening).live)

@@ -85,7 +85,7 @@ class Delivery:
             "x-novasvc-reason": reason[:_REASON_CHARACTERS],
         }
         message = Message("", queue, self.body, None, mandatory=True, target=queue, headers=headers)
-        self._consumption.move(self._tag, message, prepare=listener.declare_quarantine)
+        self._consumption.move(self._tag, message, prepare=self._consumption.declare_quarantine)
 
 
 @attrs.define(eq=False)
@@ -163,6 +163,16 @@ class _Consumption(ChannelReceiver):
         self._moves += 1
         moving.addBoth(self._release)
         self.listener.keep(moving)
+
+    def declare_quarantine(self) -> Deferred[None]:
+        """Make the place for messages that are not to be run again."""
+        return Deferred.fromCoroutine(self._declare_quarantine())
+
+    async def _declare_quarantine(self) -> None:
+        # On a channel of its own: a broker that refuses it closes that one, and not the one that consumes.
+        channel = await self.channel.client.open_channel()
+        await topology.declare_quarantine(channel, self.listener.target.topic)
+        channel.abandon(ClosedError("done", clean=True))
 
     def _moved(self, tag: int) -> Deferred[Any]:
         """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
@@ -335,19 +345,6 @@ class Listener:
 
     def connection_lost(self) -> None:
         """Do nothing: the channel has said so."""
-
-    def declare_quarantine(self) -> Deferred[Any]:
-        """Make the place for messages that are not to be run again."""
-        return Deferred.fromCoroutine(self._declare_quarantine())
-
-    async def _declare_quarantine(self) -> None:
-        consumption = self._consumption
-        if consumption is None:
-            raise ClosedError("the channel is lost")
-        # On a channel of its own: a broker that refuses it closes that one, and not the one that consumes.
-        channel = await consumption.channel.client.open_channel()
-        await topology.declare_quarantine(channel, self.target.topic)
-        channel.abandon(ClosedError("done", clean=True))
 
     def keep(self, moving: Deferred[Any]) -> None:
         """Wait for it before the channel is closed."""
