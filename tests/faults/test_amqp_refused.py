@@ -98,7 +98,7 @@ class MismatchTests(AMQPCase):
         self.assertFalse(server.live)
         await self.assert_serves(other)
         self.broker.delete_queue(self.vhost, TOPIC)
-        await self.until(lambda: server.live)
+        await self.until(lambda: server.live, 30.0)  # pauses of up to 4 s, on a machine that may be busy
         await self.assert_serves(await self.client(transport))
         self.assertEqual(len(self.said("received 'false'", LogLevel.warn)), 1)
 
