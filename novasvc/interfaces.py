@@ -3,7 +3,8 @@
 Methods that wait return Deferreds. Each has a deadline of its own, so none waits for ever.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from socket import socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -260,4 +261,77 @@ class IStartable(Interface):
         """Wait for the start that is under way.
 
         :return: a new Deferred[None] each time; fired when running, fails with the reason.
+        """
+
+
+class IPreforkable(Interface):
+    """A server whose listening sockets are opened once, in the supervisor, and shared by all its workers.
+
+    The supervisor's server opens them. Each worker gets a copy of the server, made by pickle, and
+    copies of the sockets. What is pickled must not hold the sockets.
+    """
+
+    def open_sockets(held: Sequence[socket]) -> Sequence[socket]:
+        """Return sockets that listen. Called once, with the supervisor's privileges, before a worker exists.
+
+        Called again on the server that takes this one's place in a reload.
+
+        :param held: the sockets of the server that it replaces; one that is bound to the right
+            address is to be returned, for it cannot be bound again.
+        :raises NovasvcError: an address cannot be bound.
+        """
+
+    def adopt_sockets(sockets: Sequence[socket]) -> None:
+        """Take what open_sockets returned, in the same order. Called in each worker, before startService.
+
+        :param sockets: the worker's own copies; to be closed when they are not needed any more.
+        """
+
+
+Rows = Sequence[dict[str, Any]]
+"""As Records, above."""
+
+
+class ISupervisor(Interface):
+    """What an operator can ask of a supervisor. Arguments and results are JSON types."""
+
+    def workers() -> Rows:
+        """Return a row for each worker process or place of one, by number.
+
+        :return: {"number": int, "server": str, "pid": int or None, "state": "starting", "ready",
+            "draining", "hung", "backing off" or "failed", "since": ISO 8601 in UTC, "restarts": int,
+            "memory": private bytes or None, "trouble": str or None}.
+        """
+
+    def resize(count: int, server: str | None) -> None:
+        """Run that many workers.
+
+        :param count: > 0.
+        :param server: its name; None is the only one.
+        :raises ResizeError: the number cannot be had, or there are several servers.
+        :raises NoSuchWorkerError: no server has this name.
+        """
+
+    def drain(number: int | None) -> Deferred[None]:
+        """Drain one worker, which is then replaced; or all, and end the supervisor.
+
+        :param number: of the worker; None is all.
+        :return: fired when it has ended; for all, when their draining has begun.
+        :raises NoSuchWorkerError: no worker has this number.
+        """
+
+    def reload() -> Deferred[Rows]:
+        """Read the configuration again, and replace all workers, one after the other.
+
+        :return: fired when the last one is replaced, with a row for each setting that has changed:
+            {"setting", "before", "after"}, texts, secrets masked.
+        :raises ReloadError: it was refused, or a new worker did not become ready.
+        """
+
+    def dump() -> Deferred[Rows]:
+        """Say what every worker does.
+
+        :return: a row for each: number, server, pid, state as in workers(); "stacks": text;
+            "calls": [{"method", "request_id", "seconds"}] or None if it does not answer; "events":
+            [{"time": ISO 8601 in UTC, "kind": str, "text": str}], the last ones last.
         """

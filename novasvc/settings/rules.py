@@ -15,14 +15,6 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
     """
     if not {"service_down_time", "report_interval"} & set(bad):
         yield from _liveness(settings, origins, bad)
-    if "workers" not in bad and settings.workers > 1:
-        yield SettingError(
-            "workers",
-            str(settings.workers),
-            origins.get("workers", "default"),
-            "this version runs one process; a later one brings several",
-            "leave workers at 1, and start the program several times with the URL of a broker as transport_url",
-        )
     if not {"rabbit_ssl_cert_file", "rabbit_ssl_key_file"} & set(bad):
         yield from _certificate(settings, origins)
     if "service" not in bad:

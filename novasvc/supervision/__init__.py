@@ -1,0 +1,1 @@
+"""Processes that are looked after: born, watched, drained, replaced."""
