@@ -11,6 +11,7 @@ write one; or wrap the callback: ``d.addCallback(partial(copy_context().run, cal
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -142,3 +143,40 @@ def open_log(filename: str, *, daemon: bool, reactor: IReactorFromThreads) -> Te
     if not signal.getsignal(signal.SIGUSR1):
         signal.signal(signal.SIGUSR1, lambda _number, _frame: reactor.callFromThread(log_file.rotate))
     return cast(TextIO, log_file)
+
+
+class ReopenedFile:
+    """A log file that another process rotates: it is opened again when its name leads to another file.
+
+    :param path: of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
+        status = os.fstat(self._file.fileno())
+        self._identity = (status.st_dev, status.st_ino)
+
+    def write(self, text: str) -> None:
+        """Append to the file that has the name now."""
+        try:
+            status = os.stat(self._path)  # noqa: PTH116 - at every line of the log
+            moved = (status.st_dev, status.st_ino) != self._identity
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            self._file.close()
+            self._open()
+        self._file.write(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._file.flush()
+
+
+def reopened_log(path: str) -> TextIO:
+    """Open a log file that another process rotates."""
+    return cast(TextIO, ReopenedFile(path))

@@ -1,0 +1,189 @@
+"""The workers of one server: started, counted, replaced one after the other."""
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.logger import Logger
+
+from novasvc.supervision.errors import ReloadError
+from novasvc.supervision.forks import Forks
+from novasvc.supervision.order import Package
+from novasvc.supervision.policy import RestartPolicy, Throttle
+from novasvc.supervision.process import ProcessListener, WorkerProcess
+from novasvc.supervision.slot import Limits, Slot
+
+_log = Logger()
+
+
+@attrs.frozen(eq=False)
+class Generation:
+    """What the workers are made from that were begun between two reloads.
+
+    :param package: their server.
+    :param sockets: those that listen for it.
+    :param forks: forks them.
+    :param order: what they are told beside their number and their server.
+    """
+
+    package: Package
+    sockets: Sequence[socket.socket]
+    forks: Forks
+    policy: RestartPolicy
+    limits: Limits
+    order: Mapping[str, Any]
+
+
+@attrs.define(eq=False)
+class Fleet:
+    """Keeps a number of workers of one server running.
+
+    :param size: that number, > 0.
+    :param generation: what the next worker is made from.
+    :param take_number: returns the least number that no worker has.
+    :param give_up: see :class:`novasvc.supervision.slot.Slot`.
+    :ivar proven: a worker has been ready.
+    """
+
+    size: int
+    generation: Generation
+    _reactor: Any
+    _take_number: Callable[[], int]
+    _give_up: Callable[[Slot, str], bool]
+    slots: list[Slot] = attrs.field(factory=list, init=False)
+    proven: bool = attrs.field(default=False, init=False)
+    _others: list[Slot] = attrs.field(factory=list, init=False)
+    throttle: Throttle = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.throttle = Throttle(self.size)
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self.generation.package.name
+
+    def __iter__(self) -> Iterator[Slot]:
+        """Return all places of workers, also those that come to replace others, and those that leave."""
+        yield from sorted([*self.slots, *self._others], key=lambda slot: slot.number)
+
+    def start(self) -> Deferred[None]:
+        """Begin to start the workers.
+
+        :return: fires when all of them have been ready.
+        """
+        return self.resize(self.size)
+
+    def resize(self, size: int) -> Deferred[None]:
+        """Run that many workers; those with the highest numbers leave.
+
+        :return: fires when all that were begun have been ready.
+        """
+        self.size = self.throttle.workers = size
+        begun = []
+        while len(self.slots) < size:
+            slot = self._make(self._take_number())
+            self.slots.append(slot)
+            begun.append(slot.reaches("ready", "ended").addCallback(self._prove))
+            slot.start()
+        while len(self.slots) > size:
+            self._leave(self.slots.pop())
+        return gatherResults(begun, consumeErrors=True).addCallback(lambda _: None)
+
+    async def replace(self, slot: Slot) -> None:
+        """Start a worker with the number of another, and drain that one when the new one is ready.
+
+        :raises ReloadError: the new one did not become ready; the old one stays.
+        """
+        new = self._make(slot.number)
+        self._others.append(new)
+        new.start()
+        try:
+            state = await new.reaches("ready", "backing off", "failed", "ended")
+        except CancelledError:
+            self._leave(new)
+            raise
+        if state != "ready":
+            problem = f"the new worker {new.number} of {self.name} did not become ready: {new.trouble}"
+            self._leave(new)
+            raise ReloadError(problem)
+        self._others.remove(new)
+        if slot in self.slots:
+            self.slots[self.slots.index(slot)] = new
+            self._leave(slot)
+        else:  # it had to leave meanwhile: the fleet has become smaller
+            self._leave(new)
+
+    async def replace_all(self, generation: Generation) -> None:
+        """Replace all workers, one after the other, by such of another generation.
+
+        :raises ReloadError: one did not become ready; those that were replaced are put back.
+        """
+        before, self.generation = self.generation, generation
+        replaced: list[int] = []
+        try:
+            for slot in list(self.slots):
+                if slot in self.slots:
+                    await self.replace(slot)
+                    replaced.append(slot.number)
+        except ReloadError:
+            self.generation = before
+            for slot in [slot for slot in self.slots if slot.number in replaced]:
+                await self.replace(slot)
+            raise
+
+    def drain(self) -> Deferred[None]:
+        """Drain all workers.
+
+        :return: fires when there are none any more.
+        """
+        self._others += self.slots
+        self.slots.clear()
+        drained = gatherResults([self._drain(slot) for slot in self], consumeErrors=True)
+        return drained.addCallback(lambda _: None)
+
+    def hurry(self) -> None:
+        """Let all workers end at once."""
+        for slot in self:
+            slot.hurry()
+
+    def check(self) -> None:
+        """See whether the workers' reactors turn."""
+        for slot in self:
+            slot.check()
+
+    def _make(self, number: int) -> Slot:
+        generation = self.generation
+
+        def launch(listener: ProcessListener) -> WorkerProcess:
+            package = generation.package
+            order = {**generation.order, "number": number, "name": package.name, "server": package.server}
+            return WorkerProcess(generation.forks, self._reactor, order, generation.sockets, listener)
+
+        return Slot(
+            number,
+            self.name,
+            self._reactor,
+            launch,
+            generation.policy,
+            generation.limits,
+            self.throttle,
+            self._give_up,
+        )
+
+    def _leave(self, slot: Slot) -> None:
+        if slot not in self._others:
+            self._others.append(slot)
+        self._drain(slot)
+
+    def _drain(self, slot: Slot) -> Deferred[None]:
+        def gone(_: str) -> None:
+            if slot in self._others:
+                self._others.remove(slot)
+
+        return slot.drain().addCallback(gone)
+
+    def _prove(self, state: str) -> None:
+        self.proven = self.proven or state == "ready"

@@ -1,0 +1,212 @@
+"""The forkserver as its supervisor sees it: it is asked for workers, and started again when it is gone."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+
+from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.supervision.channel import Channel, Message, adopt
+from novasvc.supervision.forkserver import CONTROL
+
+_log = Logger()
+
+_PATIENCE = 30.0
+"""Seconds that a forkserver may take to answer. The first answer waits for all that it imports."""
+
+
+class RefusedForkError(Exception):
+    """The system forks no process now."""
+
+
+@attrs.define(eq=False)
+class _Request:
+    """A worker that was asked for.
+
+    :param descriptors: copies, open until the answer is here.
+    """
+
+    order: Mapping[str, Any]
+    descriptors: tuple[int, ...]
+    ended: Callable[[int | None], None]
+    answer: Deferred[int]
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+@attrs.define(eq=False)
+class Forks:
+    """Has workers forked, by a process that is executed for that: see Note [Forkserver].
+
+    Nothing here blocks. A forkserver that is gone, or does not answer, is replaced; its workers
+    are not harmed by that, but how they end is not known any more.
+
+    :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
+    :param preload: modules that the workers import.
+    :param main: path of the program's main module, if workers need what it defines.
+    :param environment: of the forkserver and the workers.
+    :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
+    """
+
+    _reactor: Any
+    _preload: Sequence[str]
+    _main: str | None
+    _environment: Mapping[str, str]
+    _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+    _channel: Channel | None = attrs.field(default=None, init=False)
+    _process: Any = attrs.field(default=None, init=False)
+    _numbers: "count[int]" = attrs.field(factory=count, init=False)
+    _requests: dict[int, _Request] = attrs.field(factory=dict, init=False)
+    _ended: dict[int, Callable[[int | None], None]] = attrs.field(factory=dict, init=False)
+    _young: int = attrs.field(default=0, init=False)
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The forkserver's process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the forkserver; it imports what workers need."""
+        ours, theirs = socket.socketpair()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from novasvc.supervision.forkserver import main; main()"
+        )
+        channel = Channel(self._receive, lambda: self._lost(channel))
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        try:
+            self._process = self._reactor.spawnProcess(
+                _Silent(),
+                sys.executable,
+                [sys.executable, *_interpreter_options(), "-c", code],
+                env=dict(self._environment),
+                childFDs={0: nothing, 1: 1, 2: 2, CONTROL: theirs.fileno()},
+            )
+        finally:
+            os.close(nothing)
+            theirs.close()
+        self._channel = adopt(self._reactor, ours, channel)
+        channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
+        for key in self._requests:
+            self._ask(key)
+
+    def fork(
+        self, order: Mapping[str, Any], descriptors: Sequence[int], ended: Callable[[int | None], None]
+    ) -> Deferred[int]:
+        """Have a worker forked.
+
+        :param order: what :func:`novasvc.supervision.worker.run` is given; JSON.
+        :param descriptors: it gets copies of them.
+        :param ended: called once when the worker has ended, with its wait status.
+        :return: Deferred[int], the process id; fails with RefusedForkError.
+        """
+        request = _Request(order, tuple(map(os.dup, descriptors)), ended, Deferred())
+        key = next(self._numbers)
+        self._requests[key] = request
+        if self._channel is not None:
+            self._ask(key)
+        return request.answer
+
+    def close(self) -> None:
+        """Let the forkserver go; its workers should have ended, for it ends those that have not."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.close()
+        if self._channel is not None:
+            self._channel.close()
+
+    def _ask(self, key: int) -> None:
+        assert self._channel is not None
+        request = self._requests[key]
+        message = {"fork": key, "descriptors": len(request.descriptors), "order": dict(request.order)}
+        self._channel.send(message, request.descriptors)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Give the forkserver time for its next answer, if it owes one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._requests and self._channel is not None:
+            self._timer = self._reactor.callLater(_PATIENCE, self._unresponsive)
+
+    def _unresponsive(self) -> None:
+        self._timer = None
+        _log.error("the forkserver (pid {pid}) has not answered for {s:g} s; another takes its place", pid=self.pid, s=_PATIENCE)
+        os.kill(self._process.pid, signal.SIGKILL)
+
+    def _receive(self, message: Message) -> None:
+        self._young = 0
+        if "ended" in message:
+            ended = self._ended.pop(message["ended"], None)
+            if ended is not None:
+                ended(message["status"])
+            return
+        request = self._requests.pop(message["born"] if "born" in message else message["refused"])
+        request.close()
+        self._watch()
+        if "born" in message:
+            self._ended[message["pid"]] = request.ended
+            request.answer.callback(message["pid"])
+        else:
+            request.answer.errback(RefusedForkError(message["problem"]))
+
+    def _lost(self, channel: Channel) -> None:
+        if channel is not self._channel:
+            return
+        pid, self._channel, self._process = self.pid, None, None
+        # Its workers live on; that they end is seen by their own channels.
+        self._ended.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # One of them may have been forked; it ends when it finds nobody at the other end of its channel.
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.close()
+            if not self._closed:
+                request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone"))
+        if self._closed:
+            return
+        self._young += 1
+        pause = 0.0 if self._young == 1 else self._retry(self._young - 1)
+        _log.error("the forkserver (pid {pid}) is gone; another is started in {s:.1f} s", pid=pid, s=pause)
+        self._timer = self._reactor.callLater(pause, self._start_again)
+
+    def _start_again(self) -> None:
+        self._timer = None
+        try:
+            self.start()
+        except OSError as error:
+            self._young += 1
+            pause = self._retry(self._young)
+            _log.error("no forkserver can be started: {error}; again in {s:.1f} s", error=error, s=pause)
+            self._timer = self._reactor.callLater(pause, self._start_again)
+
+
+class _Silent(ProcessProtocol):
+    """A process whose end is seen by the channel to it; this only has it reaped."""
+
+
+def _interpreter_options() -> list[str]:
+    """Return the options that this interpreter was given and that its child needs, too: -W, -X, -O."""
+    import subprocess  # noqa: PLC0415, S404 - for this alone
+
+    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    return options

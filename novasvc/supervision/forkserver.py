@@ -1,0 +1,222 @@
+"""The process that workers are forked from: it has imported what they need, and does nothing else.
+
+Run by :mod:`novasvc.supervision.forks`, with a socket pair as descriptor 3.
+"""
+
+# Note [Forkserver]
+#
+# A process whose reactor runs cannot be forked: its threads vanish, its locks stay locked, its
+# epoll is shared. And to begin each worker from nothing costs a second of processor time and all
+# its memory. So there is one process between: it is executed anew, imports what workers need,
+# installs no reactor, has no thread, and forks when it is told to. Workers share its memory.
+#
+# The forkserver of multiprocessing is such a process, too, and was tried. Its caller waits until
+# the fork is made, so a forkserver that still imports, or is stopped, blocks the supervisor's reactor. When
+# it is killed, all its children look as if they had ended. And it runs the program's main module
+# again, twistd's too. Here nothing waits but the Deferred of who asked; that the forkserver is gone
+# ends no worker, for each has a channel of its own to the supervisor; and the main module is run
+# only for a server that was defined there.
+
+import contextlib
+import gc
+import importlib
+import importlib.abc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import time
+import types
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+CONTROL = 3
+"""The descriptor of the socket pair."""
+
+PRELOAD = (
+    "novasvc.service",
+    "novasvc.supervision.worker",
+    "novasvc.tap",
+    "novasvc.db.services",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+    "twisted.internet.default",
+    "twisted.internet.epollreactor",
+)
+"""What most workers import. That the reactor's modules are imported installs none."""
+
+_LAST_WISHES = 1.5
+"""Seconds that workers have to end by themselves when the supervisor is gone."""
+
+_BLOCKED = {
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+}
+_IGNORED = _BLOCKED - {signal.SIGCHLD} | {signal.SIGINT}
+"""Signals that a terminal or an operator sends to all processes of a group; the supervisor answers to them."""
+
+
+class NoReactor(importlib.abc.MetaPathFinder):
+    """Refuse to install a reactor, which all workers would share; who needs one is imported in the worker."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Refuse the one module; let others find the rest."""
+        if fullname == "twisted.internet.reactor":
+            raise ImportError("there is no reactor in a forkserver")
+
+
+def preload(modules: Iterable[str]) -> None:
+    """Import modules; what cannot be imported here is left to the worker, which tells what is wrong with it."""
+    finder = NoReactor()
+    sys.meta_path.insert(0, finder)
+    try:
+        for module in modules:
+            with contextlib.suppress(Exception, SystemExit):
+                importlib.import_module(module)
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def run_main(path: str) -> None:
+    """Run a program's main module again, under another name, so that what it defines can be unpickled."""
+    module = types.ModuleType("__novasvc_main__")
+    module.__dict__.update(runpy.run_path(path, run_name="__novasvc_main__"))
+    sys.modules["__main__"] = sys.modules["__novasvc_main__"] = module
+
+
+class ForkServer:
+    """Answers requests to fork, and tells of the ends of what it forked.
+
+    In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": path or null}`` once, then
+    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors.
+    Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``, ``{"ended": pid, "status": wait status}``.
+
+    :param control: the socket pair.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._received = b""
+        self._descriptors: deque[int] = deque()
+        self._children: set[int] = set()
+
+    def serve(self) -> None:
+        """Answer until the supervisor is gone; returns when no child is left."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        awake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(awake, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj for key, _ in selector.select()}
+                if awake in ready:
+                    os.read(awake, 4096)
+                    self._reap()
+                if self._control in ready and not self._receive():
+                    break
+        self._outlive()
+
+    def _receive(self) -> bool:
+        """Take what has come; False if the supervisor is gone."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 64)
+        except ConnectionError:
+            return False
+        self._descriptors.extend(descriptors)
+        self._received += data
+        *lines, self._received = self._received.split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+        return bool(data)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "fork" in message:
+            descriptors = [self._descriptors.popleft() for _ in range(message["descriptors"])]
+            self._fork(message["fork"], message["order"], descriptors)
+            return
+        sys.path[:] = message["path"]
+        sys.argv[:] = message["argv"]
+        preload([*PRELOAD, *message["preload"]])
+        if message["main"] is not None:
+            run_main(message["main"])
+        gc.collect()
+        gc.freeze()
+
+    def _fork(self, key: int, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+        # A signal that comes before the child has its own handlers, waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._say({"refused": key, "problem": f"the system forks no process: {error.strerror}"})
+        else:
+            if pid == 0:
+                self._be_worker(order, descriptors)
+            self._children.add(pid)
+            self._say({"born": key, "pid": pid})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _be_worker(self, order: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
+        """Become a worker; see :func:`novasvc.supervision.worker.run`."""
+        status = 2
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (*_IGNORED, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGHUP):  # the supervisor's; SIGTERM ends it until it can drain
+                signal.signal(number, signal.SIG_IGN)
+            self._control.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+            from novasvc.supervision.worker import run  # noqa: PLC0415 - preloaded by now
+
+            status = run(order, descriptors)
+        except BaseException:  # noqa: BLE001 - nothing of the forkserver may run in this process
+            sys.excepthook(*sys.exc_info())
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                self._children.discard(pid)
+                self._say({"ended": pid, "status": status})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # it is gone, and seen to be gone at the next turn
+            self._control.sendall(json.dumps(message).encode() + b"\n")
+
+    def _outlive(self) -> None:
+        """See that no worker outlives the supervisor; each sees by itself that it is gone, unless it hangs."""
+        deadline = time.monotonic() + _LAST_WISHES
+        while self._children and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.02)
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Serve at descriptor 3."""
+    control = socket.socket(fileno=CONTROL)
+    control.set_inheritable(False)
+    ForkServer(control).serve()

@@ -1,0 +1,197 @@
+"""One worker process as its supervisor sees it: how it is born, what it says, how it ends."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from novasvc.flight import Event
+from novasvc.supervision.channel import Channel, Message, adopt
+from novasvc.supervision.forks import Forks
+from novasvc.supervision.record import Record
+
+_STATUS_PATIENCE = 2.0
+"""Seconds between the end of a worker's channel and the news of its own end; they come together."""
+
+_ANSWER_PATIENCE = 1.0
+"""Seconds that a worker has to say which calls are under way."""
+
+
+@attrs.frozen
+class Exit:
+    """How a process ended.
+
+    :param status: as waitpid gives it; None if nobody knows.
+    """
+
+    status: int | None
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it; None if none did."""
+        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status; None if it has none."""
+        return os.WEXITSTATUS(self.status) if self.status is not None and os.WIFEXITED(self.status) else None
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return "ended, how is not known"
+        if self.code is not None:
+            return f"exited with status {self.code}"
+        number = self.signal or 0
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(number).name}"
+        return f"was killed by signal {number}"
+
+
+class ProcessListener(Protocol):
+    """Who is told of a process."""
+
+    def born(self) -> None:
+        """It exists."""
+
+    def refused(self, problem: str) -> None:
+        """It could not be forked."""
+
+    def said(self, message: Message) -> None:
+        """It said something; see :mod:`novasvc.supervision.worker`."""
+
+    def ended(self, how: Exit) -> None:
+        """It has ended. Nothing comes after that."""
+
+
+class WorkerProcess:
+    """A process, from the request to fork it to its end.
+
+    :param order: what it is to do; see :func:`novasvc.supervision.worker.run`.
+    :param sockets: listening ones, for its server.
+    """
+
+    def __init__(
+        self, forks: Forks, reactor: Any, order: Mapping[str, Any], sockets: Sequence[socket.socket], listener: ProcessListener
+    ) -> None:
+        self.pid: int | None = None
+        self.record = Record()
+        self._reactor = reactor
+        self._listener = listener
+        self._signals: list[int] = []
+        self._over = False
+        self._timer: IDelayedCall | None = None
+        self._keys = count()
+        self._questions: dict[int, Deferred[list[dict[str, Any]] | None]] = {}
+        ours, theirs = socket.socketpair()
+        descriptors = [theirs.fileno(), self.record.descriptor, *(shared.fileno() for shared in sockets)]
+        forks.fork(order, descriptors, self._reaped).addCallbacks(self._born, self._refused)
+        theirs.close()  # there are copies
+        self._channel = adopt(reactor, ours, Channel(self._said, self._lost))
+
+    @property
+    def silent(self) -> float:
+        """Seconds since its reactor turned last; 0 before its first sign of life."""
+        beaten = self.record.recorder.beaten
+        return time.monotonic() - beaten if beaten else 0.0
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that it shares with no other process; None if it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as figures:  # noqa: PTH123 - no file for a Path
+                return sum(int(line.split()[1]) * 1024 for line in figures if line.startswith("Private_"))
+        except OSError:
+            return None
+
+    @property
+    def stacks(self) -> str:
+        """What faulthandler wrote into its record."""
+        return self.record.stacks
+
+    @property
+    def events(self) -> list[Event]:
+        """What happened last in it."""
+        return self.record.recorder.events()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; now, or when it is born."""
+        if self._over:
+            return
+        if self.pid is None:
+            self._signals.append(number)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def calls(self) -> Deferred[list[dict[str, Any]] | None]:
+        """Ask which calls are under way.
+
+        :return: fires with None if it does not answer in time.
+        """
+        if self._over:
+            return succeed(None)
+        key = next(self._keys)
+        answer: Deferred[list[dict[str, Any]] | None] = Deferred()
+        self._questions[key] = answer
+        self._channel.send({"ask": key})
+        return answer.addTimeout(_ANSWER_PATIENCE, self._reactor, lambda _result, _seconds: self._questions.pop(key, None) and None)
+
+    def _born(self, pid: int) -> None:
+        self.pid = pid
+        signals, self._signals = self._signals, []
+        for number in signals:
+            self.signal(number)
+        self._listener.born()
+
+    def _refused(self, failure: Failure) -> None:
+        self._over = True
+        self._close()
+        self._listener.refused(str(failure.value))
+
+    def _said(self, message: Message) -> None:
+        if message["is"] == "asked":
+            question = self._questions.pop(message["key"], None)
+            if question is not None:
+                question.callback(message["calls"])
+        elif not self._over:
+            self._listener.said(message)
+
+    def _lost(self) -> None:
+        if not self._over and self.pid is not None:
+            self._timer = self._reactor.callLater(_STATUS_PATIENCE, self._unreported)
+
+    def _unreported(self) -> None:
+        """Take it as ended: its channel is, and its forkserver is gone or stopped."""
+        self._timer = None
+        self.signal(signal.SIGKILL)
+        self._reaped(None)
+
+    def _reaped(self, status: int | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._listener.ended(Exit(status))
+        self._close()
+
+    def _close(self) -> None:
+        self._channel.close()
+        self.record.close()
+        questions, self._questions = self._questions, {}
+        for question in questions.values():
+            question.callback(None)
+
+
+Launch = Callable[[ProcessListener], WorkerProcess]
+"""Begins a process for a listener."""

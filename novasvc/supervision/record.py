@@ -1,0 +1,41 @@
+"""What a worker leaves behind, however it ends: its flight recorder, its last heartbeat, its stacks."""
+
+import os
+
+from novasvc.flight import SIZE, FlightRecorder
+
+_LONGEST = 256 * 1024
+"""Octets of stacks that are read; faulthandler itself writes 100 frames of 100 threads at the most."""
+
+
+class Record:
+    """A file in memory that a worker and its supervisor share; it goes with the last of them.
+
+    The flight recorder and the heartbeat are its first part, which both map. What faulthandler
+    writes is appended behind it: by a handler in C, so it comes from a worker that hangs, too.
+
+    :param descriptor: of the file; None makes one.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        if descriptor is None:
+            descriptor = os.memfd_create("novasvc-record")
+            os.ftruncate(descriptor, SIZE)
+            os.lseek(descriptor, SIZE, os.SEEK_SET)
+        self.descriptor = descriptor
+        self.recorder = FlightRecorder.from_descriptor(descriptor)
+
+    @property
+    def stacks(self) -> str:
+        """What faulthandler has written so far."""
+        return os.pread(self.descriptor, _LONGEST, SIZE).decode("utf-8", "replace")
+
+    def forget_stacks(self) -> None:
+        """Make room for those that come next."""
+        os.ftruncate(self.descriptor, SIZE)
+        os.lseek(self.descriptor, SIZE, os.SEEK_SET)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.recorder.close()
+        os.close(self.descriptor)

@@ -1,0 +1,395 @@
+"""The place of one worker, as an Automat machine: its process is born, watched, drained, replaced."""
+
+import time
+from collections.abc import Callable
+from signal import SIGABRT, SIGKILL, SIGTERM
+from typing import Any, Protocol
+
+import attrs
+from automat import TypeMachineBuilder
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from novasvc.flight import format_events
+from novasvc.supervision.channel import Message
+from novasvc.supervision.policy import History, RestartPolicy, Throttle
+from novasvc.supervision.process import Exit, Launch, WorkerProcess
+
+_log = Logger()
+
+ABORT_PATIENCE = 2.0
+"""Seconds between SIGABRT, at which a process writes down its stacks, and SIGKILL."""
+
+HURRY_PATIENCE = 2.0
+"""Seconds between a second SIGTERM, at which a worker cuts short what it does, and SIGKILL."""
+
+SLOWLY = 30.0
+"""Seconds between two attempts when the budget is used up."""
+
+_LAST_EVENTS = 30
+"""Events of the flight recorder that are logged for a worker that crashed."""
+
+
+@attrs.frozen
+class Limits:
+    """Seconds that a worker is given; 0 is without limit.
+
+    :param start: to be ready.
+    :param drain: to finish what it has begun.
+    :param silence: between two turns of its reactor.
+    """
+
+    start: float = 60.0
+    drain: float = 60.0
+    silence: float = 30.0
+
+
+class SlotInput(Protocol):
+    """What happens to a worker's place."""
+
+    def start(self) -> None:
+        """Have a process forked."""
+
+    def ready(self) -> None:
+        """Note that the process does its work."""
+
+    def ended(self, how: str) -> None:
+        """Note that there is no process, because it ended or could not be forked."""
+
+    def silent(self, seconds: float) -> None:
+        """Note that the process's reactor does not turn."""
+
+    def elapsed(self) -> None:
+        """Note that the time of this state is over."""
+
+    def give_up(self) -> None:
+        """Start no more."""
+
+    def drain(self) -> None:
+        """Let the process finish what it has begun, and start no other."""
+
+    def hurry(self) -> None:
+        """Let the process end at once."""
+
+
+@attrs.define(eq=False)
+class Slot:
+    """A worker's place: its number, its process, what became of those before.
+
+    It listens to its process; see :class:`novasvc.supervision.process.ProcessListener`.
+
+    :param number: stable: whoever takes the place of a worker has its number.
+    :param name: of the server.
+    :param launch: begins a process.
+    :param give_up: told of a problem with which no worker can run ("" is none, but the budget is used up);
+        returns whether to start no more.
+    """
+
+    number: int
+    name: str
+    _clock: Any
+    _launch: Launch
+    _policy: RestartPolicy
+    _limits: Limits
+    _throttle: Throttle
+    _give_up: Callable[["Slot", str], bool]
+    state: str = attrs.field(default="idle", init=False)
+    since: float = attrs.field(factory=time.time, init=False)
+    restarts: int = attrs.field(default=0, init=False)
+    trouble: str | None = attrs.field(default=None, init=False)
+    process: WorkerProcess | None = attrs.field(default=None, init=False)
+    _final: str = attrs.field(default="", init=False)
+    _entered_at: float = attrs.field(default=0.0, init=False)
+    _ready_at: float | None = attrs.field(default=None, init=False)
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
+    _history: History = attrs.field(init=False)
+    _machine: SlotInput = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._history = History(self._policy)
+        self._machine = _make_slot(self)
+
+    def __str__(self) -> str:
+        pid = "" if self.process is None or self.process.pid is None else f" (pid {self.process.pid})"
+        return f"worker {self.number}{pid} of {self.name}"
+
+    # -- for the outside -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Have a process forked, as soon as the throttle allows it."""
+        wait = self._throttle.wait(self._clock.seconds())
+        if wait:
+            self.arm(wait)
+        else:
+            self._machine.start()
+
+    def drain(self) -> Deferred[str]:
+        """Let the worker finish what it has begun; its place is given up.
+
+        :return: fires when there is no process any more.
+        """
+        self._machine.drain()
+        return self.reaches("ended")
+
+    def hurry(self) -> None:
+        """Drain in no time."""
+        self._machine.drain()
+        self._machine.hurry()
+
+    def check(self) -> None:
+        """See whether the worker's reactor turns. Called about once a second."""
+        if self.process is None or not self._limits.silence:
+            return
+        silent = self.process.silent
+        if silent > self._limits.silence:
+            self._machine.silent(silent)
+
+    def reaches(self, *states: str) -> Deferred[str]:
+        """Wait for one of some states; fires with its name, at once if it is that already."""
+        waiter: Deferred[str] = Deferred(lambda waiter: self._waiters.remove((frozenset(states), waiter)))
+        if self.state in states:
+            waiter.callback(self.state)
+        else:
+            self._waiters.append((frozenset(states), waiter))
+        return waiter
+
+    # -- for the process -----------------------------------------------------------------------
+
+    def born(self) -> None:
+        """See it born."""
+        _log.debug("{worker} is born", worker=self)
+
+    def refused(self, problem: str) -> None:
+        """See that it could not be forked."""
+        self._machine.ended(f"could not be forked: {problem}")
+
+    def said(self, message: Message) -> None:
+        """Take what it says of itself."""
+        match message:
+            case {"is": "ready"}:
+                self._machine.ready()
+            case {"is": "failed", "problem": problem, "final": final}:
+                self.trouble = problem
+                self._final = problem if final else ""
+            case {"is": "waiting", "for": leg} if self.state == "starting":
+                self.trouble = None if leg is None else f"waits for the {leg}"
+                # An outage is not the worker's fault: its time to start begins when it is over.
+                self.arm(self._limits.start if leg is None else 0)
+            case {"is": "draining", "calls": calls}:
+                _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
+                self.trouble = f"{calls} calls under way"
+
+    def ended(self, how: Exit) -> None:
+        """See it end."""
+        crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
+        assert self.process is not None
+        if crashed:
+            events = format_events(self.process.events[-_LAST_EVENTS:])
+            _log.error(
+                "{worker} {how}; its stacks:\n{stacks}\nits last events:\n{events}",
+                worker=self,
+                how=how,
+                stacks=self.process.stacks or "none were written",
+                events=events or "none",
+            )
+        self._machine.ended(str(how))
+
+    # -- for the machine -----------------------------------------------------------------------
+
+    def enter(self, state: str) -> None:
+        """Be in a state from now on, and let those know who wait for it."""
+        self.arm(0)
+        self.state, self.since, self._entered_at = state, time.time(), self._clock.seconds()
+        waiters = [waiter for waiter in self._waiters if state in waiter[0]]
+        for waiter in waiters:
+            self._waiters.remove(waiter)
+            # Who waited may give the machine another input; it is taken when this one has been.
+            waiter[1].callback(state)
+
+    def arm(self, seconds: float) -> None:
+        """Have the time of this state be over in some seconds; 0 is never."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if seconds:
+            self._timer = self._clock.callLater(seconds, self._elapsed)
+
+    def _elapsed(self) -> None:
+        self._timer = None
+        if self.state in {"idle", "backing off"}:
+            self.start()
+        else:
+            self._machine.elapsed()
+
+    def launch(self) -> None:
+        """Have a process forked."""
+        self._throttle.forked(self._clock.seconds())
+        self._ready_at, self._final, self.trouble = None, "", None
+        self.arm(self._limits.start)
+        self.process = self._launch(self)
+
+    def note_ready(self) -> None:
+        """Remember that it lives."""
+        now = self._clock.seconds()
+        _log.info("{worker} is ready after {seconds:.3f} s", worker=self, seconds=now - self._entered_at)
+        self._ready_at, self.trouble = now, None
+
+    def abort(self, problem: str) -> None:
+        """Have the process write down its stacks and end; it is killed if it does not."""
+        _log.error("{worker} {problem}; it is aborted, and replaced", worker=self, problem=problem)
+        self.trouble = problem
+        self.signal(SIGABRT)
+        self.arm(ABORT_PATIENCE)
+
+    def begin_drain(self) -> None:
+        """Ask the process to finish."""
+        self.signal(SIGTERM)
+        self.arm(self._limits.drain)
+
+    def press(self) -> None:
+        """Ask the process a second time: now it is to end at once."""
+        self.signal(SIGTERM)
+        self.arm(HURRY_PATIENCE)
+
+    def kill(self) -> None:
+        """End the process by force."""
+        _log.error("{worker} has not ended in time, and is killed; what it had begun is lost or runs again", worker=self)
+        self.signal(SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Send the process a signal, if there is one."""
+        if self.process is not None:
+            self.process.signal(number)
+
+    def plan(self, how: str) -> None:
+        """Decide what follows the end of the process."""
+        now = self._clock.seconds()
+        lived = None if self._ready_at is None else now - self._ready_at
+        pause = self._history.died(now, lived)
+        problem = self.trouble or how
+        self.restarts += 1
+        gone = str(self)
+        self.process = None
+        if self._final:
+            _log.critical("{worker} {how}: {problem}", worker=gone, how=how, problem=self._final)
+            if self._give_up(self, self._final):
+                self._machine.give_up()
+                return
+            pause = SLOWLY
+        elif self._history.exhausted and pause:
+            if self._give_up(self, ""):
+                _log.critical("{worker} {how}: {problem}", worker=gone, how=how, problem=problem)
+                self._machine.give_up()
+                return
+            pause = SLOWLY
+        self.trouble = problem
+        pause = max(pause, self._throttle.wait(now))
+        when = f"again in {pause:.1f} s" if pause else "again at once"
+        _log.error("{worker} {how}; started {when}", worker=gone, how=how if problem == how else f"{how}: {problem}", when=when)
+        if pause:
+            self.arm(pause)
+        else:
+            self._machine.start()
+
+    def finish(self) -> None:
+        """Be without a process for good."""
+        self.process = None
+
+
+def _build() -> Callable[[Slot], SlotInput]:
+    builder = TypeMachineBuilder(SlotInput, Slot)
+    idle = builder.state("idle")
+    starting = builder.state("starting")
+    ready = builder.state("ready")
+    draining = builder.state("draining")
+    hung = builder.state("hung")
+    backing_off = builder.state("backing off")
+    failed = builder.state("failed")
+    ended = builder.state("ended")
+
+    for without in (idle, backing_off, failed):
+
+        @without.upon(SlotInput.start).to(starting)
+        def start(machine: SlotInput, slot: Slot) -> None:
+            slot.enter("starting")
+            slot.launch()
+
+        @without.upon(SlotInput.drain).to(ended)
+        def give_back(machine: SlotInput, slot: Slot) -> None:
+            slot.enter("ended")
+
+    @starting.upon(SlotInput.ready).to(ready)
+    def live(machine: SlotInput, slot: Slot) -> None:
+        slot.note_ready()
+        slot.enter("ready")
+
+    @starting.upon(SlotInput.elapsed).to(hung)
+    def too_late(machine: SlotInput, slot: Slot) -> None:
+        slot.enter("hung")
+        slot.abort("was not ready in time")
+
+    for alive in (starting, ready):
+
+        @alive.upon(SlotInput.silent).to(hung)
+        def stuck(machine: SlotInput, slot: Slot, seconds: float) -> None:
+            slot.enter("hung")
+            slot.abort(f"hangs: its reactor has not turned for {seconds:.0f} s")
+
+        @alive.upon(SlotInput.drain).to(draining)
+        def drain(machine: SlotInput, slot: Slot) -> None:
+            slot.enter("draining")
+            slot.begin_drain()
+
+    for dying in (starting, ready, hung):
+
+        @dying.upon(SlotInput.ended).to(backing_off)
+        def died(machine: SlotInput, slot: Slot, how: str) -> None:
+            slot.enter("backing off")
+            slot.plan(how)
+
+    @backing_off.upon(SlotInput.give_up).to(failed)
+    def give_up(machine: SlotInput, slot: Slot) -> None:
+        slot.enter("failed")
+
+    @hung.upon(SlotInput.elapsed).loop()
+    def kill_hung(machine: SlotInput, slot: Slot) -> None:
+        slot.signal(SIGKILL)
+
+    @hung.upon(SlotInput.drain).to(draining)
+    def end_hung(machine: SlotInput, slot: Slot) -> None:
+        slot.enter("draining")
+        slot.signal(SIGKILL)
+
+    @draining.upon(SlotInput.elapsed).loop()
+    def kill(machine: SlotInput, slot: Slot) -> None:
+        slot.kill()
+
+    @draining.upon(SlotInput.hurry).loop()
+    def hurry(machine: SlotInput, slot: Slot) -> None:
+        slot.press()
+
+    @draining.upon(SlotInput.ended).to(ended)
+    def end(machine: SlotInput, slot: Slot, how: str) -> None:
+        _log.info("{worker} is drained: it {how}", worker=slot, how=how)
+        slot.finish()
+        slot.enter("ended")
+
+    # What comes too late, or is known.
+    for state in (ready, hung, draining):
+        state.upon(SlotInput.ready).loop().returns(None)
+    for state in (hung, draining):
+        state.upon(SlotInput.silent).loop().returns(None)
+    for state in (draining, ended):
+        state.upon(SlotInput.drain).loop().returns(None)
+    for state in (idle, starting, ready, hung, backing_off, failed, ended):
+        state.upon(SlotInput.hurry).loop().returns(None)
+    for state in (ready, backing_off, failed, ended):
+        state.upon(SlotInput.elapsed).loop().returns(None)
+    for state in (starting, ready, hung, draining):
+        state.upon(SlotInput.start).loop().returns(None)
+    return builder.build()
+
+
+_make_slot = _build()

@@ -1,0 +1,237 @@
+"""The worker's side: a process of its own reactor, that runs one server and tells the supervisor how it does."""
+
+import atexit
+import base64
+import faulthandler
+import gc
+import importlib
+import os
+import pickle  # noqa: S403 - from the supervisor, over a socket pair that nobody else has
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from twisted.application.service import IService, IServiceCollection
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, LogLevel, globalLogBeginner
+from twisted.python.failure import Failure
+
+from novasvc import flight
+from novasvc.errors import NovasvcError, describe
+from novasvc.interfaces import IPreforkable, IStartable
+from novasvc.logs import NOBODY, make_observer, reopened_log
+from novasvc.supervision.channel import Channel, Message, adopt
+from novasvc.supervision.record import Record
+from novasvc.supervision.title import set_title
+
+_log = Logger()
+
+TICK = 1.0
+"""Seconds between two proofs that the reactor turns."""
+
+_LAST_WISHES = 1.0
+"""Seconds that a worker has to end when its supervisor is gone, or when it is to end at once."""
+
+UNHANDLED = 2
+"""The exit status of a worker that ends by an exception nobody expected, as in Nova."""
+
+
+def run(order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
+    """Be a worker, from just after the fork to the end of the process.
+
+    :param order: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
+        an install function, "log": {"file", "json", "level"}}; see :mod:`novasvc.supervision.fleet`.
+    :param descriptors: the channel to the supervisor, the record, and the listening sockets.
+    :return: the exit status.
+    """
+    channel_end, record_file, *sockets = descriptors
+    record = Record(record_file)
+    flight.install(record.recorder)
+    record.recorder.beat(time.monotonic())
+    faulthandler.enable(record.descriptor)
+    set_title(f"novasvc: worker {order['number']} ({order['name']})")
+
+    importlib.import_module(order["reactor"]).install()
+    from twisted.internet import reactor  # noqa: PLC0415 - the one that was installed a line above
+
+    reactor.seconds = time.monotonic  # type: ignore[attr-defined]  # Note [Monotonic seconds] in novasvc.tap
+    _begin_log(order)
+    worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
+    worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
+    reactor.callWhenRunning(worker.begin)  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
+    return worker.status
+
+
+def _begin_log(order: Mapping[str, Any]) -> None:
+    log = order["log"]
+    file = reopened_log(log["file"]) if log["file"] else sys.stdout
+    default = {**NOBODY, "worker": order["number"]}
+    observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
+    globalLogBeginner.beginLoggingTo([observer])
+
+
+class Worker:
+    """Starts the server, and ends the process when that has stopped.
+
+    :param order: see :func:`run`.
+    :param sockets: for the server to adopt.
+    """
+
+    channel: Channel
+
+    def __init__(self, order: Mapping[str, Any], reactor: Any, record: Record, sockets: list[socket.socket]) -> None:
+        self.status = 0
+        self._order = order
+        self._reactor = reactor
+        self._record = record
+        self._sockets = sockets
+        self._server: IService | None = None
+        self._told: Message = {}
+        self._ending = self._over = False
+        self._due = 0.0
+
+    # -- the way up ----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make the server and start it. Called when the reactor runs."""
+        for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
+            signal.signal(number, lambda _number, _frame, handler=handler: self._reactor.callFromThread(handler))
+        # In front of ours: what it writes, it writes even while the reactor hangs.
+        faulthandler.register(signal.SIGUSR2, self._record.descriptor, chain=True)
+        self._due = self._reactor.seconds() + TICK
+        ticking = LoopingCall(self._tick)
+        ticking.clock = self._reactor
+        ticking.start(TICK)
+        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
+
+    async def _start(self) -> None:
+        server = make_server(self._order, self._sockets, self._reactor)
+        self._server = server
+        server.privilegedStartService()
+        server.startService()
+        if IStartable.providedBy(server):
+            await server.when_started()
+        gc.collect()
+        gc.freeze()
+        self._say({"is": "ready"})
+        flight.note("worker", "ready")
+        if callable(wait := getattr(server, "wait", None)):
+            # A server that says when it has ended, ends its worker.
+            maybeDeferred(wait).addBoth(lambda _: self.terminate())
+
+    def _failed(self, failure: Failure) -> None:
+        error = failure.value
+        if self._ending:
+            return
+        if isinstance(error, SystemExit):
+            code = error.code
+            self.status = code if isinstance(code, int) else int(code is not None)
+            self._say({"is": "failed", "problem": f"it ended with SystemExit({code!r})", "final": False})
+        elif isinstance(error, NovasvcError):
+            self.status = 1
+            self._say({"is": "failed", "problem": str(error), "final": self._server is None})
+        else:
+            self.status = UNHANDLED
+            _log.failure("the server did not start", failure, level=LogLevel.critical)
+            self._say({"is": "failed", "problem": describe(error), "final": False})
+        self._end()
+
+    # -- signs of life -------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = self._reactor.seconds()
+        late, self._due = now - self._due, now + TICK
+        if late > TICK / 2:
+            flight.note("stall", f"the reactor did not turn for {late:.1f} s")
+        self._record.recorder.beat(time.monotonic())
+        waiting = next((leg for part in parts(self._server) if (leg := getattr(part, "waiting_for", None))), None)
+        news: Message = {"is": "waiting", "for": waiting}
+        if self._ending:
+            news = {"is": "draining", "calls": len(self._calls())}
+        if news != self._told:
+            self._told = news
+            self._say(news)
+
+    def _say(self, message: Message) -> None:
+        self.channel.send(message)
+
+    def receive(self, message: Message) -> None:
+        """Answer the supervisor's only question: which calls are under way."""
+        self._say({"is": "asked", "key": message["ask"], "calls": self._calls()})
+
+    def _calls(self) -> list[dict[str, Any]]:
+        return [
+            call
+            for part in parts(self._server)
+            if callable(running := getattr(part, "running_calls", None))
+            for call in running()
+        ]
+
+    def dump_to_log(self) -> None:
+        """Log what happened last, for who sent SIGUSR2 to this process."""
+        stacks = self._record.stacks
+        self._record.forget_stacks()
+        _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=flight.dump_text(self._record.recorder))
+
+    # -- the way down --------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """Drain; a second time, end at once."""
+        if self._ending:
+            self._hurry()
+            return
+        self._ending = True
+        self._tick()
+        stopping = succeed(None) if self._server is None else maybeDeferred(self._server.stopService)
+        stopping.addErrback(lambda failure: _log.failure("the server did not stop cleanly", failure))
+        stopping.addCallback(lambda _: self._end())
+
+    def orphaned(self) -> None:
+        """End soon: there is no supervisor any more."""
+        if self._over:
+            return
+        _log.error("the supervisor is gone; this worker ends")
+        self.status = 1
+        if not self._ending:
+            self.terminate()
+        self._hurry()
+
+    def _hurry(self) -> None:
+        for part in parts(self._server):
+            if callable(hurry := getattr(part, "hurry", None)):
+                hurry()
+        # Not by the reactor: what is to be cut short may have stopped it, or keep it busy.
+        signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(self.status or 1))
+        signal.setitimer(signal.ITIMER_REAL, _LAST_WISHES)
+
+    def _end(self) -> None:
+        self._ending = self._over = True
+        if self._reactor.running:
+            self._reactor.stop()
+
+
+def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
+    """Unpickle what launch_server was given, hand it its sockets, and call it if it makes the server.
+
+    :raises NovasvcError: the server says what is wrong with it.
+    """
+    server = pickle.loads(base64.b64decode(order["server"]))  # noqa: S301 - see the import
+    if IPreforkable.providedBy(server):
+        server.adopt_sockets(sockets)
+    return server if IService.providedBy(server) else server(reactor)
+
+
+def parts(server: IService | None) -> Iterator[IService]:
+    """Return a server and all that is in it."""
+    if server is None:
+        return
+    yield server
+    if IServiceCollection.providedBy(server):
+        for part in server:
+            yield from parts(part)
