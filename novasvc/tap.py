@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import attrs
 from twisted.logger import ILogObserver
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -19,7 +20,8 @@ from novasvc.errors import NovasvcError
 from novasvc.logs import NOBODY, make_observer, open_log
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
-from novasvc.settings import Configuration, Settings, load, masked_url, option_table
+from novasvc.service.prefork import ProcessLauncher, Reread, ServerWrapper
+from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 
 
 class Options(usage.Options):
@@ -80,13 +82,13 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
         from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
     settings = read(options).settings
     tree = ServiceTree("novasvc")
-    plant(settings, Runtime.from_settings(settings, reactor), tree)
+    plant(settings.services, Runtime.from_settings(settings, reactor), tree)
     return tree
 
 
-def plant(settings: Settings, runtime: Runtime, tree: ServiceTree) -> None:
-    """Make the services that the settings name, as parts of the tree."""
-    for part in settings.services:
+def plant(services: Iterable[ServiceSettings], runtime: Runtime, tree: ServiceTree) -> None:
+    """Make services that the settings name, as parts of the tree."""
+    for part in services:
         node = Service(
             part.host,
             part.binary,
@@ -103,6 +105,51 @@ def plant(settings: Settings, runtime: Runtime, tree: ServiceTree) -> None:
         node.setServiceParent(tree)
 
 
+@attrs.frozen
+class Deployment:
+    """What a worker runs: some of the services that the settings name. Goes to it by pickle.
+
+    :param settings: of the whole.
+    :param services: those that run in this worker.
+    """
+
+    settings: Settings
+    services: tuple[ServiceSettings, ...]
+
+    @property
+    def name(self) -> str:
+        """What an operator calls it: the binaries of its services."""
+        return "+".join(part.binary for part in self.services)
+
+    @property
+    def preload(self) -> list[str]:
+        """The modules of its managers."""
+        return [part.manager.rpartition(".")[0] for part in self.services]
+
+    def __call__(self, reactor: Any) -> ServiceTree:
+        """Make the services, in the worker.
+
+        :raises NovasvcError: a manager has an error.
+        """
+        tree = ServiceTree(self.name)
+        plant(self.services, Runtime.from_settings(self.settings, reactor), tree)
+        return tree
+
+
+def deployments(settings: Settings) -> list[ServerWrapper]:
+    """Return what runs in workers, and in how many; nothing if all is to run in one process.
+
+    A service whose table says its number of workers has processes of its own; the others share theirs.
+    """
+    if not settings.workers and not any(part.workers for part in settings.services):
+        return []
+    together = tuple(part for part in settings.services if not part.workers)
+    wrappers = [ServerWrapper(Deployment(settings, (part,)), part.workers) for part in settings.services if part.workers]
+    if together:
+        wrappers.insert(0, ServerWrapper(Deployment(settings, together), max(1, settings.workers)))
+    return wrappers
+
+
 def makeService(options: Mapping[str, Any]) -> ServiceTree:
     """Make the tree that is a whole process: it says when it runs, and ends with it.
 
@@ -116,11 +163,20 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
-        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, getattr(options, "parent", None)))
-        plant(settings, Runtime.from_settings(settings, reactor), tree)
+        twistd = getattr(options, "parent", None)
+        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, twistd))
+        if wrappers := deployments(settings):
+            tree.supervise(wrappers, lambda: _read_again(options), _log_file(twistd))
+        else:
+            plant(settings.services, Runtime.from_settings(settings, reactor), tree)
     except NovasvcError as error:
         sys.exit(f"novasvc: {error}")
     return tree
+
+
+def _read_again(options: Mapping[str, Any]) -> tuple[Configuration, list[ServerWrapper]]:
+    configuration = read(options)
+    return configuration, deployments(configuration.settings)
 
 
 class ProcessTree(ServiceTree):
@@ -134,6 +190,15 @@ class ProcessTree(ServiceTree):
         self._configuration = configuration
         self._reactor = reactor
         self._observer = observer
+
+    def supervise(self, wrappers: Sequence[ServerWrapper], reread: Reread, log_file: str) -> None:
+        """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
+        launcher = ProcessLauncher(self._configuration, self._reactor, reread=reread, log_file=log_file)
+        for wrapper in wrappers:
+            launcher.launch_server(wrapper.server, wrapper.workers)
+        launcher.setServiceParent(self)
+        # Once it has run, it ends by itself only because no worker can run any more.
+        launcher.when_ended().addErrback(lambda _: self._end_failed())
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
@@ -155,8 +220,10 @@ class ProcessTree(ServiceTree):
 
     def _give_up(self, failure: Failure) -> None:
         # The part that failed has logged why. A stop that came first is no failure.
-        if self.state != "failed":
-            return
+        if self.state == "failed":
+            self._end_failed()
+
+    def _end_failed(self) -> None:
         _exit_with(1)
         if self._reactor.running:
             self._reactor.stop()
@@ -198,6 +265,14 @@ def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)
     return make_observer(log_file, as_json=settings.log_json, level=settings.log_level, default=default)
+
+
+def _log_file(twistd: Mapping[str, Any] | None) -> str:
+    """Return the file that twistd's --logfile names, as a path that stays right; "" is standard output."""
+    if twistd is None or "nodaemon" not in twistd:
+        return ""
+    name = twistd["logfile"] or ("" if twistd["nodaemon"] or twistd["debug"] else "twistd.log")
+    return "" if name in {"", "-"} else os.path.abspath(name)
 
 
 def settle_collector() -> None:

@@ -80,6 +80,7 @@ class ServiceSettings:
     :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of it.
     :param periodic_interval_max: seconds between two passes at the most, or None.
     :param db_allowed: whether it reaches the database itself, or through the conductor.
+    :param workers: processes of its own; None is to share those of the other services.
     :param options: keyword arguments of the manager's constructor, beside ``host``.
     """
 
@@ -92,6 +93,7 @@ class ServiceSettings:
     periodic_fuzzy_delay: float = 60
     periodic_interval_max: float | None = None
     db_allowed: bool = True
+    workers: int | None = None
     options: Mapping[str, Any] = attrs.field(factory=dict, repr=lambda value: repr(masked(value)))
 
 
@@ -387,6 +389,9 @@ SPECS: Mapping[str, Spec] = MappingProxyType(
 SERVICE_SPECS: Mapping[str, Spec] = MappingProxyType(
     {
         **{name: SPECS[name] for name in (*INHERITED, "binary", "topic", "manager")},
+        "workers": Spec(
+            meaning="Supervised processes of its own.", kind=INTEGER, default="none", minimum=1, optional=True
+        ),
         "options": Spec(meaning="Keyword arguments of the manager's constructor.", kind=TABLE, default="none"),
     }
 )

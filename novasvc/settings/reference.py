@@ -89,6 +89,7 @@ disks = ["sda", "sdb"]
 | `binary` | `novasvc-` and the topic; one of the two must be given |
 | `topic` | what follows `novasvc-` or `nova-` in `binary` |
 | `manager` | `<topic>_manager`; the topics `agent` and `conductor` have one of their own |
+| `workers` | none: it shares the processes of the other services |
 | `options` | none |
 | {inherited} | the setting of the same name |
 
@@ -99,7 +100,6 @@ No two services may have the same host and binary, or the same host and topic.
 - `service_down_time` must be more than every `report_interval`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
   `topic = "conductor"` above its own. The conductor itself needs the database.
-- `workers` stays at 1: this version runs one process.
 - A name that does not exist is an error, wherever it is given. Variables that Kubernetes makes for a
   Service named `novasvc` (`NOVASVC_PORT` and its like) are passed over.
 """
