@@ -98,6 +98,23 @@ class DirectoryError(NovasvcError):
 
 
 @attrs.define
+class ListenError(NovasvcError):
+    """An address that a server cannot listen on.
+
+    :param address: "127.0.0.1:8000", "unix socket /run/x", or the endpoint's description.
+    :param problem: what happened, in one line.
+    :param remedy: what to do.
+    """
+
+    address: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.address}: {self.problem}; {self.remedy}"
+
+
+@attrs.define
 class StartError(NovasvcError):
     """A node that could not start.
 

@@ -1,0 +1,147 @@
+"""A server of streams that can share its address among worker processes."""
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application import service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from novasvc.errors import NovasvcError
+from novasvc.interfaces import IPreforkable
+from novasvc.service.sockets import address_of, described, port_of
+from novasvc.service.unixsocket import UNIXPort
+from novasvc.supervision.errors import NotPreforkableError
+
+_log = Logger()
+
+
+@implementer(IPreforkable)
+class StreamServer(service.Service):
+    """Listens on an endpoint, in one process, or in as many workers as share it.
+
+    Alone, the address is bound when the service is given privileges, or else when it starts;
+    connections wait in the kernel until it has started. Preforked, the supervisor binds it and
+    each worker accepts. Open connections are not its business: they go on when it has stopped.
+
+    :param endpoint: as :func:`twisted.internet.endpoints.serverFromString` takes it. One that wraps
+        connections, as ssl does, serves in one process only.
+    :param factory: provides IProtocolFactory, or is called without arguments for what does, in the
+        process that serves. To be preforked, pickle has to carry it.
+    :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime; None is the global one.
+    """
+
+    port: int | None = None
+    """Of the address, as soon as it is bound; None for a unix socket."""
+
+    def __init__(self, endpoint: str, factory: Any, reactor: Any = None) -> None:
+        self.endpoint = endpoint
+        self.factory = factory
+        self._begin(reactor)
+
+    def _begin(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._sockets: list[socket.socket] = []
+        self._ports: list[Any] = []
+        self._wrapped: Any = None
+        self._refusal: NovasvcError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process is made from: neither sockets nor the reactor."""
+        return {"endpoint": self.endpoint, "factory": self.factory, "name": self.name, "port": self.port}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin(None)
+
+    # -- preforked -----------------------------------------------------------------------------
+
+    def open_sockets(self, held: Sequence[socket.socket]) -> Sequence[socket.socket]:
+        """Listen; see :class:`~novasvc.interfaces.IPreforkable`.
+
+        :raises ListenError: the address cannot be bound.
+        :raises NotPreforkableError: the endpoint does more than to listen.
+        """
+        nothing = Factory()
+        description = described(self.endpoint, nothing)
+        if description.factory is not nothing:
+            problem = "its endpoint wraps connections, and what a worker gets is the bare socket"
+            remedy = "give a tcp, unix or systemd endpoint, and wrap the factory (TLSMemoryBIOFactory for TLS)"
+            raise NotPreforkableError(f"the server on {self.endpoint}", problem, remedy)
+        opened = description.open(held)
+        self.port = port_of(opened)
+        return [opened]
+
+    def adopt_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
+        self._sockets = [*sockets]
+        for adopted in self._sockets:
+            adopted.setblocking(False)
+            self.port = port_of(adopted)
+
+    # -- the service ---------------------------------------------------------------------------
+
+    def privilegedStartService(self) -> None:
+        """Bind the address. If it cannot be, the start fails, and says why."""
+        super().privilegedStartService()
+        try:
+            self._bind()
+        except NovasvcError as error:
+            # Whoever drives us has no answer here but a traceback. It has one for a start.
+            self._refusal = error
+
+    def startService(self) -> None:
+        """Accept connections.
+
+        :raises ListenError: the address cannot be bound.
+        """
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
+        self._bind()
+        reactor = self._reactor
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+        factory = self._wrapped or self._make_factory()
+        for listening in self._sockets:
+            if listening.family == socket.AF_UNIX:
+                port = UNIXPort(reactor, listening, factory)
+                port.startListening()
+            else:
+                port = reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
+            self._ports.append(port)
+            _log.info("listening on {address}", address=address_of(listening))
+        super().startService()
+
+    def stopService(self) -> Deferred[None]:
+        """Accept no more connections; those that are open stay.
+
+        :return: Deferred[None], fired when the sockets are closed.
+        """
+        super().stopService()
+        ports, self._ports = self._ports, []
+        sockets, self._sockets = self._sockets, []
+        self._wrapped = self._refusal = None
+        stopped = gatherResults([port.stopListening() for port in ports])
+        for listening in sockets:
+            listening.close()
+        return stopped.addCallback(lambda _: None)
+
+    def _bind(self) -> None:
+        if self._sockets:
+            return
+        nothing = Factory()
+        description = described(self.endpoint, nothing)
+        if description.factory is not nothing:
+            # It wraps what is there now, and may read a key that only privileges can read.
+            description = described(self.endpoint, self._make_factory())
+            self._wrapped = description.factory
+        self._sockets = [description.open(())]
+        self.port = port_of(self._sockets[0])
+
+    def _make_factory(self) -> Any:
+        return self.factory if IProtocolFactory.providedBy(self.factory) else self.factory()
