@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from novasvc.cli.output import printable
+from novasvc.cli.output import printable_lines
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, request_options, with_client
 from novasvc.context import RequestContext
@@ -61,4 +61,4 @@ def call(
 def readable(result: Any) -> str:
     """Write a result for a person: texts as they are, all else as indented JSON; nothing steers the terminal."""
     text = result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False)
-    return "\n".join(printable(line) for line in text.split("\n"))
+    return printable_lines(text)

@@ -11,7 +11,15 @@ from typing import Any, TextIO
 import attrs
 import click
 
-_COLOURS = {"up": "green", "down": "red", "disabled": "yellow"}
+_COLOURS = {
+    "up": "green",
+    "down": "red",
+    "disabled": "yellow",
+    "ready": "green",
+    "hung": "red",
+    "failed": "red",
+    "backing off": "yellow",
+}
 _ENDLESS = 100_000
 """Characters in a line that nobody has to read on a terminal."""
 
@@ -78,6 +86,11 @@ def printable(value: object) -> str:
     """Write a value so that it stays on its line and cannot steer the terminal."""
     text = value.isoformat(timespec="microseconds") if isinstance(value, datetime) else str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Write a text of several lines so that it cannot steer the terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _write_json(value: object, out: TextIO) -> None:

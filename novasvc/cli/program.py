@@ -25,7 +25,8 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
-        return ["service", "call", "cast", "ping", "db", "config", "completion"]
+        ours = ["service", "workers", "drain", "reload", "dump"]
+        return [*ours, "call", "cast", "ping", "db", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None if there is no such name."""
@@ -49,6 +50,7 @@ class LazyGroup(click.Group):
 )
 @click.option("--database-url", metavar="URL", help="The database with the services table.")
 @click.option("--state-dir", metavar="DIRECTORY", help="Where the SQLite file is, unless a database is named.")
+@click.option("--control-socket", metavar="PATH", help="The supervisor's, for workers, drain, reload and dump.")
 @click.option("--transport-url", metavar="URL", help="The broker that call, cast and ping go by.")
 @click.version_option(__version__, prog_name="novasvc", message="%(prog)s %(version)s")
 @click.pass_context
@@ -57,10 +59,16 @@ def program(
     files: Sequence[Path],
     database_url: str | None,
     state_dir: str | None,
+    control_socket: str | None,
     transport_url: str | None,
 ) -> None:
-    """See and change the services that are registered, and call them; look after the database and the settings."""
-    options = {"database-url": database_url, "state-dir": state_dir, "transport-url": transport_url}
+    """See and change services and their workers, and call them; look after the database and the settings."""
+    options = {
+        "database-url": database_url,
+        "state-dir": state_dir,
+        "control-socket": control_socket,
+        "transport-url": transport_url,
+    }
     context.obj = Place(tuple(files), options, os.environ)
 
 

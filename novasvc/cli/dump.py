@@ -1,0 +1,51 @@
+"""``novasvc dump``: what each worker does at this moment."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from novasvc.cli.control import ask
+from novasvc.cli.output import printable, printable_lines
+from novasvc.cli.place import Place, pass_place
+from novasvc.cli.remote import TIMEOUT
+from novasvc.supervision.errors import NoSuchWorkerError
+
+
+@click.command()
+@click.option("--worker", "number", type=click.IntRange(min=0), metavar="N", help="Of this one only.")
+@click.option(
+    "--timeout", type=TIMEOUT, default=30.0, show_default=True, metavar="SECONDS", help="How long to wait for it."
+)
+@click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to write it.")
+@pass_place
+def dump(place: Place, number: int | None, timeout: float, form: str) -> None:
+    """Write the calls in flight, the last events and the stacks of every worker, also of one that hangs."""
+    rows = ask(place.configuration.settings.control_socket, "dump", timeout=timeout)
+    if number is not None:
+        known = ", ".join(f"worker {row['number']}" for row in rows) or "none"
+        rows = [row for row in rows if row["number"] == number]
+        if not rows:
+            raise NoSuchWorkerError(f"worker {number}", known)
+    if form == "json":
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        click.echo("\n\n".join("\n".join(lines(row)) for row in rows))
+
+
+def lines(row: dict[str, Any]) -> Iterator[str]:
+    """Write what a worker does, for people; nothing of it steers the terminal."""
+    process = "no process" if row["pid"] is None else f"pid {row['pid']}"
+    yield printable(f"worker {row['number']} of {row['server']} ({process}): {row['state']}")
+    calls = row["calls"]
+    yield "  calls in flight:" + ("" if calls else " unknown, it does not answer" if calls is None else " none")
+    for call in calls or ():
+        yield printable(f"    {call['method']} for {call['seconds']:.1f} s, request {call['request_id']}")
+    yield "  last events:" + ("" if row["events"] else " none")
+    for event in row["events"]:
+        yield printable(f"    {event['time']} {event['kind']}: {event['text']}")
+    stacks = (row["stacks"] or "").strip("\n")
+    yield "  stacks:" + ("" if stacks else " none")
+    if stacks:
+        yield "\n".join(f"    {line}".rstrip() for line in printable_lines(stacks).split("\n"))

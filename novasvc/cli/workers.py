@@ -1,0 +1,52 @@
+"""``novasvc workers``: the worker processes of a supervisor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from novasvc.cli.control import ask
+from novasvc.cli.output import Output, output_options, printable
+from novasvc.cli.place import Place, pass_place
+
+COLUMNS = ("Number", "Server", "PID", "State", "Since", "Restarts", "Memory", "Trouble")
+_MIB = 1024 * 1024
+
+
+@click.group(invoke_without_command=True)
+@output_options
+@pass_place
+def workers(place: Place, output: Output) -> None:
+    """List the workers of this host's supervisor, or change their number.
+
+    Memory is what a worker does not share with others; JSON, CSV and values have it in bytes.
+    """
+    if click.get_current_context().invoked_subcommand is None:
+        write(output, ask(place.configuration.settings.control_socket, "workers"))
+
+
+@workers.command("set")
+@click.argument("count", metavar="N", type=click.IntRange(min=1))
+@click.option("--server", metavar="NAME", help="Which server's, if there are several.")
+@pass_place
+def set_(place: Place, count: int, server: str | None) -> None:
+    """Run N workers from now on, until the supervisor reloads or ends."""
+    ask(place.configuration.settings.control_socket, "resize", count=count, server=server)
+    what = f"{count} worker{'' if count == 1 else 's'}" + (f" of {printable(server)}" if server else "")
+    click.echo(f"{what} from now on; `novasvc workers` shows them come and go")
+
+
+def write(output: Output, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows; for programs that read JSON the columns are named as the supervisor names them."""
+    if output.format == "json":
+        names = tuple(name.lower() for name in COLUMNS)
+        output.write_list(names, [{name: row.get(name) for name in names} for row in rows])
+    else:
+        table = [{column: row.get(column.lower()) for column in COLUMNS} for row in rows]
+        if output.format == "table":
+            table = [{**row, "Memory": _for_people(row["Memory"])} for row in table]
+        output.write_list(COLUMNS, table)
+
+
+def _for_people(octets: int | None) -> str | None:
+    return None if octets is None else f"{octets / _MIB:.1f} MiB"
