@@ -23,6 +23,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.abstract import isIPv6Address
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.python.failure import Failure
 
@@ -72,7 +73,7 @@ def described(description: str, factory: Any) -> Description:
         # Its listen() would close the descriptor, and a reload would find another file in its place.
         return Description(partial(_open_inherited, description, endpoint.fileno), factory)
     outcome: list[object] = []
-    listening = endpoint.listen(factory).addBoth(outcome.append)
+    listening = maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
     listening.cancel()
     if asked.answer is None:
         why = f" ({_line(outcome[0].value)})" if outcome and isinstance(outcome[0], Failure) else ""

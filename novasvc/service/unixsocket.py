@@ -139,11 +139,13 @@ class UNIXPort:
         self._reactor = reactor
         self._listening = listening
         self._factory = factory
+        self._accepting = False
         self._pause: IDelayedCall | None = None
 
     def startListening(self) -> None:  # noqa: N802 - as a port of Twisted
         """Accept connections."""
         self._factory.doStart()
+        self._accepting = True
         self._reactor.addReader(self)
 
     def stopListening(self) -> Deferred[None]:  # noqa: N802 - as a port of Twisted
@@ -151,6 +153,7 @@ class UNIXPort:
 
         :return: Deferred[None], fired.
         """
+        self._accepting = False
         self._reactor.removeReader(self)
         if self._pause is not None:
             self._pause.cancel()
@@ -169,6 +172,8 @@ class UNIXPort:
     def doRead(self) -> None:
         """Accept those who wait. Another process may have been faster."""
         for _ in range(_ACCEPTS):
+            if not self._accepting:  # the last one has had it stopped
+                return
             try:
                 connection, _address = self._listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
