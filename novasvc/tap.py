@@ -20,8 +20,9 @@ from novasvc.errors import NovasvcError
 from novasvc.logs import NOBODY, make_observer, open_log
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
-from novasvc.service.prefork import ProcessLauncher, Reread, ServerWrapper
+from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
+from novasvc.supervision.supervisor import Reread, ServerWrapper
 
 
 class Options(usage.Options):
@@ -144,7 +145,9 @@ def deployments(settings: Settings) -> list[ServerWrapper]:
     if not settings.workers and not any(part.workers for part in settings.services):
         return []
     together = tuple(part for part in settings.services if not part.workers)
-    wrappers = [ServerWrapper(Deployment(settings, (part,)), part.workers) for part in settings.services if part.workers]
+    wrappers = [
+        ServerWrapper(Deployment(settings, (part,)), part.workers) for part in settings.services if part.workers
+    ]
     if together:
         wrappers.insert(0, ServerWrapper(Deployment(settings, together), max(1, settings.workers)))
     return wrappers
@@ -272,7 +275,7 @@ def _log_file(twistd: Mapping[str, Any] | None) -> str:
     if twistd is None or "nodaemon" not in twistd:
         return ""
     name = twistd["logfile"] or ("" if twistd["nodaemon"] or twistd["debug"] else "twistd.log")
-    return "" if name in {"", "-"} else os.path.abspath(name)
+    return "" if name in {"", "-"} else os.path.abspath(name)  # noqa: PTH100 - the name, whatever links there are
 
 
 def settle_collector() -> None:

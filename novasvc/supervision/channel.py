@@ -40,7 +40,7 @@ class Channel(LineOnlyReceiver):
         if self.transport is None or not self.connected:
             return
         for descriptor in descriptors:
-            self.transport.sendFileDescriptor(descriptor)
+            self.transport.sendFileDescriptor(descriptor)  # type: ignore[attr-defined]  # IUNIXTransport has it
         self.sendLine(json.dumps(message).encode())
 
     def close(self) -> None:
@@ -60,15 +60,25 @@ class Channel(LineOnlyReceiver):
         self._lost()
 
 
+class _Given(Factory):
+    """Makes no protocol, but has one."""
+
+    noisy = False
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def buildProtocol(self, addr: object) -> Channel:
+        return self._channel
+
+
 def adopt(reactor: Any, end: socket.socket, channel: Channel) -> Channel:
     """Connect a channel to one end of a socket pair; the socket itself is closed.
 
     :param reactor: provides IReactorSocket.
     """
-    factory = Factory()
-    factory.noisy = False
-    factory.buildProtocol = lambda _: channel  # type: ignore[method-assign]
-    end.setblocking(False)  # noqa: FBT003
+    factory = _Given(channel)
+    end.setblocking(False)
     reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, factory)
     end.close()
     return channel

@@ -92,6 +92,15 @@ class Fleet:
             self._leave(self.slots.pop())
         return gatherResults(begun, consumeErrors=True).addCallback(lambda _: None)
 
+    async def start_surely(self) -> None:
+        """Start the workers, and wait until each is ready.
+
+        :raises ReloadError: one did not become ready.
+        """
+        self.start()
+        for slot in list(self.slots):
+            await _see_ready(slot)
+
     async def replace(self, slot: Slot) -> None:
         """Start a worker with the number of another, and drain that one when the new one is ready.
 
@@ -101,14 +110,10 @@ class Fleet:
         self._others.append(new)
         new.start()
         try:
-            state = await new.reaches("ready", "backing off", "failed", "ended")
-        except CancelledError:
+            await _see_ready(new)
+        except (CancelledError, ReloadError):
             self._leave(new)
             raise
-        if state != "ready":
-            problem = f"the new worker {new.number} of {self.name} did not become ready: {new.trouble}"
-            self._leave(new)
-            raise ReloadError(problem)
         self._others.remove(new)
         if slot in self.slots:
             self.slots[self.slots.index(slot)] = new
@@ -149,11 +154,6 @@ class Fleet:
         for slot in self:
             slot.hurry()
 
-    def check(self) -> None:
-        """See whether the workers' reactors turn."""
-        for slot in self:
-            slot.check()
-
     def _make(self, number: int) -> Slot:
         generation = self.generation
 
@@ -187,3 +187,9 @@ class Fleet:
 
     def _prove(self, state: str) -> None:
         self.proven = self.proven or state == "ready"
+
+
+async def _see_ready(slot: Slot) -> None:
+    state = await slot.reaches("ready", "backing off", "failed", "ended")
+    if state != "ready":
+        raise ReloadError(f"the new worker {slot.number} of {slot.name} did not become ready: {slot.trouble}")

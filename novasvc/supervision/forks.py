@@ -81,9 +81,7 @@ class Forks:
     def start(self) -> None:
         """Start the forkserver; it imports what workers need."""
         ours, theirs = socket.socketpair()
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from novasvc.supervision.forkserver import main; main()"
-        )
+        code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.supervision.forkserver import main; main()"
         channel = Channel(self._receive, lambda: self._lost(channel))
         nothing = os.open(os.devnull, os.O_RDONLY)
         try:
@@ -148,7 +146,11 @@ class Forks:
 
     def _unresponsive(self) -> None:
         self._timer = None
-        _log.error("the forkserver (pid {pid}) has not answered for {s:g} s; another takes its place", pid=self.pid, s=_PATIENCE)
+        _log.error(
+            "the forkserver (pid {pid}) has not answered for {s:g} s; another takes its place",
+            pid=self.pid,
+            s=_PATIENCE,
+        )
         os.kill(self._process.pid, signal.SIGKILL)
 
     def _receive(self, message: Message) -> None:
@@ -206,7 +208,7 @@ class _Silent(ProcessProtocol):
 
 def _interpreter_options() -> list[str]:
     """Return the options that this interpreter was given and that its child needs, too: -W, -X, -O."""
-    import subprocess  # noqa: PLC0415, S404 - for this alone
+    import subprocess  # noqa: PLC0415 - for this alone
 
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
     return options

@@ -10,12 +10,12 @@ Run by :mod:`novasvc.supervision.forks`, with a socket pair as descriptor 3.
 # its memory. So there is one process between: it is executed anew, imports what workers need,
 # installs no reactor, has no thread, and forks when it is told to. Workers share its memory.
 #
-# The forkserver of multiprocessing is such a process, too, and was tried. Its caller waits until
-# the fork is made, so a forkserver that still imports, or is stopped, blocks the supervisor's reactor. When
-# it is killed, all its children look as if they had ended. And it runs the program's main module
-# again, twistd's too. Here nothing waits but the Deferred of who asked; that the forkserver is gone
-# ends no worker, for each has a channel of its own to the supervisor; and the main module is run
-# only for a server that was defined there.
+# The one of multiprocessing is such a process, too, and was tried. Its caller waits until the fork
+# is made, so one that still imports, or is stopped, blocks the supervisor's reactor. When it is
+# killed, all its children look as if they had ended. And it runs the program's main module again,
+# twistd's too. Here nothing waits but the Deferred of who asked. The end of a forkserver ends no
+# worker, for each has a channel of its own to the supervisor. And the main module is run again
+# only for a server that is made of what it defines.
 
 import contextlib
 import gc
@@ -58,6 +58,7 @@ _BLOCKED = {
     signal.SIGUSR2,
     signal.SIGTTIN,
     signal.SIGTTOU,
+    signal.SIGRTMIN,
     signal.SIGCHLD,
 }
 _IGNORED = _BLOCKED - {signal.SIGCHLD} | {signal.SIGINT}
@@ -97,7 +98,8 @@ class ForkServer:
 
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": path or null}`` once, then
     ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors.
-    Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``, ``{"ended": pid, "status": wait status}``.
+    Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
+    ``{"ended": pid, "status": wait status}``.
 
     :param control: the socket pair.
     """
@@ -178,7 +180,8 @@ class ForkServer:
             signal.set_wakeup_fd(-1)
             for number in (*_IGNORED, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            for number in (signal.SIGINT, signal.SIGHUP):  # the supervisor's; SIGTERM ends it until it can drain
+            # SIGTERM ends it until it can drain. SIGINT and SIGHUP are the supervisor's; the others' handlers come.
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
                 signal.signal(number, signal.SIG_IGN)
             self._control.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-import pickle  # noqa: S403 - read by our own workers, over a socket pair
+import pickle
 import sys
 from types import FunctionType
 from typing import Any

@@ -12,15 +12,20 @@ from typing import Any, Protocol
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from novasvc.flight import Event
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forks import Forks
-from novasvc.supervision.record import Record
+from novasvc.supervision.record import DUMP, Record
 
 _STATUS_PATIENCE = 2.0
 """Seconds between the end of a worker's channel and the news of its own end; they come together."""
+
+_LOOK_INTERVAL = 0.02
+_LOOKS = 50
+"""Times that a record is looked at for stacks, and seconds between two of them."""
 
 _ANSWER_PATIENCE = 1.0
 """Seconds that a worker has to say which calls are under way."""
@@ -60,16 +65,16 @@ class ProcessListener(Protocol):
     """Who is told of a process."""
 
     def born(self) -> None:
-        """It exists."""
+        """See that it exists."""
 
     def refused(self, problem: str) -> None:
-        """It could not be forked."""
+        """See that it could not be forked."""
 
     def said(self, message: Message) -> None:
-        """It said something; see :mod:`novasvc.supervision.worker`."""
+        """Take what it said; see :mod:`novasvc.supervision.worker`."""
 
     def ended(self, how: Exit) -> None:
-        """It has ended. Nothing comes after that."""
+        """See that it has ended. Nothing comes after that."""
 
 
 class WorkerProcess:
@@ -80,7 +85,12 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, forks: Forks, reactor: Any, order: Mapping[str, Any], sockets: Sequence[socket.socket], listener: ProcessListener
+        self,
+        forks: Forks,
+        reactor: Any,
+        order: Mapping[str, Any],
+        sockets: Sequence[socket.socket],
+        listener: ProcessListener,
     ) -> None:
         self.pid: int | None = None
         self.record = Record()
@@ -143,7 +153,29 @@ class WorkerProcess:
         answer: Deferred[list[dict[str, Any]] | None] = Deferred()
         self._questions[key] = answer
         self._channel.send({"ask": key})
-        return answer.addTimeout(_ANSWER_PATIENCE, self._reactor, lambda _result, _seconds: self._questions.pop(key, None) and None)
+
+        def unanswered(_: object, __: float) -> None:
+            self._questions.pop(key, None)
+
+        return answer.addTimeout(_ANSWER_PATIENCE, self._reactor, unanswered)
+
+    async def dump(self) -> str:
+        """Have faulthandler write the stacks of all threads, and return them; "" if it does not run at all."""
+        if self._over:
+            return ""
+        self.record.forget_stacks()
+        self.signal(DUMP)
+        before = ""
+        for _ in range(_LOOKS):
+            await deferLater(self._reactor, _LOOK_INTERVAL)
+            stacks = self._last_stacks()
+            if stacks and stacks == before:
+                break
+            before = stacks
+        return before
+
+    def _last_stacks(self) -> str:
+        return "" if self._over else self.record.stacks
 
     def _born(self, pid: int) -> None:
         self.pid = pid

@@ -1,8 +1,12 @@
 """What a worker leaves behind, however it ends: its flight recorder, its last heartbeat, its stacks."""
 
 import os
+import signal
 
 from novasvc.flight import SIZE, FlightRecorder
+
+DUMP = signal.SIGRTMIN
+"""At this signal a worker writes down the stacks of all its threads, and goes on."""
 
 _LONGEST = 256 * 1024
 """Octets of stacks that are read; faulthandler itself writes 100 frames of 100 threads at the most."""

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.application import service
@@ -53,6 +54,7 @@ class Signals(service.Service):
             _log.warn("signals are not taken: the reactor does not run in the main thread")
             return
         for number, handler in self._handlers.items():
-            self._former[number] = signal.signal(
-                number, lambda _number, _frame, handler=handler: self._reactor.callFromThread(handler)
-            )
+            self._former[number] = signal.signal(number, partial(self._pass_on, handler))
+
+    def _pass_on(self, handler: Handler, _number: int, _frame: object) -> None:
+        self._reactor.callFromThread(handler)

@@ -100,6 +100,7 @@ class Slot:
     trouble: str | None = attrs.field(default=None, init=False)
     process: WorkerProcess | None = attrs.field(default=None, init=False)
     _final: str = attrs.field(default="", init=False)
+    _epitaph: str = attrs.field(default="", init=False)
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -255,7 +256,8 @@ class Slot:
 
     def kill(self) -> None:
         """End the process by force."""
-        _log.error("{worker} has not ended in time, and is killed; what it had begun is lost or runs again", worker=self)
+        lost = "what it had begun is lost, or runs again elsewhere"
+        _log.error("{worker} has not ended in time, and is killed; {lost}", worker=self, lost=lost)
         self.signal(SIGKILL)
 
     def signal(self, number: int) -> None:
@@ -263,31 +265,26 @@ class Slot:
         if self.process is not None:
             self.process.signal(number)
 
-    def plan(self, how: str) -> None:
+    def note_end(self, how: str) -> None:
+        """Remember how the process ended, which is the trouble unless it said one itself."""
+        self._epitaph = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
+        self.trouble = self.trouble or f"it {how}"
+        self.restarts += 1
+        self.process = None
+
+    def plan(self) -> None:
         """Decide what follows the end of the process."""
         now = self._clock.seconds()
-        lived = None if self._ready_at is None else now - self._ready_at
-        pause = self._history.died(now, lived)
-        problem = self.trouble or how
-        self.restarts += 1
-        gone = str(self)
-        self.process = None
-        if self._final:
-            _log.critical("{worker} {how}: {problem}", worker=gone, how=how, problem=self._final)
+        pause = self._history.died(now, None if self._ready_at is None else now - self._ready_at)
+        if self._final or (self._history.exhausted and pause):
             if self._give_up(self, self._final):
+                _log.critical("{what}; it is not started again", what=self._epitaph)
                 self._machine.give_up()
                 return
             pause = SLOWLY
-        elif self._history.exhausted and pause:
-            if self._give_up(self, ""):
-                _log.critical("{worker} {how}: {problem}", worker=gone, how=how, problem=problem)
-                self._machine.give_up()
-                return
-            pause = SLOWLY
-        self.trouble = problem
         pause = max(pause, self._throttle.wait(now))
         when = f"again in {pause:.1f} s" if pause else "again at once"
-        _log.error("{worker} {how}; started {when}", worker=gone, how=how if problem == how else f"{how}: {problem}", when=when)
+        _log.error("{what}; it is started {when}", what=self._epitaph, when=when)
         if pause:
             self.arm(pause)
         else:
@@ -346,8 +343,9 @@ def _build() -> Callable[[Slot], SlotInput]:
 
         @dying.upon(SlotInput.ended).to(backing_off)
         def died(machine: SlotInput, slot: Slot, how: str) -> None:
+            slot.note_end(how)
             slot.enter("backing off")
-            slot.plan(how)
+            slot.plan()
 
     @backing_off.upon(SlotInput.give_up).to(failed)
     def give_up(machine: SlotInput, slot: Slot) -> None:

@@ -6,13 +6,14 @@ import faulthandler
 import gc
 import importlib
 import os
-import pickle  # noqa: S403 - from the supervisor, over a socket pair that nobody else has
+import pickle
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
@@ -25,7 +26,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.logs import NOBODY, make_observer, reopened_log
 from novasvc.supervision.channel import Channel, Message, adopt
-from novasvc.supervision.record import Record
+from novasvc.supervision.record import DUMP, Record
 from novasvc.supervision.title import set_title
 
 _log = Logger()
@@ -53,17 +54,17 @@ def run(order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
     flight.install(record.recorder)
     record.recorder.beat(time.monotonic())
     faulthandler.enable(record.descriptor)
+    faulthandler.register(DUMP, record.descriptor)
     set_title(f"novasvc: worker {order['number']} ({order['name']})")
 
     importlib.import_module(order["reactor"]).install()
-    from twisted.internet import reactor  # noqa: PLC0415 - the one that was installed a line above
-
-    reactor.seconds = time.monotonic  # type: ignore[attr-defined]  # Note [Monotonic seconds] in novasvc.tap
+    reactor: Any = sys.modules["twisted.internet.reactor"]
+    reactor.seconds = time.monotonic  # Note [Monotonic seconds] in novasvc.tap
     _begin_log(order)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
-    reactor.callWhenRunning(worker.begin)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.callWhenRunning(worker.begin)
+    reactor.run()
     atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
     return worker.status
 
@@ -101,7 +102,7 @@ class Worker:
     def begin(self) -> None:
         """Make the server and start it. Called when the reactor runs."""
         for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
-            signal.signal(number, lambda _number, _frame, handler=handler: self._reactor.callFromThread(handler))
+            signal.signal(number, partial(self._pass_on, handler))
         # In front of ours: what it writes, it writes even while the reactor hangs.
         faulthandler.register(signal.SIGUSR2, self._record.descriptor, chain=True)
         self._due = self._reactor.seconds() + TICK
@@ -109,6 +110,9 @@ class Worker:
         ticking.clock = self._reactor
         ticking.start(TICK)
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
+
+    def _pass_on(self, handler: Callable[[], object], _number: int, _frame: object) -> None:
+        self._reactor.callFromThread(handler)
 
     async def _start(self) -> None:
         server = make_server(self._order, self._sockets, self._reactor)
@@ -139,7 +143,7 @@ class Worker:
         else:
             self.status = UNHANDLED
             _log.failure("the server did not start", failure, level=LogLevel.critical)
-            self._say({"is": "failed", "problem": describe(error), "final": False})
+            self._say({"is": "failed", "problem": describe(cast(BaseException, error)), "final": False})
         self._end()
 
     # -- signs of life -------------------------------------------------------------------------
@@ -177,7 +181,9 @@ class Worker:
         """Log what happened last, for who sent SIGUSR2 to this process."""
         stacks = self._record.stacks
         self._record.forget_stacks()
-        _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=flight.dump_text(self._record.recorder))
+        _log.info(
+            "stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=flight.dump_text(self._record.recorder)
+        )
 
     # -- the way down --------------------------------------------------------------------------
 

@@ -1,0 +1,420 @@
+"""The workers of all servers together: what starts, replaces, counts and ends them."""
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from novasvc.errors import NovasvcError
+from novasvc.interfaces import IPreforkable, ISupervisor
+from novasvc.settings import Configuration, Settings
+from novasvc.settings.listing import changes
+from novasvc.supervision.errors import NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
+from novasvc.supervision.fleet import Fleet, Generation
+from novasvc.supervision.forks import Forks
+from novasvc.supervision.order import name_of, pack
+from novasvc.supervision.policy import RestartPolicy
+from novasvc.supervision.slot import Limits, Slot
+from novasvc.supervision.systemd import CHILD_VARIABLES
+
+_log = Logger()
+
+MOST_WORKERS = 1024
+"""Workers of a server; more is a slip of the pen."""
+
+Row = dict[str, Any]
+Sockets = Mapping[str, Sequence[socket.socket]]
+"""By the name of the server that they listen for."""
+
+
+@attrs.define(eq=False)
+class ServerWrapper:
+    """A server, and in how many processes it runs.
+
+    :param server: provides IService, or takes a reactor and returns such a one; see
+        :func:`novasvc.supervision.order.pack`.
+    :param workers: their number.
+    Source: nova.service.ServerWrapper.
+    """
+
+    server: Any
+    workers: int
+    fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What operators call the server."""
+        return name_of(self.server)
+
+    @property
+    def children(self) -> set[int]:
+        """The process ids of the workers."""
+        return {slot.process.pid for slot in self.fleet or () if slot.process is not None and slot.process.pid}
+
+    @property
+    def forktimes(self) -> list[float]:
+        """The reactor's seconds of the last forks: those that the throttle looks at."""
+        return [] if self.fleet is None else list(self.fleet.throttle.times)
+
+
+Reread = Callable[[], tuple[Configuration, Sequence[ServerWrapper] | None]]
+"""Reads the configuration again; returns the servers that it describes, or None for those that are there."""
+
+
+def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
+    """Have the servers that share sockets open them.
+
+    :param held: those of the servers that they replace.
+    :raises NovasvcError: an address cannot be had.
+    """
+    return {
+        wrapper.name: (
+            list(wrapper.server.open_sockets(held.get(wrapper.name, ())))
+            if IPreforkable.providedBy(wrapper.server)
+            else []
+        )
+        for wrapper in wrappers
+    }
+
+
+@implementer(ISupervisor)
+class Supervisor:
+    """Keeps the workers of some servers running.
+
+    :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
+    :param configuration: what it goes by.
+    :param reread: see :data:`Reread`.
+    :param log_file: where workers log to; "" is standard output.
+    :param failed: called when no worker of a server can run; nothing goes on from there.
+    :param end: called when an operator wants all to end.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        configuration: Configuration,
+        reread: Reread,
+        log_file: str,
+        failed: Callable[[WorkerFailedError], None],
+        end: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._configuration = configuration
+        self._reread = reread
+        self._log_file = log_file
+        self._failed = failed
+        self._end = end
+        self._fleets: list[Fleet] = []
+        self._forks: list[Forks] = []
+        self._sockets: Sockets = {}
+        self._wrappers: Sequence[ServerWrapper] = ()
+        self._reloading: Deferred[list[Row]] | None = None
+        self._ending = False
+
+    @property
+    def _settings(self) -> Settings:
+        return self._configuration.settings
+
+    @property
+    def slots(self) -> list[Slot]:
+        """All places of workers."""
+        return [slot for fleet in self._fleets for slot in fleet]
+
+    @property
+    def status(self) -> str:
+        """How it goes, in a line."""
+        slots = self.slots
+        return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
+
+    # -- the way up and down -------------------------------------------------------------------
+
+    def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> Deferred[None]:
+        """Begin to start the workers.
+
+        :param sockets: theirs from now on.
+        :return: fires when all of them have been ready.
+        """
+        self._wrappers, self._sockets = list(wrappers), sockets
+        for wrapper, generation in zip(wrappers, self._generations(wrappers, sockets), strict=True):
+            self._fleets.append(self._make_fleet(wrapper, generation))
+        started = [fleet.start() for fleet in self._fleets]
+        return gatherResults(started, consumeErrors=True).addCallback(lambda _: None)
+
+    def drain_all(self) -> Deferred[None]:
+        """Let all workers finish what they have begun.
+
+        :return: fires when there is none any more.
+        """
+        self._ending = True
+        if self._reloading is not None:
+            self._reloading.cancel()
+        drained = DeferredList([fleet.drain() for fleet in self._fleets], consumeErrors=True)
+        return drained.addCallback(lambda _: self._close())
+
+    def hurry(self) -> None:
+        """Let all workers end at once."""
+        for fleet in self._fleets:
+            fleet.hurry()
+
+    def check(self) -> None:
+        """See whether the workers' reactors turn. Called about once a second."""
+        for slot in self.slots:
+            slot.check()
+
+    def _close(self) -> None:
+        for forks in self._forks:
+            forks.close()
+        for shared in (shared for sockets in self._sockets.values() for shared in sockets):
+            shared.close()
+        self._forks, self._fleets, self._sockets = [], [], {}
+
+    # -- what workers are made from ------------------------------------------------------------
+
+    def _make_fleet(self, wrapper: ServerWrapper, generation: Generation) -> Fleet:
+        wrapper.fleet = Fleet(wrapper.workers, generation, self._reactor, self._take_number, self._give_up)
+        return wrapper.fleet
+
+    def _generations(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[Generation]:
+        settings = self._settings
+        packages = [pack(wrapper.server) for wrapper in wrappers]
+        modules = frozenset[str]().union(*(package.modules for package in packages)) - {"__main__", "builtins"}
+        main = next((package.main for package in packages if package.main is not None), None)
+        environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
+        forks = Forks(self._reactor, sorted(modules), main, environment)
+        self._forks.append(forks)
+        forks.start()
+        order = {
+            "reactor": type(self._reactor).__module__,
+            "log": {"file": self._log_file, "json": settings.log_json, "level": settings.log_level},
+        }
+        limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
+        policy = RestartPolicy.from_settings(settings)
+        return [Generation(package, sockets[package.name], forks, policy, limits, order) for package in packages]
+
+    def _take_number(self) -> int:
+        taken = {slot.number for slot in self.slots}
+        return next(number for number in range(1, len(taken) + 2) if number not in taken)
+
+    def _give_up(self, slot: Slot, problem: str) -> bool:
+        """Decide whether a worker that cannot run is started no more.
+
+        :param problem: what is wrong with its configuration; "" is that it has died too often.
+        """
+        fleet = next((fleet for fleet in self._fleets if slot in fleet.slots), None)
+        if fleet is None:
+            return True  # it was to replace another, which stays
+        settings = self._settings
+        if problem:
+            if not fleet.proven:
+                self._failed(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
+            return True
+        if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and fleet.proven):
+            return False
+        budget, window = settings.worker_restart_budget, settings.worker_restart_window
+        died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
+        self._failed(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
+        return True
+
+    # -- ISupervisor ---------------------------------------------------------------------------
+
+    def workers(self) -> list[Row]:
+        """See :meth:`novasvc.interfaces.ISupervisor.workers`."""
+        return [{**_row(slot), **_details(slot)} for slot in self.slots]
+
+    def resize(self, count: int, server: str | None) -> None:
+        """See :meth:`novasvc.interfaces.ISupervisor.resize`."""
+        see_number(count)
+        names = ", ".join(fleet.name for fleet in self._fleets) or "none"
+        fleets = [fleet for fleet in self._fleets if server in {None, fleet.name}]
+        if server is not None and not fleets:
+            raise NoSuchWorkerError(f"server {server!r}", names)
+        if len(fleets) != 1:
+            raise ResizeError(count, f"say which server is meant; there are: {names}")
+        self._resize(fleets[0], count)
+
+    def resize_all(self, more: int) -> None:
+        """Give each server some more workers, or less; each keeps at least one."""
+        for fleet in self._fleets:
+            if 1 <= fleet.size + more <= MOST_WORKERS:
+                self._resize(fleet, fleet.size + more)
+            else:
+                _log.warn("{name} keeps its {size} workers", name=fleet.name, size=fleet.size)
+
+    def _resize(self, fleet: Fleet, count: int) -> None:
+        if self._ending:
+            raise ResizeError(count, "the supervisor ends")
+        _log.info(
+            "{name} has {count} workers from now on, before: {size}", name=fleet.name, count=count, size=fleet.size
+        )
+        fleet.resize(count)
+
+    def drain(self, number: int | None) -> Deferred[None]:
+        """See :meth:`novasvc.interfaces.ISupervisor.drain`."""
+        if number is None:
+            self._reactor.callLater(0, self._end)
+            return succeed(None)
+        for fleet in self._fleets:
+            for slot in fleet.slots:
+                if slot.number == number:
+                    return Deferred.fromCoroutine(_replace(fleet, slot))
+        numbers = ", ".join(str(slot.number) for fleet in self._fleets for slot in fleet.slots) or "none"
+        raise NoSuchWorkerError(f"worker {number}", numbers)
+
+    def dump(self) -> Deferred[Sequence[Row]]:
+        """See :meth:`novasvc.interfaces.ISupervisor.dump`."""
+        return gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in self.slots], consumeErrors=True)
+
+    def reload(self) -> Deferred[Sequence[Row]]:
+        """See :meth:`novasvc.interfaces.ISupervisor.reload`."""
+        return Deferred.fromCoroutine(self._reload())
+
+    # -- reload --------------------------------------------------------------------------------
+
+    async def _reload(self) -> list[Row]:
+        if self._ending:
+            raise ReloadError("the supervisor ends")
+        if self._reloading is not None:
+            raise ReloadError("another reload is under way")
+        self._reloading = Deferred.fromCoroutine(self._take_over())
+        try:
+            return await self._reloading
+        finally:
+            self._reloading = None
+
+    async def _take_over(self) -> list[Row]:
+        """Read, check, replace; whatever goes wrong leaves what is there."""
+        try:
+            configuration, wrappers = self._reread()
+            sockets = self._sockets if wrappers is None else open_sockets(wrappers, self._sockets)
+        except (NovasvcError, SystemExit) as error:
+            raise ReloadError(str(error)) from error
+        if wrappers is not None and not wrappers:
+            raise ReloadError("the configuration wants no workers; to run all in one process takes a new start")
+        rows = changes(self._configuration, configuration)
+        for row in rows:
+            _log.info("reload: {setting} changes from {before} to {after}", **row)
+        before = self._configuration, self._wrappers, self._sockets
+        self._configuration, self._wrappers, self._sockets = (
+            configuration,
+            self._wrappers if wrappers is None else wrappers,
+            sockets,
+        )
+        try:
+            await self._replace_all()
+        except BaseException:
+            self._configuration, self._wrappers, self._sockets = before
+            _close(sockets, but=self._sockets)
+            raise
+        _close(before[2], but=self._sockets)
+        _log.info("reloaded: the workers were replaced; those that were there before finish what they have begun")
+        return rows
+
+    async def _replace_all(self) -> None:
+        """Have fleets of the servers that there are to be, and of no others."""
+        old = {fleet.name: fleet for fleet in self._fleets}
+        before = list(self._fleets)
+        replaced: list[tuple[Fleet, Generation]] = []
+        generations = self._generations(self._wrappers, self._sockets)
+        leaving = self.slots
+        try:
+            for wrapper, generation in zip(self._wrappers, generations, strict=True):
+                fleet = old.pop(generation.package.name, None)
+                if fleet is None:
+                    fleet = self._make_fleet(wrapper, generation)
+                    self._fleets.append(fleet)
+                    await fleet.start_surely()
+                    continue
+                replaced.append((fleet, fleet.generation))
+                wrapper.workers = wrapper.workers if wrapper.fleet is None else fleet.size
+                wrapper.fleet = fleet
+                await fleet.replace_all(generation)
+                fleet.resize(wrapper.workers)
+        except BaseException as error:
+            for fleet in [fleet for fleet in self._fleets if fleet not in before]:
+                self._drop(fleet)
+            if isinstance(error, ReloadError):
+                for fleet, generation in replaced[:-1]:
+                    await fleet.replace_all(generation)
+            self._retire(generations[0].forks)
+            raise
+        for fleet in old.values():
+            self._drop(fleet)
+        for forks in self._forks[:-1]:
+            self._retire(forks, leaving)
+
+    def _drop(self, fleet: Fleet) -> None:
+        """Let the workers of a server go that is there no more."""
+        fleet.drain().addCallback(lambda _: self._fleets.remove(fleet) if fleet in self._fleets else None)
+
+    def _retire(self, forks: Forks, slots: Sequence[Slot] | None = None) -> None:
+        """Let a forkserver go when the workers have ended that came from it.
+
+        :param slots: those; None is all that are leaving now.
+        """
+        leaving = (
+            [slot for fleet in self._fleets for slot in fleet if slot not in fleet.slots] if slots is None else slots
+        )
+        gone = DeferredList([slot.reaches("ended") for slot in leaving], consumeErrors=True)
+
+        def close(_: object) -> None:
+            if forks in self._forks:
+                self._forks.remove(forks)
+                forks.close()
+
+        gone.addCallback(close)
+
+
+def _close(sockets: Sockets, *, but: Sockets) -> None:
+    """Close sockets, except those that are among others."""
+    kept = {id(shared) for these in but.values() for shared in these}
+    for shared in (shared for these in sockets.values() for shared in these):
+        if id(shared) not in kept:
+            shared.close()
+
+
+def see_number(workers: int) -> None:
+    """See that this is a number of workers.
+
+    :raises ResizeError: otherwise.
+    """
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_WORKERS:
+        raise ResizeError(workers, f"give a number from 1 to {MOST_WORKERS}")
+
+
+async def _replace(fleet: Fleet, slot: Slot) -> None:
+    await fleet.replace(slot)
+    await slot.reaches("ended")
+
+
+def _row(slot: Slot) -> Row:
+    pid = None if slot.process is None else slot.process.pid
+    return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
+
+
+def _details(slot: Slot) -> Row:
+    return {
+        "since": _time(slot.since),
+        "restarts": slot.restarts,
+        "memory": None if slot.process is None else slot.process.memory,
+        "trouble": slot.trouble,
+    }
+
+
+async def _dump(slot: Slot) -> Row:
+    row, process = _row(slot), slot.process
+    if process is None:
+        return {**row, "stacks": "", "calls": None, "events": []}
+    calls = await process.calls()
+    stacks = await process.dump()
+    events = [{"time": _time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
+    return {**row, "stacks": stacks, "calls": calls, "events": events}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
