@@ -56,7 +56,7 @@ class RunTests(ProgramCase):
         asked, not_asked = self.run_program("--help"), self.run_program()
         self.assertEqual((asked.status, not_asked.status), (0, 2))
         for page in (asked.stdout, not_asked.stderr):
-            for name in ("service", "db", "config", "completion"):
+            for name in ("service", "workers", "drain", "reload", "dump", "db", "config", "completion"):
                 self.assertIn(f"\n  {name} ", page)
 
     def test_usage_errors(self) -> None:
@@ -132,7 +132,7 @@ class ConfigTests(ProgramCase):
 
     def test_check_here(self) -> None:
         """Without files, the settings that would be used here are checked."""
-        ran = self.run_program("config", "check", environ={"NOVASVC_WORKERS": "0"})
+        ran = self.run_program("config", "check", environ={"NOVASVC_WORKERS": "-1"})
         self.assertEqual(ran.status, 1)
         self.assertIn("variable NOVASVC_WORKERS", ran.stderr)
 

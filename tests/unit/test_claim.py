@@ -1,0 +1,285 @@
+"""Who has a control socket's place, with real files, sockets and processes."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.supervision.claim import Claim
+from novasvc.supervision.errors import ControlError
+
+_NOBODY = 65534
+
+_CLAIMANT = """
+import sys, time
+from pathlib import Path
+from novasvc.supervision.claim import Claim
+from novasvc.supervision.errors import ControlError
+
+print("here", flush=True)
+for line in sys.stdin:
+    moment = float(line)
+    while time.monotonic() < moment:
+        pass
+    try:
+        claim = Claim.take(Path(sys.argv[1]))
+    except ControlError as error:
+        claim = None
+        print(error, flush=True)
+    else:
+        print("won", flush=True)
+    sys.stdin.readline()
+    if claim is not None:
+        claim.release()
+    print("done", flush=True)
+"""
+
+
+class Claimant:
+    """A process that claims the place when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        command = [sys.executable, "-c", _CLAIMANT, str(path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def write(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class ClaimCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.path = self.directory / "state" / "control"
+
+    def take(self) -> Claim:
+        """Take the place until the test ends."""
+        claim = Claim.take(self.path)
+        self.addCleanup(self._release, claim)
+        return claim
+
+    def _release(self, claim: Claim) -> None:
+        if claim.socket.fileno() != -1:
+            claim.release()
+
+    def refusal(self, path: Path | None = None) -> str:
+        """Return why it cannot be taken."""
+        return str(self.assertRaises(ControlError, Claim.take, path or self.path))
+
+    def claimant(self) -> Claimant:
+        claimant = Claimant(self.path)
+        self.addCleanup(claimant.end)
+        self.assertEqual(claimant.read(), "here")
+        return claimant
+
+    def bind(self, kind: int = socket.SOCK_STREAM, backlog: int | None = None) -> socket.socket:
+        """Have a socket of somebody else there."""
+        self.path.parent.mkdir(exist_ok=True)
+        other = socket.socket(socket.AF_UNIX, kind)
+        self.addCleanup(other.close)
+        other.bind(str(self.path))
+        if backlog is not None:
+            other.listen(backlog)
+        return other
+
+
+class TakeTests(ClaimCase):
+    """Tests for novasvc.supervision.claim.Claim.take."""
+
+    def test_modes(self) -> None:
+        """The socket is for its user alone, and so is the directory that is made for it, whatever the umask is."""
+        self.addCleanup(os.umask, os.umask(0))
+        self.take()
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (self.path, self.path.parent, Path(f"{self.path}.lock"))]
+        self.assertEqual(modes, [0o600, 0o700, 0o600])
+        self.assertEqual(os.umask(0), 0)
+
+    def test_directory_that_is_there(self) -> None:
+        """A directory that is there keeps its mode."""
+        self.path.parent.mkdir(mode=0o755)
+        self.path.parent.chmod(0o755)
+        self.take()
+        self.assertEqual(stat.S_IMODE(self.path.parent.stat().st_mode), 0o755)
+
+    def test_listens(self) -> None:
+        """Connections are accepted as soon as it is taken."""
+        claim = self.take()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.path))
+            accepted, _ = claim.socket.accept()
+            accepted.close()
+
+    def test_stale(self) -> None:
+        """A socket at which nobody listens is replaced."""
+        self.bind(backlog=1).close()
+        self.assertTrue(self.path.exists())
+        self.take()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.path))
+
+    def test_never_listened(self) -> None:
+        """A socket that was bound by one that never listened is replaced, too."""
+        self.bind()
+        self.take()
+
+    def test_taken(self) -> None:
+        """A place that a supervisor has is refused; who has it, and what to do, is said; the file stays."""
+        self.take()
+        before = self.path.stat().st_ino
+        self.assertEqual(
+            self.refusal(),
+            f"control socket '{self.path}': another supervisor, pid {os.getpid()}, has it; "
+            "stop that one, or set control_socket, or state_dir, to another place",
+        )
+        self.assertEqual(self.path.stat().st_ino, before)
+
+    def test_live(self) -> None:
+        """A socket of a process that is no supervisor is not unlinked while that listens, locked or not."""
+        self.bind(backlog=1)
+        self.assertIn(f"process {os.getpid()} listens there; stop that process, or", self.refusal())
+        self.assertTrue(self.path.is_socket())
+
+    def test_busy(self) -> None:
+        """One that has no place for a connection lives as well, and is not waited for."""
+        self.bind(backlog=0)
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+        for client in clients:
+            self.addCleanup(client.close)
+            client.setblocking(False)
+            client.connect_ex(str(self.path))
+        self.assertIn("more want to reach than it accepts", self.refusal())
+        self.assertTrue(self.path.is_socket())
+
+    def test_other_kind(self) -> None:
+        """A socket of datagrams is left alone."""
+        self.bind(socket.SOCK_DGRAM)
+        self.assertIn("cannot be asked who listens: Protocol wrong type", self.refusal())
+        self.assertTrue(self.path.is_socket())
+
+    def test_no_socket(self) -> None:
+        """Neither a file nor a directory nor a link is touched."""
+        self.path.parent.mkdir()
+        for make in (
+            lambda: self.path.write_text("precious"),
+            self.path.mkdir,
+            lambda: self.path.symlink_to("/nowhere"),
+        ):
+            make()
+            before = self.path.lstat()
+            self.assertIn("something is there that is not a socket; remove it, or set", self.refusal())
+            self.assertEqual(self.path.lstat(), before)
+            self.path.rmdir() if self.path.is_dir() else self.path.unlink()
+
+    def test_long(self) -> None:
+        """A path that no socket can have is refused with both lengths; the longest that one can have is taken."""
+        name = "x" * (107 - len(str(self.directory)) - 1)
+        claim = Claim.take(self.directory / name)
+        claim.release()
+        self.assertIn("a path of 108 bytes is longer", self.refusal(self.directory / f"{name}x"))
+        self.assertIn("a path of 108 bytes", self.refusal(self.directory / f"{name[:-1]}é"))
+
+    def test_directory_that_is_none(self) -> None:
+        """A directory that cannot be made is named."""
+        file = self.directory / "file"
+        file.touch()
+        self.assertRegex(self.refusal(file / "a" / "control"), r"Not a directory: .*; make its directory writable for")
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user")
+    def test_not_writable(self) -> None:
+        """A directory of another user is refused, and what to do is said."""
+        self.path.parent.mkdir(mode=0o755)
+        self.directory.chmod(0o755)
+        os.seteuid(_NOBODY)
+        try:
+            self.assertRegex(self.refusal(), r"Permission denied: .*; make its directory writable for this user, or")
+        finally:
+            os.seteuid(0)
+
+    def test_lock_that_is_a_link(self) -> None:
+        """A lock file that is a link is not followed."""
+        self.path.parent.mkdir()
+        Path(f"{self.path}.lock").symlink_to(self.directory / "elsewhere")
+        self.assertIn("nothing can be made there", self.refusal())
+        self.assertFalse((self.directory / "elsewhere").exists())
+
+    def test_no_descriptor_left(self) -> None:
+        """One that is refused has kept no descriptor."""
+        self.bind(backlog=1)
+        before = len([*Path("/proc/self/fd").iterdir()])
+        self.refusal()
+        self.assertEqual(len([*Path("/proc/self/fd").iterdir()]), before)
+
+
+class ReleaseTests(ClaimCase):
+    """Tests for novasvc.supervision.claim.Claim.release."""
+
+    def test_release(self) -> None:
+        """The socket's file is gone, and the place can be taken again."""
+        self.take().release()
+        self.assertFalse(self.path.exists())
+        self.take()
+
+    def test_another_file(self) -> None:
+        """A file that another process has put there stays, and so does no file at all."""
+        claim = self.take()
+        self.path.unlink()
+        self.bind()
+        claim.release()
+        self.assertTrue(self.path.is_socket())
+        again = self.take()
+        self.path.unlink()
+        again.release()
+
+
+class ProcessTests(ClaimCase):
+    """Tests for claims of several processes."""
+
+    def test_same_moment(self) -> None:
+        """Of several that start at the same moment exactly one wins, with a stale socket or none."""
+        claimants = [self.claimant() for _ in range(4)]
+        for number in range(30):
+            if number % 2:
+                self.bind(backlog=1).close()
+            moment = time.monotonic() + 0.005
+            for claimant in claimants:
+                claimant.write(repr(moment))
+            outcomes = [claimant.read() for claimant in claimants]
+            lost = sorted(outcome for outcome in outcomes if outcome != "won")
+            self.assertEqual(len(lost), 3, outcomes)
+            self.assertTrue(all("another supervisor" in outcome for outcome in lost), lost)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(self.path))
+            for claimant in claimants:
+                claimant.write("")
+            self.assertEqual([claimant.read() for claimant in claimants], ["done"] * 4)
+            self.assertFalse(self.path.exists())
+
+    def test_killed(self) -> None:
+        """After kill -9 the socket and the lock file are there, and hinder nobody."""
+        claimant = self.claimant()
+        claimant.write("0")
+        self.assertEqual(claimant.read(), "won")
+        self.assertIn(f"another supervisor, pid {claimant.process.pid}, has it", self.refusal())
+        claimant.process.send_signal(signal.SIGKILL)
+        claimant.process.wait()
+        self.assertTrue(self.path.is_socket())
+        self.take()
