@@ -1,37 +1,65 @@
-"""What systemd is told: that we are ready, that we reload, that we live."""
+"""What systemd is told: that we are ready, that we reload, that we live. docs/systemd.md has the unit."""
 
-import contextlib
+import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.application import service
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+_log = Logger()
 
 CHILD_VARIABLES = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+    {
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        "LISTEN_PIDFDID",
+    }
 )
-"""Variables that are for this process, and not for its children."""
+"""Variables that are for the process that systemd has started, and not for its children."""
+
+_LONGEST = 1024
+"""Characters of a status; ``systemctl status`` has one line for it."""
 
 
 class Notifier:
-    """Tells systemd, if there is one that wants to know.
+    """Tells systemd, if there is one that wants to know. Nothing here waits or raises.
 
-    :param environ: NOTIFY_SOCKET is used.
+    :param environ: NOTIFY_SOCKET is used: a path, or a name in the kernel with "@" in front.
+    :param monotonic: returns seconds by CLOCK_MONOTONIC, which systemd compares with its own.
+    Source: sd_notify(3).
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], monotonic: Callable[[], float] = time.monotonic) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._monotonic = monotonic
+        self._trouble: str | None = None
 
     def ready(self, status: str) -> None:
-        """Say that the services run, or run again."""
-        self._send(f"READY=1\nSTATUS={status}")
+        """Say that the services run, or run again after a reload.
+
+        :param status: a line for ``systemctl status``.
+        """
+        self._send("READY=1", _status(status))
 
     def status(self, status: str) -> None:
-        """Say how it goes, in a line."""
-        self._send(f"STATUS={status}")
+        """Say how it goes.
+
+        :param status: a line for ``systemctl status``.
+        """
+        self._send(_status(status))
 
     def reloading(self) -> None:
-        """Say that a reload has begun."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Say that a reload has begun; :meth:`ready` ends it, whatever came of it."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={int(self._monotonic() * 1_000_000)}")
 
     def stopping(self) -> None:
         """Say that the end has begun."""
@@ -41,11 +69,89 @@ class Notifier:
         """Say that we live."""
         self._send("WATCHDOG=1")
 
-    def _send(self, text: str) -> None:
+    def _send(self, *assignments: str) -> None:
         if not self._address:
             return
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as to,
-        ):
-            to.sendto(text.encode(), self._address)
+        try:
+            # A socket each time: one that is kept would have to be kept from children and user changes, too.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                end.setblocking(False)
+                end.sendto("\n".join(assignments).encode("utf-8", "replace"), self._address)
+        except (OSError, ValueError) as error:
+            trouble = getattr(error, "strerror", None) or str(error)
+            if trouble != self._trouble:
+                _log.warn("systemd could not be told {what}: {why}", what=assignments[0], why=trouble)
+            self._trouble = trouble
+        else:
+            self._trouble = None
+
+
+def _status(text: str) -> str:
+    """Return the assignment, in one line: what follows a line's end would be taken for another one."""
+    return "STATUS=" + " ".join(text.split())[:_LONGEST]
+
+
+class Watchdog(service.Service):
+    """Tells systemd that we live, twice in the time that WatchdogSec= of the unit allows.
+
+    ``interval`` is how many seconds that is; None where systemd does not want to know.
+
+    A reactor that does not turn, and a process that is not healthy, give no sign of life. systemd
+    then ends the process, and starts another if Restart= says so.
+
+    :param notifier: says it.
+    :param environ: WATCHDOG_USEC and WATCHDOG_PID are used.
+    :param clock: provides IReactorTime.
+    :param healthy: says whether the process does what it is for; called each time.
+    :param pid: of this process; None asks the system.
+    Source: sd_watchdog_enabled(3).
+    """
+
+    def __init__(
+        self,
+        notifier: Notifier,
+        environ: Mapping[str, str],
+        clock: Any,
+        healthy: Callable[[], bool],
+        pid: int | None = None,
+    ) -> None:
+        self._notifier = notifier
+        self._healthy = healthy
+        self._well = True
+        self.interval = _interval(environ, os.getpid() if pid is None else pid)
+        self._beats = LoopingCall(self._beat)
+        self._beats.clock = clock
+
+    def startService(self) -> None:
+        """Begin to give signs of life."""
+        super().startService()
+        if self.interval is not None and not self._beats.running:
+            beating = self._beats.start(self.interval)
+            beating.addErrback(lambda failure: _log.failure("no more signs of life for systemd", failure))
+
+    def stopService(self) -> None:
+        """Give no more. systemd expects none from a service that stops."""
+        super().stopService()
+        if self._beats.running:
+            self._beats.stop()
+
+    def _beat(self) -> None:
+        try:
+            well = self._healthy()
+        except Exception:  # noqa: BLE001 - whatever it is, it is not well
+            _log.failure("whether the process is healthy could not be found out")
+            well = False
+        if well:
+            self._notifier.watchdog()
+        if self._well and not well:
+            _log.error("not healthy: systemd gets no sign of life until that is mended")
+        elif well and not self._well:
+            _log.info("healthy again: systemd gets signs of life")
+        self._well = well
+
+
+def _interval(environ: Mapping[str, str], pid: int) -> float | None:
+    allowed, meant = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not allowed.isdecimal() or int(allowed) == 0 or (meant and meant != str(pid)):
+        return None
+    return int(allowed) / 2_000_000
