@@ -108,7 +108,7 @@ class Conversation(LineReceiver, TimeoutMixin):
             super().resumeProducing()
 
     def readConnectionLost(self) -> None:
-        """Close when the last answer is out: who sends no more may still read, as `nc -N` does."""
+        """Close when the last answer is out: who sends no more may still read, as a shell's pipe does."""
         self._close()
 
     def writeConnectionLost(self) -> None:

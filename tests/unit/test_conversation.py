@@ -329,7 +329,7 @@ _LINES = st.lists(
 
 
 class FuzzTests(SynchronousTestCase):
-    @settings(max_examples=150)
+    @settings(max_examples=80)
     @given(_LINES, st.data())
     def test_any_lines(self, lines: list[bytes], data: st.DataObject) -> None:
         """Whatever is sent, in whatever pieces: each line has one answer, and the connection stays."""
