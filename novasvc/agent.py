@@ -37,6 +37,7 @@ class HostAgent(Manager):
         super().__init__(host)
         self._disks = disks
         self._facts: dict[str, Any] = {}
+        self._cpu_seconds = (0.0, 0.0)
 
     async def init_host(self) -> None:
         """Look once before the first question can arrive."""
@@ -88,7 +89,7 @@ class HostAgent(Manager):
         return {
             "host": self.host,
             "seen_at": time.time(),
-            "cpu": {"count": psutil.cpu_count(), "percent": psutil.cpu_percent(interval=0.1)},
+            "cpu": {"count": psutil.cpu_count(), "percent": self._cpu_percent()},
             "memory": {
                 "total": memory.total,
                 "available": memory.available,
@@ -113,6 +114,14 @@ class HostAgent(Manager):
             "boot_time": psutil.boot_time(),
             "platform": {"system": platform.system(), "release": platform.release(), "machine": platform.machine()},
         }
+
+    def _cpu_percent(self) -> float:
+        """Return how busy the processors were since the look before; at the first, since the host's start."""
+        times = psutil.cpu_times()
+        total = sum(times[:8])  # what guests took is in what users took
+        busy = total - times.idle - times.iowait
+        (busy_before, total_before), self._cpu_seconds = self._cpu_seconds, (busy, total)
+        return round(100 * (busy - busy_before) / max(total - total_before, 0.01), 1)
 
     def _mounts(self) -> list[str]:
         return self._disks or [partition.mountpoint for partition in psutil.disk_partitions()] or ["/"]

@@ -54,10 +54,10 @@ class FieldsObserver:
 
     def __call__(self, event: LogEvent) -> None:
         """Pass an event on with its fields; those that it brings itself stay."""
-        fields = node_fields.get()
         context = current_context.get()
-        added = {**(self._default if fields is NOBODY else fields), "request_id": context and context.request_id}
-        self._observer({**added, **event})
+        added = {**self._default, "request_id": context and context.request_id}
+        fields = node_fields.get()
+        self._observer({**added, **event} if fields is NOBODY else {**added, **fields, **event})
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
@@ -66,6 +66,8 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 16
 def format_text(event: LogEvent) -> str:
     """Write an event as one line: time, source and level, node, request, message; a traceback follows."""
     node = f"{event['binary']}@{event['host']} {event['topic']}" if event.get("binary") else "-"
+    if "worker" in event:
+        node += f" worker {event['worker']}"
     source = f"{event.get('log_namespace', '-')}#{_level(event)}"
     line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
     # What peers and users send may be in it: nothing moves a terminal's cursor, nothing cannot be written.
@@ -80,6 +82,7 @@ def format_json(event: LogEvent) -> str:
         "logger": event.get("log_namespace"),
         "message": _message(event),
         **{name: event.get(name) for name in ("host", "binary", "topic", "request_id")},
+        **({"worker": event["worker"]} if "worker" in event else {}),
     }
     if "log_failure" in event:
         fields["traceback"] = _traceback(event).lstrip("\n")

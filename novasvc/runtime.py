@@ -132,6 +132,10 @@ class Runtime:
     def _by_conductor(self) -> Leg[IServiceRegistry]:
         return ConductorLeg(self.broker, self.reactor)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled as the settings: a worker has a reactor and connections of its own."""
+        return _make_again, (self.settings,)
+
     @classmethod
     def from_settings(cls, settings: Settings, reactor: Any) -> "Runtime":
         """Make the runtime that the settings describe; nothing is opened yet.
@@ -146,6 +150,12 @@ class Runtime:
             database=Leg("database", lambda: _reach_database(settings, reactor)),
             run_blocking=BlockingPool(reactor).run_blocking,
         )
+
+
+def _make_again(settings: Settings) -> Runtime:
+    from twisted.internet import reactor  # noqa: PLC0415 - the worker's
+
+    return Runtime.from_settings(settings, reactor)
 
 
 _memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()

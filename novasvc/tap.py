@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-from twisted.logger import ILogObserver
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
@@ -23,6 +23,9 @@ from novasvc.service import Service, ServiceTree
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.supervision.supervisor import Reread, ServerWrapper
+
+
+_log = Logger()
 
 
 class Options(usage.Options):
@@ -196,6 +199,8 @@ class ProcessTree(ServiceTree):
 
     def supervise(self, wrappers: Sequence[ServerWrapper], reread: Reread, log_file: str) -> None:
         """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
+        if self._configuration.settings.transport_url.startswith("memory:"):
+            _log.warn("memory: reaches nobody outside of a process, so workers share no messages; give them a broker")
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=reread, log_file=log_file)
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,19 @@ class Service(service.Service):
     :raises DeclarationError: its exposed methods or tasks contradict each other.
     Source: nova.service.Service.
     """
+
+    _made_of: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember what it is made of, so that it can be made again in a worker."""
+        self = super().__new__(cls)
+        self._made_of = (args, kwargs)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled as what it was made of: nothing that has come since goes to a worker."""
+        args, kwargs = self._made_of
+        return _make_again, (type(self), args, {**kwargs, "runtime": self.runtime})
 
     def __init__(
         self,
@@ -248,6 +261,10 @@ class Service(service.Service):
     async def _kill(self) -> None:
         await self.stop()
         await self.node.delete_row()
+
+
+def _make_again(kind: Callable[..., Service], args: Sequence[Any], kwargs: dict[str, Any]) -> Service:
+    return kind(*args, **kwargs)
 
 
 def _chosen(given: Any, setting: Any) -> Any:

@@ -1,5 +1,7 @@
 """A service tree that waits: for each part on the way up, and for each on the way down."""
 
+from typing import Any
+
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.logger import Logger, LogLevel
@@ -30,6 +32,10 @@ class ServiceTree(MultiService):
         self._started: list[IService] = []
         self._stopping: IService | None = None
         self._removals: list[Deferred[None]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled as its parts; a worker gets a tree that was never started."""
+        return _plant_again, (type(self), self._course.name, list(self))
 
     @property
     def state(self) -> str:
@@ -118,3 +124,10 @@ class ServiceTree(MultiService):
     def _entered(self, state: str) -> None:
         self.running = int(state in {"starting", "running"})
         _log.debug("{tree}: {state}", tree=self._course.name, state=state)
+
+
+def _plant_again(kind: type[ServiceTree], name: str, parts: list[IService]) -> ServiceTree:
+    tree = kind(name)
+    for part in parts:
+        part.setServiceParent(tree)
+    return tree

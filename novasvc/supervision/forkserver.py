@@ -29,16 +29,21 @@ import signal
 import socket
 import sys
 import time
+import traceback
 import types
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 CONTROL = 3
 """The descriptor of the socket pair."""
 
+_REHEARSAL = "novasvc.service.rehearsal"
+"""Has what workers live through before they are born; see there."""
+
 PRELOAD = (
     "novasvc.service",
+    _REHEARSAL,
     "novasvc.supervision.worker",
     "novasvc.tap",
     "novasvc.db.services",
@@ -74,16 +79,23 @@ class NoReactor(importlib.abc.MetaPathFinder):
             raise ImportError("there is no reactor in a forkserver")
 
 
-def preload(modules: Iterable[str]) -> None:
-    """Import modules; what cannot be imported here is left to the worker, which tells what is wrong with it."""
+@contextlib.contextmanager
+def installing_none() -> Iterator[None]:
+    """See to it that nothing installs a reactor."""
     finder = NoReactor()
     sys.meta_path.insert(0, finder)
     try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def preload(modules: Iterable[str]) -> None:
+    """Import modules; what cannot be imported here is left to the worker, which tells what is wrong with it."""
+    with installing_none():
         for module in modules:
             with contextlib.suppress(Exception, SystemExit):
                 importlib.import_module(module)
-    finally:
-        sys.meta_path.remove(finder)
 
 
 def run_main(path: str) -> None:
@@ -154,6 +166,9 @@ class ForkServer:
         preload([*PRELOAD, *message["preload"]])
         if message["main"] is not None:
             run_main(message["main"])
+        self._outlet = importlib.import_module("novasvc.supervision.worker").Outlet()
+        with installing_none(), contextlib.suppress(Exception):
+            importlib.import_module(_REHEARSAL).rehearse()
         gc.collect()
         gc.freeze()
 
@@ -187,13 +202,13 @@ class ForkServer:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.supervision.worker import run  # noqa: PLC0415 - preloaded by now
 
-            status = run(order, descriptors)
+            status = run(self._outlet, order, descriptors)
         except BaseException:  # noqa: BLE001 - nothing of the forkserver may run in this process
-            sys.excepthook(*sys.exc_info())
+            traceback.print_exc(file=sys.__stderr__)
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
+            for stream in (sys.__stdout__, sys.__stderr__):
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    stream.flush()  # type: ignore[union-attr]
             os._exit(status)
 
     def _reap(self) -> None:

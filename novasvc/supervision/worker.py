@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger, LogLevel, globalLogBeginner
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
+
+from zope.interface import implementer
 
 from novasvc import flight
 from novasvc.errors import NovasvcError, describe
@@ -41,9 +43,10 @@ UNHANDLED = 2
 """The exit status of a worker that ends by an exception nobody expected, as in Nova."""
 
 
-def run(order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
+def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
     """Be a worker, from just after the fork to the end of the process.
 
+    :param outlet: of the log.
     :param order: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
         an install function, "log": {"file", "json", "level"}}; see :mod:`novasvc.supervision.fleet`.
     :param descriptors: the channel to the supervisor, the record, and the listening sockets.
@@ -60,7 +63,7 @@ def run(order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
     importlib.import_module(order["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
     reactor.seconds = time.monotonic  # Note [Monotonic seconds] in novasvc.tap
-    _begin_log(order)
+    outlet.turn(order)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
     reactor.callWhenRunning(worker.begin)
@@ -69,12 +72,25 @@ def run(order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
     return worker.status
 
 
-def _begin_log(order: Mapping[str, Any]) -> None:
-    log = order["log"]
-    file = reopened_log(log["file"]) if log["file"] else sys.stdout
-    default = {**NOBODY, "worker": order["number"]}
-    observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
-    globalLogBeginner.beginLoggingTo([observer])
+@implementer(ILogObserver)
+class Outlet:
+    """Where a forkserver logs to: nowhere, unless it is bad news; and a worker, to where it was told."""
+
+    def __init__(self) -> None:
+        self.observer: Callable[[LogEvent], None] = make_observer(sys.stderr, level="warn")
+        # Once in a process is all that Twisted allows, and the worker's part comes after the fork.
+        globalLogBeginner.beginLoggingTo([self], discardBuffer=True)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Pass an event on."""
+        self.observer(event)
+
+    def turn(self, order: Mapping[str, Any]) -> None:
+        """Log to where a worker is told to."""
+        log = order["log"]
+        file = reopened_log(log["file"]) if log["file"] else cast(TextIO, sys.__stdout__)
+        default = {**NOBODY, "worker": order["number"]}
+        self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 
 
 class Worker:

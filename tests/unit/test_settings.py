@@ -226,10 +226,6 @@ class RulesTests(SettingsCase):
         error = self.error(self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 60"))
         self.assertIn("table service[0]", error.source)
 
-    def test_workers(self) -> None:
-        """Several processes are refused as long as there is nothing that starts them."""
-        self.assertIn("one process", self.error(options={"workers": "2"}).problem)
-
     def test_certificate_without_key(self) -> None:
         """A certificate without its key is refused, and so is a key alone."""
         self.assertIn("rabbit_ssl_key_file", self.error(options={"rabbit-ssl-cert-file": "/c.pem"}).problem)
