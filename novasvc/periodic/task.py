@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import TaskTimeoutError
+from novasvc.flight import note
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration
 
@@ -191,6 +192,7 @@ class Task:
         run = self.run = Run(self.name, self._clock.seconds(), variables.copy())
         self._runs += 1
         self._last_start = run.started
+        note("task", f"{self.name} began")
         try:
             result = run.variables.run(self._call, context)
         except BaseException:  # noqa: BLE001 - as in any callback: whatever it raises, the loop goes on
@@ -231,11 +233,13 @@ class Task:
         assert self.declaration.timeout is not None  # it is why this is called
         run.timeout = TaskTimeoutError(self.name, self.declaration.timeout)
         self._timeouts += 1
+        note("task", f"{self.name} timed out")
         run.within(_log.warn, "{error}", error=run.timeout, task=self.name)
         run.cancel()
 
     def _end(self, run: Run, outcome: Any) -> None:
         self.run = None
+        note("task", f"{self.name} {_how(outcome)}")
         self._last_duration = self._clock.seconds() - run.started
         if isinstance(outcome, Failure) and not (run.cancelled and outcome.check(CancelledError)):
             self._failures += 1
@@ -243,3 +247,7 @@ class Task:
                 _log.failure, "periodic task {task} failed", failure=outcome, level=LogLevel.error, task=self.name
             )
         run.end(outcome)
+
+
+def _how(outcome: Any) -> str:
+    return f"failed {type(outcome.value).__name__}" if isinstance(outcome, Failure) else "done"

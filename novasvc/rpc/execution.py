@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MethodTimeoutError, ResultNotSerializableError
+from novasvc.flight import note
 from novasvc.interfaces import IDelivery, ITransport
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
@@ -38,6 +39,7 @@ class Call:
     :param expires_at: seconds on the clock after which it is not to be begun; None if unknown.
     :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
     :param began: seconds on the clock.
+    :param request_id: known when it has begun.
     :param running: what the method returned, if it takes its time.
     :param answered: no answer is to follow.
     """
@@ -51,6 +53,7 @@ class Call:
     expires_at: float | None = attrs.field(default=None, init=False)
     deadline: float | None = attrs.field(default=None, init=False)
     began: float = attrs.field(default=0.0, init=False)
+    request_id: str = attrs.field(default="", init=False)
     running: Deferred[Any] | None = attrs.field(default=None, init=False)
     keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
     answered: bool = attrs.field(default=False, init=False)
@@ -104,6 +107,14 @@ class Execution:
         """Return the calls that run and whose deliveries are acknowledged only at their end."""
         return (call for call in self._running if call.method.exposure.idempotent and not call.answered)
 
+    def running_calls(self) -> list[dict[str, Any]]:
+        """Tell which calls run, those that were cut short and do not end among them; see Server.running_calls."""
+        now = self._clock.seconds()
+        return [
+            {"method": call.method.name, "request_id": call.request_id, "seconds": round(now - call.began, 3)}
+            for call in self._running
+        ]
+
     def drop_expired(self, call: Call) -> bool:
         """Settle a call that was not begun, if nobody waits for it any more; return whether."""
         if call.expires_at is None or call.expires_at > self._clock.seconds():
@@ -122,7 +133,10 @@ class Execution:
         if not call.method.exposure.idempotent:
             call.delivery.ack()
         deadline = self._method_deadline(call)
-        call.scope.run(current_context.set, RequestContext.from_wire(call.request.context, deadline))
+        context = RequestContext.from_wire(call.request.context, deadline)
+        call.scope.run(current_context.set, context)
+        call.request_id = context.request_id
+        note("call", f"{call.method.name} began {call.request_id}")
         self._running[call] = None
         try:
             result = self._run(call)
@@ -161,6 +175,7 @@ class Execution:
 
     def _done(self, result: object, call: Call) -> None:
         self._counts.completed += 1
+        note("call", f"{call.method.name} done {call.request_id}")
         back = call.request.back
         try:
             if back is None or call.answered:
@@ -177,6 +192,7 @@ class Execution:
             self._leave(call)
 
     def _failed(self, failure: Failure, call: Call) -> None:
+        note("call", f"{call.method.name} failed {call.request_id} {type(failure.value).__name__}")
         try:
             if not (call.answered and failure.check(CancelledError)):
                 self._counts.failed += 1
@@ -205,6 +221,7 @@ class Execution:
         It holds its place until it has really ended; a thread ends when it wants to.
         """
         if not call.answered:
+            note("call", f"{call.method.name} timed out {call.request_id}")
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3))
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.answer(call, error)

@@ -112,6 +112,13 @@ class Server:
         """Methods that run, and replies that are being published."""
         return len(self._execution)
 
+    def running_calls(self) -> list[dict[str, Any]]:
+        """Tell which methods run, the one that began first, first.
+
+        :return: a mapping each: {"method": str, "request_id": str, "seconds": float, since it began}.
+        """
+        return self._execution.running_calls()
+
     def start(self) -> Deferred[None]:
         """Begin to consume. Called once.
 

@@ -21,6 +21,7 @@ from novasvc.errors import (
     StartError,
     describe,
 )
+from novasvc.flight import note
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.logs import node_fields
 from novasvc.manager import Attachments, Manager
@@ -88,6 +89,7 @@ class Node:
     def _entered(self, state: str) -> None:
         grace = self.runtime.settings.graceful_shutdown_timeout
         self._deadline = self.runtime.reactor.seconds() + grace if state == "draining" and grace else None
+        note("node", f"{self.identity} is {state}")
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def _log_fields(self) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc import flight
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress, Host
 from novasvc.errors import (
@@ -185,6 +186,7 @@ class Connection:
         self.is_congested, self.blocked_by = False, ""
         self.user.lost(reason)
         if was_ready and not reason.clean:
+            flight.note("broker", f"{self.name} lost {self._shown()}")
             self._machine.failed(self._explained(reason))
 
     def blocked(self, reason: str) -> None:
@@ -303,6 +305,7 @@ class Connection:
             delay = self.retry_refused(max(1, self._refusals // len(self.address.hosts)))
         else:
             delay = self.retry(max(1, rounds))
+        flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
         self._timer = self.reactor.callLater(delay, self._wait_over)
 
     def _wait_over(self) -> None:
@@ -317,6 +320,7 @@ class Connection:
         """Go on, and say so if somebody was told of an outage."""
         opening, self._opening = self._opening, None
         self._attempts, self._refusals, self._attempt = 0, 0, None
+        flight.note("broker", f"{self.name} connected {self._shown()}")
         if opening is None:
             self.reconnects += 1
             _log.info("the connection for {name} is there again: {broker}", name=self.name, broker=self._shown())
