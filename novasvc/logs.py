@@ -66,8 +66,8 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 16
 def format_text(event: LogEvent) -> str:
     """Write an event as one line: time, source and level, node, request, message; a traceback follows."""
     node = f"{event['binary']}@{event['host']} {event['topic']}" if event.get("binary") else "-"
-    if "worker" in event:
-        node += f" worker {event['worker']}"
+    if "worker_number" in event:
+        node += f" worker {event['worker_number']}"
     source = f"{event.get('log_namespace', '-')}#{_level(event)}"
     line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
     # What peers and users send may be in it: nothing moves a terminal's cursor, nothing cannot be written.
@@ -82,7 +82,7 @@ def format_json(event: LogEvent) -> str:
         "logger": event.get("log_namespace"),
         "message": _message(event),
         **{name: event.get(name) for name in ("host", "binary", "topic", "request_id")},
-        **({"worker": event["worker"]} if "worker" in event else {}),
+        **({"worker": event["worker_number"]} if "worker_number" in event else {}),
     }
     if "log_failure" in event:
         fields["traceback"] = _traceback(event).lstrip("\n")

@@ -5,25 +5,30 @@ import gc
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import attrs
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from novasvc import flight
 from novasvc._version import __version__
 from novasvc.errors import NovasvcError
+from novasvc.interfaces import IStartable
 from novasvc.logs import NOBODY, make_observer, open_log
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
+from novasvc.service.launcher import ProcessSignals, count_monotonic_seconds, reread
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
+from novasvc.stalls import StallWatch
 from novasvc.supervision.supervisor import Reread, ServerWrapper
-
+from novasvc.supervision.systemd import Notifier, Watchdog
 
 _log = Logger()
 
@@ -86,14 +91,18 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
         from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
     settings = read(options).settings
     tree = ServiceTree("novasvc")
-    plant(settings.services, Runtime.from_settings(settings, reactor), tree)
+    for service in make_services(settings.services, Runtime.from_settings(settings, reactor)):
+        service.setServiceParent(tree)
     return tree
 
 
-def plant(services: Iterable[ServiceSettings], runtime: Runtime, tree: ServiceTree) -> None:
-    """Make services that the settings name, as parts of the tree."""
-    for part in services:
-        node = Service(
+def make_services(services: Iterable[ServiceSettings], runtime: Runtime) -> list[IService]:
+    """Make services that the settings name.
+
+    :raises NovasvcError: a manager has an error.
+    """
+    return [
+        Service(
             part.host,
             part.binary,
             part.topic,
@@ -106,7 +115,8 @@ def plant(services: Iterable[ServiceSettings], runtime: Runtime, tree: ServiceTr
             runtime=runtime,
             **part.options,
         )
-        node.setServiceParent(tree)
+        for part in services
+    ]
 
 
 @attrs.frozen
@@ -136,7 +146,8 @@ class Deployment:
         :raises NovasvcError: a manager has an error.
         """
         tree = ServiceTree(self.name)
-        plant(self.services, Runtime.from_settings(self.settings, reactor), tree)
+        for service in make_services(self.services, Runtime.from_settings(self.settings, reactor)):
+            service.setServiceParent(tree)
         return tree
 
 
@@ -165,7 +176,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    _count_monotonic_seconds(reactor)
+    count_monotonic_seconds(reactor)
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
@@ -174,7 +185,8 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
         if wrappers := deployments(settings):
             tree.supervise(wrappers, lambda: _read_again(options), _log_file(twistd))
         else:
-            plant(settings.services, Runtime.from_settings(settings, reactor), tree)
+            loses_rights = twistd is not None and (twistd.get("uid") is not None or twistd.get("gid") is not None)
+            tree.run_here(lambda: read(options), later=loses_rights)
     except NovasvcError as error:
         sys.exit(f"novasvc: {error}")
     return tree
@@ -186,7 +198,7 @@ def _read_again(options: Mapping[str, Any]) -> tuple[Configuration, list[ServerW
 
 
 class ProcessTree(ServiceTree):
-    """A tree that is all there is in its process.
+    """A tree that is all there is in its process: it answers to signals, and ends with it.
 
     :param observer: what the application that it becomes part of logs through; None leaves that to it.
     """
@@ -196,17 +208,59 @@ class ProcessTree(ServiceTree):
         self._configuration = configuration
         self._reactor = reactor
         self._observer = observer
+        self._plant: Callable[[], None] = lambda: None
+        self._helpers = MultiService()
 
-    def supervise(self, wrappers: Sequence[ServerWrapper], reread: Reread, log_file: str) -> None:
+    def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
         """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
         if self._configuration.settings.transport_url.startswith("memory:"):
             _log.warn("memory: reaches nobody outside of a process, so workers share no messages; give them a broker")
-        launcher = ProcessLauncher(self._configuration, self._reactor, reread=reread, log_file=log_file)
+        launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
         launcher.setServiceParent(self)
         # Once it has run, it ends by itself only because no worker can run any more.
         launcher.when_ended().addErrback(lambda _: self._end_failed())
+
+    def run_here(self, read: Callable[[], Configuration], *, later: bool) -> None:
+        """Run the services in this process.
+
+        :param read: reads the configuration again.
+        :param later: make them when the tree starts, which is when twistd has given up its rights: what users wrote
+            is not to run with them.
+        :raises NovasvcError: a manager has an error.
+        """
+
+        def make() -> list[IService]:
+            settings = self._configuration.settings
+            return make_services(settings.services, Runtime.from_settings(settings, self._reactor))
+
+        def plant() -> None:
+            self._plant = lambda: None
+            for part in make():
+                part.setServiceParent(self)
+
+        async def restart() -> None:
+            before, self._configuration = self._configuration, reread(self._configuration, read)
+            try:
+                parts = make()
+            except NovasvcError:
+                self._configuration = before
+                raise
+            for part in reversed(list(self)):
+                await self.removeService(part)
+            for part in parts:
+                part.setServiceParent(self)
+                cast(IStartable, part).when_started().addErrback(self._give_up)
+
+        self._plant = plant
+        if not later:
+            plant()
+        notifier = Notifier(os.environ)
+        self.when_started().addCallbacks(lambda _: notifier.ready("running"), lambda _: None)
+        Watchdog(notifier, os.environ, self._reactor, lambda: True).setServiceParent(self._helpers)
+        ProcessSignals(self._reactor, self, restart).setServiceParent(self._helpers)
+        self._stalls = StallWatch(flight.installed(), self._reactor)
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
@@ -216,8 +270,19 @@ class ProcessTree(ServiceTree):
 
     def startService(self) -> None:
         """Start; then greet, or give up."""
+        try:
+            self._plant()
+        except NovasvcError as error:
+            _log.critical("{error}", error=error)
+            self._end_failed()
+            return
+        self._helpers.startService()
         super().startService()
         self.when_started().addCallbacks(self._greet, self._give_up)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop the parts; the signals are answered to until they have stopped."""
+        return super().stopService().addCallback(lambda _: self._helpers.stopService()).addCallback(lambda _: None)
 
     def _greet(self, _: None) -> None:
         settle_collector()
@@ -228,7 +293,7 @@ class ProcessTree(ServiceTree):
 
     def _give_up(self, failure: Failure) -> None:
         # The part that failed has logged why. A stop that came first is no failure.
-        if self.state == "failed":
+        if self.state in {"failed", "running"}:
             self._end_failed()
 
     def _end_failed(self) -> None:
@@ -293,18 +358,6 @@ def settle_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-
-
-def _count_monotonic_seconds(reactor: Any) -> None:
-    """Let the reactor's timers take no notice of steps of the host's clock."""
-    # Note [Monotonic seconds]
-    #
-    # Twisted's reactor reckons with time.time(): when a host's clock is set forward by an hour, all
-    # that is due within that hour is due at once, and when it is set back, nothing happens for an
-    # hour, no heartbeat either. Every timer asks reactor.seconds(), so that is what is replaced: in
-    # a process that is ours, before it has any timer. Other people's processes are left alone.
-    if not reactor.running and not reactor.getDelayedCalls():
-        reactor.seconds = time.monotonic
 
 
 def _exit_with(status: int) -> None:

@@ -3,13 +3,12 @@
 import tempfile
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
 
 from novasvc._version import __version__
 from novasvc.errors import (
@@ -36,6 +35,9 @@ from novasvc.target import Target
 
 _log = Logger()
 _T = TypeVar("_T")
+
+AT_ONCE = 1.0
+"""Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -74,6 +76,8 @@ class Node:
     membership: Membership | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
+    _at_once: float | None = attrs.field(default=None, init=False)
+    _give_up: Callable[[], None] | None = attrs.field(default=None, init=False)
     _endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
 
@@ -92,6 +96,17 @@ class Node:
         note("node", f"{self.identity} is {state}")
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
+    def hurry(self) -> None:
+        """Have the way down take AT_ONCE seconds at the most, from now on: what is under way is cut short.
+
+        Called when the stop has begun.
+        """
+        if self.course.state in {"stopped", "failed"} or self._at_once is not None:
+            return
+        self._at_once = self.runtime.reactor.seconds() + AT_ONCE
+        if self._give_up is not None:
+            self._give_up()
+
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
 
@@ -103,6 +118,7 @@ class Node:
         :raises StartError: a part could not be started; the log says so as well.
         """
         node_fields.set(self._log_fields())
+        self._at_once = None
         try:
             await self._walk_up()
         except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
@@ -249,9 +265,12 @@ class Node:
 
     async def _cut_short(self) -> None:
         """Cancel what has not been finished, and see that end before the node tidies up and leaves."""
+        grace = self.runtime.settings.graceful_shutdown_timeout
         _log.warn(
-            "not finished after graceful_shutdown_timeout ({grace:g} s): {calls} calls, tasks {running}; cancelled",
-            grace=self.runtime.settings.graceful_shutdown_timeout,
+            "not finished {when}: {calls} calls, tasks {running}; cancelled",
+            when=f"after graceful_shutdown_timeout ({grace:g} s)"
+            if self._at_once is None
+            else "when it was to end at once",
             calls=0 if self.server is None else self.server.in_flight,
             running=", ".join(task.name for task in self.tasks.figures() if task.running) or "none",
         )
@@ -272,15 +291,40 @@ class Node:
                 "{what} of {node} failed; it stops all the same", level=LogLevel.error, node=self.identity, what=what
             )
 
-    def _bounded(self, step: Deferred[_T]) -> Deferred[_T]:
+    async def _bounded(self, step: Deferred[_T]) -> _T:
         """Give a step what is left until the deadline; late as it may be, a second for tidying.
 
-        :return: fails with _TooLate at the deadline, when the step has been cancelled.
+        :raises _TooLate: it has not ended by then, and was cancelled.
         """
-        if self._deadline is None:
-            return step
-        clock = self.runtime.reactor
-        return heedless(step).addTimeout(max(1.0, self._deadline - clock.seconds()), clock, _too_late)
+        if self._deadline is None and self._at_once is None:
+            left = None
+        elif self._at_once is None:
+            left = max(1.0, cast(float, self._deadline) - self.runtime.reactor.seconds())
+        else:
+            left = max(0.0, self._at_once - self.runtime.reactor.seconds())
+        waiter = heedless(step)
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            waiter.cancel()
+
+        timer = None if left is None else self.runtime.reactor.callLater(left, give_up)
+        self._give_up = give_up
+        try:
+            result = await waiter
+        except CancelledError:
+            if not late:
+                raise
+        else:
+            if not late:
+                return result
+        finally:
+            self._give_up = None
+            if timer is not None and timer.active():
+                timer.cancel()
+        raise _TooLate
 
     async def delete_row(self) -> None:
         """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
@@ -297,9 +341,3 @@ class Node:
 
 class _TooLate(Exception):  # noqa: N818 - it never leaves this module
     """A step has not ended at its deadline. TimeoutError could be the step's own."""
-
-
-def _too_late(result: Any, _: float) -> Any:
-    if isinstance(result, Failure) and not result.check(CancelledError):
-        return result
-    raise _TooLate

@@ -12,17 +12,19 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IStartable
 from novasvc.service.launcher import run_until_ended
 from novasvc.service.lifecycle import Course
 from novasvc.settings import Configuration, load
+from novasvc.stalls import StallWatch
 from novasvc.supervision.control import ControlSocket
 from novasvc.supervision.errors import WorkerFailedError
 from novasvc.supervision.order import pack
 from novasvc.supervision.signals import Signals
 from novasvc.supervision.supervisor import Reread, ServerWrapper, Sockets, Supervisor, open_sockets, see_number
-from novasvc.supervision.systemd import Notifier
+from novasvc.supervision.systemd import Notifier, Watchdog
 from novasvc.supervision.title import set_title
 
 _log = Logger()
@@ -65,17 +67,18 @@ class ProcessLauncher(service.Service):
         self._gave_up: Deferred[None] = Deferred()
         self._checked_at = 0.0
         self._course = Course("the supervisor", self._begin, self._end, self._entered)
-        configuration = configuration or _from_environment()[0]
+        self.configuration = configuration = configuration or _from_environment()[0]
         self._grace = configuration.settings.graceful_shutdown_timeout
-        self._supervisor = Supervisor(
-            reactor, configuration, reread or _from_environment, log_file, self._failed, self._terminated
-        )
+        self._supervisor = Supervisor(reactor, configuration, reread or _from_environment, log_file, self)
         self._control = ControlSocket(configuration.settings.control_socket, self._supervisor, reactor)
         self._notifier = Notifier(os.environ)
+        self._watchdog = Watchdog(self._notifier, os.environ, reactor, lambda: self._supervisor.healthy)
+        self._stalls = StallWatch(flight.installed(), reactor)
+        self._status = ""
         self._signals = Signals(
             reactor,
             {
-                signal.SIGTERM: self._terminated,
+                signal.SIGTERM: self.terminate,
                 signal.SIGINT: self._interrupted,
                 signal.SIGHUP: self._hung_up,
                 signal.SIGTTIN: lambda: self._supervisor.resize_all(+1),
@@ -198,6 +201,8 @@ class ProcessLauncher(service.Service):
         self._control.startService()
         self._signals.startService()
         set_title("novasvc: supervisor")
+        self._watchdog.startService()
+        self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
         ready = self._supervisor.start(self._wrappers, self._sockets)
         await DeferredList([ready, self._gave_up], fireOnOneCallback=True, fireOnOneErrback=True, consumeErrors=True)
@@ -206,6 +211,10 @@ class ProcessLauncher(service.Service):
         self._notifier.ready(self._supervisor.status)
 
     def _check(self) -> None:
+        status = self._supervisor.status
+        if status != self._status:
+            self._status = status
+            self._notifier.status(status)
         now = self._reactor.seconds()
         late, self._checked_at = now - self._checked_at > 2 * _CHECK_INTERVAL, now
         # If we did not run, maybe nobody did: the workers get another second to prove themselves.
@@ -214,8 +223,8 @@ class ProcessLauncher(service.Service):
 
     # -- the way down --------------------------------------------------------------------------
 
-    def _failed(self, error: WorkerFailedError) -> None:
-        """End everything: no worker can run."""
+    def failed(self, error: WorkerFailedError) -> None:
+        """End everything: no worker can run. Called by the supervisor, as are the two below."""
         if self._error is not None:
             return
         self._error = error
@@ -225,6 +234,13 @@ class ProcessLauncher(service.Service):
             _log.critical("{error}", error=error)
             self._course.stop()
 
+    def reloading(self, *, under_way: bool) -> None:
+        """Tell systemd that a reload has begun or ended."""
+        if under_way:
+            self._notifier.reloading()
+        else:
+            self._notifier.ready(self._supervisor.status)
+
     async def _end(self) -> None:
         self._notifier.stopping()
         self._progress.start(_PROGRESS_INTERVAL)
@@ -232,6 +248,8 @@ class ProcessLauncher(service.Service):
         for loop in (self._progress, self._checks):
             if loop.running:
                 loop.stop()
+        self._stalls.stop()
+        self._watchdog.stopService()
         await self._control.stopService()
         self._signals.stopService()
 
@@ -247,7 +265,8 @@ class ProcessLauncher(service.Service):
 
     # -- signals -------------------------------------------------------------------------------
 
-    def _terminated(self) -> None:
+    def terminate(self) -> None:
+        """Drain, and end; a second time, end at once."""
         if self.state in {"starting", "running"}:
             _log.info("all workers are to finish what they have begun, and to end")
             self._signals.resume(signal.SIGTERM)

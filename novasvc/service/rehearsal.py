@@ -1,6 +1,6 @@
 """A node's whole life in small, before workers are forked: what it builds on its way, they share."""
 
-# Note [Rehearsal]
+# Note [A rehearsal]
 #
 # The first start of a node in a process builds a lot that stays, of SQLAlchemy's, of Twisted's and
 # of ours, and imports what is only imported when it is needed. So the forkserver lives through it

@@ -207,6 +207,19 @@ class Service(service.Service):
 
     stopService = stop
 
+    def hurry(self) -> None:
+        """Cut short what is under way: calls, tasks, hooks. Called when it was told to stop."""
+        self.node.hurry()
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What the start waits for: "database", "broker" or "conductor"; None if it waits for nothing."""
+        return self.node.waiting_for
+
+    def running_calls(self) -> list[dict[str, Any]]:
+        """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""
+        return [] if self.node.server is None else self.node.server.running_calls()
+
     def wait(self) -> Deferred[None]:
         """Wait until it has stopped, or its start has failed.
 

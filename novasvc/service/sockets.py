@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from twisted.internet.abstract import isIPv6Address
@@ -76,7 +76,7 @@ def described(description: str, factory: Any) -> Description:
     listening = maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
     listening.cancel()
     if asked.answer is None:
-        why = f" ({_line(outcome[0].value)})" if outcome and isinstance(outcome[0], Failure) else ""
+        why = f" ({_line(cast(BaseException, outcome[0].value))})" if outcome and isinstance(outcome[0], Failure) else ""
         remedy = "give a tcp, unix or systemd endpoint, or run Twisted's StreamServerEndpointService"
         raise ListenError(description, f"its endpoint does not simply listen on one socket{why}", remedy)
     return asked.answer
@@ -185,5 +185,5 @@ def _explained(address: str) -> Iterator[None]:
         raise ListenError(address, error.strerror or str(error), remedy) from error
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

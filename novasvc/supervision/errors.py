@@ -75,11 +75,11 @@ class NoSuchWorkerError(SupervisionError):
 class ResizeError(SupervisionError):
     """A number of workers that cannot be had.
 
-    :param wanted: the number.
+    :param wanted: the number, or what was given for one.
     :param problem: why, and what would be right.
     """
 
-    wanted: int
+    wanted: str
     problem: str
 
     def __str__(self) -> str:

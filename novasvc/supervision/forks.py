@@ -47,7 +47,7 @@ class _Request:
 
 @attrs.define(eq=False)
 class Forks:
-    """Has workers forked, by a process that is executed for that: see Note [Forkserver].
+    """Has workers forked, by a process that is executed for that: see Note [A forkserver].
 
     Nothing here blocks. A forkserver that is gone, or does not answer, is replaced; its workers
     are not harmed by that, but how they end is not known any more.

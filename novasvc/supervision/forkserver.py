@@ -3,7 +3,7 @@
 Run by :mod:`novasvc.supervision.forks`, with a socket pair as descriptor 3.
 """
 
-# Note [Forkserver]
+# Note [A forkserver]
 #
 # A process whose reactor runs cannot be forked: its threads vanish, its locks stay locked, its
 # epoll is shared. And to begin each worker from nothing costs a second of processor time and all

@@ -4,10 +4,10 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, cast
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -83,6 +83,19 @@ def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
     }
 
 
+class Owner(Protocol):
+    """Who has a supervisor: the process around it."""
+
+    def failed(self, error: WorkerFailedError) -> None:
+        """See that no worker of a server can run; nothing goes on from there."""
+
+    def terminate(self) -> None:
+        """Drain all and end: an operator wants it."""
+
+    def reloading(self, *, under_way: bool) -> None:
+        """See a reload begin or end."""
+
+
 @implementer(ISupervisor)
 class Supervisor:
     """Keeps the workers of some servers running.
@@ -91,8 +104,7 @@ class Supervisor:
     :param configuration: what it goes by.
     :param reread: see :data:`Reread`.
     :param log_file: where workers log to; "" is standard output.
-    :param failed: called when no worker of a server can run; nothing goes on from there.
-    :param end: called when an operator wants all to end.
+    :param owner: is told what is more than its business.
     """
 
     def __init__(
@@ -101,15 +113,13 @@ class Supervisor:
         configuration: Configuration,
         reread: Reread,
         log_file: str,
-        failed: Callable[[WorkerFailedError], None],
-        end: Callable[[], None],
+        owner: Owner,
     ) -> None:
         self._reactor = reactor
         self._configuration = configuration
         self._reread = reread
         self._log_file = log_file
-        self._failed = failed
-        self._end = end
+        self._owner = owner
         self._fleets: list[Fleet] = []
         self._forks: list[Forks] = []
         self._sockets: Sockets = {}
@@ -131,6 +141,11 @@ class Supervisor:
         """How it goes, in a line."""
         slots = self.slots
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
+
+    @property
+    def healthy(self) -> bool:
+        """Whether each server has a worker that is ready, or comes up, or goes."""
+        return all(any(slot.state in {"starting", "ready", "draining"} for slot in fleet) for fleet in self._fleets)
 
     # -- the way up and down -------------------------------------------------------------------
 
@@ -212,13 +227,13 @@ class Supervisor:
         settings = self._settings
         if problem:
             if not fleet.proven:
-                self._failed(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
+                self._owner.failed(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
             return True
         if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and fleet.proven):
             return False
         budget, window = settings.worker_restart_budget, settings.worker_restart_window
         died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
-        self._failed(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
+        self._owner.failed(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
         return True
 
     # -- ISupervisor ---------------------------------------------------------------------------
@@ -235,7 +250,7 @@ class Supervisor:
         if server is not None and not fleets:
             raise NoSuchWorkerError(f"server {server!r}", names)
         if len(fleets) != 1:
-            raise ResizeError(count, f"say which server is meant; there are: {names}")
+            raise ResizeError(str(count), f"say which server is meant; there are: {names}")
         self._resize(fleets[0], count)
 
     def resize_all(self, more: int) -> None:
@@ -248,7 +263,7 @@ class Supervisor:
 
     def _resize(self, fleet: Fleet, count: int) -> None:
         if self._ending:
-            raise ResizeError(count, "the supervisor ends")
+            raise ResizeError(str(count), "the supervisor ends")
         _log.info(
             "{name} has {count} workers from now on, before: {size}", name=fleet.name, count=count, size=fleet.size
         )
@@ -257,7 +272,7 @@ class Supervisor:
     def drain(self, number: int | None) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.ISupervisor.drain`."""
         if number is None:
-            self._reactor.callLater(0, self._end)
+            self._reactor.callLater(0, self._owner.terminate)
             return succeed(None)
         for fleet in self._fleets:
             for slot in fleet.slots:
@@ -268,7 +283,8 @@ class Supervisor:
 
     def dump(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.dump`."""
-        return gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in self.slots], consumeErrors=True)
+        dumping = gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in self.slots], consumeErrors=True)
+        return cast(Deferred[Sequence[Row]], dumping)
 
     def reload(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.reload`."""
@@ -281,11 +297,16 @@ class Supervisor:
             raise ReloadError("the supervisor ends")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")
+        self._owner.reloading(under_way=True)
         self._reloading = Deferred.fromCoroutine(self._take_over())
         try:
             return await self._reloading
+        except CancelledError:
+            raise ReloadError("the supervisor ends") from None
         finally:
             self._reloading = None
+            if not self._ending:
+                self._owner.reloading(under_way=False)
 
     async def _take_over(self) -> list[Row]:
         """Read, check, replace; whatever goes wrong leaves what is there."""
@@ -378,13 +399,13 @@ def _close(sockets: Sockets, *, but: Sockets) -> None:
             shared.close()
 
 
-def see_number(workers: int) -> None:
+def see_number(workers: object) -> None:
     """See that this is a number of workers.
 
     :raises ResizeError: otherwise.
     """
     if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_WORKERS:
-        raise ResizeError(workers, f"give a number from 1 to {MOST_WORKERS}")
+        raise ResizeError(repr(workers), f"give a number from 1 to {MOST_WORKERS}")
 
 
 async def _replace(fleet: Fleet, slot: Slot) -> None:

@@ -20,13 +20,13 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
-
 from zope.interface import implementer
 
 from novasvc import flight
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.logs import NOBODY, make_observer, reopened_log
+from novasvc.stalls import StallWatch
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.record import DUMP, Record
 from novasvc.supervision.title import set_title
@@ -62,7 +62,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
 
     importlib.import_module(order["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
-    reactor.seconds = time.monotonic  # Note [Monotonic seconds] in novasvc.tap
+    reactor.seconds = time.monotonic  # Note [Monotonic seconds] in novasvc.service.launcher
     outlet.turn(order)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
@@ -89,7 +89,7 @@ class Outlet:
         """Log to where a worker is told to."""
         log = order["log"]
         file = reopened_log(log["file"]) if log["file"] else cast(TextIO, sys.__stdout__)
-        default = {**NOBODY, "worker": order["number"]}
+        default = {**NOBODY, "worker_number": order["number"]}
         self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 
 
@@ -111,7 +111,6 @@ class Worker:
         self._server: IService | None = None
         self._told: Message = {}
         self._ending = self._over = False
-        self._due = 0.0
 
     # -- the way up ----------------------------------------------------------------------------
 
@@ -121,7 +120,7 @@ class Worker:
             signal.signal(number, partial(self._pass_on, handler))
         # In front of ours: what it writes, it writes even while the reactor hangs.
         faulthandler.register(signal.SIGUSR2, self._record.descriptor, chain=True)
-        self._due = self._reactor.seconds() + TICK
+        StallWatch(self._record.recorder, self._reactor, interval=TICK).start()
         ticking = LoopingCall(self._tick)
         ticking.clock = self._reactor
         ticking.start(TICK)
@@ -165,11 +164,6 @@ class Worker:
     # -- signs of life -------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        now = self._reactor.seconds()
-        late, self._due = now - self._due, now + TICK
-        if late > TICK / 2:
-            flight.note("stall", f"the reactor did not turn for {late:.1f} s")
-        self._record.recorder.beat(time.monotonic())
         waiting = next((leg for part in parts(self._server) if (leg := getattr(part, "waiting_for", None))), None)
         news: Message = {"is": "waiting", "for": waiting}
         if self._ending:

@@ -293,10 +293,6 @@ class FailedStartTests(TwistdTestCase):
         self.assertRegex(node.output, "^novasvc: cannot log to '/nonexistent/x.log': No such file or directory; give")
         self.assertEqual(len(node.lines), 1)
 
-    def test_workers(self) -> None:
-        """Several processes are refused, with what to do instead."""
-        self.assertIn("start the program several times", self.fails("--workers", "2"))
-
     def test_reserved_option(self) -> None:
         """An option of a manager that the service itself takes is named, with its file and table."""
         (self.folder / "taken.toml").write_text('[[service]]\ntopic = "agent"\noptions = { host = "z" }\n')

@@ -1,0 +1,66 @@
+"""What a plain script needs: serve a server, and wait."""
+
+import sys
+from typing import Any
+
+from twisted.logger import globalLogBeginner
+
+from novasvc.logs import make_observer
+from novasvc.service.launcher import ServiceLauncher, count_monotonic_seconds
+from novasvc.service.prefork import ProcessLauncher
+from novasvc.settings import Configuration
+
+_launcher: ServiceLauncher | ProcessLauncher | None = None
+"""What serve has made, until wait is over. One in a process, as there is one reactor."""
+
+
+def serve(server: Any, workers: int | None = None) -> None:
+    """Launch a server; :func:`wait` runs it.
+
+    The log goes to standard output, as the settings log_level and log_json say.
+
+    :param server: provides IService; see :meth:`novasvc.service.Launcher.launch_server` and, with
+        workers, :meth:`novasvc.service.ProcessLauncher.launch_server`.
+    :param workers: processes that run it, supervised; None or 0 is this one process.
+    :raises RuntimeError: another server is being served.
+    :raises NovasvcError: the settings have an error, or the server cannot run in workers.
+    Source: nova.service.serve.
+    """
+    global _launcher  # noqa: PLW0603 - Nova's scripts have no object to hold it
+    if _launcher is not None:
+        raise RuntimeError("serve() was called before, and can be called once: use a launcher for several servers")
+    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+
+    count_monotonic_seconds(reactor)
+    if workers:
+        processes = ProcessLauncher(reactor=reactor)
+        processes.launch_server(server, workers=workers)
+        _launcher = processes
+    else:
+        _launcher = ServiceLauncher(reactor)
+        _launcher.launch_server(server)
+
+
+def wait() -> None:
+    """Run what was served until it has ended.
+
+    :raises SignalExit: a signal ended it, where it ran in this one process.
+    :raises SystemExit: with status 1, if it did not start, or its workers could not run.
+    :raises RuntimeError: nothing was served.
+    Source: nova.service.wait.
+    """
+    global _launcher  # noqa: PLW0603 - see serve
+    if _launcher is None:
+        raise RuntimeError("nothing was served: call serve(server) before wait()")
+    _begin_log(_launcher.configuration)
+    try:
+        _launcher.wait()
+    finally:
+        _launcher = None
+
+
+def _begin_log(configuration: Configuration) -> None:
+    settings = configuration.settings
+    observer = make_observer(sys.stdout, as_json=settings.log_json, level=settings.log_level)
+    # What a script prints is its own business.
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
