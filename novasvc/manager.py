@@ -26,6 +26,8 @@ class Attachments:
     :param registry: the registered services, as this node reaches them.
     :param run_blocking: runs a function in a thread, returns a Deferred of its result. Cancelled,
         it fires when the function has ended: a thread cannot be stopped.
+    :param worker: the number of the worker that this process is, from 1; it keeps its number when it
+        is started again. None where no supervisor is above it.
     """
 
     reactor: IReactorTime
@@ -33,6 +35,7 @@ class Attachments:
     tasks: TaskRunner
     registry: IServiceRegistry
     run_blocking: Callable[..., Deferred[Any]]
+    worker: int | None = None
 
 
 @implementer(IManager)

@@ -105,6 +105,10 @@ class ConductorLeg(Leg[IServiceRegistry]):
         return RemoteRegistry(Client(self._transport, clock=self._clock))
 
 
+worker_number: int | None = None
+"""Which worker this process is; set by :func:`novasvc.supervision.worker.run` before anything else is made."""
+
+
 @attrs.frozen(eq=False)
 class Runtime:
     """What a node needs besides its manager. One for all the nodes of a process.
@@ -116,6 +120,7 @@ class Runtime:
     :param conductor: how it is reached by nodes that may not reach the database.
     :param run_blocking: takes a function and its arguments, runs it in a thread, returns a
         Deferred of its result; see :meth:`novasvc.threads.BlockingPool.run_blocking`.
+    :param worker: the number of the worker that this process is; None if it is none.
     :param retry: seconds to wait after the nth failure to reach either.
     """
 
@@ -124,6 +129,7 @@ class Runtime:
     broker: Leg[ITransport]
     database: Leg[IServiceRegistry]
     run_blocking: Callable[..., Deferred[Any]]
+    worker: int | None = attrs.field(factory=lambda: worker_number)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     conductor: Leg[IServiceRegistry] = attrs.field(init=False)

@@ -23,7 +23,7 @@ from novasvc.interfaces import IStartable
 from novasvc.logs import NOBODY, make_observer, open_log
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
-from novasvc.service.launcher import ProcessSignals, count_monotonic_seconds, reread
+from novasvc.service.launcher import ProcessSignals, count_monotonic_seconds, log_settings, reread
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.stalls import StallWatch
@@ -253,6 +253,7 @@ class ProcessTree(ServiceTree):
                 part.setServiceParent(self)
                 cast(IStartable, part).when_started().addErrback(self._give_up)
 
+        log_settings(self._configuration)
         self._plant = plant
         if not later:
             plant()

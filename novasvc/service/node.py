@@ -156,6 +156,7 @@ class Node:
                 tasks=self.tasks,
                 registry=registry,
                 run_blocking=self.runtime.run_blocking,
+                worker=self.runtime.worker,
             )
         )
         await self._hook("init_host")

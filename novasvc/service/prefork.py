@@ -15,7 +15,7 @@ from zope.interface import implementer
 from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IStartable
-from novasvc.service.launcher import run_until_ended
+from novasvc.service.launcher import log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
 from novasvc.settings import Configuration, load
 from novasvc.stalls import StallWatch
@@ -196,6 +196,7 @@ class ProcessLauncher(service.Service):
     async def _walk_up(self) -> None:
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
+        log_settings(self.configuration)
         self.privilegedStartService()
         assert self._sockets is not None
         self._control.startService()

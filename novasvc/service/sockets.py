@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import attrs
 from twisted.internet.abstract import isIPv6Address
@@ -76,7 +76,8 @@ def described(description: str, factory: Any) -> Description:
     listening = maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
     listening.cancel()
     if asked.answer is None:
-        why = f" ({_line(cast(BaseException, outcome[0].value))})" if outcome and isinstance(outcome[0], Failure) else ""
+        failed = outcome[0].value if outcome and isinstance(outcome[0], Failure) else None
+        why = "" if failed is None else f" ({_line(failed)})"
         remedy = "give a tcp, unix or systemd endpoint, or run Twisted's StreamServerEndpointService"
         raise ListenError(description, f"its endpoint does not simply listen on one socket{why}", remedy)
     return asked.answer

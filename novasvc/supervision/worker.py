@@ -22,7 +22,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBe
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc import flight
+from novasvc import flight, runtime
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.logs import NOBODY, make_observer, reopened_log
@@ -58,6 +58,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
     record.recorder.beat(time.monotonic())
     faulthandler.enable(record.descriptor)
     faulthandler.register(DUMP, record.descriptor)
+    runtime.worker_number = order["number"]
     set_title(f"novasvc: worker {order['number']} ({order['name']})")
 
     importlib.import_module(order["reactor"]).install()
