@@ -12,6 +12,7 @@ from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.connection import Connection, quick_backoff, slow_backoff
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from tests.unit.amqp_rig import URL, AMQPCase
+from tests.unit.flight_rig import record_flight, said
 
 SHOWN = "amqp://nova:***@one:5672/cell"
 
@@ -467,3 +468,28 @@ class BackoffTests(ConnectionCase):
             waits = [policy(attempt) for attempt in range(1, 50)]
             self.assertTrue(all(0 < wait <= longest for wait in waits))
             self.assertGreaterEqual(waits[-1], longest / 2)
+
+
+class FlightTests(ConnectionCase):
+    """What the flight recorder is told of connections."""
+
+    def test_outage(self) -> None:
+        """That it is there, lost, tried again and there again is noted, with addresses whose passwords are masked."""
+        recorder = record_flight(self)
+        self.opened()
+        self.broker.refusing |= {5672, 5673}
+        self.broker.links[-1].lose()
+        self.wait(1.5, step=0.1)
+        self.broker.refusing.clear()
+        self.wait(3, step=0.1)
+        self.assertEqual(
+            said(recorder, "broker"),
+            [
+                f"publishing connected {SHOWN}",
+                f"publishing lost {SHOWN}",
+                f"publishing retry in 1.0 s BrokerUnavailableError {SHOWN}",
+                f"publishing retry in 0.0 s BrokerUnavailableError {SHOWN}",
+                f"publishing retry in 1.0 s BrokerUnavailableError {SHOWN.replace('one:5672', 'two:5673')}",
+                f"publishing connected {SHOWN}",
+            ],
+        )

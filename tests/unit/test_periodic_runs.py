@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import TaskTimeoutError
 from novasvc.periodic import TaskFigures, TaskRunner, periodic_task
+from tests.unit.flight_rig import record_flight, said
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
@@ -380,3 +381,24 @@ class OverdueTests(SynchronousTestCase):
         warnings = [event for event in events if event["log_level"] is LogLevel.warn]
         self.assertEqual([(event["task"], event["seconds"]) for event in warnings], [("slow", 10.0)])
         hanging.callback(None)
+
+
+class FlightTests(RunTestCase):
+    """What the flight recorder is told of runs."""
+
+    def test_runs(self) -> None:
+        """A run's beginning is noted, and its end: done, failed, or first timed out."""
+        recorder = record_flight(self)
+        works: list[Callable[[], Any]] = [lambda: None, lambda: 1 / 0, Deferred]
+        runner = self.make(lambda _context: works.pop(0)())
+        self.clock.pump([10, 10, 10, 5])
+        self.flushLoggedErrors(ZeroDivisionError)
+        self.successResultOf(runner.stop())
+        self.assertEqual(
+            said(recorder, "task"),
+            [
+                *("task began", "task done"),
+                *("task began", "task failed ZeroDivisionError"),
+                *("task began", "task timed out", "task failed CancelledError"),
+            ],
+        )

@@ -11,6 +11,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from novasvc import rpc
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MethodTimeoutError, RemoteError, ResultNotSerializableError, TransportClosedError
+from tests.unit.flight_rig import record_flight, said
 from tests.unit.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
 LEFT_BEHIND: ContextVar[str | None] = ContextVar("left_behind", default=None)
@@ -322,6 +323,79 @@ class TimeoutTests(ExecutionCase):
         self.failureResultOf(self.call_for(5, "bounded"))
         (event,) = self.logged(LogLevel.warn)
         self.assertNotIn("log_failure", event)
+
+
+class FlightTests(ExecutionCase):
+    """What the flight recorder and an operator are told of calls."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.recorder = record_flight(self)
+
+    def noted(self) -> list[str]:
+        return said(self.recorder, "call")
+
+    def test_done(self) -> None:
+        """A call's beginning and end are noted, with its method and request id."""
+        calling = self.call("coroutine")
+        self.assertEqual(self.noted(), ["coroutine began req-1"])
+        self.diary.hanging[0].callback(None)
+        self.clock.advance(0)
+        self.successResultOf(calling)
+        self.assertEqual(self.noted()[1:], ["coroutine done req-1"])
+
+    def test_failed(self) -> None:
+        """Of an error its type is noted, and nothing that it says."""
+        self.failureResultOf(self.call("fail", how="unexpected"), RemoteError)
+        self.failureResultOf(self.call("fail", how="exit"), RemoteError)
+        self.flushLoggedErrors(OwnError, SystemExit)
+        self.assertEqual(
+            self.noted(),
+            ["fail began req-1", "fail failed req-1 OwnError", "fail began req-1", "fail failed req-1 SystemExit"],
+        )
+
+    def test_timed_out(self) -> None:
+        """A timeout is noted, and when the method really ends, that too."""
+        calling = self.call("stubborn")
+        self.clock.advance(5)
+        self.failureResultOf(calling, MethodTimeoutError)
+        self.assertEqual(self.noted(), ["stubborn began req-1", "stubborn timed out req-1"])
+        self.diary.hanging[1].callback(None)
+        self.assertEqual(self.noted()[2:], ["stubborn done req-1"])
+
+    def test_secrets(self) -> None:
+        """No argument and no result is noted."""
+        self.successResultOf(self.call("note", what="hunter2"))
+        self.assertEqual(self.noted(), ["note began req-1", "note done req-1"])
+
+    def test_running_calls(self) -> None:
+        """The server tells which calls run, and for how long; those that ended are gone from it."""
+        self.assertEqual(self.server.running_calls(), [])
+        calling = self.call("coroutine")
+        self.clock.advance(1.5)
+        self.client.cast(RequestContext(request_id="req-2"), "hang")
+        self.clock.advance(0)
+        self.clock.advance(0.25)
+        self.assertEqual(
+            self.server.running_calls(),
+            [
+                {"method": "coroutine", "request_id": "req-1", "seconds": 1.75},
+                {"method": "hang", "request_id": "req-2", "seconds": 0.25},
+            ],
+        )
+        self.diary.hanging[0].callback(None)
+        self.clock.advance(0)
+        self.successResultOf(calling)
+        self.assertEqual([call["method"] for call in self.server.running_calls()], ["hang"])
+
+    def test_running_thread(self) -> None:
+        """A thread that goes on after its timeout still runs."""
+        calling = self.call("bounded_thread")
+        self.clock.advance(6)
+        self.failureResultOf(calling, MethodTimeoutError)
+        self.assertEqual([call["seconds"] for call in self.server.running_calls()], [6.0])
+        self.run_threads()
+        self.assertEqual(self.server.running_calls(), [])
 
 
 class AcknowledgementTests(ExecutionCase):

@@ -28,6 +28,7 @@ from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
 from novasvc.testing import memory_runtime
+from tests.unit.flight_rig import record_flight, said
 
 
 class Diarist(Manager):
@@ -145,6 +146,15 @@ class StartTests(ServiceTestCase):
         (row,) = self.rows()
         self.assertEqual((row.host, row.binary, row.topic, row.report_count), ("h1", "nova-diary", "diary", 1))
         self.assertEqual(self.successResultOf(self.call("echo", text="hi")), "hi from h1")
+
+    def test_flight(self) -> None:
+        """The states of a node are noted in the flight recorder."""
+        recorder = record_flight(self)
+        service = self.started()
+        service.stop()
+        self.clock.pump([1.0] * 5)
+        states = ("starting", "running", "draining", "stopped")
+        self.assertEqual(said(recorder, "node"), [f"nova-diary@h1 is {state}" for state in states])
 
     def test_control_exchange(self) -> None:
         """A service under a control exchange of its own answers those who call through it."""
