@@ -10,6 +10,8 @@ Roles beyond those of all peers:
   when the server has run them all.
 - ``fill URL COUNT``: casts that many to whoever comes later, then READY.
 - ``serve_later URL``: READY when connected, serves from the next line on stdin on.
+- ``load URL IN_FLIGHT``: READY, calls until there is a line on stdin, then {"calls": int, "failed": int,
+  "longest_ms": float}; each failure is a line on stderr.
 - ``drain URL COUNT``: READY; from the next line on stdin on it waits until the server has run that
   many casts, then {"casts": int}.
 """
@@ -33,6 +35,7 @@ from twisted.logger import (
 
 from novasvc import rpc
 from novasvc.context import RequestContext
+from novasvc.errors import NovasvcError
 from novasvc.manager import Manager
 from novasvc.tap import settle_collector
 from novasvc.target import Target
@@ -41,6 +44,7 @@ from tests.benchmarks.peers.command import PAYLOAD, TOPIC, Window, ready, run
 
 FILL_IN_FLIGHT = 256
 POLL_SECONDS = 0.01
+LOAD_TIMEOUT = 10.0
 
 Main = Callable[[Any, AMQPTransport], Awaitable[None]]
 
@@ -159,6 +163,35 @@ def drain(url: str, count: str) -> None:
     _run(url, main)
 
 
+def load(url: str, in_flight: str) -> None:
+    """Have that many coroutines call one after another until told to end, whatever happens to their calls."""
+
+    async def main(reactor: Any, transport: AMQPTransport) -> None:
+        client, context = _client(reactor, transport).prepare(timeout=LOAD_TIMEOUT), RequestContext(user_id="benchmark")
+        calls = failed = 0
+        longest = 0.0
+
+        async def caller() -> None:
+            nonlocal calls, failed, longest
+            while not told.called:
+                sent = perf_counter()
+                try:
+                    answered = await client.call(context, "echo", value=PAYLOAD) == PAYLOAD
+                except NovasvcError as error:
+                    answered = False
+                    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                calls += 1
+                failed += not answered
+                longest = max(longest, perf_counter() - sent)
+
+        ready()
+        told = deferToThread(sys.stdin.readline)
+        await _together(int(in_flight), caller)
+        print(json.dumps({"calls": calls, "failed": failed, "longest_ms": longest * 1000}), flush=True)
+
+    _run(url, main)
+
+
 def _stopped(reactor: Any) -> Deferred[None]:
     """Wait for SIGTERM."""
     stopped: Deferred[None] = Deferred()
@@ -201,4 +234,4 @@ def _run(url: str, main: Main) -> None:
 
 
 if __name__ == "__main__":
-    run(serve, call, cast=cast, fill=fill, serve_later=serve_later, drain=drain)
+    run(serve, call, cast=cast, fill=fill, serve_later=serve_later, load=load, drain=drain)

@@ -72,6 +72,11 @@ class Running:
         """Tell whether it has ended by itself."""
         return self._process.poll() is not None
 
+    def complaints(self) -> str:
+        """Return what it wrote to stderr."""
+        self._complaints.seek(0)
+        return self._complaints.read()
+
     def cpu_seconds(self) -> float:
         """Return the processor time that it has taken."""
         times = self._watched.cpu_times()
@@ -99,8 +104,7 @@ class Running:
         return line
 
     def _error(self, what: str) -> PeerError:
-        self._complaints.seek(0)
-        return PeerError(f"{' '.join(self._command)} {what}\n{self._complaints.read()}")
+        return PeerError(f"{' '.join(self._command)} {what}\n{self.complaints()}")
 
 
 @attrs.frozen
