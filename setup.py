@@ -29,6 +29,7 @@ REQUIRES = [
 
 EXTRAS = {
     "postgresql": ["psycopg[binary]>=3.2"],
+    "title": ["setproctitle>=1.3"],  # what ps calls a supervisor and its workers
     "test": [
         "pytest>=8.3",
         "pytest-cov>=7.0",

@@ -3,10 +3,11 @@
 import tempfile
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
@@ -77,7 +78,7 @@ class Node:
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
     _at_once: float | None = attrs.field(default=None, init=False)
-    _give_up: Callable[[], None] | None = attrs.field(default=None, init=False)
+    _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
     _endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
 
@@ -104,8 +105,8 @@ class Node:
         if self.course.state in {"stopped", "failed"} or self._at_once is not None:
             return
         self._at_once = self.runtime.reactor.seconds() + AT_ONCE
-        if self._give_up is not None:
-            self._give_up()
+        if self._shorten is not None:
+            self._shorten()
 
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
@@ -260,7 +261,7 @@ class Node:
             await self._tidy("stop consuming", self.server.stop_consuming)
         drained = succeed(None) if self.server is None else self.server.drained()
         try:
-            await self._bounded(DeferredList([tasks_ended, drained], consumeErrors=True))
+            await self._bounded(DeferredList([tasks_ended, drained], consumeErrors=True), work=True)
         except _TooLate:
             await self._cut_short()
 
@@ -292,27 +293,31 @@ class Node:
                 "{what} of {node} failed; it stops all the same", level=LogLevel.error, node=self.identity, what=what
             )
 
-    async def _bounded(self, step: Deferred[_T]) -> _T:
+    async def _bounded(self, step: Deferred[_T], *, work: bool = False) -> _T:
         """Give a step what is left until the deadline; late as it may be, a second for tidying.
 
+        :param work: it is others' work that is waited for, which is cut short at once if the end is to come at once.
         :raises _TooLate: it has not ended by then, and was cancelled.
         """
-        if self._deadline is None and self._at_once is None:
-            left = None
-        elif self._at_once is None:
-            left = max(1.0, cast(float, self._deadline) - self.runtime.reactor.seconds())
-        else:
-            left = max(0.0, self._at_once - self.runtime.reactor.seconds())
+        clock = self.runtime.reactor
         waiter = heedless(step)
         late = False
+        timer: IDelayedCall | None = None
 
         def give_up() -> None:
             nonlocal late
             late = True
             waiter.cancel()
 
-        timer = None if left is None else self.runtime.reactor.callLater(left, give_up)
-        self._give_up = give_up
+        def limit() -> None:
+            nonlocal timer
+            if timer is not None and timer.active():
+                timer.cancel()
+            seconds = self._seconds_left(work=work)
+            timer = None if seconds is None else clock.callLater(seconds, give_up)
+
+        limit()
+        self._shorten = limit
         try:
             result = await waiter
         except CancelledError:
@@ -322,10 +327,16 @@ class Node:
             if not late:
                 return result
         finally:
-            self._give_up = None
+            self._shorten = None
             if timer is not None and timer.active():
                 timer.cancel()
         raise _TooLate
+
+    def _seconds_left(self, *, work: bool) -> float | None:
+        now = self.runtime.reactor.seconds()
+        if self._at_once is not None:
+            return 0.0 if work else max(0.0, self._at_once - now)
+        return None if self._deadline is None else max(1.0, self._deadline - now)
 
     async def delete_row(self) -> None:
         """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""

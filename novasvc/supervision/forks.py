@@ -9,16 +9,20 @@ from itertools import count
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forkserver import CONTROL
 
 _log = Logger()
+
+_FAREWELL = 2.0
+"""Seconds that a forkserver may take to end."""
 
 _PATIENCE = 30.0
 """Seconds that a forkserver may take to answer. The first answer waits for all that it imports."""
@@ -65,6 +69,7 @@ class Forks:
     _environment: Mapping[str, str]
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     _channel: Channel | None = attrs.field(default=None, init=False)
+    _protocol: "_Ending | None" = attrs.field(default=None, init=False)
     _process: Any = attrs.field(default=None, init=False)
     _numbers: "count[int]" = attrs.field(factory=count, init=False)
     _requests: dict[int, _Request] = attrs.field(factory=dict, init=False)
@@ -78,6 +83,10 @@ class Forks:
         """The forkserver's process; None while there is none."""
         return None if self._process is None else self._process.pid
 
+    def reports(self, pid: int) -> bool:
+        """Tell whether the end of a worker will be known: its forkserver lives."""
+        return pid in self._ended
+
     def start(self) -> None:
         """Start the forkserver; it imports what workers need."""
         ours, theirs = socket.socketpair()
@@ -85,8 +94,9 @@ class Forks:
         channel = Channel(self._receive, lambda: self._lost(channel))
         nothing = os.open(os.devnull, os.O_RDONLY)
         try:
+            self._protocol = _Ending()
             self._process = self._reactor.spawnProcess(
-                _Silent(),
+                self._protocol,
                 sys.executable,
                 [sys.executable, *_interpreter_options(), "-c", code],
                 env=dict(self._environment),
@@ -117,8 +127,11 @@ class Forks:
             self._ask(key)
         return request.answer
 
-    def close(self) -> None:
-        """Let the forkserver go; its workers should have ended, for it ends those that have not."""
+    def close(self) -> Deferred[None]:
+        """Let the forkserver go; its workers should have ended, for it ends those that have not.
+
+        :return: Deferred[None], fired when it has ended, or after a while all the same.
+        """
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -126,8 +139,10 @@ class Forks:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
-        if self._channel is not None:
-            self._channel.close()
+        if self._channel is None or self._protocol is None:
+            return succeed(None)
+        self._channel.close()
+        return self._protocol.ended.addTimeout(_FAREWELL, self._reactor, onTimeoutCancel=lambda _, __: None)
 
     def _ask(self, key: int) -> None:
         assert self._channel is not None
@@ -202,8 +217,15 @@ class Forks:
             self._timer = self._reactor.callLater(pause, self._start_again)
 
 
-class _Silent(ProcessProtocol):
-    """A process whose end is seen by the channel to it; this only has it reaped."""
+class _Ending(ProcessProtocol):
+    """A process whose end is seen by the channel to it; this has it reaped."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[None] = Deferred()
+
+    def processEnded(self, reason: Failure) -> None:
+        """See that it is no zombie any more."""
+        self.ended.callback(None)
 
 
 def _interpreter_options() -> list[str]:

@@ -35,6 +35,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from novasvc.supervision.title import set_title
+
 CONTROL = 3
 """The descriptor of the socket pair."""
 
@@ -235,6 +237,7 @@ class ForkServer:
 
 def main() -> None:
     """Serve at descriptor 3."""
+    set_title("novasvc: forkserver")
     control = socket.socket(fileno=CONTROL)
     control.set_inheritable(False)
     ForkServer(control).serve()

@@ -20,8 +20,8 @@ from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.record import DUMP, Record
 
-_STATUS_PATIENCE = 2.0
-"""Seconds between the end of a worker's channel and the news of its own end; they come together."""
+_PATIENCE = 1.0
+"""Seconds between the end of a worker's channel and the news of its own end; mostly they come together."""
 
 _LOOK_INTERVAL = 0.02
 _LOOKS = 50
@@ -94,10 +94,13 @@ class WorkerProcess:
     ) -> None:
         self.pid: int | None = None
         self.record = Record()
+        self._forks = forks
         self._reactor = reactor
         self._listener = listener
         self._signals: list[int] = []
         self._over = False
+        self._connected = True
+        self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
         self._questions: dict[int, Deferred[list[dict[str, Any]] | None]] = {}
@@ -197,24 +200,41 @@ class WorkerProcess:
         elif not self._over:
             self._listener.said(message)
 
-    def _lost(self) -> None:
-        if not self._over and self.pid is not None:
-            self._timer = self._reactor.callLater(_STATUS_PATIENCE, self._unreported)
+    # Its end is seen twice: by the end of its channel, behind its last words, and by what its
+    # forkserver says of it. Either may come first, and either may fail to come: a process that it
+    # started can hold the channel, and a forkserver can be killed or stopped.
 
-    def _unreported(self) -> None:
-        """Take it as ended: its channel is, and its forkserver is gone or stopped."""
-        self._timer = None
-        self.signal(signal.SIGKILL)
-        self._reaped(None)
+    def _lost(self) -> None:
+        self._connected = False
+        if self._exit is not None:
+            self._finish()
+        elif self.pid is not None:
+            self._wait(self._unreported, _PATIENCE if self._forks.reports(self.pid) else 0)
 
     def _reaped(self, status: int | None) -> None:
-        if self._over:
+        self._exit = Exit(status)
+        if self._connected:
+            self._wait(self._finish, _PATIENCE)
+        else:
+            self._finish()
+
+    def _wait(self, then: Callable[[], None], seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self._reactor.callLater(seconds, then)
+
+    def _unreported(self) -> None:
+        if self.pid is not None and self._forks.reports(self.pid):
+            self.signal(signal.SIGKILL)  # it may live, and nobody else has its number
+        self._exit = Exit(None)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._over or self._exit is None:
             return
         self._over = True
-        if self._timer is not None:
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            self._timer = None
-        self._listener.ended(Exit(status))
+        self._listener.ended(self._exit)
         self._close()
 
     def _close(self) -> None:

@@ -91,7 +91,7 @@ class Slot:
     _clock: Any
     _launch: Launch
     _policy: RestartPolicy
-    _limits: Limits
+    limits: Limits
     _throttle: Throttle
     _give_up: Callable[["Slot", str], bool]
     state: str = attrs.field(default="idle", init=False)
@@ -141,10 +141,10 @@ class Slot:
 
     def check(self) -> None:
         """See whether the worker's reactor turns. Called about once a second."""
-        if self.process is None or not self._limits.silence:
+        if self.process is None or not self.limits.silence:
             return
         silent = self.process.silent
-        if silent > self._limits.silence:
+        if silent > self.limits.silence:
             self._machine.silent(silent)
 
     def reaches(self, *states: str) -> Deferred[str]:
@@ -177,7 +177,7 @@ class Slot:
             case {"is": "waiting", "for": leg} if self.state == "starting":
                 self.trouble = None if leg is None else f"waits for the {leg}"
                 # An outage is not the worker's fault: its time to start begins when it is over.
-                self.arm(self._limits.start if leg is None else 0)
+                self.arm(self.limits.start if leg is None else 0)
             case {"is": "draining", "calls": calls}:
                 _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
                 self.trouble = f"{calls} calls under way"
@@ -228,7 +228,7 @@ class Slot:
         """Have a process forked."""
         self._throttle.forked(self._clock.seconds())
         self._ready_at, self._final, self.trouble = None, "", None
-        self.arm(self._limits.start)
+        self.arm(self.limits.start)
         self.process = self._launch(self)
 
     def note_ready(self) -> None:
@@ -239,7 +239,7 @@ class Slot:
 
     def abort(self, problem: str) -> None:
         """Have the process write down its stacks and end; it is killed if it does not."""
-        _log.error("{worker} {problem}; it is aborted, and replaced", worker=self, problem=problem)
+        _log.error("{worker} hangs: {problem}; it is aborted, and replaced", worker=self, problem=problem)
         self.trouble = problem
         self.signal(SIGABRT)
         self.arm(ABORT_PATIENCE)
@@ -247,7 +247,7 @@ class Slot:
     def begin_drain(self) -> None:
         """Ask the process to finish."""
         self.signal(SIGTERM)
-        self.arm(self._limits.drain)
+        self.arm(self.limits.drain)
 
     def press(self) -> None:
         """Ask the process a second time: now it is to end at once."""
@@ -325,14 +325,14 @@ def _build() -> Callable[[Slot], SlotInput]:
     @starting.upon(SlotInput.elapsed).to(hung)
     def too_late(machine: SlotInput, slot: Slot) -> None:
         slot.enter("hung")
-        slot.abort("was not ready in time")
+        slot.abort(f"it was not ready within worker_start_timeout ({slot.limits.start:g} s)")
 
     for alive in (starting, ready):
 
         @alive.upon(SlotInput.silent).to(hung)
         def stuck(machine: SlotInput, slot: Slot, seconds: float) -> None:
             slot.enter("hung")
-            slot.abort(f"hangs: its reactor has not turned for {seconds:.0f} s")
+            slot.abort(f"its reactor did not turn for {seconds:.0f} s")
 
         @alive.upon(SlotInput.drain).to(draining)
         def drain(machine: SlotInput, slot: Slot) -> None:
@@ -381,6 +381,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         state.upon(SlotInput.silent).loop().returns(None)
     for state in (draining, ended):
         state.upon(SlotInput.drain).loop().returns(None)
+    ended.upon(SlotInput.give_up).loop().returns(None)
     for state in (idle, starting, ready, hung, backing_off, failed, ended):
         state.upon(SlotInput.hurry).loop().returns(None)
     for state in (ready, backing_off, failed, ended):

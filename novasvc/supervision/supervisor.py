@@ -170,7 +170,7 @@ class Supervisor:
         if self._reloading is not None:
             self._reloading.cancel()
         drained = DeferredList([fleet.drain() for fleet in self._fleets], consumeErrors=True)
-        return drained.addCallback(lambda _: self._close())
+        return drained.addCallback(lambda _: self._close()).addCallback(lambda _: None)
 
     def hurry(self) -> None:
         """Let all workers end at once."""
@@ -182,12 +182,12 @@ class Supervisor:
         for slot in self.slots:
             slot.check()
 
-    def _close(self) -> None:
-        for forks in self._forks:
-            forks.close()
+    def _close(self) -> Deferred[Any]:
+        closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
         for shared in (shared for sockets in self._sockets.values() for shared in sockets):
             shared.close()
         self._forks, self._fleets, self._sockets = [], [], {}
+        return closed
 
     # -- what workers are made from ------------------------------------------------------------
 
@@ -227,14 +227,18 @@ class Supervisor:
         settings = self._settings
         if problem:
             if not fleet.proven:
-                self._owner.failed(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
+                self._fail(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
             return True
         if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and fleet.proven):
             return False
         budget, window = settings.worker_restart_budget, settings.worker_restart_window
         died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
-        self._owner.failed(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
+        self._fail(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
         return True
+
+    def _fail(self, error: WorkerFailedError) -> None:
+        # In a turn of its own: who is told, drains all workers, and this one is in the midst of its end.
+        self._reactor.callLater(0, self._owner.failed, error)
 
     # -- ISupervisor ---------------------------------------------------------------------------
 

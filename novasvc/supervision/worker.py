@@ -212,6 +212,7 @@ class Worker:
     def orphaned(self) -> None:
         """End soon: there is no supervisor any more."""
         if self._over:
+            self._reactor.stop()
             return
         _log.error("the supervisor is gone; this worker ends")
         self.status = 1
@@ -228,9 +229,12 @@ class Worker:
         signal.setitimer(signal.ITIMER_REAL, _LAST_WISHES)
 
     def _end(self) -> None:
+        if self._over:
+            return
         self._ending = self._over = True
-        if self._reactor.running:
-            self._reactor.stop()
+        # What was said last is to arrive: the reactor is stopped when the channel has been closed.
+        self.channel.close()
+        self._reactor.callLater(_LAST_WISHES, os._exit, self.status)
 
 
 def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
