@@ -76,6 +76,8 @@ class ReadmeTests(TestCase):
         os.killpg(greeter.popen.pid, signal.SIGTERM)
         greeter.wait()
 
+        self.workers()
+
     def fleet(self) -> None:
         """Do what README tells of a fleet, on a broker of the tests': the address is the only word that differs."""
         url, run, *others = self.commands("A fleet")
@@ -87,6 +89,21 @@ class ReadmeTests(TestCase):
             self.done(command)
         os.killpg(node.popen.pid, signal.SIGTERM)
         node.wait()
+        del self.environment["NOVASVC_TRANSPORT_URL"]
+
+    def workers(self) -> None:
+        """Do what README tells of workers, on a broker of the tests'."""
+        run, *others, script = self.commands("Workers")
+        self.environment["NOVASVC_TRANSPORT_URL"] = vhost_url(self)
+        supervisor = self.shell(run)
+        supervisor.wait_for("the supervisor is running")
+        for command in others:
+            self.done(command)
+        supervisor.wait()
+        served = self.shell(script)
+        served.wait_for("the supervisor is running")
+        os.killpg(served.popen.pid, signal.SIGTERM)
+        self.assertEqual(served.wait(), 0, served.output)
         del self.environment["NOVASVC_TRANSPORT_URL"]
 
     def test_test_command(self) -> None:
