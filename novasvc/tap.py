@@ -23,10 +23,11 @@ from novasvc.interfaces import IStartable
 from novasvc.logs import NOBODY, make_observer, open_log
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
-from novasvc.service.launcher import ProcessSignals, count_monotonic_seconds, log_settings, reread
+from novasvc.service.launcher import ProcessSignals, log_settings, reread
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.stalls import StallWatch
+from novasvc.steady import count_steadily
 from novasvc.supervision.supervisor import Reread, ServerWrapper
 from novasvc.supervision.systemd import Notifier, Watchdog
 
@@ -176,7 +177,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    count_monotonic_seconds(reactor)
+    count_steadily(reactor)
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings

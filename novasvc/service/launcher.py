@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -273,18 +272,6 @@ def log_dump() -> None:
         stacks = file.read()
     events = flight.dump_text(flight.installed())
     _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
-
-
-def count_monotonic_seconds(reactor: Any) -> None:
-    """Let the reactor's timers take no notice of steps of the host's clock."""
-    # Note [Monotonic seconds]
-    #
-    # Twisted's reactor reckons with time.time(): when a host's clock is set forward by an hour, all
-    # that is due within that hour is due at once, and when it is set back, nothing happens for an
-    # hour, no heartbeat either. Every timer asks reactor.seconds(), so that is what is replaced: in
-    # a process that is ours, before it has any timer. Other people's processes are left alone.
-    if not reactor.running and not reactor.getDelayedCalls():
-        reactor.seconds = time.monotonic
 
 
 def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:

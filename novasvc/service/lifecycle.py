@@ -28,6 +28,9 @@ class Lifecycle(Protocol):
     def stop(self) -> None:
         """Begin to stop. A start under way is cancelled first."""
 
+    def restart(self) -> None:
+        """Begin to stop, and then to start again. Only what runs can; a stop that comes before it has stopped wins."""
+
     def begun(self) -> None:
         """Note that the start has ended well."""
 
@@ -81,6 +84,17 @@ class Course:
         """Begin to stop; see :meth:`when_ended`, and :meth:`Lifecycle.stop`."""
         self._give(self._machine.stop)
         return self.when_ended()
+
+    def restart(self) -> Deferred[None]:
+        """Stop and start again; who waits for the end goes on waiting.
+
+        :return: Deferred[None], fired when running again; fails with the reason, with StateError if it does not run.
+        """
+        if self.state != "running":
+            return fail(StateError(self.name, self.state, "restart"))
+        started = _waiter(self._start_waiters)
+        self._give(self._machine.restart)
+        return started
 
     def when_started(self) -> Deferred[None]:
         """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
@@ -234,6 +248,20 @@ def _build() -> Callable[[Course], Lifecycle]:
         course.enter("draining")
         course.run_end()
 
+    renewing = builder.state("renewing")  # a restart on its way down; outside it shows as draining
+
+    @running.upon(Lifecycle.restart).to(renewing)
+    def renew(machine: Lifecycle, course: Course) -> None:
+        course.enter("draining")
+        course.run_end()
+
+    @renewing.upon(Lifecycle.ended).to(starting)
+    def start_again(machine: Lifecycle, course: Course) -> None:
+        course.enter("starting")
+        course.run_begin()
+
+    renewing.upon(Lifecycle.stop).to(draining).returns(None)
+
     @draining.upon(Lifecycle.ended).to(stopped)
     def end(machine: Lifecycle, course: Course) -> None:
         course.enter("stopped")
@@ -242,7 +270,7 @@ def _build() -> Callable[[Course], Lifecycle]:
     for ending in (interrupted, draining, undoing, stopped, failed):
         ending.upon(Lifecycle.stop).loop().returns(None)
 
-    for ending in (interrupted, draining, undoing):
+    for ending in (interrupted, draining, undoing, renewing):
 
         @ending.upon(Lifecycle.start).loop()
         def refuse(machine: Lifecycle, course: Course) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.application import service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -64,7 +64,7 @@ class ProcessLauncher(service.Service):
         self._wrappers: list[ServerWrapper] = []
         self._sockets: Sockets | None = None
         self._error: WorkerFailedError | None = None
-        self._gave_up: Deferred[None] = Deferred()
+        self._settled: Deferred[None] = Deferred()
         self._checked_at = 0.0
         self._course = Course("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration = configuration or _from_environment()[0]
@@ -205,11 +205,16 @@ class ProcessLauncher(service.Service):
         self._watchdog.startService()
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
-        ready = self._supervisor.start(self._wrappers, self._sockets)
-        await DeferredList([ready, self._gave_up], fireOnOneCallback=True, fireOnOneErrback=True, consumeErrors=True)
+        # Not awaited itself: to cancel it would be to forget the workers.
+        self._supervisor.start(self._wrappers, self._sockets).addCallback(lambda _: self._settle())
+        await self._settled
         if self._error is not None:
             raise self._error
         self._notifier.ready(self._supervisor.status)
+
+    def _settle(self) -> None:
+        if not self._settled.called:
+            self._settled.callback(None)
 
     def _check(self) -> None:
         status = self._supervisor.status
@@ -230,7 +235,7 @@ class ProcessLauncher(service.Service):
             return
         self._error = error
         if self.state == "starting":
-            self._gave_up.callback(None)
+            self._settle()
         else:
             _log.critical("{error}", error=error)
             self._course.stop()

@@ -6,9 +6,10 @@ from typing import Any
 from twisted.logger import globalLogBeginner
 
 from novasvc.logs import make_observer
-from novasvc.service.launcher import ServiceLauncher, count_monotonic_seconds
+from novasvc.service.launcher import ServiceLauncher
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration
+from novasvc.steady import count_steadily
 
 _launcher: ServiceLauncher | ProcessLauncher | None = None
 """What serve has made, until wait is over. One in a process, as there is one reactor."""
@@ -31,7 +32,7 @@ def serve(server: Any, workers: int | None = None) -> None:
         raise RuntimeError("serve() was called before, and can be called once: use a launcher for several servers")
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    count_monotonic_seconds(reactor)
+    count_steadily(reactor)
     if workers:
         processes = ProcessLauncher(reactor=reactor)
         processes.launch_server(server, workers=workers)

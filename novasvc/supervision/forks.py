@@ -142,6 +142,8 @@ class Forks:
         if self._channel is None or self._protocol is None:
             return succeed(None)
         self._channel.close()
+        if not self._ended and self._process.pid is not None:
+            self._process.signalProcess("KILL")  # it has no child, and may be busy importing
         return self._protocol.ended.addTimeout(_FAREWELL, self._reactor, onTimeoutCancel=lambda _, __: None)
 
     def _ask(self, key: int) -> None:

@@ -97,7 +97,6 @@ class WorkerProcess:
         self._forks = forks
         self._reactor = reactor
         self._listener = listener
-        self._signals: list[int] = []
         self._over = False
         self._connected = True
         self._exit: Exit | None = None
@@ -136,11 +135,11 @@ class WorkerProcess:
         return self.record.recorder.events()
 
     def signal(self, number: int) -> None:
-        """Send it a signal; now, or when it is born."""
+        """Send it a signal; before it is born, every signal ends it."""
         if self._over:
             return
         if self.pid is None:
-            self._signals.append(number)
+            self._abandon()
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
@@ -180,14 +179,21 @@ class WorkerProcess:
     def _last_stacks(self) -> str:
         return "" if self._over else self.record.stacks
 
+    def _abandon(self) -> None:
+        """Wait for it no more. If it is born all the same, it finds its channel closed, and ends."""
+        self._over = True
+        self._reactor.callLater(0, self._listener.refused, "it was to end before")
+        self._close()
+
     def _born(self, pid: int) -> None:
+        if self._over:
+            return
         self.pid = pid
-        signals, self._signals = self._signals, []
-        for number in signals:
-            self.signal(number)
         self._listener.born()
 
     def _refused(self, failure: Failure) -> None:
+        if self._over:
+            return
         self._over = True
         self._close()
         self._listener.refused(str(failure.value))

@@ -164,7 +164,7 @@ class Slot:
 
     def refused(self, problem: str) -> None:
         """See that it could not be forked."""
-        self._machine.ended(f"could not be forked: {problem}")
+        self._machine.ended(f"was not born: {problem}")
 
     def said(self, message: Message) -> None:
         """Take what it says of itself."""

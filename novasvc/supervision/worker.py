@@ -27,6 +27,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.logs import NOBODY, make_observer, reopened_log
 from novasvc.stalls import StallWatch
+from novasvc.steady import count_steadily
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.record import DUMP, Record
 from novasvc.supervision.title import set_title
@@ -63,7 +64,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
 
     importlib.import_module(order["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
-    reactor.seconds = time.monotonic  # Note [Monotonic seconds] in novasvc.service.launcher
+    count_steadily(reactor)
     outlet.turn(order)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
