@@ -19,6 +19,7 @@ from novasvc.errors import (
     NovasvcError,
     ServiceNotFoundError,
     StartError,
+    TransportClosedError,
     describe,
 )
 from novasvc.flight import note
@@ -123,8 +124,8 @@ class Node:
         try:
             await self._walk_up()
         except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
-            if isinstance(error, CancelledError) and self.course.state == "draining":
-                raise  # a stop came first
+            if isinstance(error, CancelledError | TransportClosedError) and self.course.state == "draining":
+                raise CancelledError from error  # a stop came first
             known = isinstance(error, NovasvcError)
             failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
