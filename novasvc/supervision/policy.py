@@ -34,9 +34,13 @@ class RestartPolicy:
 
 @attrs.define
 class History:
-    """The deaths of one worker's place."""
+    """The deaths of one worker's place.
+
+    :ivar exhausted: the last death has used up the budget.
+    """
 
     policy: RestartPolicy
+    exhausted: bool = attrs.field(default=False, init=False)
     _young: int = attrs.field(default=0, init=False)
     _deaths: deque[float] = attrs.field(factory=deque, init=False)
 
@@ -48,18 +52,14 @@ class History:
         :return: seconds to wait before the next start: 0 after a life, or after the first young death.
         """
         if lived is not None and lived >= STABLE:
-            self._young = 0
+            self._young, self.exhausted = 0, False
             return 0.0
         self._young += 1
         self._deaths.append(now)
         while len(self._deaths) > self.policy.budget or now - self._deaths[0] > self.policy.window:
             self._deaths.popleft()
+        self.exhausted = len(self._deaths) >= self.policy.budget
         return 0.0 if self._young == 1 else self.policy.retry(self._young - 1)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the budget is used up."""
-        return len(self._deaths) >= self.policy.budget
 
 
 @attrs.define

@@ -178,7 +178,7 @@ class Slot:
                 self.trouble = None if leg is None else f"waits for the {leg}"
                 # An outage is not the worker's fault: its time to start begins when it is over.
                 self.arm(self.limits.start if leg is None else 0)
-            case {"is": "draining", "calls": calls}:
+            case {"is": "draining", "calls": calls} if calls:
                 _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
                 self.trouble = f"{calls} calls under way"
 
@@ -276,7 +276,7 @@ class Slot:
         """Decide what follows the end of the process."""
         now = self._clock.seconds()
         pause = self._history.died(now, None if self._ready_at is None else now - self._ready_at)
-        if self._final or (self._history.exhausted and pause):
+        if self._final or self._history.exhausted:
             if self._give_up(self, self._final):
                 _log.critical("{what}; it is not started again", what=self._epitaph)
                 self._machine.give_up()

@@ -1,0 +1,119 @@
+"""Tests for novasvc.supervision.policy."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.settings import Settings
+from novasvc.supervision.policy import STABLE, History, RestartPolicy, Throttle
+
+
+def policy(budget: int = 5, window: float = 60.0) -> RestartPolicy:
+    """A policy that waits as many seconds as there were failures."""
+    return RestartPolicy(budget, window, "auto", float)
+
+
+class RestartPolicyTests(SynchronousTestCase):
+    """What the settings say."""
+
+    def test_settings(self) -> None:
+        """The settings worker_restart_budget, worker_restart_window and worker_crash_loop are the policy's."""
+        settings = Settings(worker_restart_budget=3, worker_restart_window=7.0, worker_crash_loop="exit")
+        made = RestartPolicy.from_settings(settings)
+        self.assertEqual((made.budget, made.window, made.crash_loop), (3, 7.0, "exit"))
+
+
+class HistoryTests(SynchronousTestCase):
+    """When a worker is started again."""
+
+    def test_life(self) -> None:
+        """Whatever was ready for a while is started again at once, however often it dies."""
+        history = History(policy(budget=2))
+        pauses = [history.died(now, STABLE) for now in range(100)]
+        self.assertEqual(set(pauses), {0.0})
+        self.assertFalse(history.exhausted)
+
+    def test_young_deaths(self) -> None:
+        """The first young death is followed by a start at once, those after it by growing pauses."""
+        history = History(policy())
+        self.assertEqual([history.died(now, None) for now in range(4)], [0.0, 1.0, 2.0, 3.0])
+
+    def test_young_is_not_ready_for_long(self) -> None:
+        """A worker that dies as soon as it is ready dies young."""
+        history = History(policy())
+        history.died(0.0, None)
+        self.assertEqual(history.died(1.0, STABLE / 2), 1.0)
+
+    def test_life_forgives(self) -> None:
+        """After a life the pauses begin anew."""
+        history = History(policy())
+        for now in range(3):
+            history.died(now, None)
+        history.died(10.0, STABLE)
+        self.assertEqual(history.died(11.0, None), 0.0)
+
+    def test_budget(self) -> None:
+        """The budget is used up by that many young deaths within the window."""
+        history = History(policy(budget=3))
+        used = []
+        for now in range(4):
+            history.died(now, None)
+            used.append(history.exhausted)
+        self.assertEqual(used, [False, False, True, True])
+
+    def test_budget_of_one(self) -> None:
+        """A budget of one is used up by the first."""
+        history = History(policy(budget=1))
+        history.died(0.0, None)
+        self.assertTrue(history.exhausted)
+
+    def test_window(self) -> None:
+        """Deaths that are longer ago than the window do not count."""
+        history = History(policy(budget=2, window=10.0))
+        history.died(0.0, None)
+        history.died(10.5, None)
+        self.assertFalse(history.exhausted)
+        history.died(11.0, None)
+        self.assertTrue(history.exhausted)
+
+    def test_death_after_a_life(self) -> None:
+        """A death after a life uses up nothing, although others did before."""
+        history = History(policy(budget=1))
+        history.died(0.0, None)
+        history.died(5.0, STABLE)
+        self.assertFalse(history.exhausted)
+
+
+class ThrottleTests(SynchronousTestCase):
+    """How many forks there are in a time."""
+
+    def test_first_of_each(self) -> None:
+        """Each worker's first fork, and one more, waits for nothing."""
+        throttle = Throttle(4)
+        for _ in range(5):
+            self.assertEqual(throttle.wait(0.0), 0.0)
+            throttle.forked(0.0)
+        self.assertEqual(throttle.wait(0.0), 4.0)
+
+    def test_forgets(self) -> None:
+        """As many seconds later as there are workers, a fork is forgotten."""
+        throttle = Throttle(2)
+        for now in (0.0, 1.0, 1.5):
+            throttle.forked(now)
+        self.assertEqual(throttle.wait(1.5), 0.5)
+        self.assertEqual(throttle.wait(2.0), 0.0)
+
+    @given(st.integers(1, 8), st.lists(st.floats(0, 2), max_size=80))
+    def test_bound(self, workers: int, pauses: list[float]) -> None:
+        """Whenever forks are wanted, no span of as many seconds as there are workers has more than one fork over."""
+        throttle, now, times = Throttle(workers), 0.0, []
+        for pause in pauses:
+            now += pause
+            now += throttle.wait(now)
+            # Sums of floats: a wait may be too short by a rounding, and is asked for again then.
+            while throttle.wait(now):
+                now += max(throttle.wait(now), 1e-9)
+            throttle.forked(now)
+            times.append(now)
+        for start in times:
+            self.assertLessEqual(sum(start <= time < start + workers - 1e-6 for time in times), workers + 1)
