@@ -178,9 +178,10 @@ class Slot:
                 self.trouble = None if leg is None else f"waits for the {leg}"
                 # An outage is not the worker's fault: its time to start begins when it is over.
                 self.arm(self.limits.start if leg is None else 0)
-            case {"is": "draining", "calls": calls} if calls:
-                _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
-                self.trouble = f"{calls} calls under way"
+            case {"is": "draining", "calls": calls}:
+                if calls:
+                    _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
+                self.trouble = f"{calls} calls under way" if calls else None
 
     def ended(self, how: Exit) -> None:
         """See it end."""
