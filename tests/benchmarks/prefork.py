@@ -279,11 +279,12 @@ def show(figures: dict[str, float]) -> None:
     """Print a table of the programs, and what has no place in it below."""
     shown = [name for name in PROGRAMS if any(figure.startswith(f"prefork.{name}.") for figure in figures)]
     columns = list(dict.fromkeys(figure.rpartition(".")[2] for figure in figures if figure.split(".")[1] in PROGRAMS))
-    print(f"{'':22}" + "".join(f"{name:>14}" for name in shown))
-    for column in columns:
-        cells = (figures.get(f"prefork.{name}.{column}") for name in shown)
-        print(f"{column:22}" + "".join(f"{'':>14}" if cell is None else f"{cell:14,.2f}" for cell in cells))
-    print()
+    if shown:
+        print(f"{'':22}" + "".join(f"{name:>14}" for name in shown))
+        for column in columns:
+            cells = (figures.get(f"prefork.{name}.{column}") for name in shown)
+            print(f"{column:22}" + "".join(f"{'':>14}" if cell is None else f"{cell:14,.2f}" for cell in cells))
+        print()
     for name, value in figures.items():
         if name.split(".")[1] not in PROGRAMS:
             print(f"{name:44}{value:12,.2f}")
