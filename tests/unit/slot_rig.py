@@ -1,0 +1,90 @@
+"""A worker's place on a Clock, with processes that do what the test says."""
+
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from novasvc.flight import Event
+from novasvc.supervision.policy import RestartPolicy, Throttle
+from novasvc.supervision.process import Exit, ProcessListener
+from novasvc.supervision.slot import Limits, Slot
+
+
+class StubProcess:
+    """What a slot sees of a process."""
+
+    def __init__(self, listener: ProcessListener, pid: int) -> None:
+        self.listener = listener
+        self.pid: int | None = None
+        self.signals: list[int] = []
+        self.silent = 0.0
+        self.stacks = ""
+        self.events: list[Event] = []
+        self._pid = pid
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def be_born(self) -> None:
+        self.pid = self._pid
+        self.listener.born()
+
+    def be_ready(self) -> None:
+        self.be_born()
+        self.listener.said({"is": "ready"})
+
+    def exit(self, code: int = 0) -> None:
+        self.listener.ended(Exit(code << 8))
+
+    def die_of(self, number: int) -> None:
+        self.listener.ended(Exit(number))
+
+    def fail(self, problem: str, *, final: bool) -> None:
+        self.be_born()
+        self.listener.said({"is": "failed", "problem": problem, "final": final})
+        self.exit(1)
+
+
+class SlotRig:
+    """A slot, the processes that it had, and what it asked."""
+
+    def __init__(self, *, number: int = 1, limits: Limits | None = None, workers: int = 10, budget: int = 3) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.processes: list[StubProcess] = []
+        self.questions: list[str] = []
+        self.gives_up = False
+        self.slot = Slot(
+            number,
+            "agent",
+            self.clock,
+            self.launch,
+            RestartPolicy(budget, 60.0, "auto", float),
+            limits or Limits(start=60.0, drain=30.0, silence=10.0),
+            Throttle(workers),
+            self.give_up,
+        )
+
+    @property
+    def process(self) -> StubProcess:
+        """The last process."""
+        return self.processes[-1]
+
+    @property
+    def state(self) -> str:
+        """The slot's."""
+        return self.slot.state
+
+    def launch(self, listener: ProcessListener) -> Any:
+        self.processes.append(StubProcess(listener, 100 + len(self.processes)))
+        return self.processes[-1]
+
+    def give_up(self, slot: Slot, problem: str) -> bool:
+        self.questions.append(problem)
+        return self.gives_up
+
+    def ready(self) -> StubProcess:
+        """Bring it to the state ready."""
+        self.slot.start()
+        self.process.be_ready()
+        return self.process

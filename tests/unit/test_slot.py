@@ -1,0 +1,408 @@
+"""Tests for novasvc.supervision.slot, on a Clock, with processes that only seem to be."""
+
+from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.flight import Event
+from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, Limits
+from tests.unit.slot_rig import SlotRig
+
+
+class StartTests(SynchronousTestCase):
+    """From nothing to ready."""
+
+    def setUp(self) -> None:
+        self.rig = SlotRig()
+
+    def test_start(self) -> None:
+        """A start asks for a process; the worker is ready when that says so, not when it exists."""
+        self.rig.slot.start()
+        self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 1))
+        self.rig.process.be_born()
+        self.assertEqual(self.rig.state, "starting")
+        self.rig.process.listener.said({"is": "ready"})
+        self.assertEqual((self.rig.state, self.rig.slot.restarts, self.rig.slot.trouble), ("ready", 0, None))
+
+    def test_named(self) -> None:
+        """A worker is named by its number, its process, once that exists, and its server."""
+        self.rig.slot.start()
+        self.assertEqual(str(self.rig.slot), "worker 1 of agent")
+        self.rig.process.be_born()
+        self.assertEqual(str(self.rig.slot), "worker 1 (pid 100) of agent")
+
+    def test_ready_twice(self) -> None:
+        """To be ready a second time, or to be started when it is, changes nothing."""
+        process = self.rig.ready()
+        process.listener.said({"is": "ready"})
+        self.rig.slot.start()
+        self.assertEqual((self.rig.state, len(self.rig.processes)), ("ready", 1))
+
+    def test_deadline(self) -> None:
+        """A worker that is not ready in time is aborted, killed two seconds later, and replaced."""
+        self.rig.slot.start()
+        self.rig.process.be_born()
+        self.rig.clock.advance(60)
+        self.assertEqual((self.rig.state, self.rig.process.signals), ("hung", [SIGABRT]))
+        self.assertIn("worker_start_timeout (60 s)", str(self.rig.slot.trouble))
+        self.rig.clock.advance(ABORT_PATIENCE)
+        self.assertEqual(self.rig.process.signals, [SIGABRT, SIGKILL])
+        self.rig.process.die_of(SIGKILL)
+        self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 2))
+        self.flushLoggedErrors()
+
+    def test_no_deadline(self) -> None:
+        """Without a limit it may take for ever."""
+        rig = SlotRig(limits=Limits(start=0))
+        rig.slot.start()
+        rig.clock.advance(1e6)
+        self.assertEqual(rig.state, "starting")
+
+    def test_outage(self) -> None:
+        """What waits for the database or the broker has all the time, and its own from when that is over."""
+        self.rig.slot.start()
+        self.rig.process.be_born()
+        self.rig.process.listener.said({"is": "waiting", "for": "broker"})
+        self.rig.clock.advance(1000)
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("starting", "waits for the broker"))
+        self.rig.process.listener.said({"is": "waiting", "for": None})
+        self.assertIsNone(self.rig.slot.trouble)
+        self.rig.clock.advance(59)
+        self.assertEqual(self.rig.state, "starting")
+        self.rig.clock.advance(1)
+        self.assertEqual(self.rig.state, "hung")
+
+    def test_refused(self) -> None:
+        """A fork that the system refuses is tried again, and its reason is known meanwhile."""
+        self.rig.slot.start()
+        self.rig.process.listener.refused("no more processes")
+        self.assertEqual(len(self.rig.processes), 2)
+        self.rig.process.listener.refused("no more processes")
+        self.assertEqual(self.rig.state, "backing off")
+        self.assertIn("no more processes", str(self.rig.slot.trouble))
+        self.rig.clock.advance(1)
+        self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 3))
+
+    def test_throttle(self) -> None:
+        """More forks than the throttle allows wait their turn."""
+        rig = SlotRig(workers=1)
+        for _ in range(2):
+            rig.ready()
+            rig.clock.advance(0.1)
+            rig.process.die_of(SIGKILL)
+        self.assertEqual((rig.state, len(rig.processes)), ("backing off", 2))
+        rig.clock.advance(1)
+        self.assertEqual((rig.state, len(rig.processes)), ("starting", 3))
+
+    def test_throttled_first_start(self) -> None:
+        """A first start waits for the throttle, too."""
+        rig = SlotRig(workers=1)
+        throttle = rig.slot._throttle
+        for _ in range(2):
+            throttle.forked(rig.clock.seconds())
+        rig.slot.start()
+        self.assertEqual((rig.state, rig.processes), ("idle", []))
+        rig.clock.advance(1)
+        self.assertEqual(rig.state, "starting")
+
+
+class DeathTests(SynchronousTestCase):
+    """What follows an end that nobody asked for."""
+
+    def setUp(self) -> None:
+        self.rig = SlotRig()
+
+    def test_replaced(self) -> None:
+        """A worker that has lived is replaced at once, with the same number."""
+        self.rig.ready()
+        self.rig.clock.advance(5)
+        self.rig.process.die_of(SIGKILL)
+        self.assertEqual((self.rig.state, self.rig.slot.number, self.rig.slot.restarts), ("starting", 1, 1))
+
+    def test_any_end(self) -> None:
+        """Even one that ends well is replaced: nobody has asked it to end."""
+        self.rig.ready()
+        self.rig.clock.advance(5)
+        self.rig.process.exit(0)
+        self.assertEqual(self.rig.state, "starting")
+
+    def test_said_why(self) -> None:
+        """The log tells how a worker ended, why, and when the next one starts."""
+        self.rig.slot.start()
+        with capturedLogs() as events:
+            self.rig.process.fail("no hypervisor", final=False)
+        (told,) = [formatEvent(event) for event in events if "started" in formatEvent(event)]
+        self.assertEqual(
+            told, "worker 1 (pid 100) of agent exited with status 1: no hypervisor; it is started again at once"
+        )
+
+    def test_backs_off(self) -> None:
+        """One that dies young again and again waits longer each time."""
+        self.rig = SlotRig(budget=10)
+        self.rig.slot.start()
+        pauses = []
+        for _ in range(4):
+            self.rig.process.fail("no", final=False)
+            before = self.rig.clock.seconds()
+            while self.rig.state == "backing off":
+                self.rig.clock.advance(0.5)
+            pauses.append(self.rig.clock.seconds() - before)
+        self.assertEqual(pauses, [0.0, 1.0, 2.0, 3.0])
+
+    def test_budget_retry(self) -> None:
+        """When the budget is used up and nobody gives up, it is tried slowly."""
+        self.rig.slot.start()
+        for _ in range(3):
+            self.rig.process.fail("no", final=False)
+            self.rig.clock.advance(2)
+        self.assertEqual((self.rig.questions, self.rig.state), ([""], "backing off"))
+        self.rig.clock.advance(SLOWLY - 3)
+        self.assertEqual(self.rig.state, "backing off")
+        self.rig.clock.advance(3)
+        self.assertEqual(self.rig.state, "starting")
+
+    def test_budget_given_up(self) -> None:
+        """When somebody gives up, it is not started any more."""
+        self.rig.gives_up = True
+        self.rig.slot.start()
+        for _ in range(3):
+            self.rig.process.fail("no", final=False)
+            self.rig.clock.advance(2)
+        self.rig.clock.advance(1e6)
+        self.assertEqual((self.rig.state, len(self.rig.processes)), ("failed", 3))
+
+    def test_final(self) -> None:
+        """An error of the configuration is not tried again: it is told at the first time."""
+        self.rig.gives_up = True
+        self.rig.slot.start()
+        self.rig.process.fail("no such manager", final=True)
+        self.assertEqual((self.rig.questions, self.rig.state), (["no such manager"], "failed"))
+        self.assertEqual(self.rig.slot.trouble, "no such manager")
+        self.rig.clock.advance(1e6)
+        self.assertEqual(len(self.rig.processes), 1)
+
+    def test_final_is_forgotten(self) -> None:
+        """What was wrong with one process is not held against the next."""
+        self.rig.slot.start()
+        self.rig.process.fail("no such manager", final=True)
+        self.rig.clock.advance(SLOWLY)
+        self.rig.process.be_ready()
+        self.rig.clock.advance(5)
+        self.rig.process.die_of(SIGKILL)
+        self.assertEqual(self.rig.questions, ["no such manager"])
+
+    def test_crash_is_told(self) -> None:
+        """Of one that crashed the log has the stacks and the last events."""
+        self.rig.ready()
+        self.rig.process.stacks = "File x, line 1"
+        self.rig.process.events = [Event(0.0, "call", "greet began")]
+        with capturedLogs() as events:
+            self.rig.process.die_of(SIGSEGV)
+        told = "\n".join(formatEvent(event) for event in events)
+        self.assertIn("was killed by SIGSEGV", told)
+        self.assertIn("File x, line 1", told)
+        self.assertIn("call greet began", told)
+
+    def test_kill_is_no_crash(self) -> None:
+        """Of one that was killed there is nothing to tell."""
+        self.rig.ready()
+        with capturedLogs() as events:
+            self.rig.process.die_of(SIGKILL)
+        self.assertNotIn("stacks", "\n".join(formatEvent(event) for event in events))
+
+
+class WatchdogTests(SynchronousTestCase):
+    """Workers whose reactor does not turn."""
+
+    def setUp(self) -> None:
+        self.rig = SlotRig()
+        self.process = self.rig.ready()
+
+    def test_alive(self) -> None:
+        """One that gives signs of life within the bound is left alone."""
+        self.process.silent = 9.9
+        self.rig.slot.check()
+        self.assertEqual((self.rig.state, self.process.signals), ("ready", []))
+
+    def test_hung(self) -> None:
+        """One that gives none is aborted, killed if it does not die of that, and replaced."""
+        self.process.silent = 11.0
+        self.rig.slot.check()
+        self.assertEqual((self.rig.state, self.process.signals), ("hung", [SIGABRT]))
+        self.rig.slot.check()
+        self.rig.clock.advance(ABORT_PATIENCE)
+        self.assertEqual(self.process.signals, [SIGABRT, SIGKILL])
+        self.process.die_of(SIGKILL)
+        self.assertEqual(self.rig.state, "starting")
+
+    def test_never(self) -> None:
+        """With worker_watchdog at 0 nobody hangs."""
+        rig = SlotRig(limits=Limits(silence=0))
+        rig.ready().silent = 1e6
+        rig.slot.check()
+        self.assertEqual(rig.state, "ready")
+
+    def test_ready_too_late(self) -> None:
+        """That it is ready after all does not save one that is being ended."""
+        self.process.silent = 11.0
+        self.rig.slot.check()
+        self.process.listener.said({"is": "ready"})
+        self.assertEqual(self.rig.state, "hung")
+
+    def test_drained(self) -> None:
+        """One that hangs and is to leave is killed at once, and not replaced."""
+        self.process.silent = 11.0
+        self.rig.slot.check()
+        ended = self.rig.slot.drain()
+        self.assertEqual(self.process.signals, [SIGABRT, SIGKILL])
+        self.process.die_of(SIGKILL)
+        self.assertEqual(self.successResultOf(ended), "ended")
+        self.assertEqual(len(self.rig.processes), 1)
+
+    def test_nobody(self) -> None:
+        """Where there is no process, none hangs."""
+        self.process.fail("no", final=True)
+        self.rig.slot.check()
+        self.assertEqual(self.rig.state, "backing off")
+
+
+class DrainTests(SynchronousTestCase):
+    """An end that was asked for."""
+
+    def setUp(self) -> None:
+        self.rig = SlotRig()
+
+    def test_drain(self) -> None:
+        """One that is ready is asked to end, and its place is given up when it has."""
+        process = self.rig.ready()
+        ended = self.rig.slot.drain()
+        self.assertEqual((self.rig.state, process.signals), ("draining", [SIGTERM]))
+        self.assertNoResult(ended)
+        process.exit(0)
+        self.assertEqual(self.successResultOf(ended), "ended")
+        self.assertEqual((self.rig.state, self.rig.slot.process, len(self.rig.processes)), ("ended", None, 1))
+
+    def test_progress(self) -> None:
+        """How much is under way is known meanwhile."""
+        process = self.rig.ready()
+        self.rig.slot.drain()
+        process.listener.said({"is": "draining", "calls": 3})
+        self.assertEqual(self.rig.slot.trouble, "3 calls under way")
+
+    def test_deadline(self) -> None:
+        """One that has not ended at the deadline is killed."""
+        process = self.rig.ready()
+        self.rig.slot.drain()
+        self.rig.clock.advance(30)
+        self.assertEqual(process.signals, [SIGTERM, SIGKILL])
+        process.die_of(SIGKILL)
+        self.assertEqual(self.rig.state, "ended")
+
+    def test_no_deadline(self) -> None:
+        """Without a limit it is waited for as long as it takes."""
+        rig = SlotRig(limits=Limits(drain=0))
+        process = rig.ready()
+        rig.slot.drain()
+        rig.clock.advance(1e6)
+        self.assertEqual(process.signals, [SIGTERM])
+
+    def test_starting(self) -> None:
+        """One that starts is ended as well."""
+        self.rig.slot.start()
+        ended = self.rig.slot.drain()
+        self.rig.process.be_ready()
+        self.assertEqual((self.rig.state, self.rig.process.signals), ("draining", [SIGTERM]))
+        self.rig.process.die_of(SIGTERM)
+        self.successResultOf(ended)
+
+    def test_not_begun(self) -> None:
+        """A place without a process is given up at once."""
+        self.assertEqual(self.successResultOf(self.rig.slot.drain()), "ended")
+
+    def test_backing_off(self) -> None:
+        """One that waits for its next start does not start any more."""
+        self.rig.slot.start()
+        for _ in range(2):
+            self.rig.process.fail("no", final=False)
+        self.assertEqual(self.successResultOf(self.rig.slot.drain()), "ended")
+        self.rig.clock.advance(1e6)
+        self.assertEqual(len(self.rig.processes), 2)
+
+    def test_failed(self) -> None:
+        """One that was given up can go."""
+        self.rig.gives_up = True
+        self.rig.slot.start()
+        self.rig.process.fail("no", final=True)
+        self.assertEqual(self.successResultOf(self.rig.slot.drain()), "ended")
+
+    def test_twice(self) -> None:
+        """To be asked twice to drain is to be asked once."""
+        process = self.rig.ready()
+        first, second = self.rig.slot.drain(), self.rig.slot.drain()
+        self.assertEqual(process.signals, [SIGTERM])
+        process.exit(0)
+        self.successResultOf(first)
+        self.successResultOf(second)
+
+    def test_hurry(self) -> None:
+        """One that is to end at once is asked a second time, and killed two seconds later."""
+        process = self.rig.ready()
+        self.rig.slot.hurry()
+        self.assertEqual(process.signals, [SIGTERM, SIGTERM])
+        self.rig.clock.advance(HURRY_PATIENCE)
+        self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
+
+    def test_hurry_while_draining(self) -> None:
+        """The time to end at once counts from then, whatever was left before."""
+        process = self.rig.ready()
+        self.rig.slot.drain()
+        self.rig.clock.advance(29.5)
+        self.rig.slot.hurry()
+        self.rig.clock.advance(1)
+        self.assertEqual(process.signals, [SIGTERM, SIGTERM])
+
+    def test_silence(self) -> None:
+        """One that drains is not taken for hung."""
+        process = self.rig.ready()
+        self.rig.slot.drain()
+        process.silent = 1e6
+        self.rig.slot.check()
+        self.assertEqual(self.rig.state, "draining")
+
+
+class WaiterTests(SynchronousTestCase):
+    """Those who wait for a state."""
+
+    def setUp(self) -> None:
+        self.rig = SlotRig()
+
+    def test_reaches(self) -> None:
+        """Who waits for one of some states is told which it was; who waits for a present one, at once."""
+        waiting = self.rig.slot.reaches("ready", "backing off")
+        self.rig.ready()
+        self.assertEqual(self.successResultOf(waiting), "ready")
+        self.assertEqual(self.successResultOf(self.rig.slot.reaches("ready")), "ready")
+
+    def test_why(self) -> None:
+        """Who waits for a start is told of its failure when the reason is known."""
+        reasons = []
+        self.rig.slot.reaches("backing off").addCallback(lambda _: reasons.append(self.rig.slot.trouble))
+        self.rig.slot.start()
+        self.rig.process.fail("no hypervisor", final=False)
+        self.assertEqual(reasons, ["no hypervisor"])
+
+    def test_cancelled(self) -> None:
+        """Who waits no longer is forgotten."""
+        waiting = self.rig.slot.reaches("ready")
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        self.rig.ready()
+        self.assertEqual(self.rig.slot._waiters, [])
+
+    def test_input_of_a_waiter(self) -> None:
+        """Who waited may drain it at once."""
+        self.rig.slot.reaches("ready").addCallback(lambda _: self.rig.slot.drain())
+        process = self.rig.ready()
+        self.assertEqual((self.rig.state, process.signals), ("draining", [SIGTERM]))
