@@ -45,7 +45,10 @@ EXTRAS = {
     "interop": ["oslo.messaging>=18.0"],  # the peer of the tests that speak with the original
     "benchmark": [  # those that we are compared with
         "aio-pika>=9.5",
+        "cotyledon>=2.2",
+        "eventlet>=0.40",  # oslo.service forks on it
         "oslo.messaging>=18.0",
+        "oslo.service>=4.0",
         "pika>=1.3",
     ],
     "lint": [
