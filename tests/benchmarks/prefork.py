@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from random import Random
 from types import MappingProxyType
 
 import attrs
@@ -205,18 +206,19 @@ def _memory(programs: Standing) -> dict[str, dict[str, float]]:
 
 
 def _restart(programs: Standing, kills: int) -> dict[str, dict[str, float]]:
-    """Kill the oldest worker, of each program in turn.
+    """Kill one worker of each program in turn, and again.
 
     :return: milliseconds from kill -9 until the service of the new worker is started, "up_ms", and until
         the supervisor says that it is ready, "ready_ms" (to the millisecond): medians; with "_max", the longest.
     """
     _say(f"{kills} workers of each are killed")
+    source = Random(0)
     up: dict[str, list[float]] = {name: [] for name in programs}
     ready: dict[str, list[float]] = {name: [] for name in programs if PROGRAMS[name].ours}
     for _ in range(kills):
         turn = time.monotonic()
         for name, program in programs.items():
-            pid, when = program.kill_oldest()
+            pid, when = program.kill_one(source)
             program.wait_up(WORKERS)
             (new,) = list(program.up)[-1:]
             up[name].append(program.up[new] - when)

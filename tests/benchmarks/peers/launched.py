@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
@@ -121,12 +122,13 @@ class Launched:
 
     # -- what is done to it --------------------------------------------------------------------
 
-    def kill_oldest(self) -> tuple[int, float]:
-        """Kill the worker that is up for the longest time.
+    def kill_one(self, source: Random) -> tuple[int, float]:
+        """Kill any of the workers but the youngest, which may not be ready yet.
 
+        :param source: chooses it.
         :return: its pid, and monotonic seconds of just before.
         """
-        pid = next(iter(self.up))
+        pid = source.choice(list(self.up)[:-1])
         del self.up[pid]
         when = time.monotonic()
         os.kill(pid, signal.SIGKILL)
