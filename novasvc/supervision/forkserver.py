@@ -123,26 +123,27 @@ class ForkServer:
         self._received = b""
         self._descriptors: deque[int] = deque()
         self._children: set[int] = set()
+        self._selector = selectors.DefaultSelector()
+        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self) -> None:
         """Answer until the supervisor is gone; returns when no child is left."""
+        awake, wake = self._pipe
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        awake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            selector.register(awake, selectors.EVENT_READ)
-            while True:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if awake in ready:
-                    os.read(awake, 4096)
-                    self._reap()
-                if self._control in ready and not self._receive():
-                    break
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(awake, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in self._selector.select()}
+            if awake in ready:
+                os.read(awake, 4096)
+                self._reap()
+            if self._control in ready and not self._receive():
+                break
         self._outlive()
 
     def _receive(self) -> bool:
@@ -200,7 +201,7 @@ class ForkServer:
             # SIGTERM ends it until it can drain. SIGINT and SIGHUP are the supervisor's; the others' handlers come.
             for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
                 signal.signal(number, signal.SIG_IGN)
-            self._control.close()
+            self._leave_to_others()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.supervision.worker import run  # noqa: PLC0415 - preloaded by now
 
@@ -212,6 +213,14 @@ class ForkServer:
                 with contextlib.suppress(AttributeError, OSError, ValueError):
                     stream.flush()  # type: ignore[union-attr]
             os._exit(status)
+
+    def _leave_to_others(self) -> None:
+        """Close, in a worker, what is the forkserver's, and what is for workers that come next."""
+        # The end of a worker is seen by the end of its channel: so nobody else may have that.
+        self._selector.close()
+        self._control.close()
+        for descriptor in (*self._pipe, *self._descriptors):
+            os.close(descriptor)
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
