@@ -24,6 +24,9 @@ ABORT_PATIENCE = 2.0
 HURRY_PATIENCE = 2.0
 """Seconds between a second SIGTERM, at which a worker cuts short what it does, and SIGKILL."""
 
+TIDYING = 0.5
+"""Seconds after the deadline of a drain, at which a worker cuts short what it does, until SIGKILL."""
+
 SLOWLY = 30.0
 """Seconds between two attempts when the budget is used up."""
 
@@ -62,6 +65,9 @@ class SlotInput(Protocol):
 
     def elapsed(self) -> None:
         """Note that the time of this state is over."""
+
+    def plan(self) -> None:
+        """Decide what follows the end of the process."""
 
     def give_up(self) -> None:
         """Start no more."""
@@ -206,9 +212,10 @@ class Slot:
         self.state, self.since, self._entered_at = state, time.time(), self._clock.seconds()
         waiters = [waiter for waiter in self._waiters if state in waiter[0]]
         for waiter in waiters:
-            self._waiters.remove(waiter)
-            # Who waited may give the machine another input; it is taken when this one has been.
-            waiter[1].callback(state)
+            if waiter in self._waiters:  # who was told before it, may have cancelled it
+                self._waiters.remove(waiter)
+                # Who waited may give the machine another input; it is taken when this one has been.
+                waiter[1].callback(state)
 
     def arm(self, seconds: float) -> None:
         """Have the time of this state be over in some seconds; 0 is never."""
@@ -230,7 +237,10 @@ class Slot:
         self._throttle.forked(self._clock.seconds())
         self._ready_at, self._final, self.trouble = None, "", None
         self.arm(self.limits.start)
-        self.process = self._launch(self)
+        try:
+            self.process = self._launch(self)
+        except OSError as error:  # out of descriptors, most likely
+            self.refused(str(error.strerror))
 
     def note_ready(self) -> None:
         """Remember that it lives."""
@@ -248,12 +258,13 @@ class Slot:
     def begin_drain(self) -> None:
         """Ask the process to finish."""
         self.signal(SIGTERM)
-        self.arm(self.limits.drain)
+        self.arm(self.limits.drain and self.limits.drain + TIDYING)
 
     def press(self) -> None:
         """Ask the process a second time: now it is to end at once."""
         self.signal(SIGTERM)
-        self.arm(HURRY_PATIENCE)
+        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_PATIENCE:
+            self.arm(HURRY_PATIENCE)
 
     def kill(self) -> None:
         """End the process by force."""
@@ -279,7 +290,7 @@ class Slot:
         pause = self._history.died(now, None if self._ready_at is None else now - self._ready_at)
         if self._final or self._history.exhausted:
             if self._give_up(self, self._final):
-                _log.critical("{what}; it is not started again", what=self._epitaph)
+                self.log_last_end()
                 self._machine.give_up()
                 return
             pause = SLOWLY
@@ -290,6 +301,10 @@ class Slot:
             self.arm(pause)
         else:
             self._machine.start()
+
+    def log_last_end(self) -> None:
+        """Log the end of a process that no other follows."""
+        _log.critical("{what}; it is not started again", what=self._epitaph)
 
     def finish(self) -> None:
         """Be without a process for good."""
@@ -346,7 +361,16 @@ def _build() -> Callable[[Slot], SlotInput]:
         def died(machine: SlotInput, slot: Slot, how: str) -> None:
             slot.note_end(how)
             slot.enter("backing off")
-            slot.plan()
+            # Behind what those want who waited for this: who gives the place up, wants no other process.
+            machine.plan()
+
+    @backing_off.upon(SlotInput.plan).loop()
+    def plan(machine: SlotInput, slot: Slot) -> None:
+        slot.plan()
+
+    @ended.upon(SlotInput.plan).loop()
+    def plan_nothing(machine: SlotInput, slot: Slot) -> None:
+        slot.log_last_end()
 
     @backing_off.upon(SlotInput.give_up).to(failed)
     def give_up(machine: SlotInput, slot: Slot) -> None:
@@ -382,7 +406,6 @@ def _build() -> Callable[[Slot], SlotInput]:
         state.upon(SlotInput.silent).loop().returns(None)
     for state in (draining, ended):
         state.upon(SlotInput.drain).loop().returns(None)
-    ended.upon(SlotInput.give_up).loop().returns(None)
     for state in (idle, starting, ready, hung, backing_off, failed, ended):
         state.upon(SlotInput.hurry).loop().returns(None)
     for state in (ready, backing_off, failed, ended):

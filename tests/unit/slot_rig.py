@@ -1,5 +1,7 @@
 """A worker's place on a Clock, with processes that do what the test says."""
 
+import os
+from errno import EMFILE
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -46,7 +48,10 @@ class StubProcess:
 
 
 class SlotRig:
-    """A slot, the processes that it had, and what it asked."""
+    """A slot, the processes that it had, and what it asked.
+
+    :ivar scarce: times that there are no descriptors for another process.
+    """
 
     def __init__(self, *, number: int = 1, limits: Limits | None = None, workers: int = 10, budget: int = 3) -> None:
         self.clock = Clock()
@@ -54,6 +59,7 @@ class SlotRig:
         self.processes: list[StubProcess] = []
         self.questions: list[str] = []
         self.gives_up = False
+        self.scarce = 0
         self.slot = Slot(
             number,
             "agent",
@@ -76,6 +82,9 @@ class SlotRig:
         return self.slot.state
 
     def launch(self, listener: ProcessListener) -> Any:
+        if self.scarce:
+            self.scarce -= 1
+            raise OSError(EMFILE, os.strerror(EMFILE))
         self.processes.append(StubProcess(listener, 100 + len(self.processes)))
         return self.processes[-1]
 

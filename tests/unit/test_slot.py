@@ -7,7 +7,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.flight import Event
-from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, Limits
+from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, TIDYING, Limits
 from tests.unit.slot_rig import SlotRig
 
 
@@ -84,6 +84,16 @@ class StartTests(SynchronousTestCase):
         self.assertIn("no more processes", str(self.rig.slot.trouble))
         self.rig.clock.advance(1)
         self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 3))
+
+    def test_no_descriptors(self) -> None:
+        """A process that cannot even be asked for, for want of descriptors, is tried again like one refused."""
+        self.rig.scarce = 2
+        self.rig.slot.start()
+        self.assertEqual((self.rig.state, self.rig.slot.process), ("backing off", None))
+        self.assertEqual(self.rig.slot.trouble, "it was not born: Too many open files")
+        self.rig.clock.advance(1)
+        self.rig.process.be_ready()
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("ready", None))
 
     def test_throttle(self) -> None:
         """More forks than the throttle allows wait their turn."""
@@ -296,6 +306,8 @@ class DrainTests(SynchronousTestCase):
         process = self.rig.ready()
         self.rig.slot.drain()
         self.rig.clock.advance(30)
+        self.assertEqual(process.signals, [SIGTERM])  # it cuts short itself what it does, and has to tidy up
+        self.rig.clock.advance(TIDYING)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
         process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "ended")
@@ -355,13 +367,39 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
 
     def test_hurry_while_draining(self) -> None:
-        """The time to end at once counts from then, whatever was left before."""
+        """The time to end at once counts from then, but does not put off the end."""
+        for drained, left in ((10.0, HURRY_PATIENCE), (30 + TIDYING - 1, 1.0)):
+            rig = SlotRig()
+            process = rig.ready()
+            rig.slot.drain()
+            rig.clock.advance(drained)
+            rig.slot.hurry()
+            rig.clock.advance(left - 0.1)
+            self.assertEqual(process.signals, [SIGTERM, SIGTERM])
+            rig.clock.advance(0.1)
+            self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
+
+    def test_impatience(self) -> None:
+        """Who hurries it again and again does not put off its end by that."""
         process = self.rig.ready()
-        self.rig.slot.drain()
-        self.rig.clock.advance(29.5)
+        for _ in range(4):
+            self.rig.slot.hurry()
+            self.rig.clock.advance(HURRY_PATIENCE / 4)
+        self.assertEqual(process.signals[-1], SIGKILL)
+
+    def test_hurry_without_a_deadline(self) -> None:
+        """One that may take for ever may not in a hurry."""
+        rig = SlotRig(limits=Limits(drain=0))
+        process = rig.ready()
+        rig.slot.drain()
+        rig.slot.hurry()
+        rig.clock.advance(HURRY_PATIENCE)
+        self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
+
+    def test_hurry_without_a_process(self) -> None:
+        """A place without a process is given up at once in a hurry, too."""
         self.rig.slot.hurry()
-        self.rig.clock.advance(1)
-        self.assertEqual(process.signals, [SIGTERM, SIGTERM])
+        self.assertEqual((self.rig.state, self.rig.clock.calls), ("ended", []))
 
     def test_silence(self) -> None:
         """One that drains is not taken for hung."""
@@ -406,3 +444,29 @@ class WaiterTests(SynchronousTestCase):
         self.rig.slot.reaches("ready").addCallback(lambda _: self.rig.slot.drain())
         process = self.rig.ready()
         self.assertEqual((self.rig.state, process.signals), ("draining", [SIGTERM]))
+
+    def test_cancels_another(self) -> None:
+        """Who is told may cancel another who waits for the same."""
+        first, second = self.rig.slot.reaches("ready"), self.rig.slot.reaches("ready")
+        first.addCallback(lambda _: second.cancel())
+        self.rig.ready()
+        self.failureResultOf(second, CancelledError)
+        self.assertEqual(self.rig.state, "ready")
+
+    def test_gives_up_one_that_died(self) -> None:
+        """Who sees it die may give its place up: then it is not started again, and nobody is asked about that."""
+        for deaths in (1, 2, 3):
+            rig = SlotRig()
+            rig.slot.start()
+            for _ in range(deaths - 1):
+                rig.process.exit(1)
+                rig.clock.advance(SLOWLY)
+            gone = rig.slot.reaches("backing off").addCallback(lambda _, rig=rig: rig.slot.drain())
+            with capturedLogs() as events:
+                rig.process.exit(1)
+            self.assertEqual(self.successResultOf(gone), "ended")
+            self.assertEqual((rig.state, len(rig.processes), rig.questions, rig.clock.calls), ("ended", deaths, [], []))
+            self.assertEqual(
+                [formatEvent(event) for event in events],
+                ["worker 1 of agent exited with status 1; it is not started again"],
+            )
