@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
@@ -205,7 +206,7 @@ class Supervisor:
         self._forks.append(forks)
         forks.start()
         order = {
-            "reactor": type(self._reactor).__module__,
+            "reactor": _module_of(self._reactor),
             "log": {"file": self._log_file, "json": settings.log_json, "level": settings.log_level},
         }
         limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
@@ -415,6 +416,12 @@ def see_number(workers: object) -> None:
 async def _replace(fleet: Fleet, slot: Slot) -> None:
     await fleet.replace(slot)
     await slot.reaches("ended")
+
+
+def _module_of(reactor: Any) -> str:
+    """Return the module whose ``install`` makes such a reactor; of one that has none, Twisted's default."""
+    module = type(reactor).__module__
+    return module if hasattr(sys.modules.get(module), "install") else "twisted.internet.default"
 
 
 def _row(slot: Slot) -> Row:
