@@ -1,0 +1,200 @@
+"""What workers run in these tests: they do what they are told, also what nobody should do.
+
+Each worker listens at a unix socket in its working directory, ``worker-NUMBER``, for orders, one a line.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+from twisted.application import service
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
+from twisted.protocols.basic import LineOnlyReceiver
+
+from novasvc import Manager, RequestContext, rpc, runtime
+
+# -- orders ------------------------------------------------------------------------------------------
+
+
+def spin(_: int) -> None:
+    """Keep Python busy."""
+    while True:
+        pass
+
+
+def freeze(_: int) -> None:
+    """Stay in C, and have no signal but SIGKILL arrive."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    ctypes.PyDLL(None).pause()
+
+
+def turn_deaf(_: int) -> None:
+    """Take no notice of SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+ORDERS: Mapping[str, Callable[[int], Any]] = MappingProxyType(
+    {
+        "exit": os._exit,
+        "spin": spin,
+        "freeze": freeze,
+        "turn deaf": turn_deaf,
+        "crash": ctypes.string_at,
+    }
+)
+"""What each of them takes is the number at the end of the line; 0 if there is none."""
+
+
+class Orders(LineOnlyReceiver):
+    """Obeys; "pid" is answered with it, and the others with "ok", before it is done."""
+
+    delimiter = b"\n"
+
+    def lineReceived(self, line: bytes) -> None:
+        words, _, number = line.decode().rpartition(" ")
+        if not number.isdecimal():
+            words, number = line.decode(), "0"
+        if words == "pid":
+            self.sendLine(str(os.getpid()).encode())
+            return
+        # To the system's buffer, now: maybe nothing is sent afterwards.
+        self.transport.getHandle().send(b"ok\n")
+        ORDERS[words](int(number))
+
+
+def obey(reactor: Any) -> Any:
+    """Listen for orders."""
+    path = Path(f"worker-{runtime.worker_number}")
+    path.unlink(missing_ok=True)
+    return reactor.listenUNIX(str(path), Factory.forProtocol(Orders))
+
+
+# -- servers of scripts --------------------------------------------------------------------------------
+
+
+class Obedient(service.Service):
+    """Obeys, and does nothing else.
+
+    :param name: of the server.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def startService(self) -> None:
+        from twisted.internet import reactor  # noqa: PLC0415 - the worker's own
+
+        super().startService()
+        obey(reactor)
+
+
+@attrs.frozen
+class Dying:
+    """A server that never comes to be.
+
+    :param name: "exit 3", "kill 9", "leave 3", "raise".
+    """
+
+    name: str
+
+    def __call__(self, reactor: Any) -> Any:
+        match self.name.split():
+            case ["exit", number]:
+                os._exit(int(number))
+            case ["kill", number]:
+                os.kill(os.getpid(), int(number))
+            case ["leave", number]:
+                sys.exit(int(number))
+            case _:
+                raise LookupError("no such hypervisor")
+
+
+class Echo(LineOnlyReceiver):
+    """Answers each line with the process that has read it."""
+
+    delimiter = b"\n"
+
+    def lineReceived(self, line: bytes) -> None:
+        self.sendLine(f"{os.getpid()} ".encode() + line)
+
+
+def echo() -> Factory:
+    return Factory.forProtocol(Echo)
+
+
+# -- managers --------------------------------------------------------------------------------------------
+
+
+class Node(Manager):
+    """Obeys, and notes in a file what it is called with: "begun" and "done", one a line."""
+
+    def init_host(self) -> None:
+        self._reactor: Any = self.attachments.reactor
+        obey(self._reactor)
+
+    @rpc.expose
+    def work(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Deferred[Any]:
+        return self._work(what, seconds)
+
+    @rpc.expose(idempotent=True)
+    def work_again(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Deferred[Any]:
+        return self._work(what, seconds)
+
+    @rpc.expose(blocking=True)
+    def work_in_thread(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Any:
+        time.sleep(seconds)
+        return what
+
+    def _work(self, what: Any, seconds: float) -> Deferred[Any]:
+        self._note("begun", what)
+
+        def done() -> Any:
+            self._note("done", what)
+            return what
+
+        return deferLater(self._reactor, seconds, done)
+
+    def _note(self, how: str, what: Any) -> None:
+        with Path("journal").open("a") as journal:
+            journal.write(f"{how} {what}\n")
+
+
+class Unmade(Manager):
+    def __init__(self, host: str) -> None:
+        raise LookupError("no such hypervisor")
+
+
+class FailsToInit(Manager):
+    def init_host(self) -> None:
+        raise LookupError("no such hypervisor")
+
+
+class FailsBeforeStart(Manager):
+    def pre_start_hook(self) -> None:
+        raise LookupError("no such hypervisor")
+
+
+class FailsAfterStart(Manager):
+    def post_start_hook(self) -> None:
+        raise LookupError("no such hypervisor")
+
+
+class Vanishes(Manager):
+    def init_host(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Waits(Manager):
+    """Takes for ever to start."""
+
+    def init_host(self) -> Deferred[None]:
+        return Deferred()
