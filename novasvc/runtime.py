@@ -1,6 +1,5 @@
 """What the nodes of one process stand on: settings, reactor, transport, registry."""
 
-import functools
 import os
 import random
 from collections.abc import Callable
@@ -201,7 +200,9 @@ def make_directory(path: Path) -> None:
         raise DirectoryError("state directory", str(path), error.strerror or str(error), remedy) from error
 
 
-@functools.cache
+_process_runtime: Runtime | None = None
+
+
 def process_runtime() -> Runtime:
     """Return the runtime of nodes that were not given one, as Nova's services had one CONF.
 
@@ -212,4 +213,11 @@ def process_runtime() -> Runtime:
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    return Runtime.from_settings(load((), os.environ, {}).settings, reactor)
+    return _process_runtime or set_process_runtime(Runtime.from_settings(load((), os.environ, {}).settings, reactor))
+
+
+def set_process_runtime(runtime: Runtime) -> Runtime:
+    """Have this runtime be the one of this process, for the nodes that are made from now on; return it."""
+    global _process_runtime  # noqa: PLW0603 - one in a process is what it is about
+    _process_runtime = runtime
+    return runtime

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import attrs
 from twisted.application.service import IService, MultiService
@@ -16,20 +16,18 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from novasvc import flight
 from novasvc._version import __version__
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IStartable
 from novasvc.logs import NOBODY, make_observer, open_log
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
-from novasvc.service.launcher import ProcessSignals, log_settings, reread
+from novasvc.service.launcher import log_changes, log_settings
 from novasvc.service.prefork import ProcessLauncher
+from novasvc.service.process import Process
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
-from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
+from novasvc.supervision.errors import ReloadError
 from novasvc.supervision.supervisor import Reread, ServerWrapper
-from novasvc.supervision.systemd import Notifier, Watchdog
 
 _log = Logger()
 
@@ -232,37 +230,30 @@ class ProcessTree(ServiceTree):
         :raises NovasvcError: a manager has an error.
         """
 
-        def make() -> list[IService]:
-            settings = self._configuration.settings
+        def make(configuration: Configuration) -> list[IService]:
+            settings = configuration.settings
             return make_services(settings.services, Runtime.from_settings(settings, self._reactor))
 
         def plant() -> None:
             self._plant = lambda: None
-            for part in make():
+            for part in make(self._configuration):
                 part.setServiceParent(self)
 
         async def restart() -> None:
-            before, self._configuration = self._configuration, reread(self._configuration, read)
             try:
-                parts = make()
-            except NovasvcError:
-                self._configuration = before
-                raise
-            for part in reversed(list(self)):
-                await self.removeService(part)
-            for part in parts:
-                part.setServiceParent(self)
-                cast(IStartable, part).when_started().addErrback(self._give_up)
+                after = read()
+                parts = make(after)
+            except (NovasvcError, SystemExit) as error:
+                raise ReloadError(str(error)) from error
+            log_changes(self._configuration, after)
+            self._configuration = after
+            await self.restart(parts).addErrback(self._not_restarted)
 
         log_settings(self._configuration)
         self._plant = plant
         if not later:
             plant()
-        notifier = Notifier(os.environ)
-        self.when_started().addCallbacks(lambda _: notifier.ready("running"), lambda _: None)
-        Watchdog(notifier, os.environ, self._reactor, lambda: True).setServiceParent(self._helpers)
-        ProcessSignals(self._reactor, self, restart).setServiceParent(self._helpers)
-        self._stalls = StallWatch(flight.installed(), self._reactor)
+        Process(self._reactor, self, restart).setServiceParent(self._helpers)
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
@@ -297,6 +288,10 @@ class ProcessTree(ServiceTree):
         # The part that failed has logged why. A stop that came first is no failure.
         if self.state in {"failed", "running"}:
             self._end_failed()
+
+    def _not_restarted(self, failure: Failure) -> Failure:
+        self._give_up(failure)
+        return failure
 
     def _end_failed(self) -> None:
         _exit_with(1)

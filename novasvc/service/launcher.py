@@ -1,30 +1,30 @@
 """One process: launchers that run services, wait for them, and end with a status that says why."""
 
-import faulthandler
 import os
 import signal
-import sys
-import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from twisted.application.service import IService, IServiceCollection
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.logger import Logger
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ReactorNotRestartable
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from novasvc import flight
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, describe
+from novasvc.interfaces import IStartable
+from novasvc.runtime import Runtime, process_runtime, set_process_runtime
+from novasvc.service.process import Process, lift_limit, stop_reactor
+from novasvc.service.service import Service
 from novasvc.service.tree import ServiceTree
 from novasvc.settings import Configuration, load
 from novasvc.settings.listing import changes, rows
 from novasvc.supervision.errors import ReloadError
-from novasvc.supervision.signals import Signals
 
 _log = Logger()
-
-AT_ONCE = 2.0
-"""Seconds that a process has to end when it is to end at once."""
 
 
 class SignalExit(SystemExit):
@@ -43,7 +43,8 @@ class SignalExit(SystemExit):
 class Launcher(ServiceTree):
     """Run services in this process, and wait for their end.
 
-    A service like others, too: stop it as a part of an application, or by :meth:`stop`.
+    A service like others, too: stop it as a part of an application, or by :meth:`stop`. If one of
+    its servers does not start, all are stopped.
 
     :param reactor: None is the global one.
     Source: nova.service.Launcher.
@@ -54,22 +55,29 @@ class Launcher(ServiceTree):
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
         self._reactor = reactor
+        self._problem: BaseException | None = None
 
     def launch_server(self, server: Any) -> None:
         """Begin to start a server; the log tells if that fails, and so does :meth:`wait`.
 
-        :param server: provides IService.
+        :param server: provides IService. It is waited for as long as it runs: if it has a method
+            ``wait``, as Nova's servers do, until the Deferred is fired that this returns.
         :raises TypeError: it does not.
         """
         if not IService.providedBy(server):
             raise TypeError(
                 f"{server!r} provides no IService: give a twisted.application.service.Service, or a Service"
             )
-        server.setServiceParent(self)
+        try:
+            server.setServiceParent(self)
+        except Exception as error:  # noqa: BLE001 - the launcher runs, and so did the server's startService
+            _log.critical("{server} did not start: {why}", server=server, why=describe(error))
+            _log.failure("where it was raised", level=LogLevel.debug)
+            self._not_started(server, Failure(error))
+            return
+        if self.state == "running":
+            self._watch(server)
         self.startService()
-        if callable(wait := getattr(server, "wait", None)):
-            # A server that says when it has ended, is not waited for any more.
-            maybeDeferred(wait).addBoth(lambda _: self._see_ended(server))
 
     def stop(self) -> Deferred[None]:
         """Stop all servers.
@@ -84,6 +92,7 @@ class Launcher(ServiceTree):
         :return: None, if nobody runs the reactor: then this does, and returns at the end. Else a
             Deferred that fires at the end, and fails if a server did not start.
         :raises SystemExit: with status 1, if a server did not start.
+        :raises RuntimeError: the reactor was run before, and stopped.
         """
         return run_until_ended(self, self._reactor)
 
@@ -102,40 +111,83 @@ class Launcher(ServiceTree):
 
         :return: Deferred[None]; fails if a server did not start.
         """
+        if self.state == "initial" and not list(self):
+            return succeed(None)
         return self._course.when_ended().addCallback(self._see_failed)
 
     def _see_failed(self, _: None) -> None:
-        if self.state == "failed" and self._course.reason is not None:
-            raise self._course.reason
+        problem = self._problem or (self._course.reason if self.state == "failed" else None)
+        if problem is not None:
+            raise problem
 
-    def _see_ended(self, server: IService) -> None:
+    def _entered(self, state: str) -> None:
+        super()._entered(state)
+        if state == "running":
+            for server in list(self):
+                self._watch(server)
+
+    def _watch(self, server: Any) -> None:
+        """See a server end by itself, or not start, which those do late that were launched late."""
+        if IStartable.providedBy(server):
+            started: Deferred[None] = server.when_started()
+            started.addErrback(partial(self._not_started, server))
+        ended = _end_of(server)
+        if ended is not None:
+            ended.addBoth(lambda _: self._ended(server))
+
+    def _not_started(self, server: Any, failure: Failure) -> None:
+        if self.state == "running" and server in list(self):
+            self._problem = failure.value
+            self.stopService()
+
+    def _ended(self, server: IService) -> None:
         if self.state == "running" and server in list(self):
             self.removeService(server).addErrback(lambda failure: _log.failure("a server did not stop", failure))
             if not list(self):
                 self.stopService()
 
 
+def _end_of(server: Any) -> Deferred[Any] | None:
+    """Return a Deferred of the end of a server, if it knows of one: Nova's have ``wait`` for that."""
+    wait = getattr(server, "when_ended", None) or getattr(server, "wait", None)
+    try:
+        ended = wait() if callable(wait) else None
+    except Exception:  # noqa: BLE001 - it is something else that has this name
+        return None
+    if isinstance(ended, Coroutine):
+        return Deferred.fromCoroutine(ended)
+    return ended if isinstance(ended, Deferred) else None
+
+
 class ServiceLauncher(Launcher):
     """A launcher that is all there is in its process: it answers to signals, and ends with a status.
 
     SIGTERM drains, up to graceful_shutdown_timeout. A second one, or SIGINT, ends at once. SIGHUP
-    reads the configuration again, and starts the servers anew if it is good. SIGUSR2 logs the
-    stacks of all threads and what happened last.
+    reads the configuration again, and restarts the servers if it is good: a Service that took its
+    settings from the environment is made again, others go on with what they were given. SIGUSR2
+    logs the stacks of all threads and what happened last.
 
     :param configuration: the settings; None is what the environment says.
+    :param reread: reads them again at SIGHUP; None reads the environment.
     Source: nova.service.ServiceLauncher.
     """
 
-    def __init__(self, reactor: Any = None, configuration: Configuration | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Any = None,
+        configuration: Configuration | None = None,
+        reread: Callable[[], Configuration] | None = None,
+    ) -> None:
         super().__init__(reactor)
         self.configuration = configuration or _from_environment()
-        self.signals = ProcessSignals(self._reactor, self, self._restart)
+        self._reread = reread or _from_environment
+        self._process = Process(self._reactor, self, self._reload)
 
     def startService(self) -> None:
         """Begin to start the servers; the settings are in the log then, at its debug level."""
-        if self.state == "initial":
+        if not self._process.running:
             log_settings(self.configuration)
-            self.signals.startService()
+            self._process.startService()
         super().startService()
 
     def wait(self) -> Deferred[None] | None:
@@ -143,118 +195,51 @@ class ServiceLauncher(Launcher):
 
         :raises SignalExit: a signal was what ended them.
         """
-        waiting = super().wait()
-        if waiting is None and self.signals.signo is not None:
-            raise SignalExit(self.signals.signo)
-        return waiting
+        ran = not self._reactor.running
+        try:
+            return super().wait()
+        finally:
+            if ran:
+                lift_limit()
+                if self._process.signo is not None:
+                    raise SignalExit(self._process.signo)
 
-    async def _restart(self) -> None:
-        self.configuration = reread(self.configuration, _from_environment)
+    def _entered(self, state: str) -> None:
+        super()._entered(state)
+        if state in {"stopped", "failed"} and self._process.running:
+            self._process.stopService()
+
+    async def _reload(self) -> None:
+        try:
+            after = self._reread()
+            servers = self._made_again(after)
+        except (NovasvcError, SystemExit) as error:
+            raise ReloadError(str(error)) from error
+        log_changes(self.configuration, after)
+        self.configuration = after
+        await self.restart(servers)
+
+    def _made_again(self, configuration: Configuration) -> list[IService]:
+        """Make those that go by the environment again; without any, what is there stays."""
         servers = list(self)
-        for server in reversed(servers):
-            await self.removeService(server)
-        for server in servers:
-            server.setServiceParent(self)
+        if not any(isinstance(server, Service) and server.by_environment for server in servers):
+            return servers
+        before = process_runtime()
+        set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
+        try:
+            return [
+                server.made_again() if isinstance(server, Service) and server.by_environment else server
+                for server in servers
+            ]
+        except BaseException:
+            set_process_runtime(before)
+            raise
 
 
-class ProcessSignals(Signals):
-    """What a process of one launcher does at signals; see :class:`ServiceLauncher`.
-
-    :param launcher: has stopService; its parts may have hurry.
-    :param restart: coroutine function: reads the configuration again and starts anew.
-    :ivar signo: the signal that ends it; None if none does.
-    """
-
-    def __init__(self, reactor: Any, launcher: ServiceTree, restart: Callable[[], Any]) -> None:
-        super().__init__(
-            reactor,
-            {
-                signal.SIGTERM: self._terminated,
-                signal.SIGINT: self._interrupted,
-                signal.SIGHUP: self._hung_up,
-                signal.SIGUSR2: log_dump,
-            },
-        )
-        self.signo: int | None = None
-        self._launcher = launcher
-        self._restart = restart
-        self._restarting: Deferred[None] | None = None
-
-    def _terminated(self) -> None:
-        if self.signo is None:
-            self._end(signal.SIGTERM)
-        else:
-            self._end_at_once(signal.SIGTERM)
-
-    def _interrupted(self) -> None:
-        if self.signo is None:
-            self._end(signal.SIGINT)
-        self._end_at_once(signal.SIGINT)
-
-    def _end(self, number: int) -> None:
-        self.signo = number
-        if self._restarting is not None:
-            self._restarting.cancel()
-        self.resume(number)
-
-    def _end_at_once(self, number: signal.Signals) -> None:
-        _log.warn("{signal}: this process ends at once", signal=number.name)
-        # Note [The third signal]
-        #
-        # From now on the signals do what they do to any process: whatever keeps us from ending, a
-        # third one does not. And if nothing comes, we end by the signal ourselves, so that who
-        # started us sees why.
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-        self._former.clear()
-        self._reactor.callLater(0, hurry, self._launcher)
-        self._reactor.callLater(AT_ONCE, _end_by, number)
-
-    def _hung_up(self) -> None:
-        if self._restarting is not None or self.signo is not None:
-            _log.warn("SIGHUP: another restart, or the end, is under way")
-            return
-
-        def done(result: object) -> None:
-            self._restarting = None
-            if isinstance(result, Failure):
-                _log.error("{error}", error=result.value)
-            else:
-                _log.info("the services were started anew")
-
-        self._restarting = Deferred.fromCoroutine(self._restart())
-        self._restarting.addBoth(done)
-
-
-def _end_by(number: int) -> None:
-    _log.error("this process has not ended in time; it ends by force")
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None:
-            stream.flush()
-    os.kill(os.getpid(), number)
-
-
-def hurry(server: Any) -> None:
-    """Have a server, and all that is in it, cut short what it does; it was told to stop before."""
-    if callable(cut_short := getattr(server, "hurry", None)):
-        cut_short()
-    elif IServiceCollection.providedBy(server):
-        for part in list(server):
-            hurry(part)
-
-
-def reread(before: Configuration, read: Callable[[], Configuration]) -> Configuration:
-    """Read the configuration again, and log what has changed.
-
-    :raises ReloadError: it cannot be used.
-    """
-    try:
-        after = read()
-    except (NovasvcError, SystemExit) as error:
-        raise ReloadError(str(error)) from error
+def log_changes(before: Configuration, after: Configuration) -> None:
+    """Log the settings that differ, secrets masked."""
     for row in changes(before, after):
         _log.info("reload: {setting} changes from {before} to {after}", **row)
-    return after
 
 
 def log_settings(configuration: Configuration) -> None:
@@ -264,49 +249,54 @@ def log_settings(configuration: Configuration) -> None:
         _log.debug("{Setting} = {Value} ({Origin})", **row)
 
 
-def log_dump() -> None:
-    """Log the stacks of all threads, and what happened last."""
-    with tempfile.TemporaryFile("w+") as file:
-        faulthandler.dump_traceback(file)
-        file.seek(0)
-        stacks = file.read()
-    events = flight.dump_text(flight.installed())
-    _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
-
-
 def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
     """Wait for the end of a launcher; run the reactor for that, unless it runs.
 
-    :param launcher: has startService, stopService and when_ended.
+    :param launcher: has startService, stopService, when_ended and state.
     :return: None if this ran the reactor, else a Deferred of the end.
     :raises SystemExit: with status 1, if the launcher failed.
+    :raises RuntimeError: the reactor was run before, and stopped.
     """
     if reactor.running:
         ended: Deferred[None] = launcher.when_ended()
         return ended
     outcome: list[Failure | None] = []
-    stopping: list[bool] = []
 
     def end(result: Failure | None) -> None:
         outcome.append(result)
-        if not stopping:
-            reactor.stop()
-
-    def stop() -> Deferred[None]:
-        stopping.append(True)
-        stopped: Deferred[None] = launcher.stopService()
-        return stopped
+        stop_reactor(reactor)
 
     def begin() -> None:
-        reactor.addSystemEventTrigger("before", "shutdown", stop)
-        launcher.startService()
+        reactor.addSystemEventTrigger("before", "shutdown", launcher.stopService)
+        if launcher.state == "initial":
+            launcher.startService()
         launcher.when_ended().addBoth(end)
 
     reactor.callWhenRunning(begin)
-    reactor.run()
+    with _handlers_given_back():
+        try:
+            reactor.run()
+        except ReactorNotRestartable:
+            raise RuntimeError(
+                "the reactor of this process was run before, and cannot be run again: wait once, for all servers"
+            ) from None
     if outcome and outcome[0] is not None:
         raise SystemExit(1)
     return None
+
+
+@contextmanager
+def _handlers_given_back() -> Iterator[None]:
+    """Have the signals be what they were: Twisted's handlers stay behind, and would swallow them from then on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _from_environment() -> Configuration:

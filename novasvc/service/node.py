@@ -41,6 +41,9 @@ _T = TypeVar("_T")
 AT_ONCE = 1.0
 """Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
 
+_LEAST = 0.05
+"""Seconds for a step of that, if those before it, or other nodes, have used up the rest."""
+
 
 @attrs.define(eq=False, kw_only=True)
 class Node:
@@ -336,7 +339,8 @@ class Node:
     def _seconds_left(self, *, work: bool) -> float | None:
         now = self.runtime.reactor.seconds()
         if self._at_once is not None:
-            return 0.0 if work else max(0.0, self._at_once - now)
+            # Half of it: a step that hangs leaves some for those after it.
+            return 0.0 if work else max(_LEAST, (self._at_once - now) / 2)
         return None if self._deadline is None else max(1.0, self._deadline - now)
 
     async def delete_row(self) -> None:

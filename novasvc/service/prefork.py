@@ -15,8 +15,10 @@ from zope.interface import implementer
 from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IStartable
+from novasvc.runtime import Runtime, set_process_runtime
 from novasvc.service.launcher import log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
+from novasvc.service.process import stop_reactor
 from novasvc.settings import Configuration, load
 from novasvc.stalls import StallWatch
 from novasvc.supervision.control import ControlSocket
@@ -69,7 +71,7 @@ class ProcessLauncher(service.Service):
         self._course = Course("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration = configuration or _from_environment()[0]
         self._grace = configuration.settings.graceful_shutdown_timeout
-        self._supervisor = Supervisor(reactor, configuration, reread or _from_environment, log_file, self)
+        self._supervisor = Supervisor(reactor, configuration, reread or self._reread_environment, log_file, self)
         self._control = ControlSocket(configuration.settings.control_socket, self._supervisor, reactor)
         self._notifier = Notifier(os.environ)
         self._watchdog = Watchdog(self._notifier, os.environ, reactor, lambda: self._supervisor.healthy)
@@ -275,7 +277,8 @@ class ProcessLauncher(service.Service):
         """Drain, and end; a second time, end at once."""
         if self.state in {"starting", "running"}:
             _log.info("all workers are to finish what they have begun, and to end")
-            self._signals.resume(signal.SIGTERM)
+            if not self._signals.resume(signal.SIGTERM):
+                stop_reactor(self._reactor)
         else:
             _log.warn("told to end a second time: all workers end at once")
             self.hurry()
@@ -283,12 +286,19 @@ class ProcessLauncher(service.Service):
     def _interrupted(self) -> None:
         _log.warn("interrupted: all workers end at once")
         if self.state in {"starting", "running"}:
-            self._signals.resume(signal.SIGINT)
+            if not self._signals.resume(signal.SIGINT):
+                stop_reactor(self._reactor)
             self._course.when_ended().addCallback(lambda _: None)
         self._reactor.callLater(0, self.hurry)
 
     def _hung_up(self) -> None:
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
+
+    def _reread_environment(self) -> tuple[Configuration, None]:
+        configuration, wrappers = _from_environment()
+        # Services that were given no settings go to the new workers with these.
+        set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
+        return configuration, wrappers
 
     def _asked_to_dump(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)

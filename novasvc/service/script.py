@@ -1,8 +1,9 @@
 """What a plain script needs: serve a server, and wait."""
 
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner
 
 from novasvc.logs import make_observer
@@ -10,6 +11,8 @@ from novasvc.service.launcher import ServiceLauncher
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.settings import Configuration
 from novasvc.steady import count_steadily
+
+_T = TypeVar("_T")
 
 _launcher: ServiceLauncher | ProcessLauncher | None = None
 """What serve has made, until wait is over. One in a process, as there is one reactor."""
@@ -33,34 +36,46 @@ def serve(server: Any, workers: int | None = None) -> None:
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
     count_steadily(reactor)
+    launcher: ServiceLauncher | ProcessLauncher
     if workers:
-        processes = ProcessLauncher(reactor=reactor)
-        processes.launch_server(server, workers=workers)
-        _launcher = processes
+        launcher = ProcessLauncher(reactor=reactor)
+        launcher.launch_server(server, workers=workers)
     else:
-        _launcher = ServiceLauncher(reactor)
-        _launcher.launch_server(server)
+        launcher = ServiceLauncher(reactor)
+        launcher.launch_server(server)
+    _launcher = launcher
 
 
-def wait() -> None:
+def wait() -> Deferred[None] | None:
     """Run what was served until it has ended.
 
+    :return: None, if this ran the reactor; where it runs already, a Deferred that fires at the end.
     :raises SignalExit: a signal ended it, where it ran in this one process.
     :raises SystemExit: with status 1, if it did not start, or its workers could not run.
     :raises RuntimeError: nothing was served.
     Source: nova.service.wait.
     """
-    global _launcher  # noqa: PLW0603 - see serve
     if _launcher is None:
         raise RuntimeError("nothing was served: call serve(server) before wait()")
     _begin_log(_launcher.configuration)
     try:
-        _launcher.wait()
-    finally:
-        _launcher = None
+        waiting = _launcher.wait()
+    except BaseException:
+        _forget(None)
+        raise
+    return _forget(None) if waiting is None else waiting.addBoth(_forget)
+
+
+def _forget(result: _T) -> _T:
+    global _launcher  # noqa: PLW0603 - see serve
+    _launcher = None
+    return result
 
 
 def _begin_log(configuration: Configuration) -> None:
+    # Twisted has no other way to ask whether anybody has begun to log before.
+    if getattr(globalLogBeginner, "_temporaryObserver", None) is None:
+        return
     settings = configuration.settings
     observer = make_observer(sys.stdout, as_json=settings.log_json, level=settings.log_level)
     # What a script prints is its own business.

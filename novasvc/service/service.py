@@ -16,7 +16,7 @@ from novasvc.interfaces import IStartable
 from novasvc.manager import make_manager
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
-from novasvc.runtime import Runtime, process_runtime
+from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.node import Node
 from novasvc.servicegroup import Identity
 
@@ -56,8 +56,9 @@ class Service(service.Service):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as what it was made of: nothing that has come since goes to a worker."""
-        args, kwargs = self._made_of
-        return _make_again, (type(self), args, {**kwargs, "runtime": self.runtime})
+        # A subclass need not take a runtime; it finds that of its process.
+        runtime = process_runtime() if self.by_environment else None
+        return _make_again, (type(self), *self._made_of, runtime)
 
     def __init__(
         self,
@@ -136,10 +137,10 @@ class Service(service.Service):
         :raises SettingError: no manager is given, and none is set.
         Source: nova.service.Service.create. The other parameters are the constructor's.
         """
-        runtime = runtime or process_runtime()
+        settings = (runtime or process_runtime()).settings
         binary = binary or Path(sys.argv[0]).name
         topic = topic or binary.rpartition("nova-")[2]
-        manager = manager or runtime.settings.managers.get(topic)
+        manager = manager or settings.managers.get(topic)
         if manager is None:
             raise SettingError(
                 f"{topic}_manager",
@@ -149,7 +150,7 @@ class Service(service.Service):
                 'set it to "package.module.Class"',
             )
         return cls(
-            host or runtime.settings.host,
+            host or settings.host,
             binary,
             topic,
             manager,
@@ -161,6 +162,21 @@ class Service(service.Service):
             runtime=runtime,
             **kwargs,
         )
+
+    @property
+    def by_environment(self) -> bool:
+        """Whether it was given no runtime, and so goes by the environment's settings."""
+        return self._made_of[1].get("runtime") is None
+
+    def made_again(self) -> Self:
+        """Make another one, of what this one was made of; its manager is another one, too.
+
+        :raises NovasvcError: it cannot be made.
+        """
+        args, kwargs = self._made_of
+        again = type(self)(*args, **kwargs)
+        again.name = self.name
+        return again
 
     @property
     def state(self) -> str:
@@ -276,7 +292,11 @@ class Service(service.Service):
         await self.node.delete_row()
 
 
-def _make_again(kind: Callable[..., Service], args: Sequence[Any], kwargs: dict[str, Any]) -> Service:
+def _make_again(
+    kind: Callable[..., Service], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None
+) -> Service:
+    if of_process is not None:
+        set_process_runtime(of_process)
     return kind(*args, **kwargs)
 
 

@@ -1,5 +1,6 @@
 """A service tree that waits: for each part on the way up, and for each on the way down."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -32,6 +33,7 @@ class ServiceTree(MultiService):
         self._started: list[IService] = []
         self._stopping: IService | None = None
         self._removals: list[Deferred[None]] = []
+        self._successors: list[IService] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as its parts; a worker gets a tree that was never started."""
@@ -51,7 +53,19 @@ class ServiceTree(MultiService):
 
         :return: Deferred[None], fired when all of them have stopped.
         """
+        self._successors = None
         return self._course.stop()
+
+    def restart(self, parts: Iterable[IService]) -> Deferred[None]:
+        """Stop all parts, the last one first, and start others in their place; a stop meanwhile is the end of it.
+
+        :param parts: they may be the same.
+        :return: Deferred[None], fired when every part runs; fails with the reason, with StateError if the tree does
+            not run, or was stopped meanwhile.
+        """
+        if self.state == "running":
+            self._successors = list(parts)
+        return self._course.restart()
 
     def when_started(self) -> Deferred[None]:
         """Wait until every part runs; see :class:`~novasvc.interfaces.IStartable`."""
@@ -87,6 +101,8 @@ class ServiceTree(MultiService):
         return maybeDeferred(service.stopService)
 
     async def _begin(self) -> None:
+        if self._successors is not None:
+            self._succeed(self._successors)
         # Parts may come and go meanwhile, so each turn looks for the first that is not started.
         while (part := next((part for part in self if part not in self._started), None)) is not None:
             self._started.append(part)
@@ -98,6 +114,14 @@ class ServiceTree(MultiService):
                 _log.failure("where it was raised", level=LogLevel.debug)
                 raise
             await self._see_started(part)
+
+    def _succeed(self, successors: list[IService]) -> None:
+        """Let others be the parts; none of either runs."""
+        self._successors = None
+        for part in list(self):
+            part.disownServiceParent()
+        for part in successors:
+            part.setServiceParent(self)
 
     async def _see_started(self, part: IService) -> None:
         try:

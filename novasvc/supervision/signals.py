@@ -22,12 +22,19 @@ class Signals(service.Service):
 
     :param reactor: provides IReactorCore and IReactorFromThreads.
     :param handlers: function by number of the signal.
+    :param at_once: called with a signal's number before that, right where the signal finds the
+        process, and even if the reactor's turn never comes. It may set signals and timers, no more:
+        whatever it interrupts is half done.
     """
 
-    def __init__(self, reactor: Any, handlers: Mapping[int, Handler]) -> None:
+    def __init__(
+        self, reactor: Any, handlers: Mapping[int, Handler], at_once: Callable[[int], object] = lambda _number: None
+    ) -> None:
         self._reactor = reactor
         self._handlers = handlers
+        self._at_once = at_once
         self._former: dict[int, Any] = {}
+        self._ours: dict[int, Any] = {}
 
     def startService(self) -> None:
         """Take the signals, as soon as the reactor runs."""
@@ -35,17 +42,27 @@ class Signals(service.Service):
         self._reactor.callWhenRunning(self._install)
 
     def stopService(self) -> None:
-        """Give the signals back."""
+        """Give the signals back, but for those that somebody else has taken meanwhile."""
         super().stopService()
         former, self._former = self._former, {}
         for number, handler in former.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is self._ours[number]:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def resume(self, number: int) -> None:
-        """Do what would have been done, had nobody taken the signal."""
+    def former(self, number: int) -> Any:
+        """Return what would have been done at a signal, as signal.getsignal does; None while it is not taken."""
+        return self._former.get(number)
+
+    def resume(self, number: int) -> bool:
+        """Do what would have been done, had nobody taken the signal.
+
+        :return: False if that is nothing, or the sudden end of the process: then it is not done.
+        """
         former = self._former.get(number)
-        if callable(former):
-            former(number, None)
+        if not callable(former) or former is signal.default_int_handler:
+            return False
+        former(number, None)
+        return True
 
     def _install(self) -> None:
         if not self.running or self._former:
@@ -54,7 +71,9 @@ class Signals(service.Service):
             _log.warn("signals are not taken: the reactor does not run in the main thread")
             return
         for number, handler in self._handlers.items():
-            self._former[number] = signal.signal(number, partial(self._pass_on, handler))
+            self._ours[number] = partial(self._pass_on, handler)
+            self._former[number] = signal.signal(number, self._ours[number])
 
-    def _pass_on(self, handler: Handler, _number: int, _frame: object) -> None:
+    def _pass_on(self, handler: Handler, number: int, _frame: object) -> None:
+        self._at_once(number)
         self._reactor.callFromThread(handler)

@@ -1,0 +1,229 @@
+"""What a process with one tree of services owes to those around it: answers to signals, and signs of life."""
+
+import faulthandler
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from twisted.application.service import IService, IServiceCollection, MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc import flight
+from novasvc.errors import NovasvcError
+from novasvc.service.tree import ServiceTree
+from novasvc.stalls import StallWatch
+from novasvc.supervision.signals import Signals
+from novasvc.supervision.systemd import Notifier, Watchdog
+
+_log = Logger()
+
+AT_ONCE = 2.0
+"""Seconds that a process has to end when it is to end at once."""
+
+# Note [The end by force]
+#
+# A process that is told to end at once ends, whatever it does. A reactor that is kept busy never
+# gets to what is to be done in its turn, and when it has been stopped it waits for its threads. So
+# the signal's handler itself does two things, and both work without the reactor. It gives SIGTERM
+# and SIGINT back to the system: a third one ends the process like any other. And it sets a timer of
+# the system, which ends the process by the signal that was to end it: that is what whoever started
+# it would see of a twistd that ends well, too. What the process was doing then is on its standard
+# error: it is what somebody will want to mend.
+
+
+def limit_end(number: int) -> None:
+    """Have this process end within AT_ONCE seconds; called from a signal's handler.
+
+    :param number: of the signal by which it ends.
+    """
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, partial(_end_by_force, number))
+    signal.setitimer(signal.ITIMER_REAL, AT_ONCE)
+
+
+def lift_limit() -> None:
+    """Let this process go on: the end of what was to end did not take so long."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_by_force(number: int, _alarm: int, _frame: object) -> None:
+    name = signal.Signals(number).name
+    said = f"novasvc: {name}: not at its end after {AT_ONCE:g} s, so it ends by force; meanwhile it was doing this\n"
+    with suppress(OSError, ValueError, RuntimeError):  # it may have no standard error, or be writing to it
+        os.write(2, said.encode())
+        faulthandler.dump_traceback(2)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with suppress(OSError, ValueError, RuntimeError, AttributeError):
+            stream.flush()  # type: ignore[union-attr]  # a None is suppressed
+    os.kill(os.getpid(), number)
+
+
+class Process(MultiService):
+    """Has a process of one tree answer to signals, and tell systemd how it does. Runs as long as the tree.
+
+    SIGTERM ends the process as the reactor would, and so drains the tree; a second one, or SIGINT,
+    ends it at once. SIGHUP restarts the tree. SIGUSR2 logs what it does.
+
+    :param reactor: provides IReactorCore, IReactorFromThreads and IReactorTime.
+    :param tree: all there is in the process; its parts may have ``hurry``, see :func:`hurry`.
+    :param restart: coroutine function: reads the configuration again, and restarts the tree.
+    :param environ: what systemd says.
+    :param limit: called with the number of the signal at which the process is to end at once, as
+        :func:`limit_end` is.
+    :ivar signo: the signal that ends the process; None if none does.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        tree: ServiceTree,
+        restart: Callable[[], Coroutine[Deferred[Any], Any, None]],
+        *,
+        environ: Mapping[str, str] | None = None,
+        limit: Callable[[int], object] = limit_end,
+    ) -> None:
+        super().__init__()
+        environ = os.environ if environ is None else environ
+        self.signo: int | None = None
+        self._reactor = reactor
+        self._tree = tree
+        self._restart = restart
+        self._limit = limit
+        self._restarting = False
+        self._terms = 0
+        self._hurried = False
+        self._trigger: Any = None
+        self._notifier = Notifier(environ)
+        self._stalls = StallWatch(flight.installed(), reactor)
+        self._signals = Signals(
+            reactor,
+            {
+                signal.SIGTERM: self._terminated,
+                signal.SIGINT: self._interrupted,
+                signal.SIGHUP: self._hung_up,
+                signal.SIGUSR2: log_dump,
+            },
+            self._see,
+        )
+        self._signals.setServiceParent(self)
+        Watchdog(self._notifier, environ, reactor, lambda: True).setServiceParent(self)
+
+    def startService(self) -> None:
+        """Answer from now on; called when the tree is about to start."""
+        super().startService()
+        self._trigger = self._reactor.addSystemEventTrigger("before", "shutdown", self._shutting_down)
+        self._reactor.callWhenRunning(self._stalls.start)
+        # A failed start is told by the tree.
+        self._tree.when_started().addCallbacks(lambda _: self._notifier.ready("running"), lambda _: None)
+
+    def stopService(self) -> Deferred[Any]:
+        """Answer no more; called when the tree has stopped."""
+        self._stalls.stop()
+        trigger, self._trigger = self._trigger, None
+        if trigger is not None:
+            self._reactor.removeSystemEventTrigger(trigger)
+        stopped: Deferred[Any] = super().stopService()
+        return stopped
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _see(self, number: int) -> None:
+        """See a signal, wherever it finds the process; see Note [The end by force]."""
+        self._terms += number == signal.SIGTERM
+        if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):
+            self._limit(number)
+
+    def _terminated(self) -> None:
+        if self.signo is None:
+            _log.info("SIGTERM: what was begun is finished, then this process ends")
+            self._end(signal.SIGTERM)
+        else:
+            self._end_at_once(signal.SIGTERM)
+
+    def _interrupted(self) -> None:
+        self._end_at_once(signal.SIGINT)
+
+    def _end(self, number: int) -> None:
+        self.signo = number
+        self._notifier.stopping()
+        # The reactor's own answer is what has twistd end by the signal. It is not for a reactor that stops already.
+        if self._trigger is not None and not self._signals.resume(number):
+            stop_reactor(self._reactor)
+
+    def _end_at_once(self, number: signal.Signals) -> None:
+        _log.warn("{signal}: this process ends at once", signal=number.name)
+        self._hurried = True
+        if self.signo is None:
+            self._end(number)
+        if self._trigger is None:
+            self._hurry()
+
+    def _shutting_down(self) -> None:
+        self._trigger = None
+        if self._hurried:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        self._tree.stopService()
+        hurry(self._tree)
+
+    # -- restarts ------------------------------------------------------------------------------
+
+    def _hung_up(self) -> None:
+        if self._restarting or self._tree.state != "running":
+            doing = "another restart is under way" if self._restarting else f"the services are {self._tree.state}"
+            _log.warn("SIGHUP: nothing is restarted: {doing}", doing=doing)
+            return
+        self._restarting = True
+        self._notifier.reloading()
+        Deferred.fromCoroutine(self._restart()).addBoth(self._restarted)
+
+    def _restarted(self, result: object) -> None:
+        self._restarting = False
+        if self.signo is not None:
+            return
+        if not isinstance(result, Failure):
+            _log.info("the services were restarted")
+        elif result.check(NovasvcError):
+            _log.error("SIGHUP: {error}", error=result.value)
+        else:
+            _log.failure("SIGHUP: the services could not be restarted", result)
+        if self._tree.state == "running":
+            self._notifier.ready("running")
+
+
+def hurry(server: IService) -> None:
+    """Have a server, and all that is in it, cut short what it does. It was told to stop before.
+
+    :param server: its ``hurry()`` is called if it has one, else it is asked for its parts.
+    """
+    if callable(cut_short := getattr(server, "hurry", None)):
+        cut_short()
+    elif IServiceCollection.providedBy(server):
+        for part in list(server):
+            hurry(part)
+
+
+def log_dump() -> None:
+    """Log the stacks of all threads, and what happened last."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        stacks = file.read()
+    events = flight.dump_text(flight.installed())
+    _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
+
+
+def stop_reactor(reactor: Any) -> None:
+    """Stop a reactor, if nobody else has done that before."""
+    with suppress(ReactorNotRunning):
+        reactor.stop()
