@@ -11,16 +11,12 @@ write one; or wrap the callback: ``d.addCallback(partial(copy_context().run, cal
 """
 
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import attrs
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -120,66 +116,3 @@ def _message(event: LogEvent) -> str:
 def _traceback(event: LogEvent) -> str:
     failure = event.get("log_failure")
     return "" if failure is None else "\n" + failure.getTraceback().rstrip()
-
-
-def open_log(filename: str, *, daemon: bool, reactor: IReactorFromThreads) -> TextIO:
-    """Open what twistd's --logfile names, as twistd itself would; SIGUSR1 rotates a file.
-
-    :param filename: a path; "-" or "" is standard output, and "twistd.log" for a daemon.
-    :param daemon: the process is about to leave its terminal.
-    :param reactor: in its thread the file is rotated.
-    :raises SystemExit: the file cannot be written, or a daemon was told to log to standard output.
-    """
-    if filename == "-" and daemon:
-        raise SystemExit("novasvc: a daemon has no standard output to log to: give a file to --logfile, or use -n")
-    if filename in {"", "-"} and not daemon:
-        return sys.stdout
-    from twisted.python.logfile import LogFile  # noqa: PLC0415 - only where a file is written
-
-    try:
-        log_file = LogFile.fromFullPath(filename or "twistd.log")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        remedy = "give --logfile a file that this user can write, in a directory that exists"
-        raise SystemExit(f"novasvc: cannot log to {filename or 'twistd.log'!r}: {reason}; {remedy}") from error
-    # As in twistd, whoever has a handler keeps it. Without any, the signal would end the process.
-    if not signal.getsignal(signal.SIGUSR1):
-        signal.signal(signal.SIGUSR1, lambda _number, _frame: reactor.callFromThread(log_file.rotate))
-    return cast(TextIO, log_file)
-
-
-class ReopenedFile:
-    """A log file that another process rotates: it is opened again when its name leads to another file.
-
-    :param path: of the file.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._open()
-
-    def _open(self) -> None:
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
-        status = os.fstat(self._file.fileno())
-        self._identity = (status.st_dev, status.st_ino)
-
-    def write(self, text: str) -> None:
-        """Append to the file that has the name now."""
-        try:
-            status = os.stat(self._path)  # noqa: PTH116 - at every line of the log
-            moved = (status.st_dev, status.st_ino) != self._identity
-        except FileNotFoundError:
-            moved = True
-        if moved:
-            self._file.close()
-            self._open()
-        self._file.write(text)
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._file.flush()
-
-
-def reopened_log(path: str) -> TextIO:
-    """Open a log file that another process rotates."""
-    return cast(TextIO, ReopenedFile(path))

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 
 from novasvc._version import __version__
 from novasvc.errors import NovasvcError
-from novasvc.logs import NOBODY, make_observer, open_log
+from novasvc.logfiles import open_log
+from novasvc.logs import NOBODY, make_observer
 from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
 from novasvc.service.launcher import log_changes, log_settings

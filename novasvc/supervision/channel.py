@@ -76,9 +76,9 @@ def adopt(reactor: Any, end: socket.socket, channel: Channel) -> Channel:
     """Connect a channel to one end of a socket pair; the socket itself is closed.
 
     :param reactor: provides IReactorSocket.
+    :raises OSError: there is no descriptor left.
     """
-    factory = _Given(channel)
-    end.setblocking(False)
-    reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, factory)
-    end.close()
+    with end:
+        end.setblocking(False)
+        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _Given(channel))
     return channel

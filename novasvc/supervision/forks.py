@@ -6,16 +6,18 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
+from novasvc.logfiles import ReopenedFile
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forkserver import CONTROL
 
@@ -23,9 +25,6 @@ _log = Logger()
 
 _FAREWELL = 2.0
 """Seconds that a forkserver may take to end."""
-
-_PATIENCE = 30.0
-"""Seconds that a forkserver may take to answer. The first answer waits for all that it imports."""
 
 
 class RefusedForkError(Exception):
@@ -36,13 +35,13 @@ class RefusedForkError(Exception):
 class _Request:
     """A worker that was asked for.
 
-    :param descriptors: copies, open until the answer is here.
+    :ivar descriptors: copies, open until the answer is here.
     """
 
     order: Mapping[str, Any]
-    descriptors: tuple[int, ...]
     ended: Callable[[int | None], None]
-    answer: Deferred[int]
+    descriptors: list[int] = attrs.field(factory=list, init=False)
+    answer: Deferred[int] = attrs.field(factory=Deferred, init=False)
 
     def close(self) -> None:
         for descriptor in self.descriptors:
@@ -60,14 +59,18 @@ class Forks:
     :param preload: modules that the workers import.
     :param main: path of the program's main module, if workers need what it defines.
     :param environment: of the forkserver and the workers.
+    :param log_file: is their standard output and standard error; None is what ours are.
     :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
+    :param patience: seconds that a forkserver may take to answer. The first answer waits for all that it imports.
     """
 
     _reactor: Any
     _preload: Sequence[str]
     _main: str | None
     _environment: Mapping[str, str]
+    _log_file: ReopenedFile | None = None
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+    _patience: float = 30.0
     _channel: Channel | None = attrs.field(default=None, init=False)
     _protocol: "_Ending | None" = attrs.field(default=None, init=False)
     _process: Any = attrs.field(default=None, init=False)
@@ -88,24 +91,29 @@ class Forks:
         return pid in self._ended
 
     def start(self) -> None:
-        """Start the forkserver; it imports what workers need."""
-        ours, theirs = socket.socketpair()
+        """Start the forkserver; it imports what workers need.
+
+        :raises OSError: the system starts no process now.
+        """
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.supervision.forkserver import main; main()"
+        out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
         channel = Channel(self._receive, lambda: self._lost(channel))
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        try:
-            self._protocol = _Ending()
-            self._process = self._reactor.spawnProcess(
-                self._protocol,
-                sys.executable,
-                [sys.executable, *_interpreter_options(), "-c", code],
-                env=dict(self._environment),
-                childFDs={0: nothing, 1: 1, 2: 2, CONTROL: theirs.fileno()},
-            )
-        finally:
-            os.close(nothing)
-            theirs.close()
-        self._channel = adopt(self._reactor, ours, channel)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, Path(os.devnull).open("rb") as nothing:
+            protocol = _Ending()
+            adopt(self._reactor, ours, channel)
+            try:
+                process = self._reactor.spawnProcess(
+                    protocol,
+                    sys.executable,
+                    [sys.executable, *_interpreter_options(), "-c", code],
+                    env=dict(self._environment),
+                    childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno()},
+                )
+            except OSError:
+                channel.close()
+                raise
+        self._channel, self._protocol, self._process = channel, protocol, process
         channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
         for key in self._requests:
             self._ask(key)
@@ -119,8 +127,17 @@ class Forks:
         :param descriptors: it gets copies of them.
         :param ended: called once when the worker has ended, with its wait status.
         :return: Deferred[int], the process id; fails with RefusedForkError.
+        :raises OSError: there are no descriptors left.
         """
-        request = _Request(order, tuple(map(os.dup, descriptors)), ended, Deferred())
+        if self._closed:
+            return fail(RefusedForkError("the forkserver was let go"))
+        request = _Request(order, ended)
+        try:
+            for descriptor in descriptors:
+                request.descriptors.append(os.dup(descriptor))
+        except OSError:
+            request.close()
+            raise
         key = next(self._numbers)
         self._requests[key] = request
         if self._channel is not None:
@@ -144,14 +161,21 @@ class Forks:
         self._channel.close()
         if not self._ended and self._process.pid is not None:
             self._process.signalProcess("KILL")  # it has no child, and may be busy importing
-        return self._protocol.ended.addTimeout(_FAREWELL, self._reactor, onTimeoutCancel=lambda _, __: None)
+        process = self._process
+
+        def end(_: object, __: float) -> None:
+            if process.pid is not None:
+                process.signalProcess("KILL")  # it is stopped, most likely
+
+        return self._protocol.ended.addTimeout(_FAREWELL, self._reactor, onTimeoutCancel=end)
 
     def _ask(self, key: int) -> None:
         assert self._channel is not None
         request = self._requests[key]
         message = {"fork": key, "descriptors": len(request.descriptors), "order": dict(request.order)}
-        self._channel.send(message, request.descriptors)
-        self._watch()
+        self._channel.send(message, tuple(request.descriptors))
+        if self._timer is None:  # what is asked for later, gives it no more time
+            self._watch()
 
     def _watch(self) -> None:
         """Give the forkserver time for its next answer, if it owes one."""
@@ -159,14 +183,14 @@ class Forks:
             self._timer.cancel()
             self._timer = None
         if self._requests and self._channel is not None:
-            self._timer = self._reactor.callLater(_PATIENCE, self._unresponsive)
+            self._timer = self._reactor.callLater(self._patience, self._unresponsive)
 
     def _unresponsive(self) -> None:
         self._timer = None
         _log.error(
             "the forkserver (pid {pid}) has not answered for {s:g} s; another takes its place",
             pid=self.pid,
-            s=_PATIENCE,
+            s=self._patience,
         )
         os.kill(self._process.pid, signal.SIGKILL)
 
@@ -199,8 +223,7 @@ class Forks:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
-            if not self._closed:
-                request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone"))
+            request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone"))
         if self._closed:
             return
         self._young += 1

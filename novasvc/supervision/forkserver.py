@@ -149,7 +149,7 @@ class ForkServer:
     def _receive(self) -> bool:
         """Take what has come; False if the supervisor is gone."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 64)
+            data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 64, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         self._descriptors.extend(descriptors)

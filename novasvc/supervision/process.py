@@ -82,6 +82,7 @@ class WorkerProcess:
 
     :param order: what it is to do; see :func:`novasvc.supervision.worker.run`.
     :param sockets: listening ones, for its server.
+    :raises OSError: there are no descriptors left.
     """
 
     def __init__(
@@ -93,26 +94,31 @@ class WorkerProcess:
         listener: ProcessListener,
     ) -> None:
         self.pid: int | None = None
-        self.record = Record()
         self._forks = forks
         self._reactor = reactor
         self._listener = listener
-        self._over = False
+        self._over = self._closed = False
         self._connected = True
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
         self._questions: dict[int, Deferred[list[dict[str, Any]] | None]] = {}
-        ours, theirs = socket.socketpair()
-        descriptors = [theirs.fileno(), self.record.descriptor, *(shared.fileno() for shared in sockets)]
-        forks.fork(order, descriptors, self._reaped).addCallbacks(self._born, self._refused)
-        theirs.close()  # there are copies
-        self._channel = adopt(reactor, ours, Channel(self._said, self._lost))
+        with contextlib.ExitStack() as undo:
+            self.record = Record()
+            undo.callback(self.record.close)
+            ours, theirs = socket.socketpair()
+            with ours, theirs:  # there are copies
+                self._channel = adopt(reactor, ours, Channel(self._said, self._lost))
+                undo.callback(self._channel.close)
+                descriptors = [theirs.fileno(), self.record.descriptor, *(shared.fileno() for shared in sockets)]
+                answer = forks.fork(order, descriptors, self._reaped)
+            undo.pop_all()
+        answer.addCallbacks(self._born, self._refused)
 
     @property
     def silent(self) -> float:
         """Seconds since its reactor turned last; 0 before its first sign of life."""
-        beaten = self.record.recorder.beaten
+        beaten = 0.0 if self._closed else self.record.recorder.beaten
         return time.monotonic() - beaten if beaten else 0.0
 
     @property
@@ -126,13 +132,13 @@ class WorkerProcess:
 
     @property
     def stacks(self) -> str:
-        """What faulthandler wrote into its record."""
-        return self.record.stacks
+        """What faulthandler wrote into its record; "" when that is gone."""
+        return "" if self._closed else self.record.stacks
 
     @property
     def events(self) -> list[Event]:
-        """What happened last in it."""
-        return self.record.recorder.events()
+        """What happened last in it; nothing when its record is gone."""
+        return [] if self._closed else self.record.recorder.events()
 
     def signal(self, number: int) -> None:
         """Send it a signal; before it is born, every signal ends it."""
@@ -141,8 +147,12 @@ class WorkerProcess:
         if self.pid is None:
             self._abandon()
             return
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(self.pid, number)
+        except ProcessLookupError:
+            if self._connected and not self._forks.reports(self.pid):
+                # Nobody else will tell: a process that it started holds its channel, and its forkserver is gone.
+                self._reaped(None)
 
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
         """Ask which calls are under way.
@@ -163,21 +173,18 @@ class WorkerProcess:
 
     async def dump(self) -> str:
         """Have faulthandler write the stacks of all threads, and return them; "" if it does not run at all."""
-        if self._over:
+        if self._over or self.pid is None:
             return ""
         self.record.forget_stacks()
         self.signal(DUMP)
         before = ""
         for _ in range(_LOOKS):
             await deferLater(self._reactor, _LOOK_INTERVAL)
-            stacks = self._last_stacks()
-            if stacks and stacks == before:
+            stacks = self.stacks
+            if self._closed or (stacks and stacks == before):
                 break
             before = stacks
         return before
-
-    def _last_stacks(self) -> str:
-        return "" if self._over else self.record.stacks
 
     def _abandon(self) -> None:
         """Wait for it no more. If it is born all the same, it finds its channel closed, and ends."""
@@ -190,6 +197,8 @@ class WorkerProcess:
             return
         self.pid = pid
         self._listener.born()
+        if not self._connected:
+            self._lost()
 
     def _refused(self, failure: Failure) -> None:
         if self._over:
@@ -244,6 +253,7 @@ class WorkerProcess:
         self._close()
 
     def _close(self) -> None:
+        self._closed = True
         self._channel.close()
         self.record.close()
         questions, self._questions = self._questions, {}

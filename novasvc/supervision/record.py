@@ -18,7 +18,9 @@ class Record:
     The flight recorder and the heartbeat are its first part, which both map. What faulthandler
     writes is appended behind it: by a handler in C, so it comes from a worker that hangs, too.
 
-    :param descriptor: of the file; None makes one.
+    :param descriptor: of the file, which is the record's from now on; None makes one.
+    :raises OSError: there is no descriptor or no memory left.
+    :raises ValueError: the file is too short.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -27,7 +29,11 @@ class Record:
             os.ftruncate(descriptor, SIZE)
             os.lseek(descriptor, SIZE, os.SEEK_SET)
         self.descriptor = descriptor
-        self.recorder = FlightRecorder.from_descriptor(descriptor)
+        try:
+            self.recorder = FlightRecorder.from_descriptor(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     @property
     def stacks(self) -> str:

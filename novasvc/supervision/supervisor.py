@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
+from novasvc.logfiles import ReopenedFile
 from novasvc.settings import Configuration, Settings
 from novasvc.settings.listing import changes
 from novasvc.supervision.errors import NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
@@ -119,7 +120,8 @@ class Supervisor:
         self._reactor = reactor
         self._configuration = configuration
         self._reread = reread
-        self._log_file = log_file
+        self._log_path = log_file
+        self._log_file = ReopenedFile(log_file) if log_file else None
         self._owner = owner
         self._fleets: list[Fleet] = []
         self._forks: list[Forks] = []
@@ -202,12 +204,12 @@ class Supervisor:
         modules = frozenset[str]().union(*(package.modules for package in packages)) - {"__main__", "builtins"}
         main = next((package.main for package in packages if package.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
-        forks = Forks(self._reactor, sorted(modules), main, environment)
+        forks = Forks(self._reactor, sorted(modules), main, environment, self._log_file)
         self._forks.append(forks)
         forks.start()
         order = {
             "reactor": _module_of(self._reactor),
-            "log": {"file": self._log_file, "json": settings.log_json, "level": settings.log_level},
+            "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
         }
         limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
         policy = RestartPolicy.from_settings(settings)

@@ -25,7 +25,8 @@ from zope.interface import implementer
 from novasvc import flight, runtime
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IPreforkable, IStartable
-from novasvc.logs import NOBODY, make_observer, reopened_log
+from novasvc.logfiles import ReopenedFile
+from novasvc.logs import NOBODY, make_observer
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import Channel, Message, adopt
@@ -36,6 +37,9 @@ _log = Logger()
 
 TICK = 1.0
 """Seconds between two proofs that the reactor turns."""
+
+STANDARD_OUTPUT = 1
+"""The descriptor of the log, if there is a file of it: see :class:`novasvc.supervision.forks.Forks`."""
 
 _LAST_WISHES = 1.0
 """Seconds that a worker has to end when its supervisor is gone, or when it is to end at once."""
@@ -90,7 +94,7 @@ class Outlet:
     def turn(self, order: Mapping[str, Any]) -> None:
         """Log to where a worker is told to."""
         log = order["log"]
-        file = reopened_log(log["file"]) if log["file"] else cast(TextIO, sys.__stdout__)
+        file = cast(TextIO, ReopenedFile(log["file"], STANDARD_OUTPUT) if log["file"] else sys.__stdout__)
         default = {**NOBODY, "worker_number": order["number"]}
         self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 

@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext, current_context
-from novasvc.logs import make_observer, node_fields, open_log
+from novasvc.logfiles import ReopenedFile, open_log
+from novasvc.logs import make_observer, node_fields
 
 NODE = {"host": "h1", "binary": "novasvc-agent", "topic": "agent"}
 
@@ -97,9 +98,12 @@ class TurnsClock(Clock):
     def callFromThread(self, function: Callable[[], None]) -> None:
         self.callLater(0, function)
 
+    def callWhenRunning(self, function: Callable[..., object], *args: object, **kwargs: object) -> None:
+        function(*args, **kwargs)
+
 
 class OpenLogTests(SynchronousTestCase):
-    """Tests for novasvc.logs.open_log."""
+    """Tests for novasvc.logfiles.open_log."""
 
     def setUp(self) -> None:
         self.reactor = TurnsClock()
@@ -149,3 +153,49 @@ class OpenLogTests(SynchronousTestCase):
         signal.signal(signal.SIGUSR1, mine)
         self.open(self.mktemp())
         self.assertIs(signal.getsignal(signal.SIGUSR1), mine)
+
+    def test_long(self) -> None:
+        """A file that others have made long is rotated, although this process wrote nothing to it."""
+        path = self.mktemp()
+        self.open(path)
+        with Path(path).open("a") as other:
+            other.write("x" * 1_000_000)
+        self.reactor.advance(10)
+        self.assertEqual((Path(path).read_text(), len(Path(f"{path}.1").read_text())), ("", 1_000_000))
+
+
+class ReopenedFileTests(SynchronousTestCase):
+    """Tests for novasvc.logfiles.ReopenedFile."""
+
+    def test_follows(self) -> None:
+        """Lines go to the file that has the name, whoever has renamed the one before."""
+        path = Path(self.mktemp())
+        log_file = ReopenedFile(str(path))
+        self.addCleanup(log_file.close)
+        log_file.write("old\n")
+        log_file.flush()
+        path.rename(f"{path}.1")
+        log_file.write("new\n")
+        log_file.flush()
+        self.assertEqual((Path(f"{path}.1").read_text(), path.read_text()), ("old\n", "new\n"))
+
+    def test_cannot_follow(self) -> None:
+        """Where the new one cannot be opened, lines go on into the old one."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        log_file = ReopenedFile(str(folder / "log"))
+        self.addCleanup(log_file.close)
+        folder.rename(f"{folder}.1")
+        log_file.write("on\n")
+        log_file.flush()
+        self.assertEqual(Path(f"{folder}.1", "log").read_text(), "on\n")
+
+    def test_descriptor(self) -> None:
+        """One that was opened before needs no right to open it."""
+        path = Path(self.mktemp())
+        with path.open("a") as opened:
+            log_file = ReopenedFile("/nonexistent/log", opened.fileno())
+        self.addCleanup(log_file.close)
+        log_file.write("x\n")
+        log_file.flush()
+        self.assertEqual(path.read_text(), "x\n")
