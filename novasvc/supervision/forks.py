@@ -26,6 +26,9 @@ _log = Logger()
 _FAREWELL = 2.0
 """Seconds that a forkserver may take to end."""
 
+_PROMPT = 5.0
+"""Seconds that a forkserver may take to answer when it has imported all; a fork takes a hundredth of one."""
+
 
 class RefusedForkError(Exception):
     """The system forks no process now."""
@@ -61,7 +64,7 @@ class Forks:
     :param environment: of the forkserver and the workers.
     :param log_file: is their standard output and standard error; None is what ours are.
     :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
-    :param patience: seconds that a forkserver may take to answer. The first answer waits for all that it imports.
+    :param patience: seconds that a forkserver may take to import a module, or to answer for the first time.
     """
 
     _reactor: Any
@@ -78,6 +81,8 @@ class Forks:
     _requests: dict[int, _Request] = attrs.field(factory=dict, init=False)
     _ended: dict[int, Callable[[int | None], None]] = attrs.field(factory=dict, init=False)
     _young: int = attrs.field(default=0, init=False)
+    _importing: str | None = attrs.field(default=None, init=False)
+    _answered: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -114,6 +119,7 @@ class Forks:
                 channel.close()
                 raise
         self._channel, self._protocol, self._process = channel, protocol, process
+        self._importing, self._answered = None, False
         channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
         for key in self._requests:
             self._ask(key)
@@ -183,19 +189,29 @@ class Forks:
             self._timer.cancel()
             self._timer = None
         if self._requests and self._channel is not None:
-            self._timer = self._reactor.callLater(self._patience, self._unresponsive)
+            seconds = min(self._patience, _PROMPT) if self._answered else self._patience
+            self._timer = self._reactor.callLater(seconds, self._unresponsive, seconds)
 
-    def _unresponsive(self) -> None:
+    def _unresponsive(self, seconds: float) -> None:
         self._timer = None
         _log.error(
-            "the forkserver (pid {pid}) has not answered for {s:g} s; another takes its place",
+            "the forkserver (pid {pid}) has not answered for {s:g} s{doing}; another takes its place",
             pid=self.pid,
-            s=self._patience,
+            s=seconds,
+            doing=self._doing,
         )
         os.kill(self._process.pid, signal.SIGKILL)
 
+    @property
+    def _doing(self) -> str:
+        return "" if self._importing is None else f", while it imported {self._importing}"
+
     def _receive(self, message: Message) -> None:
-        self._young = 0
+        if "importing" in message:
+            self._importing = message["importing"]
+            self._watch()
+            return
+        self._young, self._answered = 0, True
         if "ended" in message:
             ended = self._ended.pop(message["ended"], None)
             if ended is not None:
@@ -223,12 +239,13 @@ class Forks:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
-            request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone"))
+            request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone{self._doing}"))
         if self._closed:
             return
         self._young += 1
         pause = 0.0 if self._young == 1 else self._retry(self._young - 1)
-        _log.error("the forkserver (pid {pid}) is gone; another is started in {s:.1f} s", pid=pid, s=pause)
+        what = "the forkserver (pid {pid}) is gone{doing}; another is started in {s:.1f} s"
+        _log.error(what, pid=pid, doing=self._doing, s=pause)
         self._timer = self._reactor.callLater(pause, self._start_again)
 
     def _start_again(self) -> None:

@@ -32,7 +32,7 @@ import time
 import traceback
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from novasvc.supervision.title import set_title
@@ -92,10 +92,14 @@ def installing_none() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-def preload(modules: Iterable[str]) -> None:
-    """Import modules; what cannot be imported here is left to the worker, which tells what is wrong with it."""
+def preload(modules: Iterable[str], begin: Callable[[str], object]) -> None:
+    """Import modules; what cannot be imported here is left to the worker, which tells what is wrong with it.
+
+    :param begin: called with each before it is imported: maybe nothing comes afterwards.
+    """
     with installing_none():
         for module in modules:
+            begin(module)
             with contextlib.suppress(Exception, SystemExit):
                 importlib.import_module(module)
 
@@ -113,7 +117,8 @@ class ForkServer:
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": path or null}`` once, then
     ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors.
     Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
-    ``{"ended": pid, "status": wait status}``.
+    ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
+    for each.
 
     :param control: the socket pair.
     """
@@ -166,9 +171,11 @@ class ForkServer:
             return
         sys.path[:] = message["path"]
         sys.argv[:] = message["argv"]
-        preload([*PRELOAD, *message["preload"]])
+        preload([*PRELOAD, *message["preload"]], self._say_importing)
         if message["main"] is not None:
+            self._say_importing(message["main"])
             run_main(message["main"])
+        self._say_importing(None)
         self._outlet = importlib.import_module("novasvc.supervision.worker").Outlet()
         with installing_none(), contextlib.suppress(Exception):
             importlib.import_module(_REHEARSAL).rehearse()
@@ -228,6 +235,9 @@ class ForkServer:
                 pid, status = ended
                 self._children.discard(pid)
                 self._say({"ended": pid, "status": status})
+
+    def _say_importing(self, what: str | None) -> None:
+        self._say({"importing": what})
 
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # it is gone, and seen to be gone at the next turn
