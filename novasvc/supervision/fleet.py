@@ -3,9 +3,10 @@
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
 from novasvc.supervision.errors import ReloadError
@@ -55,6 +56,7 @@ class Fleet:
     slots: list[Slot] = attrs.field(factory=list, init=False)
     proven: bool = attrs.field(default=False, init=False)
     _others: list[Slot] = attrs.field(factory=list, init=False)
+    _origins: WeakKeyDictionary[Slot, Generation] = attrs.field(factory=WeakKeyDictionary, init=False)
     throttle: Throttle = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -98,8 +100,11 @@ class Fleet:
         :raises ReloadError: one did not become ready.
         """
         self.start()
-        for slot in list(self.slots):
-            await _see_ready(slot)
+        # All at once, or one that fails while another is waited for would be given up by its fleet.
+        try:
+            await gatherResults([Deferred.fromCoroutine(_see_ready(slot)) for slot in self.slots], consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
 
     async def replace(self, slot: Slot) -> None:
         """Start a worker with the number of another, and drain that one when the new one is ready.
@@ -122,22 +127,18 @@ class Fleet:
             self._leave(new)
 
     async def replace_all(self, generation: Generation) -> None:
-        """Replace all workers, one after the other, by such of another generation.
+        """Replace all workers that are of another generation, one after the other.
 
-        :raises ReloadError: one did not become ready; those that were replaced are put back.
+        :raises ReloadError: one did not become ready; it stays as it was, and so do those after it.
         """
-        before, self.generation = self.generation, generation
-        replaced: list[int] = []
-        try:
-            for slot in list(self.slots):
-                if slot in self.slots:
-                    await self.replace(slot)
-                    replaced.append(slot.number)
-        except ReloadError:
-            self.generation = before
-            for slot in [slot for slot in self.slots if slot.number in replaced]:
-                await self.replace(slot)
-            raise
+        self.generation = generation
+        # Others may be replaced, come or go meanwhile.
+        while old := [slot for slot in self.slots if self._origins[slot] is not generation]:
+            await self.replace(old[0])
+
+    def made_by(self, forks: Forks) -> list[Slot]:
+        """Return the places whose workers come from a forkserver."""
+        return [slot for slot in self if self._origins[slot].forks is forks]
 
     def drain(self) -> Deferred[None]:
         """Drain all workers.
@@ -162,16 +163,10 @@ class Fleet:
             order = {**generation.order, "number": number, "name": package.name, "server": package.server}
             return WorkerProcess(generation.forks, self._reactor, order, generation.sockets, listener)
 
-        return Slot(
-            number,
-            self.name,
-            self._reactor,
-            launch,
-            generation.policy,
-            generation.limits,
-            self.throttle,
-            self._give_up,
-        )
+        policy, limits = generation.policy, generation.limits
+        slot = Slot(number, self.name, self._reactor, launch, policy, limits, self.throttle, self._give_up)
+        self._origins[slot] = generation
+        return slot
 
     def _leave(self, slot: Slot) -> None:
         if slot not in self._others:

@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
@@ -73,16 +73,17 @@ def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
     """Have the servers that share sockets open them.
 
     :param held: those of the servers that they replace.
-    :raises NovasvcError: an address cannot be had.
+    :raises NovasvcError: an address cannot be had; none is left open.
     """
-    return {
-        wrapper.name: (
-            list(wrapper.server.open_sockets(held.get(wrapper.name, ())))
-            if IPreforkable.providedBy(wrapper.server)
-            else []
-        )
-        for wrapper in wrappers
-    }
+    opened: dict[str, Sequence[socket.socket]] = {}
+    try:
+        for wrapper in wrappers:
+            shares = IPreforkable.providedBy(wrapper.server)
+            opened[wrapper.name] = [*wrapper.server.open_sockets(held.get(wrapper.name, ()))] if shares else []
+    except BaseException:
+        _close(opened, but=held)
+        raise
+    return opened
 
 
 class Owner(Protocol):
@@ -124,6 +125,7 @@ class Supervisor:
         self._log_file = ReopenedFile(log_file) if log_file else None
         self._owner = owner
         self._fleets: list[Fleet] = []
+        self._leaving: list[Fleet] = []
         self._forks: list[Forks] = []
         self._sockets: Sockets = {}
         self._wrappers: Sequence[ServerWrapper] = ()
@@ -137,7 +139,7 @@ class Supervisor:
     @property
     def slots(self) -> list[Slot]:
         """All places of workers."""
-        return [slot for fleet in self._fleets for slot in fleet]
+        return [slot for fleet in (*self._fleets, *self._leaving) for slot in fleet]
 
     @property
     def status(self) -> str:
@@ -172,12 +174,12 @@ class Supervisor:
         self._ending = True
         if self._reloading is not None:
             self._reloading.cancel()
-        drained = DeferredList([fleet.drain() for fleet in self._fleets], consumeErrors=True)
+        drained = DeferredList([fleet.drain() for fleet in (*self._fleets, *self._leaving)], consumeErrors=True)
         return drained.addCallback(lambda _: self._close()).addCallback(lambda _: None)
 
     def hurry(self) -> None:
         """Let all workers end at once."""
-        for fleet in self._fleets:
+        for fleet in (*self._fleets, *self._leaving):
             fleet.hurry()
 
     def check(self) -> None:
@@ -189,7 +191,7 @@ class Supervisor:
         closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
         for shared in (shared for sockets in self._sockets.values() for shared in sockets):
             shared.close()
-        self._forks, self._fleets, self._sockets = [], [], {}
+        self._forks, self._fleets, self._leaving, self._sockets = [], [], [], {}
         return closed
 
     # -- what workers are made from ------------------------------------------------------------
@@ -205,8 +207,8 @@ class Supervisor:
         main = next((package.main for package in packages if package.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
         forks = Forks(self._reactor, sorted(modules), main, environment, self._log_file)
-        self._forks.append(forks)
         forks.start()
+        self._forks.append(forks)
         order = {
             "reactor": _module_of(self._reactor),
             "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
@@ -247,7 +249,7 @@ class Supervisor:
 
     def workers(self) -> list[Row]:
         """See :meth:`novasvc.interfaces.ISupervisor.workers`."""
-        return [{**_row(slot), **_details(slot)} for slot in self.slots]
+        return [{**_row(slot), **_details(slot)} for slot in sorted(self.slots, key=lambda slot: slot.number)]
 
     def resize(self, count: int, server: str | None) -> None:
         """See :meth:`novasvc.interfaces.ISupervisor.resize`."""
@@ -263,7 +265,7 @@ class Supervisor:
     def resize_all(self, more: int) -> None:
         """Give each server some more workers, or less; each keeps at least one."""
         for fleet in self._fleets:
-            if 1 <= fleet.size + more <= MOST_WORKERS:
+            if 1 <= fleet.size + more <= MOST_WORKERS and not self._ending:
                 self._resize(fleet, fleet.size + more)
             else:
                 _log.warn("{name} keeps its {size} workers", name=fleet.name, size=fleet.size)
@@ -335,9 +337,11 @@ class Supervisor:
         )
         try:
             await self._replace_all()
-        except BaseException:
+        except BaseException as error:
             self._configuration, self._wrappers, self._sockets = before
             _close(sockets, but=self._sockets)
+            if isinstance(error, NovasvcError | OSError) and not isinstance(error, ReloadError):
+                raise ReloadError(str(error)) from error
             raise
         _close(before[2], but=self._sockets)
         _log.info("reloaded: the workers were replaced; those that were there before finish what they have begun")
@@ -345,57 +349,67 @@ class Supervisor:
 
     async def _replace_all(self) -> None:
         """Have fleets of the servers that there are to be, and of no others."""
-        old = {fleet.name: fleet for fleet in self._fleets}
-        before = list(self._fleets)
-        replaced: list[tuple[Fleet, Generation]] = []
+        before = {fleet.name: (fleet, fleet.generation) for fleet in self._fleets}
+        after: list[tuple[ServerWrapper, Fleet]] = []
         generations = self._generations(self._wrappers, self._sockets)
-        leaving = self.slots
+        forks = self._forks[-1]
         try:
             for wrapper, generation in zip(self._wrappers, generations, strict=True):
-                fleet = old.pop(generation.package.name, None)
-                if fleet is None:
+                if wrapper.name in before:
+                    fleet, _ = before[wrapper.name]
+                    await fleet.replace_all(generation)
+                else:
                     fleet = self._make_fleet(wrapper, generation)
                     self._fleets.append(fleet)
                     await fleet.start_surely()
-                    continue
-                replaced.append((fleet, fleet.generation))
-                wrapper.workers = wrapper.workers if wrapper.fleet is None else fleet.size
-                wrapper.fleet = fleet
-                await fleet.replace_all(generation)
-                fleet.resize(wrapper.workers)
+                after.append((wrapper, fleet))
         except BaseException as error:
-            for fleet in [fleet for fleet in self._fleets if fleet not in before]:
-                self._drop(fleet)
-            if isinstance(error, ReloadError):
-                for fleet, generation in replaced[:-1]:
-                    await fleet.replace_all(generation)
-            self._retire(generations[0].forks)
+            await self._put_back(before.values(), replace=isinstance(error, ReloadError))
+            self._retire(forks)
             raise
-        for fleet in old.values():
+        for fleet in [fleet for fleet in self._fleets if all(fleet is not kept for _, kept in after)]:
             self._drop(fleet)
-        for forks in self._forks[:-1]:
-            self._retire(forks, leaving)
+        for wrapper, fleet in after:
+            if wrapper.fleet is None:
+                wrapper.fleet = fleet
+                fleet.resize(wrapper.workers)
+            wrapper.workers = fleet.size  # which an operator may have changed
+        for other in self._forks:
+            if other is not forks:
+                self._retire(other)
+
+    async def _put_back(self, before: Collection[tuple[Fleet, Generation]], *, replace: bool) -> None:
+        """Have the fleets that there were.
+
+        :param before: they, and what their workers were made from.
+        :param replace: the workers that are made from something else; otherwise all end anyway.
+        """
+        for fleet in [fleet for fleet in self._fleets if all(fleet is not former for former, _ in before)]:
+            self._drop(fleet)
+        for fleet, generation in before:
+            fleet.generation = generation
+        for fleet, generation in before if replace else ():
+            try:
+                await fleet.replace_all(generation)
+            except ReloadError as error:
+                _log.error("not all workers of {name} were put back: {error}", name=fleet.name, error=error)
 
     def _drop(self, fleet: Fleet) -> None:
         """Let the workers of a server go that is there no more."""
-        fleet.drain().addCallback(lambda _: self._fleets.remove(fleet) if fleet in self._fleets else None)
+        self._fleets.remove(fleet)
+        self._leaving.append(fleet)
+        fleet.drain().addCallback(lambda _: self._leaving.remove(fleet) if fleet in self._leaving else None)
 
-    def _retire(self, forks: Forks, slots: Sequence[Slot] | None = None) -> None:
-        """Let a forkserver go when the workers have ended that came from it.
-
-        :param slots: those; None is all that are leaving now.
-        """
-        leaving = (
-            [slot for fleet in self._fleets for slot in fleet if slot not in fleet.slots] if slots is None else slots
-        )
-        gone = DeferredList([slot.reaches("ended") for slot in leaving], consumeErrors=True)
+    def _retire(self, forks: Forks) -> None:
+        """Let a forkserver go of which no more is wanted, when all workers have ended that came from it."""
+        slots = [slot for fleet in (*self._fleets, *self._leaving) for slot in fleet.made_by(forks)]
 
         def close(_: object) -> None:
             if forks in self._forks:
                 self._forks.remove(forks)
                 forks.close()
 
-        gone.addCallback(close)
+        DeferredList([slot.reaches("ended") for slot in slots], consumeErrors=True).addCallback(close)
 
 
 def _close(sockets: Sockets, *, but: Sockets) -> None:
