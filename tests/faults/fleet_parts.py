@@ -198,3 +198,10 @@ class Waits(Manager):
 
     def init_host(self) -> Deferred[None]:
         return Deferred()
+
+
+class Hangs(Manager):
+    """Stops its reactor where it should prepare."""
+
+    def init_host(self) -> None:
+        spin(0)

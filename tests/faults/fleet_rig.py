@@ -69,6 +69,7 @@ class Fleet(Process):
     def __init__(self, test: TestCase, command: Sequence[str], folder: Path, **environment: str) -> None:
         test.addCleanup(self._see_nobody)
         self.folder = folder
+        self._killed: set[int] = set()
         settings = {"NOVASVC_STATE_DIR": str(folder), "NOVASVC_HOST": "h1", "NOVASVC_PERIODIC_FUZZY_DELAY": "0"}
         super().__init__(test, command, folder, **{"PYTHONPATH": str(ROOT), **settings, **environment})
 
@@ -190,17 +191,19 @@ class Fleet(Process):
                 return ""
 
     def kill(self, number: int, sign: int = signal.SIGKILL) -> int:
-        """Send a signal to a worker that is ready.
+        """Send a signal to a worker that is ready, and was not sent one before.
 
         :param number: of the worker.
         :return: its pid.
         """
         pid: int = until(lambda: next(self._pids(number), 0))
         os.kill(pid, sign)
+        self._killed.add(pid)
         return pid
 
     def _pids(self, number: int) -> Iterator[int]:
-        return (row["pid"] for row in self.workers() if row["number"] == number and row["state"] == "ready")
+        rows = [row for row in self.workers() if row["number"] == number and row["state"] == "ready"]
+        return (row["pid"] for row in rows if row["pid"] not in self._killed)
 
     def _see_nobody(self) -> None:
         try:
