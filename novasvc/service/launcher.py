@@ -94,6 +94,8 @@ class Launcher(ServiceTree):
         :raises SystemExit: with status 1, if a server did not start.
         :raises RuntimeError: the reactor was run before, and stopped.
         """
+        if self.state == "initial" and not list(self):
+            return succeed(None) if self._reactor.running else None
         return run_until_ended(self, self._reactor)
 
     @staticmethod
@@ -111,8 +113,6 @@ class Launcher(ServiceTree):
 
         :return: Deferred[None]; fails if a server did not start.
         """
-        if self.state == "initial" and not list(self):
-            return succeed(None)
         return self._course.when_ended().addCallback(self._see_failed)
 
     def _see_failed(self, _: None) -> None:

@@ -200,3 +200,56 @@ class LifecycleTests(SynchronousTestCase):
         self.failureResultOf(waiting, CancelledError)
         self.start()
         self.beginning.callback(None)
+
+    def test_restart(self) -> None:
+        """A restart stops and starts again, and who waits for the end goes on waiting."""
+        ended = self.course.when_ended()
+        self.start()
+        self.beginning.callback(None)
+        restarted = self.course.restart()
+        self.beginning = Deferred()
+        self.assertNoResult(restarted)
+        self.ending.callback(None)
+        self.assertNoResult(restarted)
+        self.beginning.callback(None)
+        self.successResultOf(restarted)
+        self.assertNoResult(ended)
+        self.assertEqual(self.states, ["starting", "running", "draining", "starting", "running"])
+
+    def test_stop_while_restarting(self) -> None:
+        """A stop during the first half of a restart is the end of it."""
+        self.start()
+        self.beginning.callback(None)
+        restarted, stopped = self.course.restart(), self.course.stop()
+        self.assertNoResult(stopped)
+        self.ending.callback(None)
+        self.failureResultOf(restarted, StateError)
+        self.successResultOf(stopped)
+        self.assertEqual(self.states, ["starting", "running", "draining", "stopped"])
+
+    def test_start_while_restarting(self) -> None:
+        """A start during the first half of a restart is refused, as in every stop."""
+        self.start()
+        self.beginning.callback(None)
+        self.course.restart()
+        self.failureResultOf(self.course.start(), StateError)
+
+    def test_failed_restart(self) -> None:
+        """A restart whose start fails is taken back, and is the end."""
+        ended = self.course.when_ended()
+        self.start()
+        self.beginning.callback(None)
+        restarted = self.course.restart()
+        self.beginning = Deferred()
+        self.ending.callback(None)
+        self.beginning.errback(ValueError("no"))
+        self.failureResultOf(restarted, ValueError)
+        self.successResultOf(ended)
+        self.assertEqual(self.states[-1], "failed")
+
+    def test_restart_of_what_does_not_run(self) -> None:
+        """Only what runs can be restarted."""
+        self.failureResultOf(self.course.restart(), StateError)
+        self.start()
+        self.failureResultOf(self.course.restart(), StateError)
+        self.assertEqual(self.states, ["starting"])

@@ -606,3 +606,98 @@ class ConstructionTests(SynchronousTestCase):
         """A service that is not started has nothing to call others with, and says so."""
         service = Service("h", "b", "t", Diarist, runtime=self.runtime)
         self.assertRaises(StateError, lambda: service.rpc)
+
+
+class AtOnceTests(ServiceTestCase):
+    """Ends that are to come at once."""
+
+    def cut(self) -> Deferred[None]:
+        """Stop a node with a call under way, and have it hurry."""
+        self.service.manager.work = Deferred(lambda _: self.diary.append("work was cancelled"))
+        self.call("wait_for_work").addErrback(lambda _: None)
+        self.clock.pump([0, 0])
+        stopped = self.service.stop()
+        self.assertNoResult(stopped)
+        self.service.hurry()
+        return stopped
+
+    def test_calls_cut_short(self) -> None:
+        """Calls under way are cut short, and the node tidies up and leaves as ever."""
+        self.started(graceful_shutdown_timeout=0)
+        told = self.told(LogLevel.warn)
+        stopped = self.cut()
+        self.clock.pump([0] * 5)
+        self.successResultOf(stopped)
+        self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
+        self.assertIn("not finished when it was to end at once: 1 calls, tasks none; cancelled", told)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_tidying_has_its_time(self) -> None:
+        """What tidies up is not cut short, as long as it takes no longer than half a second."""
+        service = self.started()
+        service.manager.answers["cleanup_host"] = tidying = Deferred()
+        stopped = service.stop()
+        service.hurry()
+        self.clock.advance(0.4)
+        self.assertNoResult(stopped)
+        tidying.callback(None)
+        self.successResultOf(stopped)
+
+    def test_all_hangs(self) -> None:
+        """Where calls and hooks hang, whatever is done to them, it takes a second, and the row is left in order."""
+        service = self.started()
+        service.manager.cleanup_host = lambda: hang_and_tidy(Deferred())
+        service.manager.work = Deferred.fromCoroutine(hang_and_tidy(Deferred()))
+        self.call("wait_for_work").addErrback(lambda _: None)
+        self.clock.pump([0, 0])
+        told = self.told(LogLevel.error)
+        began = self.clock.seconds()
+        stopped = service.stop()
+        service.hurry()
+        while not stopped.called and self.clock.seconds() < began + 2:
+            self.clock.advance(0.01)
+        self.successResultOf(stopped)
+        self.assertLess(self.clock.seconds(), began + 1)
+        self.assertEqual(
+            [line.split(" waits no longer for ")[1] for line in told],
+            [f"{step}: the deadline has passed" for step in ("the end of the calls", "cleanup_host")],
+        )
+
+    def test_before_its_turn(self) -> None:
+        """A node that waits for its turn to stop has no more time either."""
+        service = self.started()
+        service.hurry()
+        self.clock.advance(5)
+        service.manager.work = Deferred(lambda _: self.diary.append("work was cancelled"))
+        self.call("wait_for_work").addErrback(lambda _: None)
+        self.clock.pump([0, 0])
+        stopped = service.stop()
+        self.clock.pump([0] * 5)
+        self.successResultOf(stopped)
+        self.assertIn("work was cancelled", self.diary)
+
+    def test_while_starting(self) -> None:
+        """A hook that tidies up, when the start is interrupted, has half a second."""
+        service = self.make()
+        service.manager.init_host = lambda: hang_and_tidy(Deferred())
+        service.start().addErrback(lambda _: None)
+        stopped = service.stop()
+        service.hurry()
+        self.clock.advance(0.49)
+        self.assertNoResult(stopped)
+        self.clock.pump([0.02, 0.5])
+        self.successResultOf(stopped)
+
+    def test_next_time(self) -> None:
+        """A node that is started again has all the time it is given."""
+        service = self.started()
+        stopped = self.cut()
+        self.clock.pump([0] * 5)
+        self.successResultOf(stopped)
+        self.successResultOf(service.start())
+        service.manager.work = Deferred()
+        self.call("wait_for_work").addErrback(lambda _: None)
+        self.clock.pump([0, 0])
+        stopped = service.stop()
+        self.clock.advance(30)
+        self.assertNoResult(stopped)

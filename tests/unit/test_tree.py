@@ -246,3 +246,38 @@ class ServiceTreeTests(SynchronousTestCase):
         self.tree.startService()
         self.assertFalse(self.tree.running)
         self.failureResultOf(self.tree.when_started(), StateError)
+
+    def test_restart(self) -> None:
+        """A restart stops the parts in reverse, and starts others in their place, each in its turn."""
+        self.run_all()
+        self.log.clear()
+        others = [self.parts[0], Part("d", self.log)]
+        restarted = self.tree.restart(others)
+        self.parts[0].started = Deferred()
+        for part in self.parts:
+            part.stopped.callback(None)
+        self.assertEqual(self.log, ["stop c", "stop b", "stop a", "start a"])
+        self.parts[0].started.callback(None)
+        self.assertEqual(self.log[4:], ["start d"])
+        self.assertNoResult(restarted)
+        others[1].started.callback(None)
+        self.successResultOf(restarted)
+        self.assertEqual(list(self.tree), others)
+
+    def test_stop_while_restarting(self) -> None:
+        """A tree that is stopped during a restart keeps its parts, and starts them if it is started again."""
+        self.run_all()
+        restarted = self.tree.restart([Part("d", self.log)])
+        stopped = self.tree.stopService()
+        for part in self.parts:
+            part.stopped.callback(None)
+        self.failureResultOf(restarted, StateError)
+        self.successResultOf(stopped)
+        self.log.clear()
+        self.tree.startService()
+        self.assertEqual(self.log, ["start a", "start b", "start c"])
+
+    def test_restart_of_a_tree_at_rest(self) -> None:
+        """A tree that does not run is not restarted."""
+        self.failureResultOf(self.tree.restart([]), StateError)
+        self.assertEqual(list(self.tree), self.parts)

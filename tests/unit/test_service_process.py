@@ -1,0 +1,253 @@
+"""What a process with one tree does at signals, and tells systemd."""
+
+import os
+import signal
+import socket
+from typing import Any
+
+from novasvc.flight import note
+from novasvc.service import ServiceTree
+from novasvc.service.process import Process
+from novasvc.supervision.errors import ReloadError
+from tests.unit.flight_rig import record_flight
+from tests.unit.launcher_rig import Part, SignalsTestCase
+
+
+class ProcessTestCase(SignalsTestCase):
+    """A process of a tree of two parts, the second of which takes its time to stop."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.tree = ServiceTree()
+        self.first, self.second = Part("a", self.log), Part("b", self.log, slow="stop")
+        for part in (self.first, self.second):
+            part.setServiceParent(self.tree)
+        self.reload: Any = None
+        self.limits: list[int] = []
+        directory = self.mktemp()
+        os.mkdir(directory)  # noqa: PTH102 - trial has no Path
+        self.systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(self.systemd.close)
+        self.systemd.bind(f"{directory}/systemd")
+        self.process = Process(
+            self.reactor,
+            self.tree,
+            self.restart,
+            environ={"NOTIFY_SOCKET": f"{directory}/systemd"},
+            limit=self.limits.append,
+        )
+        self.reactor.addSystemEventTrigger("before", "shutdown", self.tree.stopService)
+
+    async def restart(self) -> None:
+        if self.reload is not None:
+            raise self.reload
+        await self.tree.restart([self.first, self.second])
+
+    def run_it(self) -> None:
+        self.process.startService()
+        self.tree.startService()
+        self.reactor.begin()
+        self.log.clear()
+        self.heard()
+
+    def heard(self) -> list[str]:
+        """Return what systemd was told since it was asked last: the first line of each message."""
+        messages: list[str] = []
+        while True:
+            try:
+                messages.append(self.systemd.recv(4096, socket.MSG_DONTWAIT).decode().split("\n")[0])
+            except BlockingIOError:
+                return messages
+
+
+class EndTests(ProcessTestCase):
+    """SIGTERM and SIGINT."""
+
+    def test_drains(self) -> None:
+        """SIGTERM ends the process as the reactor would: it waits for the tree."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.assertEqual(self.log, ["stop b"])
+        self.assertFalse(self.reactor.stopped)
+        self.assertEqual(self.heard(), ["STOPPING=1"])
+        self.second.stopped.callback(None)
+        self.assertEqual(self.log, ["stop b", "stop a"])
+        self.assertTrue(self.reactor.stopped)
+        self.assertEqual(self.process.signo, signal.SIGTERM)
+        self.assertEqual(self.limits, [])
+
+    def test_second_term(self) -> None:
+        """A second SIGTERM has all parts cut short what they do, and limits the time for that."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+        self.assertEqual(self.log, ["stop b", "hurry a", "hurry b"])
+        self.assertEqual(self.limits, [signal.SIGTERM])
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_interrupted(self) -> None:
+        """SIGINT does so the first time, when the tree was told to stop."""
+        self.run_it()
+        self.send(signal.SIGINT)
+        self.assertEqual(self.log, ["stop b", "hurry a", "hurry b"])
+        self.assertEqual(self.limits, [signal.SIGINT])
+        self.assertEqual(self.process.signo, signal.SIGINT)
+        self.second.stopped.callback(None)
+        self.assertTrue(self.reactor.stopped)
+
+    def test_interrupted_while_draining(self) -> None:
+        """SIGINT after SIGTERM ends at once; what ends the process is still the SIGTERM."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGINT)
+        self.assertIn("hurry b", self.log)
+        self.assertEqual((self.process.signo, self.limits), (signal.SIGTERM, [signal.SIGINT]))
+
+    def test_limited_where_it_is_found(self) -> None:
+        """The time is limited even if the reactor has no turn any more."""
+        self.run_it()
+        signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(self.limits, [])
+        signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(self.limits, [signal.SIGTERM])
+
+    def test_reactor_without_handlers(self) -> None:
+        """Where the reactor has taken no signals it is stopped all the same."""
+        self.run_it()
+        self.process.stopService()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.process.startService()
+        self.send(signal.SIGTERM)
+        self.assertEqual(self.log, ["stop b"])
+
+    def test_reactor_stops_already(self) -> None:
+        """SIGTERM while the process ends for another reason is answered by the end that is under way."""
+        self.run_it()
+        self.reactor.stop()
+        self.reactor.turn()
+        self.send(signal.SIGTERM)
+        self.assertEqual(self.log, ["stop b"])
+        self.send(signal.SIGTERM)
+        self.assertIn("hurry b", self.log)
+
+    def test_while_starting(self) -> None:
+        """SIGTERM while the tree starts ends it there."""
+        self.first.slow = "start"
+        self.run_it()
+        self.first.started.addErrback(lambda _: None)
+        self.send(signal.SIGTERM)
+        self.assertEqual(self.log, ["stop a"])
+        self.assertTrue(self.reactor.stopped)
+
+    def test_given_back(self) -> None:
+        """When the process is stopped the signals are what they were."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGUSR2)}
+        self.run_it()
+        self.process.stopService()
+        self.assertEqual({number: signal.getsignal(number) for number in before}, before)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
+class RestartTests(ProcessTestCase):
+    """SIGHUP."""
+
+    def test_restarts(self) -> None:
+        """SIGHUP stops the parts in reverse, starts them in order, and tells systemd both."""
+        self.run_it()
+        self.send(signal.SIGHUP)
+        self.assertEqual(self.log, ["stop b"])
+        self.assertEqual(self.heard(), ["RELOADING=1"])
+        self.second.stopped.callback(None)
+        self.assertEqual(self.log, ["stop b", "stop a", "start a", "start b"])
+        self.assertEqual(self.heard(), ["READY=1"])
+        self.assertIn("the services were restarted", self.told)
+
+    def test_refused(self) -> None:
+        """A restart that is refused leaves what runs, with one line that says why."""
+        self.run_it()
+        self.reload = ReloadError("workers = 'x' is not a whole number")
+        self.send(signal.SIGHUP)
+        self.assertEqual(self.log, [])
+        self.assertEqual(self.heard(), ["RELOADING=1", "READY=1"])
+        self.assertIn("workers = 'x' is not a whole number", self.told[-1])
+
+    def test_twice(self) -> None:
+        """A second one, while the first is under way, is told that nothing comes of it."""
+        self.run_it()
+        self.send(signal.SIGHUP)
+        self.send(signal.SIGHUP)
+        self.assertIn("another restart is under way", self.told[-1])
+        self.second.stopped.callback(None)
+        self.assertEqual(self.log, ["stop b", "stop a", "start a", "start b"])
+
+    def test_while_draining(self) -> None:
+        """One that comes while the process ends is told so."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGHUP)
+        self.assertIn("the services are draining", self.told[-1])
+
+    def test_terminated_on_the_way_down(self) -> None:
+        """SIGTERM during a restart waits for what is being stopped, and starts nothing again."""
+        self.run_it()
+        self.send(signal.SIGHUP)
+        self.send(signal.SIGTERM)
+        self.assertFalse(self.reactor.stopped)
+        self.second.stopped.callback(None)
+        self.assertEqual(self.log, ["stop b", "stop a"])
+        self.assertTrue(self.reactor.stopped)
+        self.assertNotIn("the services were restarted", self.told)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_terminated_on_the_way_up(self) -> None:
+        """SIGTERM while the parts start again stops those that were started."""
+        self.run_it()
+        self.send(signal.SIGHUP)
+        self.first.slow = "start"
+        self.second.stopped.callback(None)
+        self.first.started.addErrback(lambda _: None)
+        self.send(signal.SIGTERM)
+        self.assertEqual(self.log, ["stop b", "stop a", "start a", "stop a"])
+        self.assertTrue(self.reactor.stopped)
+
+    def test_broken(self) -> None:
+        """A restart that fails in a way nobody expected leaves a traceback."""
+        self.run_it()
+        self.reload = ValueError("surprise")
+        self.send(signal.SIGHUP)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(self.tree.state, "running")
+
+
+class DumpTests(ProcessTestCase):
+    """SIGUSR2."""
+
+    def test_dump(self) -> None:
+        """SIGUSR2 logs where each thread is, and what was recorded last."""
+        record_flight(self)
+        note("call", "greet began")
+        self.run_it()
+        self.send(signal.SIGUSR2)
+        self.assertRegex(self.told[-1], r"(?s)most recent call first.*test_dump.*last events:\n.*call greet began")
+
+
+class ReadyTests(ProcessTestCase):
+    """What systemd is told of the start."""
+
+    def test_ready(self) -> None:
+        """It is told when all parts run, not before."""
+        self.first.slow = "start"
+        self.process.startService()
+        self.tree.startService()
+        self.reactor.begin()
+        self.assertEqual(self.heard(), [])
+        self.first.started.callback(None)
+        self.assertEqual(self.heard(), ["READY=1"])
+
+    def test_not_ready(self) -> None:
+        """It is told nothing of a start that has failed."""
+        self.first.slow = "start"
+        self.process.startService()
+        self.tree.startService()
+        self.first.started.errback(ValueError("no"))
+        self.assertEqual(self.heard(), [])
