@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable
+from novasvc.service.connections import Connections
 from novasvc.service.sockets import address_of, described, port_of
 from novasvc.service.unixsocket import UNIXPort
 from novasvc.supervision.errors import NotPreforkableError
@@ -26,20 +27,24 @@ class StreamServer(service.Service):
 
     Alone, the address is bound when the service is given privileges, or else when it starts;
     connections wait in the kernel until it has started. Preforked, the supervisor binds it and
-    each worker accepts. Open connections are not its business: they go on when it has stopped.
+    each worker accepts. When it stops, it accepts no more, and waits for those that are connected;
+    see :class:`~novasvc.service.connections.Connections`.
 
     :param endpoint: as :func:`twisted.internet.endpoints.serverFromString` takes it. One that wraps
         connections, as ssl does, serves in one process only.
     :param factory: provides IProtocolFactory, or is called without arguments for what does, in the
         process that serves. To be preforked, pickle has to carry it.
     :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime; None is the global one.
+    :param drain_timeout: seconds that connections may go on when it stops; as the setting
+        graceful_shutdown_timeout by default.
     """
 
     port: int | None = None
     """Of the address, as soon as it is bound; None for a unix socket."""
 
-    def __init__(self, endpoint: str, factory: Any, reactor: Any = None) -> None:
+    def __init__(self, endpoint: str, factory: Any, reactor: Any = None, drain_timeout: float = 60.0) -> None:
         self.endpoint = endpoint
+        self.drain_timeout = drain_timeout
         self.factory = factory
         self._begin(reactor)
 
@@ -48,11 +53,13 @@ class StreamServer(service.Service):
         self._sockets: list[socket.socket] = []
         self._ports: list[Any] = []
         self._wrapped: Any = None
+        self._connections: Connections | None = None
+        self._draining: Connections | None = None
         self._refusal: NovasvcError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
-        return {"endpoint": self.endpoint, "factory": self.factory, "name": self.name, "port": self.port}
+        return {name: getattr(self, name) for name in ("endpoint", "factory", "drain_timeout", "name", "port")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -106,7 +113,7 @@ class StreamServer(service.Service):
         reactor = self._reactor
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
-        factory = self._wrapped or self._make_factory()
+        factory = self._connections = Connections(self._wrapped or self._make_factory(), reactor)
         for listening in self._sockets:
             if listening.family == socket.AF_UNIX:
                 port = UNIXPort(reactor, listening, factory)
@@ -118,9 +125,9 @@ class StreamServer(service.Service):
         super().startService()
 
     def stopService(self) -> Deferred[None]:
-        """Accept no more connections; those that are open stay.
+        """Accept no more connections, and see those that are open to their end.
 
-        :return: Deferred[None], fired when the sockets are closed.
+        :return: Deferred[None], fired when there are none, drain_timeout seconds from now at the latest.
         """
         super().stopService()
         ports, self._ports = self._ports, []
@@ -129,7 +136,16 @@ class StreamServer(service.Service):
         stopped = gatherResults([port.stopListening() for port in ports])
         for listening in sockets:
             listening.close()
-        return stopped.addCallback(lambda _: None)
+        connections, self._connections = self._connections, None
+        self._draining = connections
+        if connections is None:
+            return stopped.addCallback(lambda _: None)
+        return stopped.addCallback(lambda _: connections.drain(self.drain_timeout))
+
+    def hurry(self) -> None:
+        """Cut the connections that are left. Called when it was told to stop."""
+        if self._draining is not None:
+            self._draining.abort()
 
     def _bind(self) -> None:
         if self._sockets:

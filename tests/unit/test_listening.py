@@ -195,15 +195,29 @@ class AloneTests(ServerTestCase):
         self.assertIn("does not simply listen on one socket", str(error))
 
     async def test_stop(self) -> None:
-        """A stop frees the port at once; open connections go on."""
+        """A stop frees the port at once; open connections go on, and are waited for."""
         server = self.make("tcp:0:interface=127.0.0.1")
         server.startService()
         caller = await call(f"tcp:127.0.0.1:{server.port}")
-        await server.stopService()
+        ended: list[None] = []
+        stopped = server.stopService().addCallback(ended.append)
         await self.assertFailure(Deferred.fromCoroutine(hear(f"tcp:127.0.0.1:{server.port}")), ConnectError)
-        self.assertFalse(caller.gone.called)
+        self.assertFalse(caller.gone.called or ended)
         caller.transport.loseConnection()
         await caller.gone
+        await stopped
+
+    async def test_stop_in_time(self) -> None:
+        """Connections that nobody ends are cut when drain_timeout is over, or at once if that is told."""
+        for seconds, told in ((0.01, False), (60, True)):
+            server = StreamServer("tcp:0:interface=127.0.0.1", GreeterFactory, drain_timeout=seconds)
+            server.startService()
+            caller = await call(f"tcp:127.0.0.1:{server.port}")
+            stopped = server.stopService()
+            if told:
+                server.hurry()
+            await caller.gone
+            await stopped
 
     async def test_tls(self) -> None:
         """An endpoint with TLS serves in one process, and is refused where it would be preforked."""
