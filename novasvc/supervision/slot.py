@@ -109,6 +109,7 @@ class Slot:
     _epitaph: str = attrs.field(default="", init=False)
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
+    _aborted: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
@@ -235,7 +236,7 @@ class Slot:
     def launch(self) -> None:
         """Have a process forked."""
         self._throttle.forked(self._clock.seconds())
-        self._ready_at, self._final, self.trouble = None, "", None
+        self._ready_at, self._final, self.trouble, self._aborted = None, "", None, False
         self.arm(self.limits.start)
         try:
             self.process = self._launch(self)
@@ -250,10 +251,16 @@ class Slot:
 
     def abort(self, problem: str) -> None:
         """Have the process write down its stacks and end; it is killed if it does not."""
-        _log.error("{worker} hangs: {problem}; it is aborted, and replaced", worker=self, problem=problem)
+        _log.error("{worker} hangs: {problem}; it is aborted", worker=self, problem=problem)
         self.trouble = problem
+        self._aborted = True
         self.signal(SIGABRT)
         self.arm(ABORT_PATIENCE)
+
+    def abort_once(self, problem: str) -> None:
+        """Abort it, unless that was done."""
+        if not self._aborted:
+            self.abort(problem)
 
     def begin_drain(self) -> None:
         """Ask the process to finish."""
@@ -385,6 +392,11 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.enter("draining")
         slot.signal(SIGKILL)
 
+    @draining.upon(SlotInput.silent).loop()
+    def stuck_in_drain(machine: SlotInput, slot: Slot, seconds: float) -> None:
+        # It finishes nothing; and it may have been given no deadline.
+        slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
+
     @draining.upon(SlotInput.elapsed).loop()
     def kill(machine: SlotInput, slot: Slot) -> None:
         slot.kill()
@@ -402,8 +414,7 @@ def _build() -> Callable[[Slot], SlotInput]:
     # What comes too late, or is known.
     for state in (ready, hung, draining):
         state.upon(SlotInput.ready).loop().returns(None)
-    for state in (hung, draining):
-        state.upon(SlotInput.silent).loop().returns(None)
+    hung.upon(SlotInput.silent).loop().returns(None)
     for state in (draining, ended):
         state.upon(SlotInput.drain).loop().returns(None)
     for state in (idle, starting, ready, hung, backing_off, failed, ended):

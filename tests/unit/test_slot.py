@@ -402,12 +402,17 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((self.rig.state, self.rig.clock.calls), ("ended", []))
 
     def test_silence(self) -> None:
-        """One that drains is not taken for hung."""
-        process = self.rig.ready()
-        self.rig.slot.drain()
-        process.silent = 1e6
-        self.rig.slot.check()
-        self.assertEqual(self.rig.state, "draining")
+        """One that hangs while it drains is aborted, and killed if it does not die of that, whatever its deadline."""
+        rig = SlotRig(limits=Limits(drain=0, silence=10.0))
+        process = rig.ready()
+        rig.slot.drain()
+        process.silent = 11.0
+        rig.slot.check()
+        self.assertEqual((rig.state, process.signals), ("draining", [SIGTERM, SIGABRT]))
+        rig.clock.advance(ABORT_PATIENCE / 2)
+        rig.slot.check()
+        rig.clock.advance(ABORT_PATIENCE / 2)
+        self.assertEqual(process.signals, [SIGTERM, SIGABRT, SIGKILL])
 
 
 class WaiterTests(SynchronousTestCase):
