@@ -22,6 +22,7 @@ from novasvc.service.service import Service
 from novasvc.service.tree import ServiceTree
 from novasvc.settings import Configuration, load
 from novasvc.settings.listing import changes, rows
+from novasvc.settings.spec import text_of
 from novasvc.supervision.errors import ReloadError
 
 _log = Logger()
@@ -246,7 +247,9 @@ def log_settings(configuration: Configuration) -> None:
     """Log all settings, at the debug level, secrets masked."""
     _log.debug("the settings:")
     for row in rows(configuration):
-        _log.debug("{Setting} = {Value} ({Origin})", **row)
+        _log.debug(
+            "{name} = {value} ({origin})", name=row["Setting"], value=text_of(row["Value"]), origin=row["Origin"]
+        )
 
 
 def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:

@@ -1,0 +1,392 @@
+"""Plain scripts that serve and wait, as real processes that are sent real signals."""
+
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import TestCase
+
+from tests.e2e.process import Process, program
+
+RUNNING = "is running"
+
+MANAGERS = '''
+import time
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from novasvc import Manager, periodic_task, rpc
+
+class Working(Manager):
+    """Casts itself some work, which takes as long as the script says."""
+    seconds = 1.0
+    @periodic_task(spacing=3600, run_immediately=True)
+    async def cast(self, context):
+        await self.attachments.rpc.prepare(topic=self.topic).cast(context, "work")
+    topic = "worker"
+    @rpc.expose
+    async def work(self, context):
+        print("at work", flush=True)
+        try:
+            await deferLater(reactor, self.seconds)
+            print("work is done", flush=True)
+        finally:
+            print("work has ended", flush=True)
+
+class Long(Working):
+    seconds = 3600.0
+
+class Busy(Working):
+    """Keeps its reactor busy."""
+    @rpc.expose
+    def work(self, context):
+        print("at work", flush=True)
+        while True:
+            time.sleep(0.1)
+
+class Threaded(Working):
+    """Keeps one of the reactor's own threads, which waits for them when it ends."""
+    @rpc.expose
+    def work(self, context):
+        print("at work", flush=True)
+        return deferToThread(time.sleep, 3600)
+
+class Failing(Manager):
+    def init_host(self):
+        raise LookupError("no such hypervisor")
+'''
+
+SCRIPT = """
+from novasvc.service import Service, serve, wait
+
+if __name__ == "__main__":
+    serve(Service.create(host="h1", binary="nova-worker", topic="worker", manager="managers.{manager}"))
+    wait()
+"""
+
+
+class ScriptTestCase(TestCase):
+    """A folder of its own, and a script in it."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        (self.folder / "managers.py").write_text(MANAGERS)
+
+    def run_script(self, script: str, **environment: str) -> Process:
+        """Run it on the memory transport, and an SQLite file in its folder."""
+        (self.folder / "script.py").write_text(script)
+        settings = {"NOVASVC_STATE_DIR": "state", "NOVASVC_PERIODIC_FUZZY_DELAY": "0", **environment}
+        return Process(self, [sys.executable, "script.py"], self.folder, **settings)
+
+    def serve(self, manager: str, **environment: str) -> Process:
+        """Run a script that serves a manager."""
+        return self.run_script(SCRIPT.format(manager=manager), **environment)
+
+    def assert_orderly(self, process: Process) -> None:
+        """It has said nothing that a person would have to look into."""
+        for word in ("Traceback", "Unhandled", "by force", "#error]", "#critical]"):
+            self.assertNotIn(word, process.output)
+
+
+class TerminatedTests(ScriptTestCase):
+    """SIGTERM and SIGINT."""
+
+    def test_drains(self) -> None:
+        """SIGTERM lets a call in flight finish, and ends the script with status 1, as in Nova."""
+        script = self.serve("Working")
+        script.wait_for("at work")
+        self.assertEqual(script.stop(), 1, script.output)
+        self.assertRegex(script.output, r"(?s)is draining.*work is done.*is stopped")
+        self.assert_orderly(script)
+
+    def test_interrupted(self) -> None:
+        """SIGINT cuts a long call short, and ends the script within two seconds."""
+        self.ends_at_once(signal.SIGINT)
+
+    def test_second_term(self) -> None:
+        """So does a second SIGTERM."""
+        self.ends_at_once(signal.SIGTERM, signal.SIGTERM)
+
+    def test_interrupted_while_draining(self) -> None:
+        """So does SIGINT after a SIGTERM."""
+        self.ends_at_once(signal.SIGTERM, signal.SIGINT)
+
+    def ends_at_once(self, *numbers: signal.Signals) -> None:
+        script = self.serve("Long")
+        script.wait_for("at work")
+        for number in numbers[:-1]:
+            script.popen.send_signal(number)
+            script.wait_for("is draining")
+        began = time.monotonic()
+        self.assertEqual(script.stop(numbers[-1]), 1, script.output)
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertRegex(script.output, r"(?s)not finished when it was to end at once: 1 calls.*is stopped")
+        self.assertIn("work has ended", script.output)
+        self.assert_orderly(script)
+
+    def test_busy_reactor(self) -> None:
+        """A reactor that is kept busy ends by SIGINT itself, after two seconds, and says what kept it."""
+        script = self.serve("Busy")
+        script.wait_for("at work")
+        began = time.monotonic()
+        self.assertEqual(script.stop(signal.SIGINT), -signal.SIGINT)
+        self.assertLess(time.monotonic() - began, 3)
+        self.assertRegex(script.output, r"(?s)SIGINT: not at its end after 2 s.*managers.py.* in work")
+
+    def test_third_signal(self) -> None:
+        """A third signal does what it does to any process."""
+        script = self.serve("Busy")
+        script.wait_for("at work")
+        began = time.monotonic()
+        while script.popen.poll() is None and time.monotonic() < began + 1.5:
+            script.popen.send_signal(signal.SIGTERM)
+            time.sleep(0.02)
+        self.assertEqual(script.wait(), -signal.SIGTERM)
+        self.assertNotIn("by force", script.output)
+
+    def test_reactors_thread(self) -> None:
+        """A thread of the reactor's that hangs keeps nobody from ending at once."""
+        script = self.serve("Threaded")
+        script.wait_for("at work")
+        began = time.monotonic()
+        self.assertEqual(script.stop(signal.SIGINT), -signal.SIGINT)
+        self.assertLess(time.monotonic() - began, 3)
+        self.assertRegex(script.output, r"(?s)is stopped.*SIGINT: not at its end after 2 s")
+
+    def test_while_waiting(self) -> None:
+        """SIGTERM while the start waits for the database ends the script promptly."""
+        done = self.serve("Working")
+        done.wait_for("work is done")
+        done.stop()
+        holder = sqlite3.connect(self.folder / "state" / "novasvc.sqlite", isolation_level=None)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN EXCLUSIVE")
+        script = self.run_script(SCRIPT.format(manager="Working").replace("h1", "h2"))  # its row is not there yet
+        script.wait_for("the database is not there, trying until it is")
+        self.assertEqual(script.stop(), 1)
+        self.assertNotIn("Traceback", script.output)
+
+    def test_script_goes_on(self) -> None:
+        """The script sees which signal it was, and may go on for as long as it likes."""
+        script = self.run_script("""
+import signal, time
+from novasvc.service import Service, SignalExit, serve, wait
+
+serve(Service.create(host="h1", binary="nova-worker", topic="worker", manager="managers.Long"))
+try:
+    wait()
+except SignalExit as exit:
+    print("ended by", exit.signo, "with", exit.code, flush=True)
+    time.sleep(2.5)
+    print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "and on", flush=True)
+""")
+        script.wait_for("at work")
+        script.popen.send_signal(signal.SIGINT)
+        script.wait_for("ended by 2 with 1")
+        self.assertEqual(script.wait(), 0)
+        self.assertIn("True and on", script.output)
+
+
+class TwistdTests(ScriptTestCase):
+    """The same signals under twistd without workers."""
+
+    def twistd(self, manager: str) -> Process:
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--manager", f"managers.{manager}"]
+        options = ["--host", "h1", "--topic", "worker", "--periodic-fuzzy-delay", "0"]
+        return Process(self, [*command, *options], self.folder, PYTHONPATH=str(self.folder), NOVASVC_STATE_DIR="state")
+
+    def test_second_term(self) -> None:
+        """A second SIGTERM ends it at once, by the signal, and without a traceback."""
+        node = self.twistd("Long")
+        node.wait_for("at work")
+        node.popen.send_signal(signal.SIGTERM)
+        node.wait_for("is draining")
+        began = time.monotonic()
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertIn("work has ended", node.output)
+        self.assert_orderly(node)
+
+    def test_interrupted(self) -> None:
+        """So does SIGINT, the first time."""
+        node = self.twistd("Long")
+        node.wait_for("at work")
+        began = time.monotonic()
+        self.assertEqual(node.stop(signal.SIGINT), -signal.SIGINT)
+        self.assertLess(time.monotonic() - began, 2)
+        self.assert_orderly(node)
+
+    def test_restart(self) -> None:
+        """SIGHUP restarts the services with what the files say now, and refuses what they may not say."""
+        file = self.folder / "novasvc.toml"
+        file.write_text("report_interval = 10\n")
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", "novasvc.toml", "--host", "h1"]
+        node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+        node.wait_for(RUNNING)
+        file.write_text("report_interval = 0\n")
+        node.popen.send_signal(signal.SIGHUP)
+        node.wait_for(r"SIGHUP: .*report_interval = 0 .*is too small")
+        file.write_text("report_interval = 1\n")
+        node.popen.send_signal(signal.SIGHUP)
+        node.wait_for("report_interval changes from 10 to 1")
+        node.wait_for("is stopped")
+        node.wait_for(RUNNING)
+        node.wait_for("the services were restarted")
+        self.assertEqual(node.stop(), -signal.SIGTERM)
+        self.assertNotIn("Traceback", node.output)
+
+
+class RestartTests(ScriptTestCase):
+    """SIGHUP."""
+
+    def test_restart(self) -> None:
+        """SIGHUP starts the services anew, in this process, with what the environment's files say now."""
+        file = self.folder / "novasvc.toml"
+        file.write_text("report_interval = 10\n")
+        script = self.serve("Working", NOVASVC_CONFIG="novasvc.toml")
+        script.wait_for("work is done")
+        file.write_text("report_interval = 1\n")
+        script.popen.send_signal(signal.SIGHUP)
+        script.wait_for("report_interval changes from 10 to 1")
+        script.wait_for("is stopped")
+        script.wait_for("the services were restarted")
+        script.wait_for("work is done")
+        deadline = time.monotonic() + 20
+        while self.report_count() < 4:  # at intervals of 10 s it would take longer
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+        self.assertEqual(script.stop(), 1)
+        self.assert_orderly(script)
+
+    def report_count(self) -> int:
+        connection = sqlite3.connect(f"file:{self.folder / 'state' / 'novasvc.sqlite'}?mode=ro", uri=True)
+        try:
+            return int(connection.execute("SELECT report_count FROM services").fetchone()[0])
+        finally:
+            connection.close()
+
+    def test_refused(self) -> None:
+        """A configuration with an error is refused by one line, and the services run on."""
+        file = self.folder / "novasvc.toml"
+        file.write_text("report_interval = 10\n")
+        script = self.serve("Working", NOVASVC_CONFIG="novasvc.toml")
+        script.wait_for("at work")
+        file.write_text("report_interval = 'often'\n")
+        script.popen.send_signal(signal.SIGHUP)
+        script.wait_for("SIGHUP: .*report_interval")
+        script.wait_for("work is done")
+        self.assertEqual(script.stop(), 1)
+        self.assertNotIn("Traceback", script.output)
+
+    def test_dump(self) -> None:
+        """SIGUSR2 logs the stacks of all threads, and what happened last."""
+        script = self.serve("Long")
+        script.wait_for("at work")
+        script.popen.send_signal(signal.SIGUSR2)
+        script.wait_for("stacks:")
+        script.wait_for("most recent call first")
+        script.wait_for("last events:")
+        script.wait_for("call work began")
+        self.assertEqual(script.stop(signal.SIGINT), 1)
+
+
+class StartTests(ScriptTestCase):
+    """Starts that fail, and scripts that go astray."""
+
+    def test_failed_start(self) -> None:
+        """A start that fails ends the script with status 1 and one line that says why."""
+        script = self.serve("Failing")
+        self.assertEqual(script.wait(), 1)
+        self.assertRegex(script.output, r"init_host failed: LookupError: no such hypervisor \(.*managers.py:\d+")
+        self.assertNotIn("Traceback", script.output)
+
+    def test_wrong_order(self) -> None:
+        """A second serve, a wait without serve, and a server that is none, each say what is wrong."""
+        script = self.run_script("""
+from twisted.application.service import Service
+from twisted.internet import reactor
+from novasvc.service import serve, wait
+
+def says(function, *args):
+    try:
+        function(*args)
+    except (RuntimeError, TypeError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+
+says(wait)
+says(serve, object())
+serve(Service())
+says(serve, Service())
+reactor.callLater(0, reactor.stop)
+print("returned", wait(), flush=True)
+says(wait)
+serve(Service())
+says(wait)
+""")
+        self.assertEqual(script.wait(), 0)
+        said = [line.rstrip() for line in script.lines if "Error: " in line or "returned" in line]
+        self.assertEqual(said[0], "RuntimeError: nothing was served: call serve(server) before wait()")
+        self.assertRegex(said[1], "^TypeError: <object object at .*> provides no IService: give a ")
+        self.assertRegex(said[2], r"^RuntimeError: serve\(\) was called before")
+        self.assertEqual(said[3:5], ["returned None", said[0]])
+        self.assertRegex(said[5], "^RuntimeError: the reactor of this process was run before")
+        self.assertEqual(len(said), 6)
+
+    def test_running_reactor(self) -> None:
+        """In a reactor that runs, wait() returns a Deferred, and a log that somebody has begun stays theirs."""
+        script = self.run_script("""
+import sys
+from twisted.application.service import Service
+from twisted.internet import reactor, task
+from twisted.logger import globalLogBeginner, textFileLogObserver
+from novasvc.service import script, serve, wait
+
+globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
+
+async def main(reactor):
+    await task.deferLater(reactor, 0)
+    for _ in range(2):
+        server = Service()
+        serve(server)
+        waiting = wait()
+        reactor.callLater(0, script._launcher.stop)
+        await waiting
+        print("ended", server.running, flush=True)
+
+task.react(main)
+""")
+        self.assertEqual(script.wait(), 0, script.output)
+        self.assertEqual(script.output.count("ended 0"), 2)
+        self.assertNotIn("beginLoggingTo", script.output)
+        self.assert_orderly(script)
+
+    def test_settings_in_the_log(self) -> None:
+        """At debug level the log has all settings, with passwords masked."""
+        script = self.serve(
+            "Working", NOVASVC_LOG_LEVEL="debug", NOVASVC_TRANSPORT_URL="amqp://me:tellnobody@localhost:1/"
+        )
+        script.wait_for("the settings:")
+        script.wait_for(r"report_interval = 10 \(default\)")
+        script.stop(signal.SIGINT)
+        self.assertNotIn("tellnobody", script.output)
+
+    def test_server_that_ends(self) -> None:
+        """A script whose server ends by itself ends with status 0."""
+        script = self.run_script("""
+from twisted.internet import reactor
+from novasvc.service import Service, serve, wait
+
+service = Service.create(host="h1", binary="nova-worker", topic="worker", manager="managers.Working")
+serve(service)
+service.when_started().addCallback(lambda _: reactor.callLater(0, service.stop))
+wait()
+print("after", service.state, flush=True)
+""")
+        self.assertEqual(script.wait(), 0, script.output)
+        self.assertIn("after stopped", script.output)
+        self.assert_orderly(script)
