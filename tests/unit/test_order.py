@@ -1,0 +1,200 @@
+"""Tests for novasvc.supervision.order: what can be brought into a worker."""
+
+import base64
+import pickle
+import sys
+import threading
+from functools import partial
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+from twisted.application.service import IService, MultiService, Service
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.supervision.errors import NotPreforkableError
+from novasvc.supervision.order import Package, name_of, pack
+
+
+class Sleeper(Service):
+    """A service of a test, with all that a user's may have."""
+
+    def __init__(self, name: str | None = "sleeper", **options: Any) -> None:
+        if name is not None:
+            self.setName(name)
+        self.options = options
+
+
+@attrs.define
+class Maker:
+    """Makes a service in the worker."""
+
+    seconds: float
+    preload: tuple[str, ...] = ()
+
+    def __call__(self, reactor: Any) -> Service:
+        return Sleeper(seconds=self.seconds)
+
+
+def make_sleeper(reactor: Any) -> Service:
+    return Sleeper()
+
+
+def unpacked(package: Package) -> Any:
+    return pickle.loads(base64.b64decode(package.server))  # noqa: S301 - our own
+
+
+class PackTests(SynchronousTestCase):
+    """What pickle can carry."""
+
+    def problem(self, server: Any) -> str:
+        return str(self.assertRaises(NotPreforkableError, pack, server))
+
+    def test_service(self) -> None:
+        """A service arrives as it was."""
+        package = pack(Sleeper(path=Path("/x")))
+        self.assertEqual(package.name, "sleeper")
+        arrived = unpacked(package)
+        self.assertTrue(IService.providedBy(arrived))
+        self.assertEqual((arrived.name, arrived.options), ("sleeper", {"path": Path("/x")}))
+
+    def test_tree(self) -> None:
+        """A service arrives with those that are in it."""
+        tree = MultiService()
+        tree.setName("tree")
+        Sleeper().setServiceParent(tree)
+        arrived = unpacked(pack(tree))
+        self.assertEqual([each.name for each in arrived], ["sleeper"])
+
+    def test_function(self) -> None:
+        """A function of a module arrives by its name."""
+        package = pack(make_sleeper)
+        self.assertEqual((package.name, package.modules), ("make_sleeper", {__name__}))
+        self.assertIs(unpacked(package), make_sleeper)
+
+    def test_callable(self) -> None:
+        """An object that makes the service arrives with what it knows."""
+        package = pack(Maker(2.5))
+        self.assertEqual((package.name, unpacked(package)), ("Maker", Maker(2.5)))
+
+    def test_partial(self) -> None:
+        """A function with some of its arguments arrives with them."""
+        arrived = unpacked(pack(partial(Sleeper, "other")))
+        self.assertEqual(arrived.args, ("other",))
+
+    def test_modules(self) -> None:
+        """It is known which modules it is made of, however deep they are in it."""
+        modules = pack(Sleeper(inner=[{"deep": Maker(1.0)}, SynchronousTestCase])).modules
+        self.assertTrue({__name__, "twisted.trial._synctest"} <= modules, modules)
+
+    def test_preload(self) -> None:
+        """It may name modules that only its workers import."""
+        self.assertIn("wave", pack(Maker(1.0, preload=("wave",))).modules)
+
+    def test_changes_nothing(self) -> None:
+        """The server itself is none the worse for it."""
+        server = Sleeper(seconds=1)
+        pack(server)
+        self.assertEqual((server.name, server.options, server.running), ("sleeper", {"seconds": 1}, 0))
+
+    def test_no_service(self) -> None:
+        """What is no service and makes none is refused."""
+        self.assertEqual(
+            self.problem(7),
+            "int cannot run in a worker: int provides no IService, and makes none; "
+            "give a service, or a function that takes the reactor and returns one",
+        )
+
+    def test_not_by_pickle(self) -> None:
+        """What pickle cannot carry is refused, with pickle's reason and what to do."""
+
+        def local(reactor: Any) -> Service:
+            raise NotImplementedError
+
+        for server, name, reason in (
+            (local, "local", "local"),
+            (lambda reactor: Sleeper(), "<lambda>", "lambda"),
+            (Sleeper("api", lock=threading.Lock()), "api", "lock"),
+            (Sleeper("api", file=sys.__stdout__), "api", "TextIOWrapper"),
+            (Sleeper("api", generator=(each for each in ())), "api", "generator"),
+        ):
+            problem = self.problem(server)
+            self.assertIn(f"{name} cannot run in a worker: it cannot be pickled: ", problem)
+            self.assertIn(reason, problem)
+            self.assertIn("give a function of a module that takes the reactor and makes it", problem)
+
+    def test_raises_when_pickled(self) -> None:
+        """Whatever its own reduction raises, is told as the reason."""
+
+        class Broken(Service):
+            def __getstate__(self) -> dict[str, Any]:
+                raise ZeroDivisionError("of its own")
+
+        self.assertIn("ZeroDivisionError: of its own", self.problem(Broken()))
+
+
+class MainTests(SynchronousTestCase):
+    """Servers of a program's main module."""
+
+    def main(self, file: str | None) -> ModuleType:
+        module = ModuleType("__main__")
+        if file is not None:
+            module.__file__ = file
+        # Not by patching sys.modules: pickle knows the real one.
+        self.addCleanup(sys.modules.__setitem__, "__main__", sys.modules["__main__"])
+        sys.modules["__main__"] = module
+        return module
+
+    def server(self, module: ModuleType) -> Any:
+        class Mine(Service):
+            name = "mine"
+
+        Mine.__module__, Mine.__qualname__ = "__main__", "Mine"
+        module.Mine = Mine  # type: ignore[attr-defined]
+        return Mine()
+
+    def test_script(self) -> None:
+        """A server of a script needs the script to be run again, and that is all that is told of it."""
+        package = pack(self.server(self.main("/srv/run.py")))
+        self.assertEqual((package.main, package.modules), (("path", "/srv/run.py"), {"__main__"}))
+
+    def test_module(self) -> None:
+        """So does one of a module that was run by ``python -m``."""
+        main = self.main("/srv/program/__main__.py")
+        main.__spec__ = ModuleSpec("program.__main__", None)
+        self.assertEqual(pack(self.server(main)).main, ("module", "program.__main__"))
+
+    def test_elsewhere(self) -> None:
+        """A server of another module does not."""
+        self.main("/srv/run.py")
+        self.assertIsNone(pack(make_sleeper).main)
+
+    def test_interactive(self) -> None:
+        """A server that was typed in cannot be had in another process."""
+        error = self.assertRaises(NotPreforkableError, pack, self.server(self.main(None)))
+        self.assertEqual(
+            str(error),
+            "mine cannot run in a worker: it is made of what an interactive program defines; "
+            "define it in a module that can be imported",
+        )
+
+
+class NameTests(SynchronousTestCase):
+    """What a server is called."""
+
+    def test_names(self) -> None:
+        """Its own name comes first, then a node's topic, then that of the function, then its class."""
+
+        class Topical(Service):
+            topic = "compute"
+
+        for server, name in (
+            (Sleeper("api"), "api"),
+            (Topical(), "compute"),
+            (make_sleeper, "make_sleeper"),
+            (Maker(1.0), "Maker"),
+            (Sleeper(None), "Sleeper"),
+        ):
+            self.assertEqual(name_of(server), name)
