@@ -1,5 +1,6 @@
 """Log files: opened as twistd does, rotated, and shared by several processes."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -27,7 +28,12 @@ def open_log(filename: str, *, daemon: bool, reactor: Any) -> TextIO:
     from twisted.python.logfile import LogFile  # noqa: PLC0415 - only where a file is written
 
     class SharedLogFile(LogFile):
-        """Knows its length from the file, not from what this process has written."""
+        """Appends, for others do so as well; and knows its length from the file, not from what we wrote."""
+
+        def _openFile(self) -> None:
+            super()._openFile()
+            descriptor = self._file.fileno()
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_APPEND)
 
         def shouldRotate(self) -> bool:
             return bool(self.rotateLength) and os.fstat(self._file.fileno()).st_size >= self.rotateLength

@@ -24,7 +24,7 @@ from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree
 from novasvc.service.launcher import log_changes, log_settings
 from novasvc.service.prefork import ProcessLauncher
-from novasvc.service.process import Process
+from novasvc.service.process import Process, stop_reactor
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.steady import count_steadily
 from novasvc.supervision.errors import ReloadError
@@ -210,6 +210,7 @@ class ProcessTree(ServiceTree):
         self._observer = observer
         self._plant: Callable[[], None] = lambda: None
         self._helpers = MultiService()
+        self._failed = False
 
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
         """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
@@ -295,11 +296,10 @@ class ProcessTree(ServiceTree):
         return failure
 
     def _end_failed(self) -> None:
-        _exit_with(1)
-        if self._reactor.running:
-            self._reactor.stop()
-        else:
-            self._reactor.callWhenRunning(self._reactor.stop)
+        if not self._failed:
+            self._failed = True
+            _exit_with(1)
+            self._reactor.callWhenRunning(stop_reactor, self._reactor)
 
 
 def greeting(configuration: Configuration) -> str:

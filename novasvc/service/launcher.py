@@ -260,22 +260,23 @@ def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
     :raises SystemExit: with status 1, if the launcher failed.
     :raises RuntimeError: the reactor was run before, and stopped.
     """
-    if reactor.running:
+
+    def begin() -> Deferred[None]:
+        reactor.addSystemEventTrigger("before", "shutdown", launcher.stopService)
+        if launcher.state == "initial":
+            launcher.startService()
         ended: Deferred[None] = launcher.when_ended()
         return ended
+
+    if reactor.running:
+        return begin()
     outcome: list[Failure | None] = []
 
     def end(result: Failure | None) -> None:
         outcome.append(result)
         stop_reactor(reactor)
 
-    def begin() -> None:
-        reactor.addSystemEventTrigger("before", "shutdown", launcher.stopService)
-        if launcher.state == "initial":
-            launcher.startService()
-        launcher.when_ended().addBoth(end)
-
-    reactor.callWhenRunning(begin)
+    reactor.callWhenRunning(lambda: begin().addBoth(end))
     with _handlers_given_back():
         try:
             reactor.run()

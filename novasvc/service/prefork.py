@@ -64,15 +64,13 @@ class ProcessLauncher(service.Service):
             from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
         self._reactor = reactor
         self._wrappers: list[ServerWrapper] = []
-        self._sockets: Sockets | None = None
         self._error: WorkerFailedError | None = None
-        self._settled: Deferred[None] = Deferred()
         self._checked_at = 0.0
         self._course = Course("the supervisor", self._begin, self._end, self._entered)
-        self.configuration = configuration = configuration or _from_environment()[0]
-        self._grace = configuration.settings.graceful_shutdown_timeout
-        self._supervisor = Supervisor(reactor, configuration, reread or self._reread_environment, log_file, self)
-        self._control = ControlSocket(configuration.settings.control_socket, self._supervisor, reactor)
+        self.configuration = configuration or _from_environment()[0]
+        self._reread = reread or self._reread_environment
+        self._log_file = log_file
+        self._renew()
         self._notifier = Notifier(os.environ)
         self._watchdog = Watchdog(self._notifier, os.environ, reactor, lambda: self._supervisor.healthy)
         self._stalls = StallWatch(flight.installed(), reactor)
@@ -90,6 +88,13 @@ class ProcessLauncher(service.Service):
         )
         self._checks = self._loop(self._check)
         self._progress = self._loop(self._log_progress)
+
+    def _renew(self) -> None:
+        """Make what is of one life, from a start to its stop."""
+        self._sockets: Sockets | None = None
+        self._settled: Deferred[None] = Deferred()
+        self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
+        self._control = ControlSocket(self.configuration.settings.control_socket, self._supervisor, self._reactor)
 
     def _loop(self, function: Any) -> LoopingCall:
         loop = LoopingCall(function)
@@ -198,6 +203,7 @@ class ProcessLauncher(service.Service):
     async def _walk_up(self) -> None:
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
+        self._error = None
         log_settings(self.configuration)
         self.privilegedStartService()
         assert self._sockets is not None
@@ -260,6 +266,8 @@ class ProcessLauncher(service.Service):
         self._watchdog.stopService()
         await self._control.stopService()
         self._signals.stopService()
+        self.configuration, self._wrappers = self._supervisor.configuration, list(self._supervisor.wrappers)
+        self._renew()
 
     def _log_progress(self) -> None:
         left = self._supervisor.slots
@@ -267,7 +275,7 @@ class ProcessLauncher(service.Service):
             _log.info(
                 "{count} workers are still there, for {grace:g} s at the most: {workers}",
                 count=len(left),
-                grace=self._grace,
+                grace=self.configuration.settings.graceful_shutdown_timeout,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )
 

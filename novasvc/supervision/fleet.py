@@ -120,6 +120,7 @@ class Fleet:
             self._leave(new)
             raise
         self._others.remove(new)
+        self.proven = True
         if slot in self.slots:
             self.slots[self.slots.index(slot)] = new
             self._leave(slot)

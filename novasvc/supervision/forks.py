@@ -60,7 +60,8 @@ class Forks:
 
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
     :param preload: modules that the workers import.
-    :param main: path of the program's main module, if workers need what it defines.
+    :param main: the program's main module, if workers need what it defines; see
+        :attr:`novasvc.supervision.order.Package.main`.
     :param environment: of the forkserver and the workers.
     :param log_file: is their standard output and standard error; None is what ours are.
     :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
@@ -69,7 +70,7 @@ class Forks:
 
     _reactor: Any
     _preload: Sequence[str]
-    _main: str | None
+    _main: tuple[str, str] | None
     _environment: Mapping[str, str]
     _log_file: ReopenedFile | None = None
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)

@@ -37,6 +37,9 @@ from typing import Any, NoReturn
 
 from novasvc.supervision.title import set_title
 
+_MAIN = "__novasvc_main__"
+"""What the main module is called when it is run again, so that what is for the first run does not run."""
+
 CONTROL = 3
 """The descriptor of the socket pair."""
 
@@ -78,7 +81,7 @@ class NoReactor(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Refuse the one module; let others find the rest."""
         if fullname == "twisted.internet.reactor":
-            raise ImportError("there is no reactor in a forkserver")
+            raise ImportError("no reactor is installed in a forkserver")
 
 
 @contextlib.contextmanager
@@ -104,17 +107,28 @@ def preload(modules: Iterable[str], begin: Callable[[str], object]) -> None:
                 importlib.import_module(module)
 
 
-def run_main(path: str) -> None:
-    """Run a program's main module again, under another name, so that what it defines can be unpickled."""
-    module = types.ModuleType("__novasvc_main__")
-    module.__dict__.update(runpy.run_path(path, run_name="__novasvc_main__"))
-    sys.modules["__main__"] = sys.modules["__novasvc_main__"] = module
+def run_main(kind: str, name: str) -> str | None:
+    """Run a program's main module again, under another name, so that what it defines can be unpickled.
+
+    :param kind: "module" for one that was run by ``python -m``, else "path".
+    :param name: of the module, or its path.
+    :return: why that is not possible; None if it was.
+    """
+    module = types.ModuleType(_MAIN)
+    sys.modules["__main__"] = sys.modules[_MAIN] = module
+    run = runpy.run_module if kind == "module" else runpy.run_path
+    try:
+        with installing_none():
+            module.__dict__.update(run(name, run_name=_MAIN))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the program's
+        return f"the program's main module cannot be run again, for workers to know it: {type(error).__name__}: {error}"
+    return None
 
 
 class ForkServer:
     """Answers requests to fork, and tells of the ends of what it forked.
 
-    In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": path or null}`` once, then
+    In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": [kind, name] or null}`` once, then
     ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors.
     Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
     ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
@@ -128,6 +142,7 @@ class ForkServer:
         self._received = b""
         self._descriptors: deque[int] = deque()
         self._children: set[int] = set()
+        self._problem: str | None = None
         self._selector = selectors.DefaultSelector()
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -173,8 +188,8 @@ class ForkServer:
         sys.argv[:] = message["argv"]
         preload([*PRELOAD, *message["preload"]], self._say_importing)
         if message["main"] is not None:
-            self._say_importing(message["main"])
-            run_main(message["main"])
+            self._say_importing(message["main"][1])
+            self._problem = run_main(*message["main"])
         self._say_importing(None)
         self._outlet = importlib.import_module("novasvc.supervision.worker").Outlet()
         with installing_none(), contextlib.suppress(Exception):
@@ -212,7 +227,7 @@ class ForkServer:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.supervision.worker import run  # noqa: PLC0415 - preloaded by now
 
-            status = run(self._outlet, order, descriptors)
+            status = run(self._outlet, {**order, "problem": self._problem}, descriptors)
         except BaseException:  # noqa: BLE001 - nothing of the forkserver may run in this process
             traceback.print_exc(file=sys.__stderr__)
         finally:

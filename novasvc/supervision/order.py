@@ -28,9 +28,18 @@ class Package:
     modules: frozenset[str]
 
     @property
-    def main(self) -> str | None:
-        """Path of the program's main module, if the server is made of what that defines."""
-        return getattr(sys.modules["__main__"], "__file__", None) if "__main__" in self.modules else None
+    def main(self) -> tuple[str, str] | None:
+        """The program's main module, if the server is made of what that defines.
+
+        :return: "module" and its name, if it was run by ``python -m``; else "path" and its path.
+        """
+        main = sys.modules["__main__"]
+        if "__main__" not in self.modules:
+            return None
+        spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        if spec is not None:
+            return "module", spec.name
+        return None if path is None else ("path", path)
 
 
 class _Packer(pickle.Pickler):

@@ -108,6 +108,8 @@ class Supervisor:
     :param reread: see :data:`Reread`.
     :param log_file: where workers log to; "" is standard output.
     :param owner: is told what is more than its business.
+    :ivar configuration: what it goes by now.
+    :ivar wrappers: the servers that it runs now.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Supervisor:
         owner: Owner,
     ) -> None:
         self._reactor = reactor
-        self._configuration = configuration
+        self.configuration = configuration
         self._reread = reread
         self._log_path = log_file
         self._log_file = ReopenedFile(log_file) if log_file else None
@@ -128,13 +130,13 @@ class Supervisor:
         self._leaving: list[Fleet] = []
         self._forks: list[Forks] = []
         self._sockets: Sockets = {}
-        self._wrappers: Sequence[ServerWrapper] = ()
+        self.wrappers: Sequence[ServerWrapper] = ()
         self._reloading: Deferred[list[Row]] | None = None
-        self._ending = False
+        self._started = self._ending = False
 
     @property
     def _settings(self) -> Settings:
-        return self._configuration.settings
+        return self.configuration.settings
 
     @property
     def slots(self) -> list[Slot]:
@@ -144,7 +146,7 @@ class Supervisor:
     @property
     def status(self) -> str:
         """How it goes, in a line."""
-        slots = self.slots
+        slots = [slot for fleet in self._fleets for slot in fleet.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
     @property
@@ -160,11 +162,14 @@ class Supervisor:
         :param sockets: theirs from now on.
         :return: fires when all of them have been ready.
         """
-        self._wrappers, self._sockets = list(wrappers), sockets
+        self.wrappers, self._sockets = list(wrappers), sockets
         for wrapper, generation in zip(wrappers, self._generations(wrappers, sockets), strict=True):
             self._fleets.append(self._make_fleet(wrapper, generation))
         started = [fleet.start() for fleet in self._fleets]
-        return gatherResults(started, consumeErrors=True).addCallback(lambda _: None)
+        return gatherResults(started, consumeErrors=True).addCallback(self._note_started)
+
+    def _note_started(self, _: object) -> None:
+        self._started = True
 
     def drain_all(self) -> Deferred[None]:
         """Let all workers finish what they have begun.
@@ -304,6 +309,8 @@ class Supervisor:
     async def _reload(self) -> list[Row]:
         if self._ending:
             raise ReloadError("the supervisor ends")
+        if not self._started:
+            raise ReloadError("its workers have not all been ready since its start; wait for that, or start it again")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")
         self._owner.reloading(under_way=True)
@@ -326,19 +333,19 @@ class Supervisor:
             raise ReloadError(str(error)) from error
         if wrappers is not None and not wrappers:
             raise ReloadError("the configuration wants no workers; to run all in one process takes a new start")
-        rows = changes(self._configuration, configuration)
+        rows = changes(self.configuration, configuration)
         for row in rows:
             _log.info("reload: {setting} changes from {before} to {after}", **row)
-        before = self._configuration, self._wrappers, self._sockets
-        self._configuration, self._wrappers, self._sockets = (
+        before = self.configuration, self.wrappers, self._sockets
+        self.configuration, self.wrappers, self._sockets = (
             configuration,
-            self._wrappers if wrappers is None else wrappers,
+            self.wrappers if wrappers is None else wrappers,
             sockets,
         )
         try:
             await self._replace_all()
         except BaseException as error:
-            self._configuration, self._wrappers, self._sockets = before
+            self.configuration, self.wrappers, self._sockets = before
             _close(sockets, but=self._sockets)
             if isinstance(error, NovasvcError | OSError) and not isinstance(error, ReloadError):
                 raise ReloadError(str(error)) from error
@@ -351,10 +358,10 @@ class Supervisor:
         """Have fleets of the servers that there are to be, and of no others."""
         before = {fleet.name: (fleet, fleet.generation) for fleet in self._fleets}
         after: list[tuple[ServerWrapper, Fleet]] = []
-        generations = self._generations(self._wrappers, self._sockets)
+        generations = self._generations(self.wrappers, self._sockets)
         forks = self._forks[-1]
         try:
-            for wrapper, generation in zip(self._wrappers, generations, strict=True):
+            for wrapper, generation in zip(self.wrappers, generations, strict=True):
                 if wrapper.name in before:
                     fleet, _ = before[wrapper.name]
                     await fleet.replace_all(generation)

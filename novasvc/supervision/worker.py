@@ -30,6 +30,7 @@ from novasvc.logs import NOBODY, make_observer
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import Channel, Message, adopt
+from novasvc.supervision.errors import NotPreforkableError
 from novasvc.supervision.record import DUMP, Record
 from novasvc.supervision.title import set_title
 
@@ -247,6 +248,12 @@ def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reac
 
     :raises NovasvcError: the server says what is wrong with it.
     """
+    if order["problem"]:
+        remedy = (
+            'put what starts the program under `if __name__ == "__main__":`, and what needs a reactor, '
+            "or starts threads, into a module of its own"
+        )
+        raise NotPreforkableError(order["name"], order["problem"], remedy)
     server = pickle.loads(base64.b64decode(order["server"]))  # noqa: S301 - see the import
     if IPreforkable.providedBy(server):
         server.adopt_sockets(sockets)

@@ -164,6 +164,19 @@ class OpenLogTests(SynchronousTestCase):
         self.assertEqual((Path(path).read_text(), len(Path(f"{path}.1").read_text())), ("", 1_000_000))
 
 
+    def test_shared(self) -> None:
+        """What others write to the file is not written over."""
+        path = self.mktemp()
+        log_file = self.open(path)
+        log_file.write("one\n")
+        other = ReopenedFile(path)
+        self.addCleanup(other.close)
+        other.write("two\n")
+        other.flush()
+        log_file.write("three\n")
+        self.assertEqual(Path(path).read_text(), "one\ntwo\nthree\n")
+
+
 class ReopenedFileTests(SynchronousTestCase):
     """Tests for novasvc.logfiles.ReopenedFile."""
 

@@ -1,5 +1,7 @@
 """Tests for novasvc.supervision.policy."""
 
+from fractions import Fraction
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -103,17 +105,16 @@ class ThrottleTests(SynchronousTestCase):
         self.assertEqual(throttle.wait(1.5), 0.5)
         self.assertEqual(throttle.wait(2.0), 0.0)
 
-    @given(st.integers(1, 8), st.lists(st.floats(0, 2), max_size=80))
-    def test_bound(self, workers: int, pauses: list[float]) -> None:
+    @given(st.integers(1, 8), st.lists(st.integers(0, 2000), max_size=80))
+    def test_bound(self, workers: int, pauses: list[int]) -> None:
         """Whenever forks are wanted, no span of as many seconds as there are workers has more than one fork over."""
-        throttle, now, times = Throttle(workers), 0.0, []
+        # Fractions, because sums of floats are not what they seem.
+        throttle, now, times = Throttle(workers), Fraction(0), []
         for pause in pauses:
-            now += pause
-            now += throttle.wait(now)
-            # Sums of floats: a wait may be too short by a rounding, and is asked for again then.
-            while throttle.wait(now):
-                now += max(throttle.wait(now), 1e-9)
+            now += Fraction(pause, 1000)
+            now += Fraction(throttle.wait(now))
+            self.assertEqual(throttle.wait(now), 0)
             throttle.forked(now)
             times.append(now)
         for start in times:
-            self.assertLessEqual(sum(start <= time < start + workers - 1e-6 for time in times), workers + 1)
+            self.assertLessEqual(sum(start <= time < start + workers for time in times), workers + 1)
