@@ -245,8 +245,13 @@ class Forks:
             return
         self._young += 1
         pause = 0.0 if self._young == 1 else self._retry(self._young - 1)
-        what = "the forkserver (pid {pid}) is gone{doing}; another is started in {s:.1f} s"
-        _log.error(what, pid=pid, doing=self._doing, s=pause)
+        when = f"in {pause:.1f} s" if pause else "at once"
+        _log.error(
+            "the forkserver (pid {pid}) is gone{doing}; another is started {when}",
+            pid=pid,
+            doing=self._doing,
+            when=when,
+        )
         self._timer = self._reactor.callLater(pause, self._start_again)
 
     def _start_again(self) -> None:

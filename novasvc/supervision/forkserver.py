@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.title import set_title
 
 _MAIN = "__novasvc_main__"
@@ -155,6 +156,7 @@ class ForkServer:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        at_hangup(self._control.fileno(), self._end_childless)
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(awake, selectors.EVENT_READ)
         while True:
@@ -221,8 +223,9 @@ class ForkServer:
             for number in (*_IGNORED, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             # SIGTERM ends it until it can drain. SIGINT and SIGHUP are the supervisor's; the others' handlers come.
+            # Not SIG_IGN, which programs inherit that a worker starts.
             for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, lambda _number, _frame: None)
             self._leave_to_others()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.supervision.worker import run  # noqa: PLC0415 - preloaded by now
@@ -257,6 +260,11 @@ class ForkServer:
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # it is gone, and seen to be gone at the next turn
             self._control.sendall(json.dumps(message).encode() + b"\n")
+
+    def _end_childless(self) -> None:
+        """End at once when the supervisor is gone, were it in the middle of an import."""
+        if not self._children:
+            os._exit(1)
 
     def _outlive(self) -> None:
         """See that no worker outlives the supervisor; each sees by itself that it is gone, unless it hangs."""
