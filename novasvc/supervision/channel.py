@@ -39,9 +39,14 @@ class Channel(LineOnlyReceiver):
         """
         if self.transport is None or not self.connected:
             return
+        line = json.dumps(message, default=str).encode()
+        if len(line) > _LONGEST:
+            # The other end would take it for the end of the channel.
+            _log.error("something is too long to be said: {kind}, {n} octets", kind=message.get("is"), n=len(line))
+            return
         for descriptor in descriptors:
             self.transport.sendFileDescriptor(descriptor)  # type: ignore[attr-defined]  # IUNIXTransport has it
-        self.sendLine(json.dumps(message).encode())
+        self.sendLine(line)
 
     def close(self) -> None:
         """Close this end; what was said before still arrives."""

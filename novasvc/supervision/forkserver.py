@@ -171,9 +171,11 @@ class ForkServer:
     def _receive(self) -> bool:
         """Take what has come; False if the supervisor is gone."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 64, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 64)
         except ConnectionError:
             return False
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # by programs that a worker runs
         self._descriptors.extend(descriptors)
         self._received += data
         *lines, self._received = self._received.split(b"\n")

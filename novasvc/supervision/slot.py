@@ -22,7 +22,7 @@ ABORT_PATIENCE = 2.0
 """Seconds between SIGABRT, at which a process writes down its stacks, and SIGKILL."""
 
 HURRY_PATIENCE = 2.0
-"""Seconds between a second SIGTERM, at which a worker cuts short what it does, and SIGKILL."""
+"""Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
 
 TIDYING = 0.5
 """Seconds after the deadline of a drain, at which a worker cuts short what it does, until SIGKILL."""
@@ -74,6 +74,9 @@ class SlotInput(Protocol):
 
     def drain(self) -> None:
         """Let the process finish what it has begun, and start no other."""
+
+    def leave(self) -> None:
+        """Note that the process drains, whoever has told it to."""
 
     def hurry(self) -> None:
         """Let the process end at once."""
@@ -186,6 +189,7 @@ class Slot:
                 # An outage is not the worker's fault: its time to start begins when it is over.
                 self.arm(self.limits.start if leg is None else 0)
             case {"is": "draining", "calls": calls}:
+                self._machine.leave()
                 if calls:
                     _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
                 self.trouble = f"{calls} calls under way" if calls else None
@@ -268,8 +272,9 @@ class Slot:
         self.arm(self.limits.drain and self.limits.drain + TIDYING)
 
     def press(self) -> None:
-        """Ask the process a second time: now it is to end at once."""
-        self.signal(SIGTERM)
+        """Tell the process to end at once."""
+        if self.process is not None:
+            self.process.hurry()
         if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_PATIENCE:
             self.arm(HURRY_PATIENCE)
 
@@ -362,7 +367,27 @@ def _build() -> Callable[[Slot], SlotInput]:
             slot.enter("draining")
             slot.begin_drain()
 
-    for dying in (starting, ready, hung):
+    # One that was told to end by somebody else: it has as long as any other, and is replaced.
+    leaving = builder.state("leaving")
+
+    @ready.upon(SlotInput.leave).to(leaving)
+    def leave(machine: SlotInput, slot: Slot) -> None:
+        slot.enter("draining")
+        slot.arm(slot.limits.drain)
+
+    @leaving.upon(SlotInput.drain).to(draining)
+    def drain_leaving(machine: SlotInput, slot: Slot) -> None:
+        pass  # it drains already; its place is not filled again
+
+    @leaving.upon(SlotInput.silent).loop()
+    def stuck_in_leave(machine: SlotInput, slot: Slot, seconds: float) -> None:
+        slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
+
+    @leaving.upon(SlotInput.elapsed).loop()
+    def kill_leaving(machine: SlotInput, slot: Slot) -> None:
+        slot.kill()
+
+    for dying in (starting, ready, hung, leaving):
 
         @dying.upon(SlotInput.ended).to(backing_off)
         def died(machine: SlotInput, slot: Slot, how: str) -> None:
@@ -412,16 +437,18 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.enter("ended")
 
     # What comes too late, or is known.
-    for state in (ready, hung, draining):
+    for state in (idle, starting, hung, draining, backing_off, failed, ended):
+        state.upon(SlotInput.leave).loop().returns(None)
+    for state in (ready, hung, draining, leaving):
         state.upon(SlotInput.ready).loop().returns(None)
     hung.upon(SlotInput.silent).loop().returns(None)
     for state in (draining, ended):
         state.upon(SlotInput.drain).loop().returns(None)
-    for state in (idle, starting, ready, hung, backing_off, failed, ended):
+    for state in (idle, starting, ready, hung, leaving, backing_off, failed, ended):
         state.upon(SlotInput.hurry).loop().returns(None)
     for state in (ready, backing_off, failed, ended):
         state.upon(SlotInput.elapsed).loop().returns(None)
-    for state in (starting, ready, hung, draining):
+    for state in (starting, ready, hung, draining, leaving):
         state.upon(SlotInput.start).loop().returns(None)
     return builder.build()
 

@@ -31,6 +31,7 @@ from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.errors import NotPreforkableError
+from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.record import DUMP, Record
 from novasvc.supervision.title import set_title
 
@@ -44,6 +45,12 @@ STANDARD_OUTPUT = 1
 
 _LAST_WISHES = 1.0
 """Seconds that a worker has to end when its supervisor is gone, or when it is to end at once."""
+
+_MOST_CALLS = 200
+"""Calls under way that the supervisor is told of, when it asks which."""
+
+_LONGEST_PROBLEM = 16 * 1024
+"""Characters of a reason for a failed start."""
 
 UNHANDLED = 2
 """The exit status of a worker that ends by an exception nobody expected, as in Nova."""
@@ -73,10 +80,17 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
     outlet.turn(order)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
+    at_hangup(cast(Any, worker.channel.transport).fileno(), _end_soon)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
     atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
     return worker.status
+
+
+def _end_soon() -> None:
+    """End, even if the reactor does not turn any more: see :mod:`novasvc.supervision.hangup`."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, _LAST_WISHES)
 
 
 @implementer(ILogObserver)
@@ -117,7 +131,7 @@ class Worker:
         self._sockets = sockets
         self._server: IService | None = None
         self._told: Message = {}
-        self._ending = self._over = False
+        self._ending = self._over = self._stopped = self._orphan = False
 
     # -- the way up ----------------------------------------------------------------------------
 
@@ -130,7 +144,7 @@ class Worker:
         StallWatch(self._record.recorder, self._reactor, interval=TICK).start()
         ticking = LoopingCall(self._tick)
         ticking.clock = self._reactor
-        ticking.start(TICK)
+        ticking.start(TICK).addErrback(lambda failure: _log.failure("the supervisor hears nothing more", failure))
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
     def _pass_on(self, handler: Callable[[], object], _number: int, _frame: object) -> None:
@@ -171,7 +185,8 @@ class Worker:
     # -- signs of life -------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        waiting = next((leg for part in parts(self._server) if (leg := getattr(part, "waiting_for", None))), None)
+        legs = (getattr(part, "waiting_for", None) for part in parts(self._server))
+        waiting = next((leg for leg in legs if isinstance(leg, str)), None)
         news: Message = {"is": "waiting", "for": waiting}
         if self._ending:
             news = {"is": "draining", "calls": len(self._calls())}
@@ -180,11 +195,17 @@ class Worker:
             self._say(news)
 
     def _say(self, message: Message) -> None:
+        if "problem" in message:
+            message["problem"] = message["problem"][:_LONGEST_PROBLEM]
         self.channel.send(message)
 
     def receive(self, message: Message) -> None:
-        """Answer the supervisor's only question: which calls are under way."""
-        self._say({"is": "asked", "key": message["ask"], "calls": self._calls()})
+        """Take what the supervisor says: a question for the calls under way, or that the end is to come at once."""
+        if "ask" in message:
+            self._say({"is": "asked", "key": message["ask"], "calls": self._calls()[:_MOST_CALLS]})
+        else:
+            self.terminate()
+            self._hurry()
 
     def _calls(self) -> list[dict[str, Any]]:
         return [
@@ -203,11 +224,16 @@ class Worker:
         )
 
     # -- the way down --------------------------------------------------------------------------
+    #
+    # Note [Who says at once]
+    #
+    # A worker may be told to end many times: by its supervisor, by an operator, by a terminal or a
+    # system that sends SIGTERM to the whole group of processes. All of these let it finish what it
+    # has begun. That it is to end at once is for the supervisor alone to say, over the channel.
 
     def terminate(self) -> None:
-        """Drain; a second time, end at once."""
+        """Drain. See Note [Who says at once]."""
         if self._ending:
-            self._hurry()
             return
         self._ending = True
         self._tick()
@@ -218,12 +244,11 @@ class Worker:
     def orphaned(self) -> None:
         """End soon: there is no supervisor any more."""
         if self._over:
-            self._reactor.stop()
+            self._stop()
             return
         _log.error("the supervisor is gone; this worker ends")
-        self.status = 1
-        if not self._ending:
-            self.terminate()
+        self.status, self._orphan = 1, True
+        self.terminate()
         self._hurry()
 
     def _hurry(self) -> None:
@@ -238,9 +263,17 @@ class Worker:
         if self._over:
             return
         self._ending = self._over = True
+        if self._orphan:
+            self._stop()
+            return
         # What was said last is to arrive: the reactor is stopped when the channel has been closed.
         self.channel.close()
-        self._reactor.callLater(_LAST_WISHES, os._exit, self.status)
+        self._reactor.callLater(_LAST_WISHES, self._stop)
+
+    def _stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._reactor.stop()
 
 
 def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:

@@ -19,6 +19,7 @@ class StubProcess:
         self.listener = listener
         self.pid: int | None = None
         self.signals: list[int] = []
+        self.hurried = False
         self.silent = 0.0
         self.stacks = ""
         self.events: list[Event] = []
@@ -26,6 +27,9 @@ class StubProcess:
 
     def signal(self, number: int) -> None:
         self.signals.append(number)
+
+    def hurry(self) -> None:
+        self.hurried = True
 
     def be_born(self) -> None:
         self.pid = self._pid

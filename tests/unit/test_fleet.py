@@ -455,13 +455,13 @@ class DrainTests(FleetCase):
         self.assertEqual((list(self.fleet), len(self.host.workers)), ([], 4))
 
     def test_hurry(self) -> None:
-        """In a hurry all are told twice, also those that came to replace others, and killed."""
+        """In a hurry all are told to end, also those that came to replace others, and killed."""
         self.start()
         self.host.pass_time(60)
         self.run_reload(self.fleet.replace(self.fleet.slots[0])).addErrback(lambda failure: failure.trap(ReloadError))
         self.host.pass_time(5)
         self.fleet.hurry()
-        self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM, SIGTERM]] * 4)
+        self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 4)
         drained = self.fleet.drain()
         self.host.pass_time(2)
         self.successResultOf(drained)

@@ -359,12 +359,12 @@ class DrainTests(SynchronousTestCase):
         self.successResultOf(second)
 
     def test_hurry(self) -> None:
-        """One that is to end at once is asked a second time, and killed two seconds later."""
+        """One that is to end at once is told so, and killed two seconds later."""
         process = self.rig.ready()
         self.rig.slot.hurry()
-        self.assertEqual(process.signals, [SIGTERM, SIGTERM])
+        self.assertEqual((process.signals, process.hurried), ([SIGTERM], True))
         self.rig.clock.advance(HURRY_PATIENCE)
-        self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
+        self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_hurry_while_draining(self) -> None:
         """The time to end at once counts from then, but does not put off the end."""
@@ -375,9 +375,9 @@ class DrainTests(SynchronousTestCase):
             rig.clock.advance(drained)
             rig.slot.hurry()
             rig.clock.advance(left - 0.1)
-            self.assertEqual(process.signals, [SIGTERM, SIGTERM])
+            self.assertEqual(process.signals, [SIGTERM])
             rig.clock.advance(0.1)
-            self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
+            self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_impatience(self) -> None:
         """Who hurries it again and again does not put off its end by that."""
@@ -394,7 +394,7 @@ class DrainTests(SynchronousTestCase):
         rig.slot.drain()
         rig.slot.hurry()
         rig.clock.advance(HURRY_PATIENCE)
-        self.assertEqual(process.signals, [SIGTERM, SIGTERM, SIGKILL])
+        self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_hurry_without_a_process(self) -> None:
         """A place without a process is given up at once in a hurry, too."""
@@ -413,6 +413,47 @@ class DrainTests(SynchronousTestCase):
         rig.slot.check()
         rig.clock.advance(ABORT_PATIENCE / 2)
         self.assertEqual(process.signals, [SIGTERM, SIGABRT, SIGKILL])
+
+
+class LeavingTests(SynchronousTestCase):
+    """A worker that somebody else has told to end."""
+
+    def setUp(self) -> None:
+        self.rig = SlotRig()
+        self.process = self.rig.ready()
+        self.rig.clock.advance(5)
+        self.process.listener.said({"is": "draining", "calls": 1})
+
+    def test_replaced(self) -> None:
+        """It is shown as draining, and replaced when it has ended."""
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("draining", "1 calls under way"))
+        self.process.exit(0)
+        self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 2))
+
+    def test_deadline(self) -> None:
+        """It has as long as any other."""
+        self.rig.clock.advance(30)
+        self.assertEqual(self.process.signals, [SIGKILL])
+
+    def test_hangs(self) -> None:
+        """If it hangs it is aborted."""
+        self.process.silent = 11.0
+        self.rig.slot.check()
+        self.rig.slot.check()
+        self.assertEqual(self.process.signals, [SIGABRT])
+
+    def test_drained(self) -> None:
+        """If it is to leave for good it goes on with what it does, and is not replaced."""
+        ended = self.rig.slot.drain()
+        self.assertEqual(self.process.signals, [])
+        self.process.exit(0)
+        self.successResultOf(ended)
+        self.assertEqual(len(self.rig.processes), 1)
+
+    def test_hurried(self) -> None:
+        """It can be told to end at once."""
+        self.rig.slot.hurry()
+        self.assertTrue(self.process.hurried)
 
 
 class WaiterTests(SynchronousTestCase):

@@ -332,7 +332,7 @@ class DrainTests(SupervisorCase):
         self.run_all((Server("api"), 2))
         drained = self.supervisor.drain_all()
         self.supervisor.hurry()
-        self.assertEqual([worker.signals for worker in self.host.workers], [[SIGTERM, SIGTERM]] * 2)
+        self.assertEqual([worker.signals for worker in self.host.workers], [[SIGTERM]] * 2)
         self.host.pass_time(2)
         self.successResultOf(drained)
 
