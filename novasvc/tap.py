@@ -89,8 +89,15 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
     """
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
-    settings = read(options).settings
+    configuration = read(options)
+    settings = configuration.settings
     tree = ServiceTree("novasvc")
+    if wrappers := deployments(settings):
+        launcher = ProcessLauncher(configuration, reactor, reread=lambda: _read_again(options))
+        for wrapper in wrappers:
+            launcher.launch_server(wrapper.server, wrapper.workers)
+        launcher.setServiceParent(tree)
+        return tree
     for service in make_services(settings.services, Runtime.from_settings(settings, reactor)):
         service.setServiceParent(tree)
     return tree
@@ -132,8 +139,11 @@ class Deployment:
 
     @property
     def name(self) -> str:
-        """What an operator calls it: the binaries of its services."""
-        return "+".join(part.binary for part in self.services)
+        """What an operator calls it: the binaries of its services, with their hosts where several have one."""
+        binaries = [part.binary for part in self.settings.services]
+        return "+".join(
+            part.binary if binaries.count(part.binary) == 1 else f"{part.binary}@{part.host}" for part in self.services
+        )
 
     @property
     def preload(self) -> list[str]:
@@ -331,7 +341,8 @@ def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None
     # twist, the other runner, logs in its own way: it has no such options.
     if twistd is None or "nodaemon" not in twistd or twistd.get("logger") or twistd.get("syslog"):
         return None
-    only = settings.services[0] if len(settings.services) == 1 else None
+    # A supervisor is no node, whatever its workers are.
+    only = settings.services[0] if len(settings.services) == 1 and not deployments(settings) else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)

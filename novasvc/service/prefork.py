@@ -25,7 +25,15 @@ from novasvc.supervision.control import ControlSocket
 from novasvc.supervision.errors import WorkerFailedError
 from novasvc.supervision.order import pack
 from novasvc.supervision.signals import Signals
-from novasvc.supervision.supervisor import Reread, ServerWrapper, Sockets, Supervisor, open_sockets, see_number
+from novasvc.supervision.supervisor import (
+    Reread,
+    ServerWrapper,
+    Sockets,
+    Supervisor,
+    open_sockets,
+    see_names,
+    see_number,
+)
 from novasvc.supervision.systemd import Notifier, Watchdog
 from novasvc.supervision.title import set_title
 
@@ -66,6 +74,7 @@ class ProcessLauncher(service.Service):
         self._wrappers: list[ServerWrapper] = []
         self._error: WorkerFailedError | None = None
         self._checked_at = 0.0
+        self._reload_again = False
         self._course = Course("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or _from_environment()[0]
         self._reread = reread or self._reread_environment
@@ -114,17 +123,14 @@ class ProcessLauncher(service.Service):
         :param server: provides IService and can be pickled; or a function of a module, or another
             callable that can be pickled, which takes the worker's reactor and returns an IService.
         :param workers: > 0.
-        :raises NotPreforkableError: the server cannot be brought into another process.
+        :raises NotPreforkableError: the server cannot be brought into another process, or another has its name.
         :raises ResizeError: the number cannot be had.
-        :raises StateError: the launcher has been started, or has a server of this name.
+        :raises StateError: the launcher has been started.
         """
         wrapper = ServerWrapper(server, workers)
         if self.state != "initial":
             raise StateError("the launcher", self.state, "take another server")
-        if any(other.name == wrapper.name for other in self._wrappers):
-            raise StateError(
-                "the launcher", f"given a server named {wrapper.name!r} already", "take another of this name"
-            )
+        see_names([*self._wrappers, wrapper])
         see_number(workers)
         pack(server)
         self._wrappers.append(wrapper)
@@ -252,13 +258,17 @@ class ProcessLauncher(service.Service):
         """Tell systemd that a reload has begun or ended."""
         if under_way:
             self._notifier.reloading()
-        else:
-            self._notifier.ready(self._supervisor.status)
+            return
+        self._notifier.ready(self._supervisor.status)
+        if self._reload_again:
+            self._reload_again = False
+            self._reactor.callLater(0, self._hung_up)
 
     async def _end(self) -> None:
         self._notifier.stopping()
+        drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
-        await self._supervisor.drain_all()
+        await drained
         for loop in (self._progress, self._checks):
             if loop.running:
                 loop.stop()
@@ -300,6 +310,11 @@ class ProcessLauncher(service.Service):
         self._reactor.callLater(0, self.hurry)
 
     def _hung_up(self) -> None:
+        if self._supervisor.reloads:
+            # What was read for that one may be older than what this one is for.
+            _log.info("another reload follows the one under way")
+            self._reload_again = True
+            return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
 
     def _reread_environment(self) -> tuple[Configuration, None]:

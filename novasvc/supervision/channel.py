@@ -15,7 +15,7 @@ _log = Logger()
 Message = dict[str, Any]
 
 _LONGEST = 1 << 20
-"""Octets in a line; a dump of many calls is the longest that anybody says."""
+"""Octets in a line that is taken; a longer one is the end of the channel, so nobody may say such a one."""
 
 
 class Channel(LineOnlyReceiver):
@@ -39,14 +39,9 @@ class Channel(LineOnlyReceiver):
         """
         if self.transport is None or not self.connected:
             return
-        line = json.dumps(message, default=str).encode()
-        if len(line) > _LONGEST:
-            # The other end would take it for the end of the channel.
-            _log.error("something is too long to be said: {kind}, {n} octets", kind=message.get("is"), n=len(line))
-            return
         for descriptor in descriptors:
             self.transport.sendFileDescriptor(descriptor)  # type: ignore[attr-defined]  # IUNIXTransport has it
-        self.sendLine(line)
+        self.sendLine(json.dumps(message, default=str).encode())
 
     def close(self) -> None:
         """Close this end; what was said before still arrives."""

@@ -17,7 +17,13 @@ from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.logfiles import ReopenedFile
 from novasvc.settings import Configuration, Settings
 from novasvc.settings.listing import changes
-from novasvc.supervision.errors import NoSuchWorkerError, ReloadError, ResizeError, WorkerFailedError
+from novasvc.supervision.errors import (
+    NoSuchWorkerError,
+    NotPreforkableError,
+    ReloadError,
+    ResizeError,
+    WorkerFailedError,
+)
 from novasvc.supervision.fleet import Fleet, Generation
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import name_of, pack
@@ -153,6 +159,11 @@ class Supervisor:
     def healthy(self) -> bool:
         """Whether each server has a worker that is ready, or comes up, or goes."""
         return all(any(slot.state in {"starting", "ready", "draining"} for slot in fleet) for fleet in self._fleets)
+
+    @property
+    def reloads(self) -> bool:
+        """Whether a reload is under way."""
+        return self._reloading is not None
 
     # -- the way up and down -------------------------------------------------------------------
 
@@ -328,6 +339,7 @@ class Supervisor:
         """Read, check, replace; whatever goes wrong leaves what is there."""
         try:
             configuration, wrappers = self._reread()
+            see_names(wrappers or ())
             sockets = self._sockets if wrappers is None else open_sockets(wrappers, self._sockets)
         except (NovasvcError, SystemExit) as error:
             raise ReloadError(str(error)) from error
@@ -425,6 +437,21 @@ def _close(sockets: Sockets, *, but: Sockets) -> None:
     for shared in (shared for these in sockets.values() for shared in these):
         if id(shared) not in kept:
             shared.close()
+
+
+def see_names(wrappers: Sequence[ServerWrapper]) -> None:
+    """See that servers can be told apart.
+
+    :raises NotPreforkableError: two have the same name.
+    """
+    names = [wrapper.name for wrapper in wrappers]
+    for name in names:
+        if names.count(name) > 1:
+            problem, remedy = (
+                "another server has this name",
+                "give each a name of its own: setName, or an attribute name",
+            )
+            raise NotPreforkableError(name, problem, remedy)
 
 
 def see_number(workers: object) -> None:

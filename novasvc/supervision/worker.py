@@ -49,6 +49,9 @@ _LAST_WISHES = 1.0
 _MOST_CALLS = 200
 """Calls under way that the supervisor is told of, when it asks which."""
 
+_LONGEST_NAME = 200
+"""Characters of the names in a call."""
+
 _LONGEST_PROBLEM = 16 * 1024
 """Characters of a reason for a failed start."""
 
@@ -202,7 +205,8 @@ class Worker:
     def receive(self, message: Message) -> None:
         """Take what the supervisor says: a question for the calls under way, or that the end is to come at once."""
         if "ask" in message:
-            self._say({"is": "asked", "key": message["ask"], "calls": self._calls()[:_MOST_CALLS]})
+            calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
+            self._say({"is": "asked", "key": message["ask"], "calls": calls})
         else:
             self.terminate()
             self._hurry()
@@ -246,7 +250,7 @@ class Worker:
         if self._over:
             self._stop()
             return
-        _log.error("the supervisor is gone; this worker ends")
+        _log.error("the supervisor is gone, or has given this worker up: it ends")
         self.status, self._orphan = 1, True
         self.terminate()
         self._hurry()
@@ -274,6 +278,11 @@ class Worker:
         if not self._stopped:
             self._stopped = True
             self._reactor.stop()
+
+
+def _short(value: Any) -> Any:
+    """Bound what callers may have made long: an id of a request is theirs."""
+    return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_NAME]
 
 
 def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
