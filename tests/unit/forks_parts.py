@@ -1,0 +1,159 @@
+"""What the workers of the tests for forks run, and a supervisor that can be killed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import attrs
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
+
+from novasvc import flight
+from novasvc.errors import StateError
+from novasvc.supervision.channel import Message
+from novasvc.supervision.forks import Forks
+from novasvc.supervision.order import pack
+from novasvc.supervision.process import Exit, WorkerProcess
+
+
+class Sleeper(Service):
+    """Does nothing, well."""
+
+    name = "sleeper"
+
+
+@attrs.define
+class Exits:
+    """Ends its process with a status."""
+
+    status: int
+
+    def __call__(self, reactor: Any) -> Service:
+        os._exit(self.status)
+
+
+@attrs.define
+class DiesOf:
+    """Ends its process by a signal."""
+
+    number: int
+
+    def __call__(self, reactor: Any) -> Service:
+        os.kill(os.getpid(), self.number)
+        raise AssertionError
+
+
+@attrs.define
+class Raises:
+    """Cannot be made."""
+
+    error: str
+
+    def __call__(self, reactor: Any) -> Service:
+        raise {
+            "of ours": StateError("the manager", "broken", "start"),
+            "a mistake": ZeroDivisionError("a mistake"),
+            "SystemExit(3)": SystemExit(3),
+            "SystemExit()": SystemExit(),
+            "SystemExit('text')": SystemExit("text"),
+            "KeyboardInterrupt": KeyboardInterrupt(),
+        }[self.error]
+
+
+class Hangs(Sleeper):
+    """Lets its reactor turn no more, once it is ready."""
+
+    def startService(self) -> None:
+        from twisted.internet import reactor as own  # noqa: PLC0415 - of the worker
+
+        super().startService()
+        own.callLater(0.05, time.sleep, 3600)
+
+
+_LIST = """
+import os
+
+found = []
+for name in os.listdir("/proc/self/fd"):
+    try:
+        if int(name) > 2:
+            found.append(os.readlink(f"/proc/self/fd/{name}").split("[")[0])
+    except FileNotFoundError:  # that of the directory itself
+        pass
+opened = " ".join(sorted(found))
+"""
+
+
+class TellsDescriptors(Sleeper):
+    """Notes what it has open, and what a program has open that it runs, beside their standard streams."""
+
+    def startService(self) -> None:
+        super().startService()
+        program = [sys.executable, "-c", _LIST + "print(opened)"]
+        listed = subprocess.run(program, close_fds=False, capture_output=True, check=True)
+        flight.note("inherited", listed.stdout.decode().strip())
+        own: dict[str, str] = {}
+        exec(_LIST, own)  # noqa: S102 - the same as in the program
+        flight.note("own", own["opened"])
+
+
+def order(server: Any, number: int = 1) -> dict[str, Any]:
+    """Return what a worker is told."""
+    package = pack(server)
+    return {
+        "number": number,
+        "name": package.name,
+        "server": package.server,
+        "reactor": "twisted.internet.epollreactor",
+        "log": {"file": "", "json": False, "level": "critical"},
+    }
+
+
+class Witness:
+    """Sees what becomes of a worker.
+
+    :ivar ready: fires when it is, with its process.
+    :ivar over: fires with how it ended, or that it was refused.
+    """
+
+    def __init__(self, forks: Forks, reactor: Any, server: Any, number: int = 1) -> None:
+        self.heard: list[Message] = []
+        self.existing: Deferred[WorkerProcess] = Deferred()
+        self.ready: Deferred[WorkerProcess] = Deferred()
+        self.over: Deferred[str] = Deferred()
+        self.events: list[flight.Event] = []
+        self.process = WorkerProcess(forks, reactor, order(server, number), (), self)
+
+    def born(self) -> None:
+        self.existing.callback(self.process)
+
+    def refused(self, problem: str) -> None:
+        self.over.callback(f"refused: {problem}")
+
+    def said(self, message: Message) -> None:
+        self.heard.append(message)
+        if message["is"] == "ready":
+            self.ready.callback(self.process)
+
+    def ended(self, how: Exit) -> None:
+        self.events = self.process.events
+        self.over.callback(str(how))
+
+
+def main() -> None:
+    """Be a supervisor of two workers, one of which hangs; tell the processes, and wait to be killed."""
+    from twisted.internet import reactor  # noqa: PLC0415 - not in a forkserver, which imports this
+
+    forks = Forks(reactor, [__name__], None, dict(os.environ))
+    forks.start()
+    witnesses = [Witness(forks, reactor, server) for server in (Sleeper(), Hangs())]
+
+    def tell() -> None:
+        pids = [forks.pid, *(witness.process.pid for witness in witnesses)]
+        print(json.dumps(pids), flush=True)  # noqa: T201 - that is what it is for
+
+    gatherResults([witness.ready for witness in witnesses]).addCallback(lambda _: reactor.callLater(0.2, tell))
+    reactor.run()
