@@ -269,6 +269,10 @@ class Slot:
     def begin_drain(self) -> None:
         """Ask the process to finish."""
         self.signal(SIGTERM)
+        self.limit_drain()
+
+    def limit_drain(self) -> None:
+        """Give the process its time to finish."""
         self.arm(self.limits.drain and self.limits.drain + TIDYING)
 
     def press(self) -> None:
@@ -373,7 +377,7 @@ def _build() -> Callable[[Slot], SlotInput]:
     @ready.upon(SlotInput.leave).to(leaving)
     def leave(machine: SlotInput, slot: Slot) -> None:
         slot.enter("draining")
-        slot.arm(slot.limits.drain)
+        slot.limit_drain()
 
     @leaving.upon(SlotInput.drain).to(draining)
     def drain_leaving(machine: SlotInput, slot: Slot) -> None:
@@ -437,7 +441,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.enter("ended")
 
     # What comes too late, or is known.
-    for state in (idle, starting, hung, draining, backing_off, failed, ended):
+    for state in (idle, starting, hung, draining, leaving, backing_off, failed, ended):
         state.upon(SlotInput.leave).loop().returns(None)
     for state in (ready, hung, draining, leaving):
         state.upon(SlotInput.ready).loop().returns(None)

@@ -430,9 +430,14 @@ class LeavingTests(SynchronousTestCase):
         self.process.exit(0)
         self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 2))
 
+    def test_progress(self) -> None:
+        """It tells again how much is left."""
+        self.process.listener.said({"is": "draining", "calls": 0})
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("draining", None))
+
     def test_deadline(self) -> None:
         """It has as long as any other."""
-        self.rig.clock.advance(30)
+        self.rig.clock.advance(30 + TIDYING)
         self.assertEqual(self.process.signals, [SIGKILL])
 
     def test_hangs(self) -> None:
