@@ -146,8 +146,9 @@ class Node(Manager):
         return self._work(what, seconds)
 
     @rpc.expose(idempotent=True)
-    def work_again(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Deferred[Any]:
-        return self._work(what, seconds)
+    def work_again(self, context: RequestContext, what: Any, seconds: float = 0.0, on: str = "") -> Deferred[Any]:
+        """Work; only on one host it takes time, if that is given."""
+        return self._work(what, seconds if on in {"", self.host} else 0.0)
 
     @rpc.expose(blocking=True)
     def work_in_thread(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Any:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest import TestCase
 
 import psutil
@@ -163,6 +163,12 @@ class Fleet(Process):
         except AssertionError:
             raise AssertionError(f"nothing has {pattern!r} after {patience:g} s:\n{self.output}") from None
 
+    @property
+    def journal(self) -> list[str]:
+        """What its nodes have noted: see :class:`tests.faults.fleet_parts.Node`."""
+        journal = self.folder / "journal"
+        return journal.read_text().splitlines() if journal.exists() else []
+
     # -- what is done to it ----------------------------------------------------------------------
 
     def tell(self, worker: str, words: str) -> str:
@@ -215,27 +221,35 @@ class Fleet(Process):
             raise AssertionError(f"of the supervisor {self.pid} are left: {left}\n{self.output}") from None
 
 
-class FleetCase(TestCase):
-    """Each test has a folder of its own; supervisors are started there."""
+class Fleets:
+    """For a TestCase: each test has a folder of its own, where supervisors are started."""
 
     def setUp(self) -> None:
+        super().setUp()  # type: ignore[misc]  # of the TestCase
         folder = tempfile.TemporaryDirectory(prefix="novasvc-")
-        self.addCleanup(folder.cleanup)
+        self.addCleanup(folder.cleanup)  # type: ignore[attr-defined]
         self.folder = Path(folder.name)
 
     def script(self, *servers: str, **environment: str) -> Fleet:
         """Run a plain script with a launcher.
 
-        :param servers: name=workers, and others that :mod:`tests.faults.fleet_script` knows.
+        :param servers: kind:name=workers, see :mod:`tests.faults.fleet_script`.
         """
-        return Fleet(self, [sys.executable, "-m", "tests.faults.fleet_script", *servers], self.folder, **environment)
+        command = [sys.executable, "-m", "tests.faults.fleet_script", *servers]
+        return Fleet(cast(TestCase, self), command, self.folder, **environment)
 
-    def twistd(self, *options: str, manager: str = "Node", folder: Path | None = None, **environment: str) -> Fleet:
+    def twistd(self, *options: str, manager: str = "Node", host: str = "h1", **environment: str) -> Fleet:
         """Start ``twistd -n novasvc``.
 
         :param manager: a class of :mod:`tests.faults.fleet_parts`, or the path of another.
-        :param folder: its own one; None is that of the test.
+        :param host: has a state directory of its own.
         """
+        folder = self.folder / host
+        folder.mkdir(exist_ok=True)
         path = manager if "." in manager else f"tests.faults.fleet_parts.{manager}"
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--manager", path, *options]
-        return Fleet(self, command, folder or self.folder, **environment)
+        return Fleet(cast(TestCase, self), command, folder, NOVASVC_HOST=host, **environment)
+
+
+class FleetCase(Fleets, TestCase):
+    """Tests that wait by standing still."""

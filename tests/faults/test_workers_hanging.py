@@ -51,7 +51,7 @@ class HangingTests(FleetCase):
 
     @property
     def beats(self) -> int:
-        connection = sqlite3.connect(f"file:{self.folder / 'novasvc.sqlite'}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"file:{self.folder / 'h1/novasvc.sqlite'}?mode=ro", uri=True)
         try:
             (beats,) = connection.execute("SELECT report_count FROM services").fetchone()
         finally:
