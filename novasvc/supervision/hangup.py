@@ -23,10 +23,22 @@ def at_hangup(descriptor: int, act: Callable[[], object]) -> None:
     """
     poll = select.poll()
     poll.register(descriptor, 0)  # the end is always told
+    looking = again = False
 
     def look(_number: int, _frame: object) -> None:
-        if poll.poll(0):
-            act()
+        # Signals come in the midst of this, too, and poll objects are not for two at a time.
+        nonlocal looking, again
+        again = True
+        if looking:
+            return
+        looking = True
+        try:
+            while again:
+                again = False
+                if poll.poll(0):
+                    act()
+        finally:
+            looking = False
 
     signal.signal(signal.SIGIO, look)
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
