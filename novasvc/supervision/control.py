@@ -128,20 +128,18 @@ class _Listener(FileDescriptor):
         """Accept one who waits; the reactor comes again for the next."""
         try:
             accepted, _ = self._listening.accept()
-        except (BlockingIOError, ConnectionError):
+            with accepted:
+                accepted.setblocking(False)
+                self._accept(accepted)
+        except BlockingIOError:
             return
+        except ConnectionError as error:
+            _log.debug("a connection was lost before it was used: {error}", error=error.strerror)
         except OSError as error:
             # It would be readable again at once, and nothing else would be done any more.
             _log.warn("no connection can be accepted: {error}; again in {s:g} s", error=error.strerror, s=_PAUSE)
             self.stopReading()
             self._timer = self._clock.callLater(_PAUSE, self._go_on)
-            return
-        with accepted:
-            accepted.setblocking(False)
-            try:
-                self._accept(accepted)
-            except OSError as error:
-                _log.debug("a connection was lost before it was used: {error}", error=error.strerror)
 
     def stop(self) -> None:
         """Accept no more; the socket is closed by who made it."""

@@ -7,8 +7,8 @@ import ctypes
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,9 +55,15 @@ ORDERS: Mapping[str, Callable[[int], Any]] = MappingProxyType(
 
 
 class Orders(LineOnlyReceiver):
-    """Obeys; "pid" is answered with it, and the others with "ok", before it is done."""
+    """Obeys. "pid" and "think" are answered with what they say, and the others with "ok", before they are done.
+
+    :param think: works in a thread.
+    """
 
     delimiter = b"\n"
+
+    def __init__(self, think: Callable[[], Deferred[str]] | None) -> None:
+        self._think = think
 
     def lineReceived(self, line: bytes) -> None:
         words, _, number = line.decode().rpartition(" ")
@@ -66,16 +72,22 @@ class Orders(LineOnlyReceiver):
         if words == "pid":
             self.sendLine(str(os.getpid()).encode())
             return
+        if words == "think":
+            assert self._think is not None
+            self._think().addErrback(lambda failure: str(failure.value)).addCallback(
+                lambda said: self.sendLine(said.encode())
+            )
+            return
         # To the system's buffer, now: maybe nothing is sent afterwards.
         self.transport.getHandle().send(b"ok\n")
         ORDERS[words](int(number))
 
 
-def obey(reactor: Any) -> Any:
+def obey(reactor: Any, think: Callable[[], Deferred[str]] | None = None) -> None:
     """Listen for orders."""
     path = Path(f"worker-{runtime.worker_number}")
     path.unlink(missing_ok=True)
-    return reactor.listenUNIX(str(path), Factory.forProtocol(Orders))
+    reactor.listenUNIX(str(path), Factory.forProtocol(partial(Orders, think)))
 
 
 # -- servers of scripts --------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ class Node(Manager):
 
     def init_host(self) -> None:
         self._reactor: Any = self.attachments.reactor
-        obey(self._reactor)
+        obey(self._reactor, lambda: self.attachments.run_blocking(lambda: "thought"))
 
     @rpc.expose
     def work(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Deferred[Any]:
@@ -149,11 +161,6 @@ class Node(Manager):
     def work_again(self, context: RequestContext, what: Any, seconds: float = 0.0, on: str = "") -> Deferred[Any]:
         """Work; only on one host it takes time, if that is given."""
         return self._work(what, seconds if on in {"", self.host} else 0.0)
-
-    @rpc.expose(blocking=True)
-    def work_in_thread(self, context: RequestContext, what: Any, seconds: float = 0.0) -> Any:
-        time.sleep(seconds)
-        return what
 
     def _work(self, what: Any, seconds: float) -> Deferred[Any]:
         self._note("begun", what)

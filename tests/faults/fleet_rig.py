@@ -230,25 +230,37 @@ class Fleets:
         self.addCleanup(folder.cleanup)  # type: ignore[attr-defined]
         self.folder = Path(folder.name)
 
-    def script(self, *servers: str, **environment: str) -> Fleet:
+    def script(self, *servers: str, prefix: Sequence[str] = (), **environment: str) -> Fleet:
         """Run a plain script with a launcher.
 
         :param servers: kind:name=workers, see :mod:`tests.faults.fleet_script`.
+        :param prefix: a command that runs this one.
         """
-        command = [sys.executable, "-m", "tests.faults.fleet_script", *servers]
+        command = [*prefix, sys.executable, "-m", "tests.faults.fleet_script", *servers]
         return Fleet(cast(TestCase, self), command, self.folder, **environment)
 
-    def twistd(self, *options: str, manager: str = "Node", host: str = "h1", **environment: str) -> Fleet:
+    def twistd(
+        self,
+        *options: str,
+        manager: str | None = "Node",
+        host: str = "h1",
+        prefix: Sequence[str] = (),
+        **environment: str,
+    ) -> Fleet:
         """Start ``twistd -n novasvc``.
 
-        :param manager: a class of :mod:`tests.faults.fleet_parts`, or the path of another.
+        :param manager: a class of :mod:`tests.faults.fleet_parts`, or the path of another; None leaves it
+            to the configuration.
         :param host: has a state directory of its own.
+        :param prefix: a command that runs this one.
         """
         folder = self.folder / host
         folder.mkdir(exist_ok=True)
-        path = manager if "." in manager else f"tests.faults.fleet_parts.{manager}"
-        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--manager", path, *options]
-        return Fleet(cast(TestCase, self), command, folder, NOVASVC_HOST=host, **environment)
+        if manager is not None:
+            path = manager if "." in manager else f"tests.faults.fleet_parts.{manager}"
+            options = ("--manager", path, *options)
+        command = [*prefix, program("twistd"), "-n", "--pidfile=", "novasvc", *options]
+        return Fleet(cast(TestCase, self), command, folder, **{"NOVASVC_HOST": host, **environment})
 
 
 class FleetCase(Fleets, TestCase):
