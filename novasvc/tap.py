@@ -72,10 +72,11 @@ class Options(usage.Options):
 def read(options: Mapping[str, Any]) -> Configuration:
     """Read the settings from options, the environment and files.
 
-    :param options: option name, without dashes in front, to its value; "config" is a list of paths.
+    :param options: option name, without dashes in front, to its value; "config" is a list of paths,
+        "logfile" is where workers log to in a daemon that a .tac file is run by.
     :raises SettingsError: all that is wrong with them.
     """
-    given = {name: value for name, value in options.items() if name != "config"}
+    given = {name: value for name, value in options.items() if name not in {"config", "logfile"}}
     return load([Path(path) for path in options.get("config", ())], os.environ, given)
 
 
@@ -93,7 +94,9 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
     settings = configuration.settings
     tree = ServiceTree("novasvc")
     if wrappers := deployments(settings):
-        launcher = ProcessLauncher(configuration, reactor, reread=lambda: _read_again(options))
+        launcher = ProcessLauncher(
+            configuration, reactor, reread=lambda: _read_again(options), log_file=options.get("logfile", "")
+        )
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
         launcher.setServiceParent(tree)
@@ -193,7 +196,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
         twistd = getattr(options, "parent", None)
         tree = ProcessTree(configuration, reactor, _observer(settings, reactor, twistd))
         if wrappers := deployments(settings):
-            tree.supervise(wrappers, lambda: _read_again(options), _log_file(twistd))
+            tree.supervise(wrappers, lambda: _read_again(options), options.get("logfile") or _log_file(twistd))
         else:
             loses_rights = twistd is not None and (twistd.get("uid") is not None or twistd.get("gid") is not None)
             tree.run_here(lambda: read(options), later=loses_rights)

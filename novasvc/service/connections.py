@@ -35,6 +35,7 @@ class Connections(WrappingFactory):
         super().__init__(factory)
         self._reactor = reactor
         self._drained: Deferred[None] | None = None
+        self._web: list[Any] = []
 
     def buildProtocol(self, addr: Any) -> Any:
         """Wrap a protocol of the factory; None where that wants no connection."""
@@ -61,11 +62,15 @@ class Connections(WrappingFactory):
             return succeed(None)
         drained: Deferred[None] = Deferred()
         self._drained = drained
-        timer = self._reactor.callLater(seconds, self._late, seconds)
+        timers = [
+            self._reactor.callLater(seconds, self._late, seconds),
+            self._reactor.callLater(_LAST_REQUEST, self._close_idle),
+        ]
 
         def cancel(_: None) -> None:
-            if timer.active():
-                timer.cancel()
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
 
         return drained.addCallback(cancel)
 
@@ -80,6 +85,12 @@ class Connections(WrappingFactory):
         )
         self.abort()
 
+    def _close_idle(self) -> None:
+        """Close connections without a request; one with a request closes when that is answered."""
+        for channel in self._web:
+            if not channel.requests and channel.transport is not None:
+                channel.loseConnection()
+
     def _finish(self, wrapper: ProtocolWrapper) -> None:
         protocol: Any = wrapper.wrappedProtocol
         if callable(drain := getattr(protocol, "drain", None)):
@@ -89,13 +100,16 @@ class Connections(WrappingFactory):
         # What Site builds finds out which version is spoken, and has the channel of that one.
         channel = getattr(protocol, "_channel", protocol)
         if web is not None and isinstance(channel, web.HTTPChannel):
-            channel.checkPersistence = lambda *_: False
+            channel.checkPersistence = _for_the_last_time
+            for request in channel.requests:
+                if not request.startedWriting:
+                    _for_the_last_time(request, b"")
             if channel.requests:  # otherwise it would take no request at all
                 channel.persistent = False
-            self._reactor.callLater(_LAST_REQUEST, _close_idle, channel)
+            self._web.append(channel)
 
 
-def _close_idle(channel: Any) -> None:
-    """Close a connection without a request; one with a request closes when that is answered."""
-    if not channel.requests and channel.transport is not None:
-        channel.loseConnection()
+def _for_the_last_time(request: Any, _version: bytes) -> bool:
+    """Take no further request after this one, and tell the client so; in place of HTTPChannel.checkPersistence."""
+    request.responseHeaders.setRawHeaders(b"connection", [b"close"])
+    return False

@@ -133,14 +133,13 @@ class StreamServer(service.Service):
         ports, self._ports = self._ports, []
         sockets, self._sockets = self._sockets, []
         self._wrapped = self._refusal = None
-        stopped = gatherResults([port.stopListening() for port in ports])
+        waiting = [port.stopListening() for port in ports]
         for listening in sockets:
             listening.close()
-        connections, self._connections = self._connections, None
-        self._draining = connections
-        if connections is None:
-            return stopped.addCallback(lambda _: None)
-        return stopped.addCallback(lambda _: connections.drain(self.drain_timeout))
+        self._draining, self._connections = self._connections, None
+        if self._draining is not None:
+            waiting.append(self._draining.drain(self.drain_timeout))
+        return gatherResults(waiting).addCallback(lambda _: None)
 
     def hurry(self) -> None:
         """Cut the connections that are left. Called when it was told to stop."""

@@ -25,6 +25,7 @@ from novasvc.supervision.control import ControlSocket
 from novasvc.supervision.errors import WorkerFailedError
 from novasvc.supervision.order import pack
 from novasvc.supervision.signals import Signals
+from novasvc.supervision.slot import HURRY_PATIENCE
 from novasvc.supervision.supervisor import (
     Reread,
     ServerWrapper,
@@ -102,6 +103,7 @@ class ProcessLauncher(service.Service):
         """Make what is of one life, from a start to its stop."""
         self._sockets: Sockets | None = None
         self._settled: Deferred[None] = Deferred()
+        self._hurried = False
         self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
         self._control = ControlSocket(self.configuration.settings.control_socket, self._supervisor, self._reactor)
 
@@ -188,6 +190,7 @@ class ProcessLauncher(service.Service):
 
     def hurry(self) -> None:
         """End at once: workers cut short what they do, and are killed after two seconds."""
+        self._hurried = True
         self._supervisor.hurry()
 
     def _entered(self, state: str) -> None:
@@ -216,6 +219,8 @@ class ProcessLauncher(service.Service):
         self._control.startService()
         self._signals.startService()
         set_title("novasvc: supervisor")
+        if not self._log_file and _logs_to_nothing():
+            _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)
         self._watchdog.startService()
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
@@ -225,6 +230,7 @@ class ProcessLauncher(service.Service):
         if self._error is not None:
             raise self._error
         self._notifier.ready(self._supervisor.status)
+        self._reload_if_asked()
 
     def _settle(self) -> None:
         if not self._settled.called:
@@ -260,6 +266,9 @@ class ProcessLauncher(service.Service):
             self._notifier.reloading()
             return
         self._notifier.ready(self._supervisor.status)
+        self._reload_if_asked()
+
+    def _reload_if_asked(self) -> None:
         if self._reload_again:
             self._reload_again = False
             self._reactor.callLater(0, self._hung_up)
@@ -285,7 +294,7 @@ class ProcessLauncher(service.Service):
             _log.info(
                 "{count} workers are still there, for {grace:g} s at the most: {workers}",
                 count=len(left),
-                grace=self.configuration.settings.graceful_shutdown_timeout,
+                grace=HURRY_PATIENCE if self._hurried else self.configuration.settings.graceful_shutdown_timeout,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )
 
@@ -303,16 +312,14 @@ class ProcessLauncher(service.Service):
 
     def _interrupted(self) -> None:
         _log.warn("interrupted: all workers end at once")
-        if self.state in {"starting", "running"}:
-            if not self._signals.resume(signal.SIGINT):
-                stop_reactor(self._reactor)
-            self._course.when_ended().addCallback(lambda _: None)
+        if self.state in {"starting", "running"} and not self._signals.resume(signal.SIGINT):
+            stop_reactor(self._reactor)
         self._reactor.callLater(0, self.hurry)
 
     def _hung_up(self) -> None:
-        if self._supervisor.reloads:
-            # What was read for that one may be older than what this one is for.
-            _log.info("another reload follows the one under way")
+        if self._supervisor.reloads or self.state == "starting":
+            # What was read for that may be older than what this is for.
+            _log.info("SIGHUP: a reload follows what is under way")
             self._reload_again = True
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
@@ -326,6 +333,13 @@ class ProcessLauncher(service.Service):
     def _asked_to_dump(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
         dumped.addErrback(lambda failure: _log.failure("there is no dump", failure))
+
+
+def _logs_to_nothing() -> bool:
+    try:
+        return os.path.samestat(os.fstat(1), os.stat(os.devnull))  # noqa: PTH116 - compared with the one above
+    except OSError:
+        return True
 
 
 def _log_dump(rows: Sequence[dict[str, Any]]) -> None:

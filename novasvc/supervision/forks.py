@@ -201,7 +201,8 @@ class Forks:
             s=seconds,
             doing=self._doing,
         )
-        os.kill(self._process.pid, signal.SIGKILL)
+        if self.pid is not None:  # it may have ended in this very moment
+            os.kill(self.pid, signal.SIGKILL)
 
     @property
     def _doing(self) -> str:

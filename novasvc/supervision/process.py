@@ -20,6 +20,9 @@ from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.record import DUMP, Record
 
+_FAREWELL = 60.0
+"""The same, of a worker that has said that it ends, and may have threads and exit handlers that take their time."""
+
 _PATIENCE = 1.0
 """Seconds between the end of a worker's channel and the news of its own end; mostly they come together."""
 
@@ -99,6 +102,7 @@ class WorkerProcess:
         self._listener = listener
         self._over = self._closed = False
         self._connected = True
+        self._patience = _PATIENCE
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
@@ -217,6 +221,8 @@ class WorkerProcess:
             question = self._questions.pop(message["key"], None)
             if question is not None:
                 question.callback(message["calls"])
+        elif message["is"] == "done":
+            self._patience = _FAREWELL
         elif not self._over:
             self._listener.said(message)
 
@@ -229,7 +235,7 @@ class WorkerProcess:
         if self._exit is not None:
             self._finish()
         elif self.pid is not None:
-            self._wait(self._unreported, _PATIENCE if self._forks.reports(self.pid) else 0)
+            self._wait(self._unreported, self._patience if self._forks.reports(self.pid) else 0)
 
     def _reaped(self, status: int | None) -> None:
         self._exit = Exit(status)

@@ -270,7 +270,9 @@ class Worker:
         if self._orphan:
             self._stop()
             return
-        # What was said last is to arrive: the reactor is stopped when the channel has been closed.
+        # Threads and exit handlers may take their time. What is said last is to arrive: the reactor is
+        # stopped when the channel has been closed.
+        self._say({"is": "done"})
         self.channel.close()
         self._reactor.callLater(_LAST_WISHES, self._stop)
 

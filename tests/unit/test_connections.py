@@ -75,6 +75,7 @@ class WebTests(TestCase):
         await client.gone
         await stopped
         self.assertIn(b"200 OK", client.heard)
+        self.assertIn(b"Connection: close", client.heard)
         self.assertIn(b"done", client.heard)
 
     async def test_request_that_comes(self) -> None:

@@ -1,0 +1,318 @@
+"""Supervisors and their workers as operators see them: reloads, sizes, several servers, other applications."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.process import PATIENCE, ROOT, program
+from tests.faults.fleet_rig import Fleet, FleetCase, until
+from tests.servers.process import free_ports
+
+MANAGER = """
+from novasvc import Manager, rpc
+
+class Told(Manager):
+    def __init__(self, host, word="one"):
+        super().__init__(host)
+        print("the word is", word)
+"""
+
+APPLICATION = """
+import sys
+from pathlib import Path
+from twisted.application.service import Application, Service
+from twisted.internet import reactor
+from twisted.internet.protocol import ProcessProtocol
+from novasvc.service import ProcessLauncher
+from tests.faults.fleet_parts import Obedient
+
+class Child(ProcessProtocol):
+    def processEnded(self, reason):
+        print("child ended with", reason.value.exitCode, flush=True)
+
+class Spawner(Service):
+    def startService(self):
+        for code in (7, 8, 9):
+            script = f"import sys; sys.stdin.read(); sys.exit({code})"
+            child = reactor.spawnProcess(Child(), sys.executable, [sys.executable, "-c", script], env=None)
+            reactor.callLater(1.0, child.closeStdin)
+
+application = Application("composed")
+launcher = ProcessLauncher()
+launcher.launch_server(Obedient("one"), workers=2)
+launcher.setServiceParent(application)
+Spawner().setServiceParent(application)
+"""
+
+
+class ReloadTests(FleetCase):
+    """SIGHUP."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.code = self.folder / "told.py"
+        self.code.write_text(MANAGER)
+        self.settings = self.folder / "told.toml"
+        self.configure("one")
+
+    def configure(self, word: str, manager: str = "told.Told", workers: int = 2) -> None:
+        table = (
+            f'binary = "novasvc-told"\nmanager = "{manager}"\nworkers = {workers}\noptions = {{ word = "{word}" }}\n'
+        )
+        self.settings.write_text(f"[[service]]\n{table}")
+
+    def start(self) -> Fleet:
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", str(self.settings)]
+        return Fleet(self, command, self.folder, PYTHONPATH=f"{ROOT}:{self.folder}", PYTHONDONTWRITEBYTECODE="1")
+
+    def test_all_are_replaced(self) -> None:
+        """All workers are replaced, with their numbers, by such with the new configuration; what changed is logged."""
+        fleet = self.start()
+        before = fleet.ready(2)
+        self.configure("two")
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.says("reloaded: the workers were replaced")
+        after = fleet.ready(2, but=[*before.values()])
+        self.assertEqual(after.keys(), before.keys())
+        self.assertEqual((len(fleet.said("the word is one")), len(fleet.said("the word is two"))), (2, 2))
+        fleet.says(r"reload: service\[0\].options changes from .*one.* to .*two")
+        self.assertEqual(fleet.stop(), -signal.SIGTERM)
+
+    def test_new_code(self) -> None:
+        """New workers have the code that is there now."""
+        fleet = self.start()
+        before = fleet.ready(2)
+        self.code.write_text(MANAGER.replace("the word is", "the new word is"))
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.ready(2, but=[*before.values()])
+        self.assertEqual(len(fleet.said("the new word is one")), 2)
+        fleet.stop()
+
+    def test_broken_configuration(self) -> None:
+        """A configuration with an error is refused: the error is named, and no worker notices anything."""
+        fleet = self.start()
+        before = fleet.ready(2)
+        self.settings.write_text("report_interval = 0\n")
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.says("not reloaded, what ran before goes on: .*report_interval = 0 .*told.toml.*too small")
+        self.assertEqual(fleet.ready(2), before)
+        fleet.stop()
+
+    def test_manager_that_fails(self) -> None:
+        """A configuration whose workers do not get ready is given up, and what ran before goes on."""
+        fleet = self.start()
+        before = fleet.ready(2)
+        self.configure("two", manager="told.Nobody")
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.says("not reloaded, what ran before goes on: .*did not become ready.*Nobody")
+        self.assertEqual(fleet.ready(2), before)
+        self.configure("three")
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.ready(2, but=[*before.values()])
+        fleet.stop()
+
+    def test_twice(self) -> None:
+        """A second SIGHUP while the first is followed leads to another reload: what was read first may be old."""
+        fleet = self.start()
+        fleet.ready(2)
+        self.configure("two")
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.says("reload: ")
+        self.configure("three")
+        os.kill(fleet.pid, signal.SIGHUP)
+        until(lambda: len(fleet.said("reloaded: the workers were replaced")) == 2)
+        fleet.ready(2)
+        self.assertEqual(len(fleet.said("the word is three")), 2)
+        fleet.stop()
+
+    def test_size(self) -> None:
+        """The number of workers is the new configuration's."""
+        fleet = self.start()
+        fleet.ready(2)
+        self.configure("one", workers=3)
+        os.kill(fleet.pid, signal.SIGHUP)
+        fleet.says("reloaded: ")
+        fleet.ready(3)
+        fleet.stop()
+
+    def test_connections(self) -> None:
+        """Who connects all the while is always served."""
+        (port,) = free_ports(1)
+        fleet = self.script(f"echo:tcp:{port}:interface=127.0.0.1=2")
+        before = fleet.ready(2)
+        served: set[int] = set()
+        failures: list[OSError] = []
+        over = threading.Event()
+
+        def connect() -> None:
+            while not over.is_set():
+                try:
+                    with (
+                        socket.create_connection(("127.0.0.1", port), PATIENCE) as caller,
+                        caller.makefile() as answers,
+                    ):
+                        caller.sendall(b"x\n")
+                        served.add(int(answers.readline().split()[0]))
+                except (OSError, IndexError) as error:
+                    failures.append(OSError(str(error)))
+
+        callers = [threading.Thread(target=connect) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        try:
+            until(lambda: served >= {*before.values()})
+            os.kill(fleet.pid, signal.SIGHUP)
+            after = fleet.ready(2, but=[*before.values()])
+            until(lambda: served >= {*after.values()})
+        finally:
+            over.set()
+            for caller in callers:
+                caller.join()
+        self.assertEqual(failures, [])
+        fleet.stop()
+
+
+class SizeTests(FleetCase):
+    """More workers, and less."""
+
+    def test_signals(self) -> None:
+        """SIGTTIN adds a worker, SIGTTOU takes one away, but never the last."""
+        fleet = self.script("obedient:one=1")
+        first = fleet.ready(1)
+        os.kill(fleet.pid, signal.SIGTTIN)
+        self.assertEqual(fleet.ready(2)[1], first[1])
+        os.kill(fleet.pid, signal.SIGTTOU)
+        self.assertEqual(fleet.ready(1), first)
+        os.kill(fleet.pid, signal.SIGTTOU)
+        fleet.says("one keeps its 1 workers")
+        self.assertEqual(fleet.stop(), 0)
+
+    def test_several_servers(self) -> None:
+        """Several servers have as many workers as each wants; one can be resized by its name."""
+        fleet = self.script("obedient:one=1", "obedient:two=2")
+        fleet.ready(3)
+        self.assertEqual([row["server"] for row in fleet.workers()], ["one", "two", "two"])
+        fleet.ask("resize", count=3, server="one")
+        fleet.ready(5)
+        self.assertEqual(sorted(row["number"] for row in fleet.workers() if row["server"] == "one"), [1, 4, 5])
+        fleet.stop()
+
+    def test_numbers(self) -> None:
+        """No number of workers that cannot be had is taken."""
+        for workers in ("0", "-1", "1025"):
+            self.assertNotEqual(self.script(f"obedient:one={workers}").wait(), 0)
+
+
+class OutsideTests(FleetCase):
+    """What others do to a worker."""
+
+    def test_terminated(self) -> None:
+        """A worker that somebody tells to end, ends well, and is replaced."""
+        fleet = self.script("obedient:one=2")
+        pid = fleet.kill(1, signal.SIGTERM)
+        fleet.replaced(1, pid)
+        fleet.says(rf"worker 1 \(pid {pid}\) of one exited with status 0; it is started again at once")
+        fleet.stop()
+
+    def test_dump(self) -> None:
+        """SIGUSR2 at the supervisor logs the stacks of each worker, and what it did last."""
+        fleet = self.twistd("--workers", "2")
+        fleet.ready(2)
+        os.kill(fleet.pid, signal.SIGUSR2)
+        for number in (1, 2):
+            fleet.says(
+                rf"(?s)worker {number} \(pid \d+\) of .* is ready\n.*stacks:\n.*doPoll.*last events:\n.*h1 is running"
+            )
+        fleet.stop()
+
+
+class CompositionTests(FleetCase):
+    """A supervisor in somebody else's application."""
+
+    def test_other_children(self) -> None:
+        """How other children of the process end is told to those who started them."""
+        (self.folder / "app.tac").write_text(APPLICATION)
+        fleet = Fleet(self, [program("twistd"), "-n", "--pidfile=", "-y", "app.tac"], self.folder)
+        fleet.ready(2)
+        fleet.kill(1)
+        for code in (7, 8, 9):
+            fleet.says(f"child ended with {code}")
+        fleet.ready(2)
+        self.assertEqual(fleet.stop(), -signal.SIGTERM)
+
+
+class LogFileTests(FleetCase):
+    """A daemon's log."""
+
+    def test_shared(self) -> None:
+        """Supervisor and workers write to one file, and go on in the next when SIGUSR1 begins it."""
+        log = self.folder / "node.log"
+        command = [program("twistd"), "-n", "--pidfile=", "--logfile", str(log), "novasvc", "--workers", "2"]
+        fleet = Fleet(self, command, self.folder)
+        before = fleet.ready(2)
+        text = log.read_text()
+        self.assertRegex(text, r"worker 1 -\] novasvc-agent@h1 is running")
+        self.assertIn("the supervisor is running", text)
+        os.kill(fleet.pid, signal.SIGUSR1)
+        until(lambda: Path(f"{log}.1").exists())
+        fleet.kill(1)
+        fleet.replaced(1, before[1])
+        self.assertRegex(log.read_text(), r"(?s)was killed by SIGKILL.*worker 1 -\] novasvc-agent@h1 is running")
+        fleet.stop()
+
+
+class SystemdTests(FleetCase):
+    """What a supervisor tells systemd."""
+
+    def test_notifications(self) -> None:
+        """Ready when the workers are, reloading and ready again, stopping; and workers tell nothing."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            path = self.folder / "notify"
+            systemd.bind(str(path))
+            systemd.settimeout(PATIENCE)
+            fleet = self.twistd("--workers", "2", NOTIFY_SOCKET=str(path))
+            heard = ""
+
+            def hear(word: str) -> None:
+                nonlocal heard
+                while word not in heard:
+                    heard += systemd.recv(4096).decode() + "\n"
+
+            hear("READY=1\nSTATUS=2 of 2 workers are ready")
+            os.kill(fleet.pid, signal.SIGHUP)
+            hear("RELOADING=1\nMONOTONIC_USEC=")
+            heard = ""
+            hear("READY=1")
+            fleet.stop()
+            hear("STOPPING=1")
+
+
+class RightsTests(FleetCase):
+    """Rights that twistd gives up."""
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up rights")
+    def test_users_code_without_rights(self) -> None:
+        """With --uid nothing that users wrote is run by root, in workers or without."""
+        try:
+            subprocess.run([sys.executable, "-c", ""], check=True, user=65534, group=65534, extra_groups=[])
+        except (OSError, subprocess.CalledProcessError):
+            self.skipTest("another user cannot run this Python")
+        self.folder.chmod(0o777)
+        (self.folder / "whose.py").write_text(
+            "import os\nfrom novasvc import Manager\nprint('imported by', os.geteuid())\n"
+            "class Whose(Manager):\n    pass\n"
+        )
+        for workers in ("0", "1"):
+            state = self.folder / workers
+            command = [program("twistd"), "-n", "--pidfile=", "--uid=65534", "--gid=65534"]
+            options = ["novasvc", "--workers", workers, "--manager", "whose.Whose", "--state-dir", str(state)]
+            fleet = Fleet(self, [*command, *options], self.folder, PYTHONPATH=f"{ROOT}:{self.folder}")
+            fleet.says("novasvc-agent@h1 is running")
+            self.assertEqual({*fleet.said(r"imported by \d+")}, {"imported by 65534"})
+            fleet.stop()
