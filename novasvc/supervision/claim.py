@@ -94,6 +94,12 @@ def _lock(path: Path) -> int:
     except BlockingIOError:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
         os.close(lock)
+        if holder == str(os.getpid()):
+            problem, remedy = (
+                "this process has it, for another launcher",
+                "give each launcher a control_socket of its own",
+            )
+            raise ControlError(str(path), problem, remedy) from None
         problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} has it"
         raise ControlError(str(path), problem, f"stop that one, or {_ELSEWHERE}") from None
     except OSError as error:

@@ -3,7 +3,6 @@
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from twisted.application import service
@@ -14,11 +13,37 @@ _log = Logger()
 Handler = Callable[[], object]
 
 
+class _Taken:
+    """A signal that is taken. A process has one handler for each, however many want to know of it.
+
+    :param number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.takers: list[Signals] = []
+        self.resumed = False
+        self.former = signal.signal(number, self.see)
+
+    def see(self, number: int, _frame: object) -> None:
+        """Tell all who want to know."""
+        for taker in list(self.takers):
+            taker.see(number)
+
+    def give_back(self, number: int) -> None:
+        """Have the former handler back, unless somebody else has taken the signal meanwhile."""
+        if signal.getsignal(number) == self.see:
+            signal.signal(number, signal.SIG_DFL if self.former is None else self.former)
+
+
+_taken: dict[int, _Taken] = {}
+"""By number. The handlers of signals are the process's, and so is this."""
+
+
 class Signals(service.Service):
     """Calls a function for each signal, in the reactor, for as long as it runs.
 
     The reactor has handlers of its own, which it sets when it begins to run; these come after, and
-    the former ones are given back at the end.
+    the former ones are given back when nobody wants to know any more.
 
     :param reactor: provides IReactorCore and IReactorFromThreads.
     :param handlers: function by number of the signal.
@@ -33,8 +58,7 @@ class Signals(service.Service):
         self._reactor = reactor
         self._handlers = handlers
         self._at_once = at_once
-        self._former: dict[int, Any] = {}
-        self._ours: dict[int, Any] = {}
+        self._mine: dict[int, _Taken] = {}
 
     def startService(self) -> None:
         """Take the signals, as soon as the reactor runs."""
@@ -44,36 +68,47 @@ class Signals(service.Service):
     def stopService(self) -> None:
         """Give the signals back, but for those that somebody else has taken meanwhile."""
         super().stopService()
-        former, self._former = self._former, {}
-        for number, handler in former.items():
-            if signal.getsignal(number) is self._ours[number]:
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        mine, self._mine = self._mine, {}
+        for number, taken in mine.items():
+            taken.takers.remove(self)
+            if not taken.takers:
+                taken.give_back(number)
+                if _taken.get(number) is taken:
+                    del _taken[number]
 
     def former(self, number: int) -> Any:
         """Return what would have been done at a signal, as signal.getsignal does; None while it is not taken."""
-        return self._former.get(number)
+        taken = self._mine.get(number)
+        return None if taken is None else taken.former
 
     def resume(self, number: int) -> bool:
-        """Do what would have been done, had nobody taken the signal.
+        """Do what would have been done, had nobody taken the signal; once, whoever asks for it.
 
         :return: False if that is nothing, or the sudden end of the process: then it is not done.
         """
-        former = self._former.get(number)
+        former = self.former(number)
         if not callable(former) or former is signal.default_int_handler:
             return False
-        former(number, None)
+        taken = self._mine[number]
+        if not taken.resumed:
+            taken.resumed = True
+            former(number, None)
         return True
 
+    def see(self, number: int) -> None:
+        """See a signal, wherever it finds the process."""
+        self._at_once(number)
+        self._reactor.callFromThread(self._handlers[number])
+
     def _install(self) -> None:
-        if not self.running or self._former:
+        if not self.running or self._mine:
             return
         if threading.current_thread() is not threading.main_thread():
             _log.warn("signals are not taken: the reactor does not run in the main thread")
             return
-        for number, handler in self._handlers.items():
-            self._ours[number] = partial(self._pass_on, handler)
-            self._former[number] = signal.signal(number, self._ours[number])
-
-    def _pass_on(self, handler: Handler, number: int, _frame: object) -> None:
-        self._at_once(number)
-        self._reactor.callFromThread(handler)
+        for number in self._handlers:
+            taken = _taken.get(number)
+            if taken is None or signal.getsignal(number) != taken.see:
+                taken = _taken[number] = _Taken(number)
+            taken.takers.append(self)
+            self._mine[number] = taken

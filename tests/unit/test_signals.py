@@ -93,6 +93,32 @@ class SignalsTests(SignalsTestCase):
             signals.stopService()
             self.assertIs(signal.getsignal(signal.SIGTERM), former)
 
+    def test_two(self) -> None:
+        """Two who want to know of a signal both hear of it, and it is given back when both have stopped."""
+        before = signal.getsignal(signal.SIGUSR2)
+        self.reactor.begin()
+        first, second = self.make(), self.make()
+        first.startService()
+        second.startService()
+        self.send(signal.SIGUSR2)
+        self.assertEqual(self.log.count("dump"), 2)
+        first.stopService()
+        self.send(signal.SIGUSR2)
+        self.assertEqual(self.log.count("dump"), 3)
+        second.stopService()
+        self.assertEqual(signal.getsignal(signal.SIGUSR2), before)
+
+    def test_two_resume(self) -> None:
+        """What would have been done is done once, whoever asks for it."""
+        self.reactor.begin()
+        first, second = self.make(), self.make()
+        first.startService()
+        second.startService()
+        self.assertTrue(first.resume(signal.SIGTERM))
+        self.assertTrue(second.resume(signal.SIGTERM))
+        self.reactor.turn()
+        self.assertTrue(self.reactor.stopped)
+
     def test_other_thread(self) -> None:
         """Where the reactor runs in another thread, signals stay as they are, and one line says so."""
         before = signal.getsignal(signal.SIGUSR2)
