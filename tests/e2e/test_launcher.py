@@ -372,6 +372,7 @@ task.react(main)
         )
         script.wait_for("the settings:")
         script.wait_for(r"report_interval = 10 \(default\)")
+        script.wait_for("the broker is not there")  # the reactor runs, and answers to signals
         script.stop(signal.SIGINT)
         self.assertNotIn("tellnobody", script.output)
 
