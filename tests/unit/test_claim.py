@@ -147,8 +147,8 @@ class TakeTests(ClaimCase):
         before = self.path.stat().st_ino
         self.assertEqual(
             self.refusal(),
-            f"control socket '{self.path}': another supervisor, pid {os.getpid()}, has it; "
-            "stop that one, or set control_socket, or state_dir, to another place",
+            f"control socket '{self.path}': this process has it, for another launcher; "
+            "give each launcher a control_socket of its own",
         )
         self.assertEqual(self.path.stat().st_ino, before)
 
