@@ -103,6 +103,7 @@ class WorkerProcess:
         self._over = self._closed = False
         self._connected = True
         self._patience = _PATIENCE
+        self._deadline = 0.0
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
@@ -235,7 +236,8 @@ class WorkerProcess:
         if self._exit is not None:
             self._finish()
         elif self.pid is not None:
-            self._wait(self._unreported, self._patience if self._forks.reports(self.pid) else 0)
+            self._deadline = self._reactor.seconds() + self._patience
+            self._wait(self._unreported, _PATIENCE if self._forks.reports(self.pid) else 0)
 
     def _reaped(self, status: int | None) -> None:
         self._exit = Exit(status)
@@ -249,9 +251,16 @@ class WorkerProcess:
             self._timer = self._reactor.callLater(seconds, then)
 
     def _unreported(self) -> None:
+        status = None
         if self.pid is not None and self._forks.reports(self.pid):
-            self.signal(signal.SIGKILL)  # it may live, and nobody else has its number
-        self._exit = Exit(None)
+            status = _status(self.pid)
+            if status is None and self._reactor.seconds() < self._deadline:
+                self._timer = None
+                self._wait(self._unreported, _PATIENCE)
+                return
+            if status is None:
+                self.signal(signal.SIGKILL)  # it may live, and nobody else has its number
+        self._exit = Exit(status)
         self._finish()
 
     def _finish(self) -> None:
@@ -270,6 +279,16 @@ class WorkerProcess:
         questions, self._questions = self._questions, {}
         for question in questions.values():
             question.callback(None)
+
+
+def _status(pid: int) -> int | None:
+    """Return the wait status of a process that has ended and that its forkserver, stopped maybe, has not reaped."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as figures:  # noqa: PTH123 - no file for a Path
+            state, *_, status = figures.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(status) if state == "Z" else None
 
 
 Launch = Callable[[ProcessListener], WorkerProcess]

@@ -30,6 +30,8 @@ KILLS = {
         signal.SIGINT,
         signal.SIGHUP,
         signal.SIGUSR1,
+        # this comes with each message of the supervisor,
+        signal.SIGIO,
         # this has the stacks logged, this drains,
         signal.SIGUSR2,
         signal.SIGTERM,
