@@ -584,7 +584,7 @@ class ForkserverTests(ProcessCase):
         await until(lambda: not alive(first))
 
     async def test_stopped_at_the_end(self) -> None:
-        """How a worker of one that is stopped ended is seen all the same; and that one is killed at the end."""
+        """How a worker of one that is stopped has ended, is seen all the same; and that one is killed at the end."""
         witness = self.worker(Sleeper())
         await witness.ready
         pid = self.forks.pid

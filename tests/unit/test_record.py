@@ -434,6 +434,24 @@ class EndTests(ProcessCase):
         self.assertEqual(self.listener.told, ["ended, how is not known"])
         self.assertEqual(self.worker.signals, [signal.SIGKILL])
 
+    def test_farewell(self) -> None:
+        """One that has said that it is done has a minute for its threads and exit handlers, and is killed then."""
+        self.worker.say("done")
+        self.lose_channel()
+        self.pass_time(59)
+        self.assertEqual((self.listener.told, self.worker.signals), ([], []))
+        self.pass_time(1)
+        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.worker.signals, [signal.SIGKILL])
+
+    def test_end_of_a_farewell(self) -> None:
+        """Its end is seen when it comes."""
+        self.worker.say("done")
+        self.lose_channel()
+        self.pass_time(30)
+        self.worker.end(exited(4))
+        self.assertEqual(self.listener.told, ["exited with status 4"])
+
     def test_both_are_missing(self) -> None:
         """Without its forkserver, and with its channel held, its end is seen when the next signal finds nobody."""
         self.forkserver.end()
