@@ -70,8 +70,10 @@ class Fleet(Process):
         test.addCleanup(self._see_nobody)
         self.folder = folder
         self._killed: set[int] = set()
+        # Where no byte code may be kept, a start is mostly compiling. And who is killed leaves no coverage data.
+        python = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "COVERAGE_PROCESS_CONFIG": ""}
         settings = {"NOVASVC_STATE_DIR": str(folder), "NOVASVC_HOST": "h1", "NOVASVC_PERIODIC_FUZZY_DELAY": "0"}
-        super().__init__(test, command, folder, **{"PYTHONPATH": str(ROOT), **settings, **environment})
+        super().__init__(test, command, folder, **{**python, **settings, **environment})
 
     @property
     def pid(self) -> int:
