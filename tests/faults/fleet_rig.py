@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -73,6 +74,9 @@ class Fleet(Process):
         # Where no byte code may be kept, a start is mostly compiling. And who is killed leaves no coverage data.
         python = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "COVERAGE_PROCESS_CONFIG": ""}
         settings = {"NOVASVC_STATE_DIR": str(folder), "NOVASVC_HOST": "h1", "NOVASVC_PERIODIC_FUZZY_DELAY": "0"}
+        if shutil.which("setpriv") is not None:
+            # Nothing stays behind a run of tests that is killed.
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
         super().__init__(test, command, folder, **{**python, **settings, **environment})
 
     @property

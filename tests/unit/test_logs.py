@@ -163,7 +163,6 @@ class OpenLogTests(SynchronousTestCase):
         self.reactor.advance(10)
         self.assertEqual((Path(path).read_text(), len(Path(f"{path}.1").read_text())), ("", 1_000_000))
 
-
     def test_shared(self) -> None:
         """What others write to the file is not written over."""
         path = self.mktemp()
