@@ -2,6 +2,7 @@
 
 import atexit
 import base64
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -17,6 +18,7 @@ from typing import Any, TextIO, cast
 
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
@@ -279,7 +281,9 @@ class Worker:
     def _stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            self._reactor.stop()
+            # A SIGTERM that comes before ours is the handler, has stopped it.
+            with contextlib.suppress(ReactorNotRunning):
+                self._reactor.stop()
 
 
 def _short(value: Any) -> Any:
