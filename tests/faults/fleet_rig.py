@@ -71,13 +71,11 @@ class Fleet(Process):
         test.addCleanup(self._see_nobody)
         self.folder = folder
         self._killed: set[int] = set()
-        # Where no byte code may be kept, a start is mostly compiling. And who is killed leaves no coverage data.
-        python = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "COVERAGE_PROCESS_CONFIG": ""}
         settings = {"NOVASVC_STATE_DIR": str(folder), "NOVASVC_HOST": "h1", "NOVASVC_PERIODIC_FUZZY_DELAY": "0"}
         if shutil.which("setpriv") is not None:
             # Nothing stays behind a run of tests that is killed.
             command = ["setpriv", "--pdeathsig", "KILL", *command]
-        super().__init__(test, command, folder, **{**python, **settings, **environment})
+        super().__init__(test, command, folder, **{"PYTHONPATH": str(ROOT), **settings, **environment})
 
     @property
     def pid(self) -> int:
