@@ -223,6 +223,11 @@ class Service(service.Service):
 
     stopService = stop
 
+    @property
+    def preload(self) -> list[str]:
+        """The modules that a forkserver imports for all workers: the manager's."""
+        return [type(self.manager).__module__]
+
     def hurry(self) -> None:
         """Cut short what is under way: calls, tasks, hooks. Called when it was told to stop."""
         self.node.hurry()
