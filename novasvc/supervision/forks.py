@@ -77,6 +77,7 @@ class Forks:
     _patience: float = 30.0
     _channel: Channel | None = attrs.field(default=None, init=False)
     _protocol: "_Ending | None" = attrs.field(default=None, init=False)
+    _last_pid: int | None = attrs.field(default=None, init=False)
     _process: Any = attrs.field(default=None, init=False)
     _numbers: "count[int]" = attrs.field(factory=count, init=False)
     _requests: dict[int, _Request] = attrs.field(factory=dict, init=False)
@@ -119,7 +120,7 @@ class Forks:
             except OSError:
                 channel.close()
                 raise
-        self._channel, self._protocol, self._process = channel, protocol, process
+        self._channel, self._protocol, self._process, self._last_pid = channel, protocol, process, process.pid
         self._importing, self._answered = None, False
         channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
         for key in self._requests:
@@ -231,7 +232,8 @@ class Forks:
     def _lost(self, channel: Channel) -> None:
         if channel is not self._channel:
             return
-        pid, self._channel, self._process = self.pid, None, None
+        # The process itself has no number any more, if it was reaped before.
+        pid, self._channel, self._process = self._last_pid, None, None
         # Its workers live on; that they end is seen by their own channels.
         self._ended.clear()
         if self._timer is not None:

@@ -151,6 +151,18 @@ class GoneTests(ForksCase):
         self.assertEqual((len(self.host.forkservers), self.server.started), (2, first.started))
         self.successResultOf(self.fork())
 
+    def test_reaped_first(self) -> None:
+        """It is named by its number, even if it was reaped before its channel has ended."""
+        self.start()
+        self.host.answer = lambda _: None
+        asked, pid = self.fork(), self.server.pid
+        self.server.alive = False
+        self.server.reaped()
+        self.server.control.close()
+        self.host.settle()
+        error = self.failureResultOf(asked, RefusedForkError).value
+        self.assertEqual(str(error), f"the forkserver (pid {pid}) is gone")
+
     def test_in_flight(self) -> None:
         """What was asked of it is refused; what is asked for meanwhile waits for the next."""
         self.start()
