@@ -103,6 +103,7 @@ class WorkerProcess:
         self._over = self._closed = False
         self._connected = True
         self._patience = _PATIENCE
+        self._early: list[Message] = []
         self._deadline = 0.0
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
@@ -207,6 +208,9 @@ class WorkerProcess:
             return
         self.pid = pid
         self._listener.born()
+        early, self._early = self._early, []
+        for message in early:
+            self._said(message)
         if not self._connected:
             self._lost()
 
@@ -218,6 +222,10 @@ class WorkerProcess:
         self._listener.refused(str(failure.value))
 
     def _said(self, message: Message) -> None:
+        if self.pid is None:
+            # It may speak before its forkserver has told that it is born: seen once in 800 births.
+            self._early.append(message)
+            return
         if message["is"] == "asked":
             question = self._questions.pop(message["key"], None)
             if question is not None:
