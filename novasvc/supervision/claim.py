@@ -70,6 +70,8 @@ class Claim:
             if _identity(self.path) == self._identity:
                 self.path.unlink()
         self.socket.close()
+        with suppress(OSError):
+            os.ftruncate(self._lock, 0)  # who finds it locked, before its next holder has signed, is not to read us
         os.close(self._lock)
 
 
