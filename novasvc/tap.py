@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 from twisted.application.service import IService, MultiService
@@ -29,6 +29,9 @@ from novasvc.settings import Configuration, ServiceSettings, Settings, load, mas
 from novasvc.steady import count_steadily
 from novasvc.supervision.errors import ReloadError
 from novasvc.supervision.supervisor import Reread, ServerWrapper
+
+if TYPE_CHECKING:
+    from novasvc.api.service import APIService
 
 _log = Logger()
 
@@ -93,17 +96,39 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
     configuration = read(options)
     settings = configuration.settings
     tree = ServiceTree("novasvc")
-    if wrappers := deployments(settings):
+    if wrappers := deployments(settings, reactor):
         launcher = ProcessLauncher(
-            configuration, reactor, reread=lambda: _read_again(options), log_file=options.get("logfile", "")
+            configuration, reactor, reread=lambda: _read_again(options, reactor), log_file=options.get("logfile", "")
         )
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
         launcher.setServiceParent(tree)
         return tree
-    for service in make_services(settings.services, Runtime.from_settings(settings, reactor)):
-        service.setServiceParent(tree)
+    for part in make_parts(settings, reactor, tree):
+        part.setServiceParent(tree)
     return tree
+
+
+def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> list[IService]:
+    """Make all that the settings name, to run in one process.
+
+    :param beside: the services of this process, as the API is to see them.
+    :raises NovasvcError: a manager has an error, or the API would be open to everybody.
+    """
+    runtime = Runtime.from_settings(settings, reactor)
+    # First in the tree: it says what the others wait for.
+    front = [make_api(runtime, lambda: beside)] if settings.api else []
+    return [*front, *make_services(settings.services, runtime)]
+
+
+def make_api(runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> "APIService":
+    """Make the API.
+
+    :raises SettingError: it would be open to everybody, or its tokens cannot be read.
+    """
+    from novasvc.api.service import APIService  # noqa: PLC0415 - a process without the API pays nothing for it
+
+    return APIService(runtime, beside)
 
 
 def make_services(services: Iterable[ServiceSettings], runtime: Runtime) -> list[IService]:
@@ -164,12 +189,12 @@ class Deployment:
         return tree
 
 
-def deployments(settings: Settings) -> list[ServerWrapper]:
+def deployments(settings: Settings, reactor: Any) -> list[ServerWrapper]:
     """Return what runs in workers, and in how many; nothing if all is to run in one process.
 
     A service whose table says its number of workers has processes of its own; the others share theirs.
     """
-    if not settings.workers and not any(part.workers for part in settings.services):
+    if not is_supervised(settings):
         return []
     together = tuple(part for part in settings.services if not part.workers)
     wrappers = [
@@ -177,7 +202,15 @@ def deployments(settings: Settings) -> list[ServerWrapper]:
     ]
     if together:
         wrappers.insert(0, ServerWrapper(Deployment(settings, together), max(1, settings.workers)))
+    if settings.api:
+        wrappers.append(ServerWrapper(make_api(Runtime.from_settings(settings, reactor)), settings.api_workers or 1))
     return wrappers
+
+
+def is_supervised(settings: Settings) -> bool:
+    """Tell whether anything is to run in workers."""
+    own = any(part.workers for part in settings.services)
+    return bool(settings.workers or own or (settings.api and settings.api_workers))
 
 
 def makeService(options: Mapping[str, Any]) -> ServiceTree:
@@ -195,8 +228,8 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
         settings = configuration.settings
         twistd = getattr(options, "parent", None)
         tree = ProcessTree(configuration, reactor, _observer(settings, reactor, twistd))
-        if wrappers := deployments(settings):
-            tree.supervise(wrappers, lambda: _read_again(options), options.get("logfile") or _log_file(twistd))
+        if wrappers := deployments(settings, reactor):
+            tree.supervise(wrappers, lambda: _read_again(options, reactor), options.get("logfile") or _log_file(twistd))
         else:
             loses_rights = twistd is not None and (twistd.get("uid") is not None or twistd.get("gid") is not None)
             tree.run_here(lambda: read(options), later=loses_rights)
@@ -205,9 +238,9 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     return tree
 
 
-def _read_again(options: Mapping[str, Any]) -> tuple[Configuration, list[ServerWrapper]]:
+def _read_again(options: Mapping[str, Any], reactor: Any) -> tuple[Configuration, list[ServerWrapper]]:
     configuration = read(options)
-    return configuration, deployments(configuration.settings)
+    return configuration, deployments(configuration.settings, reactor)
 
 
 class ProcessTree(ServiceTree):
@@ -223,6 +256,7 @@ class ProcessTree(ServiceTree):
         self._observer = observer
         self._plant: Callable[[], None] = lambda: None
         self._helpers = MultiService()
+        self._api: APIService | None = None
         self._failed = False
 
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
@@ -232,6 +266,7 @@ class ProcessTree(ServiceTree):
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
+            self._see_api(wrapper.server)
         launcher.setServiceParent(self)
         # Once it has run, it ends by itself only because no worker can run any more.
         launcher.when_ended().addErrback(lambda _: self._end_failed())
@@ -246,12 +281,12 @@ class ProcessTree(ServiceTree):
         """
 
         def make(configuration: Configuration) -> list[IService]:
-            settings = configuration.settings
-            return make_services(settings.services, Runtime.from_settings(settings, self._reactor))
+            return make_parts(configuration.settings, self._reactor, self)
 
         def plant() -> None:
             self._plant = lambda: None
             for part in make(self._configuration):
+                self._see_api(part)
                 part.setServiceParent(self)
 
         async def restart() -> None:
@@ -269,6 +304,10 @@ class ProcessTree(ServiceTree):
         if not later:
             plant()
         Process(self._reactor, self, restart).setServiceParent(self._helpers)
+
+    def _see_api(self, part: Any) -> None:
+        if getattr(part, "name", None) == "api":
+            self._api = part
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
@@ -296,7 +335,7 @@ class ProcessTree(ServiceTree):
         settle_collector()
         # To the terminal itself: twistd has turned sys.stdout into log events by now.
         if not self._configuration.settings.log_json and sys.__stdout__ is not None:
-            sys.__stdout__.write(greeting(self._configuration))
+            sys.__stdout__.write(greeting(self._configuration, "" if self._api is None else self._api.login_url))
             sys.__stdout__.flush()
 
     def _give_up(self, failure: Failure) -> None:
@@ -315,8 +354,11 @@ class ProcessTree(ServiceTree):
             self._reactor.callWhenRunning(stop_reactor, self._reactor)
 
 
-def greeting(configuration: Configuration) -> str:
-    """Return the block that a first run prints: what runs, where its state lives, what to try."""
+def greeting(configuration: Configuration, page: str = "") -> str:
+    """Return the block that a first run prints: what runs, where its state lives, what to try.
+
+    :param page: where a browser finds the API's page; it may hold a code that logs in once.
+    """
     settings, origins = configuration.settings, configuration.origins
     command = Path(sys.argv[0]).with_name("novasvc")
     novasvc = str(command) if command.exists() else "novasvc"
@@ -329,7 +371,8 @@ def greeting(configuration: Configuration) -> str:
         f"\nnovasvc {__version__} runs {runs}\n"
         f"  state      {masked_url(settings.database_url)}\n"
         f"  messages   {masked_url(settings.transport_url)}\n"
-        f"  try        {novasvc} service list\n"
+        + (f"  page       {page}\n" if page else "")
+        + f"  try        {novasvc} service list\n"
         f"             {novasvc} service disable --reason 'new disk' --host {settings.services[0].host}"
         f" --binary {settings.services[0].binary}\n"
         f"             {novasvc} config show\n\n"
@@ -345,7 +388,7 @@ def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None
     if twistd is None or "nodaemon" not in twistd or twistd.get("logger") or twistd.get("syslog"):
         return None
     # A supervisor is no node, whatever its workers are.
-    only = settings.services[0] if len(settings.services) == 1 and not deployments(settings) else None
+    only = settings.services[0] if len(settings.services) == 1 and not is_supervised(settings) else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)

@@ -1,5 +1,6 @@
 """The kinds of values that settings have, and how each is read from text and from a typed file."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -158,6 +159,13 @@ def _database_url(value: object) -> str:
     return url
 
 
+def _address(value: object) -> str:
+    address = _text(value)
+    if address != "localhost":
+        ipaddress.ip_address(address)
+    return address
+
+
 def choice(*words: str) -> Kind:
     """Make the kind of a value that is one of these words."""
 
@@ -181,4 +189,5 @@ NAME = Kind("a name of 1 to 255 letters, digits, dots, dashes and underscores", 
 CLASS = Kind('the name of a class, such as "package.module.Class" or "package.module:Class"', _class, _class)
 TABLE = Kind("a table", _table, _table)
 TRANSPORT_URL = Kind("the URL of a transport", _transport_url, _transport_url)
+ADDRESS = Kind('an address of this host, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
 DATABASE_URL = Kind("the URL of a database", _database_url, _database_url)

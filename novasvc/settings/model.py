@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from novasvc.settings.kinds import (
+    ADDRESS,
     BOOLEAN,
     CLASS,
     DATABASE_URL,
@@ -360,6 +361,36 @@ class Settings:
         PATH,
         default=attrs.Factory(lambda self: self.state_dir / "novasvc.control", takes_self=True),
         shown="novasvc.control in state_dir",
+    )
+
+    api: bool = _setting(
+        "Serve the API: the compute services API, health, metrics, the page, and RPC over HTTP.", BOOLEAN, default=False
+    )
+    api_listen: str = _setting(
+        "Address that the API listens on. One that others than this host reach takes api_token_file, and TLS.",
+        ADDRESS,
+        default="127.0.0.1",
+    )
+    api_listen_port: int = _setting(
+        "Port that the API listens on; 0 takes a free one.", INTEGER, default=8774, minimum=0
+    )
+    api_workers: int | None = _setting(
+        "Supervised processes that serve the API. None is the process of the services, or one if those have workers.",
+        INTEGER,
+        default=None,
+        minimum=1,
+        optional=True,
+    )
+    api_use_ssl: bool = _setting("Serve the API over TLS, with ssl_cert_file and ssl_key_file.", BOOLEAN, default=False)
+    insecure_http: bool = _setting(
+        "Serve the API without TLS to other hosts: for a proxy in front of it that speaks TLS.", BOOLEAN, default=False
+    )
+    api_token_file: Path | None = _setting(  # noqa: RUF009
+        'File of tokens, mode 0600, a "name scope token" on each line, with scope read or admin. Without it everybody '
+        "on this host may do everything.",
+        PATH,
+        default=None,
+        optional=True,
     )
 
     managers: Mapping[str, str] = attrs.field(factory=dict)

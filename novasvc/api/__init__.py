@@ -1,0 +1,1 @@
+"""The API: what people, scripts and monitoring see of a fleet, over HTTP."""

@@ -1,0 +1,220 @@
+"""Who asks, and what they may do."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+from twisted.logger import Logger
+
+from novasvc import flight
+from novasvc.api.errors import APIError
+from novasvc.api.logins import Logins
+from novasvc.api.sessions import COOKIE, LIFETIME, Sessions
+from novasvc.api.tokens import ADMIN, READ, Token, find
+from novasvc.errors import SettingError
+from novasvc.settings import Settings
+
+_log = Logger()
+
+_SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Methods that change nothing."""
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_LONGEST = 300
+"""Characters of what callers wrote, in the log."""
+
+
+@attrs.frozen
+class Caller:
+    """Who asks.
+
+    :param name: of the token or the session, or "local".
+    :param scope: "read" or "admin".
+    :param way: "loopback", "token" or "session".
+    :param session: its id, for forms; "" for who has a token.
+    """
+
+    name: str
+    scope: str
+    way: str
+    session: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.way})"
+
+
+class Access:
+    """Lets requests in.
+
+    Without tokens everybody is let in, as an administrator, which is for loopback alone. With tokens a
+    request brings one, in ``X-Auth-Token`` or ``Authorization: Bearer``, or the cookie of a session.
+
+    :param tokens: empty lets everybody in.
+    :param sessions: knows the cookies.
+    :param logins: knows the login links.
+    :param names: by which a browser may call us, lower case; empty is any name.
+    """
+
+    # Note [Other people's pages]
+    #
+    # A browser sends what any page on the web tells it to, to loopback as well, and brings our cookie along.
+    # Three things keep such a page from acting through its reader: a request by cookie, or by nothing at all, that
+    # changes something has to come from our own origin (Origin, or Sec-Fetch-Site, says so, and no page can forge them);
+    # the cookie is SameSite=Strict; and a form carries a mark that only our own pages have. A page whose name was
+    # made to point at 127.0.0.1 (DNS rebinding) has an origin that fits its Host, so without tokens the Host itself
+    # has to be one of ours.
+
+    def __init__(
+        self, tokens: Sequence[Token], sessions: Sessions, logins: Logins, names: frozenset[str] = _LOCAL_NAMES
+    ) -> None:
+        self._tokens = tokens
+        self._sessions = sessions
+        self._names = names
+        self.logins = logins
+
+    @property
+    def guarded(self) -> bool:
+        """Whether callers have to say who they are."""
+        return bool(self._tokens)
+
+    def caller(self, request: Any) -> Caller | None:
+        """Return who asks; None if they do not say, or not truly.
+
+        :param request: of twisted.web.
+        """
+        if not self._tokens:
+            return Caller("local", ADMIN, "loopback", "loopback")
+        given = given_token(request)
+        if given is not None:
+            token = find(self._tokens, given)
+            return None if token is None else Caller(token.name, token.scope, "token")
+        cookie = request.getCookie(COOKIE.encode())
+        session = None if cookie is None else self._sessions.read(cookie.decode("latin-1"))
+        return None if session is None else Caller(session.name, session.scope, "session", session.id)
+
+    def require(self, request: Any, scope: str = READ) -> Caller:
+        """Return who asks, if they may.
+
+        :param scope: "read" or "admin".
+        :raises APIError: 401 if nobody says who they are, 403 if it is not for them.
+        """
+        host = (urlsplit(f"//{_header(request, 'host')}").hostname or "").lower()
+        if self._names and not self._tokens and host and host not in self._names:
+            raise APIError(403, "without tokens this API answers only to names of loopback; see api_token_file")
+        caller = self.caller(request)
+        if caller is None:
+            raise APIError(
+                401,
+                "The request you have made requires authentication.",
+                {"WWW-Authenticate": f'Keystone uri="{_scheme(request)}://{_header(request, "host")}/"'},
+            )
+        if scope == ADMIN and caller.scope != ADMIN:
+            raise APIError(403, f"{caller.name} may read, and this takes the scope admin")
+        if request.method not in _SAFE and caller.way != "token" and not _from_us(request):
+            raise APIError(403, "this came from another site's page; only our own pages may change anything")
+        return caller
+
+    def log_in(self, *, code: str = "", token: str = "") -> str | None:
+        """Return the cookie (a value of Set-Cookie, without Secure) for a code of a link, or a token; None refuses."""
+        if code:
+            if not self.logins.use(code):
+                return None
+            name, scope = "login link", ADMIN
+        else:
+            found = find(self._tokens, token)
+            if found is None:
+                return None
+            name, scope = found.name, found.scope
+        value = self._sessions.begin(name, scope)
+        return f"{COOKIE}={value}; Path=/; Max-Age={LIFETIME:.0f}; HttpOnly; SameSite=Strict"
+
+    def form_mark(self, caller: Caller) -> str:
+        """Return what a form for this caller carries."""
+        return self._sessions.form_mark(caller.session)
+
+    def check_form(self, caller: Caller, mark: str) -> None:
+        """See that a form came from a page of ours.
+
+        :raises APIError: 403, it did not.
+        """
+        if caller.way != "token" and not self._sessions.knows_form(caller.session, mark):
+            raise APIError(403, "this form is not from a page of your session; load the page again")
+
+
+def given_token(request: Any) -> str | None:
+    """Return the token that a request brings, or None."""
+    token = _header(request, "x-auth-token")
+    scheme, _, bearer = _header(request, "authorization").partition(" ")
+    return token or (bearer.strip() if scheme.lower() == "bearer" else None)
+
+
+def audit(request: Any, caller: Caller, action: str, target: str, outcome: str = "done") -> None:
+    """Log a change: who, what, from where.
+
+    :param action: a verb: "disable", "call".
+    :param target: what it is done to.
+    :param outcome: "done", or why not.
+    """
+    fields = {
+        "who": str(caller),
+        "action": action,
+        "target": target[:_LONGEST],
+        "outcome": outcome[:_LONGEST],
+        "client": client_address(request),
+    }
+    flight.note("audit", "{who} from {client}: {action} {target}: {outcome}".format(**fields))
+    _log.info("audit: {who} from {client}: {action} {target}: {outcome}", audit=True, **fields)
+
+
+def client_address(request: Any) -> str:
+    """Return where a request came from."""
+    peer = request.getClientAddress()
+    return str(getattr(peer, "host", None) or "a unix socket")
+
+
+def see_guarded(settings: Settings) -> None:
+    """See that what anybody may reach is not open to everybody.
+
+    :raises SettingError: it would be.
+    """
+    address = settings.api_listen
+    if is_loopback(address):
+        return
+    if settings.api_token_file is None:
+        problem = "others than this host could reach the API, and it asks for no token"
+        remedy = "give an api_token_file (`novasvc token NAME` makes one), or listen on 127.0.0.1"
+        raise SettingError("api_listen", address, "the configuration", problem, remedy)
+    if not settings.api_use_ssl and not settings.insecure_http:
+        problem = "tokens would cross the network in the clear"
+        remedy = "set api_use_ssl with ssl_cert_file and ssl_key_file; or insecure_http, behind a proxy that speaks TLS"
+        raise SettingError("api_listen", address, "the configuration", problem, remedy)
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is reached from this host alone."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _from_us(request: Any) -> bool:
+    """Tell whether no other site's page sent this; programs send neither header. See Note [Other people's pages]."""
+    site = _header(request, "sec-fetch-site")
+    if site:
+        return site in {"same-origin", "none"}
+    origin = _header(request, "origin")
+    # Not the scheme: a proxy that speaks TLS for us has another one.
+    return not origin or urlsplit(origin).netloc == _header(request, "host")
+
+
+def _scheme(request: Any) -> str:
+    return "https" if request.isSecure() else "http"
+
+
+def _header(request: Any, name: str) -> str:
+    value: str = (request.getHeader(name.encode()) or b"").decode("latin-1")
+    return value

@@ -1,0 +1,127 @@
+"""What the rooms of the API stand on: the registry, the way to nodes, and the processes beside this one."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import count
+from typing import Any, TypeVar
+
+import attrs
+from twisted.application.service import IService
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from novasvc.api.errors import APIError
+from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError
+from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.rpc import Client
+from novasvc.runtime import Leg, Runtime
+from novasvc.settings import Settings
+
+_log = Logger()
+_T = TypeVar("_T")
+
+
+def _nothing() -> Iterable[IService]:
+    return ()
+
+
+@attrs.define(eq=False)
+class Backend:
+    """The legs that the API stands on. It answers without them, too: with 503, and which one is missing.
+
+    :param runtime: settings, reactor, and the ways to the broker and the database.
+    :param beside: returns the services of this process, for their health and their metrics.
+    """
+
+    runtime: Runtime
+    beside: Callable[[], Iterable[IService]] = _nothing
+    missing: dict[str, str] = attrs.field(factory=dict, init=False)
+    """Why a leg is not there, by its name: "database" or "conductor", "broker"."""
+    _registry: IServiceRegistry | None = attrs.field(default=None, init=False)
+    _client: Client | None = attrs.field(default=None, init=False)
+    _reaching: list[Deferred[None]] = attrs.field(factory=list, init=False)
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration."""
+        return self.runtime.settings
+
+    @property
+    def reactor(self) -> Any:
+        """The clock and event loop."""
+        return self.runtime.reactor
+
+    @property
+    def registry(self) -> IServiceRegistry:
+        """The ``services`` table.
+
+        :raises APIError: 503, it is not reached yet.
+        """
+        if self._registry is None:
+            raise self._unavailable(self._registry_leg.name)
+        return self._registry
+
+    @property
+    def client(self) -> Client:
+        """Calls nodes.
+
+        :raises APIError: 503, the broker is not reached yet.
+        """
+        if self._client is None:
+            raise self._unavailable("broker")
+        return self._client
+
+    @property
+    def _registry_leg(self) -> Leg[IServiceRegistry]:
+        return self.runtime.database if self.settings.db_allowed else self.runtime.conductor
+
+    def _unavailable(self, leg: str) -> APIError:
+        why = self.missing.get(leg, "it is being reached")
+        return APIError(503, f"the {leg} is not there: {why}", {"Retry-After": "5"})
+
+    def open(self) -> None:
+        """Begin to reach the legs, until they are there; the log tells when."""
+
+        async def reach_registry() -> None:
+            self._registry = await self._reach(self._registry_leg.name, self._registry_leg.acquire)
+
+        async def reach_broker() -> None:
+            transport: ITransport = await self._reach("broker", self.runtime.broker.acquire)
+            self._client = Client(transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout)
+
+        for leg in (reach_registry, reach_broker):
+            reaching = Deferred.fromCoroutine(leg())
+            reaching.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            reaching.addErrback(lambda failure: _log.failure("a leg of the API is given up", failure))
+            self._reaching.append(reaching)
+
+    async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        for failures in count(1):
+            try:
+                reached = await attempt()
+            except (BrokerUnavailableError, DatabaseError) as error:
+                if leg not in self.missing:
+                    _log.error("the API has no {leg}, and tries until it is there: {error}", leg=leg, error=error)
+                self.missing[leg] = str(error)
+            else:
+                self.missing.pop(leg, None)
+                return reached
+            await deferLater(self.reactor, self.runtime.retry(failures), lambda: None)
+        raise AssertionError  # count() does not end
+
+    async def close(self) -> None:
+        """Let go of the legs."""
+        reaching, self._reaching = self._reaching, []
+        for leg in reaching:
+            leg.cancel()
+        await DeferredList(reaching, consumeErrors=True)
+        client, self._client = self._client, None
+        registry, self._registry = self._registry, None
+        try:
+            if client is not None:
+                await client.close()
+                await self.runtime.broker.release()
+            if registry is not None:
+                await self._registry_leg.release()
+        except NovasvcError as error:
+            _log.error("the API did not let go of all that it stood on: {error}", error=error)

@@ -1,0 +1,125 @@
+"""The API as a service: it listens, and stands on the legs of its process."""
+
+from collections.abc import Callable, Iterable, Sequence
+from socket import socket
+from typing import Any
+
+from twisted.application import service
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from novasvc.api.access import Access, is_loopback, see_guarded
+from novasvc.api.backend import Backend
+from novasvc.api.logins import Logins
+from novasvc.api.sessions import Sessions, session_key
+from novasvc.api.site import make_doors
+from novasvc.api.tokens import read_tokens
+from novasvc.interfaces import IPreforkable
+from novasvc.runtime import Runtime
+from novasvc.service.listening import StreamServer
+
+_log = Logger()
+
+
+@implementer(IPreforkable)
+class APIService(service.Service):
+    """Serves the API of ``twistd novasvc --api``, in one process, or in as many workers as share its port.
+
+    :param runtime: settings, reactor, and the ways to the broker and the database.
+    :param beside: returns the services of this process, for health and metrics.
+    :raises SettingError: it would be open to everybody, or its tokens cannot be read.
+    """
+
+    name = "api"
+    preload = ("novasvc.api.service", "klein")
+
+    def __init__(self, runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> None:
+        settings = runtime.settings
+        see_guarded(settings)
+        self.runtime = runtime
+        self._tokens = [] if settings.api_token_file is None else read_tokens(settings.api_token_file)
+        self.backend = Backend(runtime, beside)
+        self.logins = Logins(settings.state_dir / "logins")
+        host = settings.api_listen.replace(":", r"\:")
+        self._server = StreamServer(
+            f"tcp:{settings.api_listen_port}:interface={host}",
+            self._make_factory,
+            runtime.reactor,
+            settings.graceful_shutdown_timeout or 3600.0,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled as what it is made of; in a worker there is nothing beside it."""
+        return APIService, (self.runtime,)
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on, as soon as it is bound."""
+        return self._server.port
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this host finds it."""
+        settings = self.runtime.settings
+        scheme = "https" if settings.api_use_ssl else "http"
+        address = settings.api_listen
+        if address in {"0.0.0.0", "::"}:  # noqa: S104 - compared
+            address = settings.host
+        host = f"[{address}]" if ":" in address else address
+        return f"{scheme}://{host}:{self.port or settings.api_listen_port}/"
+
+    @property
+    def login_url(self) -> str:
+        """A link that logs one browser in, once; where everybody is let in, the page itself."""
+        return f"{self.url}login?code={self.logins.issue()}" if self._tokens else self.url
+
+    def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
+        """Listen; see :class:`~novasvc.interfaces.IPreforkable`."""
+        return self._server.open_sockets(held)
+
+    def adopt_sockets(self, sockets: Sequence[socket]) -> None:
+        """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
+        self._server.adopt_sockets(sockets)
+
+    def privilegedStartService(self) -> None:
+        """Bind the port."""
+        super().privilegedStartService()
+        self._server.privilegedStartService()
+
+    def startService(self) -> None:
+        """Listen, and begin to reach broker and database: requests are answered meanwhile.
+
+        :raises ListenError: the port cannot be had.
+        """
+        self._server.startService()
+        super().startService()
+        self.backend.open()
+
+    def stopService(self) -> Deferred[None]:
+        """Finish the requests under way, and let go of broker and database.
+
+        :return: Deferred[None], fired when that is done.
+        """
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self._server.stopService()
+        finally:
+            await self.backend.close()
+
+    def hurry(self) -> None:
+        """Cut the connections that are left. Called when it was told to stop."""
+        self._server.hurry()
+
+    def _make_factory(self) -> Any:
+        from twisted.web.server import Site  # noqa: PLC0415 - a process without the API pays nothing for it
+
+        settings = self.runtime.settings
+        sessions = Sessions(session_key(settings.state_dir), self.runtime.reactor.seconds)
+        names = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
+        access = Access(self._tokens, sessions, self.logins, names if is_loopback(settings.api_listen) else frozenset())
+        return Site(make_doors(self.backend, access), reactor=self.runtime.reactor)

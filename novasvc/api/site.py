@@ -1,0 +1,71 @@
+"""The doors of the API: which room a path leads to, and what holds for all of them."""
+
+from collections.abc import Mapping
+from contextvars import copy_context
+from typing import Any
+
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource
+from zope.interface import implementer
+
+from novasvc.api.access import Access
+from novasvc.api.answers import answer_error
+from novasvc.api.backend import Backend
+from novasvc.api.errors import APIError
+from novasvc.context import RequestContext, current_context
+
+_HEADERS = {
+    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    b"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
+}
+"""Of every answer; a room may say otherwise."""
+
+
+@implementer(IResource)
+class Doors:
+    """Leads each request to its room, by the first segment of its path.
+
+    :param rooms: resource by segment.
+    """
+
+    isLeaf = True
+
+    def __init__(self, rooms: Mapping[bytes, Any]) -> None:
+        self._rooms = rooms
+
+    def getChildWithDefault(self, name: bytes, request: Any) -> Any:
+        """Not called: a leaf has no children."""
+        raise NotImplementedError
+
+    def putChild(self, path: bytes, child: Any) -> None:
+        """Not called: the rooms are given at once."""
+        raise NotImplementedError
+
+    def render(self, request: Any) -> Any:
+        """Let a room answer, with the request's id in what it logs."""
+        context = RequestContext()
+        request.request_id = context.request_id
+        for name, value in _HEADERS.items():
+            request.setHeader(name, value)
+        request.setHeader(b"x-openstack-request-id", context.request_id.encode())
+        room = self._rooms.get(request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b"")
+        if room is None:
+            path = request.path.decode("latin-1")[:200]
+            return answer_error(request, Failure(APIError(404, f"there is nothing at {path}; see /openapi.json")))
+
+        def render() -> Any:
+            current_context.set(context)
+            return room.render(request)
+
+        return copy_context().run(render)
+
+
+def make_doors(backend: Backend, access: Access) -> Doors:
+    """Make the rooms and the doors to them."""
+    rooms: dict[bytes, Any] = {}
+    return Doors(rooms)

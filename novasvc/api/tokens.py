@@ -1,0 +1,91 @@
+"""The file of tokens: who may ask, and for what."""
+
+import hashlib
+import hmac
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from novasvc.errors import SettingError
+
+READ = "read"
+ADMIN = "admin"
+SCOPES = (READ, ADMIN)
+"""What a caller may do: look at everything; or change things, too."""
+
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9._@-]{1,64})\s+(?P<scope>[a-z]+)\s+(?P<token>[\x21-\x7e]+)")
+SHORTEST = 16
+"""Characters of a token: fewer can be guessed."""
+_MOST = 1000
+"""Tokens in a file: each is compared at every request."""
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@attrs.frozen
+class Token:
+    """One line of the file.
+
+    :param name: whose it is, for the log.
+    :param scope: "read" or "admin".
+    :param digest: SHA-256 of the token. The token itself is not kept.
+    """
+
+    name: str
+    scope: str
+    digest: bytes = attrs.field(repr=False)
+
+
+def digest(token: str) -> bytes:
+    """Return what a token is known by."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def find(tokens: Sequence[Token], given: str) -> Token | None:
+    """Return the token that was given, or None; how long that takes says nothing about any token."""
+    wanted, found = digest(given), None
+    for token in tokens:
+        if hmac.compare_digest(token.digest, wanted):
+            found = token
+    return found
+
+
+def read_tokens(path: Path) -> list[Token]:
+    """Read the file: a line is "name scope token"; empty lines and those that begin with "#" are nothing.
+
+    :raises SettingError: it cannot be read, others may read it, or a line is none. No token is in the text.
+    """
+
+    def refuse(problem: str, remedy: str) -> SettingError:
+        return SettingError("api_token_file", str(path), "the configuration", problem, remedy)
+
+    how = "`novasvc token NAME --scope read` makes it, and a token in it"
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & _OTHERS:
+                raise refuse(f"its mode is {mode:04o}, so others than its owner may read it", f"chmod 600 {path}")
+            lines = file.read(1 << 20).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise refuse(f"it cannot be read: {why}", how) from error
+    tokens: list[Token] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        form = f'line {number} is to be "name scope token", with scope read or admin'
+        if match is None or match["scope"] not in SCOPES:
+            raise refuse("it has a line that is none of it", form)
+        if len(match["token"]) < SHORTEST:
+            raise refuse(f"the token of line {number} can be guessed", f"give at least {SHORTEST} characters; {how}")
+        if any(token.name == match["name"] for token in tokens):
+            raise refuse(f"line {number} has a name that a line before has", "give each token a name of its own")
+        tokens.append(Token(match["name"], match["scope"], digest(match["token"])))
+    if not tokens:
+        raise refuse("it has no token, so nobody could ask anything", how)
+    if len(tokens) > _MOST:
+        raise refuse(f"it has {len(tokens)} tokens", f"give at most {_MOST}")
+    return tokens
