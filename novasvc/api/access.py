@@ -60,10 +60,10 @@ class Access:
     #
     # A browser sends what any page on the web tells it to, to loopback as well, and brings our cookie along.
     # Three things keep such a page from acting through its reader: a request by cookie, or by nothing at all, that
-    # changes something has to come from our own origin (Origin, or Sec-Fetch-Site, says so, and no page can forge them);
-    # the cookie is SameSite=Strict; and a form carries a mark that only our own pages have. A page whose name was
-    # made to point at 127.0.0.1 (DNS rebinding) has an origin that fits its Host, so without tokens the Host itself
-    # has to be one of ours.
+    # changes something has to come from our own origin (Origin, or Sec-Fetch-Site, says so, and no page can forge
+    # them); the cookie is SameSite=Strict; and a form carries a mark that only our own pages have. A page whose name
+    # was made to point at 127.0.0.1 (DNS rebinding) has an origin that fits its Host, so without tokens the Host
+    # itself has to be one of ours.
 
     def __init__(
         self, tokens: Sequence[Token], sessions: Sessions, logins: Logins, names: frozenset[str] = _LOCAL_NAMES

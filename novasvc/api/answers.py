@@ -42,7 +42,7 @@ def api_error(request: Any, failure: Failure) -> APIError:
         method = request.method.decode("latin-1")[:20]
         problem = f"there is no {method} {path}" if headers else f"there is nothing at {path}"
         return APIError(error.code or 500, f"{problem}; /openapi.json lists what there is", headers)
-    known = as_api_error(error)
+    known = None if error is None else as_api_error(error)
     if known is not None:
         return known
     if isinstance(error, CancelledError):  # who asked has gone

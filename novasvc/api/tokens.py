@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ SHORTEST = 16
 """Characters of a token: fewer can be guessed."""
 _MOST = 1000
 """Tokens in a file: each is compared at every request."""
+_LARGEST = 1 << 20
+"""Characters of a file that are read."""
+_HOW = "`novasvc token NAME --scope read` makes it, and a token in it"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -57,35 +61,44 @@ def read_tokens(path: Path) -> list[Token]:
 
     :raises SettingError: it cannot be read, others may read it, or a line is none. No token is in the text.
     """
-
-    def refuse(problem: str, remedy: str) -> SettingError:
-        return SettingError("api_token_file", str(path), "the configuration", problem, remedy)
-
-    how = "`novasvc token NAME --scope read` makes it, and a token in it"
-    try:
-        with path.open(encoding="utf-8") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & _OTHERS:
-                raise refuse(f"its mode is {mode:04o}, so others than its owner may read it", f"chmod 600 {path}")
-            lines = file.read(1 << 20).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise refuse(f"it cannot be read: {why}", how) from error
-    tokens: list[Token] = []
-    for number, line in enumerate(lines, 1):
+    tokens: dict[str, Token] = {}
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        match = _LINE.fullmatch(line.strip())
-        form = f'line {number} is to be "name scope token", with scope read or admin'
-        if match is None or match["scope"] not in SCOPES:
-            raise refuse("it has a line that is none of it", form)
-        if len(match["token"]) < SHORTEST:
-            raise refuse(f"the token of line {number} can be guessed", f"give at least {SHORTEST} characters; {how}")
-        if any(token.name == match["name"] for token in tokens):
-            raise refuse(f"line {number} has a name that a line before has", "give each token a name of its own")
-        tokens.append(Token(match["name"], match["scope"], digest(match["token"])))
+        token = _token(path, number, line.strip())
+        if tokens.setdefault(token.name, token) is not token:
+            problem = f"line {number} has a name that a line before has"
+            raise _refused(path, problem, "give each token a name of its own")
     if not tokens:
-        raise refuse("it has no token, so nobody could ask anything", how)
+        raise _refused(path, "it has no token, so nobody could ask anything", _HOW)
     if len(tokens) > _MOST:
-        raise refuse(f"it has {len(tokens)} tokens", f"give at most {_MOST}")
-    return tokens
+        raise _refused(path, f"it has {len(tokens)} tokens", f"give at most {_MOST}")
+    return [*tokens.values()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & _OTHERS:
+                problem = f"its mode is {mode:04o}, so others than its owner may read it"
+                raise _refused(path, problem, f"chmod 600 {path}")
+            return file.read(_LARGEST).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise _refused(path, f"it cannot be read: {why}", _HOW) from error
+
+
+def _token(path: Path, number: int, line: str) -> Token:
+    match = _LINE.fullmatch(line)
+    if match is None or match["scope"] not in SCOPES:
+        remedy = f'line {number} is to be "name scope token", with scope read or admin'
+        raise _refused(path, "it has a line that is none of it", remedy)
+    if len(match["token"]) < SHORTEST:
+        problem = f"the token of line {number} can be guessed"
+        raise _refused(path, problem, f"give at least {SHORTEST} characters; {_HOW}")
+    return Token(match["name"], match["scope"], digest(match["token"]))
+
+
+def _refused(path: Path, problem: str, remedy: str) -> SettingError:
+    return SettingError("api_token_file", str(path), "the configuration", problem, remedy)
