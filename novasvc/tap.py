@@ -113,7 +113,7 @@ def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> 
     """Make all that the settings name, to run in one process.
 
     :param beside: the services of this process, as the API is to see them.
-    :raises NovasvcError: a manager has an error, or the API would be open to everybody.
+    :raises NovasvcError: a manager has an error, or the API's tokens cannot be read.
     """
     runtime = Runtime.from_settings(settings, reactor)
     # First in the tree: it says what the others wait for.
@@ -124,7 +124,7 @@ def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> 
 def make_api(runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> "APIService":
     """Make the API.
 
-    :raises SettingError: it would be open to everybody, or its tokens cannot be read.
+    :raises SettingError: its tokens cannot be read.
     """
     from novasvc.api.service import APIService  # noqa: PLC0415 - a process without the API pays nothing for it
 
@@ -367,14 +367,17 @@ def greeting(configuration: Configuration, page: str = "") -> str:
         if origins[name].startswith(("option", "file")):
             novasvc += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     runs = ", ".join(f"{part.binary}@{part.host} (topic {part.topic})" for part in settings.services)
+    disable = "".join(
+        f"             {novasvc} service disable --reason 'new disk' --host {part.host} --binary {part.binary}\n"
+        for part in settings.services[:1]
+    )
     return (
-        f"\nnovasvc {__version__} runs {runs}\n"
+        f"\nnovasvc {__version__} runs {runs or 'no node'}\n"
         f"  state      {masked_url(settings.database_url)}\n"
         f"  messages   {masked_url(settings.transport_url)}\n"
         + (f"  page       {page}\n" if page else "")
         + f"  try        {novasvc} service list\n"
-        f"             {novasvc} service disable --reason 'new disk' --host {settings.services[0].host}"
-        f" --binary {settings.services[0].binary}\n"
+        f"{disable}"
         f"             {novasvc} config show\n\n"
     )
 

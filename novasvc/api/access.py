@@ -1,6 +1,5 @@
 """Who asks, and what they may do."""
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,8 +12,6 @@ from novasvc.api.errors import APIError
 from novasvc.api.logins import Logins
 from novasvc.api.sessions import COOKIE, LIFETIME, Sessions
 from novasvc.api.tokens import ADMIN, READ, Token, find
-from novasvc.errors import SettingError
-from novasvc.settings import Settings
 
 _log = Logger()
 
@@ -171,34 +168,6 @@ def client_address(request: Any) -> str:
     """Return where a request came from."""
     peer = request.getClientAddress()
     return str(getattr(peer, "host", None) or "a unix socket")
-
-
-def see_guarded(settings: Settings) -> None:
-    """See that what anybody may reach is not open to everybody.
-
-    :raises SettingError: it would be.
-    """
-    address = settings.api_listen
-    if is_loopback(address):
-        return
-    if settings.api_token_file is None:
-        problem = "others than this host could reach the API, and it asks for no token"
-        remedy = "give an api_token_file (`novasvc token NAME` makes one), or listen on 127.0.0.1"
-        raise SettingError("api_listen", address, "the configuration", problem, remedy)
-    if not settings.api_use_ssl and not settings.insecure_http:
-        problem = "tokens would cross the network in the clear"
-        remedy = "set api_use_ssl with ssl_cert_file and ssl_key_file; or insecure_http, behind a proxy that speaks TLS"
-        raise SettingError("api_listen", address, "the configuration", problem, remedy)
-
-
-def is_loopback(address: str) -> bool:
-    """Tell whether an address is reached from this host alone."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def _from_us(request: Any) -> bool:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.api.access import Access, is_loopback, see_guarded
+from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.logins import Logins
 from novasvc.api.sessions import Sessions, session_key
@@ -29,7 +29,7 @@ class APIService(service.Service):
 
     :param runtime: settings, reactor, and the ways to the broker and the database.
     :param beside: returns the services of this process, for health and metrics.
-    :raises SettingError: it would be open to everybody, or its tokens cannot be read.
+    :raises SettingError: its tokens cannot be read.
     """
 
     name = "api"
@@ -37,7 +37,6 @@ class APIService(service.Service):
 
     def __init__(self, runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> None:
         settings = runtime.settings
-        see_guarded(settings)
         self.runtime = runtime
         self._tokens = [] if settings.api_token_file is None else read_tokens(settings.api_token_file)
         self.backend = Backend(runtime, beside)
@@ -121,5 +120,5 @@ class APIService(service.Service):
         settings = self.runtime.settings
         sessions = Sessions(session_key(settings.state_dir), self.runtime.reactor.seconds)
         names = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
-        access = Access(self._tokens, sessions, self.logins, names if is_loopback(settings.api_listen) else frozenset())
+        access = Access(self._tokens, sessions, self.logins, names if settings.api_is_local else frozenset())
         return Site(make_doors(self.backend, access), reactor=self.runtime.reactor)

@@ -166,6 +166,13 @@ def _address(value: object) -> str:
     return address
 
 
+def _port(value: object) -> int:
+    port = _integer(value)
+    if port not in range(65536):
+        raise ValueError
+    return port
+
+
 def choice(*words: str) -> Kind:
     """Make the kind of a value that is one of these words."""
 
@@ -190,4 +197,5 @@ CLASS = Kind('the name of a class, such as "package.module.Class" or "package.mo
 TABLE = Kind("a table", _table, _table)
 TRANSPORT_URL = Kind("the URL of a transport", _transport_url, _transport_url)
 ADDRESS = Kind('an address of this host, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
+PORT = Kind("a port, 0 to 65535", lambda text: _port(int(text)), _port)
 DATABASE_URL = Kind("the URL of a database", _database_url, _database_url)

@@ -4,6 +4,7 @@ This is the only table of them: names of variables and options, their help and
 ``docs/settings.md`` are derived from the fields below.
 """
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from novasvc.settings.kinds import (
     NAME,
     NUMBER,
     PATH,
+    PORT,
     TABLE,
     TRANSPORT_URL,
     Kind,
@@ -371,9 +373,7 @@ class Settings:
         ADDRESS,
         default="127.0.0.1",
     )
-    api_listen_port: int = _setting(
-        "Port that the API listens on; 0 takes a free one.", INTEGER, default=8774, minimum=0
-    )
+    api_listen_port: int = _setting("Port that the API listens on; 0 takes a free one.", PORT, default=8774)
     api_workers: int | None = _setting(
         "Supervised processes that serve the API. None is the process of the services, or one if those have workers.",
         INTEGER,
@@ -410,6 +410,11 @@ class Settings:
         shown=f"<topic>_manager, or {MANAGERS['conductor']} for the topic conductor, or {AGENT}",
     )
     services: tuple[ServiceSettings, ...] = attrs.field(default=attrs.Factory(_only_service, takes_self=True))
+
+    @property
+    def api_is_local(self) -> bool:
+        """Whether nobody but this host reaches the API."""
+        return self.api_listen == "localhost" or ipaddress.ip_address(self.api_listen).is_loopback
 
 
 SPECS: Mapping[str, Spec] = MappingProxyType(

@@ -93,7 +93,8 @@ disks = ["sda", "sdb"]
 | `options` | none |
 | {inherited} | the setting of the same name |
 
-No two services may have the same host and binary, or the same host and topic.
+No two services may have the same host and binary, or the same host and topic. `service = []` is no service:
+with `api = true`, a process that serves the API alone.
 
 ## Rules
 

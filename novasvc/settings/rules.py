@@ -17,6 +17,8 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
         yield from _liveness(settings, origins, bad)
     if not {"rabbit_ssl_cert_file", "rabbit_ssl_key_file"} & set(bad):
         yield from _certificate(settings, origins)
+    if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(bad):
+        yield from _guarded(settings, origins)
     if "service" not in bad:
         yield from _duplicates(settings)
         if not {"db_allowed", "transport_url"} & set(bad):
@@ -49,6 +51,20 @@ def _certificate(settings: Settings, origins: Mapping[str, str]) -> Iterator[Set
         problem = f"a certificate and its key are of use only together, and {missing[0]} is not given"
         remedy = f"give {missing[0]} as well, or neither"
         yield SettingError(other, str(given[other]), origins.get(other, "default"), problem, remedy)
+
+
+def _guarded(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    if not settings.api or settings.api_is_local:
+        return
+    if settings.api_token_file is None:
+        problem = "others than this host would reach the API, and it asks for no token"
+        remedy = "give an api_token_file (`novasvc token NAME` makes one), or listen on 127.0.0.1"
+    elif not settings.api_use_ssl and not settings.insecure_http:
+        problem = "tokens would cross the network in the clear"
+        remedy = "set api_use_ssl with ssl_cert_file and ssl_key_file; or insecure_http, behind a proxy that speaks TLS"
+    else:
+        return
+    yield SettingError("api_listen", settings.api_listen, origins.get("api_listen", "default"), problem, remedy)
 
 
 def _duplicates(settings: Settings) -> Iterator[SettingError]:
