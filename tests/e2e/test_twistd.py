@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from unittest import TestCase
+from urllib.request import urlopen
 
 from tests.e2e.process import ROOT, Process, program
 
@@ -425,6 +426,15 @@ class TacTests(TwistdTestCase):
         self.assertEqual(process.stop(), -signal.SIGTERM)
         self.assertNotIn("went away", process.output)
         self.assertRegex(process.output, "(?s)agent@h1 is stopped.*conductor@h1 is stopped")
+
+    def test_api(self) -> None:
+        """api.tac serves the API of a fleet, and is no member of it."""
+        process = self.tac("api.tac", NOVASVC_API_LISTEN_PORT="0")
+        process.wait_for("runs no node")
+        url = process.wait_for(r"page +(http://127.0.0.1:\d+/)")[1]
+        with urlopen(f"{url}healthz", timeout=10) as answer:
+            self.assertEqual(answer.status, 200)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
 
     def test_failing(self) -> None:
         """A .tac file whose settings are wrong ends with one line and status 1."""

@@ -162,6 +162,10 @@ class ServicesTests(SettingsCase):
         (own,) = self.load(options={"topic": "conductor", "conductor-manager": "a.B"}).settings.services
         self.assertEqual(own.manager, "a.B")
 
+    def test_no_service(self) -> None:
+        """An empty list of services is none, not the default one."""
+        self.assertEqual(self.load(self.write("a.toml", "service = []", "api = true")).settings.services, ())
+
     def test_through_the_conductor(self) -> None:
         """A service that may not reach the database may stand below a conductor."""
         tables = ("[[service]]", 'topic = "conductor"', "[[service]]", 'topic = "agent"', "db_allowed = false")
@@ -230,6 +234,23 @@ class RulesTests(SettingsCase):
         """A certificate without its key is refused, and so is a key alone."""
         self.assertIn("rabbit_ssl_key_file", self.error(options={"rabbit-ssl-cert-file": "/c.pem"}).problem)
         self.assertIn("rabbit_ssl_cert_file", self.error(options={"rabbit-ssl-key-file": "/k.pem"}).problem)
+
+    def test_open_api(self) -> None:
+        """An API that other hosts reach needs tokens, and TLS or somebody's word that a proxy has it."""
+        others = {"api": True, "api-listen": "0.0.0.0"}
+        self.assertIn("asks for no token", self.error(options=others).problem)
+        others["api-token-file"] = "/t"
+        error = self.error(options=others)
+        self.assertEqual((error.setting, error.value), ("api_listen", "0.0.0.0"))
+        self.assertIn("in the clear", error.problem)
+        self.assertTrue(self.load(options={**others, "insecure-http": True}).settings.insecure_http)
+        for local in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
+            self.assertTrue(self.load(options={"api": True, "api-listen": local}).settings.api_is_local)
+
+    def test_port_out_of_range(self) -> None:
+        """A port that does not exist is refused: the system would take another in its place."""
+        self.assertIn("0 to 65535", self.error(options={"api-listen-port": "65536"}).problem)
+        self.assertIn("an address", self.error(options={"api-listen": "example.org"}).problem)
 
     def test_rules_are_silent_about_wrong_values(self) -> None:
         """A wrong value is reported once, not again by each rule about it."""
