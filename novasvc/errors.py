@@ -623,30 +623,6 @@ class RemoteError(RPCError):
         return f"remote error: {self.exc_type} {self.value}"
 
 
-WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
-    DatabaseConflictError,
-    DatabaseCorruptError,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseLockedError,
-    DatabaseNewerError,
-    DatabaseReadOnlyError,
-    DatabaseRefusedError,
-    DatabaseUnavailableError,
-    InvalidArgumentsError,
-    MessageFormatError,
-    MethodTimeoutError,
-    MigrationNeededError,
-    NoSuchMethodError,
-    QuarantinedError,
-    RedeliveredError,
-    ResultNotSerializableError,
-    ServiceNotFoundError,
-    UnsupportedVersionError,
-)
-"""The errors that cross the wire as what they are, most of them under their own name; their ``args`` are JSON."""
-
-
 # -- periodic tasks ----------------------------------------------------------------------------
 
 
@@ -679,6 +655,32 @@ class UnknownTaskError(NovasvcError):
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
         return f"no periodic task is named {self.task!r}; there are: {known}"
+
+
+WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
+    DatabaseConflictError,
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseLockedError,
+    DatabaseNewerError,
+    DatabaseReadOnlyError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    InvalidArgumentsError,
+    MessageFormatError,
+    MethodTimeoutError,
+    MigrationNeededError,
+    NoSuchMethodError,
+    QuarantinedError,
+    RedeliveredError,
+    ResultNotSerializableError,
+    ServiceNotFoundError,
+    StateError,
+    UnknownTaskError,
+    UnsupportedVersionError,
+)
+"""The errors that cross the wire as what they are, most of them under their own name; their ``args`` are JSON."""
 
 
 def describe(error: BaseException) -> str:

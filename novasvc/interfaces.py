@@ -87,6 +87,9 @@ class ITransport(Interface):
         :return: Deferred[None].
         """
 
+    def problem() -> str | None:
+        """Say why messages do not move now, in a sentence that shows no secret; None if they do."""
+
     def listen(target: Target, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
         """Consume from the topic, from topic and server, and from the topic's fanout.
 

@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from novasvc import metrics
 from novasvc.flight import FlightRecorder
 
 _log = Logger()
@@ -55,7 +56,9 @@ class StallWatch:
 
     def _beat(self) -> None:
         now = self._monotonic()
-        late, self._due = now - self._due, now + self._interval
+        late, self._due = max(0.0, now - self._due), now + self._interval
+        metrics.lag_seconds.at().observe(late)
+        metrics.last_lag.at().value = late
         if late > STALL:
             self._recorder.note("stall", f"the reactor was {late:.1f} s late")
         self._recorder.beat(now)

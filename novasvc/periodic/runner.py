@@ -131,6 +131,23 @@ class TaskRunner:
             return fail(self._refusal(f"run {name!r}"))
         return self._begin_by_hand(task, context).when_ended()
 
+    def begin(self, name: str, context: RequestContext | None = None) -> None:
+        """Begin a run of one task now; how it ends is logged and counted.
+
+        :param name: the task.
+        :param context: what the task is given; by default an admin context.
+        :raises UnknownTaskError: there is no such task.
+        :raises StateError: a run of it is under way; or after :meth:`stop`.
+        """
+        task = self._tasks.get(name)
+        if task is None:
+            raise UnknownTaskError(name, sorted(self._tasks))
+        if task.run is not None:
+            raise StateError(f"the periodic task {name!r}", "running", "run twice at a time")
+        if self._state == "stopped":
+            raise self._refusal(f"run {name!r}")
+        self._begin_by_hand(task, context)
+
     def figures(self) -> list[TaskFigures]:
         """Tell how each task fares, in the order they were written."""
         return [task.figures() for task in self._tasks.values()]

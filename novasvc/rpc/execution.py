@@ -1,6 +1,6 @@
 """One call from its beginning to its reply."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context
 from functools import partial
 from types import CoroutineType
@@ -16,6 +16,7 @@ from novasvc.context import RequestContext, current_context
 from novasvc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.flight import note
 from novasvc.interfaces import IDelivery, ITransport
+from novasvc.metrics import MethodFigures
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
@@ -77,6 +78,7 @@ class Execution:
     :param run_blocking: for methods that block.
     :param send_tracebacks: whether callers get an error's whole traceback.
     :param counts: is kept up to date.
+    :param figures: those of each method that can come.
     :param ended: called when a method, or the publishing of a reply, has ended, or nobody waits for it any more.
     """
 
@@ -88,6 +90,7 @@ class Execution:
         run_blocking: RunBlocking,
         send_tracebacks: bool,
         counts: Counts,
+        figures: Mapping[Method, MethodFigures],
         ended: Callable[[], None],
     ) -> None:
         self.publishing = 0
@@ -97,6 +100,7 @@ class Execution:
         self._run_blocking = run_blocking
         self._send_tracebacks = send_tracebacks
         self._counts = counts
+        self._figures = figures
         self._ended = ended
         self._deadlines = Deadlines[Call](clock, self._overdue)
 
@@ -138,6 +142,7 @@ class Execution:
         call.request_id = context.request_id
         note("call", f"{call.method.name} began {call.request_id}")
         self._running[call] = None
+        self._figures[call.method].now.value += 1
         try:
             result = self._run(call)
         except KeyboardInterrupt:
@@ -175,6 +180,8 @@ class Execution:
 
     def _done(self, result: object, call: Call) -> None:
         self._counts.completed += 1
+        if not call.answered:
+            self._figures[call.method].done.value += 1
         note("call", f"{call.method.name} done {call.request_id}")
         back = call.request.back
         try:
@@ -194,6 +201,8 @@ class Execution:
     def _failed(self, failure: Failure, call: Call) -> None:
         note("call", f"{call.method.name} failed {call.request_id} {type(failure.value).__name__}")
         try:
+            if not call.answered:
+                self._count_failure(failure, call)
             if not (call.answered and failure.check(CancelledError)):
                 self._counts.failed += 1
                 # A copy, because a thread that runs the method may still be in the scope itself.
@@ -202,8 +211,17 @@ class Execution:
         finally:
             self._leave(call)
 
+    def _count_failure(self, failure: Failure, call: Call) -> None:
+        figures = self._figures[call.method]
+        outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
+        outcome.value += 1
+        figures.raised(cast(BaseException, failure.value))
+
     def _leave(self, call: Call) -> None:
         self._running.pop(call, None)
+        figures = self._figures[call.method]
+        figures.now.value -= 1
+        figures.seconds.observe(self._clock.seconds() - call.began)
         if call.running is not None:
             self._deadlines.discard(call)
         self._ended()
@@ -222,6 +240,7 @@ class Execution:
         """
         if not call.answered:
             note("call", f"{call.method.name} timed out {call.request_id}")
+            self._figures[call.method].timed_out.value += 1
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3))
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.answer(call, error)

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.metrics import MethodFigures
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.endpoint import Endpoints
@@ -37,6 +38,8 @@ class Server:
     :param max_deliveries: a request of an idempotent method that was delivered as often before is put
         into quarantine.
     :param send_tracebacks: callers get the traceback of an error, not only its last line.
+    :ivar counts: what became of the deliveries.
+    :ivar figures: how each method fares.
     """
 
     # Note [When a message is acknowledged]
@@ -81,12 +84,16 @@ class Server:
         self._clock = clock
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
+        self.figures = {
+            method: MethodFigures.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
+        }
         self._execution = Execution(
             transport,
             clock,
             run_blocking=run_blocking,
             send_tracebacks=send_tracebacks,
             counts=self.counts,
+            figures=self.figures,
             ended=self._go_on,
         )
         self._suspects = Suspects(clock, self._execution, give_back=self._give_back, go_on=self._go_on)

@@ -30,6 +30,8 @@ from novasvc.periodic import TaskRunner
 from novasvc.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.runtime import Leg, Runtime
+from novasvc.service.endpoint import NodeAPI
+from novasvc.service.health import Health
 from novasvc.service.heedless import heedless
 from novasvc.service.lifecycle import Course
 from novasvc.servicegroup import Identity, Membership
@@ -37,6 +39,9 @@ from novasvc.target import Target
 
 _log = Logger()
 _T = TypeVar("_T")
+
+_OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
+"""What a node waits for the end of."""
 
 AT_ONCE = 1.0
 """Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
@@ -52,6 +57,8 @@ class Node:
     :param registry_leg: the way to the registry: the database's, or the conductor's.
     :param report_interval: seconds between heartbeats.
     :param periodic_enable: run the tasks.
+    :ivar obstacle: what the start failed of last; None when it went on.
+    :ivar running_since: seconds on the reactor's clock; None before it ran.
     """
 
     # Note [Order of start and stop]
@@ -73,7 +80,10 @@ class Node:
     report_interval: float
     periodic_enable: bool
     course: Course = attrs.field(init=False)
+    health: Health = attrs.field(init=False)
     waiting_for: str | None = attrs.field(default=None, init=False)
+    obstacle: NovasvcError | None = attrs.field(default=None, init=False)
+    running_since: float | None = attrs.field(default=None, init=False)
     registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     transport: ITransport | None = attrs.field(default=None, init=False)
     client: Client | None = attrs.field(default=None, init=False)
@@ -87,7 +97,10 @@ class Node:
     _step: str = attrs.field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._endpoints = Endpoints(self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic))
+        self._endpoints = Endpoints(
+            self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self)
+        )
+        self.health = Health(self)
         self.course = Course(f"node {self.identity}", self.begin, self.end, self._entered)
 
     @property
@@ -98,6 +111,8 @@ class Node:
     def _entered(self, state: str) -> None:
         grace = self.runtime.settings.graceful_shutdown_timeout
         self._deadline = self.runtime.reactor.seconds() + grace if state == "draining" and grace else None
+        if state == "running":
+            self.running_since = self.runtime.reactor.seconds()
         note("node", f"{self.identity} is {state}")
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
@@ -218,8 +233,9 @@ class Node:
         for failures in count(1):
             try:
                 reached = await attempt()
-            except (BrokerUnavailableError, DatabaseUnavailableError) as error:
-                if self.runtime.settings.fail_fast:
+            except NovasvcError as error:
+                self.obstacle = error
+                if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise
                 if self.waiting_for is None:
                     _log.error("the {leg} is not there, trying until it is: {error}", leg=leg, error=error)
@@ -228,7 +244,7 @@ class Node:
             else:
                 if self.waiting_for is not None:
                     _log.info("the {leg} is there, after {failures} failures", leg=leg, failures=failures - 1)
-                self.waiting_for = None
+                self.waiting_for = self.obstacle = None
                 return reached
         raise AssertionError  # count() does not end
 

@@ -101,3 +101,18 @@ class ControlError(SupervisionError):
 
     def __str__(self) -> str:
         return f"control socket {self.path!r}: {self.problem}; {self.remedy}"
+
+
+@attrs.define
+class RefusedError(SupervisionError):
+    """A supervisor did not do what was asked for.
+
+    :param kind: name of the error's class over there.
+    :param problem: its text, which says what to do.
+    """
+
+    kind: str
+    problem: str
+
+    def __str__(self) -> str:
+        return self.problem

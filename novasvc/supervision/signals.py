@@ -39,6 +39,12 @@ _taken: dict[int, _Taken] = {}
 """By number. The handlers of signals are the process's, and so is this."""
 
 
+def is_taken(number: int) -> bool:
+    """Tell whether somebody of ours answers to a signal in this process."""
+    taken = _taken.get(number)
+    return taken is not None and signal.getsignal(number) == taken.see
+
+
 class Signals(service.Service):
     """Calls a function for each signal, in the reactor, for as long as it runs.
 

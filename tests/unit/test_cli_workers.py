@@ -422,6 +422,6 @@ class StrangeTests(TestCase):
 
     async def test_endless(self) -> None:
         """An answer without an end is not read to it."""
-        self.patch(client, "_LONGEST", 1000)
+        self.patch(client, "LONGEST", 1000)
         error = await self.assertFailure(Deferred.fromCoroutine(self.told(b"x" * 2000)), ControlError)
         self.assertIn("what answers there is no supervisor", str(error))

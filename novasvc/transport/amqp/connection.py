@@ -178,6 +178,16 @@ class Connection:
         self._machine.close()
         return closed
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be sent or received now; None if it can."""
+        if self.state == "ready":
+            return None
+        if self.state == "blocked":
+            return f"the broker takes no messages: {self.blocked_by}"
+        doing = f"the connection for {self.name} is {self.state}"
+        return doing if self.problem is None else f"{doing}: {self.problem}"
+
     # -- Observer ------------------------------------------------------------------------------
 
     def lost(self, reason: ClosedError) -> None:

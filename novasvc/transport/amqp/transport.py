@@ -117,6 +117,12 @@ class AMQPTransport:
         for connection in reversed(self.connections):
             await connection.close()
 
+    def problem(self) -> str | None:
+        """Say what keeps messages from moving; see ITransport."""
+        # The connection that consumes is idle until somebody listens.
+        problems = [connection.trouble for connection in self.connections if connection.state != "idle"]
+        return next((problem for problem in problems if problem is not None), None)
+
     # -- in ------------------------------------------------------------------------------------
 
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:

@@ -147,6 +147,10 @@ class MemoryTransport:
         self._listeners, self._addresses = [], []
         return succeed(None)
 
+    def problem(self) -> str | None:
+        """Say what keeps messages from moving; see ITransport."""
+        return "it was closed" if self._closed else None
+
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume; see ITransport."""
         if self._closed:

@@ -1,0 +1,187 @@
+"""Questions to a supervisor, by its control socket: how they are put, and how answers are understood.
+
+:func:`ask` is for processes with a reactor. The protocol is in docs/workers.md.
+"""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+
+from novasvc.supervision.errors import ControlError, RefusedError
+
+ANSWER = 10.0
+"""Seconds that a supervisor has to answer what it knows."""
+
+LONGEST = 64 * 1024 * 1024
+"""Octets in an answer: the stacks of all workers."""
+
+START = (
+    "start one with `twistd -n novasvc --workers N`, or say where its socket is with --control-socket or --state-dir"
+)
+
+LOG = "the log of the supervisor may say why"
+
+
+def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **arguments: Any) -> Deferred[Any]:
+    """Ask a supervisor one thing.
+
+    :param reactor: provides IReactorUNIX and IReactorTime.
+    :param path: of its control socket.
+    :param command: see docs/workers.md, as for the arguments.
+    :param timeout: seconds from now to the answer.
+    :return: Deferred of the result, JSON; cancelling it ends only the waiting.
+    :raises RefusedError: the supervisor says why it does not.
+    :raises ControlError: nobody is there, or there is no answer, or none that a supervisor would give.
+    """
+
+    def late(_: object, seconds: float) -> Any:
+        raise unanswered(path, f"{command} was not answered within {seconds:g} s")
+
+    asking = Deferred.fromCoroutine(_ask(UNIXClientEndpoint(reactor, os.fspath(path)), path, command, arguments))
+    return asking.addTimeout(timeout, reactor, onTimeoutCancel=late)
+
+
+async def _ask(way: UNIXClientEndpoint, path: Path, command: str, arguments: dict[str, Any]) -> Any:
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise unreachable(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)))
+    try:
+        conversation = await way.connect(_Asking(path, command))
+    except ConnectError as error:
+        number = error.osError if isinstance(error.osError, int) else errno.ECONNREFUSED
+        raise unreachable(path, OSError(number, os.strerror(number))) from error
+    return await conversation.ask(request_line(command, arguments))
+
+
+_LONGEST_PATH = 107
+"""Octets in the path of a unix socket."""
+
+
+class _Question(LineOnlyReceiver):
+    """One request, and its answer."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = LONGEST
+    transport: Any
+
+    def __init__(self, path: Path, command: str) -> None:
+        self._path = path
+        self._command = command
+        self._answer: Deferred[Any] | None = Deferred(self._cancelled)
+
+    def ask(self, request: bytes) -> Deferred[Any]:
+        assert self._answer is not None
+        answer = self._answer
+        self.transport.write(request)
+        return answer
+
+    def lineReceived(self, line: bytes) -> None:
+        try:
+            outcome = result_of(self._path, line)
+        except (ControlError, RefusedError):
+            outcome = Failure()
+        self._settle(outcome)
+        self.transport.loseConnection()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._settle(Failure(strange(self._path)))
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._settle(Failure(ended_early(self._path, self._command)))
+
+    def _cancelled(self, _: object) -> None:
+        self._answer = None
+        self.transport.abortConnection()
+
+    def _settle(self, outcome: Any) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.callback(outcome)
+
+
+class _Asking(Factory):
+    noisy = False
+
+    def __init__(self, path: Path, command: str) -> None:
+        self._of = path, command
+
+    def buildProtocol(self, addr: object) -> _Question:
+        return _Question(*self._of)
+
+
+# -- what all who ask have in common -----------------------------------------------------------------
+
+
+def request_line(command: str, arguments: dict[str, Any]) -> bytes:
+    """Return what is sent."""
+    return json.dumps({"command": command, **arguments}).encode() + b"\n"
+
+
+def result_of(path: Path, line: bytes) -> Any:
+    """Understand what came back.
+
+    :return: JSON.
+    :raises RefusedError: the supervisor says why it does not.
+    :raises ControlError: no supervisor would answer so.
+    """
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        raise strange(path) from None
+    match answer:
+        case {"result": result}:
+            return result
+        case {"error": {"type": str(kind), "message": str(problem)}}:
+            raise RefusedError(kind, problem)
+    raise strange(path)
+
+
+def strange(path: Path) -> ControlError:
+    """Say that this is no supervisor."""
+    return ControlError(str(path), "what answers there is no supervisor", START)
+
+
+def ended_early(path: Path, command: str) -> ControlError:
+    """Say that the connection was closed without an answer."""
+    return ControlError(str(path), f"the supervisor ended before it answered {command}", LOG)
+
+
+def unanswered(path: Path, late: str) -> ControlError:
+    """Say that nothing came in time."""
+    remedy = "it goes on with it; `novasvc workers` shows how far it is, unless it hangs"
+    return ControlError(str(path), late, remedy)
+
+
+def unreachable(path: Path, error: OSError) -> ControlError:
+    """Say why nobody could be reached."""
+    problem, remedy = f"it cannot be reached: {error.strerror or error}", START
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            problem = "no supervisor listens there"
+        case ConnectionRefusedError():
+            problem = "no supervisor listens there any more: the last one did not end by itself"
+            if not _is_socket(path):
+                problem = "something is there that is not a socket"
+        case PermissionError():
+            problem = f"uid {os.geteuid()} may not use it"
+            remedy = "ask as the user that the supervisor runs as, or as root"
+        case BlockingIOError():
+            problem, remedy = "its supervisor does not answer, and others wait, too", LOG
+    return ControlError(str(path), problem, remedy)
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return True  # it has just gone
