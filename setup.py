@@ -18,6 +18,7 @@ REQUIRES = [
     "service-identity>=24.1",  # checks that a TLS server is the one we asked for
     "klein>=24.8",  # routes of the HTTP services
     # What these leave open.
+    "Jinja2>=3.1",  # the pages of the API
     "SQLAlchemy>=2.1",  # the schema and its queries
     "alembic>=1.16",  # migrations of the schema
     "attrs>=24.2",  # records, settings and errors
@@ -37,6 +38,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",  # tests that wait for servers and processes, side by side
         "coverage>=7.10",  # the first that follows processes by itself
         "hypothesis>=6.120",
+        "selenium>=4.25",  # drives the browser that clicks through the page
         "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones
         "build>=1.2",
         # An installation is tested with no index to ask, so what builds one has to be here.
@@ -78,6 +80,7 @@ setup(
     packages=[*find_packages(include=["novasvc", "novasvc.*"]), "twisted.plugins"],
     package_data={
         "novasvc": ["py.typed"],
+        "novasvc.api.page": ["templates/*", "static/*"],
         "novasvc.db": ["migrations/*.py", "migrations/*.mako", "migrations/versions/*.py"],
     },
     install_requires=REQUIRES,

@@ -139,9 +139,9 @@ class Family(Generic[_Child]):
         return self._children.setdefault(kept, self._make())
 
 
-def counter(name: str, text: str, *labels: str) -> Family[Number]:
+def counter(name: str, text: str, *labels: str, most: int = MOST) -> Family[Number]:
     """Make a family of counters."""
-    return Family(name, "counter", text, labels, Number)
+    return Family(name, "counter", text, labels, Number, most)
 
 
 def gauge(name: str, text: str, *labels: str) -> Family[Number]:
@@ -149,6 +149,11 @@ def gauge(name: str, text: str, *labels: str) -> Family[Number]:
     return Family(name, "gauge", text, labels, Number)
 
 
-def histogram(name: str, text: str, *labels: str, bounds: Sequence[float] = SECONDS) -> Family[Distribution]:
-    """Make a family of histograms."""
-    return Family(name, "histogram", text, labels, lambda: Distribution(bounds))
+def histogram(
+    name: str, text: str, *labels: str, bounds: Sequence[float] = SECONDS, most: int = MOST
+) -> Family[Distribution]:
+    """Make a family of histograms.
+
+    :param bounds: of the buckets, ascending; see :class:`Distribution`.
+    """
+    return Family(name, "histogram", text, labels, lambda: Distribution(bounds), most)

@@ -4,6 +4,7 @@ A member proves that it lives by a heartbeat in its row; everybody else judges t
 rule, :func:`is_up`. Both use the database's clock, so the clocks of hosts play no part.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 
@@ -14,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc import metrics
 from novasvc.errors import DatabaseError, ServiceNotFoundError, describe
 from novasvc.interfaces import IServiceRegistry
 from novasvc.record import ServiceRecord
@@ -116,23 +118,31 @@ class Membership:
         missing = self._missing_proof()
         if missing is not None:
             self.skipped += 1
+            self._count("skipped")
             self._stumble(f"no heartbeat is sent, because {missing}")
             return
         try:
             await self._send()
         except DatabaseError as error:
             self.failures += 1
+            self._count("failed")
             self._stumble("model server went away", error)
         except CancelledError:
             pass  # the member leaves
         except Exception as error:  # noqa: BLE001 - whatever it is, the next beat is tried
             self.failures += 1
+            self._count("failed")
             self._stumble("the heartbeat failed", error)
         else:
             self.beats += 1
+            self._count("sent")
+            metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
             if self.trouble is not None:
                 _log.info("heartbeats go on; before: {trouble}", trouble=self.trouble)
                 self.trouble = None
+
+    def _count(self, outcome: str) -> None:
+        metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome).value += 1
 
     async def _send(self) -> None:
         try:

@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc import metrics
 from novasvc.errors import NoThreadError, describe
 
 _log = Logger()
@@ -120,6 +121,7 @@ class BlockingPool:
                 taken = f"all {self._threads} threads are taken, and {self._queue} functions wait for one already"
                 return fail(NoThreadError(job.name, f"{taken}; see what holds them, or ask for less at a time"))
             self._waiting[job] = None
+            metrics.threads_waiting.at().value += 1
             return self._wait(job)
         try:
             worker = self._idle.pop() if self._idle else self._hire()
@@ -145,6 +147,7 @@ class BlockingPool:
         job.cancelled = True
         if job.began is None:
             del self._waiting[job]
+            metrics.threads_waiting.at().value -= 1
             return failure
         job.waiter = Deferred()  # whoever cancels again, cancels this one
         return self._wait(job)
@@ -152,6 +155,7 @@ class BlockingPool:
     def _begin(self, job: _Job, worker: Worker) -> None:
         job.began = time.monotonic()
         self._running[job] = None
+        metrics.threads_busy.at().value += 1
 
         def work() -> None:
             outcome = _outcome(job)
@@ -161,7 +165,9 @@ class BlockingPool:
 
     def _done(self, job: _Job, worker: Worker, outcome: Any) -> None:
         del self._running[job]
+        metrics.threads_busy.at().value -= 1
         if self._waiting:
+            metrics.threads_waiting.at().value -= 1
             self._begin(self._waiting.popitem(last=False)[0], worker)
         else:
             self._idle.append(worker)

@@ -18,9 +18,10 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc import metrics
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.diagnosis import diagnose
-from novasvc.errors import DatabaseUnavailableError
+from novasvc.errors import DatabaseError, DatabaseUnavailableError
 from novasvc.threads import Worker
 
 # Before the import: alchimia derives from a class that SQLAlchemy 2 no longer has, and never uses it.
@@ -124,22 +125,29 @@ class Engine(TwistedEngine):  # type: ignore[misc]
                 raise self._unavailable(f"no answer within {seconds:g} s")
             return outcome
 
-        return Deferred.fromCoroutine(self._in_turn(function)).addTimeout(seconds, self._reactor, onTimeoutCancel=late)
+        turn = Deferred.fromCoroutine(self._in_turn(function)).addTimeout(seconds, self._reactor, onTimeoutCancel=late)
+        return turn.addErrback(_count_failure)
 
     async def _in_turn(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
+        asked = self._reactor.seconds()
+        metrics.database_waiting.at().value += 1
         try:
             await self._turns.acquire()
         except CancelledError:
             if self._closed:
                 raise self._unavailable("it was closed") from None
             raise
+        finally:
+            metrics.database_waiting.at().value -= 1
+        began = self._reactor.seconds()
+        metrics.database_wait.at().observe(began - asked)
         worker = self._idle.pop() if self._idle else self._hire()
         # Two Deferreds: whoever waits may give up, the worker is free when it really is.
         awaited: Deferred[T] = Deferred()
         # In a thread, too, what is logged belongs to the node and the request that asked.
         attempt = copy_context().run
         working = _defer_to_worker(self._reactor.callFromThread, worker, attempt, self._attempt, function)
-        working.addBoth(self._done, worker).chainDeferred(awaited)
+        working.addBoth(self._done, worker, began).chainDeferred(awaited)
         return await awaited
 
     def _attempt(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
@@ -157,7 +165,8 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         self._workers.append(worker)
         return worker
 
-    def _done(self, outcome: Any, worker: Worker) -> Any:
+    def _done(self, outcome: Any, worker: Worker, began: float) -> Any:
+        metrics.database_seconds.at().observe(self._reactor.seconds() - began)
         self._idle.append(worker)
         self._turns.release()
         return outcome
@@ -202,3 +211,9 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         """Wait until nobody works: then all the turns are ours."""
         for _ in range(self._count):
             await self._turns.acquire()
+
+
+def _count_failure(failure: Failure) -> Failure:
+    if failure.check(DatabaseError):
+        metrics.database_errors.at(type(failure.value).__name__).value += 1
+    return failure

@@ -172,7 +172,7 @@ class TaskRunner:
         interval = declaration.spacing or self._pass_interval
         first = self._clock.seconds() + (0 if declaration.run_immediately else declaration.spacing)
         cadence = Cadence(self._clock, interval, first, lambda: self._fall_due(task))
-        task = self._tasks[name] = Task(declaration, method, self._clock, cadence)
+        task = self._tasks[name] = Task(declaration, method, self._clock, cadence, self._name)
 
     def _fall_due(self, task: Task) -> None:
         if task.take_due():

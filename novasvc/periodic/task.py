@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from novasvc import metrics
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import TaskTimeoutError
 from novasvc.flight import note
@@ -143,6 +144,7 @@ class Task:
 
     :param declaration: what its author said.
     :param cadence: its due times.
+    :param manager: the class whose task it is, for the figures of the process.
     :param run: the run under way, if any.
     """
 
@@ -150,6 +152,7 @@ class Task:
     _method: Callable[[RequestContext], Any]
     _clock: IReactorTime
     cadence: Cadence
+    _manager: str
     run: Run | None = attrs.field(default=None, init=False)
     _runs: int = attrs.field(default=0, init=False)
     _failures: int = attrs.field(default=0, init=False)
@@ -165,6 +168,10 @@ class Task:
         """What it is called in logs and metrics."""
         return self.declaration.name
 
+    @property
+    def _labels(self) -> tuple[str, str]:
+        return self._manager, self.name
+
     def take_due(self) -> bool:
         """Take the due times that have passed: all but the last of them were missed.
 
@@ -173,12 +180,15 @@ class Task:
         count, lateness = self.cadence.take()
         if count == 0:
             return False
-        self._missed += count - 1
+        missed = count - 1 if self.run is None else count
+        if missed:
+            self._missed += missed
+            metrics.tasks_missed.at(*self._labels).value += missed
         if self.run is not None:
-            self._missed += 1
             self.run.report_overdue(self._clock.seconds())
             return False
         self._last_lateness = lateness
+        metrics.task_lateness.at(*self._labels).observe(lateness)
         self._max_lateness = max(self._max_lateness, lateness)
         return True
 
@@ -191,6 +201,7 @@ class Task:
         """
         run = self.run = Run(self.name, self._clock.seconds(), variables.copy())
         self._runs += 1
+        metrics.tasks_now.at(*self._labels).value = 1
         self._last_start = run.started
         note("task", f"{self.name} began")
         try:
@@ -241,6 +252,9 @@ class Task:
         self.run = None
         note("task", f"{self.name} {_how(outcome)}")
         self._last_duration = self._clock.seconds() - run.started
+        metrics.tasks_now.at(*self._labels).value = 0
+        metrics.task_seconds.at(*self._labels).observe(self._last_duration)
+        metrics.tasks.at(*self._labels, _counted(run, outcome)).value += 1
         if isinstance(outcome, Failure) and not (run.cancelled and outcome.check(CancelledError)):
             self._failures += 1
             run.within(
@@ -251,3 +265,12 @@ class Task:
 
 def _how(outcome: Any) -> str:
     return f"failed {type(outcome.value).__name__}" if isinstance(outcome, Failure) else "done"
+
+
+def _counted(run: Run, outcome: Any) -> str:
+    """Return the name under which the end of a run is counted."""
+    if run.timeout is not None:
+        return "timed_out"
+    if not isinstance(outcome, Failure):
+        return "done"
+    return "cancelled" if run.cancelled and outcome.check(CancelledError) else "failed"

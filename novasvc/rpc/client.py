@@ -9,6 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
+from novasvc import metrics
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError
 from novasvc.interfaces import ITransport
@@ -186,6 +187,7 @@ class Client:
     def _cast(self, target: Target, context: RequestContext, method: str, args: Mapping[str, Any]) -> Deferred[None]:
         self._calls.check_open()
         body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
+        metrics.casts.at(target.topic, method).value += 1
         sent: Deferred[None] = self._transport.send(target, body, None, False)
         return sent
 

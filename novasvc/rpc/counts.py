@@ -2,11 +2,14 @@
 
 import attrs
 
+from novasvc import metrics
+
 
 @attrs.define
 class Counts:
     """What became of the deliveries, since the start.
 
+    :param topic: of the server, for the figures of the process.
     :param received: all of them.
     :param completed: the method returned.
     :param failed: the method raised.
@@ -20,6 +23,7 @@ class Counts:
     :param unanswered: replies that could not be published.
     """
 
+    topic: str = ""
     received: int = 0
     completed: int = 0
     failed: int = 0
@@ -31,3 +35,11 @@ class Counts:
     given_back: int = 0
     quarantined: int = 0
     unanswered: int = 0
+
+    def unserved(self, fate: str) -> None:
+        """Count a delivery that was not run, or whose reply was lost.
+
+        :param fate: the name of its count.
+        """
+        setattr(self, fate, getattr(self, fate) + 1)
+        metrics.deliveries.at(self.topic, fate).value += 1

@@ -123,7 +123,7 @@ class Execution:
         """Settle a call that was not begun, if nobody waits for it any more; return whether."""
         if call.expires_at is None or call.expires_at > self._clock.seconds():
             return False
-        self._counts.expired += 1
+        self._counts.unserved("expired")
         call.delivery.ack()
         return True
 
@@ -320,7 +320,7 @@ class Execution:
         self._ended()
 
     def _unpublished(self, failure: Failure, delivery: IDelivery | None) -> None:
-        self._counts.unanswered += 1
+        self._counts.unserved("unanswered")
         _log.warn("a reply could not be published: {reason}", reason=failure.value)
         if delivery is not None:
             delivery.requeue(delivery.deliveries + 1)

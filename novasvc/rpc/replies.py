@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc import metrics
 from novasvc.errors import (
     MessageFormatError,
     RPCError,
@@ -18,7 +19,9 @@ from novasvc.errors import (
     TransportClosedError,
     UnconfirmedError,
 )
+from novasvc.figures import Number
 from novasvc.interfaces import ITransport
+from novasvc.metrics import CallFigures
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
@@ -45,6 +48,8 @@ class _Pending:
     :param timeout: seconds that it waits in all; None is "as long as there are signs of life".
     :param keepalive: seconds that it waits for a sign of life; None if it wants none.
     :param deadline: seconds on the clock; infinite without a timeout.
+    :param began: seconds on the clock.
+    :param figures: those of its method.
     :param result: what came without being the last; old senders end with an empty reply.
     :param sending: the transport's answer, while it is awaited.
     :param unconfirmed: why it is not known whether the message was taken; empty if it was.
@@ -57,6 +62,8 @@ class _Pending:
     timeout: float | None
     keepalive: int | None
     deadline: float
+    began: float
+    figures: CallFigures
     result: Any = None
     sending: Deferred[None] | None = None
     unconfirmed: str = ""
@@ -106,14 +113,17 @@ class PendingCalls:
         if len(self._pending) >= PENDING_BOUND:
             return fail(TooManyCallsError(PENDING_BOUND))
         msg_id = new_id()
-        deadline = inf if timeout is None else self._clock.seconds() + timeout
+        now = self._clock.seconds()
+        deadline = inf if timeout is None else now + timeout
+        figures = CallFigures.of(target.topic, method)
 
         def cancelled(_: object) -> None:
-            self._drop(msg_id)
+            self._drop(msg_id, figures.cancelled)
 
         waiter: Deferred[Any] = Deferred(cancelled)
-        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline)
+        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline, now, figures)
         self._pending[msg_id] = pending
+        metrics.called_now.at().value += 1
         self._be_patient(msg_id, pending)
         if self._address is not None:
             self._send(msg_id, pending, self._address)
@@ -163,7 +173,7 @@ class PendingCalls:
         try:
             body = pending.make_body(back=WayBack(msg_id, address))
         except RPCError as error:
-            self._end(msg_id, error)
+            self._end(msg_id, error, pending.figures.unsent)
             return
         ttl = pending.deadline - self._clock.seconds()
         if pending.keepalive is not None:
@@ -180,8 +190,8 @@ class PendingCalls:
         if pending is not None and isinstance(failure.value, UnconfirmedError):
             # More often than not it was taken, and the reply is on its way.
             pending.unconfirmed = failure.value.problem
-        else:
-            self._end(msg_id, failure)
+        elif pending is not None:
+            self._end(msg_id, failure, pending.figures.unsent)
 
     # -- the end of a call ---------------------------------------------------------------------
 
@@ -202,36 +212,45 @@ class PendingCalls:
 
     def _advance(self, pending: _Pending, reply: Reply) -> None:
         if reply.failure is not None:
-            self._end(reply.msg_id, read_failure(reply.failure))
+            self._end(reply.msg_id, read_failure(reply.failure), pending.figures.failed)
             return
         if reply.result is not None:
             pending.result = reply.result
         if reply.ending:
-            self._forget(reply.msg_id)
+            self._forget(reply.msg_id, pending.figures.replied)
             pending.waiter.callback(pending.result)
         else:
             self._be_patient(reply.msg_id, pending)
 
-    def _forget(self, msg_id: str) -> _Pending | None:
-        """Let go of a call."""
-        self._deadlines.discard(msg_id)
-        return self._pending.pop(msg_id, None)
+    def _forget(self, msg_id: str, outcome: Number) -> _Pending | None:
+        """Let go of a call.
 
-    def _end(self, msg_id: str, reason: Exception | Failure) -> None:
-        pending = self._forget(msg_id)
+        :param outcome: where it is counted.
+        """
+        self._deadlines.discard(msg_id)
+        pending = self._pending.pop(msg_id, None)
+        if pending is not None:
+            outcome.value += 1
+            pending.figures.seconds.observe(self._clock.seconds() - pending.began)
+            metrics.called_now.at().value -= 1
+        return pending
+
+    def _end(self, msg_id: str, reason: Exception | Failure, outcome: Number) -> None:
+        pending = self._forget(msg_id, outcome)
         if pending is not None:
             pending.waiter.errback(reason)
 
-    def _drop(self, msg_id: str) -> _Pending | None:
+    def _drop(self, msg_id: str, outcome: Number) -> _Pending | None:
         """Let go of a call that nobody waits for; a message that is not sent yet will not be."""
-        pending = self._forget(msg_id)
+        pending = self._forget(msg_id, outcome)
         if pending is not None and pending.sending is not None:
             pending.sending.cancel()
         return pending
 
     def _expire(self, msg_id: str) -> None:
-        silent = self._clock.seconds() < self._pending[msg_id].deadline
-        pending = self._drop(msg_id)
+        expired = self._pending[msg_id]
+        silent = self._clock.seconds() < expired.deadline
+        pending = self._drop(msg_id, expired.figures.timed_out)
         if pending is not None:
             waited = pending.keepalive if silent else pending.timeout
             unconfirmed = pending.unconfirmed
@@ -239,7 +258,7 @@ class PendingCalls:
             pending.waiter.errback(error)
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
-        for msg_id in list(self._pending):
-            pending = self._drop(msg_id)
+        for msg_id, waiting in list(self._pending.items()):
+            pending = self._drop(msg_id, waiting.figures.unsent)
             if pending is not None:
                 pending.waiter.errback(reason())

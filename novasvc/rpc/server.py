@@ -77,7 +77,7 @@ class Server:
         max_deliveries: int = 3,
         send_tracebacks: bool = False,
     ) -> None:
-        self.counts = Counts()
+        self.counts = Counts(target.topic)
         self._transport = transport
         self._target = target
         self._endpoints = endpoints
@@ -186,7 +186,7 @@ class Server:
 
     def _give_back(self, call: Call) -> None:
         """Have a request delivered again, here or elsewhere: it was not begun."""
-        self.counts.given_back += 1
+        self.counts.unserved("given_back")
         if call.request.unique_id is not None:
             self._seen.forget(call.request.unique_id)
         call.delivery.requeue(call.deliveries)
@@ -210,7 +210,7 @@ class Server:
         try:
             fields = unwrap(delivery.body)
         except MessageFormatError as error:
-            self.counts.malformed += 1
+            self.counts.unserved("malformed")
             scope = self._scope.copy()
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
@@ -234,11 +234,11 @@ class Server:
         scope = self._scope.copy()
         scope.run(current_context.set, RequestContext.from_wire(read_context(fields)))
         if isinstance(error, QuarantinedError):
-            self.counts.quarantined += 1
+            self.counts.unserved("quarantined")
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
             delivery.quarantine(str(error))
         else:
-            self.counts.refused += 1
+            self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             delivery.ack()
         back = way_back(fields)
@@ -257,7 +257,7 @@ class Server:
             if deliveries and self._replace(delivery, request):
                 return None
             if not (idempotent and deliveries):
-                self.counts.duplicates += 1
+                self.counts.unserved("duplicates")
                 delivery.ack()
                 return None
         if deliveries:

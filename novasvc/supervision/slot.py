@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from novasvc import metrics
 from novasvc.flight import format_events
 from novasvc.supervision.channel import Message
 from novasvc.supervision.policy import History, RestartPolicy, Throttle
@@ -258,6 +259,7 @@ class Slot:
         _log.error("{worker} hangs: {problem}; it is aborted", worker=self, problem=problem)
         self.trouble = problem
         self._aborted = True
+        metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
         self.arm(ABORT_PATIENCE)
 
@@ -298,6 +300,7 @@ class Slot:
         self._epitaph = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
         self.trouble = self.trouble or f"it {how}"
         self.restarts += 1
+        metrics.worker_deaths.at(self.name).value += 1
         self.process = None
 
     def plan(self) -> None:

@@ -16,7 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc import flight
+from novasvc import flight, metrics
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress, Host
 from novasvc.errors import (
@@ -38,6 +38,9 @@ _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
 """Reply codes: wrong credentials or a missing permission; a virtual host that is not for us."""
 _TOLD_BOUND = 50
 """Reasons that are said of one outage, at the most: the hosts may have different ones, and have them in turn."""
+
+
+_THERE = {"ready", "blocked"}
 
 
 class ConnectionUser(Protocol):
@@ -192,7 +195,7 @@ class Connection:
 
     def lost(self, reason: ClosedError) -> None:
         """Hear that the connection has ended; see Observer."""
-        was_ready = self.state in {"ready", "blocked"}
+        was_ready = self.state in _THERE
         self.is_congested, self.blocked_by = False, ""
         self.user.lost(reason)
         if was_ready and not reason.clean:
@@ -219,7 +222,11 @@ class Connection:
 
     def enter(self, state: str) -> None:
         """Be in a state from now on."""
-        self.state = state
+        before, self.state = self.state, state
+        for states, figure in ((_THERE, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
+            figure.at(self.name).value += (state in states) - (before in states)
+        if before in _THERE and state == "waiting":
+            metrics.broker_lost.at(self.name).value += 1
 
     def begin(self) -> None:
         """Try the next host."""
@@ -333,6 +340,7 @@ class Connection:
         flight.note("broker", f"{self.name} connected {self._shown()}")
         if opening is None:
             self.reconnects += 1
+            metrics.broker_reconnects.at(self.name).value += 1
             _log.info("the connection for {name} is there again: {broker}", name=self.name, broker=self._shown())
         self.problem = None
         self._told.clear()
