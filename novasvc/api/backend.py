@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import attrs
 from twisted.application.service import IService
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -40,6 +40,7 @@ class Backend:
     _registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     _client: Client | None = attrs.field(default=None, init=False)
     _reaching: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _attendants: list[IService] = attrs.field(factory=list, init=False)
 
     @property
     def settings(self) -> Settings:
@@ -79,8 +80,20 @@ class Backend:
         why = self.missing.get(leg, "it is being reached")
         return APIError(503, f"the {leg} is not there: {why}", {"Retry-After": "5"})
 
+    def attend(self, part: IService) -> None:
+        """Run a part of a room as long as the API runs. Called before :meth:`open`."""
+        self._attendants.append(part)
+
+    async def dismiss(self) -> None:
+        """Stop those parts: streams above all, as whoever stops the server waits for their end."""
+        attendants, self._attendants = self._attendants, []
+        for part in reversed(attendants):
+            await maybeDeferred(part.stopService)
+
     def open(self) -> None:
         """Begin to reach the legs, until they are there; the log tells when."""
+        for part in self._attendants:
+            part.startService()
 
         async def reach_registry() -> None:
             self._registry = await self._reach(self._registry_leg.name, self._registry_leg.acquire)

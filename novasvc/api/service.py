@@ -106,6 +106,7 @@ class APIService(service.Service):
 
     async def _stop(self) -> None:
         try:
+            await self.backend.dismiss()
             await self._server.stopService()
         finally:
             await self.backend.close()

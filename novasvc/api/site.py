@@ -12,6 +12,7 @@ from novasvc.api.access import Access
 from novasvc.api.answers import answer_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.page.rooms import make_page_rooms
 from novasvc.context import RequestContext, current_context
 
 _HEADERS = {
@@ -68,4 +69,5 @@ class Doors:
 def make_doors(backend: Backend, access: Access) -> Doors:
     """Make the rooms and the doors to them."""
     rooms: dict[bytes, Any] = {}
+    rooms |= make_page_rooms(backend, access)
     return Doors(rooms)

@@ -1,0 +1,1 @@
+"""The page: a fleet as people see it in a browser."""

@@ -1,0 +1,37 @@
+"""The rooms of the page, and what they share."""
+
+from typing import Any
+
+from novasvc.api.access import Access
+from novasvc.api.backend import Backend
+from novasvc.api.page.assets import Assets
+from novasvc.api.page.events import Events
+from novasvc.api.page.fleet import Fleet
+from novasvc.api.page.frame import Frame
+from novasvc.api.page.rendering import Renderer
+from novasvc.api.page.stream import Streams
+from novasvc.api.watch import Watch
+from novasvc.record import ServiceRecord
+
+
+def make_page_rooms(backend: Backend, access: Access) -> dict[bytes, Any]:
+    """Make the page; what it keeps running, runs while the backend is open.
+
+    :return: resource by the first segment of its path.
+    """
+
+    async def read() -> list[ServiceRecord]:
+        return await backend.registry.list(None, None, None)
+
+    watch = Watch(read, backend.reactor, backend.settings.service_down_time)
+    assets = Assets()
+    renderer = Renderer(assets)
+    frame = Frame(renderer, access)
+    streams = Streams(watch, access, renderer, backend.reactor)
+    backend.attend(watch)
+    backend.attend(streams)
+    return {
+        b"": Fleet(access, watch, frame).app.resource(),
+        b"events": Events(access, watch, streams).app.resource(),
+        b"static": assets.app.resource(),
+    }

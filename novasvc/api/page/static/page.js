@@ -1,0 +1,1 @@
+// Whatever a page has to be made live.
