@@ -118,6 +118,10 @@ class Family(Generic[_Child]):
         """Return the figure of these labels' values; it stays the same one."""
         return self._children.get(values) or self._add(values)
 
+    def clear(self) -> None:
+        """Forget all labels' values: who counts again begins with none."""
+        self._children.clear()
+
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], _Child]]:
         """Return the labels' values and the figures that there are."""
         yield from self._children.items()

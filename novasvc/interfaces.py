@@ -267,6 +267,17 @@ class IStartable(Interface):
         """
 
 
+class IHealthy(Interface):
+    """A service that can tell how it does."""
+
+    def health() -> Deferred[dict[str, Any]]:
+        """See whether it can do what it is there for; within seconds, whatever hangs.
+
+        :return: Deferred of {"service": its name, "legs": [{"name": what it stands on, "ready": bool, "detail": text
+            for people, without secrets, "since": ISO 8601 in UTC, when that became so}]}; never fails.
+        """
+
+
 class IPreforkable(Interface):
     """A server whose listening sockets are opened once, in the supervisor, and shared by all its workers.
 
@@ -329,6 +340,21 @@ class ISupervisor(Interface):
         :return: fired when the last one is replaced, with a row for each setting that has changed:
             {"setting", "before", "after"}, texts, secrets masked.
         :raises ReloadError: it was refused, or a new worker did not become ready.
+        """
+
+    def metrics() -> Deferred[Rows]:
+        """Tell the figures of all workers, and of the supervisor, in one.
+
+        A worker that does not answer within a second is left out.
+
+        :return: a :data:`novasvc.figures.Document` for each name; the label "worker" is added.
+        """
+
+    def health() -> Deferred[Rows]:
+        """Tell how the services of all workers are.
+
+        :return: a row for each: number, server, pid, state as in workers(); "services": [{"service": its name,
+            "legs": [{"name", "ready": bool, "detail", "since": ISO 8601 in UTC}]}] or None if it does not answer.
         """
 
     def dump() -> Deferred[Rows]:

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from novasvc.context import RequestContext
 from novasvc.errors import SettingError, StateError
-from novasvc.interfaces import IStartable
+from novasvc.interfaces import IHealthy, IStartable
 from novasvc.manager import make_manager
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
@@ -21,7 +21,7 @@ from novasvc.service.node import Node
 from novasvc.servicegroup import Identity
 
 
-@implementer(IStartable)
+@implementer(IStartable, IHealthy)
 class Service(service.Service):
     """A node: takes a manager, serves RPC on its topic, runs its tasks, reports its state.
 
@@ -236,6 +236,11 @@ class Service(service.Service):
     def waiting_for(self) -> str | None:
         """What the start waits for: "database", "broker" or "conductor"; None if it waits for nothing."""
         return self.node.waiting_for
+
+    def health(self) -> Deferred[dict[str, Any]]:
+        """Tell how the node does; see :class:`novasvc.interfaces.IHealthy`."""
+        telling = Deferred.fromCoroutine(self.node.health.legs())
+        return telling.addCallback(lambda legs: {"service": str(self.node.identity), "legs": legs})
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""

@@ -14,7 +14,7 @@ _log = Logger()
 
 Message = dict[str, Any]
 
-_LONGEST = 1 << 20
+LONGEST = 1 << 20
 """Octets in a line that is taken; a longer one is the end of the channel, so nobody may say such a one."""
 
 
@@ -26,7 +26,7 @@ class Channel(LineOnlyReceiver):
     """
 
     delimiter = b"\n"
-    MAX_LENGTH = _LONGEST
+    MAX_LENGTH = LONGEST
 
     def __init__(self, receive: Callable[[Message], None], lost: Callable[[], None]) -> None:
         self._receive = receive

@@ -71,6 +71,8 @@ _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
     "drain": {"number": _Argument("an integer from 0, or null", lambda value: _is_integer(value, 0))},
     "reload": {},
     "dump": {},
+    "metrics": {},
+    "health": {},
     "who": {},
 }
 
@@ -136,10 +138,14 @@ class Request:
                 supervisor.resize(**self.arguments)
             case "drain":
                 await supervisor.drain(**self.arguments)
-            case "reload":
-                return list(await supervisor.reload())
-            case "dump":
-                return list(await supervisor.dump())
+            case "reload" | "dump" | "metrics" | "health" as told:
+                asked: Mapping[str, Callable[[], Any]] = {
+                    "reload": supervisor.reload,
+                    "dump": supervisor.dump,
+                    "metrics": supervisor.metrics,
+                    "health": supervisor.health,
+                }
+                return list(await asked[told]())
             case "who":
                 return {"pid": os.getpid(), "version": __version__}
         return None

@@ -108,7 +108,7 @@ class WorkerProcess:
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
-        self._questions: dict[int, Deferred[list[dict[str, Any]] | None]] = {}
+        self._questions: dict[int, Deferred[Any]] = {}
         with contextlib.ExitStack() as undo:
             self.record = Record()
             undo.callback(self.record.close)
@@ -166,21 +166,27 @@ class WorkerProcess:
             self._channel.send({"end": "at once"})
 
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
-        """Ask which calls are under way.
+        """Ask which calls are under way; see :meth:`ask`."""
+        return self.ask("calls", _ANSWER_PATIENCE)
 
-        :return: fires with None if it does not answer in time.
+    def ask(self, what: str, patience: float) -> Deferred[Any]:
+        """Ask the worker something.
+
+        :param what: "calls", "figures" or "health"; see :meth:`novasvc.supervision.worker.Worker.receive`.
+        :param patience: seconds to wait.
+        :return: fires with JSON, or with None if it does not answer in time.
         """
         if self._over:
             return succeed(None)
         key = next(self._keys)
-        answer: Deferred[list[dict[str, Any]] | None] = Deferred()
+        answer: Deferred[Any] = Deferred()
         self._questions[key] = answer
-        self._channel.send({"ask": key})
+        self._channel.send({"ask": key, "what": what})
 
         def unanswered(_: object, __: float) -> None:
             self._questions.pop(key, None)
 
-        return answer.addTimeout(_ANSWER_PATIENCE, self._reactor, unanswered)
+        return answer.addTimeout(patience, self._reactor, unanswered)
 
     async def dump(self) -> str:
         """Have faulthandler write the stacks of all threads, and return them; "" if it does not run at all."""
@@ -229,7 +235,7 @@ class WorkerProcess:
         if message["is"] == "asked":
             question = self._questions.pop(message["key"], None)
             if question is not None:
-                question.callback(message["calls"])
+                question.callback(message["calls"] if "calls" in message else message["answer"])
         elif message["is"] == "done":
             self._patience = _FAREWELL
         elif not self._over:

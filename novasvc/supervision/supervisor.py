@@ -29,6 +29,7 @@ from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import name_of, pack
 from novasvc.supervision.policy import RestartPolicy
 from novasvc.supervision.slot import Limits, Slot
+from novasvc.supervision.survey import row, survey_figures, survey_health
 from novasvc.supervision.systemd import CHILD_VARIABLES
 
 _log = Logger()
@@ -265,7 +266,7 @@ class Supervisor:
 
     def workers(self) -> list[Row]:
         """See :meth:`novasvc.interfaces.ISupervisor.workers`."""
-        return [{**_row(slot), **_details(slot)} for slot in sorted(self.slots, key=lambda slot: slot.number)]
+        return [{**row(slot), **_details(slot)} for slot in sorted(self.slots, key=lambda slot: slot.number)]
 
     def resize(self, count: int, server: str | None) -> None:
         """See :meth:`novasvc.interfaces.ISupervisor.resize`."""
@@ -311,6 +312,14 @@ class Supervisor:
         dumping = gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in self.slots], consumeErrors=True)
         return cast(Deferred[Sequence[Row]], dumping)
 
+    def metrics(self) -> Deferred[Sequence[Row]]:
+        """See :meth:`novasvc.interfaces.ISupervisor.metrics`."""
+        return Deferred.fromCoroutine(survey_figures(self.slots))
+
+    def health(self) -> Deferred[Sequence[Row]]:
+        """See :meth:`novasvc.interfaces.ISupervisor.health`."""
+        return Deferred.fromCoroutine(survey_health(self.slots))
+
     def reload(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.reload`."""
         return Deferred.fromCoroutine(self._reload())
@@ -346,8 +355,8 @@ class Supervisor:
         if wrappers is not None and not wrappers:
             raise ReloadError("the configuration wants no workers; to run all in one process takes a new start")
         rows = changes(self.configuration, configuration)
-        for row in rows:
-            _log.info("reload: {setting} changes from {before} to {after}", **row)
+        for change in rows:
+            _log.info("reload: {setting} changes from {before} to {after}", **change)
         before = self.configuration, self.wrappers, self._sockets
         self.configuration, self.wrappers, self._sockets = (
             configuration,
@@ -474,11 +483,6 @@ def _module_of(reactor: Any) -> str:
     return module if hasattr(sys.modules.get(module), "install") else "twisted.internet.default"
 
 
-def _row(slot: Slot) -> Row:
-    pid = None if slot.process is None else slot.process.pid
-    return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
-
-
 def _details(slot: Slot) -> Row:
     return {
         "since": _time(slot.since),
@@ -489,13 +493,13 @@ def _details(slot: Slot) -> Row:
 
 
 async def _dump(slot: Slot) -> Row:
-    row, process = _row(slot), slot.process
+    told, process = row(slot), slot.process
     if process is None:
-        return {**row, "stacks": "", "calls": None, "events": []}
+        return {**told, "stacks": "", "calls": None, "events": []}
     calls = await process.calls()
     stacks = await process.dump()
     events = [{"time": _time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
-    return {**row, "stacks": stacks, "calls": calls, "events": events}
+    return {**told, "stacks": stacks, "calls": calls, "events": events}
 
 
 def _time(seconds: float) -> str:

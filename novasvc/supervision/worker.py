@@ -6,32 +6,34 @@ import contextlib
 import faulthandler
 import gc
 import importlib
+import json
 import os
 import pickle
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO, cast
 
 from twisted.application.service import IService, IServiceCollection
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc import flight, runtime
+from novasvc import flight, metrics, runtime
 from novasvc.errors import NovasvcError, describe
-from novasvc.interfaces import IPreforkable, IStartable
+from novasvc.figures import Document
+from novasvc.interfaces import IHealthy, IPreforkable, IStartable
 from novasvc.logfiles import ReopenedFile
 from novasvc.logs import NOBODY, make_observer
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
-from novasvc.supervision.channel import Channel, Message, adopt
+from novasvc.supervision.channel import LONGEST, Channel, Message, adopt
 from novasvc.supervision.errors import NotPreforkableError
 from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.record import DUMP, Record
@@ -56,6 +58,9 @@ _LONGEST_NAME = 200
 
 _LONGEST_PROBLEM = 16 * 1024
 """Characters of a reason for a failed start."""
+
+_ENVELOPE = 16 * 1024
+"""Octets of a message that are not the figures in it, commas between them included."""
 
 UNHANDLED = 2
 """The exit status of a worker that ends by an exception nobody expected, as in Nova."""
@@ -205,13 +210,25 @@ class Worker:
         self.channel.send(message)
 
     def receive(self, message: Message) -> None:
-        """Take what the supervisor says: a question for the calls under way, or that the end is to come at once."""
-        if "ask" in message:
-            calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
-            self._say({"is": "asked", "key": message["ask"], "calls": calls})
-        else:
-            self.terminate()
-            self._hurry()
+        """Take what the supervisor says: a question, or that the end is to come at once.
+
+        It may ask for the calls under way, for the figures, and for the health of the services.
+        """
+        match message:
+            case {"ask": key, "what": "figures"}:
+                self._say({"is": "asked", "key": key, "answer": _fitting(metrics.documents())})
+            case {"ask": key, "what": "health"}:
+                telling = Deferred.fromCoroutine(self._tell_health(key))
+                telling.addErrback(lambda failure: _log.failure("how the services are is not known", failure))
+            case {"ask": key}:
+                calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
+                self._say({"is": "asked", "key": key, "calls": calls})
+            case _:
+                self.terminate()
+                self._hurry()
+
+    async def _tell_health(self, key: int) -> None:
+        self._say({"is": "asked", "key": key, "answer": await health_of(parts(self._server))})
 
     def _calls(self) -> list[dict[str, Any]]:
         return [
@@ -289,6 +306,26 @@ class Worker:
 def _short(value: Any) -> Any:
     """Bound what callers may have made long: an id of a request is theirs."""
     return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_NAME]
+
+
+def _fitting(documents: list[Document]) -> list[Document]:
+    """Return what fits into a message: without the largest, should it ever be too much."""
+    sizes = {document["name"]: len(json.dumps(document)) for document in documents}
+    while sum(sizes.values()) > LONGEST - _ENVELOPE:
+        largest = max(sizes, key=lambda name: sizes[name])
+        _log.error("the figures {name} are left out: they are too many", name=largest)
+        del sizes[largest]
+    return [document for document in documents if document["name"] in sizes]
+
+
+async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
+    """Ask services how they are, side by side.
+
+    :param services: those that are :class:`~novasvc.interfaces.IHealthy` are asked.
+    :return: what each tells.
+    """
+    healthy = [IHealthy(part) for part in services if IHealthy.providedBy(part)]
+    return await gatherResults([part.health() for part in healthy], consumeErrors=True)
 
 
 def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:

@@ -101,6 +101,14 @@ class StandInSupervisor:
         self._took("reload")
         return self.pending or succeed(self.changed)
 
+    def metrics(self) -> Deferred[Rows]:
+        self._took("metrics")
+        return self.pending or succeed([])
+
+    def health(self) -> Deferred[Rows]:
+        self._took("health")
+        return self.pending or succeed([])
+
     def dump(self) -> Deferred[Rows]:
         self._took("dump")
         return self.pending or succeed(self.dumped)
