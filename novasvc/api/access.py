@@ -108,9 +108,17 @@ class Access:
             )
         if scope == ADMIN and caller.scope != ADMIN:
             raise APIError(403, f"{caller.name} may read, and this takes the scope admin")
-        if request.method not in _SAFE and caller.way != "token" and not _from_us(request):
-            raise APIError(403, "this came from another site's page; only our own pages may change anything")
+        if request.method not in _SAFE and caller.way != "token":
+            self.check_origin(request)
         return caller
+
+    def check_origin(self, request: Any) -> None:
+        """See that no other site's page sent this. See Note [Other people's pages].
+
+        :raises APIError: 403, one did.
+        """
+        if not _from_us(request):
+            raise APIError(403, "this came from another site's page; only our own pages may change anything")
 
     def log_in(self, *, code: str = "", token: str = "") -> str | None:
         """Return the cookie (a value of Set-Cookie, without Secure) for a code of a link, or a token; None refuses."""

@@ -63,9 +63,10 @@ class Entry:
     :param number: from 1, without gaps.
     :param time: seconds since 1970, of this host.
     :param kind: "up", "down", "forced down", "let up", "disabled", "enabled", "appeared" or "deleted".
-    :param text: which service, or how many and some of them.
+    :param text: which service, or some of them if they are many.
     :param uuid: of the service; "" if they are many.
     :param detail: why, or "".
+    :param count: how many services.
     """
 
     number: int
@@ -74,6 +75,7 @@ class Entry:
     text: str
     uuid: str = ""
     detail: str = ""
+    count: int = 1
 
 
 @attrs.frozen
@@ -303,14 +305,14 @@ class Watch(Service):
         for kind, found in kinds.items():
             if len(found) > _STORM:
                 named = ", ".join(sight.name for sight, _ in found[:_NAMED])
-                self._enter(kind, f"{len(found):,} services: {named}, ...")
+                self._enter(kind, f"{named}, ...", count=len(found))
                 continue
             for sight, why in found:
                 self._enter(kind, sight.name, sight.record.uuid, why)
 
-    def _enter(self, kind: str, text: str, uuid: str = "", detail: str = "") -> None:
+    def _enter(self, kind: str, text: str, uuid: str = "", detail: str = "", count: int = 1) -> None:
         self._entries += 1
-        self.timeline.append(Entry(self._entries, self._clock.seconds(), kind, text, uuid, detail))
+        self.timeline.append(Entry(self._entries, self._clock.seconds(), kind, text, uuid, detail, count))
 
 
 def _shown(record: ServiceRecord) -> tuple[Any, ...]:

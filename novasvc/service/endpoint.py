@@ -73,7 +73,7 @@ class NodeAPI:
             "workers": await self._workers(),
             "events": [
                 {"time": _time(event.time), "kind": event.kind, "text": event.text}
-                for event in flight.installed().events()[-EVENTS:]
+                for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
             ],
             "health": await node.health.legs(),
         }
@@ -179,6 +179,11 @@ def method_rows(figures: Mapping[Method, MethodFigures]) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def _of_describe(event: flight.Event) -> bool:
+    """Tell whether an event is of a call of describe: who looks again and again is not to see that alone."""
+    return event.kind == "call" and event.text.startswith("describe ")
 
 
 def _end_process() -> None:

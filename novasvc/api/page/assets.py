@@ -57,7 +57,7 @@ class Assets:
         request.setHeader(b"cache-control", b"public, max-age=31536000, immutable")
         return octets
 
-    @app.handle_errors  # type: ignore[misc]  # of a method Klein's types know nothing
-    def refuse(self, request: Any, failure: Failure) -> bytes:
+    @app.handle_errors
+    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
         """Say what is wrong."""
         return answer_error(request, failure)

@@ -39,7 +39,7 @@ class Events:
             return answer_json(request, self._streams.news(query, known))
         return await self._streams.open(request, query, known, caller.session)
 
-    @app.handle_errors  # type: ignore[misc]  # of a method Klein's types know nothing
-    def refuse(self, request: Any, failure: Failure) -> bytes:
+    @app.handle_errors
+    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
         """Say what is wrong."""
         return answer_error(request, failure)

@@ -49,7 +49,7 @@ class Fleet:
             sorts=SORTS,
         )
 
-    @app.handle_errors  # type: ignore[misc]  # of a method Klein's types know nothing
-    def refuse(self, request: Any, failure: Failure) -> bytes:
+    @app.handle_errors
+    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
         """Say what is wrong."""
         return self._frame.refuse(request, failure)

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from novasvc._version import __version__
 from novasvc.api.page.assets import Assets
+from novasvc.api.page.spark import sparkline
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _TWICE = 2
@@ -77,7 +78,7 @@ class Renderer:
             "clock_time": clock_time,
             "thousands": "{:,}".format,
         }
-        self._environment.globals |= {"asset": assets.url, "version": __version__}
+        self._environment.globals |= {"asset": assets.url, "version": __version__, "sparkline": sparkline}
 
     def page(self, request: Any, template: str, status: int = 200, **names: Any) -> bytes:
         """Return a page, and set the answer's status and type."""

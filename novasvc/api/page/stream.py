@@ -31,7 +31,7 @@ PATIENCE = 20.0
 _SHOWN = 30
 """Entries of the timeline that are told at most."""
 
-# Note [What is told]
+# Note [News of a fleet]
 #
 # A message tells what differs from a version of the watch that the viewer has: its id. So a viewer
 # that was away, or did not listen for a while, is told in one message, and nothing is kept for it; one that
@@ -41,7 +41,7 @@ _SHOWN = 30
 
 
 def make_news(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
-    """Return what is new for a viewer. See Note [What is told].
+    """Return what is new for a viewer. See Note [News of a fleet].
 
     :param view: what the viewer looks at.
     :param since: the version that it knows; 0 is nothing.

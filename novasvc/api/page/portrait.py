@@ -1,0 +1,231 @@
+"""What a node tells about itself, as its page shows it: asked over RPC, checked, and remembered for a while."""
+
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from novasvc.api.backend import Backend
+from novasvc.api.errors import APIError, as_api_error
+from novasvc.context import RequestContext
+from novasvc.errors import NovasvcError, RPCTimeoutError, StateError, UndeliverableError, UnknownTaskError
+from novasvc.record import ServiceRecord
+
+PATIENCE = 2.0
+"""Seconds that a node has to answer."""
+
+_FRESH = 1.0
+"""Seconds for which an answer does for all who look."""
+_SAMPLES = 90
+"""Answers of a process that are remembered."""
+_NODES = 64
+"""Nodes whose answers are remembered."""
+_PROCESSES = 16
+"""Processes of a node whose answers are remembered."""
+_ROWS = 200
+"""Rows of a kind that are shown."""
+_LONGEST = 500
+"""Characters of a text that are shown."""
+
+_FIELDS = {
+    "version": str, "service_version": int, "pid": int, "worker": int, "state": str, "started_at": str,
+    "uptime": float, "in_flight": int,
+}  # fmt: skip
+_TABLES: Mapping[str, Mapping[str, type]] = {
+    "tasks": {
+        "name": str, "spacing": float, "runs": int, "failures": int, "missed": int, "running": bool,
+        "last_lateness": float, "max_lateness": float, "last_duration": float, "next_due_in": float,
+    },
+    "methods": {
+        "method": str, "namespace": str, "version": str, "calls": int, "errors": int, "in_flight": int,
+        "mean": float, "p50": float, "p99": float,
+    },
+    "workers": {
+        "number": int, "server": str, "pid": int, "state": str, "since": str, "restarts": int, "memory": int,
+        "trouble": str,
+    },
+    "events": {"time": str, "kind": str, "text": str},
+    "health": {"name": str, "ready": bool, "detail": str, "since": str},
+}  # fmt: skip
+
+
+def read_portrait(document: Any) -> dict[str, Any]:
+    """Take what a node answered to "describe"; what is missing or of another type, as in another version, is None.
+
+    :param document: JSON of :meth:`novasvc.service.endpoint.NodeAPI.describe`.
+    """
+    answer = document if isinstance(document, dict) else {}
+    portrait: dict[str, Any] = _typed(answer, _FIELDS)
+    for name, fields in _TABLES.items():
+        rows = answer.get(name)
+        chosen = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        portrait[name] = [_typed(row, fields) for row in chosen[:_ROWS]]
+    return portrait
+
+
+def _typed(row: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:
+    return {name: _value(row.get(name), kind) for name, kind in fields.items()}
+
+
+def _value(value: Any, kind: type) -> Any:
+    if kind is str:
+        return value[:_LONGEST] if isinstance(value, str) else None
+    if kind is bool or isinstance(value, bool):
+        return value if isinstance(value, kind) else None
+    if not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return kind(value)
+
+
+async def call_node(backend: Backend, record: ServiceRecord, method: str, **args: Any) -> Any:
+    """Call a method that every node has.
+
+    :param method: of the namespace "node".
+    :raises APIError: 409 it serves no topic, or cannot do that now; 404 it has no such task; 504 it does not
+        answer in time; 503 it is not there, or the broker is not; 502 it answered with an error.
+    """
+    return await _call(backend, record, "node", method, **args)
+
+
+async def ping_node(backend: Backend, record: ServiceRecord) -> float:
+    """Return the seconds that a node takes to answer; otherwise as :func:`call_node`."""
+    begun = backend.reactor.seconds()
+    await _call(backend, record, "baseapi", "ping", arg=1)
+    return float(backend.reactor.seconds() - begun)
+
+
+async def _call(backend: Backend, record: ServiceRecord, namespace: str, method: str, **args: Any) -> Any:
+    name = f"{record.binary}@{record.host}"
+    if record.topic is None:
+        raise APIError(409, f"{name} serves no topic, so it cannot be asked anything")
+    try:
+        client = backend.client.prepare(
+            topic=record.topic, server=record.host, namespace=namespace, version="1.0", timeout=PATIENCE
+        )
+        return await client.call(RequestContext.admin(), method, **args)
+    except RPCTimeoutError:
+        raise APIError(504, f"{name} did not answer within {PATIENCE:g} s") from None
+    except UndeliverableError:
+        raise APIError(503, f"{name} is not there: nobody takes messages for it") from None
+    except UnknownTaskError as error:
+        raise APIError(404, str(error)) from None
+    except StateError as error:
+        raise APIError(409, str(error)) from None
+    except NovasvcError as error:
+        raise as_api_error(error) or APIError(502, f"{name} answered: {error}") from error
+
+
+@attrs.frozen
+class Sample:
+    """What one process had done at a moment.
+
+    :param methods: (calls, seconds that they took in all, or None) by name.
+    """
+
+    time: float
+    methods: Mapping[str, tuple[int, float | None]]
+
+
+def method_key(row: Mapping[str, Any]) -> str:
+    """Return what a method is remembered by."""
+    return f"{row['namespace'] or ''}.{row['method'] or ''} {row['version'] or ''}"
+
+
+def _sample(time: float, portrait: Mapping[str, Any]) -> Sample:
+    methods = {}
+    for row in portrait["methods"]:
+        calls, mean = row["calls"] or 0, row["mean"]
+        methods[method_key(row)] = calls, None if mean is None else mean * calls
+    return Sample(time, methods)
+
+
+def rates(samples: Sequence[Sample], key: str) -> list[float | None]:
+    """Return a method's calls a second, between each two samples."""
+    return [
+        max(0, after.methods[key][0] - before.methods[key][0]) / (after.time - before.time)
+        if key in before.methods and key in after.methods and after.time > before.time
+        else None
+        for before, after in pairwise(samples)
+    ]
+
+
+def latencies(samples: Sequence[Sample], key: str) -> list[float | None]:
+    """Return the mean seconds of the calls that ended between each two samples; None where none did."""
+    found: list[float | None] = []
+    for before, after in pairwise(samples):
+        calls, took = before.methods.get(key, (0, 0.0))
+        more_calls, more_took = after.methods.get(key, (0, 0.0))
+        known = more_calls > calls and more_took is not None
+        found.append(max(0.0, (more_took or 0.0) - (took or 0.0)) / (more_calls - calls) if known else None)
+    return found
+
+
+@attrs.define
+class _Remembered:
+    asked_at: float = float("-inf")
+    answer: dict[str, Any] | APIError | None = None
+    asking: "Deferred[None] | None" = None
+    samples: "OrderedDict[int, deque[Sample]]" = attrs.field(factory=OrderedDict)
+
+
+class Portraits:
+    """Asks nodes about themselves: once for all who look, and remembers what they said while somebody does.
+
+    :param ask: returns the answer of a service's node to "describe".
+    """
+
+    def __init__(self, ask: Callable[[ServiceRecord], Awaitable[Any]], clock: IReactorTime) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._nodes: OrderedDict[str, _Remembered] = OrderedDict()
+
+    async def get(self, record: ServiceRecord) -> tuple[dict[str, Any], Sequence[Sample]]:
+        """Return what a node tells, and what its process has told before.
+
+        :raises APIError: it does not; see :func:`call_node`.
+        """
+        known = self._nodes.setdefault(record.uuid, _Remembered())
+        self._nodes.move_to_end(record.uuid)
+        while len(self._nodes) > _NODES:
+            self._nodes.popitem(last=False)
+        if known.asking is None and self._clock.seconds() - known.asked_at >= _FRESH:
+            known.asking = Deferred.fromCoroutine(self._look(record, known))
+        if known.asking is not None:
+            await _after(known.asking)
+        answer = known.answer
+        if not isinstance(answer, dict):
+            raise answer or APIError(503, "it was not asked yet")
+        return answer, [*known.samples.get(answer["pid"] or 0, ())]
+
+    async def _look(self, record: ServiceRecord, known: _Remembered) -> None:
+        try:
+            answer = read_portrait(await self._ask(record))
+        except APIError as error:
+            known.answer = error
+        else:
+            known.answer = answer
+            samples = known.samples.setdefault(answer["pid"] or 0, deque(maxlen=_SAMPLES))
+            samples.append(_sample(self._clock.seconds(), answer))
+            while len(known.samples) > _PROCESSES:
+                known.samples.popitem(last=False)
+        finally:
+            known.asked_at = self._clock.seconds()
+            known.asking = None
+
+
+def _after(deferred: "Deferred[None]") -> "Deferred[None]":
+    """Return a Deferred that fires when another one does; to cancel it leaves that alone."""
+    after: Deferred[None] = Deferred()
+
+    def fired(result: Any) -> Any:
+        if not after.called:
+            after.callback(None)
+        return result
+
+    deferred.addBoth(fired)
+    return after

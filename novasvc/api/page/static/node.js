@@ -1,0 +1,42 @@
+// Keeps a node's page as the node is: the server writes its parts anew every few seconds.
+
+import { say, sayLive } from "./banner.js";
+
+const EVERY = 2000;
+
+function replace(page) {
+  for (const fresh of page.querySelectorAll("[data-live]")) {
+    const old = document.getElementById(fresh.id);
+    if (!old || old.innerHTML === fresh.innerHTML) continue;
+    const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+    old.replaceWith(fresh);
+    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  }
+}
+
+async function load() {
+  if (document.hidden || document.getElementById("dialog").open || String(getSelection())) return;
+  try {
+    const response = await fetch(location.pathname, { signal: AbortSignal.timeout(6000) });
+    if (response.redirected) {
+      say("Your session has ended, and this page with it.", { href: `/login?next=${encodeURIComponent(location.pathname)}`, text: "Log in" });
+      sayLive(false, "not live");
+      return;
+    }
+    if (response.status >= 500) throw new Error(`${response.status}`);
+    replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+    say(response.ok ? "" : "This service is not registered any more.");
+    sayLive(response.ok, response.ok ? "live" : "not live");
+  } catch {
+    say("The server does not answer. What is shown is old; this page tries again by itself.");
+    sayLive(false, "not live");
+  }
+}
+
+export function watchNode() {
+  const again = async () => {
+    await load();
+    setTimeout(again, EVERY);
+  };
+  setTimeout(again, EVERY);
+}
