@@ -25,7 +25,8 @@ REQUIRES = [
     "automat>=25.4",  # states of nodes, connections and workers
     "click>=8.2",  # the operators' command
     "rich>=13.9",  # its tables
-    "psutil>=6.1",  # the host agent's facts
+    "psutil>=6.1",  # the host agent's facts, and what a process uses
+    "prometheus_client>=0.21",  # the exposition of metrics
 ]
 
 EXTRAS = {

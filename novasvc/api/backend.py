@@ -37,7 +37,10 @@ class Backend:
     beside: Callable[[], Iterable[IService]] = _nothing
     missing: dict[str, str] = attrs.field(factory=dict, init=False)
     """Why a leg is not there, by its name: "database" or "conductor", "broker"."""
+    obstacles: dict[str, NovasvcError] = attrs.field(factory=dict, init=False)
+    """The same, as errors."""
     _registry: IServiceRegistry | None = attrs.field(default=None, init=False)
+    _transport: ITransport | None = attrs.field(default=None, init=False)
     _client: Client | None = attrs.field(default=None, init=False)
     _reaching: list[Deferred[None]] = attrs.field(factory=list, init=False)
     _attendants: list[IService] = attrs.field(factory=list, init=False)
@@ -73,6 +76,23 @@ class Backend:
         return self._client
 
     @property
+    def registry_name(self) -> str:
+        """The leg by which the registry is reached: "database" or "conductor"."""
+        return self._registry_leg.name
+
+    @property
+    def registry_if_there(self) -> IServiceRegistry | None:
+        """The registry; None while it is not reached."""
+        return self._registry
+
+    def broker_problem(self) -> str | None:
+        """Say why messages do not move now; None if they do."""
+        if self._transport is None:
+            return self.missing.get("broker", "it is being reached")
+        problem: str | None = self._transport.problem()
+        return problem
+
+    @property
     def _registry_leg(self) -> Leg[IServiceRegistry]:
         return self.runtime.database if self.settings.db_allowed else self.runtime.conductor
 
@@ -99,7 +119,7 @@ class Backend:
             self._registry = await self._reach(self._registry_leg.name, self._registry_leg.acquire)
 
         async def reach_broker() -> None:
-            transport: ITransport = await self._reach("broker", self.runtime.broker.acquire)
+            transport = self._transport = await self._reach("broker", self.runtime.broker.acquire)
             self._client = Client(transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout)
 
         for leg in (reach_registry, reach_broker):
@@ -115,9 +135,10 @@ class Backend:
             except (BrokerUnavailableError, DatabaseError) as error:
                 if leg not in self.missing:
                     _log.error("the API has no {leg}, and tries until it is there: {error}", leg=leg, error=error)
-                self.missing[leg] = str(error)
+                self.missing[leg], self.obstacles[leg] = str(error), error
             else:
                 self.missing.pop(leg, None)
+                self.obstacles.pop(leg, None)
                 return reached
             await deferLater(self.reactor, self.runtime.retry(failures), lambda: None)
         raise AssertionError  # count() does not end
@@ -129,7 +150,7 @@ class Backend:
             leg.cancel()
         await DeferredList(reaching, consumeErrors=True)
         client, self._client = self._client, None
-        registry, self._registry = self._registry, None
+        registry, self._registry, self._transport = self._registry, None, None
         try:
             if client is not None:
                 await client.close()

@@ -12,18 +12,19 @@ from zope.interface import implementer
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
+from novasvc.api.health import OwnHealth
 from novasvc.api.logins import Logins
 from novasvc.api.sessions import Sessions, session_key
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import read_tokens
-from novasvc.interfaces import IPreforkable
+from novasvc.interfaces import IHealthy, IPreforkable
 from novasvc.runtime import Runtime
 from novasvc.service.listening import StreamServer
 
 _log = Logger()
 
 
-@implementer(IPreforkable)
+@implementer(IPreforkable, IHealthy)
 class APIService(service.Service):
     """Serves the API of ``twistd novasvc --api``, in one process, or in as many workers as share its port.
 
@@ -40,6 +41,7 @@ class APIService(service.Service):
         self.runtime = runtime
         self._tokens = [] if settings.api_token_file is None else read_tokens(settings.api_token_file)
         self.backend = Backend(runtime, beside)
+        self._health = OwnHealth(self.backend)
         self.logins = Logins(settings.state_dir / "logins")
         host = settings.api_listen.replace(":", r"\:")
         self._server = StreamServer(
@@ -110,6 +112,10 @@ class APIService(service.Service):
             await self._server.stopService()
         finally:
             await self.backend.close()
+
+    def health(self) -> Deferred[dict[str, Any]]:
+        """Tell how the API does; see :class:`~novasvc.interfaces.IHealthy`."""
+        return Deferred.fromCoroutine(self._health.tell())
 
     def hurry(self) -> None:
         """Cut the connections that are left. Called when it was told to stop."""

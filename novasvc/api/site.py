@@ -12,6 +12,8 @@ from novasvc.api.access import Access
 from novasvc.api.answers import answer_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.health import Health
+from novasvc.api.metrics import Metrics
 from novasvc.api.page.rooms import make_page_rooms
 from novasvc.context import RequestContext, current_context
 
@@ -68,6 +70,11 @@ class Doors:
 
 def make_doors(backend: Backend, access: Access) -> Doors:
     """Make the rooms and the doors to them."""
-    rooms: dict[bytes, Any] = {}
+    health = Health(backend, access).app.resource()
+    rooms: dict[bytes, Any] = {
+        b"healthz": health,
+        b"readyz": health,
+        b"metrics": Metrics(backend, access).app.resource(),
+    }
     rooms |= make_page_rooms(backend, access)
     return Doors(rooms)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from novasvc import flight
@@ -30,7 +31,7 @@ _log = Logger()
 EVENTS = 50
 """Events of the flight recorder that are told."""
 
-_PATIENCE = 2.0
+_PATIENCE = 1.5
 """Seconds that the supervisor has to tell of its workers, or to begin with a drain."""
 
 
@@ -56,6 +57,10 @@ class NodeAPI:
         node = self._node
         identity, clock, since, server = node.identity, node.runtime.reactor, node.running_since, node.server
         uptime = None if since is None else clock.seconds() - since
+        # Side by side: who asks does not wait for long.
+        asking = Deferred.fromCoroutine(self._workers())
+        legs = await node.health.legs()
+        workers = await asking
         return {
             "host": identity.host,
             "binary": identity.binary,
@@ -70,12 +75,12 @@ class NodeAPI:
             "in_flight": 0 if server is None else server.in_flight,
             "tasks": [task_row(figures, clock.seconds()) for figures in node.tasks.figures()],
             "methods": [] if server is None else method_rows(server.figures),
-            "workers": await self._workers(),
+            "workers": workers,
             "events": [
                 {"time": _time(event.time), "kind": event.kind, "text": event.text}
                 for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
             ],
-            "health": await node.health.legs(),
+            "health": legs,
         }
 
     @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))

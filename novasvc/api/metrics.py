@@ -1,0 +1,110 @@
+"""The figures of this process, or of all workers of its supervisor, as Prometheus reads them."""
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Any
+
+import attrs
+from klein import Klein
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from novasvc import metrics
+from novasvc.api.access import Access
+from novasvc.api.answers import answer_error
+from novasvc.api.backend import Backend
+from novasvc.api.errors import APIError
+from novasvc.figures import Document
+from novasvc.memo import Memo
+from novasvc.supervision import inquiry
+from novasvc.supervision.errors import SupervisionError
+
+_PATIENCE = 3.0
+"""Seconds for the supervisor, who gives its workers one."""
+
+_FRESH = 0.5
+"""Seconds for which an answer does for all who ask."""
+
+
+_OPENMETRICS = b"application/openmetrics-text"
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+@attrs.define(eq=False)
+class Metrics:
+    """Serves ``/metrics``, for who may read."""
+
+    _backend: Backend
+    _access: Access
+    _documents: Memo[list[Document]] = attrs.field(init=False)
+
+    app = Klein()
+
+    def __attrs_post_init__(self) -> None:
+        self._documents = Memo(lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, _FRESH)
+
+    @app.route("/metrics", methods=["GET", "HEAD"])
+    async def show(self, request: Any) -> bytes:
+        """Answer in the text format, or in OpenMetrics if that is what the client wants."""
+        self._access.require(request)
+        wanted = _OPENMETRICS in (request.getHeader(b"accept") or b"")
+        registry = CollectorRegistry()
+        registry.register(Figures(await self._documents.get()))
+        request.setHeader(b"content-type", openmetrics.CONTENT_TYPE_LATEST.encode() if wanted else _TEXT)
+        return openmetrics.generate_latest(registry) if wanted else generate_latest(registry)
+
+    @app.handle_errors
+    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
+        """Say what is wrong."""
+        return answer_error(request, failure)
+
+    async def _gather(self) -> list[Document]:
+        backend = self._backend
+        if backend.runtime.worker is None:
+            return metrics.documents()
+        try:
+            told: list[Document] = await inquiry.ask(
+                backend.reactor, backend.settings.control_socket, "metrics", timeout=_PATIENCE
+            )
+        except SupervisionError as error:
+            raise APIError(503, f"the supervisor does not tell the figures: {error}", {"Retry-After": "5"}) from error
+        return told
+
+
+@attrs.frozen(eq=False)
+class Figures:
+    """Documents as a collector of prometheus_client's.
+
+    :param documents: see :data:`novasvc.figures.Document`.
+    """
+
+    _documents: Iterable[Document]
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: the names are known when they are collected."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Return each document as a family of prometheus_client's."""
+        for document in self._documents:
+            yield _family(document)
+
+
+def _family(document: Document) -> Metric:
+    name, text, labels = document["name"], document["help"], document["labels"]
+    if document["kind"] == "histogram":
+        histogram = HistogramMetricFamily(name, text, labels=labels)
+        bounds = [*(repr(float(bound)) for bound in document["bounds"]), "+Inf"]
+        for values, figure in document["samples"]:
+            buckets = list(zip(bounds, accumulate(figure["counts"]), strict=True))
+            histogram.add_metric(values, buckets=buckets, sum_value=figure["sum"])
+        return histogram
+    family = CounterMetricFamily if document["kind"] == "counter" else GaugeMetricFamily
+    made = family(name, text, labels=labels)
+    for values, figure in document["samples"]:
+        made.add_metric(values, figure)
+    return made
