@@ -1,6 +1,8 @@
 """One page of the fleet: hosts by binaries."""
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from math import ceil
 from zlib import crc32
 
@@ -16,6 +18,7 @@ COLUMNS = 10
 
 _WORST = {DOWN: 0, FORCED: 1, UP: 3}
 _DISABLED = 2
+_NUMBER = re.compile("([0-9]+)")
 
 
 @attrs.frozen
@@ -128,8 +131,15 @@ def is_in(sight: Sight, state: str) -> bool:
     return not state or sight.state == state
 
 
+@lru_cache(maxsize=20_000)
+def _natural(host: str) -> tuple[tuple[int, str], ...]:
+    """Return what sorts "node9" before "node10"."""
+    parts = _NUMBER.split(host.casefold())
+    return tuple((int(part[:18]), "") if place % 2 else (-1, part) for place, part in enumerate(parts))
+
+
 def _sort(names: list[str], hosts: Mapping[str, _Services], query: Query) -> None:
-    names.sort(reverse=query.sort == "-host")
+    names.sort(key=lambda host: (_natural(host), host), reverse=query.sort == "-host")
     if query.sort == "trouble":
         names.sort(key=lambda host: min(map(_badness, hosts[host].values())))
     elif query.sort == "silent":

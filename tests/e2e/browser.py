@@ -1,0 +1,193 @@
+"""A real browser without a window, which tests click through."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest, TestCase
+
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.e2e.process import PATIENCE
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+WIDTH, HEIGHT = 1280, 800
+
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",  # the tests may run as root
+    "--disable-dev-shm-usage",  # which is small in containers
+    "--disable-gpu",
+    # It is to speak with the server under test, and with nobody else.
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-sync",
+    "--disable-domain-reliability",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+class Browser:
+    """Chromium, for all tests of a module; each begins with :meth:`fresh`."""
+
+    def __init__(self) -> None:
+        for program in (CHROMIUM, DRIVER):
+            if not Path(program).exists():
+                problem = f"there is no {program}; Debian's packages chromium and chromium-driver have it"
+                raise AssertionError(problem) if os.environ.get("CI") else SkipTest(problem)
+        self._profile = tempfile.mkdtemp(prefix="novasvc-tests-browser-")
+        options = ChromeOptions()
+        options.binary_location = CHROMIUM
+        for option in (*_OPTIONS, f"--user-data-dir={self._profile}", f"--window-size={WIDTH},{HEIGHT}"):
+            options.add_argument(option)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = Chrome(options=options, service=Service(DRIVER))
+        self.driver.set_page_load_timeout(PATIENCE)
+        self.driver.set_script_timeout(PATIENCE)
+        self.address = ""
+
+    def quit(self) -> None:
+        """End it, and remove what it left."""
+        self.driver.quit()
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    def fresh(self) -> None:
+        """Forget what a test before did."""
+        self.driver.get("about:blank")
+        self.driver.delete_all_cookies()
+        self.command("Network.clearBrowserCookies")
+        self.scripts(allowed=True)
+        self.media()
+        self.size(WIDTH, HEIGHT)
+        self.console()
+
+    # -- what it looks like ----------------------------------------------------------------------
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """Give a command of the DevTools protocol."""
+        return self.driver.execute_cdp_cmd(name, arguments)
+
+    def size(self, width: int, height: int) -> None:
+        """Have a window of this size, in pixels."""
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
+    def media(self, **features: str) -> None:
+        """Have media features; underscores are dashes."""
+        named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        self.command("Emulation.setEmulatedMedia", features=named)
+
+    def scripts(self, *, allowed: bool) -> None:
+        """Run the pages' scripts, or not."""
+        self.command("Emulation.setScriptExecutionDisabled", value=not allowed)
+
+    def console(self) -> list[str]:
+        """Return what was said on the console since the last time."""
+        return [f"{entry['level']} {entry['message']}" for entry in self.driver.get_log("browser")]
+
+    def screenshot(self, name: str) -> None:
+        """Keep a picture of the page in the folder that NOVASVC_SCREENSHOTS names; without it, none is made."""
+        folder = os.environ.get("NOVASVC_SCREENSHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+    # -- what is on the page ---------------------------------------------------------------------
+
+    def open(self, path: str) -> None:
+        """Load a page of the server under test."""
+        self.driver.get(self.address + path)
+
+    def all(self, selector: str) -> list[WebElement]:
+        """Return the elements that a CSS selector finds."""
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        """Return the first element that a CSS selector finds."""
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        """Return what an element says."""
+        return self.one(selector).text
+
+    def click(self, selector: str) -> None:
+        """Click on an element, as soon as it is there."""
+        self.until(lambda: self.one(selector).is_displayed(), selector)
+        self.one(selector).click()
+
+    def script(self, code: str) -> Any:
+        """Run JavaScript."""
+        return self.driver.execute_script(code)
+
+    def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+        """Wait until something holds, and return it."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                found = condition()
+            except (NoSuchElementException, StaleElementReferenceException):
+                found = None
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                page = self.driver.find_element(By.TAG_NAME, "body").text[:3000]
+                raise AssertionError(f"not after {patience} s: {what}\n{self.driver.current_url}\n{page}")
+            time.sleep(0.05)
+
+    def says(self, selector: str, text: str) -> None:
+        """Wait until an element says something."""
+        self.until(lambda: text in self.text(selector), f"{selector} says {text!r}")
+
+
+class BrowserTestCase(TestCase):
+    """A test with the browser; at its end nothing may be on the console that it does not expect.
+
+    :cvar browser: one for all tests of a module.
+    """
+
+    browser: Browser
+    expected_on_console: tuple[str, ...] = ()
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.browser = shared_browser()
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.browser.fresh()
+        self.addCleanup(self._look_at_console)
+
+    def _look_at_console(self) -> None:
+        unexpected = [
+            line for line in self.browser.console() if not any(part in line for part in self.expected_on_console)
+        ]
+        self.assertEqual(unexpected, [])
+
+
+_browsers: list[Browser] = []
+
+
+def shared_browser() -> Browser:
+    """Return the browser of this process, started when it is first asked for."""
+    if not _browsers:
+        _browsers.append(Browser())
+    return _browsers[0]
+
+
+def quit_browser() -> None:
+    """End the browser of this process."""
+    while _browsers:
+        _browsers.pop().quit()

@@ -1,0 +1,508 @@
+"""The page in a real browser, on a real twistd: what an operator does with it."""
+
+import re
+import signal
+import socket
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest import TestCase
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.e2e.browser import BrowserTestCase, quit_browser
+from tests.e2e.process import Process, program
+
+pytestmark = pytest.mark.timeout(120)
+
+RUNNING = "is running"
+FAST = ("--report-interval", "1", "--service-down-time", "3", "--periodic-fuzzy-delay", "0")
+
+
+def tearDownModule() -> None:
+    quit_browser()
+
+
+class Folder:
+    """Where a server keeps its state.
+
+    :param owner: has addCleanup.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        holder = tempfile.TemporaryDirectory()
+        owner.addCleanup(holder.cleanup)
+        self.path = Path(holder.name)
+
+    def twistd(self, *options: str, host: str = "h1") -> Process:
+        """Start `twistd -n novasvc`."""
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--host", host, *options]
+        return Process(self._owner, command, self.path, NOVASVC_STATE_DIR=str(self.path / "state"))
+
+    def api(self, *options: str, host: str = "h1") -> tuple[Process, str]:
+        """Start one with an API; return the page's address, too."""
+        process = self.twistd("--api", "--api-listen-port", "0", *options, host=host)
+        address = process.wait_for(r"page +(http://\S+)").group(1)
+        return process, address
+
+    def seed(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Register services that do not run; "age" is the seconds since their last heartbeat, negative in the future."""
+        connection = sqlite3.connect(self.path / "state" / "novasvc.sqlite", timeout=20)
+        with connection:
+            connection.executemany(
+                "INSERT INTO services (uuid, host, binary, topic, disabled, disabled_reason, forced_down, report_count,"
+                " created_at, last_seen_up, version, deleted) VALUES (:uuid, :host, :binary, :topic, :disabled, :reason,"
+                " :forced, 1, datetime('now'), strftime('%Y-%m-%d %H:%M:%f', 'now', -:age || ' seconds') || '000', 1, 0)",
+                [
+                    {"uuid": str(uuid.uuid4()), "binary": "novasvc-agent", "topic": None, "disabled": 0, "reason": None}
+                    | {"forced": 0, "age": -3600}
+                    | row
+                    for row in rows
+                ],
+            )
+        connection.close()
+
+
+class _OfClass:
+    """Lets a class's processes end with it."""
+
+    def __init__(self, case: type[TestCase]) -> None:
+        self.addCleanup = case.addClassCleanup
+
+
+class FleetTests(BrowserTestCase):
+    """One server without tokens, with a node in it and some that are only registered."""
+
+    folder: Folder
+    address: str
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.folder = Folder(_OfClass(cls))
+        _, cls.address = cls.folder.api(*FAST, host="alive")
+        cls.folder.seed(
+            [
+                *({"host": f"node{number}"} for number in range(1, 12)),
+                {"host": "node1", "binary": "novasvc-scheduler"},
+                {"host": "old", "age": 7200},
+                {"host": "resting", "disabled": 1, "reason": "new disk"},
+                {"host": "off", "forced": 1},
+                {"host": "<script>alert(1)</script>", "disabled": 1, "reason": "<b onclick=alert(2)>'\"&amp;"},
+            ]
+        )
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.browser.address = self.address.rstrip("/")
+
+    def cell(self, host: str, binary: str = "novasvc-agent") -> str:
+        """Return a CSS selector of a service's cell on the page."""
+        found = self.browser.script(
+            "return [...document.querySelectorAll('#grid tbody tr')]"
+            f".filter(row => row.querySelector('th').textContent === {host!r})"
+            f".flatMap(row => [...row.querySelectorAll('td[data-label={binary}] a')]).map(cell => cell.id)[0]"
+        )
+        self.assertTrue(found, f"no cell of {binary} at {host}")
+        return f"#{found}"
+
+    def hosts(self) -> list[str]:
+        """Return the hosts that are shown, in their order."""
+        return [element.text for element in self.browser.all("#grid tbody th")]
+
+    def troubled(self) -> list[str]:
+        """Return those that are shown and never were up."""
+        return [host for host in self.hosts() if host in {"off", "old"}]
+
+    def test_list_and_filter(self) -> None:
+        """All services are there with their states in words; what is looked for is found, and is in the URL."""
+        browser = self.browser
+        browser.open("/")
+        browser.says("#live", "live")
+        nodes = [host for host in self.hosts() if host.startswith("node")]
+        self.assertEqual(nodes, [f"node{number}" for number in range(1, 12)])
+        self.assertGreaterEqual(int(browser.text("[data-total=services]")), 17)
+        for host, words in (("old", "down"), ("off", "forced down"), ("node1", "up"), ("resting", "disabled")):
+            self.assertIn(words, browser.text(self.cell(host)))
+        self.assertRegex(browser.text(self.cell("old")), r"12\d min|2 h")
+        self.assertRegex(browser.driver.title, r"^\d down")
+        browser.screenshot("fleet")
+
+        browser.one("input[name=q]").send_keys("NEW DI", Keys.ENTER)
+        browser.until(lambda: self.hosts() == ["resting"], "the disk's host is found")
+        self.assertTrue(browser.driver.current_url.endswith("/?q=NEW+DI"), browser.driver.current_url)
+        browser.click(".clear")
+        browser.until(lambda: len(self.hosts()) >= 16, "all are back")
+        browser.click("select[name=binary] option:last-child")
+        browser.until(lambda: self.hosts() == ["node1"], "the one scheduler is found")
+        browser.click(".clear")
+        browser.click("select[name=state] option[value=forced]")
+        browser.until(lambda: self.hosts() == ["off"], "the one that is forced down is found")
+        browser.open("/?q=o&state=trouble")
+        browser.until(lambda: self.troubled() == ["off", "old"], "those in trouble are found")
+        browser.click("select[name=sort] option[value='-host']")
+        browser.until(lambda: self.troubled() == ["old", "off"], "they are sorted")
+        self.assertIn("state=trouble&sort=-host", browser.driver.current_url)
+        browser.driver.back()
+        browser.until(lambda: self.troubled() == ["off", "old"], "the way back works")
+        browser.open("/?q=nowhere")
+        browser.says("#grid", "No host is like this")
+
+    def test_hostile_names(self) -> None:
+        """A host that is named like a script is shown as it is named, and does nothing."""
+        browser = self.browser
+        browser.open("/")
+        name = "<script>alert(1)</script>"
+        self.assertIn(name, self.hosts())
+        browser.open("/?q=onclick")
+        browser.until(lambda: self.hosts() == [name], "it is found by its reason")
+        browser.click("#grid tbody td a")
+        browser.says("h1", name)
+        browser.says("#facts", "<b onclick=alert(2)>'\"&amp;")
+
+    def test_killed_node(self) -> None:
+        """A node that is killed goes down on the page by itself, and comes up when it runs again."""
+        browser = self.browser
+        node = self.folder.twistd(*FAST, host="mortal")
+        node.wait_for(RUNNING)
+        browser.open("/")
+        browser.until(lambda: "mortal" in self.hosts(), "it has appeared")
+        cell = self.cell("mortal")
+        browser.until(lambda: browser.one(cell).get_attribute("data-state") == "up", "it is up")
+        browser.script("window.unbroken = true")
+        node.stop(signal.SIGKILL)
+        browser.says(cell, "down")
+        browser.says("#timeline", "novasvc-agent@mortal went down")
+        again = self.folder.twistd(*FAST, host="mortal")
+        again.wait_for(RUNNING)
+        browser.says(cell, "up")
+        browser.says("#timeline", "novasvc-agent@mortal came up")
+        self.assertTrue(browser.script("return window.unbroken"))
+        browser.screenshot("killed")
+        again.stop()
+
+    def test_new_service_appears(self) -> None:
+        """A service that registers appears on the page, and the cell that had the focus keeps it."""
+        browser = self.browser
+        browser.open("/")
+        browser.says("#live", "live")
+        cell = self.cell("node7")
+        browser.script(f"document.querySelector('{cell}').focus(); window.unbroken = true")
+        self.folder.seed([{"host": "newcomer"}])
+        browser.until(lambda: "newcomer" in self.hosts(), "it appears")
+        self.assertEqual(f"#{browser.driver.switch_to.active_element.get_attribute('id')}", cell)
+        self.assertTrue(browser.script("return window.unbroken"))
+
+    def test_disable_with_reason(self) -> None:
+        """Disabling asks, takes a reason, says that it is done, and is seen everywhere; enabling takes it back."""
+        browser = self.browser
+        browser.open("/?q=node2")
+        browser.click(self.cell("node2"))
+        browser.click("#do-disable")
+        browser.says("dialog h1", "Disable novasvc-agent@node2?")
+        browser.screenshot("dialog")
+        browser.one("dialog input[name=reason]").send_keys("fan is <loud>", Keys.ENTER)
+        browser.says(".message", "It is disabled.")
+        browser.says("#facts", "fan is <loud>")
+        browser.says("#state", "disabled")
+        browser.says("#happened", "was disabled: fan is <loud>")
+        browser.click(".brand")
+        browser.until(lambda: "disabled" in browser.text(self.cell("node2")), "the fleet's page shows it")
+        browser.click(self.cell("node2"))
+        browser.click("#do-enable")
+        browser.click("dialog .does button")
+        browser.says(".message", "It is enabled.")
+        self.assertEqual(browser.all("#facts .reason"), [])
+
+    def test_force_down(self) -> None:
+        """Forcing down asks first, and can be left; done, it is seen on a page that is open elsewhere."""
+        browser = self.browser
+        browser.open("/?q=node3")
+        browser.says("#live", "live")
+        fleet = browser.driver.current_window_handle
+        cell = self.cell("node3")
+        address = browser.one(cell).get_attribute("href")
+        browser.driver.switch_to.new_window("tab")
+        browser.driver.get(address)
+        browser.click("#do-force-down")
+        browser.click("dialog [data-back]")
+        browser.until(lambda: not browser.one("dialog").is_displayed(), "the question is gone")
+        self.assertEqual(browser.driver.switch_to.active_element.get_attribute("id"), "do-force-down")
+        browser.click("#do-force-down")
+        browser.click("dialog .does button")
+        browser.says(".message", "It is forced down.")
+        browser.says("#state", "forced down")
+        browser.driver.switch_to.window(fleet)
+        browser.says(cell, "forced down")
+        browser.driver.switch_to.window(browser.driver.window_handles[-1])
+        browser.click("#do-let-up")
+        browser.click("dialog .does button")
+        browser.says(".message", "Its heartbeats count again.")
+        browser.driver.close()
+        browser.driver.switch_to.window(fleet)
+        browser.until(lambda: browser.one(cell).get_attribute("data-state") == "up", "it is up again")
+
+    def test_node(self) -> None:
+        """A node's page tells of its inner life, runs a task at once, and measures how fast it answers."""
+        browser = self.browser
+        browser.open("/?q=alive")
+        browser.click(self.cell("alive"))
+        browser.says("#health", "broker")
+        browser.says("#tasks", "refresh_host_facts")
+        browser.says("#methods", "get_host_facts")
+        browser.says("#workers", "one process")
+        browser.says("#events", "is running")
+        self.assertRegex(browser.text("#facts"), r"(?s)uptime\s+\d+ s")
+        runs = "#tasks tbody td:nth-of-type(2)"
+        before = int(browser.text(runs))
+        browser.click("#run-1")
+        browser.says("dialog h1", "Run the task refresh_host_facts of novasvc-agent@alive now?")
+        browser.click("dialog .does button")
+        browser.says(".message", "The task was begun.")
+        browser.until(lambda: int(browser.text(runs)) == before + 1, "it has run, which is seen without loading again")
+        browser.click("#do-ping")
+        browser.click("dialog .does button")
+        browser.until(lambda: re.search(r"answered within \d+ ms", browser.text(".message")), "it answered")
+        browser.until(lambda: browser.all("#methods .spark path[d*=L]"), "lines are drawn")
+        browser.screenshot("node")
+
+    def test_silent_node(self) -> None:
+        """The page of a node that does not answer says so, and shows what is registered of it."""
+        browser = self.browser
+        self.folder.seed([{"host": "mute", "topic": "agent"}])
+        browser.open("/?q=mute")
+        browser.until(lambda: self.hosts() == ["mute"], "it is there")
+        browser.click(self.cell("mute"))
+        browser.says("#facts", "is not there")
+        browser.says("#facts", "last heartbeat")
+        browser.says("#tasks", "It does not say.")
+
+    def test_narrow(self) -> None:
+        """On a screen of 360 pixels no page has to be moved sideways."""
+        browser = self.browser
+        browser.size(360, 740)
+        for path in ("/", "/?state=down", "/login"):
+            browser.open(path)
+            self.assertLessEqual(browser.script("return document.documentElement.scrollWidth"), 360, path)
+        browser.open("/")
+        browser.screenshot("narrow")
+        browser.open("/?q=alive")
+        browser.click(self.cell("alive"))
+        browser.says("#health", "broker")
+        self.assertLessEqual(browser.script("return document.documentElement.scrollWidth"), 360)
+        browser.screenshot("narrow-node")
+
+    def test_dark_and_still(self) -> None:
+        """Whoever wants it dark gets it dark, with words as readable as in the light, and whoever wants it still."""
+        browser = self.browser
+        for scheme in ("light", "dark"):
+            browser.media(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+            browser.open("/")
+            browser.says("#live", "live")
+            browser.screenshot(f"fleet-{scheme}")
+            poor = browser.script(CONTRASTS)
+            self.assertEqual(poor, [], scheme)
+            ground = browser.script("return getComputedStyle(document.body).backgroundColor")
+            self.assertEqual(sum(map(int, re.findall(r"\d+", ground)[:3])) < 200, scheme == "dark")
+
+    def test_keyboard(self) -> None:
+        """Everything is reached and done without a mouse."""
+        browser = self.browser
+        browser.open("/?q=node5")
+        keys = browser.driver.switch_to.active_element.send_keys
+
+        def press(*what: str) -> Any:
+            browser.driver.switch_to.active_element.send_keys(*what)
+            return browser.driver.switch_to.active_element
+
+        def walk_to(selector: str) -> None:
+            wanted = browser.one(selector)
+            for _ in range(40):
+                if press(Keys.TAB) == wanted:
+                    outline = browser.script("return getComputedStyle(document.activeElement).outlineStyle")
+                    self.assertEqual(outline, "solid", f"the focus is not seen on {selector}")
+                    return
+            self.fail(f"Tab never gets to {selector}")
+
+        keys(Keys.TAB)
+        self.assertEqual(browser.driver.switch_to.active_element.text, "Skip to content")
+        press(Keys.ENTER)
+        self.assertEqual(browser.driver.switch_to.active_element.get_attribute("id"), "main")
+        walk_to(self.cell("node5"))
+        press(Keys.ENTER)
+        browser.says("h1", "node5")
+        walk_to("#do-disable")
+        press(Keys.ENTER)
+        browser.says("dialog h1", "Disable")
+        press(Keys.ESCAPE)
+        browser.until(lambda: not browser.one("dialog").is_displayed(), "Escape leaves")
+        self.assertEqual(browser.driver.switch_to.active_element.get_attribute("id"), "do-disable")
+        press(Keys.ENTER)
+        browser.says("dialog h1", "Disable")
+        press("by hand", Keys.ENTER)
+        browser.says(".message", "It is disabled.")
+
+    def test_without_scripts(self) -> None:
+        """Without JavaScript all is there: the fleet, filters, a node, and an action with its question."""
+        browser = self.browser
+        browser.scripts(allowed=False)
+        browser.open("/")
+        browser.says("main", "Without JavaScript")
+        browser.one("input[name=q]").send_keys("node4")
+        browser.one(".filter button").click()
+        browser.until(lambda: self.hosts() == ["node4"], "it is found")
+        browser.one("#grid tbody td a").click()
+        browser.says("h1", "node4")
+        browser.one("#do-disable").click()
+        browser.says("h1", "Disable novasvc-agent@node4?")
+        browser.one("input[name=reason]").send_keys("no script")
+        browser.one(".does button").click()
+        browser.says(".message", "It is disabled.")
+        browser.says("#facts", "no script")
+
+
+class OutageTests(BrowserTestCase):
+    """A server that goes away, and comes back."""
+
+    expected_on_console = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET")
+
+    def test_server_goes_away(self) -> None:
+        """A banner says that the page is old as soon as the server is gone, and goes by itself when it is back."""
+        browser = self.browser
+        folder = Folder(self)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        options = ("--api", "--api-listen-port", port, *FAST)
+        server = folder.twistd(*options)
+        server.wait_for("page +http")
+        browser.address = f"http://127.0.0.1:{port}"
+        browser.open("/")
+        browser.says("#live", "live")
+        browser.script("window.unbroken = true")
+        begun = time.monotonic()
+        self.assertEqual(server.stop(), -signal.SIGTERM)
+        self.assertLess(time.monotonic() - begun, 10, "a page that is open does not hold up the end")
+        browser.says("#banner", "The server does not answer")
+        self.assertEqual(browser.text("#live"), "not live")
+        browser.screenshot("stale")
+        again = folder.twistd(*options)
+        again.wait_for("page +http")
+        browser.until(lambda: not browser.text("#banner"), "the banner is gone")
+        browser.says("#live", "live")
+        self.assertTrue(browser.script("return window.unbroken"))
+        again.stop()
+
+
+class LoginTests(BrowserTestCase):
+    """A server with tokens."""
+
+    expected_on_console = ("401 (Unauthorized)",)
+
+    def test_login(self) -> None:
+        """A link logs one browser in, once; a reader's token shows no actions; and logging out ends it."""
+        browser = self.browser
+        folder = Folder(self)
+        tokens = folder.path / "tokens"
+        tokens.write_text("ada admin 0123456789abcdef-ada\nron read 0123456789abcdef-ron\n")
+        tokens.chmod(0o600)
+        server, link = folder.api("--api-token-file", str(tokens), *FAST)
+        browser.address, _, code = link.partition("/login")
+        self.assertTrue(code, link)
+
+        browser.open("/?state=up")
+        browser.says("h1", "Log in")
+        browser.one("input[name=token]").send_keys("not a token at all", Keys.ENTER)
+        browser.says("[role=alert]", "This is not one of the tokens.")
+        browser.screenshot("login")
+
+        browser.open(f"/login{code}")
+        browser.click("main button")
+        browser.says("#fleet-title", "Hosts")
+        browser.says("#live", "live")
+        browser.says(".who", "admin")
+        browser.click("#grid tbody td a")
+        browser.until(lambda: browser.all("#do-drain"), "an administrator may act")
+        browser.click(".who button")
+        browser.says("h1", "Log in")
+
+        browser.open(f"/login{code}")
+        browser.click("main button")
+        browser.says("[role=alert]", "used already")
+
+        browser.open("/?state=up")
+        browser.one("input[name=token]").send_keys("0123456789abcdef-ron", Keys.ENTER)
+        browser.says("#fleet-title", "Hosts")
+        self.assertTrue(browser.driver.current_url.endswith("/?state=up"), "it is led to where it wanted to go")
+        browser.click("#grid tbody td a")
+        browser.says("#tasks", "refresh_host_facts")
+        self.assertEqual(browser.all("#do-drain, #actions, #tasks a"), [])
+        self.assertNotIn("0123456789abcdef", server.output)
+        server.stop()
+
+
+class ManyTests(BrowserTestCase):
+    """A fleet of 2,000 services."""
+
+    def test_two_thousand(self) -> None:
+        """2,000 services are counted, paged, found, and kept live."""
+        browser = self.browser
+        folder = Folder(self)
+        server, address = folder.api(*FAST)
+        browser.address = address.rstrip("/")
+        folder.seed(
+            {"host": f"node{number}", "binary": binary, "age": 9000 if number == 731 else -3600}
+            for number in range(1000)
+            for binary in ("novasvc-agent", "novasvc-scheduler")
+        )
+        browser.open("/")
+        browser.until(lambda: browser.text("[data-total=services]") == "2,001", "all are counted")
+        browser.open("/")
+        browser.says(".pages", "1–100 of 1,001 hosts, page 1 of 11")
+        took = browser.script("const [page] = performance.getEntriesByType('navigation'); return page.duration")
+        print(f"a page of 100 hosts out of 2,001 services: {took:.0f} ms")
+        browser.click("[rel=next]")
+        browser.says(".pages", "101–200")
+        browser.open("/?sort=trouble")
+        browser.until(lambda: browser.all("#grid tbody th")[0].text == "node731", "the one in trouble comes first")
+        browser.says("#live", "live")
+        cell = browser.one("#grid tbody tr:nth-child(2) td a")
+        ages = {cell.find_element("css selector", ".age").text}
+        browser.until(lambda: browser.script("return performance.now() > 3000"), "it is live for some seconds")
+        self.assertTrue(ages)
+        browser.open("/?q=node99")
+        browser.until(lambda: len(browser.all("#grid tbody tr")) == 11, "11 are found")
+        browser.screenshot("many")
+        server.stop()
+
+
+CONTRASTS = """
+const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+const light = ([r, g, b]) => {
+  const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+};
+const ground = element => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = parse(getComputedStyle(at).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour;
+  }
+  return [255, 255, 255];
+};
+const poor = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const element = walker.currentNode.parentElement;
+  if (!walker.currentNode.textContent.trim() || !element.checkVisibility() || element.closest(".unseen, .sprite, option")) continue;
+  const [a, b] = [light(parse(getComputedStyle(element).color)), light(ground(element))];
+  const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (contrast < 4.5) poor.push(`${element.className || element.tagName} ${walker.currentNode.textContent.trim()}: ${contrast.toFixed(2)}`);
+}
+return poor;
+"""
+"""Finds texts whose contrast with what is behind them is less than WCAG's AA wants."""
