@@ -19,7 +19,7 @@ import attrs
 OTHER = "other"
 """The value of all labels of what came when there were MOST sets of them."""
 
-MOST = 200
+MOST = 128
 """Sets of labels of a family."""
 
 LONGEST = 64
@@ -38,6 +38,7 @@ class Number:
     """A counter or a gauge. Whoever counts changes its value."""
 
     value: float = 0
+    is_told = True
 
     def figure(self) -> float:
         """Return what a document has."""
@@ -58,6 +59,11 @@ class Distribution:
 
     def __attrs_post_init__(self) -> None:
         self.counts = [0] * (len(self.bounds) + 1)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether there is anything."""
+        return any(self.counts)
 
     @property
     def count(self) -> int:
@@ -81,7 +87,7 @@ class Distribution:
         lower = 0.0
         for bound, count, below in zip(self.bounds, self.counts, accumulate(self.counts), strict=False):
             if below >= wanted:
-                return lower + (bound - lower) * (count - (below - wanted)) / count
+                return min(bound, lower + (bound - lower) * (count - (below - wanted)) / count)
             lower = bound
         return lower
 
@@ -118,6 +124,12 @@ class Family(Generic[_Child]):
         """Return the figure of these labels' values; it stays the same one."""
         return self._children.get(values) or self._add(values)
 
+    def kept(self, *values: str) -> tuple[str, ...]:
+        """Return the labels' values under which these are counted."""
+        short = tuple(value[:LONGEST] for value in values)
+        room = short in self._children or len(self._children) < self.most
+        return short if room else (OTHER,) * len(values)
+
     def clear(self) -> None:
         """Forget all labels' values: who counts again begins with none."""
         self._children.clear()
@@ -127,8 +139,8 @@ class Family(Generic[_Child]):
         yield from self._children.items()
 
     def document(self) -> Document:
-        """Return all of it as JSON."""
-        samples = [[list(values), child.figure()] for values, child in self._children.items()]
+        """Return all of it as JSON. Histograms of nothing are left out: they are long."""
+        samples = [[list(values), child.figure()] for values, child in self._children.items() if child.is_told]
         told: Document = {"name": self.name, "kind": self.kind, "help": self.help, "labels": list(self.labels)}
         if self.kind == "histogram":
             told["bounds"] = list(getattr(self._make(), "bounds"))  # noqa: B009 - only a Distribution has them
@@ -137,10 +149,7 @@ class Family(Generic[_Child]):
     def _add(self, values: tuple[str, ...]) -> _Child:
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has the labels {self.labels}, and was given {values}")
-        kept = tuple(value[:LONGEST] for value in values)
-        if kept not in self._children and len(self._children) >= self.most:
-            kept = (OTHER,) * len(self.labels)
-        return self._children.setdefault(kept, self._make())
+        return self._children.setdefault(self.kept(*values), self._make())
 
 
 def counter(name: str, text: str, *labels: str, most: int = MOST) -> Family[Number]:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import attrs
 
 from novasvc._version import __version__
-from novasvc.figures import LONGEST, MOST, OTHER, Distribution, Document, Family, Number, counter, gauge, histogram
+from novasvc.figures import MOST, OTHER, Distribution, Document, Family, Number, counter, gauge, histogram
 
 build = gauge("novasvc_build_info", "1; the labels tell what runs.", "version", "python")
-build.at(__version__, platform.python_version()).value = 1
 
 # -- RPC ---------------------------------------------------------------------------------------------
 
@@ -25,7 +24,7 @@ served = counter(
     "namespace",
     "method",
     "outcome",
-    most=4 * MOST,
+    most=4 * (MOST + 1),
 )
 served_errors = counter(
     "novasvc_rpc_server_errors_total", "What methods raised, by type.", "topic", "namespace", "method", "error"
@@ -51,7 +50,7 @@ deliveries = counter(
 class MethodFigures:
     """What is counted of a method that a server runs."""
 
-    names: tuple[str, str, str]
+    names: tuple[str, ...]
     done: Number
     failed: Number
     expected: Number
@@ -62,7 +61,7 @@ class MethodFigures:
     @classmethod
     def of(cls, topic: str, namespace: str | None, method: str) -> "MethodFigures":
         """Return them, looked up once and for all."""
-        names = (topic, namespace or "", method)
+        names = served_now.kept(topic, namespace or "", method)
         return cls(
             names,
             done=served.at(*names, "done"),
@@ -88,10 +87,14 @@ called = counter(
     "topic",
     "method",
     "outcome",
-    most=5 * MOST_CALLED,
+    most=5 * (MOST_CALLED + 1),
 )
 called_seconds = histogram(
-    "novasvc_rpc_client_duration_seconds", "Time from a call to its reply, or to the end of waiting.", "topic", "method"
+    "novasvc_rpc_client_duration_seconds",
+    "Time from a call to its reply, or to the end of waiting.",
+    "topic",
+    "method",
+    most=MOST_CALLED,
 )
 called_now = gauge("novasvc_rpc_client_in_flight", "Calls of this process that wait for a reply.")
 casts = counter(
@@ -117,9 +120,7 @@ class CallFigures:
 
     @classmethod
     def _add(cls, topic: str, method: str) -> "CallFigures":
-        if len(_calls) >= MOST_CALLED:
-            topic = method = OTHER
-        names = topic[:LONGEST], method[:LONGEST]
+        names = called_seconds.kept(topic, method)
         if names not in _calls:
             outcomes = {name: called.at(*names, name) for name in _OUTCOMES}
             _calls[names] = cls(**outcomes, seconds=called_seconds.at(*names))
@@ -127,7 +128,7 @@ class CallFigures:
 
 
 _OUTCOMES = ("replied", "failed", "timed_out", "unsent", "cancelled")
-_calls: dict[tuple[str, str], CallFigures] = {}
+_calls: dict[tuple[str, ...], CallFigures] = {}
 
 # -- heartbeats and tasks ----------------------------------------------------------------------------
 
@@ -278,7 +279,15 @@ def families() -> Iterator[Family[Number] | Family[Distribution]]:
             yield family
 
 
+def forget() -> None:
+    """Begin anew, in a process that was forked from one that counted; who counts already goes on uncounted."""
+    _calls.clear()
+    for family in families():
+        family.clear()
+
+
 def documents() -> list[Document]:
     """Return all figures of this process, families without a sample left out."""
+    build.at(__version__, platform.python_version()).value = 1
     see_process()
     return [document for family in families() if (document := family.document())["samples"]]

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
 
-from novasvc import rpc
+from novasvc import metrics, rpc
 from novasvc.context import RequestContext
 from novasvc.manager import Manager
 from novasvc.runtime import Runtime
@@ -68,4 +68,6 @@ async def _live(runtime: Runtime) -> None:
     await tree.when_started()
     await node.rpc.prepare(topic="rehearsal", timeout=_PATIENCE).call(RequestContext(), "ping", value=1)
     await node.periodic_tasks()
+    await node.health()
+    metrics.documents()
     await tree.stopService()

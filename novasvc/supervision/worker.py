@@ -81,6 +81,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
     record.recorder.beat(time.monotonic())
     faulthandler.enable(record.descriptor)
     faulthandler.register(DUMP, record.descriptor)
+    metrics.forget()
     runtime.worker_number = order["number"]
     set_title(f"novasvc: worker {order['number']} ({order['name']})")
 
