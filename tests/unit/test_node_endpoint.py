@@ -1,8 +1,12 @@
 """Tests for novasvc.service.endpoint: what a node tells of itself, and what it can be told to do."""
 
 import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
+import attrs
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,7 +17,11 @@ from novasvc.flight import note
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
+from novasvc.service.endpoint import NodeAPI
+from novasvc.supervision.errors import ControlError
+from novasvc.supervision.signals import Signals
 from novasvc.testing import memory_runtime
+from tests.unit.control_rig import ControlCase
 from tests.unit.flight_rig import record_flight
 
 
@@ -48,6 +56,16 @@ class Worker(Manager):
     def sweep(self, context: RequestContext) -> Deferred[None] | None:
         self.runs += 1
         return self.task
+
+
+class AtOnce:
+    """A reactor that runs."""
+
+    def callWhenRunning(self, function: Callable[[], None]) -> None:
+        function()
+
+    def callFromThread(self, function: Callable[[], None]) -> None:
+        function()
 
 
 class NodeCase(SynchronousTestCase):
@@ -237,6 +255,46 @@ class DrainTests(NodeCase):
         self.assertEqual(self.successResultOf(waiting), "done")
         self.assertEqual(self.service.state, "stopped")
 
+    def test_process(self) -> None:
+        """In a process of its own it is told to end as by SIGTERM, after the answer."""
+        told: list[str] = []
+        taking = Signals(AtOnce(), {signal.SIGTERM: lambda: told.append("TERM")})
+        taking.startService()
+        self.addCleanup(taking.stopService)
+        self.assertEqual(self.successResultOf(self.call("drain")), {"draining": "process"})
+        self.assertEqual((told, self.service.state), (["TERM"], "running"))
+
     def test_not_exposed(self) -> None:
         """Only what is exposed can be called."""
         self.failureResultOf(self.call("stop"), NoSuchMethodError)
+
+
+class SupervisedTests(ControlCase):
+    """Tests for NodeAPI in a worker: its supervisor is asked, at a real socket with a stand-in behind it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        runtime = memory_runtime(reactor, control_socket=self.path)  # type: ignore[arg-type]  # a clock
+        service = Service("h1", "nova-work", "work", Worker, runtime=attrs.evolve(runtime, worker=3))
+        self.node = NodeAPI(service.node)
+
+    async def test_describe(self) -> None:
+        """The rows of all workers come with what one of them tells."""
+        told = await self.node.describe(RequestContext())
+        self.assertEqual((told["worker"], told["workers"]), (3, self.supervisor.rows))
+
+    async def test_no_supervisor(self) -> None:
+        """A supervisor that does not answer is not waited for, and nothing is told of its workers."""
+        await self.control.stopService()
+        self.assertEqual((await self.node.describe(RequestContext()))["workers"], [])
+
+    async def test_drain(self) -> None:
+        """A drain is the supervisor's, of all workers."""
+        self.assertEqual(await self.node.drain(RequestContext()), {"draining": "supervisor"})
+        self.assertEqual(self.supervisor.asked, [("drain", None)])
+
+    async def test_undrained(self) -> None:
+        """Where it cannot be told, the caller is told."""
+        await self.control.stopService()
+        draining = Deferred.fromCoroutine(self.node.drain(RequestContext()))
+        await self.assertFailure(draining, ControlError)
