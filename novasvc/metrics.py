@@ -5,6 +5,7 @@ Names, methods and types of errors are labels; arguments, addresses and what use
 """
 
 import platform
+import re
 from collections.abc import Iterator
 
 import attrs
@@ -12,7 +13,9 @@ import attrs
 from novasvc._version import __version__
 from novasvc.figures import MOST, OTHER, Distribution, Document, Family, Number, counter, gauge, histogram
 
-build = gauge("novasvc_build_info", "1; the labels tell what runs.", "version", "python")
+AnyFamily = Family[Number] | Family[Distribution]
+
+build = gauge("novasvc_build_info", "Always 1; the labels tell what runs.", "version", "python")
 
 # -- RPC ---------------------------------------------------------------------------------------------
 
@@ -188,7 +191,8 @@ threads_waiting = gauge("novasvc_threads_waiting", "Functions that wait for such
 
 requests = counter(
     "novasvc_http_requests_total",
-    "Requests that were answered. A route is what the server calls it, not the path; the status is one of 1xx to 5xx.",
+    "Requests that came to an end. A route is what the server calls it, not the path; the status is 1xx to 5xx, or "
+    "gone if the client was.",
     "server",
     "route",
     "method",
@@ -226,8 +230,10 @@ def request_ends(server: str, route: str, method: str, status: int, seconds: flo
 
 # -- the supervisor ----------------------------------------------------------------------------------
 
-worker_deaths = counter(
-    "novasvc_worker_deaths_total", "Workers that ended without being told to, each replaced by another.", "server"
+worker_restarts = counter(
+    "novasvc_worker_restarts_total",
+    "Workers that ended although their supervisor had not told them to, and were replaced.",
+    "server",
 )
 worker_hangs = counter("novasvc_worker_hangs_total", "Workers that were given up because they hung.", "server")
 workers = gauge("novasvc_workers", "Workers by their state; see docs/workers.md.", "server", "state")
@@ -243,7 +249,9 @@ worker_memory = gauge(
 lag_seconds = histogram(
     "novasvc_reactor_lag_seconds", "How much later than it was due the reactor called what is due each second."
 )
-last_lag = gauge("novasvc_reactor_last_lag_seconds", "The same, the last time.")
+last_lag = gauge(
+    "novasvc_reactor_last_lag_seconds", "How much later than it was due the reactor did that the last time."
+)
 resident = gauge("novasvc_process_resident_memory_bytes", "Memory of the process.")
 cpu = counter("novasvc_process_cpu_seconds_total", "Time of processors that the process has used.")
 descriptors = gauge("novasvc_process_open_fds", "Descriptors that are open.")
@@ -272,11 +280,26 @@ def see_process() -> None:
 # -- all of them -------------------------------------------------------------------------------------
 
 
-def families() -> Iterator[Family[Number] | Family[Distribution]]:
-    """Return all families."""
+_added: dict[str, AnyFamily] = {}
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+
+
+def add(family: AnyFamily) -> None:
+    """Have a family of somebody else's told with ours: a manager's, say.
+
+    :raises ValueError: the name is taken, or is none.
+    """
+    if not _NAME.fullmatch(family.name) or any(family.name == known.name for known in families()):
+        raise ValueError(f"{family.name!r} is no name for a metric, or is taken")
+    _added[family.name] = family
+
+
+def families() -> Iterator[AnyFamily]:
+    """Return all families, ours first."""
     for family in tuple(globals().values()):
         if isinstance(family, Family):
             yield family
+    yield from _added.values()
 
 
 def forget() -> None:

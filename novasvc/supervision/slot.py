@@ -300,7 +300,7 @@ class Slot:
         self._epitaph = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
         self.trouble = self.trouble or f"it {how}"
         self.restarts += 1
-        metrics.worker_deaths.at(self.name).value += 1
+        metrics.worker_restarts.at(self.name).value += 1
         self.process = None
 
     def plan(self) -> None:

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import metrics
 from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError
-from novasvc.figures import LONGEST, OTHER, Number
+from novasvc.figures import LONGEST, OTHER, Number, counter
 from novasvc.flight import FlightRecorder
 from novasvc.metrics import CallFigures, MethodFigures
 from novasvc.servicegroup import Identity, Membership
@@ -40,6 +40,23 @@ class NamesTests(SynchronousTestCase):
             "topic version worker"
         )
         self.assertEqual(sorted(labels), known.split())
+
+
+class AddTests(SynchronousTestCase):
+    """Tests for add."""
+
+    def test_added(self) -> None:
+        """A family of somebody else's is told with ours."""
+        family = counter("booted_total", "Instances that were booted.", "flavour")
+        metrics.add(family)
+        self.addCleanup(metrics._added.clear)
+        family.at("small").value += 1
+        self.assertIn(family.document(), metrics.documents())
+
+    def test_refused(self) -> None:
+        """A name that is taken, or that Prometheus does not take, is refused."""
+        for name in ("novasvc_build_info", "a-b", "", "1a", "a\n"):
+            self.assertRaises(ValueError, metrics.add, counter(name, "What."))
 
 
 class BoundsTests(SynchronousTestCase):

@@ -98,7 +98,7 @@ class FiguresTests(SurveyCase):
         asking = self.asked(self.supervisor.metrics())
         self.host.workers[0].end(1 << 8)
         self.assertEqual(self.samples(self.successResultOf(asking), "novasvc_worker_up"), [[["api", "1"], 0]])
-        self.assertEqual(metrics.worker_deaths.at("api").value, 1)
+        self.assertEqual(metrics.worker_restarts.at("api").value, 1)
 
     def test_other_versions(self) -> None:
         """Of figures that mean another thing in another version, those of the first are told."""
