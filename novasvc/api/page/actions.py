@@ -1,5 +1,6 @@
 """What an administrator does to a service: each asks first, and is a form that works without a script."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,7 +24,7 @@ _log = Logger()
 
 _LONGEST_REASON = 255
 _LONGEST_TASK = 200
-_LONGEST_WAIT = 3_600_000
+_NUMBER = re.compile(r"[0-9]{1,6}\.[0-9]")
 
 Fields = Mapping[str, str]
 """What a form says: reason, task."""
@@ -75,7 +76,7 @@ async def _drain(backend: Backend, record: ServiceRecord, _fields: Fields) -> Ou
 
 
 async def _ping(backend: Backend, record: ServiceRecord, _fields: Fields) -> Outcome:
-    return {"ms": f"{await ping_node(backend, record) * 1000:.0f}"}
+    return {"ms": f"{await ping_node(backend, record) * 1000:.1f}"}
 
 
 async def _run_task(backend: Backend, record: ServiceRecord, fields: Fields) -> Outcome:
@@ -128,10 +129,8 @@ def done_message(args: Mapping[bytes, Sequence[bytes]]) -> str:
     verb = VERBS.get(args.get(b"done", [b""])[0].decode("latin-1"))
     if verb is None:
         return ""
-    took = args.get(b"ms", [b""])[0]
-    if verb.name == "ping" and took.isdigit() and int(took[:8]) <= _LONGEST_WAIT:
-        return f"It answered within {int(took)} ms."
-    return verb.done
+    took = args.get(b"ms", [b""])[0].decode("latin-1")
+    return f"It answered within {took} ms." if verb.name == "ping" and _NUMBER.fullmatch(took) else verb.done
 
 
 class Actions:

@@ -69,12 +69,15 @@ class NodePage:
 
 
 def _methods(portrait: dict[str, Any], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Return the node's methods, each with its rates and latencies; those that were called first."""
+    """Return the node's methods, each with its rates and latencies; those that were called come first."""
     rows = []
     for row in portrait["methods"]:
+        own = row["namespace"] in {"node", "baseapi"}  # every node has them
+        if own and not row["calls"]:
+            continue
         key = method_key(row)
         rate = rates(samples, key)
         known = [value for value in rate[-5:] if value is not None]
         shown = {**row, "rates": rate, "rate": sum(known) / len(known) if known else None}
-        rows.append(shown | {"latencies": latencies(samples, key), "own": row["namespace"] in {"node", "baseapi"}})
+        rows.append(shown | {"latencies": latencies(samples, key), "own": own})
     return sorted(rows, key=lambda row: (row["own"], not row["calls"], row["method"] or ""))

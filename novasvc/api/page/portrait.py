@@ -76,7 +76,7 @@ def _value(value: Any, kind: type) -> Any:
     if kind is str:
         return value[:_LONGEST] if isinstance(value, str) else None
     if kind is bool or isinstance(value, bool):
-        return value if isinstance(value, kind) else None
+        return value if kind is bool and isinstance(value, bool) else None
     if not isinstance(value, int | float) or not isfinite(value):
         return None
     return kind(value)
@@ -168,7 +168,7 @@ def latencies(samples: Sequence[Sample], key: str) -> list[float | None]:
 @attrs.define
 class _Remembered:
     asked_at: float = float("-inf")
-    answer: dict[str, Any] | APIError | None = None
+    answer: dict[str, Any] | Exception | None = None
     asking: "Deferred[None] | None" = None
     samples: "OrderedDict[int, deque[Sample]]" = attrs.field(factory=OrderedDict)
 
@@ -205,7 +205,7 @@ class Portraits:
     async def _look(self, record: ServiceRecord, known: _Remembered) -> None:
         try:
             answer = read_portrait(await self._ask(record))
-        except APIError as error:
+        except Exception as error:  # noqa: BLE001 - those who wait are to have it
             known.answer = error
         else:
             known.answer = answer

@@ -51,6 +51,7 @@ function setTotals(totals) {
     setText(element, count.format(number));
     element.closest("a").toggleAttribute("data-none", !number);
   }
+  setText(document.getElementById("unit"), totals.services === 1 ? "service" : "services");
   const troubled = totals.down + totals.forced;
   document.title = `${troubled ? `${count.format(troubled)} down` : "All up"} · novasvc`;
 }

@@ -38,5 +38,6 @@ export function watchNode() {
     await load();
     setTimeout(again, EVERY);
   };
+  sayLive(true, "live"); // it was written this moment
   setTimeout(again, EVERY);
 }

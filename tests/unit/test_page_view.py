@@ -1,0 +1,156 @@
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.api.page.query import Query
+from novasvc.api.page.view import COLUMNS, HOSTS, View, make_view
+from novasvc.api.watch import Watch
+from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.testing.registry import MemoryRegistry
+
+
+class QueryTests(SynchronousTestCase):
+    def read(self, **args: str) -> Query:
+        return Query.read({name.encode(): [value.encode()] for name, value in args.items()})
+
+    def test_nothing(self) -> None:
+        """An address without a query is the first page of everything, by host."""
+        self.assertEqual(self.read(), Query())
+        self.assertEqual(Query().url, "/")
+
+    def test_there_and_back(self) -> None:
+        """What a query says is in its URL, and no more."""
+        query = self.read(q="a&b=<ü>", binary="agent", state="down", sort="-host", page="3")
+        self.assertEqual(query, Query("a&b=<ü>", "agent", "down", "-host", 3))
+        self.assertEqual(query.url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&state=down&sort=-host&page=3")
+        self.assertEqual(query.but(state="").url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&sort=-host")
+
+    def test_nonsense(self) -> None:
+        """What makes no sense is as if it were not there, and what is endless is cut."""
+        for page in ("0", "-1", "x", "", "१", "1e9"):
+            self.assertEqual(self.read(page=page, state="odd", sort="odd"), Query())
+        self.assertEqual(self.read(page="9" * 50).page, 100_000)
+        self.assertEqual(len(self.read(q="x" * 9999).text), 255)
+        self.assertEqual(Query.read({b"q": [b"\xff"]}).text, "\N{REPLACEMENT CHARACTER}")
+
+
+class ViewTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000)
+        self.registry = MemoryRegistry(self.clock)
+
+        async def read() -> list[ServiceRecord]:
+            return await self.registry.list(None, None, None)
+
+        self.watch = Watch(read, self.clock, 60.0)
+
+    def add(self, host: str, binary: str = "agent", **changes: str | bool) -> ServiceRecord:
+        record = self.successResultOf(self.registry.register(host, binary, None, 1))
+        self.successResultOf(self.registry.beat(record.id))
+        self.successResultOf(self.registry.update(record.id, ServiceChanges(**changes)))  # type: ignore[arg-type]
+        return record
+
+    def view(self, query: Query | None = None) -> View:
+        if not self.watch.running:
+            self.watch.startService()
+            self.addCleanup(self.watch.stopService)
+        self.clock.advance(20)
+        return make_view(self.watch, query or Query())
+
+    def hosts(self, query: Query | None = None) -> list[str]:
+        return [row.host for row in self.view(query).rows]
+
+    def test_grid(self) -> None:
+        """Hosts are rows, binaries are columns, and a host that lacks one has a gap there."""
+        self.add("h1")
+        self.add("h2", "conductor")
+        view = self.view()
+        self.assertEqual(view.columns, ("agent", "conductor"))
+        names = [[cell and cell.name for cell in row.cells] for row in view.rows]
+        self.assertEqual(names, [["agent@h1", None], [None, "conductor@h2"]])
+
+    def test_empty(self) -> None:
+        """Nothing is one page of nothing."""
+        view = self.view(Query(page=4))
+        self.assertEqual((view.rows, view.pages, view.query.page, view.first, view.last), ((), 1, 1, 0, 0))
+
+    def test_order(self) -> None:
+        """Hosts are sorted as people count, forwards and backwards."""
+        for host in ("n10", "n9", "N1", "a"):
+            self.add(host)
+        self.assertEqual(self.hosts(), ["a", "N1", "n9", "n10"])
+        self.assertEqual(self.hosts(Query(sort="-host")), ["n10", "n9", "N1", "a"])
+
+    def test_odd_names(self) -> None:
+        """Names of digits, of other scripts' digits and empty ones can be sorted, too."""
+        for host in ("", "0" * 40, "٣", "9a9", "10"):
+            self.add(host)
+        self.assertEqual(len(self.hosts()), 5)
+
+    def test_trouble_first(self) -> None:
+        """Hosts in trouble come first, then those that are disabled."""
+        self.add("d", disabled=True)
+        self.add("a")
+        self.add("f", forced_down=True)
+        self.add("z")
+        self.clock.advance(100)
+        for record in self.registry._rows:
+            if record.host != "z":
+                self.registry.beat(record.id)
+        self.assertEqual(self.hosts(Query(sort="trouble")), ["z", "f", "d", "a"])
+
+    def test_silent_first(self) -> None:
+        """Those that are silent for longest come first; those that are up stay in place."""
+        for host in ("c", "b", "a"):
+            self.add(host)
+            self.clock.advance(100)
+        self.add("e")
+        self.add("d")
+        self.assertEqual(self.hosts(Query(sort="silent")), ["c", "b", "a", "d", "e"])
+
+    def test_filters(self) -> None:
+        """Text finds hosts, binaries and reasons in any case; states find what they say; all hold at once."""
+        self.add("alpha")
+        self.add("beta", disabled=True, disabled_reason="New DISK")
+        self.add("gamma", "conductor", forced_down=True)
+        self.view()
+        for query, found in (
+            (Query(text="ALPH"), ["alpha"]),
+            (Query(text="disk"), ["beta"]),
+            (Query(text="conduc"), ["gamma"]),
+            (Query(state="up"), ["alpha", "beta"]),
+            (Query(state="disabled"), ["beta"]),
+            (Query(state="forced"), ["gamma"]),
+            (Query(state="trouble"), ["gamma"]),
+            (Query(state="down"), []),
+            (Query(binary="conductor"), ["gamma"]),
+            (Query(binary="conductor", state="up"), []),
+            (Query(text="a", state="up", binary="agent"), ["alpha", "beta"]),
+            (Query(binary="nothing"), []),
+        ):
+            self.assertEqual([row.host for row in make_view(self.watch, query).rows], found, query)
+
+    def test_pages(self) -> None:
+        """A hundred hosts are a page; one that does not exist is the last one."""
+        for number in range(250):
+            self.add(f"h{number:03}")
+        view = self.view(Query(page=3))
+        self.assertEqual((view.pages, view.found, view.first, view.last), (3, 250, 2 * HOSTS + 1, 250))
+        self.assertEqual(view.rows[0].host, "h200")
+        self.assertEqual(self.view(Query(page=99)).query.page, 3)
+
+    def test_columns(self) -> None:
+        """However many binaries there are, so many are shown, and the one that is chosen is."""
+        for number in range(COLUMNS + 5):
+            self.add("h1", f"binary{number:02}")
+        self.assertEqual(len(self.view().columns), COLUMNS)
+        self.assertEqual(self.view(Query(binary="binary14")).columns, ("binary14",))
+
+    def test_layout(self) -> None:
+        """The layout is another one when cells come, go or move, and the same when they only change."""
+        record = self.add("h1")
+        before = self.view().layout
+        self.registry.update(record.id, ServiceChanges(disabled=True))
+        self.assertEqual(self.view().layout, before)
+        self.add("h2")
+        self.assertNotEqual(self.view().layout, before)

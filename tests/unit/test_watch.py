@@ -1,0 +1,303 @@
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.api.watch import UNWATCHED, WATCHED, Watch
+from novasvc.errors import DatabaseUnavailableError
+from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.testing.registry import MemoryRegistry
+
+
+class WatchTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_000_000)
+        self.registry = MemoryRegistry(self.clock)
+        self.reads = 0
+
+        async def read() -> list[ServiceRecord]:
+            self.reads += 1
+            return await self.registry.list(None, None, None)
+
+        self.watch = Watch(read, self.clock, 60.0)
+
+    def add(self, host: str, binary: str = "agent") -> ServiceRecord:
+        record = self.successResultOf(self.registry.register(host, binary, None, 1))
+        self.successResultOf(self.registry.beat(record.id))
+        return record
+
+    def start(self) -> None:
+        self.watch.startService()
+        self.clock.advance(0)
+        self.addCleanup(lambda: self.watch.running and self.watch.stopService())
+
+    def listen(self) -> list[int]:
+        """Note the versions that a listener is told of."""
+        told: list[int] = []
+        self.watch.listen(lambda: told.append(self.watch.version))
+        return told
+
+    def happened(self) -> list[tuple[str, str, str]]:
+        return [(entry.kind, entry.text, entry.detail) for entry in self.watch.timeline]
+
+    def beat(self, *records: ServiceRecord) -> None:
+        for record in records:
+            self.successResultOf(self.registry.beat(record.id))
+
+
+class ReadingTests(WatchTestCase):
+    def test_first_read(self) -> None:
+        """It reads as soon as it is started; what is there then is no news."""
+        self.add("h1")
+        self.start()
+        self.assertEqual([sight.name for sight in self.watch.sights.values()], ["agent@h1"])
+        self.assertEqual(self.watch.trouble, "")
+        self.assertEqual(self.happened(), [])
+
+    def test_pace(self) -> None:
+        """It reads every 10 s while nobody looks, and every 2 s while somebody does."""
+        self.start()
+        self.clock.pump([UNWATCHED] * 3)
+        self.assertEqual(self.reads, 4)
+        stop = self.watch.listen(lambda: None)
+        self.clock.pump([WATCHED] * 3)
+        self.assertEqual(self.reads, 7)
+        stop()
+        self.clock.advance(WATCHED)
+        reads = self.reads
+        self.clock.pump([1.0] * 9)
+        self.assertEqual(self.reads, reads)
+
+    def test_first_listener_hurries(self) -> None:
+        """Who begins to look does not wait for the slow pace."""
+        self.start()
+        self.clock.advance(5)
+        told = self.listen()
+        self.clock.advance(0)
+        self.assertEqual(told, [2])
+
+    def test_one_read_for_all(self) -> None:
+        """However many look, there is one read."""
+        self.start()
+        told = [self.listen() for _ in range(20)]
+        self.clock.advance(WATCHED)
+        self.assertEqual(self.reads, 2)
+        self.assertEqual(told, [[2]] * 20)
+
+    def test_slow_reads(self) -> None:
+        """A read that takes long is followed by a longer pause, and there are never two at a time."""
+        answers: list[Deferred[list[ServiceRecord]]] = []
+
+        async def read() -> list[ServiceRecord]:
+            answers.append(Deferred())
+            return await answers[-1]
+
+        self.watch = Watch(read, self.clock, 60.0)
+        self.start()
+        self.listen()
+        self.clock.advance(3)
+        self.assertEqual(len(answers), 1)
+        answers[0].callback([])
+        self.clock.advance(29)
+        self.assertEqual(len(answers), 1)
+        self.clock.advance(1)
+        self.assertEqual(len(answers), 2)
+
+    def test_outage(self) -> None:
+        """When the database is away what is known stays, listeners hear why it is old, and it recovers by itself."""
+        self.add("h1")
+        self.start()
+        told = self.listen()
+        self.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
+        self.clock.pump([WATCHED] * 3)
+        self.assertIn("it is gone", self.watch.trouble)
+        self.assertEqual(told, [1, 1, 1])
+        self.assertEqual(len(self.watch.sights), 1)
+        self.assertEqual(self.watch.age, 6.0)
+        self.registry.outage = None
+        self.clock.advance(WATCHED)
+        self.assertEqual((self.watch.trouble, self.watch.version, self.watch.age), ("", 2, 0.0))
+
+    def test_bug(self) -> None:
+        """A read that fails as nobody expected is logged, and the next one is tried."""
+
+        async def read() -> list[ServiceRecord]:
+            self.reads += 1
+            raise ZeroDivisionError
+
+        self.watch = Watch(read, self.clock, 60.0)
+        self.start()
+        self.clock.advance(WATCHED)
+        self.assertEqual(self.reads, 2)
+        self.assertIn("bug", self.watch.trouble)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_failing_listener(self) -> None:
+        """A listener that fails keeps no other one from hearing."""
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        self.start()
+        self.watch.listen(fail)
+        told = self.listen()
+        self.clock.advance(WATCHED)
+        self.assertEqual(told, [2])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_stopped(self) -> None:
+        """Stopped, it reads no more, a read under way is cancelled, and nobody waits any longer."""
+        cancelled: list[Any] = []
+
+        async def read() -> list[ServiceRecord]:
+            return await Deferred(cancelled.append)
+
+        self.watch = Watch(read, self.clock, 60.0)
+        self.start()
+        waiting = Deferred.fromCoroutine(self.watch.fresh(30.0))
+        self.watch.stopService()
+        self.successResultOf(waiting)
+        self.assertEqual(len(cancelled), 1)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class FreshTests(WatchTestCase):
+    def fresh(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.watch.fresh())
+
+    def test_fresh_already(self) -> None:
+        """What is two seconds old is fresh."""
+        self.start()
+        self.clock.advance(2)
+        self.successResultOf(self.fresh())
+        self.assertEqual(self.reads, 1)
+
+    def test_old(self) -> None:
+        """What is older is read again, and the pace is quick for a while, as somebody seems to look."""
+        self.start()
+        self.clock.advance(5)
+        fresh = self.fresh()
+        self.assertNoResult(fresh)
+        self.clock.advance(0)
+        self.successResultOf(fresh)
+        self.clock.pump([1.0] * 6)
+        self.assertEqual(self.reads, 5)
+
+    def test_not_for_long(self) -> None:
+        """Nobody waits longer than a second for a read that hangs."""
+        hanging: Callable[[], Deferred[list[ServiceRecord]]] = Deferred
+
+        async def read() -> list[ServiceRecord]:
+            return await hanging()
+
+        self.watch = Watch(read, self.clock, 60.0)
+        self.start()
+        fresh = self.fresh()
+        self.clock.advance(0.9)
+        self.assertNoResult(fresh)
+        self.clock.advance(0.1)
+        self.successResultOf(fresh)
+
+    def test_given_up(self) -> None:
+        """Who does not wait any more leaves nothing behind."""
+        self.start()
+        self.clock.advance(5)
+        fresh = self.fresh()
+        fresh.cancel()
+        self.failureResultOf(fresh)
+        self.watch.stopService()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_again(self) -> None:
+        """After a change it is read at once."""
+        record = self.add("h1")
+        self.start()
+        self.registry.update(record.id, ServiceChanges(forced_down=True))
+        again = Deferred.fromCoroutine(self.watch.again())
+        self.clock.advance(0)
+        self.successResultOf(again)
+        self.assertEqual(self.watch.totals.forced, 1)
+
+
+class DifferenceTests(WatchTestCase):
+    def test_ups_and_downs(self) -> None:
+        """A service that falls silent goes down, and comes up with its next heartbeat."""
+        record, other = self.add("h1"), self.add("h2")
+        self.start()
+        for _ in range(7):
+            self.beat(other)
+            self.clock.advance(10)
+        self.assertEqual(self.happened(), [("down", "agent@h1", "no heartbeat for 70 s")])
+        self.assertEqual((self.watch.totals.up, self.watch.totals.down), (1, 1))
+        self.beat(record)
+        self.clock.advance(10)
+        self.assertEqual(self.happened()[1:], [("up", "agent@h1", "")])
+
+    def test_operators_changes(self) -> None:
+        """Disabling, enabling, forcing down and letting up are told, with the reason."""
+        record = self.add("h1")
+        self.start()
+        for changes in (
+            ServiceChanges(disabled=True, disabled_reason="new disk"),
+            ServiceChanges(forced_down=True),
+            ServiceChanges(forced_down=False),
+            ServiceChanges(disabled=False),
+        ):
+            self.beat(record)
+            self.registry.update(record.id, changes)
+            self.clock.advance(UNWATCHED)
+        self.assertEqual(
+            self.happened(),
+            [
+                ("disabled", "agent@h1", "new disk"),
+                ("forced down", "agent@h1", ""),
+                ("let up", "agent@h1", ""),
+                ("enabled", "agent@h1", ""),
+            ],
+        )
+        self.assertEqual([entry.number for entry in self.watch.timeline], [1, 2, 3, 4])
+
+    def test_coming_and_going(self) -> None:
+        """Services that appear, and that are deleted, are told."""
+        record = self.add("h1")
+        self.start()
+        self.add("h2")
+        self.registry.delete(record.id)
+        self.clock.advance(UNWATCHED)
+        self.assertEqual(self.happened(), [("appeared", "agent@h2", ""), ("deleted", "agent@h1", "")])
+        self.assertIsNone(self.watch.find(record.uuid))
+
+    def test_storm(self) -> None:
+        """When a rack loses its power, that is one line, which says how many."""
+        records = [self.add(f"h{number}") for number in range(40)]
+        self.start()
+        for record in records:
+            self.registry.update(record.id, ServiceChanges(forced_down=True))
+        self.clock.advance(UNWATCHED)
+        (entry,) = self.watch.timeline
+        self.assertEqual((entry.count, entry.kind, entry.uuid), (40, "forced down", ""))
+        self.assertEqual(entry.text, "agent@h0, agent@h1, agent@h10, ...")
+
+    def test_bounded(self) -> None:
+        """The timeline keeps the last 500 entries."""
+        record = self.add("h1")
+        self.start()
+        for number in range(510):
+            self.registry.update(record.id, ServiceChanges(forced_down=not number % 2))
+            self.clock.advance(UNWATCHED)
+        self.assertEqual(len(self.watch.timeline), 500)
+        self.assertEqual(self.watch.timeline[-1].number, 510)
+
+    def test_changed(self) -> None:
+        """A service carries the version at which it was another last; a heartbeat makes it another."""
+        first, second = self.add("h1"), self.add("h2")
+        self.start()
+        self.beat(second)
+        self.clock.advance(UNWATCHED)
+        changed = {number: sight.changed for number, sight in self.watch.sights.items()}
+        self.assertEqual(changed, {first.id: 1, second.id: 2})
+        self.clock.advance(3)
+        self.assertEqual(self.watch.age_of(self.watch.sights[second.id]), 13.0)
