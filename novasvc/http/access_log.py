@@ -1,0 +1,82 @@
+"""The access log: a line for each request, in Nova's form."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from twisted.logger import Logger
+
+from novasvc.settings.masking import MASK
+
+NOVA_FORMAT = '%(client_ip)s "%(request_line)s" status: %(status_code)s len: %(body_length)s time: %(wall_seconds).7f'
+"""What Nova's wsgi_log_format is by default."""
+FIELDS: Mapping[str, Any] = {
+    "client_ip": "",
+    "client_port": 0,
+    "date_time": "",
+    "request_line": "",
+    "status_code": 0,
+    "body_length": 0,
+    "wall_seconds": 0.0,
+}
+"""What a format may name, with values that are like those it gets."""
+
+_log = Logger()
+_LONGEST = 2000
+"""Characters of a request line that are logged."""
+_UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
+_SECRET = re.compile(
+    rb"([?&;][^=&;]*(?:passw|pwd|secret|token|key|code|auth|sig|session|credential)[^=&;]*=)[^&; ]*", re.IGNORECASE
+)
+
+
+class AccessLog:
+    """Writes the lines, through :mod:`twisted.logger`.
+
+    What clients sent is escaped as in a Python string, so that no request can forge a line, and values in a query
+    whose names look like those of secrets are masked.
+
+    :param form: a %-format that names FIELDS.
+    :raises ValueError: it is none.
+    """
+
+    def __init__(self, form: str = NOVA_FORMAT) -> None:
+        try:
+            form % FIELDS
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{form!r} does not name fields of {', '.join(FIELDS)}: {error}") from error
+        self._form = form
+        self._dated = "date_time" in form
+
+    def write(self, client: Any, line: bytes, status: int, length: int, seconds: float) -> None:
+        """Write a line.
+
+        :param client: address of the client, as a transport gives it.
+        :param line: the request line, without its line break.
+        :param status: 0 if the client was gone before there was an answer.
+        :param length: bytes of the answer's body.
+        :param seconds: from the end of the request's head to the end of the answer.
+        """
+        fields = {
+            "client_ip": getattr(client, "host", None) or "unix:",
+            "client_port": getattr(client, "port", 0),
+            "date_time": datetime.now().astimezone().strftime("%d/%b/%Y %H:%M:%S") if self._dated else "",
+            "request_line": shown(line),
+            "status_code": status,
+            "body_length": length,
+            "wall_seconds": seconds,
+        }
+        _log.info("{line}", line=self._form % fields, access=fields)
+
+
+def shown(line: bytes) -> str:
+    """Return a request line for the log: its secrets masked, quotes and what is not ASCII escaped."""
+    if b"?" in line:
+        line = _SECRET.sub(rb"\g<1>" + MASK.encode(), line)
+    text = line[:_LONGEST].decode("latin-1")
+    return _UNSAFE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]):02x}"

@@ -1,0 +1,277 @@
+"""A connection: twisted.web's HTTP/1.1 channel, reading within limits and against deadlines."""
+
+# Note [Late clients]
+#
+# A client that sends a byte now and then keeps any idle timeout from running out, and a few
+# thousand of those use up a server (slowloris). So a request's head has to be complete in a given
+# time, whatever comes meanwhile, and a body has to come at a rate. A timer for each, begun and
+# cancelled with every request, would cost more than reading the request does: a channel only notes
+# when it is late, and its site looks at all of them once a second.
+
+from typing import Any
+
+from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+
+from novasvc.http.body import Body
+from novasvc.http.head import Head, read_head, see_partial
+from novasvc.http.refusal import RefusedError, error_body, error_head
+
+_log = Logger()
+
+LAST_REQUEST = 1.0
+"""Seconds that a client has to send its request, on a connection that was open when the server was told to stop."""
+_AHEAD = 16384
+"""Bytes of further requests that are taken while one is being answered."""
+_LINGER = 2.0
+"""Seconds that a client whose request is refused may go on sending; closed at once, it would not see the answer."""
+_CLOSING = 60.0
+"""Seconds that a client has to read the last of what it is sent, at the most."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Channel(HTTPChannel):
+    """Reads requests and gives them to its site; their answers go the way that they go in HTTPChannel.
+
+    :param site: says what the limits are, and makes requests of heads. They have a method
+        ``received(content)``, called with the whole body as a file whose position is its end; and
+        ``connectionLost(reason)``. When they are answered, they call ``requestDone``.
+    """
+
+    # What HTTPChannel reads lines with is not used: a head is read at once, see head.py.
+
+    transport: Any
+    _networkProducer: Any  # noqa: N815 - HTTPChannel has it
+
+    def __init__(self, site: Any) -> None:
+        super().__init__()
+        self.site = self.factory = site
+        self._limits = site.limits
+        self._clock = site.reactor.seconds
+        self._input = b""
+        self._step: Any = self._read_head
+        self._advancing = False
+        self._body: Body | None = None
+        self._late_at: float | None = None
+        self._stalled_at: float | None = None
+        self._fresh = True
+        self._draining = False
+        self._grace: Any = None
+        self._closing = False
+
+    def connectionMade(self) -> None:
+        """Wait for the first request."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+        self.secure = ISSLTransport(self.transport, None) is not None
+        self._networkProducer = self.transport
+        self._networkProducer.registerProducer(self, True)
+        self._late_at = self._clock() + self._limits.head_timeout
+        self.site.channels.add(self)
+
+    def isSecure(self) -> bool:  # noqa: N802 - twisted.web's name
+        """Whether it is TLS."""
+        return self.secure
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is for tests
+        """Let go of what was under way."""
+        self.site.channels.discard(self)
+        self._closing = True
+        self._late_at = self._stalled_at = None
+        self._input = b""
+        if self._grace is not None and self._grace.active():
+            self._grace.cancel()
+        self._forget_body()
+        for request in self.requests:
+            request.connectionLost(reason)
+
+    # -- what comes in -------------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what the client sends."""
+        self._input = self._input + data if self._input else data
+        if not self._advancing:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Read on, as long as there is something to read; not called from within itself, however fast answers are."""
+        self._advancing = True
+        try:
+            while self._input and self._step():
+                pass
+        except RefusedError as refused:
+            self.refuse(refused)
+        finally:
+            self._advancing = False
+
+    def _read_head(self) -> bool:
+        data = self._input
+        if self._fresh:
+            # Browsers of old sent an empty line after a body.
+            data = self._input = data.lstrip(b"\r\n") if data[0] in b"\r\n" else data
+            if not data:
+                return False
+            self._fresh = False
+            self._late_at = self._clock() + self._limits.head_timeout
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            see_partial(data, self._limits)
+            return False
+        self._input = data[end + 4 :]
+        head = read_head(data[: end + 2], self._limits)
+        self._begin(head)
+        return True
+
+    def _begin(self, head: Head) -> None:
+        """Have a request made of a head, and its body read."""
+        self.persistent = not head.last and self._limits.keep_alive and not self._draining
+        request = self.site.make_request(self, head)
+        self.requests.append(request)
+        if head.length == 0:
+            self._received(None)
+            return
+        self._body = Body(head.length, self._limits)
+        self._step = self._read_body
+        now = self._clock()
+        self._body_due = now + self._limits.body_timeout
+        self._late_at = self._body_due
+        if head.expects and not self._input:
+            self.transport.write(_CONTINUE)
+
+    def _read_body(self) -> bool:
+        body = self._body
+        assert body is not None
+        complete, self._input = body.take(self._input)
+        if complete:
+            self._body = None
+            self._received(body)
+            return True
+        limits = self._limits
+        due = self._body_due + body.received / limits.body_rate
+        self._late_at = min(due, self._clock() + limits.idle_timeout) if limits.idle_timeout else due
+        return False
+
+    def _received(self, body: Body | None) -> None:
+        """Give a whole request to who answers it."""
+        self._late_at = None
+        self._step = self._wait
+        self._handlingRequest = True
+        self.requests[-1].received(None if body is None else body.file)
+
+    def _wait(self) -> bool:
+        """Read no further while a request is being answered."""
+        if len(self._input) > _AHEAD and not self._waitingForTransport:
+            self._networkProducer.pauseProducing()
+        return False
+
+    def _discard(self) -> bool:
+        self._input = b""
+        return False
+
+    # -- the end of a request ------------------------------------------------------------------
+
+    def requestDone(self, request: Any) -> None:  # noqa: N802 - twisted.web's name
+        """See a request answered, and go on to the next one. Called by the request."""
+        self.requests.remove(request)
+        self._handlingRequest = False
+        if not self.persistent or self._closing:
+            self.loseConnection()
+            return
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
+        self._fresh = True
+        self._step = self._read_head
+        idle = self._limits.idle_timeout
+        self._late_at = self._clock() + idle if idle else None
+        if self._input and not self._advancing:
+            self._advance()
+
+    def refuse(self, refused: RefusedError) -> None:
+        """Answer what is no request, or one that is too much, and close the connection."""
+        request = self.requests.pop() if self.requests else None
+        self._forget_body()
+        body = error_body(refused.status, refused.message)
+        self.site.note_refused(self, request, refused.status, len(body))
+        self.transport.write(error_head(refused.status, len(body), self.site.date) + body)
+        self._linger()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - twisted.web calls it of a form that is none
+        self.refuse(RefusedError(400, "the body is not what its Content-Type says"))
+
+    def _linger(self) -> None:
+        """Close, once the client has seen the answer: unread input would have the kernel drop it."""
+        self._step = self._discard
+        self._input = b""
+        self._closing = True
+        self._late_at = self._clock() + _LINGER
+        if self.secure or not hasattr(self.transport, "loseWriteConnection"):
+            self.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+
+    def loseConnection(self) -> None:
+        """Close, when all has been sent."""
+        self._step = self._discard
+        self._input = b""
+        self._closing = True
+        idle = self._limits.idle_timeout
+        self._late_at = self._clock() + (min(idle, _CLOSING) if idle else _CLOSING)
+        super().loseConnection()
+
+    def abortConnection(self) -> None:
+        """Close at once."""
+        self._closing = True
+        self.transport.abortConnection()
+
+    def drain(self) -> None:
+        """Take no further request after this one, or after one that comes within a second."""
+        self._draining = True
+        self.persistent = False
+        if not self.requests:
+            self._grace = self.site.reactor.callLater(LAST_REQUEST, self._close_idle)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server has been told to stop."""
+        return self._draining
+
+    def _close_idle(self) -> None:
+        if not self.requests:
+            self.loseConnection()
+
+    def _forget_body(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def see_time(self, now: float) -> None:
+        """Do what is due, if the client is late. Called once a second."""
+        if self._stalled_at is not None and now >= self._stalled_at:
+            _log.info("a client that did not read its answer is cut: {peer}", peer=self.transport.getPeer())
+            self.abortConnection()
+        elif self._late_at is not None and now >= self._late_at:
+            self._late_at = None
+            if self._closing:
+                self.abortConnection()
+            elif self._body is not None:
+                self.refuse(RefusedError(408, "the body did not come in time"))
+            elif self._fresh:
+                self.loseConnection()
+            else:
+                seconds = self._limits.head_timeout
+                self.refuse(RefusedError(408, f"the head of the request was not complete within {seconds:g} s"))
+
+    def pauseProducing(self) -> None:
+        """See that the client does not read as fast as it is sent to."""
+        if self._limits.idle_timeout:
+            self._stalled_at = self._clock() + self._limits.idle_timeout
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """See that it has read."""
+        self._stalled_at = None
+        super().resumeProducing()

@@ -1,0 +1,215 @@
+"""A site: what makes the channels of a server, watches them, and counts their requests."""
+
+from email.utils import formatdate
+from io import BytesIO
+from typing import IO, Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web import server
+from twisted.web.resource import IResource, _IEncodingResource
+
+from novasvc import metrics
+from novasvc.http.access_log import AccessLog
+from novasvc.http.channel import Channel
+from novasvc.http.head import Head
+from novasvc.http.limits import Limits
+from novasvc.http.refusal import error_body
+
+_log = Logger()
+
+
+class Request(server.Request):
+    """A request as twisted.web's resources, and Klein's routes, take it.
+
+    What such a resource raises is answered with a JSON error, and only the log has the traceback.
+
+    :ivar head: as it was read.
+    :ivar route: what the figures of HTTP call it; a resource sets it: a template, or "".
+    """
+
+    channel: Any
+    head: Head
+    route = ""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._began = channel.site.reactor.seconds()
+
+    def begin(self, head: Head) -> None:
+        """Take the head. Called by the site."""
+        self.head = head
+        for name, value in head.headers:
+            self.requestHeaders.addRawHeader(name, value)
+        self.parseCookies()
+
+    def received(self, content: IO[bytes] | None) -> None:
+        """Take the body, and answer. Called by the channel."""
+        self.content = BytesIO() if content is None else content
+        head = self.head
+        target = head.path + b"?" + head.query if head.query else head.path
+        if self.channel.draining or not self.channel.persistent:
+            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        self.requestReceived(head.method, target, head.version)
+
+    def process(self) -> None:
+        """Find the resource, and have it answer. As in twisted.web, but nobody is told the server's version."""
+        site = self.site = self.channel.site
+        self.responseHeaders.setRawHeaders(b"date", [site.date])
+        self.prepath: list[bytes] = []
+        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        if self.path == b"*":
+            self._handleStar()
+            return
+        try:
+            resource = site.getResourceFor(self)
+            if _IEncodingResource.providedBy(resource):
+                self._encoder = resource.getEncoder(self)
+            self.render(resource)
+        except BaseException:  # noqa: BLE001 - as in twisted.web: no request ends the server
+            self.processingFailed(Failure())
+
+    def processingFailed(self, reason: Failure) -> object:  # noqa: N802 - twisted.web's name
+        """Answer that it failed, with nothing of why; the log has that."""
+        _log.failure("{method} {path} failed", reason, method=self.method, path=self.path)
+        if self._disconnected or self.finished:
+            return reason
+        if self.startedWriting:
+            # The client is not to take what it has for all of it.
+            self.channel.abortConnection()
+            return reason
+        self.setResponseCode(500)
+        body = error_body(500, "the request failed on this server, and its log says why")
+        self.setHeader(b"content-type", b"application/json")
+        self.setHeader(b"content-length", b"%d" % len(body))
+        self.write(body)
+        self.finish()
+        return reason
+
+    def connectionLost(self, reason: Failure) -> None:
+        """See the client go before it had its answer."""
+        site, peer = self.channel.site, self.client
+        super().connectionLost(reason)
+        site.note_end(
+            peer, self.head, self.route, self.code if self.startedWriting else 0, self.sentLength, self._began
+        )
+
+
+class Site(server.Site):
+    """Makes channels, and requests of what they read; :func:`make_site` makes one.
+
+    :param resource: provides IResource.
+    :param limits: of each connection.
+    :param reactor: provides IReactorTime.
+    :param log: None writes no access log.
+    :param name: of the server, in the figures.
+    :ivar channels: those that are open.
+    """
+
+    def __init__(
+        self, resource: Any, *, limits: Limits, reactor: Any, log: AccessLog | None = None, name: str = "http"
+    ) -> None:
+        super().__init__(resource, reactor=reactor)
+        self.limits = limits
+        self.name = name
+        self.channels: set[Channel] = set()
+        self._access_log = log
+        self._watch: IDelayedCall | None = None
+        self._date = b""
+        self._date_of = -1
+
+    def make_request(self, channel: Channel, head: Head) -> Any:
+        """Make a request of a head; see :class:`~novasvc.http.channel.Channel`."""
+        metrics.request_begins(self.name)
+        request = Request(channel)
+        request.begin(head)
+        return request
+
+    @property
+    def date(self) -> bytes:
+        """Now, as the Date header has it."""
+        now = int(self.reactor.seconds())
+        if now != self._date_of:
+            self._date_of = now
+            self._date = formatdate(now, usegmt=True).encode()
+        return self._date
+
+    # -- channels ------------------------------------------------------------------------------
+
+    def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]  # Twisted wraps it for HTTP/2
+        """Make a channel, and watch its deadlines."""
+        if self._watch is None:
+            self._watch = self.reactor.callLater(1.0, self._see_time)
+        return Channel(self)
+
+    def _see_time(self) -> None:
+        self._watch = None
+        now = self.reactor.seconds()
+        for channel in list(self.channels):
+            channel.see_time(now)
+        if self.channels:
+            self._watch = self.reactor.callLater(1.0, self._see_time)
+
+    def startFactory(self) -> None:
+        """Begin nothing: the access log is not twisted.web's, which would keep a timer."""
+
+    def stopFactory(self) -> None:
+        """Let go of nothing: channels may still be open, and are watched until they are closed."""
+
+    # -- ends of requests ----------------------------------------------------------------------
+
+    def log(self, request: Any) -> None:
+        """Note the end of an answer. Called by twisted.web's request."""
+        length = request.sentLength
+        self.note_end(request.client, request.head, request.route, request.code, length, request._began)  # noqa: SLF001
+
+    def note_end(self, client: Any, head: Head, route: str, status: int, length: int, began: float) -> None:
+        """Count and log a request that came to its end.
+
+        :param client: its address.
+        :param status: 0 if the client was gone before there was an answer.
+        :param length: bytes of the body that was sent.
+        :param began: seconds on the reactor's clock, when its head was complete.
+        """
+        seconds = self.reactor.seconds() - began
+        metrics.request_ends(self.name, route, head.method.decode("ascii"), status, seconds)
+        if self._access_log is not None:
+            line = b"%b %b %b" % (head.method, head.target, head.version)
+            self._access_log.write(client, line, status, length, seconds)
+
+    def note_refused(self, channel: Channel, request: Any, status: int, length: int) -> None:
+        """Count and log what was refused.
+
+        :param request: None if its head was what is wrong.
+        """
+        if request is None:
+            metrics.request_begins(self.name)
+        metrics.request_ends(self.name, "", "", status, 0.0)
+        if self._access_log is not None:
+            head = None if request is None else request.head
+            line = b"-" if head is None else b"%b %b %b" % (head.method, head.target, head.version)
+            self._access_log.write(channel.transport.getPeer(), line, status, length, 0.0)
+
+
+def make_site(
+    resource: IResource | Any,
+    *,
+    limits: Limits | None = None,
+    reactor: Any,
+    log: AccessLog | None = None,
+    name: str = "http",
+) -> Site:
+    """Make the factory of a server of HTTP/1.1.
+
+    Its connections drain when a :class:`~novasvc.service.listening.StreamServer` stops. For TLS it is
+    wrapped in :class:`twisted.protocols.tls.TLSMemoryBIOFactory`.
+
+    :param resource: of twisted.web: answers all requests, or has children that do.
+    :param limits: None takes the defaults.
+    :param reactor: provides IReactorTime.
+    :param log: None writes no access log.
+    :param name: of the server, in the figures: one of a few.
+    """
+    return Site(resource, limits=limits or Limits(), reactor=reactor, log=log, name=name)
