@@ -70,6 +70,14 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             self.assertTrue(verifyObject(IListener, listener))
             self.assertTrue(verifyObject(IDelivery, delivery))
 
+        async def test_problem(self) -> None:
+            """Nothing keeps messages from moving as long as it is open, whether somebody listens or not."""
+            self.assertIsNone(self.transport.problem())
+            await self.transport.listen(self.target, lambda _: None, 1)
+            self.assertIsNone(self.transport.problem())
+            await self.transport.close()
+            self.assertIsNotNone(self.transport.problem())
+
         async def test_order(self) -> None:
             """Messages arrive as they were sent, in the order they were sent."""
             _, inbox = await self.listen()

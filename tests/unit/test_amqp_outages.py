@@ -4,6 +4,7 @@ from math import inf
 
 from twisted.internet.defer import CancelledError
 
+from novasvc import metrics
 from novasvc.errors import BrokerBlockedError, BrokerUnavailableError, TransportClosedError, TransportFullError
 from novasvc.target import Target
 from novasvc.transport.amqp import publisher
@@ -65,6 +66,46 @@ class SendTests(TransportCase):
             self.settle()
             self.successResultOf(sent)
         self.assertEqual(len(self.out.all("channel.open")) - before, 1)
+
+
+class ProblemTests(TransportCase):
+    """What is told of it, and counted."""
+
+    def setUp(self) -> None:
+        metrics.forget()
+        self.addCleanup(metrics.forget)
+        super().setUp()
+
+    def counted(self) -> list[float]:
+        families = (metrics.broker_connected, metrics.broker_blocked, metrics.broker_lost, metrics.broker_reconnects)
+        return [family.at("publishing").value for family in families]
+
+    def test_outage(self) -> None:
+        """An outage is told with the broker's address, not with its password, until it is over."""
+        self.assertEqual(self.counted(), [1, 0, 0, 0])
+        self.broker.refusing |= {5672, 5673}
+        self.out.lose()
+        self.wait(5)
+        problem = self.amqp.problem()
+        assert problem is not None
+        self.assertRegex(problem, r"^the connection for publishing is \w+: .*:567[23]")
+        self.assertNotIn("secret", problem)
+        self.assertEqual(self.counted(), [0, 0, 1, 0])
+        self.broker.refusing.clear()
+        self.wait(5)
+        self.assertIsNone(self.amqp.problem())
+        self.assertEqual(self.counted(), [1, 0, 1, 1])
+
+    def test_blocked(self) -> None:
+        """A broker that takes no messages is a problem, although it is there."""
+        self.out.say(0, "connection.blocked", reason="low on memory")
+        self.settle()
+        self.assertEqual(self.amqp.problem(), "the broker takes no messages: low on memory")
+        self.assertEqual(self.counted(), [1, 1, 0, 0])
+        self.out.say(0, "connection.unblocked")
+        self.settle()
+        self.assertIsNone(self.amqp.problem())
+        self.assertEqual(self.counted(), [1, 0, 0, 0])
 
 
 class ReplyTests(TransportCase):
