@@ -56,10 +56,13 @@ class Doors:
         for name, value in _HEADERS.items():
             request.setHeader(name, value)
         request.setHeader(b"x-openstack-request-id", context.request_id.encode())
-        room = self._rooms.get(request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b"")
+        segment = request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b""
+        room = self._rooms.get(segment)
         if room is None:
             path = request.path.decode("latin-1")[:200]
             return answer_error(request, Failure(APIError(404, f"there is nothing at {path}; see /openapi.json")))
+
+        request.route = f"/{segment.decode()}"  # in the figures of HTTP; a room may be more precise
 
         def render() -> Any:
             current_context.set(context)
