@@ -10,10 +10,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.internet.error import ConnectError
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IConnector
+from twisted.internet.protocol import ClientFactory
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
@@ -47,76 +46,84 @@ def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **ar
     def late(_: object, seconds: float) -> Any:
         raise unanswered(path, f"{command} was not answered within {seconds:g} s")
 
-    asking = Deferred.fromCoroutine(_ask(UNIXClientEndpoint(reactor, os.fspath(path)), path, command, arguments))
-    return asking.addTimeout(timeout, reactor, onTimeoutCancel=late)
-
-
-async def _ask(way: UNIXClientEndpoint, path: Path, command: str, arguments: dict[str, Any]) -> Any:
     if len(os.fsencode(path)) > _LONGEST_PATH:
-        raise unreachable(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)))
-    try:
-        conversation = await way.connect(_Asking(path, command))
-    except ConnectError as error:
-        number = error.osError if isinstance(error.osError, int) else errno.ECONNREFUSED
-        raise unreachable(path, OSError(number, os.strerror(number))) from error
-    return await conversation.ask(request_line(command, arguments))
+        return fail(unreachable(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))))
+    question = _Question(path, command, request_line(command, arguments))
+    # Not an endpoint: to import those is to import TLS, 12 MiB in each node.
+    question.connector = reactor.connectUNIX(os.fspath(path), question, timeout)
+    return question.answer.addTimeout(timeout, reactor, onTimeoutCancel=late)
 
 
 _LONGEST_PATH = 107
 """Octets in the path of a unix socket."""
 
 
-class _Question(LineOnlyReceiver):
-    """One request, and its answer."""
+class _Question(ClientFactory):
+    """One request, and its answer; makes its one connection."""
+
+    noisy = False
+    connector: IConnector
+
+    def __init__(self, path: Path, command: str, request: bytes) -> None:
+        self.request = request
+        self.answer: Deferred[Any] = Deferred(lambda _: self._give_up())
+        self._path = path
+        self._command = command
+        self._settled = False
+
+    def buildProtocol(self, addr: object) -> "_Line":
+        return _Line(self)
+
+    def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
+        number = getattr(reason.value, "osError", None)
+        number = number if isinstance(number, int) else errno.ECONNREFUSED
+        self.settle(Failure(unreachable(self._path, OSError(number, os.strerror(number)))))
+
+    def clientConnectionLost(self, connector: IConnector, reason: Failure) -> None:
+        self.settle(Failure(ended_early(self._path, self._command)))
+
+    def take(self, line: bytes) -> None:
+        """Understand the answer."""
+        try:
+            self.settle(result_of(self._path, line))
+        except (ControlError, RefusedError):
+            self.settle(Failure())
+
+    def refuse(self) -> None:
+        """See an answer that is too long to be one."""
+        self.settle(Failure(strange(self._path)))
+
+    def settle(self, outcome: Any) -> None:
+        """Answer, if nobody has."""
+        if not self._settled:
+            self._settled = True
+            self.answer.callback(outcome)
+
+    def _give_up(self) -> None:
+        self._settled = True
+        self.connector.disconnect()
+
+
+class _Line(LineOnlyReceiver):
+    """Sends a request, and takes a line."""
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST
     transport: Any
 
-    def __init__(self, path: Path, command: str) -> None:
-        self._path = path
-        self._command = command
-        self._answer: Deferred[Any] | None = Deferred(self._cancelled)
+    def __init__(self, question: _Question) -> None:
+        self._question = question
 
-    def ask(self, request: bytes) -> Deferred[Any]:
-        assert self._answer is not None
-        answer = self._answer
-        self.transport.write(request)
-        return answer
+    def connectionMade(self) -> None:
+        self.transport.write(self._question.request)
 
     def lineReceived(self, line: bytes) -> None:
-        try:
-            outcome = result_of(self._path, line)
-        except (ControlError, RefusedError):
-            outcome = Failure()
-        self._settle(outcome)
+        self._question.take(line)
         self.transport.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._settle(Failure(strange(self._path)))
+        self._question.refuse()
         self.transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._settle(Failure(ended_early(self._path, self._command)))
-
-    def _cancelled(self, _: object) -> None:
-        self._answer = None
-        self.transport.abortConnection()
-
-    def _settle(self, outcome: Any) -> None:
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.callback(outcome)
-
-
-class _Asking(Factory):
-    noisy = False
-
-    def __init__(self, path: Path, command: str) -> None:
-        self._of = path, command
-
-    def buildProtocol(self, addr: object) -> _Question:
-        return _Question(*self._of)
 
 
 # -- what all who ask have in common -----------------------------------------------------------------
