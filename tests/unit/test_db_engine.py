@@ -10,6 +10,7 @@ from twisted.internet.task import Clock, cooperate, deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
+from novasvc import metrics
 from novasvc.db import migrate
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.engine import CLOSING, Engine
@@ -76,6 +77,26 @@ class EngineTests(TestCase):
     def gate(self, result: object = "done") -> Gate:
         self.gates.append(Gate(result))
         return self.gates[-1]
+
+    async def test_figures(self) -> None:
+        """Each transaction is counted: how long it waited for a thread, how long it took, and how it failed."""
+        metrics.forget()
+        self.addCleanup(metrics.forget)
+        engine = self.make(workers=1)
+        gate = self.gate()
+        first, second = engine.run(gate), engine.run(one)
+        self.assertEqual(metrics.database_waiting.at().value, 1)
+        gate.leave.set()
+        await first
+        await second
+        self.assertEqual(metrics.database_waiting.at().value, 0)
+        self.assertEqual([metrics.database_wait.at().count, metrics.database_seconds.at().count], [2, 2])
+        await self.assertFailure(
+            engine.run(lambda connection: connection.execute(text("SELECT nothing"))), DatabaseError
+        )
+        await self.assertFailure(engine.run(lambda _: {}["x"]), KeyError)
+        told = {values: child.value for values, child in metrics.database_errors}
+        self.assertEqual(sum(told.values()), 1, told)
 
     async def test_lazy(self) -> None:
         """No thread exists before the first transaction, and not more than are needed after it."""

@@ -1,6 +1,8 @@
 """Tests for novasvc.supervision.inquiry: a supervisor is asked from a reactor."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +15,17 @@ from twisted.trial.unittest import TestCase
 from novasvc.supervision.errors import ControlError, RefusedError
 from novasvc.supervision.inquiry import ask
 from tests.unit.control_rig import ControlCase, until
+
+
+class ImportTests(TestCase):
+    """What a node has to load."""
+
+    def test_no_tls(self) -> None:
+        """A node without TLS does not load it, nor what writes expositions: that is 12 MiB."""
+        script = "import sys; import novasvc.service; print(*sys.modules)"
+        loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True, timeout=30)
+        for module in ("OpenSSL", "cryptography", "prometheus_client", "psutil", "twisted.web"):
+            self.assertNotIn(module, loaded.stdout.split())
 
 
 class AskTests(ControlCase):

@@ -2,16 +2,20 @@
 
 import json
 import os
+import random
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import metrics
+from novasvc.context import RequestContext
 from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError
 from novasvc.figures import LONGEST, OTHER, Number, counter
 from novasvc.flight import FlightRecorder
 from novasvc.metrics import CallFigures, MethodFigures
+from novasvc.periodic import TaskRunner, periodic_task
 from novasvc.servicegroup import Identity, Membership
 from novasvc.stalls import StallWatch
 from novasvc.supervision.channel import LONGEST as LONGEST_MESSAGE
@@ -197,6 +201,36 @@ class OthersTests(SynchronousTestCase):
         self.assertEqual(told, {"sent": 1, "failed": 1, "skipped": 1})
         self.assertGreater(metrics.heartbeat_sent.at("h1", "nova-x").value, 1_500_000_000)
         member.leave()
+
+    def test_tasks(self) -> None:
+        """Runs of tasks are counted by outcome, with their lateness and duration, and due times that were missed."""
+        clock = Clock()
+        waiting: list[Deferred[None]] = []
+
+        class Owner:
+            @periodic_task(spacing=10, timeout=5)
+            def sweep(self, context: RequestContext) -> Deferred[None]:
+                waiting.append(Deferred())
+                return waiting[-1]
+
+        runner = TaskRunner(Owner(), clock=clock, random_source=random.Random(0))
+        runner.start()
+        labels = (Owner.__qualname__[:LONGEST], "sweep")
+        clock.advance(10.5)
+        self.assertEqual(metrics.tasks_now.at(*labels).value, 1)
+        clock.advance(2)
+        waiting[0].callback(None)
+        clock.pump([7.5, 5.0])
+        clock.advance(35)
+        waiting[-1].errback(ValueError("x"))
+        self.flushLoggedErrors(ValueError)
+        told = {values[2]: child.value for values, child in metrics.tasks}
+        self.assertEqual(told, {"done": 1, "timed_out": 1, "failed": 1})
+        self.assertEqual(metrics.task_lateness.at(*labels).count, 3)
+        self.assertEqual(metrics.task_seconds.at(*labels).sum, 7.0)
+        self.assertEqual(metrics.tasks_missed.at(*labels).value, 3)
+        self.assertEqual(metrics.tasks_now.at(*labels).value, 0)
+        self.successResultOf(runner.stop())
 
     def test_reactor_lag(self) -> None:
         """Each second the reactor's lag is one more figure, also when it is small."""
