@@ -481,7 +481,7 @@ class ManyTests(BrowserTestCase):
         """2,000 services are counted, paged, found, and kept live."""
         browser = self.browser
         folder = Folder(self)
-        server, address = folder.api(*FAST, host="control")
+        server, address = folder.api(host="control")
         browser.address = address.rstrip("/")
         odd = {
             (0, 3): {"age": 5400},
@@ -490,7 +490,7 @@ class ManyTests(BrowserTestCase):
             (7, 11): {"age": 9000},
         }
         folder.seed(
-            {"host": f"rack{rack}-n{number}", "binary": binary, **odd.get((rack, number), {})}
+            {"host": f"rack{rack}-n{number}", "binary": binary, "age": 7 * number % 20, **odd.get((rack, number), {})}
             for rack in range(50)
             for number in range(20)
             for binary in ("novasvc-agent", "novasvc-storage")

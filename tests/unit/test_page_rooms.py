@@ -2,6 +2,7 @@ import re
 from html import unescape
 from typing import Any
 
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
@@ -284,6 +285,24 @@ class ActionTests(SynchronousTestCase):
         self.assertEqual(life.done, ["run report", "drain"])
         self.assertEqual(self.do("run-task", task="busy").status, 409)
         self.assertEqual(self.rig.ask(f"/action/run-task/{self.uuid}?task=report").status, 200)
+
+    def test_audit(self) -> None:
+        """What was done and what was refused is in the log, with who, what and from where."""
+        lines: list[str] = []
+
+        def note(event: Any) -> None:
+            if event.get("audit"):
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+        self.do("disable", reason="x")
+        self.do("ping")
+        self.rig.ask(f"/action/disable/{self.uuid}", {})
+        who = "audit: local (loopback) from 127.0.0.1:"
+        self.assertEqual(lines[0], f"{who} disable novasvc-agent@h1: done")
+        self.assertRegex(lines[1], f"{re.escape(who)} ping novasvc-agent@h1: .* is not there")
+        self.assertRegex(lines[2], f"{re.escape(who)} disable {self.uuid}: this form is not")
 
     def test_messages_are_ours(self) -> None:
         """No address makes a page say anything but what we say."""

@@ -22,8 +22,9 @@ from novasvc.record import ServiceChanges, ServiceRecord
 
 _log = Logger()
 
-_LONGEST_REASON = 255
-_LONGEST_TASK = 200
+_LONGEST = {"reason": 255, "task": 200}
+"""Characters of the fields of a form."""
+_LONGEST_MARK = 200
 _NUMBER = re.compile(r"[0-9]{1,6}\.[0-9]")
 
 Fields = Mapping[str, str]
@@ -154,7 +155,7 @@ class Actions:
         caller = self._access.require(request, ADMIN)
         what = _verb(verb)
         record = await self._backend.registry.get(uuid)
-        fields = {"task": _field(request, "task", _LONGEST_TASK)}
+        fields = {"task": _field(request, "task", _LONGEST["task"])}
         words = {"name": _name(record), "task": fields["task"]}
         question = what.question.format(**words)
         return self._frame.page(
@@ -164,13 +165,14 @@ class Actions:
     @app.route("/action/<verb>/<uuid>", methods=["POST"])
     async def act(self, request: Any, verb: str, uuid: str) -> bytes:
         """Do it, and lead to the page of the service."""
-        caller = self._access.require(request, ADMIN)
-        what = _verb(verb)
-        self._access.check_form(caller, _field(request, "mark", _LONGEST_TASK))
-        fields = {"reason": _field(request, "reason", _LONGEST_REASON), "task": _field(request, "task", _LONGEST_TASK)}
-        record = await self._backend.registry.get(uuid)
-        target = f"{_name(record)} {fields['task']}" if "task" in what.fields else _name(record)
+        caller = self._access.require(request)
+        what, target = _verb(verb), uuid
         try:
+            self._access.require(request, ADMIN)
+            self._access.check_form(caller, _field(request, "mark", _LONGEST_MARK))
+            fields = {name: _field(request, name, longest) for name, longest in _LONGEST.items()}
+            record = await self._backend.registry.get(uuid)
+            target = " ".join([_name(record), *([fields["task"]] if "task" in what.fields else [])])
             outcome = await what.act(self._backend, record, fields)
         except Exception:
             audit(request, caller, what.name, target, api_error(request, Failure()).message)
