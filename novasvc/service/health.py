@@ -1,6 +1,7 @@
 """Whether a node can do what it is there for: each thing that it stands on, and why not."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,12 @@ Leg = dict[str, Any]
 
 @attrs.define(eq=False)
 class Legs:
-    """Makes verdicts into legs, and remembers since when they are what they are."""
+    """Makes verdicts into legs, and remembers since when they are what they are.
 
+    :param now: returns seconds since the epoch.
+    """
+
+    _now: Callable[[], float] = time.time
     _before: dict[str, tuple[bool, float]] = attrs.field(factory=dict, init=False)
 
     def leg(self, name: str, verdict: Verdict) -> Leg:
@@ -47,7 +52,7 @@ class Legs:
         ready, detail = verdict
         before, since = self._before.get(name, (not ready, 0.0))
         if before != ready:
-            since = time.time()
+            since = self._now()
             self._before[name] = ready, since
         shown = datetime.fromtimestamp(since, UTC).isoformat(timespec="milliseconds")
         return {"name": name, "ready": ready, "detail": detail, "since": shown}
