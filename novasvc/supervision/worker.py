@@ -217,7 +217,7 @@ class Worker:
         """
         match message:
             case {"ask": key, "what": "figures"}:
-                self._say({"is": "asked", "key": key, "answer": _fitting(metrics.documents())})
+                self._say({"is": "asked", "key": key, "answer": fitting(metrics.documents())})
             case {"ask": key, "what": "health"}:
                 telling = Deferred.fromCoroutine(self._tell_health(key))
                 telling.addErrback(lambda failure: _log.failure("how the services are is not known", failure))
@@ -309,7 +309,7 @@ def _short(value: Any) -> Any:
     return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_NAME]
 
 
-def _fitting(documents: list[Document]) -> list[Document]:
+def fitting(documents: list[Document]) -> list[Document]:
     """Return what fits into a message: without the largest, should it ever be too much."""
     sizes = {document["name"]: len(json.dumps(document)) for document in documents}
     while sum(sizes.values()) > LONGEST - _ENVELOPE:

@@ -19,6 +19,7 @@ from novasvc.periodic import TaskRunner, periodic_task
 from novasvc.servicegroup import Identity, Membership
 from novasvc.stalls import StallWatch
 from novasvc.supervision.channel import LONGEST as LONGEST_MESSAGE
+from novasvc.supervision.worker import fitting
 from novasvc.testing import MemoryRegistry
 from tests.unit.rpc_rig import CONTEXT, RPCCase
 
@@ -98,6 +99,13 @@ class BoundsTests(SynchronousTestCase):
                 else:
                     child.observe(1 / 3)
         self.assertLess(len(json.dumps(metrics.documents())), LONGEST_MESSAGE)
+
+    def test_too_much(self) -> None:
+        """Should it ever be more, the largest family is left out, and the others are told."""
+        small = {"name": "small", "kind": "gauge", "help": "x", "labels": [], "samples": [[[], 1]]}
+        large = {**small, "name": "large", "samples": [[["x" * 1000], 1]] * 2000}
+        self.assertEqual(fitting([small, large]), [small])
+        self.assertEqual(fitting([small]), [small])
 
     def test_process(self) -> None:
         """A process tells of itself: memory, processor, descriptors, threads, its start."""
