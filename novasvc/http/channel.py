@@ -43,6 +43,8 @@ class Channel(HTTPChannel):
     # What HTTPChannel reads lines with is not used: a head is read at once, see head.py.
 
     transport: Any
+    common: Any = None
+    """What the site keeps of a connection, for its requests."""
     _networkProducer: Any  # noqa: N815 - HTTPChannel has it
 
     def __init__(self, site: Any) -> None:
@@ -236,6 +238,11 @@ class Channel(HTTPChannel):
     def draining(self) -> bool:
         """Whether the server has been told to stop."""
         return self._draining
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client does not read as fast as it is sent to."""
+        return bool(self._waitingForTransport)
 
     def _close_idle(self) -> None:
         if not self.requests:
