@@ -179,6 +179,14 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual([cell[:3] for cell in second["cells"]], [[1, "up", True]])
         self.assertIn("&lt;i&gt;", second["entries"])
 
+    def test_head(self) -> None:
+        """Who asks for the head alone does not keep a stream open."""
+        connection = Connection(self.rig)
+        connection.send("HEAD", "/events", {})
+        self.rig.clock.advance(0)
+        self.assertIn(b"200 OK", connection.octets)
+        self.assertEqual(len(self.rig.backend._attendants[1]), 0)  # type: ignore[arg-type]
+
     def test_stopped(self) -> None:
         """When the API stops, streams end, so that nobody waits for them."""
         stream = Stream(self.rig)

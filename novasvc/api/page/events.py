@@ -37,6 +37,8 @@ class Events:
         if request.args.get(b"poll"):
             await self._watch.fresh()
             return answer_json(request, self._streams.news(query, known))
+        if request.method == b"HEAD":
+            return b""  # a stream without a body would stay open for nothing
         return await self._streams.open(request, query, known, caller.session)
 
     @app.handle_errors
