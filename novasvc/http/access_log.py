@@ -1,34 +1,20 @@
 """The access log: a line for each request, in Nova's form."""
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from twisted.logger import Logger
 
+from novasvc.settings.log_format import NOVA_LOG_FORMAT
 from novasvc.settings.masking import MASK
-
-NOVA_FORMAT = '%(client_ip)s "%(request_line)s" status: %(status_code)s len: %(body_length)s time: %(wall_seconds).7f'
-"""What Nova's wsgi_log_format is by default."""
-FIELDS: Mapping[str, Any] = {
-    "client_ip": "",
-    "client_port": 0,
-    "date_time": "",
-    "request_line": "",
-    "status_code": 0,
-    "body_length": 0,
-    "wall_seconds": 0.0,
-}
-"""What a format may name, with values that are like those it gets."""
 
 _log = Logger()
 _LONGEST = 2000
 """Characters of a request line that are logged."""
 _UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
-_SECRET = re.compile(
-    rb"([?&;][^=&;]*(?:passw|pwd|secret|token|key|code|auth|sig|session|credential)[^=&;]*=)[^&; ]*", re.IGNORECASE
-)
+_SECRET = re.compile(rb"passw|pwd|secret|token|key|code|auth|sig|session|credential", re.IGNORECASE)
 
 
 class AccessLog:
@@ -37,15 +23,10 @@ class AccessLog:
     What clients sent is escaped as in a Python string, so that no request can forge a line, and values in a query
     whose names look like those of secrets are masked.
 
-    :param form: a %-format that names FIELDS.
-    :raises ValueError: it is none.
+    :param form: see :mod:`novasvc.settings.log_format`.
     """
 
-    def __init__(self, form: str = NOVA_FORMAT) -> None:
-        try:
-            form % FIELDS
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{form!r} does not name fields of {', '.join(FIELDS)}: {error}") from error
+    def __init__(self, form: str = NOVA_LOG_FORMAT) -> None:
         self._form = form
         self._dated = "date_time" in form
 
@@ -72,10 +53,17 @@ class AccessLog:
 
 def shown(line: bytes) -> str:
     """Return a request line for the log: its secrets masked, quotes and what is not ASCII escaped."""
+    line = line[:_LONGEST]
     if b"?" in line:
-        line = _SECRET.sub(rb"\g<1>" + MASK.encode(), line)
-    text = line[:_LONGEST].decode("latin-1")
-    return _UNSAFE.sub(_escaped, text)
+        path, _, rest = line.partition(b"?")
+        query, blank, version = rest.partition(b" ")
+        line = path + b"?" + b"&".join(map(_masked, query.split(b"&"))) + blank + version
+    return _UNSAFE.sub(_escaped, line.decode("latin-1"))
+
+
+def _masked(pair: bytes) -> bytes:
+    name, equals, value = pair.partition(b"=")
+    return name + equals + MASK.encode() if value and _SECRET.search(unquote_to_bytes(name)) else pair
 
 
 def _escaped(found: re.Match[str]) -> str:

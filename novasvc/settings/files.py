@@ -6,7 +6,6 @@ from configparser import Error as INIError
 from configparser import RawConfigParser
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -16,19 +15,18 @@ from novasvc.settings.given import Given, spec_of, unknown
 from novasvc.settings.model import SERVICE_SPECS, SPECS
 from novasvc.settings.spec import Spec
 
-_INI_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "DEFAULT": {
-            **{name: name for name in SPECS},
-            **{spec.nova: name for name, spec in SPECS.items() if spec.nova and "/" not in spec.nova},
-        },
-        "database": {
-            spec.nova.removeprefix("database/"): name
-            for name, spec in SPECS.items()
-            if spec.nova and spec.nova.startswith("database/")
-        },
-    }
-)
+
+def _ini_names() -> Mapping[str, Mapping[str, str]]:
+    """Return our names by Nova's, by section; in DEFAULT ours are known as well."""
+    sections: dict[str, dict[str, str]] = {"DEFAULT": {name: name for name in SPECS}}
+    for name, spec in SPECS.items():
+        if spec.nova:
+            section, _, nova = spec.nova.rpartition("/")
+            sections.setdefault(section or "DEFAULT", {})[nova] = name
+    return sections
+
+
+_INI_NAMES = _ini_names()
 
 
 @attrs.define

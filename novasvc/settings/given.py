@@ -9,7 +9,7 @@ import attrs
 from novasvc.errors import SettingError
 from novasvc.settings.kinds import ValueRefusedError
 from novasvc.settings.masking import masked, masked_url
-from novasvc.settings.model import MANAGER_SPEC, SPECS
+from novasvc.settings.model import FAMILIES, SPECS
 from novasvc.settings.spec import Spec, text_of
 
 REFERENCE = "docs/settings.md has them all"
@@ -69,13 +69,19 @@ def shown(value: object, spec: Spec) -> str:
 
 
 def spec_of(name: str) -> Spec | None:
-    """Return what is known of a setting or a ``<topic>_manager``; None if there is no such name."""
-    return SPECS.get(name) or (MANAGER_SPEC if topic_of(name) else None)
+    """Return what is known of a setting, a ``<topic>_manager`` or ``<api>_listen``; None if there is no such name."""
+    if name in SPECS:
+        return SPECS[name]
+    member = member_of(name)
+    return FAMILIES[member[1]] if member else None
 
 
-def topic_of(name: str) -> str | None:
-    """Return the topic of a ``<topic>_manager``; None if it is none."""
-    return name.removesuffix("_manager") if name.endswith("_manager") and name != "_manager" else None
+def member_of(name: str) -> tuple[str, str] | None:
+    """Return whose a setting of a family is, and of which: ("osapi_compute", "_listen"); None if it is of none."""
+    for end in FAMILIES:
+        if name.endswith(end) and name != end:
+            return name.removesuffix(end), end
+    return None
 
 
 def unknown(

@@ -184,6 +184,20 @@ def choice(*words: str) -> Kind:
     return Kind(" or ".join(f'"{word}"' for word in words), read, read)
 
 
+def _apis(value: object) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        raise ValueError  # noqa: TRY004
+    names = [name.strip() if isinstance(name, str) else name for name in names]
+    if names in ([""], ["none"]):
+        return ()
+    found = tuple(_api(name) for name in names)
+    if len(set(found)) < len(found):
+        raise ValueRefusedError("it names one twice", "name each once")
+    return found
+
+
+_api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
@@ -195,6 +209,7 @@ PATH = Kind("a path", _path, _path)
 NAME = Kind("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
 CLASS = Kind('the name of a class, such as "package.module.Class" or "package.module:Class"', _class, _class)
 TABLE = Kind("a table", _table, _table)
+APIS = Kind("a list of names, with commas between them", _apis, _apis)
 TRANSPORT_URL = Kind("the URL of a transport", _transport_url, _transport_url)
 ADDRESS = Kind('an address of this host, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
 PORT = Kind("a port, 0 to 65535", lambda text: _port(int(text)), _port)

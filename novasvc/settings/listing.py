@@ -49,12 +49,19 @@ def _items(configuration: Configuration) -> Iterator[tuple[str, Any]]:
         if field.name == "managers":
             for topic, manager in value.items():
                 yield f"{topic}_manager", manager
+        elif field.name == "apis":
+            for name, api in value.items():
+                yield from _parts(f"{name}_", api)
         elif field.name == "services":
             for number, service in enumerate(value if tables else ()):
-                for part in attrs.fields(type(service)):
-                    yield f"service[{number}].{part.name}", getattr(service, part.name)
+                yield from _parts(f"service[{number}].", service)
         elif not (tables and field.name in {"binary", "topic", "manager"}):
             yield field.name, value
+
+
+def _parts(prefix: str, table: Any) -> Iterator[tuple[str, Any]]:
+    for part in attrs.fields(type(table)):
+        yield prefix + part.name, getattr(table, part.name)
 
 
 def _shown(name: str, value: Any) -> Any:

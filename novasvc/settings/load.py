@@ -9,11 +9,13 @@ import attrs
 from novasvc.errors import SettingError, SettingsError
 from novasvc.settings.environment import config_files, read_environment
 from novasvc.settings.files import read_files
-from novasvc.settings.given import Given, topic_of
+from novasvc.settings.given import Given, member_of
 from novasvc.settings.model import (
+    API_PORTS,
     INHERITED,
     MANAGERS,
     SPECS,
+    APISettings,
     ServiceSettings,
     Settings,
     default_state_dir,
@@ -105,8 +107,19 @@ class _Loading:
     def _fields(self) -> dict[str, Any]:
         """Return the arguments of Settings."""
         fields = {name: value for name, value in self.values.items() if name in SPECS}
-        managers = {topic: value for name, value in self.values.items() if (topic := topic_of(name))}
-        return {**fields, "managers": managers}
+        managers: dict[str, str] = {}
+        apis: dict[str, dict[str, Any]] = {}
+        for name, value in self.values.items():
+            if name in SPECS or not (member := member_of(name)):
+                continue
+            owner, family = member
+            if family == "_manager":
+                managers[owner] = value
+            else:
+                port = {"listen_port": API_PORTS.get(owner, 0)}
+                apis.setdefault(owner, port)[family.removeprefix("_")] = value
+        made = {name: APISettings(**given) for name, given in apis.items()}
+        return {**fields, "managers": managers, "apis": made}
 
     def _no_single_service(self, given: Iterable[Given]) -> None:
         problem = "it is about the only service, but there are [[service]] tables"

@@ -16,6 +16,7 @@ import attrs
 
 from novasvc.settings.kinds import (
     ADDRESS,
+    APIS,
     BOOLEAN,
     CLASS,
     DATABASE_URL,
@@ -29,6 +30,7 @@ from novasvc.settings.kinds import (
     Kind,
     choice,
 )
+from novasvc.settings.log_format import LOG_FORMAT, NOVA_LOG_FORMAT
 from novasvc.settings.masking import masked, masked_url
 from novasvc.settings.spec import Spec, text_of
 
@@ -100,6 +102,23 @@ class ServiceSettings:
     options: Mapping[str, Any] = attrs.field(factory=dict, repr=lambda value: repr(masked(value)))
 
 
+@attrs.frozen(kw_only=True)
+class APISettings:
+    """Where one of the enabled_apis listens.
+
+    :param listen: its address.
+    :param listen_port: 0 takes a free one.
+    :param workers: supervised processes of its own; None is one for each processor.
+    """
+
+    listen: str = "127.0.0.1"
+    listen_port: int = 0
+    workers: int | None = None
+
+
+API_PORTS: Mapping[str, int] = MappingProxyType({"osapi_compute": 8774, "metadata": 8775})
+"""The ports of Nova's own APIs, unless ``<api>_listen_port`` gives another."""
+
 INHERITED = (
     "host",
     "report_interval",
@@ -123,6 +142,7 @@ class Settings:
     Times are in seconds. Made directly, it takes what it is given.
 
     :param managers: dotted class names by topic, from the settings ``<topic>_manager``.
+    :param apis: by name, from ``<api>_listen``, ``<api>_listen_port`` and ``<api>_workers``; see :meth:`api_named`.
     :param services: the nodes that the process runs, from the ``[[service]]`` tables.
     """
 
@@ -393,7 +413,96 @@ class Settings:
         optional=True,
     )
 
+    enabled_apis: tuple[str, ...] = _setting(
+        "Applications of api_paste_config that are served: each on its <api>_listen and <api>_listen_port, by its "
+        "<api>_workers processes.",
+        APIS,
+        default=(),
+        shown="none",
+    )
+    enabled_ssl_apis: tuple[str, ...] = _setting(
+        "Those that are served over TLS; they need not be in enabled_apis as well.", APIS, default=(), shown="none"
+    )
+    api_paste_config: Path = _setting(  # noqa: RUF009
+        "Paste configuration with the applications of enabled_apis.",
+        PATH,
+        default=attrs.Factory(lambda: Path("api-paste.ini").absolute()),
+        shown="api-paste.ini in the working directory",
+        nova="wsgi/api_paste_config",
+    )
+    ssl_cert_file: Path | None = _setting(  # noqa: RUF009
+        "Certificate of our servers, in PEM; those that lead to its authority may follow it.",
+        PATH,
+        default=None,
+        optional=True,
+        nova="wsgi/ssl_cert_file",
+    )
+    ssl_key_file: Path | None = _setting(  # noqa: RUF009
+        "The key of ssl_cert_file, in PEM, without a passphrase.",
+        PATH,
+        default=None,
+        optional=True,
+        nova="wsgi/ssl_key_file",
+    )
+    ssl_ca_file: Path | None = _setting(  # noqa: RUF009
+        "Certificates of those who vouch for clients, in PEM. With it, a client of enabled_ssl_apis has to have a "
+        "certificate of theirs.",
+        PATH,
+        default=None,
+        optional=True,
+        nova="wsgi/ssl_ca_file",
+    )
+    tcp_keepidle: int = _setting(
+        "Time without a byte after which a connection of a client is probed, whether the client is still there; "
+        "0 is never.",
+        INTEGER,
+        default=600,
+        unit="seconds",
+        minimum=0,
+        nova="wsgi/tcp_keepidle",
+    )
+    max_header_line: int = _setting(
+        "Bytes that a header line may have; more gets 431.",
+        INTEGER,
+        default=16384,
+        minimum=256,
+        nova="wsgi/max_header_line",
+    )
+    max_request_body_size: int = _setting(
+        "Bytes that the body of a request may have; more gets 413. 0 is without limit.",
+        INTEGER,
+        default=1048576,
+        minimum=0,
+        nova="oslo_middleware/max_request_body_size",
+    )
+    client_socket_timeout: float = _setting(
+        "How long a connection may be idle between two requests, or its client not read an answer; 0 is without limit.",
+        NUMBER,
+        default=900.0,
+        unit="seconds",
+        minimum=0,
+        nova="wsgi/client_socket_timeout",
+    )
+    keep_alive: bool = _setting(
+        "Take more than one request on a connection.", BOOLEAN, default=True, nova="wsgi/keep_alive"
+    )
+    wsgi_default_pool_size: int = _setting(
+        "Requests that one of the enabled_apis works on at a time, in each of its processes.",
+        INTEGER,
+        default=128,
+        minimum=1,
+        nova="wsgi/default_pool_size",
+    )
+    wsgi_log_format: str = _setting(
+        "A line of the access log, with the fields client_ip, client_port, date_time, request_line, status_code, "
+        'body_length and wall_seconds; "none" writes none.',
+        LOG_FORMAT,
+        default=NOVA_LOG_FORMAT,
+        nova="wsgi/wsgi_log_format",
+    )
+
     managers: Mapping[str, str] = attrs.field(factory=dict)
+    apis: Mapping[str, APISettings] = attrs.field(factory=dict)
     binary: str = _setting("Name of the only service, if there is no [[service]] table.", NAME, default="novasvc-agent")
     topic: str = _setting(
         "Topic of the only service.",
@@ -416,6 +525,10 @@ class Settings:
         """Whether nobody but this host reaches the API."""
         return self.api_listen == "localhost" or ipaddress.ip_address(self.api_listen).is_loopback
 
+    def api_named(self, name: str) -> APISettings:
+        """Return what is set of one of the enabled_apis, or of another that is named so."""
+        return self.apis.get(name) or APISettings(listen_port=API_PORTS.get(name, 0))
+
 
 SPECS: Mapping[str, Spec] = MappingProxyType(
     {field.name: field.metadata[_SPEC] for field in attrs.fields(Settings) if _SPEC in field.metadata}
@@ -433,5 +546,14 @@ SERVICE_SPECS: Mapping[str, Spec] = MappingProxyType(
 )
 """What a ``[[service]]`` table may hold."""
 
-MANAGER_SPEC = Spec(meaning="Class of the manager that serves the topic.", kind=CLASS, default=None)
-"""What is known of every ``<topic>_manager``."""
+FAMILIES: Mapping[str, Spec] = MappingProxyType(
+    {
+        "_manager": Spec(meaning="Class of the manager that serves the topic.", kind=CLASS, default=None),
+        "_listen": Spec(meaning="Address that the API listens on.", kind=ADDRESS, default="127.0.0.1"),
+        "_listen_port": Spec(meaning="Port that the API listens on; 0 takes a free one.", kind=PORT, default="0"),
+        "_workers": Spec(
+            meaning="Supervised processes that serve the API.", kind=INTEGER, default="none", minimum=1, optional=True
+        ),
+    }
+)
+"""What is known of every ``<topic>_manager`` and every ``<api>_listen``, by the end of the name."""

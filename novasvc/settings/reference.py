@@ -96,9 +96,23 @@ disks = ["sda", "sdb"]
 No two services may have the same host and binary, or the same host and topic. `service = []` is no service:
 with `api = true`, a process that serves the API alone.
 
+## APIs
+
+Applications of WSGI are served as `enabled_apis` and `enabled_ssl_apis` say; [http.md](http.md) tells how. For each,
+say `osapi_compute`:
+
+| setting | default |
+|---|---|
+| `osapi_compute_listen` | 127.0.0.1 |
+| `osapi_compute_listen_port` | 8774 for `osapi_compute`, 8775 for `metadata`, else 0, a free one |
+| `osapi_compute_workers` | none: one for each processor, where there are supervised processes at all |
+| `osapi_compute_manager` | none; its hooks are called around the start and the stop |
+
 ## Rules
 
 - `service_down_time` must be more than every `report_interval`.
+- A certificate needs its key: `ssl_cert_file` and `ssl_key_file`, `rabbit_ssl_cert_file` and `rabbit_ssl_key_file`.
+- `enabled_ssl_apis` needs a certificate; `api` is no name for one of the `enabled_apis`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
   `topic = "conductor"` above its own. The conductor itself needs the database.
 - A name that does not exist is an error, wherever it is given. Variables that Kubernetes makes for a

@@ -15,8 +15,11 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
     """
     if not {"service_down_time", "report_interval"} & set(bad):
         yield from _liveness(settings, origins, bad)
-    if not {"rabbit_ssl_cert_file", "rabbit_ssl_key_file"} & set(bad):
-        yield from _certificate(settings, origins)
+    for ours in ("rabbit_ssl_", "ssl_"):
+        if not {f"{ours}cert_file", f"{ours}key_file"} & set(bad):
+            yield from _certificate(settings, origins, (f"{ours}cert_file", f"{ours}key_file"))
+    if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(bad):
+        yield from _apis(settings, origins)
     if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(bad):
         yield from _guarded(settings, origins)
     if "service" not in bad:
@@ -43,14 +46,26 @@ def _liveness(settings: Settings, origins: Mapping[str, str], bad: Collection[st
             yield SettingError("report_interval", f"{service.report_interval:g}", origins[name], problem, remedy)
 
 
-def _certificate(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
-    given = {name: getattr(settings, name) for name in ("rabbit_ssl_cert_file", "rabbit_ssl_key_file")}
+def _certificate(settings: Settings, origins: Mapping[str, str], names: Collection[str]) -> Iterator[SettingError]:
+    given = {name: getattr(settings, name) for name in names}
     missing = [name for name, path in given.items() if path is None]
     if len(missing) == 1:
         other = next(name for name in given if name not in missing)
         problem = f"a certificate and its key are of use only together, and {missing[0]} is not given"
         remedy = f"give {missing[0]} as well, or neither"
         yield SettingError(other, str(given[other]), origins.get(other, "default"), problem, remedy)
+
+
+def _apis(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    for name in ("enabled_apis", "enabled_ssl_apis"):
+        if "api" in getattr(settings, name):
+            problem, remedy = "api is the name of the API that is built in", "call the application otherwise"
+            yield SettingError(name, "api", origins.get(name, "default"), problem, remedy)
+    secure = settings.enabled_ssl_apis
+    if secure and settings.ssl_cert_file is None:
+        source = origins.get("enabled_ssl_apis", "default")
+        problem, remedy = "TLS takes a certificate", "give ssl_cert_file and ssl_key_file"
+        yield SettingError("enabled_ssl_apis", ",".join(secure), source, problem, remedy)
 
 
 def _guarded(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:

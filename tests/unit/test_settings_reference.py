@@ -20,8 +20,8 @@ class ReferenceTests(SynchronousTestCase):
         self.assertEqual(PAGE.read_text(encoding="utf-8"), reference())
 
     def test_complete(self) -> None:
-        """Every field but the two that tables and managers fill is a setting with a meaning."""
+        """Every field but those that tables, managers and APIs fill is a setting with a meaning."""
         fields = {field.name for field in attrs.fields(Settings)}
-        self.assertEqual(fields - SPECS.keys(), {"managers", "services"})
+        self.assertEqual(fields - SPECS.keys(), {"apis", "managers", "services"})
         for name, spec in SPECS.items():
             self.assertTrue(spec.meaning.endswith("."), name)
