@@ -171,7 +171,7 @@ class FleetTests(BrowserTestCase):
         browser.until(lambda: self.hosts() == ["node1"], "the one scheduler is found")
         browser.click(".clear")
         browser.click("select[name=state] option[value=forced]")
-        browser.until(lambda: self.hosts() == ["off"], "the one that is forced down is found")
+        browser.until(lambda: self.troubled() == ["off"], "the one that is forced down is found")
         browser.open("/?q=o&state=trouble")
         browser.until(lambda: self.troubled() == ["off", "old"], "those in trouble are found")
         browser.click("select[name=sort] option[value='-host']")
@@ -226,6 +226,18 @@ class FleetTests(BrowserTestCase):
         browser.until(lambda: "newcomer" in self.hosts(), "it appears")
         self.assertEqual(f"#{browser.driver.switch_to.active_element.get_attribute('id')}", cell)
         self.assertTrue(browser.script("return window.unbroken"))
+
+    def test_without_streams(self) -> None:
+        """A browser that cannot have a stream asks again and again, and is as live."""
+        browser = self.browser
+        script = browser.command("Page.addScriptToEvaluateOnNewDocument", source="delete window.EventSource")
+        self.addCleanup(browser.command, "Page.removeScriptToEvaluateOnNewDocument", **script)
+        browser.open("/?q=node8")
+        browser.says("#live", "live")
+        cell = self.cell("node8")
+        self.folder.execute("UPDATE services SET forced_down = 1 WHERE host = :host", [{"host": "node8"}])
+        browser.says(cell, "forced down")
+        browser.says("#timeline", "novasvc-agent@node8 was forced down")
 
     def test_disable_with_reason(self) -> None:
         """Disabling asks, takes a reason, says that it is done, and is seen everywhere; enabling takes it back."""
