@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.web.server import Site
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
@@ -21,6 +20,7 @@ from novasvc.api.page.rooms import make_page_rooms
 from novasvc.api.sessions import Sessions
 from novasvc.api.site import Doors
 from novasvc.api.tokens import Token, digest
+from novasvc.http import make_site
 from novasvc.testing.registry import MemoryRegistry
 from novasvc.testing.runtime import memory_runtime
 
@@ -84,7 +84,7 @@ class PageRig:
         self.sessions = Sessions(b"k" * 32, self.clock.seconds)
         self.access = Access(tokens, self.sessions, self.logins)
         self.backend = Backend(self.runtime)
-        self.site = Site(Doors(make_page_rooms(self.backend, self.access)), reactor=self.clock)
+        self.site = make_site(Doors(make_page_rooms(self.backend, self.access)), reactor=self.clock)
         self.site.startFactory()
         self.backend.open()
         self.clock.advance(0)
