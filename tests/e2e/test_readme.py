@@ -8,10 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 from unittest import TestCase
+from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.e2e.process import ROOT, Process
+from tests.e2e.process import PATIENCE, ROOT, Process
 from tests.servers import vhost_url
 
 RUN = "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/twistd -n novasvc"
@@ -76,7 +77,20 @@ class ReadmeTests(TestCase):
         os.killpg(greeter.popen.pid, signal.SIGTERM)
         greeter.wait()
 
+        self.watch()
         self.workers()
+
+    def watch(self) -> None:
+        """Open the page as README tells, on a free port."""
+        self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
+        (command,) = self.commands("Watch a fleet")
+        served = self.shell(command)
+        address = served.wait_for(r"page +(http://\S+)").group(1)
+        with urlopen(Request(address, headers={"Accept": "text/html"}), timeout=PATIENCE) as page:
+            self.assertIn("<h1", page.read().decode())
+        os.killpg(served.popen.pid, signal.SIGTERM)
+        served.wait()
+        del self.environment["NOVASVC_API_LISTEN_PORT"]
 
     def fleet(self) -> None:
         """Do what README tells of a fleet, on a broker of the tests': the address is the only word that differs."""

@@ -5,7 +5,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.errors import APIError
-from novasvc.api.page.portrait import Portraits, Sample, latencies, rates, read_portrait
+from novasvc.api.page.history import Sample, latencies, rates
+from novasvc.api.page.portrait import Portraits, read_portrait
 from novasvc.api.page.rendering import duration, span
 from novasvc.api.page.spark import sparkline
 from novasvc.record import ServiceRecord

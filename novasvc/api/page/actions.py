@@ -14,8 +14,8 @@ from novasvc.api.access import Access, audit
 from novasvc.api.answers import api_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.page.calls import call_node, ping_node
 from novasvc.api.page.frame import Frame
-from novasvc.api.page.portrait import call_node, ping_node
 from novasvc.api.tokens import ADMIN
 from novasvc.api.watch import Watch
 from novasvc.record import ServiceChanges, ServiceRecord

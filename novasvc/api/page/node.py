@@ -11,7 +11,8 @@ from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
 from novasvc.api.page.actions import VERBS, done_message
 from novasvc.api.page.frame import Frame
-from novasvc.api.page.portrait import Portraits, Sample, latencies, method_key, rates
+from novasvc.api.page.history import Sample, latencies, method_key, rates
+from novasvc.api.page.portrait import Portraits
 from novasvc.api.watch import Watch
 from novasvc.servicegroup import is_up
 

@@ -1,8 +1,7 @@
-"""What a node tells about itself, as its page shows it: asked over RPC, checked, and remembered for a while."""
+"""What a node tells about itself, as its page shows it: checked, and remembered for a while."""
 
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -10,14 +9,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.api.backend import Backend
-from novasvc.api.errors import APIError, as_api_error
-from novasvc.context import RequestContext
-from novasvc.errors import NovasvcError, RPCTimeoutError, StateError, UndeliverableError, UnknownTaskError
+from novasvc.api.errors import APIError
+from novasvc.api.page.history import Sample, take_sample
 from novasvc.record import ServiceRecord
-
-PATIENCE = 2.0
-"""Seconds that a node has to answer."""
 
 _FRESH = 1.0
 """Seconds for which an answer does for all who look."""
@@ -82,89 +76,6 @@ def _value(value: Any, kind: type) -> Any:
     return kind(value)
 
 
-async def call_node(backend: Backend, record: ServiceRecord, method: str, **args: Any) -> Any:
-    """Call a method that every node has.
-
-    :param method: of the namespace "node".
-    :raises APIError: 409 it serves no topic, or cannot do that now; 404 it has no such task; 504 it does not
-        answer in time; 503 it is not there, or the broker is not; 502 it answered with an error.
-    """
-    return await _call(backend, record, "node", method, **args)
-
-
-async def ping_node(backend: Backend, record: ServiceRecord) -> float:
-    """Return the seconds that a node takes to answer; otherwise as :func:`call_node`."""
-    begun = backend.reactor.seconds()
-    await _call(backend, record, "baseapi", "ping", arg=1)
-    return float(backend.reactor.seconds() - begun)
-
-
-async def _call(backend: Backend, record: ServiceRecord, namespace: str, method: str, **args: Any) -> Any:
-    name = f"{record.binary}@{record.host}"
-    if record.topic is None:
-        raise APIError(409, f"{name} serves no topic, so it cannot be asked anything")
-    try:
-        client = backend.client.prepare(
-            topic=record.topic, server=record.host, namespace=namespace, version="1.0", timeout=PATIENCE
-        )
-        return await client.call(RequestContext.admin(), method, **args)
-    except RPCTimeoutError:
-        raise APIError(504, f"{name} did not answer within {PATIENCE:g} s") from None
-    except UndeliverableError:
-        raise APIError(503, f"{name} is not there: nobody takes messages for it") from None
-    except UnknownTaskError as error:
-        raise APIError(404, str(error)) from None
-    except StateError as error:
-        raise APIError(409, str(error)) from None
-    except NovasvcError as error:
-        raise as_api_error(error) or APIError(502, f"{name} answered: {error}") from error
-
-
-@attrs.frozen
-class Sample:
-    """What one process had done at a moment.
-
-    :param methods: (calls, seconds that they took in all, or None) by name.
-    """
-
-    time: float
-    methods: Mapping[str, tuple[int, float | None]]
-
-
-def method_key(row: Mapping[str, Any]) -> str:
-    """Return what a method is remembered by."""
-    return f"{row['namespace'] or ''}.{row['method'] or ''} {row['version'] or ''}"
-
-
-def _sample(time: float, portrait: Mapping[str, Any]) -> Sample:
-    methods = {}
-    for row in portrait["methods"]:
-        calls, mean = row["calls"] or 0, row["mean"]
-        methods[method_key(row)] = calls, None if mean is None else mean * calls
-    return Sample(time, methods)
-
-
-def rates(samples: Sequence[Sample], key: str) -> list[float | None]:
-    """Return a method's calls a second, between each two samples."""
-    return [
-        max(0, after.methods[key][0] - before.methods[key][0]) / (after.time - before.time)
-        if key in before.methods and key in after.methods and after.time > before.time
-        else None
-        for before, after in pairwise(samples)
-    ]
-
-
-def latencies(samples: Sequence[Sample], key: str) -> list[float | None]:
-    """Return the mean seconds of the calls that ended between each two samples; None where none did."""
-    found: list[float | None] = []
-    for before, after in pairwise(samples):
-        calls, took = before.methods.get(key, (0, 0.0))
-        more_calls, more_took = after.methods.get(key, (0, 0.0))
-        known = more_calls > calls and more_took is not None
-        found.append(max(0.0, (more_took or 0.0) - (took or 0.0)) / (more_calls - calls) if known else None)
-    return found
-
-
 @attrs.define
 class _Remembered:
     asked_at: float = float("-inf")
@@ -187,7 +98,7 @@ class Portraits:
     async def get(self, record: ServiceRecord) -> tuple[dict[str, Any], Sequence[Sample]]:
         """Return what a node tells, and what its process has told before.
 
-        :raises APIError: it does not; see :func:`call_node`.
+        :raises APIError: it does not; see :func:`novasvc.api.page.calls.call_node`.
         """
         known = self._nodes.setdefault(record.uuid, _Remembered())
         self._nodes.move_to_end(record.uuid)
@@ -210,7 +121,7 @@ class Portraits:
         else:
             known.answer = answer
             samples = known.samples.setdefault(answer["pid"] or 0, deque(maxlen=_SAMPLES))
-            samples.append(_sample(self._clock.seconds(), answer))
+            samples.append(take_sample(self._clock.seconds(), answer))
             while len(known.samples) > _PROCESSES:
                 known.samples.popitem(last=False)
         finally:

@@ -6,12 +6,13 @@ from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.page.actions import Actions
 from novasvc.api.page.assets import Assets
+from novasvc.api.page.calls import call_node
 from novasvc.api.page.events import Events
 from novasvc.api.page.fleet import Fleet
 from novasvc.api.page.frame import Frame
 from novasvc.api.page.login import Login
 from novasvc.api.page.node import NodePage
-from novasvc.api.page.portrait import Portraits, call_node
+from novasvc.api.page.portrait import Portraits
 from novasvc.api.page.rendering import Renderer
 from novasvc.api.page.stream import Streams
 from novasvc.api.watch import Watch
