@@ -16,6 +16,7 @@ REQUIRES = [
     "zope.interface>=7.1",  # the seams
     "pyOpenSSL>=24.3",  # TLS to the broker; the first that takes keys of cryptography
     "service-identity>=24.1",  # checks that a TLS server is the one we asked for
+    "PasteDeploy>=3.1",  # loads applications of WSGI
     "klein>=24.8",  # routes of the HTTP services
     # What these leave open.
     "Jinja2>=3.1",  # the pages of the API

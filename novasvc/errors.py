@@ -115,6 +115,25 @@ class ListenError(NovasvcError):
 
 
 @attrs.define
+class AppError(NovasvcError):
+    """A WSGI application that cannot be served.
+
+    :param app: its name.
+    :param path: of the paste configuration.
+    :param problem: what happened, in one line.
+    :param remedy: what to do.
+    """
+
+    app: str
+    path: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"application {self.app!r} of {self.path}: {self.problem}; {self.remedy}"
+
+
+@attrs.define
 class StartError(NovasvcError):
     """A node that could not start.
 

@@ -21,7 +21,7 @@ from novasvc.errors import NovasvcError
 from novasvc.logfiles import open_log
 from novasvc.logs import NOBODY, make_observer
 from novasvc.runtime import Runtime
-from novasvc.service import Service, ServiceTree
+from novasvc.service import Service, ServiceTree, WSGIService
 from novasvc.service.launcher import log_changes, log_settings
 from novasvc.service.prefork import ProcessLauncher
 from novasvc.service.process import Process, stop_reactor
@@ -117,8 +117,19 @@ def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> 
     """
     runtime = Runtime.from_settings(settings, reactor)
     # First in the tree: it says what the others wait for.
-    front = [make_api(runtime, lambda: beside)] if settings.api else []
-    return [*front, *make_services(settings.services, runtime)]
+    front: list[IService] = [make_api(runtime, lambda: beside)] if settings.api else []
+    return [*front, *make_services(settings.services, runtime), *make_applications(runtime)]
+
+
+def make_applications(runtime: Runtime) -> list[WSGIService]:
+    """Make the enabled_apis.
+
+    :raises NovasvcError: one cannot be served.
+    """
+    settings = runtime.settings
+    secure = settings.enabled_ssl_apis
+    names = dict.fromkeys([*settings.enabled_apis, *secure])
+    return [WSGIService(name, use_ssl=name in secure, runtime=runtime) for name in names]
 
 
 def make_api(runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> "APIService":
@@ -204,13 +215,15 @@ def deployments(settings: Settings, reactor: Any) -> list[ServerWrapper]:
         wrappers.insert(0, ServerWrapper(Deployment(settings, together), max(1, settings.workers)))
     if settings.api:
         wrappers.append(ServerWrapper(make_api(Runtime.from_settings(settings, reactor)), settings.api_workers or 1))
-    return wrappers
+    applications = make_applications(Runtime.from_settings(settings, reactor))
+    return [*wrappers, *(ServerWrapper(application, application.workers) for application in applications)]
 
 
 def is_supervised(settings: Settings) -> bool:
     """Tell whether anything is to run in workers."""
     own = any(part.workers for part in settings.services)
-    return bool(settings.workers or own or (settings.api and settings.api_workers))
+    served = any(settings.api_named(name).workers for name in (*settings.enabled_apis, *settings.enabled_ssl_apis))
+    return bool(settings.workers or own or served or (settings.api and settings.api_workers))
 
 
 def makeService(options: Mapping[str, Any]) -> ServiceTree:

@@ -47,7 +47,7 @@ class Crew:
 
     def __init__(self, reactor: Any, *, threads: int = THREADS, queue: int = QUEUE) -> None:
         self._reactor = reactor
-        self._most = threads
+        self.most = threads
         self._queue = queue
         self._lock = Lock()
         self._work: deque[Callable[[], None]] = deque()
@@ -57,6 +57,7 @@ class Crew:
         self._needed = 1
         self._begun = self._seen = 0
         self._remembered = 0.0
+        self._closed = False
         self._look: IDelayedCall | None = None
 
     def submit(self, work: Callable[[], None]) -> bool:
@@ -75,6 +76,21 @@ class Crew:
             self._seen = self._begun
             self._look = self._reactor.callLater(_LOOK, self._look_again)
         return True
+
+    @property
+    def busy(self) -> int:
+        """Threads that work."""
+        return self._busy
+
+    def close(self) -> None:
+        """Have the threads end, each when it has done what it does. No work comes any more."""
+        with self._lock:
+            self._closed = True
+            while self._bells:
+                self._bells.pop().release()
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+        self._look = None
 
     def _look_again(self) -> None:
         self._look = None
@@ -97,7 +113,7 @@ class Crew:
         for number in range(count):
             if self._bells:
                 self._bells.pop().release()
-            elif self._hired < self._most:
+            elif self._hired < self.most:
                 try:
                     Thread(target=self._serve, name=f"http-{self._hired}", daemon=True).start()
                 except RuntimeError as error:
@@ -115,6 +131,8 @@ class Crew:
         while True:
             with self._lock:
                 work = self._work.popleft() if self._work else None
+                if work is None and self._closed:
+                    return
                 if work is None:
                     self._busy -= 1
                     self._bells.append(bell)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import attrs
 
+from novasvc.settings import Settings
+
 
 @attrs.frozen(kw_only=True)
 class Limits:
@@ -36,3 +38,19 @@ class Limits:
     body_rate: int = 1024
     idle_timeout: float = 900.0
     keep_alive: bool = True
+
+
+def limits_of(settings: Settings, max_url_len: int | None = None) -> Limits:
+    """Return what the settings say of the limits of a server.
+
+    :param max_url_len: None is the default.
+    """
+    return Limits(
+        max_url_len=Limits().max_url_len if max_url_len is None else max_url_len,
+        max_header_line=settings.max_header_line,
+        max_head=max(Limits().max_head, 4 * settings.max_header_line),
+        max_body=settings.max_request_body_size,
+        tempdir=settings.tempdir,
+        idle_timeout=settings.client_socket_timeout,
+        keep_alive=settings.keep_alive,
+    )

@@ -112,6 +112,7 @@ class Site(server.Site):
         self, resource: Any, *, limits: Limits, reactor: Any, log: AccessLog | None = None, name: str = "http"
     ) -> None:
         super().__init__(resource, reactor=reactor)
+        self.noisy = False
         self.limits = limits
         self.name = name
         self.channels: set[Channel] = set()
@@ -135,6 +136,10 @@ class Site(server.Site):
             self._date_of = now
             self._date = formatdate(now, usegmt=True).encode()
         return self._date
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - IProtocolNegotiationFactory
+        """Return what TLS may agree on: twisted.web's HTTP/2 knows nothing of our limits."""
+        return [b"http/1.1"]
 
     # -- channels ------------------------------------------------------------------------------
 

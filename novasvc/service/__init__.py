@@ -5,6 +5,7 @@ from novasvc.service.prefork import ProcessLauncher
 from novasvc.service.script import serve, wait
 from novasvc.service.service import Service
 from novasvc.service.tree import ServiceTree
+from novasvc.service.wsgi import WSGIService
 from novasvc.supervision.supervisor import ServerWrapper
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ServiceLauncher",
     "ServiceTree",
     "SignalExit",
+    "WSGIService",
     "serve",
     "wait",
 ]

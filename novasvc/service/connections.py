@@ -93,6 +93,8 @@ class Connections(WrappingFactory):
 
     def _finish(self, wrapper: ProtocolWrapper) -> None:
         protocol: Any = wrapper.wrappedProtocol
+        while isinstance(protocol, ProtocolWrapper):  # TLS is one
+            protocol = protocol.wrappedProtocol
         if callable(drain := getattr(protocol, "drain", None)):
             drain()
             return

@@ -14,11 +14,14 @@ from zope.interface import implementer
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable
 from novasvc.service.connections import Connections
-from novasvc.service.sockets import address_of, described, port_of
+from novasvc.service.sockets import address_of, described, keep_alive, port_of
 from novasvc.service.unixsocket import UNIXPort
 from novasvc.supervision.errors import NotPreforkableError
 
 _log = Logger()
+
+_CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "port")
+"""What a copy in another process is made from."""
 
 
 @implementer(IPreforkable)
@@ -37,13 +40,17 @@ class StreamServer(service.Service):
     :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime; None is the global one.
     :param drain_timeout: seconds that connections may go on when it stops; as the setting
         graceful_shutdown_timeout by default.
+    :param tcp_keepidle: seconds without a byte after which the kernel probes a connection; 0 is never.
     """
 
     port: int | None = None
     """Of the address, as soon as it is bound; None for a unix socket."""
 
-    def __init__(self, endpoint: str, factory: Any, reactor: Any = None, drain_timeout: float = 60.0) -> None:
+    def __init__(
+        self, endpoint: str, factory: Any, reactor: Any = None, drain_timeout: float = 60.0, tcp_keepidle: int = 0
+    ) -> None:
         self.endpoint = endpoint
+        self.tcp_keepidle = tcp_keepidle
         self.drain_timeout = drain_timeout
         self.factory = factory
         self._begin(reactor)
@@ -59,7 +66,7 @@ class StreamServer(service.Service):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
-        return {name: getattr(self, name) for name in ("endpoint", "factory", "drain_timeout", "name", "port")}
+        return {name: getattr(self, name) for name in _CARRIED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -119,6 +126,7 @@ class StreamServer(service.Service):
                 port = UNIXPort(reactor, listening, factory)
                 port.startListening()
             else:
+                keep_alive(listening, self.tcp_keepidle)
                 port = reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
             self._ports.append(port)
             _log.info("listening on {address}", address=address_of(listening))

@@ -125,6 +125,17 @@ def port_of(listening: socket.socket) -> int | None:
     return None if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
 
+def keep_alive(listening: socket.socket, seconds: int) -> None:
+    """Have the connections of a listening socket probed when they are silent; they take it over from that.
+
+    :param seconds: of silence; 0 is never.
+    """
+    if seconds:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+
+
 def address_of(listening: socket.socket) -> str:
     """Say where it listens."""
     name = listening.getsockname()

@@ -1,0 +1,63 @@
+"""WSGI applications of a paste configuration."""
+
+import configparser
+from pathlib import Path
+from typing import Any
+
+from novasvc.errors import AppError, describe
+
+_KINDS = ("app", "application", "composite", "composit", "pipeline", "filter-app")
+"""What a section of an application may be called, before its colon."""
+
+
+class Loader:
+    """Loads applications by their names.
+
+    :param config_path: the paste configuration.
+    :raises AppError: it cannot be read.
+    Source: nova.wsgi.Loader.
+    """
+
+    def __init__(self, config_path: Path | str) -> None:
+        self.config_path = str(Path(config_path).absolute())
+
+    def see(self, name: str) -> None:
+        """See that there is such an application, without loading it.
+
+        :raises AppError: there is none, or no such file.
+        """
+        parser = configparser.RawConfigParser(strict=False)
+        parser.optionxform = str  # type: ignore[method-assign,assignment]
+        try:
+            with Path(self.config_path).open(encoding="utf-8") as file:
+                parser.read_file(file)
+        except OSError as error:
+            remedy = "give the path of a paste configuration as api_paste_config"
+            raise self._error(name, f"the file cannot be read: {error.strerror or error}", remedy) from error
+        except (UnicodeDecodeError, configparser.Error) as error:
+            text = " ".join(str(error).split())
+            raise self._error(name, f"it is no paste configuration: {text}", "mend the file") from error
+        sections = {section.replace(" ", "") for section in parser.sections()}
+        if not any(f"{kind}:{name}" in sections for kind in _KINDS):
+            apps = sorted(section.partition(":")[2] for section in sections if section.partition(":")[0] in _KINDS)
+            remedy = f"it has: {', '.join(apps)}" if apps else f"write a section [app:{name}]"
+            raise self._error(name, "there is no such application in it", remedy)
+
+    def load_app(self, name: str) -> Any:
+        """Load an application.
+
+        :return: what its factory made: a callable of WSGI.
+        :raises AppError: it cannot be loaded; the error says why.
+        """
+        self.see(name)
+        try:
+            from paste.deploy import loadapp  # noqa: PLC0415 - who has no such applications does without
+        except ImportError as error:
+            raise self._error(name, "PasteDeploy is not installed", "`pip install PasteDeploy`") from error
+        try:
+            return loadapp(f"config:{self.config_path}", name=name)
+        except (Exception, SystemExit) as error:
+            raise self._error(name, f"loading it raised {describe(error)}", "mend it, or its section") from error
+
+    def _error(self, name: str, problem: str, remedy: str) -> AppError:
+        return AppError(name, self.config_path, problem, remedy)
