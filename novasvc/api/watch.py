@@ -1,25 +1,20 @@
 """The fleet as it was last seen: one read of the registry feeds all who look, and what changed is remembered."""
 
 import secrets
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
+from novasvc.api.sight import Sight, Totals, count, state_of, what_shows
+from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
 from novasvc.record import ServiceRecord
-from novasvc.servicegroup import is_up
 
 _log = Logger()
-
-UP, DOWN, FORCED = "up", "down", "forced down"
-"""States of a service. Disabled is another matter: a service that is disabled runs, too."""
 
 WATCHED = 2.0
 """Seconds from read to read while somebody looks."""
@@ -30,64 +25,6 @@ _SHARE = 10
 """A read that takes long is followed by a pause of so many times as much: a big fleet is no load."""
 _POLLER = 15.0
 """Seconds for which somebody who asked for a moment's state counts as looking."""
-_HISTORY = 500
-"""Entries of the timeline that are kept."""
-_STORM = 12
-"""Changes of one kind in one read, beyond which they are one entry."""
-_NAMED = 3
-"""Services that such an entry names."""
-
-
-@attrs.frozen
-class Sight:
-    """A service as it was last seen.
-
-    :param state: "up", "down" or "forced down".
-    :param changed: the version of the watch at which what is shown of it was another last.
-    """
-
-    record: ServiceRecord
-    state: str
-    changed: int
-
-    @property
-    def name(self) -> str:
-        """Return what people call it."""
-        return f"{self.record.binary}@{self.record.host}"
-
-
-@attrs.frozen
-class Entry:
-    """One line of the timeline.
-
-    :param number: from 1, without gaps.
-    :param time: seconds since 1970, of this host.
-    :param kind: "up", "down", "forced down", "let up", "disabled", "enabled", "appeared" or "deleted".
-    :param text: which service, or some of them if they are many.
-    :param uuid: of the service; "" if they are many.
-    :param detail: why, or "".
-    :param count: how many services.
-    """
-
-    number: int
-    time: float
-    kind: str
-    text: str
-    uuid: str = ""
-    detail: str = ""
-    count: int = 1
-
-
-@attrs.frozen
-class Totals:
-    """How many services there are. One that is disabled is up or down besides."""
-
-    services: int = 0
-    hosts: int = 0
-    up: int = 0
-    down: int = 0
-    forced: int = 0
-    disabled: int = 0
 
 
 class Watch(Service):
@@ -111,11 +48,9 @@ class Watch(Service):
         self.totals = Totals()
         self.trouble = "the registry was not read yet"
         """Why what is known is old; "" if it is not."""
-        self.timeline: deque[Entry] = deque(maxlen=_HISTORY)
-        """The newest last."""
+        self.timeline = Timeline()
         self.began = clock.seconds()
         """When this began to watch, in seconds since 1970."""
-        self._entries = 0
         self._sights: dict[int, Sight] = {}
         self._read_at = 0.0
         self._asked_at = float("-inf")
@@ -277,71 +212,18 @@ class Watch(Service):
         self.version += 1
         self._read_at = self._clock.seconds()
         before, after = self._sights, {}
-        events: list[tuple[str, Sight, str]] = []
+        events: list[Event] = []
         for record in records:
             seen = before.get(record.id)
-            state = self._state(record)
-            if seen is not None and seen.state == state and _shown(seen.record) == _shown(record):
+            state = state_of(record, self._down_time)
+            if seen is not None and seen.state == state and what_shows(seen.record) == what_shows(record):
                 after[record.id] = Sight(record, state, seen.changed)
                 continue
             after[record.id] = sight = Sight(record, state, self.version)
-            events += ((kind, sight, why) for kind, why in _events(seen, sight))
+            events += ((kind, sight, why) for kind, why in events_of(seen, sight))
         for number in before.keys() - after.keys():
             events.append(("deleted", before[number], ""))
         self._sights = after
-        self.totals = _totals(after.values())
+        self.totals = count(after.values())
         if self.version > 1:  # what was there when we came is no news
-            self._remember(events)
-
-    def _state(self, record: ServiceRecord) -> str:
-        if record.forced_down:
-            return FORCED
-        return UP if is_up(record, self._down_time) else DOWN
-
-    def _remember(self, events: list[tuple[str, Sight, str]]) -> None:
-        kinds: dict[str, list[tuple[Sight, str]]] = {}
-        for kind, sight, why in events:
-            kinds.setdefault(kind, []).append((sight, why))
-        for kind, found in kinds.items():
-            if len(found) > _STORM:
-                named = ", ".join(sight.name for sight, _ in found[:_NAMED])
-                self._enter(kind, f"{named}, ...", count=len(found))
-                continue
-            for sight, why in found:
-                self._enter(kind, sight.name, sight.record.uuid, why)
-
-    def _enter(self, kind: str, text: str, uuid: str = "", detail: str = "", count: int = 1) -> None:
-        self._entries += 1
-        self.timeline.append(Entry(self._entries, self._clock.seconds(), kind, text, uuid, detail, count))
-
-
-def _shown(record: ServiceRecord) -> tuple[Any, ...]:
-    """Return what a change of is to be told."""
-    return (record.report_count, record.last_seen_up, record.disabled, record.disabled_reason, record.version)
-
-
-def _events(before: Sight | None, after: Sight) -> Iterator[tuple[str, str]]:
-    """Return kinds of entries, each with the reason that goes with it."""
-    record = after.record
-    if before is None:
-        yield "appeared", "" if after.state == UP else after.state
-        return
-    if before.state != after.state:
-        if before.state == FORCED:
-            yield "let up", "" if after.state == UP else after.state
-        else:
-            yield after.state, f"no heartbeat for {record.age:.0f} s" if after.state == DOWN else ""
-    if record.disabled and not before.record.disabled:
-        yield "disabled", record.disabled_reason or ""
-    elif before.record.disabled and not record.disabled:
-        yield "enabled", ""
-
-
-def _totals(sights: Iterable[Sight]) -> Totals:
-    states: Counter[str] = Counter()
-    hosts, disabled = set(), 0
-    for sight in sights:
-        states[sight.state] += 1
-        hosts.add(sight.record.host)
-        disabled += sight.record.disabled
-    return Totals(states.total(), len(hosts), states[UP], states[DOWN], states[FORCED], disabled)
+            self.timeline.add(self._read_at, events)

@@ -5,6 +5,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.api.timeline import Entry
 from novasvc.api.watch import UNWATCHED, WATCHED, Watch
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.record import ServiceChanges, ServiceRecord
@@ -40,8 +41,12 @@ class WatchTestCase(SynchronousTestCase):
         self.watch.listen(lambda: told.append(self.watch.version))
         return told
 
+    def happenings(self) -> list[Entry]:
+        """Return the timeline, the oldest first."""
+        return [*self.watch.timeline][::-1]
+
     def happened(self) -> list[tuple[str, str, str]]:
-        return [(entry.kind, entry.text, entry.detail) for entry in self.watch.timeline]
+        return [(entry.kind, entry.text, entry.detail) for entry in self.happenings()]
 
     def beat(self, *records: ServiceRecord) -> None:
         for record in records:
@@ -258,7 +263,7 @@ class DifferenceTests(WatchTestCase):
                 ("enabled", "agent@h1", ""),
             ],
         )
-        self.assertEqual([entry.number for entry in self.watch.timeline], [1, 2, 3, 4])
+        self.assertEqual([entry.number for entry in self.happenings()], [1, 2, 3, 4])
 
     def test_coming_and_going(self) -> None:
         """Services that appear, and that are deleted, are told."""
@@ -289,7 +294,7 @@ class DifferenceTests(WatchTestCase):
             self.registry.update(record.id, ServiceChanges(forced_down=not number % 2))
             self.clock.advance(UNWATCHED)
         self.assertEqual(len(self.watch.timeline), 500)
-        self.assertEqual(self.watch.timeline[-1].number, 510)
+        self.assertEqual(self.watch.timeline.newest, 510)
 
     def test_changed(self) -> None:
         """A service carries the version at which it was another last; a heartbeat makes it another."""

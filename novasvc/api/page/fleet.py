@@ -1,5 +1,6 @@
 """The first page: the fleet."""
 
+from itertools import islice
 from typing import Any
 
 from klein import Klein
@@ -42,7 +43,7 @@ class Fleet:
             caller,
             view=view,
             watch=self._watch,
-            entries=[*self._watch.timeline][: -_SHOWN - 1 : -1],
+            entries=[*islice(self._watch.timeline, _SHOWN)],
             seen_at=self._watch.seen_at,
             began=self._watch.began,
             states=STATES,

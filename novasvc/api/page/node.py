@@ -1,6 +1,7 @@
 """The page of one service."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from klein import Klein
@@ -13,8 +14,11 @@ from novasvc.api.page.actions import VERBS, done_message
 from novasvc.api.page.frame import Frame
 from novasvc.api.page.history import Sample, latencies, method_key, rates
 from novasvc.api.page.portrait import Portraits
+from novasvc.api.sight import state_of
 from novasvc.api.watch import Watch
-from novasvc.servicegroup import is_up
+
+_SHOWN = 20
+"""Entries of the timeline on the page."""
 
 
 class NodePage:
@@ -47,17 +51,16 @@ class NodePage:
             portrait, samples = await self._portraits.get(record)
         except APIError as error:
             silence = error.message
-        state = "up" if is_up(record, self._backend.settings.service_down_time) else "down"
         return self._frame.page(
             request,
             "node.html",
             caller,
             record=record,
-            state="forced down" if record.forced_down else state,
+            state=state_of(record, self._backend.settings.service_down_time),
             portrait=portrait,
             silence=silence,
             methods=[] if portrait is None else _methods(portrait, samples),
-            entries=[entry for entry in reversed(self._watch.timeline) if entry.uuid == record.uuid][:20],
+            entries=[*islice((entry for entry in self._watch.timeline if entry.uuid == record.uuid), _SHOWN)],
             verbs=VERBS,
             done=done_message(request.args),
             now=self._backend.reactor.seconds(),

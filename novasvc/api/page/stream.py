@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -49,8 +50,7 @@ def make_news(watch: Watch, view: View, since: int, last_entry: int, renderer: R
     :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "layout": str,
         "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of those that are new, newest first}.
     """
-    newest = watch.timeline[-1].number if watch.timeline else 0
-    fresh = [entry for entry in [*watch.timeline][-_SHOWN:] if entry.number > last_entry] if since else []
+    fresh = [*islice(watch.timeline.after(last_entry), _SHOWN)] if since else []
     return {
         "id": version_id(watch),
         "old": round(watch.age, 1) if watch.version else None,
@@ -62,15 +62,14 @@ def make_news(watch: Watch, view: View, since: int, last_entry: int, renderer: R
             for sight in view.sights
             if sight.changed > since
         ],
-        "entry": newest,
-        "entries": renderer.text("entries.html", entries=fresh[::-1]) if fresh else "",
+        "entry": watch.timeline.newest,
+        "entries": renderer.text("entries.html", entries=fresh) if fresh else "",
     }
 
 
 def version_id(watch: Watch) -> str:
     """Return what a viewer knows, for it to say later."""
-    newest = watch.timeline[-1].number if watch.timeline else 0
-    return f"{watch.epoch}-{watch.version}-{newest}"
+    return f"{watch.epoch}-{watch.version}-{watch.timeline.newest}"
 
 
 def read_id(watch: Watch, text: str) -> tuple[int, int]:
@@ -200,8 +199,7 @@ class Streams(Service):
             view = make_view(self._watch, viewer.query)
             cache[key] = json.dumps(make_news(self._watch, view, *viewer.known, self._renderer))
         viewer.tell("news", cache[key], version_id(self._watch))
-        newest = self._watch.timeline[-1].number if self._watch.timeline else 0
-        viewer.known = self._watch.version, newest
+        viewer.known = self._watch.version, self._watch.timeline.newest
 
     def _may_look(self, viewer: Viewer) -> bool:
         try:

@@ -9,7 +9,8 @@ from zlib import crc32
 import attrs
 
 from novasvc.api.page.query import Query
-from novasvc.api.watch import DOWN, FORCED, UP, Sight, Watch
+from novasvc.api.sight import DOWN, FORCED, UP, Sight
+from novasvc.api.watch import Watch
 
 HOSTS = 100
 """Hosts on a page."""
