@@ -1,0 +1,199 @@
+"""A server of HTTP under test: on a memory transport and a Clock, or on a real socket."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from novasvc.http import AccessLog, Limits, make_site
+from novasvc.http.wsgi import WSGISite
+from novasvc.service.connections import Connections
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@attrs.frozen
+class Response:
+    """An answer that was read off the wire."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> Any:
+        """What is in {"error": ...}."""
+        return json.loads(self.body)["error"]
+
+
+def responses(data: bytes, *, head_only: bool = False) -> list[Response]:
+    """Read answers, strictly; what is no whole answer is an error."""
+    found = []
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        line, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, value in (text.split(": ", 1) for text in lines)}
+        status = int(line.split(" ")[1])
+        body = b""
+        if status < 200 or status in {204, 304} or head_only:
+            pass
+        elif "content-length" in headers:
+            length = int(headers["content-length"])
+            body, data = data[:length], data[length:]
+            assert len(body) == length, (headers, body)
+        elif headers.get("transfer-encoding") == "chunked":
+            while True:
+                size, _, data = data.partition(b"\r\n")
+                length = int(size, 16)
+                body, data = body + data[:length], data[length + 2 :]
+                if not length:
+                    break
+        else:
+            body, data = data, b""
+        found.append(Response(status, headers, body))
+    return found
+
+
+class HalfClosing(StringTransport):
+    """A transport of TCP, whose way out can be closed alone."""
+
+    half_closed = False
+    aborted = False
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        super().abortConnection()
+
+
+class Echo(Resource):
+    """Answers with the path and the body; "/later" when the test says so."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Any] = []
+
+    def render(self, request: Any) -> Any:
+        if request.path == b"/boom":
+            raise RuntimeError("secret")
+        if request.path == b"/later":
+            self.waiting.append(request)
+            return NOT_DONE_YET
+        return request.method + b" " + request.uri + b" " + request.content.read()
+
+
+class Wire:
+    """A connection to a site, on a memory transport."""
+
+    def __init__(self, *, log: AccessLog | None = None, **limits: Any) -> None:
+        self.clock = Clock()
+        self.clock.rightNow = 1_000_000.0
+        self.resource = Echo()
+        self.site = make_site(self.resource, limits=Limits(**limits), reactor=self.clock, log=log)
+        self.transport = HalfClosing()
+        channel = self.site.buildProtocol(None)
+        assert channel is not None
+        self.channel = channel
+        channel.makeConnection(self.transport)
+
+    def send(self, *parts: bytes) -> None:
+        for part in parts:
+            self.channel.dataReceived(part)
+
+    def answers(self) -> list[Response]:
+        """Return what was answered since the last time."""
+        data = self.transport.value()
+        self.transport.clear()
+        return responses(data)
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            self.clock.advance(1.0)
+
+    def drop(self) -> None:
+        self.channel.connectionLost(Failure(ConnectionDone()))
+
+
+class Caller(Protocol):
+    """A client that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.gone: Deferred[None] = Deferred()
+        self._waiting: list[tuple[Callable[[bytes], bool], Deferred[bytes]]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+        for entry in list(self._waiting):
+            wanted, waiter = entry
+            if wanted(self.data):
+                self._waiting.remove(entry)
+                waiter.callback(self.data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.reason = reason
+        self.gone.callback(None)
+
+    def until(self, wanted: bytes | Callable[[bytes], bool]) -> Deferred[bytes]:
+        """Wait until what was heard has this in it."""
+        test: Callable[[bytes], bool] = wanted if callable(wanted) else (lambda data: wanted in data)
+        waiter: Deferred[bytes] = Deferred()
+        if test(self.data):
+            waiter.callback(self.data)
+        else:
+            self._waiting.append((test, waiter))
+        return waiter.addTimeout(10, reactor)
+
+
+async def connect(port: int) -> Caller:
+    """Connect to a server on loopback."""
+    return await connectProtocol(clientFromString(reactor, f"tcp:127.0.0.1:{port}"), Caller())
+
+
+async def ask(port: int, data: bytes = LAST, *, head_only: bool = False) -> list[Response]:
+    """Send this, and return all answers when the server has closed."""
+    caller = await connect(port)
+    caller.transport.write(data)
+    await caller.gone.addTimeout(10, reactor)
+    return responses(caller.data, head_only=head_only)
+
+
+class HTTPCase(TestCase):
+    """Serves applications on real sockets."""
+
+    def listen(self, factory: Any) -> int:
+        port = reactor.listenTCP(0, Connections(factory, reactor), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        return int(port.getHost().port)
+
+    def serve(self, app: Any, *, log: AccessLog | None = None, threads: int = 8, queue: int = 8, **limits: Any) -> int:
+        """Serve an application of WSGI; return the port."""
+        self.site = WSGISite(
+            app, limits=Limits(**limits), reactor=reactor, log=log, name="test", threads=threads, queue=queue
+        )
+        self.addCleanup(self.site.crew.close)
+        self.addCleanup(self._end_watch)
+        return self.listen(self.site)
+
+    async def _end_watch(self) -> None:
+        for channel in list(self.site.channels):
+            channel.abortConnection()
+        if self.site._watch is not None and self.site._watch.active():
+            self.site._watch.cancel()

@@ -1,0 +1,58 @@
+"""The access log: Nova's form, and what clients cannot do to it."""
+
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.logger import globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.http import AccessLog
+from novasvc.http.access_log import shown
+from tests.unit.http_rig import GET, Wire
+
+
+class AccessLogTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.lines: list[str] = []
+
+        def observe(event: dict[str, object]) -> None:
+            if "access" in event:
+                self.lines.append(str(event["line"]))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def test_form(self) -> None:
+        """A line is what Nova's would be."""
+        client = IPv4Address("TCP", "192.0.2.1", 1234)
+        AccessLog().write(client, b"GET /v2.1 HTTP/1.1", 200, 3064, 0.25)
+        self.assertEqual(self.lines, ['192.0.2.1 "GET /v2.1 HTTP/1.1" status: 200 len: 3064 time: 0.2500000'])
+
+    def test_own_form(self) -> None:
+        """The form may be another; a unix socket has no address to tell."""
+        AccessLog("%(client_ip)s:%(client_port)d [%(date_time)s]").write(UNIXAddress("/x"), b"", 0, 0, 0)
+        self.assertRegex(self.lines[0], r"^unix::0 \[\d\d/[A-Z][a-z]{2}/\d{4} \d\d:\d\d:\d\d\]$")
+
+    def test_each(self) -> None:
+        """Every request has a line: answered, refused, or given up by its client."""
+        wire = Wire(log=AccessLog("%(request_line)s %(status_code)d %(body_length)d"))
+        wire.send(GET + GET.replace(b"/ ", b"/later "))
+        wire.drop()
+        wire = Wire(log=AccessLog("%(request_line)s %(status_code)d"), max_body=1)
+        wire.send(b"PUT /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        wire = Wire(log=AccessLog("%(request_line)s %(status_code)d"))
+        wire.send(b"what?\r\n\r\n")
+        self.assertEqual(
+            self.lines, ["GET / HTTP/1.1 200 6", "GET /later HTTP/1.1 0 0", "PUT /x HTTP/1.1 413", "- 400"]
+        )
+
+    def test_injection(self) -> None:
+        """No request forges a line, or ends its quotes."""
+        line = shown(b'GET /"\x1b[31m\r\n\x85\xe2\x80\xa8\\ HTTP/1.1')
+        self.assertEqual(line, r"GET /\x22\x1b[31m\x0d\x0a\x85\xe2\x80\xa8\x5c HTTP/1.1")
+        self.assertLess(len(shown(b"GET /" + b"x" * 9000)), 2100)
+
+    def test_secrets(self) -> None:
+        """Values of a query that are named like secrets are masked, however the name is written."""
+        self.assertEqual(
+            shown(b"GET /login?code=abc&x=1&API_Key=k&to%6ben=t&y HTTP/1.1"),
+            "GET /login?code=***&x=1&API_Key=***&to%6ben=***&y HTTP/1.1",
+        )

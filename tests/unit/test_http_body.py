@@ -1,0 +1,92 @@
+"""Bodies of requests, by length and in chunks."""
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.http.body import Body
+from novasvc.http.limits import Limits
+from novasvc.http.refusal import RefusedError
+
+
+def content(body: Body) -> bytes:
+    body.file.seek(0)
+    return body.file.read()
+
+
+class BodyTests(SynchronousTestCase):
+    def test_length(self) -> None:
+        """A body ends where its length says; what follows is not its own."""
+        body = Body(5, Limits())
+        self.assertEqual(body.take(b"abc"), (False, b""))
+        self.assertEqual(body.take(b"deGET"), (True, b"GET"))
+        self.assertEqual(content(body), b"abcde")
+
+    def test_chunks(self) -> None:
+        """Chunks are put together; extensions and trailers are passed over."""
+        data = b"3;name=value\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\nGET"
+        body = Body(None, Limits())
+        self.assertEqual(body.take(data), (True, b"GET"))
+        self.assertEqual(content(body), b"abc0123456789")
+
+    @given(st.lists(st.integers(1, 70), max_size=20))
+    def test_pieces(self, cuts: list[int]) -> None:
+        """Chunks may be cut anywhere on their way."""
+        data = b"3\r\nabc\r\n0a\r\n0123456789\r\n000\r\n\r\nNEXT"
+        body = Body(None, Limits())
+        rest, complete = b"", False
+        for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(data)], strict=True):
+            if complete:
+                rest += data[start:end]
+            else:
+                complete, rest = body.take(rest + data[start:end])
+        self.assertEqual((complete, rest, content(body)), (True, b"NEXT", b"abc0123456789"))
+
+    def test_malformed(self) -> None:
+        """What is no chunk is refused."""
+        for data in (
+            b"x\r\n",
+            b"\r\n",
+            b"-1\r\n",
+            b"0x1\r\n",
+            b"1 1\r\n",
+            b"1\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\n",
+            b"1;\x00\r\n",
+            b"f" * 17 + b"\r\n",
+            b"1" * 2000,
+            b"1;" + b"a" * 2000 + b"\r\n",
+        ):
+            self.assertEqual(self.assertRaises(RefusedError, Body(None, Limits()).take, data).status, 400, data)
+        trailer = b"0\r\n" + b"A: bcdefgh\r\n" * 2000
+        self.assertEqual(self.assertRaises(RefusedError, Body(None, Limits()).take, trailer).status, 431)
+
+    def test_too_long(self) -> None:
+        """A body beyond the limit is refused as soon as it says how long it is."""
+        limits = Limits(max_body=10)
+        self.assertIn("10 bytes", str(self.assertRaises(RefusedError, Body, 11, limits)))
+        Body(10, limits)
+        body = Body(None, limits)
+        body.take(b"6\r\nabcdef\r\n")
+        self.assertEqual(self.assertRaises(RefusedError, body.take, b"5\r\n").status, 413)
+        Body(10**15, Limits(max_body=0))
+
+    def test_spooled(self) -> None:
+        """A large body goes to a temporary file, which goes with it; a small one stays in memory."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        body = Body(100, Limits(spool=10, tempdir=folder))
+        body.take(b"a" * 10)
+        self.assertFalse(hasattr(body.file, "fileno") and not hasattr(body.file, "getvalue"))
+        body.take(b"b" * 90)
+        self.assertFalse(hasattr(body.file, "getvalue"))
+        self.assertEqual(content(body), b"a" * 10 + b"b" * 90)
+        body.close()
+
+    def test_no_room(self) -> None:
+        """Where there is no room for a body, the client is told."""
+        body = Body(100, Limits(spool=10, tempdir=Path(self.mktemp())))
+        self.assertEqual(self.assertRaises(RefusedError, body.take, b"a" * 11).status, 507)
