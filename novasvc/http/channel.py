@@ -71,7 +71,7 @@ class Channel(HTTPChannel):
         self._networkProducer = self.transport
         self._networkProducer.registerProducer(self, True)
         self._late_at = self._clock() + self._limits.head_timeout
-        self.site.channels.add(self)
+        self.site.watch(self)
 
     def isSecure(self) -> bool:  # noqa: N802 - twisted.web's name
         """Whether it is TLS."""
@@ -79,7 +79,7 @@ class Channel(HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is for tests
         """Let go of what was under way."""
-        self.site.channels.discard(self)
+        self.site.forget(self)
         self._closing = True
         self._late_at = self._stalled_at = None
         self._input = b""

@@ -144,18 +144,27 @@ class Site(server.Site):
     # -- channels ------------------------------------------------------------------------------
 
     def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]  # Twisted wraps it for HTTP/2
-        """Make a channel, and watch its deadlines."""
-        if self._watch is None:
-            self._watch = self.reactor.callLater(1.0, self._see_time)
+        """Make a channel."""
         return Channel(self)
 
+    def watch(self, channel: Channel) -> None:
+        """See to the deadlines of a channel, from now on."""
+        self.channels.add(channel)
+        if self._watch is None:
+            self._watch = self.reactor.callLater(1.0, self._see_time)
+
+    def forget(self, channel: Channel) -> None:
+        """Forget a channel that is closed."""
+        self.channels.discard(channel)
+        if not self.channels and self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
     def _see_time(self) -> None:
-        self._watch = None
+        self._watch = self.reactor.callLater(1.0, self._see_time)
         now = self.reactor.seconds()
         for channel in list(self.channels):
             channel.see_time(now)
-        if self.channels:
-            self._watch = self.reactor.callLater(1.0, self._see_time)
 
     def startFactory(self) -> None:
         """Begin nothing: the access log is not twisted.web's, which would keep a timer."""

@@ -135,12 +135,17 @@ class Caller(Protocol):
     """A client that keeps what it hears."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self._heard = bytearray()
         self.gone: Deferred[None] = Deferred()
         self._waiting: list[tuple[Callable[[bytes], bool], Deferred[bytes]]] = []
 
+    @property
+    def data(self) -> bytes:
+        """What was heard so far."""
+        return bytes(self._heard)
+
     def dataReceived(self, data: bytes) -> None:
-        self.data += data
+        self._heard += data
         for entry in list(self._waiting):
             wanted, waiter = entry
             if wanted(self.data):
@@ -189,11 +194,4 @@ class HTTPCase(TestCase):
             app, limits=Limits(**limits), reactor=reactor, log=log, name="test", threads=threads, queue=queue
         )
         self.addCleanup(self.site.crew.close)
-        self.addCleanup(self._end_watch)
         return self.listen(self.site)
-
-    async def _end_watch(self) -> None:
-        for channel in list(self.site.channels):
-            channel.abortConnection()
-        if self.site._watch is not None and self.site._watch.active():
-            self.site._watch.cancel()
