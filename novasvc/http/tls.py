@@ -1,95 +1,84 @@
-"""TLS for a server: its certificate, and those of its clients."""
+"""TLS for a server: its certificate, and those of its clients. Imports OpenSSL; imported when TLS is used."""
 
-import ssl
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.interfaces import IProtocolFactory
+import attrs
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLContextFactory, IProtocolFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from zope.interface import implementer
 
 from novasvc.errors import SettingError
 
+_NO_CERTIFICATE = "there is no certificate in PEM in it"
+_HTTP = b"http/1.1"
 
-def make_tls(cert_file: Path | None, key_file: Path | None, ca_file: Path | None) -> Any:
-    """Read a certificate and its key.
+
+@implementer(IOpenSSLContextFactory)
+@attrs.frozen(eq=False)
+class TLS:
+    """What the connections of a server have in common."""
+
+    _context: SSL.Context
+
+    def getContext(self) -> SSL.Context:  # noqa: N802 - the interface's name
+        """Return it; see IOpenSSLContextFactory."""
+        return self._context
+
+
+def make_tls(cert_file: Path | None, key_file: Path | None, ca_file: Path | None) -> TLS:
+    """Read a certificate and its key; TLS 1.2 is the least.
 
     :param cert_file: in PEM; the certificates that lead to its authority may follow it.
     :param key_file: in PEM, without a passphrase.
-    :param ca_file: those who vouch for clients; None asks clients for nothing.
-    :return: a context factory for :func:`wrap`.
+    :param ca_file: those who vouch for clients, which need a certificate then; None asks clients for nothing.
     :raises SettingError: one cannot be used; it names the setting and the file.
     """
-    from OpenSSL import SSL, crypto  # noqa: PLC0415 - who speaks no TLS does without
-    from twisted.internet.ssl import (  # noqa: PLC0415
-        Certificate,
-        CertificateOptions,
-        trustRootFromCertificates,
-    )
-
     if cert_file is None or key_file is None:
         name = "ssl_cert_file" if cert_file is None else "ssl_key_file"
         raise SettingError(name, None, "nowhere", "TLS takes a certificate and its key", f"give {name}")
-    blocks = _certificates("ssl_cert_file", cert_file)
-    key_text = _read("ssl_key_file", key_file)
-    if b"ENCRYPTED" in key_text:
-        raise _error("ssl_key_file", key_file, "it is locked by a passphrase", "take that away: `openssl pkey`")
-    try:
-        key = crypto.load_privatekey(crypto.FILETYPE_PEM, key_text)
-    except (crypto.Error, ValueError, TypeError):
-        raise _error("ssl_key_file", key_file, "there is no private key in it", "give a key in PEM") from None
-    chain = [Certificate.loadPEM(block).original for block in blocks]
-    trust = None
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_RENEGOTIATION)
+    context.set_alpn_select_callback(_select)
+    _use("ssl_cert_file", cert_file, context.use_certificate_chain_file, _NO_CERTIFICATE)
+
+    def use_key(path: str) -> None:
+        # Not OpenSSL's own way of reading it, which would ask for a passphrase on the terminal.
+        key: Any = load_pem_private_key(Path(path).read_bytes(), None)
+        context.use_privatekey(key)
+        context.check_privatekey()
+
+    problem = f"there is no private key in PEM without a passphrase in it, or not that of {cert_file}"
+    _use("ssl_key_file", key_file, use_key, problem)
     if ca_file is not None:
-        authorities = _certificates("ssl_ca_file", ca_file)
-        trust = trustRootFromCertificates([Certificate.loadPEM(block) for block in authorities])
-    options = CertificateOptions(privateKey=key, certificate=chain[0], extraCertChain=chain[1:], trustRoot=trust)
-    try:
-        options.getContext()
-    except SSL.Error as error:
-        problem = f"it is not the key of the certificate in {cert_file}"
-        if "mismatch" not in str(error):
-            problem = f"OpenSSL does not take it and {cert_file}: {error.args[0]}"
-        raise _error("ssl_key_file", key_file, problem, "give a certificate and its own key") from error
-    return options
+        _use("ssl_ca_file", ca_file, context.load_verify_locations, _NO_CERTIFICATE)
+        context.load_client_ca(str(ca_file).encode())
+        context.set_session_id(b"novasvc")  # else who comes again with a certificate is refused
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    return TLS(context)
 
 
-def wrap(factory: IProtocolFactory, context: Any, reactor: Any) -> IProtocolFactory:
-    """Have the protocols of a factory speak TLS, whatever socket they are on.
-
-    :param context: see :func:`make_tls`.
-    """
-    from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415
-
+def wrap(factory: IProtocolFactory, context: TLS, reactor: Any) -> IProtocolFactory:
+    """Have the protocols of a factory speak TLS, whatever socket they are on."""
     return TLSMemoryBIOFactory(context, isClient=False, wrappedFactory=factory, clock=reactor)
 
 
-def _certificates(setting: str, path: Path) -> list[bytes]:
-    text = _read(setting, path)
-    begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
-    blocks = [begin + part.partition(end)[0] + end + b"\n" for part in text.split(begin)[1:]]
+def _select(_connection: SSL.Connection, offered: Sequence[bytes]) -> Any:
+    """Agree on HTTP/1.1: there is no other that knows our limits."""
+    return _HTTP if _HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def _use(setting: str, path: Path, use: Callable[[str], object], problem: str) -> None:
+    source = "the settings"
     try:
-        for block in blocks:
-            ssl.PEM_cert_to_DER_cert(block.decode())
-            _load(block)
-    except Exception:  # noqa: BLE001 - what the libraries raise differs from release to release
-        blocks = []
-    if not blocks:
-        raise _error(setting, path, "there is no certificate in it", "give certificates in PEM")
-    return blocks
-
-
-def _load(block: bytes) -> None:
-    from OpenSSL import crypto  # noqa: PLC0415
-
-    crypto.load_certificate(crypto.FILETYPE_PEM, block)
-
-
-def _read(setting: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        path.open("rb").close()
+        use(str(path))
     except OSError as error:
         remedy = "give the path of a file that this user may read"
-        raise _error(setting, path, f"it cannot be read: {error.strerror or error}", remedy) from error
-
-
-def _error(setting: str, path: Path, problem: str, remedy: str) -> SettingError:
-    return SettingError(setting, repr(str(path)), "the settings", problem, remedy)
+        raise SettingError(setting, repr(str(path)), source, f"it cannot be read: {error.strerror}", remedy) from error
+    except (SSL.Error, TypeError, ValueError):
+        raise SettingError(setting, repr(str(path)), source, problem, "give the right file") from None

@@ -37,7 +37,7 @@ class Loader:
         except (UnicodeDecodeError, configparser.Error) as error:
             text = " ".join(str(error).split())
             raise self._error(name, f"it is no paste configuration: {text}", "mend the file") from error
-        sections = {section.replace(" ", "") for section in parser.sections()}
+        sections = set(parser.sections())
         if not any(f"{kind}:{name}" in sections for kind in _KINDS):
             apps = sorted(section.partition(":")[2] for section in sections if section.partition(":")[0] in _KINDS)
             remedy = f"it has: {', '.join(apps)}" if apps else f"write a section [app:{name}]"
