@@ -42,7 +42,7 @@ class Crew:
 
     :param reactor: provides IReactorTime.
     :param threads: how many there are at the most.
-    :param queue: how much work may wait.
+    :param queue: how much work may wait when all of them are taken.
     """
 
     def __init__(self, reactor: Any, *, threads: int = THREADS, queue: int = QUEUE) -> None:
@@ -55,7 +55,7 @@ class Crew:
         self._hired = 0
         self._busy = 0
         self._needed = 1
-        self._begun = self._seen = 0
+        self._begun = self._done = self._seen = 0
         self._remembered = 0.0
         self._closed = False
         self._look: IDelayedCall | None = None
@@ -67,7 +67,8 @@ class Crew:
         :return: whether it is taken; False if too much waits already.
         """
         with self._lock:
-            if len(self._work) >= self._queue:
+            # Threads that are not roused yet will take theirs within a few milliseconds.
+            if len(self._work) + self._begun - self._done >= self._queue + self.most:
                 return False
             self._work.append(work)
             if self._busy < self._needed and self._rouse(1):
@@ -128,8 +129,11 @@ class Crew:
     def _serve(self) -> None:
         bell = Lock()
         bell.acquire()
+        work: Callable[[], None] | None = None
         while True:
             with self._lock:
+                if work is not None:
+                    self._done += 1
                 work = self._work.popleft() if self._work else None
                 if work is None and self._closed:
                     return

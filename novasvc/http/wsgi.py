@@ -15,6 +15,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from threading import Event
 from types import TracebackType
 from typing import IO, Any
@@ -279,7 +280,8 @@ class Exchange:
             self._failed()
         finally:
             if content is not None:
-                content.close()
+                with suppress(OSError):  # of a temporary file on a disk that is full
+                    content.close()
 
     def _answer_with(self, app: App, content: IO[bytes] | None) -> None:
         environ = make_environ(self._channel.common, self.head, content)

@@ -23,6 +23,9 @@ from novasvc.service.paste import Loader
 
 _log = Logger()
 
+_BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted."""
+
 
 @implementer(IStartable, IPreforkable)
 class WSGIService(service.Service):
@@ -88,7 +91,7 @@ class WSGIService(service.Service):
         self.app: Any = None
         host = api.listen.replace(":", r"\:")
         self._server = StreamServer(
-            f"tcp:{api.listen_port}:interface={host}",
+            f"tcp:{api.listen_port}:interface={host}:backlog={_BACKLOG}",
             self._make_factory,
             self.runtime.reactor,
             settings.graceful_shutdown_timeout or 3600.0,

@@ -184,9 +184,18 @@ class HTTPCase(TestCase):
     """Serves applications on real sockets."""
 
     def listen(self, factory: Any) -> int:
-        port = reactor.listenTCP(0, Connections(factory, reactor), interface="127.0.0.1")
+        connections = Connections(factory, reactor)
+        port = reactor.listenTCP(0, connections, interface="127.0.0.1", backlog=1024)
         self.addCleanup(port.stopListening)
+        self.addCleanup(self._cut, connections)
         return int(port.getHost().port)
+
+    async def _cut(self, connections: Connections) -> None:
+        connections.abort()
+        while connections.protocols:
+            turn: Deferred[None] = Deferred()
+            reactor.callLater(0, turn.callback, None)
+            await turn
 
     def serve(self, app: Any, *, log: AccessLog | None = None, threads: int = 8, queue: int = 8, **limits: Any) -> int:
         """Serve an application of WSGI; return the port."""
