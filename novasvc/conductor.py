@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import wraps
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -32,10 +32,12 @@ from novasvc.errors import (
 )
 from novasvc.interfaces import IServiceRegistry, Records
 from novasvc.manager import Manager
+from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.record import ServiceChanges, ServiceRecord
 
 TOPIC = "conductor"
-NAMESPACE, VERSION = "registry", "1.0"
+NAMESPACE, VERSION, PAGES = "registry", "1.0", "1.1"
+"""PAGES is the first version that has page and count."""
 
 TIMEOUT = 20.0
 """Seconds for a call: more than the database's own bound, so that its error gets through. No heartbeat is older."""
@@ -61,10 +63,17 @@ _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
 def _types(annotation: Any) -> tuple[type, ...]:
     """Return the types that an annotation allows: ``str | None`` is two."""
-    return get_args(annotation) or (annotation,)
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return (str,)
+    return (origin,) if origin is dict else get_args(annotation) or (annotation,)
 
 
-_FIELDS = {field.name: _types(field.type) for field in attrs.fields(ServiceRecord)}
+def _fields(kind: Any) -> dict[str, tuple[type, ...]]:
+    return {field.name: _types(field.type) for field in attrs.fields(kind)}
+
+
+_FIELDS, _QUERY, _TOTALS = _fields(ServiceRecord), _fields(ServiceQuery), _fields(ServiceTotals)
 
 
 def _checked(name: str, value: Any, types: tuple[type, ...]) -> Any:
@@ -88,17 +97,44 @@ def _write(record: ServiceRecord) -> dict[str, Any]:
     return attrs.asdict(record)  # JSON's writer makes ISO texts of the stamps
 
 
-def _read(value: Any) -> ServiceRecord:
-    """Read a row. What it has besides our fields is a newer conductor's, and left aside."""
-    row = _checked("row", value, (dict,))
-    missing = _FIELDS.keys() - row.keys()
+def _read_fields(name: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Read an object. What it has besides our fields is a newer conductor's, and left aside."""
+    found = _checked(name, value, (dict,))
+    missing = fields.keys() - found.keys()
     if missing:
-        raise ValueError(f"row has no {', '.join(sorted(missing))}")
-    return ServiceRecord(**{name: _checked(name, row[name], types) for name, types in _FIELDS.items()})
+        raise ValueError(f"{name} has no {', '.join(sorted(missing))}")
+    return {name: _checked(name, found[name], types) for name, types in fields.items()}
+
+
+def _read(value: Any) -> ServiceRecord:
+    return ServiceRecord(**_read_fields("row", value, _FIELDS))
 
 
 def _read_all(value: Any) -> Records:
     return [_read(row) for row in _checked("answer", value, (list,))]
+
+
+def _read_page(value: Any) -> ServicePage:
+    page = _read_fields("page", value, {"rows": (list,), "more": (bool,)})
+    return ServicePage(_read_all(page["rows"]), page["more"])
+
+
+def _read_totals(value: Any) -> ServiceTotals:
+    return ServiceTotals(**_read_fields("totals", value, _TOTALS))
+
+
+def _read_query(method: str, query: Mapping[str, Any]) -> ServiceQuery:
+    """Read a node's query.
+
+    :raises InvalidArgumentsError: it is none that we understand.
+    """
+    unknown = query.keys() - _QUERY.keys()
+    if unknown:
+        raise InvalidArgumentsError(method, f"query has fields that are not known here: {', '.join(sorted(unknown))}")
+    try:
+        return ServiceQuery(**{name: _checked(name, value, _QUERY[name]) for name, value in query.items()})
+    except ValueError as error:
+        raise InvalidArgumentsError(method, str(error)) from None
 
 
 def _read_nothing(value: Any) -> None:
@@ -108,7 +144,7 @@ def _read_nothing(value: Any) -> None:
 # -- the side of the database ------------------------------------------------------------------
 
 
-def _operation(*, idempotent: bool) -> Callable[[_Operation], _Operation]:
+def _operation(*, idempotent: bool, version: str = VERSION) -> Callable[[_Operation], _Operation]:
     """Expose a method whose arguments have to be of the types that its signature says."""
 
     def decorate(function: _Operation) -> _Operation:
@@ -123,7 +159,7 @@ def _operation(*, idempotent: bool) -> Callable[[_Operation], _Operation]:
             return function(self, context, **args)
 
         expected = (DatabaseError, ServiceNotFoundError, InvalidArgumentsError)
-        exposed = rpc.expose(namespace=NAMESPACE, version=VERSION, idempotent=idempotent, expected=expected)
+        exposed = rpc.expose(namespace=NAMESPACE, version=version, idempotent=idempotent, expected=expected)
         return cast(_Operation, exposed(checked))
 
     return decorate
@@ -170,6 +206,25 @@ class Conductor(Manager):
     ) -> Any:
         """Read the live rows, narrowed by what is given."""
         return [_write(row) for row in await self.attachments.registry.list(host, binary, topic)]
+
+    @_operation(idempotent=True, version=PAGES)
+    async def page(self, context: RequestContext, query: dict[str, Any]) -> Any:
+        """Read a part of the live rows.
+
+        :param query: an object with fields of :class:`novasvc.query.ServiceQuery`.
+        :return: {"rows": [row], "more": bool}.
+        """
+        page = await self.attachments.registry.page(_read_query("page", query))
+        return {"rows": [_write(row) for row in page.rows], "more": page.more}
+
+    @_operation(idempotent=True, version=PAGES)
+    async def count(self, context: RequestContext, query: dict[str, Any]) -> Any:
+        """Count the live rows that a query finds.
+
+        :param query: see :meth:`page`.
+        :return: an object with the fields of :class:`novasvc.query.ServiceTotals`.
+        """
+        return attrs.asdict(await self.attachments.registry.count(_read_query("count", query)))
 
     @_operation(idempotent=False)
     async def update(
@@ -234,6 +289,14 @@ class RemoteRegistry:
         """See IServiceRegistry."""
         return self._ask(_read_all, "list", host=host, binary=binary, topic=topic)
 
+    def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
+        """See IServiceRegistry."""
+        return self._ask(_read_page, "page", PAGES, query=attrs.asdict(query))
+
+    def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
+        """See IServiceRegistry."""
+        return self._ask(_read_totals, "count", PAGES, query=attrs.asdict(query))
+
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
         return self._ask(_read, "update", service_id=service_id, **attrs.asdict(changes))
@@ -242,8 +305,8 @@ class RemoteRegistry:
         """See IServiceRegistry."""
         return self._ask(_read_nothing, "delete", service_id=service_id)
 
-    def _ask(self, read: Callable[[Any], _T], method: str, **args: Any) -> Deferred[_T]:
-        asking = self._conductor.call(RequestContext.admin(), method, **args)
+    def _ask(self, read: Callable[[Any], _T], method: str, since: str = VERSION, /, **args: Any) -> Deferred[_T]:
+        asking = self._conductor.prepare(version=since).call(RequestContext.admin(), method, **args)
         return Deferred.fromCoroutine(_answer(asking, read, method))
 
 

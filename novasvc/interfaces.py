@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from novasvc.context import RequestContext
+from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.record import ServiceChanges, ServiceRecord
 from novasvc.target import Target
 
@@ -204,6 +205,20 @@ class IServiceRegistry(Interface):
         :param binary: str, or None for all.
         :param topic: str, or None for all.
         :return: Deferred[list[ServiceRecord]].
+        """
+
+    def page(query: ServiceQuery) -> Deferred[ServicePage]:
+        """Read a part of the live rows, in an order.
+
+        :param ServiceQuery query: which part.
+        :return: Deferred[ServicePage]; fails with ServiceNotFoundError if there never was the row it comes after.
+        """
+
+    def count(query: ServiceQuery) -> Deferred[ServiceTotals]:
+        """Count the live rows that a query finds, whatever its limit and what it comes after.
+
+        :param ServiceQuery query: which rows.
+        :return: Deferred[ServiceTotals].
         """
 
     def update(service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:

@@ -30,6 +30,9 @@ HEAD = REVISIONS[-1]
 VERSION_TABLE = "novasvc_alembic_version"
 """Where a database says its revision; not alembic's usual name, so that it can lie in Nova's own database."""
 
+GREATEST_ID = 2**31 - 1
+"""Of a row: what the column holds everywhere."""
+
 metadata = MetaData()
 
 services = Table(
@@ -83,3 +86,30 @@ def _now_of_postgresql(_element: Any, _compiler: Any, **_options: Any) -> str:
 @compiles(database_now, "mysql", "mariadb")
 def _now_of_mysql(_element: Any, _compiler: Any, **_options: Any) -> str:
     return "utc_timestamp(6)"
+
+
+class database_ago(FunctionElement[Any]):  # noqa: N801 - see above
+    """The database's clock some seconds ago, to compare stamps with; one argument: the seconds."""
+
+    type = DateTime()
+    inherit_cache = True
+
+
+@compiles(database_ago, "sqlite")
+def _ago_of_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', (0 - {_seconds(element, compiler, options)}) || ' seconds') || '000'"
+
+
+@compiles(database_ago, "postgresql")
+def _ago_of_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"(clock_timestamp() AT TIME ZONE 'utc' - make_interval(secs => {_seconds(element, compiler, options)}))"
+
+
+@compiles(database_ago, "mysql", "mariadb")
+def _ago_of_mysql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"(utc_timestamp(6) - INTERVAL {_seconds(element, compiler, options)} SECOND)"
+
+
+def _seconds(element: Any, compiler: Any, options: Any) -> str:
+    seconds: str = compiler.process(element.clauses, **options)
+    return seconds

@@ -1,7 +1,8 @@
 """The registry of services, in a database that this process reaches itself."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -15,9 +16,11 @@ from zope.interface import implementer
 from novasvc.db import migrate as migration
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.engine import Engine
-from novasvc.db.schema import HEAD, database_now, services
+from novasvc.db.pages import is_number, mark_statement, rows_statement, totals_statement
+from novasvc.db.schema import GREATEST_ID, HEAD, database_now, services
 from novasvc.errors import DatabaseConflictError, DatabaseCorruptError, MigrationNeededError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.record import ServiceChanges, ServiceRecord
 
 _log = Logger()
@@ -31,7 +34,6 @@ DISABLED_REASON = "New service disabled by the setting enable_new_services."
 _MIGRATION_DEADLINE = 60.0
 """Seconds; an empty table takes one, and who knows what tables will be altered one day."""
 
-_GREATEST_ID = 2**31 - 1
 _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 
 # Made once: a statement is found in SQLAlchemy's cache by its shape, and that is what costs.
@@ -114,7 +116,7 @@ class ServiceRegistry:
 
     def get(self, service: str) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
-        if service.isascii() and service.isdecimal():
+        if is_number(service):
             return self._engine.run(lambda connection: self._one(connection, int(service)))
         wanted = services.c.uuid == service
         return self._engine.run(lambda connection: self._only(connection, wanted, service))
@@ -124,6 +126,20 @@ class ServiceRegistry:
         given = {services.c.host: host, services.c.binary: binary, services.c.topic: topic}
         wanted = [column == value for column, value in given.items() if value is not None]
         return self._engine.run(lambda connection: self._read(connection, *wanted))
+
+    def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
+        """See IServiceRegistry."""
+        return self._engine.run(lambda connection: self._page(connection, query))
+
+    def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
+        """See IServiceRegistry."""
+
+        def count(connection: Connection) -> ServiceTotals:
+            statement, values = totals_statement(query)
+            totals = connection.execute(statement, values).one()
+            return ServiceTotals(**{name: int(number) for name, number in totals._mapping.items()})  # noqa: SLF001
+
+        return self._engine.run(count)
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
@@ -212,10 +228,29 @@ class ServiceRegistry:
             raise ServiceNotFoundError(name)
         return found[0]
 
+    def _page(self, connection: Connection, query: ServiceQuery) -> ServicePage:
+        mark = None
+        if query.after is not None:
+            with self._readable():
+                mark = connection.execute(mark_statement(query)).first()
+            if mark is None:
+                raise ServiceNotFoundError(query.after)
+        statement, values = rows_statement(query, mark)
+        records = self._records(connection, statement, values)
+        return ServicePage(records[: query.limit], query.limit is not None and len(records) > query.limit)
+
     def _read(self, connection: Connection, *wanted: ColumnElement[bool]) -> Records:
         order = (services.c.binary, services.c.host, services.c.id)
+        return self._records(connection, _READ.where(*wanted).order_by(*order), {})
+
+    def _records(self, connection: Connection, statement: Any, values: dict[str, Any]) -> Records:
+        with self._readable():
+            return [_record(row) for row in connection.execute(statement, values)]
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            return [_record(row) for row in connection.execute(_READ.where(*wanted).order_by(*order))]
+            yield
         except ValueError as error:
             # SQLite keeps whatever was written, and SQLAlchemy finds no stamp in it.
             problem = f"the table services has a value that cannot be read: {error}"
@@ -224,7 +259,7 @@ class ServiceRegistry:
 
 def _checked(service_id: int) -> int:
     # PostgreSQL and SQLite refuse larger ones each in a way of its own.
-    if not 0 <= service_id <= _GREATEST_ID:
+    if not 0 <= service_id <= GREATEST_ID:
         raise ServiceNotFoundError(str(service_id))
     return service_id
 

@@ -12,9 +12,17 @@ from zope.interface import implementer
 
 from novasvc.errors import DatabaseConflictError, NovasvcError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.servicegroup import is_up
 
 _T = TypeVar("_T")
+
+Records = list[ServiceRecord]
+"""The class below has a method of the name that this is made of."""
+
+_NAMES = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
+"""By a query's sort: what comes before stamp and id."""
 
 
 @implementer(IServiceRegistry)
@@ -29,6 +37,7 @@ class MemoryRegistry:
     _clock: IReactorTime
     outage: NovasvcError | None = None
     _rows: list[ServiceRecord] = attrs.field(factory=list, init=False)
+    _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
 
     def open(self) -> Deferred[None]:
@@ -75,11 +84,11 @@ class MemoryRegistry:
 
         return self._answer(find)
 
-    def list(self, host: str | None, binary: str | None, topic: str | None) -> Deferred[list[ServiceRecord]]:
+    def list(self, host: str | None, binary: str | None, topic: str | None) -> Deferred[Records]:
         """Read the live rows, ordered by binary, host, id."""
         wanted = {"host": host, "binary": binary, "topic": topic}
 
-        def select() -> list[ServiceRecord]:
+        def select() -> Records:
             rows = [
                 self._aged(row)
                 for row in self._rows
@@ -88,6 +97,38 @@ class MemoryRegistry:
             return sorted(rows, key=lambda row: (row.binary, row.host, row.id))
 
         return self._answer(select)
+
+    def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
+        """Read a part of the live rows, in an order."""
+
+        def place(row: ServiceRecord) -> tuple[Any, ...]:
+            return tuple(getattr(row, name) or "" for name in _NAMES[query.sort]) + (
+                (row.last_seen_up or row.created_at, row.id) if query.sort == "seen" else (row.id,)
+            )
+
+        def select() -> ServicePage:
+            rows = sorted(self._found(query), key=place, reverse=query.descending)
+            if query.after is not None:
+                named = [row for row in (*self._rows, *self._deleted) if query.after in {str(row.id), row.uuid}]
+                if not named:
+                    raise ServiceNotFoundError(query.after)
+                mark = place(named[0])
+                rows = [row for row in rows if (place(row) < mark if query.descending else place(row) > mark)]
+            return ServicePage(rows[: query.limit], query.limit is not None and len(rows) > query.limit)
+
+        return self._answer(select)
+
+    def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
+        """Count the live rows that a query finds."""
+
+        def count() -> ServiceTotals:
+            rows = self._found(query)
+            forced = sum(row.forced_down for row in rows)
+            up = sum(is_up(row, query.service_down_time) for row in rows)
+            hosts, disabled = len({row.host for row in rows}), sum(row.disabled for row in rows)
+            return ServiceTotals(len(rows), hosts, up, len(rows) - up - forced, forced, disabled)
+
+        return self._answer(count)
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """Change what an operator may change."""
@@ -104,7 +145,13 @@ class MemoryRegistry:
 
     def delete(self, service_id: int) -> Deferred[None]:
         """Drop the row."""
-        return self._answer(lambda: self._rows.remove(self._row(service_id)))
+
+        def delete() -> None:
+            row = self._row(service_id)
+            self._rows.remove(row)
+            self._deleted.append(row)
+
+        return self._answer(delete)
 
     def _answer(self, operation: Callable[[], _T]) -> Deferred[_T]:
         def answer() -> _T:
@@ -113,6 +160,20 @@ class MemoryRegistry:
             return operation()
 
         return maybeDeferred(answer)
+
+    def _found(self, query: ServiceQuery) -> Records:
+        exact = {name: getattr(query, name) for name in ("host", "binary", "topic", "disabled")}
+
+        def fits(row: ServiceRecord) -> bool:
+            texts = (row.host, row.binary, row.topic, row.disabled_reason)
+            return (
+                all(value is None or value == getattr(row, name) for name, value in exact.items())
+                and not (query.with_topic and row.topic is None)
+                and query.up in {None, is_up(row, query.service_down_time)}
+                and (query.text is None or any(query.text.lower() in (text or "").lower() for text in texts))
+            )
+
+        return [row for row in map(self._aged, self._rows) if fits(row)]
 
     def _row(self, service_id: int) -> ServiceRecord:
         for row in self._rows:

@@ -1,14 +1,16 @@
 """What every IServiceRegistry does, wherever its rows are."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, get_args
 
+import attrs
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from novasvc.errors import DatabaseConflictError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.query import ServiceQuery, ServiceTotals, Sort
 from novasvc.record import ServiceChanges, ServiceRecord
 
 Fixture = Callable[[TestCase], Awaitable[Any]]
@@ -129,6 +131,7 @@ class RegistryContract(TestCase):
             (NO_SUCH_UUID, self.registry.get(NO_SUCH_UUID)),
             ("'; --", self.registry.get("'; --")),
             ("9" * 40, self.registry.get("9" * 40)),
+            ("9" * 5000, self.registry.get("9" * 5000)),
             (str(NO_SUCH_ID), self.registry.beat(NO_SUCH_ID)),
             (str(NO_SUCH_ID), self.registry.delete(NO_SUCH_ID)),
             (str(NO_SUCH_ID), self.registry.update(NO_SUCH_ID, ServiceChanges(disabled=True))),
@@ -152,6 +155,105 @@ class RegistryContract(TestCase):
         self.assertEqual(await listed(topic="u"), ["a@h1"])
         self.assertEqual(await listed(host="h1", binary="b", topic="t"), ["b@h1"])
         self.assertEqual(await listed(host="zz"), [])
+
+    async def found(self, **query: Any) -> list[str]:
+        page = await self.registry.page(ServiceQuery(**query))
+        return [f"{row.binary}@{row.host}" for row in page.rows]
+
+    async def test_page_filters(self) -> None:
+        """A page is narrowed by what a query gives, and by all of it at once."""
+        for host, binary, topic in (("h2", "b", "t"), ("h1", "b", "t"), ("h1", "a", "u"), ("h3", "c", None)):
+            row = await self.register(host, binary, topic=topic)
+        await self.registry.update(row.id, ServiceChanges(disabled=True, disabled_reason="Disk 100%_full"))
+        gone = await self.register("h0", "a", topic="t")
+        await self.registry.delete(gone.id)
+        for query, expected in (
+            ({}, ["a@h1", "b@h1", "b@h2", "c@h3"]),
+            ({"host": "h1"}, ["a@h1", "b@h1"]),
+            ({"binary": "b"}, ["b@h1", "b@h2"]),
+            ({"topic": "u"}, ["a@h1"]),
+            ({"with_topic": True}, ["a@h1", "b@h1", "b@h2"]),
+            ({"disabled": True}, ["c@h3"]),
+            ({"disabled": False, "host": "h1"}, ["a@h1", "b@h1"]),
+            ({"text": "H1"}, ["a@h1", "b@h1"]),
+            ({"text": "disk"}, ["c@h3"]),
+            ({"text": "100%_F"}, ["c@h3"]),
+            ({"text": "k_1"}, []),
+            ({"text": "%"}, ["c@h3"]),
+            ({"text": "/"}, []),
+            ({"text": ""}, ["a@h1", "b@h1", "b@h2", "c@h3"]),
+            ({"text": "h", "binary": "b", "topic": "t", "host": "h2", "disabled": False, "up": True}, ["b@h2"]),
+            ({"host": "zz"}, []),
+            ({"host": ""}, []),
+            ({"limit": 0}, []),
+        ):
+            self.assertEqual(await self.found(**query), expected, query)
+
+    async def test_page_states(self) -> None:
+        """A page of those that are up, or down, is judged by age and by force; the totals agree with it."""
+        rows = [await self.register(host) for host in ("h1", "h2", "h3")]
+        await self.registry.update(rows[0].id, ServiceChanges(forced_down=True, disabled=True))
+        young, old = {"service_down_time": 3600.0}, {"service_down_time": -3600.0}
+        self.assertEqual(await self.found(up=True, **young), ["novasvc-agent@h2", "novasvc-agent@h3"])
+        self.assertEqual(await self.found(up=False, **young), ["novasvc-agent@h1"])
+        self.assertEqual(await self.found(up=True, **old), [])
+        self.assertEqual(len(await self.found(up=False, **old)), 3)
+        for query, expected in (
+            (young, ServiceTotals(services=3, hosts=3, up=2, forced_down=1, disabled=1)),
+            (old, ServiceTotals(services=3, hosts=3, down=2, forced_down=1, disabled=1)),
+            ({**young, "up": True}, ServiceTotals(services=2, hosts=2, up=2)),
+            ({**young, "host": "h1"}, ServiceTotals(services=1, hosts=1, forced_down=1, disabled=1)),
+            ({**young, "limit": 1, "after": rows[1].uuid}, ServiceTotals(3, 3, up=2, forced_down=1, disabled=1)),
+            ({"host": "zz"}, ServiceTotals()),
+        ):
+            self.assertEqual(await self.registry.count(ServiceQuery(**query)), expected, query)
+
+    async def test_page_order(self) -> None:
+        """A page has the order that is asked for, either way; the silent are those that beat longest ago."""
+        ids = {}
+        for host, binary in (("h2", "a"), ("h1", "b"), ("h1", "a"), ("h2", "b")):
+            ids[f"{binary}@{host}"] = (await self.register(host, binary, topic=binary)).id
+        for sort, expected in (
+            ("name", ["a@h1", "a@h2", "b@h1", "b@h2"]),
+            ("host", ["a@h1", "b@h1", "a@h2", "b@h2"]),
+            ("id", ["a@h2", "b@h1", "a@h1", "b@h2"]),
+        ):
+            self.assertEqual(await self.found(sort=sort), expected)
+            self.assertEqual(await self.found(sort=sort, descending=True), expected[::-1])
+        rows = (await self.registry.page(ServiceQuery(sort="seen"))).rows
+        self.assertEqual(rows, sorted(rows, key=lambda row: (row.created_at, row.id)))
+
+    async def test_pages(self) -> None:
+        """Pages one after the other are the whole, in every order, even if the row between them is deleted."""
+        for number in range(7):
+            await self.register(f"h{number * 3 % 7}", "ab"[number % 2], topic=None)
+        for sort in get_args(Sort):
+            for descending in (False, True):
+                query = ServiceQuery(sort=sort, descending=descending, limit=3)
+                whole = [row.id for row in (await self.registry.page(attrs.evolve(query, limit=None))).rows]
+                first = await self.registry.page(query)
+                second = await self.registry.page(attrs.evolve(query, after=first.rows[-1].uuid))
+                third = await self.registry.page(attrs.evolve(query, after=str(second.rows[-1].id)))
+                pages = (first, second, third)
+                self.assertEqual([row.id for page in pages for row in page.rows], whole, (sort, descending))
+                self.assertEqual([page.more for page in pages], [True, True, False])
+        last = first.rows[-1]
+        await self.registry.delete(last.id)
+        for after in (last.uuid, str(last.id)):
+            self.assertEqual((await self.registry.page(attrs.evolve(query, after=after))).rows[0].id, second.rows[0].id)
+
+    async def test_page_is_full(self) -> None:
+        """A page with as many rows as there are says that no more come."""
+        await self.register("h1")
+        page = await self.registry.page(ServiceQuery(limit=1))
+        self.assertEqual((len(page.rows), page.more), (1, False))
+        self.assertEqual((await self.registry.page(ServiceQuery(after=page.rows[0].uuid))).rows, [])
+
+    async def test_page_after_nothing(self) -> None:
+        """A page after a row that never was is not found, and the error names it."""
+        for name in (str(NO_SUCH_ID), NO_SUCH_UUID, "9" * 40, "'; --"):
+            error = await self.assert_fails(ServiceNotFoundError, self.registry.page(ServiceQuery(after=name)))
+            self.assertEqual(error.args, (name,))
 
     async def test_disable(self) -> None:
         """Disabling may give a reason; disabling without one, or enabling, clears an old one."""

@@ -63,7 +63,7 @@ class Asking:
         self._method = method
         self.transport = StringTransport(peerAddress=_PEER)
         self.protocol = rig.site.buildProtocol(_PEER)
-        self.transport.protocol = self.protocol
+        self.transport.protocol = self.protocol  # type: ignore[attr-defined]  # who gets what is unread at its end
         self.protocol.makeConnection(self.transport)
         self.protocol.dataReceived(octets)
 

@@ -320,7 +320,7 @@ class ConductorTests(ConductorTestCase):
     def test_what_may_run_twice(self) -> None:
         """All may be done again after a crash but an update, which could undo a later one."""
         methods = {method.name: method.exposure.idempotent for method in Endpoints(Conductor("c1"))}
-        expected = dict.fromkeys(("register", "beat", "get", "list", "delete"), True)
+        expected = dict.fromkeys(("register", "beat", "get", "list", "page", "count", "delete"), True)
         self.assertEqual(methods, {**expected, "update": False})
 
     def test_other_exchange(self) -> None:
