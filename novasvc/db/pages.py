@@ -4,7 +4,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, case, distinct, func, not_, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, case, distinct, false, func, not_, or_, select, tuple_
 from sqlalchemy import Integer as SQLInteger
 
 from novasvc.db.schema import GREATEST_ID, database_ago, database_now, services
@@ -19,8 +19,8 @@ _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 _ROWS = select(services, database_now().label("now"))
 _LIVE = services.c.deleted == 0
 # Foreign writers leave NULL, which compares with nothing.
-_FORCED = func.coalesce(services.c.forced_down, not_(true()))
-_DISABLED = func.coalesce(services.c.disabled, not_(true()))
+_FORCED = func.coalesce(services.c.forced_down, false())
+_DISABLED = func.coalesce(services.c.disabled, false())
 _SEEN = func.coalesce(services.c.last_seen_up, services.c.created_at, _NEVER)
 _ALIVE = database_ago(bindparam("service_down_time")) <= _SEEN
 _UP = not_(_FORCED) & _ALIVE
@@ -98,8 +98,8 @@ def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
     filters: dict[str, ColumnElement[bool]] = {
         **{name: services.c[name] == bindparam(name) for name in ("host", "binary", "topic")},
         "with_topic": services.c.topic.is_not(None),
-        "disabled True": true() == _DISABLED,
-        "disabled False": not_(true()) == _DISABLED,
+        "disabled True": _DISABLED,
+        "disabled False": not_(_DISABLED),
         "up True": _UP,
         "up False": not_(_UP),
         "text": or_(*(func.lower(column).like(found, escape=_ESCAPE) for column in _SEARCHED)),
@@ -125,12 +125,12 @@ def _totals(shape: frozenset[str]) -> Select[Any]:
     def counted(wanted: ColumnElement[bool]) -> ColumnElement[int]:
         return func.coalesce(func.sum(case((wanted, 1), else_=0)), 0)
 
-    totals: Select[Any] = select(
-        func.count().label("services"),
-        func.count(distinct(services.c.host)).label("hosts"),
-        counted(_UP).label("up"),
-        counted(not_(_FORCED) & not_(_ALIVE)).label("down"),
-        counted(_FORCED).label("forced_down"),
-        counted(_DISABLED).label("disabled"),
-    ).where(*_wanted(shape))
-    return totals
+    columns: dict[str, ColumnElement[int]] = {
+        "services": func.count(),
+        "hosts": func.count(distinct(services.c.host)),
+        "up": counted(_UP),
+        "down": counted(not_(_FORCED) & not_(_ALIVE)),
+        "forced_down": counted(_FORCED),
+        "disabled": counted(_DISABLED),
+    }
+    return select(*(column.label(name) for name, column in columns.items())).where(*_wanted(shape))
