@@ -6,8 +6,11 @@ import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
+from novasvc.errors import DirectoryError
 from novasvc.runtime import make_directory
+from novasvc.settings import Settings
 
 LIFETIME = 3600.0
 """Seconds that a link may be used."""
@@ -31,16 +34,25 @@ class Logins:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the links of the host that has these settings."""
+        return cls(settings.state_dir / "logins")
+
     def issue(self) -> str:
         """Return a new code, 43 characters that fit into a URL.
 
-        :raises DirectoryError: the directory cannot be made.
-        :raises OSError: the file cannot be made.
+        :raises DirectoryError: it cannot be kept there.
         """
         make_directory(self._directory)
-        self._sweep()
         code = secrets.token_urlsafe(32)
-        os.close(os.open(self._file(code), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        try:
+            self._sweep()
+            os.close(os.open(self._file(code), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            remedy = "run this as the user of the API"
+            path = str(self._directory)
+            raise DirectoryError("directory of login links", path, error.strerror or str(error), remedy) from error
         return code
 
     def use(self, code: str) -> bool:
@@ -68,3 +80,25 @@ class Logins:
             if issued < too_old or number <= len(links) - _MOST:
                 with suppress(OSError):
                     file.unlink()
+
+
+def page_url(settings: Settings, port: int | None = None) -> str:
+    """Return where a browser finds the page.
+
+    :param port: that the API listens on; None is the one of the settings.
+    """
+    scheme = "https" if settings.api_use_ssl else "http"
+    address = settings.api_listen
+    if address in {"0.0.0.0", "::"}:  # noqa: S104 - compared
+        address = settings.host
+    host = f"[{address}]" if ":" in address else address
+    return f"{scheme}://{host}:{port or settings.api_listen_port}/"
+
+
+def login_url(settings: Settings, logins: Logins, port: int | None = None) -> str:
+    """Return a link that logs one browser in, once.
+
+    :param port: as above.
+    :raises DirectoryError: no link can be kept in the state directory.
+    """
+    return f"{page_url(settings, port)}login?code={logins.issue()}"

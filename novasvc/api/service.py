@@ -13,10 +13,12 @@ from zope.interface import implementer
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.health import OwnHealth
-from novasvc.api.logins import Logins
+from novasvc.api.logins import Logins, login_url, page_url
 from novasvc.api.sessions import Sessions, session_key
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import read_tokens
+from novasvc.http import AccessLog, make_site
+from novasvc.http.limits import limits_of
 from novasvc.interfaces import IHealthy, IPreforkable
 from novasvc.runtime import Runtime
 from novasvc.service.listening import StreamServer
@@ -30,11 +32,11 @@ class APIService(service.Service):
 
     :param runtime: settings, reactor, and the ways to the broker and the database.
     :param beside: returns the services of this process, for health and metrics.
-    :raises SettingError: its tokens cannot be read.
+    :raises SettingError: its tokens cannot be read, or not what it needs for TLS.
     """
 
     name = "api"
-    preload = ("novasvc.api.service", "klein")
+    preload = ("novasvc.http", "werkzeug.routing", "jinja2", "prometheus_client")  # not klein: it wants a reactor
 
     def __init__(self, runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> None:
         settings = runtime.settings
@@ -42,14 +44,20 @@ class APIService(service.Service):
         self._tokens = [] if settings.api_token_file is None else read_tokens(settings.api_token_file)
         self.backend = Backend(runtime, beside)
         self._health = OwnHealth(self.backend)
-        self.logins = Logins(settings.state_dir / "logins")
+        self.logins = Logins.of(settings)
         host = settings.api_listen.replace(":", r"\:")
         self._server = StreamServer(
             f"tcp:{settings.api_listen_port}:interface={host}",
             self._make_factory,
             runtime.reactor,
             settings.graceful_shutdown_timeout or 3600.0,
+            settings.tcp_keepidle,
         )
+        self._tls: Any = None
+        if settings.api_use_ssl:
+            from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
+
+            self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as what it is made of; in a worker there is nothing beside it."""
@@ -63,18 +71,12 @@ class APIService(service.Service):
     @property
     def url(self) -> str:
         """Where a browser on this host finds it."""
-        settings = self.runtime.settings
-        scheme = "https" if settings.api_use_ssl else "http"
-        address = settings.api_listen
-        if address in {"0.0.0.0", "::"}:  # noqa: S104 - compared
-            address = settings.host
-        host = f"[{address}]" if ":" in address else address
-        return f"{scheme}://{host}:{self.port or settings.api_listen_port}/"
+        return page_url(self.runtime.settings, self.port)
 
     @property
     def login_url(self) -> str:
         """A link that logs one browser in, once; where everybody is let in, the page itself."""
-        return f"{self.url}login?code={self.logins.issue()}" if self._tokens else self.url
+        return login_url(self.runtime.settings, self.logins, self.port) if self._tokens else self.url
 
     def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
         """Listen; see :class:`~novasvc.interfaces.IPreforkable`."""
@@ -122,10 +124,19 @@ class APIService(service.Service):
         self._server.hurry()
 
     def _make_factory(self) -> Any:
-        from twisted.web.server import Site  # noqa: PLC0415 - a process without the API pays nothing for it
-
-        settings = self.runtime.settings
-        sessions = Sessions(session_key(settings.state_dir), self.runtime.reactor.seconds)
+        settings, reactor = self.runtime.settings, self.runtime.reactor
+        sessions = Sessions(session_key(settings.state_dir), reactor.seconds)
         names = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
         access = Access(self._tokens, sessions, self.logins, names if settings.api_is_local else frozenset())
-        return Site(make_doors(self.backend, access), reactor=self.runtime.reactor)
+        site = make_site(
+            make_doors(self.backend, access),
+            limits=limits_of(settings),
+            reactor=reactor,
+            log=AccessLog(settings.wsgi_log_format) if settings.wsgi_log_format else None,
+            name=self.name,
+        )
+        if self._tls is None:
+            return site
+        from novasvc.http.tls import wrap  # noqa: PLC0415 - imports OpenSSL
+
+        return wrap(site, self._tls, reactor)

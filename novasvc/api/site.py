@@ -12,6 +12,7 @@ from novasvc.api.access import Access
 from novasvc.api.answers import answer_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.gateway import Gateway
 from novasvc.api.health import Health
 from novasvc.api.metrics import Metrics
 from novasvc.api.page.rooms import make_page_rooms
@@ -78,6 +79,7 @@ def make_doors(backend: Backend, access: Access) -> Doors:
         b"healthz": health,
         b"readyz": health,
         b"metrics": Metrics(backend, access).app.resource(),
+        b"v1": Gateway(backend, access).app.resource(),
     }
     rooms |= make_page_rooms(backend, access)
     return Doors(rooms)

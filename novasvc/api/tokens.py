@@ -76,6 +76,28 @@ def read_tokens(path: Path) -> list[Token]:
     return [*tokens.values()]
 
 
+def add_token(path: Path, name: str, scope: str, token: str) -> None:
+    """Add a line to the file, which is made if it is not there, with mode 0600.
+
+    :raises SettingError: the file has an error, or the name already; or it cannot be written.
+    """
+    line = f"{name} {scope} {token}"
+    if _LINE.fullmatch(line) is None:
+        remedy = "give 1 to 64 letters, digits and any of . _ @ -"
+        raise _refused(path, f"{name[:100]!r} cannot be the name of a token", remedy)
+    if path.exists() and path.stat().st_size and any(known.name == name for known in read_tokens(path)):
+        raise _refused(path, f"it has a token called {name!r}", "give another name, or take that line out first")
+    try:
+        whole = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(line if whole else f"\n{line}")
+            file.write("\n")
+    except OSError as error:
+        problem = f"it cannot be written: {error.strerror}"
+        raise _refused(path, problem, "give a file in a directory of yours") from error
+
+
 def _lines(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8") as file:

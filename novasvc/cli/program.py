@@ -26,7 +26,7 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
         ours = ["service", "workers", "drain", "reload", "dump"]
-        return [*ours, "call", "cast", "ping", "db", "config", "completion"]
+        return [*ours, "call", "cast", "ping", "token", "login", "db", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None if there is no such name."""
