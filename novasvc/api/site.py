@@ -15,7 +15,9 @@ from novasvc.api.errors import APIError
 from novasvc.api.gateway import Gateway
 from novasvc.api.health import Health
 from novasvc.api.metrics import Metrics
+from novasvc.api.os_services import OSServices
 from novasvc.api.page.rooms import make_page_rooms
+from novasvc.api.versions import Front
 from novasvc.context import RequestContext, current_context
 
 _HEADERS = {
@@ -82,4 +84,6 @@ def make_doors(backend: Backend, access: Access) -> Doors:
         b"v1": Gateway(backend, access).app.resource(),
     }
     rooms |= make_page_rooms(backend, access)
+    rooms[b""] = Front(rooms[b""])
+    rooms[b"v2"] = rooms[b"v2.1"] = OSServices(backend, access).app.resource()
     return Doors(rooms)

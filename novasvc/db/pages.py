@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Select, bindparam, case, distinct, false, func, not_, or_, select, tuple_
 from sqlalchemy import Integer as SQLInteger
@@ -133,4 +133,5 @@ def _totals(shape: frozenset[str]) -> Select[Any]:
         "forced_down": counted(_FORCED),
         "disabled": counted(_DISABLED),
     }
-    return select(*(column.label(name) for name, column in columns.items())).where(*_wanted(shape))
+    totals: Any = select(*(column.label(name) for name, column in columns.items()))
+    return cast("Select[Any]", totals.where(*_wanted(shape)))

@@ -1,0 +1,57 @@
+"""Reads of the same that are asked for at the same time: one does for all who wait."""
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+class SharedReads(Generic[_Key, _Value]):
+    """Reads for many. Nothing is kept: whoever asks gets what was there after they asked, never before.
+
+    :param read: takes what is to be read; it has a deadline of its own.
+    """
+
+    # A read that is under way may have looked already, so whoever comes now waits for the next one, which all who
+    # come meanwhile share. The busier it is, the more of them there are, and the database sees one reader each.
+
+    def __init__(self, read: Callable[[_Key], Awaitable[_Value]]) -> None:
+        self._read = read
+        self._under_way: set[_Key] = set()
+        self._waiting: dict[_Key, list[Deferred[_Value]]] = {}
+
+    def get(self, key: _Key) -> Deferred[_Value]:
+        """Read something.
+
+        :return: Deferred firing with what a read that began after this call found, or failing as it did. Cancelling
+            it ends the waiting.
+        """
+        waiting: Deferred[_Value] = Deferred()
+        self._waiting.setdefault(key, []).append(waiting)
+        if key not in self._under_way:
+            self._begin(key)
+        return waiting
+
+    def _begin(self, key: _Key) -> None:
+        served = self._waiting.pop(key)
+        self._under_way.add(key)
+
+        def ended(outcome: _Value | Failure) -> None:
+            self._under_way.remove(key)
+            if key in self._waiting:
+                self._begin(key)
+            for waiting in served:
+                # One that was cancelled takes no notice.
+                if isinstance(outcome, Failure):
+                    waiting.errback(outcome)
+                else:
+                    waiting.callback(outcome)
+
+        async def read() -> _Value:
+            return await self._read(key)
+
+        Deferred.fromCoroutine(read()).addBoth(ended)
