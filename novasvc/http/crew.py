@@ -12,6 +12,10 @@
 # not, those that run are waiting for something, and a thread is woken for each that waits in the
 # queue. The crew remembers how many it took, so that the next request finds them at once; and
 # slowly forgets it.
+#
+# To hand the interpreter from one thread to another costs as much as a small answer. So a thread is
+# woken when the reactor has read all that has come in its turn, and it wakes the reactor when there
+# is nothing more to do: between them go batches.
 
 from collections import deque
 from collections.abc import Callable
@@ -47,6 +51,7 @@ class Crew:
 
     def __init__(self, reactor: Any, *, threads: int = THREADS, queue: int = QUEUE) -> None:
         self._reactor = reactor
+        self.mailbox = Mailbox(reactor)
         self.most = threads
         self._queue = queue
         self._lock = Lock()
@@ -57,6 +62,7 @@ class Crew:
         self._needed = 1
         self._begun = self._done = self._seen = 0
         self._remembered = 0.0
+        self._roused: IDelayedCall | None = None
         self._closed = False
         self._look: IDelayedCall | None = None
 
@@ -71,12 +77,23 @@ class Crew:
             if len(self._work) + self._begun - self._done >= self._queue + self.most:
                 return False
             self._work.append(work)
-            if self._busy < self._needed and self._rouse(1):
-                return True
-        if self._look is None:
+            late = self._busy >= self._needed
+        if late and self._look is None:
             self._seen = self._begun
             self._look = self._reactor.callLater(_LOOK, self._look_again)
+        elif not late and self._roused is None:
+            self._roused = self._reactor.callLater(0, self._rouse_soon)
         return True
+
+    def _rouse_soon(self) -> None:
+        self._roused = None
+        with self._lock:
+            waiting = len(self._work)
+            if waiting:
+                self._rouse(min(waiting, self._needed - self._busy))
+        if waiting and self._look is None:
+            self._seen = self._begun
+            self._look = self._reactor.callLater(_LOOK, self._look_again)
 
     @property
     def busy(self) -> int:
@@ -89,12 +106,23 @@ class Crew:
             self._closed = True
             while self._bells:
                 self._bells.pop().release()
-        if self._look is not None and self._look.active():
-            self._look.cancel()
-        self._look = None
+        for call in (self._look, self._roused):
+            if call is not None:
+                call.cancel()
+        self._look = self._roused = None
+
+    def answer(self, call: Callable[[], None]) -> None:
+        """Have the reactor call this soon. Called in one of the threads.
+
+        That is at once; but while more work waits, it comes with what this thread does next, within milliseconds.
+        """
+        self.mailbox.leave(call)
+        if not self._work or self._look is None:
+            self.mailbox.wake()
 
     def _look_again(self) -> None:
         self._look = None
+        self.mailbox.deliver()
         now = self._reactor.seconds()
         with self._lock:
             waiting = len(self._work)
@@ -143,6 +171,7 @@ class Crew:
                 else:
                     self._begun += 1
             if work is None:
+                self.mailbox.wake()
                 bell.acquire()
             else:
                 # What one request sets in its context is not the next one's business.
@@ -163,11 +192,20 @@ class Mailbox:
     def post(self, call: Callable[[], None]) -> None:
         """Have the reactor call this soon. Called in any thread."""
         self._calls.append(call)
-        if not self._woken:
-            self._woken = True
-            self._reactor.callFromThread(self._deliver)
+        self.wake()
 
-    def _deliver(self) -> None:
+    def leave(self, call: Callable[[], None]) -> None:
+        """Have the reactor call this when somebody wakes it, or takes the mail."""
+        self._calls.append(call)
+
+    def wake(self) -> None:
+        """Have the reactor take the mail, if there is some."""
+        if self._calls and not self._woken:
+            self._woken = True
+            self._reactor.callFromThread(self.deliver)
+
+    def deliver(self) -> None:
+        """Take the mail. Called in the reactor's thread."""
         # In this order: who posts from now on sees that it has to wake the reactor again.
         self._woken = False
         calls = self._calls

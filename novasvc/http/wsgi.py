@@ -29,7 +29,7 @@ from novasvc import metrics
 from novasvc.http.access_log import AccessLog
 from novasvc.http.answer import Answer, AnswerError, make_answer
 from novasvc.http.channel import Channel
-from novasvc.http.crew import QUEUE, THREADS, Crew, Mailbox
+from novasvc.http.crew import QUEUE, THREADS, Crew
 from novasvc.http.environ import ErrorLog, make_environ, server_environ
 from novasvc.http.head import Head
 from novasvc.http.limits import Limits
@@ -70,7 +70,7 @@ class WSGISite(Site):
         super().__init__(None, limits=limits, reactor=reactor, log=log, name=name)
         self.app = app
         self.crew = Crew(reactor, threads=threads, queue=queue)
-        self.mailbox = Mailbox(reactor)
+        self.mailbox = self.crew.mailbox
         self._common = {"wsgi.multiprocess": multiprocess, "wsgi.errors": ErrorLog(self.mailbox, name)}
 
     def make_request(self, channel: Channel, head: Head) -> "Exchange":
@@ -355,7 +355,7 @@ class Exchange:
         self._committed = True
         if not self._posted:
             self._posted = True
-            self._site.mailbox.post(self._flush)
+            self._site.crew.answer(self._flush)
 
     def _failed(self) -> None:
         """Have what was raised logged, and the client told no more than that it failed."""
@@ -371,7 +371,7 @@ class Exchange:
         self._ended = True
         if not self._posted:
             self._posted = True
-            self._site.mailbox.post(self._flush)
+            self._site.crew.answer(self._flush)
 
     def _give_up(self, status: int, message: str, headers: list[tuple[str, str]]) -> None:
         """Answer with an error of the server's own."""

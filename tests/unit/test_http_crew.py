@@ -14,6 +14,11 @@ class CrewTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
 
+    def submit(self, crew: Crew, work: Callable[[], object]) -> bool:
+        taken = crew.submit(work)  # type: ignore[arg-type]
+        self.clock.advance(0)  # a thread is woken when the reactor has done its turn
+        return taken
+
     def crew(self, threads: int, queue: int = 100) -> Crew:
         crew = Crew(self.clock, threads=threads, queue=queue)
         self.addCleanup(crew.close)
@@ -24,7 +29,9 @@ class CrewTests(SynchronousTestCase):
         crew = self.crew(10)
         done: Queue[tuple[int, str]] = Queue()
         for number in range(50):
-            self.assertTrue(crew.submit(lambda number=number: done.put((number, threading.current_thread().name))))  # type: ignore[misc]
+            self.assertTrue(
+                self.submit(crew, lambda number=number: done.put((number, threading.current_thread().name)))
+            )
         found = [done.get(timeout=10) for _ in range(50)]
         self.assertEqual([number for number, _ in found], list(range(50)))
         self.assertEqual(len({name for _, name in found}), 1)
@@ -40,7 +47,7 @@ class CrewTests(SynchronousTestCase):
             go.wait(10)
 
         for _ in range(5):
-            crew.submit(work)
+            self.submit(crew, work)
         begun.get(timeout=10)
         self.assertTrue(begun.empty())
         self.clock.pump([0.01] * 2)  # the first look sees that work was begun since it was given
@@ -53,8 +60,8 @@ class CrewTests(SynchronousTestCase):
             begun.get(timeout=10)
         self.wait(lambda: crew.busy == 0)
         go.clear()
-        crew.submit(work)
-        crew.submit(work)
+        self.submit(crew, work)
+        self.submit(crew, work)
         for _ in range(2):
             begun.get(timeout=10)  # nobody had to look
         go.set()
@@ -77,16 +84,16 @@ class CrewTests(SynchronousTestCase):
             begun.set()
             go.wait(10)
 
-        crew.submit(work)
+        self.submit(crew, work)
         begun.wait(10)
-        self.assertEqual([crew.submit(work) for _ in range(3)], [True, True, False])
+        self.assertEqual([self.submit(crew, work) for _ in range(3)], [True, True, False])
         go.set()
 
     def test_close(self) -> None:
         """Threads that are not needed any more end."""
         crew = self.crew(1)
         done: Queue[threading.Thread] = Queue()
-        crew.submit(lambda: done.put(threading.current_thread()))
+        self.submit(crew, lambda: done.put(threading.current_thread()))
         thread = done.get(timeout=10)
         crew.close()
         thread.join(10)
