@@ -40,6 +40,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",  # tests that wait for servers and processes, side by side
         "coverage>=7.10",  # the first that follows processes by itself
         "hypothesis>=6.120",
+        "schemathesis>=4.0",  # asks the API what nobody thought of, by its description
         "selenium>=4.25",  # drives the browser that clicks through the page
         "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones
         "build>=1.2",

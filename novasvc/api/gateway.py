@@ -41,7 +41,7 @@ _log = Logger()
 MOST = 256
 """Calls of one API process that wait for a node at the same time; more get 503."""
 
-LONGEST_TIMEOUT = 600.0
+SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 0.1, 600.0
 """Seconds that a call may ask for."""
 
 _LONGEST_TEXT = 2000
@@ -184,9 +184,11 @@ def read_call(body: Any) -> _Call:
         "namespace": ("a text", lambda value: isinstance(value, str)),
         "version": ('a text such as "1.0"', _is_version),
         "timeout": (
-            f"a number of seconds up to {LONGEST_TIMEOUT:g}",
+            f"a number of seconds from {SHORTEST_TIMEOUT:g} to {LONGEST_TIMEOUT:g}",
             lambda value: (
-                isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LONGEST_TIMEOUT
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and SHORTEST_TIMEOUT <= value <= LONGEST_TIMEOUT
             ),
         ),
         "cast": ("true or false", lambda value: isinstance(value, bool)),

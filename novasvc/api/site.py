@@ -15,6 +15,7 @@ from novasvc.api.errors import APIError
 from novasvc.api.gateway import Gateway
 from novasvc.api.health import Health
 from novasvc.api.metrics import Metrics
+from novasvc.api.openapi import OpenAPI
 from novasvc.api.os_services import OSServices
 from novasvc.api.page.rooms import make_page_rooms
 from novasvc.api.versions import Front
@@ -82,6 +83,7 @@ def make_doors(backend: Backend, access: Access) -> Doors:
         b"readyz": health,
         b"metrics": Metrics(backend, access).app.resource(),
         b"v1": Gateway(backend, access).app.resource(),
+        b"openapi.json": OpenAPI().app.resource(),
     }
     rooms |= make_page_rooms(backend, access)
     rooms[b""] = Front(rooms[b""])
