@@ -32,26 +32,9 @@ class OpenAPITests(TestCase):
             NOVASVC_WSGI_LOG_FORMAT="none",
         )
         url = node.wait_for(r"page +(http://127.0.0.1:\d+/)")[1]
-        schemathesis = Process(
-            self,
-            [
-                program("schemathesis"),
-                "run",
-                f"{url}openapi.json",
-                "--checks",
-                CHECKS,
-                "--exclude-path",
-                "/events",
-                "--phases",
-                "examples,coverage,fuzzing",
-                "--max-examples",
-                "10",
-                "--seed",
-                "1",
-                "--no-color",
-            ],
-            self.folder,
-        )
+        amount = ["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1"]
+        what = [f"{url}openapi.json", "--checks", CHECKS, "--exclude-path", "/events"]
+        schemathesis = Process(self, [program("schemathesis"), "run", *what, *amount, "--no-color"], self.folder)
         status = schemathesis.popen.wait(120)
         self.assertEqual(schemathesis.wait(), status)
         self.assertEqual(status, 0, schemathesis.output)

@@ -1,0 +1,153 @@
+"""The API of a real twistd: beside workers, over a reload, and to its end."""
+
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from unittest import TestCase
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tests.e2e.process import PATIENCE, Process, program
+
+SLOW = """
+import time
+from novasvc import Manager, RequestContext, rpc
+
+class Slow(Manager):
+    @rpc.expose(blocking=True)
+    def work(self, context, seconds):
+        print("working", flush=True)
+        time.sleep(seconds)
+        return "done"
+"""
+
+
+def read(url: str) -> tuple[int, Any]:
+    """Ask; return the status and the document."""
+    try:
+        with urlopen(url, timeout=PATIENCE) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """Wait until something is so; return it."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to be so"
+        time.sleep(0.02)
+    return found
+
+
+class APICase(TestCase):
+    """A folder of its own, and twistd with the API in it."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def start(self, *options: str, **environment: str) -> tuple[Process, str]:
+        """Start it; return it, and its URL."""
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--api", "--api-listen-port", "0", *options]
+        process = Process(self, command, self.folder, PYTHONPATH=str(self.folder), **environment)
+        return process, process.wait_for(r"page +(https?://[^ ]+:\d+/)")[1]
+
+
+class WorkersTests(APICase):
+    """Tests for the API beside workers."""
+
+    def test_supervised(self) -> None:
+        """The API tells of all workers, also when one has just died, and serves on while all are replaced."""
+        supervisor, url = self.start("--workers", "2", "--api-workers", "2")
+        status, document = eventually(lambda: (found := read(f"{url}readyz"))[0] == 200 and found)
+        self.assertEqual((status, len(document["workers"])), (200, 4), document)
+        victim = next(row for row in document["workers"] if row["server"] == "novasvc-agent")
+        os.kill(victim["pid"], signal.SIGKILL)
+        eventually(lambda: victim["pid"] not in [row["pid"] for row in read(f"{url}readyz")[1]["workers"]])
+
+        ended, answers = threading.Event(), []
+
+        def ask() -> None:
+            while not ended.is_set():
+                answers.append(read(f"{url}v2.1/os-services")[0])
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        before = {row["pid"] for row in read(f"{url}readyz")[1]["workers"]}
+        os.kill(supervisor.popen.pid, signal.SIGHUP)
+        supervisor.wait_for("the reload is complete|all workers are replaced|reloaded", 60)
+        ended.set()
+        for thread in asking:
+            thread.join()
+        self.assertFalse(before & {row["pid"] for row in read(f"{url}readyz")[1]["workers"]})
+        self.assertGreater(len(answers), 20)
+        self.assertEqual(set(answers), {200})
+        self.assertEqual(supervisor.stop(), -signal.SIGTERM)
+
+
+class DrainTests(APICase):
+    """Tests for the API's way down."""
+
+    def test_under_way(self) -> None:
+        """A request that is under way when the process is told to end is answered; then nobody listens."""
+        (self.folder / "slow.py").write_text(SLOW)
+        process, url = self.start("--manager", "slow.Slow")
+        body = json.dumps({"args": {"seconds": 1}}).encode()
+        connection = HTTPConnection(url.split("/")[2], timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.request("POST", "/v1/rpc/agent/work", body, {"content-type": "application/json"})
+        process.wait_for("working")
+        process.popen.send_signal(signal.SIGTERM)
+        answer = connection.getresponse()
+        self.assertEqual((answer.status, json.load(answer)), (200, {"result": "done"}))
+        self.assertEqual(process.wait(), -signal.SIGTERM)
+
+
+class GuardedTests(APICase):
+    """Tests for tokens and login links, from the command to the door."""
+
+    def test_tokens(self) -> None:
+        """A token that the command made lets in, by its scope; no log has it, nor the code of a login link."""
+        tokens = self.folder / "tokens"
+        made = {}
+        for name, scope in (("ada", "admin"), ("ron", "read")):
+            command = Process(
+                self, [program("novasvc"), "token", name, "--scope", scope, "--file", str(tokens)], self.folder
+            )
+            self.assertEqual(command.wait(), 0, command.output)
+            made[name] = command.output.strip()
+        process, link = self.start("--api-token-file", str(tokens))
+        url, code = link.split("login?code=") if "login?code=" in link else (link, "")
+        code = code or process.output.partition("login?code=")[2].split()[0]
+        self.assertEqual(read(f"{url}v2.1/os-services")[0], 401)
+
+        def ask(method: str, path: str, token: str, body: Any = None) -> int:
+            headers = {"X-Auth-Token": token, "Content-Type": "application/json"}
+            data = None if body is None else json.dumps(body).encode()
+            try:
+                with urlopen(Request(f"{url}{path}", data, headers, method=method), timeout=PATIENCE) as answer:
+                    return int(answer.status)
+            except HTTPError as error:
+                with error:
+                    return error.code
+
+        self.assertEqual(ask("GET", "v2.1/os-services", made["ron"]), 200)
+        self.assertEqual(ask("POST", "v1/rpc/agent/get_host_facts", made["ron"], {}), 403)
+        self.assertEqual(ask("POST", "v1/rpc/agent/get_host_facts", made["ada"], {}), 200)
+        self.assertEqual(ask("GET", "v2.1/os-services", "x" * 43), 401)
+        self.assertEqual(ask("GET", f"login?code={code}", ""), 200)
+        process.popen.send_signal(signal.SIGTERM)
+        process.wait()
+        self.assertNotIn(made["ada"], process.output)
+        self.assertEqual(process.output.count(code), 1, "the greeting alone has it")
