@@ -5,7 +5,7 @@ import importlib
 import json
 from pathlib import Path
 
-BENCHMARKS = ("node", "prefork", "rpc")
+BENCHMARKS = ("http", "node", "prefork", "rpc")
 
 
 def main() -> None:
