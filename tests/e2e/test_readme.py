@@ -78,6 +78,7 @@ class ReadmeTests(TestCase):
         greeter.wait()
 
         self.watch()
+        self.api()
         self.workers()
 
     def watch(self) -> None:
@@ -88,6 +89,20 @@ class ReadmeTests(TestCase):
         address = served.wait_for(r"page +(http://\S+)").group(1)
         with urlopen(Request(address, headers={"Accept": "text/html"}), timeout=PATIENCE) as page:
             self.assertIn("<h1", page.read().decode())
+        os.killpg(served.popen.pid, signal.SIGTERM)
+        served.wait()
+        del self.environment["NOVASVC_API_LISTEN_PORT"]
+
+    def api(self) -> None:
+        """Ask the API as README tells: the port is the only word that differs."""
+        self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
+        run, *questions = self.commands("Serve an API")
+        served = self.shell(run)
+        address = served.wait_for(r"page +http://(\S+)/").group(1)
+        for question in questions:
+            self.assertIn("127.0.0.1:8774", question)
+            answer = self.done(question.replace("127.0.0.1:8774", address))
+            self.assertRegex(answer, r'"ready": true|novasvc_build_info|"services": \[{|"result": {"1m"', question)
         os.killpg(served.popen.pid, signal.SIGTERM)
         served.wait()
         del self.environment["NOVASVC_API_LISTEN_PORT"]
