@@ -43,6 +43,8 @@ EXTRAS = {
         "schemathesis>=4.0",  # asks the API what nobody thought of, by its description
         "selenium>=4.25",  # drives the browser that clicks through the page
         "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones
+        "Django>=5.2",  # applications that WSGIService serves
+        "Flask>=3.1",
         "build>=1.2",
         # An installation is tested with no index to ask, so what builds one has to be here.
         "setuptools>=77",
@@ -51,7 +53,8 @@ EXTRAS = {
     "benchmark": [  # those that we are compared with
         "aio-pika>=9.5",
         "cotyledon>=2.2",
-        "eventlet>=0.40",  # oslo.service forks on it
+        "eventlet>=0.40",  # oslo.service forks on it; its wsgi server
+        "gunicorn>=23.0",
         "oslo.messaging>=18.0",
         "oslo.service>=4.0",
         "pika>=1.3",

@@ -50,7 +50,7 @@ class ReadmeTests(TestCase):
 
     def write_examples(self) -> None:
         """Save the examples that say their file's name in their first line."""
-        for name, text in re.findall(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", self.readme, re.DOTALL):
+        for name, text in re.findall(r"```(?:python|toml|ini)\n# (\S+\.(?:py|toml|ini))\n(.*?)```", self.readme, re.DOTALL):
             (self.clone / name).write_text(text)
 
     @pytest.mark.slow
@@ -79,7 +79,19 @@ class ReadmeTests(TestCase):
 
         self.watch()
         self.api()
+        self.serve()
         self.workers()
+
+    def serve(self) -> None:
+        """Serve an application as README tells, on a free port."""
+        (command,) = self.commands("Serve an API")
+        served = self.shell(command.replace("=8080", "=0"))
+        port = served.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1)
+        served.wait_for("the API hello is running")
+        with urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as answer:
+            self.assertEqual(answer.read(), b"good morning, 127.0.0.1\n")
+        os.killpg(served.popen.pid, signal.SIGTERM)
+        served.wait()
 
     def watch(self) -> None:
         """Open the page as README tells, on a free port."""
