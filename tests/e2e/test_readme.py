@@ -50,7 +50,8 @@ class ReadmeTests(TestCase):
 
     def write_examples(self) -> None:
         """Save the examples that say their file's name in their first line."""
-        for name, text in re.findall(r"```(?:python|toml|ini)\n# (\S+\.(?:py|toml|ini))\n(.*?)```", self.readme, re.DOTALL):
+        named = r"```(?:python|toml|ini)\n# (\S+\.(?:py|toml|ini))\n(.*?)```"
+        for name, text in re.findall(named, self.readme, re.DOTALL):
             (self.clone / name).write_text(text)
 
     @pytest.mark.slow
