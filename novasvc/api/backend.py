@@ -18,6 +18,9 @@ from novasvc.runtime import Leg, Runtime
 from novasvc.settings import Settings
 
 _log = Logger()
+
+FIRST_TRY = 3.0
+"""Seconds that the first requests wait at the most for what they will need."""
 _T = TypeVar("_T")
 
 
@@ -43,6 +46,7 @@ class Backend:
     _transport: ITransport | None = attrs.field(default=None, init=False)
     _client: Client | None = attrs.field(default=None, init=False)
     _reaching: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _tried: Deferred[None] | None = attrs.field(default=None, init=False)
     _attendants: list[IService] = attrs.field(factory=list, init=False)
 
     @property
@@ -110,23 +114,40 @@ class Backend:
         for part in reversed(attendants):
             await maybeDeferred(part.stopService)
 
-    def open(self) -> None:
-        """Begin to reach the legs, until they are there; the log tells when."""
+    def open(self) -> Deferred[None]:
+        """Begin to reach the legs, until they are there; the log tells when.
+
+        :return: Deferred[None], fired when each of them was reached, or once could not be, or FIRST_TRY seconds
+            from now.
+        """
         for part in self._attendants:
             part.startService()
 
         async def reach_registry() -> None:
             self._registry = await self._reach(self._registry_leg.name, self._registry_leg.acquire)
+            self._see_tried()
 
         async def reach_broker() -> None:
             transport = self._transport = await self._reach("broker", self.runtime.broker.acquire)
             self._client = Client(transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout)
+            self._see_tried()
 
         for leg in (reach_registry, reach_broker):
             reaching = Deferred.fromCoroutine(leg())
             reaching.addErrback(lambda failure: failure.trap(CancelledError) and None)
             reaching.addErrback(lambda failure: _log.failure("a leg of the API is given up", failure))
             self._reaching.append(reaching)
+        tried: Deferred[None] = Deferred()
+        self._tried = tried
+        self._see_tried()
+        return tried.addTimeout(FIRST_TRY, self.reactor, lambda _, _seconds: None)
+
+    def _see_tried(self) -> None:
+        """Tell who waits for it that each leg has been tried."""
+        reached = (self._registry is not None) + (self._client is not None)
+        if self._tried is not None and reached + len(self.missing) == len(self._reaching):
+            tried, self._tried = self._tried, None
+            tried.callback(None)
 
     async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         for failures in count(1):
@@ -136,6 +157,7 @@ class Backend:
                 if leg not in self.missing:
                     _log.error("the API has no {leg}, and tries until it is there: {error}", leg=leg, error=error)
                 self.missing[leg], self.obstacles[leg] = str(error), error
+                self._see_tried()
             else:
                 self.missing.pop(leg, None)
                 self.obstacles.pop(leg, None)

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from novasvc import flight
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.health import OwnHealth
@@ -17,16 +18,18 @@ from novasvc.api.logins import Logins, login_url, page_url
 from novasvc.api.sessions import Sessions, session_key
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import read_tokens
+from novasvc.errors import NovasvcError, StartError
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_of
-from novasvc.interfaces import IHealthy, IPreforkable
+from novasvc.interfaces import IHealthy, IPreforkable, IStartable
 from novasvc.runtime import Runtime
+from novasvc.service.lifecycle import Course
 from novasvc.service.listening import StreamServer
 
 _log = Logger()
 
 
-@implementer(IPreforkable, IHealthy)
+@implementer(IStartable, IPreforkable, IHealthy)
 class APIService(service.Service):
     """Serves the API of ``twistd novasvc --api``, in one process, or in as many workers as share its port.
 
@@ -53,6 +56,7 @@ class APIService(service.Service):
             settings.graceful_shutdown_timeout or 3600.0,
             settings.tcp_keepidle,
         )
+        self._course = Course("the API", self._begin, self._end, self._entered)
         self._tls: Any = None
         if settings.api_use_ssl:
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
@@ -92,13 +96,13 @@ class APIService(service.Service):
         self._server.privilegedStartService()
 
     def startService(self) -> None:
-        """Listen, and begin to reach broker and database: requests are answered meanwhile.
-
-        :raises ListenError: the port cannot be had.
-        """
-        self._server.startService()
+        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
         super().startService()
-        self.backend.open()
+        self._course.start().addErrback(lambda _: None)
+
+    def when_started(self) -> Deferred[None]:
+        """Wait until it listens; see :class:`~novasvc.interfaces.IStartable`."""
+        return self._course.when_started()
 
     def stopService(self) -> Deferred[None]:
         """Finish the requests under way, and let go of broker and database.
@@ -106,9 +110,23 @@ class APIService(service.Service):
         :return: Deferred[None], fired when that is done.
         """
         super().stopService()
-        return Deferred.fromCoroutine(self._stop())
+        return self._course.stop()
 
-    async def _stop(self) -> None:
+    def _entered(self, state: str) -> None:
+        flight.note("api", state)
+        _log.info("the API is {state}", state=state)
+
+    async def _begin(self) -> None:
+        # Who connects meanwhile waits in the kernel, and is not refused for what is there a moment later.
+        await self.backend.open()
+        try:
+            self._server.startService()
+        except NovasvcError as error:
+            failed = StartError("the API", "listen", str(error))
+            _log.critical("{error}", error=failed)
+            raise failed from error
+
+    async def _end(self) -> None:
         try:
             await self.backend.dismiss()
             await self._server.stopService()

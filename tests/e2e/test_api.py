@@ -56,10 +56,10 @@ class APICase(TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
 
-    def start(self, *options: str, **environment: str) -> tuple[Process, str]:
+    def start(self, *options: str) -> tuple[Process, str]:
         """Start it; return it, and its URL."""
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--api", "--api-listen-port", "0", *options]
-        process = Process(self, command, self.folder, PYTHONPATH=str(self.folder), **environment)
+        process = Process(self, command, self.folder, PYTHONPATH=str(self.folder), NOVASVC_STATE_DIR="state")
         return process, process.wait_for(r"page +(https?://[^ ]+:\d+/)")[1]
 
 

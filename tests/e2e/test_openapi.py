@@ -29,6 +29,7 @@ class OpenAPITests(TestCase):
             self,
             [program("twistd"), "-n", "--pidfile=", "novasvc", "--api", "--api-listen-port", "0"],
             self.folder,
+            NOVASVC_STATE_DIR="state",
             NOVASVC_WSGI_LOG_FORMAT="none",
         )
         url = node.wait_for(r"page +(http://127.0.0.1:\d+/)")[1]
