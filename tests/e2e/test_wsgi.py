@@ -1,0 +1,69 @@
+"""An application in workers that share its port, served by a plain script."""
+
+import signal
+from http.client import HTTPConnection
+from pathlib import Path
+from unittest import TestCase
+
+from tests.e2e.process import PATIENCE, Process, program
+
+APP = """\
+import os
+import threading
+import time
+
+def factory(global_config):
+    def app(environ, start):
+        if environ["PATH_INFO"] == "/slow":
+            print("slow has begun", flush=True)
+            time.sleep(1)
+        start("200 OK", [])
+        return [f"{os.getpid()} {environ['wsgi.multiprocess']} {threading.active_count()}".encode()]
+    return app
+"""
+SCRIPT = """\
+from novasvc.service import WSGIService, serve, wait
+
+if __name__ == "__main__":
+    serve(WSGIService("pids"), workers=2)
+    wait()
+"""
+
+
+class PreforkedTests(TestCase):
+    def setUp(self) -> None:
+        folder = Path.cwd()
+        Path("pids.py").write_text(APP)
+        Path("serve_pids.py").write_text(SCRIPT)
+        Path("api-paste.ini").write_text("[app:pids]\npaste.app_factory = pids:factory\n")
+        self.process = Process(self, [program("python"), "serve_pids.py"], folder, PYTHONPATH=str(folder))
+        self.port = int(self.process.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1))
+        self.process.wait_for("the supervisor is running")
+
+    def get(self, path: str) -> str:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def test_life(self) -> None:
+        """Both workers answer on the one port; what they have begun when they are to end is answered."""
+        pids = set()
+        for _ in range(1000):
+            pid, multiprocess, _threads = self.get("/").split()
+            self.assertEqual(multiprocess, "True")
+            pids.add(pid)
+            if len(pids) == 2:
+                break
+        self.assertEqual(len(pids), 2)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("GET", "/slow")
+        self.process.wait_for("slow has begun")
+        self.process.popen.send_signal(signal.SIGTERM)
+        answer = connection.getresponse()
+        self.assertEqual((answer.status, answer.getheader("Connection")), (200, "close"))
+        self.assertIn(answer.read().decode().split()[0], pids)
+        connection.close()
+        self.assertEqual(self.process.wait(), 0, self.process.output)
