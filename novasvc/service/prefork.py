@@ -102,6 +102,7 @@ class ProcessLauncher(service.Service):
     def _renew(self) -> None:
         """Make what is of one life, from a start to its stop."""
         self._sockets: Sockets | None = None
+        self._refusal: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
         self._hurried = False
         self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
@@ -148,13 +149,14 @@ class ProcessLauncher(service.Service):
     # -- Twisted's names -----------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
-        """Open the listening sockets, with the rights that the process has now.
-
-        :raises NovasvcError: an address cannot be had.
-        """
+        """Open the listening sockets, with the rights that the process has now. If one cannot be, the start fails."""
         super().privilegedStartService()
-        if self._sockets is None:
-            self._sockets = open_sockets(self._wrappers, {})
+        if self._sockets is None and self._refusal is None:
+            try:
+                self._sockets = open_sockets(self._wrappers, {})
+            except NovasvcError as error:
+                # Whoever drives us has no answer here but a traceback. It has one for a start.
+                self._refusal = error
 
     def startService(self) -> None:
         """Begin to start the workers; :meth:`when_started` tells the outcome, and so does the log."""
@@ -215,6 +217,9 @@ class ProcessLauncher(service.Service):
         self._error = None
         log_settings(self.configuration)
         self.privilegedStartService()
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
         assert self._sockets is not None
         self._control.startService()
         self._signals.startService()

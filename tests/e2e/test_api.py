@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -94,6 +95,32 @@ class WorkersTests(APICase):
         self.assertGreater(len(answers), 20)
         self.assertEqual(set(answers), {200})
         self.assertEqual(supervisor.stop(), -signal.SIGTERM)
+
+
+class BusyTests(APICase):
+    """Tests for a port that somebody has."""
+
+    def test_busy(self) -> None:
+        """The start ends with one line that says which port, and status 1, in one process and with workers."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            for options in ((), ("--workers", "1")):
+                command = [
+                    program("twistd"),
+                    "-n",
+                    "--pidfile=",
+                    "novasvc",
+                    "--api",
+                    "--api-listen-port",
+                    port,
+                    *options,
+                ]
+                process = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+                self.assertEqual(process.wait(), 1, process.output)
+                self.assertIn(f"cannot listen on 127.0.0.1:{port}", process.output)
+                self.assertNotIn("Traceback", process.output)
 
 
 class DrainTests(APICase):
