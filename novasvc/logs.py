@@ -67,6 +67,8 @@ def format_text(event: LogEvent) -> str:
     source = f"{event.get('log_namespace', '-')}#{_level(event)}"
     line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
     # What peers and users send may be in it: nothing moves a terminal's cursor, nothing cannot be written.
+    if line[:-1].isprintable():
+        return line
     return line.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
 
 

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import attrs
 from twisted.internet.task import deferLater
@@ -27,6 +28,8 @@ _SLICE = 500
 """Services that are made JSON at a time: others are answered in between."""
 _NUMBER = re.compile("[0-9]*")
 _SHOWN = 100
+_MOST = 100
+"""Parameters of a request that are read."""
 
 
 @attrs.frozen
@@ -49,18 +52,22 @@ class Wanted:
     marker: str | None = None
 
 
-def read_wanted(args: Mapping[bytes, Sequence[bytes]], version: Microversion, url: str) -> Wanted:
+@lru_cache(maxsize=256)
+def read_wanted(query: bytes, version: Microversion, url: str) -> Wanted:
     """Read what a request's parameters ask for; one that is empty asks for nothing, and the last of several counts.
 
-    :param args: as twisted.web gives them.
+    :param query: of the request, as it was sent.
     :param url: of the list, without a query.
     :raises APIError: 400, they cannot be taken.
     """
     try:
-        given = {name.decode(): values[-1].decode() for name, values in args.items() if values[-1]}
-        names = [name.decode() for name in args]
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST)
     except UnicodeDecodeError:
         raise APIError(400, "Query string is not UTF-8 encoded") from None
+    except ValueError:
+        raise APIError(400, f"The query string has more than {_MOST} parameters") from None
+    names = [name for name, _ in pairs]
+    given = {name: value for name, value in dict(pairs).items() if value}
     if version >= STRICT_QUERY:
         see_keys(names, _KNOWN)
     limit = given.get("limit")
@@ -118,7 +125,7 @@ class Listing:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._reads: SharedReads[Wanted, bytes] = SharedReads(self._read)
+        self._reads: SharedReads[Wanted, bytes] = SharedReads(self._read, backend.reactor)
 
     async def answer(self, wanted: Wanted) -> bytes:
         """Return the answer's body: {"services": [item], "services_links": [link]}, the links if there is more.

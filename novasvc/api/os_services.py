@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from novasvc.api.access import Access, Caller, audit
@@ -20,6 +20,7 @@ from novasvc.api.microversion import LOWEST, Microversion, say_version, wanted_v
 from novasvc.api.tokens import ADMIN
 from novasvc.api.versions import base_url, version_document
 from novasvc.errors import ServiceNotFoundError
+from novasvc.http.light import LightRequest
 from novasvc.record import ServiceChanges, ServiceRecord
 
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -57,10 +58,15 @@ class OSServices:
         self._access.require(request)
         version = _version(request, path)
         url = f"{base_url(request)}{request.path.decode('latin-1')}"
-        body = await self._listing.answer(read_wanted(request.args, version, url))
+        body = await self._listing.answer(read_wanted(request.uri.partition(b"?")[2], version, url))
         request.setHeader(b"content-type", b"application/json")
         request.setHeader(b"content-length", b"%d" % len(body))
         return body
+
+    def answer_light(self, request: LightRequest) -> Deferred[bytes]:
+        """List services, for a request that took the shortcut."""
+        listing: Deferred[bytes] = Deferred.fromCoroutine(self.list(request, "v2.1"))
+        return listing.addErrback(lambda failure: answer_fault(request, failure))
 
     @app.route(f"{_LIST}/<name>", methods=["PUT"])
     @app.route(f"{_OF_PROJECT}/<name>", methods=["PUT"])

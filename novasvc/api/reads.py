@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -14,13 +15,16 @@ class SharedReads(Generic[_Key, _Value]):
     """Reads for many. Nothing is kept: whoever asks gets what was there after they asked, never before.
 
     :param read: takes what is to be read; it has a deadline of its own.
+    :param clock: has turns.
     """
 
     # A read that is under way may have looked already, so whoever comes now waits for the next one, which all who
-    # come meanwhile share. The busier it is, the more of them there are, and the database sees one reader each.
+    # come meanwhile share. That begins a turn of the reactor later: most of those who were just answered ask again,
+    # and then they share it, too. The busier it is, the more share, and the database sees one reader each.
 
-    def __init__(self, read: Callable[[_Key], Awaitable[_Value]]) -> None:
+    def __init__(self, read: Callable[[_Key], Awaitable[_Value]], clock: IReactorTime) -> None:
         self._read = read
+        self._clock = clock
         self._under_way: set[_Key] = set()
         self._waiting: dict[_Key, list[Deferred[_Value]]] = {}
 
@@ -41,9 +45,10 @@ class SharedReads(Generic[_Key, _Value]):
         self._under_way.add(key)
 
         def ended(outcome: _Value | Failure) -> None:
-            self._under_way.remove(key)
             if key in self._waiting:
-                self._begin(key)
+                self._clock.callLater(0, self._begin, key)
+            else:
+                self._under_way.remove(key)
             for waiting in served:
                 # One that was cancelled takes no notice.
                 if isinstance(outcome, Failure):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextvars import copy_context
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from zope.interface import implementer
@@ -20,6 +21,8 @@ from novasvc.api.os_services import OSServices
 from novasvc.api.page.rooms import make_page_rooms
 from novasvc.api.versions import Front
 from novasvc.context import RequestContext, current_context
+from novasvc.http.head import Head
+from novasvc.http.light import Handler, LightRequest
 
 _HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -38,12 +41,14 @@ class Doors:
     """Leads each request to its room, by the first segment of its path.
 
     :param rooms: resource by segment.
+    :param shortcuts: what answers GET of a path that is asked for often; see Note [Light requests].
     """
 
     isLeaf = True
 
-    def __init__(self, rooms: Mapping[bytes, Any]) -> None:
+    def __init__(self, rooms: Mapping[bytes, Any], shortcuts: Mapping[bytes, Handler] | None = None) -> None:
         self._rooms = rooms
+        self._shortcuts = shortcuts or {}
 
     def getChildWithDefault(self, name: bytes, request: Any) -> Any:
         """Not called: a leaf has no children."""
@@ -55,11 +60,7 @@ class Doors:
 
     def render(self, request: Any) -> Any:
         """Let a room answer, with the request's id in what it logs."""
-        context = RequestContext()
-        request.request_id = context.request_id
-        for name, value in _HEADERS.items():
-            request.setHeader(name, value)
-        request.setHeader(b"x-openstack-request-id", context.request_id.encode())
+        context = _receive(request)
         segment = request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b""
         room = self._rooms.get(segment)
         if room is None:
@@ -74,6 +75,28 @@ class Doors:
 
         return copy_context().run(render)
 
+    def shortcut(self, head: Head) -> Handler | None:
+        """Return what answers a request the short way, if anything does. Called by the site."""
+        handler = self._shortcuts.get(head.path) if head.method == b"GET" else None
+        if handler is None:
+            return None
+
+        def answer(request: LightRequest) -> Deferred[bytes]:
+            current_context.set(_receive(request))
+            return handler(request)
+
+        return answer
+
+
+def _receive(request: Any) -> RequestContext:
+    """Give a request its id, and its answer the headers of all."""
+    context = RequestContext()
+    request.request_id = context.request_id
+    for name, value in _HEADERS.items():
+        request.setHeader(name, value)
+    request.setHeader(b"x-openstack-request-id", context.request_id.encode())
+    return context
+
 
 def make_doors(backend: Backend, access: Access) -> Doors:
     """Make the rooms and the doors to them."""
@@ -87,5 +110,6 @@ def make_doors(backend: Backend, access: Access) -> Doors:
     }
     rooms |= make_page_rooms(backend, access)
     rooms[b""] = Front(rooms[b""])
-    rooms[b"v2"] = rooms[b"v2.1"] = OSServices(backend, access).app.resource()
-    return Doors(rooms)
+    os_services = OSServices(backend, access)
+    rooms[b"v2"] = rooms[b"v2.1"] = os_services.app.resource()
+    return Doors(rooms, {b"/v2.1/os-services": os_services.answer_light})

@@ -15,6 +15,7 @@ from novasvc import metrics
 from novasvc.http.access_log import AccessLog
 from novasvc.http.channel import Channel
 from novasvc.http.head import Head
+from novasvc.http.light import LightRequest
 from novasvc.http.limits import Limits
 from novasvc.http.refusal import error_body
 
@@ -100,7 +101,8 @@ class Request(server.Request):
 class Site(server.Site):
     """Makes channels, and requests of what they read; :func:`make_site` makes one.
 
-    :param resource: provides IResource.
+    :param resource: provides IResource. If it has ``shortcut(head)``, and that returns a handler, the request is a
+        :class:`~novasvc.http.light.LightRequest`, and the resource does not see it.
     :param limits: of each connection.
     :param reactor: provides IReactorTime.
     :param log: None writes no access log.
@@ -117,6 +119,7 @@ class Site(server.Site):
         self.name = name
         self.channels: set[Channel] = set()
         self._access_log = log
+        self._shortcut = getattr(resource, "shortcut", None)
         self._watch: IDelayedCall | None = None
         self._date = b""
         self._date_of = -1
@@ -124,6 +127,9 @@ class Site(server.Site):
     def make_request(self, channel: Channel, head: Head) -> Any:
         """Make a request of a head; see :class:`~novasvc.http.channel.Channel`."""
         metrics.request_begins(self.name)
+        handler = None if self._shortcut is None else self._shortcut(head)
+        if handler is not None:
+            return LightRequest(self, channel, head, handler)
         request = Request(channel)
         request.begin(head)
         return request
