@@ -11,7 +11,7 @@ from novasvc import flight
 from novasvc.api.errors import APIError
 from novasvc.api.logins import Logins
 from novasvc.api.sessions import COOKIE, LIFETIME, Sessions
-from novasvc.api.tokens import ADMIN, READ, Token, find
+from novasvc.api.tokens import ADMIN, READ, Token, find, mark
 
 _log = Logger()
 
@@ -81,14 +81,28 @@ class Access:
         :param request: of twisted.web.
         """
         if not self._tokens:
-            return Caller("local", ADMIN, "loopback", "loopback")
+            return Caller("local", ADMIN, "loopback", "loopback") if self._is_called_by_name(request) else None
         given = given_token(request)
         if given is not None:
             token = find(self._tokens, given)
             return None if token is None else Caller(token.name, token.scope, "token")
         cookie = request.getCookie(COOKIE.encode())
         session = None if cookie is None else self._sessions.read(cookie.decode("latin-1"))
-        return None if session is None else Caller(session.name, session.scope, "session", session.id)
+        if session is None:
+            return None
+        scope = session.scope
+        if session.token:
+            # A session is worth what its token is worth now: nothing, if that was taken out of the file.
+            token = next((known for known in self._tokens if mark(known) == session.token), None)
+            if token is None:
+                return None
+            scope = token.scope
+        return Caller(session.name, scope, "session", session.id)
+
+    def _is_called_by_name(self, request: Any) -> bool:
+        """Tell whether a request's Host is one of ours. See Note [Other people's pages]."""
+        host = _header(request, "host")
+        return not self._names or not host or _hostname(host) in self._names
 
     def require(self, request: Any, scope: str = READ) -> Caller:
         """Return who asks, if they may.
@@ -96,8 +110,7 @@ class Access:
         :param scope: "read" or "admin".
         :raises APIError: 401 if nobody says who they are, 403 if it is not for them.
         """
-        host = (urlsplit(f"//{_header(request, 'host')}").hostname or "").lower()
-        if self._names and not self._tokens and host and host not in self._names:
+        if not self._tokens and not self._is_called_by_name(request):
             raise APIError(403, "without tokens this API answers only to names of loopback; see api_token_file")
         caller = self.caller(request)
         if caller is None:
@@ -125,13 +138,12 @@ class Access:
         if code:
             if not self.logins.use(code):
                 return None
-            name, scope = "login link", ADMIN
+            value = self._sessions.begin("login link", ADMIN)
         else:
             found = find(self._tokens, token)
             if found is None:
                 return None
-            name, scope = found.name, found.scope
-        value = self._sessions.begin(name, scope)
+            value = self._sessions.begin(found.name, found.scope, mark(found))
         return f"{COOKIE}={value}; Path=/; Max-Age={LIFETIME:.0f}; HttpOnly; SameSite=Strict"
 
     def form_mark(self, caller: Caller) -> str:
@@ -185,7 +197,15 @@ def _from_us(request: Any) -> bool:
         return site in {"same-origin", "none"}
     origin = _header(request, "origin")
     # Not the scheme: a proxy that speaks TLS for us has another one.
-    return not origin or urlsplit(origin).netloc == _header(request, "host")
+    return not origin or origin.partition("://")[2] == _header(request, "host")
+
+
+def _hostname(host: str) -> str:
+    """Return the name in a Host header, lower case; "" if there is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
 
 
 def _scheme(request: Any) -> str:

@@ -32,12 +32,14 @@ class Session:
     :param scope: "read" or "admin".
     :param expires: seconds since 1970.
     :param id: tells sessions of one name apart.
+    :param token: the mark of the token that it was begun with; "" for a login link.
     """
 
     name: str
     scope: str
     expires: float
     id: str
+    token: str = ""
 
 
 class Sessions:
@@ -51,9 +53,12 @@ class Sessions:
         self._key = key
         self._now = now
 
-    def begin(self, name: str, scope: str) -> str:
-        """Return the cookie's value for who has logged in."""
-        session = Session(name, scope, self._now() + LIFETIME, secrets.token_urlsafe(12))
+    def begin(self, name: str, scope: str, token: str = "") -> str:
+        """Return the cookie's value for who has logged in.
+
+        :param token: its mark, if they had one.
+        """
+        session = Session(name, scope, self._now() + LIFETIME, secrets.token_urlsafe(12), token)
         payload = _encode(json.dumps(attrs.asdict(session)).encode())
         return f"{payload}.{self._sign('session', payload)}"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextvars import copy_context
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -61,6 +62,10 @@ class Doors:
     def render(self, request: Any) -> Any:
         """Let a room answer, with the request's id in what it logs."""
         context = _receive(request)
+        try:
+            unquote_to_bytes(request.path).decode()
+        except UnicodeDecodeError:  # Klein would answer in HTML, and log it as an error of ours
+            return answer_error(request, Failure(APIError(400, "the path is no text in UTF-8")))
         segment = request.path.split(b"/", 2)[1] if request.path.startswith(b"/") else b""
         room = self._rooms.get(segment)
         if room is None:

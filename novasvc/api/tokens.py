@@ -47,6 +47,11 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
+def mark(token: Token) -> str:
+    """Return what a session is known by to be of this token: a part of its digest."""
+    return token.digest.hex()[:16]
+
+
 def find(tokens: Sequence[Token], given: str) -> Token | None:
     """Return the token that was given, or None; how long that takes says nothing about any token."""
     wanted, found = digest(given), None

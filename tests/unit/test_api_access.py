@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 from unittest import TestCase
 
+from novasvc import Manager
 from novasvc.api.logins import LIFETIME, Logins
 from novasvc.api.sessions import COOKIE, Sessions, session_key
-from novasvc.api.tokens import add_token, digest, find, read_tokens
+from novasvc.api.tokens import Token, add_token, digest, find, read_tokens
 from novasvc.errors import DirectoryError, SettingError
+from novasvc.service import Service
 from tests.unit.api_rig import ADMINS, READERS, TOKENS, APIRig
 
 SECRET = "not-to-be-seen-anywhere"
@@ -220,3 +222,40 @@ class AccessTests(TestCase):
             self.assertIn("default-src 'none'", headers["Content-Security-Policy"], path)
             self.assertEqual(headers["X-Content-Type-Options"], "nosniff", path)
             self.assertIsNone(headers["Server"], path)
+
+    def test_odd_names(self) -> None:
+        """What is no name of a host, and no origin, is refused, and no error of ours."""
+        for host in ("[", "[::1", "]", "a:b:c", "[zz]:1"):
+            self.assertIn(APIRig(self).get("/metrics", Host=host).status, {400, 403}, host)
+        rig = APIRig(self, TOKENS)
+        cookie = rig.access.log_in(token=ADMINS) or ""
+        for origin in ("http://[", "[", "http://", "//", "http://127.0.0.1:8774.evil.example"):
+            answer = rig.ask("POST", self.CALL, {}, Cookie=cookie.partition(";")[0], Origin=origin)
+            self.assertEqual(answer.status, 403, origin)
+
+    def test_other_names_are_told_nothing(self) -> None:
+        """A name that points at loopback is told no details of the health, either."""
+        rig = APIRig(self)
+        node = Service("h1", "agent", "agent", Manager, runtime=rig.runtime)
+        rig.backend.beside = lambda: [node]
+        self.assertIn(b"detail", rig.get("/readyz").body)
+        self.assertNotIn(b"detail", rig.get("/readyz", Host="evil.example").body)
+
+    def test_token_taken_away(self) -> None:
+        """A session has the scope that its token has now, and ends with it; one by a link goes on."""
+        rig = APIRig(self, TOKENS)
+        begun = rig.access.log_in(token=ADMINS), rig.access.log_in(code=rig.access.logins.issue())
+        by_token, by_link = ((cookie or "").partition(";")[0] for cookie in begun)
+        self.assertEqual(rig.get("/metrics", Cookie=by_token).status, 200)
+        rig.access._tokens = (Token("ada", "read", digest(ADMINS)),)
+        self.assertEqual(rig.ask("POST", self.CALL, {}, Cookie=by_token).status, 403)
+        rig.access._tokens = (Token("ada", "admin", digest("another-token-of-ada")),)
+        self.assertEqual(rig.get("/metrics", Cookie=by_token).status, 401)
+        self.assertEqual(rig.get("/metrics", Cookie=by_link).status, 200)
+
+    def test_path_that_is_no_text(self) -> None:
+        """A path that is no UTF-8 is refused as everything else is."""
+        rig = APIRig(self)
+        for path in ("/v1/rpc/%ff/x", "/%ff", "/v2.1/os-services/%ff", "/node/%c3%28"):
+            answer = rig.ask("POST", path, {})
+            self.assertEqual((answer.status, answer.document["error"]["code"]), (400, 400), path)
