@@ -49,7 +49,10 @@ EXTRAS = {
         # An installation is tested with no index to ask, so what builds one has to be here.
         "setuptools>=77",
     ],
-    "interop": ["oslo.messaging>=18.0"],  # the peer of the tests that speak with the original
+    "interop": [  # the peers of the tests that speak with the original
+        "oslo.messaging>=18.0",
+        "python-openstackclient>=10.5",  # manages our fleet
+    ],
     "benchmark": [  # those that we are compared with
         "aio-pika>=9.5",
         "cotyledon>=2.2",
