@@ -22,7 +22,9 @@ def answer_json(request: Any, document: Any, status: int = 200) -> bytes:
     """
     request.setResponseCode(status)
     request.setHeader(b"content-type", _JSON)
-    return json.dumps(document).encode()
+    body = json.dumps(document).encode()
+    request.setHeader(b"content-length", b"%d" % len(body))
+    return body
 
 
 def answer_error(request: Any, failure: Failure) -> bytes:

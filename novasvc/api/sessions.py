@@ -69,7 +69,10 @@ class Sessions:
             self._sign("session", payload).encode(), signature.encode("utf-8", "surrogateescape")
         ):
             return None
-        session = Session(**json.loads(base64.urlsafe_b64decode(payload + "==")))
+        try:
+            session = Session(**json.loads(base64.urlsafe_b64decode(payload + "==")))
+        except TypeError:  # of another version of ours
+            return None
         return session if session.expires > self._now() and session.scope in SCOPES else None
 
     def form_mark(self, session_id: str) -> str:

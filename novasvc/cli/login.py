@@ -17,4 +17,6 @@ def login(place: Place, port: int | None) -> None:
     from novasvc.api.logins import Logins, login_url  # noqa: PLC0415
 
     settings = place.configuration.settings
+    if port is None and not settings.api_listen_port:
+        raise click.UsageError("api_listen_port is 0, a free port: say which it is by --port.")
     click.echo(login_url(settings, Logins.of(settings), port))

@@ -7,6 +7,10 @@
 # time, whatever comes meanwhile, and a body has to come at a rate. A timer for each, begun and
 # cancelled with every request, would cost more than reading the request does: a channel only notes
 # when it is late, and its site looks at all of them once a second.
+#
+# The same holds for who reads: one that takes a byte now and then would keep its answer in memory, and
+# the thread that makes it. So what waits to be sent has to get less at a rate, too. And a client that asks, and
+# asks again, without reading what it is answered, is read no further.
 
 from typing import Any
 
@@ -28,7 +32,9 @@ _AHEAD = 16384
 _LINGER = 2.0
 """Seconds that a client whose request is refused may go on sending; closed at once, it would not see the answer."""
 _CLOSING = 60.0
-"""Seconds that a client has to read the last of what it is sent, at the most."""
+"""Seconds that a client has to read the last of what it is sent, if it is not known how much of it is left."""
+_AT_A_TIME = 16
+"""Requests of one connection that are answered before others have their turn."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -58,6 +64,8 @@ class Channel(HTTPChannel):
         self._body: Body | None = None
         self._late_at: float | None = None
         self._stalled_at: float | None = None
+        self._unread: int | None = None
+        self._soon: Any = None
         self._fresh = True
         self._draining = False
         self._grace: Any = None
@@ -83,8 +91,9 @@ class Channel(HTTPChannel):
         self._closing = True
         self._late_at = self._stalled_at = None
         self._input = b""
-        if self._grace is not None and self._grace.active():
-            self._grace.cancel()
+        for later in (self._grace, self._soon):
+            if later is not None and later.active():
+                later.cancel()
         self._forget_body()
         for request in self.requests:
             request.connectionLost(reason)
@@ -96,17 +105,35 @@ class Channel(HTTPChannel):
         self._input = self._input + data if self._input else data
         if not self._advancing:
             self._advance()
+        if len(self._input) > _AHEAD and (self._waitingForTransport or self._handlingRequest):
+            self._networkProducer.pauseProducing()
 
     def _advance(self) -> None:
         """Read on, as long as there is something to read; not called from within itself, however fast answers are."""
         self._advancing = True
+        answered = 0
         try:
-            while self._input and self._step():
-                pass
+            while self._input and not self._waitingForTransport:
+                answered += self._step == self._read_head
+                if answered > _AT_A_TIME:
+                    self._advance_soon()
+                    break
+                if not self._step():
+                    break
         except RefusedError as refused:
             self.refuse(refused)
         finally:
             self._advancing = False
+
+    def _advance_soon(self) -> None:
+        if self._soon is None or not self._soon.active():
+            self._networkProducer.pauseProducing()
+            self._soon = self.site.reactor.callLater(0, self._advance_now)
+
+    def _advance_now(self) -> None:
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
+        self._advance()
 
     def _read_head(self) -> bool:
         data = self._input
@@ -164,8 +191,6 @@ class Channel(HTTPChannel):
 
     def _wait(self) -> bool:
         """Read no further while a request is being answered."""
-        if len(self._input) > _AHEAD and not self._waitingForTransport:
-            self._networkProducer.pauseProducing()
         return False
 
     def _discard(self) -> bool:
@@ -199,9 +224,6 @@ class Channel(HTTPChannel):
         self.transport.write(error_head(refused.status, len(body), self.site.date) + body)
         self._linger()
 
-    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - twisted.web calls it of a form that is none
-        self.refuse(RefusedError(400, "the body is not what its Content-Type says"))
-
     def _linger(self) -> None:
         """Close, once the client has seen the answer: unread input would have the kernel drop it."""
         self._step = self._discard
@@ -218,8 +240,7 @@ class Channel(HTTPChannel):
         self._step = self._discard
         self._input = b""
         self._closing = True
-        idle = self._limits.idle_timeout
-        self._late_at = self._clock() + (min(idle, _CLOSING) if idle else _CLOSING)
+        self._late_at = self._reading_due(_CLOSING)
         super().loseConnection()
 
     def abortConnection(self) -> None:
@@ -258,11 +279,16 @@ class Channel(HTTPChannel):
     def see_time(self, now: float) -> None:
         """Do what is due, if the client is late. Called once a second."""
         if self._stalled_at is not None and now >= self._stalled_at:
+            if self._has_read():
+                self._stalled_at = self._reading_due(self._limits.idle_timeout)
+                return
             _log.info("a client that did not read its answer is cut: {peer}", peer=self.transport.getPeer())
             self.abortConnection()
         elif self._late_at is not None and now >= self._late_at:
             self._late_at = None
-            if self._closing:
+            if self._closing and self._has_read():
+                self._late_at = self._reading_due(_CLOSING)
+            elif self._closing:
                 self.abortConnection()
             elif self._body is not None:
                 self.refuse(RefusedError(408, "the body did not come in time"))
@@ -275,10 +301,41 @@ class Channel(HTTPChannel):
     def pauseProducing(self) -> None:
         """See that the client does not read as fast as it is sent to."""
         if self._limits.idle_timeout:
-            self._stalled_at = self._clock() + self._limits.idle_timeout
+            self._stalled_at = self._reading_due(self._limits.idle_timeout)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
         """See that it has read."""
         self._stalled_at = None
         super().resumeProducing()
+        if self._input and not self._advancing:
+            self._advance()
+
+    def _reading_due(self, otherwise: float) -> float:
+        """Return when the client is to have read some of what waits for it; see Note [Late clients].
+
+        :param otherwise: seconds, where nobody knows what waits.
+        """
+        self._unread = unsent(self.transport)
+        limits = self._limits
+        seconds = otherwise if self._unread is None else limits.body_timeout
+        return self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds)
+
+    def _has_read(self) -> bool:
+        """Tell whether the client reads at the rate at which it would have to send."""
+        before, now = self._unread, unsent(self.transport)
+        if before is None or now is None:
+            return False
+        limits = self._limits
+        seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
+        return before - now >= seconds * limits.body_rate
+
+
+def unsent(transport: Any) -> int | None:
+    """Return the octets that wait in this process to be sent; None if the transport does not tell."""
+    # A wrapper, as that of TLS, passes on what it is given.
+    while not hasattr(transport, "dataBuffer") and hasattr(transport, "transport"):
+        transport = transport.transport
+    if not hasattr(transport, "_tempDataLen"):
+        return None
+    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)  # noqa: SLF001 - no other way

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
+from twisted.web.http import parse_qs
 from twisted.web.resource import IResource, _IEncodingResource
 
 from novasvc import metrics
@@ -20,6 +21,10 @@ from novasvc.http.limits import Limits
 from novasvc.http.refusal import error_body
 
 _log = Logger()
+
+_FORM = b"application/x-www-form-urlencoded"
+_LARGEST_FORM = 16384
+"""Bytes of a form that is read; a larger one has no fields."""
 
 
 class Request(server.Request):
@@ -49,11 +54,21 @@ class Request(server.Request):
     def received(self, content: IO[bytes] | None) -> None:
         """Take the body, and answer. Called by the channel."""
         self.content = BytesIO() if content is None else content
-        head = self.head
-        target = head.path + b"?" + head.query if head.query else head.path
+        head, content = self.head, self.content
+        size = content.tell()
+        content.seek(0)
+        self.method, self.path, self.clientproto = head.method, head.path, head.version
+        self.uri = head.path + b"?" + head.query if head.query else head.path
+        self.args = parse_qs(head.query, True) if head.query else {}
+        # twisted.web reads forms of any size, for any path, before anybody knows who sent them: a second's work. Ours
+        # are small, and no room takes files.
+        kind = (self.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
+        if kind == _FORM and size <= _LARGEST_FORM and head.method == b"POST":
+            self.args.update(parse_qs(content.read(), True))
+            content.seek(0)
         if self.channel.draining or not self.channel.persistent:
             self.responseHeaders.setRawHeaders(b"connection", [b"close"])
-        self.requestReceived(head.method, target, head.version)
+        self.process()
 
     def process(self) -> None:
         """Find the resource, and have it answer. As in twisted.web, but nobody is told the server's version."""

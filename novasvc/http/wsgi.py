@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc import metrics
-from novasvc.http.access_log import AccessLog
+from novasvc.http.access_log import AccessLog, shown
 from novasvc.http.answer import Answer, AnswerError, make_answer
 from novasvc.http.channel import Channel
 from novasvc.http.crew import QUEUE, THREADS, Crew
@@ -161,7 +161,7 @@ class Exchange:
         ended, failure = self._ended, self._failure
         if failure is not None and ended:
             self._failure = None
-            _log.failure("{app}: {line} failed", failure, app=self._site.name, line=self.head.target[:200])
+            _log.failure("{app}: {line} failed", failure, app=self._site.name, line=shown(self.head.target[:200]))
         if self._gone:
             return
         parts = []
@@ -245,7 +245,7 @@ class Exchange:
         _log.error(
             "{app}: the answer to {line} ended {left} bytes before its Content-Length",
             app=self._site.name,
-            line=self.head.target[:200],
+            line=shown(self.head.target[:200]),
             left=self._left,
         )
         return False

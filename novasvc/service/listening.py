@@ -20,6 +20,8 @@ from novasvc.supervision.errors import NotPreforkableError
 
 _log = Logger()
 
+_BACKLOG = 4096
+"""Connections that a kernel lets wait to be accepted, at the most."""
 _CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "port")
 """What a copy in another process is made from."""
 
@@ -141,6 +143,10 @@ class StreamServer(service.Service):
         ports, self._ports = self._ports, []
         sockets, self._sockets = self._sockets, []
         self._wrapped = self._refusal = None
+        for port in ports:
+            # Who has connected has been accepted, as far as they know: the kernel would reset them.
+            port.numberAccepts = _BACKLOG
+            port.doRead()
         waiting = [port.stopListening() for port in ports]
         for listening in sockets:
             listening.close()
