@@ -28,6 +28,9 @@ from novasvc.service.listening import StreamServer
 
 _log = Logger()
 
+_BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted."""
+
 
 @implementer(IStartable, IPreforkable, IHealthy)
 class APIService(service.Service):
@@ -50,7 +53,7 @@ class APIService(service.Service):
         self.logins = Logins.of(settings)
         host = settings.api_listen.replace(":", r"\:")
         self._server = StreamServer(
-            f"tcp:{settings.api_listen_port}:interface={host}",
+            f"tcp:{settings.api_listen_port}:interface={host}:backlog={_BACKLOG}",
             self._make_factory,
             runtime.reactor,
             settings.graceful_shutdown_timeout or 3600.0,
