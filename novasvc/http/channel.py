@@ -319,7 +319,7 @@ class Channel(HTTPChannel):
         self._unread = unsent(self.transport)
         limits = self._limits
         seconds = otherwise if self._unread is None else limits.body_timeout
-        return self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds)
+        return float(self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds))
 
     def _has_read(self) -> bool:
         """Tell whether the client reads at the rate at which it would have to send."""
@@ -328,7 +328,7 @@ class Channel(HTTPChannel):
             return False
         limits = self._limits
         seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
-        return before - now >= seconds * limits.body_rate
+        return bool(before - now >= seconds * limits.body_rate)
 
 
 def unsent(transport: Any) -> int | None:
