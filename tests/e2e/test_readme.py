@@ -85,7 +85,7 @@ class ReadmeTests(TestCase):
 
     def serve(self) -> None:
         """Serve an application as README tells, on a free port."""
-        (command,) = self.commands("Serve an API")
+        (command,) = self.commands("Ask the API")
         served = self.shell(command.replace("=8080", "=0"))
         port = served.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1)
         served.wait_for("the API hello is running")
@@ -109,7 +109,7 @@ class ReadmeTests(TestCase):
     def api(self) -> None:
         """Ask the API as README tells: the port is the only word that differs."""
         self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
-        run, *questions = self.commands("Serve an API")
+        run, *questions = self.commands("Ask the API")
         served = self.shell(run)
         address = served.wait_for(r"page +http://(\S+)/").group(1)
         for question in questions:
@@ -119,6 +119,18 @@ class ReadmeTests(TestCase):
         os.killpg(served.popen.pid, signal.SIGTERM)
         served.wait()
         del self.environment["NOVASVC_API_LISTEN_PORT"]
+
+    def applications(self) -> None:
+        """Serve README's application: the port is the only word that differs."""
+        (run,) = self.commands("Serve applications")
+        self.assertIn("PORT=8080", run)
+        served = self.shell(run.replace("PORT=8080", "PORT=0"))
+        address = served.wait_for(r"listening on (127\.0\.0\.1:\d+)").group(1)
+        served.wait_for("the API hello is running")
+        with urlopen(f"http://{address}/", timeout=PATIENCE) as answer:
+            self.assertEqual(answer.read(), b"good morning, 127.0.0.1\n")
+        os.killpg(served.popen.pid, signal.SIGTERM)
+        served.wait()
 
     def fleet(self) -> None:
         """Do what README tells of a fleet, on a broker of the tests': the address is the only word that differs."""
