@@ -6,7 +6,7 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException
 
 from novasvc.api.answers import answer_json, api_error
-from novasvc.api.errors import APIError
+from novasvc.api.errors import as_api_error
 from novasvc.api.microversion import UnservedVersionError, say_version
 
 _NAMES = {
@@ -43,7 +43,8 @@ def answer_fault(request: Any, failure: Failure) -> bytes:
     if error.status == 401:  # noqa: PLR2004 - of HTTP
         return _answer(request, error.document, 401)
     message = error.message
-    if error.status == 500 and not isinstance(failure.value, APIError):  # noqa: PLR2004 - of HTTP
+    foreseen = failure.value is not None and as_api_error(failure.value) is not None
+    if error.status == 500 and not foreseen:  # noqa: PLR2004 - of HTTP
         message = f"Unexpected API Error. {message[:1].upper()}{message[1:]}\n{failure.type}"
     document = {_NAMES.get(error.status, _OTHER): {"code": error.status, "message": message}}
     return _answer(request, document, error.status)

@@ -1,0 +1,98 @@
+"""Reads that many share."""
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.api.reads import SharedReads
+
+
+class SharedReadsTests(SynchronousTestCase):
+    """Tests for novasvc.api.reads."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.under_way: list[tuple[str, Deferred[int]]] = []
+
+        def read(key: str) -> Deferred[int]:
+            reading: Deferred[int] = Deferred()
+            self.under_way.append((key, reading))
+            return reading
+
+        self.reads: SharedReads[str, int] = SharedReads(read, self.clock)
+
+    def end(self, outcome: int | Exception) -> None:
+        """End the read that began first."""
+        _, reading = self.under_way.pop(0)
+        if isinstance(outcome, Exception):
+            reading.errback(outcome)
+        else:
+            reading.callback(outcome)
+        self.clock.advance(0)
+
+    def test_never_older(self) -> None:
+        """Nobody gets what was read before they asked."""
+        first, second = self.reads.get("a"), self.reads.get("a")
+        self.end(1)
+        self.assertEqual(self.successResultOf(first), 1)
+        self.assertNoResult(second)
+        third = self.reads.get("a")
+        self.end(2)
+        self.assertEqual(self.successResultOf(second), 2)
+        self.assertNoResult(third)
+        self.end(3)
+        self.assertEqual(self.successResultOf(third), 3)
+        self.assertEqual(self.under_way, [])
+
+    def test_shared(self) -> None:
+        """All who come while one is under way share the next one."""
+        first, *others = (self.reads.get("a") for _ in range(10))
+        self.end(1)
+        self.end(2)
+        self.assertEqual(self.successResultOf(first), 1)
+        self.assertEqual([self.successResultOf(other) for other in others], [2] * 9)
+        self.assertEqual(self.under_way, [])
+
+    def test_just_answered(self) -> None:
+        """Who asks again as soon as they are answered shares the next one, too."""
+        again: list[Deferred[int]] = []
+        self.reads.get("a").addCallback(lambda _: again.append(self.reads.get("a")))
+        waiting = self.reads.get("a")
+        self.end(1)
+        self.end(2)
+        self.assertEqual([self.successResultOf(found) for found in (waiting, *again)], [2, 2])
+
+    def test_apart(self) -> None:
+        """What is something else is read beside."""
+        self.reads.get("a")
+        self.reads.get("b")
+        self.assertEqual([key for key, _ in self.under_way], ["a", "b"])
+
+    def test_nothing_kept(self) -> None:
+        """After all were answered the next one reads anew, at once."""
+        first = self.reads.get("a")
+        self.end(1)
+        second = self.reads.get("a")
+        self.end(2)
+        self.assertEqual((self.successResultOf(first), self.successResultOf(second)), (1, 2))
+
+    def test_fails(self) -> None:
+        """A read that fails, fails for those who waited for it, and for nobody else."""
+        first, second, third = (self.reads.get("a") for _ in range(3))
+        self.end(KeyError())
+        self.failureResultOf(first, KeyError)
+        self.end(ValueError())
+        for found in (second, third):
+            self.failureResultOf(found, ValueError)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_cancelled(self) -> None:
+        """Who gives up takes nothing from the others."""
+        first, second, third = (self.reads.get("a") for _ in range(3))
+        first.cancel()
+        second.cancel()
+        self.end(1)
+        self.end(2)
+        for found in (first, second):
+            self.failureResultOf(found, CancelledError)
+        self.assertEqual(self.successResultOf(third), 2)
