@@ -120,18 +120,6 @@ class ReadmeTests(TestCase):
         served.wait()
         del self.environment["NOVASVC_API_LISTEN_PORT"]
 
-    def applications(self) -> None:
-        """Serve README's application: the port is the only word that differs."""
-        (run,) = self.commands("Serve applications")
-        self.assertIn("PORT=8080", run)
-        served = self.shell(run.replace("PORT=8080", "PORT=0"))
-        address = served.wait_for(r"listening on (127\.0\.0\.1:\d+)").group(1)
-        served.wait_for("the API hello is running")
-        with urlopen(f"http://{address}/", timeout=PATIENCE) as answer:
-            self.assertEqual(answer.read(), b"good morning, 127.0.0.1\n")
-        os.killpg(served.popen.pid, signal.SIGTERM)
-        served.wait()
-
     def fleet(self) -> None:
         """Do what README tells of a fleet, on a broker of the tests': the address is the only word that differs."""
         url, run, *others = self.commands("A fleet")
