@@ -85,7 +85,7 @@ class ReadmeTests(TestCase):
 
     def serve(self) -> None:
         """Serve an application as README tells, on a free port."""
-        (command,) = self.commands("Ask the API")
+        (command,) = self.commands("Serve applications")
         served = self.shell(command.replace("=8080", "=0"))
         port = served.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1)
         served.wait_for("the API hello is running")
