@@ -21,7 +21,7 @@ _KEYS: dict[bytes, str] = {
     b"proxy": "",  # to some libraries HTTP_PROXY is not what a client says, but what they go through
 }
 """The environ's keys by header, as far as they are known; "" is left out."""
-_MOST_KEYS = 1000
+_MOST_KEYS, _LONGEST_KEY = 1000, 64
 
 
 class ErrorLog:
@@ -108,6 +108,6 @@ def make_environ(common: Mapping[str, Any], head: Head, content: IO[bytes] | Non
 
 def _key(name: bytes) -> str:
     key = "" if b"_" in name else "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
-    if len(_KEYS) < _MOST_KEYS:
+    if len(_KEYS) < _MOST_KEYS and len(name) <= _LONGEST_KEY:
         _KEYS[name] = key
     return key

@@ -90,13 +90,14 @@ class LightRequest:
         return values[-1] if values else None
 
     def getCookie(self, name: bytes) -> bytes | None:  # noqa: N802 - twisted.web's name
-        """Return a cookie."""
+        """Return a cookie; of several of a name, the last one, as twisted.web does."""
+        found = None
         for line in self.requestHeaders.named.get(b"cookie", ()):
             for pair in line.split(b";"):
                 key, equals, value = pair.partition(b"=")
                 if equals and key.strip() == name:
-                    return value.strip()
-        return None
+                    found = value.strip()
+        return found
 
     def getClientAddress(self) -> Any:  # noqa: N802 - twisted.web's name
         """Return where it comes from."""
@@ -134,7 +135,12 @@ class LightRequest:
         # Whoever has the answer is in a context of their own, and what is logged here is of this request.
         answering.addCallbacks(
             lambda body: self._context.run(self._answer, body), lambda failure: self._context.run(self._failed, failure)
-        )
+        ).addErrback(self._broken)
+
+    def _broken(self, failure: Failure) -> None:
+        """Give up a connection whose answer could not be written."""
+        _log.failure("{method} {path} could not be answered", failure, method=self.method, path=self.path)
+        self.channel.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:
         """See the client go before it had its answer."""
