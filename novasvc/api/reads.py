@@ -50,9 +50,9 @@ class SharedReads(Generic[_Key, _Value]):
             else:
                 self._under_way.remove(key)
             for waiting in served:
-                # One that was cancelled takes no notice.
+                # One that was cancelled takes no notice. Each gets a Failure of its own, which it may clean.
                 if isinstance(outcome, Failure):
-                    waiting.errback(outcome)
+                    waiting.errback(Failure(outcome.value))
                 else:
                     waiting.callback(outcome)
 

@@ -245,7 +245,7 @@ class ServiceRegistry:
 
     def _records(self, connection: Connection, statement: Any, values: dict[str, Any]) -> Records:
         with self._readable():
-            return [_record(row) for row in connection.execute(statement, values)]
+            return [_record(row) for row in connection.execute(statement, values).all()]
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
