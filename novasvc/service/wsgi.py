@@ -18,7 +18,6 @@ from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.lifecycle import Course
-from novasvc.service.listening import StreamServer
 from novasvc.service.paste import Loader
 
 _log = Logger()
@@ -90,6 +89,9 @@ class WSGIService(service.Service):
         self.manager = make_manager(settings.managers[name], host=settings.host) if name in settings.managers else None
         self.app: Any = None
         host = api.listen.replace(":", r"\:")
+        # Endpoints bring TLS, 12 MiB that nodes have no use for; they import this module, too.
+        from novasvc.service.listening import StreamServer  # noqa: PLC0415
+
         self._server = StreamServer(
             f"tcp:{api.listen_port}:interface={host}:backlog={_BACKLOG}",
             self._make_factory,
