@@ -105,8 +105,10 @@ class Backend:
         return APIError(503, f"the {leg} is not there: {why}", {"Retry-After": "5"})
 
     def attend(self, part: IService) -> None:
-        """Run a part of a room as long as the API runs. Called before :meth:`open`."""
+        """Run a part of a room as long as the API runs: from now, or from :meth:`open` on, to :meth:`dismiss`."""
         self._attendants.append(part)
+        if self._reaching:
+            part.startService()
 
     async def dismiss(self) -> None:
         """Stop those parts: streams above all, as whoever stops the server waits for their end."""

@@ -97,6 +97,19 @@ class WorkersTests(APICase):
         self.assertEqual(supervisor.stop(), -signal.SIGTERM)
 
 
+class PageTests(APICase):
+    """Tests for what the page lives on; tests/e2e/test_page.py has the page."""
+
+    def test_events(self) -> None:
+        """The registry is read, and what is new is told."""
+        process, url = self.start()
+        news = eventually(lambda: (found := read(f"{url}events?poll=1")[1])["totals"]["services"] and found)
+        self.assertEqual((news["trouble"], len(news["cells"])), ("", 1), news)
+        with urlopen(f"{url}events", timeout=PATIENCE) as stream:
+            self.assertEqual(stream.headers["Content-Type"].partition(";")[0], "text/event-stream")
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+
+
 class BusyTests(APICase):
     """Tests for a port that somebody has."""
 
