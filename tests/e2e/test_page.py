@@ -134,12 +134,12 @@ class FleetTests(BrowserTestCase):
 
     def cell(self, host: str, binary: str = "novasvc-agent") -> str:
         """Return a CSS selector of a service's cell on the page."""
-        found = self.browser.script(
+        code = (
             "return [...document.querySelectorAll('#grid tbody tr')]"
             f".filter(row => row.querySelector('th').textContent === {host!r})"
             f".flatMap(row => [...row.querySelectorAll('td[data-label={binary}] a')]).map(cell => cell.id)[0]"
         )
-        self.assertTrue(found, f"no cell of {binary} at {host}")
+        found = self.browser.until(lambda: self.browser.script(code), f"there is a cell of {binary} at {host}")
         return f"#{found}"
 
     def hosts(self) -> list[str]:

@@ -19,7 +19,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from novasvc import metrics
+from novasvc import flight, metrics
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.health import OwnHealth, sum_up
@@ -306,6 +306,9 @@ class OwnHealthTests(SynchronousTestCase):
     """Tests for the legs of an API that is alone in its process."""
 
     def setUp(self) -> None:
+        # Other tests of this process may have had a reactor that beat, and beats no more.
+        self.addCleanup(flight.install, flight.installed())
+        flight.install(flight.FlightRecorder.anonymous())
         self.runtime = memory_runtime()
         self.backend = Backend(self.runtime)
         self.registry: Any = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))

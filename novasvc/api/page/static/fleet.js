@@ -74,7 +74,9 @@ async function loadGrid() {
   if (loading) return;
   loading = true;
   try {
-    const response = await fetch(location.href, { signal: AbortSignal.timeout(10000) });
+    // At this address programs are told versions, and browsers get the page.
+    const headers = { Accept: "text/html" };
+    const response = await fetch(location.href, { headers, signal: AbortSignal.timeout(10000) });
     if (!response.ok || response.redirected) return;
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const fresh = page.getElementById("grid");
