@@ -19,7 +19,7 @@ from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.connection import quick_backoff
 from tests.servers import Broker, Proxy, shared_broker, vhost_url
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds that a test waits for what nobody has promised a time for."""
 TOPIC = "compute"
 CONTEXT = RequestContext()
