@@ -56,7 +56,7 @@ class APIService(service.Service):
             f"tcp:{settings.api_listen_port}:interface={host}:backlog={_BACKLOG}",
             self._make_factory,
             runtime.reactor,
-            settings.graceful_shutdown_timeout or 3600.0,
+            settings.graceful_shutdown_timeout,
             settings.tcp_keepidle,
         )
         self._course = Course("the API", self._begin, self._end, self._entered)

@@ -53,7 +53,7 @@ class Connections(WrappingFactory):
     def drain(self, seconds: float) -> Deferred[None]:
         """Have all connections end. Called once, when no more are accepted.
 
-        :param seconds: that they may take; then they are cut.
+        :param seconds: that they may take; then they are cut. 0 is without limit.
         :return: Deferred[None], fired when none is open.
         """
         for wrapper in list(self.protocols):
@@ -62,10 +62,9 @@ class Connections(WrappingFactory):
             return succeed(None)
         drained: Deferred[None] = Deferred()
         self._drained = drained
-        timers = [
-            self._reactor.callLater(seconds, self._late, seconds),
-            self._reactor.callLater(_LAST_REQUEST, self._close_idle),
-        ]
+        timers = [self._reactor.callLater(_LAST_REQUEST, self._close_idle)]
+        if seconds:
+            timers.append(self._reactor.callLater(seconds, self._late, seconds))
 
         def cancel(_: None) -> None:
             for timer in timers:

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable
+from novasvc.runtime import process_runtime
 from novasvc.service.connections import Connections
 from novasvc.service.sockets import address_of, described, keep_alive, port_of
 from novasvc.service.unixsocket import UNIXPort
@@ -40,8 +41,8 @@ class StreamServer(service.Service):
     :param factory: provides IProtocolFactory, or is called without arguments for what does, in the
         process that serves. To be preforked, pickle has to carry it.
     :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime; None is the global one.
-    :param drain_timeout: seconds that connections may go on when it stops; as the setting
-        graceful_shutdown_timeout by default.
+    :param drain_timeout: seconds that connections may go on when it stops, 0 without limit; None is the
+        setting graceful_shutdown_timeout, as the environment of the process has it.
     :param tcp_keepidle: seconds without a byte after which the kernel probes a connection; 0 is never.
     """
 
@@ -49,7 +50,12 @@ class StreamServer(service.Service):
     """Of the address, as soon as it is bound; None for a unix socket."""
 
     def __init__(
-        self, endpoint: str, factory: Any, reactor: Any = None, drain_timeout: float = 60.0, tcp_keepidle: int = 0
+        self,
+        endpoint: str,
+        factory: Any,
+        reactor: Any = None,
+        drain_timeout: float | None = None,
+        tcp_keepidle: int = 0,
     ) -> None:
         self.endpoint = endpoint
         self.tcp_keepidle = tcp_keepidle
@@ -65,6 +71,7 @@ class StreamServer(service.Service):
         self._connections: Connections | None = None
         self._draining: Connections | None = None
         self._refusal: NovasvcError | None = None
+        self._grace = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
@@ -114,10 +121,15 @@ class StreamServer(service.Service):
         """Accept connections.
 
         :raises ListenError: the address cannot be bound.
+        :raises SettingsError: the environment has an error; not if it was given a drain_timeout.
         """
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             raise refusal
+        if self.drain_timeout is None:
+            self._grace = process_runtime().settings.graceful_shutdown_timeout
+        else:
+            self._grace = self.drain_timeout
         self._bind()
         reactor = self._reactor
         if reactor is None:
@@ -137,7 +149,7 @@ class StreamServer(service.Service):
     def stopService(self) -> Deferred[None]:
         """Accept no more connections, and see those that are open to their end.
 
-        :return: Deferred[None], fired when there are none, drain_timeout seconds from now at the latest.
+        :return: Deferred[None], fired when there are none, after drain_timeout at the latest.
         """
         super().stopService()
         ports, self._ports = self._ports, []
@@ -152,7 +164,7 @@ class StreamServer(service.Service):
             listening.close()
         self._draining, self._connections = self._connections, None
         if self._draining is not None:
-            waiting.append(self._draining.drain(self.drain_timeout))
+            waiting.append(self._draining.drain(self._grace))
         return gatherResults(waiting).addCallback(lambda _: None)
 
     def hurry(self) -> None:

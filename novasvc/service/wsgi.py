@@ -96,7 +96,7 @@ class WSGIService(service.Service):
             f"tcp:{api.listen_port}:interface={host}:backlog={_BACKLOG}",
             self._make_factory,
             self.runtime.reactor,
-            settings.graceful_shutdown_timeout or 3600.0,
+            settings.graceful_shutdown_timeout,
             settings.tcp_keepidle,
         )
         self._site: Any = None

@@ -25,8 +25,8 @@ ABORT_PATIENCE = 2.0
 HURRY_PATIENCE = 2.0
 """Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
 
-TIDYING = 0.5
-"""Seconds after the deadline of a drain, at which a worker cuts short what it does, until SIGKILL."""
+TIDYING = 0.25
+"""Seconds after the deadline of a drain, which a server may keep by itself, until it is told; again until SIGKILL."""
 
 SLOWLY = 30.0
 """Seconds between two attempts when the budget is used up."""
@@ -114,6 +114,7 @@ class Slot:
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
+    _pressed: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
@@ -241,7 +242,8 @@ class Slot:
     def launch(self) -> None:
         """Have a process forked."""
         self._throttle.forked(self._clock.seconds())
-        self._ready_at, self._final, self.trouble, self._aborted = None, "", None, False
+        self._ready_at, self._final, self.trouble = None, "", None
+        self._aborted = self._pressed = False
         self.arm(self.limits.start)
         try:
             self.process = self._launch(self)
@@ -258,7 +260,7 @@ class Slot:
         """Have the process write down its stacks and end; it is killed if it does not."""
         _log.error("{worker} hangs: {problem}; it is aborted", worker=self, problem=problem)
         self.trouble = problem
-        self._aborted = True
+        self._aborted = self._pressed = True
         metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
         self.arm(ABORT_PATIENCE)
@@ -279,10 +281,22 @@ class Slot:
 
     def press(self) -> None:
         """Tell the process to end at once."""
-        if self.process is not None:
-            self.process.hurry()
+        self._tell_to_hurry()
         if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_PATIENCE:
             self.arm(HURRY_PATIENCE)
+
+    def _tell_to_hurry(self) -> None:
+        self._pressed = True
+        if self.process is not None:
+            self.process.hurry()
+
+    def be_late(self) -> None:
+        """Have the process cut short what it does, and kill it if that did not help."""
+        if self._pressed:
+            self.kill()
+        else:
+            self._tell_to_hurry()
+            self.arm(TIDYING)
 
     def kill(self) -> None:
         """End the process by force."""
@@ -391,8 +405,8 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
 
     @leaving.upon(SlotInput.elapsed).loop()
-    def kill_leaving(machine: SlotInput, slot: Slot) -> None:
-        slot.kill()
+    def late_in_leave(machine: SlotInput, slot: Slot) -> None:
+        slot.be_late()
 
     for dying in (starting, ready, hung, leaving):
 
@@ -430,8 +444,8 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
 
     @draining.upon(SlotInput.elapsed).loop()
-    def kill(machine: SlotInput, slot: Slot) -> None:
-        slot.kill()
+    def late(machine: SlotInput, slot: Slot) -> None:
+        slot.be_late()
 
     @draining.upon(SlotInput.hurry).loop()
     def hurry(machine: SlotInput, slot: Slot) -> None:

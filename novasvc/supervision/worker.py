@@ -181,9 +181,8 @@ class Worker:
         if self._ending:
             return
         if isinstance(error, SystemExit):
-            code = error.code
-            self.status = code if isinstance(code, int) else int(code is not None)
-            self._say({"is": "failed", "problem": f"it ended with SystemExit({code!r})", "final": False})
+            self.status = status_of(error)
+            self._say({"is": "failed", "problem": f"it ended with SystemExit({error.code!r})", "final": False})
         elif isinstance(error, NovasvcError):
             self.status = 1
             self._say({"is": "failed", "problem": str(error), "final": self._server is None})
@@ -262,8 +261,14 @@ class Worker:
         self._ending = True
         self._tick()
         stopping = succeed(None) if self._server is None else maybeDeferred(self._server.stopService)
-        stopping.addErrback(lambda failure: _log.failure("the server did not stop cleanly", failure))
+        stopping.addErrback(self._stopped_badly)
         stopping.addCallback(lambda _: self._end())
+
+    def _stopped_badly(self, failure: Failure) -> None:
+        if isinstance(failure.value, SystemExit):
+            self.status = status_of(failure.value)
+        else:
+            _log.failure("the server did not stop cleanly", failure)
 
     def orphaned(self) -> None:
         """End soon: there is no supervisor any more."""
@@ -302,6 +307,11 @@ class Worker:
             # A SIGTERM that comes before ours is the handler, has stopped it.
             with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()
+
+
+def status_of(error: SystemExit) -> int:
+    """Return the exit status that an interpreter would end with."""
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def _short(value: Any) -> Any:

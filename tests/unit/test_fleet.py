@@ -304,6 +304,7 @@ class ReplaceTests(FleetCase):
         self.run_reload(self.fleet.replace_all(self.generation("new")))
         self.newest().be_ready()
         self.host.pass_time(LIMITS.drain + TIDYING)
+        self.host.pass_time(TIDYING)
         self.assertEqual(old.signals, [SIGTERM, SIGKILL])
 
     def test_all_in_vain(self) -> None:

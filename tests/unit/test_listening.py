@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from novasvc import runtime
 from novasvc.errors import ListenError
 from novasvc.interfaces import IPreforkable
 from novasvc.service.listening import StreamServer
@@ -218,6 +219,17 @@ class AloneTests(ServerTestCase):
                 server.hurry()
             await caller.gone
             await stopped
+
+    async def test_stop_as_set(self) -> None:
+        """Connections have as long as the setting says, unless the server was given a time of its own."""
+        self.patch(runtime, "_process_runtime", None)
+        self.patch(os, "environ", {**os.environ, "NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT": "0.01"})
+        server = StreamServer("tcp:0:interface=127.0.0.1", GreeterFactory)
+        server.startService()
+        caller = await call(f"tcp:127.0.0.1:{server.port}")
+        stopped = server.stopService()
+        await caller.gone
+        await stopped
 
     async def test_tls(self) -> None:
         """An endpoint with TLS serves in one process, and is refused where it would be preforked."""

@@ -302,11 +302,13 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(self.rig.slot.trouble, "3 calls under way")
 
     def test_deadline(self) -> None:
-        """One that has not ended at the deadline is killed."""
+        """One that has not ended at the deadline is told to end at once, and then killed."""
         process = self.rig.ready()
         self.rig.slot.drain()
         self.rig.clock.advance(30)
-        self.assertEqual(process.signals, [SIGTERM])  # it cuts short itself what it does, and has to tidy up
+        self.assertEqual((process.signals, process.hurried), ([SIGTERM], False))  # it may keep the deadline itself
+        self.rig.clock.advance(TIDYING)
+        self.assertEqual((process.signals, process.hurried), ([SIGTERM], True))
         self.rig.clock.advance(TIDYING)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
         process.die_of(SIGKILL)
@@ -437,8 +439,8 @@ class LeavingTests(SynchronousTestCase):
 
     def test_deadline(self) -> None:
         """It has as long as any other."""
-        self.rig.clock.advance(30 + TIDYING)
-        self.assertEqual(self.process.signals, [SIGKILL])
+        self.rig.clock.pump([30 + TIDYING, TIDYING])
+        self.assertEqual((self.process.signals, self.process.hurried), ([SIGKILL], True))
 
     def test_hangs(self) -> None:
         """If it hangs it is aborted."""
