@@ -221,7 +221,9 @@ class Channel(HTTPChannel):
         self._forget_body()
         body = error_body(refused.status, refused.message)
         self.site.note_refused(self, request, refused.status, len(body))
-        self.transport.write(error_head(refused.status, len(body), self.site.date) + body)
+        head = error_head(refused.status, len(body), self.site.date)
+        silent = request is not None and request.head.method == b"HEAD"
+        self.transport.write(head if silent else head + body)
         self._linger()
 
     def _linger(self) -> None:

@@ -34,6 +34,8 @@ QUEUE = 1024
 """Requests that may wait for a thread."""
 _LOOK = 0.002
 """Seconds between two looks at the queue."""
+_SCARCE = 0.1
+"""Seconds between two looks while the system gives no more threads."""
 _MEMORY = 1.0
 """Seconds after which half as many threads as were needed count as needed."""
 
@@ -63,6 +65,7 @@ class Crew:
         self._begun = self._done = self._seen = 0
         self._remembered = 0.0
         self._roused: IDelayedCall | None = None
+        self._scarce = False
         self._closed = False
         self._look: IDelayedCall | None = None
 
@@ -135,24 +138,30 @@ class Crew:
                 self._remembered = now
             self._seen = self._begun
         if waiting:
-            self._look = self._reactor.callLater(_LOOK, self._look_again)
+            self._look = self._reactor.callLater(_SCARCE if self._scarce else _LOOK, self._look_again)
 
-    def _rouse(self, count: int) -> bool:
-        """Have so many more threads take work, if there are so many; return whether there was one."""
-        for number in range(count):
+    def _rouse(self, count: int) -> None:
+        """Have so many more threads take work, if there are so many."""
+        for _ in range(count):
             if self._bells:
                 self._bells.pop().release()
             elif self._hired < self.most:
                 try:
                     Thread(target=self._serve, name=f"http-{self._hired}", daemon=True).start()
                 except RuntimeError as error:
-                    _log.warn("the system gives no thread to answer requests with: {error}", error=error)
-                    return number > 0
+                    if not self._scarce:
+                        self._scarce = True
+                        _log.warn(
+                            "the system gives no more threads to answer requests with: {error}; there are {count}",
+                            error=error,
+                            count=self._hired,
+                        )
+                    return
                 self._hired += 1
+                self._scarce = False
             else:
-                return number > 0
+                return
             self._busy += 1
-        return True
 
     def _serve(self) -> None:
         bell = Lock()

@@ -84,6 +84,8 @@ def make_environ(common: Mapping[str, Any], head: Head, content: IO[bytes] | Non
     path = head.path
     environ["REQUEST_METHOD"] = head.method.decode("latin-1")
     environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
+    if path == b"*":
+        environ["PATH_INFO"] = "/"  # of the server itself, whose root it is; REQUEST_URI has what was asked
     environ["QUERY_STRING"] = head.query.decode("latin-1")
     environ["REQUEST_URI"] = environ["RAW_URI"] = head.target.decode("latin-1")
     environ["SERVER_PROTOCOL"] = head.version.decode("latin-1")

@@ -117,6 +117,7 @@ class Exchange:
         self._chunked = False
         self._sent = 0
         self._left: int | None = None
+        self._surplus = False
         self._silent = False
         self._streams = False
 
@@ -200,6 +201,7 @@ class Exchange:
         if self._left is not None:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             if count > self._left:
+                self._see_surplus(count - self._left)
                 data = data[: self._left]
             self._left -= len(data)
             self._sent += len(data)
@@ -209,6 +211,17 @@ class Exchange:
         if self._chunked:
             return [*out, b"%x\r\n" % count, *parts, b"\r\n"]
         return out + parts
+
+    def _see_surplus(self, surplus: int) -> None:
+        """Say once that there is more than was announced: a client would take it for the next answer."""
+        if not self._surplus:
+            self._surplus = True
+            _log.error(
+                "{app}: the answer to {line} goes on after its Content-Length; {count} bytes, and more, are cut",
+                app=self._site.name,
+                line=shown(self.head.target[:200]),
+                count=surplus,
+            )
 
     def _opening(self, count: int, *, ended: bool) -> bytes:
         """Return the head of the answer, and decide how its body ends."""

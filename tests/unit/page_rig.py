@@ -49,8 +49,8 @@ class Answer:
 class Connection:
     """A client's connection to the page."""
 
-    def __init__(self, rig: "PageRig") -> None:
-        self.transport = StringTransport(peerAddress=IPv4Address("TCP", "127.0.0.1", 4711))
+    def __init__(self, rig: "PageRig", address: str = "127.0.0.1") -> None:
+        self.transport = StringTransport(peerAddress=IPv4Address("TCP", address, 4711))
         self.protocol = rig.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 4711))
         self.transport.protocol = self.protocol
         self.protocol.makeConnection(self.transport)

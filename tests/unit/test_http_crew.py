@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Callable
 from queue import Queue
+from unittest.mock import patch
 
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.http.crew import Crew, Mailbox
@@ -65,6 +67,25 @@ class CrewTests(SynchronousTestCase):
         for _ in range(2):
             begun.get(timeout=10)  # nobody had to look
         go.set()
+
+    def test_no_threads(self) -> None:
+        """While the system gives no thread that is said once, and tried again now and then."""
+        crew = self.crew(2)
+        done: Queue[None] = Queue()
+        tries: list[float] = []
+
+        def start(thread: threading.Thread) -> None:
+            tries.append(self.clock.seconds())
+            raise RuntimeError("can't start new thread")
+
+        with patch.object(threading.Thread, "start", start), capturedLogs() as events:
+            self.submit(crew, lambda: done.put(None))
+            self.clock.pump([0.001] * 1000)
+        self.assertLess(len(tries), 15)
+        (event,) = events
+        self.assertIn("can't start new thread; there are 0", formatEvent(event) or "")
+        self.clock.pump([0.1])
+        done.get(timeout=10)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         timeout = threading.Event()

@@ -10,6 +10,7 @@ from wsgiref.validate import validator
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from novasvc.http import AccessLog
 from tests.unit.http_rig import GET, LAST, HTTPCase, ask, connect, responses
@@ -102,6 +103,18 @@ class AnswerTests(HTTPCase):
         self.assertEqual({key: environ.get(key) for key in expected}, expected)
         self.assertNotIn("HTTP_PROXY", environ)
         self.assertNotIn("HTTP_CONTENT_LENGTH", environ)
+
+    async def test_server_itself(self) -> None:
+        """Who asks for the server itself, asks for its root; a path has to begin with a slash."""
+        told: list[Environ] = []
+
+        def app(environ: Environ, start: Start) -> Iterable[bytes]:
+            told.append(environ)
+            return simple(environ, start)
+
+        await ask(self.serve(validator(app)), LAST.replace(b"GET / ", b"OPTIONS * "))
+        (environ,) = told
+        self.assertEqual((environ["PATH_INFO"], environ["REQUEST_URI"]), ("/", "*"))
 
     async def test_chunked_request(self) -> None:
         """A body that comes in chunks has its length in the environ, and no coding any more."""
@@ -308,15 +321,18 @@ class FailedTests(HTTPCase):
             told.clear()
 
     async def test_wrong_length(self) -> None:
-        """An answer is cut at the length that it says, and one that is shorter ends its connection."""
+        """An answer is cut at the length that it says, which is told, and one that is shorter ends its connection."""
 
         def app(environ: Environ, start: Start) -> Iterable[bytes]:
             start("200 OK", [("Content-Length", environ["PATH_INFO"][1:])])
-            return [b"abc"]
+            return [b"abc"] if environ["PATH_INFO"] == "/4" else (part for part in (b"a", b"bc", b"d"))
 
         port = self.serve(app)
-        (answer,) = await ask(port, LAST.replace(b"/ ", b"/2 "))
+        with capturedLogs() as events:
+            (answer,) = await ask(port, LAST.replace(b"/ ", b"/2 "))
         self.assertEqual(answer.body, b"ab")
+        (told,) = [formatEvent(event) for event in events if event["log_level"] is LogLevel.error]
+        self.assertIn("goes on after its Content-Length", told or "")
         caller = await connect(port)
         caller.transport.write(GET.replace(b"/ ", b"/4 "))
         await caller.gone.addTimeout(10, reactor)

@@ -1,6 +1,7 @@
 import re
 from html import unescape
 from typing import Any
+from urllib.parse import urlencode
 
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -11,7 +12,7 @@ from novasvc.record import ServiceChanges
 from novasvc.rpc import Server, expose
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.target import Target
-from tests.unit.page_rig import ADMINS, READERS, TOKENS, PageRig
+from tests.unit.page_rig import ADMINS, READERS, TOKENS, Connection, PageRig
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 
@@ -356,6 +357,21 @@ class LoginTests(SynchronousTestCase):
         self.assertIn("not one of the tokens", answer.text)
         self.assertNotIn("set-cookie", answer.headers)
         self.assertGreaterEqual(self.rig.clock.seconds() - before, 1.0)
+
+    def test_guessing(self) -> None:
+        """Whoever tries many at a time is not looked at any more; that shuts nobody else out."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": "7"}
+        tries = [Connection(self.rig) for _ in range(11)]
+        for connection in tries:
+            connection.send("POST", "/login", headers, "token=x")
+        self.assertIn(b" 429 ", tries[-1].octets.splitlines()[0])
+        self.assertEqual(b"".join(connection.octets for connection in tries[:-1]), b"")
+        other = Connection(self.rig, "127.0.0.2")
+        body = urlencode({"token": ADMINS})
+        other.send("POST", "/login", {**headers, "Content-Length": str(len(body))}, body)
+        self.assertIn(b" 303 ", other.octets.splitlines()[0])
+        self.rig.clock.advance(1)
+        self.assertEqual({connection.octets.split()[1] for connection in tries[:-1]}, {b"401"})
 
     def test_link(self) -> None:
         """To look at a link does not use it up; the button does, once."""

@@ -2,7 +2,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.page.query import Query
-from novasvc.api.page.view import COLUMNS, HOSTS, View, make_view
+from novasvc.api.page.view import COLUMNS, HOSTS, View, Views
 from novasvc.api.watch import Watch
 from novasvc.record import ServiceChanges, ServiceRecord
 from novasvc.testing.registry import MemoryRegistry
@@ -43,6 +43,7 @@ class ViewTests(SynchronousTestCase):
             return await self.registry.list(None, None, None)
 
         self.watch = Watch(read, self.clock, 60.0)
+        self.views = Views(self.watch)
 
     def add(self, host: str, binary: str = "agent", **changes: str | bool) -> ServiceRecord:
         record = self.successResultOf(self.registry.register(host, binary, None, 1))
@@ -55,7 +56,7 @@ class ViewTests(SynchronousTestCase):
             self.watch.startService()
             self.addCleanup(self.watch.stopService)
         self.clock.advance(20)
-        return make_view(self.watch, query or Query())
+        return self.views.look(query or Query())
 
     def hosts(self, query: Query | None = None) -> list[str]:
         return [row.host for row in self.view(query).rows]
@@ -128,7 +129,23 @@ class ViewTests(SynchronousTestCase):
             (Query(text="a", state="up", binary="agent"), ["alpha", "beta"]),
             (Query(binary="nothing"), []),
         ):
-            self.assertEqual([row.host for row in make_view(self.watch, query).rows], found, query)
+            self.assertEqual([row.host for row in self.views.look(query).rows], found, query)
+
+    def test_kept(self) -> None:
+        """What is looked at twice is made once, until the fleet is read again."""
+        self.add("alpha")
+        view = self.view(Query(text="a"))
+        self.assertIs(self.views.look(Query(text="a")), view)
+        self.assertEqual(self.views.look(Query(text="b")).rows, ())
+        self.add("abel")
+        self.assertEqual(self.hosts(Query(text="a")), ["abel", "alpha"])
+
+    def test_by_uuid(self) -> None:
+        """A whole uuid finds its service, and a part of one finds nothing."""
+        record = self.add("zeta")
+        self.add("eta")
+        self.assertEqual(self.hosts(Query(text=record.uuid)), ["zeta"])
+        self.assertEqual(self.hosts(Query(text=record.uuid[:20])), [])
 
     def test_pages(self) -> None:
         """A hundred hosts are a page; one that does not exist is the last one."""

@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from novasvc.api.access import Access
 from novasvc.api.page.frame import Frame
 from novasvc.api.page.query import SORTS, STATES, Query
-from novasvc.api.page.view import make_view
+from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
 
 _SHOWN = 30
@@ -21,14 +21,16 @@ class Fleet:
 
     :param access: who may look.
     :param watch: what there is to see.
+    :param views: the ways to look at it.
     :param frame: what all pages have.
     """
 
     app = Klein()
 
-    def __init__(self, access: Access, watch: Watch, frame: Frame) -> None:
+    def __init__(self, access: Access, watch: Watch, views: Views, frame: Frame) -> None:
         self._access = access
         self._watch = watch
+        self._views = views
         self._frame = frame
 
     @app.route("/", methods=["GET"])
@@ -36,7 +38,7 @@ class Fleet:
         """Show hosts by binaries."""
         caller = self._access.require(request)
         await self._watch.fresh()
-        view = make_view(self._watch, Query.read(request.args))
+        view = self._views.look(Query.read(request.args))
         return self._frame.page(
             request,
             "fleet.html",

@@ -1,5 +1,6 @@
 """Where a browser logs in and out."""
 
+from collections import Counter
 from typing import Any
 
 from klein import Klein
@@ -19,7 +20,9 @@ _log = Logger()
 WAIT = 1.0
 """Seconds that somebody waits for a refusal: nobody guesses fast."""
 _WAITING = 100
-"""Refusals that wait at a time; more are refused at once, and not looked at."""
+"""Refusals that wait at a time; those beyond are not delayed."""
+_OF_ONE = 10
+"""Refusals of one address that wait at a time; what it tries meanwhile is not looked at."""
 _LONGEST = 512
 
 
@@ -37,7 +40,7 @@ class Login:
         self._streams = streams
         self._frame = frame
         self._clock = clock
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
     @app.route("/login", methods=["GET"])
     def ask(self, request: Any) -> bytes:
@@ -52,22 +55,31 @@ class Login:
         self._access.check_origin(request)
         if not self._access.guarded:
             return _lead(request, "/")
-        if self._waiting >= _WAITING:
-            raise APIError(429, "too many try to log in; try again in a moment", {"Retry-After": "5"})
+        client = client_address(request)
+        if self._waiting[client] >= _OF_ONE:
+            raise APIError(429, "too many tries to log in; try again in a moment", {"Retry-After": "5"})
         code = _field(request, "code")
         cookie = self._access.log_in(code=code, token=_field(request, "token"))
         if cookie is None:
-            _log.warn("somebody at {client} did not get in", client=client_address(request))
-            self._waiting += 1
-            try:
-                await deferLater(self._clock, WAIT)
-            finally:
-                self._waiting -= 1
+            _log.warn("somebody at {client} did not get in", client=client)
+            await self._delay(client)
             link = "This link was used already, or is too old. `novasvc login` prints another; a token works, too."
             return self._form(request, 401, wrong=link if code else "This is not one of the tokens.")
-        _log.info("somebody at {client} logged in", client=client_address(request))
+        _log.info("somebody at {client} logged in", client=client)
         request.responseHeaders.addRawHeader(b"set-cookie", _cookie(request, cookie))
         return _lead(request, inner_path(_field(request, "next") or "/"))
+
+    async def _delay(self, client: str) -> None:
+        """Have somebody wait for a refusal; others get in meanwhile."""
+        if self._waiting.total() >= _WAITING:
+            return
+        self._waiting[client] += 1
+        try:
+            await deferLater(self._clock, WAIT)
+        finally:
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client]
 
     @app.route("/logout", methods=["POST"])
     def log_out(self, request: Any) -> bytes:

@@ -15,6 +15,7 @@ from novasvc.api.page.node import NodePage
 from novasvc.api.page.portrait import Portraits
 from novasvc.api.page.rendering import Renderer
 from novasvc.api.page.stream import Streams
+from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
 from novasvc.record import ServiceRecord
 
@@ -32,7 +33,8 @@ def make_page_rooms(backend: Backend, access: Access) -> dict[bytes, Any]:
     assets = Assets()
     renderer = Renderer(assets)
     frame = Frame(renderer, access)
-    streams = Streams(watch, access, renderer, backend.reactor)
+    views = Views(watch)
+    streams = Streams(watch, views, access, renderer, backend.reactor)
 
     async def describe(record: ServiceRecord) -> Any:
         return await call_node(backend, record, "describe")
@@ -42,7 +44,7 @@ def make_page_rooms(backend: Backend, access: Access) -> dict[bytes, Any]:
     backend.attend(streams)
     login = Login(access, streams, frame, backend.reactor).app.resource()
     return {
-        b"": Fleet(access, watch, frame).app.resource(),
+        b"": Fleet(access, watch, views, frame).app.resource(),
         b"action": Actions(backend, access, watch, frame).app.resource(),
         b"node": NodePage(backend, access, watch, portraits, frame).app.resource(),
         b"login": login,

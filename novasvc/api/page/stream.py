@@ -16,7 +16,7 @@ from novasvc.api.access import Access
 from novasvc.api.errors import APIError
 from novasvc.api.page.query import Query
 from novasvc.api.page.rendering import Renderer
-from novasvc.api.page.view import View, make_view
+from novasvc.api.page.view import View, Views
 from novasvc.api.watch import Watch
 
 _log = Logger()
@@ -127,11 +127,13 @@ class Streams(Service):
     """The streams that are open.
 
     :param watch: what there is to tell.
+    :param views: the ways to look at it.
     :param access: sees that a viewer may still look.
     """
 
-    def __init__(self, watch: Watch, access: Access, renderer: Renderer, clock: IReactorTime) -> None:
+    def __init__(self, watch: Watch, views: Views, access: Access, renderer: Renderer, clock: IReactorTime) -> None:
         self._watch = watch
+        self._views = views
         self._access = access
         self._renderer = renderer
         self._clock = clock
@@ -145,7 +147,7 @@ class Streams(Service):
 
     def news(self, query: Query, since: str) -> dict[str, Any]:
         """Return what is new, for who asks again and again."""
-        return make_news(self._watch, make_view(self._watch, query), *read_id(self._watch, since), self._renderer)
+        return make_news(self._watch, self._views.look(query), *read_id(self._watch, since), self._renderer)
 
     def open(self, request: Any, query: Query, since: str, session: str) -> Deferred[bytes]:
         """Begin to tell somebody, until they go, or are not let in any more.
@@ -196,7 +198,7 @@ class Streams(Service):
             return
         key = viewer.query, viewer.known
         if key not in cache:
-            view = make_view(self._watch, viewer.query)
+            view = self._views.look(viewer.query)
             cache[key] = json.dumps(make_news(self._watch, view, *viewer.known, self._renderer))
         viewer.tell("news", cache[key], version_id(self._watch))
         viewer.known = self._watch.version, self._watch.timeline.newest

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import ceil
 from zlib import crc32
 
@@ -16,6 +16,8 @@ HOSTS = 100
 """Hosts on a page."""
 COLUMNS = 10
 """Binaries on a page; more do not fit a screen, and the filter has the others."""
+_KEPT = 100
+"""Views that are kept until the fleet is read again; many look at the same."""
 
 _WORST = {DOWN: 0, FORCED: 1, UP: 3}
 _DISABLED = 2
@@ -78,46 +80,99 @@ class View:
         return f"{crc32(repr(shape).encode('utf-8', 'surrogateescape')):08x}"
 
 
-def make_view(watch: Watch, query: Query) -> View:
-    """Look at the fleet in one way. It takes some milliseconds for thousands of services."""
-    hosts, binaries = _by_host(watch.sights)
-    columns = tuple(name for name in binaries if not query.binary or name == query.binary)[:COLUMNS]
-    matching = [host for host, services in hosts.items() if _matches(query, host, services)]
-    _sort(matching, hosts, query)
-    pages = max(1, ceil(len(matching) / HOSTS))
-    query = attrs.evolve(query, page=min(query.page, pages))
-    begin = (query.page - 1) * HOSTS
-    rows = tuple(Row(host, tuple(map(hosts[host].get, columns))) for host in matching[begin : begin + HOSTS])
-    return View(query, binaries, columns, rows, len(matching))
+class Views:
+    """Ways to look at the fleet as it is now. What they have in common is made once for each read of it.
+
+    :param watch: reads it.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._index = _Index({})
+        self._views: dict[Query, View] = {}
+        self._version = 0
+
+    def look(self, query: Query) -> View:
+        """Look in one way: 10 ms for thousands of services after a read, and a tenth of that for the next to look."""
+        if self._version != self._watch.version:
+            self._version = self._watch.version
+            self._index = _Index(self._watch.sights)
+            self._views.clear()
+        view = self._views.get(query)
+        if view is None:
+            view = _make_view(self._index, query)
+            if len(self._views) < _KEPT:
+                self._views[query] = view
+        return view
 
 
 _Services = Mapping[str, Sight]
 """A host's, by binary."""
 
 
-def _by_host(sights: Mapping[int, Sight]) -> tuple[dict[str, dict[str, Sight]], tuple[str, ...]]:
-    hosts: dict[str, dict[str, Sight]] = {}
-    binaries = set()
-    for sight in sights.values():
-        hosts.setdefault(sight.record.host, {})[sight.record.binary] = sight
-        binaries.add(sight.record.binary)
-    return hosts, tuple(sorted(binaries))
+class _Index:
+    """Services by host and binary.
+
+    :ivar hosts: in the order in which people count.
+    :ivar binaries: all that there are, sorted.
+    """
+
+    def __init__(self, sights: Mapping[int, Sight]) -> None:
+        hosts: dict[str, dict[str, Sight]] = {}
+        for sight in sights.values():
+            hosts.setdefault(sight.record.host, {})[sight.record.binary] = sight
+        self.hosts: Mapping[str, _Services] = {
+            host: hosts[host] for host in sorted(hosts, key=lambda host: (_natural(host), host))
+        }
+        self.binaries = tuple(sorted({binary for services in hosts.values() for binary in services}))
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        """By host: all that is looked for in it, and maybe more."""
+        return {
+            host: "\n".join([host, *(word for sight in services.values() for word in _words(sight))]).casefold()
+            for host, services in self.hosts.items()
+        }
+
+    def find(self, query: Query) -> list[str]:
+        """Return the hosts that match, in their order."""
+        hosts: Iterable[str] = self.hosts
+        text = query.text.casefold()
+        if text:
+            texts = self._texts
+            hosts = [host for host in hosts if text in texts[host]]
+        if not query.filters:
+            return [*hosts]
+        return [host for host in hosts if _matches(query, text, host, self.hosts[host])]
 
 
-def _matches(query: Query, host: str, services: _Services) -> bool:
-    if not query.filters:
-        return True
+def _make_view(index: _Index, query: Query) -> View:
+    columns = tuple(name for name in index.binaries if not query.binary or name == query.binary)[:COLUMNS]
+    found = index.find(query)
+    _sort(found, index.hosts, query)
+    pages = max(1, ceil(len(found) / HOSTS))
+    query = attrs.evolve(query, page=min(query.page, pages))
+    begin = (query.page - 1) * HOSTS
+    rows = tuple(Row(host, tuple(map(index.hosts[host].get, columns))) for host in found[begin : begin + HOSTS])
+    return View(query, index.binaries, columns, rows, len(found))
+
+
+def _matches(query: Query, text: str, host: str, services: _Services) -> bool:
     looked_at: Iterable[Sight] = services.values()
     if query.binary:
         looked_at = [services[query.binary]] if query.binary in services else []
-    text = query.text.casefold()
     here = text in host.casefold()
     return any((here or _mentions(sight, text)) and is_in(sight, query.state) for sight in looked_at)
 
 
-def _mentions(sight: Sight, text: str) -> bool:
+def _words(sight: Sight) -> tuple[str, str, str]:
     record = sight.record
-    return text in record.binary.casefold() or text in (record.disabled_reason or "").casefold() or text == record.uuid
+    return record.binary, record.disabled_reason or "", record.uuid
+
+
+def _mentions(sight: Sight, text: str) -> bool:
+    binary, reason, uuid = _words(sight)
+    return text in binary.casefold() or text in reason.casefold() or text == uuid
 
 
 def is_in(sight: Sight, state: str) -> bool:
@@ -140,8 +195,10 @@ def _natural(host: str) -> tuple[tuple[int, str], ...]:
 
 
 def _sort(names: list[str], hosts: Mapping[str, _Services], query: Query) -> None:
-    names.sort(key=lambda host: (_natural(host), host), reverse=query.sort == "-host")
-    if query.sort == "trouble":
+    """Sort what is sorted by host already."""
+    if query.sort == "-host":
+        names.reverse()
+    elif query.sort == "trouble":
         names.sort(key=lambda host: min(map(_badness, hosts[host].values())))
     elif query.sort == "silent":
         names.sort(key=lambda host: min(map(_heard, hosts[host].values())))
