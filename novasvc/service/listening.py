@@ -72,6 +72,7 @@ class StreamServer(service.Service):
         self._draining: Connections | None = None
         self._refusal: NovasvcError | None = None
         self._grace = 0.0
+        self._shared = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
@@ -102,6 +103,7 @@ class StreamServer(service.Service):
     def adopt_sockets(self, sockets: Sequence[socket.socket]) -> None:
         """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self._sockets = [*sockets]
+        self._shared = True
         for adopted in self._sockets:
             adopted.setblocking(False)
             self.port = port_of(adopted)
@@ -142,6 +144,8 @@ class StreamServer(service.Service):
             else:
                 keep_alive(listening, self.tcp_keepidle)
                 port = reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
+            if self._shared:
+                self._take_turns(port)
             self._ports.append(port)
             _log.info("listening on {address}", address=address_of(listening))
         super().startService()
@@ -183,6 +187,20 @@ class StreamServer(service.Service):
             self._wrapped = description.factory
         self._sockets = [description.open(())]
         self.port = port_of(self._sockets[0])
+
+    def _take_turns(self, port: Any) -> None:
+        """Have a port accept one connection in a turn of the reactor, and leave the next to a worker that is idle.
+
+        Twisted's takes all that wait: of connections that come together one worker would have most, for their lifetime.
+        """
+        accept = port.doRead
+
+        def accept_one() -> None:
+            if self.running:
+                port.numberAccepts = 1
+            accept()
+
+        port.doRead = accept_one
 
     def _make_factory(self) -> Any:
         return self.factory if IProtocolFactory.providedBy(self.factory) else self.factory()

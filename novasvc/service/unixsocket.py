@@ -20,8 +20,8 @@ from novasvc.errors import ListenError
 
 _log = Logger()
 
-_ACCEPTS = 32
-"""Connections that are accepted in one turn of the reactor; it has other things to do."""
+ACCEPTS = 32
+"""Connections that are accepted in one turn of the reactor, if no other process does; it has other things to do."""
 
 _PAUSE = 0.5
 """Seconds in which nothing is accepted when there is no descriptor left for it. Other processes may go on."""
@@ -133,9 +133,11 @@ class UNIXPort:
     :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
     :param listening: does not block. It stays open when this stops.
     :param factory: provides IProtocolFactory.
+    :ivar numberAccepts: connections that are accepted in one turn of the reactor, at the most.
     """
 
     def __init__(self, reactor: Any, listening: socket.socket, factory: Any) -> None:
+        self.numberAccepts = ACCEPTS  # as a port of Twisted
         self._reactor = reactor
         self._listening = listening
         self._factory = factory
@@ -171,7 +173,7 @@ class UNIXPort:
 
     def doRead(self) -> None:
         """Accept those who wait. Another process may have been faster."""
-        for _ in range(_ACCEPTS):
+        for _ in range(self.numberAccepts):
             if not self._accepting:  # the last one has had it stopped
                 return
             try:

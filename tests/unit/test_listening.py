@@ -3,10 +3,12 @@
 import errno
 import os
 import pickle
+import shutil
 import socket
 import ssl
 import stat
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -289,6 +291,27 @@ class PreforkedTests(ServerTestCase):
         caller.transport.loseConnection()
         await caller.gone
         await third.stopService()
+
+    async def test_turns(self) -> None:
+        """It takes one connection in a turn, as others may be idle, and all that wait when it stops."""
+        path = tempfile.mkdtemp(prefix="novasvc-")
+        self.addCleanup(shutil.rmtree, path)
+        for endpoint in ("tcp:0:interface=127.0.0.1", f"unix:{path}/socket"):
+            origin = self.make(endpoint)
+            sockets = self.open(origin)
+            server = self.adopt(origin, sockets)
+            for _ in range(4):
+                client = socket.socket(sockets[0].family)
+                self.addCleanup(client.close)
+                client.connect(sockets[0].getsockname())
+            (port,), connections = server._ports, server._connections
+            for taken in (1, 2):
+                port.doRead()
+                self.assertEqual(len(connections.protocols), taken)
+            stopped = server.stopService()
+            self.assertEqual(len(connections.protocols), 4)
+            server.hurry()
+            await stopped
 
     async def test_two_adopters(self) -> None:
         """Two copies accept from one socket; that one stops harms neither the other nor those who come later."""
