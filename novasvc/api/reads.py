@@ -7,6 +7,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+_TURNS = 3
+"""Turns of the reactor: in the first one answers are sent, in the others come the next questions."""
+
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
 
@@ -19,8 +22,8 @@ class SharedReads(Generic[_Key, _Value]):
     """
 
     # A read that is under way may have looked already, so whoever comes now waits for the next one, which all who
-    # come meanwhile share. That begins a turn of the reactor later: most of those who were just answered ask again,
-    # and then they share it, too. The busier it is, the more share, and the database sees one reader each.
+    # come meanwhile share. That begins a few turns of the reactor later: most of those who were just answered ask
+    # again, and then they share it, too. The busier it is, the more share, and the database sees one reader each.
 
     def __init__(self, read: Callable[[_Key], Awaitable[_Value]], clock: IReactorTime) -> None:
         self._read = read
@@ -40,13 +43,19 @@ class SharedReads(Generic[_Key, _Value]):
             self._begin(key)
         return waiting
 
+    def _begin_soon(self, key: _Key, turns: int) -> None:
+        if turns:
+            self._clock.callLater(0, self._begin_soon, key, turns - 1)
+        else:
+            self._begin(key)
+
     def _begin(self, key: _Key) -> None:
         served = self._waiting.pop(key)
         self._under_way.add(key)
 
         def ended(outcome: _Value | Failure) -> None:
             if key in self._waiting:
-                self._clock.callLater(0, self._begin, key)
+                self._begin_soon(key, _TURNS)
             else:
                 self._under_way.remove(key)
             for waiting in served:
