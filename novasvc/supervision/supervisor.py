@@ -192,6 +192,9 @@ class Supervisor:
         if self._reloading is not None:
             self._reloading.cancel()
         drained = DeferredList([fleet.drain() for fleet in (*self._fleets, *self._leaving)], consumeErrors=True)
+        # Each worker takes in those who have connected, and the last one closes the address: who comes
+        # now is to go elsewhere, and not to wait here for nobody.
+        _close(self._sockets, but={})
         return drained.addCallback(lambda _: self._close()).addCallback(lambda _: None)
 
     def hurry(self) -> None:
@@ -206,8 +209,7 @@ class Supervisor:
 
     def _close(self) -> Deferred[Any]:
         closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
-        for shared in (shared for sockets in self._sockets.values() for shared in sockets):
-            shared.close()
+        _close(self._sockets, but={})
         self._forks, self._fleets, self._leaving, self._sockets = [], [], [], {}
         return closed
 
