@@ -128,10 +128,12 @@ class ExitTests(FleetCase):
 
 class DeafTests(FleetCase):
     def test_deaf(self) -> None:
-        """A worker that takes no notice of SIGTERM is killed when its time is over, and the log says so."""
-        fleet = self.script("obedient:one=2", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
-        before = fleet.ready(2)
+        """A worker that takes no notice of SIGTERM is told by other means when its time is over; one that spins is killed."""
+        fleet = self.script("obedient:one=3", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
+        before = fleet.ready(3)
         fleet.tell("worker-1", "turn deaf")
+        fleet.tell("worker-2", "spin")
         self.assertEqual(fleet.stop(), 0)
-        fleet.says(rf"worker 1 \(pid {before[1]}\) of one has not ended in time, and is killed")
-        fleet.says(rf"worker 2 \(pid {before[2]}\) of one is drained: it exited with status 0")
+        fleet.says(rf"worker 1 \(pid {before[1]}\) of one is drained: it exited with status 0")
+        fleet.says(rf"worker 2 \(pid {before[2]}\) of one has not ended in time, and is killed")
+        fleet.says(rf"worker 3 \(pid {before[3]}\) of one is drained: it exited with status 0")
