@@ -276,7 +276,7 @@ class StopTests(StoryCase):
         self.assertEqual(len(fleet.said(r"exited with status 42: it ended with SystemExit\(42\)")), 2)
 
     def test_parts(self) -> None:
-        """One that calls sys.exit while it stops ends with its own status, too; that is no failure, as it was to end."""
+        """One that calls sys.exit while it stops ends with its status; that is no failure, as it was to end."""
         fleet = self.serve("parts.Parting()")
         fleet.ready(2)
         self.assertEqual(fleet.stop(), 0, fleet.output)
