@@ -128,7 +128,7 @@ class ExitTests(FleetCase):
 
 class DeafTests(FleetCase):
     def test_deaf(self) -> None:
-        """One that takes no notice of SIGTERM is told by other means when its time is over; one that spins is killed."""
+        """One that takes no notice of SIGTERM is told by other means when its time is over; who spins is killed."""
         fleet = self.script("obedient:one=3", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
         before = fleet.ready(3)
         fleet.tell("worker-1", "turn deaf")
