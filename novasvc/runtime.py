@@ -106,6 +106,8 @@ class ConductorLeg(Leg[IServiceRegistry]):
 
 worker_number: int | None = None
 """Which worker this process is; set by :func:`novasvc.supervision.worker.run` before anything else is made."""
+worker_grace: float | None = None
+"""Seconds that its supervisor gives it to finish what it has begun, 0 for no limit; set there, too."""
 
 
 @attrs.frozen(eq=False)
@@ -214,6 +216,16 @@ def process_runtime() -> Runtime:
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
     return _process_runtime or set_process_runtime(Runtime.from_settings(load((), os.environ, {}).settings, reactor))
+
+
+def drain_time() -> float:
+    """Return the seconds that this process has to finish what it has begun, 0 for no limit.
+
+    They are what its supervisor says; else what the process's runtime says, if there is one; else the default.
+    """
+    if worker_grace is not None:
+        return worker_grace
+    return 60.0 if _process_runtime is None else _process_runtime.settings.graceful_shutdown_timeout
 
 
 def set_process_runtime(runtime: Runtime) -> Runtime:

@@ -1,6 +1,5 @@
 """How `twistd novasvc` and .tac files make the tree of services: only wiring."""
 
-import atexit
 import gc
 import os
 import shlex
@@ -24,7 +23,7 @@ from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree, WSGIService
 from novasvc.service.launcher import log_changes, log_settings
 from novasvc.service.prefork import ProcessLauncher
-from novasvc.service.process import Process, stop_reactor
+from novasvc.service.process import Process, end_process
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.steady import count_steadily
 from novasvc.supervision.errors import ReloadError
@@ -118,7 +117,10 @@ def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> 
     runtime = Runtime.from_settings(settings, reactor)
     # First in the tree: it says what the others wait for.
     front: list[IService] = [make_api(runtime, lambda: beside)] if settings.api else []
-    return [*front, *make_services(settings.services, runtime), *make_applications(runtime)]
+    applications = make_applications(runtime)
+    for application in applications:
+        application.manager  # noqa: B018 - one that cannot be made ends the start, as those of services do
+    return [*front, *make_services(settings.services, runtime), *applications]
 
 
 def make_applications(runtime: Runtime) -> list[WSGIService]:
@@ -312,11 +314,14 @@ class ProcessTree(ServiceTree):
             self._configuration = after
             await self.restart(parts).addErrback(self._not_restarted)
 
+        def grace() -> float:
+            return self._configuration.settings.graceful_shutdown_timeout
+
         log_settings(self._configuration)
         self._plant = plant
         if not later:
             plant()
-        Process(self._reactor, self, restart).setServiceParent(self._helpers)
+        Process(self._reactor, self, restart, grace).setServiceParent(self._helpers)
 
     def _see_api(self, part: Any) -> None:
         if getattr(part, "name", None) == "api":
@@ -363,8 +368,7 @@ class ProcessTree(ServiceTree):
     def _end_failed(self) -> None:
         if not self._failed:
             self._failed = True
-            _exit_with(1)
-            self._reactor.callWhenRunning(stop_reactor, self._reactor)
+            end_process(self._reactor, 1)
 
 
 def greeting(configuration: Configuration, page: str = "") -> str:
@@ -429,18 +433,3 @@ def settle_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-
-
-def _exit_with(status: int) -> None:
-    """Have the process end with this status, although it ends in twistd's good order.
-
-    twistd returns 0 whatever its services did, and catches a SystemExit in the reactor. What is
-    left to say otherwise is the interpreter's own end, after twistd has removed its pid file.
-    """
-
-    @atexit.register
-    def leave() -> None:
-        for stream in (sys.__stdout__, sys.__stderr__):
-            if stream is not None:
-                stream.flush()
-        os._exit(status)

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,12 +17,13 @@ from twisted.python.failure import Failure
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.service.process import Process, lift_limit, stop_reactor
+from novasvc.service.process import Process, end_process, is_alone, lift_limit, stop_reactor
 from novasvc.service.service import Service
 from novasvc.service.tree import ServiceTree
 from novasvc.settings import Configuration, load
 from novasvc.settings.listing import changes, rows
 from novasvc.settings.spec import text_of
+from novasvc.supervision.ending import end_of
 from novasvc.supervision.errors import ReloadError
 
 _log = Logger()
@@ -132,9 +133,17 @@ class Launcher(ServiceTree):
         if IStartable.providedBy(server):
             started: Deferred[None] = server.when_started()
             started.addErrback(partial(self._not_started, server))
-        ended = _end_of(server)
+        ended = end_of(server)
         if ended is not None:
-            ended.addBoth(lambda _: self._ended(server))
+            ended.addErrback(self._ended_badly).addCallback(lambda _: self._ended(server))
+
+    def _ended_badly(self, failure: Failure) -> None:
+        """See a server end by itself, and not well: all are stopped, and whoever waits is told."""
+        if self.state == "running":
+            self._problem = failure.value
+            if not isinstance(failure.value, SystemExit):
+                _log.failure("a server has ended by an error; all are stopped", failure, level=LogLevel.critical)
+            self.stopService()
 
     def _not_started(self, server: Any, failure: Failure) -> None:
         if self.state == "running" and server in list(self):
@@ -146,18 +155,6 @@ class Launcher(ServiceTree):
             self.removeService(server).addErrback(lambda failure: _log.failure("a server did not stop", failure))
             if not list(self):
                 self.stopService()
-
-
-def _end_of(server: Any) -> Deferred[Any] | None:
-    """Return a Deferred of the end of a server, if it knows of one: Nova's have ``wait`` for that."""
-    wait = getattr(server, "when_ended", None) or getattr(server, "wait", None)
-    try:
-        ended = wait() if callable(wait) else None
-    except Exception:  # noqa: BLE001 - it is something else that has this name
-        return None
-    if isinstance(ended, Coroutine):
-        return Deferred.fromCoroutine(ended)
-    return ended if isinstance(ended, Deferred) else None
 
 
 class ServiceLauncher(Launcher):
@@ -182,7 +179,9 @@ class ServiceLauncher(Launcher):
         super().__init__(reactor)
         self.configuration = configuration or _from_environment()
         self._reread = reread or _from_environment
-        self._process = Process(self._reactor, self, self._reload)
+        self._process = Process(
+            self._reactor, self, self._reload, lambda: self.configuration.settings.graceful_shutdown_timeout
+        )
 
     def startService(self) -> None:
         """Begin to start the servers; the settings are in the log then, at its debug level."""
@@ -209,6 +208,8 @@ class ServiceLauncher(Launcher):
         super()._entered(state)
         if state in {"stopped", "failed"} and self._process.running:
             self._process.stopService()
+            if (state == "failed" or self._problem is not None) and is_alone(self):
+                end_process(self._reactor, 1)
 
     async def _reload(self) -> None:
         try:
@@ -257,7 +258,7 @@ def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
 
     :param launcher: has startService, stopService, when_ended and state.
     :return: None if this ran the reactor, else a Deferred of the end.
-    :raises SystemExit: with status 1, if the launcher failed.
+    :raises SystemExit: with status 1, if the launcher failed; a server's own, if it ended with one.
     :raises RuntimeError: the reactor was run before, and stopped.
     """
 
@@ -285,7 +286,7 @@ def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
                 "the reactor of this process was run before, and cannot be run again: wait once, for all servers"
             ) from None
     if outcome and outcome[0] is not None:
-        raise SystemExit(1)
+        raise outcome[0].value if isinstance(outcome[0].value, SystemExit) else SystemExit(1)
     return None
 
 

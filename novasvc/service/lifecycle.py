@@ -1,6 +1,7 @@
 """The states that every service of the tree walks through, as an Automat machine.
 
 initial -> starting -> running -> draining -> stopped, and failed where a start did not end well.
+A restart goes from running, or from a start that takes too long, through draining to starting.
 What a service does on the way is its own: a :class:`Lifecycle` is given two coroutine functions.
 """
 
@@ -29,7 +30,7 @@ class Lifecycle(Protocol):
         """Begin to stop. A start under way is cancelled first."""
 
     def restart(self) -> None:
-        """Begin to stop, and then to start again. Only what runs can; a stop that comes before it has stopped wins."""
+        """Begin to stop, and then to start again. What neither starts nor runs cannot; a stop meanwhile wins."""
 
     def begun(self) -> None:
         """Note that the start has ended well."""
@@ -49,6 +50,7 @@ class Course:
     :param begin: coroutine function that starts; cancelled if a stop comes first.
     :param end: coroutine function that stops whatever ``begin`` reached.
     :param entered: called with the name of each state that is entered.
+    :ivar renewing: on the way down of a restart, which shows as draining.
     """
 
     # Note [When the waiters are answered]
@@ -63,6 +65,7 @@ class Course:
     entered: Callable[[str], None]
     state: str = attrs.field(default="initial", init=False)
     reason: BaseException | None = attrs.field(default=None, init=False)
+    renewing: bool = attrs.field(default=False, init=False)
     _machine: Lifecycle = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
     _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
@@ -86,11 +89,11 @@ class Course:
         return self.when_ended()
 
     def restart(self) -> Deferred[None]:
-        """Stop and start again; who waits for the end goes on waiting.
+        """Stop and start again; who waits for the end goes on waiting, and so does who waits for a start.
 
-        :return: Deferred[None], fired when running again; fails with the reason, with StateError if it does not run.
+        :return: Deferred[None], fired when running again; fails with the reason, with StateError if it is ending.
         """
-        if self.state != "running":
+        if self.state not in {"starting", "running"} and not self.renewing:
             return fail(StateError(self.name, self.state, "restart"))
         started = _waiter(self._start_waiters)
         self._give(self._machine.restart)
@@ -248,19 +251,46 @@ def _build() -> Callable[[Course], Lifecycle]:
         course.enter("draining")
         course.run_end()
 
-    renewing = builder.state("renewing")  # a restart on its way down; outside it shows as draining
+    # A restart on its way down; outside both show as draining.
+    renewing = builder.state("renewing")
+    turned = builder.state("turned")  # the start that it cuts short has not ended yet
 
     @running.upon(Lifecycle.restart).to(renewing)
     def renew(machine: Lifecycle, course: Course) -> None:
+        course.renewing = True
         course.enter("draining")
+        course.run_end()
+
+    @starting.upon(Lifecycle.restart).to(turned)
+    def turn(machine: Lifecycle, course: Course) -> None:
+        course.renewing = True
+        course.enter("draining")
+        course.cancel_begin()
+
+    @turned.upon(Lifecycle.begun).to(renewing)
+    def renew_late(machine: Lifecycle, course: Course) -> None:
+        course.run_end()
+
+    @turned.upon(Lifecycle.broken).to(renewing)
+    def renew_interrupted(machine: Lifecycle, course: Course, failure: Failure) -> None:
         course.run_end()
 
     @renewing.upon(Lifecycle.ended).to(starting)
     def start_again(machine: Lifecycle, course: Course) -> None:
+        course.renewing = False
         course.enter("starting")
         course.run_begin()
 
-    renewing.upon(Lifecycle.stop).to(draining).returns(None)
+    @renewing.upon(Lifecycle.stop).to(draining)
+    def end_for_good(machine: Lifecycle, course: Course) -> None:
+        course.renewing = False
+
+    @turned.upon(Lifecycle.stop).to(interrupted)
+    def interrupt_for_good(machine: Lifecycle, course: Course) -> None:
+        course.renewing = False
+
+    for under_way in (renewing, turned):
+        under_way.upon(Lifecycle.restart).loop().returns(None)
 
     @draining.upon(Lifecycle.ended).to(stopped)
     def end(machine: Lifecycle, course: Course) -> None:
@@ -270,7 +300,7 @@ def _build() -> Callable[[Course], Lifecycle]:
     for ending in (interrupted, draining, undoing, stopped, failed):
         ending.upon(Lifecycle.stop).loop().returns(None)
 
-    for ending in (interrupted, draining, undoing, renewing):
+    for ending in (interrupted, draining, undoing, renewing, turned):
 
         @ending.upon(Lifecycle.start).loop()
         def refuse(machine: Lifecycle, course: Course) -> None:

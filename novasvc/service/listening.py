@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable
-from novasvc.runtime import process_runtime
+from novasvc.runtime import drain_time
 from novasvc.service.connections import Connections
 from novasvc.service.sockets import address_of, described, keep_alive, port_of
 from novasvc.service.unixsocket import UNIXPort
@@ -41,8 +41,8 @@ class StreamServer(service.Service):
     :param factory: provides IProtocolFactory, or is called without arguments for what does, in the
         process that serves. To be preforked, pickle has to carry it.
     :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime; None is the global one.
-    :param drain_timeout: seconds that connections may go on when it stops, 0 without limit; None is the
-        setting graceful_shutdown_timeout, as the environment of the process has it.
+    :param drain_timeout: seconds that connections may go on when it stops, 0 without limit; None is
+        graceful_shutdown_timeout, see :func:`novasvc.runtime.drain_time`.
     :param tcp_keepidle: seconds without a byte after which the kernel probes a connection; 0 is never.
     """
 
@@ -123,15 +123,11 @@ class StreamServer(service.Service):
         """Accept connections.
 
         :raises ListenError: the address cannot be bound.
-        :raises SettingsError: the environment has an error; not if it was given a drain_timeout.
         """
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             raise refusal
-        if self.drain_timeout is None:
-            self._grace = process_runtime().settings.graceful_shutdown_timeout
-        else:
-            self._grace = self.drain_timeout
+        self._grace = drain_time() if self.drain_timeout is None else self.drain_timeout
         self._bind()
         reactor = self._reactor
         if reactor is None:
@@ -192,15 +188,19 @@ class StreamServer(service.Service):
         """Have a port accept one connection in a turn of the reactor, and leave the next to a worker that is idle.
 
         Twisted's takes all that wait: of connections that come together one worker would have most, for their lifetime.
+        As long as more wait, it takes twice as many in each turn: then no worker is idle, and turns may be long.
         """
         accept = port.doRead
+        most = 1
 
-        def accept_one() -> None:
+        def accept_some() -> None:
+            nonlocal most
             if self.running:
-                port.numberAccepts = 1
+                port.numberAccepts = most
             accept()
+            most = 2 * most if port.numberAccepts > most else 1  # a port that has taken all it may, allows itself more
 
-        port.doRead = accept_one
+        port.doRead = accept_some
 
     def _make_factory(self) -> Any:
         return self.factory if IProtocolFactory.providedBy(self.factory) else self.factory()

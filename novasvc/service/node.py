@@ -59,6 +59,7 @@ class Node:
     :param periodic_enable: run the tasks.
     :ivar obstacle: what the start failed of last; None when it went on.
     :ivar running_since: seconds on the reactor's clock; None before it ran.
+    :ivar leaving: with what a hook of the manager ended on the way down, if it wanted the process to end with a status.
     """
 
     # Note [Order of start and stop]
@@ -84,6 +85,7 @@ class Node:
     waiting_for: str | None = attrs.field(default=None, init=False)
     obstacle: NovasvcError | None = attrs.field(default=None, init=False)
     running_since: float | None = attrs.field(default=None, init=False)
+    leaving: SystemExit | None = attrs.field(default=None, init=False)
     registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     transport: ITransport | None = attrs.field(default=None, init=False)
     client: Client | None = attrs.field(default=None, init=False)
@@ -303,11 +305,14 @@ class Node:
             await self._tidy("the end of the calls", self.server.drained)
 
     async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
-        """Do one step of the way down; neither its failure nor its silence stops the others."""
+        """Do one step of the way down; neither its failure nor its silence stops the others, nor a SystemExit."""
         try:
             await self._bounded(maybeDeferred(step))
         except _TooLate:
             _log.error("{node} waits no longer for {what}: the deadline has passed", node=self.identity, what=what)
+        except SystemExit as error:
+            _log.warn("{what} of {node} ended with {error!r}", what=what, node=self.identity, error=error)
+            self.leaving = self.leaving or error
         except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
             _log.failure(
                 "{what} of {node} failed; it stops all the same", level=LogLevel.error, node=self.identity, what=what

@@ -18,7 +18,7 @@ from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, set_process_runtime
 from novasvc.service.launcher import log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
-from novasvc.service.process import stop_reactor
+from novasvc.service.process import end_process, is_alone, stop_reactor
 from novasvc.settings import Configuration, load
 from novasvc.stalls import StallWatch
 from novasvc.supervision.control import ControlSocket
@@ -54,6 +54,9 @@ class ProcessLauncher(service.Service):
     A service like others: ``twistd novasvc --workers``, a .tac file and any application can have one.
     ``launch_server`` and ``wait`` are Nova's names.
 
+    If it is all that an application has, as in a .tac file of its own, the process ends with status 1
+    when it fails; beside other services it does not harm these, and :meth:`when_ended` tells.
+
     :param configuration: the settings, for what a supervisor does; None is what the environment says.
     :param reactor: None is the global one.
     :param reread: reads the configuration again at SIGHUP; None reads the environment, and keeps the servers.
@@ -82,7 +85,7 @@ class ProcessLauncher(service.Service):
         self._log_file = log_file
         self._renew()
         self._notifier = Notifier(os.environ)
-        self._watchdog = Watchdog(self._notifier, os.environ, reactor, lambda: self._supervisor.healthy)
+        self._watchdog = Watchdog(self._notifier, os.environ, reactor)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._status = ""
         self._signals = Signals(
@@ -197,6 +200,8 @@ class ProcessLauncher(service.Service):
 
     def _entered(self, state: str) -> None:
         _log.info("the supervisor is {state}", state=state)
+        if (state == "failed" or (state == "stopped" and self._error is not None)) and is_alone(self):
+            end_process(self._reactor, 1)
 
     # -- the way up ----------------------------------------------------------------------------
 
@@ -296,10 +301,13 @@ class ProcessLauncher(service.Service):
     def _log_progress(self) -> None:
         left = self._supervisor.slots
         if left:
+            grace = self._supervisor.configuration.settings.graceful_shutdown_timeout
+            if self._hurried:
+                grace = HURRY_PATIENCE
             _log.info(
-                "{count} workers are still there, for {grace:g} s at the most: {workers}",
+                "{count} of the workers are still there, {limit}: {workers}",
                 count=len(left),
-                grace=HURRY_PATIENCE if self._hurried else self.configuration.settings.graceful_shutdown_timeout,
+                limit=f"for {grace:g} s at the most" if grace else "without a limit",
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )
 

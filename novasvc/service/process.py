@@ -1,5 +1,6 @@
 """What a process with one tree of services owes to those around it: answers to signals, and signs of life."""
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 from twisted.application.service import IService, IServiceCollection, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,6 +26,9 @@ from novasvc.supervision.signals import Signals
 from novasvc.supervision.systemd import Notifier, Watchdog
 
 _log = Logger()
+
+_TIDYING = 0.25
+"""Seconds after the deadline of a drain, which servers may keep by themselves, until they are told."""
 
 AT_ONCE = 2.0
 """Seconds that a process has to end when it is to end at once."""
@@ -70,12 +75,13 @@ def _end_by_force(number: int, _alarm: int, _frame: object) -> None:
 class Process(MultiService):
     """Has a process of one tree answer to signals, and tell systemd how it does. Runs as long as the tree.
 
-    SIGTERM ends the process as the reactor would, and so drains the tree; a second one, or SIGINT,
-    ends it at once. SIGHUP restarts the tree. SIGUSR2 logs what it does.
+    SIGTERM ends the process as the reactor would, and so drains the tree; what has not ended in time
+    is cut short. A second one, or SIGINT, ends it at once. SIGHUP restarts the tree. SIGUSR2 logs what it does.
 
     :param reactor: provides IReactorCore, IReactorFromThreads and IReactorTime.
     :param tree: all there is in the process; its parts may have ``hurry``, see :func:`hurry`.
     :param restart: coroutine function: reads the configuration again, and restarts the tree.
+    :param grace: returns the seconds that the tree has to drain, 0 for no limit.
     :param environ: what systemd says.
     :param limit: called with the number of the signal at which the process is to end at once, as
         :func:`limit_end` is.
@@ -87,6 +93,7 @@ class Process(MultiService):
         reactor: Any,
         tree: ServiceTree,
         restart: Callable[[], Coroutine[Deferred[Any], Any, None]],
+        grace: Callable[[], float],
         *,
         environ: Mapping[str, str] | None = None,
         limit: Callable[[int], object] = limit_end,
@@ -97,11 +104,13 @@ class Process(MultiService):
         self._reactor = reactor
         self._tree = tree
         self._restart = restart
+        self._grace = grace
         self._limit = limit
-        self._restarting = False
+        self._restarting = 0
         self._terms = 0
         self._hurried = False
         self._trigger: Any = None
+        self._late: IDelayedCall | None = None
         self._notifier = Notifier(environ)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._signals = Signals(
@@ -115,7 +124,7 @@ class Process(MultiService):
             self._see,
         )
         self._signals.setServiceParent(self)
-        Watchdog(self._notifier, environ, reactor, lambda: True).setServiceParent(self)
+        Watchdog(self._notifier, environ, reactor).setServiceParent(self)
 
     def startService(self) -> None:
         """Answer from now on; called when the tree is about to start."""
@@ -128,6 +137,7 @@ class Process(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Answer no more; called when the tree has stopped."""
         self._stalls.stop()
+        self._lift_deadline()
         trigger, self._trigger = self._trigger, None
         if trigger is not None:
             self._reactor.removeSystemEventTrigger(trigger)
@@ -145,9 +155,25 @@ class Process(MultiService):
     def _terminated(self) -> None:
         if self.signo is None:
             _log.info("SIGTERM: what was begun is finished, then this process ends")
+            if grace := self._grace():
+                self._late = self._reactor.callLater(grace + _TIDYING, self._be_late, grace)
             self._end(signal.SIGTERM)
         else:
             self._end_at_once(signal.SIGTERM)
+
+    def _be_late(self, grace: float) -> None:
+        """Cut short what is left."""
+        self._late = None
+        _log.error(
+            "not at its end after graceful_shutdown_timeout ({grace:g} s): what is left is cut short", grace=grace
+        )
+        self._limit(signal.SIGTERM)
+        self._hurry()
+
+    def _lift_deadline(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
     def _interrupted(self) -> None:
         self._end_at_once(signal.SIGINT)
@@ -162,6 +188,7 @@ class Process(MultiService):
     def _end_at_once(self, number: signal.Signals) -> None:
         _log.warn("{signal}: this process ends at once", signal=number.name)
         self._hurried = True
+        self._lift_deadline()
         if self.signo is None:
             self._end(number)
         if self._trigger is None:
@@ -179,17 +206,18 @@ class Process(MultiService):
     # -- restarts ------------------------------------------------------------------------------
 
     def _hung_up(self) -> None:
-        if self._restarting or self._tree.state != "running":
-            doing = "another restart is under way" if self._restarting else f"the services are {self._tree.state}"
-            _log.warn("SIGHUP: nothing is restarted: {doing}", doing=doing)
+        if not self._tree.can_restart:
+            _log.warn("SIGHUP: nothing is restarted: the services are {state}", state=self._tree.state)
             return
-        self._restarting = True
+        if self._restarting:
+            _log.info("SIGHUP: another restart takes the place of the one under way")
+        self._restarting += 1
         self._notifier.reloading()
         Deferred.fromCoroutine(self._restart()).addBoth(self._restarted)
 
     def _restarted(self, result: object) -> None:
-        self._restarting = False
-        if self.signo is not None:
+        self._restarting -= 1
+        if self.signo is not None or (self._restarting and not isinstance(result, Failure)):
             return
         if not isinstance(result, Failure):
             _log.info("the services were restarted")
@@ -221,6 +249,29 @@ def log_dump() -> None:
         stacks = file.read()
     events = flight.dump_text(flight.installed())
     _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
+
+
+def end_process(reactor: Any, status: int) -> None:
+    """Have the process end with this status, although it ends in twistd's good order.
+
+    twistd returns 0 whatever its services did, and catches a SystemExit in the reactor. What is
+    left to say otherwise is the interpreter's own end, after twistd has removed its pid file.
+    """
+
+    @atexit.register
+    def leave() -> None:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                stream.flush()
+        os._exit(status)
+
+    reactor.callWhenRunning(stop_reactor, reactor)
+
+
+def is_alone(service: Any) -> bool:
+    """Tell whether a service is all that an application has, as in a .tac file of its own."""
+    parent = service.parent
+    return parent is not None and getattr(parent, "parent", None) is None and list(parent) == [service]
 
 
 def stop_reactor(reactor: Any) -> None:

@@ -237,6 +237,11 @@ class Service(service.Service):
         """What the start waits for: "database", "broker" or "conductor"; None if it waits for nothing."""
         return self.node.waiting_for
 
+    @property
+    def leaving(self) -> SystemExit | None:
+        """The status that the manager wants for its process, if cleanup_host ended with one; see ServiceTree."""
+        return self.node.leaving
+
     def health(self) -> Deferred[dict[str, Any]]:
         """Tell how the node does; see :class:`novasvc.interfaces.IHealthy`."""
         telling = Deferred.fromCoroutine(self.node.health.legs())

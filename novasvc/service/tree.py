@@ -24,8 +24,11 @@ class ServiceTree(MultiService):
     waited for; if its start fails, the parts before it are stopped and the tree has failed.
     Parts added to a running tree start at once, as in Twisted.
 
+    :ivar leaving: the SystemExit with which a part ended when it was to stop, for who ends the process.
     Source: twisted.application.service.IServiceCollection.
     """
+
+    leaving: SystemExit | None = None
 
     def __init__(self, name: str = "tree") -> None:
         super().__init__()
@@ -37,7 +40,12 @@ class ServiceTree(MultiService):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as its parts; a worker gets a tree that was never started."""
-        return _plant_again, (type(self), self._course.name, list(self))
+        return _make_again, (type(self), self._course.name), list(self)
+
+    def __setstate__(self, parts: list[IService]) -> None:
+        for part in parts:
+            part.parent = None  # the tree itself, where they came with their state; they are not in it yet
+            part.setServiceParent(self)
 
     @property
     def state(self) -> str:
@@ -60,12 +68,19 @@ class ServiceTree(MultiService):
         """Stop all parts, the last one first, and start others in their place; a stop meanwhile is the end of it.
 
         :param parts: they may be the same.
-        :return: Deferred[None], fired when every part runs; fails with the reason, with StateError if the tree does
-            not run, or was stopped meanwhile.
+        One that comes while another is under way takes its place: nobody waits for parts that do not start.
+
+        :return: Deferred[None], fired when every part runs; fails with the reason, with StateError if the tree neither
+            starts nor runs, or was stopped meanwhile.
         """
-        if self.state == "running":
+        if self.can_restart:
             self._successors = list(parts)
         return self._course.restart()
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether a restart is possible: the tree starts, runs, or is on its way through a restart."""
+        return self.state in {"starting", "running"} or self._course.renewing
 
     def when_started(self) -> Deferred[None]:
         """Wait until every part runs; see :class:`~novasvc.interfaces.IStartable`."""
@@ -138,6 +153,11 @@ class ServiceTree(MultiService):
             part = self._stopping = self._started.pop()
             try:
                 await maybeDeferred(part.stopService)
+            except SystemExit as error:
+                _log.warn(
+                    "{part} wants the process to end with {error!r}: when all have stopped", part=part, error=error
+                )
+                self.leaving = self.leaving or error
             except Exception:  # noqa: BLE001 - the others are stopped whatever this one does
                 _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
             self._stopping = None
@@ -150,8 +170,5 @@ class ServiceTree(MultiService):
         _log.debug("{tree}: {state}", tree=self._course.name, state=state)
 
 
-def _plant_again(kind: type[ServiceTree], name: str, parts: list[IService]) -> ServiceTree:
-    tree = kind(name)
-    for part in parts:
-        part.setServiceParent(tree)
-    return tree
+def _make_again(kind: type[ServiceTree], name: str) -> ServiceTree:
+    return kind(name)

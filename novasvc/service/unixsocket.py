@@ -20,8 +20,10 @@ from novasvc.errors import ListenError
 
 _log = Logger()
 
-ACCEPTS = 32
-"""Connections that are accepted in one turn of the reactor, if no other process does; it has other things to do."""
+_ACCEPTS = 32
+"""Connections that are accepted in one turn of the reactor at first; it has other things to do."""
+_MORE = 20
+"""Connections that are added to that as long as more wait."""
 
 _PAUSE = 0.5
 """Seconds in which nothing is accepted when there is no descriptor left for it. Other processes may go on."""
@@ -137,7 +139,7 @@ class UNIXPort:
     """
 
     def __init__(self, reactor: Any, listening: socket.socket, factory: Any) -> None:
-        self.numberAccepts = ACCEPTS  # as a port of Twisted
+        self.numberAccepts = _ACCEPTS  # as a port of Twisted
         self._reactor = reactor
         self._listening = listening
         self._factory = factory
@@ -173,12 +175,13 @@ class UNIXPort:
 
     def doRead(self) -> None:
         """Accept those who wait. Another process may have been faster."""
-        for _ in range(self.numberAccepts):
+        for accepted in range(self.numberAccepts):
             if not self._accepting:  # the last one has had it stopped
                 return
             try:
                 connection, _address = self._listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
+                self.numberAccepts = max(1, accepted)
                 return
             except OSError as error:
                 _log.warn("no connection is accepted for {s:g} s: {why}", s=_PAUSE, why=error.strerror)
@@ -191,6 +194,7 @@ class UNIXPort:
                     self._reactor.adoptStreamConnection(connection.fileno(), socket.AF_UNIX, self._factory)
                 except Exception:  # noqa: BLE001 - the others are accepted whatever this one does
                     _log.failure("a connection to a unix socket could not be served")
+        self.numberAccepts += _MORE
 
     def connectionLost(self, reason: Failure) -> None:
         """See the reactor end; the socket is its owner's to close."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from socket import socket
 from typing import Any, Self
 
@@ -42,7 +43,6 @@ class WSGIService(service.Service):
     :ivar workers: processes that are to serve it.
     :raises AppError: there is no such application.
     :raises SettingError: a setting, or a file for TLS, cannot be used.
-    :raises ManagerError: the manager cannot be made.
     Source: nova.service.WSGIService.
     """
 
@@ -86,7 +86,6 @@ class WSGIService(service.Service):
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
 
             self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
-        self.manager = make_manager(settings.managers[name], host=settings.host) if name in settings.managers else None
         self.app: Any = None
         host = api.listen.replace(":", r"\:")
         # Endpoints bring TLS, 12 MiB that nodes have no use for; they import this module, too.
@@ -105,6 +104,17 @@ class WSGIService(service.Service):
         self._client: Client | None = None
         self._step = ""
         self._course = Course(f"the API {name}", self._begin, self._end, self._entered)
+
+    @cached_property
+    def manager(self) -> Any:
+        """The manager, or None. Made when it is first asked for: where the API is served, as it is the user's code.
+
+        :raises ManagerError: it cannot be made.
+        """
+        settings = self.runtime.settings
+        return (
+            make_manager(settings.managers[self.name], host=settings.host) if self.name in settings.managers else None
+        )
 
     @property
     def port(self) -> int | None:
@@ -198,6 +208,7 @@ class WSGIService(service.Service):
     async def _walk_up(self) -> None:
         self._step = "load the application"
         self.app = self.loader.load_app(self.name)
+        self._step = "make the manager"
         if self.manager is not None:
             await self._attach(self.manager)
             await self._hook("init_host")
@@ -301,4 +312,6 @@ def _make_again(
 ) -> WSGIService:
     if of_process is not None:
         set_process_runtime(of_process)
-    return kind(*args, **kwargs)
+    service = kind(*args, **kwargs)
+    service.manager  # noqa: B018 - a worker whose manager cannot be made, is not to be tried again
+    return service

@@ -57,6 +57,21 @@ class ReloadError(SupervisionError):
 
 
 @attrs.define
+class DrainError(SupervisionError):
+    """A worker that cannot be drained by itself.
+
+    :param number: of the worker.
+    :param problem: why, and what comes of it.
+    """
+
+    number: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"worker {self.number} is not drained: {self.problem}"
+
+
+@attrs.define
 class NoSuchWorkerError(SupervisionError):
     """No worker, or no server, has this number or name.
 

@@ -14,9 +14,12 @@ from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import Package
 from novasvc.supervision.policy import RestartPolicy, Throttle
 from novasvc.supervision.process import ProcessListener, WorkerProcess
-from novasvc.supervision.slot import Limits, Slot
+from novasvc.supervision.slot import ABORT_PATIENCE, Limits, Slot
 
 _log = Logger()
+
+_LATER = 1.0
+"""Seconds that a place has to see by itself that its worker is late."""
 
 
 @attrs.frozen(eq=False)
@@ -102,7 +105,9 @@ class Fleet:
         self.start()
         # All at once, or one that fails while another is waited for would be given up by its fleet.
         try:
-            await gatherResults([Deferred.fromCoroutine(_see_ready(slot)) for slot in self.slots], consumeErrors=True)
+            await gatherResults(
+                [Deferred.fromCoroutine(self._see_ready(slot)) for slot in self.slots], consumeErrors=True
+            )
         except FirstError as error:
             error.subFailure.raiseException()
 
@@ -115,7 +120,7 @@ class Fleet:
         self._others.append(new)
         new.start()
         try:
-            await _see_ready(new)
+            await self._see_ready(new)
         except (CancelledError, ReloadError):
             self._leave(new)
             raise
@@ -184,8 +189,18 @@ class Fleet:
     def _prove(self, state: str) -> None:
         self.proven = self.proven or state == "ready"
 
-
-async def _see_ready(slot: Slot) -> None:
-    state = await slot.reaches("ready", "backing off", "failed", "ended")
-    if state != "ready":
-        raise ReloadError(f"the new worker {slot.number} of {slot.name} did not become ready: {slot.trouble}")
+    async def _see_ready(self, slot: Slot) -> None:
+        """Wait until a worker of a reload is ready. Others do its work, so that one waits for nothing for ever."""
+        reached = slot.reaches("ready", "backing off", "failed", "ended")
+        if slot.limits.start:
+            # One that hangs is seen by its place, which has it write down its stacks.
+            reached.addTimeout(slot.limits.start + ABORT_PATIENCE + _LATER, self._reactor)
+        problem = ""
+        try:
+            state = await reached
+        except TimeoutError:
+            state, problem = "late", f" within worker_start_timeout ({slot.limits.start:g} s)"
+        if state != "ready":
+            raise ReloadError(
+                f"the new worker {slot.number} of {slot.name} did not become ready{problem}: {slot.trouble}"
+            )

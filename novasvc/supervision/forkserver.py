@@ -239,7 +239,7 @@ class ForkServer:
             for stream in (sys.__stdout__, sys.__stderr__):
                 with contextlib.suppress(AttributeError, OSError, ValueError):
                     stream.flush()  # type: ignore[union-attr]
-            os._exit(status)
+            os._exit(status & 0xFF)
 
     def _leave_to_others(self) -> None:
         """Close, in a worker, what is the forkserver's, and what is for workers that come next."""

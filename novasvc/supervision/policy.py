@@ -7,6 +7,9 @@ import attrs
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.settings import Settings
 
+_REMEMBERED = 1000
+"""Times of forks that are told."""
+
 STABLE = 1.0
 """Seconds that a worker has to be ready for its death not to count as the start's."""
 
@@ -15,10 +18,11 @@ STABLE = 1.0
 class RestartPolicy:
     """What the settings say of workers that die.
 
-    :param budget: young deaths within ``window`` that are borne.
+    :param budget: deaths within ``window`` that are borne.
     :param window: seconds.
     :param crash_loop: "auto", "exit" or "retry": what follows.
-    :param retry: seconds to wait after the nth young death in a row but one.
+    :param retry: seconds to wait after the nth young death in a row but one, and after the nth death beyond the budget
+        of those that lived.
     """
 
     budget: int = 5
@@ -42,42 +46,59 @@ class History:
     policy: RestartPolicy
     exhausted: bool = attrs.field(default=False, init=False)
     _young: int = attrs.field(default=0, init=False)
+    _too_many: int = attrs.field(default=0, init=False)
     _deaths: deque[float] = attrs.field(factory=deque, init=False)
+    _lives: deque[float] = attrs.field(factory=deque, init=False)
 
     def died(self, now: float, lived: float | None) -> float:
         """Note a death.
 
         :param now: seconds of a clock.
         :param lived: seconds that it was ready; None if it never was.
-        :return: seconds to wait before the next start: 0 after a life, or after the first young death.
+        :return: seconds to wait before the next start: 0 after a life, or after the first young death. Of lives that
+            are short as well, the budget is borne; after that, pauses grow.
         """
         if lived is not None and lived >= STABLE:
             self._young, self.exhausted = 0, False
-            return 0.0
+            _keep(self._lives, now, self.policy)
+            self._too_many = self._too_many + 1 if len(self._lives) > self.policy.budget else 0
+            return self.policy.retry(self._too_many) if self._too_many else 0.0
         self._young += 1
-        self._deaths.append(now)
-        while len(self._deaths) > self.policy.budget or now - self._deaths[0] > self.policy.window:
-            self._deaths.popleft()
+        _keep(self._deaths, now, self.policy)
         self.exhausted = len(self._deaths) >= self.policy.budget
         return 0.0 if self._young == 1 else self.policy.retry(self._young - 1)
 
 
+def _keep(times: "deque[float]", now: float, policy: RestartPolicy) -> None:
+    """Note a time among those within the policy's window; there is no need for more than one over its budget."""
+    times.append(now)
+    while len(times) > policy.budget + 1 or now - times[0] > policy.window:
+        times.popleft()
+
+
 @attrs.define
 class Throttle:
-    """At most a number of forks in as many seconds, after the first of each worker, as in Nova.
+    """After deaths at most as many forks as there are workers within as many seconds, as in Nova.
+
+    Forks that were planned, of a start, a resize or a reload, count for nothing: a worker that dies
+    after them is replaced at once.
 
     :param workers: the number.
+    :ivar times: of the last forks of either kind.
     """
 
     workers: int
-    times: deque[float] = attrs.field(factory=deque)
+    times: deque[float] = attrs.field(factory=lambda: deque(maxlen=_REMEMBERED), init=False)
+    _after_deaths: deque[float] = attrs.field(factory=deque, init=False)
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next fork is allowed; 0 is now."""
-        while self.times and now - self.times[0] >= self.workers:
-            self.times.popleft()
-        return 0.0 if len(self.times) <= self.workers else self.times[0] + self.workers - now
+        """Return the seconds until the next fork after a death is allowed; 0 is now."""
+        while self._after_deaths and now - self._after_deaths[0] >= self.workers:
+            self._after_deaths.popleft()
+        return 0.0 if len(self._after_deaths) < self.workers else self._after_deaths[0] + self.workers - now
 
-    def forked(self, now: float) -> None:
+    def forked(self, now: float, *, after_death: bool) -> None:
         """Note a fork."""
         self.times.append(now)
+        if after_death:
+            self._after_deaths.append(now)

@@ -85,6 +85,7 @@ class WorkerProcess:
 
     :param order: what it is to do; see :func:`novasvc.supervision.worker.run`.
     :param sockets: listening ones, for its server.
+    :ivar finished: its server has stopped; what is left is the end of its threads, and of the process.
     :raises OSError: there are no descriptors left.
     """
 
@@ -97,6 +98,7 @@ class WorkerProcess:
         listener: ProcessListener,
     ) -> None:
         self.pid: int | None = None
+        self.finished = False
         self._forks = forks
         self._reactor = reactor
         self._listener = listener
@@ -124,7 +126,8 @@ class WorkerProcess:
     @property
     def silent(self) -> float:
         """Seconds since its reactor turned last; 0 before its first sign of life."""
-        beaten = 0.0 if self._closed else self.record.recorder.beaten
+        # One that is done may wait for its threads, without a reactor; its end has a deadline of its own.
+        beaten = 0.0 if self._closed or self.finished else self.record.recorder.beaten
         return time.monotonic() - beaten if beaten else 0.0
 
     @property
@@ -238,6 +241,7 @@ class WorkerProcess:
                 question.callback(message["calls"] if "calls" in message else message["answer"])
         elif message["is"] == "done":
             self._patience = _FAREWELL
+            self.finished = True
         elif not self._over:
             self._listener.said(message)
 

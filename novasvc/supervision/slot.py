@@ -26,7 +26,10 @@ HURRY_PATIENCE = 2.0
 """Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
 
 TIDYING = 0.25
-"""Seconds after the deadline of a drain, which a server may keep by itself, until it is told; again until SIGKILL."""
+"""Seconds after the deadline of a drain, which a server may keep by itself, until it is told."""
+
+LAST_WISHES = 1.25
+"""Seconds from then until SIGKILL; a second of them is for it to tidy up, see :mod:`novasvc.supervision.worker`."""
 
 SLOWLY = 30.0
 """Seconds between two attempts when the budget is used up."""
@@ -115,6 +118,7 @@ class Slot:
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
     _pressed: bool = attrs.field(default=False, init=False)
+    _killed: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
@@ -131,12 +135,8 @@ class Slot:
     # -- for the outside -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have a process forked, as soon as the throttle allows it."""
-        wait = self._throttle.wait(self._clock.seconds())
-        if wait:
-            self.arm(wait)
-        else:
-            self._machine.start()
+        """Have a process forked."""
+        self._machine.start()
 
     def drain(self) -> Deferred[str]:
         """Let the worker finish what it has begun; its place is given up.
@@ -234,16 +234,23 @@ class Slot:
 
     def _elapsed(self) -> None:
         self._timer = None
-        if self.state in {"idle", "backing off"}:
-            self.start()
+        if self.state == "backing off":
+            self._start_again()
         else:
             self._machine.elapsed()
 
+    def _start_again(self) -> None:
+        """Have a process forked that follows one, as soon as the throttle allows it."""
+        if wait := self._throttle.wait(self._clock.seconds()):
+            self.arm(wait)
+        else:
+            self._machine.start()
+
     def launch(self) -> None:
         """Have a process forked."""
-        self._throttle.forked(self._clock.seconds())
+        self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._pressed = False
+        self._aborted = self._pressed = self._killed = False
         self.arm(self.limits.start)
         try:
             self.process = self._launch(self)
@@ -296,10 +303,11 @@ class Slot:
             self.kill()
         else:
             self._tell_to_hurry()
-            self.arm(TIDYING)
+            self.arm(LAST_WISHES)
 
     def kill(self) -> None:
         """End the process by force."""
+        self._killed = True
         lost = "what it had begun is lost, or runs again elsewhere"
         _log.error("{worker} has not ended in time, and is killed; {lost}", worker=self, lost=lost)
         self.signal(SIGKILL)
@@ -338,6 +346,15 @@ class Slot:
     def log_last_end(self) -> None:
         """Log the end of a process that no other follows."""
         _log.critical("{what}; it is not started again", what=self._epitaph)
+
+    def log_drained(self, how: str) -> None:
+        """Log how a process ended that was told to."""
+        finished = self.process is None or self.process.finished or self._ready_at is None
+        if self._pressed and not finished and not self._killed:  # what is killed was told already
+            lost = "what it had begun is lost, or runs again elsewhere"
+            _log.warn("{worker} was cut short: it {how}; {lost}", worker=self, how=how, lost=lost)
+        else:
+            _log.info("{worker} is drained: it {how}", worker=self, how=how)
 
     def finish(self) -> None:
         """Be without a process for good."""
@@ -383,10 +400,17 @@ def _build() -> Callable[[Slot], SlotInput]:
             slot.enter("hung")
             slot.abort(f"its reactor did not turn for {seconds:.0f} s")
 
-        @alive.upon(SlotInput.drain).to(draining)
-        def drain(machine: SlotInput, slot: Slot) -> None:
-            slot.enter("draining")
-            slot.begin_drain()
+    @ready.upon(SlotInput.drain).to(draining)
+    def drain(machine: SlotInput, slot: Slot) -> None:
+        slot.enter("draining")
+        slot.begin_drain()
+
+    @starting.upon(SlotInput.drain).to(draining)
+    def drain_unready(machine: SlotInput, slot: Slot) -> None:
+        # It has begun nothing for others that would have to be finished.
+        slot.enter("draining")
+        slot.begin_drain()
+        slot.press()
 
     # One that was told to end by somebody else: it has as long as any other, and is replaced.
     leaving = builder.state("leaving")
@@ -453,7 +477,7 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @draining.upon(SlotInput.ended).to(ended)
     def end(machine: SlotInput, slot: Slot, how: str) -> None:
-        _log.info("{worker} is drained: it {how}", worker=slot, how=how)
+        slot.log_drained(how)
         slot.finish()
         slot.enter("ended")
 

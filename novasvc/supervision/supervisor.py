@@ -18,6 +18,7 @@ from novasvc.logfiles import ReopenedFile
 from novasvc.settings import Configuration, Settings
 from novasvc.settings.listing import changes
 from novasvc.supervision.errors import (
+    DrainError,
     NoSuchWorkerError,
     NotPreforkableError,
     ReloadError,
@@ -68,7 +69,7 @@ class ServerWrapper:
 
     @property
     def forktimes(self) -> list[float]:
-        """The reactor's seconds of the last forks: those that the throttle looks at."""
+        """The reactor's seconds of the last forks."""
         return [] if self.fleet is None else list(self.fleet.throttle.times)
 
 
@@ -153,13 +154,10 @@ class Supervisor:
     @property
     def status(self) -> str:
         """How it goes, in a line."""
+        if self._ending:
+            return f"{len(self.slots)} workers finish what they have begun"
         slots = [slot for fleet in self._fleets for slot in fleet.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
-
-    @property
-    def healthy(self) -> bool:
-        """Whether each server has a worker that is ready, or comes up, or goes."""
-        return all(any(slot.state in {"starting", "ready", "draining"} for slot in fleet) for fleet in self._fleets)
 
     @property
     def reloads(self) -> bool:
@@ -231,6 +229,7 @@ class Supervisor:
         order = {
             "reactor": _module_of(self._reactor),
             "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
+            "grace": settings.graceful_shutdown_timeout,
         }
         limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
         policy = RestartPolicy.from_settings(settings)
@@ -249,11 +248,12 @@ class Supervisor:
         if fleet is None:
             return True  # it was to replace another, which stays
         settings = self._settings
+        proven = fleet.proven and self._started
         if problem:
-            if not fleet.proven:
+            if not proven:
                 self._fail(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
             return True
-        if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and fleet.proven):
+        if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and proven):
             return False
         budget, window = settings.worker_restart_budget, settings.worker_restart_window
         died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
@@ -302,6 +302,8 @@ class Supervisor:
         if number is None:
             self._reactor.callLater(0, self._owner.terminate)
             return succeed(None)
+        if self._ending:
+            raise DrainError(number, "the supervisor ends, and this worker with it")
         for fleet in self._fleets:
             for slot in fleet.slots:
                 if slot.number == number:
@@ -475,7 +477,10 @@ def see_number(workers: object) -> None:
 
 
 async def _replace(fleet: Fleet, slot: Slot) -> None:
-    await fleet.replace(slot)
+    try:
+        await fleet.replace(slot)
+    except ReloadError as error:
+        raise DrainError(slot.number, f"it stays, as {error.problem}") from error
     await slot.reaches("ended")
 
 

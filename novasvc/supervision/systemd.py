@@ -96,13 +96,12 @@ class Watchdog(service.Service):
 
     ``interval`` is how many seconds that is; None where systemd does not want to know.
 
-    A reactor that does not turn, and a process that is not healthy, give no sign of life. systemd
-    then ends the process, and starts another if Restart= says so.
+    A reactor that does not turn gives no sign of life. systemd then ends the process, and starts
+    another if Restart= says so.
 
     :param notifier: says it.
     :param environ: WATCHDOG_USEC and WATCHDOG_PID are used.
     :param clock: provides IReactorTime.
-    :param healthy: says whether the process does what it is for; called each time.
     :param pid: of this process; None asks the system.
     Source: sd_watchdog_enabled(3).
     """
@@ -112,14 +111,11 @@ class Watchdog(service.Service):
         notifier: Notifier,
         environ: Mapping[str, str],
         clock: Any,
-        healthy: Callable[[], bool],
         pid: int | None = None,
     ) -> None:
         self._notifier = notifier
-        self._healthy = healthy
-        self._well = True
         self.interval = _interval(environ, os.getpid() if pid is None else pid)
-        self._beats = LoopingCall(self._beat)
+        self._beats = LoopingCall(notifier.watchdog)
         self._beats.clock = clock
 
     def startService(self) -> None:
@@ -134,20 +130,6 @@ class Watchdog(service.Service):
         super().stopService()
         if self._beats.running:
             self._beats.stop()
-
-    def _beat(self) -> None:
-        try:
-            well = self._healthy()
-        except Exception:  # noqa: BLE001 - whatever it is, it is not well
-            _log.failure("whether the process is healthy could not be found out")
-            well = False
-        if well:
-            self._notifier.watchdog()
-        if self._well and not well:
-            _log.error("not healthy: systemd gets no sign of life until that is mended")
-        elif well and not self._well:
-            _log.info("healthy again: systemd gets signs of life")
-        self._well = well
 
 
 def _interval(environ: Mapping[str, str], pid: int) -> float | None:

@@ -34,6 +34,7 @@ from novasvc.logs import NOBODY, make_observer
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import LONGEST, Channel, Message, adopt
+from novasvc.supervision.ending import end_of, status_of
 from novasvc.supervision.errors import NotPreforkableError
 from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.record import DUMP, Record
@@ -71,7 +72,8 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
 
     :param outlet: of the log.
     :param order: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
-        an install function, "log": {"file", "json", "level"}}; see :mod:`novasvc.supervision.fleet`.
+        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain}; see
+        :mod:`novasvc.supervision.fleet`.
     :param descriptors: the channel to the supervisor, the record, and the listening sockets.
     :return: the exit status.
     """
@@ -82,7 +84,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
     faulthandler.enable(record.descriptor)
     faulthandler.register(DUMP, record.descriptor)
     metrics.forget()
-    runtime.worker_number = order["number"]
+    runtime.worker_number, runtime.worker_grace = order["number"], order["grace"]
     set_title(f"novasvc: worker {order['number']} ({order['name']})")
 
     importlib.import_module(order["reactor"]).install()
@@ -172,9 +174,19 @@ class Worker:
         gc.freeze()
         self._say({"is": "ready"})
         flight.note("worker", "ready")
-        if callable(wait := getattr(server, "wait", None)):
+        if (ended := end_of(server)) is not None:
             # A server that says when it has ended, ends its worker.
-            maybeDeferred(wait).addBoth(lambda _: self.terminate())
+            ended.addErrback(self._ended_badly).addCallback(lambda _: self.terminate())
+
+    def _ended_badly(self, failure: Failure) -> None:
+        """See a server end by itself, and not well."""
+        if self._ending:
+            return
+        if isinstance(failure.value, SystemExit):
+            self.status = status_of(failure.value)
+        else:
+            self.status = UNHANDLED
+            _log.failure("the server has ended by an error", failure, level=LogLevel.critical)
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value
@@ -195,6 +207,8 @@ class Worker:
     # -- signs of life -------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        if self._over:
+            return  # what was said last, stays
         legs = (getattr(part, "waiting_for", None) for part in parts(self._server))
         waiting = next((leg for leg in legs if isinstance(leg, str)), None)
         news: Message = {"is": "waiting", "for": waiting}
@@ -262,7 +276,13 @@ class Worker:
         self._tick()
         stopping = succeed(None) if self._server is None else maybeDeferred(self._server.stopService)
         stopping.addErrback(self._stopped_badly)
-        stopping.addCallback(lambda _: self._end())
+        stopping.addCallback(self._stopped_all)
+
+    def _stopped_all(self, _: object) -> None:
+        for part in parts(self._server):
+            if isinstance(leaving := getattr(part, "leaving", None), SystemExit):
+                self.status = self.status or status_of(leaving)
+        self._end()
 
     def _stopped_badly(self, failure: Failure) -> None:
         if isinstance(failure.value, SystemExit):
@@ -307,11 +327,6 @@ class Worker:
             # A SIGTERM that comes before ours is the handler, has stopped it.
             with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()
-
-
-def status_of(error: SystemExit) -> int:
-    """Return the exit status that an interpreter would end with."""
-    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def _short(value: Any) -> Any:

@@ -108,6 +108,7 @@ def order(server: Any, number: int = 1) -> dict[str, Any]:
         "name": package.name,
         "server": package.server,
         "reactor": "twisted.internet.epollreactor",
+        "grace": 60.0,
         "log": {"file": "", "json": False, "level": "critical"},
     }
 

@@ -19,7 +19,7 @@ class StubProcess:
         self.listener = listener
         self.pid: int | None = None
         self.signals: list[int] = []
-        self.hurried = False
+        self.hurried = self.finished = False
         self.silent = 0.0
         self.stacks = ""
         self.events: list[Event] = []

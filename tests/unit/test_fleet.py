@@ -12,7 +12,7 @@ from novasvc.supervision.fleet import Fleet, Generation
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import Package
 from novasvc.supervision.policy import RestartPolicy
-from novasvc.supervision.slot import TIDYING, Limits, Slot
+from novasvc.supervision.slot import LAST_WISHES, TIDYING, Limits, Slot
 from tests.unit.supervision_rig import Host, StandInWorker, exited
 
 LIMITS = Limits(start=60, drain=40, silence=30)
@@ -220,18 +220,19 @@ class ResizeTests(FleetCase):
         self.assertEqual(self.fleet.throttle.workers, 20)
 
     def test_throttled(self) -> None:
-        """Of many workers killed at once, some wait; one a second for each worker comes back, all in the end."""
+        """Of many workers killed again and again some wait; one a second for each worker comes back, all in the end."""
         self.start()
-        self.host.pass_time(5)
+        self.host.pass_time(1)
         for worker in list(self.host.living):
             worker.end(SIGKILL)
         self.host.settle()
+        self.assertEqual([state for _, state in self.states()], ["starting"] * 3)
         self.host.ready_all()
         self.host.pass_time(1)
         for worker in list(self.host.living):
             worker.end(SIGKILL)
         self.host.settle()
-        self.assertEqual(sorted(state for _, state in self.states()), ["backing off", "backing off", "starting"])
+        self.assertEqual(sorted(state for _, state in self.states()), ["backing off", "backing off", "backing off"])
         self.host.pass_time(3)
         self.assertEqual([state for _, state in self.states()], ["starting"] * 3)
 
@@ -298,13 +299,24 @@ class ReplaceTests(FleetCase):
         self.newest().be_ready()
         self.assertEqual(sum(state == "draining" for _, state in self.states()), 2)
 
+    def test_endless_wait(self) -> None:
+        """A new one that waits for its broker for too long is let go; what it waited for is told."""
+        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        self.newest().say("waiting", **{"for": "broker"})
+        self.host.pass_time(LIMITS.start)
+        self.assertNoResult(done)
+        self.host.pass_time(5)
+        problem = str(self.failureResultOf(done, ReloadError).value)
+        self.assertIn("within worker_start_timeout (60 s): waits for the broker", problem)
+        self.assertEqual(self.servers(), ["old", "old", "old"])
+
     def test_deadline(self) -> None:
         """Those that are replaced are killed at the deadline."""
         old = self.host.living[0]
         self.run_reload(self.fleet.replace_all(self.generation("new")))
         self.newest().be_ready()
         self.host.pass_time(LIMITS.drain + TIDYING)
-        self.host.pass_time(TIDYING)
+        self.host.pass_time(LAST_WISHES)
         self.assertEqual(old.signals, [SIGTERM, SIGKILL])
 
     def test_all_in_vain(self) -> None:

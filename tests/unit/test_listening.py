@@ -222,10 +222,9 @@ class AloneTests(ServerTestCase):
             await caller.gone
             await stopped
 
-    async def test_stop_as_set(self) -> None:
-        """Connections have as long as the setting says, unless the server was given a time of its own."""
-        self.patch(runtime, "_process_runtime", None)
-        self.patch(os, "environ", {**os.environ, "NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT": "0.01"})
+    async def test_stop_as_supervised(self) -> None:
+        """Without a time of their own, connections have as long as the process has."""
+        self.patch(runtime, "worker_grace", 0.01)
         server = StreamServer("tcp:0:interface=127.0.0.1", GreeterFactory)
         server.startService()
         caller = await call(f"tcp:127.0.0.1:{server.port}")
@@ -293,23 +292,23 @@ class PreforkedTests(ServerTestCase):
         await third.stopService()
 
     async def test_turns(self) -> None:
-        """It takes one connection in a turn, as others may be idle, and all that wait when it stops."""
+        """It takes one connection in a turn, as others may be idle; twice as many while more wait; at its end all."""
         path = tempfile.mkdtemp(prefix="novasvc-")
         self.addCleanup(shutil.rmtree, path)
         for endpoint in ("tcp:0:interface=127.0.0.1", f"unix:{path}/socket"):
             origin = self.make(endpoint)
             sockets = self.open(origin)
             server = self.adopt(origin, sockets)
-            for _ in range(4):
+            for _ in range(9):
                 client = socket.socket(sockets[0].family)
                 self.addCleanup(client.close)
                 client.connect(sockets[0].getsockname())
             (port,), connections = server._ports, server._connections
-            for taken in (1, 2):
+            for taken in (1, 3, 7):
                 port.doRead()
                 self.assertEqual(len(connections.protocols), taken)
             stopped = server.stopService()
-            self.assertEqual(len(connections.protocols), 4)
+            self.assertEqual(len(connections.protocols), 9)
             server.hurry()
             await stopped
 

@@ -28,13 +28,6 @@ class RestartPolicyTests(SynchronousTestCase):
 class HistoryTests(SynchronousTestCase):
     """When a worker is started again."""
 
-    def test_life(self) -> None:
-        """Whatever was ready for a while is started again at once, however often it dies."""
-        history = History(policy(budget=2))
-        pauses = [history.died(now, STABLE) for now in range(100)]
-        self.assertEqual(set(pauses), {0.0})
-        self.assertFalse(history.exhausted)
-
     def test_young_deaths(self) -> None:
         """The first young death is followed by a start at once, those after it by growing pauses."""
         history = History(policy())
@@ -78,6 +71,14 @@ class HistoryTests(SynchronousTestCase):
         history.died(11.0, None)
         self.assertTrue(history.exhausted)
 
+    def test_short_lives(self) -> None:
+        """Of lives that are short the budget is borne; then pauses grow, until there were none for a while."""
+        history = History(policy(budget=2, window=10.0))
+        pauses = [history.died(float(now), STABLE) for now in range(5)]
+        self.assertEqual(pauses, [0.0, 0.0, 1.0, 2.0, 3.0])
+        self.assertFalse(history.exhausted)
+        self.assertEqual(history.died(15.0, STABLE), 0.0)
+
     def test_death_after_a_life(self) -> None:
         """A death after a life uses up nothing, although others did before."""
         history = History(policy(budget=1))
@@ -89,32 +90,39 @@ class HistoryTests(SynchronousTestCase):
 class ThrottleTests(SynchronousTestCase):
     """How many forks there are in a time."""
 
-    def test_first_of_each(self) -> None:
-        """Each worker's first fork, and one more, waits for nothing."""
+    def test_all_at_once(self) -> None:
+        """All workers may die at once, and come back at once; who dies then waits."""
         throttle = Throttle(4)
-        for _ in range(5):
+        for _ in range(4):
             self.assertEqual(throttle.wait(0.0), 0.0)
-            throttle.forked(0.0)
-        self.assertEqual(throttle.wait(0.0), 4.0)
+            throttle.forked(0.0, after_death=True)
+        self.assertEqual(throttle.wait(0.5), 3.5)
+
+    def test_planned(self) -> None:
+        """What was planned does not count, but is told."""
+        throttle = Throttle(1)
+        for now in range(5):
+            throttle.forked(now, after_death=False)
+        self.assertEqual((throttle.wait(4.0), list(throttle.times)), (0.0, [0, 1, 2, 3, 4]))
 
     def test_forgets(self) -> None:
         """As many seconds later as there are workers, a fork is forgotten."""
         throttle = Throttle(2)
-        for now in (0.0, 1.0, 1.5):
-            throttle.forked(now)
+        for now in (0.0, 1.5):
+            throttle.forked(now, after_death=True)
         self.assertEqual(throttle.wait(1.5), 0.5)
         self.assertEqual(throttle.wait(2.0), 0.0)
 
     @given(st.integers(1, 8), st.lists(st.integers(0, 2000), max_size=80))
     def test_bound(self, workers: int, pauses: list[int]) -> None:
-        """Whenever forks are wanted, no span of as many seconds as there are workers has more than one fork over."""
+        """Whenever forks are wanted, no span of as many seconds as there are workers has more forks than that."""
         # Fractions, because sums of floats are not what they seem.
         throttle, now, times = Throttle(workers), Fraction(0), []
         for pause in pauses:
             now += Fraction(pause, 1000)
             now += Fraction(throttle.wait(now))
             self.assertEqual(throttle.wait(now), 0)
-            throttle.forked(now)
+            throttle.forked(now, after_death=True)
             times.append(now)
         for start in times:
-            self.assertLessEqual(sum(start <= time < start + workers for time in times), workers + 1)
+            self.assertLessEqual(sum(start <= time < start + workers for time in times), workers)

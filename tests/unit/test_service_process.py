@@ -33,6 +33,7 @@ class ProcessTestCase(SignalsTestCase):
             self.reactor,
             self.tree,
             self.restart,
+            lambda: 30.0,
             environ={"NOTIFY_SOCKET": f"{directory}/systemd"},
             limit=self.limits.append,
         )

@@ -7,7 +7,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.flight import Event
-from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, TIDYING, Limits
+from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, LAST_WISHES, SLOWLY, TIDYING, Limits
 from tests.unit.slot_rig import SlotRig
 
 
@@ -105,17 +105,6 @@ class StartTests(SynchronousTestCase):
         self.assertEqual((rig.state, len(rig.processes)), ("backing off", 2))
         rig.clock.advance(1)
         self.assertEqual((rig.state, len(rig.processes)), ("starting", 3))
-
-    def test_throttled_first_start(self) -> None:
-        """A first start waits for the throttle, too."""
-        rig = SlotRig(workers=1)
-        throttle = rig.slot._throttle
-        for _ in range(2):
-            throttle.forked(rig.clock.seconds())
-        rig.slot.start()
-        self.assertEqual((rig.state, rig.processes), ("idle", []))
-        rig.clock.advance(1)
-        self.assertEqual(rig.state, "starting")
 
 
 class DeathTests(SynchronousTestCase):
@@ -309,7 +298,7 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((process.signals, process.hurried), ([SIGTERM], False))  # it may keep the deadline itself
         self.rig.clock.advance(TIDYING)
         self.assertEqual((process.signals, process.hurried), ([SIGTERM], True))
-        self.rig.clock.advance(TIDYING)
+        self.rig.clock.advance(LAST_WISHES)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
         process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "ended")
@@ -439,7 +428,7 @@ class LeavingTests(SynchronousTestCase):
 
     def test_deadline(self) -> None:
         """It has as long as any other."""
-        self.rig.clock.pump([30 + TIDYING, TIDYING])
+        self.rig.clock.pump([30 + TIDYING, LAST_WISHES])
         self.assertEqual((self.process.signals, self.process.hurried), ([SIGKILL], True))
 
     def test_hangs(self) -> None:

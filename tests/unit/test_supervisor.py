@@ -77,16 +77,6 @@ class StartTests(SupervisorCase):
         self.host.spawning = OSError(11, "Resource temporarily unavailable")
         self.assertRaises(OSError, self.start, (Server("api"), 1))
 
-    def test_health(self) -> None:
-        """It is well as long as each server has a worker that works, or comes up."""
-        self.run_all((Server("api"), 1), (Server("agent"), 1))
-        self.assertTrue(self.supervisor.healthy)
-        self.host.answer = lambda worker: worker.refuse("no more processes")
-        self.staying("api")[0].end(SIGKILL)
-        self.host.pass_time(0)
-        self.assertFalse(self.supervisor.healthy)
-        self.assertEqual(self.supervisor.status, "1 of 2 workers are ready")
-
 
 class RowTests(SupervisorCase):
     """What operators see."""

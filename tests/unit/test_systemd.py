@@ -135,7 +135,7 @@ class WatchdogTests(SystemdTestCase):
         self.well = True
 
     def make(self, environ: dict[str, str]) -> Watchdog:
-        watchdog = Watchdog(self.notifier, environ, self.clock, lambda: self.well, pid=77)
+        watchdog = Watchdog(self.notifier, environ, self.clock, pid=77)
         watchdog.startService()
         self.addCleanup(watchdog.stopService)
         return watchdog
@@ -164,30 +164,6 @@ class WatchdogTests(SystemdTestCase):
         self.clock.advance(1)
         self.assertEqual(self.received(), ["WATCHDOG=1"])
 
-    def test_not_healthy(self) -> None:
-        """A process that is not healthy gives no sign of life until it is, and the log says each once."""
-        self.make({"WATCHDOG_USEC": "2000000"})
-        self.received()
-        self.well = False
-        self.clock.pump([1, 1])
-        self.assertEqual(self.received(), [])
-        self.well = True
-        self.clock.pump([1, 1])
-        self.assertEqual(self.received(), ["WATCHDOG=1"] * 2)
-        self.assertEqual([event["log_level"].name for event in self.warnings], ["error", "info"])
-
-    def test_unknown_health(self) -> None:
-        """Health that cannot be found out is none; it is asked again the next time."""
-        workers = iter([2, 0, 1])
-        watchdog = Watchdog(self.notifier, {"WATCHDOG_USEC": "2000000"}, self.clock, lambda: bool(1 / next(workers)))
-        watchdog.startService()
-        self.addCleanup(watchdog.stopService)
-        self.clock.advance(1)
-        self.assertEqual(self.received(), ["WATCHDOG=1"])
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.clock.advance(1)
-        self.assertEqual(self.received(), ["WATCHDOG=1"])
-
     def test_not_wanted(self) -> None:
         """Without the variable, with one that is no time, and with one for another process, nothing happens."""
         for environ in (
@@ -204,7 +180,7 @@ class WatchdogTests(SystemdTestCase):
     def test_own_process(self) -> None:
         """The process is this one, unless somebody says otherwise."""
         environ = {"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}
-        self.assertEqual(Watchdog(self.notifier, environ, self.clock, bool).interval, 1.0)
+        self.assertEqual(Watchdog(self.notifier, environ, self.clock).interval, 1.0)
 
     def test_children(self) -> None:
         """What systemd says to this process is not for its children."""
