@@ -1,0 +1,23 @@
+"""How servers end, and with which status that ends their process."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+
+def end_of(server: Any) -> Deferred[Any] | None:
+    """Return a Deferred of the end of a server, if it knows of one: Nova's have ``wait`` for that."""
+    wait = getattr(server, "when_ended", None) or getattr(server, "wait", None)
+    try:
+        ended = wait() if callable(wait) else None
+    except Exception:  # noqa: BLE001 - it is something else that has this name
+        return None
+    if isinstance(ended, Coroutine):
+        return Deferred.fromCoroutine(ended)
+    return ended if isinstance(ended, Deferred) else None
+
+
+def status_of(error: SystemExit) -> int:
+    """Return the exit status that an interpreter would end with."""
+    return error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
