@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
 from novasvc.supervision.errors import ReloadError
@@ -198,7 +199,7 @@ class Fleet:
         problem = ""
         try:
             state = await reached
-        except TimeoutError:
+        except DeferredTimeoutError:
             state, problem = "late", f" within worker_start_timeout ({slot.limits.start:g} s)"
         if state != "ready":
             raise ReloadError(

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import ExitStack
 
-from tests.e2e.process import PATIENCE, ROOT
+from tests.e2e.process import PATIENCE, ROOT, program
 from tests.faults.fleet_rig import ORPHANED, Fleet, FleetCase, until
 from tests.servers.process import free_ports
 
@@ -43,6 +43,8 @@ class Stubborn(Service):
 
 class Endless(Service):
     """Never says that it has stopped."""
+    def startService(self):
+        print("endless", flush=True)
     def stopService(self):
         return Deferred()
 
@@ -55,10 +57,39 @@ class Leaving(Service):
     def startService(self):
         sys.exit(42)
 
+class Busy(Service):
+    """Has a thread that works when it is to stop."""
+    def stopService(self):
+        from twisted.internet.threads import deferToThread
+        deferToThread(self.work)
+    def work(self):
+        time.sleep(2.5)
+        print("the thread is done", flush=True)
+
 class Parting(Service):
     """Calls sys.exit when it is to stop."""
     def stopService(self):
         sys.exit(43)
+
+class Ending(Service):
+    """Ends by itself a moment after its start."""
+    def __init__(self, error):
+        self.error = error
+    def wait(self):
+        from twisted.internet import reactor
+        def fail():
+            raise self.error
+        return deferLater(reactor, 0.1, fail)
+
+class Waiter(Service):
+    """Has a method that is called wait, and is something else."""
+    def wait(self, patience):
+        return patience
+
+def make_late(reactor):
+    """Take more than a second to find out that it cannot be."""
+    time.sleep(1.2)
+    raise ValueError("no such hypervisor")
 
 class Slow(Resource):
     """Answers after a second, or, at /never, never."""
@@ -73,6 +104,21 @@ class Slow(Resource):
 def make_site():
     return Site(Slow())
 '''
+
+TAC = """
+from twisted.application.internet import TimerService
+from twisted.application.service import Application
+from novasvc.service import ProcessLauncher
+from novasvc.service.listening import StreamServer
+import parts
+
+application = Application("app")
+launcher = ProcessLauncher()
+launcher.launch_server(StreamServer("tcp:{port}:interface=127.0.0.1", parts.make_site), workers=2)
+launcher.setServiceParent(application)
+if {others}:
+    TimerService(0.5, print, "the other goes on").setServiceParent(application)
+"""
 
 SCRIPT = """
 import threading
@@ -275,12 +321,74 @@ class StopTests(StoryCase):
         self.assertEqual(fleet.wait(), 1, fleet.output)
         self.assertEqual(len(fleet.said(r"exited with status 42: it ended with SystemExit\(42\)")), 2)
 
+    def test_ends(self) -> None:
+        """One whose wait() fails ends its worker with a status that says so, and the log has the reason."""
+        for error, status in (("LookupError('no such disk')", 2), ("SystemExit(3)", 3)):
+            fleet = self.serve(
+                f"parts.Ending({error})", 1, NOVASVC_WORKER_RESTART_BUDGET="2", NOVASVC_WORKER_CRASH_LOOP="exit"
+            )
+            self.assertEqual(fleet.wait(), 1, fleet.output)
+            self.assertEqual(len(fleet.said(f"exited with status {status}")), 2, fleet.output)
+            self.assertEqual("LookupError: no such disk" in fleet.output, status == 2)
+
+    def test_something_else(self) -> None:
+        """A method of the name that takes something is none that tells of the end."""
+        fleet = self.serve("parts.Waiter()", 1)
+        fleet.ready(1)
+        self.assertEqual(fleet.stop(), 0, fleet.output)
+        self.assertNotIn("is started again", fleet.output)
+
+    def test_late_reason(self) -> None:
+        """However long it took to fail, the reason is told."""
+        fleet = self.serve("parts.make_late", 1, NOVASVC_WORKER_RESTART_BUDGET="1")
+        self.assertEqual(fleet.wait(), 1, fleet.output)
+        self.assertIn("exited with status 2: ValueError: no such hypervisor", fleet.output)
+
+    def test_threads(self) -> None:
+        """One that is done, and waits for its threads longer than a reactor may be silent, is not taken for hanging."""
+        fleet = self.serve("parts.Busy()", 1, NOVASVC_WORKER_WATCHDOG="1")
+        fleet.ready(1)
+        self.assertEqual(fleet.stop(), 0, fleet.output)
+        self.assertIn("the thread is done", fleet.output)
+        self.assertNotIn("hangs", fleet.output)
+
+    def test_alone(self) -> None:
+        """Without workers, too, one that does not stop is cut short when its time is over."""
+        fleet = self.serve("parts.Endless()", None, NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
+        fleet.says("log_legacy|endless")
+        began = time.monotonic()
+        self.assertEqual(fleet.stop(), -signal.SIGTERM, fleet.output)
+        self.assertLess(time.monotonic() - began, 1 + AT_ONCE)
+        self.assertIn("what is left is cut short", fleet.output)
+
     def test_parts(self) -> None:
         """One that calls sys.exit while it stops ends with its status; that is no failure, as it was to end."""
         fleet = self.serve("parts.Parting()")
         fleet.ready(2)
         self.assertEqual(fleet.stop(), 0, fleet.output)
         self.assertEqual(len(fleet.said("is drained: it exited with status 43")), 2)
+
+
+class ApplicationTests(StoryCase):
+    """A launcher in a .tac file."""
+
+    def test_fails(self) -> None:
+        """One that is all there is ends the process with status 1 when it fails; others it leaves alone."""
+        (port,) = free_ports(1)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+            for others, status in ((0, 1), (1, None)):
+                (self.folder / "parts.py").write_text(PARTS)
+                (self.folder / "app.tac").write_text(TAC.format(port=port, others=others))
+                command = [program("twistd"), "-n", "--pidfile=", "-y", "app.tac"]
+                fleet = Fleet(self, command, self.folder, PYTHONPATH=f"{ROOT}:{self.folder}")
+                fleet.says(f"the supervisor did not start: cannot listen on 127.0.0.1:{port}")
+                if status is None:
+                    fleet.says("the other goes on")
+                    fleet.stop()
+                else:
+                    self.assertEqual(fleet.wait(), status, fleet.output)
 
 
 class MomentTests(FleetCase):

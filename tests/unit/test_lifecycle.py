@@ -248,8 +248,43 @@ class LifecycleTests(SynchronousTestCase):
         self.assertEqual(self.states[-1], "failed")
 
     def test_restart_of_what_does_not_run(self) -> None:
-        """Only what runs can be restarted."""
+        """What was not started cannot be restarted, nor what ends."""
         self.failureResultOf(self.course.restart(), StateError)
         self.start()
+        self.beginning.callback(None)
+        self.course.stop()
         self.failureResultOf(self.course.restart(), StateError)
-        self.assertEqual(self.states, ["starting"])
+        self.assertEqual(self.states, ["starting", "running", "draining"])
+
+    def test_restart_of_a_start(self) -> None:
+        """A start that takes too long is cancelled, what it has begun is stopped, and another begins."""
+        started = self.course.start()
+        restarted = self.course.restart()
+        self.beginning = Deferred()
+        self.assertEqual(self.states, ["starting", "draining"])
+        self.ending.callback(None)
+        self.assertEqual(self.states, ["starting", "draining", "starting"])
+        self.beginning.callback(None)
+        self.successResultOf(restarted)
+        self.successResultOf(started)
+
+    def test_restart_of_a_restart(self) -> None:
+        """One that comes on the way down of another is answered with it."""
+        self.start()
+        self.beginning.callback(None)
+        both = self.course.restart(), self.course.restart()
+        self.beginning = Deferred()
+        self.ending.callback(None)
+        self.beginning.callback(None)
+        for restarted in both:
+            self.successResultOf(restarted)
+        self.assertEqual(self.states, ["starting", "running", "draining", "starting", "running"])
+
+    def test_stop_of_a_turned_start(self) -> None:
+        """A stop ends a restart that has cancelled a start, too."""
+        self.start()
+        restarted, stopped = self.course.restart(), self.course.stop()
+        self.ending.callback(None)
+        self.failureResultOf(restarted, StateError)
+        self.successResultOf(stopped)
+        self.assertEqual(self.states, ["starting", "draining", "stopped"])

@@ -112,6 +112,25 @@ class EndTests(ProcessTestCase):
         signal.raise_signal(signal.SIGTERM)
         self.assertEqual(self.limits, [signal.SIGTERM])
 
+    def test_deadline(self) -> None:
+        """What has not ended when the time is over is cut short, and the time for that is limited."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.reactor.advance(30)
+        self.assertEqual((self.log, self.limits), (["stop b"], []))  # it may keep the deadline by itself
+        self.reactor.advance(1)
+        self.assertEqual((self.log, self.limits), (["stop b", "hurry a", "hurry b"], [signal.SIGTERM]))
+        self.assertIn("graceful_shutdown_timeout (30 s)", self.told[-1])
+
+    def test_in_time(self) -> None:
+        """What ends in time is left in peace."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.second.stopped.callback(None)
+        self.process.stopService()
+        self.reactor.advance(60)
+        self.assertEqual((self.log, self.limits), (["stop b", "stop a"], []))
+
     def test_reactor_without_handlers(self) -> None:
         """Where the reactor has taken no signals it is stopped all the same."""
         self.run_it()
@@ -173,13 +192,24 @@ class RestartTests(ProcessTestCase):
         self.assertIn("workers = 'x' is not a whole number", self.told[-1])
 
     def test_twice(self) -> None:
-        """A second one, while the first is under way, is told that nothing comes of it."""
+        """A second one, while the first is under way, takes its place."""
         self.run_it()
         self.send(signal.SIGHUP)
         self.send(signal.SIGHUP)
-        self.assertIn("another restart is under way", self.told[-1])
+        self.assertIn("another restart takes the place of the one under way", self.told[-1])
         self.second.stopped.callback(None)
         self.assertEqual(self.log, ["stop b", "stop a", "start a", "start b"])
+
+    def test_stuck(self) -> None:
+        """One that waits, for a broker that is not where it was said to be, is ended by the next."""
+        self.run_it()
+        self.first.slow, self.second.slow = "start", ""
+        self.send(signal.SIGHUP)
+        self.assertEqual(self.log, ["stop b", "stop a", "start a"])
+        self.first.slow = ""
+        self.send(signal.SIGHUP)
+        self.assertEqual(self.log[3:], ["stop a", "start a", "start b"])
+        self.assertIn("the services were restarted", self.told)
 
     def test_while_draining(self) -> None:
         """One that comes while the process ends is told so."""

@@ -3,7 +3,7 @@
 from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
 
 from twisted.internet.defer import CancelledError
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.flight import Event
@@ -319,6 +319,26 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual((self.rig.state, self.rig.process.signals), ("draining", [SIGTERM]))
         self.rig.process.die_of(SIGTERM)
         self.successResultOf(ended)
+
+    def test_starting_for_long(self) -> None:
+        """One that starts has nothing to finish: it is told to end at once."""
+        self.rig.slot.start()
+        self.rig.process.be_born()
+        self.rig.slot.drain()
+        self.assertTrue(self.rig.process.hurried)
+        self.rig.clock.advance(HURRY_PATIENCE)
+        self.assertEqual(self.rig.process.signals, [SIGTERM, SIGKILL])
+
+    def test_cut_short(self) -> None:
+        """Whether one has finished what it had begun is told."""
+        for finished, level in ((True, LogLevel.info), (False, LogLevel.warn)):
+            rig = SlotRig()
+            process = rig.ready()
+            rig.slot.hurry()
+            process.finished = finished
+            with capturedLogs() as events:
+                process.exit(1)
+            self.assertEqual([event["log_level"] for event in events], [level])
 
     def test_not_begun(self) -> None:
         """A place without a process is given up at once."""

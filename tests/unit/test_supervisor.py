@@ -12,7 +12,7 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import ListenError
 from novasvc.interfaces import ISupervisor
-from novasvc.supervision.errors import NoSuchWorkerError, ReloadError, ResizeError
+from novasvc.supervision.errors import DrainError, NoSuchWorkerError, ResizeError
 from novasvc.supervision.record import DUMP
 from novasvc.supervision.supervisor import MOST_WORKERS, ServerWrapper, open_sockets, see_number
 from tests.unit.supervision_rig import StandInWorker, descriptors, exited, logged
@@ -71,6 +71,27 @@ class StartTests(SupervisorCase):
         (wrapper,) = self.wrappers
         self.assertEqual(wrapper.children, {worker.pid for worker in self.host.workers})
         self.assertEqual(wrapper.forktimes, [0.0, 0.0])
+
+    def test_one_cannot(self) -> None:
+        """At the start an error of one worker's configuration ends all, although another was ready before."""
+        self.start((Server("api"), 2))
+        first, second = self.host.workers
+        first.be_ready()
+        second.say("failed", problem="no such table", final=True)
+        second.end(exited(1))
+        self.host.pass_time(0)
+        (error,) = self.owner.errors
+        self.assertIn("no such table", str(error))
+
+    def test_one_dies(self) -> None:
+        """So does one that dies again and again; later its place is tried slowly."""
+        self.start((Server("api"), 2))
+        self.host.workers[0].be_ready()
+        for _ in range(5):
+            self.assertEqual(self.owner.errors, [])
+            self.host.living[-1].end(exited(1))
+            self.host.pass_time(10)
+        self.assertEqual(len(self.owner.errors), 1)
 
     def test_no_forkserver(self) -> None:
         """That the system starts no process is told to who starts."""
@@ -373,7 +394,9 @@ class DrainTests(SupervisorCase):
         new.say("failed", problem="no such table", final=True)
         new.end(exited(1))
         self.host.pass_time(100)
-        self.failureResultOf(drained, ReloadError)
+        problem = str(self.failureResultOf(drained, DrainError).value)
+        new = "the new worker 1 of api did not become ready: no such table"
+        self.assertEqual(problem, f"worker 1 is not drained: it stays, as {new}")
         self.assertEqual((self.rows("state"), self.owner.errors), ([("ready",)], []))
 
     def test_unknown(self) -> None:
@@ -382,8 +405,8 @@ class DrainTests(SupervisorCase):
         error = self.assertRaises(NoSuchWorkerError, self.supervisor.drain, 7)
         self.assertEqual(str(error), "there is no worker 7; there are: 1, 2")
         self.supervisor.drain_all()
-        error = self.assertRaises(NoSuchWorkerError, self.supervisor.drain, 1)
-        self.assertEqual(str(error), "there is no worker 1; there are: none")
+        error = self.assertRaises(DrainError, self.supervisor.drain, 1)
+        self.assertIn("the supervisor ends", str(error))
 
     def test_all_by_an_operator(self) -> None:
         """To drain all is its owner's business, in a turn of its own."""

@@ -1,5 +1,8 @@
 """The service tree that waits."""
 
+import pickle
+import sys
+
 from twisted.application.service import IServiceCollection, MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
@@ -56,6 +59,31 @@ class ServiceTreeTests(SynchronousTestCase):
         self.tree.startService()
         for part in self.parts:
             part.started.callback(None)
+
+    def test_pickled(self) -> None:
+        """A tree is brought to a worker with its parts, their names too, and none of them was started."""
+        tree = ServiceTree("carried")
+        part = Service()
+        part.setName("named")
+        part.setServiceParent(tree)
+        tree.startService()
+        copy = pickle.loads(pickle.dumps(tree))  # noqa: S301 - our own
+        (carried,) = copy
+        self.assertIs(copy.getServiceNamed("named"), carried)
+        self.assertIs(carried.parent, copy)
+        self.assertEqual((copy.state, carried.running), ("initial", 0))
+
+    def test_end_of_the_process(self) -> None:
+        """A part that ends with SystemExit keeps no other from its stop; whoever ends the process finds it."""
+        self.patch(self.parts[2], "stopService", lambda: sys.exit(7))
+        self.run_all()
+        stopped = self.tree.stopService()
+        for part in self.parts[:2]:
+            part.stopped.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(self.log[-2:], ["stop b", "stop a"])
+        assert self.tree.leaving is not None
+        self.assertEqual(self.tree.leaving.code, 7)
 
     def test_interfaces(self) -> None:
         """A tree is a collection of services whose start can be waited for."""

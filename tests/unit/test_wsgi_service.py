@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from zope.interface.verify import verifyObject
 
-from novasvc.errors import AppError, ListenError, SettingError, SettingsError, StartError
+from novasvc import runtime
+from novasvc.errors import AppError, ListenError, ManagerError, SettingError, SettingsError, StartError
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.service import WSGIService
 from novasvc.service.paste import Loader
@@ -60,6 +61,13 @@ class ServedTests(WSGICase):
         await service.when_started()
         self.assertEqual(service.port, port)
         await service.stopService()
+
+    async def test_managers_process(self) -> None:
+        """The manager is made where the API is served: at the start, or when a worker gets it."""
+        service = self.make(hello_manager="tests.unit.wsgi_rig.NoSuchManager")
+        await self.assertFailure(service.start(), StartError)
+        self.patch(runtime, "_process_runtime", service.runtime)
+        self.assertRaises(ManagerError, pickle.loads, pickle.dumps(WSGIService("hello")))
 
     async def test_manager(self) -> None:
         """The manager's hooks are called around the start, and around the end."""
