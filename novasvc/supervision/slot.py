@@ -119,6 +119,7 @@ class Slot:
     _aborted: bool = attrs.field(default=False, init=False)
     _pressed: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
+    _failed: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
@@ -184,7 +185,7 @@ class Slot:
             case {"is": "ready"}:
                 self._machine.ready()
             case {"is": "failed", "problem": problem, "final": final}:
-                self.trouble = problem
+                self.trouble, self._failed = problem, True
                 self._final = problem if final else ""
             case {"is": "waiting", "for": leg} if self.state == "starting":
                 self.trouble = None if leg is None else f"waits for the {leg}"
@@ -194,7 +195,8 @@ class Slot:
                 self._machine.leave()
                 if calls:
                     _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
-                self.trouble = f"{calls} calls under way" if calls else None
+                if not self._failed:
+                    self.trouble = f"{calls} calls under way" if calls else None
 
     def ended(self, how: Exit) -> None:
         """See it end."""
@@ -250,7 +252,7 @@ class Slot:
         """Have a process forked."""
         self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._pressed = self._killed = False
+        self._aborted = self._pressed = self._killed = self._failed = False
         self.arm(self.limits.start)
         try:
             self.process = self._launch(self)

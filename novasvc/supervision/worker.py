@@ -93,7 +93,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
     outlet.turn(order)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
-    at_hangup(cast(Any, worker.channel.transport).fileno(), _end_soon)
+    at_hangup(cast(Any, worker.channel.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
     atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
@@ -180,29 +180,30 @@ class Worker:
 
     def _ended_badly(self, failure: Failure) -> None:
         """See a server end by itself, and not well."""
-        if self._ending:
-            return
-        if isinstance(failure.value, SystemExit):
-            self.status = status_of(failure.value)
-        else:
-            self.status = UNHANDLED
-            _log.failure("the server has ended by an error", failure, level=LogLevel.critical)
+        if not self._ending:
+            self._tell(failure, "the server has ended by an error", final=False)
 
     def _failed(self, failure: Failure) -> None:
-        error = failure.value
-        if self._ending:
-            return
+        if not self._ending:
+            self._tell(failure, "the server did not start", final=self._server is None)
+            self._end()
+
+    def _tell(self, failure: Failure, what: str, *, final: bool) -> None:
+        """Tell the supervisor of a failure, and end with the status for it.
+
+        :param what: happened, for the log.
+        :param final: whether no worker can run, if it is an error that is known.
+        """
+        error = cast(BaseException, failure.value)
+        known = isinstance(error, NovasvcError)
         if isinstance(error, SystemExit):
-            self.status = status_of(error)
-            self._say({"is": "failed", "problem": f"it ended with SystemExit({error.code!r})", "final": False})
-        elif isinstance(error, NovasvcError):
-            self.status = 1
-            self._say({"is": "failed", "problem": str(error), "final": self._server is None})
+            self.status, problem = status_of(error), f"it ended with SystemExit({error.code!r})"
+        elif known:
+            self.status, problem = 1, str(error)
         else:
-            self.status = UNHANDLED
-            _log.failure("the server did not start", failure, level=LogLevel.critical)
-            self._say({"is": "failed", "problem": describe(cast(BaseException, error)), "final": False})
-        self._end()
+            self.status, problem = UNHANDLED, describe(error)
+            _log.failure("{what}", failure, level=LogLevel.critical, what=what)
+        self._say({"is": "failed", "problem": problem, "final": known and final})
 
     # -- signs of life -------------------------------------------------------------------------
 
@@ -299,6 +300,11 @@ class Worker:
         self.status, self._orphan = 1, True
         self.terminate()
         self._hurry()
+
+    def hung_up(self) -> None:
+        """See the channel's end, in a signal's handler: see :mod:`novasvc.supervision.hangup`."""
+        if not self._over:  # otherwise it is ours, and threads and exit handlers may take their time
+            _end_soon()
 
     def _hurry(self) -> None:
         for part in parts(self._server):

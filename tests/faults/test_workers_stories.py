@@ -323,13 +323,15 @@ class StopTests(StoryCase):
 
     def test_ends(self) -> None:
         """One whose wait() fails ends its worker with a status that says so, and the log has the reason."""
-        for error, status in (("LookupError('no such disk')", 2), ("SystemExit(3)", 3)):
+        for error, status, reason in (
+            ("LookupError('no such disk')", 2, "LookupError: no such disk"),
+            ("SystemExit(3)", 3, r"it ended with SystemExit\(3\)"),
+        ):
             fleet = self.serve(
                 f"parts.Ending({error})", 1, NOVASVC_WORKER_RESTART_BUDGET="2", NOVASVC_WORKER_CRASH_LOOP="exit"
             )
             self.assertEqual(fleet.wait(), 1, fleet.output)
-            self.assertEqual(len(fleet.said(f"exited with status {status}")), 2, fleet.output)
-            self.assertEqual("LookupError: no such disk" in fleet.output, status == 2)
+            self.assertEqual(len(fleet.said(f"exited with status {status}: {reason}; it is ")), 2, fleet.output)
 
     def test_something_else(self) -> None:
         """A method of the name that takes something is none that tells of the end."""
