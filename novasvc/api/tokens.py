@@ -111,6 +111,9 @@ def _lines(path: Path) -> list[str]:
                 problem = f"its mode is {mode:04o}, so others than its owner may read it"
                 raise _refused(path, problem, f"chmod 600 {path}")
             return file.read(_LARGEST).splitlines()
+    except PermissionError as error:
+        remedy = f"make it a file of the user that this runs as, uid {os.getuid()}, with mode 0600"
+        raise _refused(path, f"it cannot be read: {error.strerror}", remedy) from error
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
         raise _refused(path, f"it cannot be read: {why}", _HOW) from error

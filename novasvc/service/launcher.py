@@ -23,7 +23,7 @@ from novasvc.service.tree import ServiceTree
 from novasvc.settings import Configuration, load
 from novasvc.settings.listing import changes, rows
 from novasvc.settings.spec import text_of
-from novasvc.supervision.ending import end_of
+from novasvc.supervision.ending import end_of, status_of
 from novasvc.supervision.errors import ReloadError
 
 _log = Logger()
@@ -157,6 +157,10 @@ class Launcher(ServiceTree):
                 self.stopService()
 
 
+def _status_of(problem: BaseException | None) -> int:
+    return status_of(problem) if isinstance(problem, SystemExit) else 1
+
+
 class ServiceLauncher(Launcher):
     """A launcher that is all there is in its process: it answers to signals, and ends with a status.
 
@@ -209,7 +213,7 @@ class ServiceLauncher(Launcher):
         if state in {"stopped", "failed"} and self._process.running:
             self._process.stopService()
             if (state == "failed" or self._problem is not None) and is_alone(self):
-                end_process(self._reactor, 1)
+                end_process(self._reactor, _status_of(self._problem))
 
     async def _reload(self) -> None:
         try:
@@ -286,7 +290,7 @@ def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
                 "the reactor of this process was run before, and cannot be run again: wait once, for all servers"
             ) from None
     if outcome and outcome[0] is not None:
-        raise outcome[0].value if isinstance(outcome[0].value, SystemExit) else SystemExit(1)
+        raise SystemExit(_status_of(outcome[0].value))
     return None
 
 
