@@ -93,7 +93,7 @@ class Views:
         self._version = 0
 
     def look(self, query: Query) -> View:
-        """Look in one way. Of 5,000 services the first after a read takes 12 ms, another query less than half of that."""
+        """Look in one way. Of 5,000 services the first look after a read takes 12 ms, another less than half of it."""
         if self._version != self._watch.version:
             self._version = self._watch.version
             self._index = _Index(self._watch.sights)
