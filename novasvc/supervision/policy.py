@@ -50,16 +50,19 @@ class History:
     _deaths: deque[float] = attrs.field(factory=deque, init=False)
     _lives: deque[float] = attrs.field(factory=deque, init=False)
 
-    def died(self, now: float, lived: float | None) -> float:
+    def died(self, now: float, lived: float | None, *, killed: bool = False) -> float:
         """Note a death.
 
         :param now: seconds of a clock.
         :param lived: seconds that it was ready; None if it never was.
+        :param killed: by SIGKILL, which is not of its own doing.
         :return: seconds to wait before the next start: 0 after a life, or after the first young death. Of lives that
-            are short as well, the budget is borne; after that, pauses grow.
+            it ended itself, and that are short as well, the budget is borne; after that, pauses grow.
         """
         if lived is not None and lived >= STABLE:
             self._young, self.exhausted = 0, False
+            if killed:
+                return 0.0
             _keep(self._lives, now, self.policy)
             self._too_many = self._too_many + 1 if len(self._lives) > self.policy.budget else 0
             return self.policy.retry(self._too_many) if self._too_many else 0.0

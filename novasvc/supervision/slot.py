@@ -120,6 +120,7 @@ class Slot:
     _pressed: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
     _failed: bool = attrs.field(default=False, init=False)
+    _ended_by: int | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
@@ -200,6 +201,7 @@ class Slot:
 
     def ended(self, how: Exit) -> None:
         """See it end."""
+        self._ended_by = how.signal
         crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
         assert self.process is not None
         if crashed:
@@ -330,7 +332,8 @@ class Slot:
     def plan(self) -> None:
         """Decide what follows the end of the process."""
         now = self._clock.seconds()
-        pause = self._history.died(now, None if self._ready_at is None else now - self._ready_at)
+        lived = None if self._ready_at is None else now - self._ready_at
+        pause = self._history.died(now, lived, killed=self._ended_by == SIGKILL)
         if self._final or self._history.exhausted:
             if self._give_up(self, self._final):
                 self.log_last_end()

@@ -58,8 +58,7 @@ class KillCase(FleetCase):
         :return: what the supervisor and the forkserver had before and after.
         """
         chance = random.Random(seed)
-        servers = [f"obedient:s{number}=1" for number in range(SERVERS)]
-        fleet = self.script(*servers, NOVASVC_WORKER_RESTART_BUDGET=str(rounds + WARM_UP))
+        fleet = self.script(*(f"obedient:s{number}=1" for number in range(SERVERS)))
         workers = {number: Worker(pid) for number, pid in fleet.ready(SERVERS).items()}
         # One that had another's channel would hide that one's end.
         self.assertEqual(len({psutil.Process(worker.pid).num_fds() for worker in workers.values()}), 1)

@@ -79,6 +79,11 @@ class HistoryTests(SynchronousTestCase):
         self.assertFalse(history.exhausted)
         self.assertEqual(history.died(15.0, STABLE), 0.0)
 
+    def test_killed(self) -> None:
+        """Who was killed is replaced at once, however often."""
+        history = History(policy(budget=2))
+        self.assertEqual({history.died(float(now), STABLE, killed=True) for now in range(100)}, {0.0})
+
     def test_death_after_a_life(self) -> None:
         """A death after a life uses up nothing, although others did before."""
         history = History(policy(budget=1))
