@@ -272,11 +272,13 @@ class ProcessLauncher(service.Service):
 
     def reloading(self, *, under_way: bool) -> None:
         """Tell systemd that a reload has begun or ended."""
-        if under_way:
-            self._notifier.reloading()
-            return
-        self._notifier.ready(self._supervisor.status)
-        self._reload_if_asked()
+        if self.state == "running":  # whoever waits for the start is not to take this for its end
+            if under_way:
+                self._notifier.reloading()
+            else:
+                self._notifier.ready(self._supervisor.status)
+        if not under_way:
+            self._reload_if_asked()
 
     def _reload_if_asked(self) -> None:
         if self._reload_again:
@@ -330,7 +332,7 @@ class ProcessLauncher(service.Service):
         self._reactor.callLater(0, self.hurry)
 
     def _hung_up(self) -> None:
-        if self._supervisor.reloads or self.state == "starting":
+        if self._supervisor.reloads or self._supervisor.comes_up:
             # What was read for that may be older than what this is for.
             _log.info("SIGHUP: a reload follows what is under way")
             self._reload_again = True

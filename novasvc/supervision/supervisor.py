@@ -160,6 +160,12 @@ class Supervisor:
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
     @property
+    def comes_up(self) -> bool:
+        """Whether the start is under way: workers that only wait for the next try may get another configuration."""
+        slots = self.slots
+        return not self._started and (not slots or any(slot.state in {"idle", "starting"} for slot in slots))
+
+    @property
     def reloads(self) -> bool:
         """Whether a reload is under way."""
         return self._reloading is not None
@@ -333,7 +339,7 @@ class Supervisor:
     async def _reload(self) -> list[Row]:
         if self._ending:
             raise ReloadError("the supervisor ends")
-        if not self._started:
+        if self.comes_up:
             raise ReloadError("its workers have not all been ready since its start; wait for that, or start it again")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")

@@ -217,6 +217,26 @@ class ReloadTests(SupervisorCase):
         self.assertEqual([len(worker.sockets) for worker in self.staying()], [1, 1])
 
 
+class CrashingStartTests(SupervisorCase):
+    """A start that is tried for ever."""
+
+    settings: ClassVar[dict[str, Any]] = {"worker_crash_loop": "retry", "worker_restart_budget": 2}
+
+    def test_mended(self) -> None:
+        """What has not come up is replaced by what the configuration says now, and the start is over then."""
+        started = self.start((Server("api"), 1))
+        self.failureResultOf(self.reload(), ReloadError)  # it may come up
+        for _ in range(2):
+            self.host.living[-1].end(exited(1))
+            self.host.pass_time(1)
+        self.assertEqual(self.rows("state"), [("backing off",)])
+        reload = self.reload()
+        self.pass_reload(reload)
+        self.successResultOf(reload)
+        self.successResultOf(started)
+        self.assertEqual(self.rows("state"), [("ready",)])
+
+
 class FailingReloadTests(SupervisorCase):
     """A new configuration with which workers do not become ready."""
 
