@@ -81,7 +81,7 @@ class StormTests(FleetCase):
         forks = sorted(_seconds(time) + float(pause or 0) for time, pause in found)
         self.assertEqual(len(forks), 2 * number)
         for first, beyond in zip(forks, forks[number:], strict=False):
-            self.assertGreater(beyond - first, number - 0.1)  # pauses are logged to a tenth
+            self.assertGreater(beyond - first, number - 0.5)  # pauses are logged to a tenth, and by a busy machine late
 
 
 def _seconds(time: str) -> float:
