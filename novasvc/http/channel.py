@@ -31,6 +31,8 @@ _AHEAD = 16384
 """Bytes of further requests that are taken while one is being answered."""
 _LINGER = 2.0
 """Seconds that a client whose request is refused may go on sending; closed at once, it would not see the answer."""
+_GOODBYE = 1.0
+"""Seconds that a client has to answer to the end of a connection over TLS."""
 _CLOSING = 60.0
 """Seconds that a client has to read the last of what it is sent, if it is not known how much of it is left."""
 _AT_A_TIME = 16
@@ -280,6 +282,9 @@ class Channel(HTTPChannel):
 
     def see_time(self, now: float) -> None:
         """Do what is due, if the client is late. Called once a second."""
+        if self._closing and self.secure and unsent(self.transport) == 0:
+            # All is sent, also that it is the end. TLS waits for the client to say so, too, which it need not do.
+            self._late_at = min(self._late_at or float("inf"), now + _GOODBYE)
         if self._stalled_at is not None and now >= self._stalled_at:
             if self._has_read():
                 self._stalled_at = self._reading_due(self._limits.idle_timeout)

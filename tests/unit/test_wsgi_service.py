@@ -261,6 +261,28 @@ class TLSTests(WSGICase):
         await idle.gone
         self.assertLess(reactor.seconds() - began, 5)
 
+    async def test_drained_pool(self) -> None:
+        """Nor does a connection that a client keeps for later, and on which it does not see the end."""
+        made = self.made
+        service = self.make(use_ssl=True, ssl_cert_file=made.server.certificate, ssl_key_file=made.server.key)
+        await service.start()
+        context = ssl.create_default_context(cafile=str(made.ca))
+
+        def ask() -> ssl.SSLSocket:
+            kept = context.wrap_socket(
+                socket.create_connection(("127.0.0.1", service.port or 0), 10), server_hostname="127.0.0.1"
+            )
+            kept.sendall(GET)
+            answer = b""
+            while b"hello by https" not in answer:
+                answer += kept.recv(4096)
+            return kept
+
+        with await deferToThread(ask):
+            began = reactor.seconds()
+            await service.stop()
+        self.assertLess(reactor.seconds() - began, 8)
+
 
 class EnabledTests(WSGICase):
     def test_alone(self) -> None:
