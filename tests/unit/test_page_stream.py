@@ -6,7 +6,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.api.page.query import Query
 from novasvc.api.page.stream import PATIENCE, QUIET, VIEWERS
+from novasvc.api.page.view import View, Views
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.record import ServiceChanges
 from tests.unit.page_rig import ADMINS, TOKENS, Connection, PageRig
@@ -102,6 +104,29 @@ class StreamTests(SynchronousTestCase):
         cells = {cell[0] for _, _, data in stream.messages for cell in data["cells"]}
         self.assertEqual(cells, {2})
         self.assertEqual(stream.last["totals"]["services"], 2)
+
+    def test_in_turns(self) -> None:
+        """Looking in many ways takes its time, so that the reactor does something else in between."""
+        clock, turns = self.rig.clock, []
+        look, call_later = Views.look, clock.callLater
+
+        def look_slowly(views: Views, query: Query) -> View:
+            clock.rightNow += 0.02
+            return look(views, query)
+
+        def note_turns(seconds: float, call: Any, *args: Any, **more: Any) -> Any:
+            if getattr(call, "__name__", "") == "_tell_some":
+                turns.append(call)
+            return call_later(seconds, call, *args, **more)
+
+        streams = [Stream(self.rig, f"/events?q={number}") for number in range(3)]
+        before = [len(stream.messages) for stream in streams]
+        self.patch(Views, "look", look_slowly)
+        self.patch(clock, "callLater", note_turns)
+        self.rig.see()
+        told = [len(stream.messages) - known for stream, known in zip(streams, before, strict=True)]
+        self.assertEqual(len({*told}), 1)
+        self.assertEqual(len(turns), 2 * told[0])
 
     def test_outage(self) -> None:
         """When the database is away, viewers hear why what they see is old, and when it is not any more."""

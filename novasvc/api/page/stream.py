@@ -1,6 +1,7 @@
 """News of the fleet, as server-sent events, or for who asks again and again."""
 
 import json
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -29,6 +30,8 @@ QUIET = 4.0
 """Seconds without news after which a stream says that it lives."""
 PATIENCE = 20.0
 """Seconds that a viewer may take nothing, until it is let go."""
+_TURN = 0.01
+"""Seconds for which viewers are told in one turn of the reactor."""
 _SHOWN = 30
 """Entries of the timeline that are told at most."""
 
@@ -140,6 +143,9 @@ class Streams(Service):
         self._viewers: list[Viewer] = []
         self._ignore: Callable[[], None] | None = None
         self._look: IDelayedCall | None = None
+        self._untold: deque[Viewer] = deque()
+        self._told: dict[tuple[Query, tuple[int, int]], str] = {}
+        self._telling: IDelayedCall | None = None
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -185,9 +191,21 @@ class Streams(Service):
             self._finish(viewer)
 
     def _tell_all(self) -> None:
-        cache: dict[tuple[Query, tuple[int, int]], str] = {}
-        for viewer in [*self._viewers]:
-            self._tell(viewer, cache)
+        self._untold = deque(self._viewers)
+        self._told.clear()
+        if self._telling is None:
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        """Tell viewers for a moment; others, who look in other ways, when the reactor has done something else."""
+        self._telling = None
+        ends = self._clock.seconds() + _TURN
+        while self._untold and self._clock.seconds() <= ends:
+            viewer = self._untold.popleft()
+            if viewer in self._viewers:
+                self._tell(viewer, self._told)
+        if self._untold:
+            self._telling = self._clock.callLater(0, self._tell_some)
 
     def _tell(self, viewer: Viewer, cache: dict[tuple[Query, tuple[int, int]], str]) -> None:
         if viewer.paused_at is not None:
@@ -236,3 +254,8 @@ class Streams(Service):
             self._ignore = None
             self._look.cancel()
             self._look = None
+        if not self._viewers:
+            self._untold.clear()
+            if self._telling is not None:
+                self._telling.cancel()
+                self._telling = None
