@@ -351,7 +351,7 @@ class RPCTimeoutError(RPCError):
     def __str__(self) -> str:
         if self.unconfirmed:
             return (
-                f"no reply from {self.target} to {self.method!r} within {self.timeout:g} s, and whether the message "
+                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and whether the message "
                 f"was taken is not known: {self.unconfirmed}"
             )
         if self.silent:
@@ -360,7 +360,7 @@ class RPCTimeoutError(RPCError):
                 "see whether the service lives, and is not too busy to begin"
             )
         return (
-            f"no reply from {self.target} to {self.method!r} within {self.timeout:g} s; "
+            f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; "
             "it may still run: look at the service's log, or give a longer timeout"
         )
 
