@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from contextlib import suppress
 from io import BytesIO
 from typing import IO
 
@@ -49,7 +50,8 @@ class Body:
 
     def close(self) -> None:
         """Forget it."""
-        self.file.close()
+        with suppress(OSError):  # what could not be written is not to be
+            self.file.close()
 
     def _take_chunks(self, data: bytes) -> tuple[bool, bytes]:
         at = 0
@@ -109,5 +111,7 @@ class Body:
                 self.file = tempfile.TemporaryFile(dir=self._limits.tempdir)  # noqa: SIM115 - closed with the request
                 self.file.write(kept.getvalue())  # type: ignore[attr-defined]
             self.file.write(data)
+            if not self._in_memory:
+                self.file.flush()  # that there is no room is to be seen here, and not by who reads it
         except OSError as error:
             raise RefusedError(507, "there is no room for the body on this server") from error

@@ -1,5 +1,6 @@
 """Bodies of requests, by length and in chunks."""
 
+import tempfile
 from pathlib import Path
 
 from hypothesis import given
@@ -90,3 +91,13 @@ class BodyTests(SynchronousTestCase):
         """Where there is no room for a body, the client is told."""
         body = Body(100, Limits(spool=10, tempdir=Path(self.mktemp())))
         self.assertEqual(self.assertRaises(RefusedError, body.take, b"a" * 11).status, 507)
+
+    def test_full_disk(self) -> None:
+        """That there is no room is seen at once, were a piece ever so small; and it is forgotten without a word."""
+        self.patch(tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("wb"))  # noqa: A006, SIM115 - as it is
+        for pieces in ([b"a" * 11], [b"a" * 10, b"b"]):
+            body = Body(100, Limits(spool=10))
+            for piece in pieces[:-1]:
+                body.take(piece)
+            self.assertEqual(self.assertRaises(RefusedError, body.take, pieces[-1]).status, 507)
+            body.close()
