@@ -116,11 +116,28 @@ def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> 
     """
     runtime = Runtime.from_settings(settings, reactor)
     # First in the tree: it says what the others wait for.
-    front: list[IService] = [make_api(runtime, lambda: beside)] if settings.api else []
-    applications = make_applications(runtime)
+    front = make_front(runtime, beside)
+    return [*front, *make_own(runtime, make_applications(runtime))]
+
+
+def make_front(runtime: Runtime, beside: Iterable[IService]) -> list[IService]:
+    """Make the API, if there is to be one.
+
+    :raises SettingError: its tokens cannot be read, or not what it needs for TLS.
+    """
+    return [make_api(runtime, lambda: beside)] if runtime.settings.api else []
+
+
+def make_own(runtime: Runtime, applications: Sequence[WSGIService]) -> list[IService]:
+    """Make what users wrote: the services, and the managers of the applications.
+
+    :param applications: made before; none of theirs is called by that.
+    :return: the services, followed by the applications.
+    :raises NovasvcError: a manager has an error.
+    """
     for application in applications:
         application.manager  # noqa: B018 - one that cannot be made ends the start, as those of services do
-    return [*front, *make_services(settings.services, runtime), *applications]
+    return [*make_services(runtime.settings.services, runtime), *applications]
 
 
 def make_applications(runtime: Runtime) -> list[WSGIService]:
@@ -269,7 +286,7 @@ class ProcessTree(ServiceTree):
         self._configuration = configuration
         self._reactor = reactor
         self._observer = observer
-        self._plant: Callable[[], None] = lambda: None
+        self._plant: Callable[[], None] = nothing
         self._helpers = MultiService()
         self._api: APIService | None = None
         self._failed = False
@@ -290,24 +307,25 @@ class ProcessTree(ServiceTree):
         """Run the services in this process.
 
         :param read: reads the configuration again.
-        :param later: make them when the tree starts, which is when twistd has given up its rights: what users wrote
-            is not to run with them.
+        :param later: twistd has rights that it gives up before the tree starts. What binds ports is made at once, and
+            what users wrote when the tree starts: it is not to run with them.
         :raises NovasvcError: a manager has an error.
         """
-
-        def make(configuration: Configuration) -> list[IService]:
-            return make_parts(configuration.settings, self._reactor, self)
+        runtime = Runtime.from_settings(self._configuration.settings, self._reactor)
+        applications = make_applications(runtime)
 
         def plant() -> None:
-            self._plant = lambda: None
-            for part in make(self._configuration):
-                self._see_api(part)
+            self._plant = nothing
+            for application in applications:
+                application.disownServiceParent()  # they come after the services
+            for part in make_own(runtime, applications):
                 part.setServiceParent(self)
 
         async def restart() -> None:
             try:
                 after = read()
-                parts = make(after)
+                parts = make_parts(after.settings, self._reactor, self)
+                self.hand_over(parts)
             except (NovasvcError, SystemExit) as error:
                 raise ReloadError(str(error)) from error
             log_changes(self._configuration, after)
@@ -318,6 +336,9 @@ class ProcessTree(ServiceTree):
             return self._configuration.settings.graceful_shutdown_timeout
 
         log_settings(self._configuration)
+        for part in [*make_front(runtime, self), *applications]:
+            self._see_api(part)
+            part.setServiceParent(self)
         self._plant = plant
         if not later:
             plant()
@@ -335,6 +356,7 @@ class ProcessTree(ServiceTree):
 
     def startService(self) -> None:
         """Start; then greet, or give up."""
+        warn_of_unreadable(self._configuration.settings)
         try:
             self._plant()
         except NovasvcError as error:
@@ -421,6 +443,23 @@ def _log_file(twistd: Mapping[str, Any] | None) -> str:
         return ""
     name = twistd["logfile"] or ("" if twistd["nodaemon"] or twistd["debug"] else "twistd.log")
     return "" if name in {"", "-"} else os.path.abspath(name)  # noqa: PTH100 - the name, whatever links there are
+
+
+def warn_of_unreadable(settings: Settings) -> None:
+    """Say which files were read with rights that this process has given up: a reload will want to read them again."""
+    for name in ("api_token_file", "ssl_cert_file", "ssl_key_file", "ssl_ca_file"):
+        path: Path | None = getattr(settings, name)
+        if path is not None and not os.access(path, os.R_OK):
+            _log.warn(
+                "{name} {path} cannot be read by uid {uid}: reloads will be refused, until that user may read it",
+                name=name,
+                path=str(path),
+                uid=os.getuid(),
+            )
+
+
+def nothing() -> None:
+    """Do nothing: there is nothing to be made later."""
 
 
 def settle_collector() -> None:

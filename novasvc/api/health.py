@@ -22,7 +22,10 @@ _PATIENCE = 4.0
 """Seconds for the supervisor, who gives its workers three."""
 
 _FRESH = 1.0
-"""Seconds for which an answer does for all who ask."""
+"""Seconds for which it does for all who ask that all is ready."""
+
+_TROUBLE = 0.1
+"""Seconds for which another answer does: a restart takes less than one that lasts."""
 
 _READY = frozenset({"ready"})
 
@@ -63,7 +66,7 @@ class Health:
     app = Klein()
 
     def __attrs_post_init__(self) -> None:
-        self._document = Memo(lambda: Deferred.fromCoroutine(self._look()), self._backend.reactor, _FRESH)
+        self._document = Memo(lambda: Deferred.fromCoroutine(self._look()), self._backend.reactor, _freshness)
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def live(self, request: Any) -> bytes:
@@ -101,6 +104,10 @@ class Health:
         except SupervisionError as error:
             return [{"name": "supervisor", "service": "api", "ready": False, "detail": str(error)}], []
         return sum_up(rows), [{**row, "ready": _is_ready(row), "services": row["services"] or []} for row in rows]
+
+
+def _freshness(document: dict[str, Any]) -> float:
+    return _FRESH if document["ready"] else _TROUBLE
 
 
 def _told_here(rows: Iterable[dict[str, Any]]) -> list[Leg]:

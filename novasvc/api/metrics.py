@@ -45,7 +45,7 @@ class Metrics:
     app = Klein()
 
     def __attrs_post_init__(self) -> None:
-        self._documents = Memo(lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, _FRESH)
+        self._documents = Memo(lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, lambda _: _FRESH)
 
     @app.route("/metrics", methods=["GET", "HEAD"])
     async def show(self, request: Any) -> bytes:

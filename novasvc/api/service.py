@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from socket import socket
 from typing import Any
 
+import attrs
 from twisted.application import service
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
@@ -17,14 +18,15 @@ from novasvc.api.health import OwnHealth
 from novasvc.api.logins import Logins, login_url, page_url
 from novasvc.api.sessions import Sessions, session_key
 from novasvc.api.site import make_doors
-from novasvc.api.tokens import read_tokens
+from novasvc.api.tokens import Token, read_tokens
 from novasvc.errors import NovasvcError, StartError
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_of
-from novasvc.interfaces import IHealthy, IPreforkable, IStartable
+from novasvc.interfaces import IHealthy, IReplaceable, IStartable
 from novasvc.runtime import Runtime
 from novasvc.service.lifecycle import Course
 from novasvc.service.listening import StreamServer
+from novasvc.settings import Settings
 
 _log = Logger()
 
@@ -32,22 +34,28 @@ _BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted."""
 
 
-@implementer(IStartable, IPreforkable, IHealthy)
+@implementer(IStartable, IReplaceable, IHealthy)
 class APIService(service.Service):
     """Serves the API of ``twistd novasvc --api``, in one process, or in as many workers as share its port.
 
     :param runtime: settings, reactor, and the ways to the broker and the database.
     :param beside: returns the services of this process, for health and metrics.
+    :param keys: what was read of tokens and TLS; None reads it.
     :raises SettingError: its tokens cannot be read, or not what it needs for TLS.
     """
 
     name = "api"
     preload = ("novasvc.http", "werkzeug.routing", "jinja2", "prometheus_client")  # not klein: it wants a reactor
 
-    def __init__(self, runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        beside: Callable[[], Iterable[IService]] = tuple,
+        keys: "Keys | None" = None,
+    ) -> None:
         settings = runtime.settings
         self.runtime = runtime
-        self._tokens = [] if settings.api_token_file is None else read_tokens(settings.api_token_file)
+        self._keys = keys or read_keys(settings)
         self.backend = Backend(runtime, beside)
         self._health = OwnHealth(self.backend)
         self.logins = Logins.of(settings)
@@ -60,15 +68,10 @@ class APIService(service.Service):
             settings.tcp_keepidle,
         )
         self._course = Course("the API", self._begin, self._end, self._entered)
-        self._tls: Any = None
-        if settings.api_use_ssl:
-            from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
-
-            self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as what it is made of; in a worker there is nothing beside it."""
-        return APIService, (self.runtime,)
+        return APIService, (self.runtime, tuple, self._keys)
 
     @property
     def port(self) -> int | None:
@@ -83,7 +86,7 @@ class APIService(service.Service):
     @property
     def login_url(self) -> str:
         """A link that logs one browser in, once; where everybody is let in, the page itself."""
-        return login_url(self.runtime.settings, self.logins, self.port) if self._tokens else self.url
+        return login_url(self.runtime.settings, self.logins, self.port) if self._keys.tokens else self.url
 
     def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
         """Listen; see :class:`~novasvc.interfaces.IPreforkable`."""
@@ -92,6 +95,15 @@ class APIService(service.Service):
     def adopt_sockets(self, sockets: Sequence[socket]) -> None:
         """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self._server.adopt_sockets(sockets)
+
+    def hand_on(self) -> Sequence[socket]:
+        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
+        return self._server.hand_on()
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether another listens where it does; see :class:`~novasvc.interfaces.IReplaceable`."""
+        return self._server.handed_on
 
     def privilegedStartService(self) -> None:
         """Bind the port."""
@@ -113,7 +125,8 @@ class APIService(service.Service):
         :return: Deferred[None], fired when that is done.
         """
         super().stopService()
-        return self._course.stop()
+        # One that has not begun to start may be bound already, too.
+        return self._course.stop().addCallback(lambda _: self._server.stopService())
 
     def _entered(self, state: str) -> None:
         flight.note("api", state)
@@ -148,7 +161,7 @@ class APIService(service.Service):
         settings, reactor = self.runtime.settings, self.runtime.reactor
         sessions = Sessions(session_key(settings.state_dir), reactor.seconds)
         names = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
-        access = Access(self._tokens, sessions, self.logins, names if settings.api_is_local else frozenset())
+        access = Access(self._keys.tokens, sessions, self.logins, names if settings.api_is_local else frozenset())
         site = make_site(
             make_doors(self.backend, access),
             limits=limits_of(settings),
@@ -156,8 +169,33 @@ class APIService(service.Service):
             log=AccessLog(settings.wsgi_log_format) if settings.wsgi_log_format else None,
             name=self.name,
         )
-        if self._tls is None:
+        if self._keys.tls is None:
             return site
         from novasvc.http.tls import wrap  # noqa: PLC0415 - imports OpenSSL
 
-        return wrap(site, self._tls, reactor)
+        return wrap(site, self._keys.tls, reactor)
+
+
+@attrs.frozen
+class Keys:
+    """What is read when the API is made. All its workers get it by pickle, and so answer alike.
+
+    :param tokens: who may ask; nobody needs one if there are none.
+    :param tls: the certificate, or None.
+    """
+
+    tokens: list[Token]
+    tls: Any
+
+
+def read_keys(settings: Settings) -> Keys:
+    """Read tokens and certificate.
+
+    :raises SettingError: they cannot be read.
+    """
+    tokens = [] if settings.api_token_file is None else read_tokens(settings.api_token_file)
+    if not settings.api_use_ssl:
+        return Keys(tokens, None)
+    from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
+
+    return Keys(tokens, make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file))

@@ -58,11 +58,15 @@ class Legs:
         return {"name": name, "ready": ready, "detail": detail, "since": shown}
 
 
+def _freshness(registry: Verdict) -> float:
+    return 1.0 if registry[0] else 0.1
+
+
 @attrs.define(eq=False)
 class Health:
     """The legs of a node, as they are when they are asked for.
 
-    The registry is asked at most once a second, however many want to know.
+    The registry is asked at most once a second, however many want to know; ten times, if it has not been well.
     """
 
     _node: "Node"
@@ -71,7 +75,7 @@ class Health:
 
     def __attrs_post_init__(self) -> None:
         clock = self._node.runtime.reactor
-        self._registry = Memo(lambda: Deferred.fromCoroutine(self._see_registry(clock)), clock)
+        self._registry = Memo(lambda: Deferred.fromCoroutine(self._see_registry(clock)), clock, _freshness)
 
     async def legs(self) -> list[Leg]:
         """Return how each of them does: service, broker, database or conductor, migration, consumers, reactor."""

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IPreforkable
+from novasvc.interfaces import IReplaceable
 from novasvc.runtime import drain_time
 from novasvc.service.connections import Connections
 from novasvc.service.sockets import address_of, described, keep_alive, port_of
@@ -27,7 +27,7 @@ _CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "por
 """What a copy in another process is made from."""
 
 
-@implementer(IPreforkable)
+@implementer(IReplaceable)
 class StreamServer(service.Service):
     """Listens on an endpoint, in one process, or in as many workers as share it.
 
@@ -73,6 +73,7 @@ class StreamServer(service.Service):
         self._refusal: NovasvcError | None = None
         self._grace = 0.0
         self._shared = False
+        self.handed_on = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
@@ -107,6 +108,12 @@ class StreamServer(service.Service):
         for adopted in self._sockets:
             adopted.setblocking(False)
             self.port = port_of(adopted)
+
+    def hand_on(self) -> Sequence[socket.socket]:
+        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
+        alone = [listening for listening in self._sockets if listening.family == socket.AF_UNIX]
+        self.handed_on = not alone
+        return [listening.dup() for listening in self._sockets if listening not in alone]
 
     # -- the service ---------------------------------------------------------------------------
 
@@ -157,8 +164,9 @@ class StreamServer(service.Service):
         self._wrapped = self._refusal = None
         for port in ports:
             # Who has connected has been accepted, as far as they know: the kernel would reset them.
-            port.numberAccepts = _BACKLOG
-            port.doRead()
+            if not self.handed_on:
+                port.numberAccepts = _BACKLOG
+                port.doRead()
         waiting = [port.stopListening() for port in ports]
         for listening in sockets:
             listening.close()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from twisted.application.service import IService, IServiceCollection, MultiService
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IDelayedCall
@@ -22,6 +22,7 @@ from novasvc import flight
 from novasvc.errors import NovasvcError
 from novasvc.service.tree import ServiceTree
 from novasvc.stalls import StallWatch
+from novasvc.supervision.ending import hurry
 from novasvc.supervision.signals import Signals
 from novasvc.supervision.systemd import Notifier, Watchdog
 
@@ -79,7 +80,8 @@ class Process(MultiService):
     is cut short. A second one, or SIGINT, ends it at once. SIGHUP restarts the tree. SIGUSR2 logs what it does.
 
     :param reactor: provides IReactorCore, IReactorFromThreads and IReactorTime.
-    :param tree: all there is in the process; its parts may have ``hurry``, see :func:`hurry`.
+    :param tree: all there is in the process; its parts may have ``hurry``: see
+        :func:`novasvc.supervision.ending.hurry`.
     :param restart: coroutine function: reads the configuration again, and restarts the tree.
     :param grace: returns the seconds that the tree has to drain, 0 for no limit.
     :param environ: what systemd says.
@@ -227,18 +229,6 @@ class Process(MultiService):
             _log.failure("SIGHUP: the services could not be restarted", result)
         if self._tree.state == "running":
             self._notifier.ready("running")
-
-
-def hurry(server: IService) -> None:
-    """Have a server, and all that is in it, cut short what it does. It was told to stop before.
-
-    :param server: its ``hurry()`` is called if it has one, else it is asked for its parts.
-    """
-    if callable(cut_short := getattr(server, "hurry", None)):
-        cut_short()
-    elif IServiceCollection.providedBy(server):
-        for part in list(server):
-            hurry(part)
 
 
 def log_dump() -> None:

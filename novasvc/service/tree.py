@@ -4,13 +4,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
 from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import describe
-from novasvc.interfaces import IStartable
+from novasvc.interfaces import IReplaceable, IStartable
 from novasvc.service.lifecycle import Course
+from novasvc.service.succession import hand_over
+from novasvc.supervision.ending import hurry
 
 _log = Logger()
 
@@ -37,6 +39,8 @@ class ServiceTree(MultiService):
         self._stopping: IService | None = None
         self._removals: list[Deferred[None]] = []
         self._successors: list[IService] | None = None
+        self._predecessors: list[IService] = []
+        self._leaving: dict[IService, Deferred[None]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as its parts; a worker gets a tree that was never started."""
@@ -61,11 +65,21 @@ class ServiceTree(MultiService):
 
         :return: Deferred[None], fired when all of them have stopped.
         """
-        self._successors = None
+        self._give_up_successors()
         return self._course.stop()
+
+    def hand_over(self, parts: Iterable[IService]) -> None:
+        """Have parts that are to take the place of these listen already, where these do; :meth:`restart` is next.
+
+        :raises NovasvcError: an address cannot be had; nothing has changed then.
+        """
+        hand_over([*self, *(self._successors or ())], parts)
 
     def restart(self, parts: Iterable[IService]) -> Deferred[None]:
         """Stop all parts, the last one first, and start others in their place; a stop meanwhile is the end of it.
+
+        A part that has handed its sockets on serves until the one of its name runs. Nobody waits then until it has
+        finished what it has begun, but who stops the tree.
 
         :param parts: they may be the same.
         One that comes while another is under way takes its place: nobody waits for parts that do not start.
@@ -74,8 +88,14 @@ class ServiceTree(MultiService):
             starts nor runs, or was stopped meanwhile.
         """
         if self.can_restart:
+            self._give_up_successors()
             self._successors = list(parts)
         return self._course.restart()
+
+    def hurry(self) -> None:
+        """Have all parts cut short what they do, and those that have left. It was told to stop before."""
+        for part in [*self, *self._predecessors, *self._leaving]:
+            hurry(part)
 
     @property
     def can_restart(self) -> bool:
@@ -129,14 +149,42 @@ class ServiceTree(MultiService):
                 _log.failure("where it was raised", level=LogLevel.debug)
                 raise
             await self._see_started(part)
+            self._dismiss(each for each in self._predecessors if each.name is not None and each.name == part.name)
+        self._dismiss(self._predecessors)
 
     def _succeed(self, successors: list[IService]) -> None:
-        """Let others be the parts; none of either runs."""
+        """Let others be the parts; none of either runs, but predecessors."""
         self._successors = None
         for part in list(self):
             part.disownServiceParent()
+        names = {part.name for part in successors}
+        self._dismiss(part for part in self._predecessors if part.name not in names)
         for part in successors:
             part.setServiceParent(self)
+
+    def _give_up_successors(self) -> None:
+        """Let go of parts that were to take the place of these, and have not been started."""
+        successors, self._successors = self._successors, None
+        self._release(part for part in successors or () if part not in list(self))
+
+    def _release(self, parts: Iterable[IService]) -> None:
+        """Have parts that were not started let go of what they listen on all the same."""
+        for part in parts:
+            if IReplaceable.providedBy(part):
+                self._leave(part)
+
+    def _dismiss(self, predecessors: Iterable[IService]) -> None:
+        """Have predecessors stop, and nobody wait for it."""
+        for part in list(predecessors):
+            self._predecessors.remove(part)
+            self._leave(part)
+
+    def _leave(self, part: IService) -> None:
+        def leave(_: None) -> None:
+            del self._leaving[part]
+
+        left = self._leaving[part] = Deferred.fromCoroutine(self._stop(part))
+        left.addCallback(leave)
 
     async def _see_started(self, part: IService) -> None:
         try:
@@ -149,21 +197,38 @@ class ServiceTree(MultiService):
             _log.info("{part} was removed before it had started", part=part)
 
     async def _end(self) -> None:
-        while self._started:
-            part = self._stopping = self._started.pop()
-            try:
-                await maybeDeferred(part.stopService)
-            except SystemExit as error:
-                _log.warn(
-                    "{part} wants the process to end with {error!r}: when all have stopped", part=part, error=error
-                )
-                self.leaving = self.leaving or error
-            except Exception:  # noqa: BLE001 - the others are stopped whatever this one does
-                _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
+        stay = self._successors or ()
+        self._release(part for part in self if part not in self._started and part not in stay)
+        if self._course.renewing:
+            self._dismiss(self._predecessors)  # of a restart before
+        while (part := next((part for part in reversed(self._started) if not self._stays(part)), None)) is not None:
+            self._started.remove(part)
+            self._stopping = part
+            await self._stop(part)
             self._stopping = None
             removals, self._removals = self._removals, []
             for removal in removals:
                 removal.callback(None)
+        self._predecessors += self._started
+        self._started = []
+        if not self._course.renewing:
+            self._dismiss(self._predecessors)
+            await gatherResults(list(self._leaving.values()))
+
+    def _stays(self, part: IService) -> bool:
+        """Whether a part serves on in a restart, until another takes its place."""
+        if not self._course.renewing or part in (self._successors or ()):
+            return False
+        return IReplaceable.providedBy(part) and part.handed_on
+
+    async def _stop(self, part: IService) -> None:
+        try:
+            await maybeDeferred(part.stopService)
+        except SystemExit as error:
+            _log.warn("{part} wants the process to end with {error!r}: when all have stopped", part=part, error=error)
+            self.leaving = self.leaving or error
+        except Exception:  # noqa: BLE001 - the others are stopped whatever this one does
+            _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
 
     def _entered(self, state: str) -> None:
         self.running = int(state in {"starting", "running"})

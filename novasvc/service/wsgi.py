@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, SettingError, StartError, describe
 from novasvc.flight import note
-from novasvc.interfaces import IPreforkable, IServiceRegistry, IStartable, ITransport
+from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITransport
 from novasvc.manager import Attachments, make_manager
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
@@ -27,7 +27,7 @@ _BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted."""
 
 
-@implementer(IStartable, IPreforkable)
+@implementer(IStartable, IReplaceable)
 class WSGIService(service.Service):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 
@@ -47,6 +47,7 @@ class WSGIService(service.Service):
     """
 
     _made_of: tuple[tuple[Any, ...], dict[str, Any]]
+    _tls: Any = None
     name: str
     preload = ("novasvc.service.wsgi", "novasvc.http.wsgi")
 
@@ -59,7 +60,7 @@ class WSGIService(service.Service):
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as what it was made of: the application is not brought to a worker, but loaded there."""
         runtime = process_runtime() if self._made_of[1].get("runtime") is None else None
-        return _make_again, (type(self), *self._made_of, runtime)
+        return _make_again, (type(self), *self._made_of, runtime, self._tls)
 
     def __init__(
         self,
@@ -81,8 +82,7 @@ class WSGIService(service.Service):
         if loader is None:
             self.loader.see(name)
         self._max_url_len = max_url_len
-        self._tls: Any = None
-        if use_ssl:
+        if use_ssl and self._tls is None:
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
 
             self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
@@ -136,6 +136,15 @@ class WSGIService(service.Service):
         """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self._server.adopt_sockets(sockets)
 
+    def hand_on(self) -> Sequence[socket]:
+        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
+        return self._server.hand_on()
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether another listens where it does; see :class:`~novasvc.interfaces.IReplaceable`."""
+        return self._server.handed_on
+
     # -- the way up, and down ------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
@@ -165,7 +174,8 @@ class WSGIService(service.Service):
         :return: Deferred[None], fired when it has stopped.
         """
         super().stopService()
-        return self._course.stop()
+        # One that has not begun to start may be bound already, too.
+        return self._course.stop().addCallback(lambda _: self._server.stopService())
 
     stopService = stop
 
@@ -308,10 +318,12 @@ def _workers(name: str, given: int | None) -> int:
 
 
 def _make_again(
-    kind: Callable[..., WSGIService], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None
+    kind: type[WSGIService], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None, tls: Any
 ) -> WSGIService:
     if of_process is not None:
         set_process_runtime(of_process)
-    service = kind(*args, **kwargs)
+    service = kind.__new__(kind, *args, **kwargs)
+    service._tls = tls  # noqa: SLF001 - so that it is not read again
+    service.__init__(*args, **kwargs)  # type: ignore[misc]
     service.manager  # noqa: B018 - a worker whose manager cannot be made, is not to be tried again
     return service

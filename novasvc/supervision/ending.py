@@ -3,6 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any
 
+from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
 
 
@@ -16,6 +17,18 @@ def end_of(server: Any) -> Deferred[Any] | None:
     if isinstance(ended, Coroutine):
         return Deferred.fromCoroutine(ended)
     return ended if isinstance(ended, Deferred) else None
+
+
+def hurry(server: IService) -> None:
+    """Have a server, and all that is in it, cut short what it does. It was told to stop before.
+
+    :param server: its ``hurry()`` is called if it has one, else it is asked for its parts.
+    """
+    if callable(cut_short := getattr(server, "hurry", None)):
+        cut_short()
+    elif IServiceCollection.providedBy(server):
+        for part in list(server):
+            hurry(part)
 
 
 def status_of(error: SystemExit) -> int:

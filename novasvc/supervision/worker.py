@@ -34,7 +34,7 @@ from novasvc.logs import NOBODY, make_observer
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import LONGEST, Channel, Message, adopt
-from novasvc.supervision.ending import end_of, status_of
+from novasvc.supervision.ending import end_of, hurry, status_of
 from novasvc.supervision.errors import NotPreforkableError
 from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.record import DUMP, Record
@@ -307,9 +307,8 @@ class Worker:
             _end_soon()
 
     def _hurry(self) -> None:
-        for part in parts(self._server):
-            if callable(hurry := getattr(part, "hurry", None)):
-                hurry()
+        if self._server is not None:
+            hurry(self._server)
         # Not by the reactor: what is to be cut short may have stopped it, or keep it busy.
         signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(self.status or 1))
         signal.setitimer(signal.ITIMER_REAL, _LAST_WISHES)

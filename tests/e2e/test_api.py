@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tests.e2e.process import PATIENCE, Process, program
+from tests.servers.process import free_ports
 
 SLOW = """
 import time
@@ -96,6 +97,23 @@ class WorkersTests(APICase):
         self.assertEqual(set(answers), {200})
         self.assertEqual(supervisor.stop(), -signal.SIGTERM)
 
+    def test_files_that_became_wrong(self) -> None:
+        """A worker that takes the place of one that died knows the tokens as they were read, whatever the file is."""
+        tokens = self.folder / "tokens"
+        tokens.write_text("ada admin 0123456789abcdef\n")
+        tokens.chmod(0o600)
+        process, link = self.start("--api-workers", "1", "--api-token-file", str(tokens))
+        url = link.partition("login?")[0]
+        token = {"X-Auth-Token": "0123456789abcdef"}
+        with urlopen(Request(f"{url}readyz", headers=token), timeout=PATIENCE) as answer:
+            victim = next(row["pid"] for row in json.load(answer)["workers"] if row["server"] == "api")
+        tokens.chmod(0o644)
+        os.kill(victim, signal.SIGKILL)
+        process.wait_for(r"of api is ready after")
+        with urlopen(Request(f"{url}v2.1/os-services", headers=token), timeout=PATIENCE) as answer:
+            self.assertEqual(answer.status, 200)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+
 
 class PageTests(APICase):
     """Tests for what the page lives on; tests/e2e/test_page.py has the page."""
@@ -152,6 +170,59 @@ class DrainTests(APICase):
         answer = connection.getresponse()
         self.assertEqual((answer.status, json.load(answer)), (200, {"result": "done"}))
         self.assertEqual(process.wait(), -signal.SIGTERM)
+
+
+class RestartedTests(APICase):
+    """Tests for SIGHUP in one process."""
+
+    def test_slow_client(self) -> None:
+        """Nobody waits for a slow client: the node runs anew, the port answers all the time, the client to its end."""
+        (self.folder / "slow.py").write_text(SLOW)
+        process, url = self.start("--manager", "slow.Slow")
+        slow = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/"))), timeout=PATIENCE)
+        self.addCleanup(slow.close)
+        body = json.dumps({"args": {"seconds": 0}}).encode()
+        head = b"POST /v1/rpc/agent/work HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:5])
+        ended, answers = threading.Event(), []
+
+        def ask() -> None:
+            while not ended.is_set():
+                answers.append(read(f"{url}healthz")[0])
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        for _ in range(3):
+            process.popen.send_signal(signal.SIGHUP)
+            process.wait_for("the services were restarted")
+        ended.set()
+        asking.join()
+        self.assertGreater(len(answers), 3)
+        self.assertEqual(set(answers), {200})
+        slow.sendall(body[5:])
+        self.assertIn(b"200 OK", slow.recv(4096))
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+
+    def test_port(self) -> None:
+        """SIGHUP moves the API to another port; if somebody has that, it is refused, and all goes on as it was."""
+        settings = self.folder / "settings.toml"
+        first, second = free_ports(2)
+        settings.write_text(f"api = true\napi_listen_port = {first}\n")
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", str(settings)]
+        process = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+        process.wait_for(r"novasvc-agent@\S+ is running")
+        settings.write_text(f"api = true\napi_listen_port = {second}\n")
+        with socket.create_server(("127.0.0.1", second)):
+            process.popen.send_signal(signal.SIGHUP)
+            process.wait_for(f"SIGHUP: .*cannot listen on 127.0.0.1:{second}")
+        self.assertEqual(read(f"http://127.0.0.1:{first}/readyz")[0], 200)
+        self.assertNotIn("draining", process.output)
+        process.popen.send_signal(signal.SIGHUP)
+        process.wait_for("the services were restarted")
+        self.assertEqual(read(f"http://127.0.0.1:{second}/readyz")[0], 200)
+        with socket.socket() as client:
+            self.assertNotEqual(client.connect_ex(("127.0.0.1", first)), 0)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
 
 
 class GuardedTests(APICase):

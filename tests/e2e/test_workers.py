@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -293,12 +294,22 @@ class SystemdTests(FleetCase):
             hear("STOPPING=1")
 
 
+def is_free(port: int) -> bool:
+    """Return whether nobody has a port."""
+    with socket.socket() as listening:
+        try:
+            listening.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 class RightsTests(FleetCase):
     """Rights that twistd gives up."""
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up rights")
     def test_users_code_without_rights(self) -> None:
-        """With --uid nothing that users wrote is run by root, in workers or without."""
+        """With --uid nothing that users wrote is run by root, in workers or without; the API has a port of root's."""
         try:
             subprocess.run([sys.executable, "-c", ""], check=True, user=65534, group=65534, extra_groups=[])
         except (OSError, subprocess.CalledProcessError):
@@ -311,8 +322,15 @@ class RightsTests(FleetCase):
         for workers in ("0", "1"):
             state = self.folder / workers
             command = [program("twistd"), "-n", "--pidfile=", "--uid=65534", "--gid=65534"]
+            port = next(number for number in range(1023, 512, -1) if is_free(number))
             options = ["novasvc", "--workers", workers, "--manager", "whose.Whose", "--state-dir", str(state)]
+            options += ["--api", "--api-listen-port", str(port)]
             fleet = Fleet(self, [*command, *options], self.folder, PYTHONPATH=f"{ROOT}:{self.folder}")
             fleet.says("novasvc-agent@h1 is running")
             self.assertEqual({*fleet.said(r"imported by \d+")}, {"imported by 65534"})
+            for _ in range(2):
+                fleet.says("the API is running")
+                with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+                    self.assertEqual(answer.status, 200)
+                os.kill(fleet.pid, signal.SIGHUP)
             fleet.stop()

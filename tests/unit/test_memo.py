@@ -11,7 +11,7 @@ class MemoTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.asked: list[Deferred[str]] = []
-        self.memo = Memo(self.ask, self.clock, 1.0)
+        self.memo = Memo(self.ask, self.clock, lambda answer: 0.1 if answer == "no" else 1.0)
 
     def ask(self) -> Deferred[str]:
         self.asked.append(Deferred())
@@ -25,7 +25,7 @@ class MemoTests(SynchronousTestCase):
         self.assertEqual([self.successResultOf(each) for each in waiting], ["yes"] * 3)
 
     def test_fresh(self) -> None:
-        """An answer does for a second, then it is asked for again."""
+        """An answer does for as long as it says, then it is asked for again."""
         first = self.memo.get()
         self.asked[0].callback("yes")
         self.successResultOf(first)
@@ -35,6 +35,8 @@ class MemoTests(SynchronousTestCase):
         self.assertNoResult(self.memo.get())
         self.assertEqual(len(self.asked), 2)
         self.asked[1].callback("no")
+        self.clock.advance(0.2)
+        self.assertNoResult(self.memo.get())
 
     def test_failure(self) -> None:
         """A failure goes to each who waits, and is not kept."""

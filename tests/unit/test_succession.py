@@ -1,0 +1,254 @@
+"""Servers that take the place of others in one process: their sockets, and the tree that restarts them."""
+
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from novasvc.errors import ListenError
+from novasvc.interfaces import IReplaceable
+from novasvc.service import ServiceTree
+from novasvc.service.listening import StreamServer
+from novasvc.service.succession import hand_over
+
+
+def refuses(port: int) -> bool:
+    """Tell whether nobody listens on a port."""
+    with closing(socket.socket()) as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+class SocketsTests(SynchronousTestCase):
+    """Tests for novasvc.service.succession.hand_over, on real sockets."""
+
+    def make(self, endpoint: str) -> StreamServer:
+        server = StreamServer(endpoint, list)
+        self.addCleanup(server.stopService)
+        return server
+
+    def bound(self, endpoint: str = "tcp:0:interface=127.0.0.1") -> StreamServer:
+        server = self.make(endpoint)
+        server.privilegedStartService()
+        return server
+
+    def test_interface(self) -> None:
+        """A server of streams can be replaced."""
+        verifyObject(IReplaceable, self.make("tcp:0"))
+
+    def test_same_address(self) -> None:
+        """A server with the same address has the port at once, and it stays open when the one before stops."""
+        before = self.bound()
+        after = self.make(f"tcp:{before.port}:interface=127.0.0.1")
+        hand_over([Service(), before], [after, Service()])
+        self.assertEqual((before.handed_on, after.handed_on, after.port), (True, False, before.port))
+        before.stopService()
+        self.assertFalse(refuses(after.port or 0))
+        after.stopService()
+        self.assertTrue(refuses(after.port or 0))
+
+    def test_other_address(self) -> None:
+        """A server with another address opens that, and the old port closes with who had it."""
+        before = self.bound()
+        after = self.make("tcp:0:interface=127.0.0.2")
+        hand_over([before], [after])
+        before.stopService()
+        self.assertTrue(refuses(before.port or 0))
+        with closing(socket.create_connection(("127.0.0.2", after.port or 0), timeout=5)):
+            pass
+
+    def test_two(self) -> None:
+        """Of several servers each has the port that it asks for."""
+        ports = [self.bound(), self.bound()]
+        after = [self.make(f"tcp:{server.port}:interface=127.0.0.1") for server in reversed(ports)]
+        hand_over(ports, after)
+        self.assertEqual([server.port for server in after], [ports[1].port, ports[0].port])
+
+    def test_refused(self) -> None:
+        """If one address cannot be had, nothing is taken up, and the others are left as they are."""
+        before, taken = self.bound(), self.bound()
+        first, second, third = (
+            self.make(endpoint)
+            for endpoint in (
+                f"tcp:{before.port}:interface=127.0.0.1",
+                "tcp:0:interface=127.0.0.1",
+                f"tcp:{taken.port}:interface=127.0.0.1",
+            )
+        )
+        self.assertRaises(ListenError, hand_over, [before], [first, second, third])
+        self.assertTrue(refuses(second.port or 0))
+        self.assertFalse(refuses(before.port or 0))
+        before.stopService()
+        self.assertTrue(refuses(before.port or 0))
+
+    def test_unix(self) -> None:
+        """The socket of a file has one owner, and is not handed on."""
+        before = self.bound(f"unix:{self.mktemp()}")
+        hand_over([before], [])
+        self.assertFalse(before.handed_on)
+
+
+@implementer(IReplaceable)
+class Part(Service):
+    """A server without sockets, whose stop ends when the test says so."""
+
+    def __init__(self, name: str, log: list[str], generation: int = 1) -> None:
+        self.name = name
+        self.label = f"{name}{generation}"
+        self.log = log
+        self.handed_on = False
+        self.adopted = False
+        self.stopped: Deferred[None] = Deferred()
+
+    def open_sockets(self, held: Sequence[socket.socket]) -> Sequence[socket.socket]:
+        return ()
+
+    def adopt_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        self.adopted = True
+
+    def hand_on(self) -> Sequence[socket.socket]:
+        self.handed_on = True
+        return ()
+
+    def startService(self) -> None:
+        super().startService()
+        self.log.append(f"start {self.label}")
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self.log.append(f"stop {self.label}")
+        return self.stopped
+
+    def hurry(self) -> None:
+        self.log.append(f"hurry {self.label}")
+
+
+class Node(Service):
+    """A part that is not replaced while it runs."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = name
+        self.log = log
+        self.stopped: Deferred[None] = Deferred()
+
+    def startService(self) -> None:
+        super().startService()
+        self.log.append(f"start {self.name}")
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        self.log.append(f"stop {self.name}")
+        return self.stopped
+
+
+class RestartTests(SynchronousTestCase):
+    """Tests for novasvc.service.ServiceTree.restart, with servers that hand their sockets on."""
+
+    def setUp(self) -> None:
+        self.log: list[str] = []
+        self.tree = ServiceTree()
+        self.api = Part("api", self.log)
+        self.node = Node("node", self.log)
+        self.old = Part("old", self.log)
+        for part in (self.api, self.node, self.old):
+            part.setServiceParent(self.tree)
+        self.tree.startService()
+        self.log.clear()
+
+    def restart(self) -> tuple[Part, Deferred[None]]:
+        """Restart with another API, and without the part that is called old; the node is the same."""
+        api = Part("api", self.log, generation=2)
+        self.tree.hand_over([api, self.node])
+        return api, self.tree.restart([api, self.node])
+
+    def test_beside(self) -> None:
+        """A server serves on while the others stop, until the one of its name runs; nobody waits for its end."""
+        api, restarted = self.restart()
+        self.assertTrue(api.adopted)
+        self.assertEqual(self.log, ["stop node"])
+        self.node.stopped.callback(None)
+        self.assertEqual(self.log[1:], ["stop old1", "start api2", "stop api1", "start node"])
+        self.successResultOf(restarted)
+        self.assertEqual(list(self.tree), [api, self.node])
+        stopped = self.tree.stopService()
+        api.stopped.callback(None)
+        self.api.stopped.callback(None)
+        self.assertNoResult(stopped)
+        self.old.stopped.callback(None)
+        self.successResultOf(stopped)
+
+    def test_hurry(self) -> None:
+        """Who is still on the way down is cut short with the others."""
+        self.restart()
+        self.node.stopped.callback(None)
+        self.log.clear()
+        self.tree.stopService()
+        self.tree.hurry()
+        hurried = [entry for entry in self.log if entry.startswith("hurry")]
+        self.assertEqual(hurried, ["hurry api2", "hurry old1", "hurry api1"])
+
+    def test_stop_meanwhile(self) -> None:
+        """A stop amid the restart stops all, and lets go of what was to be."""
+        api, restarted = self.restart()
+        stopped = self.tree.stopService()
+        self.assertEqual(self.log, ["stop node", "stop api2"])
+        for part in (self.node, self.old, api):
+            part.stopped.callback(None)
+        self.assertEqual(self.log[2:], ["stop old1", "stop api1"])
+        self.assertNoResult(stopped)
+        self.api.stopped.callback(None)
+        self.successResultOf(stopped)
+        self.failureResultOf(restarted)
+
+    def test_another(self) -> None:
+        """A restart that takes the place of one lets go of what that was to start."""
+        second, first_restart = self.restart()
+        third = Part("api", self.log, generation=3)
+        self.tree.hand_over([third, self.node])
+        self.tree.restart([third, self.node])
+        self.assertTrue(second.handed_on)
+        self.assertEqual(self.log, ["stop node", "stop api2"])
+        self.node.stopped.callback(None)
+        self.assertEqual(self.log[2:], ["stop old1", "start api3", "stop api1", "start node"])
+        self.successResultOf(first_restart)
+
+    def test_start_that_takes_long(self) -> None:
+        """A restart amid the start of another has the server of that serve on, and those before end."""
+        second, _ = self.restart()
+        self.node.stopped.callback(None)
+        self.node.stopped = Deferred()
+        self.log.clear()
+        third = Part("api", self.log, generation=3)
+        self.tree.hand_over([third])
+        restarted = self.tree.restart([third])
+        self.assertEqual(self.log, ["stop node"])
+        self.node.stopped.callback(None)
+        self.assertEqual(self.log, ["stop node", "start api3", "stop api2"])
+        self.successResultOf(restarted)
+        self.assertFalse(second.stopped.called)
+
+    def test_not_begun(self) -> None:
+        """A part that was bound, and not started before the tree stops, lets go of its socket."""
+        late = Part("late", self.log)
+        waits = ServiceTree("waits")
+        Part("first", self.log).setServiceParent(waits)
+        never = _Never()
+        never.setServiceParent(waits)
+        late.setServiceParent(waits)
+        waits.startService()
+        waits.stopService()
+        self.assertIn("stop late1", self.log)
+
+
+class _Never(ServiceTree):
+    """A part whose start does not end."""
+
+    def when_started(self) -> Deferred[None]:
+        return Deferred()
+
+    def stopService(self) -> Deferred[None]:
+        return Deferred()
