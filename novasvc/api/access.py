@@ -8,6 +8,7 @@ import attrs
 from twisted.logger import Logger
 
 from novasvc import flight
+from novasvc.api.answers import scheme_of
 from novasvc.api.errors import APIError
 from novasvc.api.logins import Logins
 from novasvc.api.sessions import COOKIE, LIFETIME, Sessions
@@ -117,7 +118,7 @@ class Access:
             raise APIError(
                 401,
                 "The request you have made requires authentication.",
-                {"WWW-Authenticate": f'Keystone uri="{_scheme(request)}://{_header(request, "host")}/"'},
+                {"WWW-Authenticate": f'Keystone uri="{scheme_of(request)}://{_header(request, "host")}/"'},
             )
         if scope == ADMIN and caller.scope != ADMIN:
             raise APIError(403, f"{caller.name} may read, and this takes the scope admin")
@@ -206,10 +207,6 @@ def _hostname(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
-
-
-def _scheme(request: Any) -> str:
-    return "https" if request.isSecure() else "http"
 
 
 def _header(request: Any, name: str) -> str:

@@ -1,6 +1,7 @@
 """How a request is read and answered: JSON in, JSON out, and errors that say what is wrong."""
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -13,6 +14,13 @@ from novasvc.api.errors import APIError, as_api_error
 _log = Logger()
 
 _JSON = b"application/json"
+
+
+def scheme_of(request: Any) -> str:
+    """Return the scheme that whoever asks has used: "https", if it was TLS that they, or a proxy of ours, spoke."""
+    # Anybody can say so, and is told no more by that than links that begin with it.
+    proxied = (request.getHeader(b"x-forwarded-proto") or b"").partition(b",")[0].strip().lower() == b"https"
+    return "https" if request.isSecure() or proxied else "http"
 
 
 def answer_json(request: Any, document: Any, status: int = 200) -> bytes:
@@ -43,7 +51,9 @@ def api_error(request: Any, failure: Failure) -> APIError:
         path = request.path.decode("latin-1")[:200]
         method = request.method.decode("latin-1")[:20]
         problem = f"there is no {method} {path}" if headers else f"there is nothing at {path}"
-        return APIError(error.code or 500, f"{problem}; /openapi.json lists what there is", headers)
+        # A redirect to where its slashes were fewer is no help to who calls an API.
+        code = error.code if error.code is not None and error.code >= HTTPStatus.BAD_REQUEST else HTTPStatus.NOT_FOUND
+        return APIError(code, f"{problem}; /openapi.json lists what there is", headers)
     known = None if error is None else as_api_error(error)
     if known is not None:
         return known

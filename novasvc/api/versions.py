@@ -5,7 +5,7 @@ from typing import Any
 from twisted.web.resource import IResource
 from zope.interface import implementer
 
-from novasvc.api.answers import answer_json
+from novasvc.api.answers import answer_json, scheme_of
 from novasvc.api.microversion import HIGHEST, LOWEST
 
 _VERSIONS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def base_url(request: Any) -> str:
     if not host:  # HTTP/1.0 needs none
         address = request.getHost()
         host = f"{getattr(address, 'host', 'localhost')}:{getattr(address, 'port', 0)}"
-    return f"{'https' if request.isSecure() else 'http'}://{host}"
+    return f"{scheme_of(request)}://{host}"
 
 
 def _entry(request: Any, path: str) -> dict[str, Any]:

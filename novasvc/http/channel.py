@@ -14,6 +14,7 @@
 
 from typing import Any
 
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import ISSLTransport, ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -90,6 +91,8 @@ class Channel(HTTPChannel):
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is for tests
         """Let go of what was under way."""
         self.site.forget(self)
+        if self.secure and not reason.check(ConnectionClosed):
+            self.site.note_broken_tls(self.transport.getPeer(), reason)
         self._closing = True
         self._late_at = self._stalled_at = None
         self._input = b""

@@ -138,6 +138,8 @@ class Site(server.Site):
         self._watch: IDelayedCall | None = None
         self._date = b""
         self._date_of = -1
+        self._broken = 0
+        self._told_at = float("-inf")
 
     def make_request(self, channel: Channel, head: Head) -> Any:
         """Make a request of a head; see :class:`~novasvc.http.channel.Channel`."""
@@ -180,6 +182,25 @@ class Site(server.Site):
         if not self.channels and self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+    def note_broken_tls(self, peer: Any, reason: Failure) -> None:
+        """Log that TLS with a client has failed: a certificate that is missing or a stranger's, an old version."""
+        self._broken += 1
+        now = self.reactor.seconds()
+        if now >= self._told_at + 1.0:
+            more = f"; so it did with {self._broken - 1} before" if self._broken > 1 else ""
+            error: Any = reason.value
+            # OpenSSL's have a list of what went wrong, each with the words last.
+            listed = error.args[0] if error.args and isinstance(error.args[0], list) else []
+            why = "; ".join(entry[-1] for entry in listed) or reason.getErrorMessage()
+            _log.info(
+                "{site}: TLS with {peer} failed: {why}{more}",
+                site=self.name,
+                peer=getattr(peer, "host", peer),
+                why=why,
+                more=more,
+            )
+            self._told_at, self._broken = now, 0
 
     def _see_time(self) -> None:
         self._watch = self.reactor.callLater(1.0, self._see_time)

@@ -1,5 +1,6 @@
 """TLS for a server: its certificate, and those of its clients. Imports OpenSSL; imported when TLS is used."""
 
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,13 @@ from cryptography.x509 import load_pem_x509_certificates
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLContextFactory, IProtocolFactory
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from novasvc.errors import SettingError
+
+_log = Logger()
 
 _NO_CERTIFICATE = "there is no certificate in PEM in it"
 _HTTP = b"http/1.1"
@@ -102,7 +106,10 @@ def make_tls(cert_file: Path | None, key_file: Path | None, ca_file: Path | None
         name = "ssl_cert_file" if cert_file is None else "ssl_key_file"
         raise SettingError(name, None, "nowhere", "TLS takes a certificate and its key", f"give {name}")
     authorities = None if ca_file is None else _read("ssl_ca_file", ca_file)
-    return TLS(_read("ssl_cert_file", cert_file), _read("ssl_key_file", key_file), authorities)
+    tls = TLS(_read("ssl_cert_file", cert_file), _read("ssl_key_file", key_file), authorities)
+    if key_file.stat().st_mode & stat.S_IROTH:
+        _log.warn("ssl_key_file {path}: everybody on this host may read it; chmod 600 it", path=str(key_file))
+    return tls
 
 
 def wrap(factory: IProtocolFactory, context: TLS, reactor: Any) -> IProtocolFactory:

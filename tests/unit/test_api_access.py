@@ -253,6 +253,19 @@ class AccessTests(TestCase):
         self.assertEqual(rig.get("/metrics", Cookie=by_token).status, 401)
         self.assertEqual(rig.get("/metrics", Cookie=by_link).status, 200)
 
+    def test_proxy(self) -> None:
+        """Behind a proxy that speaks TLS, links are those by which the client came."""
+        rig = APIRig(self)
+        for proto, scheme in (("https", "https"), ("HTTPS, http", "https"), ("http", "http"), ("", "http")):
+            answer = rig.get("/v2.1/", X_Forwarded_Proto=proto, Host="localhost:8774")
+            self.assertEqual(answer.document["version"]["links"][0]["href"], f"{scheme}://localhost:8774/v2.1/")
+
+    def test_slashes(self) -> None:
+        """A path with a slash too many is not there; who asks is not sent to another."""
+        rig = APIRig(self)
+        for path in ("/node//x", "/action//x/y", "/v1/rpc//x"):
+            self.assertIn(rig.get(path).status, {404, 405}, path)
+
     def test_path_that_is_no_text(self) -> None:
         """A path that is no UTF-8 is refused as everything else is."""
         rig = APIRig(self)

@@ -118,6 +118,12 @@ class GatewayTests(TestCase):
         self.assertIn("no JSON", self.refused(400, "greet", b"{"))
         self.assertEqual(self.call("greet", b"{}", Content_Type="text/plain")[0], 415)
 
+    def test_names_that_no_queue_has(self) -> None:
+        """A topic, or a host, that no broker could have a queue for is the caller's error."""
+        self.assertIn("octets", self.refused(400, "greet", topic="t" * 300))
+        for host in ("h" * 300, "\ud800"):
+            self.refused(400, "greet", {"host": host})
+
     def test_failed(self) -> None:
         """What a method raises is told with its class and its text, and nothing else."""
         self.assertIn("KeyError", self.refused(502, "fail", {"args": {"kind": "key"}}))

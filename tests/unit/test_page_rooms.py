@@ -380,7 +380,10 @@ class LoginTests(SynchronousTestCase):
             self.assertIn(f'name="code" value="{code}"', self.rig.ask(f"/login?code={code}").text)
         answer = self.rig.ask("/login", {"code": code})
         self.assertEqual(answer.status, 303)
-        self.assertRegex(str(answer.headers["set-cookie"]), "HttpOnly; SameSite=Strict")
+        self.assertRegex(str(answer.headers["set-cookie"]), "HttpOnly; SameSite=Strict$")
+        code = self.rig.logins.issue()
+        proxied = self.rig.ask("/login", {"code": code}, X_Forwarded_Proto="https")
+        self.assertRegex(str(proxied.headers["set-cookie"]), "SameSite=Strict; Secure$")
         self.assertEqual(self.rig.ask("/login", {"code": code}).status, 401)
 
     def test_other_sites(self) -> None:

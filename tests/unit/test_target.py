@@ -23,6 +23,13 @@ class TargetTests(SynchronousTestCase):
         for topic, server in (("", None), ("a*", None), ("a", "#"), ("a b", None), ("a", "")):
             self.assertRaises(InvalidTargetError, Target, topic, server)
 
+    def test_long(self) -> None:
+        """A name that no queue can have, with what is added to it, is refused, as is one that UTF-8 cannot have."""
+        Target("a" * 215)
+        Target("a" * 10, "b" * 244)
+        for topic, server in (("a" * 216, None), ("a" * 10, "b" * 245), ("ä" * 108, None), ("a", "\ud800")):
+            self.assertRaises(InvalidTargetError, Target, topic, server)
+
 
 class JitteredBackoffTests(SynchronousTestCase):
     """Tests for novasvc.backoff.jittered_backoff."""

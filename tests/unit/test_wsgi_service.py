@@ -12,6 +12,7 @@ from twisted.application.service import IService
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
 from novasvc import runtime
@@ -247,6 +248,43 @@ class TLSTests(WSGICase):
         context = ssl.create_default_context(cafile=str(made.ca))
         context.load_cert_chain(made.client.certificate, made.client.key)
         self.assertEqual(await self.fetch(service.port or 0, context), b"hello by https")
+
+    async def test_refused_clients(self) -> None:
+        """The log says who could not speak TLS with us, and why."""
+        made = self.made
+        made.server.key.chmod(0o644)
+        told: list[str] = []
+
+        def tell(event: LogEvent) -> None:
+            told.append(str(formatEvent(event)))
+
+        globalLogPublisher.addObserver(tell)
+        self.addCleanup(globalLogPublisher.removeObserver, tell)
+        files = {"ssl_cert_file": made.server.certificate, "ssl_key_file": made.server.key, "ssl_ca_file": made.ca}
+        service = self.make(use_ssl=True, **files)
+        self.assertIn(f"ssl_key_file {made.server.key}: everybody on this host may read it; chmod 600 it", told)
+        await service.start()
+        context = ssl.create_default_context(cafile=str(made.ca))
+        await self.assertFailure(self.fetch(service.port or 0, context), OSError)
+        await self.assertFailure(self.fetch(service.port or 0, context), OSError)
+        told = [line for line in told if "TLS with" in line]
+        self.assertEqual(told, ["hello: TLS with 127.0.0.1 failed: peer did not return a certificate"])
+
+    async def test_carried(self) -> None:
+        """A copy in a worker has the certificate that was read, whatever the files are by then."""
+        made = self.made
+        files = {"ssl_cert_file": made.server.certificate, "ssl_key_file": made.server.key, "ssl_ca_file": made.ca}
+        service = self.make(use_ssl=True, **files)
+        made.server.certificate.write_text("something else")
+        made.server.key.unlink()
+        made.ca.rename(made.ca.with_name("old"))
+        copy = pickle.loads(pickle.dumps(service))  # noqa: S301 - our own
+        self.addCleanup(copy.stop)
+        await copy.start()
+        context = ssl.create_default_context(cafile=str(made.ca.with_name("old")))
+        context.load_cert_chain(made.client.certificate, made.client.key)
+        self.assertEqual(await self.fetch(copy.port or 0, context), b"hello by https")
+        self.assertRaises(SettingError, self.make, use_ssl=True, **files)
 
     async def test_drained(self) -> None:
         """Idle connections do not hold up the end, under TLS as well."""

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.api.access import Access, client_address
+from novasvc.api.answers import scheme_of
 from novasvc.api.errors import APIError
 from novasvc.api.page.frame import Frame, inner_path
 from novasvc.api.page.stream import Streams
@@ -109,7 +110,7 @@ def _lead(request: Any, path: str) -> bytes:
 
 
 def _cookie(request: Any, cookie: str) -> bytes:
-    return (f"{cookie}; Secure" if request.isSecure() else cookie).encode()
+    return (f"{cookie}; Secure" if scheme_of(request) == "https" else cookie).encode()
 
 
 def _field(request: Any, name: str) -> str:
