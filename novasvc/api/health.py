@@ -94,6 +94,9 @@ class Health:
             workers: list[dict[str, Any]] = []
         else:
             legs, workers = await self._ask_supervisor()
+            if workers and not all(leg["ready"] for leg in legs) and all(row["services"] for row in workers):
+                # One that was ready when it was asked may have been replaced by now, and have told of its way down.
+                legs, workers = await self._ask_supervisor()
         return {"ready": all(leg["ready"] for leg in legs), "legs": legs, "workers": workers}
 
     async def _ask_supervisor(self) -> tuple[list[Leg], list[dict[str, Any]]]:

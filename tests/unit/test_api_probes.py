@@ -254,6 +254,19 @@ class SupervisedTests(APICase):
         (workers,) = [one for one in document["legs"] if one["name"] == "workers"]
         self.assertEqual((workers["ready"], workers["detail"]), (True, "1 of 2: worker 2 is hung"))
 
+    async def test_replaced_meanwhile(self) -> None:
+        """A worker that was replaced while it was asked does not make all look unready."""
+        self.listen()
+
+        def row(**service: Any) -> dict[str, Any]:
+            told = [{"service": "a@h", "legs": [leg("service", **service)]}]
+            return {"number": 1, "server": "agent", "pid": 4, "state": "ready", "services": told}
+
+        answers = [[row(ready=False, detail="it is draining")], [row()]]
+        self.patch(self.supervisor, "health", lambda: succeed(answers.pop(0)))
+        status, _ = await self.get_json("/readyz")
+        self.assertEqual(status, 200)
+
     async def test_no_supervisor(self) -> None:
         """A supervisor that is gone is an answer, too: 503, and why."""
         status, document = await self.get_json("/readyz")
