@@ -18,7 +18,6 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.process import Process, end_process, is_alone, lift_limit, stop_reactor
-from novasvc.service.service import Service
 from novasvc.service.tree import ServiceTree
 from novasvc.settings import Configuration, load
 from novasvc.settings.listing import changes, rows
@@ -165,7 +164,7 @@ class ServiceLauncher(Launcher):
     """A launcher that is all there is in its process: it answers to signals, and ends with a status.
 
     SIGTERM drains, up to graceful_shutdown_timeout. A second one, or SIGINT, ends at once. SIGHUP
-    reads the configuration again, and restarts the servers if it is good: a Service that took its
+    reads the configuration again, and restarts the servers if it is good: a Service, or a WSGIService, that took its
     settings from the environment is made again, others go on with what they were given. SIGUSR2
     logs the stacks of all threads and what happened last.
 
@@ -228,18 +227,17 @@ class ServiceLauncher(Launcher):
     def _made_again(self, configuration: Configuration) -> list[IService]:
         """Make those that go by the environment again; without any, what is there stays."""
         servers = list(self)
-        if not any(isinstance(server, Service) and server.by_environment for server in servers):
+        if not any(getattr(server, "by_environment", False) for server in servers):
             return servers
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
-            return [
-                server.made_again() if isinstance(server, Service) and server.by_environment else server
-                for server in servers
-            ]
+            again = [server.made_again() if getattr(server, "by_environment", False) else server for server in servers]
+            self.hand_over(again)
         except BaseException:
             set_process_runtime(before)
             raise
+        return again
 
 
 def log_changes(before: Configuration, after: Configuration) -> None:

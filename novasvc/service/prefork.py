@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
-from novasvc.interfaces import IStartable
-from novasvc.runtime import Runtime, set_process_runtime
+from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.launcher import log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
 from novasvc.service.process import end_process, is_alone, stop_reactor
@@ -339,15 +339,34 @@ class ProcessLauncher(service.Service):
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
 
-    def _reread_environment(self) -> tuple[Configuration, None]:
-        configuration, wrappers = _from_environment()
+    def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
+        configuration, _ = _from_environment()
         # Services that were given no settings go to the new workers with these.
+        before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
-        return configuration, wrappers
+        try:
+            servers = [_renewed(wrapper.server) for wrapper in self._supervisor.wrappers]
+        except BaseException:
+            set_process_runtime(before)
+            raise
+        wrappers = [
+            ServerWrapper(server, wrapper.workers)
+            for server, wrapper in zip(servers, self._supervisor.wrappers, strict=True)
+        ]
+        return configuration, wrappers if any(map(_is_renewed, servers)) else None
 
     def _asked_to_dump(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
         dumped.addErrback(lambda failure: _log.failure("there is no dump", failure))
+
+
+def _renewed(server: Any) -> Any:
+    return server.made_again() if _is_renewed(server) else server
+
+
+def _is_renewed(server: Any) -> bool:
+    """Whether a server listens where the environment says; others are made again in the workers."""
+    return IReplaceable.providedBy(server) and getattr(server, "by_environment", False)
 
 
 def _logs_to_nothing() -> bool:

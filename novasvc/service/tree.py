@@ -40,7 +40,7 @@ class ServiceTree(MultiService):
         self._removals: list[Deferred[None]] = []
         self._successors: list[IService] | None = None
         self._predecessors: list[IService] = []
-        self._leaving: dict[IService, Deferred[None]] = {}
+        self._departures: dict[IService, Deferred[None]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as its parts; a worker gets a tree that was never started."""
@@ -79,11 +79,10 @@ class ServiceTree(MultiService):
         """Stop all parts, the last one first, and start others in their place; a stop meanwhile is the end of it.
 
         A part that has handed its sockets on serves until the one of its name runs. Nobody waits then until it has
-        finished what it has begun, but who stops the tree.
+        finished what it has begun, but who stops the tree. A restart that comes while another is under way takes its
+        place: nobody waits for parts that do not start.
 
         :param parts: they may be the same.
-        One that comes while another is under way takes its place: nobody waits for parts that do not start.
-
         :return: Deferred[None], fired when every part runs; fails with the reason, with StateError if the tree neither
             starts nor runs, or was stopped meanwhile.
         """
@@ -94,7 +93,7 @@ class ServiceTree(MultiService):
 
     def hurry(self) -> None:
         """Have all parts cut short what they do, and those that have left. It was told to stop before."""
-        for part in [*self, *self._predecessors, *self._leaving]:
+        for part in [*self, *self._predecessors, *self._departures]:
             hurry(part)
 
     @property
@@ -171,20 +170,20 @@ class ServiceTree(MultiService):
         """Have parts that were not started let go of what they listen on all the same."""
         for part in parts:
             if IReplaceable.providedBy(part):
-                self._leave(part)
+                self._depart(part)
 
     def _dismiss(self, predecessors: Iterable[IService]) -> None:
         """Have predecessors stop, and nobody wait for it."""
         for part in list(predecessors):
             self._predecessors.remove(part)
-            self._leave(part)
+            self._depart(part)
 
-    def _leave(self, part: IService) -> None:
-        def leave(_: None) -> None:
-            del self._leaving[part]
+    def _depart(self, part: IService) -> None:
+        def forget(_: None) -> None:
+            del self._departures[part]
 
-        left = self._leaving[part] = Deferred.fromCoroutine(self._stop(part))
-        left.addCallback(leave)
+        departed = self._departures[part] = Deferred.fromCoroutine(self._stop(part))
+        departed.addCallback(forget)
 
     async def _see_started(self, part: IService) -> None:
         try:
@@ -213,7 +212,7 @@ class ServiceTree(MultiService):
         self._started = []
         if not self._course.renewing:
             self._dismiss(self._predecessors)
-            await gatherResults(list(self._leaving.values()))
+            await gatherResults(list(self._departures.values()))
 
     def _stays(self, part: IService) -> bool:
         """Whether a part serves on in a restart, until another takes its place."""

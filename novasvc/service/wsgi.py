@@ -59,7 +59,7 @@ class WSGIService(service.Service):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as what it was made of: the application is not brought to a worker, but loaded there."""
-        runtime = process_runtime() if self._made_of[1].get("runtime") is None else None
+        runtime = process_runtime() if self.by_environment else None
         return _make_again, (type(self), *self._made_of, runtime, self._tls)
 
     def __init__(
@@ -115,6 +115,19 @@ class WSGIService(service.Service):
         return (
             make_manager(settings.managers[self.name], host=settings.host) if self.name in settings.managers else None
         )
+
+    @property
+    def by_environment(self) -> bool:
+        """Whether it was given no runtime, and so goes by the environment's settings."""
+        return self._made_of[1].get("runtime") is None
+
+    def made_again(self) -> Self:
+        """Make another one, of what this one was made of; what is in files is read again.
+
+        :raises NovasvcError: it cannot be made.
+        """
+        args, kwargs = self._made_of
+        return type(self)(*args, **kwargs)
 
     @property
     def port(self) -> int | None:

@@ -1,11 +1,15 @@
 """An application in workers that share its port, served by a plain script."""
 
 import signal
+import socket
+import ssl
+import tempfile
 from http.client import HTTPConnection
 from pathlib import Path
 from unittest import TestCase
 
 from tests.e2e.process import PATIENCE, Process, program
+from tests.servers.certificates import Certificates
 
 APP = """\
 import os
@@ -67,3 +71,48 @@ class PreforkedTests(TestCase):
         self.assertIn(answer.read().decode().split()[0], pids)
         connection.close()
         self.assertEqual(self.process.wait(), 0, self.process.output)
+
+
+class ReloadedTests(TestCase):
+    """Tests for SIGHUP of a plain script."""
+
+    def check(self, workers: int | None, done: str) -> None:
+        """Serve over TLS, replace the certificate, and reload, while somebody is connected, and waits."""
+        with tempfile.TemporaryDirectory() as directory:
+            folder = Path(directory)
+            (folder / "pids.py").write_text(APP)
+            call = f'WSGIService("pids", use_ssl=True), workers={workers}'
+            (folder / "serve_pids.py").write_text(SCRIPT.replace('WSGIService("pids"), workers=2', call))
+            (folder / "api-paste.ini").write_text("[app:pids]\npaste.app_factory = pids:factory\n")
+            made = Certificates(folder)
+            files = {
+                "NOVASVC_SSL_CERT_FILE": str(made.server.certificate),
+                "NOVASVC_SSL_KEY_FILE": str(made.server.key),
+            }
+            environment = {"PYTHONPATH": str(folder), "NOVASVC_STATE_DIR": str(folder / "state"), **files}
+            process = Process(self, [program("python"), "serve_pids.py"], folder, **environment)
+            port = int(process.wait_for(r"listening on 127\.0\.0\.1:(\d+)").group(1))
+            process.wait_for("(the supervisor|the API pids) is running")
+            address = "127.0.0.1", port
+            before = ssl.get_server_certificate(address, timeout=PATIENCE)
+            made.server.key.rename(folder / "kept")
+            process.popen.send_signal(signal.SIGHUP)
+            process.wait_for("not reloaded, what ran before goes on: ssl_key_file")
+            made.server.certificate.write_bytes(made.stranger.certificate.read_bytes())
+            made.server.key.write_bytes(made.stranger.key.read_bytes())
+            slow = socket.create_connection(address, timeout=PATIENCE)
+            self.addCleanup(slow.close)
+            process.popen.send_signal(signal.SIGHUP)
+            process.wait_for(done)
+            after = ssl.get_server_certificate(address, timeout=PATIENCE)
+            self.assertNotEqual(after, before)
+            slow.close()
+            self.assertIn(process.stop(), {0, 1, -signal.SIGTERM}, process.output)
+
+    def test_one_process(self) -> None:
+        """The application is served anew, with the files as they are now, and nobody waits for who is connected."""
+        self.check(None, "the services were restarted")
+
+    def test_workers(self) -> None:
+        """Workers get the files as they are now, which the supervisor has looked at before."""
+        self.check(2, "reloaded: the workers were replaced")
