@@ -155,7 +155,7 @@ class Runtime:
             reactor=reactor,
             broker=Leg("broker", lambda: _make_transport(settings, reactor)),
             database=Leg("database", lambda: _reach_database(settings, reactor)),
-            run_blocking=BlockingPool(reactor).run_blocking,
+            run_blocking=_blocking_pool(reactor).run_blocking,
         )
 
 
@@ -167,6 +167,16 @@ def _make_again(settings: Settings) -> Runtime:
 
 _memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()
 """By reactor: ``memory:`` reaches all the nodes of a process, however many runtimes they stand on."""
+
+
+_blocking_pools: WeakKeyDictionary[Any, BlockingPool] = WeakKeyDictionary()
+"""By reactor: threads stay as long as the process, and a restart is to find those that are there."""
+
+
+def _blocking_pool(reactor: Any) -> BlockingPool:
+    if reactor not in _blocking_pools:
+        _blocking_pools[reactor] = BlockingPool(reactor)
+    return _blocking_pools[reactor]
 
 
 def _make_transport(settings: Settings, reactor: Any) -> ITransport:

@@ -49,3 +49,10 @@ class FromSettingsTests(SynchronousTestCase):
     def test_memory_of_another_reactor(self) -> None:
         """What runs on another reactor is another process's, as far as memory is concerned."""
         self.failureResultOf(self.ping(Clock(), Clock()), UndeliverableError)
+
+    def test_threads_are_shared(self) -> None:
+        """A runtime that takes the place of another finds its threads, which stay as long as the process."""
+        clock = Clock()
+        one, other, elsewhere = (Runtime.from_settings(Settings(), each) for each in (clock, clock, Clock()))
+        self.assertEqual(one.run_blocking, other.run_blocking)
+        self.assertNotEqual(one.run_blocking, elsewhere.run_blocking)
