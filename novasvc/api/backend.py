@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
-from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError
+from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError, TransportClosedError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.rpc import Client
 from novasvc.runtime import Leg, Runtime
@@ -136,7 +136,8 @@ class Backend:
 
         for leg in (reach_registry, reach_broker):
             reaching = Deferred.fromCoroutine(leg())
-            reaching.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            # What close() cancels amid its opening may say that it is closed.
+            reaching.addErrback(lambda failure: failure.trap(CancelledError, TransportClosedError) and None)
             reaching.addErrback(lambda failure: _log.failure("a leg of the API is given up", failure))
             self._reaching.append(reaching)
         tried: Deferred[None] = Deferred()

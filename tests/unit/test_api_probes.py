@@ -28,9 +28,10 @@ from novasvc.api.metrics import Figures
 from novasvc.api.sessions import Sessions
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import Token, digest
-from novasvc.errors import BrokerUnavailableError, DatabaseUnavailableError, MigrationNeededError
+from novasvc.errors import BrokerUnavailableError, DatabaseUnavailableError, MigrationNeededError, TransportClosedError
 from novasvc.figures import histogram
 from novasvc.interfaces import IHealthy
+from novasvc.runtime import Leg
 from novasvc.supervision.control import ControlSocket
 from novasvc.testing import memory_runtime
 from tests.unit.control_rig import StandInSupervisor
@@ -343,6 +344,22 @@ class OwnHealthTests(SynchronousTestCase):
         self.assertIn("gone", self.unready()["database"])
         self.registry.outage = None
         self.successResultOf(Deferred.fromCoroutine(self.backend.close()))
+
+    def test_closed_while_opening(self) -> None:
+        """A broker that is being reached when the API stops is let go, and no error of ours."""
+
+        class Opening:
+            def open(self) -> Deferred[None]:
+                return Deferred(lambda waiting: waiting.errback(TransportClosedError("connecting")))
+
+            def close(self) -> Deferred[None]:
+                return succeed(None)
+
+        self.runtime = attrs.evolve(self.runtime, broker=Leg("broker", Opening))
+        backend = Backend(self.runtime)
+        backend.open().addErrback(lambda _: None)
+        self.successResultOf(Deferred.fromCoroutine(backend.close()))
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_migration(self) -> None:
         """A schema that is not ours is a leg of its own."""
