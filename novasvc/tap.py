@@ -324,6 +324,8 @@ class ProcessTree(ServiceTree):
         async def restart() -> None:
             try:
                 after = read()
+                if is_supervised(after.settings):
+                    raise ReloadError("the configuration wants workers; to run them takes a new start")
                 parts = make_parts(after.settings, self._reactor, self)
                 self.hand_over(parts)
             except (NovasvcError, SystemExit) as error:

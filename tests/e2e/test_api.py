@@ -204,7 +204,7 @@ class RestartedTests(APICase):
         self.assertEqual(process.stop(), -signal.SIGTERM)
 
     def test_port(self) -> None:
-        """SIGHUP moves the API to another port; if somebody has that, it is refused, and all goes on as it was."""
+        """SIGHUP moves the API to another port; if somebody has that, or it wants workers, nothing has changed."""
         settings = self.folder / "settings.toml"
         first, second = free_ports(2)
         settings.write_text(f"api = true\napi_listen_port = {first}\n")
@@ -215,8 +215,12 @@ class RestartedTests(APICase):
         with socket.create_server(("127.0.0.1", second)):
             process.popen.send_signal(signal.SIGHUP)
             process.wait_for(f"SIGHUP: .*cannot listen on 127.0.0.1:{second}")
+        settings.write_text("workers = 2\n")
+        process.popen.send_signal(signal.SIGHUP)
+        process.wait_for("SIGHUP: not reloaded.*the configuration wants workers; to run them takes a new start")
         self.assertEqual(read(f"http://127.0.0.1:{first}/readyz")[0], 200)
         self.assertNotIn("draining", process.output)
+        settings.write_text(f"api = true\napi_listen_port = {second}\n")
         process.popen.send_signal(signal.SIGHUP)
         process.wait_for("the services were restarted")
         self.assertEqual(read(f"http://127.0.0.1:{second}/readyz")[0], 200)
