@@ -69,6 +69,14 @@ class ListenTests(ListenerCase):
         self.listen()
         self.assertEqual(len(self.link.all("queue.declare")), 2)
 
+    def test_closed(self) -> None:
+        """Who comes and goes leaves nothing behind in the transport."""
+        for _ in range(3):
+            self.listen()
+            self.amqp._listeners[-1].close()
+        self.listen()
+        self.assertEqual(len(self.amqp._listeners), 1)
+
     def test_refused(self) -> None:
         """What the broker refuses fails the listening with its reason, and leaves no channel."""
         for code, kind in (

@@ -59,6 +59,10 @@ class Consumers:
         await self._establish(subscription)
         self._subscriptions.append(subscription)
 
+    def keeps(self, subscription: _Subscription) -> bool:
+        """Tell whether it is one that was added, and not removed."""
+        return subscription in self._subscriptions
+
     def remove(self, subscription: _Subscription) -> None:
         """Keep it up no longer."""
         if subscription in self._subscriptions:

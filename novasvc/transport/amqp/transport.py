@@ -145,7 +145,7 @@ class AMQPTransport:
     async def _begin(self, listener: Listener) -> IListener:
         await self._connect()
         await self._consumers.add(listener)
-        self._listeners.append(listener)
+        self._listeners = [*filter(self._consumers.keeps, self._listeners), listener]
         return listener
 
     def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
