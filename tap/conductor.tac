@@ -1,8 +1,7 @@
 # A conductor, and an agent that may not reach the database: twistd -ny tap/conductor.tac
 #
-# The agent registers and beats through the conductor. Both run in this one process, for want of a
-# transport that reaches another: on two hosts, where this belongs, it takes a broker, which this
-# version cannot use yet.
+# The agent registers and beats through the conductor. Both run in this one process, to be tried out: on
+# two hosts, where this belongs, each has a process of its own, and NOVASVC_TRANSPORT_URL names their broker.
 import sys
 from pathlib import Path
 

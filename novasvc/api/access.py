@@ -115,6 +115,9 @@ class Access:
             raise APIError(403, "without tokens this API answers only to names of loopback; see api_token_file")
         caller = self.caller(request)
         if caller is None:
+            if request.method not in _SAFE:
+                method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
+                audit(request, None, method, path, "no token that is known, and no session")
             raise APIError(
                 401,
                 "The request you have made requires authentication.",
@@ -167,15 +170,16 @@ def given_token(request: Any) -> str | None:
     return token or (bearer.strip() if scheme.lower() == "bearer" else None)
 
 
-def audit(request: Any, caller: Caller, action: str, target: str, outcome: str = "done") -> None:
+def audit(request: Any, caller: Caller | None, action: str, target: str, outcome: str = "done") -> None:
     """Log a change: who, what, from where.
 
+    :param caller: None is somebody who did not say who they are, or not rightly.
     :param action: a verb: "disable", "call".
     :param target: what it is done to.
     :param outcome: "done", or why not.
     """
     fields = {
-        "who": str(caller),
+        "who": "nobody known" if caller is None else str(caller),
         "action": action,
         "target": target[:_LONGEST],
         "outcome": outcome[:_LONGEST],

@@ -118,7 +118,12 @@ class Gateway:
         :return: JSON {"result": JSON}, with 200; of a cast {"result": None}, with 202.
         """
         request.route = "/v1/rpc"
-        caller = self._access.require(request, ADMIN)
+        caller = self._access.require(request)
+        try:
+            self._access.require(request, ADMIN)
+        except APIError as error:
+            audit(request, caller, "call", f"{topic}.{method}", error.message)
+            raise
         call = read_call(read_json(request))
         target = f"{topic}.{method}" + (f" on {call.host}" if call.host else "")
         action = "call" if call.returns else "cast"

@@ -1,5 +1,6 @@
 """The compute services API, as Nova's clients know it: ``/v2.1`` and, for older ones, ``/v2``."""
 
+import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -159,9 +160,18 @@ class OSServices:
         """
         caller = self._access.require(request)
         if caller.scope != ADMIN:
-            audit(request, caller, action, target, "it takes the scope admin")
+            audit(request, caller, action, _spoken_of(request) or target, "it takes the scope admin")
             raise APIError(403, f"Policy doesn't allow os_compute_api:os-services:{action} to be performed.")
         return caller
+
+
+def _spoken_of(request: Any) -> str:
+    """Return the service that the body of an old action names, "binary@host"; "" if it names none."""
+    try:
+        body = json.loads(request.content.read())
+        return f"{body['binary']}@{body['host']}"
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return ""
 
 
 async def _audited(request: Any, caller: Caller, action: str, target: str, change: Callable[[], Awaitable[Any]]) -> Any:

@@ -30,7 +30,7 @@ class AccessLog:
         self._form = form
         self._dated = "date_time" in form
 
-    def write(self, client: Any, line: bytes, status: int, length: int, seconds: float) -> None:
+    def write(self, client: Any, line: bytes, status: int, length: int, seconds: float, request_id: str = "") -> None:
         """Write a line.
 
         :param client: address of the client, as a transport gives it.
@@ -38,6 +38,7 @@ class AccessLog:
         :param status: 0 if the client was gone before there was an answer.
         :param length: bytes of the answer's body.
         :param seconds: from the end of the request's head to the end of the answer.
+        :param request_id: what the client knows the request by; "" is that of the context, if there is one.
         """
         fields = {
             "client_ip": getattr(client, "host", None) or "unix:",
@@ -48,7 +49,8 @@ class AccessLog:
             "body_length": length,
             "wall_seconds": seconds,
         }
-        _log.info("{line}", line=self._form % fields, access=fields)
+        known = {"request_id": request_id} if request_id else {}
+        _log.info("{line}", line=self._form % fields, access=fields, **known)
 
 
 def shown(line: bytes) -> str:

@@ -59,10 +59,11 @@ class LightRequest:
 
     :param site: a :class:`novasvc.http.site.Site`.
     :param handler: has the answer.
-    :ivar route: as :class:`novasvc.http.site.Request` has it.
+    :ivar route: as :class:`novasvc.http.site.Request` has it, as it has request_id.
     """
 
     route = ""
+    request_id = ""
 
     def __init__(self, site: Any, channel: Channel, head: Head, handler: Handler) -> None:
         self.head = head
@@ -174,4 +175,4 @@ class LightRequest:
 
     def _end(self, status: int, length: int) -> None:
         peer = self.channel.transport.getPeer()
-        self._site.note_end(peer, self.head, self.route, status, length, self._began)
+        self._site.note_end(peer, self.head, self.route, status, length, self._began, self.request_id)

@@ -34,11 +34,13 @@ class Request(server.Request):
 
     :ivar head: as it was read.
     :ivar route: what the figures of HTTP call it; a resource sets it: a template, or "".
+    :ivar request_id: what the access log calls it; a resource may set it.
     """
 
     channel: Any
     head: Head
     route = ""
+    request_id = ""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
@@ -108,9 +110,8 @@ class Request(server.Request):
         """See the client go before it had its answer."""
         site, peer = self.channel.site, self.client
         super().connectionLost(reason)
-        site.note_end(
-            peer, self.head, self.route, self.code if self.startedWriting else 0, self.sentLength, self._began
-        )
+        code = self.code if self.startedWriting else 0
+        site.note_end(peer, self.head, self.route, code, self.sentLength, self._began, self.request_id)
 
 
 class Site(server.Site):
@@ -219,9 +220,12 @@ class Site(server.Site):
     def log(self, request: Any) -> None:
         """Note the end of an answer. Called by twisted.web's request."""
         length = request.sentLength
-        self.note_end(request.client, request.head, request.route, request.code, length, request._began)  # noqa: SLF001
+        began = request._began  # noqa: SLF001 - ours
+        self.note_end(request.client, request.head, request.route, request.code, length, began, request.request_id)
 
-    def note_end(self, client: Any, head: Head, route: str, status: int, length: int, began: float) -> None:
+    def note_end(
+        self, client: Any, head: Head, route: str, status: int, length: int, began: float, request_id: str = ""
+    ) -> None:
         """Count and log a request that came to its end.
 
         :param client: its address.
@@ -233,7 +237,7 @@ class Site(server.Site):
         metrics.request_ends(self.name, route, head.method.decode("ascii"), status, seconds)
         if self._access_log is not None:
             line = b"%b %b %b" % (head.method, head.target, head.version)
-            self._access_log.write(client, line, status, length, seconds)
+            self._access_log.write(client, line, status, length, seconds, request_id)
 
     def note_refused(self, channel: Channel, request: Any, status: int, length: int) -> None:
         """Count and log what was refused.

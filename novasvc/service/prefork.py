@@ -350,7 +350,7 @@ class ProcessLauncher(service.Service):
             set_process_runtime(before)
             raise
         wrappers = [
-            ServerWrapper(server, wrapper.workers)
+            ServerWrapper(server, wrapper.configured)
             for server, wrapper in zip(servers, self._supervisor.wrappers, strict=True)
         ]
         return configuration, wrappers if any(map(_is_renewed, servers)) else None

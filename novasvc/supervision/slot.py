@@ -203,17 +203,28 @@ class Slot:
         """See it end."""
         self._ended_by = how.signal
         crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
+        murdered = how.signal == SIGKILL and self.state in {
+            "starting",
+            "ready",
+        }  # by the kernel for want of memory, say
         assert self.process is not None
-        if crashed:
-            events = format_events(self.process.events[-_LAST_EVENTS:])
-            _log.error(
-                "{worker} {how}; its stacks:\n{stacks}\nits last events:\n{events}",
-                worker=self,
-                how=how,
-                stacks=self.process.stacks or "none were written",
-                events=events or "none",
-            )
+        if crashed or murdered:
+            self._log_remains(how, self.process.stacks or "none were written" if crashed else "")
         self._machine.ended(str(how))
+
+    def _log_remains(self, how: Exit, stacks: str) -> None:
+        """Log what a process has left.
+
+        :param stacks: "" for one that had no time to write any.
+        """
+        assert self.process is not None
+        _log.error(
+            "{worker} {how}; {stacks}its last events:\n{events}",
+            worker=self,
+            how=how,
+            stacks=f"its stacks:\n{stacks}\n" if stacks else "",
+            events=format_events(self.process.events[-_LAST_EVENTS:]) or "none",
+        )
 
     # -- for the machine -----------------------------------------------------------------------
 

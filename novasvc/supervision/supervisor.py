@@ -50,12 +50,18 @@ class ServerWrapper:
     :param server: provides IService, or takes a reactor and returns such a one; see
         :func:`novasvc.supervision.order.pack`.
     :param workers: their number.
+    :ivar configured: the number as it was given; an operator may have changed the other.
     Source: nova.service.ServerWrapper.
     """
 
     server: Any
     workers: int
+    configured: int = attrs.field(init=False, repr=False)
     fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+
+    @configured.default
+    def _as_given(self) -> int:
+        return self.workers
 
     @property
     def name(self) -> str:
@@ -374,7 +380,7 @@ class Supervisor:
             sockets,
         )
         try:
-            await self._replace_all()
+            await self._replace_all({wrapper.name: wrapper.configured for wrapper in before[1]})
         except BaseException as error:
             self.configuration, self.wrappers, self._sockets = before
             _close(sockets, but=self._sockets)
@@ -385,8 +391,11 @@ class Supervisor:
         _log.info("reloaded: the workers were replaced; those that were there before finish what they have begun")
         return rows
 
-    async def _replace_all(self) -> None:
-        """Have fleets of the servers that there are to be, and of no others."""
+    async def _replace_all(self, configured: Mapping[str, int]) -> None:
+        """Have fleets of the servers that there are to be, and of no others.
+
+        :param configured: by name, how many workers there were to be; an operator's number outlives one that stays.
+        """
         before = {fleet.name: (fleet, fleet.generation) for fleet in self._fleets}
         after: list[tuple[ServerWrapper, Fleet]] = []
         generations = self._generations(self.wrappers, self._sockets)
@@ -410,8 +419,9 @@ class Supervisor:
         for wrapper, fleet in after:
             if wrapper.fleet is None:
                 wrapper.fleet = fleet
-                fleet.resize(wrapper.workers)
-            wrapper.workers = fleet.size  # which an operator may have changed
+                if configured.get(wrapper.name) != wrapper.configured:
+                    fleet.resize(wrapper.workers)
+            wrapper.workers = fleet.size
         for other in self._forks:
             if other is not forks:
                 self._retire(other)

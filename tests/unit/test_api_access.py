@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from unittest import TestCase
 
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
 from novasvc import Manager
 from novasvc.api.logins import LIFETIME, Logins
 from novasvc.api.sessions import COOKIE, Sessions, session_key
@@ -205,6 +207,31 @@ class AccessTests(TestCase):
             self.assertEqual(rig.ask("POST", self.CALL, {}, **bring, **origin).status, 404, origin)
         self.assertIsNone(rig.access.log_in(token="wrong"))
         self.assertIsNone(rig.access.log_in(code="wrong"))
+
+    def test_refusals_are_logged(self) -> None:
+        """Who may not change something, and tries, is in the log: who, what, from where; also who is not known."""
+        told: list[LogEvent] = []
+        globalLogPublisher.addObserver(told.append)
+        self.addCleanup(globalLogPublisher.removeObserver, told.append)
+        rig = APIRig(self, TOKENS)
+        old = {"host": "h1", "binary": "novasvc-agent"}
+        rig.ask("POST", "/v1/rpc/agent/work", {}, X_Auth_Token=READERS)
+        rig.ask("PUT", "/v2.1/os-services/disable", old, X_Auth_Token=READERS)
+        rig.ask("PUT", "/v2.1/os-services/disable", [], X_Auth_Token=READERS)
+        rig.ask("DELETE", "/v2.1/os-services/1", X_Auth_Token="none-of-all-of-them")
+        rig.get("/v2.1/os-services")
+        lines = [str(formatEvent(event)) for event in told if event.get("audit")]
+        who = [line.partition(": ")[2].partition(" from ")[0] for line in lines]
+        self.assertEqual(who, ["ron (token)", "ron (token)", "ron (token)", "nobody known"])
+        self.assertEqual(
+            [line.split(": ", 2)[2] for line in lines],
+            [
+                "call agent.work: ron may read, and this takes the scope admin",
+                "update novasvc-agent@h1: it takes the scope admin",
+                "update disable: it takes the scope admin",
+                "DELETE /v2.1/os-services/1: no token that is known, and no session",
+            ],
+        )
 
     def test_other_names(self) -> None:
         """Without tokens a name that points at loopback is not enough: another site may have given it."""

@@ -26,6 +26,18 @@ class AccessLogTests(SynchronousTestCase):
         AccessLog().write(client, b"GET /v2.1 HTTP/1.1", 200, 3064, 0.25)
         self.assertEqual(self.lines, ['192.0.2.1 "GET /v2.1 HTTP/1.1" status: 200 len: 3064 time: 0.2500000'])
 
+    def test_request_id(self) -> None:
+        """A line has the id that the client was told, also where the answer came late."""
+        events: list[dict[str, object]] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        wire = Wire(log=AccessLog())
+        wire.send(GET.replace(b"/ ", b"/later "))
+        (request,) = wire.channel.requests
+        request.request_id = "req-1"
+        request.finish()
+        self.assertEqual([event["request_id"] for event in events if "access" in event], ["req-1"])
+
     def test_own_form(self) -> None:
         """The form may be another; a unix socket has no address to tell."""
         AccessLog("%(client_ip)s:%(client_port)d [%(date_time)s]").write(UNIXAddress("/x"), b"", 0, 0, 0)

@@ -204,12 +204,23 @@ class DeathTests(SynchronousTestCase):
         self.assertIn("File x, line 1", told)
         self.assertIn("call greet began", told)
 
-    def test_kill_is_no_crash(self) -> None:
-        """Of one that was killed there is nothing to tell."""
+    def test_kill_is_told(self) -> None:
+        """One that was killed had no time to write its stacks, but the memory has its last events."""
         self.rig.ready()
+        self.rig.process.events = [Event(0.0, "call", "greet began")]
         with capturedLogs() as events:
             self.rig.process.die_of(SIGKILL)
-        self.assertNotIn("stacks", "\n".join(formatEvent(event) for event in events))
+        told = "\n".join(formatEvent(event) for event in events)
+        self.assertNotIn("stacks", told)
+        self.assertIn("was killed by SIGKILL; its last events:\n1970-01-01T00:00:00.000Z call greet began", told)
+
+    def test_kill_by_ourselves_is_no_crash(self) -> None:
+        """Of one that we killed, as it did not end in time, there is nothing to tell."""
+        self.rig.ready()
+        self.rig.slot.drain()
+        with capturedLogs() as events:
+            self.rig.process.die_of(SIGKILL)
+        self.assertNotIn("last events", "\n".join(formatEvent(event) for event in events))
 
 
 class WatchdogTests(SynchronousTestCase):

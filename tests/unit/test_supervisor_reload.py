@@ -159,6 +159,19 @@ class ReloadTests(SupervisorCase):
         self.assertEqual(self.rows("server", "state"), [("api", "ready"), ("agent", "ready"), ("agent", "ready")])
         self.assertEqual(len(servers[1].children), 2)
 
+    def test_number_of_the_operator_stays(self) -> None:
+        """An operator's number outlives configurations that say what was said before, and no other."""
+        self.run_all((Server("api"), 3))
+        self.supervisor.resize(1, None)
+        self.end_told()
+        for said, expected in ((3, 1), (3, 1), (2, 2)):
+            self.host.pass_time(10)
+            self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), said)])))
+            self.host.pass_time(10)
+            self.host.ready_all()
+            self.end_told()
+            self.assertEqual(self.rows("state"), [("ready",)] * expected)
+
     def test_number_of_the_operator(self) -> None:
         """Where the servers stay what they are, the operator's number stays, even one from during the reload."""
         self.run_all((Server("api"), 2))
