@@ -111,8 +111,8 @@ VERBS = {
         ),
         Verb(
             "drain", "Drain", "Drain {name}?",
-            "It takes in nothing new, finishes what it has begun, and ends. If it has workers, all that its supervisor "
-            "runs does so, too: this page as well, if it is served there. What started it may start it again.",
+            "It takes in nothing new, finishes what it has begun, and ends. All that runs in its process, or under its "
+            "supervisor, does so, too: this page as well, if it is served there. What started it may start it again.",
             "It drains, and ends when all that it had begun is finished.", _drain, grave=True,
         ),
         Verb(
