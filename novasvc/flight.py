@@ -9,9 +9,9 @@ in, arguments and results never.
 import mmap
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from zlib import crc32
 
 import attrs
@@ -36,6 +36,7 @@ _BEAT = slice(8, 16)
 _RECORD = 128
 _CHECKSUM = struct.Struct("<I")
 _EVENT = struct.Struct("<dQ108s")
+_NUMBER, _NUMBER_AT = struct.Struct("<Q"), 12
 _EVENTS = 511
 SIZE = _RECORD + _EVENTS * _RECORD
 """Octets of memory that a recorder needs: 64 KiB."""
@@ -76,7 +77,7 @@ class FlightRecorder:
         self._beat = memoryview(memory)[_BEAT].cast("d")
         last = 0
         if memory[: len(_MAGIC)] == _MAGIC:
-            last = max((number for number, _ in self._records()), default=0)
+            last = next((number for number, _ in self._newest()), 0)
         else:
             self.beat(0.0)
             memory[: len(_MAGIC)] = _MAGIC
@@ -123,20 +124,24 @@ class FlightRecorder:
         """The stamp of the last heartbeat; 0 before the first."""
         return self._beat[0]
 
-    def events(self) -> list[Event]:
-        """Return the last events, oldest first; one that is only half written is left out."""
-        # By its number, which no other one has.
-        return [event for _, event in sorted(self._records(), key=lambda record: record[0])]
+    def events(self, most: int = _EVENTS) -> list[Event]:
+        """Return the last events, oldest first; one that is only half written is left out.
+
+        :param most: that are read: all take two milliseconds.
+        """
+        return [event for _, event in islice(self._newest(), most)][::-1]
 
     def close(self) -> None:
         """Let go of the memory; nothing can be noted or read any more."""
         self._beat.release()
         self._memory.close()
 
-    def _records(self) -> Iterable[tuple[int, Event]]:
-        """Return the records that are whole, with their numbers."""
+    def _newest(self) -> Iterator[tuple[int, Event]]:
+        """Yield the records that are whole, with their numbers, the newest first."""
         memory = self._memory[:]  # what is being written elsewhere stays as it is, here
-        for at in range(_RECORD, SIZE, _RECORD):
+        # By its number, which no other one has. One that is half written leads to a checksum that does not match.
+        places = range(_RECORD, SIZE, _RECORD)
+        for at in sorted(places, key=lambda at: _NUMBER.unpack_from(memory, at + _NUMBER_AT), reverse=True):
             (checksum,) = _CHECKSUM.unpack_from(memory, at)
             octets = memory[at + _CHECKSUM.size : at + _RECORD]
             if checksum == crc32(octets):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -147,7 +148,11 @@ class WorkerProcess:
     @property
     def events(self) -> list[Event]:
         """What happened last in it; nothing when its record is gone."""
-        return [] if self._closed else self.record.recorder.events()
+        return self.last_events()
+
+    def last_events(self, most: int = sys.maxsize) -> list[Event]:
+        """Return the last of them, at most so many."""
+        return [] if self._closed else self.record.recorder.events(most)
 
     def signal(self, number: int) -> None:
         """Send it a signal; before it is born, every signal ends it."""

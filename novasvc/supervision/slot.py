@@ -223,7 +223,7 @@ class Slot:
             worker=self,
             how=how,
             stacks=f"its stacks:\n{stacks}\n" if stacks else "",
-            events=format_events(self.process.events[-_LAST_EVENTS:]) or "none",
+            events=format_events(self.process.last_events(_LAST_EVENTS)) or "none",
         )
 
     # -- for the machine -----------------------------------------------------------------------

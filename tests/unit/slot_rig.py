@@ -25,6 +25,9 @@ class StubProcess:
         self.events: list[Event] = []
         self._pid = pid
 
+    def last_events(self, most: int) -> list[Event]:
+        return self.events[-most:]
+
     def signal(self, number: int) -> None:
         self.signals.append(number)
 

@@ -127,6 +127,7 @@ class RingTests(SynchronousTestCase):
         recorder.beat(12.25)
         self.assertEqual((recorder.beaten, FlightRecorder(memory).beaten), (12.25, 12.25))
         self.assertEqual(len(recorder.events()), CAPACITY)
+        self.assertEqual(recorder.events(3), recorder.events()[-3:])
 
 
 class MemoryTests(SynchronousTestCase):
