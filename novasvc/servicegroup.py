@@ -85,6 +85,8 @@ class Membership:
         :return: Deferred[None], fired when the first one was sent or has failed; the failure is
             logged and does not end the membership.
         """
+        for outcome in ("sent", "failed", "skipped"):
+            metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)  # there before it counts
         self._joined_at = self._due = self._clock.seconds()
         first: Deferred[None] = Deferred()
         # Each beat runs in the context of the node that joins: its log events are the node's.

@@ -105,6 +105,8 @@ class BlockingPool:
         self._idle: list[Worker] = []
         self._waiting: OrderedDict[_Job, None] = OrderedDict()
         self._running: dict[_Job, None] = {}
+        metrics.threads_busy.at()
+        metrics.threads_waiting.at()
 
     def run_blocking(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """Run a function in a thread, with the context variables that are set here.

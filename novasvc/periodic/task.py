@@ -163,6 +163,12 @@ class Task:
     _last_lateness: float | None = attrs.field(default=None, init=False)
     _max_lateness: float = attrs.field(default=0.0, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        # There before they count: an increase is reckoned from the first value that is seen.
+        metrics.tasks_missed.at(*self._labels)
+        for outcome in ("done", "failed", "timed_out", "cancelled"):
+            metrics.tasks.at(*self._labels, outcome)
+
     @property
     def name(self) -> str:
         """What it is called in logs and metrics."""

@@ -127,6 +127,9 @@ class Slot:
     _machine: SlotInput = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        # There before they count: an increase is reckoned from the first value that is seen.
+        metrics.worker_restarts.at(self.name)
+        metrics.worker_hangs.at(self.name)
         self._history = History(self._policy)
         self._machine = _make_slot(self)
 

@@ -123,7 +123,7 @@ class Process:
 def process() -> Process:
     """Return the process, started by the first who asks."""
     if find_spec("oslo_messaging") is None:
-        raise missing("oslo.messaging; pip install novasvc[interop]")
+        raise missing("oslo.messaging; pip install -e '.[interop]'")
     return Process()
 
 

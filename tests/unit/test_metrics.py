@@ -224,6 +224,8 @@ class OthersTests(SynchronousTestCase):
         runner = TaskRunner(Owner(), clock=clock, random_source=random.Random(0))
         runner.start()
         labels = (Owner.__qualname__[:LONGEST], "sweep")
+        told = {values[2]: child.value for values, child in metrics.tasks}
+        self.assertEqual(told, {"done": 0, "timed_out": 0, "failed": 0, "cancelled": 0})  # there before they count
         clock.advance(10.5)
         self.assertEqual(metrics.tasks_now.at(*labels).value, 1)
         clock.advance(2)
@@ -233,7 +235,7 @@ class OthersTests(SynchronousTestCase):
         waiting[-1].errback(ValueError("x"))
         self.flushLoggedErrors(ValueError)
         told = {values[2]: child.value for values, child in metrics.tasks}
-        self.assertEqual(told, {"done": 1, "timed_out": 1, "failed": 1})
+        self.assertEqual(told, {"done": 1, "timed_out": 1, "failed": 1, "cancelled": 0})
         self.assertEqual(metrics.task_lateness.at(*labels).count, 3)
         self.assertEqual(metrics.task_seconds.at(*labels).sum, 7.0)
         self.assertEqual(metrics.tasks_missed.at(*labels).value, 3)

@@ -155,6 +155,9 @@ class Connection:
     _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
+        # There before they count: an increase is reckoned from the first value that is seen.
+        metrics.broker_lost.at(self.name)
+        metrics.broker_reconnects.at(self.name)
         self._machine = _make_machine(self)
 
     # -- for the outside -----------------------------------------------------------------------
