@@ -293,7 +293,8 @@ class ProcessTree(ServiceTree):
 
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
         """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
-        if self._configuration.settings.transport_url.startswith("memory:"):
+        settings = self._configuration.settings
+        if settings.services and settings.transport_url.startswith("memory:"):
             _log.warn("memory: reaches nobody outside of a process, so workers share no messages; give them a broker")
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:
@@ -408,18 +409,17 @@ def greeting(configuration: Configuration, page: str = "") -> str:
         if origins[name].startswith(("option", "file")):
             novasvc += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     runs = ", ".join(f"{part.binary}@{part.host} (topic {part.topic})" for part in settings.services)
-    disable = "".join(
-        f"             {novasvc} service disable --reason 'new disk' --host {part.host} --binary {part.binary}\n"
-        for part in settings.services[:1]
-    )
+    tries = ["config show"]
+    if settings.db_allowed:
+        disable = "service disable --reason 'new disk'"
+        some = [f"{disable} --host {part.host} --binary {part.binary}" for part in settings.services[:1]]
+        tries = ["service list", *some, *tries]
     return (
         f"\nnovasvc {__version__} runs {runs or 'no node'}\n"
-        f"  state      {masked_url(settings.database_url)}\n"
+        f"  state      {masked_url(settings.database_url) if settings.db_allowed else 'through the conductor'}\n"
         f"  messages   {masked_url(settings.transport_url)}\n"
         + (f"  page       {page}\n" if page else "")
-        + f"  try        {novasvc} service list\n"
-        f"{disable}"
-        f"             {novasvc} config show\n\n"
+        + f"  try        {f'{chr(10)}             '.join(f'{novasvc} {words}' for words in tries)}\n\n"
     )
 
 

@@ -2,6 +2,8 @@
 #
 # The application is a line-based TCP server that answers every line with the host's load, which it
 # asks of the node by RPC. Port 8007 on loopback, or PORT in the environment; 0 takes a free one.
+#
+# Its signals are its own: TERM and INT drain all, HUP and USR2 end it at once unless it handles them.
 import os
 import sys
 

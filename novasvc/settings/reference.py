@@ -94,7 +94,7 @@ disks = ["sda", "sdb"]
 | {inherited} | the setting of the same name |
 
 No two services may have the same host and binary, or the same host and topic. `service = []` is no service:
-with `api = true`, a process that serves the API alone.
+with `api = true` or `enabled_apis`, a process that serves these alone.
 
 ## APIs
 
