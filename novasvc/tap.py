@@ -61,7 +61,7 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            sys.exit(f"novasvc: {error}; `twistd novasvc --help` lists the options")
+            sys.exit(f"novasvc: {str(error).rstrip('.')}; `twistd novasvc --help` lists the options")
 
     def postOptions(self) -> None:
         """Check the settings; a process that cannot use them ends here."""

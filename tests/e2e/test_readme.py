@@ -78,8 +78,7 @@ class ReadmeTests(TestCase):
         os.killpg(greeter.popen.pid, signal.SIGTERM)
         greeter.wait()
 
-        self.watch()
-        self.api()
+        self.watch_and_ask()
         self.serve()
         self.workers()
 
@@ -94,25 +93,15 @@ class ReadmeTests(TestCase):
         os.killpg(served.popen.pid, signal.SIGTERM)
         served.wait()
 
-    def watch(self) -> None:
-        """Open the page as README tells, on a free port."""
+    def watch_and_ask(self) -> None:
+        """Open the page, and ask the API, as README tells: the port is the only word that differs."""
         self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
         (command,) = self.commands("Watch a fleet")
         served = self.shell(command)
-        address = served.wait_for(r"page +(http://\S+)").group(1)
-        with urlopen(Request(address, headers={"Accept": "text/html"}), timeout=PATIENCE) as page:
-            self.assertIn("<h1", page.read().decode())
-        os.killpg(served.popen.pid, signal.SIGTERM)
-        served.wait()
-        del self.environment["NOVASVC_API_LISTEN_PORT"]
-
-    def api(self) -> None:
-        """Ask the API as README tells: the port is the only word that differs."""
-        self.environment["NOVASVC_API_LISTEN_PORT"] = "0"
-        run, *questions = self.commands("Ask the API")
-        served = self.shell(run)
         address = served.wait_for(r"page +http://(\S+)/").group(1)
-        for question in questions:
+        with urlopen(Request(f"http://{address}/", headers={"Accept": "text/html"}), timeout=PATIENCE) as page:
+            self.assertIn("<h1", page.read().decode())
+        for question in self.commands("Ask the API"):
             self.assertIn("127.0.0.1:8774", question)
             answer = self.done(question.replace("127.0.0.1:8774", address))
             self.assertRegex(answer, r'"ready": true|novasvc_build_info|"services": \[{|"result": {"1m"', question)
