@@ -88,7 +88,8 @@ class UnfinishedTests(DrainCase):
             os.kill(one.pid, number)
         self.assertLess(await self.ends(one, signals[0]), bound)
         self.assertEqual(await call, "precious")
-        self.assertEqual(one.journal, ["begun precious"])
+        # What one worker gives back, another may take up that hears a moment later that it is to end, too.
+        self.assertEqual({*one.journal}, {"begun precious"})
         self.assertEqual(other.journal, ["begun precious", "done precious"])
         self.assertNotIn("killed", one.output)
 
