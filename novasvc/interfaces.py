@@ -320,13 +320,13 @@ class IPreforkable(Interface):
 class IReplaceable(IPreforkable):
     """A server that another may take the place of in the same process, without its address being closed meanwhile."""
 
-    handed_on = Attribute("bool: another listens where it does, so it may finish what it has begun beside that.")
+    replaceable = Attribute("bool: its sockets can be handed on. That of a file has one owner, and cannot.")
 
     def hand_on() -> Sequence[socket]:
-        """Return copies of its sockets, for the :meth:`IPreforkable.open_sockets` of another.
+        """Return copies of its sockets, for the :meth:`IPreforkable.open_sockets` of another."""
 
-        It serves on until it is stopped. Sockets that have one owner, as those of files have, are left out.
-        """
+    def succeeded() -> None:
+        """See that another listens where it does: who waits there when it is stopped, is the other's."""
 
 
 Rows = Sequence[dict[str, Any]]

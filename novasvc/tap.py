@@ -322,19 +322,6 @@ class ProcessTree(ServiceTree):
             for part in make_own(runtime, applications):
                 part.setServiceParent(self)
 
-        async def restart() -> None:
-            try:
-                after = read()
-                if is_supervised(after.settings):
-                    raise ReloadError("the configuration wants workers; to run them takes a new start")
-                parts = make_parts(after.settings, self._reactor, self)
-                self.hand_over(parts)
-            except (NovasvcError, SystemExit) as error:
-                raise ReloadError(str(error)) from error
-            log_changes(self._configuration, after)
-            self._configuration = after
-            await self.restart(parts).addErrback(self._not_restarted)
-
         def grace() -> float:
             return self._configuration.settings.graceful_shutdown_timeout
 
@@ -345,7 +332,30 @@ class ProcessTree(ServiceTree):
         self._plant = plant
         if not later:
             plant()
-        Process(self._reactor, self, restart, grace).setServiceParent(self._helpers)
+        Process(self._reactor, self, lambda: self._restart_here(read), grace).setServiceParent(self._helpers)
+
+    async def _restart_here(self, read: Callable[[], Configuration]) -> None:
+        try:
+            after, parts = self._prepare(read)
+        except ReloadError:
+            raise
+        except (NovasvcError, SystemExit) as error:
+            raise ReloadError(str(error)) from error
+        log_changes(self._configuration, after)
+        self._configuration = after
+        self._api = None
+        for part in parts:
+            self._see_api(part)
+        await self.restart(parts).addErrback(self._not_restarted)
+
+    def _prepare(self, read: Callable[[], Configuration]) -> tuple[Configuration, list[IService]]:
+        """Make what is to take the place of what runs, and have it listen; nothing has stopped yet."""
+        after = read()
+        if is_supervised(after.settings):
+            raise ReloadError("the configuration wants workers; to run them takes a new start")
+        parts = make_parts(after.settings, self._reactor, self)
+        self.hand_over(parts)
+        return after, parts
 
     def _see_api(self, part: Any) -> None:
         if getattr(part, "name", None) == "api":
@@ -449,14 +459,16 @@ def _log_file(twistd: Mapping[str, Any] | None) -> str:
 
 def warn_of_unreadable(settings: Settings) -> None:
     """Say which files were read with rights that this process has given up: a reload will want to read them again."""
-    for name in ("api_token_file", "ssl_cert_file", "ssl_key_file", "ssl_ca_file"):
+    secure = settings.enabled_ssl_apis or (settings.api and settings.api_use_ssl)
+    names = ["api_token_file"] if settings.api else []
+    for name in [*names, *(["ssl_cert_file", "ssl_key_file", "ssl_ca_file"] if secure else [])]:
         path: Path | None = getattr(settings, name)
-        if path is not None and not os.access(path, os.R_OK):
+        if path is not None and not os.access(path, os.R_OK, effective_ids=True):
             _log.warn(
                 "{name} {path} cannot be read by uid {uid}: reloads will be refused, until that user may read it",
                 name=name,
                 path=str(path),
-                uid=os.getuid(),
+                uid=os.geteuid(),
             )
 
 

@@ -8,7 +8,7 @@ import attrs
 from twisted.application import service
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc import flight
@@ -19,7 +19,7 @@ from novasvc.api.logins import Logins, login_url, page_url
 from novasvc.api.sessions import Sessions, session_key
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import Token, read_tokens
-from novasvc.errors import NovasvcError, StartError
+from novasvc.errors import NovasvcError, StartError, describe
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_of
 from novasvc.interfaces import IHealthy, IReplaceable, IStartable
@@ -45,6 +45,7 @@ class APIService(service.Service):
     """
 
     name = "api"
+    replaceable = True
     preload = ("novasvc.http", "werkzeug.routing", "jinja2", "prometheus_client")  # not klein: it wants a reactor
 
     def __init__(
@@ -100,10 +101,9 @@ class APIService(service.Service):
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
         return self._server.hand_on()
 
-    @property
-    def handed_on(self) -> bool:
-        """Whether another listens where it does; see :class:`~novasvc.interfaces.IReplaceable`."""
-        return self._server.handed_on
+    def succeeded(self) -> None:
+        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
+        self._server.succeeded()
 
     def privilegedStartService(self) -> None:
         """Bind the port."""
@@ -137,9 +137,12 @@ class APIService(service.Service):
         await self.backend.open()
         try:
             self._server.startService()
-        except NovasvcError as error:
-            failed = StartError("the API", "listen", str(error))
+        except Exception as error:
+            known = isinstance(error, NovasvcError)
+            failed = StartError("the API", "listen", str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
+            if not known:
+                _log.failure("where it was raised", level=LogLevel.debug)
             raise failed from error
 
     async def _end(self) -> None:

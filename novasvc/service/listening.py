@@ -73,7 +73,7 @@ class StreamServer(service.Service):
         self._refusal: NovasvcError | None = None
         self._grace = 0.0
         self._shared = False
-        self.handed_on = False
+        self._succeeded = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
@@ -111,9 +111,16 @@ class StreamServer(service.Service):
 
     def hand_on(self) -> Sequence[socket.socket]:
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
-        alone = [listening for listening in self._sockets if listening.family == socket.AF_UNIX]
-        self.handed_on = not alone
-        return [listening.dup() for listening in self._sockets if listening not in alone]
+        return [listening.dup() for listening in self._sockets]
+
+    def succeeded(self) -> None:
+        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
+        self._succeeded = True
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether its sockets can be handed on: those of TCP, if the endpoint does no more than to listen."""
+        return self.endpoint.startswith("tcp:")
 
     # -- the service ---------------------------------------------------------------------------
 
@@ -162,9 +169,10 @@ class StreamServer(service.Service):
         ports, self._ports = self._ports, []
         sockets, self._sockets = self._sockets, []
         self._wrapped = self._refusal = None
+        succeeded, self._succeeded = self._succeeded, False
         for port in ports:
             # Who has connected has been accepted, as far as they know: the kernel would reset them.
-            if not self.handed_on:
+            if not succeeded:
                 port.numberAccepts = _BACKLOG
                 port.doRead()
         waiting = [port.stopListening() for port in ports]

@@ -365,8 +365,8 @@ def _renewed(server: Any) -> Any:
 
 
 def _is_renewed(server: Any) -> bool:
-    """Whether a server listens where the environment says; others are made again in the workers."""
-    return IReplaceable.providedBy(server) and getattr(server, "by_environment", False)
+    """Whether a server has read files, and looked where it is to listen; others are made again in the workers."""
+    return IReplaceable.providedBy(server) and callable(getattr(server, "made_again", None))
 
 
 def _logs_to_nothing() -> bool:

@@ -39,6 +39,8 @@ class ServiceTree(MultiService):
         self._stopping: IService | None = None
         self._removals: list[Deferred[None]] = []
         self._successors: list[IService] | None = None
+        self._up: list[IService] = []
+        self._beside: list[IService] = []
         self._predecessors: list[IService] = []
         self._departures: dict[IService, Deferred[None]] = {}
 
@@ -73,12 +75,12 @@ class ServiceTree(MultiService):
 
         :raises NovasvcError: an address cannot be had; nothing has changed then.
         """
-        hand_over([*self, *(self._successors or ())], parts)
+        self._beside = hand_over([*self, *self._predecessors, *(self._successors or ())], parts)
 
     def restart(self, parts: Iterable[IService]) -> Deferred[None]:
         """Stop all parts, the last one first, and start others in their place; a stop meanwhile is the end of it.
 
-        A part that has handed its sockets on serves until the one of its name runs. Nobody waits then until it has
+        After :meth:`hand_over` a server serves until the one of its name runs. Nobody waits then until it has
         finished what it has begun, but who stops the tree. A restart that comes while another is under way takes its
         place: nobody waits for parts that do not start.
 
@@ -110,6 +112,7 @@ class ServiceTree(MultiService):
         if self.state == "running":
             super().addService(service)
             self._started.append(service)
+            self._up.append(service)
             return
         # MultiService would start it out of turn.
         running, self.running = self.running, 0
@@ -148,6 +151,7 @@ class ServiceTree(MultiService):
                 _log.failure("where it was raised", level=LogLevel.debug)
                 raise
             await self._see_started(part)
+            self._up.append(part)
             self._dismiss(each for each in self._predecessors if each.name is not None and each.name == part.name)
         self._dismiss(self._predecessors)
 
@@ -198,8 +202,9 @@ class ServiceTree(MultiService):
     async def _end(self) -> None:
         stay = self._successors or ()
         self._release(part for part in self if part not in self._started and part not in stay)
-        if self._course.renewing:
-            self._dismiss(self._predecessors)  # of a restart before
+        for again in [each for each in self._predecessors if each in stay]:
+            self._predecessors.remove(again)
+            await self._stop(again)
         while (part := next((part for part in reversed(self._started) if not self._stays(part)), None)) is not None:
             self._started.remove(part)
             self._stopping = part
@@ -209,7 +214,7 @@ class ServiceTree(MultiService):
             for removal in removals:
                 removal.callback(None)
         self._predecessors += self._started
-        self._started = []
+        self._started, self._up = [], []
         if not self._course.renewing:
             self._dismiss(self._predecessors)
             await gatherResults(list(self._departures.values()))
@@ -218,7 +223,7 @@ class ServiceTree(MultiService):
         """Whether a part serves on in a restart, until another takes its place."""
         if not self._course.renewing or part in (self._successors or ()):
             return False
-        return IReplaceable.providedBy(part) and part.handed_on
+        return part in self._beside and part in self._up
 
     async def _stop(self, part: IService) -> None:
         try:

@@ -49,6 +49,7 @@ class WSGIService(service.Service):
     _made_of: tuple[tuple[Any, ...], dict[str, Any]]
     _tls: Any = None
     name: str
+    replaceable = True
     preload = ("novasvc.service.wsgi", "novasvc.http.wsgi")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -153,10 +154,9 @@ class WSGIService(service.Service):
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
         return self._server.hand_on()
 
-    @property
-    def handed_on(self) -> bool:
-        """Whether another listens where it does; see :class:`~novasvc.interfaces.IReplaceable`."""
-        return self._server.handed_on
+    def succeeded(self) -> None:
+        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
+        self._server.succeeded()
 
     # -- the way up, and down ------------------------------------------------------------------
 

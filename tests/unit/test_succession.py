@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -27,7 +28,7 @@ class SocketsTests(SynchronousTestCase):
     """Tests for novasvc.service.succession.hand_over, on real sockets."""
 
     def make(self, endpoint: str) -> StreamServer:
-        server = StreamServer(endpoint, list)
+        server = StreamServer(endpoint, Factory)
         self.addCleanup(server.stopService)
         return server
 
@@ -45,7 +46,7 @@ class SocketsTests(SynchronousTestCase):
         before = self.bound()
         after = self.make(f"tcp:{before.port}:interface=127.0.0.1")
         hand_over([Service(), before], [after, Service()])
-        self.assertEqual((before.handed_on, after.handed_on, after.port), (True, False, before.port))
+        self.assertEqual(after.port, before.port)
         before.stopService()
         self.assertFalse(refuses(after.port or 0))
         after.stopService()
@@ -55,7 +56,7 @@ class SocketsTests(SynchronousTestCase):
         """A server with another address opens that, and the old port closes with who had it."""
         before = self.bound()
         after = self.make("tcp:0:interface=127.0.0.2")
-        hand_over([before], [after])
+        self.assertEqual(hand_over([before], [after]), [before])
         before.stopService()
         self.assertTrue(refuses(before.port or 0))
         with closing(socket.create_connection(("127.0.0.2", after.port or 0), timeout=5)):
@@ -86,22 +87,68 @@ class SocketsTests(SynchronousTestCase):
         self.assertTrue(refuses(before.port or 0))
 
     def test_unix(self) -> None:
-        """The socket of a file has one owner, and is not handed on."""
-        before = self.bound(f"unix:{self.mktemp()}")
-        hand_over([before], [])
-        self.assertFalse(before.handed_on)
+        """The socket of a file has one owner, and is not handed on: who comes binds it when the other has stopped."""
+        path = self.mktemp()
+        before = self.bound(f"unix:{path}")
+        after = self.make(f"unix:{path}")
+        self.assertEqual(hand_over([before], [after]), [])
+        before.stopService()
+        after.startService()
+
+    def test_staying(self) -> None:
+        """A server that stays is left alone."""
+        before = self.bound()
+        sockets = before._sockets
+        self.assertEqual(hand_over([before], [before]), [])
+        self.assertIs(before._sockets, sockets)
+
+    def test_any_port(self) -> None:
+        """Who is content with any port takes none that another asks for, wherever they stand."""
+        before = self.bound()
+        before.setName("app")
+        fixed, anywhere = self.make(f"tcp:{before.port}:interface=127.0.0.1"), self.make("tcp:0:interface=127.0.0.1")
+        fixed.setName("app")
+        hand_over([before], [anywhere, fixed])
+        self.assertEqual(fixed.port, before.port)
+        self.assertNotEqual(anywhere.port, before.port)
+
+    def waiting(self, server: StreamServer) -> socket.socket:
+        """Connect; nobody has accepted yet."""
+        client = socket.create_connection(("127.0.0.1", server.port or 0), timeout=5)
+        self.addCleanup(client.close)
+        return client
+
+    def accepted(self, server: StreamServer) -> list[object]:
+        """Have a server run; return whom it has accepted."""
+        accepted: list[object] = []
+        server.factory = Factory.forProtocol(lambda: accepted.append(1) or Protocol())
+        server.startService()
+        return accepted
+
+    def test_who_waits(self) -> None:
+        """Who has connected, and waits, is taken in by a server that stops, unless another listens there now."""
+        alone, refused, succeeded = (self.bound() for _ in range(3))
+        served = [self.accepted(server) for server in (alone, refused, succeeded)]
+        taken = self.bound()
+        self.assertRaises(ListenError, hand_over, [refused], [self.make(f"tcp:{taken.port}:interface=127.0.0.1")])
+        hand_over([succeeded], [self.make(f"tcp:{succeeded.port}:interface=127.0.0.1")])
+        for server in (alone, refused, succeeded):
+            self.waiting(server)
+            server.stopService()
+        self.assertEqual([len(each) for each in served], [1, 1, 0])
 
 
 @implementer(IReplaceable)
 class Part(Service):
     """A server without sockets, whose stop ends when the test says so."""
 
+    replaceable = True
+
     def __init__(self, name: str, log: list[str], generation: int = 1) -> None:
         self.name = name
         self.label = f"{name}{generation}"
         self.log = log
-        self.handed_on = False
-        self.adopted = False
+        self.adopted = self.handed_on = False
         self.stopped: Deferred[None] = Deferred()
 
     def open_sockets(self, held: Sequence[socket.socket]) -> Sequence[socket.socket]:
@@ -113,6 +160,9 @@ class Part(Service):
     def hand_on(self) -> Sequence[socket.socket]:
         self.handed_on = True
         return ()
+
+    def succeeded(self) -> None:
+        raise NotImplementedError  # it has no socket that another could listen on
 
     def startService(self) -> None:
         super().startService()
@@ -231,6 +281,40 @@ class RestartTests(SynchronousTestCase):
         self.successResultOf(restarted)
         self.assertFalse(second.stopped.called)
 
+    def test_start_that_hangs(self) -> None:
+        """As long as no successor of its name runs, a server serves on, however many restarts there are."""
+        app = Part("app", self.log)
+        app.setServiceParent(self.tree)
+        apps = []
+        for generation in (2, 3, 4):
+            apps.append(Part("app", self.log, generation))
+            parts = [_Never(), apps[-1]]
+            self.tree.hand_over(parts)
+            self.tree.restart(parts)
+            for each in (self.node, self.api, self.old):
+                if not each.stopped.called:
+                    each.stopped.callback(None)
+        self.assertNotIn("stop app1", self.log)
+        last = Part("app", self.log, 5)
+        self.tree.hand_over([last])
+        self.tree.restart([last])
+        self.assertEqual(self.log[-2:], ["start app5", "stop app1"])
+
+    def test_back(self) -> None:
+        """A restart may lead back to what serves on while its successors hang: it stops then, and starts again."""
+        never = _Never()
+        self.tree.hand_over([never, Part("api", self.log, 2)])
+        self.tree.restart([never, Part("api", self.log, 2)])
+        self.node.stopped.callback(None)
+        self.old.stopped.callback(None)
+        self.assertNotIn("stop api1", self.log)
+        self.tree.hand_over([self.api])
+        restarted = self.tree.restart([self.api])
+        self.assertEqual(self.log[-1], "stop api1")
+        self.api.stopped.callback(None)
+        self.assertEqual(self.log[-1], "start api1")
+        self.successResultOf(restarted)
+
     def test_not_begun(self) -> None:
         """A part that was bound, and not started before the tree stops, lets go of its socket."""
         late = Part("late", self.log)
@@ -251,4 +335,4 @@ class _Never(ServiceTree):
         return Deferred()
 
     def stopService(self) -> Deferred[None]:
-        return Deferred()
+        return succeed(None)
