@@ -184,7 +184,7 @@ class ServiceTree(MultiService):
 
     def _depart(self, part: IService) -> None:
         def forget(_: None) -> None:
-            del self._departures[part]
+            self._departures.pop(part, None)  # it may have gone twice
 
         departed = self._departures[part] = Deferred.fromCoroutine(self._stop(part))
         departed.addCallback(forget)
