@@ -19,19 +19,36 @@ Records = list[ServiceRecord]
 """IServiceRegistry has a method of the name that this is made of."""
 
 
+class ISession(Interface):
+    """What deliveries come by, such as a channel. When it ends, the transport takes back what is unsettled."""
+
+    ended = Attribute("bool: nothing that is said of its deliveries has an effect any more.")
+
+
 class IDelivery(Interface):
     """One message on its way to a server. Settled once: acknowledged, rejected, requeued or quarantined."""
 
     body = Attribute("bytes: the message as it was sent.")
     expires_in = Attribute("float | None: seconds that the sender still waits, as far as the transport knows.")
     deliveries = Attribute("int: times that it was delivered before and not settled, as far as the transport knows.")
-    counted = Attribute("bool: deliveries outlives this process; False if the transport only knows that it is not 0.")
+    deaths = Attribute("int: processes that held it and died, as far as that is certain; a lost channel is no death.")
+    counted = Attribute("bool: the transport counts it as a death if this process dies with the delivery unsettled.")
+    session = Attribute("ISession: what it came by.")
 
     def ack() -> None:
         """Say that the message is taken; it will not come again.
 
-        Has no effect once the message was settled, or went back with its connection. The same
-        holds for the others below.
+        Has no effect once the message was settled, or went back with its session: the message
+        comes again then. It may come again, too, if the session ends at once. What is said below
+        has no effect in the same cases.
+        """
+
+    def hold() -> None:
+        """Keep the message unsettled for longer than :attr:`IListener.hold_after`.
+
+        It may come again, to the same receiver and to no other while this process lives. The new
+        delivery takes the place of this one: the receiver acknowledges this one. If it cannot be
+        held, it stays as it was.
         """
 
     def reject() -> None:
@@ -41,6 +58,14 @@ class IDelivery(Interface):
         """Give the message back, to be delivered again, here or elsewhere.
 
         :param int deliveries: what the next delivery is to say; 0 for one that was not begun.
+        """
+
+    def requeue_here(deliveries: int) -> None:
+        """Give the message back, to be delivered again, ``counted``, to this process alone while it lives.
+
+        Where the transport has no such place, it does as :meth:`requeue`.
+
+        :param int deliveries: what the next delivery is to say.
         """
 
     def quarantine(reason: str) -> None:
@@ -54,6 +79,9 @@ class IListener(Interface):
     """What :meth:`ITransport.listen` started."""
 
     live = Attribute("bool: messages reach the receiver now.")
+    hold_after = Attribute(
+        "float | None: seconds after which a delivery has to be settled or held, or the transport may take it back."
+    )
 
     def cancel() -> Deferred[None]:
         """Stop the deliveries; those already made can still be acknowledged.

@@ -247,6 +247,14 @@ class Settings:
         minimum=0,
         nova="oslo_messaging_rabbit/rabbit_transient_queues_ttl",
     )
+    rabbit_consumer_timeout: float = _setting(
+        "Time for which the broker lets a request be unacknowledged: its consumer_timeout. Idempotent methods may run "
+        "longer; their requests are moved to a queue of the process well before. 0 is a broker without a limit.",
+        NUMBER,
+        default=1800.0,
+        unit="seconds",
+        minimum=0,
+    )
     rabbit_ssl: bool = _setting(
         "Speak TLS to the broker, whatever the URL's scheme.",
         BOOLEAN,

@@ -305,7 +305,12 @@ class SettleTests(ListenerCase):
         self.assertEqual(declared["arguments"], {"x-max-length": 1000})
         self.assertEqual(self.published()[0].args["routing_key"], "compute_quarantine")
         reason = ("why" * 1000)[:500]
-        expected = {"x-novasvc-deliveries": 3, "x-novasvc-queue": "compute", "x-novasvc-reason": reason}
+        expected = {
+            "x-novasvc-deliveries": 3,
+            "x-novasvc-deaths": 0,
+            "x-novasvc-queue": "compute",
+            "x-novasvc-reason": reason,
+        }
         self.assertEqual(self.headers(), expected)
         self.assertEqual(self.settled(), [("ack", 1, True)])
 

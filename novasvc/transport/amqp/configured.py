@@ -25,6 +25,7 @@ def configured_transport(settings: Settings, reactor: Any, *, name: str | None =
         quorum_max_memory_length=settings.rabbit_quorum_max_memory_length,
         quorum_max_memory_bytes=settings.rabbit_quorum_max_memory_bytes,
         transient_queues_ttl=settings.rabbit_transient_queues_ttl,
+        consumer_timeout=settings.rabbit_consumer_timeout,
         ssl_ca_file=settings.rabbit_ssl_ca_file,
         ssl_cert_file=settings.rabbit_ssl_cert_file,
         ssl_key_file=settings.rabbit_ssl_key_file,

@@ -1,5 +1,6 @@
 """What is consumed is kept up: subscriptions that outlive channels, queues and connections."""
 
+import re
 from typing import Protocol
 
 import attrs
@@ -21,6 +22,8 @@ _log = Logger()
 
 NOT_FOUND = 404
 """The reply code for a queue that is gone."""
+_TIMED_OUT = re.compile(r"acknowledgement .*timed out.*?(\d+) ms")
+"""What the broker says when it closes a channel because a delivery was unacknowledged for too long."""
 
 
 class _Subscription(Protocol):
@@ -42,14 +45,31 @@ class Consumers:
 
     :param options: how queues are declared.
     :param clock: for the pauses between attempts.
+    :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own, if that turned out to be shorter.
     """
 
     options: BrokerOptions
     clock: IReactorTime
     connection: Connection = attrs.field(init=False)
+    consumer_timeout: float = attrs.field(init=False)
     _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
     _refused: list[_Subscription] = attrs.field(factory=list, init=False)
     _repairs: dict[_Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.consumer_timeout = self.options.consumer_timeout
+
+    def learn_limit(self, reason: ClosedError) -> None:
+        """Go by the broker's own limit, if a channel ended because that is shorter than we were told."""
+        found = _TIMED_OUT.search(reason.problem)
+        limit = int(found[1]) / 1000 if found else 0.0
+        if limit and not 0 < self.consumer_timeout <= limit:
+            self.consumer_timeout = limit
+            _log.error(
+                "the broker's consumer_timeout is {limit} s, not {ours} s; set rabbit_consumer_timeout to that",
+                limit=limit,
+                ours=self.options.consumer_timeout,
+            )
 
     async def add(self, subscription: _Subscription) -> None:
         """Keep one more subscription up.

@@ -17,6 +17,14 @@ _LONGEST_TTL = 2**32 - 1
 
 DELIVERIES = "x-novasvc-deliveries"
 """Header of a message that was given back: how often it had been delivered."""
+DEATHS = "x-novasvc-deaths"
+"""Header of a message that was given back or held: processes that died holding it."""
+EXPIRES_IN = "x-novasvc-expires-in"
+"""Header of a message that is held: milliseconds that its sender still waited when it was sent."""
+RUNNING = "_running_"
+UNCLAIMED = "_unclaimed"
+"""Parts of names of queues, see :func:`novasvc.transport.amqp.topology.declare_running_queues`."""
+_DEAD_LETTERS = "x-death"
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
@@ -26,11 +34,16 @@ class Properties(NamedTuple):
     :param expires_in: seconds that it had when it was sent, or None.
     :param deliveries: how often it was delivered, as its headers say.
     :param compressed: its body is a zlib stream.
+    :param deaths: processes that died holding it before it was sent, as its headers say.
+    :param unclaimed: a process that held it did not claim it in time: the broker moved it from that process's
+        queue to the one that it came from.
     """
 
     expires_in: float | None = None
     deliveries: int = 0
     compressed: bool = False
+    deaths: int = 0
+    unclaimed: bool = False
 
 
 _NOTHING = Properties()
@@ -70,11 +83,26 @@ def read_properties(data: bytes) -> Properties:
         return Properties(_seconds(data[_EXPIRATION_AT:]))
     values = decode_properties(data)
     headers = values.get("headers") or {}
+    expires_in = _seconds(str(values.get("expiration", "")).encode())
+    if expires_in is None and EXPIRES_IN in headers:
+        expires_in = _count(headers[EXPIRES_IN], _LONGEST_TTL) / 1000
     return Properties(
-        _seconds(str(values.get("expiration", "")).encode()),
+        expires_in,
         _count(headers.get(DELIVERIES)),
         str(headers.get("compression")) in _COMPRESSED,
+        _count(headers.get(DEATHS)),
+        _unclaimed(headers.get(_DEAD_LETTERS)),
     )
+
+
+def _unclaimed(dead_letters: object) -> bool:
+    """Read what the broker writes on dead letters: the queues that they passed, and why they left them."""
+    for entry in dead_letters if isinstance(dead_letters, list) else ():
+        if isinstance(entry, dict) and entry.get("reason") == "expired":
+            queue = str(entry.get("queue"))
+            if RUNNING in queue and queue.endswith(UNCLAIMED):
+                return True
+    return False
 
 
 def readable(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
@@ -110,5 +138,5 @@ def _seconds(expiration: bytes) -> float | None:
     return int(expiration) / 1000 if expiration.isdigit() and len(expiration) < 16 else None  # noqa: PLR2004
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and 0 < value < 2**31 else 0
+def _count(value: object, limit: int = 2**31 - 1) -> int:
+    return value if isinstance(value, int) and 0 < value <= limit else 0

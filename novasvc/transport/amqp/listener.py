@@ -1,260 +1,31 @@
-"""Requests on their way in: what a server consumes, and how each message of it is settled."""
+"""Requests on their way in: what a server consumes."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.interfaces import IDelivery, IListener
 from novasvc.target import Target
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
-from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
-from novasvc.transport.amqp.content import DELIVERIES, Properties, readable
-from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
-from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
+from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.consumer import Consumers
+from novasvc.transport.amqp.consumption import Consumption, Delivery
+from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message
+from novasvc.transport.amqp.running import RunningRequests
 
 _log = Logger()
 
 Receiver = Callable[[IDelivery], None]
 Publish = Callable[[Message], Deferred[None]]
-_REASON_CHARACTERS = 500
-_PAUSE = 30.0
-"""Seconds after which a message is given back that could not be moved."""
 _LARGEST_PREFETCH = 65_535
-
-
-@implementer(IDelivery)
-class Delivery:
-    """A message in the hands of a server; see IDelivery."""
-
-    __slots__ = ("_consumption", "_queue", "_since", "_tag", "body", "counted", "deliveries", "expires_in")
-
-    def __init__(
-        self,
-        consumption: "_Consumption",
-        tag: int,
-        queue: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        redelivered: bool,
-    ) -> None:
-        self.body = body
-        self.expires_in = properties.expires_in
-        # The broker says only that it was not the first time. A quorum queue has a count, but of all that was in the
-        # hands of who died, begun or not: see Note [Who is to blame] in novasvc.rpc.suspects.
-        self.deliveries = properties.deliveries + redelivered
-        self.counted = not redelivered
-        self._consumption = consumption
-        self._tag = tag
-        self._queue = queue
-        self._since = consumption.listener.clock.seconds()
-
-    def ack(self) -> None:
-        """Take it; see IDelivery."""
-        self._consumption.ack(self._tag)
-
-    def reject(self) -> None:
-        """Drop it; see IDelivery."""
-        self._consumption.reject(self._tag, requeue=False)
-
-    def requeue(self, deliveries: int) -> None:
-        """Give it back; see IDelivery."""
-        # Sent anew, because the broker would mark it as redelivered, which it was not, or not count how often.
-        headers = {DELIVERIES: deliveries} if deliveries else None
-        held = self._consumption.listener.clock.seconds() - self._since
-        ttl = None if self.expires_in is None else max(0.0, self.expires_in - held)
-        message = Message("", self._queue, self.body, ttl, mandatory=True, target=self._queue, headers=headers)
-        self._consumption.move(self._tag, message)
-
-    def quarantine(self, reason: str) -> None:
-        """Put it aside; see IDelivery."""
-        listener = self._consumption.listener
-        queue = topology.quarantine_queue(listener.target.topic)
-        headers = {
-            DELIVERIES: self.deliveries,
-            "x-novasvc-queue": self._queue,
-            "x-novasvc-reason": reason[:_REASON_CHARACTERS],
-        }
-        message = Message("", queue, self.body, None, mandatory=True, target=queue, headers=headers)
-        self._consumption.move(self._tag, message, prepare=self._consumption.declare_quarantine)
-
-
-@attrs.define(eq=False)
-class _Consumption(ChannelReceiver):
-    """What comes by one channel of a listener; it ends with the channel, the listener does not.
-
-    :param queues: names by consumer tag.
-    """
-
-    listener: "Listener"
-    channel: Channel
-    queues: dict[bytes, str] = attrs.field(factory=dict)
-    _unsettled: dict[int, bool] = attrs.field(factory=dict, init=False)  # whether it is being moved
-    _acks: list[int] = attrs.field(factory=list, init=False)
-    _moves: int = attrs.field(default=0, init=False)
-    _held: list[Delivery] = attrs.field(factory=list, init=False)
-    _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
-
-    # Note [Copies wait]
-    #
-    # A message is moved by sending a copy and acknowledging it, and the copy may be back before
-    # the acknowledgement has left. If running it took this process down then, both would be
-    # delivered again, and twice as many at each death. So a copy that comes while something is
-    # being moved waits until the broker has read the acknowledgement: it answers the questions
-    # of a channel in order.
-
-    def __len__(self) -> int:
-        return len(self._unsettled)
-
-    # -- settling ------------------------------------------------------------------------------
-
-    def ack(self, tag: int) -> None:
-        """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
-        if self._unsettled.get(tag) is False:
-            self._acknowledge(tag)
-
-    def _acknowledge(self, tag: int) -> None:
-        del self._unsettled[tag]
-        self._acks.append(tag)
-        if len(self._acks) == 1:
-            self.channel.client.at_turn_end(self.flush)
-
-    def reject(self, tag: int, *, requeue: bool) -> None:
-        """Give a message back to the broker, or away."""
-        if self._unsettled.get(tag) is False:
-            del self._unsettled[tag]
-            self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
-
-    def flush(self) -> None:
-        """Write the acknowledgements: one for all that come before what is still unsettled."""
-        acks, self._acks = self._acks, []
-        if not acks or self.channel.closed:
-            return
-        number, write = self.channel.id, self.channel.client.write
-        first_unsettled = next(iter(self._unsettled), None)
-        if first_unsettled is None:
-            write(pack_ack(number, max(acks), True))
-            return
-        before = [tag for tag in acks if tag < first_unsettled]
-        if before:
-            write(pack_ack(number, max(before), True))
-        write(b"".join([pack_ack(number, tag, False) for tag in acks if tag > first_unsettled]))
-
-    def move(self, tag: int, message: Message, prepare: Callable[[], Deferred[Any]] | None = None) -> None:
-        """Send a message to another place, and acknowledge it here when it is there.
-
-        :param prepare: makes the place.
-        """
-        if self._unsettled.get(tag) is not False:
-            return
-        self._unsettled[tag] = True
-        moving = succeed(None) if prepare is None else prepare()
-        moving.addCallback(lambda _: self.listener.publish(message))
-        moving.addCallbacks(lambda _: self._moved(tag), partial(self._not_moved, tag, message.target))
-        self._moves += 1
-        moving.addBoth(self._release)
-        self.listener.keep(moving)
-
-    def declare_quarantine(self) -> Deferred[None]:
-        """Make the place for messages that are not to be run again."""
-        return Deferred.fromCoroutine(self._declare_quarantine())
-
-    async def _declare_quarantine(self) -> None:
-        # On a channel of its own: a broker that refuses it closes that one, and not the one that consumes.
-        channel = await self.channel.client.open_channel()
-        await topology.declare_quarantine(channel, self.listener.target.topic)
-        channel.abandon(ClosedError("done", clean=True))
-
-    def _moved(self, tag: int) -> Deferred[Any]:
-        """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
-        if tag in self._unsettled:
-            self._acknowledge(tag)
-            self.flush()
-        read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.listener.prefetch)
-        return read.addErrback(lambda failure: failure.trap(ClosedError) and None)
-
-    def _release(self, result: Any) -> Any:
-        """Hand on what waited for the last of the moves."""
-        self._moves -= 1
-        if not self._moves:
-            held, self._held = self._held, []
-            for delivery in held:
-                self._hand_on(delivery)
-        return result
-
-    def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
-        """Leave it to the broker, which says "redelivered" of it and does not count."""
-        _log.warn("a message could not be moved to {target}, it goes back: {error}", target=target, error=failure.value)
-        if tag in self._unsettled:
-            self._unsettled[tag] = False
-            # Not at once: it may well come back to us, and the reason be the same.
-            self._later.append(self.listener.clock.callLater(_PAUSE, self.reject, tag, requeue=True))
-            self._later = [call for call in self._later if call.active()]
-
-    # -- ChannelReceiver -----------------------------------------------------------------------
-
-    def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
-        """Hand a message on; see ChannelReceiver."""
-        tag = deliver.delivery_tag
-        self._unsettled[tag] = False
-        queue = self.queues.get(deliver.consumer_tag, "")
-        try:
-            body, read = readable(body, properties, BODY_LIMIT)
-        except ValueError as error:
-            self.listener.unreadable += 1
-            _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
-            self.reject(tag, requeue=False)
-            return
-        delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
-        if self.listener.is_leaving(self):
-            delivery.requeue(delivery.deliveries)
-            return
-        if self._moves and read.deliveries:
-            self._held.append(delivery)
-        else:
-            self._hand_on(delivery)
-
-    def _hand_on(self, delivery: Delivery) -> None:
-        try:
-            self.listener.receiver(delivery)
-        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
-            _log.failure("a receiver of messages raised, which it must not")
-
-    def consumer_cancelled(self, consumer_tag: str) -> None:
-        """Declare and consume again: the queue is gone; see ChannelReceiver."""
-        queue = self.queues.get(consumer_tag.encode())
-        _log.warn("the queue {queue} was deleted, or its node is gone", queue=queue)
-        self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
-
-    def channel_closed(self, reason: ClosedError) -> None:
-        """Forget what came by it; see ChannelReceiver."""
-        self._acks.clear()
-        self._held.clear()
-        self.forget_unsettled()
-        self.listener.consumption_ended(self, reason)
-
-    def end(self, problem: str) -> None:
-        """Give up the channel, and leave to the broker what was not settled."""
-        self.forget_unsettled()
-        self.channel.receiver = None
-        self.channel.abandon(ClosedError(problem, clean=True))
-
-    def forget_unsettled(self) -> None:
-        """Leave to the broker what was not settled."""
-        self._unsettled.clear()
-        for call in self._later:
-            if call.active():
-                call.cancel()
-        self._later.clear()
+_HOLD_AFTER = 1 / 3
+"""Part of the broker's limit after which a delivery is to be held; whoever looks may be late by half of that."""
 
 
 @implementer(IListener)
@@ -267,7 +38,7 @@ class Listener:
     :param alone: it is the topic's own queue alone; see ITransport.consume.
     """
 
-    _consumers: Consumers
+    consumers: Consumers
     target: Target
     exchange: str
     receiver: Receiver
@@ -276,9 +47,11 @@ class Listener:
     alone: bool = attrs.field(default=False, kw_only=True)
     unreadable: int = attrs.field(default=0, init=False)
     _fanout_queue: str | None = attrs.field(init=False)
-    _consumption: _Consumption | None = attrs.field(default=None, init=False)
+    _consumption: Consumption | None = attrs.field(default=None, init=False)
+    _running: dict[str, RunningRequests] = attrs.field(factory=dict, init=False)
     _cancelled: bool = attrs.field(default=False, init=False)
     _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
+    _copies: list[Delivery] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
@@ -290,20 +63,31 @@ class Listener:
     @property
     def clock(self) -> IReactorTime:
         """What measures pauses."""
-        return self._consumers.clock
+        return self.consumers.clock
 
     @property
     def live(self) -> bool:
         """Whether messages reach the receiver now; see IListener."""
         return self._consumption is not None and not self._cancelled
 
+    @property
+    def hold_after(self) -> float | None:
+        """Seconds after which a delivery has to be settled or held; see IListener."""
+        limit = self.consumers.consumer_timeout
+        return limit * _HOLD_AFTER if limit else None
+
+    @property
+    def topic(self) -> str:
+        """Whose quarantine is used."""
+        return self.target.topic
+
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless it was cancelled; see _Subscription."""
         if self._cancelled:
             return
-        options, target = self._consumers.options, self.target
+        options, target = self.consumers.options, self.target
         channel = await protocol.open_channel()
-        consumption = _Consumption(self, channel)
+        consumption = Consumption(self, channel, self.prefetch, self._ended)
         try:
             # For each consumer by itself: quorum queues know no other way.
             await channel.basic_qos(prefetch_count=self.prefetch)
@@ -330,26 +114,54 @@ class Listener:
             raise
         consumption.end("it is not wanted any more")
 
-    def is_leaving(self, consumption: _Consumption) -> bool:
+    def is_leaving(self, consumption: Consumption) -> bool:
         """Tell whether what comes was never to come: it was cancelled while it was established."""
-        return self._cancelled and consumption is not self._consumption
+        return self._cancelled and not consumption.private and consumption is not self._consumption
 
-    def consumption_ended(self, consumption: _Consumption, reason: ClosedError) -> None:
+    def _ended(self, consumption: Consumption, reason: ClosedError) -> None:
         """Begin again, unless the connection has ended: then its successor restores it."""
         if consumption is not self._consumption:
             return
         self._consumption = None
+        self.consumers.learn_limit(reason)
         if not consumption.channel.client.closed and not self._cancelled:
             _log.warn("{listener} lost its channel: {reason}", listener=str(self), reason=reason)
-            self._consumers.repair(self)
+            self.consumers.repair(self)
 
     def connection_lost(self) -> None:
         """Do nothing: the channel has said so."""
 
+    def running(self, queue: str) -> RunningRequests:
+        """Return the place for requests from a queue that run for long; see RunningRequests."""
+        return self._running.setdefault(queue, RunningRequests(self, queue))
+
     def keep(self, moving: Deferred[Any]) -> None:
-        """Wait for it before the channel is closed."""
+        """Wait for it before the channel is closed, and before copies are handed on."""
         self._moving.append(moving)
-        moving.addBoth(lambda _: self._moving.remove(moving))
+        moving.addBoth(self._kept, moving)
+
+    def _kept(self, _: object, moving: Deferred[Any]) -> None:
+        """Hand on the copies that waited for the last of the moves; see Note [Copies wait]."""
+        self._moving.remove(moving)
+        if not self._moving:
+            copies, self._copies = self._copies, []
+            for delivery in copies:
+                self._hand_on(delivery)
+
+    def hand_on(self, delivery: Delivery, *, copy: bool) -> None:
+        """Give a delivery to the receiver; see Note [Copies wait] in novasvc.transport.amqp.consumption."""
+        if copy and self._moving:
+            self._copies.append(delivery)
+        else:
+            self._hand_on(delivery)
+
+    def _hand_on(self, delivery: Delivery) -> None:
+        if delivery.session.ended:
+            return  # It comes again.
+        try:
+            self.receiver(delivery)
+        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+            _log.failure("a receiver of messages raised, which it must not")
 
     def cancel(self) -> Deferred[None]:
         """Stop the deliveries; see IListener."""
@@ -374,11 +186,12 @@ class Listener:
     async def _moved(self) -> None:
         """Wait until what is given back, or put aside, is there; but for a broker that does not answer, not long."""
         moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
-        await moves.addTimeout(self._consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
+        await moves.addTimeout(self.consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
 
     async def _close(self) -> None:
-        self._consumers.remove(self)
+        self.consumers.remove(self)
         await self._moved()
+        await DeferredList([Deferred.fromCoroutine(running.close()) for running in self._running.values()])
         consumption, self._consumption = self._consumption, None
         if consumption is None:
             return

@@ -20,6 +20,7 @@ class BrokerOptions:
     :param quorum_max_memory_length: messages that a quorum queue keeps in memory; 0 is without limit.
     :param quorum_max_memory_bytes: bytes that a quorum queue keeps in memory; 0 is without limit.
     :param transient_queues_ttl: seconds after which an unused queue of fanouts or replies goes; 0 is never.
+    :param consumer_timeout: seconds for which the broker lets a delivery be unacknowledged; 0 is without limit.
     :param ssl_ca_file: certificates of those whom we trust; None is the system's.
     :param ssl_cert_file: our own certificate, if the broker wants one.
     :param ssl_key_file: its key.
@@ -36,6 +37,7 @@ class BrokerOptions:
     quorum_max_memory_length: int = 0
     quorum_max_memory_bytes: int = 0
     transient_queues_ttl: float = 1800.0
+    consumer_timeout: float = 1800.0
     ssl_ca_file: Path | None = None
     ssl_cert_file: Path | None = None
     ssl_key_file: Path | None = None

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
 from novasvc.target import Target
 from novasvc.transport.amqp.channel import Channel, ClosedError
+from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
 from novasvc.transport.amqp.options import BrokerOptions
 
 _ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _PRECONDITION_FAILED = 403, 404, 405, 406
@@ -26,6 +27,11 @@ _DELETE_PATIENCE = 3.0
 
 QUARANTINE_BOUND = 1000
 """Messages that a queue of quarantined ones keeps; the oldest go first."""
+
+CLAIM_PATIENCE = 5.0
+"""Seconds that a process has, when its channel or its connection was lost, to claim the requests that it runs."""
+_RUNNING_EXPIRY = 1800.0
+"""Seconds after which the queue of running requests of a process that is gone goes, too; it is empty long before."""
 
 
 def refusal(broker: str, reason: ClosedError) -> BrokerError:
@@ -62,6 +68,19 @@ def new_fanout_queue(topic: str) -> str:
 def new_reply_queue() -> str:
     """Make the name of a queue for replies."""
     return f"reply_{os.urandom(16).hex()}"
+
+
+def new_running_queue(queue: str) -> str:
+    """Make the name of one process's queue for the requests that it runs.
+
+    :param queue: where the requests came from.
+    """
+    return f"{queue}{RUNNING}{os.urandom(16).hex()}"
+
+
+def unclaimed_queue(running: str) -> str:
+    """Return the queue for requests that their process does not claim."""
+    return f"{running}{UNCLAIMED}"
 
 
 def quarantine_queue(topic: str) -> str:
@@ -112,13 +131,44 @@ def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> 
     return _declare_transient(channel, name, options)
 
 
-async def delete_queue(channel: Channel, name: str, clock: IReactorTime) -> None:
+async def delete_queue(channel: Channel, name: str, clock: IReactorTime, *, if_empty: bool = False) -> None:
     """Delete a private queue; a broker that does not answer is not waited for long: the queue goes by itself.
 
+    :param if_empty: the broker closes the channel instead, if there is a message in it.
     :raises ClosedError: the channel is lost.
     """
-    deleting: Deferred[Any] = channel.queue_delete(queue=name)
+    deleting: Deferred[Any] = channel.queue_delete(queue=name, if_empty=if_empty)
     await deleting.addTimeout(_DELETE_PATIENCE, clock, onTimeoutCancel=lambda *_: None)
+
+
+async def declare_running_queues(channel: Channel, running: str, queue: str, options: BrokerOptions) -> None:
+    """Declare one process's queue for the requests that it runs, and the one for those that it does not claim.
+
+    :param running: its name.
+    :param queue: where the requests came from, and go back to in the end.
+    """
+    # Note [Running requests]
+    #
+    # The process consumes both queues, so what is in them is in its hands, unacknowledged. If its
+    # channel ends, the broker puts that back. In the first queue a message has expired then: its
+    # time counts from when it was sent, and a requeue does not begin it anew (RabbitMQ, "TTL").
+    # It moves to the second queue, where its time begins again. A process that lives is back
+    # within that time, and gets it from there. What it does not claim returns to where it came
+    # from, and bears an x-death header that names the second queue: somebody else runs it then,
+    # and knows that a process died.
+    #
+    # The queues are durable, as brokers may refuse transient ones that are not exclusive, and
+    # replicated if those of the requests are.
+    unclaimed = unclaimed_queue(running)
+    for name, then in ((running, unclaimed), (unclaimed, queue)):
+        arguments = {
+            **(_quorum(options) if options.quorum_queue else {}),
+            "x-message-ttl": round(CLAIM_PATIENCE * 1000),
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": then,
+            "x-expires": round(_RUNNING_EXPIRY * 1000),
+        }
+        await channel.queue_declare(queue=name, durable=True, arguments=arguments)
 
 
 def declare_quarantine(channel: Channel, topic: str) -> Deferred[Any]:

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import TransportClosedError, TransportFullError, UndeliverableError
-from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.interfaces import IDelivery, IListener, ISession, ITransport
 from novasvc.target import Target
 from novasvc.transport.memory.broker import MemoryBroker, Message, Queue
 
@@ -31,6 +31,15 @@ class _Delivery:
     counted: bool = attrs.field(default=True, init=False)
 
     @property
+    def deaths(self) -> int:
+        # In one process nothing else takes a listener away from what it holds.
+        return self.deliveries
+
+    @property
+    def session(self) -> "_Listener":
+        return self._listener
+
+    @property
     def expires_in(self) -> float | None:
         expires_at = self._message.expires_at
         return None if expires_at is None else expires_at - self._listener.broker.seconds()
@@ -41,9 +50,15 @@ class _Delivery:
     def reject(self) -> None:
         self._listener.settle(self)
 
+    def hold(self) -> None:
+        """Do nothing: there is no limit."""
+
     def requeue(self, deliveries: int) -> None:
         if self._listener.settle(self):
             self._queue.put_anew(self._message, deliveries)
+
+    def requeue_here(self, deliveries: int) -> None:
+        self.requeue(deliveries)
 
     def quarantine(self, reason: str) -> None:
         if self._listener.settle(self):
@@ -53,7 +68,7 @@ class _Delivery:
         self._queue.put_back(self._message)
 
 
-@implementer(IListener)
+@implementer(IListener, ISession)
 @attrs.define(eq=False)
 class _Listener:
     """A server's hands: what it takes from its queues, up to one prefetch for all of them."""
@@ -65,7 +80,8 @@ class _Listener:
     _queues: tuple[Queue, ...]
     _fanout: Queue | None
     live: bool = attrs.field(default=True, init=False)
-    closed: bool = attrs.field(default=False, init=False)
+    hold_after: None = attrs.field(default=None, init=False)
+    ended: bool = attrs.field(default=False, init=False)
     _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -104,7 +120,7 @@ class _Listener:
 
     def close(self) -> Deferred[None]:
         self.cancel()
-        self.closed = True
+        self.ended = True
         if self._fanout is not None:
             self.broker.drop_fanout(self._topic, self._fanout)
         unsettled, self._unsettled = list(self._unsettled), {}
@@ -170,7 +186,7 @@ class MemoryTransport:
         return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
     def _begin(self, listener: _Listener) -> Deferred[IListener]:
-        self._listeners = [*(known for known in self._listeners if not known.closed), listener]
+        self._listeners = [*(known for known in self._listeners if not known.ended), listener]
         listening: Deferred[IListener] = succeed(listener)
         return listening
 

@@ -1,0 +1,383 @@
+"""Requests in the hands of this process: what comes by one channel, and how each message of it is settled."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from novasvc.errors import BrokerRefusedError
+from novasvc.interfaces import IDelivery, ISession
+from novasvc.transport.amqp import topology
+from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
+from novasvc.transport.amqp.consumer import NOT_FOUND
+from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, readable
+from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
+from novasvc.transport.amqp.protocol import BODY_LIMIT
+from novasvc.transport.amqp.publisher import Message
+
+_log = Logger()
+
+_REASON_CHARACTERS = 500
+_PAUSE = 30.0
+"""Seconds after which a message is given back that could not be moved."""
+_IN_HAND, _MOVING, _TAKEN = range(3)
+"""An unsettled message; one of which a copy is being sent; one of those that was acknowledged meanwhile."""
+
+
+@implementer(IDelivery)
+class Delivery:
+    """A message in the hands of a server; see IDelivery."""
+
+    __slots__ = (
+        "_consumption",
+        "_queue",
+        "_since",
+        "_tag",
+        "body",
+        "counted",
+        "deaths",
+        "deliveries",
+        "expires_in",
+        "session",
+    )
+
+    def __init__(
+        self,
+        consumption: "Consumption",
+        tag: int,
+        queue: str,
+        body: bytes,
+        properties: Properties,
+        *,
+        redelivered: bool,
+    ) -> None:
+        self.body = body
+        self.expires_in = properties.expires_in
+        # The broker says only that it was not the first time. A quorum queue has a count, but of all that was in the
+        # hands of who died, begun or not: see Note [Who is to blame] in novasvc.rpc.suspects. What comes from our own
+        # queues comes again because a channel was lost, or because we sent it there.
+        again = not consumption.private and (redelivered or properties.unclaimed)
+        self.deliveries = properties.deliveries + again
+        self.deaths = properties.deaths + (properties.unclaimed and not consumption.private)
+        self.counted = not again
+        self.session = consumption.session
+        self._consumption = consumption
+        self._tag = tag
+        self._queue = queue
+        self._since = consumption.listener.clock.seconds()
+
+    def ack(self) -> None:
+        """Take it; see IDelivery."""
+        self._consumption.ack(self._tag)
+
+    def reject(self) -> None:
+        """Drop it; see IDelivery."""
+        self._consumption.reject(self._tag, requeue=False)
+
+    def hold(self) -> None:
+        """Keep it for longer than the broker lets us; see IDelivery."""
+        self._consumption.hold(self._tag, self._queue, self._copy_for_us(self.deliveries))
+
+    def requeue(self, deliveries: int) -> None:
+        """Give it back; see IDelivery."""
+        # Sent anew, because the broker would mark it as redelivered, which it was not, or not count how often.
+        self._consumption.move(self._tag, self._copy(deliveries, self.deaths))
+
+    def requeue_here(self, deliveries: int) -> None:
+        """Have it come again, by a queue of our own; see IDelivery."""
+        # Where we may not have one, nobody knows who died, and what may have been a death is taken for one.
+        otherwise = self._copy(deliveries, max(deliveries, self.deaths))
+        self._consumption.bring_here(self._tag, self._queue, self._copy_for_us(deliveries), otherwise)
+
+    def _copy(self, deliveries: int, deaths: int) -> Message:
+        """Write it for the queue that it came from."""
+        counts = {name: count for name, count in ((DELIVERIES, deliveries), (DEATHS, deaths)) if count}
+        queue, ttl = self._queue, self._time_left()
+        return Message("", queue, self.body, ttl, mandatory=True, target=queue, headers=counts or None)
+
+    def _copy_for_us(self, deliveries: int) -> Message:
+        """Write it for a queue of our own, whose name is still to be filled in."""
+        headers = {DELIVERIES: deliveries, DEATHS: self.deaths}
+        left = self._time_left()
+        if left is not None:
+            # The property would have the broker drop it, and is gone from a message that was dead-lettered.
+            headers[EXPIRES_IN] = max(1, int(left * 1000))
+        return Message("", "", self.body, None, mandatory=True, target="", headers=headers)
+
+    def _time_left(self) -> float | None:
+        held = self._consumption.listener.clock.seconds() - self._since
+        return None if self.expires_in is None else max(0.0, self.expires_in - held)
+
+    def quarantine(self, reason: str) -> None:
+        """Put it aside; see IDelivery."""
+        listener = self._consumption.listener
+        queue = topology.quarantine_queue(listener.topic)
+        headers = {
+            DELIVERIES: self.deliveries,
+            DEATHS: self.deaths,
+            "x-novasvc-queue": self._queue,
+            "x-novasvc-reason": reason[:_REASON_CHARACTERS],
+        }
+        message = Message("", queue, self.body, None, mandatory=True, target=queue, headers=headers)
+        self._consumption.move(self._tag, message, prepare=self._consumption.declare_quarantine)
+
+
+@implementer(ISession)
+@attrs.define(eq=False)
+class Session:
+    """Tells the deliveries of a channel whether they can still be settled; see ISession."""
+
+    ended: bool = False
+
+
+class RunningQueue(Protocol):
+    """Where this process keeps the requests that it runs."""
+
+    name: str
+
+    def ready(self) -> Deferred[None]:
+        """Wait until it is consumed; fails with a BrokerError."""
+
+
+class Owner(Protocol):
+    """Who consumes, by one channel after another."""
+
+    unreadable: int
+
+    @property
+    def clock(self) -> IReactorTime:
+        """What measures pauses."""
+
+    @property
+    def topic(self) -> str:
+        """Whose quarantine is used."""
+
+    def publish(self, message: Message) -> Deferred[None]:
+        """Send what is given back, held or put aside."""
+
+    def running(self, queue: str) -> RunningQueue:
+        """Return the place for running requests that came from a queue."""
+
+    def keep(self, moving: Deferred[Any]) -> None:
+        """Note that a message is being moved, until it is."""
+
+    def hand_on(self, delivery: Delivery, *, copy: bool) -> None:
+        """Give a delivery to the receiver; see Note [Copies wait]."""
+
+    def is_leaving(self, consumption: "Consumption") -> bool:
+        """Tell whether what comes was never to come."""
+
+
+@attrs.define(eq=False)
+class Consumption(ChannelReceiver):
+    """What comes by one channel of a listener; it ends with the channel, the listener does not.
+
+    :param prefetch: what the channel was told.
+    :param ended: called with it when its channel has ended by itself, and why.
+    :param queues: names by consumer tag; of what comes from a queue of our own, the one that it came from first.
+    :param private: its queues are this process's own.
+    """
+
+    listener: Owner
+    channel: Channel
+    prefetch: int
+    ended: Callable[["Consumption", ClosedError], None]
+    queues: dict[bytes, str] = attrs.field(factory=dict, init=False)
+    private: bool = attrs.field(default=False, kw_only=True)
+    session: Session = attrs.field(factory=Session, init=False)
+    _unsettled: dict[int, int] = attrs.field(factory=dict, init=False)
+    _acks: list[int] = attrs.field(factory=list, init=False)
+    _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
+
+    # Note [Copies wait]
+    #
+    # A message is moved by sending a copy and acknowledging it, and the copy may be back before
+    # the acknowledgement has left. If running it took this process down then, both would be
+    # delivered again, and twice as many at each death. So a copy that comes while something is
+    # being moved waits until the broker has read the acknowledgement: it answers the questions
+    # of a channel in order. The copy may come by another channel, so all of a listener's wait.
+
+    def __len__(self) -> int:
+        return len(self._unsettled)
+
+    # -- settling ------------------------------------------------------------------------------
+
+    def ack(self, tag: int) -> None:
+        """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
+        state = self._unsettled.get(tag)
+        if state == _IN_HAND:
+            self._acknowledge(tag)
+        elif state == _MOVING:
+            self._unsettled[tag] = _TAKEN
+
+    def _acknowledge(self, tag: int) -> None:
+        del self._unsettled[tag]
+        self._acks.append(tag)
+        if len(self._acks) == 1:
+            self.channel.client.at_turn_end(self.flush)
+
+    def reject(self, tag: int, *, requeue: bool) -> None:
+        """Give a message back to the broker, or away."""
+        if self._unsettled.get(tag) == _IN_HAND:
+            del self._unsettled[tag]
+            self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
+
+    def flush(self) -> None:
+        """Write the acknowledgements: one for all that come before what is still unsettled."""
+        acks, self._acks = self._acks, []
+        if not acks or self.channel.closed:
+            return
+        number, write = self.channel.id, self.channel.client.write
+        first_unsettled = next(iter(self._unsettled), None)
+        if first_unsettled is None:
+            write(pack_ack(number, max(acks), True))
+            return
+        before = [tag for tag in acks if tag < first_unsettled]
+        if before:
+            write(pack_ack(number, max(before), True))
+        write(b"".join([pack_ack(number, tag, False) for tag in acks if tag > first_unsettled]))
+
+    def move(self, tag: int, message: Message, prepare: Callable[[], Deferred[Any]] | None = None) -> None:
+        """Send a message to another place, and acknowledge it here when it is there.
+
+        :param prepare: makes the place.
+        """
+        if self._unsettled.get(tag) == _IN_HAND:
+            sending = self._send(message, prepare or _nothing)
+            self._move(tag, sending, partial(self._not_moved, tag, message.target))
+
+    def hold(self, tag: int, queue: str, message: Message) -> None:
+        """Send a message to our own queue, and acknowledge it here; if that fails, leave it in hand.
+
+        :param queue: where it came from.
+        """
+        if self._unsettled.get(tag) == _IN_HAND:
+            self._move(tag, self._send_to_us(queue, message), partial(self._not_held, tag, queue))
+
+    def bring_here(self, tag: int, queue: str, message: Message, otherwise: Message) -> None:
+        """Send a message to our own queue, and acknowledge it here.
+
+        :param queue: where it came from.
+        :param otherwise: what is sent there, if we may not have a queue of our own.
+        """
+        if self._unsettled.get(tag) == _IN_HAND:
+            sending = self._send_to_us(queue, message)
+            sending.addErrback(self._send_otherwise, otherwise)
+            self._move(tag, sending, partial(self._not_moved, tag, otherwise.target))
+
+    def _send_otherwise(self, failure: Failure, message: Message) -> Deferred[None]:
+        failure.trap(BrokerRefusedError)
+        return self.listener.publish(message)
+
+    def _send(self, message: Message, prepare: Callable[[], Deferred[Any]]) -> Deferred[None]:
+        return prepare().addCallback(lambda _: self.listener.publish(message))
+
+    def _send_to_us(self, queue: str, message: Message) -> Deferred[None]:
+        running = self.listener.running(queue)
+
+        def send(_: None) -> Deferred[None]:
+            message.routing_key = message.target = running.name
+            return self.listener.publish(message)
+
+        return running.ready().addCallback(send)
+
+    def _move(self, tag: int, sending: Deferred[None], failed: Callable[[Failure], None]) -> None:
+        self._unsettled[tag] = _MOVING
+        self.listener.keep(sending.addCallbacks(lambda _: self._moved(tag), failed))
+
+    def declare_quarantine(self) -> Deferred[None]:
+        """Make the place for messages that are not to be run again."""
+        return Deferred.fromCoroutine(self._declare_quarantine())
+
+    async def _declare_quarantine(self) -> None:
+        # On a channel of its own: a broker that refuses it closes that one, and not the one that consumes.
+        channel = await self.channel.client.open_channel()
+        await topology.declare_quarantine(channel, self.listener.topic)
+        channel.abandon(ClosedError("done", clean=True))
+
+    def _moved(self, tag: int) -> Deferred[Any]:
+        """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
+        if tag in self._unsettled:
+            self._acknowledge(tag)
+            self.flush()
+        read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.prefetch)
+        return read.addErrback(lambda failure: failure.trap(ClosedError) and None)
+
+    def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
+        """Leave it to the broker, which says "redelivered" of it and does not count."""
+        _log.warn("a message could not be moved to {target}, it goes back: {error}", target=target, error=failure.value)
+        if tag in self._unsettled:
+            self._unsettled[tag] = _IN_HAND
+            # Not at once: it may well come back to us, and the reason be the same.
+            self._later.append(self.listener.clock.callLater(_PAUSE, self.reject, tag, requeue=True))
+            self._later = [call for call in self._later if call.active()]
+
+    def _not_held(self, tag: int, queue: str, failure: Failure) -> None:
+        """Leave it in hand: it runs."""
+        _log.warn(
+            "a request from {queue} still runs, and cannot be kept beyond the broker's consumer_timeout: {error}",
+            queue=queue,
+            error=failure.value,
+        )
+        if self._unsettled.get(tag) == _TAKEN:
+            self._acknowledge(tag)
+        elif tag in self._unsettled:
+            self._unsettled[tag] = _IN_HAND
+
+    # -- ChannelReceiver -----------------------------------------------------------------------
+
+    def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
+        """Hand a message on; see ChannelReceiver."""
+        tag = deliver.delivery_tag
+        self._unsettled[tag] = _IN_HAND
+        queue = self.queues.get(deliver.consumer_tag, "")
+        try:
+            body, read = readable(body, properties, BODY_LIMIT)
+        except ValueError as error:
+            self.listener.unreadable += 1
+            _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
+            self.reject(tag, requeue=False)
+            return
+        delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
+        if self.listener.is_leaving(self):
+            delivery.requeue(delivery.deliveries)
+            return
+        self.listener.hand_on(delivery, copy=self.private or read.deliveries > 0)
+
+    def consumer_cancelled(self, consumer_tag: str) -> None:
+        """Declare and consume again: the queue is gone; see ChannelReceiver."""
+        queue = self.queues.get(consumer_tag.encode())
+        queue = f"of running requests from {queue}" if self.private else queue
+        _log.warn("the queue {queue} was deleted, or its node is gone", queue=queue)
+        self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
+
+    def channel_closed(self, reason: ClosedError) -> None:
+        """Forget what came by it; see ChannelReceiver."""
+        self._acks.clear()
+        self.forget_unsettled()
+        self.ended(self, reason)
+
+    def end(self, problem: str) -> None:
+        """Give up the channel, and leave to the broker what was not settled."""
+        self.forget_unsettled()
+        self.channel.receiver = None
+        self.channel.abandon(ClosedError(problem, clean=True))
+
+    def forget_unsettled(self) -> None:
+        """Leave to the broker what was not settled."""
+        self.session.ended = True
+        self._unsettled.clear()
+        for call in self._later:
+            if call.active():
+                call.cancel()
+        self._later.clear()
+
+
+def _nothing() -> Deferred[None]:
+    return succeed(None)

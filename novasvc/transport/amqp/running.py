@@ -1,0 +1,125 @@
+"""Requests that run for longer than the broker lets a delivery be unacknowledged: queues of this process's own."""
+
+from typing import Protocol
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.errors import BrokerUnavailableError
+from novasvc.transport.amqp import topology
+from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
+from novasvc.transport.amqp.consumption import Consumption, Owner
+from novasvc.transport.amqp.protocol import AMQPProtocol
+
+_log = Logger()
+
+_PREFETCH = 65_535
+"""Only what this process holds comes here; none of it may wait, as it would expire."""
+
+
+class _Listener(Owner, Protocol):
+    """Whose requests they are."""
+
+    consumers: Consumers
+
+
+@attrs.define(eq=False)
+class RunningRequests:
+    """A process's queue for requests that it runs, consumed by the process itself; made when it is first needed.
+
+    See Note [Running requests] in :mod:`novasvc.transport.amqp.topology`.
+
+    :param origin: the queue that the requests came from.
+    """
+
+    _listener: _Listener
+    origin: str
+    name: str = attrs.field(init=False)
+    _consumption: Consumption | None = attrs.field(default=None, init=False)
+    _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.name = topology.new_running_queue(self.origin)
+
+    def __str__(self) -> str:
+        return f"the queue of running requests {self.name}"
+
+    def ready(self) -> Deferred[None]:
+        """Wait until it is consumed; what is sent there before would expire.
+
+        :return: Deferred[None]; fails with a BrokerError.
+        """
+        consumers = self._listener.consumers
+        if self._consumption is not None:
+            return succeed(None)
+        if consumers.keeps(self):
+            # It was lost, and is established again by itself.
+            return fail(BrokerUnavailableError(consumers.connection.address.shown(), f"{self.name} is not consumed"))
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            Deferred.fromCoroutine(consumers.add(self)).addCallbacks(lambda _: self._tell(None), self._tell)
+        return waiter
+
+    def _tell(self, failure: Failure | None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            # Each gets a Failure of its own: handling one must not clean another's.
+            waiter.callback(None if failure is None else Failure(failure.value))
+
+    async def establish(self, protocol: AMQPProtocol) -> None:
+        """Declare the queue and consume from it; see _Subscription."""
+        if self._closed:
+            return
+        channel = await protocol.open_channel()
+        consumption = Consumption(self._listener, channel, _PREFETCH, self._ended, private=True)
+        try:
+            await channel.basic_qos(prefetch_count=_PREFETCH)
+            await topology.declare_running_queues(channel, self.name, self.origin, self._listener.consumers.options)
+            channel.receiver = consumption
+            for tag, queue in (("1", self.name), ("2", topology.unclaimed_queue(self.name))):
+                consumption.queues[tag.encode()] = self.origin
+                await channel.basic_consume(queue=queue, consumer_tag=tag)
+        except BaseException as problem:
+            if isinstance(problem, ClosedError) and problem.code == NOT_FOUND:
+                # The broker's node that has the queue is down; what is in it comes back with that.
+                self.name = topology.new_running_queue(self.origin)
+            consumption.end("it cannot be set up")
+            raise
+        self._consumption = consumption
+
+    def connection_lost(self) -> None:
+        """Do nothing: the channel has said so."""
+
+    def _ended(self, consumption: Consumption, reason: ClosedError) -> None:
+        """Begin again, unless the connection has ended: then its successor restores it."""
+        if consumption is not self._consumption:
+            return
+        self._consumption = None
+        self._listener.consumers.learn_limit(reason)
+        if not consumption.channel.client.closed and not self._closed:
+            _log.warn("{queue} lost its channel: {reason}", queue=str(self), reason=reason)
+            self._listener.consumers.repair(self)
+
+    async def close(self) -> None:
+        """Give up the queue; what is still in it goes back to where it came from."""
+        self._closed = True
+        self._listener.consumers.remove(self)
+        consumption, self._consumption = self._consumption, None
+        if consumption is None:
+            return
+        consumption.flush()
+        empty = not len(consumption)
+        consumption.forget_unsettled()
+        consumption.channel.receiver = None
+        try:
+            if empty:
+                for queue in (self.name, topology.unclaimed_queue(self.name)):
+                    await topology.delete_queue(consumption.channel, queue, self._listener.clock, if_empty=True)
+        except ClosedError:
+            return
+        consumption.end("done")
