@@ -23,6 +23,7 @@ class ISession(Interface):
     """What deliveries come by, such as a channel. When it ends, the transport takes back what is unsettled."""
 
     ended = Attribute("bool: nothing that is said of its deliveries has an effect any more.")
+    kept = Attribute("bool: what was unsettled then comes again, to somebody; False if it may be lost.")
 
 
 class IDelivery(Interface):

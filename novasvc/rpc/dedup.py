@@ -1,48 +1,68 @@
-"""Which messages were seen already."""
+"""Which messages were settled already."""
 
 from collections import OrderedDict
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
 
+from novasvc.interfaces import ISession
+
 
 @attrs.define(eq=False)
 class SeenWindow:
-    """Remembers ids, within bounds.
+    """Remembers the ids of messages that were settled, within bounds.
 
     An id is known until ``count`` others came after it, or until ``seconds`` have passed,
-    whichever is first: a window of 10,000 messages and 10 minutes, unless another is given.
-    It is this process's own, and begins empty. What is given back is forgotten, as it is to come again.
+    whichever is first: a window of 10,000 messages and 10 minutes, unless another is given. If its
+    session has ended by then, the acknowledgement may have been lost with it, and the message may
+    come again at any time: the id is known on, until ``count`` others of that kind came after it.
+    What belongs to a process begins empty.
 
     :param clock: measures the seconds.
-    :param count: ids that are remembered at the most, > 0.
+    :param count: ids that are remembered at the most, of either kind, > 0. More than a transport
+        delivers without an acknowledgement: then those that a session did not read are among them.
     :param seconds: how long one is remembered at the most, > 0.
     """
 
     _clock: IReactorTime
     _count: int = 10_000
     _seconds: float = 600.0
-    _seen: OrderedDict[str, float] = attrs.field(factory=OrderedDict, init=False)
+    _seen: OrderedDict[str, tuple[float, ISession]] = attrs.field(factory=OrderedDict, init=False)
+    _unread: OrderedDict[str, None] = attrs.field(factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._seen) + len(self._unread)
 
-    def add(self, unique_id: str) -> bool:
-        """Remember an id.
-
-        :return: whether it was there already; it then keeps its age.
-        """
-        seen, now = self._seen, self._clock.seconds()
-        then = seen.get(unique_id)
-        if then is not None:
-            if now - then < self._seconds:
-                return True
-            del seen[unique_id]  # to come again as the newest
-        seen[unique_id] = now
-        if len(seen) > self._count:
-            seen.popitem(last=False)
+    def __contains__(self, unique_id: str) -> bool:
+        """Tell whether an id is known."""
+        entry = self._seen.get(unique_id)
+        if entry is None:
+            return unique_id in self._unread
+        then, session = entry
+        if session.ended or self._clock.seconds() - then < self._seconds:
+            return True
+        del self._seen[unique_id]
         return False
+
+    def add(self, unique_id: str, session: ISession) -> None:
+        """Remember an id as the newest.
+
+        :param session: by which it was acknowledged.
+        """
+        seen = self._seen
+        if unique_id in seen:
+            del seen[unique_id]
+        elif self._unread:
+            self._unread.pop(unique_id, None)
+        seen[unique_id] = (self._clock.seconds(), session)
+        if len(seen) > self._count:
+            oldest, (_, session) = seen.popitem(last=False)
+            if session.ended:
+                self._unread[oldest] = None
+                if len(self._unread) > self._count:
+                    self._unread.popitem(last=False)
 
     def forget(self, unique_id: str) -> None:
         """Forget an id whose message is given back; one that is not there is no error."""
         self._seen.pop(unique_id, None)
+        self._unread.pop(unique_id, None)

@@ -1,27 +1,29 @@
 """One call from its beginning to its reply."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import Context
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import CoroutineType
 from typing import Any, cast
 
-import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.flight import note
-from novasvc.interfaces import IDelivery, ITransport
+from novasvc.interfaces import ITransport
 from novasvc.metrics import MethodFigures
+from novasvc.rpc.call import Call
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.failure import write_failure
-from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
+from novasvc.rpc.ledger import Ledger
+from novasvc.rpc.message import WayBack, encode_failure, encode_keepalive, encode_result
+
+__all__ = ["Call", "Execution", "RunBlocking"]
 
 _log = Logger()
 
@@ -29,51 +31,11 @@ RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
 """Takes a function, runs it in a thread, returns a Deferred of its result."""
 
 
-@attrs.define(eq=False)
-class Call:
-    """A request that was admitted.
-
-    :param delivery: what is settled when the time has come; another one if the first became void.
-    :param admitted: seconds on the clock.
-    :param scope: the context variables in which its method runs; its own.
-    :param deliveries: how often it was delivered before, when it was admitted.
-    :param expires_at: seconds on the clock after which it is not to be begun; None if unknown.
-    :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
-    :param began: seconds on the clock.
-    :param request_id: known when it has begun.
-    :param running: what the method returned, if it takes its time.
-    :param answered: no answer is to follow.
-    """
-
-    delivery: IDelivery
-    request: Request
-    method: Method
-    admitted: float
-    scope: Context
-    deliveries: int = attrs.field(init=False)
-    expires_at: float | None = attrs.field(default=None, init=False)
-    deadline: float | None = attrs.field(default=None, init=False)
-    began: float = attrs.field(default=0.0, init=False)
-    request_id: str = attrs.field(default="", init=False)
-    running: Deferred[Any] | None = attrs.field(default=None, init=False)
-    keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
-    answered: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.deliveries = self.delivery.deliveries
-        expires_in, keepalive = self.delivery.expires_in, self.request.keepalive
-        if expires_in is not None:
-            self.expires_at = self.admitted + expires_in
-            # Who wants signs of life waits as long as they come, and lets its request expire when none can
-            # have come; unless it says that it waits longer than that, and how long.
-            if keepalive is None or expires_in > keepalive:
-                self.deadline = self.expires_at
-
-
 class Execution:
     """Runs methods and publishes their replies.
 
     :param transport: takes the replies.
+    :param ledger: settles the calls.
     :param clock: measures deadlines.
     :param run_blocking: for methods that block.
     :param send_tracebacks: whether callers get an error's whole traceback.
@@ -85,6 +47,7 @@ class Execution:
     def __init__(
         self,
         transport: ITransport,
+        ledger: Ledger,
         clock: IReactorTime,
         *,
         run_blocking: RunBlocking,
@@ -96,6 +59,7 @@ class Execution:
         self.publishing = 0
         self._running: dict[Call, None] = {}  # in the order in which they began
         self._transport = transport
+        self._ledger = ledger
         self._clock = clock
         self._run_blocking = run_blocking
         self._send_tracebacks = send_tracebacks
@@ -107,10 +71,6 @@ class Execution:
     def __len__(self) -> int:
         return len(self._running) + self.publishing
 
-    def unsettled(self) -> Iterator[Call]:
-        """Return the calls that run and whose deliveries are acknowledged only at their end."""
-        return (call for call in self._running if call.method.exposure.idempotent and not call.answered)
-
     def running_calls(self) -> list[dict[str, Any]]:
         """Tell which calls run, those that were cut short and do not end among them; see Server.running_calls."""
         now = self._clock.seconds()
@@ -119,23 +79,30 @@ class Execution:
             for call in self._running
         ]
 
-    def drop_expired(self, call: Call) -> bool:
-        """Settle a call that was not begun, if nobody waits for it any more; return whether."""
-        if call.expires_at is None or call.expires_at > self._clock.seconds():
-            return False
-        self._counts.unserved("expired")
-        call.delivery.ack()
-        return True
+    def drop_stale(self, call: Call) -> bool:
+        """See whether a call that was not begun is not to be begun now; return that.
+
+        Nobody waits for it any more; or its delivery went back with its session, and who gets the
+        next one decides. We may be the one.
+        """
+        if call.expires_at is not None and call.expires_at <= self._clock.seconds():
+            self._counts.unserved("expired")
+            self._ledger.settle(call)
+            return True
+        if call.delivery.session.ended and not call.missed:
+            self._ledger.park(call)
+            return True
+        return False
 
     # -- the method ----------------------------------------------------------------------------
 
     def begin(self, call: Call) -> None:
-        """Run a call's method, unless nobody waits for it any more. See Note [When a message is acknowledged]."""
-        if self.drop_expired(call):
+        """Run a call's method, unless it is stale. See Note [When a message is acknowledged]."""
+        if self.drop_stale(call):
             return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
-            call.delivery.ack()
+            self._ledger.settle(call)
         deadline = self._method_deadline(call)
         context = RequestContext.from_wire(call.request.context, deadline)
         call.scope.run(current_context.set, context)
@@ -256,9 +223,10 @@ class Execution:
 
     def cut_short(self) -> None:
         """Cut short all that runs. Idempotent calls get no answer: they go back, to run again elsewhere."""
-        for call in list(self.unsettled()):
-            self._mark_answered(call)
-            call.delivery.requeue(call.deliveries)  # We do not die of it.
+        for call in list(self._running):
+            if call.method.exposure.idempotent and not call.answered:
+                self._mark_answered(call)
+                self._ledger.give_back(call)  # We do not die of it.
         for call in list(self._running):
             self._cut_short(call)
 
@@ -290,11 +258,11 @@ class Execution:
         if call.answered:
             return
         self._mark_answered(call)
-        unacknowledged = call.delivery if call.method.exposure.idempotent else None
+        unsettled = call if call.method.exposure.idempotent else None
         if body is not None and call.request.back is not None:
-            self._publish(call.request.back.address, body, unacknowledged)
-        elif unacknowledged is not None:
-            unacknowledged.ack()
+            self._publish(call.request.back.address, body, unsettled)
+        elif unsettled is not None:
+            self._ledger.settle(unsettled)
 
     def _mark_answered(self, call: Call) -> None:
         call.answered = True
@@ -302,28 +270,31 @@ class Execution:
             call.keepalive.cancel()
             call.keepalive = None
 
-    def _publish(self, address: str, body: bytes, delivery: IDelivery | None) -> None:
-        """Publish a reply; its delivery is acknowledged when that is done, and goes back if it fails."""
+    def _publish(self, address: str, body: bytes, call: Call | None) -> None:
+        """Publish a reply; its call is settled when that is done, and goes back if it fails.
+
+        Not its delivery: that may be another one by then.
+        """
         publishing: Deferred[None] = self._transport.reply(address, body)
         if publishing.called and publishing.result is None:
             # At once and well, as in memory: spare every call the cost of two callbacks.
-            if delivery is not None:
-                delivery.ack()
+            if call is not None:
+                self._ledger.settle(call)
             return
         self.publishing += 1
-        publishing.addCallbacks(self._published, self._unpublished, callbackArgs=(delivery,), errbackArgs=(delivery,))
+        publishing.addCallbacks(self._published, self._unpublished, callbackArgs=(call,), errbackArgs=(call,))
 
-    def _published(self, _: None, delivery: IDelivery | None) -> None:
-        if delivery is not None:
-            delivery.ack()
+    def _published(self, _: None, call: Call | None) -> None:
+        if call is not None:
+            self._ledger.settle(call)
         self.publishing -= 1
         self._ended()
 
-    def _unpublished(self, failure: Failure, delivery: IDelivery | None) -> None:
+    def _unpublished(self, failure: Failure, call: Call | None) -> None:
         self._counts.unserved("unanswered")
         _log.warn("a reply could not be published: {reason}", reason=failure.value)
-        if delivery is not None:
-            delivery.requeue(delivery.deliveries + 1)
+        if call is not None:
+            self._ledger.give_back(call)
         self.publishing -= 1
         self._ended()
 

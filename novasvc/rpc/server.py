@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from itertools import chain
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -15,10 +14,12 @@ from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredErro
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.metrics import MethodFigures
 from novasvc.rpc.counts import Counts
-from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
+from novasvc.rpc.holding import Holding
+from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_context, read_request, unwrap, way_back
+from novasvc.rpc.parking import Parking
 from novasvc.rpc.suspects import Suspects
 from novasvc.target import Target
 
@@ -50,20 +51,17 @@ class Server:
     # idempotent: "may have run" cannot be undone, and a typed error can be dealt with.
     #
     # An idempotent method is acknowledged when it is done and its reply is published, so it runs
-    # at least once, and a redelivery runs again even if this server saw the message before. One
-    # that takes its process down each time is put into quarantine; for that the deliveries have
-    # to be counted by who outlives the process, before the method runs, and those that were only
-    # near it are not to be counted with it. See Note [Who is to blame] in novasvc.rpc.suspects.
+    # at least once, and after a crash it runs again elsewhere. One that takes its process down
+    # each time is put into quarantine; for that the deaths have to be counted by who outlives the
+    # process, and those that were only near it are not to be counted with it. See Note [Who is to
+    # blame] in novasvc.rpc.suspects. A lost channel is no death.
     #
     # What was delivered and not begun is given back as new when the server closes: no call and no
     # cast is lost for a restart, and none is refused for it.
     #
-    # A connection that is lost takes back what was not acknowledged, and the broker delivers it
-    # again, to us perhaps. What still waits here, or runs and is idempotent, is then not taken in
-    # twice: the new delivery takes the place of the one that has become void.
-    #
-    # All other repetitions (same unique id) are acknowledged and ignored, within the bounds of
-    # SeenWindow.
+    # A message that comes again to the process that had it is recognised by its unique id, however
+    # often and whyever it comes: see Note [What comes again] in novasvc.rpc.ledger. What runs for
+    # longer than the broker waits for an acknowledgement is held: see novasvc.rpc.holding.
 
     def __init__(
         self,
@@ -87,8 +85,11 @@ class Server:
         self.figures = {
             method: MethodFigures.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
         }
+        self._parking = Parking(clock, consuming=self._is_consuming, missed=self._missed)
+        self._ledger = Ledger(clock, self._parking, remembered=8 * concurrency)
         self._execution = Execution(
             transport,
+            self._ledger,
             clock,
             run_blocking=run_blocking,
             send_tracebacks=send_tracebacks,
@@ -97,13 +98,13 @@ class Server:
             ended=self._go_on,
         )
         self._suspects = Suspects(clock, self._execution, give_back=self._give_back, go_on=self._go_on)
-        self._seen = SeenWindow(clock)
+        self._holding = Holding(clock, self._ledger, hold_after=self._hold_after, give_back=self._give_back_waiting)
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
         self._late: list[IDelivery] = []
         self._drainers: list[Deferred[None]] = []
         self._publishers: list[Deferred[None]] = []
-        self._going_on = False
+        self._going_on = self._stopping = False
         self._scope = copy_context()
         self._state = "new"
 
@@ -141,6 +142,14 @@ class Server:
 
     def _started(self, listener: IListener) -> None:
         self._listener = listener
+        self._holding.start()
+
+    def _hold_after(self) -> float | None:
+        seconds: float | None = None if self._listener is None else self._listener.hold_after
+        return seconds
+
+    def _is_consuming(self) -> bool:
+        return self.live or self._stopping
 
     def stop_consuming(self) -> Deferred[None]:
         """Take in nothing more; what was delivered is still run.
@@ -150,6 +159,7 @@ class Server:
         if self._listener is None:
             return succeed(None)
         cancelled: Deferred[None] = self._listener.cancel()
+        self._stopping = True
         self._suspects.stop()
         return cancelled
 
@@ -169,6 +179,8 @@ class Server:
         stopped = self.stop_consuming()
         self.cut_short()
         self._execution.close()
+        self._holding.stop()
+        self._parking.close()
         published = _wait_in(self._publishers, done=not self._execution.publishing)
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
@@ -181,15 +193,38 @@ class Server:
         waiting, self._waiting = [*self._suspects.withdraw(), *self._waiting], deque()
         self._execution.cut_short()
         for call in waiting:
-            if not self._execution.drop_expired(call):
+            if not self._execution.drop_stale(call):
                 self._give_back(call)
 
     def _give_back(self, call: Call) -> None:
         """Have a request delivered again, here or elsewhere: it was not begun."""
         self.counts.unserved("given_back")
-        if call.request.unique_id is not None:
-            self._seen.forget(call.request.unique_id)
-        call.delivery.requeue(call.deliveries)
+        # What has its turn to run comes back to us, to be counted.
+        self._ledger.give_back(call, here=not call.delivery.counted and not self._stopping)
+
+    def _give_back_waiting(self, call: Call) -> bool:
+        """Give a request back if it only waits for room; return whether it does."""
+        if call not in self._waiting:
+            return False
+        self._waiting.remove(call)
+        if not self._execution.drop_stale(call):
+            self._give_back(call)
+        return True
+
+    def _missed(self, call: Call) -> None:
+        """Decide about a call whose message seems to be lost; see Note [Void deliveries] in novasvc.rpc.parking."""
+        if call.method.exposure.idempotent:
+            call.missed = True
+            self._ledger.take(call)
+            self._waiting.append(call)
+            self._go_on()
+            return
+        self.counts.unserved("refused")
+        error = RedeliveredError(call.request.method)
+        call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
+        if call.request.back is not None:
+            self._execution.refuse(call.request.back, error)
+        self._go_on()
 
     def _give_up_queues(self, _: object) -> Deferred[None]:
         # Not before: it would come here again.
@@ -203,9 +238,6 @@ class Server:
 
     def _receive(self, delivery: IDelivery) -> None:
         """Take a delivery; the transport's receiver."""
-        if self._state == "closed":
-            self._late.append(delivery)
-            return
         self.counts.received += 1
         try:
             fields = unwrap(delivery.body)
@@ -215,10 +247,12 @@ class Server:
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
             return
+        request = None
         try:
-            call = self._admit(delivery, read_request(fields))
+            request = read_request(fields)
+            call = self._admit(delivery, request)
         except RPCError as error:
-            self._refuse(delivery, fields, error)
+            self._refuse(delivery, fields, error, request and request.unique_id)
             return
         if call is None:
             return
@@ -228,7 +262,7 @@ class Server:
             self._waiting.append(call)
         self._go_on()
 
-    def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError) -> None:
+    def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError, unique_id: str | None) -> None:
         """Settle a request that does not become a call, and tell the caller why."""
         # What is logged of it bears its request id.
         scope = self._scope.copy()
@@ -240,7 +274,7 @@ class Server:
         else:
             self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-            delivery.ack()
+            self._ledger.acknowledge(delivery, unique_id)
         back = way_back(fields)
         if back is not None:
             self._execution.refuse(back, error)
@@ -250,32 +284,26 @@ class Server:
 
         :raises RPCError: it is to be refused.
         """
+        known = self._ledger.find(request.unique_id)
+        if known is not None:
+            return known if self._ledger.take_over(known, delivery) else None
+        if self._ledger.is_settled(request.unique_id):
+            self.counts.unserved("duplicates")
+            self._ledger.acknowledge(delivery, request.unique_id)
+            return None
+        if self._state == "closed":
+            self._late.append(delivery)
+            return None
         method = self._endpoints.find(request.namespace, request.method, request.version)
-        idempotent, deliveries = method.exposure.idempotent, delivery.deliveries
-        seen = request.unique_id is not None and self._seen.add(request.unique_id)
-        if seen:
-            if deliveries and self._replace(delivery, request):
-                return None
-            if not (idempotent and deliveries):
-                self.counts.unserved("duplicates")
-                delivery.ack()
-                return None
-        if deliveries:
-            if not idempotent:
+        if delivery.deliveries:
+            if not method.exposure.idempotent:
                 raise RedeliveredError(request.method)
-            if deliveries >= self._max_deliveries:
-                raise QuarantinedError(request.method, deliveries)
+            if delivery.deaths >= self._max_deliveries:
+                raise QuarantinedError(request.method, delivery.deaths)
         method.exposure.check(request.method, request.args)
-        return Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
-
-    def _replace(self, delivery: IDelivery, request: Request) -> bool:
-        """Let a delivery take the place of the one by which a call came that is not settled yet, if there is one."""
-        for call in chain(self._waiting, self._suspects, self._execution.unsettled()):
-            if call.request.unique_id == request.unique_id:
-                call.delivery.ack()  # It may be a second message with the same id.
-                call.delivery = delivery
-                return True
-        return False
+        call = Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
+        self._ledger.take(call)
+        return call
 
     def _go_on(self) -> None:
         """Begin what waits, as far as there is room; tell those who wait for the end of it."""
@@ -296,7 +324,7 @@ class Server:
             _fire(self._drainers)
 
     def _idle(self) -> bool:
-        return not self._waiting and not len(self._suspects) and not len(self._execution)
+        return not (self._waiting or len(self._suspects) or len(self._execution) or len(self._parking))
 
 
 def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:

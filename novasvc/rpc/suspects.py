@@ -78,7 +78,7 @@ class Suspects:
         while self._waiting and self._coming is None and (self._begun is None or self._begun.answered):
             call = min(self._waiting, key=_suspicion)
             self._waiting.remove(call)
-            if self._execution.drop_expired(call):
+            if self._execution.drop_stale(call):
                 continue
             if call.delivery.counted:
                 self._begun = call

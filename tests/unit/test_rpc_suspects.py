@@ -47,6 +47,14 @@ class MarkedDelivery:
         return self.inner.expires_in  # type: ignore[no-any-return]
 
     @property
+    def deaths(self) -> int:
+        return self.deliveries
+
+    @property
+    def session(self) -> Any:
+        return self.inner.session
+
+    @property
     def counted(self) -> bool:
         return self.body not in self.marks.again
 
@@ -71,6 +79,12 @@ class MarkedDelivery:
         if self.settle(self.inner.requeue, deliveries):
             self.marks.again.discard(self.body)
             self.marks.counts[self.body] = deliveries
+
+    def hold(self) -> None:
+        """There is no limit."""
+
+    def requeue_here(self, deliveries: int) -> None:
+        self.requeue(deliveries)
 
     def quarantine(self, reason: str) -> None:
         self.settle(self.inner.quarantine, reason)

@@ -134,6 +134,7 @@ class Session:
     """Tells the deliveries of a channel whether they can still be settled; see ISession."""
 
     ended: bool = False
+    kept: bool = True
 
 
 class RunningQueue(Protocol):
@@ -157,6 +158,10 @@ class Owner(Protocol):
     @property
     def topic(self) -> str:
         """Whose quarantine is used."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether its queues outlive the broker."""
 
     def publish(self, message: Message) -> Deferred[None]:
         """Send what is given back, held or put aside."""
@@ -360,6 +365,8 @@ class Consumption(ChannelReceiver):
     def channel_closed(self, reason: ClosedError) -> None:
         """Forget what came by it; see ChannelReceiver."""
         self._acks.clear()
+        # A broker that is gone takes along what is not durable.
+        self.session.kept = self.private or self.listener.durable or not self.channel.client.closed
         self.forget_unsettled()
         self.ended(self, reason)
 

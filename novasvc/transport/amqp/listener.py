@@ -81,6 +81,12 @@ class Listener:
         """Whose quarantine is used."""
         return self.target.topic
 
+    @property
+    def durable(self) -> bool:
+        """Whether the queues of requests outlive the broker."""
+        options = self.consumers.options
+        return options.durable_queues or options.quorum_queue
+
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless it was cancelled; see _Subscription."""
         if self._cancelled:

@@ -1,0 +1,86 @@
+"""Calls that were not begun when their deliveries became void: whoever gets the next ones decides."""
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from novasvc.rpc.call import Call
+
+GRACE = 5.0
+"""Seconds of consuming after which a message that has not come again, and may be lost with the broker, is missed."""
+_BOUND = 1000
+"""Calls that are parked at the most; the oldest go first."""
+
+
+class Parking:
+    """Calls that wait for their messages to come again.
+
+    :param clock: measures the grace.
+    :param consuming: whether messages would reach us now, if there were any.
+    :param missed: called with a call whose message is taken for lost.
+    """
+
+    # Note [Void deliveries]
+    #
+    # A message whose channel was lost is on its way to somebody, who runs it, or refuses it if it
+    # may run once only; if it comes to us, it is as if nothing had been. To begin it meanwhile
+    # would be to begin it twice, or after its caller was answered.
+    #
+    # But a broker that died may have taken it along, if its queue was not durable, and then it is
+    # nowhere but here. If it has not come for a while, although we consume, an idempotent call is
+    # run; it may be run elsewhere as well. Any other one is refused, as nobody can tell.
+
+    def __init__(self, clock: IReactorTime, *, consuming: Callable[[], bool], missed: Callable[[Call], None]) -> None:
+        self._clock = clock
+        self._consuming = consuming
+        self._missed = missed
+        self._calls: dict[object, Call] = {}
+        self._looks: dict[Call, int] = {}
+        self._timer: IDelayedCall | None = None
+
+    def __len__(self) -> int:
+        """Return how many may yet be taken for lost."""
+        return len(self._looks)
+
+    def add(self, call: Call) -> None:
+        """Park a call."""
+        self._calls[call.request.unique_id or call] = call
+        if len(self._calls) > _BOUND:
+            self._looks.pop(self._calls.pop(next(iter(self._calls))), None)
+        if not call.delivery.session.kept:
+            self._looks[call] = 0
+            self._look_later()
+
+    def find(self, unique_id: str) -> Call | None:
+        """Return the call of a message, if it is parked."""
+        return self._calls.get(unique_id)
+
+    def take(self, unique_id: str) -> bool:
+        """Forget a call whose message has come again; return whether it was there."""
+        call = self._calls.pop(unique_id, None)
+        if call is not None:
+            self._looks.pop(call, None)
+        return call is not None
+
+    def close(self) -> None:
+        """Forget all."""
+        self._calls.clear()
+        self._looks.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_later(self) -> None:
+        if self._timer is None and self._looks:
+            self._timer = self._clock.callLater(GRACE, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._consuming():
+            # One grace at the least has passed at the second look.
+            missed = [call for call, looks in self._looks.items() if looks]
+            self._looks = {call: 1 for call in self._looks if call not in missed}
+            for call in missed:
+                self._calls.pop(call.request.unique_id or call, None)
+                self._missed(call)
+        self._look_later()
