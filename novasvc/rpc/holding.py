@@ -32,13 +32,17 @@ class Holding:
         self._hold_after = hold_after
         self._give_back = give_back
         self._timer: IDelayedCall | None = None
+        self._seconds: float | None = None
 
     def start(self) -> None:
-        """Begin to look after them, if there is a limit."""
+        """Look after them by the limit that there is now, if there is one."""
         seconds = self._hold_after()
-        if seconds is not None:
-            # Whatever is due is found when half as much has passed again, at the latest.
-            self._timer = self._clock.callLater(seconds / 2, self._look, seconds)
+        if seconds != self._seconds or self._timer is None:
+            self.stop()
+            self._seconds = seconds
+            if seconds is not None:
+                # Whatever is due is found when half as much has passed again, at the latest.
+                self._timer = self._clock.callLater(seconds / 2, self._look, seconds)
 
     def stop(self) -> None:
         """Look after them no longer; what is held stays so."""
@@ -47,9 +51,9 @@ class Holding:
             self._timer = None
 
     def _look(self, seconds: float) -> None:
+        self._timer = None
         due = self._clock.seconds() - seconds
         for call in self._calls:
             if call.delivered <= due and not call.delivery.session.ended and not self._give_back(call):
                 call.delivery.hold()
-        self._timer = None
         self.start()

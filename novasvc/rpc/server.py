@@ -286,6 +286,7 @@ class Server:
         """
         known = self._ledger.find(request.unique_id)
         if known is not None:
+            self._holding.start()  # It may come again because the limit is not what we were told.
             return known if self._ledger.take_over(known, delivery) else None
         if self._ledger.is_settled(request.unique_id):
             self.counts.unserved("duplicates")

@@ -106,7 +106,8 @@ class AMQPCase(TestCase):
         topic: str = TOPIC,
         server: str = "h1",
         concurrency: int = 64,
-        diary: Diary | None = None,
+        diary: Any = None,
+        run_blocking: Callable[..., Deferred[Any]] = maybeDeferred,
     ) -> rpc.Server:
         server_ = rpc.Server(
             transport or await self.connect(),
@@ -114,7 +115,7 @@ class AMQPCase(TestCase):
             rpc.Endpoints(diary or self.diary),
             clock=reactor,
             concurrency=concurrency,
-            run_blocking=maybeDeferred,
+            run_blocking=run_blocking,
         )
         self.addCleanup(server_.close)
         await server_.start()

@@ -1,7 +1,7 @@
-"""A service in a process of its own: python -m tests.faults.amqp_worker URL TOPIC
+"""A service in a process of its own: python -m tests.faults.amqp_worker URL TOPIC [CONSUMER_TIMEOUT]
 
 Prints "opened MIB" when it is connected, "serving" when it serves, and "called NUMBER MIB" at each
-thousandth call of its method ``slow``.
+thousandth call of its method ``slow``, and "runs WHAT" when ``hang_again`` is called, which never ends.
 """
 
 import os
@@ -23,7 +23,7 @@ from twisted.logger import (
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.target import Target
-from novasvc.transport.amqp import AMQPTransport, BrokerAddress
+from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 
 
 def memory() -> str:
@@ -51,17 +51,23 @@ class Worker:
     def die(self, context: RequestContext) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    @rpc.expose(idempotent=True)
+    def hang_again(self, context: RequestContext, what: Any = None) -> Deferred[None]:
+        say(f"runs {what}")
+        return Deferred()
+
     @rpc.expose
     def live(self, context: RequestContext) -> str:
         return "alive"
 
 
-async def main(reactor: Any, url: str, topic: str) -> None:
+async def main(reactor: Any, url: str, topic: str, consumer_timeout: str = "1800") -> None:
     predicate = LogLevelFilterPredicate(LogLevel.info)
     globalLogBeginner.beginLoggingTo(
         [FilteringLogObserver(textFileLogObserver(sys.stderr), [predicate])], redirectStandardIO=False
     )
-    transport = AMQPTransport(BrokerAddress.parse(url), reactor=reactor, name="worker")
+    options = BrokerOptions(consumer_timeout=float(consumer_timeout))
+    transport = AMQPTransport(BrokerAddress.parse(url), reactor=reactor, options=options, name="worker")
     await transport.open()
     endpoints = rpc.Endpoints(Worker(reactor))
     server = rpc.Server(transport, Target(topic, "w1"), endpoints, clock=reactor, run_blocking=maybeDeferred)

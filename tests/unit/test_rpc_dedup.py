@@ -1,44 +1,81 @@
 """Tests for novasvc.rpc.dedup."""
 
+import attrs
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
+from novasvc.interfaces import ISession
 from novasvc.rpc.dedup import SeenWindow
+
+
+@implementer(ISession)
+@attrs.define(eq=False)
+class Session:
+    ended: bool = False
+    kept: bool = True
 
 
 class SeenWindowTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.window = SeenWindow(self.clock, count=3, seconds=10)
+        self.session = Session()
+        verifyObject(ISession, self.session)
 
-    def test_repeated(self) -> None:
-        """An id is new once."""
-        self.assertEqual([self.window.add(i) for i in ("a", "b", "a", "b", "a")], [False, False, True, True, True])
+    def add(self, *ids: str) -> None:
+        for unique_id in ids:
+            self.window.add(unique_id, self.session)
+
+    def known(self, *ids: str) -> list[str]:
+        return [unique_id for unique_id in ids if unique_id in self.window]
+
+    def test_known(self) -> None:
+        """An id is known once it was added, and not when it was forgotten."""
+        self.add("a", "b", "a")
+        self.window.forget("b")
+        self.window.forget("c")
+        self.assertEqual((self.known("a", "b", "c"), len(self.window)), (["a"], 1))
 
     def test_count(self) -> None:
         """An id is forgotten when as many others came after it as the window holds."""
-        for unique_id in ("a", "b", "c"):
-            self.window.add(unique_id)
-        self.assertTrue(self.window.add("a"))
-        self.window.add("d")
-        self.assertEqual([self.window.add(i) for i in ("b", "a")], [True, False])
-        self.assertEqual(len(self.window), 3)
+        self.add("a", "b", "c", "a", "d")
+        self.assertEqual((self.known("a", "b", "c", "d"), len(self.window)), (["a", "c", "d"], 3))
 
     def test_seconds(self) -> None:
-        """An id is forgotten when its time is over, however often it came meanwhile."""
-        self.window.add("a")
+        """An id is forgotten when its time is over, counted from when it came last."""
+        self.add("a")
         self.clock.advance(9)
-        self.assertTrue(self.window.add("a"))
+        self.add("a")
+        self.clock.advance(9)
+        self.assertEqual(self.known("a"), ["a"])
         self.clock.advance(1)
-        self.assertFalse(self.window.add("a"))
-        self.clock.advance(9)
-        self.assertTrue(self.window.add("a"))
+        self.assertEqual((self.known("a"), len(self.window)), ([], 0))
 
-    def test_again_is_newest(self) -> None:
-        """An id that comes again after its time is the newest, not the oldest."""
-        self.window.add("a")
-        self.window.add("b")
-        self.clock.advance(10)
-        for unique_id in ("a", "c", "d"):
-            self.window.add(unique_id)
-        self.assertTrue(self.window.add("a"))
+    def test_session_ended(self) -> None:
+        """An id whose acknowledgement may not have been read is known without a limit of time."""
+        self.add("a")
+        self.session.ended = True
+        self.clock.advance(100_000)
+        self.assertEqual(self.known("a"), ["a"])
+
+    def test_session_ended_and_count(self) -> None:
+        """It is known, too, however many others come after it, until there are as many of its own kind."""
+        self.add("a", "b")
+        self.session.ended = True
+        self.session = Session()
+        self.add(*map(str, range(100)))
+        self.assertEqual(self.known("a", "b", "96", "97"), ["a", "b", "97"])
+        self.window.forget("a")
+        self.add("b")
+        self.assertEqual((self.known("a", "b"), len(self.window)), (["b"], 3))
+
+    def test_bounded(self) -> None:
+        """However many sessions end, there is a bound."""
+        for number in range(100):
+            self.add(str(number))
+            self.session.ended = True
+            self.session = Session()
+        self.assertEqual(len(self.window), 6)
+        self.assertEqual(self.known(*map(str, range(100))), [str(number) for number in range(94, 100)])

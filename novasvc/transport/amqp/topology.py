@@ -30,6 +30,8 @@ QUARANTINE_BOUND = 1000
 
 CLAIM_PATIENCE = 5.0
 """Seconds that a process has, when its channel or its connection was lost, to claim the requests that it runs."""
+_RUNNING_TTL = 1.0
+"""Seconds that a request waits in a process's queue for that process, which consumes it."""
 _RUNNING_EXPIRY = 1800.0
 """Seconds after which the queue of running requests of a process that is gone goes, too; it is empty long before."""
 
@@ -150,9 +152,9 @@ async def declare_running_queues(channel: Channel, running: str, queue: str, opt
     # Note [Running requests]
     #
     # The process consumes both queues, so what is in them is in its hands, unacknowledged. If its
-    # channel ends, the broker puts that back. In the first queue a message has expired then: its
-    # time counts from when it was sent, and a requeue does not begin it anew (RabbitMQ, "TTL").
-    # It moves to the second queue, where its time begins again. A process that lives is back
+    # channel ends, the broker puts that back. In the first queue a message has expired then, or does
+    # soon: its time counts from when it was sent, and a requeue does not begin it anew (RabbitMQ,
+    # "TTL"). It moves to the second queue, where its time begins again. A process that lives is back
     # within that time, and gets it from there. What it does not claim returns to where it came
     # from, and bears an x-death header that names the second queue: somebody else runs it then,
     # and knows that a process died.
@@ -160,10 +162,10 @@ async def declare_running_queues(channel: Channel, running: str, queue: str, opt
     # The queues are durable, as brokers may refuse transient ones that are not exclusive, and
     # replicated if those of the requests are.
     unclaimed = unclaimed_queue(running)
-    for name, then in ((running, unclaimed), (unclaimed, queue)):
+    for name, seconds, then in ((running, _RUNNING_TTL, unclaimed), (unclaimed, CLAIM_PATIENCE, queue)):
         arguments = {
             **(_quorum(options) if options.quorum_queue else {}),
-            "x-message-ttl": round(CLAIM_PATIENCE * 1000),
+            "x-message-ttl": round(seconds * 1000),
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": then,
             "x-expires": round(_RUNNING_EXPIRY * 1000),
