@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -145,6 +146,9 @@ class RunningQueue(Protocol):
     def ready(self) -> Deferred[None]:
         """Wait until it is consumed; fails with a BrokerError."""
 
+    def refused(self, failure: Failure) -> None:
+        """Hear that a request could not be kept there."""
+
 
 class Owner(Protocol):
     """Who consumes, by one channel after another."""
@@ -187,6 +191,7 @@ class Consumption(ChannelReceiver):
     :param ended: called with it when its channel has ended by itself, and why.
     :param queues: names by consumer tag; of what comes from a queue of our own, the one that it came from first.
     :param private: its queues are this process's own.
+    :param resized: called when the number of messages in hand has changed.
     """
 
     listener: Owner
@@ -195,10 +200,14 @@ class Consumption(ChannelReceiver):
     ended: Callable[["Consumption", ClosedError], None]
     queues: dict[bytes, str] = attrs.field(factory=dict, init=False)
     private: bool = attrs.field(default=False, kw_only=True)
+    resized: Callable[[], None] | None = attrs.field(default=None, kw_only=True)
     session: Session = attrs.field(factory=Session, init=False)
     _unsettled: dict[int, int] = attrs.field(factory=dict, init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
+    _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # tag and prefetch, by queue
+    _cancelled: bool = attrs.field(default=False, init=False)
+    _tags: "count[int]" = attrs.field(factory=partial(count, 1), init=False)
 
     # Note [Copies wait]
     #
@@ -210,6 +219,48 @@ class Consumption(ChannelReceiver):
 
     def __len__(self) -> int:
         return len(self._unsettled)
+
+    # -- consumers -----------------------------------------------------------------------------
+
+    async def consume(self, queue: str, origin: str | None = None) -> None:
+        """Consume from a queue.
+
+        :param origin: where its messages came from first; the queue itself by default.
+        :raises ClosedError: the channel was closed.
+        """
+        await self._consume(queue, origin or queue, self.prefetch)
+
+    def _consume(self, queue: str, origin: str, prefetch: int) -> Deferred[Any]:
+        tag = str(next(self._tags))
+        self.queues[tag.encode()] = origin
+        self._consumers[queue] = (tag, prefetch)
+        return self.channel.basic_consume(queue=queue, consumer_tag=tag)  # type: ignore[no-any-return]
+
+    async def resize(self, queue: str, prefetch: int) -> None:
+        """Consume with another prefetch, which takes another consumer; or not at all, if it is 0.
+
+        :raises ClosedError: the channel was closed.
+        """
+        tag, present = self._consumers[queue]
+        if prefetch == present:
+            return
+        self._consumers[queue] = ("", prefetch)
+        if present:
+            await self.channel.basic_cancel(consumer_tag=tag)
+            self.queues.pop(tag.encode(), None)
+        if prefetch and not self._cancelled:
+            # Both are asked before anybody else asks: the prefetch is that of the next consumer.
+            asked = self.channel.basic_qos(prefetch_count=prefetch), self._consume(queue, queue, prefetch)
+            await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
+
+    async def cancel(self) -> None:
+        """Consume no more.
+
+        :raises ClosedError: the channel was closed.
+        """
+        self._cancelled = True
+        for tag in list(self.queues):
+            await self.channel.basic_cancel(consumer_tag=tag.decode())
 
     # -- settling ------------------------------------------------------------------------------
 
@@ -223,14 +274,20 @@ class Consumption(ChannelReceiver):
 
     def _acknowledge(self, tag: int) -> None:
         del self._unsettled[tag]
+        self._note_size()
         self._acks.append(tag)
         if len(self._acks) == 1:
             self.channel.client.at_turn_end(self.flush)
+
+    def _note_size(self) -> None:
+        if self.resized is not None:
+            self.resized()
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give a message back to the broker, or away."""
         if self._unsettled.get(tag) == _IN_HAND:
             del self._unsettled[tag]
+            self._note_size()
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
 
     def flush(self) -> None:
@@ -325,11 +382,7 @@ class Consumption(ChannelReceiver):
 
     def _not_held(self, tag: int, queue: str, failure: Failure) -> None:
         """Leave it in hand: it runs."""
-        _log.warn(
-            "a request from {queue} still runs, and cannot be kept beyond the broker's consumer_timeout: {error}",
-            queue=queue,
-            error=failure.value,
-        )
+        self.listener.running(queue).refused(failure)
         if self._unsettled.get(tag) == _TAKEN:
             self._acknowledge(tag)
         elif tag in self._unsettled:
@@ -341,6 +394,7 @@ class Consumption(ChannelReceiver):
         """Hand a message on; see ChannelReceiver."""
         tag = deliver.delivery_tag
         self._unsettled[tag] = _IN_HAND
+        self._note_size()
         queue = self.queues.get(deliver.consumer_tag, "")
         try:
             body, read = readable(body, properties, BODY_LIMIT)
@@ -384,6 +438,11 @@ class Consumption(ChannelReceiver):
             if call.active():
                 call.cancel()
         self._later.clear()
+
+
+def _first_error(failure: Failure) -> Any:
+    failure.trap(FirstError)
+    return failure.value.subFailure  # type: ignore[union-attr]
 
 
 def _nothing() -> Deferred[None]:

@@ -1,11 +1,12 @@
 """Requests on their way in: what a server consumes."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -24,6 +25,8 @@ _log = Logger()
 Receiver = Callable[[IDelivery], None]
 Publish = Callable[[Message], Deferred[None]]
 _LARGEST_PREFETCH = 65_535
+_SOON = 0.2
+"""Seconds."""
 _HOLD_AFTER = 1 / 3
 """Part of the broker's limit after which a delivery is to be held; whoever looks may be late by half of that."""
 
@@ -52,6 +55,8 @@ class Listener:
     _cancelled: bool = attrs.field(default=False, init=False)
     _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
     _copies: list[Delivery] = attrs.field(factory=list, init=False)
+    _soon: IDelayedCall | None = attrs.field(default=None, init=False)
+    _resizing: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
@@ -107,11 +112,11 @@ class Listener:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
             channel.receiver = consumption
-            for number, queue in enumerate(queues, 1):
-                consumption.queues[b"%d" % number] = queue
-                await channel.basic_consume(queue=queue, consumer_tag=str(number))
+            for queue in queues:
+                await consumption.consume(queue)
             if not self.is_leaving(consumption):
                 self._consumption = consumption
+                self.held_changed()
                 return
             # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
             await self._moved()
@@ -140,6 +145,35 @@ class Listener:
     def running(self, queue: str) -> RunningRequests:
         """Return the place for requests from a queue that run for long; see RunningRequests."""
         return self._running.setdefault(queue, RunningRequests(self, queue))
+
+    # Note [Room for what others could do]
+    #
+    # What is held does not count any more for the prefetch of the queue that it came from, but it
+    # goes on taking a place here. Other servers may have places for what would wait here instead,
+    # so we take as much less from the topic's queue, or nothing. Our own queues nobody else serves.
+
+    def held_changed(self) -> None:
+        """Take less from the topic's queue if more is held, and more if less is; soon, as it may change again."""
+        if self._running and self._soon is None and not self._resizing and not self._cancelled:
+            self._soon = self.clock.callLater(_SOON, self._resize)
+
+    def _resize(self) -> None:
+        self._soon = None
+        consumption = self._consumption
+        if consumption is not None:
+            self._resizing = True
+            held = self._held()
+            resizing = Deferred.fromCoroutine(consumption.resize(self.topic, max(0, self.prefetch - held)))
+            resizing.addErrback(lambda failure: failure.trap(ClosedError) and None)
+            resizing.addBoth(self._resized, held)
+
+    def _resized(self, _: object, held: int) -> None:
+        self._resizing = False
+        if held != self._held():
+            self.held_changed()
+
+    def _held(self) -> int:
+        return sum(map(len, self._running.values()))
 
     def keep(self, moving: Deferred[Any]) -> None:
         """Wait for it before the channel is closed, and before copies are handed on."""
@@ -171,22 +205,25 @@ class Listener:
 
     def cancel(self) -> Deferred[None]:
         """Stop the deliveries; see IListener."""
-        self._cancelled = True
+        self._stop()
         return Deferred.fromCoroutine(self._cancel())
+
+    def _stop(self) -> None:
+        self._cancelled = True
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
 
     async def _cancel(self) -> None:
         consumption = self._consumption
         if consumption is None:
             return  # or it is being established, which sees that it is cancelled
-        try:
-            for tag in list(consumption.queues):
-                await consumption.channel.basic_cancel(consumer_tag=tag.decode())
-        except ClosedError:
-            pass  # It delivers nothing more either way.
+        with suppress(ClosedError):  # It delivers nothing more either way.
+            await consumption.cancel()
 
     def close(self) -> Deferred[None]:
         """Give up the queue of fanouts, and what is unsettled; see IListener."""
-        self._cancelled = True
+        self._stop()
         return Deferred.fromCoroutine(self._close())
 
     async def _moved(self) -> None:

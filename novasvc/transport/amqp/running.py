@@ -25,6 +25,9 @@ class _Listener(Owner, Protocol):
 
     consumers: Consumers
 
+    def held_changed(self) -> None:
+        """Hear that another number of requests is in such queues."""
+
 
 @attrs.define(eq=False)
 class RunningRequests:
@@ -40,10 +43,15 @@ class RunningRequests:
     name: str = attrs.field(init=False)
     _consumption: Consumption | None = attrs.field(default=None, init=False)
     _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _told: str = attrs.field(default="", init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.name = topology.new_running_queue(self.origin)
+
+    def __len__(self) -> int:
+        """Return how many requests are in it, all of them in our hands."""
+        return 0 if self._consumption is None else len(self._consumption)
 
     def __str__(self) -> str:
         return f"the queue of running requests {self.name}"
@@ -76,21 +84,35 @@ class RunningRequests:
         if self._closed:
             return
         channel = await protocol.open_channel()
-        consumption = Consumption(self._listener, channel, _PREFETCH, self._ended, private=True)
+        changed = self._listener.held_changed
+        consumption = Consumption(self._listener, channel, _PREFETCH, self._ended, private=True, resized=changed)
         try:
             await channel.basic_qos(prefetch_count=_PREFETCH)
             await topology.declare_running_queues(channel, self.name, self.origin, self._listener.consumers.options)
             channel.receiver = consumption
-            for tag, queue in (("1", self.name), ("2", topology.unclaimed_queue(self.name))):
-                consumption.queues[tag.encode()] = self.origin
-                await channel.basic_consume(queue=queue, consumer_tag=tag)
+            await consumption.consume(self.name, self.origin)
+            await consumption.consume(topology.unclaimed_queue(self.name), self.origin)
         except BaseException as problem:
             if isinstance(problem, ClosedError) and problem.code == NOT_FOUND:
                 # The broker's node that has the queue is down; what is in it comes back with that.
                 self.name = topology.new_running_queue(self.origin)
             consumption.end("it cannot be set up")
             raise
+        if self._closed:
+            consumption.end("it is not wanted any more")
+            return
         self._consumption = consumption
+        self._told = ""
+
+    def refused(self, failure: Failure) -> None:
+        """Say why a request cannot be kept, once for each reason: it will be tried again and again."""
+        told, self._told = self._told, str(failure.value)
+        if self._told != told:
+            _log.warn(
+                "requests from {queue} that run for long cannot be kept beyond the broker's consumer_timeout: {error}",
+                queue=self.origin,
+                error=failure.value,
+            )
 
     def connection_lost(self) -> None:
         """Do nothing: the channel has said so."""
@@ -100,6 +122,7 @@ class RunningRequests:
         if consumption is not self._consumption:
             return
         self._consumption = None
+        self._listener.held_changed()
         self._listener.consumers.learn_limit(reason)
         if not consumption.channel.client.closed and not self._closed:
             _log.warn("{queue} lost its channel: {reason}", queue=str(self), reason=reason)
@@ -112,12 +135,11 @@ class RunningRequests:
         consumption, self._consumption = self._consumption, None
         if consumption is None:
             return
-        consumption.flush()
-        empty = not len(consumption)
-        consumption.forget_unsettled()
-        consumption.channel.receiver = None
         try:
-            if empty:
+            # What is still on its way to us comes before the answer; with it, the queue must not be deleted.
+            await consumption.cancel()
+            consumption.flush()
+            if not len(consumption):
                 for queue in (self.name, topology.unclaimed_queue(self.name)):
                     await topology.delete_queue(consumption.channel, queue, self._listener.clock, if_empty=True)
         except ClosedError:
