@@ -104,7 +104,7 @@ class Server:
         self._late: list[IDelivery] = []
         self._drainers: list[Deferred[None]] = []
         self._publishers: list[Deferred[None]] = []
-        self._going_on = self._stopping = False
+        self._going_on = self._stopping = self._given_up = False
         self._scope = copy_context()
         self._state = "new"
 
@@ -226,12 +226,16 @@ class Server:
             self._execution.refuse(call.request.back, error)
         self._go_on()
 
+    def _give_back_late(self) -> None:
+        late, self._late = self._late, []
+        for delivery in late:
+            delivery.requeue(delivery.deliveries)
+
     def _give_up_queues(self, _: object) -> Deferred[None]:
         # Not before: it would come here again.
-        for delivery in self._late:
-            delivery.requeue(delivery.deliveries)
-        listener, self._late = self._listener, []
-        closed: Deferred[None] = succeed(None) if listener is None else listener.close()
+        self._given_up = True
+        self._give_back_late()
+        closed: Deferred[None] = succeed(None) if self._listener is None else self._listener.close()
         return closed
 
     # -- deliveries ----------------------------------------------------------------------------
@@ -294,6 +298,8 @@ class Server:
             return None
         if self._state == "closed":
             self._late.append(delivery)
+            if self._given_up:
+                self._give_back_late()
             return None
         method = self._endpoints.find(request.namespace, request.method, request.version)
         if delivery.deliveries:

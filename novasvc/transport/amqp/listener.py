@@ -119,7 +119,7 @@ class Listener:
                 self.held_changed()
                 return
             # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
-            await self._moved()
+            await self.moved()
         except BaseException:
             consumption.end("it cannot be set up")
             raise
@@ -226,14 +226,14 @@ class Listener:
         self._stop()
         return Deferred.fromCoroutine(self._close())
 
-    async def _moved(self) -> None:
+    async def moved(self) -> None:
         """Wait until what is given back, or put aside, is there; but for a broker that does not answer, not long."""
         moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
         await moves.addTimeout(self.consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
 
     async def _close(self) -> None:
         self.consumers.remove(self)
-        await self._moved()
+        await self.moved()
         await DeferredList([Deferred.fromCoroutine(running.close()) for running in self._running.values()])
         consumption, self._consumption = self._consumption, None
         if consumption is None:

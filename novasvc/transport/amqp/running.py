@@ -25,6 +25,9 @@ class _Listener(Owner, Protocol):
 
     consumers: Consumers
 
+    async def moved(self) -> None:
+        """Wait until what is given back is where it belongs."""
+
     def held_changed(self) -> None:
         """Hear that another number of requests is in such queues."""
 
@@ -98,7 +101,7 @@ class RunningRequests:
                 self.name = topology.new_running_queue(self.origin)
             consumption.end("it cannot be set up")
             raise
-        if self._closed:
+        if self._is_closed():  # meanwhile
             consumption.end("it is not wanted any more")
             return
         self._consumption = consumption
@@ -113,6 +116,9 @@ class RunningRequests:
                 queue=self.origin,
                 error=failure.value,
             )
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def connection_lost(self) -> None:
         """Do nothing: the channel has said so."""
@@ -138,6 +144,7 @@ class RunningRequests:
         try:
             # What is still on its way to us comes before the answer; with it, the queue must not be deleted.
             await consumption.cancel()
+            await self._listener.moved()
             consumption.flush()
             if not len(consumption):
                 for queue in (self.name, topology.unclaimed_queue(self.name)):
