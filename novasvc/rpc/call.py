@@ -28,6 +28,7 @@ class Call:
     :param running: what the method returned, if it takes its time.
     :param answered: no answer is to follow.
     :param missed: its message seems to be nowhere but here.
+    :param backlog_slot: where it is recorded as not begun; None if it is not.
     """
 
     delivery: IDelivery
@@ -45,6 +46,7 @@ class Call:
     keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
     answered: bool = attrs.field(default=False, init=False)
     missed: bool = attrs.field(default=False, init=False)
+    backlog_slot: int | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.delivered = self.admitted

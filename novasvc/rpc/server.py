@@ -6,13 +6,14 @@ from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.metrics import MethodFigures
+from novasvc.rpc.backlog import Backlog, Fate
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
@@ -20,10 +21,14 @@ from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_context, read_request, unwrap, way_back
 from novasvc.rpc.parking import Parking
-from novasvc.rpc.suspects import Suspects
+from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.target import Target
 
 _log = Logger()
+
+_LOOKS = 40
+_LOOK_INTERVAL = 0.05
+"""Times that the fate of a request is looked up while its holder may be dying, and seconds between two looks."""
 
 
 class Server:
@@ -36,9 +41,9 @@ class Server:
     :param concurrency: calls in flight at a time, > 0. As many more may wait here, delivered and
         not acknowledged; all others wait in the transport.
     :param run_blocking: takes a function, runs it in a thread, returns a Deferred of its result.
-    :param max_deliveries: a request of an idempotent method that was delivered as often before is put
-        into quarantine.
+    :param max_deliveries: an idempotent call that was running at as many deaths of a process is quarantined, > 0.
     :param send_tracebacks: callers get the traceback of an error, not only its last line.
+    :param backlog: tells which requests dead siblings of this process had not begun; None without siblings.
     :ivar counts: what became of the deliveries.
     :ivar figures: how each method fares.
     """
@@ -48,13 +53,15 @@ class Server:
     # A method is acknowledged when it begins, so it runs at most once: after a crash it is not run
     # again. A broker may still deliver it again, if the crash took the acknowledgement with it. So
     # a message that was delivered before is not run but refused, unless its method is
-    # idempotent: "may have run" cannot be undone, and a typed error can be dealt with.
+    # idempotent: "may have run" cannot be undone, and a typed error can be dealt with. It is run
+    # if this process's siblings had it, are dead, and are known not to have begun it: see
+    # novasvc.rpc.backlog.
     #
     # An idempotent method is acknowledged when it is done and its reply is published, so it runs
     # at least once, and after a crash it runs again elsewhere. One that takes its process down
     # each time is put into quarantine; for that the deaths have to be counted by who outlives the
-    # process, and those that were only near it are not to be counted with it. See Note [Who is to
-    # blame] in novasvc.rpc.suspects. A lost channel is no death.
+    # process, and those that were only near it are not to be counted with it. See Note [Finding the
+    # poison message] in novasvc.rpc.redelivery. A lost channel is no death.
     #
     # What was delivered and not begun is given back as new when the server closes: no call and no
     # cast is lost for a restart, and none is refused for it.
@@ -74,6 +81,7 @@ class Server:
         run_blocking: Callable[..., Deferred[Any]],
         max_deliveries: int = 3,
         send_tracebacks: bool = False,
+        backlog: Backlog | None = None,
     ) -> None:
         self.counts = Counts(target.topic)
         self._transport = transport
@@ -97,8 +105,18 @@ class Server:
             figures=self.figures,
             ended=self._go_on,
         )
-        self._suspects = Suspects(clock, self._execution, give_back=self._give_back, go_on=self._go_on)
+        self._redelivered = RedeliveredCalls(
+            clock,
+            self._execution,
+            concurrency=concurrency,
+            max_deliveries=max_deliveries,
+            retain=self._retain,
+            give_back=self._give_back,
+            go_on=self._go_on,
+        )
         self._holding = Holding(clock, self._ledger, hold_after=self._hold_after, give_back=self._give_back_waiting)
+        self._backlog = backlog
+        self._undecided: dict[IDelivery, IDelayedCall] = {}
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
         self._late: list[IDelivery] = []
@@ -160,7 +178,7 @@ class Server:
             return succeed(None)
         cancelled: Deferred[None] = self._listener.cancel()
         self._stopping = True
-        self._suspects.stop()
+        self._redelivered.stop()
         return cancelled
 
     def drained(self) -> Deferred[None]:
@@ -190,7 +208,11 @@ class Server:
         Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
         the transport instead, and so does what was not begun.
         """
-        waiting, self._waiting = [*self._suspects.withdraw(), *self._waiting], deque()
+        undecided, self._undecided = self._undecided, {}
+        for delivery, later in undecided.items():
+            later.cancel()
+            delivery.requeue(delivery.deliveries)  # Another server may know more of it.
+        waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         self._execution.cut_short()
         for call in waiting:
             if not self._execution.drop_stale(call):
@@ -199,8 +221,12 @@ class Server:
     def _give_back(self, call: Call) -> None:
         """Have a request delivered again, here or elsewhere: it was not begun."""
         self.counts.unserved("given_back")
-        # What has its turn to run comes back to us, to be counted.
-        self._ledger.give_back(call, here=not call.delivery.counted and not self._stopping)
+        self._leave_backlog(call)
+        self._ledger.give_back(call)
+
+    def _retain(self, call: Call) -> None:
+        """Have a request delivered again, counted, to this process: it is about to begin."""
+        self._ledger.give_back(call, here=True)
 
     def _give_back_waiting(self, call: Call) -> bool:
         """Give a request back if it only waits for room; return whether it does."""
@@ -251,9 +277,19 @@ class Server:
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
             return
+        self._take(delivery, fields)
+
+    def _take(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int = 0) -> None:
+        """Have a request run, now or in its turn, or settle it.
+
+        :param looks: how often it was left undecided because a process that may be dying had it before.
+        """
         request = None
         try:
             request = read_request(fields)
+            if delivery.deliveries and looks < _LOOKS and self._is_undecided(request):
+                self._undecided[delivery] = self._clock.callLater(_LOOK_INTERVAL, self._look, delivery, fields, looks)
+                return
             call = self._admit(delivery, request)
         except RPCError as error:
             self._refuse(delivery, fields, error, request and request.unique_id)
@@ -261,10 +297,40 @@ class Server:
         if call is None:
             return
         if call.deliveries:
-            self._suspects.add(call)
+            self._redelivered.add(call)
         else:
+            self._enter_backlog(call)
             self._waiting.append(call)
         self._go_on()
+
+    def _is_undecided(self, request: Request) -> bool:
+        """Tell whether the fate of a request is not known yet: a sibling that may be dying has it."""
+        if self._ledger.find(request.unique_id) is not None or self._ledger.is_settled(request.unique_id):
+            return False
+        return self._fate(request) is Fate.HELD
+
+    def _fate(self, request: Request) -> Fate:
+        if self._backlog is None or request.unique_id is None:
+            return Fate.UNKNOWN
+        return self._backlog.fate(request.unique_id)
+
+    def _look(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int) -> None:
+        del self._undecided[delivery]
+        self._take(delivery, fields, looks + 1)
+        self._tell_idle()
+
+    def _enter_backlog(self, call: Call) -> None:
+        """Record a call that has to wait, so that a sibling may run it if this process dies first."""
+        unique_id = call.request.unique_id
+        if self._backlog is None or unique_id is None or call.method.exposure.idempotent or self._has_room:
+            return
+        call.backlog_slot = self._backlog.add(unique_id)
+
+    def _leave_backlog(self, call: Call) -> None:
+        """Record that a call begins or is given back, before it is."""
+        if call.backlog_slot is not None and self._backlog is not None:
+            self._backlog.remove(call.backlog_slot)
+            call.backlog_slot = None
 
     def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError, unique_id: str | None) -> None:
         """Settle a request that does not become a call, and tell the caller why."""
@@ -303,12 +369,14 @@ class Server:
             return None
         method = self._endpoints.find(request.namespace, request.method, request.version)
         if delivery.deliveries:
-            if not method.exposure.idempotent:
+            if not method.exposure.idempotent and self._fate(request) is not Fate.NEVER_BEGAN:
                 raise RedeliveredError(request.method)
-            if delivery.deaths >= self._max_deliveries:
+            if method.exposure.idempotent and delivery.deaths >= self._max_deliveries:
                 raise QuarantinedError(request.method, delivery.deaths)
         method.exposure.check(request.method, request.args)
         call = Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
+        if not method.exposure.idempotent:
+            call.deliveries = 0  # Nobody began it: if it is given back, it is as good as new.
         self._ledger.take(call)
         return call
 
@@ -318,20 +386,33 @@ class Server:
             return  # A method that returned at once; the loop below goes on by itself.
         self._going_on = True
         try:
-            while len(self._execution) < self._concurrency:
-                self._suspects.begin()
-                if not self._waiting:
+            while self._has_room:
+                begun = self._redelivered.begin()
+                if self._waiting:
+                    self._begin(self._waiting.popleft())
+                elif not begun:
                     break
-                self._execution.begin(self._waiting.popleft())
         finally:
             self._going_on = False
         if self._publishers and not self._execution.publishing:
             _fire(self._publishers)
+        self._tell_idle()
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._execution) + self._redelivered.retained < self._concurrency
+
+    def _begin(self, call: Call) -> None:
+        self._leave_backlog(call)
+        self._execution.begin(call)
+
+    def _tell_idle(self) -> None:
         if self._drainers and self._idle():
             _fire(self._drainers)
 
     def _idle(self) -> bool:
-        return not (self._waiting or len(self._suspects) or len(self._execution) or len(self._parking))
+        waiting = self._waiting or self._undecided or len(self._redelivered) or len(self._parking)
+        return not (waiting or len(self._execution))
 
 
 def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:

@@ -204,6 +204,7 @@ class Node:
             concurrency=settings.rpc_concurrency,
             max_deliveries=settings.rpc_max_deliveries,
             run_blocking=self.runtime.run_blocking,
+            backlog=self.runtime.backlog,
         )
         await server.start()
 

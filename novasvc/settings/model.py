@@ -178,8 +178,8 @@ class Settings:
         "Calls that one service works on at a time.", INTEGER, default=64, minimum=1, nova="rpc_thread_pool_size"
     )
     rpc_max_deliveries: int = _setting(
-        "Times that a request of an idempotent method may be delivered, and its service die of it, before it is put "
-        "into quarantine.",
+        "Deaths of a process after which an idempotent call that was running in each of them is quarantined. Before "
+        "the last one it has run alone among the calls that were delivered before.",
         INTEGER,
         default=3,
         minimum=1,

@@ -144,6 +144,7 @@ class ForkServer:
         self._descriptors: deque[int] = deque()
         self._children: set[int] = set()
         self._problem: str | None = None
+        self._backlog: Any = None
         self._selector = selectors.DefaultSelector()
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -196,12 +197,15 @@ class ForkServer:
             self._problem = run_main(*message["main"])
         self._say_importing(None)
         self._outlet = importlib.import_module("novasvc.supervision.worker").Outlet()
+        # Made here so that all workers inherit it: a worker finds in it what a dead sibling never began.
+        self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
         with installing_none(), contextlib.suppress(Exception):
             importlib.import_module(_REHEARSAL).rehearse()
         gc.collect()
         gc.freeze()
 
     def _fork(self, key: int, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+        page = self._backlog.free_page(self._children)
         # A signal that comes before the child has its own handlers, waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
@@ -210,15 +214,18 @@ class ForkServer:
             self._say({"refused": key, "problem": f"the system forks no process: {error.strerror}"})
         else:
             if pid == 0:
-                self._be_worker(order, descriptors)
+                self._be_worker(order, descriptors, page)
             self._children.add(pid)
             self._say({"born": key, "pid": pid})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _be_worker(self, order: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
-        """Become a worker; see :func:`novasvc.supervision.worker.run`."""
+    def _be_worker(self, order: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
+        """Become a worker; see :func:`novasvc.supervision.worker.run`.
+
+        :param page: of the shared backlog; None if it has no room for one more process.
+        """
         status = 2
         try:
             signal.set_wakeup_fd(-1)
@@ -232,7 +239,8 @@ class ForkServer:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
             from novasvc.supervision.worker import run  # noqa: PLC0415 - preloaded by now
 
-            status = run(self._outlet, {**order, "problem": self._problem}, descriptors)
+            backlog = None if page is None else self._backlog.join(page, os.getpid())
+            status = run(self._outlet, {**order, "problem": self._problem}, descriptors, backlog)
         except BaseException:  # noqa: BLE001 - nothing of the forkserver may run in this process
             traceback.print_exc(file=sys.__stderr__)
         finally:

@@ -31,6 +31,7 @@ from novasvc.figures import Document
 from novasvc.interfaces import IHealthy, IPreforkable, IStartable
 from novasvc.logfiles import ReopenedFile
 from novasvc.logs import NOBODY, make_observer
+from novasvc.rpc.backlog import Backlog
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import LONGEST, Channel, Message, adopt
@@ -67,7 +68,7 @@ UNHANDLED = 2
 """The exit status of a worker that ends by an exception nobody expected, as in Nova."""
 
 
-def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
+def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], backlog: Backlog | None = None) -> int:
     """Be a worker, from just after the fork to the end of the process.
 
     :param outlet: of the log.
@@ -75,6 +76,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
         an install function, "log": {"file", "json", "level"}, "grace": seconds to drain}; see
         :mod:`novasvc.supervision.fleet`.
     :param descriptors: the channel to the supervisor, the record, and the listening sockets.
+    :param backlog: this process's record of requests that it has received and not begun.
     :return: the exit status.
     """
     channel_end, record_file, *sockets = descriptors
@@ -85,6 +87,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int]) 
     faulthandler.register(DUMP, record.descriptor)
     metrics.forget()
     runtime.worker_number, runtime.worker_grace = order["number"], order["grace"]
+    runtime.worker_backlog = backlog
     set_title(f"novasvc: worker {order['number']} ({order['name']})")
 
     importlib.import_module(order["reactor"]).install()

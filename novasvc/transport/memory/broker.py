@@ -226,6 +226,10 @@ class MemoryBroker:
 
     # -- turns ---------------------------------------------------------------------------------
 
+    def later(self, do: Callable[[], object]) -> None:
+        """Call something in a turn of its own, as a delivery would come."""
+        self._clock.callLater(0, do)
+
     def wake(self, source: _Source) -> None:
         """Deliver from a source in a turn to come, if it has anything for anybody."""
         if source.awake:

@@ -58,7 +58,10 @@ class _Delivery:
             self._queue.put_anew(self._message, deliveries)
 
     def requeue_here(self, deliveries: int) -> None:
-        self.requeue(deliveries)
+        if self._listener.settle(self):
+            self._message.deliveries = deliveries
+            again = _Delivery(self._message, self._queue, self._listener, self.body, deliveries)
+            self._listener.take_again(again)
 
     def quarantine(self, reason: str) -> None:
         if self._listener.settle(self):
@@ -96,6 +99,14 @@ class _Listener:
     def take(self, message: Message, queue: Queue) -> None:
         delivery = _Delivery(message, queue, self, message.body, message.deliveries)
         self._unsettled[delivery] = None
+        self._hand_on(delivery)
+
+    def take_again(self, delivery: _Delivery) -> None:
+        """Take back what was given back to this listener, in a turn of its own."""
+        self._unsettled[delivery] = None
+        self.broker.later(lambda: self._hand_on(delivery) if delivery in self._unsettled else None)
+
+    def _hand_on(self, delivery: _Delivery) -> None:
         try:
             self._receiver(delivery)
         except Exception:  # noqa: BLE001 - it must not keep the others' messages

@@ -1,5 +1,6 @@
-"""Tests for novasvc.rpc.suspects: services that die of a request, and the requests that were near it."""
+"""Tests for novasvc.rpc.redelivery: processes that die of a request, and the requests that ran beside it."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +14,24 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import QuarantinedError
 from novasvc.interfaces import IDelivery
-from novasvc.rpc.suspects import PATIENCE
+from novasvc.rpc.redelivery import PATIENCE, RedeliveredCalls
 from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.unit.rpc_rig import CONTEXT, TARGET
 
 INNOCENT = 24
+CONCURRENCY = 8
+MAX_DELIVERIES = 3
 
 
 @attrs.define(eq=False)
 class Marks:
-    """What a queue that does not count knows: what comes again, and the counts that go with messages, by body."""
+    """What a broker knows of messages, by body: what comes again, what a process keeps, and the counts in headers."""
 
     again: set[bytes] = attrs.field(factory=set)
-    counts: dict[bytes, int] = attrs.field(factory=dict)
+    kept: set[bytes] = attrs.field(factory=set)
+    deliveries: dict[bytes, int] = attrs.field(factory=dict)
+    deaths: dict[bytes, int] = attrs.field(factory=dict)
 
 
 @implementer(IDelivery)
@@ -37,6 +42,7 @@ class MarkedDelivery:
     inner: Any
     marks: Marks
     held: list["MarkedDelivery"]
+    lost: bool = False
 
     @property
     def body(self) -> bytes:
@@ -47,20 +53,23 @@ class MarkedDelivery:
         return self.inner.expires_in  # type: ignore[no-any-return]
 
     @property
-    def deaths(self) -> int:
-        return self.deliveries
-
-    @property
-    def session(self) -> Any:
-        return self.inner.session
-
-    @property
     def counted(self) -> bool:
         return self.body not in self.marks.again
 
     @property
     def deliveries(self) -> int:
-        return self.marks.counts.get(self.body, 0) + (not self.counted)
+        return self.marks.deliveries.get(self.body, 0) + (self.body in self.marks.again)
+
+    @property
+    def deaths(self) -> int:
+        return self.marks.deaths.get(self.body, 0)
+
+    @property
+    def session(self) -> Any:
+        return self.inner.session
+
+    def hold(self) -> None:
+        """There is no limit."""
 
     def settle(self, how: Callable[..., None], *args: Any) -> bool:
         if self not in self.held:
@@ -78,13 +87,13 @@ class MarkedDelivery:
     def requeue(self, deliveries: int) -> None:
         if self.settle(self.inner.requeue, deliveries):
             self.marks.again.discard(self.body)
-            self.marks.counts[self.body] = deliveries
-
-    def hold(self) -> None:
-        """There is no limit."""
+            self.marks.deliveries[self.body] = deliveries
 
     def requeue_here(self, deliveries: int) -> None:
-        self.requeue(deliveries)
+        if not self.lost and self.settle(self.inner.requeue_here, deliveries):
+            self.marks.again.discard(self.body)
+            self.marks.kept.add(self.body)
+            self.marks.deliveries[self.body] = deliveries
 
     def quarantine(self, reason: str) -> None:
         self.settle(self.inner.quarantine, reason)
@@ -97,10 +106,11 @@ class MarkingTransport(MemoryTransport):
         super().__init__(broker, clock=clock)
         self.marks = marks
         self.held: list[MarkedDelivery] = []
+        self.retained: Callable[[Any], None] | None = None
 
     def listen(self, target: Target, receiver: Callable[[Any], None], prefetch: int) -> Deferred[Any]:
         def receive(inner: Any) -> None:
-            delivery = MarkedDelivery(inner, self.marks, self.held)
+            delivery = MarkedDelivery(inner, self.marks, self.held, lost=self.retained is not None)
             self.held.append(delivery)
             receiver(delivery)
 
@@ -108,7 +118,11 @@ class MarkingTransport(MemoryTransport):
 
     def lose(self) -> None:
         """Leave everything to the broker, as it is."""
-        self.marks.again.update(delivery.body for delivery in self.held)
+        for delivery in self.held:
+            if delivery.body in self.marks.kept:
+                self.marks.kept.remove(delivery.body)
+                self.marks.deaths[delivery.body] = delivery.deaths + 1
+            self.marks.again.add(delivery.body)
         self.held.clear()
         self.close()
 
@@ -116,17 +130,19 @@ class MarkingTransport(MemoryTransport):
 class Service:
     """A process: it dies of some requests, and with it everything that it has in its hands."""
 
-    def __init__(self, case: "SuspectsTests") -> None:
+    def __init__(self, case: "RedeliveredCallsTests") -> None:
         self.case = case
         self.alive = True
         self.running: list[tuple[Any, Deferred[Any]]] = []
         self.transport = MarkingTransport(case.broker, case.clock, case.marks)
+        self.transport.retained = case.retained
         self.server = rpc.Server(
             self.transport,
             attrs.evolve(TARGET, server=None),
             rpc.Endpoints(self),
             clock=case.clock,
-            concurrency=8,
+            concurrency=case.concurrency,
+            max_deliveries=MAX_DELIVERIES,
             run_blocking=lambda function: Deferred(),
         )
         case.successResultOf(self.server.start())
@@ -152,12 +168,14 @@ class Service:
         self.server.close()
 
 
-class SuspectsTests(SynchronousTestCase):
+class RedeliveredCallsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.broker = MemoryBroker()
         self.marks = Marks()
         self.deaths = 0
+        self.concurrency = CONCURRENCY
+        self.retained: Callable[[Any], None] | None = None
         self.services: list[Service] = []
         self.start(1)
         transport = MemoryTransport(self.broker, clock=self.clock)
@@ -196,14 +214,14 @@ class SuspectsTests(SynchronousTestCase):
         self.assertEqual(len(self.broker.quarantine), len(guilty))
 
     def test_innocent(self) -> None:
-        """What was near a deadly request is never put aside with it, wherever it was."""
+        """What ran beside a deadly request is never quarantined with it, wherever it was."""
         for at in (0, 4, 8, 20, INNOCENT):
             self.broker.quarantine.clear()
             self.deaths = 0
             innocent, guilty = self.calls(at)
             self.run_all(innocent + guilty)
             self.check(innocent, guilty)
-            self.assertEqual(self.deaths, 3, at)
+            self.assertEqual(self.deaths, MAX_DELIVERIES + 1, at)
 
     def test_two_deadly(self) -> None:
         """Nor if there are two of them."""
@@ -219,55 +237,98 @@ class SuspectsTests(SynchronousTestCase):
         self.check(innocent, guilty)
 
     def test_killed_often(self) -> None:
-        """What waits for its turn survives any number of deaths that it has nothing to do with."""
+        """What waited for its turn survives any number of deaths: only calls that ran are ever counted."""
         innocent, _ = self.calls()
-        for _ in range(20):
+        for _ in range(MAX_DELIVERIES):
             self.start(1)
-            self.clock.pump([0.0] * 3)
+            self.clock.pump([0.0] * 4)
             self.services[0].die()
-        ended = sum(1 for call in innocent if call.called)
-        self.assertEqual(ended, len(self.broker.quarantine))
-        self.assertLess(ended, INNOCENT // 2)
+        self.assertEqual([call for call in innocent if call.called], [])
+        self.run_all(innocent)
+        self.check(innocent, [])
 
-    def suspects(self) -> Service:
-        """Have a service whose first eight requests were in the hands of another."""
+    def die_and_restart(self) -> Service:
+        """Have the only service die of something else, with all that it has in its hands, and start the next one."""
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.start(1)
+        self.clock.pump([0.0, 0.0])
         return self.services[0]
 
-    def test_one_at_a_time(self) -> None:
-        """A suspect runs alone among suspects, and beside new requests."""
-        innocent, _ = self.calls()
-        service = self.suspects()
-        for _ in range(100):
+    def test_one_death(self) -> None:
+        """After one death all that the dead process had runs again at full concurrency."""
+        self.calls()
+        service = self.die_and_restart()
+        self.assertEqual(sorted(what for what, _ in service.running), list(range(CONCURRENCY)))
+
+    def test_groups(self) -> None:
+        """With each further death the group of those that were running gets smaller, and is one at the end."""
+        self.calls()
+        self.broker.queue("nova", TARGET.topic, None).messages = deque(
+            list(self.broker.queue("nova", TARGET.topic, None).messages)[:CONCURRENCY]
+        )
+        sizes = []
+        for _ in range(MAX_DELIVERIES):
+            service = self.die_and_restart()
+            sizes.append(len(service.running))
+        self.assertEqual(sizes, [8, 3, 1])
+
+    def test_group_sizes(self) -> None:
+        """The groups are a geometric series from the concurrency to 1, however many deaths there may be."""
+        for concurrency, most, sizes in [
+            (64, 3, [64, 8, 1]),
+            (64, 2, [64, 1]),
+            (64, 1, [1]),
+            (1, 4, [1, 1, 1, 1]),
+            (64, 7, [64, 32, 16, 8, 4, 2, 1]),
+        ]:
+            calls = RedeliveredCalls(
+                self.clock,
+                None,  # type: ignore[arg-type]  # it begins nothing
+                concurrency=concurrency,
+                max_deliveries=most,
+                retain=lambda _: None,
+                give_back=lambda _: None,
+                go_on=lambda: None,
+            )
+            self.assertEqual([calls.group(deaths) for deaths in range(most)], sizes)
+
+    def test_new_calls(self) -> None:
+        """New calls run beside those that were delivered before, within the server's concurrency."""
+        self.calls()
+        service = self.die_and_restart()
+        while service.running:
+            service.running.pop(0)[1].callback(None)
             self.clock.pump([0.0, 0.0])
-            running = [body for body in self.marks.counts if any(d.body == body for d in service.transport.held)]
-            self.assertLessEqual(len(running), 1)
-            service.step()
-        self.assertEqual([self.successResultOf(call) for call in innocent], list(range(INNOCENT)))
+            self.assertLessEqual(len(service.running), CONCURRENCY)
+        self.assertEqual(service.server.in_flight, 0)
 
     def test_does_not_come(self) -> None:
-        """If the one that was given back does not come in time, the next one has its turn."""
+        """A place is not kept for ever for a message that was retained and does not come back."""
         self.calls()
-        service = self.suspects()
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.retained = lambda delivery: None
+        self.start(1)
         self.clock.advance(0)
-        self.assertEqual(service.server.counts.given_back, 1)
-        queue = self.broker.queue("nova", TARGET.topic, None)
-        queue.messages.pop()  # another server has it
+        redelivered = self.services[0].server._redelivered
         self.clock.advance(PATIENCE - 0.1)
-        self.assertEqual(service.server.counts.given_back, 1)
+        self.assertEqual(redelivered.retained, CONCURRENCY)
         self.clock.advance(0.1)
-        self.assertEqual(service.server.counts.given_back, 2)
+        self.assertEqual(redelivered.retained, 0)
 
     def test_stopped(self) -> None:
         """A service that stops gives back those whose turn has not come, and waits for none."""
         self.calls()
-        service = self.suspects()
-        self.clock.advance(0)
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.services = []
+        self.concurrency = 2
+        self.start(1)
+        self.clock.pump([0.0, 0.0])
+        service = self.services[0]
         self.successResultOf(service.server.stop_consuming())
-        held = [delivery for delivery in service.transport.held if not delivery.counted]
-        self.assertEqual(held, [])
+        self.assertEqual([delivery for delivery in service.transport.held if not delivery.counted], [])
         while service.running:
             service.step()
         self.successResultOf(service.server.drained())

@@ -1,0 +1,223 @@
+"""Tests for novasvc.rpc.backlog: what siblings know of the requests that a dead process had not begun."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import rpc
+from novasvc.rpc.backlog import SLOTS, Backlog, Fate, SharedBacklog
+from tests.unit.rpc_rig import RPCCase
+
+
+class BacklogCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.shared = SharedBacklog(pages=4)
+        self.own = self.shared.join(0, os.getpid())
+
+    def child(self, do: Callable[[Backlog], Any], page: int = 1) -> int:
+        """Run something in a process of its own, which then waits to be killed; return its pid."""
+        awake, wake = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            do(self.shared.join(page, os.getpid()))
+            os.write(wake, b".")
+            signal.pause()
+        os.close(wake)
+        self.addCleanup(self.kill, pid)
+        os.read(awake, 1)
+        os.close(awake)
+        return pid
+
+    def kill(self, pid: int, *, reap: bool = True) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            if reap:
+                os.waitpid(pid, 0)
+            else:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+class FateTests(BacklogCase):
+    def test_unknown(self) -> None:
+        """Nothing is known of a request that no sibling received, or that none had to let wait."""
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    def test_never_began(self) -> None:
+        """What a dead process had received and not begun, never began; whether it was reaped or not."""
+        pid = self.child(lambda backlog: backlog.add("a"))
+        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.kill(pid, reap=False)
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.kill(pid)
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+
+    def test_began(self) -> None:
+        """What it had begun, or given back, may have run."""
+        self.kill(self.child(lambda backlog: backlog.remove(backlog.add("a"))))
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    def test_taken_over(self) -> None:
+        """A second process that took the request over and died decides: it may have begun it, or not."""
+        self.kill(self.child(lambda backlog: backlog.add("a")))
+        pid = self.child(lambda backlog: backlog.add("a"), page=2)
+        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.kill(pid)
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.kill(self.child(lambda backlog: backlog.remove(backlog.add("a")), page=3))
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    def test_own(self) -> None:
+        """What this process has recorded itself is held by one that is alive."""
+        self.own.add("a")
+        self.assertIs(self.own.fate("a"), Fate.HELD)
+
+    def test_pid_of_another(self) -> None:
+        """A pid that was given to another process since does not pass for the one that had the request."""
+        self.shared.join(1, os.getpid()).add("a")
+        pid, started = self.shared.owner(1)
+        self.shared.memory[16:32] = pid.to_bytes(8, "little") + (started - 1).to_bytes(8, "little")
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+
+    def test_overwritten(self) -> None:
+        """The oldest entries are overwritten, and nothing is known of their requests any more."""
+        self.kill(self.child(lambda backlog: [backlog.add(str(n)) for n in range(SLOTS + 1)]))
+        self.assertIs(self.own.fate("0"), Fate.UNKNOWN)
+        self.assertIs(self.own.fate("1"), Fate.NEVER_BEGAN)
+
+    def test_page_taken_again(self) -> None:
+        """A process that gets the page of a dead one begins with an empty record."""
+        self.kill(self.child(lambda backlog: backlog.add("a")))
+        self.child(lambda backlog: backlog.add("b"))
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    @settings(max_examples=50, suppress_health_check=[HealthCheck.differing_executors])
+    @given(st.lists(st.text(st.characters(), max_size=40), unique=True, max_size=30), st.data())
+    def test_any_id(self, ids: list[str], data: st.DataObject) -> None:
+        """Ids of any form are told apart, lone surrogates among them."""
+        dead = SharedBacklog(pages=2)
+        record = dead.join(0, 2**31)  # no process has this pid
+        own = dead.join(1, os.getpid())
+        slots = {each: record.add(each) for each in ids}
+        begun = set(data.draw(st.lists(st.sampled_from(ids)))) if ids else set()
+        for each in begun:
+            record.remove(slots[each])
+        for each in ids:
+            self.assertIs(own.fate(each), Fate.UNKNOWN if each in begun else Fate.NEVER_BEGAN)
+
+
+class PageTests(SynchronousTestCase):
+    def test_longest_ago(self) -> None:
+        """The page of the process that died longest ago is given away; those of the living never are."""
+        shared = SharedBacklog(pages=3)
+        for pid in (11, 12, 13):
+            page = shared.free_page({11, 12, 13})
+            assert page is not None
+            shared.join(page, pid)
+        self.assertIs(shared.free_page({11, 12, 13}), None)
+        self.assertEqual(shared.free_page({11, 12}), 2)
+        self.assertEqual(shared.free_page({13}), 0)
+
+
+class ServerTests(RPCCase):
+    """A server with siblings: what it does with a request that one of them had."""
+
+    concurrency = 1
+
+    def setUp(self) -> None:
+        self.shared = SharedBacklog(pages=3)
+        self.sibling = self.shared.join(0, 2**31)  # no process has this pid: it is dead
+        self.own = self.shared.join(1, os.getpid())
+        super().setUp()
+
+    def serve(self, **given: Any) -> rpc.Server:
+        return super().serve(backlog=self.own, **given)
+
+    def unique_id(self, body: bytes) -> str:
+        unique_id = rpc.message.read_request(rpc.message.unwrap(body)).unique_id
+        assert unique_id is not None
+        return unique_id
+
+    def results(self) -> list[Any]:
+        return [reply.result if reply.failure is None else "failed" for reply in self.replies]
+
+    def test_never_began(self) -> None:
+        """It runs what a dead sibling had not begun, although its method is not idempotent."""
+        body = self.request("note", what=1)
+        self.sibling.add(self.unique_id(body))
+        self.redeliver(body)
+        self.assertEqual((self.diary.calls, self.results()), ([1], [1]))
+
+    def test_began(self) -> None:
+        """It refuses what the sibling had begun."""
+        body = self.request("note", what=1)
+        self.sibling.remove(self.sibling.add(self.unique_id(body)))
+        self.redeliver(body)
+        self.assertEqual((self.diary.calls, self.results()), ([], ["failed"]))
+
+    def test_dying(self) -> None:
+        """It waits a moment for a sibling that may be dying, and then takes its request."""
+        body = self.request("note", what=1)
+        pid = os.getpid()
+        dying = self.shared.join(2, pid)
+        dying.add(self.unique_id(body))
+        self.redeliver(body)
+        self.assertEqual((self.diary.calls, self.results()), ([], []))
+        self.shared.memory[32:40] = (2**31).to_bytes(8, "little")
+        self.clock.pump([0.05, 0.0])
+        self.assertEqual((self.diary.calls, self.results()), ([1], [1]))
+
+    def test_alive(self) -> None:
+        """It refuses the request of a sibling that stays alive, which may run it itself."""
+        body = self.request("note", what=1)
+        self.shared.join(2, os.getpid()).add(self.unique_id(body))
+        self.redeliver(body)
+        drained = self.server.drained()
+        self.clock.pump([0.05] * 39)
+        self.assertNoResult(drained)
+        self.clock.pump([0.05, 0.0])
+        self.assertEqual((self.diary.calls, self.results()), ([], ["failed"]))
+        self.successResultOf(drained)
+
+    def test_given_back(self) -> None:
+        """A server that is closed meanwhile gives it back, for another to decide."""
+        body = self.request("note", what=1)
+        self.shared.join(2, os.getpid()).add(self.unique_id(body))
+        self.redeliver(body)
+        self.successResultOf(self.server.close())
+        ((delivery),) = self.take()
+        self.assertEqual((delivery.body, delivery.deliveries), (body, 1))
+        self.clock.advance(10)
+        self.assertEqual((self.diary.calls, self.results()), ([], []))
+
+    def test_recorded(self) -> None:
+        """It records what it lets wait, until that begins or is given back."""
+        first, second, third = (self.request("hang", what=n) for n in range(3))
+        for body in (first, second, third):
+            self.send(body)
+        fates = [self.own.fate(self.unique_id(body)) for body in (first, second, third)]
+        self.assertEqual(fates[0], Fate.UNKNOWN)
+        self.assertEqual(fates[1], Fate.HELD)
+        self.diary.hanging[0].callback(None)
+        self.clock.advance(0)
+        self.assertEqual(self.diary.calls, [0, 1])
+        self.assertIs(self.own.fate(self.unique_id(second)), Fate.UNKNOWN)
+        self.successResultOf(self.server.stop_consuming())
+        self.server.cut_short()
+        self.assertIs(self.own.fate(self.unique_id(third)), Fate.UNKNOWN)
+
+    def test_idempotent(self) -> None:
+        """Nothing is recorded of methods that are idempotent: they may run again anyway."""
+        hanging: list[Deferred[Any]] = self.diary.hanging
+        self.send(self.request("hang", what=0))
+        waiting = self.request("hang_again", what=1)
+        self.send(waiting)
+        self.assertIs(self.own.fate(self.unique_id(waiting)), Fate.UNKNOWN)
+        hanging[0].callback(None)
