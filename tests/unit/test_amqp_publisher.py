@@ -1,5 +1,6 @@
 """Tests for novasvc.transport.amqp.publisher."""
 
+from math import inf
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -23,13 +24,18 @@ from tests.unit.amqp_rig import AMQPCase, Link, Said
 
 
 class PublisherCase(AMQPCase):
-    """A publisher on its connection; messages are confirmed by the test."""
+    """A publisher on its connection; messages are confirmed by the test.
+
+    :cvar proof_age: see Publisher; infinite sends no probes.
+    """
+
+    proof_age = inf
 
     def setUp(self) -> None:
         super().setUp()
         self.broker.confirming = False
         options = BrokerOptions(heartbeat=0)
-        self.publisher = Publisher("nova", options, self.reactor)
+        self.publisher = Publisher("nova", options, self.reactor, self.proof_age)
         address = BrokerAddress.parse("amqp://nova:secret@one/cell")
         self.connection = self.publisher.connection = Connection(
             "publishing", address, options, self.reactor, self.publisher, client_name="test", retry=lambda _: 1.0

@@ -67,6 +67,7 @@ class Message:
     :param patience: seconds that it may be held, if it has no ttl; None is the time for an operation.
     :param request: it is addressed to a service, which may be about to come back with its broker.
     :param done: fires when the broker has it; cancelled by who does not want to know any more.
+    :param forgotten: called if it is cancelled when it was written and is not confirmed.
     :param expires_at: seconds on the clock after which nobody wants it, or None.
     :param returned: no queue was bound for it.
     :param returns: how often it came back.
@@ -81,15 +82,20 @@ class Message:
     headers: dict[str, Any] | None = None
     patience: float | None = None
     request: bool = attrs.field(default=False, kw_only=True)
-    done: Deferred[None] = attrs.field(factory=lambda: Deferred(_let_go))
+    done: Deferred[None] = attrs.field(init=False)
+    forgotten: Callable[[], None] | None = attrs.field(default=None, init=False)
     expires_at: float | None = attrs.field(default=None, init=False)
     sent_at: float = attrs.field(default=0.0, init=False)
     returned: bool = attrs.field(default=False, init=False)
     returns: int = attrs.field(default=0, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.done = Deferred(self._cancelled)
 
-def _let_go(done: Deferred[None]) -> None:
-    """Let a cancelled Deferred fail by itself; the broker's word still comes, and is passed over."""
+    def _cancelled(self, _: object) -> None:
+        """Let the Deferred fail by itself; a confirm still comes, and is passed over."""
+        if self.forgotten is not None:
+            self.forgotten()
 
 
 @attrs.define(eq=False)
@@ -99,6 +105,7 @@ class Lane(ChannelReceiver):
     :param explain: makes an error of what ended the channel.
     :param ended: called when the channel has ended.
     :param not_routed: takes a message that came back.
+    :param forgotten: called when one that is not confirmed is not wanted any more.
     :param confirmed_at: seconds on the clock when the broker last confirmed a message; -inf if it never did.
     """
 
@@ -107,6 +114,7 @@ class Lane(ChannelReceiver):
     _explain: Callable[[ClosedError], BrokerError]
     _ended: Callable[[ClosedError], None]
     _not_routed: Callable[[Message], None]
+    _forgotten: Callable[[], None]
     confirmed_at: float = attrs.field(default=-inf, init=False)
     _last_tag: int = attrs.field(default=0, init=False)
     _unconfirmed: dict[int, Message] = attrs.field(factory=dict, init=False)
@@ -125,7 +133,7 @@ class Lane(ChannelReceiver):
         except ValueError as error:
             message.done.errback(BrokerError(message.target, str(error)))
             return
-        message.sent_at = now
+        message.sent_at, message.forgotten = now, self._forgotten
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = message
         client = channel.client
@@ -243,7 +251,9 @@ class Publisher:
     # left in the socket, and the caller's message is held, here, where it can still be forgotten.
     #
     # What is left is what a busy sender has written between the begin of an alarm and the broker's
-    # word: the messages of one round trip. Their senders hear that they are not confirmed.
+    # word: the messages of one round trip. When the first of them is not wanted any more, and the
+    # broker still does not read, the connection is dropped. The broker notices that at its next
+    # heartbeat at the latest, and what it had not read goes with the connection.
     #
     # Replies go without a proof: to publish one late does no harm.
 
@@ -262,6 +272,7 @@ class Publisher:
     _held_bytes: int = attrs.field(default=0, init=False)
     _unrouted: dict[Message, IDelayedCall] = attrs.field(factory=dict, init=False)
     _probing: bool = attrs.field(default=False, init=False)
+    _dropping: IDelayedCall | None = attrs.field(default=None, init=False)
     _reconnects: int = attrs.field(default=0, init=False)
     _back_at: float = attrs.field(default=-inf, init=False)
     _watch: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -504,15 +515,16 @@ class Publisher:
     def close(self) -> None:
         """Fail what waits, and take no more."""
         self._closed = True
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        for timer in (self._watch, self._dropping):
+            if timer is not None:
+                timer.cancel()
+        self._watch = self._dropping = None
         self._end_reopening()
         waiting = [held.message for held in self._held] + list(self._unrouted)
         for held in list(self._held):
             self._release(held)
-        for message, timer in self._unrouted.items():
-            timer.cancel()
+        for message, pause in self._unrouted.items():
+            pause.cancel()
             self._held_bytes -= len(message.body)
         self._unrouted = {}
         for message in waiting:
@@ -526,7 +538,7 @@ class Publisher:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
         channel = await protocol.open_channel()
         await channel.confirm_select()
-        lane = Lane(channel, self._clock, self._explained, ended, self._not_routed)
+        lane = Lane(channel, self._clock, self._explained, ended, self._not_routed, self._forgotten)
         channel.receiver = lane
         return lane
 
@@ -604,6 +616,18 @@ class Publisher:
         if not message.done.called:
             error = failure.value
             message.done.errback(self._explained(error) if isinstance(error, ClosedError) else failure)
+
+    def _forgotten(self) -> None:
+        """Drop a connection with a message on it that nobody wants and the broker has not read; see Note [Written is run]."""
+        if self.connection.state == "blocked" and self._dropping is None:
+            # Later: whoever forgets one message may be about to forget others.
+            self._dropping = self._clock.callLater(0, self._drop)
+
+    def _drop(self) -> None:
+        self._dropping = None
+        protocol, reason = self.connection.protocol, self.connection.blocked_by
+        if protocol is not None and self.connection.state == "blocked":
+            protocol.end(ClosedError(f"dropped, with messages that the broker had not read: {reason}"))
 
     # -- the broker's silence ------------------------------------------------------------------
 
