@@ -201,7 +201,7 @@ class Client:
         body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
         metrics.casts.at(target.topic, method).value += 1
         send: Callable[[], Deferred[None]] = partial(self._transport.send, target, body, None, False)
-        return Deferred.fromCoroutine(_send_again(send, target, method)) if self._idempotent else send()
+        return Deferred.fromCoroutine(_send_again(send)) if self._idempotent else send()
 
     def _checked_target(self) -> Target:
         target = self._target
@@ -212,7 +212,7 @@ class Client:
         return target
 
 
-async def _send_again(send: Callable[[], Deferred[None]], target: Target, method: str) -> None:
+async def _send_again(send: Callable[[], Deferred[None]]) -> None:
     """Send until the broker confirms; the transport holds the message while there is no connection."""
     for attempt in range(RESENDS + 1):
         try:
@@ -220,7 +220,7 @@ async def _send_again(send: Callable[[], Deferred[None]], target: Target, method
         except UnconfirmedError:
             if attempt == RESENDS:
                 raise
-            metrics.resent.at(target.topic, method).value += 1
+            metrics.resent.at().value += 1
         else:
             return
 

@@ -261,7 +261,7 @@ class PendingCalls:
         pending.unconfirmed = pending.unconfirmed or error
         if pending.idempotent and pending.resent < RESENDS and self._address is not None:
             pending.resent += 1
-            metrics.resent.at(pending.target.topic, pending.method).value += 1
+            metrics.resent.at().value += 1
             self._be_patient(msg_id, pending)
             self._send(msg_id, pending, self._address)
         else:

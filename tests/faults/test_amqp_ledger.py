@@ -29,7 +29,7 @@ class LedgerCase(AMQPCase):
         for host in ("h1", "h2"):
             await self.serve(await self.connect(**self.options), server=host, diary=worker)  # type: ignore[arg-type]
         client = await self.client(await self.connect(**self.options), patience=TIMEOUT)
-        ledger = Ledger(client, worker, seconds=0.005)
+        ledger = Ledger(client, worker, seconds=0.05)
         ledger.begin(IN_FLIGHT)
         for _ in range(KILLS):
             answered = len(ledger.entries)
