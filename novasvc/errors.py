@@ -387,7 +387,9 @@ class UndeliverableError(RPCError):
                 "control_exchange and transport_url"
             )
         if self.registered:
-            return f"nobody serves {self.target}: {unbound}, and all {self.registered} such services are down; start one"
+            return (
+                f"nobody serves {self.target}: {unbound}, and all {self.registered} such services are down; start one"
+            )
         if self.registered is not None:
             unbound += ", and no such service is registered"
         return f"nobody serves {self.target}: {unbound}; start a service with this topic, or check topic and host"

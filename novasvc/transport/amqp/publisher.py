@@ -381,7 +381,7 @@ class Publisher:
             why = self.connection.trouble or "the broker confirms too slowly"
             return fail(TransportFullError(message.target, len(self), why))
         patience = message.patience or self._options.operation_timeout
-        if message.expires_at is not None:
+        if message.expires_at is not None and message.expires_at < inf:
             patience = max(0.0, message.expires_at - self._clock.seconds()) * _BEFORE_THE_END
         held = _Held(send, message)
         held.timer = self._clock.callLater(patience, self._give_up, held)
