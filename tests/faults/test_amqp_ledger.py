@@ -7,8 +7,8 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from novasvc.errors import RPCTimeoutError, UndeliverableError
-from tests.faults.amqp_rig import TOPIC, AMQPCase
+from novasvc.errors import UndeliverableError
+from tests.faults.amqp_rig import AMQPCase
 from tests.faults.ledger import Ledger, Worker
 from tests.servers import Broker, fragile_broker
 
@@ -42,7 +42,6 @@ class LedgerCase(AMQPCase):
         answered = len(ledger.entries)
         await self.until(lambda: len(ledger.entries) > answered + 500)
         await ledger.end()
-        print(type(self).__name__, ledger.totals(), [round(e.seconds, 1) for e in ledger.timeouts])
         return ledger
 
     def assert_true_outcomes(self, ledger: Ledger) -> None:

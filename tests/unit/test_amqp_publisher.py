@@ -310,7 +310,7 @@ class ReturnedPeersTests(PublisherCase):
 
 
 class ProofTests(PublisherCase):
-    """Tests for Note [Written is run]: what somebody waits for is written only where it is read."""
+    """Tests for Note [Only what is read is written]: what somebody waits for is written only where it is read."""
 
     proof_age = PROOF_AGE
 

@@ -238,7 +238,7 @@ class Publisher:
     # An acknowledgement on such a connection would not be read either, and consuming would stop
     # with publishing. So messages go out by one connection, and come in by another.
 
-    # Note [Written is run]
+    # Note [Only what is read is written]
     #
     # A message that was written to the socket cannot be taken back. A broker in alarm leaves it there,
     # says "blocked" only when it comes upon the first message, and reads on when the alarm is over, an
@@ -314,7 +314,7 @@ class Publisher:
         return connection.state == "ready" and not connection.is_congested
 
     def _needs_proof(self, message: Message) -> bool:
-        """Tell whether a message waits until the broker is known to read; see Note [Written is run]."""
+        """Tell whether a message waits until the broker is known to read; see Note [Only what is read is written]."""
         now, lane, expires_at = self._clock.seconds(), self._direct, message.expires_at
         if lane is not None and now - lane.confirmed_at <= self._proof_age:
             return False
@@ -379,7 +379,7 @@ class Publisher:
         size = len(message.body)
         if not self._has_room(size):
             why = self.connection.trouble or "the broker confirms too slowly"
-            return fail(TransportFullError(message.target, len(self), why))
+            return fail(TransportFullError(message.target, len(self._held) + len(self._unrouted), why))
         patience = message.patience or self._options.operation_timeout
         if message.expires_at is not None and message.expires_at < inf:
             patience = max(0.0, message.expires_at - self._clock.seconds()) * _BEFORE_THE_END
@@ -414,7 +414,7 @@ class Publisher:
             held.timer.cancel()
 
     def _probe(self) -> None:
-        """Have the broker prove that it reads, if what is held waits for that; see Note [Written is run]."""
+        """Have the broker prove that it reads, if what is held waits for that; see Note [Only what is read is written]."""
         lane = self._direct
         if lane is None or self._probing or not self._can_write:
             return
@@ -618,7 +618,10 @@ class Publisher:
             message.done.errback(self._explained(error) if isinstance(error, ClosedError) else failure)
 
     def _forgotten(self) -> None:
-        """Drop a connection with a message on it that nobody wants and the broker has not read; see Note [Written is run]."""
+        """Drop a connection that is not read and has a message on it that nobody wants.
+
+        See Note [Only what is read is written].
+        """
         if self.connection.state == "blocked" and self._dropping is None:
             # Later: whoever forgets one message may be about to forget others.
             self._dropping = self._clock.callLater(0, self._drop)
