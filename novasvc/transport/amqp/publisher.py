@@ -92,6 +92,14 @@ class Message:
     def __attrs_post_init__(self) -> None:
         self.done = Deferred(self._cancelled)
 
+    def begin(self, now: float) -> None:
+        """Let its time begin, unless it has begun.
+
+        :param now: seconds on the clock.
+        """
+        if self.ttl is not None and self.expires_at is None:
+            self.expires_at = now + self.ttl
+
     def _cancelled(self, _: object) -> None:
         """Let the Deferred fail by itself; a confirm still comes, and is passed over."""
         if self.forgotten is not None:
@@ -122,9 +130,12 @@ class Lane(ChannelReceiver):
     def __len__(self) -> int:
         return len(self._unconfirmed)
 
-    def publish(self, message: Message) -> None:
-        """Send a message; its ``done`` fires in time."""
-        channel, now = self.channel, self._clock.seconds()
+    def publish(self, message: Message, now: float) -> None:
+        """Send a message; its ``done`` fires in time.
+
+        :param now: seconds on the clock.
+        """
+        channel = self.channel
         # What is left of its time: the broker counts from when it reads the message.
         ttl = None if message.expires_at is None else message.expires_at - now
         try:
@@ -294,12 +305,12 @@ class Publisher:
         :raises UnconfirmedError: it may have been taken, or not.
         :raises TransportFullError: too much waits already.
         """
-        if message.ttl is not None and message.expires_at is None:
-            message.expires_at = self._clock.seconds() + message.ttl
-        lane = self._direct
-        if lane is None or not self._flows or message.exchange not in self._exchanges or self._needs_proof(message):
+        now, lane = self._clock.seconds(), self._direct
+        message.begin(now)
+        flows = lane is not None and self._flows and message.exchange in self._exchanges
+        if lane is None or not flows or self._needs_proof(message, now):
             return self._publish_slowly(message)
-        lane.publish(message)
+        lane.publish(message, now)
         if self._watch is None:
             self._arm()
         return message.done
@@ -313,9 +324,9 @@ class Publisher:
         connection = self.connection
         return connection.state == "ready" and not connection.is_congested
 
-    def _needs_proof(self, message: Message) -> bool:
+    def _needs_proof(self, message: Message, now: float) -> bool:
         """Tell whether a message waits until the broker is known to read; see Note [Only what is read is written]."""
-        now, lane, expires_at = self._clock.seconds(), self._direct, message.expires_at
+        lane, expires_at = self._direct, message.expires_at
         if lane is not None and now - lane.confirmed_at <= self._proof_age:
             return False
         return message.request or (expires_at is not None and expires_at > now)
@@ -343,11 +354,11 @@ class Publisher:
     def fanout(self, topic: str, body: bytes, ttl: float | None, target: str) -> Deferred[None]:
         """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
-        if ttl is not None:
-            message.expires_at = self._clock.seconds() + ttl
+        now = self._clock.seconds()
+        message.begin(now)
         if self._closed:
             return fail(TransportClosedError("sending"))
-        if not self._flows or self._needs_proof(message):
+        if not self._flows or self._needs_proof(message, now):
             return self._hold(partial(self._fan_out, topic, message), message)
         self._fan_out(topic, message)
         return message.done
@@ -370,7 +381,7 @@ class Publisher:
         except ClosedError as reason:
             raise self._explained(reason) from reason
         if not message.done.called:
-            lane.publish(message)
+            lane.publish(message, self._clock.seconds())
             self._arm()
 
     # -- holding -------------------------------------------------------------------------------
@@ -414,19 +425,20 @@ class Publisher:
             held.timer.cancel()
 
     def _probe(self) -> None:
-        """Have the broker prove that it reads, if what is held waits for that; see Note [Only what is read is written]."""
+        """Have the broker prove that it reads, if a held message waits for that."""
         lane = self._direct
         if lane is None or self._probing or not self._can_write:
             return
-        waiting = next((held.message for held in self._held if self._needs_proof(held.message)), None)
+        now = self._clock.seconds()
+        waiting = next((held.message for held in self._held if self._needs_proof(held.message, now)), None)
         if waiting is None:
             return
         # To the exchange that the message goes to: the user may not be permitted to write to another.
         exchange = waiting.exchange if waiting.exchange in self._exchanges else self._exchange
-        probe = Message(exchange, PROBE_KEY, b"", None, mandatory=False, target=PROBE_KEY)
-        probe.expires_at = self._clock.seconds() + _PROBE_TTL
+        probe = Message(exchange, PROBE_KEY, b"", _PROBE_TTL, mandatory=False, target=PROBE_KEY)
+        probe.begin(now)
         self._probing = True
-        lane.publish(probe)
+        lane.publish(probe, now)
         probe.done.addCallbacks(self._proven, self._not_proven, errbackArgs=(exchange,))
         self._arm()
 
@@ -441,6 +453,7 @@ class Publisher:
             for held in [held for held in self._held if held.message.exchange == exchange]:
                 self._release(held)
                 self._fail(held.message, Failure(failure.value))
+        self._probe()  # for messages to other exchanges
 
     # -- requests that came back ---------------------------------------------------------------
 
@@ -455,6 +468,7 @@ class Publisher:
         """Send a request again that no queue is bound for, or fail it; see Note [Peers return]."""
         size = len(message.body)
         message.returns += 1
+        message.forgotten = None
         if message.request and self._has_room(size):
             pause = self._pause(message.returns)
             until = self._back_at + PEERS_RETURN
