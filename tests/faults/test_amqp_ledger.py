@@ -7,17 +7,21 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from novasvc.errors import UndeliverableError
+from novasvc.errors import UnconfirmedError, UndeliverableError
 from tests.faults.amqp_rig import AMQPCase
 from tests.faults.ledger import Ledger, Worker
 from tests.servers import Broker, fragile_broker
 
 IN_FLIGHT = 64
-TIMEOUT = 30.0
+TIMEOUT = 60.0
+"""Seconds: more than a broker needs to come back on a busy machine."""
+SOON = 5.0
+"""Seconds in which a call that must not be sent again ends, whatever the timeout is; most of it for a busy machine."""
 KILLS = 2
 
 
 class LedgerCase(AMQPCase):
+    timeout = 170  # trial's own
     options: ClassVar[dict[str, Any]] = {}
 
     def choose_broker(self) -> Broker:
@@ -34,7 +38,7 @@ class LedgerCase(AMQPCase):
         for _ in range(KILLS):
             answered = len(ledger.entries)
             await self.until(lambda answered=answered: len(ledger.entries) > answered + 500)  # type: ignore[misc]
-            self.assertEqual(ledger.in_flight, IN_FLIGHT)
+            self.assertGreater(ledger.in_flight, IN_FLIGHT / 2)
             self.broker.kill()
             await deferLater(reactor, 0.5)
             self.broker.start()
@@ -49,6 +53,8 @@ class LedgerCase(AMQPCase):
         self.assertEqual(ledger.run_twice, [])
         self.assertEqual(ledger.answered_without_a_run, [])
         self.assertEqual(ledger.select(lambda e: isinstance(e.outcome, UndeliverableError)), [])
+        late = ledger.select(lambda e: isinstance(e.outcome, UnconfirmedError) and not e.idempotent and e.seconds > SOON)
+        self.assertEqual(late, [])
 
 
 @pytest.mark.slow

@@ -92,14 +92,6 @@ class Message:
     def __attrs_post_init__(self) -> None:
         self.done = Deferred(self._cancelled)
 
-    def begin(self, now: float) -> None:
-        """Let its time begin, unless it has begun.
-
-        :param now: seconds on the clock.
-        """
-        if self.ttl is not None and self.expires_at is None:
-            self.expires_at = now + self.ttl
-
     def _cancelled(self, _: object) -> None:
         """Let the Deferred fail by itself; a confirm still comes, and is passed over."""
         if self.forgotten is not None:
@@ -306,9 +298,11 @@ class Publisher:
         :raises TransportFullError: too much waits already.
         """
         now, lane = self._clock.seconds(), self._direct
-        message.begin(now)
-        flows = lane is not None and self._flows and message.exchange in self._exchanges
-        if lane is None or not flows or self._needs_proof(message, now):
+        if message.ttl is not None and message.expires_at is None:
+            message.expires_at = now + message.ttl
+        if lane is None or not self._flows or message.exchange not in self._exchanges:
+            return self._publish_slowly(message)
+        if now - lane.confirmed_at > self._proof_age and self._needs_proof(message, now):
             return self._publish_slowly(message)
         lane.publish(message, now)
         if self._watch is None:
@@ -317,12 +311,12 @@ class Publisher:
 
     @property
     def _flows(self) -> bool:
-        return not self._held and self._can_write
+        connection = self.connection
+        return not self._held and connection.state == "ready" and not connection.is_congested
 
     @property
     def _can_write(self) -> bool:
-        connection = self.connection
-        return connection.state == "ready" and not connection.is_congested
+        return self.connection.state == "ready" and not self.connection.is_congested
 
     def _needs_proof(self, message: Message, now: float) -> bool:
         """Tell whether a message waits until the broker is known to read; see Note [Only what is read is written]."""
@@ -355,7 +349,7 @@ class Publisher:
         """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
         now = self._clock.seconds()
-        message.begin(now)
+        message.expires_at = None if ttl is None else now + ttl
         if self._closed:
             return fail(TransportClosedError("sending"))
         if not self._flows or self._needs_proof(message, now):
@@ -436,7 +430,7 @@ class Publisher:
         # To the exchange that the message goes to: the user may not be permitted to write to another.
         exchange = waiting.exchange if waiting.exchange in self._exchanges else self._exchange
         probe = Message(exchange, PROBE_KEY, b"", _PROBE_TTL, mandatory=False, target=PROBE_KEY)
-        probe.begin(now)
+        probe.expires_at = now + _PROBE_TTL
         self._probing = True
         lane.publish(probe, now)
         probe.done.addCallbacks(self._proven, self._not_proven, errbackArgs=(exchange,))
