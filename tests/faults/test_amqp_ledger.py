@@ -36,24 +36,29 @@ class LedgerCase(AMQPCase):
         ledger = Ledger(client, worker, seconds=0.05)
         ledger.begin(IN_FLIGHT)
         for _ in range(KILLS):
-            answered = len(ledger.entries)
-            await self.until(lambda answered=answered: len(ledger.entries) > answered + 500)  # type: ignore[misc]
+            await self.until_ended(ledger, 500)
             self.assertGreater(ledger.in_flight, IN_FLIGHT / 2)
             self.broker.kill()
             await deferLater(reactor, 0.5)
             self.broker.start()
             await deferToThread(self.broker.wait_ready)
-        answered = len(ledger.entries)
-        await self.until(lambda: len(ledger.entries) > answered + 500)
+        await self.until_ended(ledger, 500)
         await ledger.end()
         return ledger
+
+    async def until_ended(self, ledger: Ledger, calls: int) -> None:
+        """Wait until so many more calls have ended."""
+        before = len(ledger.entries)
+        await self.until(lambda: len(ledger.entries) > before + calls, TIMEOUT)
 
     def assert_true_outcomes(self, ledger: Ledger) -> None:
         self.assertEqual(ledger.unconfirmed_timeouts, [])
         self.assertEqual(ledger.run_twice, [])
         self.assertEqual(ledger.answered_without_a_run, [])
         self.assertEqual(ledger.select(lambda e: isinstance(e.outcome, UndeliverableError)), [])
-        late = ledger.select(lambda e: isinstance(e.outcome, UnconfirmedError) and not e.idempotent and e.seconds > SOON)
+        late = ledger.select(
+            lambda e: isinstance(e.outcome, UnconfirmedError) and not e.idempotent and e.seconds > SOON
+        )
         self.assertEqual(late, [])
 
 
