@@ -47,7 +47,7 @@ _OUTAGES: Mapping[type[Exception], str] = {
     RPCTimeoutError: "it did not answer in time",
     TooManyCallsError: "too many calls wait for it",
     TransportClosedError: "the connection to it was closed",
-    TransportFullError: "its queue is full",
+    TransportFullError: "too many messages wait for it already",
     UnconfirmedError: "the connection to the broker was lost meanwhile",
     UndeliverableError: f"no node serves the topic {TOPIC!r}",
     BrokerError: "the broker is not there, or refuses",
@@ -262,7 +262,13 @@ class RemoteRegistry:
     def __init__(self, client: rpc.Client) -> None:
         self._client = client
         self._conductor = client.prepare(
-            topic=TOPIC, server=None, fanout=False, namespace=NAMESPACE, version=VERSION, timeout=TIMEOUT
+            topic=TOPIC,
+            server=None,
+            fanout=False,
+            namespace=NAMESPACE,
+            version=VERSION,
+            timeout=TIMEOUT,
+            idempotent=True,
         )
 
     def open(self) -> Deferred[None]:
@@ -299,7 +305,9 @@ class RemoteRegistry:
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
-        return self._ask(_read, "update", service_id=service_id, **attrs.asdict(changes))
+        once = self._conductor.prepare(idempotent=False)  # See Note [What a conductor may do twice].
+        asking = once.call(RequestContext.admin(), "update", service_id=service_id, **attrs.asdict(changes))
+        return Deferred.fromCoroutine(_answer(asking, _read, "update"))
 
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""

@@ -339,7 +339,7 @@ class RPCTimeoutError(RPCError):
     :param method: the method that was called.
     :param timeout: seconds that were waited.
     :param silent: it was a sign of life that did not come.
-    :param unconfirmed: why it is not known whether the message was taken at all; empty if it was.
+    :param unconfirmed: why the broker has not confirmed the message; empty if it has.
     """
 
     target: str
@@ -367,29 +367,53 @@ class RPCTimeoutError(RPCError):
 
 @attrs.define
 class UndeliverableError(RPCError):
-    """Nobody serves the target.
+    """No queue is bound for the target.
 
     :param target: as text.
+    :param registered: services that the registry has for it; None if the caller could not ask the registry.
+    :param up: those of them that the registry has as up.
     """
 
     target: str
+    registered: int | None = None
+    up: int = 0
 
     def __str__(self) -> str:
-        return f"nobody serves {self.target}; start a service with this topic, or check topic and host"
+        unbound = "no queue is bound for it"
+        if self.up:
+            return (
+                f"{self.target} cannot be reached: {unbound}, although the registry has {self.up} of "
+                f"{self.registered} such services as up; see the log of the service, and whether it has the same "
+                "control_exchange and transport_url"
+            )
+        if self.registered:
+            return (
+                f"nobody serves {self.target}: {unbound}, and all {self.registered} such services are down; start one"
+            )
+        if self.registered is not None:
+            unbound += ", and no such service is registered"
+        return f"nobody serves {self.target}: {unbound}; start a service with this topic, or check topic and host"
 
 
 @attrs.define
 class TransportFullError(RPCError):
-    """A queue is at its bound; the message was not taken.
+    """A queue, or the sender's own buffer, is at its bound; the message was not taken.
 
     :param target: as text.
-    :param bound: messages that the queue holds at the most.
+    :param bound: messages that wait there.
+    :param waiting_for: why the messages are still in the sender's buffer; empty if it is the queue that is full.
     """
 
     target: str
     bound: int
+    waiting_for: str = ""
 
     def __str__(self) -> str:
+        if self.waiting_for:
+            return (
+                f"the message to {self.target} was not sent: the send buffer of this process is full, {self.bound} "
+                f"messages wait in it ({self.waiting_for}); send more slowly, and see the broker"
+            )
         return f"the queue of {self.target} holds {self.bound} messages and takes no more; slow down or add workers"
 
 

@@ -80,17 +80,17 @@ class MethodFigures:
         served_errors.at(*self.names, type(error).__name__).value += 1
 
 
-MOST_CALLED = 100
+MOST_CALLED = 80
 """Methods of others that are counted each for itself: their names may be anything that somebody asked for."""
 
 called = counter(
     "novasvc_rpc_client_calls_total",
     "Calls of this process that came to an end, by outcome: replied, failed (an error came back), timed_out, unsent, "
-    "cancelled.",
+    "unconfirmed (the connection was lost before the broker confirmed the message), cancelled.",
     "topic",
     "method",
     "outcome",
-    most=5 * (MOST_CALLED + 1),
+    most=6 * (MOST_CALLED + 1),
 )
 called_seconds = histogram(
     "novasvc_rpc_client_duration_seconds",
@@ -100,6 +100,10 @@ called_seconds = histogram(
     most=MOST_CALLED,
 )
 called_now = gauge("novasvc_rpc_client_in_flight", "Calls of this process that wait for a reply.")
+resent = counter(
+    "novasvc_rpc_client_resent_total",
+    "Messages that were sent again because the connection was lost before the broker confirmed them.",
+)
 casts = counter(
     "novasvc_rpc_client_casts_total", "Casts and fanouts that were given to the transport.", "topic", "method"
 )
@@ -113,6 +117,7 @@ class CallFigures:
     failed: Number
     timed_out: Number
     unsent: Number
+    unconfirmed: Number
     cancelled: Number
     seconds: Distribution
 
@@ -130,7 +135,7 @@ class CallFigures:
         return _calls[names]
 
 
-_OUTCOMES = ("replied", "failed", "timed_out", "unsent", "cancelled")
+_OUTCOMES = ("replied", "failed", "timed_out", "unsent", "unconfirmed", "cancelled")
 _calls: dict[tuple[str, ...], CallFigures] = {}
 
 # -- heartbeats and tasks ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from novasvc.api.errors import APIError
 from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError, TransportClosedError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.rpc import Client
+from novasvc.rpc.lookup import ServiceLookup
 from novasvc.runtime import Leg, Runtime
 from novasvc.settings import Settings
 
@@ -131,7 +132,10 @@ class Backend:
 
         async def reach_broker() -> None:
             transport = self._transport = await self._reach("broker", self.runtime.broker.acquire)
-            self._client = Client(transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout)
+            explain = ServiceLookup(lambda: self._registry, self.reactor, self.settings.service_down_time)
+            self._client = Client(
+                transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout, explain=explain
+            )
             self._see_tried()
 
         for leg in (reach_registry, reach_broker):

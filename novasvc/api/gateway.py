@@ -56,16 +56,17 @@ _STATUSES: Mapping[type[BaseException], int] = {
     RPCVersionCapError: 400,
     UnsupportedVersionError: 400,
     NoSuchMethodError: 404,
-    # Nobody serves the topic, or not on that host: what the path names is not there.
+    # Nobody serves the topic, or not on that host: what the path names is not there. If the registry has it as up, 503.
     UndeliverableError: 404,
     RPCTimeoutError: 504,
     MethodTimeoutError: 504,
+    # No 503, which invites to try again: the method may run.
+    UnconfirmedError: 504,
     TooManyCallsError: 503,
     TransportFullError: 503,
     TransportClosedError: 503,
     BrokerBlockedError: 503,
     BrokerError: 503,
-    UnconfirmedError: 503,
 }
 """What the errors of RPC are over HTTP. All others come from the method, or from its node: 502."""
 
@@ -81,6 +82,7 @@ class _Call:
     :param timeout: seconds to wait for the result.
     :param cast: do not wait for a result.
     :param fanout: to every node of the topic, as a cast.
+    :param idempotent: the method may run twice; see :class:`novasvc.rpc.Client`.
     """
 
     args: dict[str, Any] = attrs.field(factory=dict)
@@ -90,6 +92,7 @@ class _Call:
     timeout: float | None = None
     cast: bool = False
     fanout: bool = False
+    idempotent: bool = False
 
     @property
     def returns(self) -> bool:
@@ -164,6 +167,7 @@ class Gateway:
             version=call.version,
             fanout=call.fanout,
             timeout=timeout,
+            idempotent=call.idempotent,
         )
         own = current_context.get() or RequestContext()
         context = attrs.evolve(own, is_admin=True, deadline=self._backend.reactor.seconds() + timeout)
@@ -198,6 +202,7 @@ def read_call(body: Any) -> _Call:
         ),
         "cast": ("true or false", lambda value: isinstance(value, bool)),
         "fanout": ("true or false", lambda value: isinstance(value, bool)),
+        "idempotent": ("true or false", lambda value: isinstance(value, bool)),
     }
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
@@ -222,8 +227,9 @@ def gateway_error(error: Exception) -> APIError:
     """Return what an error of a call is over HTTP."""
     if isinstance(error, APIError):
         return error
-    for kind, status in _STATUSES.items():
+    for kind, usual in _STATUSES.items():
         if isinstance(error, kind):
+            status = 503 if isinstance(error, UndeliverableError) and error.up else usual
             return APIError(status, str(error)[:_LONGEST_TEXT], _BUSY if status == 503 else {})  # noqa: PLR2004
     if isinstance(error, RPCError):
         return APIError(502, str(error)[:_LONGEST_TEXT])

@@ -131,6 +131,10 @@ _SCHEMAS: _Schema = {
             },
             "cast": {"type": ["boolean", "null"], "description": "Do not wait for the result."},
             "fanout": {"type": ["boolean", "null"], "description": "To every node of the topic; no result."},
+            "idempotent": {
+                "type": ["boolean", "null"],
+                "description": "The method may run twice: a message that the broker did not confirm is sent again.",
+            },
         },
         "args",
         "host",
@@ -139,6 +143,7 @@ _SCHEMAS: _Schema = {
         "timeout",
         "cast",
         "fanout",
+        "idempotent",
         closed=True,
     ),
     "OldChange": _object(

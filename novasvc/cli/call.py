@@ -23,6 +23,7 @@ from novasvc.target import Target
     metavar="SECONDS",
     help="Wait as long as the service says, at least so often, that the method runs; and --timeout, if it is given.",
 )
+@click.option("--idempotent", is_flag=True, help="METHOD may run twice: send again what the broker did not confirm.")
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON on one line.")
 @pass_place
 def call(
@@ -32,6 +33,7 @@ def call(
     arguments: dict[str, Any],
     timeout: float | None,
     call_monitor: float | None,
+    idempotent: bool,  # noqa: FBT001 - click's
     as_json: bool,  # noqa: FBT001 - click's
 ) -> None:
     """Call METHOD of the services of a topic, or of the one on HOST, and write what it returns.
@@ -43,6 +45,7 @@ def call(
     """
 
     async def work(client: Any, _reactor: Any) -> None:
+        client = client.prepare(idempotent=idempotent)
         if target.fanout:
             await client.cast(RequestContext.admin(), method, **arguments)
             click.echo(f"sent to {target}; their results do not come back", err=True)

@@ -39,7 +39,7 @@ def ping(place: Place, target: str, server: str | None, count: int, interval: fl
     async def work(client: Any, reactor: Any) -> int:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - `--help` does not need it
 
-        pinging, answered = client.prepare(timeout=timeout), 0
+        pinging, answered = client.prepare(timeout=timeout, idempotent=True), 0
         for number in range(1, count + 1):
             if number > 1:
                 await deferLater(reactor, interval)

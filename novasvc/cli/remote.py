@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 import attrs
 import click
 
-from novasvc.errors import InvalidTargetError, NovasvcError, RemoteError
+from novasvc.errors import InvalidTargetError, NovasvcError, RemoteError, UndeliverableError
 from novasvc.settings import Settings
 from novasvc.target import Target
 
 _T = TypeVar("_T")
 
+_LOOKUP = 2.0
+"""Seconds that an error waits for the registry, which is opened for it."""
 _CLOSING = 2.0
 """Seconds that the broker has to take leave of us; the answer is out by then."""
 
@@ -155,7 +157,15 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
 
     async def work(reactor: Any) -> _T:
         transport = configured_transport(settings, reactor, name="novasvc command")
-        client = Client(transport, clock=reactor, timeout=settings.rpc_response_timeout, target=target)
+        client = Client(
+            transport,
+            clock=reactor,
+            timeout=settings.rpc_response_timeout,
+            target=target,
+            explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
+                _LOOKUP, reactor
+            ),
+        )
         try:
             await transport.open()
             return await function(client, reactor)
@@ -169,6 +179,24 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
         await transport.close()
 
     return on_reactor(work)
+
+
+async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
+    """Find out what the registry knows of a target that no queue is bound for.
+
+    :raises DatabaseError: there is no database here, or it cannot be used.
+    """
+    from novasvc.cli.missing import look_for_database  # noqa: PLC0415 - see with_client
+    from novasvc.db.services import connect_registry  # noqa: PLC0415
+    from novasvc.rpc.lookup import ServiceLookup  # noqa: PLC0415
+
+    look_for_database(settings.database_url)
+    registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
+    try:
+        await registry.open()
+        return await ServiceLookup(lambda: registry, reactor, settings.service_down_time)(target)
+    finally:
+        await registry.close()
 
 
 async def answer_of(calling: Awaitable[_T]) -> _T:

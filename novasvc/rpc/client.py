@@ -1,6 +1,6 @@
 """The caller's side: address a target, send, wait for the reply."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 from typing import Any
@@ -11,10 +11,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc import metrics
 from novasvc.context import RequestContext
-from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError
+from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.interfaces import ITransport
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
-from novasvc.rpc.replies import PendingCalls
+from novasvc.rpc.replies import RESENDS, Explain, PendingCalls
 from novasvc.rpc.version import compatible
 from novasvc.target import Target
 
@@ -35,6 +35,10 @@ class Client:
         the server need not say anything.
     :param target: whom :meth:`call` and :meth:`cast` address; :meth:`prepare` gives another.
     :param version_cap: the highest version to send, for the time of an upgrade; None is no cap.
+    :param idempotent: the methods that are called may run twice. A message whose connection was lost
+        before the broker confirmed it is then sent again.
+    :param explain: finds out more about a target that nobody can be reached for, see
+        :class:`novasvc.rpc.lookup.ServiceLookup`; None leaves the error as the transport has it.
     :raises ValueError: of the timeouts.
 
     Source: oslo_messaging.RPCClient.
@@ -49,6 +53,8 @@ class Client:
         call_monitor_timeout: float | None = None,
         target: Target | None = None,
         version_cap: str | None = None,
+        idempotent: bool = False,
+        explain: Explain | None = None,
         _calls: PendingCalls | None = None,
     ) -> None:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
@@ -63,7 +69,8 @@ class Client:
         self._keepalive = None if call_monitor_timeout is None else int(call_monitor_timeout)
         self._target = target
         self._version_cap = version_cap
-        self._calls = PendingCalls(transport, clock) if _calls is None else _calls
+        self._idempotent = idempotent
+        self._calls = PendingCalls(transport, clock, explain) if _calls is None else _calls
 
     @property
     def pending(self) -> int:
@@ -86,6 +93,7 @@ class Client:
         timeout: float | None = _SAME,
         call_monitor_timeout: float | None = _SAME,
         version_cap: str | None = _SAME,
+        idempotent: bool = _SAME,
     ) -> "Client":
         """Make a client for another target; what is not given stays as it is here.
 
@@ -103,6 +111,7 @@ class Client:
             call_monitor_timeout=self._keepalive if call_monitor_timeout is _SAME else call_monitor_timeout,
             target=_retarget(self._target, changes) if changes else self._target,
             version_cap=self._version_cap if version_cap is _SAME else version_cap,
+            idempotent=self._idempotent if idempotent is _SAME else idempotent,
             _calls=self._calls,
         )
 
@@ -117,10 +126,12 @@ class Client:
         :param method: the name of an exposed method.
         :param args: for the method; see :func:`novasvc.rpc.payload.dumps` for what can be sent.
         :return: Deferred firing with the result (JSON types); cancelling it forgets the reply.
-        :raises RPCTimeoutError: no reply, or no sign of life, in time. A message that may have been
-            taken or not, because the connection was lost, ends a call only so.
-        :raises UndeliverableError: nobody serves the target.
-        :raises BrokerError: the broker refuses the message, or is not there.
+        :raises RPCTimeoutError: no reply, or no sign of life, in time.
+        :raises UnconfirmedError: the connection was lost before the broker had confirmed the message, and
+            the call is not idempotent, or could not be sent again in time. It may run, or not.
+        :raises UndeliverableError: no queue is bound for the target.
+        :raises BrokerError: the broker refuses the message, takes none now, or is not there; it was not sent.
+        :raises TransportFullError: too many messages wait already.
         :raises InvalidTargetError: no target, or a fanout.
         :raises RPCVersionCapError: the target's version is over the cap.
         :raises InvalidArgumentsError: JSON cannot hold an argument, or the method does not take it.
@@ -149,7 +160,7 @@ class Client:
             version=target.version,
             keepalive=self._keepalive,
         )
-        return self._calls.call(target, method, body, timeout, self._keepalive)
+        return self._calls.call(target, method, body, timeout, self._keepalive, idempotent=self._idempotent)
 
     def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
         """Have a method run, and wait for no result.
@@ -158,9 +169,10 @@ class Client:
         :raises InvalidTargetError: no target.
         :raises RPCVersionCapError: the target's version is over the cap.
         :raises InvalidArgumentsError: JSON cannot hold an argument.
-        :raises TransportFullError: the queue is at its bound.
-        :raises BrokerError: the broker refuses the message, or is not there.
-        :raises UnconfirmedError: the connection was lost before the broker had taken the message.
+        :raises TransportFullError: too many messages wait already.
+        :raises BrokerError: the broker refuses the message, takes none now, or is not there; it was not sent.
+        :raises UnconfirmedError: the connection was lost before the broker had confirmed the message, and
+            the cast is not idempotent, or could not be sent again.
         :raises TransportClosedError: it was.
         """
         try:
@@ -188,8 +200,8 @@ class Client:
         self._calls.check_open()
         body = encode_request(method, args, context.to_wire(), namespace=target.namespace, version=target.version)
         metrics.casts.at(target.topic, method).value += 1
-        sent: Deferred[None] = self._transport.send(target, body, None, False)
-        return sent
+        send: Callable[[], Deferred[None]] = partial(self._transport.send, target, body, None, False)
+        return Deferred.fromCoroutine(_send_again(send)) if self._idempotent else send()
 
     def _checked_target(self) -> Target:
         target = self._target
@@ -198,6 +210,19 @@ class Client:
         if self._version_cap is not None and not compatible(self._version_cap, target.version):
             raise RPCVersionCapError(str(target.version), self._version_cap)
         return target
+
+
+async def _send_again(send: Callable[[], Deferred[None]]) -> None:
+    """Send until the broker confirms; the transport holds the message while there is no connection."""
+    for attempt in range(RESENDS + 1):
+        try:
+            await send()
+        except UnconfirmedError:
+            if attempt == RESENDS:
+                raise
+            metrics.resent.at().value += 1
+        else:
+            return
 
 
 def _retarget(target: Target | None, changes: Mapping[str, Any]) -> Target:

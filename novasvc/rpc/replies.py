@@ -18,6 +18,7 @@ from novasvc.errors import (
     TooManyCallsError,
     TransportClosedError,
     UnconfirmedError,
+    UndeliverableError,
 )
 from novasvc.figures import Number
 from novasvc.interfaces import ITransport
@@ -32,6 +33,11 @@ _log = Logger()
 
 PENDING_BOUND = 10_000
 """Calls that may wait for their replies at a time."""
+
+RESENDS = 10
+"""Times that an idempotent message is sent again, at the most: one that costs its connection each time must end."""
+_REPLY_GRACE = 0.25
+"""Seconds that a call waits for a reply that is on its way when the connection for publishing is lost."""
 
 
 class MakeBody(Protocol):
@@ -50,9 +56,13 @@ class _Pending:
     :param deadline: seconds on the clock; infinite without a timeout.
     :param began: seconds on the clock.
     :param figures: those of its method.
+    :param idempotent: its message may be sent again.
     :param result: what came without being the last; old senders end with an empty reply.
-    :param sending: the transport's answer, while it is awaited.
-    :param unconfirmed: why it is not known whether the message was taken; empty if it was.
+    :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer.
+    :param body: the message, if it may have to be sent again.
+    :param resent: how often it was.
+    :param unconfirmed: the connection was lost before the broker confirmed the message, or its first copy.
+    :param begun: the server has shown life, so it has the message.
     """
 
     waiter: Deferred[Any]
@@ -64,9 +74,20 @@ class _Pending:
     deadline: float
     began: float
     figures: CallFigures
+    idempotent: bool
     result: Any = None
-    sending: Deferred[None] | None = None
-    unconfirmed: str = ""
+    sending: Deferred[Any] | None = None
+    body: bytes | None = None
+    resent: int = 0
+    unconfirmed: UnconfirmedError | None = None
+    begun: bool = False
+
+
+class Explain(Protocol):
+    """Finds out more about a target that no queue is bound for; see :class:`novasvc.rpc.lookup.ServiceLookup`."""
+
+    def __call__(self, target: Target) -> Deferred[UndeliverableError]:
+        """Return a Deferred of the error, which fires soon and may fail."""
 
 
 class PendingCalls:
@@ -74,12 +95,25 @@ class PendingCalls:
 
     :param transport: gives the address for replies when the first call is made.
     :param clock: measures the timeouts.
+    :param explain: words the error of a call that nobody can be reached for; None words it without the registry.
     """
 
-    def __init__(self, transport: ITransport, clock: IReactorTime) -> None:
+    # Note [A message that was not confirmed]
+    #
+    # The broker confirms each message. A connection that is lost leaves some of them unconfirmed:
+    # they are with the broker, or they are not. An idempotent call is then sent again as it was,
+    # with the same _msg_id and _unique_id, and the transport holds it until there is a connection.
+    # If the first copy arrived, too, a server that has seen it drops the second; two servers may
+    # both run it, which is what idempotent allows, and the first reply ends the call.
+    #
+    # Any other call must not be sent again, and waiting for its timeout would tell no more. It
+    # fails at once, but for a moment in which a reply that is in our own buffers is read.
+
+    def __init__(self, transport: ITransport, clock: IReactorTime, explain: Explain | None = None) -> None:
         self.unmatched = 0
         self._transport = transport
         self._clock = clock
+        self._explain = explain
         self._pending: dict[str, _Pending] = {}
         self._deadlines = Deadlines[str](clock, self._expire)
         self._address: str | None = None
@@ -98,12 +132,20 @@ class PendingCalls:
             raise TransportClosedError("sending")
 
     def call(
-        self, target: Target, method: str, make_body: MakeBody, timeout: float | None, keepalive: int | None = None
+        self,
+        target: Target,
+        method: str,
+        make_body: MakeBody,
+        timeout: float | None,
+        keepalive: int | None = None,
+        *,
+        idempotent: bool = False,
     ) -> Deferred[Any]:
         """Send a call and wait for the end of it.
 
         :param timeout: seconds; with none left, nothing is sent. None is no limit.
         :param keepalive: seconds to wait for each sign of life; None if there is a timeout only.
+        :param idempotent: its message may be sent again; see Note [A message that was not confirmed].
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
         if self._closed:
@@ -121,7 +163,7 @@ class PendingCalls:
             self._drop(msg_id, figures.cancelled)
 
         waiter: Deferred[Any] = Deferred(cancelled)
-        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline, now, figures)
+        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, idempotent)
         self._pending[msg_id] = pending
         metrics.called_now.at().value += 1
         self._be_patient(msg_id, pending)
@@ -170,8 +212,10 @@ class PendingCalls:
         self._fail_all(lambda: Failure(failure.value))
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
+        body = pending.body
         try:
-            body = pending.make_body(back=WayBack(msg_id, address))
+            if body is None:
+                body = pending.make_body(back=WayBack(msg_id, address))
         except RPCError as error:
             self._end(msg_id, error, pending.figures.unsent)
             return
@@ -181,17 +225,47 @@ class PendingCalls:
         sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
         if sending.called and sending.result is None:
             return  # At once and well, as in memory: spare every call the cost of a callback.
+        if pending.idempotent:
+            pending.body = body
         pending.sending = sending
-        # After a reply this finds no call: that the message was not confirmed does not matter then.
-        sending.addErrback(self._not_sent, msg_id)
+        sending.addCallbacks(_confirmed, self._not_sent, callbackArgs=(pending,), errbackArgs=(msg_id,))
 
     def _not_sent(self, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
-        if pending is not None and isinstance(failure.value, UnconfirmedError):
-            # More often than not it was taken, and the reply is on its way.
-            pending.unconfirmed = failure.value.problem
-        elif pending is not None:
+        if pending is None:
+            return  # The reply was faster, or nobody waits any more.
+        pending.sending = None
+        error = failure.value
+        if isinstance(error, UnconfirmedError):
+            self._lost(msg_id, pending, error)
+        elif pending.unconfirmed is not None:
+            # Of the first copy nobody knows, and the error of the second is not all that is to be said.
+            problem = f"{pending.unconfirmed.problem}; it could not be sent again: {error}"
+            self._end(msg_id, UnconfirmedError(str(pending.target), problem), pending.figures.unconfirmed)
+        elif isinstance(error, UndeliverableError) and self._explain is not None:
+            self._deadlines.discard(msg_id)  # The error is known, and the question has a bound of its own.
+            explaining = pending.sending = self._explain(pending.target)
+            explaining.addBoth(self._explained, failure, msg_id)
+        else:
             self._end(msg_id, failure, pending.figures.unsent)
+
+    def _explained(self, result: UndeliverableError | Failure, failure: Failure, msg_id: str) -> None:
+        pending = self._pending.get(msg_id)
+        if pending is not None:
+            self._end(msg_id, failure if isinstance(result, Failure) else result, pending.figures.unsent)
+
+    def _lost(self, msg_id: str, pending: _Pending, error: UnconfirmedError) -> None:
+        """Send again what may be sent again, and end the rest; see Note [A message that was not confirmed]."""
+        if pending.begun:
+            return
+        pending.unconfirmed = pending.unconfirmed or error
+        if pending.idempotent and pending.resent < RESENDS and self._address is not None:
+            pending.resent += 1
+            metrics.resent.at().value += 1
+            self._be_patient(msg_id, pending)
+            self._send(msg_id, pending, self._address)
+        else:
+            self._deadlines.add(msg_id, min(pending.deadline, self._clock.seconds() + _REPLY_GRACE))
 
     # -- the end of a call ---------------------------------------------------------------------
 
@@ -220,6 +294,7 @@ class PendingCalls:
             self._forget(reply.msg_id, pending.figures.replied)
             pending.waiter.callback(pending.result)
         else:
+            pending.begun, pending.unconfirmed = True, None
             self._be_patient(reply.msg_id, pending)
 
     def _forget(self, msg_id: str, outcome: Number) -> _Pending | None:
@@ -248,17 +323,27 @@ class PendingCalls:
         return pending
 
     def _expire(self, msg_id: str) -> None:
-        expired = self._pending[msg_id]
-        silent = self._clock.seconds() < expired.deadline
-        pending = self._drop(msg_id, expired.figures.timed_out)
-        if pending is not None:
-            waited = pending.keepalive if silent else pending.timeout
-            unconfirmed = pending.unconfirmed
-            error = RPCTimeoutError(str(pending.target), pending.method, float(waited or 0), silent, unconfirmed)
-            pending.waiter.errback(error)
+        pending = self._pending[msg_id]
+        sending = pending.sending
+        if pending.unconfirmed is not None and sending is None:
+            self._end(msg_id, pending.unconfirmed, pending.figures.unconfirmed)
+            return
+        silent = self._clock.seconds() < pending.deadline
+        waited = pending.keepalive if silent else pending.timeout
+        unconfirmed = ""
+        if sending is not None and not pending.begun:
+            unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
+        error = RPCTimeoutError(str(pending.target), pending.method, float(waited or 0), silent, unconfirmed)
+        self._drop(msg_id, pending.figures.timed_out)
+        pending.waiter.errback(error)
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
         for msg_id, waiting in list(self._pending.items()):
             pending = self._drop(msg_id, waiting.figures.unsent)
             if pending is not None:
                 pending.waiter.errback(reason())
+
+
+def _confirmed(_: None, pending: _Pending) -> None:
+    """Note that the broker has the message: it is not sent again."""
+    pending.sending = pending.body = pending.unconfirmed = None

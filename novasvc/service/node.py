@@ -29,6 +29,7 @@ from novasvc.manager import Attachments, Manager
 from novasvc.periodic import TaskRunner
 from novasvc.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
+from novasvc.rpc.lookup import ServiceLookup
 from novasvc.runtime import Leg, Runtime
 from novasvc.service.endpoint import NodeAPI
 from novasvc.service.health import Health
@@ -170,7 +171,8 @@ class Node:
 
         self._step = "open the transport"
         transport = self.transport = await self._reach("broker", self.runtime.broker.acquire)
-        self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout)
+        explain = ServiceLookup(lambda: registry, clock, settings.service_down_time)
+        self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
         self.manager.attach(
             Attachments(
                 reactor=clock,

@@ -17,6 +17,7 @@ from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITran
 from novasvc.manager import Attachments, make_manager
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
+from novasvc.rpc.lookup import ServiceLookup
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.lifecycle import Course
 from novasvc.service.paste import Loader
@@ -246,7 +247,10 @@ class WSGIService(service.Service):
         settings = runtime.settings
         self._step = "open the transport"
         self._transport = await runtime.broker.acquire()
-        self._client = Client(self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout)
+        explain = ServiceLookup(lambda: self._registry, runtime.reactor, settings.service_down_time)
+        self._client = Client(
+            self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout, explain=explain
+        )
         self._step = "reach the registry"
         self._registry = await self._leg.acquire()
         tasks = TaskRunner(

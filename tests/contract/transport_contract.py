@@ -260,6 +260,14 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
                 self.assertEqual(error.target, str(target))
             await self.send(b"1", self.on("one"), mandatory=True)
 
+        async def test_sent_again(self) -> None:
+            """A message that is sent twice comes twice, as new each time: only the server knows it again, by its id."""
+            _, inbox = await self.listen()
+            for _ in range(2):
+                await self.send(b"1", mandatory=True)
+            both = [await self.next(inbox) for _ in range(2)]
+            self.assertEqual([(one.body, one.deliveries) for one in both], [(b"1", 0)] * 2)
+
         async def test_nobody_wanted(self) -> None:
             """A message or a fanout that need not find anybody is no error without."""
             await self.send(b"1")

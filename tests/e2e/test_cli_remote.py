@@ -76,6 +76,7 @@ class RemoteCommandTests(TestCase):
         """A node is called, by topic and by host; each thing that can go wrong is one line and status 1."""
         self.node("h1.example.org")
         self.assertEqual(self.run_command("call", "desk", "echo", "value=h\u00e9"), (0, "h\u00e9\n"))
+        self.assertEqual(self.run_command("call", "desk", "echo", "value=1", "--idempotent"), (0, "1\n"))
         status, output = self.run_command("call", "desk.h1.example.org", "echo", "value=[1, null]", "--json")
         self.assertEqual((status, json.loads(output)), (0, [1, None]))
         status, output = self.run_command("ping", "desk.h1.example.org", "--count", "2", "--interval", "0")
@@ -95,6 +96,26 @@ class RemoteCommandTests(TestCase):
         status, output = self.run_command("ping", "nobody", "--count", "1")
         self.assertEqual(status, 1)
         self.assertIn("0 of 1 answered", output)
+
+    def test_unreachable(self) -> None:
+        """Where the command reaches the registry, nobody is told to start a service that is up."""
+        self.node("h1")
+        state = {"NOVASVC_STATE_DIR": str(self.folder / "state-h1")}
+        vhost = self.url.rpartition("/")[2]
+        for target, text in (
+            ("desk.h2", "no such service is registered"),
+            ("desk.h1", "has 1 of 1 such services as up"),
+        ):
+            if target == "desk.h1":
+                shared_broker().delete_exchange(vhost, "nova")
+            command = Process(
+                self,
+                [program("novasvc"), "--transport-url", self.url, "call", target, "echo", "value=1"],
+                self.folder,
+                **state,
+            )
+            self.assertEqual((command.wait(), command.output.count("\n")), (1, 1), command.output)
+            self.assertIn(text, command.output)
 
     def test_watched(self) -> None:
         """A call that is watched lasts longer than the pause between the signs of life."""

@@ -1,10 +1,19 @@
 """A broker that is killed, frozen, or short of memory."""
 
+from math import inf
+
 import pytest
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from novasvc.errors import BrokerBlockedError, BrokerError, RPCError, TransportFullError, UnconfirmedError
+from novasvc.errors import (
+    BrokerBlockedError,
+    BrokerError,
+    RPCError,
+    RPCTimeoutError,
+    TransportFullError,
+    UnconfirmedError,
+)
 from novasvc.target import Target
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase, Diary
 from tests.servers import Broker, fragile_broker
@@ -94,7 +103,7 @@ class AlarmTests(FragileCase):
             await client.cast(CONTEXT, "hang", what=number)
         await self.until(lambda: len(self.diary.hanging) == 2)
         with self.broker.memory_alarm():
-            first = client.cast(CONTEXT, "note")  # read by nobody; the broker says now that it blocks
+            first = client.cast(CONTEXT, "note")  # the broker says now that it blocks
             await self.until(lambda: sending.connections[0].state == "blocked")
             begun = reactor.seconds()
             error = await self.assertFailure(client.cast(CONTEXT, "note"), BrokerBlockedError)
@@ -110,6 +119,31 @@ class AlarmTests(FragileCase):
         self.assertTrue(server.live)
         await self.assert_comes_back(client)
 
+    async def test_given_up(self) -> None:
+        """A call that a broker in alarm did not take says so, and does not run when the alarm is over."""
+        await self.serve()
+        transport = await self.connect()
+        client = await self.client(transport, patience=1.5)
+        with self.broker.memory_alarm():
+            error = await self.assertFailure(client.call(CONTEXT, "note", what="late"), BrokerBlockedError)
+            self.assertIn("low on memory", str(error))
+            self.assertEqual(transport.connections[0].state, "blocked")
+        await self.assert_comes_back(client)
+        self.assertNotIn("late", self.diary.calls)
+
+    async def test_given_up_when_written(self) -> None:
+        """Nor does one that was written before the broker said so: its error says that it is not confirmed."""
+        await self.serve()
+        transport = await self.connect()
+        transport._publisher._proof_age = inf  # as that of a busy sender, in the moment in which the alarm begins
+        client = await self.client(transport, patience=1.5)
+        with self.broker.memory_alarm():
+            error = await self.assertFailure(client.call(CONTEXT, "note", what="late"), RPCTimeoutError)
+            self.assertIn("low on memory", error.unconfirmed)
+            await self.until(lambda: self.said("dropped, with messages that the broker had not read"))
+        await self.assert_comes_back(client)
+        self.assertNotIn("late", self.diary.calls)
+
     async def test_bounds(self) -> None:
         """What waits for a broker without memory is bounded, and is sent when it has some again."""
         sending = await self.connect(operation_timeout=20.0)
@@ -122,6 +156,6 @@ class AlarmTests(FragileCase):
                 self.assertLess(len(casts), 20_000)
                 casts.append(client.cast(CONTEXT, "note"))
             refused = await self.assertFailure(casts.pop(), TransportFullError)
-            self.assertIn(str(len(casts) - 1), str(refused))
+            self.assertIn(f"{len(casts)} messages wait", str(refused))
         self.assertEqual(set(await self.outcomes(casts)), {None})
         await self.until(lambda: len(self.diary.calls) == len(casts))

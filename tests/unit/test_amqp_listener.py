@@ -7,6 +7,7 @@ from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableErr
 from novasvc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.protocol import BODY_LIMIT
+from novasvc.transport.amqp.publisher import PROBE_KEY
 from tests.unit.amqp_rig import AMQPCase, Link, Said
 
 
@@ -208,12 +209,16 @@ class SettleTests(ListenerCase):
         self.wait(0.5)
         self.got[0].requeue(2)
         self.settle()
-        said = self.published()[0]
+        probe = self.published()[0]
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", PROBE_KEY))
+        self.out.say(probe.channel, "basic.ack", delivery_tag=1)
+        self.settle()
+        said = self.published()[1]
         self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", "compute", b"x"))
         self.assertEqual(self.headers(), {"x-novasvc-deliveries": 2})
         self.assertEqual(decode_properties(said.properties)["expiration"], "1000")
         self.assertEqual(self.settled(), [])
-        self.out.say(said.channel, "basic.ack", delivery_tag=1)
+        self.out.say(said.channel, "basic.ack", delivery_tag=2)
         self.settle()
         self.assertEqual(self.settled(), [("ack", 1, True)])
 

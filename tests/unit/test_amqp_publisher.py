@@ -1,5 +1,6 @@
 """Tests for novasvc.transport.amqp.publisher."""
 
+from math import inf
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,18 +19,23 @@ from novasvc.errors import (
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions, publisher
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.publisher import HELD_BYTES, Message, Publisher
+from novasvc.transport.amqp.publisher import HELD_BYTES, PROBE_KEY, PROOF_AGE, Message, Publisher
 from tests.unit.amqp_rig import AMQPCase, Link, Said
 
 
 class PublisherCase(AMQPCase):
-    """A publisher on its connection; messages are confirmed by the test."""
+    """A publisher on its connection; messages are confirmed by the test.
+
+    :cvar proof_age: see Publisher; infinite sends no probes.
+    """
+
+    proof_age = inf
 
     def setUp(self) -> None:
         super().setUp()
         self.broker.confirming = False
         options = BrokerOptions(heartbeat=0)
-        self.publisher = Publisher("nova", options, self.reactor)
+        self.publisher = Publisher("nova", options, self.reactor, self.proof_age, lambda returns: returns / 2)
         address = BrokerAddress.parse("amqp://nova:secret@one/cell")
         self.connection = self.publisher.connection = Connection(
             "publishing", address, options, self.reactor, self.publisher, client_name="test", retry=lambda _: 1.0
@@ -193,6 +199,288 @@ class ReturnTests(PublisherCase):
         self.link.give_back(self.published()[0])
         self.confirm(1)
         self.assertEqual(len(self.publisher), 0)
+
+
+class ReturnedPeersTests(PublisherCase):
+    """Tests for requests that no queue is bound for when everybody has just lost the broker."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.link.lose()
+        self.wait(1)  # the connection is back
+
+    def request(self, ttl: float | None = 60.0, **more: Any) -> Deferred[None]:
+        return self.publish(ttl=ttl, mandatory=True, request=True, **more)
+
+    def not_routed(self) -> None:
+        """Give back the last message that was published."""
+        self.link.give_back(self.published()[-1])
+        self.confirm(len(self.published()))
+        self.settle()
+
+    def test_peers_return(self) -> None:
+        """A request is sent again after a pause, in the time that is left, and taken when its queue is there."""
+        sent = self.request(ttl=10.0)
+        self.not_routed()
+        self.wait(0.4, step=0.1)
+        self.assertEqual(len(self.published()), 1)
+        self.wait(0.1)
+        self.assertEqual(len(self.publisher), 1)
+        first, second = self.published()
+        self.assertEqual((second.body, second.args), (first.body, first.args))
+        self.assertEqual(decode_properties(second.properties)["expiration"], "9500")
+        self.confirm(2)
+        self.successResultOf(sent)
+
+    def test_they_do_not(self) -> None:
+        """It fails within five seconds after the return, after pauses that grow."""
+        sent = self.request()
+        for pause in (0.5, 1.0, 1.5):
+            self.not_routed()
+            self.wait(pause)
+            self.assertNoResult(sent)
+        self.not_routed()  # 3 s have passed, and the next pause would end at 5 s
+        self.failed(sent, UndeliverableError)
+        self.assertEqual(len(self.published()), 4)
+        late = self.request()
+        self.wait(2)
+        self.not_routed()
+        self.failed(late, UndeliverableError)
+
+    def test_deadline(self) -> None:
+        """It fails before its sender has given up."""
+        sent = self.request(ttl=1.2)
+        self.not_routed()
+        self.wait(0.5)
+        self.not_routed()
+        self.failed(sent, UndeliverableError)
+
+    def test_others(self) -> None:
+        """What is no request is not waited for: whoever sends it makes the queue, or knows what to do."""
+        sent = self.publish(mandatory=True)
+        self.not_routed()
+        self.failed(sent, UndeliverableError)
+
+    def test_cancelled(self) -> None:
+        """One that nobody wants any more is not sent again."""
+        sent = self.request()
+        self.not_routed()
+        sent.cancel()
+        self.failed(sent, CancelledError)
+        self.wait(1)
+        self.assertEqual((len(self.published()), len(self.publisher)), (1, 0))
+
+    def test_lost_again(self) -> None:
+        """One whose connection is lost meanwhile is held, and the peers have their time again."""
+        sent = self.request()
+        self.not_routed()
+        self.link.lose()
+        self.wait(1)
+        self.not_routed()
+        self.assertNoResult(sent)
+        self.wait(1)
+        self.confirm(2)
+        self.successResultOf(sent)
+
+    def test_bound(self) -> None:
+        """Those that wait count against the bound of all that waits."""
+        self.patch(publisher, "HELD_BYTES", 10)
+        first, second = self.request(body=b"123456"), self.request(body=b"7890ab")
+        for said in self.published():
+            self.link.give_back(said)
+        self.confirm(2, multiple=True)
+        self.assertNoResult(first)
+        self.failed(second, UndeliverableError)
+        self.wait(0.5)
+        self.confirm(3)
+        self.successResultOf(first)
+        self.assertEqual(self.publisher._held_bytes, 0)
+
+    def test_closed(self) -> None:
+        """Those that wait fail with the closing, and leave no timer."""
+        sent, cancelled = self.request(body=b"1"), self.request(body=b"2")
+        for said in self.published():
+            self.link.give_back(said)
+        self.confirm(2, multiple=True)
+        cancelled.cancel()
+        self.failed(cancelled, CancelledError)
+        self.publisher.close()
+        self.failed(sent, TransportClosedError)
+        self.assert_idle()
+
+
+class ProofTests(PublisherCase):
+    """Tests for Note [Only what is read is written]: what somebody waits for is written only where it is read."""
+
+    proof_age = PROOF_AGE
+
+    def request(self, ttl: float | None = 60.0, **more: Any) -> Deferred[None]:
+        return self.publish(ttl=ttl, request=True, **more)
+
+    def confirm(self, tag: int, name: str = "basic.ack", *, channel: int = 1, multiple: bool = False) -> None:
+        super().confirm(tag, name, channel=channel, multiple=multiple)
+        self.settle()
+
+    def proven(self) -> None:
+        """Have a first request taken."""
+        sent = self.request()
+        self.confirm(1)
+        self.confirm(2)
+        self.successResultOf(sent)
+
+    def keys(self) -> list[str]:
+        return [said.args["routing_key"] for said in self.published()]
+
+    def test_probe(self) -> None:
+        """The first request of a connection waits for the confirm of an empty message to nobody."""
+        sent = self.request(body=b"1")
+        other = self.request(body=b"2")
+        (probe,) = self.published()
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"], probe.body), ("nova", PROBE_KEY, b""))
+        self.assertEqual((probe.args["mandatory"], decode_properties(probe.properties)["expiration"]), (False, "1"))
+        self.confirm(1)
+        self.assertEqual(self.bodies(), [b"", b"1", b"2"])
+        self.confirm(3, multiple=True)
+        self.successResultOf(sent)
+        self.successResultOf(other)
+
+    def test_fresh(self) -> None:
+        """Any confirm is a proof for a second, and an older one is none."""
+        sent = [self.publish(key="reply_1", exchange="")]
+        self.confirm(1)
+        self.wait(1)
+        sent.append(self.request())
+        self.assertEqual(self.keys(), ["reply_1", "compute"])
+        self.wait(0.1)
+        sent.append(self.request())
+        self.assertEqual(self.keys(), ["reply_1", "compute", PROBE_KEY])
+        self.confirm(3, multiple=True)
+        self.confirm(4)
+        for one in sent:
+            self.successResultOf(one)
+
+    def test_who_needs_none(self) -> None:
+        """What may be published late goes at once; what is moved in the time of a caller does not, nor does a cast."""
+        sent = [self.publish(exchange="", key="reply_1")]
+        sent.append(self.publish(exchange="", key="compute", ttl=0.0))  # is dropped wherever it comes
+        self.assertEqual(self.keys(), ["reply_1", "compute"])
+        sent.append(self.publish(exchange="", key="compute", ttl=60.0))
+        sent.append(self.request(ttl=None, key="cast"))
+        self.assertEqual(self.keys(), ["reply_1", "compute", PROBE_KEY])
+        self.assertEqual(self.published()[-1].args["exchange"], "")
+        self.confirm(3, multiple=True)
+        self.assertEqual(self.keys()[3:], ["compute", "cast"])
+        self.confirm(5, multiple=True)
+        for one in sent:
+            self.successResultOf(one)
+
+    def test_alarm(self) -> None:
+        """A broker in alarm gets no request, and its senders hear of the alarm in time."""
+        sent, kept = self.request(ttl=2.0), self.request(ttl=60.0)
+        self.link.say(0, "connection.blocked", reason="low on memory")
+        self.wait(2)
+        self.assertIn("low on memory", self.failed(sent, BrokerBlockedError).problem)
+        self.wait(20)  # nobody waits for the probe's own confirm
+        self.link.say(0, "connection.unblocked")
+        self.settle()
+        self.assertEqual(set(self.keys()), {PROBE_KEY})
+        self.confirm(len(self.published()), multiple=True)
+        self.assertEqual(self.keys()[-1], "compute")
+        self.confirm(len(self.published()))
+        self.successResultOf(kept)
+
+    def test_lost(self) -> None:
+        """If the connection is lost meanwhile its successor is asked."""
+        sent = self.request()
+        self.link.lose()
+        self.assertNoResult(sent)
+        self.wait(1)
+        self.assertEqual(self.keys(), [PROBE_KEY])
+        self.confirm(1)
+        self.assertEqual(self.keys(), [PROBE_KEY, "compute"])
+        self.confirm(2)
+        self.successResultOf(sent)
+
+    def test_refused(self) -> None:
+        """A broker that takes nothing for the exchange refuses the requests with the reason, and no others."""
+        sent = self.request(exchange="cinder")
+        other = self.request()
+        text = "ACCESS_REFUSED - write access to exchange 'cinder' in vhost 'cell' refused for user 'nova'"
+        self.link.say(1, "channel.close", reply_code=403, reply_text=text)
+        self.assertIn("write access", self.failed(sent, BrokerRefusedError).problem)
+        self.wait(1)
+        self.confirm(1, channel=self.published()[-1].channel)
+        self.confirm(2, channel=self.published()[-1].channel)
+        self.successResultOf(other)
+
+    def test_silent(self) -> None:
+        """A broker that answers neither way is left after fifteen seconds, as for any message."""
+        sent = self.request()
+        self.wait(16)
+        self.assertEqual(len(self.broker.links), 2)
+        self.confirm(1)
+        self.confirm(2)
+        self.successResultOf(sent)
+
+    def test_fanout(self) -> None:
+        """A fanout waits as well; the control exchange is asked for it."""
+        sent = self.started(self.publisher.fanout("compute", b"{}", None, "all of compute"))
+        self.assertEqual((self.keys(), self.published()[0].args["exchange"]), ([PROBE_KEY], "nova"))
+        self.confirm(1)
+        self.settle()
+        self.assertEqual(self.keys(), [PROBE_KEY, ""])
+        self.confirm(1, channel=2)
+        self.successResultOf(sent)
+
+    def test_too_late(self) -> None:
+        """A message whose time is over when it could be written is not."""
+        self.patch(publisher, "_BEFORE_THE_END", 2.0)
+        sent = self.request(ttl=1.0)
+        self.wait(1.5)
+        self.confirm(1)
+        self.failed(sent, BrokerUnavailableError)
+        self.assertEqual(self.keys(), [PROBE_KEY])
+
+    def test_busy_sender(self) -> None:
+        """What was written when an alarm began is dropped with its connection, when nobody wants it any more."""
+        self.proven()
+        sent, other = self.request(), self.request()
+        self.link.say(0, "connection.blocked", reason="low on memory")
+        held = self.request()
+        sent.cancel()
+        self.failed(sent, CancelledError)
+        self.assertIn("had not read: low on memory", self.failed(other, UnconfirmedError).problem)
+        self.assertTrue(self.link.transport.disconnecting)
+        self.wait(1)
+        self.assertEqual((len(self.broker.links), self.keys()), (2, [PROBE_KEY]))
+        self.confirm(1)
+        self.confirm(2)
+        self.successResultOf(held)
+
+    def test_not_dropped(self) -> None:
+        """A connection that is read stays, whoever forgets what; so does one that is read again in the same moment."""
+        self.proven()
+        first, second, third = (self.request() for _ in range(3))
+        first.cancel()
+        self.failed(first, CancelledError)
+        self.link.say(0, "connection.blocked", reason="low on memory")
+        second.cancel()
+        self.link.say(0, "connection.unblocked")
+        self.failed(second, CancelledError)
+        self.wait(1)
+        self.assertEqual(len(self.broker.links), 1)
+        self.confirm(5, multiple=True)
+        self.successResultOf(third)
+
+    def test_closed_when_dropped(self) -> None:
+        """A publisher that is closed in that moment leaves no timer."""
+        self.proven()
+        sent = self.request()
+        self.link.say(0, "connection.blocked", reason="low on memory")
+        sent.cancel()
+        self.publisher.close()
+        self.failed(sent, CancelledError)
+        self.assert_idle()
 
 
 class ExchangeTests(PublisherCase):
@@ -376,7 +664,11 @@ class HeldTests(PublisherCase):
             self.publisher.publish(Message("nova", "c", b"", 1.0, mandatory=False, target="c")).addErrback(
                 lambda _: None
             )
-        self.assertEqual(self.failed(self.publish(), TransportFullError).bound, 100)
+        refused = self.failed(self.publish(), TransportFullError)
+        self.assertEqual(refused.bound, 100)
+        self.assertIn(
+            "the send buffer of this process is full, 100 messages wait in it (the broker takes no", str(refused)
+        )
         self.reactor.advance(1)
         self.assertEqual(len(self.publisher), 0)
         sent = self.publish()

@@ -102,6 +102,7 @@ class SendTests(TransportCase):
 
     def test_undeliverable(self) -> None:
         """A mandatory request that nobody serves names its target."""
+        self.done(self.amqp.send(Target("compute"), b"", None, False))  # the broker is known to read
         self.broker.confirming = False
         sent = self.started(self.amqp.send(Target("compute", "h1"), b"{}", None, True))
         self.nobody_is_there()
@@ -373,6 +374,7 @@ class CloseTests(TransportCase):
 
     def test_with_messages_under_way(self) -> None:
         """What is under way fails, and no timer is left."""
+        self.done(self.amqp.send(Target("compute"), b"", None, False))
         self.broker.confirming = False
         sent = self.started(self.amqp.send(Target("compute"), b"", 60.0, False))
         self.done(self.amqp.close())

@@ -7,6 +7,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from novasvc import Manager, RequestContext, rpc
+from novasvc.api.gateway import gateway_error
+from novasvc.errors import UnconfirmedError
 from novasvc.service import Service
 from tests.unit.api_rig import ADMINS, TOKENS, APIRig
 
@@ -96,6 +98,21 @@ class GatewayTests(TestCase):
         """A topic or host that nobody serves is not found."""
         self.assertIn("nobody serves", self.refused(404, "greet", topic="nobody"))
         self.assertIn("nobody serves", self.refused(404, "greet", {"host": "h2"}))
+
+    def test_unreachable(self) -> None:
+        """A service that the registry has as up, but that no queue is bound for, cannot be reached now: 503."""
+        self.rig.add("h2", "greeter", "greeter")
+        self.assertIn("although the registry has 1 of 1", self.refused(503, "greet", {"host": "h2"}))
+
+    def test_idempotent(self) -> None:
+        """A caller may say that the method may run twice."""
+        self.assertEqual(self.call("greet", {"idempotent": True}), (200, {"result": "hello you"}))
+        self.assertIn("idempotent is to be true or false", self.refused(400, "greet", {"idempotent": 1}))
+
+    def test_may_run(self) -> None:
+        """Nobody is invited to try again what may run."""
+        error = gateway_error(UnconfirmedError("greeter", "the connection was lost"))
+        self.assertEqual((error.status, error.headers), (504, {}))
 
     def test_wrong(self) -> None:
         """What is wrong with a body, or with arguments, is said."""

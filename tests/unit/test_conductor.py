@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,6 +28,7 @@ from novasvc.errors import (
     ServiceNotFoundError,
     StartError,
     StateError,
+    UnconfirmedError,
 )
 from novasvc.manager import Manager
 from novasvc.record import ServiceChanges
@@ -49,6 +50,24 @@ OUTAGES = (
     DatabaseNewerError("u", "newer", "0009", "0002"),
     MigrationNeededError("u", "empty", None, "0002"),
 )
+
+
+class ForgetfulTransport:
+    """Loses the connection under each message that it has not seen, before it is confirmed."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.sent: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Any:
+        again = body in self.sent
+        self.sent.append(body)
+        if again:
+            return self._transport.send(target, body, ttl, mandatory)
+        return fail(UnconfirmedError(str(target), "the connection was lost"))
 
 
 class ConductorTestCase(SynchronousTestCase):
@@ -114,6 +133,19 @@ class ErrorsTests(ConductorTestCase):
         registry = SimpleNamespace(beat=beat)
         service.manager.attachments = attrs.evolve(service.manager.attachments, registry=registry)
         return service
+
+    def test_unconfirmed(self) -> None:
+        """What a conductor may do twice is sent again when the broker was lost; a change is not, and is an outage."""
+        self.conductor()
+        transport = ForgetfulTransport(self.done(self.runtime.broker.acquire()))
+        remote = RemoteRegistry(Client(transport, clock=self.clock))
+        record = self.successResultOf(self.ask(remote.register("h1", "novasvc-agent", "agent", 1)))
+        self.successResultOf(self.ask(remote.beat(record.id)))
+        self.assertEqual(len(transport.sent), 4)
+        changing = self.ask(remote.update(record.id, ServiceChanges(disabled=True)))
+        self.clock.advance(1)
+        self.assertIn("was lost meanwhile", self.failureResultOf(changing, DatabaseUnavailableError).value.problem)
+        self.assertEqual(len(transport.sent), 5)
 
     def test_database(self) -> None:
         """Each error of the conductor's database arrives as it was raised, and is no failure of the conductor."""

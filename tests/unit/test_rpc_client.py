@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -11,6 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import (
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
     InvalidArgumentsError,
     InvalidTargetError,
     MethodTimeoutError,
@@ -22,10 +25,14 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
+from novasvc.query import ServiceQuery, ServiceTotals
+from novasvc.record import ServiceRecord
 from novasvc.rpc.failure import write_failure
+from novasvc.rpc.lookup import ServiceLookup
 from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
-from novasvc.rpc.replies import PENDING_BOUND
+from novasvc.rpc.replies import PENDING_BOUND, RESENDS
 from novasvc.target import Target
+from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 CONTEXT = RequestContext(request_id="req-1", user_id="u1", extra={"roles": ["admin"]})
@@ -37,7 +44,12 @@ class SlowTransport(MemoryTransport):
     def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
         super().__init__(broker, clock=clock)
         self.waiting: list[tuple[str, Deferred[Any]]] = []
+        self.written: list[tuple[Target, bytes, float | None]] = []
         self.cancelled: list[str] = []
+        self.trouble: str | None = None
+
+    def problem(self) -> str | None:
+        return self.trouble
 
     def wait(self, what: str) -> Deferred[Any]:
         waiting: Deferred[Any] = Deferred(lambda _: self.cancelled.append(what))
@@ -53,7 +65,19 @@ class SlowTransport(MemoryTransport):
         return self.wait("open_replies").addCallback(lambda _: MemoryTransport.open_replies(self, receiver))
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
+        self.written.append((target, body, ttl))
         return self.wait("send").addCallback(lambda _: MemoryTransport.send(self, target, body, ttl, mandatory))
+
+
+class SilentRegistry:
+    """Is asked, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[ServiceTotals]] = []
+
+    def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
+        self.asked.append(Deferred())
+        return self.asked[-1]
 
 
 class ClientCase(SynchronousTestCase):
@@ -343,35 +367,246 @@ class SlowTransportTests(ClientCase):
         sending.errback(UnconfirmedError("compute", "the connection was lost"))
         self.assertEqual((self.slow.cancelled, self.client.pending), ([], 0))
 
-    def test_unconfirmed(self) -> None:
-        """A call whose message may have been taken, or not, waits on; its timeout says so."""
-        calling = self.unconfirmed()
+    def test_not_confirmed_in_time(self) -> None:
+        """The timeout of a call whose message was not confirmed says so, and why."""
+        calling = self.sent_call()
+        self.slow.trouble = "the broker takes no messages: low on memory"
         self.clock.advance(60)
         error = self.failureResultOf(calling, RPCTimeoutError).value
-        self.assertEqual(error.unconfirmed, "the connection was lost")
-        self.assertIn("whether the message was taken is not known: the connection was lost", str(error))
-        silent = self.unconfirmed(self.client.prepare(call_monitor_timeout=10))
+        self.assertEqual(error.unconfirmed, "the broker takes no messages: low on memory")
+        self.assertIn("whether the message was taken is not known: the broker takes no messages", str(error))
+        self.slow.trouble = None
+        silent = self.sent_call(self.client.prepare(call_monitor_timeout=10))
         self.clock.advance(10)
-        self.assertIn("is not known", str(self.failureResultOf(silent, RPCTimeoutError).value))
+        self.assertIn("has not confirmed it", self.failureResultOf(silent, RPCTimeoutError).value.unconfirmed)
 
-    def test_unconfirmed_and_taken(self) -> None:
-        """The reply to a message that was not confirmed ends its call as any other."""
-        calling = self.unconfirmed()
-        (msg_id,) = self.client._calls._pending
-        address = self.client._calls._address
-        assert address is not None
-        self.transport.reply(address, encode_result(msg_id, 1, "echo"))
-        self.clock.advance(0)
-        self.assertEqual((self.successResultOf(calling), self.client.unmatched_replies), (1, 0))
+    def test_confirmed(self) -> None:
+        """The timeout of a call whose message was confirmed, however late, says nothing of that."""
+        calling = self.sent_call()
+        self.slow.release()
+        self.clock.advance(60)
+        self.assertEqual(self.failureResultOf(calling, RPCTimeoutError).value.unconfirmed, "")
 
-    def unconfirmed(self, client: rpc.Client | None = None) -> Deferred[Any]:
-        """Make a call, and lose the connection when its message is under way."""
+    # -- the connection is lost before the message is confirmed --------------------------------
+
+    def sent_call(self, client: rpc.Client | None = None) -> Deferred[Any]:
+        """Make a call whose message is written and not confirmed."""
         calling = self.call(client=client)
         while not any(what == "send" for what, _ in self.slow.waiting):
             self.slow.release()
-        self.slow.release(Failure(UnconfirmedError("compute", "the connection was lost")))
-        self.assertNoResult(calling)
         return calling
+
+    def lose(self, *, arrived: bool = False) -> None:
+        """Lose the connection under all messages that are not confirmed.
+
+        :param arrived: the messages are with the broker all the same.
+        """
+        waiting, self.slow.waiting = self.slow.waiting, []
+        for (target, body, ttl), (_, sending) in zip(self.slow.written[-len(waiting) :], waiting, strict=True):
+            if arrived:
+                MemoryTransport.send(self.slow, target, body, ttl, mandatory=True)
+            sending.errback(UnconfirmedError("compute", "the connection was lost"))
+        self.clock.advance(0)
+
+    def answer(self, number: int = -1) -> None:
+        self.reply(encode_result(self.msg_id(number), 1, "echo"), number)
+
+    def test_lost(self) -> None:
+        """A call that may not be sent again fails soon after the loss, and not at its timeout."""
+        calling = self.sent_call()
+        self.lose()
+        self.clock.advance(0.2)
+        self.assertNoResult(calling)
+        self.clock.advance(0.1)
+        self.assertEqual(self.failureResultOf(calling, UnconfirmedError).value.problem, "the connection was lost")
+        self.assertEqual((len(self.slow.written), self.client.pending), (1, 0))
+
+    def test_lost_near_the_deadline(self) -> None:
+        """No call that lost its message waits longer than its timeout."""
+        calling = self.sent_call(self.client.prepare(timeout=1.0))
+        self.clock.advance(0.9)
+        self.lose()
+        self.clock.advance(0.1)
+        self.failureResultOf(calling, UnconfirmedError)
+
+    def test_lost_and_answered(self) -> None:
+        """A reply that has arrived wins."""
+        calling = self.sent_call()
+        self.lose(arrived=True)
+        self.answer()
+        self.assertEqual((self.successResultOf(calling), self.client.unmatched_replies), (1, 0))
+
+    def test_lost_and_begun(self) -> None:
+        """A call whose server has shown life waits on: it was taken."""
+        calling = self.sent_call(self.client.prepare(call_monitor_timeout=10))
+        MemoryTransport.send(self.slow, *self.slow.written[0], mandatory=True)
+        self.clock.advance(0)
+        self.reply(encode_keepalive(self.msg_id()))
+        self.lose()
+        self.clock.advance(5)
+        self.answer()
+        self.assertEqual(self.successResultOf(calling), 1)
+
+    def test_shown_life_after_the_loss(self) -> None:
+        """So does one whose server shows life in the moment after the loss; its timeout is one of silence."""
+        calling = self.sent_call(self.client.prepare(call_monitor_timeout=10))
+        self.lose(arrived=True)
+        self.reply(encode_keepalive(self.msg_id()))
+        self.clock.advance(9)
+        self.assertNoResult(calling)
+        self.clock.advance(1)
+        error = self.failureResultOf(calling, RPCTimeoutError).value
+        self.assertEqual((error.silent, error.unconfirmed), (True, ""))
+
+    def test_sent_again(self) -> None:
+        """An idempotent call is sent again as it was, in the time that is left, and the first reply ends it."""
+        calling = self.sent_call(self.client.prepare(idempotent=True))
+        self.clock.advance(20)
+        self.lose(arrived=True)
+        self.assertEqual([what for what, _ in self.slow.waiting], ["send"])
+        (_, first, _), (_, second, ttl) = self.slow.written
+        self.assertEqual((second, ttl), (first, 40))
+        self.slow.release()
+        self.clock.advance(0)
+        self.assertEqual(len({request.unique_id for request in self.requests}), 1)
+        self.assertEqual(len(self.requests), 2)
+        self.answer(0)
+        self.assertEqual(self.successResultOf(calling), 1)
+        self.answer(1)
+        self.assertEqual(self.client.unmatched_replies, 1)
+
+    def test_sent_again_and_timed_out(self) -> None:
+        """A call whose second message was confirmed was taken, and one whose was not may have been."""
+        confirmed, other = (self.sent_call(self.client.prepare(idempotent=True)) for _ in range(2))
+        self.lose()
+        self.slow.waiting.pop(0)[1].callback(None)
+        self.clock.advance(60)
+        self.assertEqual(self.failureResultOf(confirmed, RPCTimeoutError).value.unconfirmed, "")
+        self.assertIn("has not confirmed", self.failureResultOf(other, RPCTimeoutError).value.unconfirmed)
+
+    def test_not_sent_again(self) -> None:
+        """If it cannot be sent again, the error says that the first message may have been taken, and why not."""
+        calling = self.sent_call(self.client.prepare(idempotent=True))
+        self.lose()
+        self.slow.release(Failure(BrokerUnavailableError("amqp://one", "refused")))
+        error = self.failureResultOf(calling, UnconfirmedError).value
+        self.assertIn("the connection was lost; it could not be sent again: broker amqp://one: refused", str(error))
+
+    def test_sent_again_bounded(self) -> None:
+        """A message that costs its connection each time is not sent for ever."""
+        calling = self.sent_call(self.client.prepare(idempotent=True))
+        cast = self.client.prepare(idempotent=True).cast(CONTEXT, "note")
+        for _ in range(RESENDS):
+            self.lose()
+        self.assertNoResult(calling)
+        self.assertNoResult(cast)
+        self.lose()
+        self.clock.advance(0.3)
+        self.failureResultOf(calling, UnconfirmedError)
+        self.failureResultOf(cast, UnconfirmedError)
+        self.assertEqual(len(self.slow.written), 2 * (RESENDS + 1))
+
+    def test_cast_again(self) -> None:
+        """An idempotent cast is sent again as it was; any other one fails."""
+        once, again = self.client.cast(CONTEXT, "note"), self.client.prepare(idempotent=True).cast(CONTEXT, "note")
+        self.lose(arrived=True)
+        self.failureResultOf(once, UnconfirmedError)
+        self.slow.release()
+        self.successResultOf(again)
+        self.clock.advance(0)
+        self.assertEqual([r.unique_id for r in self.requests[1:]], [self.requests[1].unique_id] * 2)
+
+    def test_closed_when_lost(self) -> None:
+        """What was lost when the client is closed ends with it, and leaves no timer."""
+        calls = [self.sent_call(), self.sent_call(self.client.prepare(idempotent=True))]
+        self.lose()
+        self.client.close()
+        for calling in calls:
+            self.failureResultOf(calling, TransportClosedError)
+        self.assertEqual((self.slow.cancelled, self.clock.getDelayedCalls()), (["send"], []))
+
+
+class ExplainedTests(ClientCase):
+    """Tests for what the registry knows of targets that nobody can be reached for."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.registry: Any = MemoryRegistry(self.clock)
+        lookup = ServiceLookup(lambda: self.registry, self.clock, 60.0)
+        self.client = rpc.Client(self.transport, clock=self.clock, target=Target("cert"), explain=lookup)
+
+    def undeliverable(self, **target: Any) -> UndeliverableError:
+        error: UndeliverableError = self.failureResultOf(
+            self.call(client=self.client.prepare(**target)), UndeliverableError
+        ).value
+        return error
+
+    def register(self, host: str) -> ServiceRecord:
+        record: ServiceRecord = self.successResultOf(self.registry.register(host, "nova-cert", "cert", 0))
+        return record
+
+    def test_unknown(self) -> None:
+        """If nobody is registered there the error says that."""
+        self.assertEqual(attrs.astuple(self.undeliverable()), ("cert", 0, 0))
+        self.assertIn("nobody serves cert: no queue is bound for it, and no such service is", str(self.undeliverable()))
+
+    def test_up(self) -> None:
+        """If the service is up nobody is told to start it."""
+        self.register("h1")
+        error = self.undeliverable(server="h1")
+        self.assertEqual(attrs.astuple(error), ("cert.h1", 1, 1))
+        self.assertIn("no queue is bound for it, although the registry has 1 of 1 such services as up", str(error))
+        self.assertNotIn("start", str(error))
+
+    def test_down(self) -> None:
+        """If all are down that is said; another host's service does not count."""
+        self.register("h1")
+        self.clock.advance(61)
+        self.register("h2")
+        self.assertIn(
+            "nobody serves cert.h1: no queue is bound for it, and all 1 such", str(self.undeliverable(server="h1"))
+        )
+        self.assertEqual(attrs.astuple(self.undeliverable()), ("cert", 2, 1))
+
+    def test_no_answer(self) -> None:
+        """A registry that is away, not reached or silent leaves the error as it is, half a second later at the most."""
+        plain = ("cert", None, 0)
+        self.registry.outage = DatabaseUnavailableError("sqlite:", "gone")
+        self.assertEqual(attrs.astuple(self.undeliverable()), plain)
+        self.registry = None
+        self.assertEqual(attrs.astuple(self.undeliverable()), plain)
+        self.registry = SilentRegistry()
+        calling = self.call(client=self.client.prepare(timeout=0.2))
+        self.clock.advance(0.4)
+        self.assertNoResult(calling)
+        self.clock.advance(0.1)
+        self.assertEqual(attrs.astuple(self.failureResultOf(calling, UndeliverableError).value), plain)
+
+    def test_asked_once(self) -> None:
+        """Calls that fail by the thousand ask once for each target and second, of a bounded number of targets."""
+        self.registry = SilentRegistry()
+        calls = [self.call() for _ in range(1000)]
+        calls += [self.call(client=self.client.prepare(topic=f"t{n}")) for n in range(200)]
+        self.assertEqual(len(self.registry.asked), 201)
+        self.registry.asked.pop(0).callback(ServiceTotals(1, 1, 1))
+        for calling in calls[:1000]:
+            self.assertEqual(self.failureResultOf(calling, UndeliverableError).value.up, 1)
+        self.clock.advance(1)
+        for calling in calls[1000:]:
+            self.failureResultOf(calling, UndeliverableError)
+        self.client.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_given_up(self) -> None:
+        """Who does not want the call any more does not wait for the registry, nor does a client that is closed."""
+        self.registry = SilentRegistry()
+        cancelled, closed = self.call(), self.call()
+        cancelled.cancel()
+        self.failureResultOf(cancelled, CancelledError)
+        self.client.close()
+        self.failureResultOf(closed, TransportClosedError)
+        self.registry.asked.pop(0).callback(ServiceTotals())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
 
 class CallMonitorTests(ClientCase):

@@ -602,6 +602,15 @@ class ConstructionTests(SynchronousTestCase):
         self.failureResultOf(called, NoSuchMethodError)
         self.successResultOf(service.stop())
 
+    def test_registry_in_errors(self) -> None:
+        """What cannot be reached by RPC is looked up in the registry that the service has, for the error."""
+        service = Service("h", "b", "t", Diarist, runtime=self.runtime)
+        self.successResultOf(service.start())
+        called = service.rpc.prepare(topic="other").call(RequestContext(), "ping")
+        self.runtime.reactor.pump([0] * 6)
+        self.assertEqual(self.failureResultOf(called, UndeliverableError).value.registered, 0)
+        self.successResultOf(service.stop())
+
     def test_rpc_before_start(self) -> None:
         """A service that is not started has nothing to call others with, and says so."""
         service = Service("h", "b", "t", Diarist, runtime=self.runtime)

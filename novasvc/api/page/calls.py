@@ -38,10 +38,11 @@ async def _call(backend: Backend, record: ServiceRecord, namespace: str, method:
             topic=record.topic, server=record.host, namespace=namespace, version="1.0", timeout=PATIENCE
         )
         return await client.call(RequestContext.admin(), method, **args)
-    except RPCTimeoutError:
-        raise APIError(504, f"{name} did not answer within {PATIENCE:g} s") from None
-    except UndeliverableError:
-        raise APIError(503, f"{name} is not there: nobody takes messages for it") from None
+    except RPCTimeoutError as error:
+        why = f": {error.unconfirmed}" if error.unconfirmed else ""
+        raise APIError(504, f"{name} did not answer within {PATIENCE:g} s{why}") from None
+    except UndeliverableError as error:
+        raise APIError(503, f"{name} is not there: {error}") from None
     except UnknownTaskError as error:
         raise APIError(404, str(error)) from None
     except StateError as error:

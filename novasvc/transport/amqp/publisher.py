@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 import attrs
@@ -11,7 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.backoff import jittered_backoff
+from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.errors import (
     BrokerBlockedError,
     BrokerError,
@@ -46,18 +47,30 @@ _LEAST_WAIT = 1.0
 """Seconds between two looks at what was not confirmed, at the least."""
 _BEFORE_THE_END = 0.95
 """Part of a message's time that it is held: its sender is to hear the reason, not only that time is up."""
+PROOF_AGE = 1.0
+"""Seconds for which a confirm proves that the broker reads what this connection publishes."""
+PROBE_KEY = "novasvc.probe"
+"""Routing key of the empty message that asks for such a proof. No queue is bound to it."""
+_PROBE_TTL = 0.001
+"""Seconds: a queue that is bound to every key does not keep it."""
+PEERS_RETURN = 5.0
+"""Seconds after our own return in which a request that no queue is bound for is tried again."""
 
 
 @attrs.define(eq=False)
 class Message:
     """A message and what becomes of it.
 
-    :param ttl: seconds from now after which nobody wants it, or None.
-    :param mandatory: somebody has to be there.
+    :param ttl: seconds from when it is given to the publisher, after which nobody wants it, or None.
+    :param mandatory: a queue has to be bound for it.
     :param target: as text, for errors.
     :param patience: seconds that it may be held, if it has no ttl; None is the time for an operation.
+    :param request: it is addressed to a service, which may be about to come back with its broker.
     :param done: fires when the broker has it; cancelled by who does not want to know any more.
-    :param returned: nobody was there.
+    :param forgotten: called if it is cancelled when it was written and is not confirmed.
+    :param expires_at: seconds on the clock after which nobody wants it, or None.
+    :param returned: no queue was bound for it.
+    :param returns: how often it came back.
     """
 
     exchange: str
@@ -68,13 +81,21 @@ class Message:
     target: str
     headers: dict[str, Any] | None = None
     patience: float | None = None
-    done: Deferred[None] = attrs.field(factory=lambda: Deferred(_let_go))
+    request: bool = attrs.field(default=False, kw_only=True)
+    done: Deferred[None] = attrs.field(init=False)
+    forgotten: Callable[[], None] | None = attrs.field(default=None, init=False)
+    expires_at: float | None = attrs.field(default=None, init=False)
     sent_at: float = attrs.field(default=0.0, init=False)
     returned: bool = attrs.field(default=False, init=False)
+    returns: int = attrs.field(default=0, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.done = Deferred(self._cancelled)
 
-def _let_go(done: Deferred[None]) -> None:
-    """Let a cancelled Deferred fail by itself; the broker's word still comes, and is passed over."""
+    def _cancelled(self, _: object) -> None:
+        """Let the Deferred fail by itself; a confirm still comes, and is passed over."""
+        if self.forgotten is not None:
+            self.forgotten()
 
 
 @attrs.define(eq=False)
@@ -83,28 +104,39 @@ class Lane(ChannelReceiver):
 
     :param explain: makes an error of what ended the channel.
     :param ended: called when the channel has ended.
+    :param not_routed: takes a message that came back.
+    :param forgotten: called when one that is not confirmed is not wanted any more.
+    :param confirmed_at: seconds on the clock when the broker last confirmed a message; -inf if it never did.
     """
 
     channel: Channel
     _clock: IReactorTime
     _explain: Callable[[ClosedError], BrokerError]
     _ended: Callable[[ClosedError], None]
+    _not_routed: Callable[[Message], None]
+    _forgotten: Callable[[], None]
+    confirmed_at: float = attrs.field(default=-inf, init=False)
     _last_tag: int = attrs.field(default=0, init=False)
     _unconfirmed: dict[int, Message] = attrs.field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._unconfirmed)
 
-    def publish(self, message: Message) -> None:
-        """Send a message; its ``done`` fires in time."""
+    def publish(self, message: Message, now: float) -> None:
+        """Send a message; its ``done`` fires in time.
+
+        :param now: seconds on the clock.
+        """
         channel = self.channel
+        # What is left of its time: the broker counts from when it reads the message.
+        ttl = None if message.expires_at is None else message.expires_at - now
         try:
-            properties = write_properties(message.ttl, message.headers)
+            properties = write_properties(ttl, message.headers)
             method = pack_publish(channel.id, message.exchange, message.routing_key, message.mandatory)
         except ValueError as error:
             message.done.errback(BrokerError(message.target, str(error)))
             return
-        message.sent_at = self._clock.seconds()
+        message.sent_at, message.forgotten = now, self._forgotten
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = message
         client = channel.client
@@ -115,8 +147,13 @@ class Lane(ChannelReceiver):
         return next(iter(self._unconfirmed.values())).sent_at if self._unconfirmed else None
 
     def give_up(self, before: float, reason: str) -> None:
-        """Wait no longer for the broker's word on what was sent before a moment."""
-        overdue = [tag for tag, message in self._unconfirmed.items() if message.sent_at <= before]
+        """Wait no longer for a confirm of what was sent before a moment, and of what nobody wants any more."""
+        now = self._clock.seconds()
+        overdue = [
+            tag
+            for tag, message in self._unconfirmed.items()
+            if (message.sent_at <= before if message.expires_at is None else message.expires_at <= now)
+        ]
         for message in [self._unconfirmed.pop(tag) for tag in overdue]:
             if not message.done.called:
                 message.done.errback(UnconfirmedError(message.target, f"the broker has stopped reading: {reason}"))
@@ -125,6 +162,7 @@ class Lane(ChannelReceiver):
 
     def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - as ChannelReceiver
         """Take the broker's word; see ChannelReceiver."""
+        self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
         if not multiple:
             message = unconfirmed.pop(delivery_tag, None)
@@ -144,7 +182,7 @@ class Lane(ChannelReceiver):
         if done.called:
             return
         if message.returned:
-            done.errback(UndeliverableError(message.target))
+            self._not_routed(message)
         elif taken:
             done.callback(None)
         else:
@@ -180,13 +218,11 @@ class Lane(ChannelReceiver):
 class _Held:
     """A message that cannot be sent yet.
 
-    :param send: sends it; takes the seconds that it was held.
+    :param send: sends it.
     """
 
-    send: Callable[[float], None]
-    done: Deferred[None]
-    size: int
-    since: float
+    send: Callable[[], None]
+    message: Message
     timer: IDelayedCall = attrs.field(init=False)
 
 
@@ -195,6 +231,8 @@ class Publisher:
     """Sends messages over one connection, which nothing is consumed from.
 
     :param exchange: the control exchange.
+    :param proof_age: see PROOF_AGE.
+    :param pause: seconds before a request that came back is sent again, by how often it came back.
     """
 
     # Note [Two connections]
@@ -203,9 +241,30 @@ class Publisher:
     # An acknowledgement on such a connection would not be read either, and consuming would stop
     # with publishing. So messages go out by one connection, and come in by another.
 
+    # Note [Only what is read is written]
+    #
+    # A message that was written to the socket cannot be taken back. A broker in alarm leaves it there,
+    # says "blocked" only when it comes upon the first message, and reads on when the alarm is over, an
+    # hour later perhaps. The expiration counts from that moment, and a method would run whose caller
+    # has given up long before.
+    #
+    # So a message that somebody wants for so long and no longer is written only while the broker is
+    # known to read: if it has confirmed something within PROOF_AGE. Otherwise an empty message goes
+    # first, to a key that no queue is bound to, and its confirm is awaited. In an alarm that one is
+    # left in the socket, and the caller's message is held, here, where it can still be forgotten.
+    #
+    # What is left is what a busy sender has written between the begin of an alarm and the broker's
+    # word: the messages of one round trip. When the first of them is not wanted any more, and the
+    # broker still does not read, the connection is dropped. The broker notices that at its next
+    # heartbeat at the latest, and what it had not read goes with the connection.
+    #
+    # Replies go without a proof: to publish one late does no harm.
+
     _exchange: str
     _options: BrokerOptions
     _clock: IReactorTime
+    _proof_age: float = PROOF_AGE
+    _pause: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
     _direct: Lane | None = attrs.field(default=None, init=False)
     _fanouts: Lane | None = attrs.field(default=None, init=False)
@@ -214,13 +273,18 @@ class Publisher:
     _exchanges: set[str] = attrs.field(factory=set, init=False)
     _held: dict[_Held, None] = attrs.field(factory=dict, init=False)
     _held_bytes: int = attrs.field(default=0, init=False)
+    _unrouted: dict[Message, IDelayedCall] = attrs.field(factory=dict, init=False)
+    _probing: bool = attrs.field(default=False, init=False)
+    _dropping: IDelayedCall | None = attrs.field(default=None, init=False)
+    _reconnects: int = attrs.field(default=0, init=False)
+    _back_at: float = attrs.field(default=-inf, init=False)
     _watch: IDelayedCall | None = attrs.field(default=None, init=False)
     _reopening: Deferred[None] | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __len__(self) -> int:
         lanes = [len(lane) for lane in (self._direct, self._fanouts) if lane is not None]
-        return len(self._held) + sum(lanes)
+        return len(self._held) + len(self._unrouted) + sum(lanes)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -233,10 +297,14 @@ class Publisher:
         :raises UnconfirmedError: it may have been taken, or not.
         :raises TransportFullError: too much waits already.
         """
-        lane = self._direct
+        now, lane = self._clock.seconds(), self._direct
+        if message.ttl is not None and message.expires_at is None:
+            message.expires_at = now + message.ttl
         if lane is None or not self._flows or message.exchange not in self._exchanges:
             return self._publish_slowly(message)
-        lane.publish(message)
+        if now - lane.confirmed_at > self._proof_age and self._needs_proof(message, now):
+            return self._publish_slowly(message)
+        lane.publish(message, now)
         if self._watch is None:
             self._arm()
         return message.done
@@ -244,22 +312,34 @@ class Publisher:
     @property
     def _flows(self) -> bool:
         connection = self.connection
-        return connection.state == "ready" and not connection.is_congested and not self._held
+        return not self._held and connection.state == "ready" and not connection.is_congested
+
+    @property
+    def _can_write(self) -> bool:
+        return self.connection.state == "ready" and not self.connection.is_congested
+
+    def _needs_proof(self, message: Message, now: float) -> bool:
+        """Tell whether a message waits until the broker is known to read; see Note [Only what is read is written]."""
+        lane, expires_at = self._direct, message.expires_at
+        if lane is not None and now - lane.confirmed_at <= self._proof_age:
+            return False
+        return message.request or (expires_at is not None and expires_at > now)
 
     def _publish_slowly(self, message: Message) -> Deferred[None]:
         if self._closed:
             return fail(TransportClosedError("sending"))
-        if not self._flows or self._direct is None:
+        if not self._flows or self._direct is None or message.exchange in self._exchanges:
             return self._hold(partial(self._publish_held, message), message)
         asking = Deferred.fromCoroutine(self._add_exchange(message.exchange))
-        asking.addCallbacks(lambda _: self._publish_held(message, 0.0), partial(self._fail, message))
+        asking.addCallbacks(lambda _: self._publish_held(message), partial(self._fail, message))
         return message.done
 
-    def _publish_held(self, message: Message, held: float) -> None:
+    def _publish_held(self, message: Message) -> None:
         if message.done.called:
             return
-        if message.ttl is not None:
-            message.ttl -= held
+        if message.expires_at is not None and message.expires_at <= self._clock.seconds():
+            message.done.errback(self._why_not())
+            return
         # The sender has the message's own Deferred already.
         published = self.publish(message)
         if published is not message.done:
@@ -267,17 +347,17 @@ class Publisher:
 
     def fanout(self, topic: str, body: bytes, ttl: float | None, target: str) -> Deferred[None]:
         """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
-        message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target)
+        message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
+        now = self._clock.seconds()
+        message.expires_at = None if ttl is None else now + ttl
         if self._closed:
             return fail(TransportClosedError("sending"))
-        if not self._flows:
+        if not self._flows or self._needs_proof(message, now):
             return self._hold(partial(self._fan_out, topic, message), message)
-        self._fan_out(topic, message, 0.0)
+        self._fan_out(topic, message)
         return message.done
 
-    def _fan_out(self, topic: str, message: Message, held: float) -> None:
-        if message.ttl is not None:
-            message.ttl -= held
+    def _fan_out(self, topic: str, message: Message) -> None:
         sending = Deferred.fromCoroutine(self._send_fanout(topic, message))
         sending.addErrback(partial(self._fail, message))
 
@@ -295,28 +375,33 @@ class Publisher:
         except ClosedError as reason:
             raise self._explained(reason) from reason
         if not message.done.called:
-            lane.publish(message)
+            lane.publish(message, self._clock.seconds())
             self._arm()
 
     # -- holding -------------------------------------------------------------------------------
 
-    def _hold(self, send: Callable[[float], None], message: Message) -> Deferred[None]:
+    def _hold(self, send: Callable[[], None], message: Message) -> Deferred[None]:
         size = len(message.body)
-        if len(self._held) >= HELD_MESSAGES or self._held_bytes + size > HELD_BYTES:
-            return fail(TransportFullError(message.target, len(self._held)))
+        if not self._has_room(size):
+            why = self.connection.trouble or "the broker confirms too slowly"
+            return fail(TransportFullError(message.target, len(self._held) + len(self._unrouted), why))
         patience = message.patience or self._options.operation_timeout
-        if message.ttl is not None:
-            patience = message.ttl * _BEFORE_THE_END
-        held = _Held(send, message.done, size, self._clock.seconds())
+        if message.expires_at is not None and message.expires_at < inf:
+            patience = max(0.0, message.expires_at - self._clock.seconds()) * _BEFORE_THE_END
+        held = _Held(send, message)
         held.timer = self._clock.callLater(patience, self._give_up, held)
         self._held[held] = None
         self._held_bytes += size
+        self._probe()
         return message.done
+
+    def _has_room(self, size: int) -> bool:
+        waiting = len(self._held) + len(self._unrouted)
+        return waiting < HELD_MESSAGES and self._held_bytes + size <= HELD_BYTES
 
     def _give_up(self, held: _Held) -> None:
         self._release(held)
-        if not held.done.called:
-            held.done.errback(self._why_not())
+        self._fail(held.message, Failure(self._why_not()))
 
     def _why_not(self) -> Exception:
         connection = self.connection
@@ -329,9 +414,71 @@ class Publisher:
 
     def _release(self, held: _Held) -> None:
         del self._held[held]
-        self._held_bytes -= held.size
+        self._held_bytes -= len(held.message.body)
         if held.timer.active():
             held.timer.cancel()
+
+    def _probe(self) -> None:
+        """Have the broker prove that it reads, if a held message waits for that."""
+        lane = self._direct
+        if lane is None or self._probing or not self._can_write:
+            return
+        now = self._clock.seconds()
+        waiting = next((held.message for held in self._held if self._needs_proof(held.message, now)), None)
+        if waiting is None:
+            return
+        # To the exchange that the message goes to: the user may not be permitted to write to another.
+        exchange = waiting.exchange if waiting.exchange in self._exchanges else self._exchange
+        probe = Message(exchange, PROBE_KEY, b"", _PROBE_TTL, mandatory=False, target=PROBE_KEY)
+        probe.expires_at = now + _PROBE_TTL
+        self._probing = True
+        lane.publish(probe, now)
+        probe.done.addCallbacks(self._proven, self._not_proven, errbackArgs=(exchange,))
+        self._arm()
+
+    def _proven(self, _: None) -> None:
+        self._probing = False
+        self._send_held()
+
+    def _not_proven(self, failure: Failure, exchange: str) -> None:
+        """Do nothing if the channel was lost: the next one is asked again. A refusal holds for the messages, too."""
+        self._probing = False
+        if failure.check(BrokerError):
+            for held in [held for held in self._held if held.message.exchange == exchange]:
+                self._release(held)
+                self._fail(held.message, Failure(failure.value))
+        self._probe()  # for messages to other exchanges
+
+    # -- requests that came back ---------------------------------------------------------------
+
+    # Note [Peers return]
+    #
+    # When a broker has died its clients come back one after the other, within seconds, and a queue
+    # that is not durable exists again when the first of its servers has declared it. A caller that
+    # is back before would hear that nobody serves the topic. So for PEERS_RETURN seconds after our
+    # own return such a request is sent again, after short pauses, as long as its caller waits.
+
+    def _not_routed(self, message: Message) -> None:
+        """Send a request again that no queue is bound for, or fail it; see Note [Peers return]."""
+        size = len(message.body)
+        message.returns += 1
+        message.forgotten = None
+        if message.request and self._has_room(size):
+            pause = self._pause(message.returns)
+            until = self._back_at + PEERS_RETURN
+            if message.expires_at is not None:
+                until = min(until, message.expires_at)
+            if self._clock.seconds() + pause < until:
+                self._held_bytes += size
+                self._unrouted[message] = self._clock.callLater(pause, self._route_again, message)
+                return
+        message.done.errback(UndeliverableError(message.target))
+
+    def _route_again(self, message: Message) -> None:
+        del self._unrouted[message]
+        self._held_bytes -= len(message.body)
+        message.returned = False
+        self._publish_held(message)
 
     # -- ConnectionUser ------------------------------------------------------------------------
 
@@ -347,18 +494,26 @@ class Publisher:
 
     def ready(self) -> None:
         """Send what was held; see ConnectionUser."""
+        if self._reconnects != self.connection.reconnects:
+            self._reconnects, self._back_at = self.connection.reconnects, self._clock.seconds()
+        self._send_held()
+
+    def _send_held(self) -> None:
+        """Send what is held, in its order, once the broker is known to read."""
+        self._probe()
+        if self._probing:
+            return
         held, self._held = self._held, {}
-        now = self._clock.seconds()
         waiting = list(held)
         for number, one in enumerate(waiting):
             if not self._flows:
                 # The rest goes on waiting, before what has come meanwhile.
                 self._held = {**dict.fromkeys(waiting[number:]), **self._held}
                 return
-            self._held_bytes -= one.size
+            self._held_bytes -= len(one.message.body)
             one.timer.cancel()
-            if not one.done.called:
-                one.send(now - one.since)
+            if not one.message.done.called:
+                one.send()
 
     def lost(self, reason: ClosedError) -> None:
         """Forget the channels; they have said so to their senders; see ConnectionUser."""
@@ -368,14 +523,20 @@ class Publisher:
     def close(self) -> None:
         """Fail what waits, and take no more."""
         self._closed = True
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        for timer in (self._watch, self._dropping):
+            if timer is not None:
+                timer.cancel()
+        self._watch = self._dropping = None
         self._end_reopening()
+        waiting = [held.message for held in self._held] + list(self._unrouted)
         for held in list(self._held):
             self._release(held)
-            if not held.done.called:
-                held.done.errback(TransportClosedError("sending"))
+        for message, pause in self._unrouted.items():
+            pause.cancel()
+            self._held_bytes -= len(message.body)
+        self._unrouted = {}
+        for message in waiting:
+            self._fail(message, Failure(TransportClosedError("sending")))
 
     # -- channels ------------------------------------------------------------------------------
 
@@ -385,7 +546,7 @@ class Publisher:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
         channel = await protocol.open_channel()
         await channel.confirm_select()
-        lane = Lane(channel, self._clock, self._explained, ended)
+        lane = Lane(channel, self._clock, self._explained, ended, self._not_routed, self._forgotten)
         channel.receiver = lane
         return lane
 
@@ -463,6 +624,21 @@ class Publisher:
         if not message.done.called:
             error = failure.value
             message.done.errback(self._explained(error) if isinstance(error, ClosedError) else failure)
+
+    def _forgotten(self) -> None:
+        """Drop a connection that is not read and has a message on it that nobody wants.
+
+        See Note [Only what is read is written].
+        """
+        if self.connection.state == "blocked" and self._dropping is None:
+            # Later: whoever forgets one message may be about to forget others.
+            self._dropping = self._clock.callLater(0, self._drop)
+
+    def _drop(self) -> None:
+        self._dropping = None
+        protocol, reason = self.connection.protocol, self.connection.blocked_by
+        if protocol is not None and self.connection.state == "blocked":
+            protocol.end(ClosedError(f"dropped, with messages that the broker had not read: {reason}"))
 
     # -- the broker's silence ------------------------------------------------------------------
 

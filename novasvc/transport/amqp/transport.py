@@ -200,7 +200,8 @@ class AMQPTransport:
         if target.fanout:
             return self._publisher.fanout(target.topic, body, ttl, str(target))
         exchange = target.exchange or self._exchange
-        return self._publisher.publish(Message(exchange, request_address(target), body, ttl, mandatory, str(target)))
+        address = request_address(target)
+        return self._publisher.publish(Message(exchange, address, body, ttl, mandatory, str(target), request=True))
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Put into a queue; see ITransport."""
