@@ -25,7 +25,10 @@ _HOP_BY_HOP = frozenset(
 _known: dict[str, str] = {}
 """Names that were found good, with what they are in lower case."""
 _MOST_KNOWN = 1000
-_WITHOUT_BODY = frozenset({204, 304})
+WITHOUT_BODY = frozenset({204, 205, 304})
+"""Statuses whose answers have no body. They have no Content-Length either (RFC 9110, 8.6; for 304, which may have that
+of the body that it stands for, one that is wrong would be kept by caches), except 205, whose is 0 (15.3.6)."""
+RESET_CONTENT = 205
 
 
 class AnswerError(Exception):
@@ -38,7 +41,7 @@ class Answer:
 
     :param code: its status.
     :param text: status line and headers, each with its line break.
-    :param length: what the application says in Content-Length; None if it does not.
+    :param length: what the application says in Content-Length; None if it does not, or there is no body.
     :param dated: it has a Date header.
     """
 
@@ -50,7 +53,7 @@ class Answer:
     @property
     def without_body(self) -> bool:
         """Whether its status forbids a body."""
-        return self.code in _WITHOUT_BODY
+        return self.code in WITHOUT_BODY
 
 
 def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
@@ -63,6 +66,7 @@ def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
     if type(status) is not str or not _STATUS.fullmatch(status):
         raise AnswerError(f"the status {status!r} is not a text such as '200 OK'")
     lines = ["HTTP/1.1 ", status if len(status) > 3 else status + " ", "\r\n"]  # noqa: PLR2004 - the blank is needed
+    code = int(status[:3])
     length: int | None = None
     dated = False
     for pair in headers:
@@ -78,14 +82,20 @@ def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
             if length is not None or not (value.isascii() and value.isdigit()):
                 raise AnswerError(f"the Content-Length {value!r} is not one number, once")
             length = int(value)
+            if code in WITHOUT_BODY:
+                continue
         elif lower == "date":
             dated = True
         lines += (name, ": ", value, "\r\n")
+    if code in WITHOUT_BODY:
+        length = None
+        if code == RESET_CONTENT:
+            lines.append("Content-Length: 0\r\n")
     try:
         text = "".join(lines).encode("latin-1")
     except UnicodeEncodeError as error:
         raise AnswerError(f"status and headers have to be latin-1, and hold {error.object[error.start]!r}") from error
-    return Answer(int(status[:3]), text, length, dated)
+    return Answer(code, text, length, dated)
 
 
 def _see_name(name: str) -> str:

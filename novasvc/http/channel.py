@@ -12,16 +12,31 @@
 # the thread that makes it. So what waits to be sent has to get less at a rate, too. And a client that asks, and
 # asks again, without reading what it is answered, is read no further.
 
+# Note [Half-closed clients]
+#
+# A client may shut down its sending side (TCP's FIN) when it has sent its request, and wait for the answer. So that is
+# the end of the requests, and not of the connection: what came before is answered. But a client that closes, or dies,
+# sends the same FIN, and nobody needs its answer. What tells the two apart is what its host does when something is sent
+# to it: it acknowledges, or it resets the connection. So after a moment a client of HTTP/1.1 is sent an interim response,
+# "100 Continue", which every client has to pass over (RFC 9110, 15.2); a begun answer does the same, and for others the
+# kernel probes (its reset comes when the client's host has forgotten the connection, on Linux after a minute). The
+# reactor does not watch a socket that it neither reads nor writes, so the site looks for the reset once a second.
+#
+# Over TLS the end of one direction is the end of both: TLS 1.2 demands that a close_notify is answered at once (RFC 5246,
+# 7.2.1), and Twisted does so for TLS 1.3, too; a FIN without one may be an attacker's (RFC 9112, 9.8).
+
 from typing import Any
 
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport, ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
+from zope.interface import implementer
 
 from novasvc.http.body import Body
 from novasvc.http.head import Head, read_head, see_partial
+from novasvc.http.peer import has_arrived, is_gone, probe, unsent
 from novasvc.http.refusal import RefusedError, error_body, error_head
 
 _log = Logger()
@@ -38,9 +53,12 @@ _CLOSING = 60.0
 """Seconds that a client has to read the last of what it is sent, if it is not known how much of it is left."""
 _AT_A_TIME = 16
 """Requests of one connection that are answered before others have their turn."""
+_INQUIRY = 2.0
+"""Seconds after which a client that has ended its sending side is sent an interim response, to see if it is there."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+@implementer(IHalfCloseableProtocol)
 class Channel(HTTPChannel):
     """Reads requests and gives them to its site; their answers go the way that they go in HTTPChannel.
 
@@ -70,9 +88,13 @@ class Channel(HTTPChannel):
         self._unread: int | None = None
         self._soon: Any = None
         self._fresh = True
+        self._skipped = False
         self._draining = False
         self._grace: Any = None
         self._closing = False
+        self._resetting = False
+        self._input_ended = False
+        self._inquire_at: float | None = None
 
     def connectionMade(self) -> None:
         """Wait for the first request."""
@@ -113,6 +135,29 @@ class Channel(HTTPChannel):
         if len(self._input) > _AHEAD and (self._waitingForTransport or self._handlingRequest):
             self._networkProducer.pauseProducing()
 
+    def readConnectionLost(self) -> None:  # noqa: N802 - IHalfCloseableProtocol
+        """Answer what has come, and nothing more. See Note [Half-closed clients]."""
+        # Told again when the transport is resumed, which has it look once more.
+        if not self._input_ended:
+            self._input_ended = True
+            self._inquire_at = self._clock() + _INQUIRY
+            probe(self.transport)
+            self._see_end()
+
+    def writeConnectionLost(self) -> None:  # noqa: N802 - IHalfCloseableProtocol
+        """Do nothing: who is refused may still send for a while."""
+
+    def _see_end(self) -> None:
+        """Do what is due when no more comes, unless there is something left to read or to answer."""
+        if self._handlingRequest:
+            self.persistent = self.persistent and bool(self._input)
+        elif self._input and (self._waitingForTransport or (self._soon is not None and self._soon.active())):
+            pass  # it is read on later
+        elif self._closing or self._fresh:
+            self.loseConnection()
+        else:
+            self.refuse(RefusedError(400, "the connection ended before the request was complete"))
+
     def _advance(self) -> None:
         """Read on, as long as there is something to read; not called from within itself, however fast answers are."""
         self._advancing = True
@@ -129,6 +174,8 @@ class Channel(HTTPChannel):
             self.refuse(refused)
         finally:
             self._advancing = False
+        if self._input_ended and not self._closing:
+            self._see_end()
 
     def _advance_soon(self) -> None:
         if self._soon is None or not self._soon.active():
@@ -143,10 +190,15 @@ class Channel(HTTPChannel):
     def _read_head(self) -> bool:
         data = self._input
         if self._fresh:
-            # Browsers of old sent an empty line after a body.
-            data = self._input = data.lstrip(b"\r\n") if data[0] in b"\r\n" else data
-            if not data:
-                return False
+            if not self._skipped and data.startswith(b"\r"):
+                # Browsers of old sent an empty line after a body; one is passed over (RFC 9112, 2.2).
+                if data == b"\r":
+                    return False
+                if data.startswith(b"\r\n"):
+                    self._skipped = True
+                    data = self._input = data[2:]
+                    if not data:
+                        return False
             self._fresh = False
             self._late_at = self._clock() + self._limits.head_timeout
         end = data.find(b"\r\n\r\n")
@@ -155,6 +207,9 @@ class Channel(HTTPChannel):
             return False
         self._input = data[end + 4 :]
         head = read_head(data[: end + 2], self._limits)
+        if head.scheme == b"https" and not self.secure:
+            # RFC 9110, 7.4: what is asked of https has to come over TLS.
+            raise RefusedError(421, "the target of the request is of https, and this connection is without TLS")
         self._begin(head)
         return True
 
@@ -192,6 +247,8 @@ class Channel(HTTPChannel):
         self._late_at = None
         self._step = self._wait
         self._handlingRequest = True
+        if self._input_ended and not self._input:
+            self.persistent = False
         self.requests[-1].received(None if body is None else body.file)
 
     def _wait(self) -> bool:
@@ -214,11 +271,16 @@ class Channel(HTTPChannel):
         if not self._waitingForTransport:
             self._networkProducer.resumeProducing()
         self._fresh = True
+        self._skipped = False
         self._step = self._read_head
         idle = self._limits.idle_timeout
         self._late_at = self._clock() + idle if idle else None
-        if self._input and not self._advancing:
+        if self._advancing:
+            return
+        if self._input:
             self._advance()
+        elif self._input_ended:
+            self.loseConnection()
 
     def refuse(self, refused: RefusedError) -> None:
         """Answer what is no request, or one that is too much, and close the connection."""
@@ -237,7 +299,7 @@ class Channel(HTTPChannel):
         self._input = b""
         self._closing = True
         self._late_at = self._clock() + _LINGER
-        if self.secure or not hasattr(self.transport, "loseWriteConnection"):
+        if self.secure or self._input_ended or not hasattr(self.transport, "loseWriteConnection"):
             self.loseConnection()
         else:
             self.transport.loseWriteConnection()
@@ -250,6 +312,23 @@ class Channel(HTTPChannel):
         self._late_at = self._reading_due(_CLOSING)
         super().loseConnection()
 
+    def break_off(self, *, delimited: bool) -> None:
+        """End the connection when what was written has arrived, so that the client does not take it for the whole.
+
+        The request under way gets its connectionLost.
+
+        :param delimited: the answer says where its end would be (Content-Length, chunks). Where it is the connection's
+            end, only a reset tells that something is missing (RFC 9112, 8).
+        """
+        if delimited:
+            self.loseConnection()
+            return
+        self.unregisterProducer()
+        self._step = self._discard
+        self._input = b""
+        self._closing = self._resetting = True
+        self._late_at = self._reading_due(_CLOSING)
+
     def abortConnection(self) -> None:
         """Close at once."""
         self._closing = True
@@ -261,11 +340,6 @@ class Channel(HTTPChannel):
         self.persistent = False
         if not self.requests:
             self._grace = self.site.reactor.callLater(LAST_REQUEST, self._close_idle)
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server has been told to stop."""
-        return self._draining
 
     @property
     def waits(self) -> bool:
@@ -284,7 +358,12 @@ class Channel(HTTPChannel):
     # -- time ----------------------------------------------------------------------------------
 
     def see_time(self, now: float) -> None:
-        """Do what is due, if the client is late. Called once a second."""
+        """Do what is due, if the client is late, or has gone. Called once a second."""
+        if self._resetting and has_arrived(self.transport):
+            self.abortConnection()
+            return
+        if self._input_ended and self.requests:
+            self._see_gone(now)
         if self._closing and self.secure and unsent(self.transport) == 0:
             # All is sent, also that it is the end. TLS waits for the client to say so, too, which it need not do.
             self._late_at = min(self._late_at or float("inf"), now + _GOODBYE)
@@ -307,6 +386,16 @@ class Channel(HTTPChannel):
             else:
                 seconds = self._limits.head_timeout
                 self.refuse(RefusedError(408, f"the head of the request was not complete within {seconds:g} s"))
+
+    def _see_gone(self, now: float) -> None:
+        """Find out whether a client that has ended its sending side is there; see Note [Half-closed clients]."""
+        if is_gone(self.transport):
+            self.abortConnection()
+        elif self._inquire_at is not None and now >= self._inquire_at:
+            self._inquire_at = None
+            request = self.requests[0]
+            if request.head.version == b"HTTP/1.1" and not request.startedWriting:
+                self.transport.write(_CONTINUE)
 
     def pauseProducing(self) -> None:
         """See that the client does not read as fast as it is sent to."""
@@ -339,13 +428,3 @@ class Channel(HTTPChannel):
         limits = self._limits
         seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
         return bool(before - now >= seconds * limits.body_rate)
-
-
-def unsent(transport: Any) -> int | None:
-    """Return the octets that wait in this process to be sent; None if the transport does not tell."""
-    # A wrapper, as that of TLS, passes on what it is given.
-    while not hasattr(transport, "dataBuffer") and hasattr(transport, "transport"):
-        transport = transport.transport
-    if not hasattr(transport, "_tempDataLen"):
-        return None
-    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)  # noqa: SLF001 - no other way
