@@ -29,6 +29,7 @@ WITHOUT_BODY = frozenset({204, 205, 304})
 """Statuses whose answers have no body. They have no Content-Length either (RFC 9110, 8.6; for 304, which may have that
 of the body that it stands for, one that is wrong would be kept by caches), except 205, whose is 0 (15.3.6)."""
 RESET_CONTENT = 205
+_INSTEAD = {RESET_CONTENT: "Content-Length: 0\r\n"}
 
 
 class AnswerError(Exception):
@@ -79,23 +80,24 @@ def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
         if bad:
             raise AnswerError(f"the value of the header {name} holds the control character {bad[0]!r}")
         if lower == "content-length":
-            if length is not None or not (value.isascii() and value.isdigit()):
-                raise AnswerError(f"the Content-Length {value!r} is not one number, once")
-            length = int(value)
+            length = _read_length(value, length)
             if code in WITHOUT_BODY:
                 continue
         elif lower == "date":
             dated = True
         lines += (name, ": ", value, "\r\n")
-    if code in WITHOUT_BODY:
-        length = None
-        if code == RESET_CONTENT:
-            lines.append("Content-Length: 0\r\n")
+    lines.append(_INSTEAD.get(code, ""))
     try:
         text = "".join(lines).encode("latin-1")
     except UnicodeEncodeError as error:
         raise AnswerError(f"status and headers have to be latin-1, and hold {error.object[error.start]!r}") from error
-    return Answer(code, text, length, dated)
+    return Answer(code, text, None if code in WITHOUT_BODY else length, dated)
+
+
+def _read_length(value: str, before: int | None) -> int:
+    if before is not None or not (value.isascii() and value.isdigit()):
+        raise AnswerError(f"the Content-Length {value!r} is not one number, once")
+    return int(value)
 
 
 def _see_name(name: str) -> str:

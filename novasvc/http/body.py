@@ -13,9 +13,7 @@ from novasvc.http.refusal import RefusedError
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 # RFC 9112, 7.1. It has recipients pass over blanks around ";" and "="; other servers refuse them, and so do we: who
 # reads a size up to its first odd octet and who reads it up to the end of the line are not to meet.
-_CHUNK_LINE = re.compile(
-    rb"([0-9A-Fa-f]{1,16})((?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*)\r\n"
-)
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*)\r\n")
 _BREAK = b"\r\n"
 _LONGEST_LINE = 1024
 """Bytes of the line before a chunk."""

@@ -12,19 +12,6 @@
 # the thread that makes it. So what waits to be sent has to get less at a rate, too. And a client that asks, and
 # asks again, without reading what it is answered, is read no further.
 
-# Note [Half-closed clients]
-#
-# A client may shut down its sending side (TCP's FIN) when it has sent its request, and wait for the answer. So that is
-# the end of the requests, and not of the connection: what came before is answered. But a client that closes, or dies,
-# sends the same FIN, and nobody needs its answer. What tells the two apart is what its host does when something is sent
-# to it: it acknowledges, or it resets the connection. So after a moment a client of HTTP/1.1 is sent an interim response,
-# "100 Continue", which every client has to pass over (RFC 9110, 15.2); a begun answer does the same, and for others the
-# kernel probes (its reset comes when the client's host has forgotten the connection, on Linux after a minute). The
-# reactor does not watch a socket that it neither reads nor writes, so the site looks for the reset once a second.
-#
-# Over TLS the end of one direction is the end of both: TLS 1.2 demands that a close_notify is answered at once (RFC 5246,
-# 7.2.1), and Twisted does so for TLS 1.3, too; a FIN without one may be an attacker's (RFC 9112, 9.8).
-
 from typing import Any
 
 from twisted.internet.error import ConnectionClosed
@@ -36,7 +23,7 @@ from zope.interface import implementer
 
 from novasvc.http.body import Body
 from novasvc.http.head import Head, read_head, see_partial
-from novasvc.http.peer import has_arrived, is_gone, probe, unsent
+from novasvc.http.peer import Backlog, has_arrived, is_gone, probe, unsent
 from novasvc.http.refusal import RefusedError, error_body, error_head
 
 _log = Logger()
@@ -85,7 +72,6 @@ class Channel(HTTPChannel):
         self._body: Body | None = None
         self._late_at: float | None = None
         self._stalled_at: float | None = None
-        self._unread: int | None = None
         self._soon: Any = None
         self._fresh = True
         self._skipped = False
@@ -103,6 +89,7 @@ class Channel(HTTPChannel):
         self.secure = ISSLTransport(self.transport, None) is not None
         self._networkProducer = self.transport
         self._networkProducer.registerProducer(self, True)
+        self._backlog = Backlog(self.transport, self._limits, self._clock)
         self._late_at = self._clock() + self._limits.head_timeout
         self.site.watch(self)
 
@@ -135,8 +122,8 @@ class Channel(HTTPChannel):
         if len(self._input) > _AHEAD and (self._waitingForTransport or self._handlingRequest):
             self._networkProducer.pauseProducing()
 
-    def readConnectionLost(self) -> None:  # noqa: N802 - IHalfCloseableProtocol
-        """Answer what has come, and nothing more. See Note [Half-closed clients]."""
+    def readConnectionLost(self) -> None:
+        """Answer what has come, and nothing more. See Note [Half-closed clients] in peer.py."""
         # Told again when the transport is resumed, which has it look once more.
         if not self._input_ended:
             self._input_ended = True
@@ -144,7 +131,7 @@ class Channel(HTTPChannel):
             probe(self.transport)
             self._see_end()
 
-    def writeConnectionLost(self) -> None:  # noqa: N802 - IHalfCloseableProtocol
+    def writeConnectionLost(self) -> None:
         """Do nothing: who is refused may still send for a while."""
 
     def _see_end(self) -> None:
@@ -309,7 +296,7 @@ class Channel(HTTPChannel):
         self._step = self._discard
         self._input = b""
         self._closing = True
-        self._late_at = self._reading_due(_CLOSING)
+        self._late_at = self._backlog.due(_CLOSING)
         super().loseConnection()
 
     def break_off(self, *, delimited: bool) -> None:
@@ -327,7 +314,7 @@ class Channel(HTTPChannel):
         self._step = self._discard
         self._input = b""
         self._closing = self._resetting = True
-        self._late_at = self._reading_due(_CLOSING)
+        self._late_at = self._backlog.due(_CLOSING)
 
     def abortConnection(self) -> None:
         """Close at once."""
@@ -364,19 +351,22 @@ class Channel(HTTPChannel):
             return
         if self._input_ended and self.requests:
             self._see_gone(now)
+        self._see_late(now)
+
+    def _see_late(self, now: float) -> None:
         if self._closing and self.secure and unsent(self.transport) == 0:
             # All is sent, also that it is the end. TLS waits for the client to say so, too, which it need not do.
             self._late_at = min(self._late_at or float("inf"), now + _GOODBYE)
         if self._stalled_at is not None and now >= self._stalled_at:
-            if self._has_read():
-                self._stalled_at = self._reading_due(self._limits.idle_timeout)
+            if self._backlog.is_read():
+                self._stalled_at = self._backlog.due(self._limits.idle_timeout)
                 return
             _log.info("a client that did not read its answer is cut: {peer}", peer=self.transport.getPeer())
             self.abortConnection()
         elif self._late_at is not None and now >= self._late_at:
             self._late_at = None
-            if self._closing and self._has_read():
-                self._late_at = self._reading_due(_CLOSING)
+            if self._closing and self._backlog.is_read():
+                self._late_at = self._backlog.due(_CLOSING)
             elif self._closing:
                 self.abortConnection()
             elif self._body is not None:
@@ -388,7 +378,7 @@ class Channel(HTTPChannel):
                 self.refuse(RefusedError(408, f"the head of the request was not complete within {seconds:g} s"))
 
     def _see_gone(self, now: float) -> None:
-        """Find out whether a client that has ended its sending side is there; see Note [Half-closed clients]."""
+        """Find out whether a client that has ended its sending side is there; see the note in peer.py."""
         if is_gone(self.transport):
             self.abortConnection()
         elif self._inquire_at is not None and now >= self._inquire_at:
@@ -400,7 +390,7 @@ class Channel(HTTPChannel):
     def pauseProducing(self) -> None:
         """See that the client does not read as fast as it is sent to."""
         if self._limits.idle_timeout:
-            self._stalled_at = self._reading_due(self._limits.idle_timeout)
+            self._stalled_at = self._backlog.due(self._limits.idle_timeout)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
@@ -409,22 +399,3 @@ class Channel(HTTPChannel):
         super().resumeProducing()
         if self._input and not self._advancing:
             self._advance()
-
-    def _reading_due(self, otherwise: float) -> float:
-        """Return when the client is to have read some of what waits for it; see Note [Late clients].
-
-        :param otherwise: seconds, where nobody knows what waits.
-        """
-        self._unread = unsent(self.transport)
-        limits = self._limits
-        seconds = otherwise if self._unread is None else limits.body_timeout
-        return float(self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds))
-
-    def _has_read(self) -> bool:
-        """Tell whether the client reads at the rate at which it would have to send."""
-        before, now = self._unread, unsent(self.transport)
-        if before is None or now is None:
-            return False
-        limits = self._limits
-        seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
-        return bool(before - now >= seconds * limits.body_rate)

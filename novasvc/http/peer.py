@@ -1,17 +1,71 @@
-"""What this host knows of the other end of a connection without hearing from it."""
+"""The other end of a connection: whether it reads, and whether it is still there."""
+
+# Note [Half-closed clients]
+#
+# A client may shut down its sending side (TCP's FIN) when it has sent its request, and wait for the answer. So a FIN
+# ends the requests and not the connection: what came before it is answered. But a client that closes, or dies, sends
+# the same FIN, and nobody needs its answer. What tells the two apart is what the client's host does when something is
+# sent to it: it acknowledges, or it resets the connection. So:
+#
+# - A begun answer finds out by itself.
+# - A client of HTTP/1.1 that still waits after a moment is sent an interim response, "100 Continue", which every client
+#   has to pass over (RFC 9110, 15.2).
+# - For all of TCP the kernel probes. The host of a client that has closed acknowledges probes until it has forgotten
+#   the connection (tcp_fin_timeout, a minute on Linux), and resets it then.
+#
+# The reactor does not watch a socket that it neither reads nor writes, so the site looks for the reset once a second.
+#
+# Over TLS the end of one direction is the end of both: TLS 1.2 has a close_notify answered at once, and pending answers
+# discarded (RFC 5246, 7.2.1), and Twisted does the same for TLS 1.3. A FIN without close_notify may be an attacker's
+# (RFC 9112, 9.8).
 
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
 from struct import unpack
 from termios import TIOCOUTQ
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.interfaces import ITCPTransport
 
+from novasvc.http.limits import Limits
+
 PROBE_IDLE = 15
 """Seconds until the kernel probes a client that has ended its sending side, and between two probes."""
+
+
+class Backlog:
+    """What a client has not read yet of what it was sent; see the note Late clients in channel.py.
+
+    :param clock: returns seconds.
+    """
+
+    def __init__(self, transport: Any, limits: Limits, clock: Callable[[], float]) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._clock = clock
+        self._octets: int | None = None
+
+    def due(self, otherwise: float) -> float:
+        """Return when the client is to have read some of it.
+
+        :param otherwise: seconds, where nobody knows how much there is.
+        """
+        self._octets = unsent(self._transport)
+        limits = self._limits
+        seconds = otherwise if self._octets is None else limits.body_timeout
+        return self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds)
+
+    def is_read(self) -> bool:
+        """Return whether the client reads at the rate at which it would have to send."""
+        before, now = self._octets, unsent(self._transport)
+        if before is None or now is None:
+            return False
+        limits = self._limits
+        seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
+        return bool(before - now >= seconds * limits.body_rate)
 
 
 def unsent(transport: Any) -> int | None:
@@ -61,7 +115,7 @@ def probe(transport: Any) -> None:
     """
     if not ITCPTransport.providedBy(transport):
         return
-    handle = transport.getHandle()
+    handle = cast(Any, transport).getHandle()
     if not isinstance(handle, socket.socket):
         return
     with suppress(OSError):  # that has just been closed

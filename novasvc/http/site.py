@@ -102,7 +102,7 @@ class Request(server.Request):
         if self.code == RESET_CONTENT:
             self.responseHeaders.setRawHeaders(b"content-length", [b"0"])
         super().write(b"")
-        self.write = _write_nothing  # type: ignore[method-assign]  # as twisted.web does for 204 and 304
+        self.write = _write_nothing  # type: ignore[method-assign, assignment]  # as twisted.web does for 204 and 304
 
     def processingFailed(self, reason: Failure) -> object:  # noqa: N802 - twisted.web's name
         """Answer that it failed, with nothing of why; the log has that."""

@@ -43,7 +43,7 @@ class Connections(WrappingFactory):
         protocol = self.wrappedFactory.buildProtocol(addr)
         if protocol is None:
             return None
-        kind = _HalfCloseable if IHalfCloseableProtocol.providedBy(protocol) else ProtocolWrapper
+        kind: Any = _HalfCloseable if IHalfCloseableProtocol.providedBy(protocol) else ProtocolWrapper
         return kind(self, protocol)
 
     def unregisterProtocol(self, p: Any) -> None:
@@ -118,11 +118,13 @@ class Connections(WrappingFactory):
 class _HalfCloseable(ProtocolWrapper):
     """Wraps a protocol that may hear of the end of one direction, which Twisted's wrapper does not pass on."""
 
-    def readConnectionLost(self) -> None:  # noqa: N802 - the interface's name
+    wrappedProtocol: Any  # noqa: N815 - ProtocolWrapper has it
+
+    def readConnectionLost(self) -> None:
         """Pass it on."""
         self.wrappedProtocol.readConnectionLost()
 
-    def writeConnectionLost(self) -> None:  # noqa: N802 - the interface's name
+    def writeConnectionLost(self) -> None:
         """Pass it on."""
         self.wrappedProtocol.writeConnectionLost()
 

@@ -187,7 +187,7 @@ class GoneTests(ClientCase):
 
     async def test_tls(self) -> None:
         """Over TLS a close_notify is the end of both directions, and so is the end of TCP's."""
-        made = Certificates(Path(self.mktemp()).absolute())
+        made = Certificates(Path(self.mktemp()))
         tls = make_tls(made.server.certificate, made.server.key, None)
         port = self.listen(wrap(make_site(self.resource, reactor=reactor), tls, reactor))
         trusting = ssl.create_default_context(cafile=str(made.ca))

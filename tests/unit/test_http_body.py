@@ -27,7 +27,7 @@ class BodyTests(SynchronousTestCase):
 
     def test_chunks(self) -> None:
         """Chunks are put together; extensions and trailers are passed over."""
-        data = b"3;a;b=c;d=\"e;\\\" =f\"\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-A: \te\xe4\r\nX-B:\r\n\r\nGET"
+        data = b'3;a;b=c;d="e;\\" =f"\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-A: \te\xe4\r\nX-B:\r\n\r\nGET'
         body = Body(None, Limits())
         self.assertEqual(body.take(data), (True, b"GET"))
         self.assertEqual(content(body), b"abc0123456789")
@@ -77,7 +77,7 @@ class BodyTests(SynchronousTestCase):
         return error.message
 
     def test_extensions(self) -> None:
-        """Chunk extensions are names, maybe with tokens or quoted texts; without blanks, which readers take in two ways."""
+        """Chunk extensions are names, maybe with tokens or quoted texts, and without blanks."""
         for extension in (
             b";",
             b";;a",
