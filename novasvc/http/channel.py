@@ -349,7 +349,7 @@ class Channel(HTTPChannel):
         if self._resetting and has_arrived(self.transport):
             self.abortConnection()
             return
-        if self._input_ended and self.requests:
+        if self._input_ended and self.requests and not self._closing:
             self._see_gone(now)
         self._see_late(now)
 
