@@ -40,6 +40,9 @@ EXTRAS = {
         "pytest-xdist>=3.6",  # tests that wait for servers and processes, side by side
         "coverage>=7.10",  # the first that follows processes by itself
         "hypothesis>=6.120",
+        # Two other readers of HTTP, which must not read otherwise what we accept.
+        "h11>=0.16",
+        "httptools>=0.9",
         "schemathesis>=4.0",  # asks the API what nobody thought of, by its description
         "selenium>=4.25",  # drives the browser that clicks through the page
         "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones

@@ -25,7 +25,11 @@ _HOP_BY_HOP = frozenset(
 _known: dict[str, str] = {}
 """Names that were found good, with what they are in lower case."""
 _MOST_KNOWN = 1000
-_WITHOUT_BODY = frozenset({204, 304})
+WITHOUT_BODY = frozenset({204, 205, 304})
+"""Statuses whose answers have no body. They have no Content-Length either (RFC 9110, 8.6; for 304, which may have that
+of the body that it stands for, one that is wrong would be kept by caches), except 205, whose is 0 (15.3.6)."""
+RESET_CONTENT = 205
+_INSTEAD = {RESET_CONTENT: "Content-Length: 0\r\n"}
 
 
 class AnswerError(Exception):
@@ -38,7 +42,7 @@ class Answer:
 
     :param code: its status.
     :param text: status line and headers, each with its line break.
-    :param length: what the application says in Content-Length; None if it does not.
+    :param length: what the application says in Content-Length; None if it does not, or there is no body.
     :param dated: it has a Date header.
     """
 
@@ -50,7 +54,7 @@ class Answer:
     @property
     def without_body(self) -> bool:
         """Whether its status forbids a body."""
-        return self.code in _WITHOUT_BODY
+        return self.code in WITHOUT_BODY
 
 
 def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
@@ -63,6 +67,7 @@ def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
     if type(status) is not str or not _STATUS.fullmatch(status):
         raise AnswerError(f"the status {status!r} is not a text such as '200 OK'")
     lines = ["HTTP/1.1 ", status if len(status) > 3 else status + " ", "\r\n"]  # noqa: PLR2004 - the blank is needed
+    code = int(status[:3])
     length: int | None = None
     dated = False
     for pair in headers:
@@ -75,17 +80,24 @@ def make_answer(status: Any, headers: Sequence[tuple[str, str]]) -> Answer:
         if bad:
             raise AnswerError(f"the value of the header {name} holds the control character {bad[0]!r}")
         if lower == "content-length":
-            if length is not None or not (value.isascii() and value.isdigit()):
-                raise AnswerError(f"the Content-Length {value!r} is not one number, once")
-            length = int(value)
+            length = _read_length(value, length)
+            if code in WITHOUT_BODY:
+                continue
         elif lower == "date":
             dated = True
         lines += (name, ": ", value, "\r\n")
+    lines.append(_INSTEAD.get(code, ""))
     try:
         text = "".join(lines).encode("latin-1")
     except UnicodeEncodeError as error:
         raise AnswerError(f"status and headers have to be latin-1, and hold {error.object[error.start]!r}") from error
-    return Answer(int(status[:3]), text, length, dated)
+    return Answer(code, text, None if code in WITHOUT_BODY else length, dated)
+
+
+def _read_length(value: str, before: int | None) -> int:
+    if before is not None or not (value.isascii() and value.isdigit()):
+        raise AnswerError(f"the Content-Length {value!r} is not one number, once")
+    return int(value)
 
 
 def _see_name(name: str) -> str:

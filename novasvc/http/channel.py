@@ -15,13 +15,15 @@
 from typing import Any
 
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport, ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
+from zope.interface import implementer
 
 from novasvc.http.body import Body
 from novasvc.http.head import Head, read_head, see_partial
+from novasvc.http.peer import Backlog, has_arrived, is_gone, probe, unsent
 from novasvc.http.refusal import RefusedError, error_body, error_head
 
 _log = Logger()
@@ -38,9 +40,12 @@ _CLOSING = 60.0
 """Seconds that a client has to read the last of what it is sent, if it is not known how much of it is left."""
 _AT_A_TIME = 16
 """Requests of one connection that are answered before others have their turn."""
+_INQUIRY = 2.0
+"""Seconds after which a client that has ended its sending side is sent an interim response, to see if it is there."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+@implementer(IHalfCloseableProtocol)
 class Channel(HTTPChannel):
     """Reads requests and gives them to its site; their answers go the way that they go in HTTPChannel.
 
@@ -67,12 +72,15 @@ class Channel(HTTPChannel):
         self._body: Body | None = None
         self._late_at: float | None = None
         self._stalled_at: float | None = None
-        self._unread: int | None = None
         self._soon: Any = None
         self._fresh = True
+        self._skipped = False
         self._draining = False
         self._grace: Any = None
         self._closing = False
+        self._resetting = False
+        self._input_ended = False
+        self._inquire_at: float | None = None
 
     def connectionMade(self) -> None:
         """Wait for the first request."""
@@ -81,6 +89,7 @@ class Channel(HTTPChannel):
         self.secure = ISSLTransport(self.transport, None) is not None
         self._networkProducer = self.transport
         self._networkProducer.registerProducer(self, True)
+        self._backlog = Backlog(self.transport, self._limits, self._clock)
         self._late_at = self._clock() + self._limits.head_timeout
         self.site.watch(self)
 
@@ -113,6 +122,29 @@ class Channel(HTTPChannel):
         if len(self._input) > _AHEAD and (self._waitingForTransport or self._handlingRequest):
             self._networkProducer.pauseProducing()
 
+    def readConnectionLost(self) -> None:
+        """Answer what has come, and nothing more. See Note [Half-closed clients] in peer.py."""
+        # Told again when the transport is resumed, which has it look once more.
+        if not self._input_ended:
+            self._input_ended = True
+            self._inquire_at = self._clock() + _INQUIRY
+            probe(self.transport)
+            self._see_end()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: who is refused may still send for a while."""
+
+    def _see_end(self) -> None:
+        """Do what is due when no more comes, unless there is something left to read or to answer."""
+        if self._handlingRequest:
+            self.persistent = self.persistent and bool(self._input)
+        elif self._input and (self._waitingForTransport or (self._soon is not None and self._soon.active())):
+            pass  # it is read on later
+        elif self._closing or self._fresh:
+            self.loseConnection()
+        else:
+            self.refuse(RefusedError(400, "the connection ended before the request was complete"))
+
     def _advance(self) -> None:
         """Read on, as long as there is something to read; not called from within itself, however fast answers are."""
         self._advancing = True
@@ -129,6 +161,8 @@ class Channel(HTTPChannel):
             self.refuse(refused)
         finally:
             self._advancing = False
+        if self._input_ended and not self._closing:
+            self._see_end()
 
     def _advance_soon(self) -> None:
         if self._soon is None or not self._soon.active():
@@ -143,10 +177,15 @@ class Channel(HTTPChannel):
     def _read_head(self) -> bool:
         data = self._input
         if self._fresh:
-            # Browsers of old sent an empty line after a body.
-            data = self._input = data.lstrip(b"\r\n") if data[0] in b"\r\n" else data
-            if not data:
-                return False
+            if not self._skipped and data.startswith(b"\r"):
+                # Browsers of old sent an empty line after a body; one is passed over (RFC 9112, 2.2).
+                if data == b"\r":
+                    return False
+                if data.startswith(b"\r\n"):
+                    self._skipped = True
+                    data = self._input = data[2:]
+                    if not data:
+                        return False
             self._fresh = False
             self._late_at = self._clock() + self._limits.head_timeout
         end = data.find(b"\r\n\r\n")
@@ -155,6 +194,9 @@ class Channel(HTTPChannel):
             return False
         self._input = data[end + 4 :]
         head = read_head(data[: end + 2], self._limits)
+        if head.scheme == b"https" and not self.secure:
+            # RFC 9110, 7.4: what is asked of https has to come over TLS.
+            raise RefusedError(421, "the target of the request is of https, and this connection is without TLS")
         self._begin(head)
         return True
 
@@ -192,6 +234,8 @@ class Channel(HTTPChannel):
         self._late_at = None
         self._step = self._wait
         self._handlingRequest = True
+        if self._input_ended and not self._input:
+            self.persistent = False
         self.requests[-1].received(None if body is None else body.file)
 
     def _wait(self) -> bool:
@@ -214,11 +258,16 @@ class Channel(HTTPChannel):
         if not self._waitingForTransport:
             self._networkProducer.resumeProducing()
         self._fresh = True
+        self._skipped = False
         self._step = self._read_head
         idle = self._limits.idle_timeout
         self._late_at = self._clock() + idle if idle else None
-        if self._input and not self._advancing:
+        if self._advancing:
+            return
+        if self._input:
             self._advance()
+        elif self._input_ended:
+            self.loseConnection()
 
     def refuse(self, refused: RefusedError) -> None:
         """Answer what is no request, or one that is too much, and close the connection."""
@@ -237,7 +286,7 @@ class Channel(HTTPChannel):
         self._input = b""
         self._closing = True
         self._late_at = self._clock() + _LINGER
-        if self.secure or not hasattr(self.transport, "loseWriteConnection"):
+        if self.secure or self._input_ended or not hasattr(self.transport, "loseWriteConnection"):
             self.loseConnection()
         else:
             self.transport.loseWriteConnection()
@@ -247,8 +296,25 @@ class Channel(HTTPChannel):
         self._step = self._discard
         self._input = b""
         self._closing = True
-        self._late_at = self._reading_due(_CLOSING)
+        self._late_at = self._backlog.due(_CLOSING)
         super().loseConnection()
+
+    def break_off(self, *, delimited: bool) -> None:
+        """End the connection when what was written has arrived, so that the client does not take it for the whole.
+
+        The request under way gets its connectionLost.
+
+        :param delimited: the answer says where its end would be (Content-Length, chunks). Where it is the connection's
+            end, only a reset tells that something is missing (RFC 9112, 8).
+        """
+        if delimited:
+            self.loseConnection()
+            return
+        self.unregisterProducer()
+        self._step = self._discard
+        self._input = b""
+        self._closing = self._resetting = True
+        self._late_at = self._backlog.due(_CLOSING)
 
     def abortConnection(self) -> None:
         """Close at once."""
@@ -261,11 +327,6 @@ class Channel(HTTPChannel):
         self.persistent = False
         if not self.requests:
             self._grace = self.site.reactor.callLater(LAST_REQUEST, self._close_idle)
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server has been told to stop."""
-        return self._draining
 
     @property
     def waits(self) -> bool:
@@ -284,20 +345,28 @@ class Channel(HTTPChannel):
     # -- time ----------------------------------------------------------------------------------
 
     def see_time(self, now: float) -> None:
-        """Do what is due, if the client is late. Called once a second."""
+        """Do what is due, if the client is late, or has gone. Called once a second."""
+        if self._resetting and has_arrived(self.transport):
+            self.abortConnection()
+            return
+        if self._input_ended and self.requests and not self._closing:
+            self._see_gone(now)
+        self._see_late(now)
+
+    def _see_late(self, now: float) -> None:
         if self._closing and self.secure and unsent(self.transport) == 0:
             # All is sent, also that it is the end. TLS waits for the client to say so, too, which it need not do.
             self._late_at = min(self._late_at or float("inf"), now + _GOODBYE)
         if self._stalled_at is not None and now >= self._stalled_at:
-            if self._has_read():
-                self._stalled_at = self._reading_due(self._limits.idle_timeout)
+            if self._backlog.is_read():
+                self._stalled_at = self._backlog.due(self._limits.idle_timeout)
                 return
             _log.info("a client that did not read its answer is cut: {peer}", peer=self.transport.getPeer())
             self.abortConnection()
         elif self._late_at is not None and now >= self._late_at:
             self._late_at = None
-            if self._closing and self._has_read():
-                self._late_at = self._reading_due(_CLOSING)
+            if self._closing and self._backlog.is_read():
+                self._late_at = self._backlog.due(_CLOSING)
             elif self._closing:
                 self.abortConnection()
             elif self._body is not None:
@@ -308,10 +377,20 @@ class Channel(HTTPChannel):
                 seconds = self._limits.head_timeout
                 self.refuse(RefusedError(408, f"the head of the request was not complete within {seconds:g} s"))
 
+    def _see_gone(self, now: float) -> None:
+        """Find out whether a client that has ended its sending side is there; see the note in peer.py."""
+        if is_gone(self.transport):
+            self.abortConnection()
+        elif self._inquire_at is not None and now >= self._inquire_at:
+            self._inquire_at = None
+            request = self.requests[0]
+            if request.head.version == b"HTTP/1.1" and not request.startedWriting:
+                self.transport.write(_CONTINUE)
+
     def pauseProducing(self) -> None:
         """See that the client does not read as fast as it is sent to."""
         if self._limits.idle_timeout:
-            self._stalled_at = self._reading_due(self._limits.idle_timeout)
+            self._stalled_at = self._backlog.due(self._limits.idle_timeout)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
@@ -320,32 +399,3 @@ class Channel(HTTPChannel):
         super().resumeProducing()
         if self._input and not self._advancing:
             self._advance()
-
-    def _reading_due(self, otherwise: float) -> float:
-        """Return when the client is to have read some of what waits for it; see Note [Late clients].
-
-        :param otherwise: seconds, where nobody knows what waits.
-        """
-        self._unread = unsent(self.transport)
-        limits = self._limits
-        seconds = otherwise if self._unread is None else limits.body_timeout
-        return float(self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds))
-
-    def _has_read(self) -> bool:
-        """Tell whether the client reads at the rate at which it would have to send."""
-        before, now = self._unread, unsent(self.transport)
-        if before is None or now is None:
-            return False
-        limits = self._limits
-        seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
-        return bool(before - now >= seconds * limits.body_rate)
-
-
-def unsent(transport: Any) -> int | None:
-    """Return the octets that wait in this process to be sent; None if the transport does not tell."""
-    # A wrapper, as that of TLS, passes on what it is given.
-    while not hasattr(transport, "dataBuffer") and hasattr(transport, "transport"):
-        transport = transport.transport
-    if not hasattr(transport, "_tempDataLen"):
-        return None
-    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)  # noqa: SLF001 - no other way

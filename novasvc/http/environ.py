@@ -16,7 +16,7 @@ _log = Logger()
 
 _KEYS: dict[bytes, str] = {
     b"content-type": "CONTENT_TYPE",
-    b"content-length": "",  # the body has been read, and says itself how long it is
+    b"content-length": "CONTENT_LENGTH",
     b"transfer-encoding": "",  # as has been undone
     b"proxy": "",  # to some libraries HTTP_PROXY is not what a client says, but what they go through
 }
@@ -100,6 +100,8 @@ def make_environ(common: Mapping[str, Any], head: Head, content: IO[bytes] | Non
             text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{text}"
         environ[key] = text
     if content is None:
+        if "CONTENT_LENGTH" in environ:
+            environ["CONTENT_LENGTH"] = "0"  # were it sent as "00"
         environ["wsgi.input"] = BytesIO()
     else:
         environ["CONTENT_LENGTH"] = str(content.tell())

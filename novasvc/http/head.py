@@ -6,22 +6,28 @@
 # ends, a client can put a request of its own in front of another's (request smuggling). So whatever
 # RFC 9112 leaves to a lenient reader is refused here: lines that end in a bare line feed, lines that
 # are folded, blanks before a colon, two lengths, a length beside chunks, chunks in HTTP/1.0, codings
-# that are not understood, two Hosts.
+# that are not understood, two Hosts, a fragment in a target. Trailer fields follow the same rules.
 
 import re
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv6Address
 
 import attrs
 
 from novasvc.http.limits import Limits
 from novasvc.http.refusal import RefusedError
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/(\d)\.(\d)")
-_HEADER = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE)
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+"""Pattern of a token (RFC 9110, 5.6.2)."""
+# A target has no fragment (RFC 9112, 3.2). Other octets that RFC 3986 excludes, such as "|", browsers send as they are.
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e\x80-\xff]+) HTTP/(\d)\.(\d)")
+_HEADER = re.compile(rb"^(" + TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
-_ABSOLUTE = re.compile(rb"https?://([^/?#@\s]+)([^#]*)", re.IGNORECASE)
-_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\[\]:-]*")
+_ABSOLUTE = re.compile(rb"(https?)://([^/?]+)(.*)", re.IGNORECASE)
+# uri-host [":" port] (RFC 9110, 7.2; RFC 3986, 3.2.2): a name or an IPv4 address, or an IPv6 address in brackets.
+_NAME = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+"
+_PORT = rb"(?::(?:[0-5]?\d{0,4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5]))?"
+_HOST = re.compile(rb"(?:" + _NAME + rb"|\[([0-9A-Fa-f:.]+)\])" + _PORT)
 _FRAMING = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"})
 _LINE_REST = 64
 """Bytes of a request line beside its target: method, blanks and version."""
@@ -40,6 +46,7 @@ class Head:
     :param version: b"HTTP/1.0" or b"HTTP/1.1".
     :param headers: name in lower case and value, in the order in which they came.
     :param length: bytes of the body; None for one in chunks.
+    :param scheme: of a target that is a whole URL, in lower case; else empty.
     :param last: the connection is to be closed after the answer.
     :param expects: the client waits for a "100 Continue" before it sends the body.
     """
@@ -51,6 +58,7 @@ class Head:
     version: bytes
     headers: list[tuple[bytes, bytes]]
     length: int | None = 0
+    scheme: bytes = b""
     last: bool = False
     expects: bool = False
 
@@ -79,6 +87,8 @@ def read_head(text: bytes, limits: Limits) -> Head:
     path, _, query = target.partition(b"?")
     head = Head(method, target, path, query, b"HTTP/1.1" if minor != b"0" else b"HTTP/1.0", headers)
     _see_headers(head, headers)
+    if method == b"CONNECT":
+        raise RefusedError(501, "this server is no proxy: it has no CONNECT")
     if not path.startswith(b"/"):
         _see_target(head)
     return head
@@ -95,11 +105,26 @@ def see_partial(text: bytes, limits: Limits) -> None:
     if _BARE.search(text):
         raise _why_bare(text)
     line_end = text.find(b"\r\n")
+    if line_end == 0:
+        raise _why_no_request_line(b"", limits)
     if line_end < 0:
         if len(text) > limits.max_url_len + _LINE_REST:
             raise _too_long(limits)
     else:
         _see_limits(text[line_end + 2 :], limits)
+
+
+def see_trailer(line: bytes) -> None:
+    """See that a line of a trailer section is a field, and none that says where the request ends or goes.
+
+    :param line: with its line break.
+    :raises RefusedError: it is not (RFC 9110, 6.5.1; RFC 9112, 7.1.2).
+    """
+    found = _HEADER.fullmatch(line)
+    if found is None:
+        raise RefusedError(400, "a line of the trailer section is not: name, colon, value")
+    if found[1].lower() in _FRAMING:
+        raise RefusedError(400, f"the field {found[1].decode('ascii')} is not allowed in a trailer section")
 
 
 def _see_headers(head: Head, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -112,8 +137,9 @@ def _see_headers(head: Head, headers: Sequence[tuple[bytes, bytes]]) -> None:
     hosts = found.get(b"host", [])
     if len(hosts) > 1 or not (hosts or old):
         raise RefusedError(400, "a request has to have one Host header")
-    if hosts and not _HOST.fullmatch(hosts[0]):
-        raise RefusedError(400, "the Host header is no host")
+    # It is empty where the URL that the client was given has no host (RFC 9110, 7.2).
+    if hosts and hosts[0] and not _is_host(hosts[0]):
+        raise RefusedError(400, "the Host header is not: name or address, and maybe a colon and a port up to 65535")
     head.last = old
     if len(found) > len(hosts):
         _see_framing(head, found)
@@ -145,14 +171,24 @@ def _see_target(head: Head) -> None:
     if head.target == b"*" and head.method == b"OPTIONS":
         return
     found = _ABSOLUTE.fullmatch(head.target)
-    if found is None or not _HOST.fullmatch(found[1]):
+    if found is None or not _is_host(found[2]):
         raise RefusedError(400, "the target of the request has to be a path that begins with a slash")
-    head.path, _, head.query = found[2].partition(b"?")
+    head.scheme = found[1].lower()
+    head.path, _, head.query = found[3].partition(b"?")
     head.path = head.path or b"/"
-    if not head.path.startswith(b"/"):
-        raise RefusedError(400, "the target of the request has to be a path that begins with a slash")
-    # What the URL says is what the Host header should have said.
-    head.headers = [(name, found[1] if name == b"host" else value) for name, value in head.headers]
+    # The host of the URL replaces that of the Host header, which HTTP/1.0 need not have (RFC 9112, 3.2.2).
+    head.headers = [(b"host", found[2]), *(field for field in head.headers if field[0] != b"host")]
+
+
+def _is_host(text: bytes) -> bool:
+    found = _HOST.fullmatch(text)
+    if found is None or found[1] is None:
+        return found is not None
+    try:
+        IPv6Address(found[1].decode("ascii"))
+    except ValueError:
+        return False
+    return True
 
 
 def _see_limits(text: bytes, limits: Limits) -> None:
@@ -174,6 +210,10 @@ def _why_no_request_line(line: bytes, limits: Limits) -> RefusedError:
         return _too_long(limits)
     if line.startswith(b"\x16\x03"):
         return RefusedError(400, "this is no TLS server; use http, not https")
+    if not line:
+        return RefusedError(400, "there is more than one empty line in front of the request")
+    if b"#" in line.partition(b" ")[2]:  # a method may have one
+        return RefusedError(400, "the target of the request has a fragment ('#'), which clients keep to themselves")
     return RefusedError(400, "the request line is not: method, blank, target, blank, HTTP/1.1")
 
 

@@ -64,6 +64,7 @@ class LightRequest:
 
     route = ""
     request_id = ""
+    startedWriting = False  # noqa: N815 - twisted.web's name; the answer is sent as a whole
 
     def __init__(self, site: Any, channel: Channel, head: Head, handler: Handler) -> None:
         self.head = head
@@ -166,7 +167,7 @@ class LightRequest:
         lines = [b"HTTP/1.1 %d %b" % (self.code, HTTPStatus(self.code).phrase.encode()), b"date: " + self._site.date]
         for name, values in self.responseHeaders.named.items():
             lines += [b"%b: %b" % (name, value.translate(_BREAKS)) for value in values]
-        if channel.draining or not channel.persistent:
+        if not channel.persistent:
             lines.append(b"connection: close")
         lines += (b"", body)
         channel.transport.write(b"\r\n".join(lines))

@@ -14,6 +14,7 @@ from twisted.web.resource import IResource, _IEncodingResource
 
 from novasvc import metrics
 from novasvc.http.access_log import AccessLog
+from novasvc.http.answer import RESET_CONTENT, WITHOUT_BODY
 from novasvc.http.channel import Channel
 from novasvc.http.head import Head
 from novasvc.http.light import LightRequest
@@ -68,8 +69,6 @@ class Request(server.Request):
         if kind == _FORM and size <= _LARGEST_FORM and head.method == b"POST":
             self.args.update(parse_qs(content.read(), True))
             content.seek(0)
-        if self.channel.draining or not self.channel.persistent:
-            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
         self.process()
 
     def process(self) -> None:
@@ -89,6 +88,22 @@ class Request(server.Request):
         except BaseException:  # noqa: BLE001 - as in twisted.web: no request ends the server
             self.processingFailed(Failure())
 
+    def write(self, data: bytes) -> None:
+        """Send a part of the body; as in twisted.web, but fields of a body are left out where there is none."""
+        if self.startedWriting:
+            super().write(data)
+            return
+        if not self.channel.persistent:
+            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        if self.code not in WITHOUT_BODY:
+            super().write(data)
+            return
+        self.responseHeaders.removeHeader(b"content-length")
+        if self.code == RESET_CONTENT:
+            self.responseHeaders.setRawHeaders(b"content-length", [b"0"])
+        super().write(b"")
+        self.write = _write_nothing  # type: ignore[method-assign, assignment]  # as twisted.web does for 204 and 304
+
     def processingFailed(self, reason: Failure) -> object:  # noqa: N802 - twisted.web's name
         """Answer that it failed, with nothing of why; the log has that."""
         _log.failure("{method} {path} failed", reason, method=self.method, path=self.path)
@@ -96,7 +111,10 @@ class Request(server.Request):
             return reason
         if self.startedWriting:
             # The client is not to take what it has for all of it.
-            self.channel.abortConnection()
+            no_body = self.method == b"HEAD" or self.code in WITHOUT_BODY
+            self.channel.break_off(
+                delimited=no_body or bool(self.chunked) or self.responseHeaders.hasHeader(b"content-length")
+            )
             return reason
         self.setResponseCode(500)
         body = error_body(500, "the request failed on this server, and its log says why")
@@ -112,6 +130,10 @@ class Request(server.Request):
         super().connectionLost(reason)
         code = self.code if self.startedWriting else 0
         site.note_end(peer, self.head, self.route, code, self.sentLength, self._began, self.request_id)
+
+
+def _write_nothing(_: bytes) -> None:
+    pass
 
 
 class Site(server.Site):

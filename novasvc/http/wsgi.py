@@ -148,6 +148,11 @@ class Exchange:
         self._paused = False
         self._wake()
 
+    @property
+    def startedWriting(self) -> bool:  # noqa: N802 - twisted.web's name
+        """Whether the answer has begun to be sent."""
+        return self._begun
+
     def stopProducing(self) -> None:
         """Note that the connection ends; connectionLost follows."""
 
@@ -172,7 +177,8 @@ class Exchange:
             count += len(part)
             parts.append(part)
         self._taken += count
-        out = self._framed(parts, count, ended=ended)
+        # An answer that failed is not ended: it is not told how long it is, and has no last chunk.
+        out = self._framed(parts, count, ended=ended and not (failure is not None and self._committed))
         whole = ended and self._is_whole(failure)
         if self._chunked and whole:
             out.append(b"0\r\n\r\n")
@@ -182,7 +188,7 @@ class Exchange:
         if whole:
             self._finish()
         elif ended:
-            self._break_off()
+            channel.break_off(delimited=self._chunked or self._silent or self._left is not None)
         else:
             if not self._streams:
                 self._streams = True
@@ -262,13 +268,6 @@ class Exchange:
             left=self._left,
         )
         return False
-
-    def _break_off(self) -> None:
-        """End the connection so that the client does not take what it has for the whole; connectionLost follows."""
-        if self._chunked or self._left:
-            self._channel.loseConnection()
-        else:
-            self._channel.abortConnection()
 
     def _finish(self) -> None:
         channel = self._channel

@@ -4,9 +4,10 @@ import sys
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from zope.interface import implementer
 
 _log = Logger()
 
@@ -40,7 +41,10 @@ class Connections(WrappingFactory):
     def buildProtocol(self, addr: Any) -> Any:
         """Wrap a protocol of the factory; None where that wants no connection."""
         protocol = self.wrappedFactory.buildProtocol(addr)
-        return None if protocol is None else ProtocolWrapper(self, protocol)
+        if protocol is None:
+            return None
+        kind: Any = _HalfCloseable if IHalfCloseableProtocol.providedBy(protocol) else ProtocolWrapper
+        return kind(self, protocol)
 
     def unregisterProtocol(self, p: Any) -> None:
         """See a connection end."""
@@ -108,6 +112,21 @@ class Connections(WrappingFactory):
             if channel.requests:  # otherwise it would take no request at all
                 channel.persistent = False
             self._web.append(channel)
+
+
+@implementer(IHalfCloseableProtocol)
+class _HalfCloseable(ProtocolWrapper):
+    """Wraps a protocol that may hear of the end of one direction, which Twisted's wrapper does not pass on."""
+
+    wrappedProtocol: Any  # noqa: N815 - ProtocolWrapper has it
+
+    def readConnectionLost(self) -> None:
+        """Pass it on."""
+        self.wrappedProtocol.readConnectionLost()
+
+    def writeConnectionLost(self) -> None:
+        """Pass it on."""
+        self.wrappedProtocol.writeConnectionLost()
 
 
 def _for_the_last_time(request: Any, _version: bytes) -> bool:

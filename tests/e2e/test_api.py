@@ -154,6 +154,32 @@ class BusyTests(APICase):
                 self.assertNotIn("Traceback", process.output)
 
 
+class HalfClosedTests(APICase):
+    """Tests for clients that end their sending side when they have asked."""
+
+    def test_each(self) -> None:
+        """The gateway waits for a node's answer, the list and the probes for none; each gets to its client."""
+        (self.folder / "slow.py").write_text(SLOW)
+        process, url = self.start("--manager", "slow.Slow")
+        eventually(lambda: read(f"{url}readyz")[0] == 200)
+        body = json.dumps({"args": {"seconds": 0.5}}).encode()
+        kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        for line, more, found in (
+            (b"GET /healthz", b"\r\n", b"200 OK"),
+            (b"GET /v2.1/os-services", b"\r\n", b"novasvc-agent"),
+            (b"POST /v1/rpc/agent/work", kind + b"\r\n" + body, b"done"),
+        ):
+            client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].strip("/"))), timeout=PATIENCE)
+            self.addCleanup(client.close)
+            client.sendall(line + b" HTTP/1.1\r\nHost: localhost\r\n" + more)
+            client.shutdown(socket.SHUT_WR)
+            heard = b""
+            while data := client.recv(4096):
+                heard += data
+            self.assertIn(found, heard)
+        self.assertEqual(process.stop(), -signal.SIGTERM)
+
+
 class DrainTests(APICase):
     """Tests for the API's way down."""
 

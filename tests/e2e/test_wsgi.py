@@ -54,7 +54,7 @@ class PreforkedTests(TestCase):
             connection.close()
 
     def test_life(self) -> None:
-        """Both workers answer on the one port; what they have begun when they are to end is answered."""
+        """Both workers answer on the one port, half-closed clients too; what was begun at their end is answered."""
         pids = set()
         for _ in range(1000):
             pid, multiprocess, _threads = self.get("/").split()
@@ -63,6 +63,10 @@ class PreforkedTests(TestCase):
             if len(pids) == 2:
                 break
         self.assertEqual(len(pids), 2)
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+            self.assertIn(b"200 OK", client.recv(4096))
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("GET", "/slow")
         self.process.wait_for("slow has begun")

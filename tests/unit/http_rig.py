@@ -127,6 +127,10 @@ class Wire:
         for _ in range(int(seconds)):
             self.clock.advance(1.0)
 
+    def end_input(self) -> None:
+        """Have the client end its sending side."""
+        self.channel.readConnectionLost()
+
     def drop(self) -> None:
         self.channel.connectionLost(Failure(ConnectionDone()))
 

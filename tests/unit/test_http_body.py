@@ -27,7 +27,7 @@ class BodyTests(SynchronousTestCase):
 
     def test_chunks(self) -> None:
         """Chunks are put together; extensions and trailers are passed over."""
-        data = b"3;name=value\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\nGET"
+        data = b'3;a;b=c;d="e;\\" =f"\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-A: \te\xe4\r\nX-B:\r\n\r\nGET'
         body = Body(None, Limits())
         self.assertEqual(body.take(data), (True, b"GET"))
         self.assertEqual(content(body), b"abc0123456789")
@@ -56,14 +56,77 @@ class BodyTests(SynchronousTestCase):
             b"1\n",
             b"1\r\nab\r\n",
             b"1\r\na\n",
-            b"1;\x00\r\n",
+            b"1\r\naX",
+            b"1\r\na\rX",
+            b" 1\r\n",
+            b"1 \r\n",
+            b"1\t\r\n",
+            b"0 \r\n",
+            b"+1\r\n",
+            b"1_0\r\n",
+            b"1\r\r\n",
             b"f" * 17 + b"\r\n",
             b"1" * 2000,
             b"1;" + b"a" * 2000 + b"\r\n",
         ):
-            self.assertEqual(self.assertRaises(RefusedError, Body(None, Limits()).take, data).status, 400, data)
-        trailer = b"0\r\n" + b"A: bcdefgh\r\n" * 2000
-        self.assertEqual(self.assertRaises(RefusedError, Body(None, Limits()).take, trailer).status, 431)
+            self.refused(400, data)
+
+    def refused(self, status: int, data: bytes) -> str:
+        error = self.assertRaises(RefusedError, Body(None, Limits()).take, data)
+        self.assertEqual(error.status, status, data)
+        return error.message
+
+    def test_extensions(self) -> None:
+        """Chunk extensions are names, maybe with tokens or quoted texts, and without blanks."""
+        for extension in (
+            b";",
+            b";;a",
+            b";=a",
+            b";a=",
+            b";a b",
+            b" ;a",
+            b"; a",
+            b";a =b",
+            b";a= b",
+            b";a=b ",
+            b';a="b',
+            b';a=b"',
+            b';a="b"c',
+            b';a="\x01"',
+            b';a="\x7f"',
+            b';a="b\r"',
+            b';a="\\\r\n"',
+            b";\x00",
+            b";\xe4",
+            b",a",
+        ):
+            self.refused(400, b"1" + extension + b"\r\na\r\n0\r\n\r\n")
+        data = (b"1;" + b"a" * 1000 + b"\r\na\r\n") * 17
+        self.assertIn("extensions", self.refused(400, data))
+
+    def test_trailers(self) -> None:
+        """Trailers are held to the rules of header fields, and say nothing of where the request ends or goes."""
+        for line in (
+            b"junk",
+            b"X: \x00",
+            b"X: a\rb",
+            b"X: \x7f",
+            b" X: y",
+            b"\tX",
+            b"X : y",
+            b": y",
+            b"X\xe4: y",
+            b"X: y\r\n folded",
+            b"Content-Length: 5",
+            b"transfer-encoding: chunked",
+            b"Host: x",
+            b"Connection: close",
+        ):
+            self.refused(400, b"0\r\n" + line + b"\r\n\r\n")
+        self.refused(400, b"0\r\nX: y\n\r\n")
+        self.refused(400, b"0\r\nX: y\r\n\n")
+        self.refused(431, b"0\r\n" + b"A: bcdefgh\r\n" * 2000)
+        self.refused(431, b"0\r\nA: " + b"b" * 20000)
 
     def test_too_long(self) -> None:
         """A body beyond the limit is refused as soon as it says how long it is."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import metrics
@@ -28,6 +29,35 @@ class RequestTests(SynchronousTestCase):
         data = b"\r\nPOST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
         wire.send(*[bytes([byte]) for byte in data * 2])
         self.assertEqual([answer.body for answer in wire.answers()], [b"POST /x abc"] * 2)
+
+    def test_empty_line(self) -> None:
+        """One empty line in front of a request is passed over, and nothing else is."""
+        for before in (b"", b"\r\n"):
+            wire = Wire()
+            wire.send(*[bytes([byte]) for byte in (before + GET) * 2])
+            self.assertEqual([answer.status for answer in wire.answers()], [200, 200], before)
+        for before in (b"\r", b"\n", b"\r\r\n", b"\n\r\n", b"\r\n\r\n", b"\r\n\n", b"\r\n\r", b" ", b"\x00"):
+            for pieces in ((before + GET,), [bytes([byte]) for byte in before + GET]):
+                wire = Wire()
+                wire.send(GET, *pieces)
+                self.assertEqual([answer.status for answer in wire.answers()], [200, 400], before)
+
+    def test_empty_line_only(self) -> None:
+        """An empty line begins no request: the connection may be idle after it."""
+        wire = Wire(head_timeout=10, idle_timeout=100)
+        wire.send(GET + b"\r\n")
+        wire.answers()
+        wire.pass_time(99)
+        self.assertFalse(wire.transport.disconnecting)
+        wire.pass_time(2)
+        self.assertEqual(wire.answers(), [])
+        self.assertTrue(wire.transport.disconnecting)
+
+    def test_scheme(self) -> None:
+        """What is asked of https is not answered where there is no TLS."""
+        wire = Wire()
+        wire.send(GET.replace(b"/ ", b"http://x/ "), GET.replace(b"/ ", b"https://x/ "))
+        self.assertEqual([answer.status for answer in wire.answers()], [200, 421])
 
     def test_pipelined(self) -> None:
         """Requests that come together are answered one after the other, and other connections have their turn."""
@@ -115,6 +145,43 @@ class RequestTests(SynchronousTestCase):
         self.assertNotIn(b"secret", failed.body)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
+    def test_failed_midway(self) -> None:
+        """What a resource has written before it raises arrives, and is not taken for the whole."""
+        for version, headers, end in (
+            (b"1.1", {}, b"\r\n\r\n3\r\nabc\r\n"),
+            (b"1.1", {b"content-length": b"9"}, b"\r\n\r\nabc"),
+            (b"1.0", {b"content-length": b"9"}, b"\r\n\r\nabc"),
+            (b"1.0", {}, b"\r\n\r\nabc"),
+        ):
+            wire = Wire()
+            wire.send(GET.replace(b"/ ", b"/later ").replace(b"1.1", version))
+            request = wire.resource.waiting.pop()
+            for name, value in headers.items():
+                request.setHeader(name, value)
+            request.write(b"abc")
+            request.processingFailed(Failure(RuntimeError("secret")))
+            self.assertTrue(wire.transport.value().endswith(end), wire.transport.value())
+            delimited = version == b"1.1" or bool(headers)
+            self.assertEqual((wire.transport.disconnecting, wire.transport.aborted), (delimited, False))
+            wire.pass_time(1)  # a reset, as nothing else tells that it is not the end; but not before all is there
+            self.assertEqual(wire.transport.aborted, not delimited)
+            self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_without_body(self) -> None:
+        """204, 205 and 304 have no body, and no fields that tell of one."""
+        for code, length in ((204, None), (205, "0"), (304, None)):
+            wire = Wire()
+            wire.send(GET.replace(b"/ ", b"/later ") + GET)
+            request = wire.resource.waiting.pop()
+            request.setResponseCode(code)
+            request.setHeader(b"content-length", b"3")
+            request.write(b"abc")
+            request.write(b"")
+            request.finish()
+            answer, after = wire.answers()
+            self.assertEqual((answer.status, answer.headers.get("content-length"), after.status), (code, length, 200))
+            self.assertNotIn("transfer-encoding", answer.headers)
+
     def test_gone(self) -> None:
         """A resource learns that its client has gone."""
         wire = Wire()
@@ -174,6 +241,102 @@ class RefusedTests(SynchronousTestCase):
         wire = Wire()
         wire.send(GET + b"oops\r\n\r\n" + GET)
         self.assertEqual([answer.status for answer in wire.answers()], [200, 400])
+
+
+class HalfClosedTests(SynchronousTestCase):
+    """Tests for clients that end their sending side."""
+
+    def test_answered(self) -> None:
+        """What was asked for before is answered, at once or later, and the connection ends then."""
+        for before, after in ((GET, b""), (b"", GET), (GET, GET), (b"", GET.replace(b"1.1", b"1.0")), (b"", LAST)):
+            wire = Wire()
+            wire.send(before + after.replace(b"/ ", b"/later "))
+            wire.end_input()
+            if after:
+                self.assertFalse(wire.transport.disconnecting)
+                wire.resource.waiting.pop().finish()
+            answers = wire.answers()
+            self.assertEqual([answer.status for answer in answers], [200] * (bool(before) + bool(after)))
+            self.assertEqual(answers[-1].headers.get("connection"), "close" if after else None)
+            self.assertTrue(wire.transport.disconnecting)
+
+    def test_pipelined(self) -> None:
+        """All requests that were sent are answered, were they more than are answered in a turn; the last one closes."""
+        wire = Wire()
+        wire.send(GET.replace(b"/ ", b"/later ") + GET * 100)
+        wire.end_input()
+        wire.end_input()  # a transport that is resumed says it again
+        wire.resource.waiting.pop().finish()
+        wire.clock.pump([0.0] * 20)
+        answers = wire.answers()
+        self.assertEqual(len(answers), 101)
+        self.assertEqual([answer.headers.get("connection") for answer in answers], [None] * 100 + ["close"])
+        self.assertTrue(wire.transport.disconnecting)
+
+    def test_not_reading(self) -> None:
+        """Requests of a client that does not read are answered when it does."""
+        wire = Wire()
+        wire.channel.pauseProducing()
+        wire.send(GET * 2)
+        wire.end_input()
+        self.assertFalse(wire.transport.disconnecting)
+        wire.channel.resumeProducing()
+        self.assertEqual(len(wire.answers()), 2)
+        self.assertTrue(wire.transport.disconnecting)
+
+    def test_incomplete(self) -> None:
+        """A request that is not complete will never be; who has sent none is closed without a word."""
+        put = b"PUT / HTTP/1.1\r\nHost: x\r\n"
+        for data in (
+            b"G",
+            GET[:-1],
+            put + b"Content-Length: 3\r\n\r\n",
+            put + b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\nab",
+            put + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n",
+        ):
+            wire = Wire()
+            wire.send(data)
+            wire.end_input()
+            self.assertEqual([answer.status for answer in wire.answers()], [400], data)
+            self.assertTrue(wire.transport.disconnecting)
+        for data in (b"", b"\r", b"\r\n"):
+            wire = Wire()
+            wire.send(data)
+            wire.end_input()
+            self.assertEqual(wire.answers(), [])
+            self.assertTrue(wire.transport.disconnecting)
+
+    def test_refused(self) -> None:
+        """Who was refused need not be waited for when it has seen that."""
+        wire = Wire()
+        wire.send(b"what?\r\n\r\n")
+        self.assertFalse(wire.transport.disconnecting)
+        wire.end_input()
+        self.assertTrue(wire.transport.disconnecting)
+
+    def test_inquiry(self) -> None:
+        """A client that waits long gets an interim response, once, so that one that has gone resets the connection."""
+        for data, inquiries in ((GET, 1), (GET.replace(b"1.1", b"1.0"), 0)):
+            wire = Wire()
+            wire.send(data.replace(b"/ ", b"/later "))
+            wire.pass_time(5)
+            wire.end_input()
+            wire.pass_time(1)
+            self.assertEqual(wire.answers(), [])
+            wire.pass_time(10)
+            self.assertEqual([answer.status for answer in wire.answers()], [100] * inquiries)
+            wire.resource.waiting.pop().finish()
+            self.assertEqual([answer.status for answer in wire.answers()], [200])
+
+    def test_inquiry_of_a_reader(self) -> None:
+        """Where an answer has begun, it finds out by itself: no interim response comes amidst it."""
+        wire = Wire()
+        wire.send(GET.replace(b"/ ", b"/later "))
+        wire.resource.waiting[0].write(b"abc")
+        wire.end_input()
+        wire.pass_time(10)
+        wire.resource.waiting[0].finish()
+        self.assertEqual([answer.body for answer in wire.answers()], [b"abc"])
 
 
 class LateTests(SynchronousTestCase):

@@ -49,6 +49,76 @@ class HeadTests(SynchronousTestCase):
         self.assertEqual(head.headers, [(b"host", b"there:80")])
         self.assertEqual(read(b"OPTIONS * HTTP/1.1", b"Host: x").path, b"*")
 
+    def test_host_of_target(self) -> None:
+        """A whole URL says which host is asked for; in HTTP/1.0, where no Host need be, too."""
+        head = read(b"GET HTTPS://there/ HTTP/1.0", b"X-A: b")
+        self.assertEqual(head.headers, [(b"host", b"there"), (b"x-a", b"b")])
+        self.assertEqual((head.scheme, head.path), (b"https", b"/"))
+        self.assertEqual(read(b"GET / HTTP/1.0").scheme, b"")
+
+    def test_fragment(self) -> None:
+        """A fragment is no part of a target."""
+        for target in (b"/a#b", b"/#", b"#", b"/?a#b", b"http://x/#y", b"http://x#y", b"*#"):
+            self.assertIn("fragment", self.refused(400, b"GET " + target + b" HTTP/1.1", b"Host: x"))
+        self.assertEqual(read(b"G#T /%23 HTTP/1.1", b"Host: x").path, b"/%23")
+
+    def test_hosts(self) -> None:
+        """A host is a name or an address, and maybe a port, in the Host header and in a whole URL."""
+        good = [
+            b"x",
+            b"x:",
+            b"x:0",
+            b"x:65535",
+            b"127.0.0.1:80",
+            b"a-b.c_d~e%20f",
+            b"[::1]",
+            b"[::1]:8774",
+            b"[::ffff:10.0.0.1]:80",
+        ]
+        bad = [
+            b":80",
+            b"a:b",
+            b"a:b:c",
+            b"a:1:2",
+            b"a:-1",
+            b"a:65536",
+            b"a:99999",
+            b"a:123456",
+            b"a b",
+            b"user@a",
+            b"a@b:80",
+            b"a/b",
+            b"a?b",
+            b"a#b",
+            b"a\\b",
+            b"a%2",
+            b"a%zz",
+            b"\xe4",
+            b"::1",
+            b"[",
+            b"[]",
+            b"[::1",
+            b"::1]",
+            b"[::1]x",
+            b"[::1]:x",
+            b"[1::2::3]",
+            b"[fe80::1%25eth0]",
+            b"[v1.x]",
+            b"[127.0.0.1]",
+        ]
+        for host in good:
+            read(b"GET / HTTP/1.1", b"Host: " + host)
+            head = read(b"GET http://" + host + b"/ HTTP/1.1", b"Host: other")
+            self.assertEqual(head.headers, [(b"host", host)])
+        for host in bad:
+            self.refused(400, b"GET / HTTP/1.1", b"Host: " + host)
+            if not {*b"/?"} & {*host}:  # the host of a URL ends there
+                self.refused(400, b"GET http://" + host + b"/ HTTP/1.1", b"Host: x")
+        read(b"GET / HTTP/1.1", b"Host:")
+        self.refused(400, b"GET http:/// HTTP/1.1", b"Host: x")
+        self.refused(400, b"GET http://x/ HTTP/1.1", b"Host: a:b:c")
+        self.refused(400, b"GET http://x/ HTTP/1.1")
+
     def refused(self, status: int, *lines: bytes) -> str:
         error = self.assertRaises(RefusedError, read, *lines)
         self.assertEqual(error.status, status, str(error))
@@ -71,11 +141,12 @@ class HeadTests(SynchronousTestCase):
             b"GET /\x00 HTTP/1.1",
             b"GET x HTTP/1.1",
             b"GET * HTTP/1.1",
-            b"CONNECT x:443 HTTP/1.1",
-            b"GET http://user@x/ HTTP/1.1",
+            b"GET x:443 HTTP/1.1",
             b"GET ftp://x/ HTTP/1.1",
         ):
             self.refused(400, line, b"Host: x")
+        for line in (b"CONNECT x:443 HTTP/1.1", b"CONNECT / HTTP/1.1"):
+            self.assertIn("proxy", self.refused(501, line, b"Host: x"))
         self.refused(505, b"GET / HTTP/2.0", b"Host: x")
         self.assertIn("TLS", self.refused(400, b"\x16\x03\x01\x02\x00\x01\x00\x01"))
 
@@ -137,6 +208,7 @@ class HeadTests(SynchronousTestCase):
             (431, b"GET / HTTP/1.1\r\n" + (b"A: " + b"b" * 190 + b"\r\n") * 6),
             (400, b"GET / HTTP/1.1\nHost: x\n\n"),
             (400, b"\x16\x03\x01\x00\xa5\x01\x00\n"),
+            (400, b"\r\nGET"),
         ):
             self.assertEqual(self.assertRaises(RefusedError, see_partial, text, LIMITS).status, status, text)
 
