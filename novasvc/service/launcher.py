@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.process import Process, end_process, is_alone, lift_limit, stop_reactor
+from novasvc.service.script_log import begin_log, is_log_begun
 from novasvc.service.tree import ServiceTree
-from novasvc.settings import Configuration, load
+from novasvc.settings import Configuration, Settings, load
 from novasvc.settings.listing import changes, rows
 from novasvc.settings.spec import text_of
 from novasvc.supervision.ending import end_of, status_of
@@ -97,7 +99,10 @@ class Launcher(ServiceTree):
         """
         if self.state == "initial" and not list(self):
             return succeed(None) if self._reactor.running else None
-        return run_until_ended(self, self._reactor)
+        return run_until_ended(self, self._reactor, self._settings)
+
+    def _settings(self) -> Settings:
+        return _from_environment().settings
 
     @staticmethod
     def run_server(server: Any) -> Deferred[None] | None:
@@ -186,6 +191,9 @@ class ServiceLauncher(Launcher):
             self._reactor, self, self._reload, lambda: self.configuration.settings.graceful_shutdown_timeout
         )
 
+    def _settings(self) -> Settings:
+        return self.configuration.settings
+
     def startService(self) -> None:
         """Begin to start the servers; the settings are in the log then, at its debug level."""
         if not self._process.running:
@@ -255,10 +263,13 @@ def log_settings(configuration: Configuration) -> None:
         )
 
 
-def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
+def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings]) -> Deferred[None] | None:
     """Wait for the end of a launcher; run the reactor for that, unless it runs.
 
+    The log goes to standard output, if nobody has begun to log: see :func:`novasvc.service.script_log.begin_log`.
+
     :param launcher: has startService, stopService, when_ended and state.
+    :param settings: returns those that say how to log; called only for that.
     :return: None if this ran the reactor, else a Deferred of the end.
     :raises SystemExit: with status 1, if the launcher failed; a server's own, if it ended with one.
     :raises RuntimeError: the reactor was run before, and stopped.
@@ -271,6 +282,9 @@ def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
         ended: Deferred[None] = launcher.when_ended()
         return ended
 
+    # A reactor that is not the process's is one of a test, and so is the log.
+    if reactor is sys.modules.get("twisted.internet.reactor") and not is_log_begun():
+        begin_log(settings())
     if reactor.running:
         return begin()
     outcome: list[Failure | None] = []

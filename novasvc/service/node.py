@@ -55,7 +55,7 @@ class Node:
     """One manager, its RPC server, its row, its heartbeat, its tasks.
 
     :param registry_leg: the way to the registry: the database's, or the conductor's.
-    :param report_interval: seconds between heartbeats.
+    :param report_interval: seconds between heartbeats; 0 is no heartbeats.
     :param periodic_enable: run the tasks.
     :ivar obstacle: what the start failed of last; None when it went on.
     :ivar running_since: seconds on the reactor's clock; None before it ran.

@@ -147,7 +147,7 @@ class ProcessLauncher(service.Service):
         :return: None, if this ran the reactor; where it runs already, a Deferred that fires at the end.
         :raises SystemExit: with status 1, if the workers cannot run.
         """
-        return run_until_ended(self, self._reactor)
+        return run_until_ended(self, self._reactor, lambda: self.configuration.settings)
 
     # -- Twisted's names -----------------------------------------------------------------------
 

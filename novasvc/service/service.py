@@ -33,7 +33,8 @@ class Service(service.Service):
     :param binary: names the program in the registry.
     :param topic: what it serves.
     :param manager: class, factory or dotted name; see :func:`novasvc.manager.make_manager`.
-    :param report_interval: seconds between heartbeats; None takes the setting, as below.
+    :param report_interval: seconds between heartbeats, 0 for none: the row is registered and never beaten. None takes
+        the setting, as below.
     :param periodic_enable: run the periodic tasks.
     :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of them.
     :param periodic_interval_max: seconds; the longest wait between passes.
@@ -298,14 +299,14 @@ class Service(service.Service):
 
     def _check_intervals(self) -> None:
         for name, value, least, remedy in (
-            ("report_interval", self.report_interval, None, "a number of seconds > 0"),
+            ("report_interval", self.report_interval, 0, "a number of seconds, 0 for no heartbeats"),
             ("periodic_fuzzy_delay", self.periodic_fuzzy_delay, 0, "a number of seconds, 0 for no delay"),
             ("periodic_interval_max", self.periodic_interval_max, 0, "a number of seconds, or None for no limit"),
         ):
             if value is None and name == "periodic_interval_max":
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or (value <= 0 if least is None else value < least):
+            if not is_number or value < least:
                 source = f"the service {self.binary}@{self.host}"
                 raise SettingError(name, repr(value), source, "it is no time that can be waited", f"give {remedy}")
 

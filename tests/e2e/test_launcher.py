@@ -228,9 +228,9 @@ class TwistdTests(ScriptTestCase):
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", "novasvc.toml", "--host", "h1"]
         node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
         node.wait_for(RUNNING)
-        file.write_text("report_interval = 0\n")
+        file.write_text("report_interval = 0.5\n")
         node.popen.send_signal(signal.SIGHUP)
-        node.wait_for(r"SIGHUP: .*report_interval = 0 .*is too small")
+        node.wait_for(r"SIGHUP: .*report_interval = 0.5 .*is too small")
         file.write_text("report_interval = 1\n")
         node.popen.send_signal(signal.SIGHUP)
         node.wait_for("report_interval changes from 10 to 1")
@@ -364,6 +364,31 @@ task.react(main)
         self.assertEqual(script.output.count("ended 0"), 2)
         self.assertNotIn("beginLoggingTo", script.output)
         self.assert_orderly(script)
+
+    def test_log_of_launchers(self) -> None:
+        """A script with a launcher of its own logs as one with serve() does, the workers' lines included."""
+        for launch in (
+            "ProcessLauncher(); launcher.launch_server(service, workers=1); launcher.wait()",
+            "ServiceLauncher(); launcher.launch_server(service); launcher.wait()",
+            "Launcher(); launcher.launch_server(service); launcher.wait()",
+            "Launcher.run_server(service)",
+        ):
+            script = self.run_script(
+                f"""
+from novasvc.service import *
+
+if __name__ == "__main__":
+    service = Service.create(host="h1", binary="nova-worker", topic="worker", manager="managers.Long")
+    launcher = {launch}
+""",
+                NOVASVC_LOG_JSON="true",
+                NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1",
+            )
+            script.wait_for("at work")
+            self.assertIn('"message": "nova-worker@h1 is running"', script.output, launch)
+            if launch.startswith("ProcessLauncher"):
+                self.assertIn('"message": "the supervisor is starting"', script.output)
+            script.stop(signal.SIGKILL)
 
     def test_settings_in_the_log(self) -> None:
         """At debug level the log has all settings, with passwords masked."""

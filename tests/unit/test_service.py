@@ -27,6 +27,7 @@ from novasvc.logs import FieldsObserver
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
+from novasvc.servicegroup import is_up
 from novasvc.testing import memory_runtime
 from tests.unit.flight_rig import record_flight, said
 
@@ -312,6 +313,28 @@ class StartTests(ServiceTestCase):
         )
 
 
+class UnbeatenTests(ServiceTestCase):
+    """A report_interval of 0."""
+
+    def test_row(self) -> None:
+        """The service registers and runs; its row is never beaten, and is down in time. A stop is as ever."""
+        service = self.started(report_interval=0)
+        self.clock.pump([10] * 7)
+        (row,) = self.rows()
+        self.assertEqual((row.report_count, row.last_seen_up), (0, None))
+        self.assertFalse(is_up(row, 60))
+        self.assertEqual(service.state, "running")
+        self.successResultOf(service.stop())
+
+    def test_of_one_service(self) -> None:
+        """So does one whose own interval is 0, whatever the setting says."""
+        runtime = memory_runtime()
+        service = Service("h1", "nova-diary", "diary", Diarist, report_interval=0, runtime=runtime)
+        self.successResultOf(service.start())
+        self.assertEqual(service.node.membership.beats, 0)
+        self.successResultOf(service.stop())
+
+
 class StopTests(ServiceTestCase):
     """The way down."""
 
@@ -555,7 +578,7 @@ class ConstructionTests(SynchronousTestCase):
         """An interval that cannot be waited is an error that names it, its value and the service."""
         nan, endless = float("nan"), float("inf")
         for name, values in {
-            "report_interval": (0, -1, nan, True, "10"),
+            "report_interval": (-1, nan, True, "10"),
             "periodic_fuzzy_delay": (-1, endless, nan, "1"),
             "periodic_interval_max": (-0.5, nan, False, "60"),
         }.items():
