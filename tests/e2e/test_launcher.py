@@ -129,6 +129,22 @@ class TerminatedTests(ScriptTestCase):
         self.assertIn("work has ended", script.output)
         self.assert_orderly(script)
 
+    def test_background(self) -> None:
+        """A shell's background job, which ignores SIGINT, goes on at one, workers or not, and ends at SIGTERM."""
+        for workers, status in ((None, 1), (1, 0)):
+            (self.folder / "background.py").write_text(
+                SCRIPT.format(manager="Working").replace("\"))", f"\"), workers={workers})")
+            )
+            command = ["sh", "-c", f"trap '' INT; exec {sys.executable} background.py"]
+            job = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+            job.wait_for("SIGINT is ignored, as it was when this process was started; SIGTERM ends it")
+            job.wait_for("nova-worker@h1 is running" if workers is None else "the supervisor is running")
+            job.popen.send_signal(signal.SIGINT)
+            job.popen.send_signal(signal.SIGUSR2)
+            job.wait_for("stacks:")  # what came before it is over
+            self.assertNotIn("draining", job.output)
+            self.assertEqual(job.stop(), status, job.output)
+
     def test_busy_reactor(self) -> None:
         """A reactor that is kept busy ends by SIGINT itself, after two seconds, and says what kept it."""
         script = self.serve("Busy")
