@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.service.process import Process, end_process, is_alone, lift_limit, stop_reactor
+from novasvc.service.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
 from novasvc.service.script_log import begin_log, is_log_begun
 from novasvc.service.tree import ServiceTree
 from novasvc.settings import Configuration, Settings, load
@@ -30,6 +30,10 @@ from novasvc.supervision.errors import ReloadError
 _log = Logger()
 
 
+_SIGNALLED = 1
+"""The exit status of a process that a signal has ended, as in Nova."""
+
+
 class SignalExit(SystemExit):
     """The end of a process by a signal.
 
@@ -38,7 +42,7 @@ class SignalExit(SystemExit):
     Source: nova.service.SignalExit.
     """
 
-    def __init__(self, signo: int, exccode: int = 1) -> None:
+    def __init__(self, signo: int, exccode: int = _SIGNALLED) -> None:
         super().__init__(exccode)
         self.signo = signo
 
@@ -188,8 +192,13 @@ class ServiceLauncher(Launcher):
         self.configuration = configuration or _from_environment()
         self._reread = reread or _from_environment
         self._process = Process(
-            self._reactor, self, self._reload, lambda: self.configuration.settings.graceful_shutdown_timeout
+            self._reactor,
+            self,
+            self._reload,
+            lambda: self.configuration.settings.graceful_shutdown_timeout,
+            limit=self._limit,
         )
+        self._ran = False
 
     def _settings(self) -> Settings:
         return self.configuration.settings
@@ -206,14 +215,17 @@ class ServiceLauncher(Launcher):
 
         :raises SignalExit: a signal was what ended them.
         """
-        ran = not self._reactor.running
+        self._ran = not self._reactor.running
         try:
             return super().wait()
         finally:
-            if ran:
+            if self._ran:
                 lift_limit()
                 if self._process.signo is not None:
                     raise SignalExit(self._process.signo)
+
+    def _limit(self, number: int, seconds: float) -> None:
+        limit_end(number, seconds, _SIGNALLED if self._ran else None)
 
     def _entered(self, state: str) -> None:
         super()._entered(state)

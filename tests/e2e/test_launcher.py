@@ -133,7 +133,7 @@ class TerminatedTests(ScriptTestCase):
         """A shell's background job, which ignores SIGINT, goes on at one, workers or not, and ends at SIGTERM."""
         for workers, status in ((None, 1), (1, 0)):
             (self.folder / "background.py").write_text(
-                SCRIPT.format(manager="Working").replace("\"))", f"\"), workers={workers})")
+                SCRIPT.format(manager="Working").replace('"))', f'"), workers={workers})')
             )
             command = ["sh", "-c", f"trap '' INT; exec {sys.executable} background.py"]
             job = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")

@@ -48,7 +48,7 @@ class SignalsTests(SignalsTestCase):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
             signal.signal(number, signal.SIG_IGN)
         self.reactor.running = True
-        signals = Signals(self.reactor, {number: self.log.append for number in (signal.SIGINT, signal.SIGTERM)})
+        signals = Signals(self.reactor, dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.log.append))
         signals.startService()
         self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
         self.assertIsNot(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
