@@ -293,7 +293,7 @@ class StopTests(StoryCase):
 
     def test_blocks_when_orphaned(self) -> None:
         """When the supervisor is killed, such a server ends in time, too."""
-        fleet = self.serve("parts.Stubborn()")
+        fleet = self.serve("parts.Stubborn()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
         fleet.ready(2)
         fleet.popen.kill()
         until(lambda: not fleet.family, ORPHANED)
