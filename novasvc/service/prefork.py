@@ -364,14 +364,14 @@ class ProcessLauncher(service.Service):
 
     def terminate(self) -> None:
         """Drain, and end; a second time, end at once."""
-        if self.state in {"starting", "running"}:
+        if self._signo is None and self.state in {"starting", "running"}:
             _log.info("all workers are to finish what they have begun, and to end")
             self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
         else:
             _log.warn("told to end a second time: all workers end at once")
-            self.hurry()
+            self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
 
     def _interrupted(self) -> None:
         _log.warn("interrupted: all workers end at once")

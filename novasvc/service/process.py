@@ -83,6 +83,7 @@ def _end_by_force(number: int, status: int | None, _alarm: int, _frame: object) 
             stream.flush()  # type: ignore[union-attr]  # a None is suppressed
     if status is not None:
         os._exit(status)
+    signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 

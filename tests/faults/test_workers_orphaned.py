@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 
+import pytest
 from twisted.internet.threads import deferToThread
 
 from tests.faults.amqp_rig import CONTEXT, AMQPCase
@@ -77,62 +78,64 @@ class SupervisorTests(OrphanCase):
 class SuccessorTests(OrphanCase):
     """A supervisor that is started while workers of one that was killed are still there."""
 
-    def orphan(self, grace: float) -> Fleet:
+    def orphan(self) -> Fleet:
         """Have a worker, with the port, that stands still, and is without a supervisor."""
-        fleet = self.script(
-            f"echo:tcp:{self.port}:interface=127.0.0.1=1", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT=f"{grace:g}"
-        )
+        fleet = self.script(f"echo:tcp:{self.port}:interface=127.0.0.1=1")
         os.kill(fleet.ready(1)[1], signal.SIGSTOP)
         fleet.popen.kill()
         fleet.wait()
         return fleet
 
+    def end(self, fleet: Fleet) -> None:
+        """Have the end of an orphan and its forkserver come."""
+        for pid in fleet.family:
+            os.kill(pid, signal.SIGKILL)
+
     def test_waits(self) -> None:
         """It waits until they are gone, the port that they have included, and starts then; the log says both."""
-        first = self.orphan(2.0)
+        first = self.orphan()
         second = self.fleet()
         second.says(
             rf"waiting for up to 65 s: control socket .*another supervisor, pid {first.pid}, is gone, but its workers "
             "are still there.*fuser -k .*control.lock"
         )
+        self.end(first)
         second.says("nothing is left of the supervisor before this one")
-        self.assertEqual(first.family, [])
         second.ready(WORKERS)
         self.assert_serves()
         self.assertEqual(second.stop(), 0, second.output)
 
     def test_terminated(self) -> None:
         """SIGTERM ends the wait, and SIGINT does."""
-        first = self.orphan(4.0)
+        first = self.orphan()
         for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 1)):
             second = self.fleet()
             second.says("waiting for up to")
             self.assertEqual(second.stop(number), status, second.output)
             self.assertNotIn("Traceback", second.output)
-        self.assertNotEqual(first.family, [])
-        for pid in first.family:
-            os.kill(pid, signal.SIGKILL)
+        self.assertEqual(len(first.family), 2)
+        self.end(first)
 
     def test_gives_up(self) -> None:
         """It waits for its own grace and five seconds at the most, and says how they can be ended."""
-        first = self.orphan(60.0)
+        first = self.orphan()
         second = self.fleet(NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.1")
         self.assertEqual(second.wait(), 1)
         second.says(r"did not start: control socket .*workers are still there.*end them: fuser -k .*control.lock")
-        for pid in first.family:
-            os.kill(pid, signal.SIGKILL)
+        self.end(first)
 
 
 class FinishTests(Fleets, AMQPCase):
     """Work that is under way when a supervisor is killed."""
 
+    @pytest.mark.timeout(180)
     async def test_finishes(self) -> None:
         """A call is finished and answered, once; the next supervisor's workers come after that."""
-        options = ("--workers", "2", "--transport-url", self.url, "--graceful-shutdown-timeout", "20")
+        options = ("--workers", "2", "--transport-url", self.url, "--graceful-shutdown-timeout", "40")
         first = self.twistd(*options)
         await deferToThread(first.ready, 2)
-        client = await self.client(topic="agent", patience=20.0)
-        call = client.call(CONTEXT, "work", what="precious", seconds=4.0)
+        client = await self.client(topic="agent", patience=60.0)
+        call = client.call(CONTEXT, "work", what="precious", seconds=12.0)
         await self.until(lambda: "begun precious" in first.journal)
         first.popen.kill()
         second = self.twistd(*options)
@@ -146,12 +149,13 @@ class FinishTests(Fleets, AMQPCase):
         self.assertEqual(await client.call(CONTEXT, "work", what="next"), "next")
         await deferToThread(second.stop)
 
+    @pytest.mark.timeout(180)
     async def test_bounded(self) -> None:
         """What is not finished within the worker's grace is cut short: one that may run again runs elsewhere."""
         options = ("--transport-url", self.url, "--graceful-shutdown-timeout", f"{GRACE:g}")
         first = self.twistd("--workers", "1", *options)
         await deferToThread(first.ready, 1)
-        client = await self.client(topic="agent", patience=20.0)
+        client = await self.client(topic="agent", patience=60.0)
         call = client.call(CONTEXT, "work_again", what="precious", seconds=60.0, on="h1")
         await self.until(lambda: "begun precious" in first.journal)
         other = self.twistd("--workers", "1", *options, host="h2")
