@@ -131,6 +131,11 @@ class ProcessLauncher(service.Service):
 
     # -- Nova's names --------------------------------------------------------------------------
 
+    @property
+    def children(self) -> dict[int, ServerWrapper]:
+        """The workers' process ids now, each with the wrapper of its server."""
+        return {pid: wrapper for wrapper in self._supervisor.wrappers for pid in wrapper.children}
+
     def launch_server(self, server: Any, workers: int = 1) -> None:
         """Run a server in worker processes, from the start of this launcher on.
 

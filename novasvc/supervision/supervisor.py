@@ -50,6 +50,9 @@ class ServerWrapper:
     :param server: provides IService, or takes a reactor and returns such a one; see
         :func:`novasvc.supervision.order.pack`.
     :param workers: their number.
+    :ivar children: process ids of its workers now. Those of a wrapper that a launcher runs: see
+        :attr:`novasvc.service.ProcessLauncher.children`.
+    :ivar forktimes: the reactor's seconds of its last forks, of any reason.
     :ivar configured: the number as it was given; an operator may have changed the other.
     Source: nova.service.ServerWrapper.
     """
