@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from twisted.application import service
@@ -267,19 +268,18 @@ class ProcessLauncher(service.Service):
         :raises ControlError: the place cannot be had, or workers of another supervisor do not end.
         """
         patience = _ORPHANS_PATIENCE + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
-        deadline, told = self._reactor.seconds() + patience, False
-        while True:
+        deadline = self._reactor.seconds() + patience
+        for attempt in count():
             try:
                 self._control.startService()
             except OrphansError as error:
                 if self._reactor.seconds() >= deadline:
                     raise
-                if not told:
-                    told = True
+                if attempt == 1:  # at the first it may be a supervisor that is about to listen
                     _log.warn("waiting for up to {s:g} s: {error}", s=patience, error=error)
                 await deferLater(self._reactor, _ORPHANS_INTERVAL)
             else:
-                if told:
+                if attempt > 1:
                     _log.info("nothing is left of the supervisor before this one")
                 return
 

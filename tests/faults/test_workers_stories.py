@@ -14,7 +14,7 @@ from tests.servers.process import free_ports
 AT_ONCE = 3.0
 """Seconds from a signal that ends all at once to the end: two for the workers, and one."""
 BUSY = 1.0
-"""Seconds that a busy machine may take for the end of an interpreter. A deadline is kept to half a second without it."""
+"""Seconds that a busy machine may take to end an interpreter, beyond the half of one that a deadline leaves."""
 
 PARTS = '''
 import sys, threading, time

@@ -401,6 +401,20 @@ class StopTests(ServiceTestCase):
         self.clock.advance(0.2)
         self.successResultOf(stopped)
 
+    def test_everything_hangs(self) -> None:
+        """Whatever hangs on the way down, the node has left half a second after the deadline."""
+        service = self.started(graceful_shutdown_timeout=5)
+        service.manager.answers["cleanup_host"] = Deferred(lambda _: None)
+        service.manager.work = Deferred(lambda _: None)
+        self.call("wait_for_work").addErrback(lambda _: None)
+        for leg in (self.runtime.broker, self.runtime.database):
+            self.patch(type(leg), "release", lambda _self: Deferred())
+        stopped = service.stop()
+        self.clock.pump([4.9])
+        self.assertNoResult(stopped)
+        self.clock.pump([0.02] * 25)
+        self.successResultOf(stopped)
+
     def test_cleanup_that_tidies(self) -> None:
         """A cleanup_host that hangs in its own tidying, when it is cancelled, is left behind and named."""
         service = self.started(graceful_shutdown_timeout=5)
