@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -60,7 +60,7 @@ class Membership:
     one waits for the one before, which the registry bounds.
 
     :param record: the row, as it was registered.
-    :param report_interval: seconds from beat to beat, > 0.
+    :param report_interval: seconds from beat to beat; 0 is no beats, as in Nova: the row is there, and ages.
     :param proofs: what must hold for a beat to be sent.
     """
 
@@ -85,6 +85,9 @@ class Membership:
         :return: Deferred[None], fired when the first one was sent or has failed; the failure is
             logged and does not end the membership.
         """
+        if not self._report_interval:
+            _log.info("{identity} sends no heartbeats: its report_interval is 0", identity=self._identity)
+            return succeed(None)
         for outcome in ("sent", "failed", "skipped"):
             metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)  # there before it counts
         self._joined_at = self._due = self._clock.seconds()

@@ -1,6 +1,7 @@
 """What every test stands on."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -9,6 +10,12 @@ import pytest
 # Two busy cores make any deadline a matter of luck. CI takes the same examples each time; elsewhere they vary.
 hypothesis.settings.register_profile("novasvc", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("novasvc")
+
+# A shell ignores these for `tests/run &` in a script, and for nohup. What the tests start would inherit that, but not a
+# handler; and the run itself goes on as if they were ignored.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda _number, _frame: None)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,15 +18,20 @@ from twisted.python.failure import Failure
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.service.process import Process, end_process, is_alone, lift_limit, stop_reactor
+from novasvc.service.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
+from novasvc.service.script_log import begin_log, is_log_begun
 from novasvc.service.tree import ServiceTree
-from novasvc.settings import Configuration, load
+from novasvc.settings import Configuration, Settings, load
 from novasvc.settings.listing import changes, rows
 from novasvc.settings.spec import text_of
 from novasvc.supervision.ending import end_of, status_of
 from novasvc.supervision.errors import ReloadError
 
 _log = Logger()
+
+
+_SIGNALLED = 1
+"""The exit status of a process that a signal has ended, as in Nova."""
 
 
 class SignalExit(SystemExit):
@@ -36,7 +42,7 @@ class SignalExit(SystemExit):
     Source: nova.service.SignalExit.
     """
 
-    def __init__(self, signo: int, exccode: int = 1) -> None:
+    def __init__(self, signo: int, exccode: int = _SIGNALLED) -> None:
         super().__init__(exccode)
         self.signo = signo
 
@@ -97,7 +103,10 @@ class Launcher(ServiceTree):
         """
         if self.state == "initial" and not list(self):
             return succeed(None) if self._reactor.running else None
-        return run_until_ended(self, self._reactor)
+        return run_until_ended(self, self._reactor, self._settings)
+
+    def _settings(self) -> Settings:
+        return _from_environment().settings
 
     @staticmethod
     def run_server(server: Any) -> Deferred[None] | None:
@@ -183,8 +192,16 @@ class ServiceLauncher(Launcher):
         self.configuration = configuration or _from_environment()
         self._reread = reread or _from_environment
         self._process = Process(
-            self._reactor, self, self._reload, lambda: self.configuration.settings.graceful_shutdown_timeout
+            self._reactor,
+            self,
+            self._reload,
+            lambda: self.configuration.settings.graceful_shutdown_timeout,
+            limit=self._limit,
         )
+        self._ran = False
+
+    def _settings(self) -> Settings:
+        return self.configuration.settings
 
     def startService(self) -> None:
         """Begin to start the servers; the settings are in the log then, at its debug level."""
@@ -198,14 +215,17 @@ class ServiceLauncher(Launcher):
 
         :raises SignalExit: a signal was what ended them.
         """
-        ran = not self._reactor.running
+        self._ran = not self._reactor.running
         try:
             return super().wait()
         finally:
-            if ran:
+            if self._ran:
                 lift_limit()
                 if self._process.signo is not None:
                     raise SignalExit(self._process.signo)
+
+    def _limit(self, number: int, seconds: float) -> None:
+        limit_end(number, seconds, _SIGNALLED if self._ran else None)
 
     def _entered(self, state: str) -> None:
         super()._entered(state)
@@ -255,10 +275,13 @@ def log_settings(configuration: Configuration) -> None:
         )
 
 
-def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
+def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings]) -> Deferred[None] | None:
     """Wait for the end of a launcher; run the reactor for that, unless it runs.
 
+    The log goes to standard output, if nobody has begun to log: see :func:`novasvc.service.script_log.begin_log`.
+
     :param launcher: has startService, stopService, when_ended and state.
+    :param settings: returns those that say how to log; called only for that.
     :return: None if this ran the reactor, else a Deferred of the end.
     :raises SystemExit: with status 1, if the launcher failed; a server's own, if it ended with one.
     :raises RuntimeError: the reactor was run before, and stopped.
@@ -271,6 +294,9 @@ def run_until_ended(launcher: Any, reactor: Any) -> Deferred[None] | None:
         ended: Deferred[None] = launcher.when_ended()
         return ended
 
+    # A reactor that is not the process's is one of a test, and so is the log.
+    if reactor is sys.modules.get("twisted.internet.reactor") and not is_log_begun():
+        begin_log(settings())
     if reactor.running:
         return begin()
     outcome: list[Failure | None] = []

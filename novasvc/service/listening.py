@@ -23,7 +23,7 @@ _log = Logger()
 
 _BACKLOG = 4096
 """Connections that a kernel lets wait to be accepted, at the most."""
-_CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "port")
+_CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "host", "port")
 """What a copy in another process is made from."""
 
 
@@ -46,6 +46,7 @@ class StreamServer(service.Service):
     :param tcp_keepidle: seconds without a byte after which the kernel probes a connection; 0 is never.
     """
 
+    host: str | None = None
     port: int | None = None
     """Of the address, as soon as it is bound; None for a unix socket."""
 
@@ -98,7 +99,7 @@ class StreamServer(service.Service):
             remedy = "give a tcp, unix or systemd endpoint, and wrap the factory (TLSMemoryBIOFactory for TLS)"
             raise NotPreforkableError(f"the server on {self.endpoint}", problem, remedy)
         opened = description.open(held)
-        self.port = port_of(opened)
+        self._note_address(opened)
         return [opened]
 
     def adopt_sockets(self, sockets: Sequence[socket.socket]) -> None:
@@ -107,7 +108,7 @@ class StreamServer(service.Service):
         self._shared = True
         for adopted in self._sockets:
             adopted.setblocking(False)
-            self.port = port_of(adopted)
+            self._note_address(adopted)
 
     def hand_on(self) -> Sequence[socket.socket]:
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
@@ -198,7 +199,11 @@ class StreamServer(service.Service):
             description = described(self.endpoint, self._make_factory())
             self._wrapped = description.factory
         self._sockets = [description.open(())]
-        self.port = port_of(self._sockets[0])
+        self._note_address(self._sockets[0])
+
+    def _note_address(self, listening: socket.socket) -> None:
+        self.port = port_of(listening)
+        self.host = None if self.port is None else str(listening.getsockname()[0])
 
     def _take_turns(self, port: Any) -> None:
         """Have a port accept one connection in a turn of the reactor, and leave the next to a worker that is idle.

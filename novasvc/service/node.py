@@ -47,8 +47,11 @@ _OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
 AT_ONCE = 1.0
 """Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
 
+TIDYING = 0.15
+"""Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in supervision/ending.py."""
+
 _LEAST = 0.05
-"""Seconds for a step of that, if those before it, or other nodes, have used up the rest."""
+"""Seconds for a step of either, if those before it, or other nodes, have used up the rest."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -56,7 +59,7 @@ class Node:
     """One manager, its RPC server, its row, its heartbeat, its tasks.
 
     :param registry_leg: the way to the registry: the database's, or the conductor's.
-    :param report_interval: seconds between heartbeats.
+    :param report_interval: seconds between heartbeats; 0 is no heartbeats.
     :param periodic_enable: run the tasks.
     :ivar obstacle: what the start failed of last; None when it went on.
     :ivar running_since: seconds on the reactor's clock; None before it ran.
@@ -127,6 +130,8 @@ class Node:
         if self.course.state in {"stopped", "failed"} or self._at_once is not None:
             return
         self._at_once = self.runtime.reactor.seconds() + AT_ONCE
+        if self._deadline is not None:
+            self._at_once = min(self._at_once, self._deadline + TIDYING)
         if self._shorten is not None:
             self._shorten()
 
@@ -322,7 +327,7 @@ class Node:
             )
 
     async def _bounded(self, step: Deferred[_T], *, work: bool = False) -> _T:
-        """Give a step what is left until the deadline; late as it may be, a second for tidying.
+        """Give a step what is left until the deadline; after it, a part of TIDYING.
 
         :param work: it is others' work that is waited for, which is cut short at once if the end is to come at once.
         :raises _TooLate: it has not ended by then, and was cancelled.
@@ -365,7 +370,10 @@ class Node:
         if self._at_once is not None:
             # Half of it: a step that hangs leaves some for those after it.
             return 0.0 if work else max(_LEAST, (self._at_once - now) / 2)
-        return None if self._deadline is None else max(1.0, self._deadline - now)
+        if self._deadline is None:
+            return None
+        left: float = self._deadline - now
+        return max(0.0, left) if work else max(_LEAST, left, (left + TIDYING) / 2)
 
     async def delete_row(self) -> None:
         """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""

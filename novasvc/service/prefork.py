@@ -3,11 +3,12 @@
 import os
 import signal
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from twisted.application import service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -16,13 +17,14 @@ from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IReplaceable, IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.service.launcher import log_settings, run_until_ended
+from novasvc.service.launcher import SignalExit, log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
 from novasvc.service.process import end_process, is_alone, stop_reactor
 from novasvc.settings import Configuration, load
 from novasvc.stalls import StallWatch
 from novasvc.supervision.control import ControlSocket
-from novasvc.supervision.errors import WorkerFailedError
+from novasvc.supervision.ending import UNSUPERVISED
+from novasvc.supervision.errors import OrphansError, WorkerFailedError
 from novasvc.supervision.order import pack
 from novasvc.supervision.signals import Signals
 from novasvc.supervision.slot import HURRY_PATIENCE
@@ -42,6 +44,12 @@ _log = Logger()
 
 _CHECK_INTERVAL = 1.0
 """Seconds between two looks at the workers."""
+
+_ORPHANS_INTERVAL = 0.1
+"""Seconds between two looks whether the workers of a supervisor that was killed are gone."""
+
+_ORPHANS_PATIENCE = 5.0
+"""Seconds that are waited for that beyond the grace which they have."""
 
 _PROGRESS_INTERVAL = 5.0
 """Seconds between two lines of the log about workers that drain."""
@@ -78,7 +86,8 @@ class ProcessLauncher(service.Service):
         self._wrappers: list[ServerWrapper] = []
         self._error: WorkerFailedError | None = None
         self._checked_at = 0.0
-        self._reload_again = False
+        self._reload_again = self._cut = False
+        self._signo: int | None = None
         self._course = Course("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or _from_environment()[0]
         self._reread = reread or self._reread_environment
@@ -123,6 +132,11 @@ class ProcessLauncher(service.Service):
 
     # -- Nova's names --------------------------------------------------------------------------
 
+    @property
+    def children(self) -> dict[int, ServerWrapper]:
+        """The workers' process ids now, each with the wrapper of its server."""
+        return {pid: wrapper for wrapper in self._supervisor.wrappers for pid in wrapper.children}
+
     def launch_server(self, server: Any, workers: int = 1) -> None:
         """Run a server in worker processes, from the start of this launcher on.
 
@@ -145,9 +159,14 @@ class ProcessLauncher(service.Service):
         """Run the workers until the launcher is stopped.
 
         :return: None, if this ran the reactor; where it runs already, a Deferred that fires at the end.
+        :raises SignalExit: a signal ended it at once, or a worker did not end by itself: work may be lost.
         :raises SystemExit: with status 1, if the workers cannot run.
         """
-        return run_until_ended(self, self._reactor)
+        ran = not self._reactor.running
+        waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
+        if ran and self._signo is not None and self._cut:
+            raise SignalExit(self._signo)
+        return waiting
 
     # -- Twisted's names -----------------------------------------------------------------------
 
@@ -195,7 +214,7 @@ class ProcessLauncher(service.Service):
 
     def hurry(self) -> None:
         """End at once: workers cut short what they do, and are killed after two seconds."""
-        self._hurried = True
+        self._hurried = self._cut = True
         self._supervisor.hurry()
 
     def _entered(self, state: str) -> None:
@@ -219,15 +238,16 @@ class ProcessLauncher(service.Service):
     async def _walk_up(self) -> None:
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
-        self._error = None
+        self._error = self._signo = None
+        self._cut = False
         log_settings(self.configuration)
         self.privilegedStartService()
+        self._signals.startService()
+        await self._take_control()
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
-            raise refusal
+            self._open_again(refusal)
         assert self._sockets is not None
-        self._control.startService()
-        self._signals.startService()
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
             _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)
@@ -235,12 +255,43 @@ class ProcessLauncher(service.Service):
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
         # Not awaited itself: to cancel it would be to forget the workers.
-        self._supervisor.start(self._wrappers, self._sockets).addCallback(lambda _: self._settle())
+        self._supervisor.start(self._wrappers, self._sockets, self._control.lock).addCallback(lambda _: self._settle())
         await self._settled
         if self._error is not None:
             raise self._error
         self._notifier.ready(self._supervisor.status)
         self._reload_if_asked()
+
+    async def _take_control(self) -> None:
+        """Listen at the control socket, when nothing is left of a supervisor before this one.
+
+        :raises ControlError: the place cannot be had, or workers of another supervisor do not end.
+        """
+        patience = _ORPHANS_PATIENCE + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
+        deadline = self._reactor.seconds() + patience
+        for attempt in count():
+            try:
+                self._control.startService()
+            except OrphansError as error:
+                if self._reactor.seconds() >= deadline:
+                    raise
+                if attempt == 1:  # at the first it may be a supervisor that is about to listen
+                    _log.warn("waiting for up to {s:g} s: {error}", s=patience, error=error)
+                await deferLater(self._reactor, _ORPHANS_INTERVAL)
+            else:
+                if attempt > 1:
+                    _log.info("nothing is left of the supervisor before this one")
+                return
+
+    def _open_again(self, refusal: NovasvcError) -> None:
+        """Open the listening sockets that could not be opened: what had them may have been waited for.
+
+        :raises NovasvcError: the refusal, if they still cannot be.
+        """
+        try:
+            self._sockets = open_sockets(self._wrappers, {})
+        except NovasvcError:
+            raise refusal from None  # it says more: there may have been other rights then
 
     def _settle(self) -> None:
         if not self._settled.called:
@@ -290,6 +341,7 @@ class ProcessLauncher(service.Service):
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
         await drained
+        self._cut = self._cut or self._supervisor.cut
         for loop in (self._progress, self._checks):
             if loop.running:
                 loop.stop()
@@ -317,16 +369,18 @@ class ProcessLauncher(service.Service):
 
     def terminate(self) -> None:
         """Drain, and end; a second time, end at once."""
-        if self.state in {"starting", "running"}:
+        if self._signo is None and self.state in {"starting", "running"}:
             _log.info("all workers are to finish what they have begun, and to end")
+            self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
         else:
             _log.warn("told to end a second time: all workers end at once")
-            self.hurry()
+            self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
 
     def _interrupted(self) -> None:
         _log.warn("interrupted: all workers end at once")
+        self._signo = self._signo or signal.SIGINT
         if self.state in {"starting", "running"} and not self._signals.resume(signal.SIGINT):
             stop_reactor(self._reactor)
         self._reactor.callLater(0, self.hurry)

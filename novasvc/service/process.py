@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -22,54 +23,67 @@ from novasvc import flight
 from novasvc.errors import NovasvcError
 from novasvc.service.tree import ServiceTree
 from novasvc.stalls import StallWatch
-from novasvc.supervision.ending import hurry
+from novasvc.supervision.ending import ABANDONED, FORCED, hurry
 from novasvc.supervision.signals import Signals
 from novasvc.supervision.systemd import Notifier, Watchdog
 
 _log = Logger()
 
-_TIDYING = 0.25
-"""Seconds after the deadline of a drain, which servers may keep by themselves, until they are told."""
-
 AT_ONCE = 2.0
 """Seconds that a process has to end when it is to end at once."""
+
+_LEFT_BEHIND = 1.5
+"""Seconds of those after which a part that has not stopped is left behind."""
 
 # Note [The end by force]
 #
 # A process that is told to end at once ends, whatever it does. A reactor that is kept busy never
-# gets to what is to be done in its turn, and when it has been stopped it waits for its threads. So
-# the signal's handler itself does two things, and both work without the reactor. It gives SIGTERM
-# and SIGINT back to the system: a third one ends the process like any other. And it sets a timer of
-# the system, which ends the process by the signal that was to end it: that is what whoever started
-# it would see of a twistd that ends well, too. What the process was doing then is on its standard
-# error: it is what somebody will want to mend.
+# gets to what is to be done in its turn, and when it has been stopped it waits for its threads. The
+# same is true of one whose deadline has passed. So the signal's handler itself does two things, and
+# both work without the reactor. When the end is to come at once, it gives SIGTERM and SIGINT back to
+# the system: a third one ends the process like any other. And it sets a timer of the system, which
+# ends the process with the status that it would have had: by the signal that was to end it under
+# twistd, which ends well like that, too, and with SignalExit's in a script. What the process was
+# doing then is on its standard error: it is what somebody will want to mend.
+
+_ends_at: float | None = None
+"""Seconds of time.monotonic() at which this process ends by force; None is never."""
 
 
-def limit_end(number: int) -> None:
-    """Have this process end within AT_ONCE seconds; called from a signal's handler.
+def limit_end(number: int, seconds: float, status: int | None = None) -> None:
+    """Have this process end within some seconds, or sooner if that was set before; called from a signal's handler.
 
-    :param number: of the signal by which it ends.
+    :param number: of the signal that is the reason.
+    :param status: the exit status; None ends it by the signal.
     """
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, partial(_end_by_force, number))
-    signal.setitimer(signal.ITIMER_REAL, AT_ONCE)
+    global _ends_at  # noqa: PLW0603 - a process ends once
+    ends_at = time.monotonic() + seconds
+    if _ends_at is None or ends_at < _ends_at:
+        _ends_at = ends_at
+        signal.signal(signal.SIGALRM, partial(_end_by_force, number, status))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def lift_limit() -> None:
     """Let this process go on: the end of what was to end did not take so long."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    global _ends_at  # noqa: PLW0603 - see limit_end
+    if _ends_at is not None:
+        _ends_at = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _end_by_force(number: int, _alarm: int, _frame: object) -> None:
+def _end_by_force(number: int, status: int | None, _alarm: int, _frame: object) -> None:
     name = signal.Signals(number).name
-    said = f"novasvc: {name}: not at its end after {AT_ONCE:g} s, so it ends by force; meanwhile it was doing this\n"
+    said = f"novasvc: {name}: this process has not ended in time, and is ended by force. Stacks:\n"
     with suppress(OSError, ValueError, RuntimeError):  # it may have no standard error, or be writing to it
         os.write(2, said.encode())
         faulthandler.dump_traceback(2)
     for stream in (sys.__stdout__, sys.__stderr__):
         with suppress(OSError, ValueError, RuntimeError, AttributeError):
             stream.flush()  # type: ignore[union-attr]  # a None is suppressed
+    if status is not None:
+        os._exit(status)
+    signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
@@ -85,8 +99,8 @@ class Process(MultiService):
     :param restart: coroutine function: reads the configuration again, and restarts the tree.
     :param grace: returns the seconds that the tree has to drain, 0 for no limit.
     :param environ: what systemd says.
-    :param limit: called with the number of the signal at which the process is to end at once, as
-        :func:`limit_end` is.
+    :param limit: called with the number of the signal that ends the process, and the seconds after which
+        it is to have ended, as :func:`limit_end` is.
     :ivar signo: the signal that ends the process; None if none does.
     """
 
@@ -98,7 +112,7 @@ class Process(MultiService):
         grace: Callable[[], float],
         *,
         environ: Mapping[str, str] | None = None,
-        limit: Callable[[int], object] = limit_end,
+        limit: Callable[[int, float], object] = limit_end,
     ) -> None:
         super().__init__()
         environ = os.environ if environ is None else environ
@@ -113,6 +127,7 @@ class Process(MultiService):
         self._hurried = False
         self._trigger: Any = None
         self._late: IDelayedCall | None = None
+        self._last: IDelayedCall | None = None
         self._notifier = Notifier(environ)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._signals = Signals(
@@ -139,7 +154,9 @@ class Process(MultiService):
     def stopService(self) -> Deferred[Any]:
         """Answer no more; called when the tree has stopped."""
         self._stalls.stop()
-        self._lift_deadline()
+        for timer in (self._late, self._last):
+            if timer is not None and timer.active():
+                timer.cancel()
         trigger, self._trigger = self._trigger, None
         if trigger is not None:
             self._reactor.removeSystemEventTrigger(trigger)
@@ -152,13 +169,17 @@ class Process(MultiService):
         """See a signal, wherever it finds the process; see Note [The end by force]."""
         self._terms += number == signal.SIGTERM
         if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):
-            self._limit(number)
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_DFL)
+            self._limit(number, AT_ONCE)
+        elif number == signal.SIGTERM and (grace := self._grace()):
+            self._limit(number, grace + FORCED)
 
     def _terminated(self) -> None:
         if self.signo is None:
             _log.info("SIGTERM: what was begun is finished, then this process ends")
             if grace := self._grace():
-                self._late = self._reactor.callLater(grace + _TIDYING, self._be_late, grace)
+                self._late = self._reactor.callLater(grace, self._be_late, grace)
             self._end(signal.SIGTERM)
         else:
             self._end_at_once(signal.SIGTERM)
@@ -169,13 +190,7 @@ class Process(MultiService):
         _log.error(
             "not at its end after graceful_shutdown_timeout ({grace:g} s): what is left is cut short", grace=grace
         )
-        self._limit(signal.SIGTERM)
-        self._hurry()
-
-    def _lift_deadline(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._hurry(ABANDONED)
 
     def _interrupted(self) -> None:
         self._end_at_once(signal.SIGINT)
@@ -190,20 +205,27 @@ class Process(MultiService):
     def _end_at_once(self, number: signal.Signals) -> None:
         _log.warn("{signal}: this process ends at once", signal=number.name)
         self._hurried = True
-        self._lift_deadline()
         if self.signo is None:
             self._end(number)
         if self._trigger is None:
-            self._hurry()
+            self._hurry(_LEFT_BEHIND)
 
     def _shutting_down(self) -> None:
         self._trigger = None
         if self._hurried:
-            self._hurry()
+            self._hurry(_LEFT_BEHIND)
 
-    def _hurry(self) -> None:
+    def _hurry(self, seconds: float) -> None:
+        """Have the tree cut short what it does.
+
+        :param seconds: after which no part is waited for any more.
+        """
         self._tree.stopService()
         hurry(self._tree)
+        if self._last is not None and self._last.active():
+            seconds = min(seconds, self._last.getTime() - self._reactor.seconds())
+            self._last.cancel()
+        self._last = self._reactor.callLater(max(0.0, seconds), self._tree.abandon)
 
     # -- restarts ------------------------------------------------------------------------------
 

@@ -1,15 +1,11 @@
 """What a plain script needs: serve a server, and wait."""
 
-import sys
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.logger import globalLogBeginner
 
-from novasvc.logs import make_observer
 from novasvc.service.launcher import ServiceLauncher
 from novasvc.service.prefork import ProcessLauncher
-from novasvc.settings import Configuration
 from novasvc.steady import count_steadily
 
 _T = TypeVar("_T")
@@ -21,7 +17,7 @@ _launcher: ServiceLauncher | ProcessLauncher | None = None
 def serve(server: Any, workers: int | None = None) -> None:
     """Launch a server; :func:`wait` runs it.
 
-    The log goes to standard output, as the settings log_level and log_json say.
+    The log goes to standard output, as the settings log_level and log_json say, as it does with a launcher of your own.
 
     :param server: provides IService; see :meth:`novasvc.service.Launcher.launch_server` and, with
         workers, :meth:`novasvc.service.ProcessLauncher.launch_server`.
@@ -57,7 +53,6 @@ def wait() -> Deferred[None] | None:
     """
     if _launcher is None:
         raise RuntimeError("nothing was served: call serve(server) before wait()")
-    _begin_log(_launcher.configuration)
     try:
         waiting = _launcher.wait()
     except BaseException:
@@ -70,13 +65,3 @@ def _forget(result: _T) -> _T:
     global _launcher  # noqa: PLW0603 - see serve
     _launcher = None
     return result
-
-
-def _begin_log(configuration: Configuration) -> None:
-    # Twisted has no other way to ask whether anybody has begun to log before.
-    if getattr(globalLogBeginner, "_temporaryObserver", None) is None:
-        return
-    settings = configuration.settings
-    observer = make_observer(sys.stdout, as_json=settings.log_json, level=settings.log_level)
-    # What a script prints is its own business.
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.node import Node
+from novasvc.service.signature import ConstructorSignature, hides
 from novasvc.servicegroup import Identity
 
 
@@ -32,20 +33,23 @@ class Service(service.Service):
     :param binary: names the program in the registry.
     :param topic: what it serves.
     :param manager: class, factory or dotted name; see :func:`novasvc.manager.make_manager`.
-    :param report_interval: seconds between heartbeats; None takes the setting, as below.
+    :param report_interval: seconds between heartbeats, 0 for none: the row is registered and never beaten. None takes
+        the setting, as below.
     :param periodic_enable: run the periodic tasks.
     :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of them.
     :param periodic_interval_max: seconds; the longest wait between passes.
     :param db_allowed: False reaches the registry through the conductor.
     :param args: for the manager's constructor, with ``host=``.
-    :param runtime: what it stands on; None is the one of this process.
-    :param kwargs: for the manager's constructor.
+    :param kwargs: for the manager's constructor. A :class:`novasvc.runtime.Runtime` given as ``runtime`` is taken by
+        the service, and is what it stands on; without one that is the runtime of this process.
+    :ivar manager_class_name: dotted name of the manager's class, or of the factory that makes it.
     :raises SettingError: an interval cannot be used.
     :raises ManagerError: the manager cannot be made.
     :raises DeclarationError: its exposed methods or tasks contradict each other.
     Source: nova.service.Service.
     """
 
+    __signature__ = ConstructorSignature()
     _made_of: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -72,10 +76,10 @@ class Service(service.Service):
         periodic_interval_max: float | None = None,
         db_allowed: bool = True,
         *args: Any,
-        runtime: Runtime | None = None,
         **kwargs: Any,
     ) -> None:
-        self.runtime = runtime or process_runtime()
+        given = kwargs.pop("runtime") if isinstance(kwargs.get("runtime", ""), Runtime | None) else None
+        self.runtime = given or process_runtime()
         settings = self.runtime.settings
         self.host, self.binary, self.topic, self.db_allowed = host, binary, topic, db_allowed
         self.report_interval = _chosen(report_interval, settings.report_interval)
@@ -91,6 +95,7 @@ class Service(service.Service):
                 f"its heartbeats are not more often than service_down_time ({settings.service_down_time:g} s)",
                 "make it smaller: at most a third of service_down_time",
             )
+        self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
         self.manager = make_manager(manager, *args, host=host, **kwargs)
         self.tasks = TaskRunner(
             self.manager,
@@ -112,7 +117,12 @@ class Service(service.Service):
         )
         self._course = self.node.course
 
+    def __repr__(self) -> str:
+        named = (f"{name}={self.__dict__.get(name)!r}" for name in ("host", "binary", "topic"))
+        return f"<{type(self).__name__} {' '.join(named)}>"
+
     @classmethod
+    @hides("kwargs")
     def create(
         cls,
         host: str | None = None,
@@ -124,8 +134,6 @@ class Service(service.Service):
         periodic_fuzzy_delay: float | None = None,
         periodic_interval_max: float | None = None,
         db_allowed: bool = True,
-        *,
-        runtime: Runtime | None = None,
         **kwargs: Any,
     ) -> Self:
         """Make a node from what is given, the settings and the program's name.
@@ -134,10 +142,11 @@ class Service(service.Service):
         :param binary: default: the base name of the program.
         :param topic: default: what follows ``nova-`` in the binary, or the whole binary.
         :param manager: default: the setting ``<topic>_manager``.
+        :param kwargs: the constructor's; ``runtime`` as well.
         :raises SettingError: no manager is given, and none is set.
         Source: nova.service.Service.create. The other parameters are the constructor's.
         """
-        settings = (runtime or process_runtime()).settings
+        settings = (_runtime_in(kwargs) or process_runtime()).settings
         binary = binary or Path(sys.argv[0]).name
         topic = topic or binary.rpartition("nova-")[2]
         manager = manager or settings.managers.get(topic)
@@ -159,14 +168,13 @@ class Service(service.Service):
             periodic_fuzzy_delay,
             periodic_interval_max,
             db_allowed,
-            runtime=runtime,
             **kwargs,
         )
 
     @property
     def by_environment(self) -> bool:
         """Whether it was given no runtime, and so goes by the environment's settings."""
-        return self._made_of[1].get("runtime") is None
+        return _runtime_in(self._made_of[1]) is None
 
     def made_again(self) -> Self:
         """Make another one, of what this one was made of; its manager is another one, too.
@@ -291,14 +299,14 @@ class Service(service.Service):
 
     def _check_intervals(self) -> None:
         for name, value, least, remedy in (
-            ("report_interval", self.report_interval, None, "a number of seconds > 0"),
+            ("report_interval", self.report_interval, 0, "a number of seconds, 0 for no heartbeats"),
             ("periodic_fuzzy_delay", self.periodic_fuzzy_delay, 0, "a number of seconds, 0 for no delay"),
             ("periodic_interval_max", self.periodic_interval_max, 0, "a number of seconds, or None for no limit"),
         ):
             if value is None and name == "periodic_interval_max":
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or (value <= 0 if least is None else value < least):
+            if not is_number or value < least:
                 source = f"the service {self.binary}@{self.host}"
                 raise SettingError(name, repr(value), source, "it is no time that can be waited", f"give {remedy}")
 
@@ -313,6 +321,17 @@ def _make_again(
     if of_process is not None:
         set_process_runtime(of_process)
     return kind(*args, **kwargs)
+
+
+def _runtime_in(kwargs: Mapping[str, Any]) -> Runtime | None:
+    """Return the runtime among a service's arguments; an option of this name that is another thing is the manager's."""
+    given = kwargs.get("runtime")
+    return given if isinstance(given, Runtime) else None
+
+
+def _dotted(manager: Callable[..., Any]) -> str:
+    kind = manager if hasattr(manager, "__qualname__") else type(manager)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _chosen(given: Any, setting: Any) -> Any:

@@ -10,6 +10,7 @@ from zope.interface import implementer
 
 from novasvc.errors import describe
 from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.service.heedless import heedless
 from novasvc.service.lifecycle import Course
 from novasvc.service.succession import hand_over
 from novasvc.supervision.ending import hurry
@@ -43,6 +44,8 @@ class ServiceTree(MultiService):
         self._beside: list[IService] = []
         self._predecessors: list[IService] = []
         self._departures: dict[IService, Deferred[None]] = {}
+        self._stops: dict[IService, Deferred[Any]] = {}
+        self._abandoned = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as its parts; a worker gets a tree that was never started."""
@@ -94,9 +97,24 @@ class ServiceTree(MultiService):
         return self._course.restart()
 
     def hurry(self) -> None:
-        """Have all parts cut short what they do, and those that have left. It was told to stop before."""
+        """Have all parts cut short what they do, and those that have left. It was told to stop before.
+
+        None waits for another any more: those whose turn to stop has not come are told to stop now.
+        """
+        if self.state == "draining" and not self._course.renewing:
+            for part in reversed(self._started):
+                self._begin_stop(part)
         for part in [*self, *self._predecessors, *self._departures]:
             hurry(part)
+
+    def abandon(self) -> None:
+        """Wait no longer for any part to stop. It was told to stop, and to hurry, before.
+
+        Parts that have not been told to stop are told, and not waited for.
+        """
+        self._abandoned = True
+        for stop in list(self._stops.values()):
+            stop.cancel()
 
     @property
     def can_restart(self) -> bool:
@@ -138,6 +156,7 @@ class ServiceTree(MultiService):
         return maybeDeferred(service.stopService)
 
     async def _begin(self) -> None:
+        self._abandoned = False
         if self._successors is not None:
             self._succeed(self._successors)
         # Parts may come and go meanwhile, so each turn looks for the first that is not started.
@@ -226,13 +245,26 @@ class ServiceTree(MultiService):
         return part in self._beside and part in self._up
 
     async def _stop(self, part: IService) -> None:
+        stop = self._begin_stop(part)
+        if self._abandoned:
+            stop.cancel()
         try:
-            await maybeDeferred(part.stopService)
+            await stop
+        except CancelledError:
+            _log.error("{part} has not stopped in time, and is left behind", part=part)
         except SystemExit as error:
             _log.warn("{part} wants the process to end with {error!r}: when all have stopped", part=part, error=error)
             self.leaving = self.leaving or error
         except Exception:  # noqa: BLE001 - the others are stopped whatever this one does
             _log.failure("{part} did not stop cleanly; the others are stopped all the same", part=part)
+        finally:
+            self._stops.pop(part, None)
+
+    def _begin_stop(self, part: IService) -> Deferred[Any]:
+        """Tell a part to stop, once; :meth:`_stop` waits for it."""
+        if part not in self._stops:
+            self._stops[part] = heedless(maybeDeferred(part.stopService))
+        return self._stops[part]
 
     def _entered(self, state: str) -> None:
         self.running = int(state in {"starting", "running"})

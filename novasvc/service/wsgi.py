@@ -21,6 +21,7 @@ from novasvc.rpc.lookup import ServiceLookup
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.lifecycle import Course
 from novasvc.service.paste import Loader
+from novasvc.service.signature import ConstructorSignature, hides
 
 _log = Logger()
 
@@ -42,11 +43,13 @@ class WSGIService(service.Service):
     :param max_url_len: bytes; longer URLs get 414. None is 8192.
     :param runtime: what it stands on; None is the one of this process.
     :ivar workers: processes that are to serve it.
+    :ivar server: listens; has ``host`` and ``port``, those that it is bound to as soon as it is.
     :raises AppError: there is no such application.
     :raises SettingError: a setting, or a file for TLS, cannot be used.
     Source: nova.service.WSGIService.
     """
 
+    __signature__ = ConstructorSignature()
     _made_of: tuple[tuple[Any, ...], dict[str, Any]]
     _tls: Any = None
     name: str
@@ -64,6 +67,7 @@ class WSGIService(service.Service):
         runtime = process_runtime() if self.by_environment else None
         return _make_again, (type(self), *self._made_of, runtime, self._tls)
 
+    @hides("runtime")
     def __init__(
         self,
         name: str,
@@ -83,7 +87,7 @@ class WSGIService(service.Service):
         self.loader = loader or Loader(settings.api_paste_config)
         if loader is None:
             self.loader.see(name)
-        self._max_url_len = max_url_len
+        self.max_url_len = max_url_len
         if use_ssl and self._tls is None:
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
 
@@ -93,7 +97,7 @@ class WSGIService(service.Service):
         # Endpoints bring TLS, 12 MiB that nodes have no use for; they import this module, too.
         from novasvc.service.listening import StreamServer  # noqa: PLC0415
 
-        self._server = StreamServer(
+        self.server = StreamServer(
             f"tcp:{api.listen_port}:interface={host}:backlog={_BACKLOG}",
             self._make_factory,
             self.runtime.reactor,
@@ -134,7 +138,7 @@ class WSGIService(service.Service):
     @property
     def port(self) -> int | None:
         """The port that it listens on, as soon as it is bound."""
-        return self._server.port
+        return self.server.port
 
     @property
     def state(self) -> str:
@@ -145,19 +149,19 @@ class WSGIService(service.Service):
 
     def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
         """Listen; see :class:`~novasvc.interfaces.IPreforkable`."""
-        return self._server.open_sockets(held)
+        return self.server.open_sockets(held)
 
     def adopt_sockets(self, sockets: Sequence[socket]) -> None:
         """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
-        self._server.adopt_sockets(sockets)
+        self.server.adopt_sockets(sockets)
 
     def hand_on(self) -> Sequence[socket]:
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
-        return self._server.hand_on()
+        return self.server.hand_on()
 
     def succeeded(self) -> None:
         """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self._server.succeeded()
+        self.server.succeeded()
 
     # -- the way up, and down ------------------------------------------------------------------
 
@@ -171,7 +175,7 @@ class WSGIService(service.Service):
     def privilegedStartService(self) -> None:
         """Bind the port."""
         super().privilegedStartService()
-        self._server.privilegedStartService()
+        self.server.privilegedStartService()
 
     def startService(self) -> None:
         """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
@@ -189,7 +193,7 @@ class WSGIService(service.Service):
         """
         super().stopService()
         # One that has not begun to start may be bound already, too.
-        return self._course.stop().addCallback(lambda _: self._server.stopService())
+        return self._course.stop().addCallback(lambda _: self.server.stopService())
 
     stopService = stop
 
@@ -210,7 +214,7 @@ class WSGIService(service.Service):
 
     def hurry(self) -> None:
         """Cut the connections that are left. Called when it was told to stop."""
-        self._server.hurry()
+        self.server.hurry()
 
     def _entered(self, state: str) -> None:
         note("api", f"{self.name} is {state}")
@@ -238,7 +242,7 @@ class WSGIService(service.Service):
             await self._hook("init_host")
             await self._hook("pre_start_hook")
         self._step = "listen"
-        self._server.startService()
+        self.server.startService()
         if self.manager is not None:
             await self._hook("post_start_hook")
 
@@ -281,7 +285,7 @@ class WSGIService(service.Service):
         await maybeDeferred(getattr(self.manager, name))
 
     async def _end(self) -> None:
-        await self._tidy("stop serving", self._server.stopService)
+        await self._tidy("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.crew.busy:
                 _log.warn("{n} requests of {name} are left behind in threads", n=self._site.crew.busy, name=self.name)
@@ -311,7 +315,7 @@ class WSGIService(service.Service):
         settings, reactor = self.runtime.settings, self.runtime.reactor
         self._site = WSGISite(
             self.app,
-            limits=limits_of(settings, self._max_url_len),
+            limits=limits_of(settings, self.max_url_len),
             reactor=reactor,
             log=AccessLog(settings.wsgi_log_format) if settings.wsgi_log_format else None,
             name=self.name,

@@ -47,7 +47,7 @@ class Given:
         except ValueRefusedError as refused:
             remedy = refused.remedy or f"give {spec.wanted}"
             raise self.error(refused.problem, remedy) from None
-        if spec.minimum is not None and value < spec.minimum:
+        if spec.minimum is not None and value < spec.minimum and not (spec.zero and value == 0):
             problem = "is too small"
             raise self.error(problem, f"give {spec.wanted}")
         return value

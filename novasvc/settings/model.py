@@ -80,7 +80,7 @@ class ServiceSettings:
     :param binary: the name of the service on this host.
     :param topic: what it serves.
     :param manager: dotted name of its class: "package.module.Class" or "package.module:Class".
-    :param report_interval: seconds from heartbeat to heartbeat.
+    :param report_interval: seconds from heartbeat to heartbeat; 0 is no heartbeats.
     :param periodic_enable: whether periodic tasks run by themselves.
     :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of it.
     :param periodic_interval_max: seconds between two passes at the most, or None.
@@ -300,7 +300,13 @@ class Settings:
 
     servicegroup_driver: str = _setting("How services prove that they are up.", choice("db"), default="db")
     report_interval: float = _setting(
-        "Time from heartbeat to heartbeat.", NUMBER, default=10.0, unit="seconds", minimum=1
+        "Time from heartbeat to heartbeat; 0 is no heartbeats: the service registers, and is down after "
+        "service_down_time.",
+        NUMBER,
+        default=10.0,
+        unit="seconds",
+        minimum=1,
+        zero=True,
     )
     service_down_time: float = _setting(
         "Time without a heartbeat after which a service is down; more than report_interval.",

@@ -14,6 +14,7 @@ class Spec:
     :param default: its default as text; None if it must be given.
     :param unit: "seconds", or None for a bare value.
     :param minimum: the least number it may be.
+    :param zero: 0 is a value, too, below the minimum: it means "never".
     :param optional: "none" is a value, too.
     :param secret: it may hold a password.
     :param nova: its name in Nova's INI files, where it is another one; "section/name" outside
@@ -25,6 +26,7 @@ class Spec:
     default: str | None
     unit: str | None = None
     minimum: float | None = None
+    zero: bool = False
     optional: bool = False
     secret: bool = False
     nova: str | None = None
@@ -33,7 +35,7 @@ class Spec:
     def wanted(self) -> str:
         """Return what a value must be: "a whole number of seconds, at least 1"."""
         unit = f" of {self.unit}" if self.unit else ""
-        least = "" if self.minimum is None else f", at least {self.minimum:g}"
+        least = "" if self.minimum is None else f", at least {self.minimum:g}{', or 0' if self.zero else ''}"
         none = ', or "none"' if self.optional else ""
         return f"{self.kind.wanted}{unit}{least}{none}"
 

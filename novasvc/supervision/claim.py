@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from novasvc.supervision.errors import ControlError
+from novasvc.supervision.errors import ControlError, OrphansError
 
 _LONGEST = 107
 """Octets in a unix socket's path, without the zero at its end."""
@@ -26,6 +26,10 @@ _ELSEWHERE = "set control_socket, or state_dir, to another place"
 # back when the process ends, however it ends. The file stays: to remove it would give a third process
 # a new file to lock while a second one waits at the old one.
 #
+# The lock belongs to the open file, and the forkserver and the workers have that open, too: if their supervisor is
+# killed, they hold the lock until the last of them has finished what it has begun. So a lock that is held where nobody
+# listens is one of orphans, or of a supervisor that is about to listen or to end: whoever wants the place tries again.
+#
 # The lock does not replace the connecting: what listens there may be no supervisor, or one whose lock file was
 # swept away. A socket that accepts is never unlinked, nor is anything that is not a socket.
 
@@ -36,17 +40,19 @@ class Claim:
 
     :param path: absolute.
     :param socket: does not block; mode 0600 from its first moment.
+    :param lock: descriptor of the lock; whoever has it open, too, holds the lock.
     """
 
     path: Path
     socket: socket.socket
-    _lock: int
+    lock: int
     _identity: tuple[int, int]
 
     @classmethod
     def take(cls, path: Path) -> "Claim":
         """Bind a socket at a path, in a directory that is made for nobody else if it is missing.
 
+        :raises OrphansError: workers of a supervisor that is gone are still there.
         :raises ControlError: it cannot be had.
         """
         path = path.absolute()
@@ -71,8 +77,9 @@ class Claim:
                 self.path.unlink()
         self.socket.close()
         with suppress(OSError):
-            os.ftruncate(self._lock, 0)  # who finds it locked, before its next holder has signed, is not to read us
-        os.close(self._lock)
+            os.ftruncate(self.lock, 0)  # who finds it locked, before its next holder has signed, is not to read us
+            fcntl.flock(self.lock, fcntl.LOCK_UN)  # whoever else has it open
+        os.close(self.lock)
 
 
 def peer(connected: socket.socket) -> tuple[int, int]:
@@ -102,7 +109,11 @@ def _lock(path: Path) -> int:
                 "give each launcher a control_socket of its own",
             )
             raise ControlError(str(path), problem, remedy) from None
-        problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} has it"
+        supervisor = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''}"
+        if not _is_listened_at(path):
+            problem = f"{supervisor} is gone, but its workers are still there, and finish what they have begun"
+            raise OrphansError(str(path), problem, f"wait for them, or end them: fuser -k {file}") from None
+        problem = f"{supervisor} has it"
         raise ControlError(str(path), problem, f"stop that one, or {_ELSEWHERE}") from None
     except OSError as error:
         os.close(lock)
@@ -111,6 +122,18 @@ def _lock(path: Path) -> int:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
     return lock
+
+
+def _is_listened_at(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # more want to be accepted than it allows
+        except OSError:
+            return False
+    return True
 
 
 def _clear(path: Path) -> None:

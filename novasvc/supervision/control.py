@@ -49,9 +49,15 @@ class ControlSocket(Service):
         self._listener: _Listener | None = None
         self._conversations: set[Conversation] = set()
 
+    @property
+    def lock(self) -> int | None:
+        """The descriptor of the place's lock; None while it is not ours."""
+        return None if self._claim is None else self._claim.lock
+
     def startService(self) -> None:
         """Listen.
 
+        :raises OrphansError: workers of a supervisor that is gone are still there.
         :raises ControlError: the place cannot be had, or another process has it.
         """
         self._claim = Claim.take(self._path)

@@ -6,6 +6,21 @@ from typing import Any
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
 
+# Note [The deadline of a drain]
+#
+# Work has graceful_shutdown_timeout. What is left then is cut short: a node and a server of connections do that by
+# themselves, all others are told to, see hurry(). The process has half a second after the deadline to tidy up and to
+# end, and a part of that is for the interpreter. So the two below are what is left of it: seconds after the deadline.
+
+ABANDONED = 0.2
+"""Until what has not stopped is left behind."""
+
+FORCED = 0.3
+"""Until a process that has not ended is ended by force."""
+
+UNSUPERVISED = 60.0
+"""Seconds that a worker has whose supervisor is gone, if graceful_shutdown_timeout is 0: nobody else would end it."""
+
 
 def end_of(server: Any) -> Deferred[Any] | None:
     """Return a Deferred of the end of a server, if it knows of one: Nova's have ``wait`` for that."""

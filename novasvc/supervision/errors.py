@@ -119,6 +119,11 @@ class ControlError(SupervisionError):
 
 
 @attrs.define
+class OrphansError(ControlError):
+    """A supervisor is gone, and processes of it are still there: its workers finish what they have begun."""
+
+
+@attrs.define
 class RefusedError(SupervisionError):
     """A supervisor did not do what was asked for.
 

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.logfiles import ReopenedFile
 from novasvc.supervision.channel import Channel, Message, adopt
-from novasvc.supervision.forkserver import CONTROL
+from novasvc.supervision.forkserver import CONTROL, LOCK
 
 _log = Logger()
 
@@ -66,6 +66,7 @@ class Forks:
     :param log_file: is their standard output and standard error; None is what ours are.
     :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
     :param patience: seconds that a forkserver may take to import a module, or to answer for the first time.
+    :param lock: descriptor that forkserver and workers keep open; None is none.
     """
 
     _reactor: Any
@@ -75,6 +76,7 @@ class Forks:
     _log_file: ReopenedFile | None = None
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     _patience: float = 30.0
+    _lock: int | None = attrs.field(default=None, kw_only=True)
     _channel: Channel | None = attrs.field(default=None, init=False)
     _protocol: "_Ending | None" = attrs.field(default=None, init=False)
     _last_pid: int | None = attrs.field(default=None, init=False)
@@ -105,6 +107,7 @@ class Forks:
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.supervision.forkserver import main; main()"
         out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
         channel = Channel(self._receive, lambda: self._lost(channel))
+        kept = {} if self._lock is None else {LOCK: self._lock}
         ours, theirs = socket.socketpair()
         with ours, theirs, Path(os.devnull).open("rb") as nothing:
             protocol = _Ending()
@@ -115,7 +118,7 @@ class Forks:
                     sys.executable,
                     [sys.executable, *_interpreter_options(), "-c", code],
                     env=dict(self._environment),
-                    childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno()},
+                    childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno(), **kept},
                 )
             except OSError:
                 channel.close()
@@ -166,6 +169,7 @@ class Forks:
             request.close()
         if self._channel is None or self._protocol is None:
             return succeed(None)
+        self._channel.send({"let go": True})
         self._channel.close()
         if not self._ended and self._process.pid is not None:
             self._process.signalProcess("KILL")  # it has no child, and may be busy importing

@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from novasvc.supervision.ending import UNSUPERVISED
 from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.title import set_title
 
@@ -43,6 +44,9 @@ _MAIN = "__novasvc_main__"
 
 CONTROL = 3
 """The descriptor of the socket pair."""
+
+LOCK = 4
+"""The descriptor of the supervisor's lock, if there is one: held as long as a process has it open."""
 
 _REHEARSAL = "novasvc.service.rehearsal"
 """Has what workers live through before they are born; see there."""
@@ -59,8 +63,13 @@ PRELOAD = (
 )
 """What most workers import. That the reactor's modules are imported installs none."""
 
-_LAST_WISHES = 1.5
-"""Seconds that workers have to end by themselves when the supervisor is gone."""
+_SLACK = 0.5
+"""Seconds after the time that a worker has to end by itself when the supervisor is gone; then it is killed."""
+
+_LET_GO = 1.0
+"""Seconds that they have instead if the supervisor lives, and has let this forkserver go: they should have ended."""
+
+_LOOK_INTERVAL = 0.05
 
 _BLOCKED = {
     signal.SIGTERM,
@@ -130,7 +139,8 @@ class ForkServer:
     """Answers requests to fork, and tells of the ends of what it forked.
 
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": [kind, name] or null}`` once, then
-    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors.
+    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors, and ``{"let go": true}``
+    if the end is no accident.
     Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
     ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
     for each.
@@ -143,6 +153,7 @@ class ForkServer:
         self._received = b""
         self._descriptors: deque[int] = deque()
         self._children: set[int] = set()
+        self._grace = 0.0
         self._problem: str | None = None
         self._backlog: Any = None
         self._selector = selectors.DefaultSelector()
@@ -189,6 +200,9 @@ class ForkServer:
             descriptors = [self._descriptors.popleft() for _ in range(message["descriptors"])]
             self._fork(message["fork"], message["order"], descriptors)
             return
+        if "let go" in message:
+            self._grace = _LET_GO
+            return
         sys.path[:] = message["path"]
         sys.argv[:] = message["argv"]
         preload([*PRELOAD, *message["preload"]], self._say_importing)
@@ -206,6 +220,7 @@ class ForkServer:
 
     def _fork(self, key: int, order: dict[str, Any], descriptors: Sequence[int]) -> None:
         page = self._backlog.free_page(self._children)
+        self._grace = max(self._grace, order["grace"] or UNSUPERVISED)
         # A signal that comes before the child has its own handlers, waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
@@ -278,10 +293,10 @@ class ForkServer:
 
     def _outlive(self) -> None:
         """See that no worker outlives the supervisor; each sees by itself that it is gone, unless it hangs."""
-        deadline = time.monotonic() + _LAST_WISHES
+        deadline = time.monotonic() + self._grace + _SLACK
         while self._children and time.monotonic() < deadline:
             self._reap()
-            time.sleep(0.02)
+            time.sleep(_LOOK_INTERVAL)
         for pid in self._children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -292,4 +307,6 @@ def main() -> None:
     set_title("novasvc: forkserver")
     control = socket.socket(fileno=CONTROL)
     control.set_inheritable(False)
+    with contextlib.suppress(OSError):
+        os.set_inheritable(LOCK, False)  # workers have it, and programs that they run do not
     ForkServer(control).serve()

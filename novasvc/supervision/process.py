@@ -168,10 +168,13 @@ class WorkerProcess:
                 # Nobody else will tell: a process that it started holds its channel, and its forkserver is gone.
                 self._reaped(None)
 
-    def hurry(self) -> None:
-        """Tell it to end at once."""
+    def hurry(self, seconds: float) -> None:
+        """Tell it to end at once.
+
+        :param seconds: that it has for that.
+        """
         if not self._over:
-            self._channel.send({"end": "at once"})
+            self._channel.send({"end": "at once", "seconds": seconds})
 
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
         """Ask which calls are under way; see :meth:`ask`."""

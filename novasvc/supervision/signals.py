@@ -35,6 +35,13 @@ class _Taken:
             signal.signal(number, signal.SIG_DFL if self.former is None else self.former)
 
 
+# Note [Background jobs]
+#
+# A shell starts `program &` in a script with SIGINT ignored, so that a Ctrl-C that is meant for the foreground does not
+# end what runs in the background. Programs keep that, and so do Python and Twisted: neither sets a handler for a SIGINT
+# that is ignored. To take it all the same would be to cut calls short at a Ctrl-C that was meant for somebody else.
+# SIGTERM and SIGHUP are taken in any case: nohup ignores SIGHUP because it would end the program, and ours reloads.
+
 _taken: dict[int, _Taken] = {}
 """By number. The handlers of signals are the process's, and so is this."""
 
@@ -49,7 +56,8 @@ class Signals(service.Service):
     """Calls a function for each signal, in the reactor, for as long as it runs.
 
     The reactor has handlers of its own, which it sets when it begins to run; these come after, and
-    the former ones are given back when nobody wants to know any more.
+    the former ones are given back when nobody wants to know any more. SIGINT stays ignored where it is
+    ignored: see Note [Background jobs].
 
     :param reactor: provides IReactorCore and IReactorFromThreads.
     :param handlers: function by number of the signal.
@@ -113,6 +121,9 @@ class Signals(service.Service):
             _log.warn("signals are not taken: the reactor does not run in the main thread")
             return
         for number in self._handlers:
+            if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+                _log.info("SIGINT is ignored, as it was when this process was started; SIGTERM ends it")
+                continue
             taken = _taken.get(number)
             if taken is None or signal.getsignal(number) != taken.see:
                 taken = _taken[number] = _Taken(number)

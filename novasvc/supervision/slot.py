@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from novasvc import metrics
 from novasvc.flight import format_events
 from novasvc.supervision.channel import Message
+from novasvc.supervision.ending import ABANDONED, FORCED
 from novasvc.supervision.policy import History, RestartPolicy, Throttle
 from novasvc.supervision.process import Exit, Launch, WorkerProcess
 
@@ -24,12 +25,6 @@ ABORT_PATIENCE = 2.0
 
 HURRY_PATIENCE = 2.0
 """Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
-
-TIDYING = 0.25
-"""Seconds after the deadline of a drain, which a server may keep by itself, until it is told."""
-
-LAST_WISHES = 1.25
-"""Seconds from then until SIGKILL; a second of them is for it to tidy up, see :mod:`novasvc.supervision.worker`."""
 
 SLOWLY = 30.0
 """Seconds between two attempts when the budget is used up."""
@@ -97,6 +92,7 @@ class Slot:
     :param launch: begins a process.
     :param give_up: told of a problem with which no worker can run ("" is none, but the budget is used up);
         returns whether to start no more.
+    :ivar cut: its process, which was to end, has not ended by itself, but was cut short or killed.
     """
 
     number: int
@@ -111,6 +107,7 @@ class Slot:
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
+    cut: bool = attrs.field(default=False, init=False)
     process: WorkerProcess | None = attrs.field(default=None, init=False)
     _final: str = attrs.field(default="", init=False)
     _epitaph: str = attrs.field(default="", init=False)
@@ -302,26 +299,26 @@ class Slot:
 
     def limit_drain(self) -> None:
         """Give the process its time to finish."""
-        self.arm(self.limits.drain and self.limits.drain + TIDYING)
+        self.arm(self.limits.drain)
 
     def press(self) -> None:
         """Tell the process to end at once."""
-        self._tell_to_hurry()
+        self._tell_to_hurry(HURRY_PATIENCE / 2)
         if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_PATIENCE:
             self.arm(HURRY_PATIENCE)
 
-    def _tell_to_hurry(self) -> None:
+    def _tell_to_hurry(self, seconds: float) -> None:
         self._pressed = True
         if self.process is not None:
-            self.process.hurry()
+            self.process.hurry(seconds)
 
     def be_late(self) -> None:
         """Have the process cut short what it does, and kill it if that did not help."""
         if self._pressed:
             self.kill()
         else:
-            self._tell_to_hurry()
-            self.arm(LAST_WISHES)
+            self._tell_to_hurry(ABANDONED)
+            self.arm(FORCED)
 
     def kill(self) -> None:
         """End the process by force."""
@@ -369,7 +366,8 @@ class Slot:
     def log_drained(self, how: str) -> None:
         """Log how a process ended that was told to."""
         finished = self.process is None or self.process.finished or self._ready_at is None
-        if self._pressed and not finished and not self._killed:  # what is killed was told already
+        self.cut = self._pressed and not finished
+        if self.cut and not self._killed:  # what is killed was told already
             lost = "what it had begun is lost, or runs again elsewhere"
             _log.warn("{worker} was cut short: it {how}; {lost}", worker=self, how=how, lost=lost)
         else:

@@ -50,6 +50,9 @@ class ServerWrapper:
     :param server: provides IService, or takes a reactor and returns such a one; see
         :func:`novasvc.supervision.order.pack`.
     :param workers: their number.
+    :ivar children: process ids of its workers now. Those of a wrapper that a launcher runs: see
+        :attr:`novasvc.service.ProcessLauncher.children`.
+    :ivar forktimes: the reactor's seconds of its last forks, of any reason.
     :ivar configured: the number as it was given; an operator may have changed the other.
     Source: nova.service.ServerWrapper.
     """
@@ -124,6 +127,7 @@ class Supervisor:
     :param owner: is told what is more than its business.
     :ivar configuration: what it goes by now.
     :ivar wrappers: the servers that it runs now.
+    :ivar cut: when all were drained, a worker did not end by itself, but was cut short or killed.
     """
 
     def __init__(
@@ -144,9 +148,10 @@ class Supervisor:
         self._leaving: list[Fleet] = []
         self._forks: list[Forks] = []
         self._sockets: Sockets = {}
+        self._lock: int | None = None
         self.wrappers: Sequence[ServerWrapper] = ()
         self._reloading: Deferred[list[Row]] | None = None
-        self._started = self._ending = False
+        self._started = self._ending = self.cut = False
 
     @property
     def _settings(self) -> Settings:
@@ -178,12 +183,15 @@ class Supervisor:
 
     # -- the way up and down -------------------------------------------------------------------
 
-    def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> Deferred[None]:
+    def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets, lock: int | None = None) -> Deferred[None]:
         """Begin to start the workers.
 
         :param sockets: theirs from now on.
+        :param lock: descriptor of a lock that is held until the last of the workers has ended, should this process be
+            killed: see :class:`novasvc.supervision.claim.Claim`.
         :return: fires when all of them have been ready.
         """
+        self._lock = lock
         self.wrappers, self._sockets = list(wrappers), sockets
         for wrapper, generation in zip(wrappers, self._generations(wrappers, sockets), strict=True):
             self._fleets.append(self._make_fleet(wrapper, generation))
@@ -205,7 +213,10 @@ class Supervisor:
         # Each worker takes in those who have connected, and the last one closes the address: who comes
         # now is to go elsewhere, and not to wait here for nobody.
         _close(self._sockets, but={})
-        return drained.addCallback(lambda _: self._close()).addCallback(lambda _: None)
+        return drained.addCallback(self._note_cut, self.slots).addCallback(lambda _: self._close())
+
+    def _note_cut(self, _: object, slots: Sequence[Slot]) -> None:
+        self.cut = any(slot.cut for slot in slots)
 
     def hurry(self) -> None:
         """Let all workers end at once."""
@@ -217,11 +228,11 @@ class Supervisor:
         for slot in self.slots:
             slot.check()
 
-    def _close(self) -> Deferred[Any]:
+    def _close(self) -> Deferred[None]:
         closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
         _close(self._sockets, but={})
         self._forks, self._fleets, self._leaving, self._sockets = [], [], [], {}
-        return closed
+        return closed.addCallback(lambda _: None)
 
     # -- what workers are made from ------------------------------------------------------------
 
@@ -235,13 +246,14 @@ class Supervisor:
         modules = frozenset[str]().union(*(package.modules for package in packages)) - {"__main__", "builtins"}
         main = next((package.main for package in packages if package.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
-        forks = Forks(self._reactor, sorted(modules), main, environment, self._log_file)
+        forks = Forks(self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock)
         forks.start()
         self._forks.append(forks)
         order = {
             "reactor": _module_of(self._reactor),
             "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
             "grace": settings.graceful_shutdown_timeout,
+            "silence": settings.worker_watchdog,
         }
         limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
         policy = RestartPolicy.from_settings(settings)

@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import importlib
 import json
+import math
 import os
 import pickle
 import signal
@@ -35,7 +36,7 @@ from novasvc.rpc.backlog import Backlog
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
 from novasvc.supervision.channel import LONGEST, Channel, Message, adopt
-from novasvc.supervision.ending import end_of, hurry, status_of
+from novasvc.supervision.ending import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
 from novasvc.supervision.errors import NotPreforkableError
 from novasvc.supervision.hangup import at_hangup
 from novasvc.supervision.record import DUMP, Record
@@ -50,7 +51,7 @@ STANDARD_OUTPUT = 1
 """The descriptor of the log, if there is a file of it: see :class:`novasvc.supervision.forks.Forks`."""
 
 _LAST_WISHES = 1.0
-"""Seconds that a worker has to end when its supervisor is gone, or when it is to end at once."""
+"""Seconds that a worker has to end which has begun nothing, or has finished it."""
 
 _MOST_CALLS = 200
 """Calls under way that the supervisor is told of, when it asks which."""
@@ -73,8 +74,8 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
 
     :param outlet: of the log.
     :param order: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
-        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain}; see
-        :mod:`novasvc.supervision.fleet`.
+        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "silence": seconds that its
+        reactor may be blocked; 0 is without limit}; see :mod:`novasvc.supervision.fleet`.
     :param descriptors: the channel to the supervisor, the record, and the listening sockets.
     :param backlog: this process's record of requests that it has received and not begun.
     :return: the exit status.
@@ -101,12 +102,6 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
     reactor.run()
     atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
     return worker.status
-
-
-def _end_soon() -> None:
-    """End, even if the reactor does not turn any more: see :mod:`novasvc.supervision.hangup`."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, _LAST_WISHES)
 
 
 @implementer(ILogObserver)
@@ -148,6 +143,8 @@ class Worker:
         self._server: IService | None = None
         self._told: Message = {}
         self._ending = self._over = self._stopped = self._orphan = False
+        self._ready = self._hurried = False
+        self._ends_at = math.inf
 
     # -- the way up ----------------------------------------------------------------------------
 
@@ -175,6 +172,7 @@ class Worker:
             await server.when_started()
         gc.collect()
         gc.freeze()
+        self._ready = True
         self._say({"is": "ready"})
         flight.note("worker", "ready")
         if (ended := end_of(server)) is not None:
@@ -241,9 +239,9 @@ class Worker:
             case {"ask": key}:
                 calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
                 self._say({"is": "asked", "key": key, "calls": calls})
-            case _:
+            case {"end": "at once", "seconds": seconds}:
                 self.terminate()
-                self._hurry()
+                self._hurry(seconds)
 
     async def _tell_health(self, key: int) -> None:
         self._say({"is": "asked", "key": key, "answer": await health_of(parts(self._server))})
@@ -271,6 +269,14 @@ class Worker:
     # A worker may be told to end many times: by its supervisor, by an operator, by a terminal or a
     # system that sends SIGTERM to the whole group of processes. All of these let it finish what it
     # has begun. That it is to end at once is for the supervisor alone to say, over the channel.
+    #
+    # Note [Workers without a supervisor]
+    #
+    # A worker whose supervisor was killed finishes what it has begun, too, within the grace that it
+    # has anyway. Nobody watches it any more, so it sets itself a limit that holds without a reactor:
+    # first, where it sees the end of its supervisor, the time that a reactor may be blocked; then, in
+    # the reactor's turn, the grace. Its forkserver, if it lives, kills what is left after that. The
+    # next supervisor waits meanwhile: see Note [One listener] in supervision/claim.py.
 
     def terminate(self) -> None:
         """Drain. See Note [Who says at once]."""
@@ -295,26 +301,54 @@ class Worker:
             _log.failure("the server did not stop cleanly", failure)
 
     def orphaned(self) -> None:
-        """End soon: there is no supervisor any more."""
+        """Finish what was begun, and end: there is no supervisor any more. See Note [Workers without a supervisor]."""
         if self._over:
             self._stop()
             return
-        _log.error("the supervisor is gone, or has given this worker up: it ends")
         self.status, self._orphan = 1, True
+        if not self._ready:
+            _log.error("the supervisor is gone, or has given this worker up: it ends")
+            self.terminate()
+            self._hurry(_LAST_WISHES)
+            return
+        grace = self._grace
+        _log.error("the supervisor is gone: this worker finishes what it has begun, within {s:g} s, and ends", s=grace)
+        if not self._hurried:
+            self._ends_at = math.inf  # the reactor turns
+            self._end_within(grace + FORCED, self._exit)
+            self._reactor.callLater(grace, self._hurry, ABANDONED)
         self.terminate()
-        self._hurry()
+
+    @property
+    def _grace(self) -> float:
+        return float(self._order["grace"] or UNSUPERVISED)
 
     def hung_up(self) -> None:
         """See the channel's end, in a signal's handler: see :mod:`novasvc.supervision.hangup`."""
-        if not self._over:  # otherwise it is ours, and threads and exit handlers may take their time
-            _end_soon()
+        # If it is over, the channel's end is our own, and threads and exit handlers may take their time.
+        if not self._over and not self._orphan:
+            self._end_within(min(self._order["silence"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
 
-    def _hurry(self) -> None:
+    def _end_within(self, seconds: float, handler: Any) -> None:
+        """End, even if the reactor does not turn any more. An earlier end that was set stays.
+
+        :param handler: of SIGALRM.
+        """
+        ends_at = time.monotonic() + seconds
+        if ends_at < self._ends_at:
+            self._ends_at = ends_at
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _exit(self, _number: int, _frame: object) -> None:
+        os._exit(self.status or 1)
+
+    def _hurry(self, seconds: float) -> None:
+        self._hurried = True
         if self._server is not None:
             hurry(self._server)
         # Not by the reactor: what is to be cut short may have stopped it, or keep it busy.
-        signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(self.status or 1))
-        signal.setitimer(signal.ITIMER_REAL, _LAST_WISHES)
+        self._end_within(seconds, self._exit)
 
     def _end(self) -> None:
         if self._over:

@@ -129,14 +129,30 @@ class TerminatedTests(ScriptTestCase):
         self.assertIn("work has ended", script.output)
         self.assert_orderly(script)
 
+    def test_background(self) -> None:
+        """A shell's background job, which ignores SIGINT, goes on at one, workers or not, and ends at SIGTERM."""
+        for workers, status in ((None, 1), (1, 0)):
+            (self.folder / "background.py").write_text(
+                SCRIPT.format(manager="Working").replace('"))', f'"), workers={workers})')
+            )
+            command = ["sh", "-c", f"trap '' INT; exec {sys.executable} background.py"]
+            job = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
+            job.wait_for("SIGINT is ignored, as it was when this process was started; SIGTERM ends it")
+            job.wait_for("nova-worker@h1 is running" if workers is None else "the supervisor is running")
+            job.popen.send_signal(signal.SIGINT)
+            job.popen.send_signal(signal.SIGUSR2)
+            job.wait_for("stacks:")  # what came before it is over
+            self.assertNotIn("draining", job.output)
+            self.assertEqual(job.stop(), status, job.output)
+
     def test_busy_reactor(self) -> None:
-        """A reactor that is kept busy ends by SIGINT itself, after two seconds, and says what kept it."""
+        """A reactor that is kept busy ends with SignalExit's status after two seconds, and says what kept it."""
         script = self.serve("Busy")
         script.wait_for("at work")
         began = time.monotonic()
-        self.assertEqual(script.stop(signal.SIGINT), -signal.SIGINT)
+        self.assertEqual(script.stop(signal.SIGINT), 1)
         self.assertLess(time.monotonic() - began, 3)
-        self.assertRegex(script.output, r"(?s)SIGINT: not at its end after 2 s.*managers.py.* in work")
+        self.assertRegex(script.output, r"(?s)SIGINT: this process has not ended in time.*managers.py.* in work")
 
     def test_third_signal(self) -> None:
         """A third signal does what it does to any process."""
@@ -154,9 +170,9 @@ class TerminatedTests(ScriptTestCase):
         script = self.serve("Threaded")
         script.wait_for("at work")
         began = time.monotonic()
-        self.assertEqual(script.stop(signal.SIGINT), -signal.SIGINT)
+        self.assertEqual(script.stop(signal.SIGINT), 1)
         self.assertLess(time.monotonic() - began, 3)
-        self.assertRegex(script.output, r"(?s)is stopped.*SIGINT: not at its end after 2 s")
+        self.assertRegex(script.output, r"(?s)is stopped.*SIGINT: this process has not ended in time")
 
     def test_while_waiting(self) -> None:
         """SIGTERM while the start waits for the database ends the script promptly."""
@@ -228,9 +244,9 @@ class TwistdTests(ScriptTestCase):
         command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--config", "novasvc.toml", "--host", "h1"]
         node = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
         node.wait_for(RUNNING)
-        file.write_text("report_interval = 0\n")
+        file.write_text("report_interval = 0.5\n")
         node.popen.send_signal(signal.SIGHUP)
-        node.wait_for(r"SIGHUP: .*report_interval = 0 .*is too small")
+        node.wait_for(r"SIGHUP: .*report_interval = 0.5 .*is too small")
         file.write_text("report_interval = 1\n")
         node.popen.send_signal(signal.SIGHUP)
         node.wait_for("report_interval changes from 10 to 1")
@@ -364,6 +380,31 @@ task.react(main)
         self.assertEqual(script.output.count("ended 0"), 2)
         self.assertNotIn("beginLoggingTo", script.output)
         self.assert_orderly(script)
+
+    def test_log_of_launchers(self) -> None:
+        """A script with a launcher of its own logs as one with serve() does, the workers' lines included."""
+        for launch in (
+            "ProcessLauncher(); launcher.launch_server(service, workers=1); launcher.wait()",
+            "ServiceLauncher(); launcher.launch_server(service); launcher.wait()",
+            "Launcher(); launcher.launch_server(service); launcher.wait()",
+            "Launcher.run_server(service)",
+        ):
+            script = self.run_script(
+                f"""
+from novasvc.service import *
+
+if __name__ == "__main__":
+    service = Service.create(host="h1", binary="nova-worker", topic="worker", manager="managers.Long")
+    launcher = {launch}
+""",
+                NOVASVC_LOG_JSON="true",
+                NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1",
+            )
+            script.wait_for("at work")
+            self.assertIn('"message": "nova-worker@h1 is running"', script.output, launch)
+            if launch.startswith("ProcessLauncher"):
+                self.assertIn('"message": "the supervisor is starting"', script.output)
+            script.stop(signal.SIGKILL)
 
     def test_settings_in_the_log(self) -> None:
         """At debug level the log has all settings, with passwords masked."""

@@ -1,12 +1,15 @@
 """Supervisors and their workers as operators see them: reloads, sizes, several servers, other applications."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -99,9 +102,9 @@ class ReloadTests(FleetCase):
         """A configuration with an error is refused: the error is named, and no worker notices anything."""
         fleet = self.start()
         before = fleet.ready(2)
-        self.settings.write_text("report_interval = 0\n")
+        self.settings.write_text("report_interval = 0.5\n")
         os.kill(fleet.pid, signal.SIGHUP)
-        fleet.says("not reloaded, what ran before goes on: .*report_interval = 0 .*told.toml.*too small")
+        fleet.says("not reloaded, what ran before goes on: .*report_interval = 0.5 .*told.toml.*too small")
         self.assertEqual(fleet.ready(2), before)
         fleet.stop()
 
@@ -208,6 +211,59 @@ class SizeTests(FleetCase):
         """No number of workers that cannot be had is taken."""
         for workers in ("0", "-1", "1025"):
             self.assertNotEqual(self.script(f"obedient:one={workers}").wait(), 0)
+
+
+WRAPPERS = """
+import json
+from twisted.internet import reactor
+from twisted.internet.task import LoopingCall
+from novasvc.service import ProcessLauncher
+from tests.faults.fleet_parts import Obedient
+
+if __name__ == "__main__":
+    launcher = ProcessLauncher()
+    launcher.launch_server(Obedient("one"), workers=2)
+    launcher.launch_server(Obedient("two"))
+    def tell():
+        children = {pid: wrapper.server.name for pid, wrapper in launcher.children.items()}
+        wrappers = {wrapper.server.name: wrapper for wrapper in launcher.children.values()}
+        rows = {name: [sorted(wrapper.children), wrapper.forktimes] for name, wrapper in wrappers.items()}
+        print("told", json.dumps([children, rows]), flush=True)
+    LoopingCall(tell).start(0.2)
+    launcher.wait()
+"""
+
+
+class WrapperTests(FleetCase):
+    """ServerWrapper, as Nova's code knows it."""
+
+    def test_children(self) -> None:
+        """A launcher has its workers by pid, with wrappers that have their pids, and the times of all forks."""
+        (self.folder / "wrappers.py").write_text(WRAPPERS)
+        began = time.time()
+        fleet = Fleet(self, [sys.executable, "wrappers.py"], self.folder)
+        before = fleet.ready(3)
+
+        def told() -> tuple[dict[str, str], dict[str, list[Any]]]:
+            fleet.wait_for("^told ")  # what was printed before this moment may be old
+            children, rows = json.loads(fleet.wait_for("^told (.*)")[1])
+            return children, rows
+
+        def is_told(pids: dict[int, int], forks: int) -> bool:
+            children, rows = told()
+            if children.keys() != {str(pid) for pid in pids.values()}:
+                return False
+            self.assertEqual(rows["one"][0], sorted([pids[1], pids[2]]))
+            self.assertEqual({children[str(pids[number])] for number in (1, 2)}, {"one"})
+            self.assertEqual((rows["two"][0], len(rows["two"][1])), ([pids[3]], 1))
+            self.assertEqual(len(rows["one"][1]), forks)
+            return all(began < each < time.time() for each in rows["one"][1])
+
+        until(lambda: is_told(before, 2))
+        fleet.kill(1)
+        after = fleet.ready(3, but=[before[1]])
+        until(lambda: is_told(after, 3))
+        self.assertEqual(fleet.stop(), 0)
 
 
 class OutsideTests(FleetCase):

@@ -13,6 +13,8 @@ from tests.servers.process import free_ports
 
 AT_ONCE = 3.0
 """Seconds from a signal that ends all at once to the end: two for the workers, and one."""
+BUSY = 1.0
+"""Seconds that a busy machine may take to end an interpreter, beyond the half of one that a deadline leaves."""
 
 PARTS = '''
 import sys, threading, time
@@ -168,7 +170,7 @@ class ScriptTests(StoryCase):
         fleet.ready(2)
         began = time.monotonic()
         os.killpg(fleet.pid, signal.SIGINT)
-        self.assertEqual(fleet.wait(), 0, fleet.output)
+        self.assertEqual(fleet.wait(), 1, fleet.output)
         self.assertLess(time.monotonic() - began, AT_ONCE)
         self.assertNotIn("Traceback", fleet.output)
         self.assertNotIn("KeyboardInterrupt", fleet.output)
@@ -265,7 +267,7 @@ class ConnectedTests(StoryCase):
         began = time.monotonic()
         self.assertEqual(fleet.stop(), 0, fleet.output)
         self.assertGreater(time.monotonic() - began, 0.9)
-        self.assertLess(time.monotonic() - began, 2.5)
+        self.assertLess(time.monotonic() - began, 1.5 + BUSY)
         self.assertEqual(self.answer(client), b"")
 
     def test_interrupted(self) -> None:
@@ -273,7 +275,7 @@ class ConnectedTests(StoryCase):
         fleet = self.web()
         client = self.ask(fleet, "/never")
         began = time.monotonic()
-        self.assertEqual(fleet.stop(signal.SIGINT), 0, fleet.output)
+        self.assertEqual(fleet.stop(signal.SIGINT), 1, fleet.output)
         self.assertLess(time.monotonic() - began, AT_ONCE)
         self.assertEqual(self.answer(client), b"")
 
@@ -286,14 +288,14 @@ class StopTests(StoryCase):
         fleet = self.serve("parts.Stubborn()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
         fleet.ready(2)
         began = time.monotonic()
-        self.assertEqual(fleet.stop(), 0, fleet.output)
-        self.assertLess(time.monotonic() - began, 1 + AT_ONCE)
+        self.assertEqual(fleet.stop(), 1, fleet.output)
+        self.assertLess(time.monotonic() - began, 1.5 + BUSY)
         self.assertEqual(len(fleet.said("has not ended in time, and is killed")), 2)
         self.assertNotIn("has stopped", fleet.output)
 
     def test_blocks_when_orphaned(self) -> None:
         """When the supervisor is killed, such a server ends in time, too."""
-        fleet = self.serve("parts.Stubborn()")
+        fleet = self.serve("parts.Stubborn()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
         fleet.ready(2)
         fleet.popen.kill()
         until(lambda: not fleet.family, ORPHANED)
@@ -306,7 +308,7 @@ class StopTests(StoryCase):
         fleet.popen.send_signal(signal.SIGTERM)
         until(lambda: {row["state"] for row in fleet.workers()} == {"draining"})
         began = time.monotonic()
-        self.assertEqual(fleet.stop(), 0, fleet.output)
+        self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(time.monotonic() - began, AT_ONCE)
 
     def test_raises(self) -> None:
@@ -361,9 +363,10 @@ class StopTests(StoryCase):
         fleet = self.serve("parts.Endless()", None, NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1")
         fleet.says("log_legacy|endless")
         began = time.monotonic()
-        self.assertEqual(fleet.stop(), -signal.SIGTERM, fleet.output)
-        self.assertLess(time.monotonic() - began, 1 + AT_ONCE)
+        self.assertEqual(fleet.stop(), 1, fleet.output)
+        self.assertLess(time.monotonic() - began, 1.5 + BUSY)
         self.assertIn("what is left is cut short", fleet.output)
+        self.assertIn("has not stopped in time, and is left behind", fleet.output)
 
     def test_parts(self) -> None:
         """One that calls sys.exit while it stops ends with its status; that is no failure, as it was to end."""

@@ -100,6 +100,9 @@ class TellsDescriptors(Sleeper):
         flight.note("own", own["opened"])
 
 
+GRACE = 1.0
+
+
 def order(server: Any, number: int = 1) -> dict[str, Any]:
     """Return what a worker is told."""
     package = pack(server)
@@ -108,7 +111,8 @@ def order(server: Any, number: int = 1) -> dict[str, Any]:
         "name": package.name,
         "server": package.server,
         "reactor": "twisted.internet.epollreactor",
-        "grace": 60.0,
+        "grace": GRACE,
+        "silence": 30.0,
         "log": {"file": "", "json": False, "level": "critical"},
     }
 

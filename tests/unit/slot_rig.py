@@ -19,7 +19,8 @@ class StubProcess:
         self.listener = listener
         self.pid: int | None = None
         self.signals: list[int] = []
-        self.hurried = self.finished = False
+        self.hurried: float | None = None
+        self.finished = False
         self.silent = 0.0
         self.stacks = ""
         self.events: list[Event] = []
@@ -31,8 +32,8 @@ class StubProcess:
     def signal(self, number: int) -> None:
         self.signals.append(number)
 
-    def hurry(self) -> None:
-        self.hurried = True
+    def hurry(self, seconds: float) -> None:
+        self.hurried = seconds
 
     def be_born(self) -> None:
         self.pid = self._pid

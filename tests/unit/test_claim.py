@@ -14,7 +14,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.supervision.claim import Claim
-from novasvc.supervision.errors import ControlError
+from novasvc.supervision.errors import ControlError, OrphansError
 
 _NOBODY = 65534
 
@@ -40,6 +40,22 @@ for line in sys.stdin:
     if claim is not None:
         claim.release()
     print("done", flush=True)
+"""
+
+
+_ORPHANING = """
+import os, signal, sys
+from pathlib import Path
+from novasvc.supervision.claim import Claim
+
+claim = Claim.take(Path(sys.argv[1]))
+pid = os.fork()
+if pid:
+    print(pid, flush=True)
+else:
+    claim.socket.close()
+    os.close(1)
+signal.pause()
 """
 
 
@@ -252,6 +268,38 @@ class ReleaseTests(ClaimCase):
 
 class ProcessTests(ClaimCase):
     """Tests for claims of several processes."""
+
+    def test_orphans(self) -> None:
+        """While a worker of a supervisor that was killed has the lock open, the place is not free, and then it is."""
+        with subprocess.Popen(
+            [sys.executable, "-c", _ORPHANING, str(self.path)], stdout=subprocess.PIPE, text=True
+        ) as supervisor:
+            assert supervisor.stdout is not None
+            worker = int(supervisor.stdout.readline())
+            self.assertRaises(ControlError, Claim.take, self.path)
+            supervisor.kill()
+        error = self.assertRaises(OrphansError, Claim.take, self.path)
+        self.assertEqual(
+            str(error),
+            f"control socket '{self.path}': another supervisor, pid {supervisor.pid}, is gone, but its workers are "
+            f"still there, and finish what they have begun; wait for them, or end them: fuser -k {self.path}.lock",
+        )
+        os.kill(worker, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.take()
+                break
+            except OrphansError:
+                self.assertLess(time.monotonic(), deadline)
+
+    def test_released(self) -> None:
+        """A supervisor that ends well gives the place back, whoever else still has the lock open."""
+        claim = self.take()
+        kept = os.dup(claim.lock)
+        self.addCleanup(os.close, kept)
+        claim.release()
+        self.take()
 
     def test_same_moment(self) -> None:
         """Of several that start at the same moment exactly one wins, with a stale socket or none."""

@@ -124,7 +124,7 @@ class ConfigTests(ProgramCase):
 
     def test_check_errors(self) -> None:
         """All errors of all files are said at once."""
-        toml = self.write("a.toml", "report_interval = 0")
+        toml = self.write("a.toml", "report_interval = 0.5")
         ini = self.write("a.ini", "[DEFAULT]", "hsot = x")
         ran = self.run_program("config", "check", toml, ini)
         self.assertEqual((ran.status, ran.stdout), (1, ""))

@@ -7,12 +7,13 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, FirstError
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.supervision.ending import FORCED
 from novasvc.supervision.errors import ReloadError
 from novasvc.supervision.fleet import Fleet, Generation
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import Package
 from novasvc.supervision.policy import RestartPolicy
-from novasvc.supervision.slot import LAST_WISHES, TIDYING, Limits, Slot
+from novasvc.supervision.slot import Limits, Slot
 from tests.unit.supervision_rig import Host, StandInWorker, exited
 
 LIMITS = Limits(start=60, drain=40, silence=30)
@@ -315,8 +316,8 @@ class ReplaceTests(FleetCase):
         old = self.host.living[0]
         self.run_reload(self.fleet.replace_all(self.generation("new")))
         self.newest().be_ready()
-        self.host.pass_time(LIMITS.drain + TIDYING)
-        self.host.pass_time(LAST_WISHES)
+        self.host.pass_time(LIMITS.drain)
+        self.host.pass_time(FORCED)
         self.assertEqual(old.signals, [SIGTERM, SIGKILL])
 
     def test_all_in_vain(self) -> None:

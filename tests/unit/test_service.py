@@ -27,6 +27,7 @@ from novasvc.logs import FieldsObserver
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
+from novasvc.servicegroup import is_up
 from novasvc.testing import memory_runtime
 from tests.unit.flight_rig import record_flight, said
 
@@ -312,6 +313,28 @@ class StartTests(ServiceTestCase):
         )
 
 
+class UnbeatenTests(ServiceTestCase):
+    """A report_interval of 0."""
+
+    def test_row(self) -> None:
+        """The service registers and runs; its row is never beaten, and is down in time. A stop is as ever."""
+        service = self.started(report_interval=0)
+        self.clock.pump([10] * 7)
+        (row,) = self.rows()
+        self.assertEqual((row.report_count, row.last_seen_up), (0, None))
+        self.assertFalse(is_up(row, 60))
+        self.assertEqual(service.state, "running")
+        self.successResultOf(service.stop())
+
+    def test_of_one_service(self) -> None:
+        """So does one whose own interval is 0, whatever the setting says."""
+        runtime = memory_runtime()
+        service = Service("h1", "nova-diary", "diary", Diarist, report_interval=0, runtime=runtime)
+        self.successResultOf(service.start())
+        self.assertEqual(service.node.membership.beats, 0)
+        self.successResultOf(service.stop())
+
+
 class StopTests(ServiceTestCase):
     """The way down."""
 
@@ -376,6 +399,20 @@ class StopTests(ServiceTestCase):
         self.clock.advance(4.9)
         self.assertNoResult(stopped)
         self.clock.advance(0.2)
+        self.successResultOf(stopped)
+
+    def test_everything_hangs(self) -> None:
+        """Whatever hangs on the way down, the node has left half a second after the deadline."""
+        service = self.started(graceful_shutdown_timeout=5)
+        service.manager.answers["cleanup_host"] = Deferred(lambda _: None)
+        service.manager.work = Deferred(lambda _: None)
+        self.call("wait_for_work").addErrback(lambda _: None)
+        for leg in (self.runtime.broker, self.runtime.database):
+            self.patch(type(leg), "release", lambda _self: Deferred())
+        stopped = service.stop()
+        self.clock.pump([4.9])
+        self.assertNoResult(stopped)
+        self.clock.pump([0.02] * 25)
         self.successResultOf(stopped)
 
     def test_cleanup_that_tidies(self) -> None:
@@ -555,7 +592,7 @@ class ConstructionTests(SynchronousTestCase):
         """An interval that cannot be waited is an error that names it, its value and the service."""
         nan, endless = float("nan"), float("inf")
         for name, values in {
-            "report_interval": (0, -1, nan, True, "10"),
+            "report_interval": (-1, nan, True, "10"),
             "periodic_fuzzy_delay": (-1, endless, nan, "1"),
             "periodic_interval_max": (-0.5, nan, False, "60"),
         }.items():

@@ -7,7 +7,8 @@ from typing import Any
 
 from novasvc.flight import note
 from novasvc.service import ServiceTree
-from novasvc.service.process import Process
+from novasvc.service.process import AT_ONCE, Process
+from novasvc.supervision.ending import ABANDONED, FORCED
 from novasvc.supervision.errors import ReloadError
 from tests.unit.flight_rig import record_flight
 from tests.unit.launcher_rig import Part, SignalsTestCase
@@ -23,7 +24,7 @@ class ProcessTestCase(SignalsTestCase):
         for part in (self.first, self.second):
             part.setServiceParent(self.tree)
         self.reload: Any = None
-        self.limits: list[int] = []
+        self.limits: list[tuple[int, float]] = []
         directory = self.mktemp()
         os.mkdir(directory)  # noqa: PTH102 - trial has no Path
         self.systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -35,7 +36,7 @@ class ProcessTestCase(SignalsTestCase):
             self.restart,
             lambda: 30.0,
             environ={"NOTIFY_SOCKET": f"{directory}/systemd"},
-            limit=self.limits.append,
+            limit=lambda *limit: self.limits.append(limit),
         )
         self.reactor.addSystemEventTrigger("before", "shutdown", self.tree.stopService)
 
@@ -75,23 +76,23 @@ class EndTests(ProcessTestCase):
         self.assertEqual(self.log, ["stop b", "stop a"])
         self.assertTrue(self.reactor.stopped)
         self.assertEqual(self.process.signo, signal.SIGTERM)
-        self.assertEqual(self.limits, [])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED)])
 
     def test_second_term(self) -> None:
         """A second SIGTERM has all parts cut short what they do, and limits the time for that."""
         self.run_it()
         self.send(signal.SIGTERM)
         self.send(signal.SIGTERM)
-        self.assertEqual(self.log, ["stop b", "hurry a", "hurry b"])
-        self.assertEqual(self.limits, [signal.SIGTERM])
+        self.assertEqual(self.log, ["stop b", "stop a", "hurry a", "hurry b"])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED), (signal.SIGTERM, AT_ONCE)])
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_interrupted(self) -> None:
         """SIGINT does so the first time, when the tree was told to stop."""
         self.run_it()
         self.send(signal.SIGINT)
-        self.assertEqual(self.log, ["stop b", "hurry a", "hurry b"])
-        self.assertEqual(self.limits, [signal.SIGINT])
+        self.assertEqual(self.log, ["stop b", "stop a", "hurry a", "hurry b"])
+        self.assertEqual(self.limits, [(signal.SIGINT, AT_ONCE)])
         self.assertEqual(self.process.signo, signal.SIGINT)
         self.second.stopped.callback(None)
         self.assertTrue(self.reactor.stopped)
@@ -102,25 +103,60 @@ class EndTests(ProcessTestCase):
         self.send(signal.SIGTERM)
         self.send(signal.SIGINT)
         self.assertIn("hurry b", self.log)
-        self.assertEqual((self.process.signo, self.limits), (signal.SIGTERM, [signal.SIGINT]))
+        self.assertEqual(
+            (self.process.signo, self.limits),
+            (signal.SIGTERM, [(signal.SIGTERM, 30 + FORCED), (signal.SIGINT, AT_ONCE)]),
+        )
 
     def test_limited_where_it_is_found(self) -> None:
-        """The time is limited even if the reactor has no turn any more."""
+        """The time is limited even if the reactor has no turn any more, from the first signal on."""
         self.run_it()
         signal.raise_signal(signal.SIGTERM)
-        self.assertEqual(self.limits, [])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED)])
         signal.raise_signal(signal.SIGTERM)
-        self.assertEqual(self.limits, [signal.SIGTERM])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED), (signal.SIGTERM, AT_ONCE)])
 
     def test_deadline(self) -> None:
         """What has not ended when the time is over is cut short, and the time for that is limited."""
         self.run_it()
         self.send(signal.SIGTERM)
-        self.reactor.advance(30)
-        self.assertEqual((self.log, self.limits), (["stop b"], []))  # it may keep the deadline by itself
-        self.reactor.advance(1)
-        self.assertEqual((self.log, self.limits), (["stop b", "hurry a", "hurry b"], [signal.SIGTERM]))
+        self.reactor.advance(29.9)
+        self.assertEqual(self.log, ["stop b"])
+        self.reactor.advance(0.1)
+        self.assertEqual(self.log, ["stop b", "stop a", "hurry a", "hurry b"])
+        self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED)])
         self.assertIn("graceful_shutdown_timeout (30 s)", self.told[-1])
+
+    def test_left_behind(self) -> None:
+        """A part that does not stop even then is left behind, and named; the reactor stops before the end by force."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.reactor.advance(30)
+        self.assertFalse(self.reactor.stopped)
+        self.reactor.advance(ABANDONED)
+        self.assertLess(ABANDONED, FORCED)
+        self.assertTrue(self.reactor.stopped)
+        self.assertIn(f"{self.second!r} has not stopped in time, and is left behind", self.told)
+        self.process.stopService()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_left_behind_at_once(self) -> None:
+        """So it is when the end is to come at once."""
+        self.run_it()
+        self.send(signal.SIGINT)
+        self.reactor.advance(AT_ONCE - 0.1)
+        self.assertTrue(self.reactor.stopped)
+
+    def test_deadline_after_a_second_term(self) -> None:
+        """An end that is to come at once does not put off the deadline."""
+        self.run_it()
+        self.send(signal.SIGTERM)
+        self.reactor.advance(29.9)
+        self.send(signal.SIGTERM)
+        self.assertFalse(self.reactor.stopped)
+        self.reactor.advance(0.1)
+        self.reactor.advance(ABANDONED)
+        self.assertTrue(self.reactor.stopped)
 
     def test_in_time(self) -> None:
         """What ends in time is left in peace."""
@@ -129,7 +165,7 @@ class EndTests(ProcessTestCase):
         self.second.stopped.callback(None)
         self.process.stopService()
         self.reactor.advance(60)
-        self.assertEqual((self.log, self.limits), (["stop b", "stop a"], []))
+        self.assertEqual(self.log, ["stop b", "stop a"])
 
     def test_reactor_without_handlers(self) -> None:
         """Where the reactor has taken no signals it is stopped all the same."""

@@ -98,6 +98,15 @@ class MembershipTests(SynchronousTestCase):
         self.assertEqual(self.registry.beats, [1, 1, 1])
         self.assertEqual(self.member.beats, 3)
 
+    def test_no_beats(self) -> None:
+        """With an interval of 0 none is sent, not even the first, and to leave is nothing."""
+        self.member = Membership(self.registry, IDENTITY, record(), self.clock, 0)
+        self.successResultOf(self.member.join())
+        self.clock.pump([10, 60])
+        self.assertEqual((self.registry.beats, self.clock.getDelayedCalls()), ([], []))
+        self.member.leave()
+        self.assertEqual(self.events, ["info"])
+
     def test_never_piles_up(self) -> None:
         """While a beat hangs, no other is sent; when it ends, the next comes at its time."""
         hanging: Deferred[None] = Deferred()

@@ -209,7 +209,7 @@ class ServicesTests(SettingsCase):
 
     def test_wrong_value_in_a_table(self) -> None:
         """A wrong value in a table is named with its table."""
-        toml = self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 0", "bnary = 1")
+        toml = self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 0.5", "bnary = 1")
         errors = self.errors(toml)
         self.assertEqual([error.setting for error in errors], ["bnary", "report_interval"])
         self.assertEqual({error.source for error in errors}, {f"file {toml}, table service[0]"})
@@ -229,6 +229,13 @@ class RulesTests(SettingsCase):
         """So is one of a single service's report_interval."""
         error = self.error(self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 60"))
         self.assertIn("table service[0]", error.source)
+
+    def test_no_heartbeats(self) -> None:
+        """No heartbeats, for all services or for one, are no error; less than one a second is."""
+        self.assertEqual(self.load(options={"report-interval": 0}).settings.report_interval, 0)
+        file = self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 0")
+        self.assertEqual(self.load(file).settings.services[0].report_interval, 0)
+        self.assertIn("at least 1, or 0", self.error(options={"report-interval": 0.9}).remedy)
 
     def test_certificate_without_key(self) -> None:
         """A certificate without its key is refused, and so is a key alone."""

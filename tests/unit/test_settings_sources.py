@@ -211,7 +211,7 @@ class ValuesTests(SourcesCase):
     def test_below_minimum(self) -> None:
         """A number below its minimum says what the minimum is."""
         error = self.error(report_interval="0.5")
-        self.assertEqual(str(error.problem + "; " + error.remedy), "is too small; give a number of seconds, at least 1")
+        self.assertEqual((error.problem, error.remedy), ("is too small", "give a number of seconds, at least 1, or 0"))
 
     def test_names(self) -> None:
         """A host with a blank, a slash or a wildcard is refused: it names queues, and rows."""

@@ -42,6 +42,21 @@ class SignalsTests(SignalsTestCase):
         self.reactor.turn()
         self.assertEqual(self.log[1:], ["dump"])
 
+    def test_ignored(self) -> None:
+        """A SIGINT that is ignored stays so, and the log says it; other signals that were ignored are taken."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, signal.SIG_IGN)
+        self.reactor.running = True
+        signals = Signals(self.reactor, dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.log.append))
+        signals.startService()
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+        self.assertIsNot(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
+        self.assertEqual([line for line in self.told if "SIGINT is ignored" in line], self.told)
+        signals.stopService()
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+        self.assertIs(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
+
     def test_given_back(self) -> None:
         """At the end the former handlers are back."""
         before = signal.getsignal(signal.SIGUSR2)

@@ -7,7 +7,8 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.flight import Event
-from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, LAST_WISHES, SLOWLY, TIDYING, Limits
+from novasvc.supervision.ending import ABANDONED, FORCED
+from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, Limits
 from tests.unit.slot_rig import SlotRig
 
 
@@ -306,10 +307,8 @@ class DrainTests(SynchronousTestCase):
         process = self.rig.ready()
         self.rig.slot.drain()
         self.rig.clock.advance(30)
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], False))  # it may keep the deadline itself
-        self.rig.clock.advance(TIDYING)
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], True))
-        self.rig.clock.advance(LAST_WISHES)
+        self.assertEqual((process.signals, process.hurried), ([SIGTERM], ABANDONED))
+        self.rig.clock.advance(FORCED)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
         process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "ended")
@@ -384,13 +383,13 @@ class DrainTests(SynchronousTestCase):
         """One that is to end at once is told so, and killed two seconds later."""
         process = self.rig.ready()
         self.rig.slot.hurry()
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], True))
+        self.assertEqual((process.signals, process.hurried), ([SIGTERM], HURRY_PATIENCE / 2))
         self.rig.clock.advance(HURRY_PATIENCE)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_hurry_while_draining(self) -> None:
         """The time to end at once counts from then, but does not put off the end."""
-        for drained, left in ((10.0, HURRY_PATIENCE), (30 + TIDYING - 1, 1.0)):
+        for drained, left in ((10.0, HURRY_PATIENCE), (30 - 1, 1.0)):
             rig = SlotRig()
             process = rig.ready()
             rig.slot.drain()
@@ -459,8 +458,8 @@ class LeavingTests(SynchronousTestCase):
 
     def test_deadline(self) -> None:
         """It has as long as any other."""
-        self.rig.clock.pump([30 + TIDYING, LAST_WISHES])
-        self.assertEqual((self.process.signals, self.process.hurried), ([SIGKILL], True))
+        self.rig.clock.pump([30, FORCED])
+        self.assertEqual((self.process.signals, self.process.hurried), ([SIGKILL], ABANDONED))
 
     def test_hangs(self) -> None:
         """If it hangs it is aborted."""

@@ -55,6 +55,55 @@ class ServiceTreeTests(SynchronousTestCase):
         for part in self.parts:
             part.setServiceParent(self.tree)
 
+    def test_hurry(self) -> None:
+        """To hurry is to stop all parts now, each once, whatever the others do."""
+        self.run_all()
+        self.log.clear()
+        stopped = self.tree.stopService()
+        self.assertEqual(self.log, ["stop c"])
+        self.tree.hurry()
+        self.tree.hurry()
+        self.assertEqual(self.log, ["stop c", "stop b", "stop a"])
+        for part in self.parts:
+            self.assertNoResult(stopped)
+            part.stopped.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(self.log, ["stop c", "stop b", "stop a"])
+
+    def test_hurry_while_running(self) -> None:
+        """A tree that runs stops nothing because of it."""
+        self.run_all()
+        self.log.clear()
+        self.tree.hurry()
+        self.assertEqual(self.log, [])
+
+    def test_abandon(self) -> None:
+        """A tree that is to wait no longer tells those that were not told, and leaves behind what has not stopped."""
+        self.run_all()
+        self.log.clear()
+        told: list[str] = []
+        observer = lambda event: told.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        stopped = self.tree.stopService()
+        self.parts[0].stopped.callback(None)
+        self.tree.abandon()
+        self.successResultOf(stopped)
+        self.assertEqual(self.log, ["stop c", "stop b", "stop a"])
+        left = [line for line in told if "has not stopped in time, and is left behind" in line]
+        self.assertEqual(len(left), 2)
+
+    def test_start_after_abandon(self) -> None:
+        """A tree that is started again after that waits as before."""
+        self.run_all()
+        self.tree.stopService()
+        self.tree.abandon()
+        for part in self.parts:
+            part.stopped = Deferred()
+        self.tree.startService()
+        stopped = self.tree.stopService()
+        self.assertNoResult(stopped)
+
     def run_all(self) -> None:
         self.tree.startService()
         for part in self.parts:
