@@ -259,7 +259,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
         twistd = getattr(options, "parent", None)
-        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, twistd))
+        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, options))
         if wrappers := deployments(settings, reactor):
             tree.supervise(wrappers, lambda: _read_again(options, reactor), options.get("logfile") or _log_file(twistd))
         else:
@@ -363,7 +363,7 @@ class ProcessTree(ServiceTree):
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
-        if self._observer is not None:
+        if self._observer is not None and parent.getComponent(ILogObserver, None) is None:
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)
 
@@ -433,11 +433,15 @@ def greeting(configuration: Configuration, page: str = "") -> str:
     )
 
 
-def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None) -> ILogObserver | None:
+def _observer(settings: Settings, reactor: Any, options: Mapping[str, Any]) -> ILogObserver | None:
     """Make the observer of a process that `twistd novasvc` runs, unless twistd was told to use another.
 
-    :param twistd: its options; None in a .tac file, which has an observer of its own.
+    :param options: see :func:`makeService`. In a .tac file, which may have an observer of its own, there are none of
+        twistd's, and "logfile" is where to log to.
     """
+    twistd = getattr(options, "parent", None)
+    if twistd is None and options.get("logfile"):
+        twistd = {"logfile": options["logfile"], "nodaemon": True, "debug": False}
     # twist, the other runner, logs in its own way: it has no such options.
     if twistd is None or "nodaemon" not in twistd or twistd.get("logger") or twistd.get("syslog"):
         return None

@@ -130,7 +130,8 @@ class ForkServer:
     """Answers requests to fork, and tells of the ends of what it forked.
 
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": [kind, name] or null}`` once, then
-    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors.
+    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors, and
+    ``{"log": 1}`` with the descriptor of the new log file.
     Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
     ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
     for each.
@@ -187,6 +188,13 @@ class ForkServer:
         if "fork" in message:
             descriptors = [self._descriptors.popleft() for _ in range(message["descriptors"])]
             self._fork(message["fork"], message["order"], descriptors)
+            return
+        if "log" in message:
+            # Another file has the log's name: see novasvc.logfiles. Workers look by themselves.
+            descriptor = self._descriptors.popleft()
+            for standard in (1, 2):
+                os.dup2(descriptor, standard)
+            os.close(descriptor)
             return
         sys.path[:] = message["path"]
         sys.argv[:] = message["argv"]
