@@ -58,16 +58,16 @@ An INI file may be shared with Nova. It is read as oslo.config reads it:
 - Quotes around a value are removed: `state_path = "/srv/nova"`.
 - `$name` and `${name}` in a value stand for the value of another option, of the same section or else of `DEFAULT`, and
   `${section.name}` for one of another section. An option that novasvc knows has the value that it has in the end,
-  whichever source that is from, or its default; any other has the value that the files give it. `$$` is a dollar sign. A name that
-  no option has is an error.
+  whichever source that is from, or its default; any other has the value that the files give it. `$$` is a dollar
+  sign. A name that no option has is an error.
 - The last of several values of an option counts. Lists have commas: `enabled_apis = osapi_compute, metadata`.
 - A section may come more than once, and in any case but for `DEFAULT`.
 - A line that begins with a blank continues the value above it. `#` and `;` begin a comment at the begin of a line only.
 - A byte order mark at the begin of the file is passed over; oslo.config does not bear it.
 
 What is no setting of novasvc is passed over, because it is Nova's, and one warning lists it: at the start, and
-in `novasvc config check`. A name that looks much like a setting's is followed by that one: look there for slips of the pen.
-In TOML files, variables and options such a name is an error.
+in `novasvc config check`. A name that looks much like a setting's is followed by that one: look there for slips of
+the pen. In TOML files, variables and options such a name is an error.
 
 ## Secrets
 
