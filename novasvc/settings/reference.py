@@ -129,7 +129,7 @@ say `osapi_compute`:
 
 ## Rules
 
-- `service_down_time` must be more than every `report_interval`.
+- `service_down_time` must be more than the `report_interval` of each service that runs here.
 - A certificate needs its key: `ssl_cert_file` and `ssl_key_file`, `rabbit_ssl_cert_file` and `rabbit_ssl_key_file`.
 - `enabled_ssl_apis` needs a certificate; `api` is no name for one of the `enabled_apis`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
