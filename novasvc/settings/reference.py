@@ -21,8 +21,12 @@ the later of these wins:
 4. variables
 5. options
 
-`novasvc config show` prints every value and where it came from. `novasvc config check FILE...` prints
-all that is wrong with files. A node that is given something wrong does not start, and says all of it.
+`novasvc config show` prints every value and where it came from. A node that is given something wrong does not start,
+and says all of it. `novasvc config check FILE...` says it before, and starts nothing: besides wrong values it finds
+managers that cannot be imported, options that their constructors do not take, certificates, tokens and applications
+that cannot be read, drivers that are not installed, directories that cannot be written to, and addresses that are
+taken. Run it as the user that the node has, with the same `PYTHONPATH`. Where the node runs already, `--running` leaves
+out its addresses; a supervisor is found without that.
 
 ## Files
 
