@@ -6,6 +6,9 @@ import attrs
 
 _PORTS = {"amqp": 5672, "rabbit": 5672, "amqps": 5671}
 
+WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+"""What says yes and no in texts, in lower case."""
+
 _ENCODE = 'a "@", ",", "/", "?", "#", "[" or "]" in the password must be percent-encoded'
 _UNREADABLE = f"a host or port of it cannot be read; ports go to 65535 ({_ENCODE})"
 
@@ -41,9 +44,10 @@ class BrokerAddress:
         """Read a transport URL: ``amqp://user:password@host:5672,user:password@other:5672/vhost``.
 
         ``rabbit:`` is ``amqp:``, ``amqps:`` speaks TLS. A host without a user has the first one's, or guest. All after
-        the hosts and a slash is the name of the virtual host, percent-encoded; without one it is "/".
+        the hosts and a slash is the name of the virtual host, percent-encoded; without one it is "/". A query may be
+        ``?ssl=1`` or ``?ssl=0``, which oslo.messaging has as well.
 
-        :param tls: speak TLS, whatever the scheme.
+        :param tls: speak TLS, whatever the scheme, unless the query says otherwise.
         :raises ValueError: it is none, and why; there is no secret in the text.
         """
         try:
@@ -52,11 +56,14 @@ class BrokerAddress:
             raise ValueError(_UNREADABLE) from None
         if parts.scheme not in _PORTS:
             raise ValueError(f"the scheme is none of {', '.join(f'{name}://' for name in _PORTS)}")
-        if parts.query or parts.fragment:
-            raise ValueError(f"it has a query or a fragment; such things are settings of their own ({_ENCODE})")
+        if parts.fragment:
+            raise ValueError(f"it has a fragment, which means nothing here ({_ENCODE})")
         if "@" in parts.path:
             raise ValueError(_UNREADABLE)  # the path would be a part of the password
-        tls = tls or parts.scheme == "amqps"
+        asked = _ssl(parts.query)
+        if asked is False and parts.scheme == "amqps":
+            raise ValueError("amqps:// speaks TLS, and ssl=0 in its query forbids that")
+        tls = parts.scheme == "amqps" or (tls if asked is None else asked)
         default = _PORTS["amqps"] if tls else _PORTS["amqp"]
         hosts: list[Host] = []
         for text in parts.netloc.split(","):
@@ -73,6 +80,18 @@ class BrokerAddress:
         scheme = "amqps" if self.tls else "amqp"
         where = ",".join(f"{quote(one.username)}:***@{_bracketed(one.host)}:{one.port}" for one in hosts)
         return f"{scheme}://{where}/{quote(self.vhost, '')}"
+
+
+def _ssl(query: str) -> bool | None:
+    """Return what the query of a URL says about TLS; None if there is no query."""
+    if not query:
+        return None
+    name, _, word = query.partition("=")
+    if name != "ssl":
+        raise ValueError(f"it has a query other than ssl=1 or ssl=0; all else are settings of their own ({_ENCODE})")
+    if word.lower() not in WORDS:
+        raise ValueError(f"ssl in its query is neither 1 nor 0 ({_ENCODE})")
+    return WORDS[word.lower()]
 
 
 def _host(text: str, default_port: int, before: Host | None) -> Host:

@@ -265,6 +265,18 @@ class DatabaseRefusedError(DatabaseError):
 
 
 @attrs.define
+class DatabaseDriverError(DatabaseRefusedError):
+    """The package by which Python reaches this kind of database is not installed.
+
+    :param url: the database's URL, its password masked.
+    :param problem: which package it is.
+    :param remedy: the command that installs it.
+    """
+
+    remedy: str
+
+
+@attrs.define
 class DatabaseNewerError(DatabaseError):
     """The schema was made by a newer version of novasvc.
 

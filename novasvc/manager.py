@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any
 
 import attrs
@@ -80,6 +81,28 @@ class Manager:
     def periodic_tasks(self, context: RequestContext, raise_on_error: bool = False) -> Deferred[float]:  # noqa: FBT001, FBT002 - Nova's signature
         """Run the tasks that are due; see :class:`novasvc.interfaces.IManager`."""
         return self.attachments.tasks.run_due(context, raise_on_error=raise_on_error)
+
+
+def see_manager(path: str, /, **kwargs: Any) -> None:
+    """See that a manager can be imported, and that its constructor takes what it will be given; none is made.
+
+    :param path: "package.module.Class" or "package.module:Class".
+    :param kwargs: for the constructor.
+    :raises ManagerError: otherwise.
+    """
+    factory = _load(path)
+    if isinstance(factory, type) and not IManager.implementedBy(factory):
+        raise ManagerError(path, "it is no IManager", "derive the class from novasvc.Manager")
+    try:
+        taken = signature(factory)
+    except (TypeError, ValueError):  # one that is not written in Python
+        return
+    try:
+        taken.bind(**kwargs)
+    except TypeError as error:
+        names = ", ".join(str(parameter.replace(annotation=Parameter.empty)) for parameter in taken.parameters.values())
+        problem = f"its constructor takes ({names}) and is given ({', '.join(kwargs)}): {error}"
+        raise ManagerError(path, problem, "mend the constructor, or the options in its [[service]] table") from None
 
 
 def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

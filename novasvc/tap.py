@@ -224,7 +224,7 @@ def deployments(settings: Settings, reactor: Any) -> list[ServerWrapper]:
 
     A service whose table says its number of workers has processes of its own; the others share theirs.
     """
-    if not is_supervised(settings):
+    if not settings.supervised:
         return []
     together = tuple(part for part in settings.services if not part.workers)
     wrappers = [
@@ -236,13 +236,6 @@ def deployments(settings: Settings, reactor: Any) -> list[ServerWrapper]:
         wrappers.append(ServerWrapper(make_api(Runtime.from_settings(settings, reactor)), settings.api_workers or 1))
     applications = make_applications(Runtime.from_settings(settings, reactor))
     return [*wrappers, *(ServerWrapper(application, application.workers) for application in applications)]
-
-
-def is_supervised(settings: Settings) -> bool:
-    """Tell whether anything is to run in workers."""
-    own = any(part.workers for part in settings.services)
-    served = any(settings.api_named(name).workers for name in (*settings.enabled_apis, *settings.enabled_ssl_apis))
-    return bool(settings.workers or own or served or (settings.api and settings.api_workers))
 
 
 def makeService(options: Mapping[str, Any]) -> ServiceTree:
@@ -259,7 +252,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
         twistd = getattr(options, "parent", None)
-        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, twistd))
+        tree = ProcessTree(configuration, reactor, _observer(settings, reactor, options))
         if wrappers := deployments(settings, reactor):
             tree.supervise(wrappers, lambda: _read_again(options, reactor), options.get("logfile") or _log_file(twistd))
         else:
@@ -351,7 +344,7 @@ class ProcessTree(ServiceTree):
     def _prepare(self, read: Callable[[], Configuration]) -> tuple[Configuration, list[IService]]:
         """Make what is to take the place of what runs, and have it listen; nothing has stopped yet."""
         after = read()
-        if is_supervised(after.settings):
+        if after.settings.supervised:
             raise ReloadError("the configuration wants workers; to run them takes a new start")
         parts = make_parts(after.settings, self._reactor, self)
         self.hand_over(parts)
@@ -363,7 +356,7 @@ class ProcessTree(ServiceTree):
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
-        if self._observer is not None:
+        if self._observer is not None and parent.getComponent(ILogObserver, None) is None:
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)
 
@@ -433,16 +426,20 @@ def greeting(configuration: Configuration, page: str = "") -> str:
     )
 
 
-def _observer(settings: Settings, reactor: Any, twistd: Mapping[str, Any] | None) -> ILogObserver | None:
+def _observer(settings: Settings, reactor: Any, options: Mapping[str, Any]) -> ILogObserver | None:
     """Make the observer of a process that `twistd novasvc` runs, unless twistd was told to use another.
 
-    :param twistd: its options; None in a .tac file, which has an observer of its own.
+    :param options: see :func:`makeService`. In a .tac file, which may have an observer of its own, there are none of
+        twistd's, and "logfile" is where to log to.
     """
+    twistd = getattr(options, "parent", None)
+    if twistd is None and options.get("logfile"):
+        twistd = {"logfile": options["logfile"], "nodaemon": True, "debug": False}
     # twist, the other runner, logs in its own way: it has no such options.
     if twistd is None or "nodaemon" not in twistd or twistd.get("logger") or twistd.get("syslog"):
         return None
     # A supervisor is no node, whatever its workers are.
-    only = settings.services[0] if len(settings.services) == 1 and not is_supervised(settings) else None
+    only = settings.services[0] if len(settings.services) == 1 and not settings.supervised else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)

@@ -2,6 +2,7 @@
 
 # Debian packages that the tests need, each with its reason.
 DEBIAN_PACKAGES=(
+    logrotate        # rotates the logs of nodes that run, as docs/novasvc.logrotate says
     rabbitmq-server  # the broker; tests start nodes of their own, and never use the system's
     chromium         # the browser that clicks through the page
     chromium-driver  # by which it is told to; the one that fits this browser comes from nowhere else

@@ -1,11 +1,11 @@
 """``novasvc config``: the settings, and where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
-from novasvc.cli.output import Output, output_options
+from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
 from novasvc.errors import SettingsError
 from novasvc.settings import load
@@ -31,15 +31,35 @@ def show(place: Place, output: Output) -> None:
 
 @config.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+@click.option("--running", is_flag=True, help="The node runs already: leave out the addresses that it has.")
 @pass_place
-def check(place: Place, files: Sequence[Path]) -> int:
-    """Say all that is wrong with these files, or else with the settings that would be used here."""
+def check(place: Place, files: Sequence[Path], running: bool) -> int:  # noqa: FBT001 - click's
+    """Say all that is wrong with these files, or else with the settings that would be used here.
+
+    Finds what would end a start on this host, of this user: managers that cannot be imported or do not take their
+    options, files that cannot be read, directories that cannot be written to, addresses that are taken. Starts nothing,
+    and asks neither the broker nor the database.
+    """
     try:
-        checked = load(files, {}, {}) if files else place.configuration
+        checked = load(files, _home(place.environ), {}) if files else place.configuration
     except SettingsError as error:
         click.echo(f"novasvc: {error}", err=True)
+        return 1
+    from novasvc.cli.preflight import problems  # noqa: PLC0415 - imports SQLAlchemy and OpenSSL
+
+    for warning in checked.warnings:
+        click.echo(f"novasvc: {warning}", err=True)
+    found = [printable(str(problem)) for problem in problems(checked.settings, running=running)]
+    if found:
+        lines = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {line}" for line in found)
+        click.echo(f"novasvc: a start would fail:{lines}", err=True)
         return 1
     names = ", ".join(map(str, files)) or "the settings"
     count = len(checked.settings.services)
     click.echo(f"ok: {names} ({count} service{'' if count == 1 else 's'})")
     return 0
+
+
+def _home(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say where a user's files are: files are checked without all others."""
+    return {name: environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in environ}

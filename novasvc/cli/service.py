@@ -11,6 +11,9 @@ from novasvc.interfaces import IServiceRegistry
 from novasvc.record import ServiceChanges, ServiceRecord
 from novasvc.servicegroup import is_up
 
+API_BINARIES = ("nova-osapi_compute", "nova-metadata")
+"""What Nova's API servers register and never beat for: like Nova's list, ours shows them only to who asks for them."""
+
 COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Updated At")
 LONG = ("Disabled Reason", "Forced Down")
 _LONGEST_REASON = 255
@@ -34,7 +37,7 @@ def list_(place: Place, host: str | None, binary: str | None, long_: bool, check
 
     async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
         records: list[ServiceRecord] = await registry.list(host, binary, None)
-        return records
+        return [record for record in records if binary or record.binary not in API_BINARIES]
 
     records = place.work(read)
     output.write_list((*COLUMNS, *LONG) if long_ else COLUMNS, [row(record, down_time) for record in records])

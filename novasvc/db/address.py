@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from novasvc.db import sqlite
-from novasvc.errors import DatabaseRefusedError
+from novasvc.errors import DatabaseDriverError, DatabaseRefusedError
 from novasvc.settings.masking import masked_url
 
 # Named, because SQLAlchemy's own choice for a bare "postgresql" differs from release to release.
@@ -20,6 +20,13 @@ _DRIVERS = {
     "mysql": "mysql+pymysql",
     "mariadb": "mariadb+pymysql",
 }
+
+_REQUIREMENTS = {
+    "postgresql+psycopg": "novasvc[postgresql]",
+    "mysql+pymysql": "PyMySQL",
+    "mariadb+pymysql": "PyMySQL",
+}
+"""What pip is to install for a driver."""
 
 
 @attrs.frozen
@@ -73,7 +80,8 @@ class DatabaseAddress:
 
         :param connections: open at the same time, at the most, > 0.
         :param patience: seconds that the database may let us wait for a connection, a lock or a statement.
-        :raises DatabaseRefusedError: no such dialect, or its driver is not installed.
+        :raises DatabaseDriverError: the dialect's driver is not installed.
+        :raises DatabaseRefusedError: no such dialect.
         """
         try:
             engine = sqlalchemy.create_engine(
@@ -85,11 +93,19 @@ class DatabaseAddress:
                 pool_pre_ping=self.path is None,
                 connect_args=_connect_args(self.url.get_backend_name(), patience),
             )
-        except (SQLAlchemyError, ImportError, TypeError) as error:
+        except ImportError as error:
+            raise self._no_driver(error) from None
+        except (SQLAlchemyError, TypeError) as error:
             raise DatabaseRefusedError(self.masked, f"no driver for it: {error}") from None
         if self.path is not None:
             sqlite.watch(engine, self.path)
         return engine
+
+    def _no_driver(self, error: ImportError) -> DatabaseDriverError:
+        name = self.url.drivername
+        requirement = _REQUIREMENTS.get(name)
+        remedy = f"`pip install '{requirement}'`" if requirement else f"install the driver of {name}"
+        return DatabaseDriverError(self.masked, f"its driver cannot be imported: {error}", remedy)
 
 
 def _connect_args(backend: str, patience: float) -> dict[str, Any]:

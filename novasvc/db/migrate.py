@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from novasvc.db import sqlite
 from novasvc.db.address import DatabaseAddress
 from novasvc.db.diagnosis import diagnose
-from novasvc.db.schema import HEAD, REVISIONS, VERSION_TABLE, metadata, revision
+from novasvc.db.schema import HEAD, REVISIONS, VERSION_TABLE, metadata, revision, services
 from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseNewerError, DatabaseUnavailableError
 
 PATIENCE = 10.0
@@ -205,6 +205,17 @@ def read_revision(connection: Connection) -> str | None:
     found = connection.execute(select(revision.c.version_num)).scalars().all()
     # More than one is a branch, which we never had: then it is the unknown one that matters.
     return next((each for each in found if each not in REVISIONS), found[0] if found else None)
+
+
+def is_adoptable(connection: Connection) -> bool:
+    """Tell whether a database has the table ``services`` as Nova's migrations make it."""
+    inspector = sqlalchemy.inspect(connection)
+    if not inspector.has_table(services.name):
+        return False
+    present = {column["name"] for column in inspector.get_columns(services.name)}
+    keys: list[set[str | None]] = [set(key["column_names"]) for key in inspector.get_unique_constraints(services.name)]
+    keys += [set(index["column_names"]) for index in inspector.get_indexes(services.name) if index["unique"]]
+    return present.issuperset(services.c.keys()) and {"host", "binary", "deleted"} in keys
 
 
 def exists(address: DatabaseAddress) -> bool:

@@ -77,7 +77,7 @@ class ServiceRegistry:
 
     :param engine: closed with the registry.
     :param enable_new_services: False creates new rows disabled.
-    :param migrate: False fails with MigrationNeededError where a migration is due.
+    :param migrate: False fails with MigrationNeededError where a migration is due; Nova's own table needs none.
     :param new_uuid: makes the uuid of a new row, lower-case and dashed.
     Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
     """
@@ -169,11 +169,13 @@ class ServiceRegistry:
 
     def _prepare(self, engine: SQLEngine) -> None:
         address = self._engine.address
-        found = None
+        found, adoptable = None, False
         if migration.exists(address):
             with engine.connect() as connection:
                 found = migration.read_revision(connection)
-        if migration.is_head(address, found):
+                # Nova's own database has all that is read and changed here, and nothing of ours is put beside it.
+                adoptable = found is None and not self._migrate and migration.is_adoptable(connection)
+        if adoptable or migration.is_head(address, found):
             return
         if not self._migrate:
             problem = f"its schema has revision {found!r}, and {HEAD!r} is needed" if found else "it has no schema yet"

@@ -14,6 +14,10 @@ from sqlalchemy.exc import DisconnectionError
 _MODE = 0o600
 _MAGIC = b"SQLite format 3\x00"
 _NEWEST_FORMAT = 2
+_IS_OURS = (
+    "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master) "
+    "OR EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'novasvc_alembic_version')"
+)
 
 
 def create(path: Path) -> None:
@@ -44,9 +48,10 @@ def watch(engine: sqlalchemy.Engine, path: Path) -> None:
         cursor = connection.cursor()
         # Write-ahead log: readers and the writer do not wait for each other. The mode is the file's, and
         # stays; whoever loses the race to set it, or may not write, has it or lives without it. (The busy
-        # timeout does not cover this lock.)
+        # timeout does not cover this lock.) A file that has other tables and not ours, such as Nova's, keeps its own.
         with contextlib.suppress(sqlite3.OperationalError):
-            cursor.execute("PRAGMA journal_mode = WAL")
+            if cursor.execute(_IS_OURS).fetchone()[0]:
+                cursor.execute("PRAGMA journal_mode = WAL")
         # In WAL this risks the last beats in a power cut, never the file, and saves a sync per beat.
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()

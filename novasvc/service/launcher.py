@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -261,18 +261,25 @@ class ServiceLauncher(Launcher):
 
 
 def log_changes(before: Configuration, after: Configuration) -> None:
-    """Log the settings that differ, secrets masked."""
+    """Log the settings that differ, secrets masked, and warnings that are new."""
     for row in changes(before, after):
         _log.info("reload: {setting} changes from {before} to {after}", **row)
+    _log_warnings(warning for warning in after.warnings if warning not in before.warnings)
 
 
 def log_settings(configuration: Configuration) -> None:
-    """Log all settings, at the debug level, secrets masked."""
+    """Log all settings, at the debug level, secrets masked; and what was passed over in their files, as a warning."""
+    _log_warnings(configuration.warnings)
     _log.debug("the settings:")
     for row in rows(configuration):
         _log.debug(
             "{name} = {value} ({origin})", name=row["Setting"], value=text_of(row["Value"]), origin=row["Origin"]
         )
+
+
+def _log_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        _log.warn("{warning}", warning=warning)
 
 
 def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings]) -> Deferred[None] | None:

@@ -16,6 +16,7 @@ from zope.interface import implementer
 from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.logfiles import rotate_at_signal
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.launcher import SignalExit, log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
@@ -248,6 +249,9 @@ class ProcessLauncher(service.Service):
         if refusal is not None:
             self._open_again(refusal)
         assert self._sockets is not None
+        if self._log_file:
+            # Where the log of this process is another file, or another program's to rotate.
+            rotate_at_signal(self._rotate_log, self._reactor)
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
             _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)
@@ -392,6 +396,9 @@ class ProcessLauncher(service.Service):
             self._reload_again = True
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
+
+    def _rotate_log(self) -> None:
+        self._supervisor.rotate_log()
 
     def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
         configuration, _ = _from_environment()

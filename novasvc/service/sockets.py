@@ -156,16 +156,36 @@ def _open_tcp(interface: str, port: int, backlog: int, held: Sequence[socket.soc
             if one.family == family and one.getsockname()[0] == address[0] and port in {0, one.getsockname()[1]}:
                 one.listen(backlog)
                 return one
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening = _bind(family, address)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
             listening.listen(backlog)
             listening.setblocking(False)
         except BaseException:
             listening.close()
             raise
         return listening
+
+
+def bound(interface: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address, and does not listen.
+
+    :param interface: an address of this host, or "localhost".
+    :raises ListenError: it cannot be bound: another process listens there, most likely.
+    """
+    family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
+    with _explained(_shown(interface, port)):
+        return _bind(family, socket.getaddrinfo(interface, port, family, socket.SOCK_STREAM)[0][4])
+
+
+def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket]) -> socket.socket:

@@ -1,9 +1,8 @@
 """Read configuration files: TOML with our names, INI with Nova's as well."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from configparser import Error as INIError
-from configparser import RawConfigParser
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,25 @@ import attrs
 
 from novasvc.errors import SettingError
 from novasvc.settings.given import Given, spec_of, unknown
+from novasvc.settings.ini import DEFAULT, Assignment, INIError, read_assignments
 from novasvc.settings.model import SERVICE_SPECS, SPECS
 from novasvc.settings.spec import Spec
 
 
 def _ini_names() -> Mapping[str, Mapping[str, str]]:
     """Return our names by Nova's, by section; in DEFAULT ours are known as well."""
-    sections: dict[str, dict[str, str]] = {"DEFAULT": {name: name for name in SPECS}}
+    sections: dict[str, dict[str, str]] = {DEFAULT: {name: name for name in SPECS}}
     for name, spec in SPECS.items():
         if spec.nova:
             section, _, nova = spec.nova.rpartition("/")
-            sections.setdefault(section or "DEFAULT", {})[nova] = name
+            sections.setdefault(section or DEFAULT, {})[nova] = name
     return sections
 
 
 _INI_NAMES = _ini_names()
+
+_LIKENESS = 0.85
+"""How much a name of an INI file looks like one of ours, from 0 to 1, so that this one was meant."""
 
 
 @attrs.define
@@ -36,11 +39,15 @@ class FileContent:
     :param values: of the settings.
     :param services: a table each; None if the file has none.
     :param errors: names that nobody knows, and whatever else could not be read.
+    :param foreign: values by section and name that are another program's: those of an INI file may name them.
+    :param warnings: a line for each file that has such.
     """
 
     values: list[Given] = attrs.field(factory=list)
     services: list[list[Given]] | None = None
     errors: list[SettingError] = attrs.field(factory=list)
+    foreign: dict[tuple[str, str], str] = attrs.field(factory=dict, repr=False)
+    warnings: list[str] = attrs.field(factory=list)
 
 
 def read_files(files: Sequence[Path]) -> Iterator[FileContent]:
@@ -99,48 +106,63 @@ def _typed(name: str, spec: Spec, value: object, origin: str) -> Given:
 
 
 def _read_ini(file: Path) -> FileContent:
-    # Nova's DEFAULT is a section like the others; configparser would copy its values into all of them.
-    parser = RawConfigParser(default_section="", strict=True, inline_comment_prefixes=None)
-    parser.optionxform = str  # type: ignore[method-assign,assignment]
     try:
-        with file.open(encoding="utf-8") as opened:
-            parser.read_file(opened)
+        with file.open(encoding="utf-8-sig") as opened:
+            assignments = list(read_assignments(opened))
     except OSError as error:
         return _not_opened(file, error)
     except UnicodeDecodeError:
         return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
     except INIError as error:
-        return _unreadable(file, _ini_problem(error), "mend this line")
+        return _unreadable(file, f"it is no INI: {error.problem} (at line {error.line})", "mend this line")
     content = FileContent()
-    for section in parser.sections():
-        names = _INI_NAMES.get(section)
-        origin = f"file {file}, section {section}"
-        if names is None:
-            content.errors.append(
-                unknown(f"[{section}]", section, f"file {file}", _INI_NAMES, "section", "[{}]".format)
-            )
+    foreign: dict[str, str] = {}
+    for each in assignments:
+        name = ini_name(each.section, each.name)
+        spec = spec_of(name)
+        if spec is None:
+            content.foreign[each.section, each.name] = each.value
+            foreign.setdefault(*_foreign(each))
             continue
-        for written, value in parser.items(section):
-            name = names.get(written) or (written if section == "DEFAULT" else "")
-            spec = spec_of(name)
-            if spec is None:
-                content.errors.append(unknown(written, written, origin, names))
-            else:
-                content.values.append(
-                    Given(name=name, written=written, spec=spec, value=value, textual=True, origin=origin)
-                )
+        content.values.append(
+            Given(
+                name=name,
+                written=each.name,
+                spec=spec,
+                value=each.value,
+                textual=True,
+                origin=f"file {file}, section {each.section}",
+                section=each.section,
+            )
+        )
+    if foreign:
+        what = "what is no setting of novasvc is passed over"
+        content.warnings.append(f"file {file}: {what}: {', '.join(foreign.values())}")
     return content
 
 
-def _ini_problem(error: INIError) -> str:
-    """Say what is wrong without the line itself, which may hold a password."""
-    number = error.errors[0][0] if hasattr(error, "errors") else getattr(error, "lineno", "?")
-    what = {
-        "MissingSectionHeaderError": "a value before the first [section]",
-        "DuplicateSectionError": "a section for the second time",
-        "DuplicateOptionError": "a name for the second time in its section",
-    }.get(type(error).__name__, 'neither "name = value" nor "[section]"')
-    return f"it is no INI: {what} (at line {number})"
+def ini_name(section: str, name: str) -> str:
+    """Return the setting that an option of an INI file gives; "" if it gives none.
+
+    :param section: see :func:`novasvc.settings.ini.normalized`.
+    """
+    return _INI_NAMES.get(section, {}).get(name) or (name if section == DEFAULT else "")
+
+
+def _foreign(assignment: Assignment) -> tuple[str, str]:
+    """Return what of an INI file is not ours, and how that is written for a person."""
+    section, name = assignment.section, assignment.name
+    names = _INI_NAMES.get(section)
+    if names is None:
+        return section, f"[{section}]" + _hint(section, _INI_NAMES, "[{}]")
+    prefix = "" if section == DEFAULT else f"{section}/"
+    return f"{section}/{name}", f"{prefix}{name}" + _hint(name, names, prefix + "{}")
+
+
+def _hint(name: str, known: Iterable[str], spell: str) -> str:
+    # Nova has names enough that look a little like one of ours.
+    close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
+    return f" (did you mean {spell.format(close[0])}?)" if close else ""
 
 
 def _not_opened(file: Path, error: OSError) -> FileContent:

@@ -8,6 +8,7 @@ import attrs
 
 from novasvc.errors import SettingError
 from novasvc.settings.kinds import ValueRefusedError
+from novasvc.settings.log_format import LOG_FORMAT
 from novasvc.settings.masking import masked, masked_url
 from novasvc.settings.model import FAMILIES, SPECS
 from novasvc.settings.spec import Spec, text_of
@@ -25,6 +26,7 @@ class Given:
     :param value: not checked yet, and maybe secret.
     :param textual: the source has nothing but texts, so "10" may be a number.
     :param origin: where it is: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
+    :param section: of an INI file, where ``$name`` in a value is the value of another option; None elsewhere.
     """
 
     name: str
@@ -33,17 +35,22 @@ class Given:
     value: Any = attrs.field(repr=False)
     textual: bool
     origin: str
+    section: str | None = None
 
     def read(self) -> Any:
         """Return the value as its setting wants it.
 
         :raises SettingError: it is not what the setting takes.
         """
-        spec = self.spec
-        if spec.optional and self.textual and str(self.value).strip().lower() == "none":
+        spec, value = self.spec, self.value
+        if spec.optional and self.textual and str(value).strip().lower() == "none":
             return None
+        if self.section is None and isinstance(value, str):
+            if spec.kind is not LOG_FORMAT:
+                self._see_unquoted(value.strip())
+            value = value.strip() if self.textual else value
         try:
-            value = spec.kind.read(self.value, textual=self.textual)
+            value = spec.kind.read(value, textual=self.textual)
         except ValueRefusedError as refused:
             remedy = refused.remedy or f"give {spec.wanted}"
             raise self.error(refused.problem, remedy) from None
@@ -51,6 +58,12 @@ class Given:
             problem = "is too small"
             raise self.error(problem, f"give {spec.wanted}")
         return value
+
+    def _see_unquoted(self, text: str) -> None:
+        """Refuse a value whose quotes are a part of it; only INI files have them removed."""
+        if len(text) > 1 and text[0] in "\"'" and text[0] == text[-1]:
+            problem = "has quotes inside its quotes, and those would be a part of the value"
+            raise self.error(problem, "leave the inner ones out")
 
     def error(self, problem: str, remedy: str) -> SettingError:
         """Make the error for this value."""

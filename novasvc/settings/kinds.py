@@ -10,10 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from novasvc.broker import BrokerAddress
+from novasvc.broker import WORDS, BrokerAddress
 
-_YES = frozenset({"true", "yes", "on", "1"})
-_NO = frozenset({"false", "no", "off", "0"})
 _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
 
@@ -52,7 +50,7 @@ class Kind:
         :raises ValueRefusedError: it is not of this kind.
         """
         try:
-            return self.from_text(value.strip()) if textual and isinstance(value, str) else self.from_typed(value)
+            return self.from_text(value) if textual and isinstance(value, str) else self.from_typed(value)
         except ValueRefusedError:
             raise
         except ValueError:
@@ -85,9 +83,9 @@ def _boolean(value: object) -> bool:
 
 
 def _boolean_from_text(text: str) -> bool:
-    if text.lower() not in _YES | _NO:
+    if text.lower() not in WORDS:
         raise ValueError
-    return text.lower() in _YES
+    return WORDS[text.lower()]
 
 
 def _path(value: object) -> Path:
@@ -185,7 +183,8 @@ def choice(*words: str) -> Kind:
 
 
 def _apis(value: object) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
+    # A comma at the end ends the last name, as in lists of oslo.config.
+    names = value.strip().rstrip(",").split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple):
         raise ValueError  # noqa: TRY004
     names = [name.strip() if isinstance(name, str) else name for name in names]

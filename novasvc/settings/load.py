@@ -23,6 +23,7 @@ from novasvc.settings.model import (
 )
 from novasvc.settings.options import read_options
 from novasvc.settings.rules import broken_rules
+from novasvc.settings.substitution import Foreign, Substitution
 
 _TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
 """Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
@@ -35,10 +36,12 @@ class Configuration:
     :param settings: checked.
     :param origins: by setting, "<topic>_manager" and "service[0].binary": "default",
         "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
+    :param warnings: a line for each file that has what is no setting, and may have it.
     """
 
     settings: Settings
     origins: Mapping[str, str]
+    warnings: Sequence[str] = ()
 
 
 def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Configuration:
@@ -60,6 +63,7 @@ class _Loading:
     :param values: good values by name.
     :param origins: of the values that were given, good or not.
     :param bad: names of settings whose value is wrong; rules about them would mislead.
+    :param warnings: see :class:`Configuration`.
     """
 
     environ: Mapping[str, str]
@@ -67,10 +71,11 @@ class _Loading:
     values: dict[str, Any] = attrs.field(factory=dict)
     origins: dict[str, str] = attrs.field(factory=dict)
     bad: set[str] = attrs.field(factory=set)
+    warnings: list[str] = attrs.field(factory=list)
 
     def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Configuration:
-        given, tables = self._gather(files, options)
-        self._read(given)
+        given, tables, foreign = self._gather(files, options)
+        self._read(given, foreign)
         alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
         settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
         if tables is not None:
@@ -79,27 +84,31 @@ class _Loading:
         if self.errors:
             raise SettingsError(self.errors)
         defaults = dict.fromkeys(SPECS, "default")
-        return Configuration(settings, {**defaults, **self.origins})
+        return Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
 
     def _gather(
         self, files: Sequence[Path], options: Mapping[str, Any]
-    ) -> tuple[dict[str, Given], list[list[Given]] | None]:
+    ) -> tuple[dict[str, Given], list[list[Given]] | None, Foreign]:
         given: dict[str, Given] = {}
+        foreign: Foreign = {}
         tables: list[list[Given]] | None = None
         for content in read_files(files or config_files(self.environ)):
             given.update((value.name, value) for value in content.values)
             tables = tables if content.services is None else content.services
             self.errors += content.errors
+            self.warnings += content.warnings
+            foreign.update(content.foreign)
         for values, errors in (read_environment(self.environ), read_options(options)):
             given.update((value.name, value) for value in values)
             self.errors += errors
-        return given, tables
+        return given, tables, foreign
 
-    def _read(self, given: Mapping[str, Given]) -> None:
+    def _read(self, given: Mapping[str, Given], foreign: Foreign) -> None:
+        substitution = Substitution(given, foreign, self.environ)
         for name, value in given.items():
             self.origins[name] = value.origin
             try:
-                self.values[name] = value.read()
+                self.values[name] = substitution.applied_to(value).read()
             except SettingError as error:
                 self.errors.append(error)
                 self.bad.add(name)

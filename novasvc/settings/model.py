@@ -539,6 +539,13 @@ class Settings:
         """Whether nobody but this host reaches the API."""
         return self.api_listen == "localhost" or ipaddress.ip_address(self.api_listen).is_loopback
 
+    @property
+    def supervised(self) -> bool:
+        """Whether anything runs in worker processes, under a supervisor."""
+        own = any(part.workers for part in self.services)
+        served = any(self.api_named(name).workers for name in (*self.enabled_apis, *self.enabled_ssl_apis))
+        return bool(self.workers or own or served or (self.api and self.api_workers))
+
     def api_named(self, name: str) -> APISettings:
         """Return what is set of one of the enabled_apis, or of another that is named so."""
         return self.apis.get(name) or APISettings(listen_port=API_PORTS.get(name, 0))

@@ -21,8 +21,12 @@ the later of these wins:
 4. variables
 5. options
 
-`novasvc config show` prints every value and where it came from. `novasvc config check FILE...` prints
-all that is wrong with files. A node that is given something wrong does not start, and says all of it.
+`novasvc config show` prints every value and where it came from. A node that is given something wrong does not start,
+and says all of it. `novasvc config check FILE...` says it before, and starts nothing: besides wrong values it finds
+managers that cannot be imported, options that their constructors do not take, certificates, tokens and applications
+that cannot be read, drivers that are not installed, directories that cannot be written to, and addresses that are
+taken. Run it as the user that the node has, with the same `PYTHONPATH`. Where the node runs already, `--running` leaves
+out its addresses; a supervisor is found without that.
 
 ## Files
 
@@ -48,7 +52,26 @@ connection = postgresql://novasvc@db.example.org/novasvc
 
 In TOML a number is a number and a boolean is `true` or `false`. INI files, variables and options have
 texts: there `yes`, `on`, `1` and `no`, `off`, `0` are booleans, too, and `none` unsets what can be
-without a value. An option for a boolean takes no value: `--no-migrate`.
+without a value. An option for a boolean takes no value: `--no-migrate`. A text with quotes inside its quotes,
+such as `NOVASVC_HOST='"h1"'`, is an error: they would be a part of the value.
+
+## INI files
+
+An INI file may be shared with Nova. It is read as oslo.config reads it:
+
+- Quotes around a value are removed: `state_path = "/srv/nova"`.
+- `$name` and `${name}` in a value stand for the value of another option, of the same section or else of `DEFAULT`, and
+  `${section.name}` for one of another section. An option that novasvc knows has the value that it has in the end,
+  whichever source that is from, or its default; any other has the value that the files give it. `$$` is a dollar
+  sign. A name that no option has is an error.
+- The last of several values of an option counts. Lists have commas: `enabled_apis = osapi_compute, metadata`.
+- A section may come more than once, and in any case but for `DEFAULT`.
+- A line that begins with a blank continues the value above it. `#` and `;` begin a comment at the begin of a line only.
+- A byte order mark at the begin of the file is passed over; oslo.config does not bear it.
+
+What is no setting of novasvc is passed over, because it is Nova's, and one warning lists it: at the start, and
+in `novasvc config check`. A name that looks much like a setting's is followed by that one: look there for slips of
+the pen. In TOML files, variables and options such a name is an error.
 
 ## Secrets
 
@@ -110,12 +133,12 @@ say `osapi_compute`:
 
 ## Rules
 
-- `service_down_time` must be more than every `report_interval`.
+- `service_down_time` must be more than the `report_interval` of each service that runs here.
 - A certificate needs its key: `ssl_cert_file` and `ssl_key_file`, `rabbit_ssl_cert_file` and `rabbit_ssl_key_file`.
 - `enabled_ssl_apis` needs a certificate; `api` is no name for one of the `enabled_apis`.
 - A service with `db_allowed = false` needs a conductor: on `memory:`, a `[[service]]` table with
   `topic = "conductor"` above its own. The conductor itself needs the database.
-- A name that does not exist is an error, wherever it is given. Variables that Kubernetes makes for a
+- A name that does not exist is an error, but for INI files. Variables that Kubernetes makes for a
   Service named `novasvc` (`NOVASVC_PORT` and its like) are passed over.
 """
 

@@ -13,8 +13,8 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
     :param bad: settings whose own value is wrong already; nothing is said about those. "service"
         stands for the tables.
     """
-    if not {"service_down_time", "report_interval"} & set(bad):
-        yield from _liveness(settings, origins, bad)
+    if not {"service_down_time", "report_interval", "service"} & set(bad):
+        yield from _liveness(settings, origins)
     for ours in ("rabbit_ssl_", "ssl_"):
         if not {f"{ours}cert_file", f"{ours}key_file"} & set(bad):
             yield from _certificate(settings, origins, (f"{ours}cert_file", f"{ours}key_file"))
@@ -28,22 +28,25 @@ def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection
             yield from _conductors(settings, origins)
 
 
-def _liveness(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
+def _liveness(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    """Hold service_down_time against the intervals of the services that run; 0 is an interval without heartbeats."""
     remedy = "give a service_down_time of at least two intervals, or a shorter report_interval"
     down = settings.service_down_time
-    if down <= settings.report_interval:
-        yield SettingError(
-            "service_down_time",
-            f"{down:g}",
-            origins.get("service_down_time", "default"),
-            f"services would be down between two heartbeats, which come every {settings.report_interval:g} s",
-            remedy,
-        )
-    for number, service in enumerate(() if "service" in bad else settings.services):
-        name = f"service[{number}].report_interval"
-        if name in origins and down <= service.report_interval:
+    names = [f"service[{number}].report_interval" for number in range(len(settings.services))]
+    late = [
+        (name, service.report_interval)
+        for name, service in zip(names, settings.services, strict=True)
+        if 0 < service.report_interval >= down
+    ]
+    for name, interval in late:
+        if name in origins:
             problem = f"the service would be down between two heartbeats: service_down_time is {down:g} s"
-            yield SettingError("report_interval", f"{service.report_interval:g}", origins[name], problem, remedy)
+            yield SettingError("report_interval", f"{interval:g}", origins[name], problem, remedy)
+    inherited = next((interval for name, interval in late if name not in origins), None)
+    if inherited is not None:
+        problem = f"services would be down between two heartbeats, which come every {inherited:g} s"
+        source = origins.get("service_down_time", "default")
+        yield SettingError("service_down_time", f"{down:g}", source, problem, remedy)
 
 
 def _certificate(settings: Settings, origins: Mapping[str, str], names: Collection[str]) -> Iterator[SettingError]:

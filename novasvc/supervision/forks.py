@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.backoff import RetryPolicy, jittered_backoff
-from novasvc.logfiles import ReopenedFile
+from novasvc.logfiles import LogFile
 from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forkserver import CONTROL, LOCK
 
@@ -73,7 +73,7 @@ class Forks:
     _preload: Sequence[str]
     _main: tuple[str, str] | None
     _environment: Mapping[str, str]
-    _log_file: ReopenedFile | None = None
+    _log_file: LogFile | None = None
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     _patience: float = 30.0
     _lock: int | None = attrs.field(default=None, kw_only=True)
@@ -128,6 +128,11 @@ class Forks:
         channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
         for key in self._requests:
             self._ask(key)
+
+    def pass_on_log(self) -> None:
+        """Give the forkserver the log file that is there now, for its standard output and standard error."""
+        if self._channel is not None and self._log_file is not None:
+            self._channel.send({"log": 1}, (self._log_file.fileno(),))
 
     def fork(
         self, order: Mapping[str, Any], descriptors: Sequence[int], ended: Callable[[int | None], None]

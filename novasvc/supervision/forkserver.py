@@ -139,8 +139,8 @@ class ForkServer:
     """Answers requests to fork, and tells of the ends of what it forked.
 
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": [kind, name] or null}`` once, then
-    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors, and ``{"let go": true}``
-    if the end is no accident.
+    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors,
+    ``{"log": 1}`` with the descriptor of the new log file, and ``{"let go": true}`` if the end is no accident.
     Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
     ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
     for each.
@@ -202,6 +202,13 @@ class ForkServer:
             return
         if "let go" in message:
             self._grace = _LET_GO
+            return
+        if "log" in message:
+            # Another file has the log's name: see novasvc.logfiles. Workers look by themselves.
+            descriptor = self._descriptors.popleft()
+            for standard in (1, 2):
+                os.dup2(descriptor, standard)
+            os.close(descriptor)
             return
         sys.path[:] = message["path"]
         sys.argv[:] = message["argv"]

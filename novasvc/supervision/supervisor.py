@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
-from novasvc.logfiles import ReopenedFile
+from novasvc.logfiles import LogFile
 from novasvc.settings import Configuration, Settings
 from novasvc.settings.listing import changes
 from novasvc.supervision.errors import (
@@ -141,8 +141,8 @@ class Supervisor:
         self._reactor = reactor
         self.configuration = configuration
         self._reread = reread
-        self._log_path = log_file
-        self._log_file = ReopenedFile(log_file) if log_file else None
+        self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - the name, whatever links there are
+        self._log_file = LogFile(log_file) if log_file else None
         self._owner = owner
         self._fleets: list[Fleet] = []
         self._leaving: list[Fleet] = []
@@ -224,9 +224,20 @@ class Supervisor:
             fleet.hurry()
 
     def check(self) -> None:
-        """See whether the workers' reactors turn. Called about once a second."""
+        """See whether the workers' reactors turn, and which file the log is. Called about once a second."""
         for slot in self.slots:
             slot.check()
+        if self._log_file is not None and self._log_file.follow():
+            self._pass_on_log()
+
+    def rotate_log(self) -> None:
+        """Begin a new log file, unless another program has done so."""
+        if self._log_file is not None and self._log_file.rotate():
+            self._pass_on_log()
+
+    def _pass_on_log(self) -> None:
+        for forks in self._forks:
+            forks.pass_on_log()
 
     def _close(self) -> Deferred[None]:
         closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)

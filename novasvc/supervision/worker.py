@@ -30,7 +30,7 @@ from novasvc import flight, metrics, runtime
 from novasvc.errors import NovasvcError, describe
 from novasvc.figures import Document
 from novasvc.interfaces import IHealthy, IPreforkable, IStartable
-from novasvc.logfiles import ReopenedFile
+from novasvc.logfiles import LogFile
 from novasvc.logs import NOBODY, make_observer
 from novasvc.rpc.backlog import Backlog
 from novasvc.stalls import StallWatch
@@ -94,7 +94,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
     importlib.import_module(order["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
     count_steadily(reactor)
-    outlet.turn(order)
+    outlet.turn(order, reactor)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
     at_hangup(cast(Any, worker.channel.transport).fileno(), worker.hung_up)
@@ -117,10 +117,15 @@ class Outlet:
         """Pass an event on."""
         self.observer(event)
 
-    def turn(self, order: Mapping[str, Any]) -> None:
+    def turn(self, order: Mapping[str, Any], reactor: Any) -> None:
         """Log to where a worker is told to."""
         log = order["log"]
-        file = cast(TextIO, ReopenedFile(log["file"], STANDARD_OUTPUT) if log["file"] else sys.__stdout__)
+        file: TextIO | None = sys.__stdout__
+        if log["file"]:
+            log_file = LogFile(log["file"], STANDARD_OUTPUT)
+            log_file.watch(reactor)
+            file = cast(TextIO, log_file)
+        assert file is not None
         default = {**NOBODY, "worker_number": order["number"]}
         self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 

@@ -25,6 +25,16 @@ class BrokerAddressTests(SynchronousTestCase):
             self.assertEqual((address.tls, address.hosts[0].port), (True, 5671))
         self.assertEqual(BrokerAddress.parse("amqps://h:1").hosts[0].port, 1)
 
+    def test_query(self) -> None:
+        """What the query says about TLS counts more than the setting, as with oslo.messaging."""
+        for word in ("1", "true", "YES", "on"):
+            address = BrokerAddress.parse(f"rabbit://h/v?ssl={word}")
+            self.assertEqual((address.tls, address.vhost, address.hosts[0].port), (True, "v", 5671))
+        for word in ("0", "False", "no", "off"):
+            address = BrokerAddress.parse(f"rabbit://h?ssl={word}", tls=True)
+            self.assertEqual((address.tls, address.vhost, address.hosts[0].port), (False, "/", 5672))
+        self.assertTrue(BrokerAddress.parse("amqps://h/?ssl=1").tls)
+
     def test_several(self) -> None:
         """Hosts are kept in order, each with its own user, or the first one's."""
         address = BrokerAddress.parse("rabbit://u:p@one:1,two,v:@[::1]:3/name")
@@ -50,6 +60,10 @@ class BrokerAddressTests(SynchronousTestCase):
         for url, reason in (
             ("redis://u:s3cret@h", "the scheme is none of amqp://"),
             ("amqp://u:s3cret@h?heartbeat=3", "a query"),
+            ("amqp://u:s3cret@h?ssl=3", "neither 1 nor 0"),
+            ("amqp://u:s3cret@h?ssl=1&ssl=0", "neither 1 nor 0"),
+            ("amqp://u:pw?ssl=s3cret@h", "neither 1 nor 0"),
+            ("amqps://u:s3cret@h?ssl=0", "forbids"),
             ("amqp://u:s3cret@h/v#x", "a fragment"),
             ("amqp://u:s3cret@", "names no host"),
             ("amqp://u:s3cret@h,", "names no host"),

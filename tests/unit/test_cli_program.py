@@ -2,15 +2,19 @@
 
 import json
 import os
+import socket
+import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import __version__
+from novasvc import Manager, __version__
 from novasvc.cli.program import run
 
 
@@ -125,16 +129,138 @@ class ConfigTests(ProgramCase):
     def test_check_errors(self) -> None:
         """All errors of all files are said at once."""
         toml = self.write("a.toml", "report_interval = 0.5")
-        ini = self.write("a.ini", "[DEFAULT]", "hsot = x")
+        ini = self.write("a.ini", "[DEFAULT]", "workers = x")
         ran = self.run_program("config", "check", toml, ini)
         self.assertEqual((ran.status, ran.stdout), (1, ""))
-        self.assertIn("2 errors:\n  - hsot (from", ran.stderr)
+        self.assertIn("2 errors:\n  - report_interval", ran.stderr)
 
     def test_check_here(self) -> None:
         """Without files, the settings that would be used here are checked."""
         ran = self.run_program("config", "check", environ={"NOVASVC_WORKERS": "-1"})
         self.assertEqual(ran.status, 1)
         self.assertIn("variable NOVASVC_WORKERS", ran.stderr)
+
+
+class PreflightTests(ProgramCase):
+    """Tests for `novasvc config check`: what is right by itself, and would end a start here."""
+
+    def check(self, *lines: str, arguments: Sequence[str] = (), name: str = "a.toml") -> Ran:
+        """Check a file; the state lies in the test's directory."""
+        state = f'state_dir = "{self.directory}/state"'
+        return self.run_program("config", "check", *arguments, self.write(name, state, *lines))
+
+    def problem(self, *lines: str) -> str:
+        """Check a file that has one thing wrong, and return what is said of it."""
+        before = sorted(self.directory.rglob("*"))
+        ran = self.check(*lines)
+        self.assertEqual((ran.status, ran.stdout), (1, ""))
+        self.assertRegex(ran.stderr, r"^novasvc: a start would fail: [^\n]+\n$")
+        made = set(self.directory.rglob("*")) - {*before, self.directory / "a.toml"}
+        self.assertEqual(made, set(), "a check makes nothing")
+        return ran.stderr
+
+    def test_nothing_is_made(self) -> None:
+        """What is right is ok; nothing is started, and no file is made."""
+        self.assertEqual(self.check("api = true", "api_listen_port = 0").status, 0)
+        self.assertEqual([path.name for path in self.directory.iterdir()], ["a.toml"])
+
+    def test_managers(self) -> None:
+        """A manager that cannot be imported is named, with the reason."""
+        self.assertIn("there is no module 'nosuch'", self.problem('manager = "nosuch.Manager"'))
+        self.assertIn("novasvc.agent has no 'Agent'", self.problem('manager = "novasvc.agent.Agent"'))
+        self.assertIn("it is no IManager", self.problem('manager = "pathlib.Path"'))
+
+    def test_options(self) -> None:
+        """Options that a constructor does not take, or lacks, are named with its signature; no manager is made."""
+        table = ("[[service]]", 'topic = "x"', f'manager = "{__name__}.Choosy"')
+        with patch.dict(sys.modules, {__name__: sys.modules[__name__]}):
+            self.assertIn("missing a required argument: 'disks'", self.problem(*table))
+            self.assertIn(
+                "unexpected keyword argument 'path'", self.problem(*table, "options = { disks = 1, path = 2 }")
+            )
+            self.assertIn(
+                "takes (host, disks, fast=False) and is given (host, slow)",
+                self.problem(*table, "options = { slow = true }"),
+            )
+            self.assertEqual(self.check(*table, "options = { disks = 1, fast = true }").status, 0)
+
+    def test_several(self) -> None:
+        """All of it is said at once, and warnings as well."""
+        file = self.write(
+            "nova.conf",
+            "[DEFAULT]",
+            f"state_path = {self.directory}",
+            "my_ip = 10.0.0.1",
+            "enabled_apis = metadata",
+            "metadata_listen_port = 0",
+            f"tempdir = {self.directory}/none",
+            "[wsgi]",
+            f"api_paste_config = {self.directory}/paste.ini",
+        )
+        ran = self.run_program("config", "check", file)
+        self.assertEqual((ran.status, ran.stdout), (1, ""))
+        self.assertRegex(
+            ran.stderr, r"^novasvc: file .*nova.conf: what is no setting.*: my_ip\nnovasvc: a start would fail:\n  - "
+        )
+        self.assertIn(
+            f"\n  - temporary directory '{self.directory}/none': there is no such directory; create it", ran.stderr
+        )
+        self.assertRegex(ran.stderr, r"\n  - .*metadata.*paste.ini.*cannot be read: No such file")
+
+    def test_files(self) -> None:
+        """Certificates and tokens that cannot be read are named with their settings, of the API and of the broker."""
+        missing = [f"{self.directory}/{name}" for name in ("ca", "cert", "key")]
+        secure = ("api = true", "api_listen_port = 0", "api_use_ssl = true")
+        files = (f'ssl_cert_file = "{missing[1]}"', f'ssl_key_file = "{missing[2]}"')
+        self.assertIn(f"ssl_cert_file = '{missing[1]}'", self.problem(*secure, *files))
+        self.assertIn("api_token_file", self.problem(*secure[:2], f'api_token_file = "{missing[0]}"'))
+        broker = ('transport_url = "amqps://h"', f'rabbit_ssl_ca_file = "{missing[0]}"')
+        self.assertIn(f"rabbit_ssl_ca_file = {missing[0]}", self.problem(*broker))
+        # Files that a start would not read, are not looked for.
+        self.assertEqual(self.check(*files).status, 0)
+
+    def test_ports(self) -> None:
+        """An address that is taken is named; with --running it may be."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            lines = ("api = true", f"api_listen_port = {port}")
+            self.assertIn(
+                f"cannot listen on 127.0.0.1:{port}: Address already in use; end the process", self.problem(*lines)
+            )
+            self.assertEqual(self.check(*lines, arguments=["--running"]).status, 0)
+        self.assertEqual(self.check(*lines).status, 0)
+
+    def test_port_of_two(self) -> None:
+        """Two APIs of the same address are named."""
+        paste = self.write("paste.ini", "[app:metadata]", "paste.app_factory = x:y")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        ports = (f"api_listen_port = {port}", f"metadata_listen_port = {port}")
+        said = self.problem("api = true", 'enabled_apis = ["metadata"]', f'api_paste_config = "{paste}"', *ports)
+        self.assertIn("both api and metadata are to listen there", said)
+
+    def test_directories(self) -> None:
+        """What is to hold files and is none, or is no directory, is named."""
+        file = self.write("file")
+        said = self.run_program("config", "check", self.write("a.toml", f'state_dir = "{file}/state"')).stderr
+        self.assertIn(f"{file} is no directory; set state_dir to another", said)
+        self.assertIn("is a directory", self.problem(f'database_url = "sqlite:///{self.directory}"'))
+        self.assertIn(
+            "no such directory; create it, or set database_url",
+            self.problem(f'database_url = "sqlite:///{self.directory}/a/b"'),
+        )
+
+    def test_driver(self) -> None:
+        """A database whose driver is not installed is named, with what to install."""
+        with patch.dict(sys.modules, {"psycopg": None}):
+            self.assertIn("pip install 'novasvc[postgresql]'", self.problem('database_url = "postgresql://h/d"'))
+
+
+class Choosy(Manager):
+    """A manager that nobody is to make."""
+
+    def __init__(self, host: str, disks: object, *, fast: bool = False) -> None:
+        raise AssertionError("a check makes no manager")
 
 
 class CompletionTests(ProgramCase):

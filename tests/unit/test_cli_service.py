@@ -86,6 +86,12 @@ class ServiceCase(SynchronousTestCase):
 class ListTests(ServiceCase):
     """Tests for `novasvc service list`."""
 
+    def test_api_servers_of_nova(self) -> None:
+        """Rows of Nova's API servers, which never beat, are shown to who asks for them, and checked by nobody else."""
+        self.registered("h1", "nova-osapi_compute", "osapi_compute")
+        self.assertNotIn("osapi", self.output("list"))
+        self.assertIn("osapi", self.output("list", "--binary", "nova-osapi_compute"))
+
     def test_rows(self) -> None:
         """Each service has its row, with zone, status and state, as OpenStack's client shows them."""
         columns = ("ID", "Binary", "Host", "Zone", "Status", "State")

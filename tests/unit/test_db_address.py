@@ -1,11 +1,13 @@
 """URLs of databases, as people write them and as they are shown."""
 
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.db.address import DatabaseAddress
-from novasvc.errors import DatabaseRefusedError
+from novasvc.errors import DatabaseDriverError, DatabaseRefusedError
 
 
 class DatabaseAddressTests(SynchronousTestCase):
@@ -65,11 +67,25 @@ class DatabaseAddressTests(SynchronousTestCase):
         self.assertNotIn("hunter2", f"{error} {error!r}")
 
     def test_no_driver(self) -> None:
-        """An unknown dialect, or a driver that is not installed, is refused before anything is opened."""
-        for text in ("nosuch://u:hunter2@h/n", "postgresql+pg8000://u:hunter2@h/n"):
+        """An unknown dialect is refused before anything is opened."""
+        address = DatabaseAddress.parse("nosuch://u:hunter2@h/n")
+        error = self.assertRaises(DatabaseRefusedError, address.make_engine, connections=1, patience=1.0)
+        self.assertIn("no driver", str(error))
+        self.assertNotIn("hunter2", str(error))
+
+    def test_driver_to_install(self) -> None:
+        """A driver that is not installed is named, with what installs it."""
+        for text, module, remedy in (
+            ("postgresql://u:hunter2@h/n", "psycopg", "`pip install 'novasvc[postgresql]'`"),
+            ("mysql://u:hunter2@h/n", "pymysql", "`pip install 'PyMySQL'`"),
+            ("mariadb://u:hunter2@h/n", "pymysql", "`pip install 'PyMySQL'`"),
+            ("postgresql+pg8000://u:hunter2@h/n", "pg8000", "install the driver of postgresql+pg8000"),
+        ):
             address = DatabaseAddress.parse(text)
-            error = self.assertRaises(DatabaseRefusedError, address.make_engine, connections=1, patience=1.0)
-            self.assertIn("no driver", str(error))
+            with patch.dict(sys.modules, {module: None}):
+                error = self.assertRaises(DatabaseDriverError, address.make_engine, connections=1, patience=1.0)
+            self.assertIn(module, error.problem)
+            self.assertEqual(error.remedy, remedy)
             self.assertNotIn("hunter2", str(error))
 
     def test_not_a_url(self) -> None:

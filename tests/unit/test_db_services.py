@@ -24,6 +24,8 @@ from novasvc.errors import (
     MigrationNeededError,
 )
 from novasvc.record import ServiceChanges
+from novasvc.servicegroup import is_up
+from tests.unit.test_db_migrate import NOVAS, SECOND_KEY
 
 STAMP = r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}000\Z"
 
@@ -288,3 +290,61 @@ class ConnectRegistryTests(SynchronousTestCase):
     def test_bad_url(self) -> None:
         """A URL that is none is refused at once."""
         self.assertRaises(DatabaseRefusedError, connect_registry, "no url", reactor=reactor)
+
+
+class NovasOwnTests(TestCase):
+    """A database that nova-manage has made, and Nova's services write to."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()).absolute()
+        now = datetime.now(UTC).replace(tzinfo=None)
+        recent, old = (str(now - timedelta(seconds=seconds, microseconds=1)) for seconds in (5, 300))
+        row = "INSERT INTO services VALUES (?,?,NULL,?,?,?,?,?,?,0,?,?,?,?,?)"
+        numbered = [f"6f1a2b3c-0000-4000-8000-00000000000{number}" for number in range(4)]
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.executescript(NOVAS.format(more=SECOND_KEY))
+            connection.executemany(
+                row,
+                [
+                    (old, recent, 1, "n1", "nova-compute", "compute", 30, 0, None, recent, 0, 74, numbered[0]),
+                    (old, old, 2, "n2", "nova-compute", "compute", 9, 1, "AUTO: lost", old, 0, 74, numbered[1]),
+                    (old, None, 3, "n1", "nova-metadata", None, 0, 0, None, None, 0, 74, numbered[2]),
+                ],
+            )
+        self.before = self.path.read_bytes()
+
+    def make(self, **options: Any) -> ServiceRegistry:
+        registry = connect_registry(f"sqlite:///{self.path}", reactor=reactor, **options)
+        self.addCleanup(registry.close)
+        return registry
+
+    async def test_read(self) -> None:
+        """Its rows are read, and not a byte of it is written: no table of ours, no other journal."""
+        registry = self.make(migrate=False)
+        await registry.open()
+        records = await registry.list(None, None, None)
+        self.assertEqual(
+            [(record.host, record.topic) for record in records], [("n1", "compute"), ("n2", "compute"), ("n1", None)]
+        )
+        self.assertEqual([is_up(record, 60) for record in records[:2]], [True, False])
+        self.assertEqual((records[1].disabled, records[1].disabled_reason), (True, "AUTO: lost"))
+        self.assertEqual((await registry.get(records[0].uuid)).id, records[0].id)
+        await registry.close()
+        self.assertEqual(self.path.read_bytes(), self.before)
+        self.assertEqual([path.name for path in self.path.parent.glob(f"{self.path.name}*")], [self.path.name])
+
+    async def test_change(self) -> None:
+        """An operator's changes are written as Nova writes them, and need no table of ours."""
+        registry = self.make(migrate=False)
+        await registry.open()
+        await registry.update(1, ServiceChanges(disabled=True, disabled_reason="disk"))
+        with closing(sqlite3.connect(self.path)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            row = connection.execute("SELECT disabled, disabled_reason FROM services WHERE id = 1").fetchone()
+        self.assertEqual((tables, row), ({"services", "alembic_version"}, (1, "disk")))
+
+    async def test_another_table(self) -> None:
+        """A table of the name that lacks what Nova's has asks for `novasvc db upgrade`, which says what it lacks."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("ALTER TABLE services DROP COLUMN forced_down")
+        await self.assertFailure(self.make(migrate=False).open(), MigrationNeededError)

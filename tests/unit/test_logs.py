@@ -2,19 +2,21 @@
 
 import io
 import json
+import os
 import signal
+import stat
 from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
 from typing import TextIO
 
 from twisted.internet.task import Clock
-from twisted.logger import Logger, LogPublisher
+from twisted.logger import Logger, LogPublisher, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext, current_context
-from novasvc.logfiles import ReopenedFile, open_log
+from novasvc.logfiles import LogFile, open_log
 from novasvc.logs import make_observer, node_fields
 
 NODE = {"host": "h1", "binary": "novasvc-agent", "topic": "agent"}
@@ -154,60 +156,197 @@ class OpenLogTests(SynchronousTestCase):
         self.open(self.mktemp())
         self.assertIs(signal.getsignal(signal.SIGUSR1), mine)
 
-    def test_long(self) -> None:
-        """A file that others have made long is rotated, although this process wrote nothing to it."""
-        path = self.mktemp()
-        self.open(path)
-        with Path(path).open("a") as other:
-            other.write("x" * 1_000_000)
-        self.reactor.advance(10)
-        self.assertEqual((Path(path).read_text(), len(Path(f"{path}.1").read_text())), ("", 1_000_000))
+    def test_renamed_by_another(self) -> None:
+        """SIGUSR1 renames nothing where another program has done so; mode and owner of the new file stay."""
+        path = Path(self.mktemp())
+        log_file = self.open(str(path))
+        log_file.write("old\n")
+        path.rename(f"{path}.moved")
+        path.touch()
+        path.chmod(0o640)
+        signal.raise_signal(signal.SIGUSR1)
+        self.reactor.advance(0)
+        log_file.write("new\n")
+        self.assertEqual((Path(f"{path}.moved").read_text(), path.read_text()), ("old\n", "new\n"))
+        self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o640)
+        self.assertFalse(Path(f"{path}.1").exists())
+
+    def test_moved_away(self) -> None:
+        """SIGUSR1 makes the file again where another program has only renamed it, with the mode of the one before."""
+        path = Path(self.mktemp())
+        log_file = self.open(str(path))
+        path.chmod(0o640)
+        log_file.write("old\n")
+        path.rename(f"{path}.moved")
+        log_file.write("old, too\n")
+        self.assertFalse(path.exists())
+        signal.raise_signal(signal.SIGUSR1)
+        self.reactor.advance(0)
+        log_file.write("new\n")
+        self.assertEqual((Path(f"{path}.moved").read_text(), path.read_text()), ("old\nold, too\n", "new\n"))
+        self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o640)
+
+    def test_several_signals(self) -> None:
+        """Each signal renames once, and no rotated file is written over."""
+        path = Path(self.mktemp())
+        log_file = self.open(str(path))
+        for word in ("one", "two", "three"):
+            log_file.write(word)
+            signal.raise_signal(signal.SIGUSR1)
+            self.reactor.advance(0)
+        names = sorted(entry.name for entry in path.parent.glob(f"{path.name}*"))
+        self.assertEqual([(path.parent / name).read_text() for name in names], ["", "three", "two", "one"])
+
+    def test_idle(self) -> None:
+        """A process that logs nothing lets go of a file that another program has replaced, within a second."""
+        path = Path(self.mktemp())
+        log_file = self.open(str(path))
+        path.rename(f"{path}.moved")
+        path.touch()
+        self.reactor.advance(1)
+        self.assertTrue(os.path.samestat(os.fstat(log_file.fileno()), path.stat()))
+
+    def test_cannot_rotate(self) -> None:
+        """A file that cannot be renamed is written to as before, and one line says why."""
+        path = Path("l" * 255)  # NAME.1 is longer than a name may be
+        log_file = self.open(str(path))
+        self.addCleanup(path.unlink)
+        with capturedLogs() as logged:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGUSR1)
+                self.reactor.advance(0)
+        log_file.write("on\n")
+        self.assertEqual(path.read_text(), "on\n")
+        lines = [formatEvent(event) for event in logged]
+        self.assertEqual(len(lines), 1, lines)
+        self.assertRegex(lines[0], f"the log file {path.absolute()} cannot be rotated: File name too long")
+
+    def test_no_regular_file(self) -> None:
+        """What is no regular file is never renamed."""
+        log_file = self.open(os.devnull)
+        signal.raise_signal(signal.SIGUSR1)
+        self.reactor.advance(0)
+        log_file.write("x\n")
+        self.assertTrue(stat.S_ISCHR(Path(os.devnull).stat().st_mode))
 
     def test_shared(self) -> None:
         """What others write to the file is not written over."""
         path = self.mktemp()
         log_file = self.open(path)
         log_file.write("one\n")
-        other = ReopenedFile(path)
+        other = LogFile(path)
         self.addCleanup(other.close)
         other.write("two\n")
-        other.flush()
         log_file.write("three\n")
         self.assertEqual(Path(path).read_text(), "one\ntwo\nthree\n")
 
 
-class ReopenedFileTests(SynchronousTestCase):
-    """Tests for novasvc.logfiles.ReopenedFile."""
+class LogFileTests(SynchronousTestCase):
+    """Tests for novasvc.logfiles.LogFile."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.path = Path(self.mktemp()).absolute()
+
+    def open(self, descriptor: int | None = None) -> LogFile:
+        log_file = LogFile(str(self.path), descriptor, clock=self.clock.seconds)
+        self.addCleanup(log_file.close)
+        return log_file
+
+    def replace(self) -> Path:
+        """Do what logrotate does; return the renamed file."""
+        moved = self.path.rename(f"{self.path}.moved")
+        self.path.touch()
+        return moved
 
     def test_follows(self) -> None:
         """Lines go to the file that has the name, whoever has renamed the one before."""
-        path = Path(self.mktemp())
-        log_file = ReopenedFile(str(path))
-        self.addCleanup(log_file.close)
+        log_file = self.open()
         log_file.write("old\n")
-        log_file.flush()
-        path.rename(f"{path}.1")
+        moved = self.replace()
         log_file.write("new\n")
-        log_file.flush()
-        self.assertEqual((Path(f"{path}.1").read_text(), path.read_text()), ("old\n", "new\n"))
+        self.assertEqual((moved.read_text(), self.path.read_text()), ("old\n", "new\n"))
+
+    def test_between_rename_and_create(self) -> None:
+        """While there is no file of the name, lines go to the renamed one, so that logrotate can make the new one."""
+        log_file = self.open()
+        moved = self.path.rename(f"{self.path}.moved")
+        log_file.write("still\n")
+        self.clock.advance(9)
+        log_file.write("and still\n")
+        self.assertFalse(self.path.exists())
+        self.path.touch()
+        log_file.write("new\n")
+        self.assertEqual((moved.read_text(), self.path.read_text()), ("still\nand still\n", "new\n"))
+
+    def test_removed(self) -> None:
+        """A file that was removed, and that nobody makes again, is made after a while."""
+        log_file = self.open()
+        self.path.chmod(0o640)
+        self.path.unlink()
+        self.assertFalse(log_file.follow())
+        self.clock.advance(10)
+        log_file.write("new\n")
+        self.assertEqual((self.path.read_text(), stat.S_IMODE(self.path.stat().st_mode)), ("new\n", 0o640))
 
     def test_cannot_follow(self) -> None:
-        """Where the new one cannot be opened, lines go on into the old one."""
+        """Where the new one cannot be opened, lines go on into the old one, and one line says why."""
         folder = Path(self.mktemp())
         folder.mkdir()
-        log_file = ReopenedFile(str(folder / "log"))
-        self.addCleanup(log_file.close)
+        self.path = folder.absolute() / "log"
+        log_file = self.open()
         folder.rename(f"{folder}.1")
-        log_file.write("on\n")
-        log_file.flush()
-        self.assertEqual(Path(f"{folder}.1", "log").read_text(), "on\n")
+        with capturedLogs() as logged:
+            for _ in range(3):
+                log_file.write("on\n")
+                self.clock.advance(10)
+        self.assertEqual(Path(f"{folder}.1", "log").read_text(), "on\n" * 3)
+        self.assertEqual(len(logged), 1)
+        self.assertRegex(formatEvent(logged[0]), "cannot be opened again.*: No such file or directory; give uid")
+
+    def test_standard_descriptors(self) -> None:
+        """Standard output and standard error follow where they were the log file, and stay where they were not."""
+        kept = [os.dup(number) for number in (1, 2)]
+        self.addCleanup(lambda: [os.dup2(descriptor, number) for number, descriptor in zip((1, 2), kept, strict=True)])
+        with self.path.open("a") as opened:
+            os.dup2(opened.fileno(), 2)
+        log_file = self.open()
+        self.replace()
+        log_file.follow()
+        same = [os.path.samestat(os.fstat(number), self.path.stat()) for number in (1, 2)]
+        inheritable = os.get_inheritable(2), os.get_inheritable(log_file.fileno())
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+        self.assertEqual((same, inheritable), ([False, True], (True, False)))
 
     def test_descriptor(self) -> None:
         """One that was opened before needs no right to open it."""
-        path = Path(self.mktemp())
-        with path.open("a") as opened:
-            log_file = ReopenedFile("/nonexistent/log", opened.fileno())
-        self.addCleanup(log_file.close)
+        with self.path.open("a") as opened:
+            self.path = Path("/nonexistent/log")
+            log_file = self.open(opened.fileno())
         log_file.write("x\n")
-        log_file.flush()
-        self.assertEqual(path.read_text(), "x\n")
+        self.assertEqual(Path(opened.name).read_text(), "x\n")
+
+    def test_announced_late(self) -> None:
+        """A signal for a rotation that was noticed before renames nothing; the next one does."""
+        log_file = self.open()
+        self.replace()
+        log_file.write("new\n")
+        self.clock.advance(60)
+        self.assertFalse(log_file.rotate())
+        self.assertEqual(self.path.read_text(), "new\n")
+        self.assertTrue(log_file.rotate())
+        self.assertEqual(Path(f"{self.path}.1").read_text(), "new\n")
+
+    def test_not_announced(self) -> None:
+        """A signal long after a rotation that nobody announced is about another one."""
+        log_file = self.open()
+        self.replace()
+        log_file.write("new\n")
+        self.clock.advance(600)
+        self.assertTrue(log_file.rotate())
+
+    def test_any_text(self) -> None:
+        """What is no Unicode text is written all the same."""
+        self.open().write("\udcff\n")
+        self.assertEqual(self.path.read_text(), "\\udcff\n")

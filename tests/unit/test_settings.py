@@ -237,6 +237,15 @@ class RulesTests(SettingsCase):
         self.assertEqual(self.load(file).settings.services[0].report_interval, 0)
         self.assertIn("at least 1, or 0", self.error(options={"report-interval": 0.9}).remedy)
 
+    def test_interval_that_no_service_has(self) -> None:
+        """An interval counts where a service runs by it, not where none does."""
+        table = ["[[service]]", 'topic = "agent"', "report_interval = 2"]
+        self.assertEqual(self.load(self.write("a.toml", "service_down_time = 8", *table)).settings.service_down_time, 8)
+        self.assertEqual(self.load(self.write("a.toml", "service_down_time = 8", "service = []")).settings.services, ())
+        error = self.error(self.write("a.toml", "service_down_time = 8", *table, "[[service]]", 'topic = "conductor"'))
+        self.assertEqual((error.setting, error.value), ("service_down_time", "8"))
+        self.assertIn("every 10 s", error.problem)
+
     def test_certificate_without_key(self) -> None:
         """A certificate without its key is refused, and so is a key alone."""
         self.assertIn("rabbit_ssl_key_file", self.error(options={"rabbit-ssl-cert-file": "/c.pem"}).problem)

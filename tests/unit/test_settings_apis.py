@@ -69,7 +69,8 @@ class APISettingsTests(SynchronousTestCase):
         settings = self.load(written("a.ini", text)).settings
         found = (settings.client_socket_timeout, settings.wsgi_default_pool_size, settings.rabbit_ssl)
         self.assertEqual(found, (10.0, 5, True))
-        self.assertIn("client_socket_timeout", self.problem(written("a.ini", "[wsgi]\nclient_socket_timeut = 10\n")))
+        (warning,) = self.load(written("a.ini", "[wsgi]\nclient_socket_timeut = 10\n")).warnings
+        self.assertIn("wsgi/client_socket_timeut (did you mean wsgi/client_socket_timeout?)", warning)
 
     def test_log_format(self) -> None:
         """The form of the access log is tried when it is given."""

@@ -98,23 +98,156 @@ class INITests(SourcesCase):
             self.assertIs(self.settings(self.write("a.ini", f"[DEFAULT]\nlog_json = {text}")).log_json, value)
         self.assertEqual(self.error(self.write("a.ini", "[DEFAULT]\nlog_json = 2")).problem, "is not true or false")
 
-    def test_unknown_names(self) -> None:
-        """A name, or a section, that does not exist is an error."""
-        self.assertEqual(self.error(self.write("a.ini", "[DEFAULT]\nfoo = 1")).setting, "foo")
-        self.assertEqual(self.error(self.write("a.ini", "[database]\nhost = h")).setting, "host")
-        self.assertEqual(self.error(self.write("a.ini", "[datbase]\nx = h")).remedy, "did you mean [database]?")
+    def test_of_other_programs(self) -> None:
+        """What is no setting of ours is passed over with one warning a file, which suggests what looks like one."""
+        text = (
+            "[DEFAULT]\nreport_intervall = 1\nmy_ip = 10.0.0.1\ndebug = true\n[libvirt]\n"
+            "cpu_mode = none\nvirt_type=kvm\n"
+            "[database]\nmax_pool_size = 5\n[datbase]\nconnection = x\n"
+        )
+        file = self.write("nova.conf", text)
+        configuration = load([file], {}, {})
+        self.assertEqual(configuration.settings.report_interval, 10)
+        names = (
+            "report_intervall (did you mean report_interval?), my_ip, debug, [libvirt], database/max_pool_size, "
+            "[datbase] (did you mean [database]?)"
+        )
+        warning = f"file {file}: what is no setting of novasvc is passed over: {names}"
+        self.assertEqual(configuration.warnings, (warning,))
 
     def test_syntax_errors(self) -> None:
         """A line that is no INI is named by its number, and not shown: it may hold a password."""
         for content, line in {
             "connection = mysql://u:secret@h/d": 1,
             "[database]\nmysql;u;secret@h/d": 2,
-            "[database]\nconnection = a\nconnection = mysql://u:secret@h/d": 3,
-            "[database]\n[DEFAULT]\n[database]": 3,
+            "[database\nconnection = mysql://u:secret@h/d": 1,
+            "[]\nconnection = mysql://u:secret@h/d": 1,
+            "[database]\n\n  secret": 3,
+            "[database]\n= secret": 2,
         }.items():
             error = self.error(self.write("a.ini", content))
             self.assertIn(f"line {line}", error.problem)
             self.assertNotIn("secret", str(error))
+
+    def test_quotes(self) -> None:
+        """Quotes around a value are no part of it; those within it are."""
+        text = '[DEFAULT]\nstate_path = "/srv/x"\nhost=\'h1\'\nwsgi_log_format = %(client_ip)s "%(request_line)s"\n'
+        settings = self.settings(self.write("a.ini", text))
+        self.assertEqual((settings.state_dir, settings.host), (Path("/srv/x"), "h1"))
+        self.assertEqual(settings.wsgi_log_format, '%(client_ip)s "%(request_line)s"')
+
+    def test_repeated(self) -> None:
+        """The last of several values counts, whatever section headers are between them, and under whichever name."""
+        text = "[DEFAULT]\nhost = a\nstate_path = /a\n[DataBase]\n[DEFAULT]\nstate_dir = /b\nhost: c\n"
+        settings = self.settings(self.write("a.ini", text))
+        self.assertEqual((settings.host, settings.state_dir), ("c", Path("/b")))
+
+    def test_sections_in_any_case(self) -> None:
+        """Sections are found whichever case they are written in, but for DEFAULT."""
+        settings = self.settings(self.write("a.ini", "[DATABASE]\nconnection = sqlite:////a\n[default]\nhost = x\n"))
+        self.assertEqual(settings.database_url, "sqlite:////a")
+        self.assertNotEqual(settings.host, "x")
+
+    def test_byte_order_mark(self) -> None:
+        """An editor's byte order mark is no part of the first line."""
+        self.assertEqual(self.settings(self.write("a.ini", b"\xef\xbb\xbf[DEFAULT]\nhost = h\n")).host, "h")
+
+    def test_lists(self) -> None:
+        """A comma at the end of a list is borne, and a list may go on in the next line."""
+        settings = self.settings(self.write("a.ini", "[DEFAULT]\nenabled_apis = osapi_compute,\n  metadata,\n"))
+        self.assertEqual(settings.enabled_apis, ("osapi_compute", "metadata"))
+
+
+class SubstitutionTests(SourcesCase):
+    """Tests for names of options in the values of INI files."""
+
+    def url(self, text: str, **options: Any) -> str:
+        """Return the database's URL of such a file."""
+        return self.settings(self.write("a.ini", text), **options).database_url
+
+    def test_names(self) -> None:
+        """$name and ${name} are replaced, $$ and a backslash before $ are one, and a $ before no name stays."""
+        head = "[DEFAULT]\nstate_path = /srv\n[database]\nconnection = "
+        for text, expected in (
+            ("sqlite:///$state_path/x", "sqlite:////srv/x"),
+            ("sqlite:///${state_path}x", "sqlite:////srvx"),
+            ("sqlite:////a$$b\\$c$1", "sqlite:////a$b$c$1"),
+        ):
+            self.assertEqual(self.url(head + text), expected)
+
+    def test_whatever_source(self) -> None:
+        """A name means what the setting is in the end: by an option, in another file, or by default."""
+        text = "[DEFAULT]\nstate_path = /srv\n[database]\nconnection = sqlite:///$state_path/$control_exchange"
+        self.assertEqual(self.url(text, state_dir="/opt"), "sqlite:////opt/nova")
+        toml = self.write("a.toml", 'state_dir = "/toml"')
+        ini = self.write("a.ini", "[database]\nconnection = sqlite:///$state_dir/x")
+        self.assertEqual(self.settings(toml, ini).database_url, "sqlite:////toml/x")
+        self.assertEqual(self.settings(ini, environ={"HOME": "/h"}).database_url[-2:], "/x")
+
+    def test_values_of_other_programs(self) -> None:
+        """A name may be that of an option that is not ours, of its own section first, which has names in turn."""
+        text = (
+            "[DEFAULT]\nmy_ip = 10.0.0.1\nport = 1\npeer = $my_ip:${x.port}\ntransport_url = rabbit://u:p@$peer/\n"
+            "osapi_compute_listen = $my_ip\n[x]\nport = 7\n"
+        )
+        settings = self.settings(self.write("a.ini", text))
+        self.assertEqual(settings.transport_url, "rabbit://u:p@10.0.0.1:7/")
+        self.assertEqual(settings.api_named("osapi_compute").listen, "10.0.0.1")
+
+    def test_typed(self) -> None:
+        """A number, a boolean and nothing are written as oslo.config writes them."""
+        text = (
+            "[DEFAULT]\nreport_interval = 5\n"
+            "control_exchange = x$report_interval${wsgi.keep_alive}${periodic_interval_max}y\n"
+            "[wsgi]\nkeep_alive = off\n"
+        )
+        self.assertEqual(self.settings(self.write("a.ini", text)).control_exchange, "x5Falsey")
+
+    def test_unknown_name(self) -> None:
+        """A name that no option has is an error that names it, and says how a dollar sign is written."""
+        error = self.error(self.write("a.ini", "[DEFAULT]\nstate_path = /srv/$nothing/x"))
+        self.assertEqual((error.setting, error.value), ("state_path", "'/srv/$nothing/x'"))
+        self.assertIn("$nothing is no option", error.problem)
+        self.assertIn("$$", error.remedy)
+
+    def test_password(self) -> None:
+        """A dollar sign in a password is an error that does not show what follows it."""
+        error = self.error(self.write("a.ini", "[database]\nconnection = mysql://u:pa$s3cret@h/d"))
+        self.assertNotIn("s3cret", str(error))
+        self.assertIn("$$", error.remedy)
+
+    def test_circle(self) -> None:
+        """Values that name each other in a circle are an error that shows the circle."""
+        file = self.write("a.ini", "[DEFAULT]\nhost = $x\nx = ${y.z}\n[y]\nz = $host\n")
+        self.assertIn("DEFAULT/host -> DEFAULT/x -> y/z -> DEFAULT/host", self.error(file).problem)
+
+    def test_elsewhere(self) -> None:
+        """In TOML, variables and options a dollar sign is a dollar sign."""
+        toml = self.write("a.toml", 'state_dir = "/srv/$host"')
+        self.assertEqual(self.settings(toml).state_dir, Path("/srv/$host"))
+        self.assertEqual(self.settings(environ={"NOVASVC_STATE_DIR": "/srv/$host"}).state_dir, Path("/srv/$host"))
+
+
+class QuotesTests(SourcesCase):
+    """Tests for values whose quotes are a part of them."""
+
+    def test_refused(self) -> None:
+        """Quotes within quotes, and quotes that nothing removes, are an error that says so."""
+        file = self.write("a.toml", "state_dir = '\"/srv\"'")
+        secret = self.write("secret", "'sqlite:////srv'\n")
+        for error in (
+            self.error(file),
+            self.error(environ={"NOVASVC_STATE_DIR": '"/srv"'}),
+            self.error(environ={"NOVASVC_DATABASE_URL_FILE": str(secret)}),
+            self.error(state_dir="'/srv'"),
+        ):
+            self.assertIn("has quotes inside its quotes", error.problem)
+            self.assertIn("leave the inner ones out", error.remedy)
+
+    def test_meant(self) -> None:
+        """A form of log lines may begin and end with quotes."""
+        file = self.write("a.toml", "wsgi_log_format = '\"%(client_ip)s\"'")
+        self.assertEqual(self.settings(file).wsgi_log_format, '"%(client_ip)s"')
 
 
 class EnvironmentTests(SourcesCase):

@@ -9,13 +9,9 @@ from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.transport import AMQPTransport
 
 
-def configured_transport(settings: Settings, reactor: Any, *, name: str | None = None) -> AMQPTransport:
-    """Make a transport; nothing is opened yet.
-
-    :param settings: checked; transport_url is a broker's.
-    :param name: what the broker's list of connections shows; the service, host and process by default.
-    """
-    options = BrokerOptions(
+def broker_options(settings: Settings) -> BrokerOptions:
+    """Return what the settings say of the broker beside its URL."""
+    return BrokerOptions(
         heartbeat=settings.rabbit_heartbeat,
         durable_queues=settings.amqp_durable_queues,
         auto_delete=settings.amqp_auto_delete,
@@ -30,10 +26,18 @@ def configured_transport(settings: Settings, reactor: Any, *, name: str | None =
         ssl_cert_file=settings.rabbit_ssl_cert_file,
         ssl_key_file=settings.rabbit_ssl_key_file,
     )
+
+
+def configured_transport(settings: Settings, reactor: Any, *, name: str | None = None) -> AMQPTransport:
+    """Make a transport; nothing is opened yet.
+
+    :param settings: checked; transport_url is a broker's.
+    :param name: what the broker's list of connections shows; the service, host and process by default.
+    """
     return AMQPTransport(
         BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl),
         reactor=reactor,
         exchange=settings.control_exchange,
-        options=options,
+        options=broker_options(settings),
         name=name or f"{settings.binary}:{settings.host}:{os.getpid()}",
     )

@@ -1,0 +1,158 @@
+"""What would end a start with these settings, found without starting anything."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+from novasvc.broker import BrokerAddress
+from novasvc.cli.control import ask
+from novasvc.db import sqlite
+from novasvc.db.address import DatabaseAddress
+from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
+from novasvc.manager import see_manager
+from novasvc.service.paste import Loader
+from novasvc.service.sockets import bound
+from novasvc.settings import Settings
+from novasvc.supervision.errors import ControlError
+from novasvc.transport.amqp.configured import broker_options
+from novasvc.transport.amqp.tls import check_files
+
+_PATIENCE = 2.0
+"""Seconds that a supervisor may take to say that it is there."""
+
+
+def problems(settings: Settings, *, running: bool) -> Iterator[NovasvcError]:
+    """Return an error for each thing that would end a start here, of this user.
+
+    Modules of managers are imported, and no manager is made. Addresses are bound for a moment, and not listened on.
+    Neither the broker nor the database is asked.
+
+    :param running: the node runs already, so its addresses are rightly taken.
+    """
+    checks: list[Callable[[], object]] = [
+        *_managers(settings),
+        *_directories(settings),
+        partial(_broker, settings),
+        partial(_database, settings),
+        *_served(settings),
+    ]
+    for check in checks:
+        try:
+            check()
+        except NovasvcError as error:
+            yield error
+    if not running and not _is_supervised_here(settings):
+        yield from _addresses(settings)
+
+
+def _managers(settings: Settings) -> Iterator[Callable[[], object]]:
+    for part in settings.services:
+        yield partial(see_manager, part.manager, host=part.host, **part.options)
+    for name in _applications(settings):
+        if name in settings.managers:
+            yield partial(see_manager, settings.managers[name], host=settings.host)
+
+
+def _directories(settings: Settings) -> Iterator[Callable[[], object]]:
+    temporary = settings.tempdir or Path(tempfile.gettempdir())
+    yield partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
+    yield partial(_see_writable, "state directory", settings.state_dir, "state_dir")
+    if settings.supervised:
+        folder = settings.control_socket.parent
+        yield partial(_see_writable, "directory of the control socket", folder, "control_socket")
+
+
+def _see_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
+    """See that files can be made in a directory, or that the directory can be made.
+
+    :raises DirectoryError: otherwise.
+    """
+    there = path
+    while may_be_made and not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.exists():
+        problem, remedy = "there is no such directory", f"create it, or set {setting} to another"
+    elif not there.is_dir():
+        problem, remedy = f"{there} is no directory", f"set {setting} to another"
+    elif not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        problem = f"this user (uid {os.geteuid()}) has no permission to write to {there}"
+        remedy = f"make that writable for the user, or set {setting} to another"
+    else:
+        return
+    raise DirectoryError(purpose, str(path), problem, remedy)
+
+
+def _broker(settings: Settings) -> None:
+    if not settings.transport_url.startswith("memory:"):
+        check_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
+
+
+def _database(settings: Settings) -> None:
+    if not settings.api and not any(part.db_allowed for part in settings.services):
+        return
+    address = DatabaseAddress.parse(settings.database_url)
+    address.make_engine(connections=1, patience=1.0).dispose()
+    path = address.path
+    if path is None:
+        return
+    if not os.path.lexists(path):
+        # Only the state directory is made where it is missing.
+        _see_writable(
+            "directory of the database", path.parent, "database_url", may_be_made=path.parent == settings.state_dir
+        )
+    elif path.is_dir():
+        raise DatabaseRefusedError(address.masked, f"{path} is a directory")
+    elif reason := sqlite.unwritable(path):
+        raise DatabaseRefusedError(address.masked, reason)
+
+
+def _served(settings: Settings) -> Iterator[Callable[[], object]]:
+    loader = Loader(settings.api_paste_config)
+    for name in _applications(settings):
+        yield partial(loader.see, name)
+    if settings.api:
+        from novasvc.api.service import read_keys  # noqa: PLC0415 - imports Klein
+
+        yield partial(read_keys, settings)
+    if settings.enabled_ssl_apis and not (settings.api and settings.api_use_ssl):
+        from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
+
+        yield partial(make_tls, settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
+
+
+def _applications(settings: Settings) -> dict[str, None]:
+    return dict.fromkeys([*settings.enabled_apis, *settings.enabled_ssl_apis])
+
+
+def _addresses(settings: Settings) -> Iterator[ListenError]:
+    """Return an error for each address that cannot be bound, by this process or beside those before it."""
+    wanted = [(name, settings.api_named(name)) for name in _applications(settings)]
+    places = [(name, api.listen, api.listen_port) for name, api in wanted]
+    if settings.api:
+        places.insert(0, ("api", settings.api_listen, settings.api_listen_port))
+    taken: dict[tuple[str, int], str] = {}
+    with ExitStack() as stack:
+        for name, host, port in places:
+            if port and (first := taken.setdefault((host, port), name)) != name:
+                yield ListenError(
+                    f"{host}:{port}", f"both {first} and {name} are to listen there", "give one another port"
+                )
+                continue
+            try:
+                stack.enter_context(closing(bound(host, port)))
+            except ListenError as error:
+                yield error
+
+
+def _is_supervised_here(settings: Settings) -> bool:
+    """Tell whether the supervisor of these settings runs: then it is for its reload that the settings are checked."""
+    if not settings.supervised:
+        return False
+    try:
+        ask(settings.control_socket, "who", timeout=_PATIENCE)
+    except ControlError:
+        return False
+    return True
