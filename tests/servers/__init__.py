@@ -5,6 +5,7 @@ Nothing that the machine itself runs is used, or touched.
 
 import atexit
 import tempfile
+import unittest
 from functools import cache
 from pathlib import Path
 from unittest import TestCase
@@ -13,7 +14,7 @@ from tests.servers.certificates import Certificates
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import Broker
 
-__all__ = ["Broker", "Certificates", "Proxy", "fragile_broker", "shared_broker", "vhost_url"]
+__all__ = ["Broker", "Certificates", "Proxy", "denying_broker", "fragile_broker", "shared_broker", "vhost_url"]
 
 
 @cache
@@ -38,6 +39,18 @@ def fragile_broker() -> Broker:
 @cache
 def _fragile_broker() -> Broker:
     return _started(Broker(_directory()))
+
+
+@cache
+def denying_broker() -> Broker:
+    """Return a node that permits no queue that is neither durable nor exclusive; see the shared one.
+
+    :raises SkipTest: this release permits them all.
+    """
+    broker = Broker(_directory(), settings=["deprecated_features.permit.transient_nonexcl_queues = false"])
+    if broker.release < (4, 0):
+        raise unittest.SkipTest(f"RabbitMQ {broker.version} denies no deprecated features; tests/brokers has others")
+    return _started(broker)
 
 
 def vhost_url(test: TestCase, broker: Broker | None = None) -> str:

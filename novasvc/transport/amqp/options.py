@@ -20,6 +20,8 @@ class BrokerOptions:
     :param quorum_max_memory_length: messages that a quorum queue keeps in memory; 0 is without limit.
     :param quorum_max_memory_bytes: bytes that a quorum queue keeps in memory; 0 is without limit.
     :param transient_queues_ttl: seconds after which an unused queue of fanouts or replies goes; 0 is never.
+    :param durable_private_queues: queues of fanouts and replies are durable, because the broker permits no others;
+        found out, not set.
     :param ssl_ca_file: certificates of those whom we trust; None is the system's.
     :param ssl_cert_file: our own certificate, if the broker wants one.
     :param ssl_key_file: its key.
@@ -36,6 +38,7 @@ class BrokerOptions:
     quorum_max_memory_length: int = 0
     quorum_max_memory_bytes: int = 0
     transient_queues_ttl: float = 1800.0
+    durable_private_queues: bool = False
     ssl_ca_file: Path | None = None
     ssl_cert_file: Path | None = None
     ssl_key_file: Path | None = None
