@@ -11,10 +11,23 @@ from pathlib import Path
 from unittest import TestCase
 
 from tests.servers.certificates import Certificates
+from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import Broker
 
-__all__ = ["Broker", "Certificates", "Proxy", "denying_broker", "fragile_broker", "shared_broker", "vhost_url"]
+__all__ = [
+    "Broker",
+    "Certificates",
+    "MariaDB",
+    "PostgreSQL",
+    "Proxy",
+    "database_url",
+    "denying_broker",
+    "fragile_broker",
+    "shared_broker",
+    "shared_database",
+    "vhost_url",
+]
 
 
 @cache
@@ -63,6 +76,23 @@ def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
     vhost = broker.new_vhost()
     test.addCleanup(broker.delete_vhost, vhost)
     return broker.url(vhost)
+
+
+@cache
+def shared_database(kind: type[DatabaseServer]) -> DatabaseServer:
+    """Return the server of this kind that all tests of a run share, started when the first one asks."""
+    server = kind(_directory() / "server")
+    atexit.register(server.kill)
+    server.start()
+    return server
+
+
+def database_url(test: TestCase, kind: type[DatabaseServer]) -> str:
+    """Return the URL of a new, empty database that is deleted after the test; see :func:`vhost_url`."""
+    server = shared_database(kind)
+    database = server.new_database()
+    test.addCleanup(server.delete_database, database)
+    return server.url(database)
 
 
 def _directory() -> Path:
