@@ -3,6 +3,8 @@
 # Debian packages that the tests need, each with its reason.
 DEBIAN_PACKAGES=(
     rabbitmq-server  # the broker; tests start nodes of their own, and never use the system's
+    postgresql       # tests start servers of their own of these, too
+    mariadb-server
     chromium         # the browser that clicks through the page
     chromium-driver  # by which it is told to; the one that fits this browser comes from nowhere else
 )

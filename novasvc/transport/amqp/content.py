@@ -17,6 +17,8 @@ _LONGEST_TTL = 2**32 - 1
 
 DELIVERIES = "x-novasvc-deliveries"
 """Header of a message that was given back: how often it had been delivered."""
+RETURNS = "x-delivery-count", "x-acquired-count"
+"""Headers of a quorum queue's message: how often it came back; from RabbitMQ 4.0 on the larger one counts."""
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
@@ -26,11 +28,13 @@ class Properties(NamedTuple):
     :param expires_in: seconds that it had when it was sent, or None.
     :param deliveries: how often it was delivered, as its headers say.
     :param compressed: its body is a zlib stream.
+    :param returns: how often it came back to its quorum queue, as the broker says.
     """
 
     expires_in: float | None = None
     deliveries: int = 0
     compressed: bool = False
+    returns: int = 0
 
 
 _NOTHING = Properties()
@@ -74,6 +78,7 @@ def read_properties(data: bytes) -> Properties:
         _seconds(str(values.get("expiration", "")).encode()),
         _count(headers.get(DELIVERIES)),
         str(headers.get("compression")) in _COMPRESSED,
+        max(_count(headers.get(name)) for name in RETURNS),
     )
 
 

@@ -30,6 +30,14 @@ _PAUSE = 30.0
 """Seconds after which a message is given back that could not be moved."""
 _LARGEST_PREFETCH = 65_535
 
+# Note [Delivery limit]
+#
+# From RabbitMQ 4.0 on a quorum queue drops a message that came back more than 20 times, if nobody has set another
+# limit. It counts whatever was in the hands of a process that died, begun or not. So that nothing is lost that never
+# began, a message that came back half as often is sent anew, which begins the broker's count again, and not ours. A
+# limit that is set, is kept.
+_RETURNS_BORNE = 10
+
 
 @implementer(IDelivery)
 class Delivery:
@@ -215,7 +223,7 @@ class _Consumption(ChannelReceiver):
             self.reject(tag, requeue=False)
             return
         delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
-        if self.listener.is_leaving(self):
+        if self.listener.is_leaving(self) or self.listener.is_worn(read.returns):
             delivery.requeue(delivery.deliveries)
             return
         if self._moves and read.deliveries:
@@ -333,6 +341,10 @@ class Listener:
     def is_leaving(self, consumption: _Consumption) -> bool:
         """Tell whether what comes was never to come: it was cancelled while it was established."""
         return self._cancelled and consumption is not self._consumption
+
+    def is_worn(self, returns: int) -> bool:
+        """Tell whether a message has to be sent anew, lest the broker drop it; see Note [Delivery limit]."""
+        return returns >= _RETURNS_BORNE and not self._consumers.options.quorum_delivery_limit
 
     def consumption_ended(self, consumption: _Consumption, reason: ClosedError) -> None:
         """Begin again, unless the connection has ended: then its successor restores it."""

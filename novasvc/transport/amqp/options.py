@@ -16,7 +16,7 @@ class BrokerOptions:
     :param auto_delete: they go with the last that uses them.
     :param quorum_queue: queues of requests are replicated; implies durable.
     :param transient_quorum_queue: queues of fanouts and replies are replicated and durable.
-    :param quorum_delivery_limit: deliveries after which a quorum queue drops a message; 0 is without limit.
+    :param quorum_delivery_limit: deliveries after which a quorum queue drops a message; 0 leaves it to the broker.
     :param quorum_max_memory_length: messages that a quorum queue keeps in memory; 0 is without limit.
     :param quorum_max_memory_bytes: bytes that a quorum queue keeps in memory; 0 is without limit.
     :param transient_queues_ttl: seconds after which an unused queue of fanouts or replies goes; 0 is never.
