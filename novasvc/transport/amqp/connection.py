@@ -311,7 +311,9 @@ class Connection:
             return error
         if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
             return BrokerRefusedError(shown, f"it refuses the user {self._host.username!r}: {reason}")
-        return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
+        if reason.code == _ACCESS_REFUSED or "vhost" in reason.problem:
+            return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
+        return BrokerRefusedError(shown, f"it refuses the connection: {reason}")
 
     def _notice(self, problem: str) -> None:
         self._noticed = problem
