@@ -32,6 +32,7 @@ REQUIRES = [
 
 EXTRAS = {
     "postgresql": ["psycopg[binary]>=3.2"],
+    "mysql": ["PyMySQL>=1.1"],  # MariaDB, too
     "title": ["setproctitle>=1.3"],  # what ps calls a supervisor and its workers
     "test": [
         "pytest>=8.3",
@@ -45,6 +46,8 @@ EXTRAS = {
         "httptools>=0.9",
         "schemathesis>=4.0",  # asks the API what nobody thought of, by its description
         "selenium>=4.25",  # drives the browser that clicks through the page
+        "psycopg[binary]>=3.2",  # PostgreSQL and MariaDB keep the contract of the registries
+        "PyMySQL>=1.1",
         "trustme>=1.2",  # certificates for brokers with TLS, good ones and flawed ones
         "Django>=5.2",  # applications that WSGIService serves
         "Flask>=3.1",

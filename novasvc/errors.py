@@ -619,6 +619,18 @@ class BrokerRefusedError(BrokerUnavailableError):
     remedy = "correct transport_url or the TLS settings, or the user's permissions on the broker"
 
 
+class BrokerLimitError(BrokerRefusedError):
+    """A limit of the broker is reached: of connections, channels or queues. Worth a slow retry."""
+
+    remedy = "raise the limit on the broker, or close or delete what is not needed"
+
+
+class BrokerFailedError(BrokerUnavailableError):
+    """It answered with an error of its own, or takes what we send for a mistake. Worth a retry."""
+
+    remedy = "see the broker's log"
+
+
 class BrokerBlockedError(BrokerError):
     """It takes no messages now, being short of memory or disk; the message was not sent."""
 
@@ -629,6 +641,15 @@ class DeclarationMismatchError(BrokerError):
     """A queue or exchange is there already, declared with other values than ours."""
 
     remedy = "give all services the same queue settings, or delete it on the broker while nobody uses it"
+
+
+class DeclarationDeniedError(BrokerError):
+    """The broker permits no queue of the kind that our settings ask for."""
+
+    remedy = (
+        "set amqp_durable_queues or rabbit_quorum_queue for all services and clients of this control exchange, "
+        "or permit the feature on the broker"
+    )
 
 
 @attrs.define

@@ -4,6 +4,8 @@
 DEBIAN_PACKAGES=(
     logrotate        # rotates the logs of nodes that run, as docs/novasvc.logrotate says
     rabbitmq-server  # the broker; tests start nodes of their own, and never use the system's
+    postgresql       # tests start servers of their own of these, too
+    mariadb-server
     chromium         # the browser that clicks through the page
     chromium-driver  # by which it is told to; the one that fits this browser comes from nowhere else
 )

@@ -33,6 +33,9 @@ VERSION_TABLE = "novasvc_alembic_version"
 GREATEST_ID = 2**31 - 1
 """Of a row: what the column holds everywhere."""
 
+TEXTS = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+"""Of a table: any text, where the server's own default may be one of Western Europe."""
+
 metadata = MetaData()
 
 services = Table(
@@ -56,6 +59,7 @@ services = Table(
     UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
     UniqueConstraint("host", "binary", "deleted", name="uniq_services0host0binary0deleted"),
     Index("services_uuid_idx", "uuid", unique=True),
+    **TEXTS,
 )
 """One row a node. ``deleted`` is 0 in a live row, the row's own id in a deleted one. Source: Nova's table."""
 

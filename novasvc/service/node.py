@@ -13,6 +13,8 @@ from twisted.logger import Logger, LogLevel
 
 from novasvc._version import __version__
 from novasvc.errors import (
+    BrokerFailedError,
+    BrokerRefusedError,
     BrokerUnavailableError,
     DatabaseUnavailableError,
     DirectoryError,
@@ -43,6 +45,9 @@ _T = TypeVar("_T")
 
 _OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
 """What a node waits for the end of."""
+_ANSWERS = BrokerRefusedError, BrokerFailedError
+"""Those of them that come from who is there."""
+_AWAY = "is not there, trying until it is"
 
 AT_ONCE = 1.0
 """Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
@@ -248,7 +253,8 @@ class Node:
                 if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise
                 if self.waiting_for is None:
-                    _log.error("the {leg} is not there, trying until it is: {error}", leg=leg, error=error)
+                    away = "cannot be used, trying until it can" if isinstance(error, _ANSWERS) else _AWAY
+                    _log.error("the {leg} {away}: {error}", leg=leg, away=away, error=error)
                 self.waiting_for = leg
                 await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
             else:

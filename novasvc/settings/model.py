@@ -219,7 +219,7 @@ class Settings:
         nova="oslo_messaging_rabbit/rabbit_transient_quorum_queue",
     )
     rabbit_quorum_delivery_limit: int = _setting(
-        "Deliveries after which a quorum queue drops a message; 0 is without limit.",
+        "Deliveries after which a quorum queue drops a message; 0 leaves it to the broker: 20 from RabbitMQ 4.0 on.",
         INTEGER,
         default=0,
         minimum=0,

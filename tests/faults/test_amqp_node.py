@@ -49,6 +49,17 @@ class NodeTests(ProxyCase):
         self.assertEqual(node.output.count("the broker is not there"), 1)
         await self.end(node)
 
+    async def test_refused(self) -> None:
+        """A node whose broker refuses it does not say that it is away, tries until it is let in, and serves then."""
+        self.broker.permit(self.user, self.vhost, configure="^$")
+        node = self.start()
+        said = await deferToThread(node.wait_for, "the broker cannot be used, trying until it can: .*")
+        self.assertIn("ACCESS_REFUSED", said[0])
+        self.broker.permit(self.user, self.vhost)
+        await deferToThread(node.wait_for, "is running")
+        self.assertNotIn("is not there", node.output)
+        await self.end(node)
+
     async def test_stopped_while_starting(self) -> None:
         """A node that waits for its broker ends promptly."""
         self.proxy.refuses = True

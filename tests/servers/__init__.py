@@ -5,15 +5,29 @@ Nothing that the machine itself runs is used, or touched.
 
 import atexit
 import tempfile
+import unittest
 from functools import cache
 from pathlib import Path
 from unittest import TestCase
 
 from tests.servers.certificates import Certificates
+from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import Broker
 
-__all__ = ["Broker", "Certificates", "Proxy", "fragile_broker", "shared_broker", "vhost_url"]
+__all__ = [
+    "Broker",
+    "Certificates",
+    "MariaDB",
+    "PostgreSQL",
+    "Proxy",
+    "database_url",
+    "denying_broker",
+    "fragile_broker",
+    "shared_broker",
+    "shared_database",
+    "vhost_url",
+]
 
 
 @cache
@@ -40,6 +54,18 @@ def _fragile_broker() -> Broker:
     return _started(Broker(_directory()))
 
 
+@cache
+def denying_broker() -> Broker:
+    """Return a node that permits no queue that is neither durable nor exclusive; see the shared one.
+
+    :raises SkipTest: this release permits them all.
+    """
+    broker = Broker(_directory(), settings=["deprecated_features.permit.transient_nonexcl_queues = false"])
+    if broker.release < (4, 0):
+        raise unittest.SkipTest(f"RabbitMQ {broker.version} denies no deprecated features; tests/brokers has others")
+    return _started(broker)
+
+
 def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
     """Return the URL of a new, empty vhost that is deleted after the test.
 
@@ -50,6 +76,23 @@ def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
     vhost = broker.new_vhost()
     test.addCleanup(broker.delete_vhost, vhost)
     return broker.url(vhost)
+
+
+@cache
+def shared_database(kind: type[DatabaseServer]) -> DatabaseServer:
+    """Return the server of this kind that all tests of a run share, started when the first one asks."""
+    server = kind(_directory() / "server")
+    atexit.register(server.kill)
+    server.start()
+    return server
+
+
+def database_url(test: TestCase, kind: type[DatabaseServer]) -> str:
+    """Return the URL of a new, empty database that is deleted after the test; see :func:`vhost_url`."""
+    server = shared_database(kind)
+    database = server.new_database()
+    test.addCleanup(server.delete_database, database)
+    return server.url(database)
 
 
 def _directory() -> Path:

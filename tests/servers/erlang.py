@@ -3,12 +3,12 @@
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
+from tests.servers.installation import Installation
 from tests.servers.process import end, free_ports, missing, spawn
 
 PATIENCE = 30.0
@@ -22,10 +22,12 @@ class Site:
     """A directory for nodes.
 
     :param directory: is made, for its owner only.
+    :param installation: where Erlang is.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, installation: Installation) -> None:
         self.directory = directory
+        self.installation = installation
         self._home = directory / "home"
         self._home.mkdir(mode=0o700, parents=True)
         directory.chmod(0o700)
@@ -53,7 +55,8 @@ class Site:
         """Start the port mapper; once it runs, again is no error."""
         if self._epmd is not None:
             return
-        command = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        arguments = ["-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        command = self.installation.command(["/usr/bin/epmd", *arguments], self.directory)
         self._epmd = spawn(command, self.directory, self.environment)
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -77,9 +80,8 @@ class Site:
 
         :raises ErlangError: it raised, or the node cannot be reached.
         """
-        command = [_erl_call(), "-r", "-sname", node, "-c", self._cookie, "-e"]
         done = subprocess.run(
-            command,
+            [*self._erl_call(), "-r", "-sname", node, "-c", self._cookie, "-e"],
             input=f"{expression}\n".encode(),
             capture_output=True,
             env=self.environment,
@@ -92,12 +94,11 @@ class Site:
             raise ErlangError(f"{expression!r} at {node}: {output} {done.stderr.decode().strip()}")
         return value[1]
 
-
-def _erl_call() -> str:
-    found = shutil.which("erl_call") or next(map(str, Path("/usr/lib/erlang").glob("erts-*/bin/erl_call")), None)
-    if found is None:
-        raise missing("erl_call, a part of Erlang; apt-get install erlang-base")
-    return found
+    def _erl_call(self) -> list[str]:
+        found = self.installation.find("/usr/lib/erlang/erts-*/bin/erl_call")
+        if not found:
+            raise missing("erl_call, a part of Erlang; apt-get install erlang-base")
+        return self.installation.command([str(found[0])], self.directory)
 
 
 def binary(text: str) -> str:

@@ -7,7 +7,6 @@ In a script::
 """
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from uuid import uuid4
 
 from tests.servers.certificates import Certificates
 from tests.servers.erlang import Site, binary
+from tests.servers.installation import Installation
 from tests.servers.process import end, free_ports, missing, spawn
 
 PATIENCE = 60.0
@@ -59,13 +59,19 @@ class Broker:
         settings: Sequence[str] = (),
         plugins: Sequence[str] = (),
     ) -> None:
-        installed = sorted(SCRIPTS.parent.glob("lib/rabbitmq_server-*/plugins"))
-        if not installed or not (SCRIPTS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
+        installation = site.installation if site is not None else Installation.chosen()
+        installed = installation.find(f"{SCRIPTS.parent}/lib/rabbitmq_server-*/plugins")
+        programs = (SCRIPTS / "rabbitmq-server", "/usr/bin/epmd")
+        if not installed or not all(installation.find(str(program)) for program in programs):
             raise missing("RabbitMQ; apt-get install rabbitmq-server")
+        self.version = installed[-1].parent.name.rpartition("-")[2]
+        major, minor, *_ = self.version.split(".")
+        self.release = int(major), int(minor)
         self.node = f"{name}@localhost"
         self.certificates = certificates
         self._own_site = site is None
-        self._site = site or Site(directory / "site")
+        self._site = site or Site(directory / "site", installation)
+        self._installation = installation
         self._directory = directory / name
         self._directory.mkdir(parents=True)
         self.port, self.tls_port, distribution, control = free_ports(4)
@@ -100,7 +106,7 @@ class Broker:
 
     def _link_plugins(self, installed: Path, enabled: Sequence[str]) -> None:
         (self._directory / "plugins").mkdir()
-        for plugin in installed.iterdir():
+        for plugin in self._installation.find(f"{installed}/*"):
             name = plugin.name.split("-")[0]
             if OPTIONAL.match(name) is None or name in enabled:
                 (self._directory / "plugins" / plugin.name).symlink_to(plugin)
@@ -108,7 +114,13 @@ class Broker:
 
     def _write_settings(self, settings: Sequence[str]) -> None:
         (self._directory / "none").touch()
-        lines = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "loopback_users = none", "disk_free_limit.absolute = 1MB"]
+        lines = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}",
+            "loopback_users = none",
+            "disk_free_limit.absolute = 1MB",
+            # 3.10's own limit. The one of 4.x is ours, and a test sends what is over ours.
+            f"max_message_size = {128 * 2**20}",
+        ]
         if self.certificates is not None:
             lines += [
                 f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
@@ -146,10 +158,11 @@ class Broker:
         """Start the node, with the data that it had; at once. It is ready later: :meth:`wait_ready`."""
         assert self._process is None
         self._site.start()
-        self._process = spawn([str(SCRIPTS / "rabbitmq-server")], self._directory, self._environment)
+        command = self._installation.command([str(SCRIPTS / "rabbitmq-server")], self._directory)
+        self._process = spawn(command, self._directory, self._environment)
 
     def wait_ready(self, patience: float = PATIENCE) -> None:
-        """Wait until the node greets those who connect; it opens its ports last."""
+        """Wait until the node greets those who connect, at its port of TLS too; it opens its ports last."""
         assert self._process is not None
         deadline = time.monotonic() + patience
         while not self._greets():
@@ -164,9 +177,12 @@ class Broker:
             with socket.create_connection(("127.0.0.1", self.port), 2) as connection:
                 connection.settimeout(5)
                 connection.sendall(b"AMQP\0\0\x09\x01")
-                return connection.recv(1) == b"\x01"
+                greeted = connection.recv(1) == b"\x01"
+            if self.certificates is not None:
+                socket.create_connection(("127.0.0.1", self.tls_port), 2).close()
         except OSError:
             return False
+        return greeted
 
     def kill(self) -> None:
         """Kill it at once; what it had on disk stays. No error if it does not run."""
@@ -247,7 +263,20 @@ class Broker:
 
     def delete_vhost(self, vhost: str) -> None:
         """Delete a vhost with all that is in it; those who are connected to it are cut off."""
-        self.eval(f"rabbit_vhost:delete({binary(vhost)}, {binary('test')}).")
+        self.eval(f"ok = rabbit_vhost:delete({binary(vhost)}, {binary('test')}).")
+
+    def join(self, member: "Broker") -> None:
+        """Join the cluster that another node is in, with nothing kept; the node has to run, and restarts."""
+        newer = self.release >= (4, 0)
+        join = "rabbit_db_cluster:join" if newer else "rabbit_mnesia:join_cluster"
+        running = "rabbit_nodes:list_running()" if newer else "rabbit_nodes:all_running()"
+        # In a process of its own, because joining cuts the connections of who asked for it.
+        self.eval(f"spawn(fun() -> rabbit:stop(), {join}('{member.node}', disc), rabbit:start() end), ok.")
+        deadline = time.monotonic() + PATIENCE
+        while self.node not in member.eval(f"{running}."):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.node} has not joined {member.node} after {PATIENCE:g} s:\n{self.log}")
+            time.sleep(0.1)
 
     def add_user(self, user: str, password: str) -> None:
         """Add a user who may do nothing yet."""
@@ -296,11 +325,14 @@ class Broker:
         """
         before = self.queues(vhost)[queue]
         exchange = _resource(vhost, "exchange", "")
+        if self.release >= (4, 0):
+            put = "rabbit_queue_type:deliver([Queue], mc_amqpl:from_basic_message(Message), #{}, stateless)"
+        else:
+            put = "rabbit_amqqueue:deliver([Queue], rabbit_basic:delivery(false, false, Message, undefined))"
         self.eval(
             f'Message = rabbit_basic:message({exchange}, {binary(queue)}, [{{content_type, <<"application/json">>}}],'
-            f" {binary(body.decode())}), Delivery = rabbit_basic:delivery(false, false, Message, undefined),"
-            f" {{ok, Queue}} = rabbit_amqqueue:lookup({_resource(vhost, 'queue', queue)}),"
-            f" [rabbit_amqqueue:deliver([Queue], Delivery) || _ <- lists:seq(1, {number})], ok."
+            f" {binary(body.decode())}), {{ok, Queue}} = rabbit_amqqueue:lookup({_resource(vhost, 'queue', queue)}),"
+            f" [{put} || _ <- lists:seq(1, {number})], ok."
         )
         deadline = time.monotonic() + PATIENCE
         while self.queues(vhost)[queue] < before + number:
@@ -356,7 +388,7 @@ class Cluster:
     """
 
     def __init__(self, directory: Path, *, settings: Sequence[str] = ()) -> None:
-        self._site = Site(directory / "site")
+        self._site = Site(directory / "site", Installation.chosen())
         names = ("n1", "n2", "n3")
         self.nodes = [Broker(directory, name=name, site=self._site, settings=settings) for name in names]
 
@@ -368,7 +400,7 @@ class Cluster:
             node.wait_ready()
         first, *others = self.nodes
         for node in others:
-            node.eval(f"rabbit:stop(), rabbit_mnesia:join_cluster('{first.node}', disc), rabbit:start().")
+            node.join(first)
             node.wait_ready()
 
     def url(self, vhost: str) -> str:

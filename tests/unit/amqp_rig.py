@@ -29,6 +29,8 @@ from novasvc.transport.amqp.spec import SPEC
 LOGIN = Login(username="nova", password="secret", vhost="cell", name="test")
 URL = "amqp://nova:secret@one:5672,two:5673/cell"
 CLOSED_WITH = "channel.close"
+DENIED = "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.\nBy default, this feature is not permitted"
+"""What RabbitMQ says when it does not permit a queue that is neither durable nor exclusive."""
 
 
 def method(name: str) -> Any:
@@ -75,6 +77,7 @@ class Broker:
 
     :param unanswered: names of methods that get no answer.
     :param closing: by name of a method: the reply code and text that its channel is closed with instead.
+    :param denying: whether it closes a connection that declares a queue that is not durable.
     :param confirming: whether messages are confirmed by themselves.
     :param refusing: ports where nobody listens; ``deaf`` ones answer nothing.
     """
@@ -82,6 +85,7 @@ class Broker:
     tune: tuple[int, int, int] = (2047, 131_072, 60)
     unanswered: set[str] = attrs.field(factory=set)
     closing: dict[str, tuple[int, str]] = attrs.field(factory=dict)
+    denying: bool = False
     confirming: bool = True
     refusing: set[int] = attrs.field(factory=set)
     deaf: set[int] = attrs.field(factory=set)
@@ -209,6 +213,8 @@ class Link:
             code, text = self.broker.closing[said.name]
             kind = "connection.close" if channel == 0 else CLOSED_WITH
             self._answer(channel, kind, reply_code=code, reply_text=text)
+        elif self.broker.denying and said.name == "queue.declare" and not args["durable"]:
+            self._answer(0, "connection.close", reply_code=541, reply_text=DENIED)
         elif said.name == "connection.start-ok":
             channels, frame, heartbeat = self.broker.tune
             self._answer(0, "connection.tune", channel_max=channels, frame_max=frame, heartbeat=heartbeat)

@@ -229,6 +229,22 @@ class SettleTests(ListenerCase):
         self.settle()
         self.assertEqual(self.headers(), {})
 
+    def test_worn(self) -> None:
+        """What came back to a quorum queue so often that the broker would soon drop it is sent anew, as delivered."""
+        for number, (headers, handed_on) in enumerate(
+            (
+                ({"x-delivery-count": 9}, True),
+                ({"x-delivery-count": 10}, False),
+                ({"x-delivery-count": 2, "x-acquired-count": 10, "x-novasvc-deliveries": 3}, False),
+            )
+        ):
+            self.deliver(b"%d" % number, redelivered=True, properties={"headers": headers})
+            self.settle()
+            self.assertEqual(bool(self.got), handed_on, headers)
+            self.got.clear()
+        self.assertEqual([said.body for said in self.published()], [b"1", b"2"])
+        self.assertEqual(self.headers(), {"x-novasvc-deliveries": 4})
+
     def test_requeue_fails(self) -> None:
         """What cannot be sent anew goes back by the broker's own way, after a pause."""
         self.broker.confirming = False

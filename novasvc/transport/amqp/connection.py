@@ -21,12 +21,15 @@ from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.broker import BrokerAddress, Host
 from novasvc.errors import (
     BrokerError,
+    BrokerFailedError,
     BrokerRefusedError,
     BrokerUnavailableError,
+    DeclarationDeniedError,
     DeclarationMismatchError,
     SettingError,
     TransportClosedError,
 )
+from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
@@ -34,8 +37,12 @@ from novasvc.transport.amqp.tls import endpoint, explain, is_refusal
 
 _log = Logger()
 
-_ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
-"""Reply codes: wrong credentials or a missing permission; a virtual host that is not for us."""
+_ACCESS_REFUSED = 403
+"""Reply code: wrong credentials or a missing permission; which one, says the moment."""
+_REFUSALS = BrokerRefusedError, DeclarationMismatchError, DeclarationDeniedError
+"""What is of no use to try soon: only an operator changes it."""
+_FAILURES = 5
+"""Rounds in which a broker may fail by itself until it is asked as rarely as one that refuses."""
 _TOLD_BOUND = 50
 """Reasons that are said of one outage, at the most: the hosts may have different ones, and have them in turn."""
 
@@ -55,8 +62,11 @@ class ConnectionUser(Protocol):
     def ready(self) -> None:
         """Go on: messages can be sent. Called after prepare, and when the broker takes messages again."""
 
-    def lost(self, reason: ClosedError) -> None:
-        """Give up what was under way on the connection."""
+    def lost(self, reason: ClosedError) -> bool | None:
+        """Give up what was under way on the connection.
+
+        :return: True if the broker's reason no longer holds for a new connection, which is then made at once.
+        """
 
 
 class _Machine(Protocol):
@@ -147,6 +157,7 @@ class Connection:
     _noticed: str = attrs.field(default="", init=False)
     _attempts: int = attrs.field(default=0, init=False)
     _refusals: int = attrs.field(default=0, init=False)
+    _adapted: bool = attrs.field(default=False, init=False)
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _opening: Deferred[None] | None = attrs.field(default=None, init=False)
@@ -200,7 +211,7 @@ class Connection:
         """Hear that the connection has ended; see Observer."""
         was_ready = self.state in _THERE
         self.is_congested, self.blocked_by = False, ""
-        self.user.lost(reason)
+        self._adapted = bool(self.user.lost(reason))
         if was_ready and not reason.clean:
             flight.note("broker", f"{self.name} lost {self._shown()}")
             self._machine.failed(self._explained(reason))
@@ -237,6 +248,7 @@ class Connection:
         self._host = hosts[self._attempts % len(hosts)]
         self._attempts += 1
         self._noticed = ""
+        self._adapted = False
         self._attempt = Deferred.fromCoroutine(self._walk())
         self._attempt.addErrback(self._attempt_failed)
 
@@ -294,11 +306,14 @@ class Connection:
         if reason.cause is not None:
             kind = BrokerRefusedError if is_refusal(reason.cause) else BrokerUnavailableError
             return kind(shown, self._noticed or explain(reason.cause))
+        error = topology.refusal(shown, reason)
+        if type(error) is not BrokerRefusedError:
+            return error
         if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
             return BrokerRefusedError(shown, f"it refuses the user {self._host.username!r}: {reason}")
-        if reason.code in {_ACCESS_REFUSED, _NOT_ALLOWED}:
+        if reason.code == _ACCESS_REFUSED or "vhost" in reason.problem:
             return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
-        return BrokerUnavailableError(shown, str(reason))
+        return BrokerRefusedError(shown, f"it refuses the connection: {reason}")
 
     def _notice(self, problem: str) -> None:
         self._noticed = problem
@@ -309,20 +324,23 @@ class Connection:
     def note(self, error: BrokerError) -> None:
         """Say that the broker is gone, once for each distinct reason."""
         self.problem, self.protocol = error, None
+        if self._adapted:
+            return
         if self._opening is None and str(error) not in self._told and len(self._told) < _TOLD_BOUND:
             self._told.add(str(error))
             _log.warn("the connection for {name} is lost, and tried again: {error}", name=self.name, error=error)
 
     def wait(self, error: BrokerError) -> None:
         """Go to the next host at once, or begin the next round after a while."""
-        refused = isinstance(error, BrokerRefusedError | DeclarationMismatchError)
-        self._refusals = self._refusals + 1 if refused else 0
+        refused, failed = isinstance(error, _REFUSALS), isinstance(error, BrokerFailedError)
+        self._refusals = self._refusals + 1 if refused or failed else 0
         rounds, place = divmod(self._attempts, len(self.address.hosts))
-        if place:
+        # Counted by themselves: a broker that comes up after a long outage may refuse once or twice.
+        refusals = self._refusals // len(self.address.hosts) - (_FAILURES if failed else 0)
+        if place or self._adapted:
             delay = 0.0
-        elif refused:
-            # Counted by themselves: a broker that comes up after a long outage may refuse once or twice.
-            delay = self.retry_refused(max(1, self._refusals // len(self.address.hosts)))
+        elif refused or refusals > 0:
+            delay = self.retry_refused(max(1, refusals))
         else:
             delay = self.retry(max(1, rounds))
         flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
@@ -334,7 +352,7 @@ class Connection:
 
     def all_tried(self) -> bool:
         """Tell whether a first opening has tried every host."""
-        return self._opening is not None and self._attempts >= len(self.address.hosts)
+        return self._opening is not None and self._attempts >= len(self.address.hosts) and not self._adapted
 
     def is_ready(self) -> None:
         """Go on, and say so if somebody was told of an outage."""

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.backoff import jittered_backoff
-from novasvc.errors import BrokerError
+from novasvc.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.connection import Connection
@@ -48,6 +48,16 @@ class Consumers:
     :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own, if that turned out to be shorter.
     """
 
+    # Note [Transient queues]
+    #
+    # RabbitMQ 4.3 does not permit queues that are neither durable nor exclusive, nor do older ones if they are told
+    # so; it closes the connection with 541. Queues of replies and fanouts have names that nobody else declares, so
+    # they can be durable; they expire as before. Exclusive they cannot be: they would be gone with the connection,
+    # and the replies in them. Which queue the broker did not permit, it does not say. If it was one that others
+    # declare, too, the second attempt fails, and its error names the settings.
+    #
+    # It costs writes to the disk, for messages are persistent; so it is done only where it has to be.
+
     options: BrokerOptions
     clock: IReactorTime
     connection: Connection = attrs.field(init=False)
@@ -55,6 +65,7 @@ class Consumers:
     _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
     _refused: list[_Subscription] = attrs.field(factory=list, init=False)
     _repairs: dict[_Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
+    _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.consumer_timeout = self.options.consumer_timeout
@@ -76,8 +87,27 @@ class Consumers:
 
         :raises BrokerError: it cannot be established.
         """
-        await self._establish(subscription)
+        adapted = self.options.durable_private_queues
+        try:
+            await self._establish(subscription)
+        except DeclarationDeniedError:
+            if adapted:
+                raise
+            await self._next_connection()
+            await self._establish(subscription)
         self._subscriptions.append(subscription)
+
+    def _next_connection(self) -> Deferred[None]:
+        """Wait until the connection that the broker has closed is there again; fails with BrokerUnavailableError."""
+        back: Deferred[None] = Deferred()
+        self._waiting.append(back)
+
+        def late(_result: object, seconds: float) -> Failure:
+            self._waiting.remove(back)
+            problem = f"it closed the connection, and no other one is there after {seconds:g} s"
+            return Failure(BrokerUnavailableError(self.connection.address.shown(), problem))
+
+        return back.addTimeout(self.options.connect_timeout, self.clock, onTimeoutCancel=late)
 
     def keeps(self, subscription: _Subscription) -> bool:
         """Tell whether it is one that was added, and not removed."""
@@ -158,11 +188,26 @@ class Consumers:
         refused, self._refused = self._refused, []
         for subscription in refused:
             self.repair(subscription)
+        waiting, self._waiting = self._waiting, []
+        for back in waiting:
+            back.callback(None)
 
-    def lost(self, reason: ClosedError) -> None:
-        """Give up what came by the connection; see ConnectionUser."""
+    def lost(self, reason: ClosedError) -> bool:
+        """Give up what came by the connection; see ConnectionUser.
+
+        See Note [Transient queues].
+        """
         for subscription in list(self._subscriptions):
             subscription.connection_lost()
+        if not topology.is_denial(reason) or self.options.durable_private_queues:
+            return False
+        self.options = attrs.evolve(self.options, durable_private_queues=True)
+        _log.warn(
+            "the broker permits no queues that are neither durable nor exclusive: those of replies and fanouts are "
+            "declared durable from now on ({reason})",
+            reason=reason,
+        )
+        return True
 
 
 def _note(failure: Failure) -> None:

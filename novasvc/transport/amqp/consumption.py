@@ -182,6 +182,9 @@ class Owner(Protocol):
     def is_leaving(self, consumption: "Consumption") -> bool:
         """Tell whether what comes was never to come."""
 
+    def is_worn(self, returns: int) -> bool:
+        """Tell whether a message has to be sent anew, lest the broker drop it."""
+
 
 @attrs.define(eq=False)
 class Consumption(ChannelReceiver):
@@ -404,7 +407,7 @@ class Consumption(ChannelReceiver):
             self.reject(tag, requeue=False)
             return
         delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
-        if self.listener.is_leaving(self):
+        if self.listener.is_leaving(self) or self.listener.is_worn(read.returns):
             delivery.requeue(delivery.deliveries)
             return
         self.listener.hand_on(delivery, copy=self.private or read.deliveries > 0)
@@ -413,7 +416,9 @@ class Consumption(ChannelReceiver):
         """Declare and consume again: the queue is gone; see ChannelReceiver."""
         queue = self.queues.get(consumer_tag.encode())
         queue = f"of running requests from {queue}" if self.private else queue
-        _log.warn("the queue {queue} was deleted, or its node is gone", queue=queue)
+        _log.warn(
+            "the queue {queue} was deleted, its node is gone, or a message was not acknowledged in time", queue=queue
+        )
         self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
 
     def channel_closed(self, reason: ClosedError) -> None:

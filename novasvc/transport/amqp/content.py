@@ -25,6 +25,8 @@ RUNNING = "_running_"
 UNCLAIMED = "_unclaimed"
 """Parts of names of queues, see :func:`novasvc.transport.amqp.topology.declare_running_queues`."""
 _DEAD_LETTERS = "x-death"
+RETURNS = "x-delivery-count", "x-acquired-count"
+"""Headers of a quorum queue's message: how often it came back; from RabbitMQ 4.0 on the larger one counts."""
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
@@ -37,6 +39,7 @@ class Properties(NamedTuple):
     :param deaths: processes that died holding it before it was sent, as its headers say.
     :param unclaimed: a process that held it did not claim it in time: the broker moved it from that process's
         queue to the one that it came from.
+    :param returns: how often it came back to its quorum queue, as the broker says.
     """
 
     expires_in: float | None = None
@@ -44,6 +47,7 @@ class Properties(NamedTuple):
     compressed: bool = False
     deaths: int = 0
     unclaimed: bool = False
+    returns: int = 0
 
 
 _NOTHING = Properties()
@@ -92,6 +96,7 @@ def read_properties(data: bytes) -> Properties:
         str(headers.get("compression")) in _COMPRESSED,
         _count(headers.get(DEATHS)),
         _unclaimed(headers.get(_DEAD_LETTERS)),
+        max(_count(headers.get(name)) for name in RETURNS),
     )
 
 

@@ -30,6 +30,14 @@ _SOON = 0.2
 _HOLD_AFTER = 1 / 3
 """Part of the broker's limit after which a delivery is to be held; whoever looks may be late by half of that."""
 
+# Note [Delivery limit]
+#
+# From RabbitMQ 4.0 on a quorum queue drops a message that came back more than 20 times, if nobody has set another
+# limit. It counts whatever was in the hands of a process that died, begun or not. So that nothing is lost that never
+# began, a message that came back half as often is sent anew, which begins the broker's count again, and not ours. A
+# limit that is set, is kept.
+_RETURNS_BORNE = 10
+
 
 @implementer(IListener)
 @attrs.define(eq=False)
@@ -128,6 +136,10 @@ class Listener:
     def is_leaving(self, consumption: Consumption) -> bool:
         """Tell whether what comes was never to come: it was cancelled while it was established."""
         return self._cancelled and not consumption.private and consumption is not self._consumption
+
+    def is_worn(self, returns: int) -> bool:
+        """Tell whether a message has to be sent anew, lest the broker drop it; see Note [Delivery limit]."""
+        return returns >= _RETURNS_BORNE and not self.consumers.options.quorum_delivery_limit
 
     def _ended(self, consumption: Consumption, reason: ClosedError) -> None:
         """Begin again, unless the connection has ended: then its successor restores it."""

@@ -16,11 +16,13 @@ class BrokerOptions:
     :param auto_delete: they go with the last that uses them.
     :param quorum_queue: queues of requests are replicated; implies durable.
     :param transient_quorum_queue: queues of fanouts and replies are replicated and durable.
-    :param quorum_delivery_limit: deliveries after which a quorum queue drops a message; 0 is without limit.
+    :param quorum_delivery_limit: deliveries after which a quorum queue drops a message; 0 leaves it to the broker.
     :param quorum_max_memory_length: messages that a quorum queue keeps in memory; 0 is without limit.
     :param quorum_max_memory_bytes: bytes that a quorum queue keeps in memory; 0 is without limit.
     :param transient_queues_ttl: seconds after which an unused queue of fanouts or replies goes; 0 is never.
     :param consumer_timeout: seconds for which the broker lets a delivery be unacknowledged; 0 is without limit.
+    :param durable_private_queues: queues of fanouts and replies are durable, because the broker permits no others;
+        found out, not set.
     :param ssl_ca_file: certificates of those whom we trust; None is the system's.
     :param ssl_cert_file: our own certificate, if the broker wants one.
     :param ssl_key_file: its key.
@@ -38,6 +40,7 @@ class BrokerOptions:
     quorum_max_memory_bytes: int = 0
     transient_queues_ttl: float = 1800.0
     consumer_timeout: float = 1800.0
+    durable_private_queues: bool = False
     ssl_ca_file: Path | None = None
     ssl_cert_file: Path | None = None
     ssl_key_file: Path | None = None

@@ -245,14 +245,21 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """Say goodbye, and disconnect.
 
         :param within: seconds that the broker has for its own goodbye.
-        :return: Deferred[None]; never fails.
+        :return: Deferred[None], fired when the socket is closed; never fails.
         """
         if self.closed:
             return succeed(None)
         goodbye = self.channels[0].connection_close(200, "goodbye", 0, 0)
         goodbye.addTimeout(within, self.clock)
-        goodbye.addBoth(lambda _: self.end(ClosedError("it was closed", clean=True)))
+        goodbye.addBoth(self._goodbye_said)
         return goodbye  # type: ignore[no-any-return]
+
+    def _goodbye_said(self, answer: object) -> Deferred[None]:
+        self.end(ClosedError("it was closed", clean=True))
+        if isinstance(answer, Failure):
+            self.transport.abortConnection()  # who does not answer would not take part in the end of TLS, either
+        gone: Deferred[None] = self.disconnected.wait()
+        return gone.addCallback(lambda _: None)
 
     def end(self, reason: ClosedError) -> None:
         """End all channels, disconnect, and tell the owner."""

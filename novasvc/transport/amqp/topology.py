@@ -5,22 +5,41 @@ refuses (406). Replies' and fanouts' queues are private names. See ``docs/protoc
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
+from novasvc.errors import (
+    BrokerError,
+    BrokerFailedError,
+    BrokerLimitError,
+    BrokerRefusedError,
+    BrokerUnavailableError,
+    DeclarationDeniedError,
+    DeclarationMismatchError,
+)
 from novasvc.target import Target
 from novasvc.transport.amqp.channel import Channel, ClosedError
 from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
 from novasvc.transport.amqp.options import BrokerOptions
 
-_ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _PRECONDITION_FAILED = 403, 404, 405, 406
+_PRECONDITION_FAILED, _NOT_ALLOWED, _INTERNAL_ERROR = 406, 530, 541
 
 _NODE_DOWN = "down or inaccessible"
 """What the broker says of a queue whose node is not there; it comes again with it."""
+
+_LIMIT = re.compile(r"limit .*is reached|reached (the )?maximum|has reached the")
+"""What it says of a limit that an operator, or AMQP's handshake, has set, with 406 or 530."""
+
+_TOO_LARGE = "message size"
+"""What it says of one message that is over its own limit, with 406."""
+
+_TRANSIENT = "transient_nonexcl_queues"
+_DENIED = re.compile(r"Feature `(\w+)` is deprecated")
+"""What it says of a deprecated feature that it does not permit."""
 
 _DELETE_PATIENCE = 3.0
 """Seconds."""
@@ -34,22 +53,64 @@ _RUNNING_TTL = 1.0
 """Seconds that a request waits in a process's queue for that process, which consumes it."""
 _RUNNING_EXPIRY = 1800.0
 """Seconds after which the queue of running requests of a process that is gone goes, too; it is empty long before."""
+# Note [Reply codes]
+#
+# What a code means for us, and so whether and how soon it is tried again. The broker closes a channel with 311, 403,
+# 404, 405 and 406, and the connection with all others, as it does with 403 in the handshake.
+#
+# 320       somebody closed the connection, or the broker stops: an outage
+# 402, 530  a virtual host that is not there or not for us, or a limit: an operator has to act
+# 403       a user or a permission: an operator has to act
+# 404       a queue that is gone, or whose node is down, which comes back with it
+# 405       a queue that is another connection's own
+# 406       declared with other values, or a limit
+# 501-505   the broker takes what we sent for no AMQP: a defect here or there, so that trying at once is of no use
+# 506, 541  an error of the broker's own (a virtual host that is down, metadata that time out), which may pass;
+#           but 541 is also how it denies a deprecated feature, and then other settings are needed
+# 540       what we ask for is not implemented
+#
+# Source: AMQP 0-9-1 1.2; rabbit_framing, rabbit_channel, rabbit_reader and rabbit_amqqueue of RabbitMQ 3.10 to 4.3.
+
+_KINDS: Mapping[int, type[BrokerError]] = {
+    **dict.fromkeys((402, 403, 530), BrokerRefusedError),
+    **dict.fromkeys((311, 404, 405), BrokerError),
+    _PRECONDITION_FAILED: DeclarationMismatchError,
+    **dict.fromkeys((501, 502, 503, 504, 505, 506, 540, _INTERNAL_ERROR), BrokerFailedError),
+}
 
 
 def refusal(broker: str, reason: ClosedError) -> BrokerError:
-    """Say why the broker closed a channel.
+    """Say why the broker closed a channel or a connection; see Note [Reply codes].
 
     :param broker: its URL, the password masked.
     """
-    if reason.code == _PRECONDITION_FAILED:
-        return DeclarationMismatchError(broker, reason.problem)
-    if reason.code == _ACCESS_REFUSED:
-        return BrokerRefusedError(broker, reason.problem)
-    if reason.code == _NOT_FOUND and _NODE_DOWN in reason.problem:
-        return BrokerUnavailableError(broker, reason.problem)
-    if reason.code in {_NOT_FOUND, _RESOURCE_LOCKED}:
-        return BrokerError(broker, reason.problem)
-    return BrokerUnavailableError(broker, str(reason))
+    code, problem = reason.code, reason.problem
+    kind = _KINDS.get(code, BrokerUnavailableError)
+    if is_denial(reason):
+        kind, problem = DeclarationDeniedError, _denied(reason)
+    elif code in {_PRECONDITION_FAILED, _NOT_ALLOWED} and _LIMIT.search(problem):
+        kind = BrokerLimitError
+    elif code == _PRECONDITION_FAILED and _TOO_LARGE in problem:
+        kind = BrokerError
+    elif _NODE_DOWN in problem:
+        kind = BrokerUnavailableError
+    elif kind is BrokerFailedError:
+        problem = f"it answered with an error: {reason}"
+    elif kind is BrokerUnavailableError:
+        problem = str(reason)
+    return kind(broker, problem)
+
+
+def is_denial(reason: ClosedError) -> bool:
+    """Tell whether the broker does not permit a deprecated feature: for us, transient queues that are not exclusive."""
+    return reason.code == _INTERNAL_ERROR and _DENIED.search(reason.problem) is not None
+
+
+def _denied(reason: ClosedError) -> str:
+    found = _DENIED.search(reason.problem)
+    feature = found[1] if found is not None else ""
+    what = "queues that are neither durable nor exclusive" if feature == _TRANSIENT else "what we declare"
+    return f"it does not permit {what} ({reason.code}, deprecated feature {feature})"
 
 
 def request_address(target: Target) -> str:
@@ -180,11 +241,13 @@ def declare_quarantine(channel: Channel, topic: str) -> Deferred[Any]:
 
 
 def _declare_transient(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:
+    """Declare a queue that nobody else declares, and that goes some time after its last use."""
     quorum = options.transient_quorum_queue
     arguments = _quorum(options) if quorum else {}
     if options.transient_queues_ttl:
         arguments["x-expires"] = round(options.transient_queues_ttl * 1000)
-    return channel.queue_declare(queue=name, durable=quorum, arguments=arguments)  # type: ignore[no-any-return]
+    durable = quorum or options.durable_private_queues
+    return channel.queue_declare(queue=name, durable=durable, arguments=arguments)  # type: ignore[no-any-return]
 
 
 def _quorum(options: BrokerOptions) -> dict[str, Any]:

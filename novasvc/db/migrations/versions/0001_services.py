@@ -44,6 +44,8 @@ def upgrade() -> None:
         *_COLUMNS,
         sa.UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
         sa.UniqueConstraint(*_KEY, name="uniq_services0host0binary0deleted"),
+        mysql_charset="utf8mb4",
+        mariadb_charset="utf8mb4",
     )
     op.create_index("services_uuid_idx", "services", ["uuid"], unique=True)
 

@@ -1,0 +1,32 @@
+"""The registry in PostgreSQL and in MariaDB keeps the registries' contract."""
+
+from twisted.internet import reactor
+from twisted.trial.unittest import TestCase
+
+from novasvc.db import migrate
+from novasvc.db.services import ServiceRegistry, connect_registry
+from tests.contract.registry_contract import Fixture, make_registry_tests
+from tests.servers import MariaDB, PostgreSQL, database_url
+from tests.servers.databases import DatabaseServer
+
+
+def on_server(kind: type[DatabaseServer]) -> Fixture:
+    """Make a fixture whose tests have a database each."""
+
+    async def fixture(test: TestCase) -> ServiceRegistry:
+        url = database_url(test, kind)
+        migrate.create(url)
+        registry = connect_registry(url, reactor=reactor)
+        test.addCleanup(registry.close)
+        await registry.open()
+        return registry
+
+    return fixture
+
+
+class PostgreSQLRegistryTests(make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
+    """Tests for novasvc.db.services.ServiceRegistry in PostgreSQL."""
+
+
+class MariaDBRegistryTests(make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
+    """Tests for novasvc.db.services.ServiceRegistry in MariaDB."""
