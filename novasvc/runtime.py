@@ -17,6 +17,7 @@ from novasvc.db.services import connect_registry
 from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.rpc import Client
+from novasvc.rpc.admission import Siblings
 from novasvc.settings import Settings, load
 from novasvc.threads import BlockingPool
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -108,6 +109,8 @@ worker_number: int | None = None
 """Which worker this process is; set by :func:`novasvc.supervision.worker.run` before anything else is made."""
 worker_grace: float | None = None
 """Seconds that its supervisor gives it to finish what it has begun, 0 for no limit; set there, too."""
+worker_siblings: Siblings | None = None
+"""Asks the other workers of its server; set there, too."""
 
 
 @attrs.frozen(eq=False)
@@ -122,6 +125,7 @@ class Runtime:
     :param run_blocking: takes a function and its arguments, runs it in a thread, returns a
         Deferred of its result; see :meth:`novasvc.threads.BlockingPool.run_blocking`.
     :param worker: the number of the worker that this process is; None if it is none.
+    :param siblings: asks the other workers that serve the same nodes; None if it is none.
     :param retry: seconds to wait after the nth failure to reach either.
     """
 
@@ -131,6 +135,7 @@ class Runtime:
     database: Leg[IServiceRegistry]
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = attrs.field(factory=lambda: worker_number)
+    siblings: Siblings | None = attrs.field(factory=lambda: worker_siblings)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     conductor: Leg[IServiceRegistry] = attrs.field(init=False)

@@ -43,6 +43,11 @@ class SeenWindow:
             seen.popitem(last=False)
         return False
 
+    def knows(self, unique_id: str) -> bool:
+        """Tell whether an id is remembered."""
+        then = self._seen.get(unique_id)
+        return then is not None and self._clock.seconds() - then < self._seconds
+
     def forget(self, unique_id: str) -> None:
         """Forget an id whose message is given back; one that is not there is no error."""
         self._seen.pop(unique_id, None)

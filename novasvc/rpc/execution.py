@@ -70,6 +70,29 @@ class Call:
                 self.deadline = self.expires_at
 
 
+@attrs.define(eq=False)
+class _Reply:
+    """A reply on its way.
+
+    :param patience: seconds that its caller still waits; None if nobody knows.
+    :param delivery: is acknowledged when the reply is published; None if it was before.
+    :param call: what it is the reply to; None of a request that did not become a call.
+    """
+
+    back: WayBack
+    body: bytes
+    patience: float | None
+    delivery: IDelivery | None = None
+    call: Call | None = None
+
+    def log(self, text: str, **fields: Any) -> None:
+        """Log what becomes of it, under the request id of its caller."""
+        if self.call is None:
+            _log.warn(text, method="a request that was refused", **fields)
+        else:
+            self.call.scope.copy().run(_log.warn, text, method=self.call.method.name, **fields)
+
+
 class Execution:
     """Runs methods and publishes their replies.
 
@@ -93,7 +116,7 @@ class Execution:
         figures: Mapping[Method, MethodFigures],
         ended: Callable[[], None],
     ) -> None:
-        self.publishing = 0
+        self._publishing: dict[Deferred[None], None] = {}
         self._running: dict[Call, None] = {}  # in the order in which they began
         self._transport = transport
         self._clock = clock
@@ -105,11 +128,20 @@ class Execution:
         self._deadlines = Deadlines[Call](clock, self._overdue)
 
     def __len__(self) -> int:
-        return len(self._running) + self.publishing
+        return len(self._running) + len(self._publishing)
+
+    @property
+    def publishing(self) -> int:
+        """Replies that the transport has not answered for."""
+        return len(self._publishing)
 
     def unsettled(self) -> Iterator[Call]:
         """Return the calls that run and whose deliveries are acknowledged only at their end."""
         return (call for call in self._running if call.method.exposure.idempotent and not call.answered)
+
+    def operations(self) -> set[str]:
+        """Return the request ids of the calls that run and were not cut short."""
+        return {call.request_id for call in self._running if not call.answered}
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Tell which calls run, those that were cut short and do not end among them; see Server.running_calls."""
@@ -261,6 +293,10 @@ class Execution:
             call.delivery.requeue(call.deliveries)  # We do not die of it.
         for call in list(self._running):
             self._cut_short(call)
+        if self._transport.problem() is not None:
+            # What cannot be sent now is held for as long as its caller waits; but we end.
+            for publishing in list(self._publishing):
+                publishing.cancel()
 
     # -- the reply -----------------------------------------------------------------------------
 
@@ -281,9 +317,12 @@ class Execution:
             body = encode_failure(back.msg_id, write_failure(substitute))
         self._conclude(call, body)
 
-    def refuse(self, back: WayBack, error: Exception) -> None:
-        """Answer a request that did not become a call."""
-        self._publish(back.address, encode_failure(back.msg_id, write_failure(error)), None)
+    def refuse(self, back: WayBack, error: Exception, patience: float | None = None) -> None:
+        """Answer a request that did not become a call.
+
+        :param patience: seconds that its caller still waits; None if nobody knows.
+        """
+        self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), patience))
 
     def _conclude(self, call: Call, body: bytes | None) -> None:
         """Publish the one reply to a call, or none; then an idempotent one is acknowledged."""
@@ -292,7 +331,8 @@ class Execution:
         self._mark_answered(call)
         unacknowledged = call.delivery if call.method.exposure.idempotent else None
         if body is not None and call.request.back is not None:
-            self._publish(call.request.back.address, body, unacknowledged)
+            patience = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
+            self._publish(_Reply(call.request.back, body, patience, unacknowledged, call))
         elif unacknowledged is not None:
             unacknowledged.ack()
 
@@ -302,29 +342,44 @@ class Execution:
             call.keepalive.cancel()
             call.keepalive = None
 
-    def _publish(self, address: str, body: bytes, delivery: IDelivery | None) -> None:
+    def _publish(self, reply: "_Reply") -> None:
         """Publish a reply; its delivery is acknowledged when that is done, and goes back if it fails."""
-        publishing: Deferred[None] = self._transport.reply(address, body)
+        patience = None if reply.patience is None else max(0.0, reply.patience)
+        until = None if patience is None else self._clock.seconds() + patience
+        publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, patience)
         if publishing.called and publishing.result is None:
             # At once and well, as in memory: spare every call the cost of two callbacks.
-            if delivery is not None:
-                delivery.ack()
+            if reply.delivery is not None:
+                reply.delivery.ack()
             return
-        self.publishing += 1
-        publishing.addCallbacks(self._published, self._unpublished, callbackArgs=(delivery,), errbackArgs=(delivery,))
+        self._publishing[publishing] = None
+        publishing.addCallbacks(
+            self._published,
+            self._unpublished,
+            callbackArgs=(publishing, reply.delivery),
+            errbackArgs=(publishing, reply, until),
+        )
 
-    def _published(self, _: None, delivery: IDelivery | None) -> None:
+    def _published(self, _: None, publishing: Deferred[None], delivery: IDelivery | None) -> None:
         if delivery is not None:
             delivery.ack()
-        self.publishing -= 1
+        del self._publishing[publishing]
         self._ended()
 
-    def _unpublished(self, failure: Failure, delivery: IDelivery | None) -> None:
+    def _unpublished(self, failure: Failure, publishing: Deferred[None], reply: "_Reply", until: float | None) -> None:
         self._counts.unserved("unanswered")
-        _log.warn("a reply could not be published: {reason}", reason=failure.value)
-        if delivery is not None:
-            delivery.requeue(delivery.deliveries + 1)
-        self.publishing -= 1
+        too_late = until is not None and until <= self._clock.seconds()
+        reply.log(
+            "the reply to {method} was dropped, because {why}: {reason}",
+            why="its caller waits no longer" if too_late else "it could not be published",
+            reason="this service ends" if failure.check(CancelledError) else failure.value,
+        )
+        if reply.delivery is not None:
+            if too_late:
+                reply.delivery.ack()  # It is done, and nobody asks for it any more.
+            else:
+                reply.delivery.requeue(reply.delivery.deliveries + 1)
+        del self._publishing[publishing]
         self._ended()
 
     # -- signs of life -------------------------------------------------------------------------

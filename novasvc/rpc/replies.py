@@ -50,6 +50,7 @@ class _Pending:
     :param deadline: seconds on the clock; infinite without a timeout.
     :param began: seconds on the clock.
     :param figures: those of its method.
+    :param request_id: of its context.
     :param result: what came without being the last; old senders end with an empty reply.
     :param sending: the transport's answer, while it is awaited.
     :param unconfirmed: why it is not known whether the message was taken; empty if it was.
@@ -64,6 +65,7 @@ class _Pending:
     deadline: float
     began: float
     figures: CallFigures
+    request_id: str = ""
     result: Any = None
     sending: Deferred[None] | None = None
     unconfirmed: str = ""
@@ -97,13 +99,24 @@ class PendingCalls:
         if self._closed:
             raise TransportClosedError("sending")
 
+    def request_ids(self) -> set[str]:
+        """Return the request ids of the calls that wait."""
+        return {pending.request_id for pending in self._pending.values()}
+
     def call(
-        self, target: Target, method: str, make_body: MakeBody, timeout: float | None, keepalive: int | None = None
+        self,
+        target: Target,
+        method: str,
+        make_body: MakeBody,
+        timeout: float | None,
+        keepalive: int | None = None,
+        request_id: str = "",
     ) -> Deferred[Any]:
         """Send a call and wait for the end of it.
 
         :param timeout: seconds; with none left, nothing is sent. None is no limit.
         :param keepalive: seconds to wait for each sign of life; None if there is a timeout only.
+        :param request_id: of the call's context.
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
         if self._closed:
@@ -121,7 +134,7 @@ class PendingCalls:
             self._drop(msg_id, figures.cancelled)
 
         waiter: Deferred[Any] = Deferred(cancelled)
-        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline, now, figures)
+        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, request_id)
         self._pending[msg_id] = pending
         metrics.called_now.at().value += 1
         self._be_patient(msg_id, pending)

@@ -1,7 +1,7 @@
 """The serving side: takes deliveries in, as many at a time as it may, and has them run."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
 from itertools import chain
 from typing import Any
@@ -14,11 +14,12 @@ from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.metrics import MethodFigures
+from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
-from novasvc.rpc.message import Request, read_context, read_request, unwrap, way_back
+from novasvc.rpc.message import Request, WayBack, read_context, read_request, unwrap, way_back
 from novasvc.rpc.suspects import Suspects
 from novasvc.target import Target
 
@@ -38,6 +39,8 @@ class Server:
     :param max_deliveries: a request of an idempotent method that was delivered as often before is put
         into quarantine.
     :param send_tracebacks: callers get the traceback of an error, not only its last line.
+    :param operations: returns the request ids of what else is under way in this node: periodic tasks, calls to others.
+    :param siblings: asks the other workers of this node, while it drains; see :mod:`novasvc.rpc.admission`.
     :ivar counts: what became of the deliveries.
     :ivar figures: how each method fares.
     """
@@ -55,8 +58,8 @@ class Server:
     # to be counted by who outlives the process, before the method runs, and those that were only
     # near it are not to be counted with it. See Note [Who is to blame] in novasvc.rpc.suspects.
     #
-    # What was delivered and not begun is given back as new when the server closes: no call and no
-    # cast is lost for a restart, and none is refused for it.
+    # What was delivered and not begun when the server drains is given back as new, or refused if it is a call
+    # to this very server; see Note [Which operation a request belongs to] in novasvc.rpc.admission.
     #
     # A connection that is lost takes back what was not acknowledged, and the broker delivers it
     # again, to us perhaps. What still waits here, or runs and is idempotent, is then not taken in
@@ -76,6 +79,8 @@ class Server:
         run_blocking: Callable[..., Deferred[Any]],
         max_deliveries: int = 3,
         send_tracebacks: bool = False,
+        operations: Callable[[], Collection[str]] = frozenset,
+        siblings: Siblings | None = None,
     ) -> None:
         self.counts = Counts(target.topic)
         self._transport = transport
@@ -98,6 +103,9 @@ class Server:
         )
         self._suspects = Suspects(clock, self._execution, give_back=self._give_back, go_on=self._go_on)
         self._seen = SeenWindow(clock)
+        self._operations = operations
+        self._siblings = siblings
+        self._admission: Admission | None = None
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
         self._late: list[IDelivery] = []
@@ -111,8 +119,8 @@ class Server:
 
     @property
     def live(self) -> bool:
-        """Whether messages reach the server now."""
-        return self._listener is not None and bool(self._listener.live)
+        """Whether messages reach the server now, any of them."""
+        return self._admission is None and self._listener is not None and bool(self._listener.live)
 
     @property
     def in_flight(self) -> int:
@@ -125,6 +133,10 @@ class Server:
         :return: a mapping each: {"method": str, "request_id": str, "seconds": float, since it began}.
         """
         return self._execution.running_calls()
+
+    def operations(self) -> set[str]:
+        """Return the request ids of the operations under way in this node."""
+        return {*self._execution.operations(), *self._operations()}
 
     def start(self) -> Deferred[None]:
         """Begin to consume. Called once.
@@ -139,8 +151,38 @@ class Server:
         listening: Deferred[IListener] = self._transport.listen(self._target, self._receive, self._concurrency)
         return listening.addCallback(self._started)
 
-    def _started(self, listener: IListener) -> None:
+    def _started(self, listener: IListener) -> Deferred[None] | None:
         self._listener = listener
+        return None if self._admission is None else self._narrow(self._admission)
+
+    def drain(self) -> Deferred[None]:
+        """Begin nothing new from now on, but for the calls of operations under way.
+
+        What waits here and belongs to none of them is given back for others, or refused. Nothing happens if that was
+        done, or the server does not run.
+
+        :return: Deferred[None], fired when no message to the topic, and no fanout, will come any more.
+        """
+        if self._state != "started":
+            return succeed(None)
+        self._state = "draining"
+        admission = self._admission = Admission(
+            str(self._target), self._clock, operations=self.operations, siblings=self._siblings
+        )
+        waiting, self._waiting = [*self._suspects.withdraw(), *self._waiting], deque()
+        for call in waiting:
+            if admission.belongs(call.request.context.get("request_id")):
+                self._enqueue(call)
+            else:
+                admission.add(self._arrival_of(call))
+        self._go_on()
+        return self._narrow(admission)
+
+    def _narrow(self, admission: Admission) -> Deferred[None]:
+        if self._listener is None:
+            return succeed(None)  # It is done when there is one.
+        narrowed: Deferred[None] = self._listener.narrow(self._concurrency + ROOM)
+        return narrowed.addBoth(lambda _: admission.narrowed())
 
     def stop_consuming(self) -> Deferred[None]:
         """Take in nothing more; what was delivered is still run.
@@ -178,6 +220,8 @@ class Server:
         Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
         the transport instead, and so does what was not begun.
         """
+        if self._admission is not None:
+            self._admission.end_operations()
         waiting, self._waiting = [*self._suspects.withdraw(), *self._waiting], deque()
         self._execution.cut_short()
         for call in waiting:
@@ -193,6 +237,8 @@ class Server:
 
     def _give_up_queues(self, _: object) -> Deferred[None]:
         # Not before: it would come here again.
+        if self._admission is not None:
+            self._admission.close()
         for delivery in self._late:
             delivery.requeue(delivery.deliveries)
         listener, self._late = self._listener, []
@@ -215,24 +261,97 @@ class Server:
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
             return
+        if self._admission is None or self._admission.belongs(read_context(fields).get("request_id")):
+            self._take_in(delivery, fields)
+        else:
+            self._turn_away(self._admission, delivery, fields)
+
+    def _turn_away(self, admission: Admission, delivery: IDelivery, fields: Mapping[str, Any]) -> None:
+        """Have a request settled that belongs to no operation under way."""
+        arrival = self._arrival(delivery, fields)
+        unique_id = arrival.unique_id
+        if delivery.deliveries and admission.replace(unique_id, delivery):
+            return
+        known = unique_id is not None and self._seen.knows(unique_id)
+        if delivery.sent_to == "server" and (known or delivery.deliveries):
+            # It may have begun before, here or in a process that died: then it is not to be called new.
+            try:
+                call = self._admit(delivery, read_request(fields))
+            except RPCError as error:
+                arrival.refuse(arrival, error)
+                return
+            if call is None:
+                return
+            arrival = self._arrival_of(call)
+        admission.add(arrival)
+
+    def _take_in(self, delivery: IDelivery, fields: Mapping[str, Any]) -> None:
+        """Make a call of a delivery, or refuse it."""
         try:
             call = self._admit(delivery, read_request(fields))
         except RPCError as error:
-            self._refuse(delivery, fields, error)
+            self._refuse(delivery, read_context(fields), way_back(fields), error)
             return
         if call is None:
             return
+        self._enqueue(call)
+        self._go_on()
+
+    def _enqueue(self, call: Call) -> None:
         if call.deliveries:
             self._suspects.add(call)
         else:
             self._waiting.append(call)
-        self._go_on()
 
-    def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError) -> None:
-        """Settle a request that does not become a call, and tell the caller why."""
+    def _arrival(self, delivery: IDelivery, fields: Mapping[str, Any]) -> Arrival:
+        """Describe a delivery that came during the drain."""
+        entries, back, unique_id = read_context(fields), way_back(fields), fields.get("_unique_id")
+        return Arrival(
+            delivery,
+            delivery.deliveries,
+            entries.get("request_id"),
+            unique_id if isinstance(unique_id, str) else None,
+            back is not None,
+            lambda arrival: self._take_in(arrival.delivery, fields),
+            self._send_back,
+            lambda arrival, error: self._refuse(arrival.delivery, entries, back, error),
+        )
+
+    def _arrival_of(self, call: Call) -> Arrival:
+        """Describe a call that came before the drain, and has not begun."""
+        request = call.request
+
+        def take_in(arrival: Arrival) -> None:
+            call.delivery = arrival.delivery
+            self._enqueue(call)
+            self._go_on()
+
+        return Arrival(
+            call.delivery,
+            call.deliveries,
+            request.context.get("request_id"),
+            request.unique_id,
+            request.back is not None,
+            take_in,
+            self._send_back,
+            lambda arrival, error: self._refuse(arrival.delivery, request.context, request.back, error),
+        )
+
+    def _send_back(self, arrival: Arrival) -> None:
+        """Have a request delivered again, here or elsewhere: it did not begin."""
+        self.counts.unserved("given_back")
+        if arrival.unique_id is not None:
+            self._seen.forget(arrival.unique_id)
+        arrival.delivery.requeue(arrival.deliveries)
+
+    def _refuse(self, delivery: IDelivery, entries: Mapping[str, Any], back: WayBack | None, error: RPCError) -> None:
+        """Settle a request that does not become a call, and tell the caller why.
+
+        :param entries: of its context.
+        """
         # What is logged of it bears its request id.
         scope = self._scope.copy()
-        scope.run(current_context.set, RequestContext.from_wire(read_context(fields)))
+        scope.run(current_context.set, RequestContext.from_wire(entries))
         if isinstance(error, QuarantinedError):
             self.counts.unserved("quarantined")
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
@@ -241,9 +360,8 @@ class Server:
             self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             delivery.ack()
-        back = way_back(fields)
         if back is not None:
-            self._execution.refuse(back, error)
+            self._execution.refuse(back, error, delivery.expires_in)
 
     def _admit(self, delivery: IDelivery, request: Request) -> Call | None:
         """Make a call of a request, or settle it; see Note [When a message is acknowledged].
@@ -282,8 +400,10 @@ class Server:
         if self._going_on:
             return  # A method that returned at once; the loop below goes on by itself.
         self._going_on = True
+        # In a drain only calls come that others wait for here, and they must not wait for these in turn.
+        limit = self._concurrency if self._admission is None else self._concurrency + ROOM
         try:
-            while len(self._execution) < self._concurrency:
+            while len(self._execution) < limit:
                 self._suspects.begin()
                 if not self._waiting:
                     break

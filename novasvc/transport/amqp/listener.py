@@ -1,6 +1,6 @@
 """Requests on their way in: what a server consumes, and how each message of it is settled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,8 @@ Publish = Callable[[Message], Deferred[None]]
 _REASON_CHARACTERS = 500
 _PAUSE = 30.0
 """Seconds after which a message is given back that could not be moved."""
+_ANSWER_PATIENCE = 2.0
+"""Seconds to wait for the broker's answer when consumers are cancelled; it may be away without our knowing yet."""
 _LARGEST_PREFETCH = 65_535
 
 
@@ -35,7 +37,7 @@ _LARGEST_PREFETCH = 65_535
 class Delivery:
     """A message in the hands of a server; see IDelivery."""
 
-    __slots__ = ("_consumption", "_queue", "_since", "_tag", "body", "counted", "deliveries", "expires_in")
+    __slots__ = ("_consumption", "_queue", "_since", "_tag", "body", "counted", "deliveries", "expires_in", "sent_to")
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Delivery:
         # hands of who died, begun or not: see Note [Who is to blame] in novasvc.rpc.suspects.
         self.deliveries = properties.deliveries + redelivered
         self.counted = not redelivered
+        self.sent_to = consumption.listener.sent_to(queue)
         self._consumption = consumption
         self._tag = tag
         self._queue = queue
@@ -101,6 +104,7 @@ class _Consumption(ChannelReceiver):
     _unsettled: dict[int, bool] = attrs.field(factory=dict, init=False)  # whether it is being moved
     _acks: list[int] = attrs.field(factory=list, init=False)
     _moves: int = attrs.field(default=0, init=False)
+    _tags: int = attrs.field(default=0, init=False)
     _held: list[Delivery] = attrs.field(factory=list, init=False)
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
 
@@ -114,6 +118,37 @@ class _Consumption(ChannelReceiver):
 
     def __len__(self) -> int:
         return len(self._unsettled)
+
+    # -- consuming -----------------------------------------------------------------------------
+
+    async def consume(self, queue: str, *, last: bool) -> None:
+        """Begin to consume from a queue.
+
+        :param last: other consumers come first, as long as they take messages.
+        """
+        self._tags += 1
+        self.queues[b"%d" % self._tags] = queue
+        arguments = {"x-priority": -1} if last else {}
+        await self.channel.basic_consume(queue=queue, consumer_tag=str(self._tags), arguments=arguments)
+
+    async def narrow(self) -> None:
+        """Consume from the server's own queue alone, with the prefetch of the listener as it is now."""
+        before = list(self.queues)
+        await self.channel.basic_qos(prefetch_count=self.listener.prefetch)
+        target = self.listener.target
+        if target.server is not None:
+            # Before the old consumers are cancelled: the queue is to have one all the time.
+            await self.consume(topology.request_address(target), last=True)
+        await self._cancel(before)
+
+    async def cancel(self) -> None:
+        """Consume no more."""
+        await self._cancel(list(self.queues))
+
+    async def _cancel(self, tags: list[bytes]) -> None:
+        for tag in tags:
+            await self.channel.basic_cancel(consumer_tag=tag.decode())
+            self.queues.pop(tag, None)
 
     # -- settling ------------------------------------------------------------------------------
 
@@ -278,6 +313,8 @@ class Listener:
     _fanout_queue: str | None = attrs.field(init=False)
     _consumption: _Consumption | None = attrs.field(default=None, init=False)
     _cancelled: bool = attrs.field(default=False, init=False)
+    _narrowed: bool = attrs.field(default=False, init=False)
+    _silent: bool = attrs.field(default=False, init=False)
     _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -297,31 +334,38 @@ class Listener:
         """Whether messages reach the receiver now; see IListener."""
         return self._consumption is not None and not self._cancelled
 
+    def sent_to(self, queue: str) -> str:
+        """Return what the messages in a queue of ours were sent to; see IDelivery."""
+        if queue == self.target.topic:
+            return "topic"
+        return "fanout" if queue == self._fanout_queue else "server"
+
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless it was cancelled; see _Subscription."""
-        if self._cancelled:
+        if self._cancelled or (self._narrowed and self.target.server is None):
             return
-        options, target = self._consumers.options, self.target
+        options, target, narrowed = self._consumers.options, self.target, self._narrowed
         channel = await protocol.open_channel()
         consumption = _Consumption(self, channel)
         try:
             # For each consumer by itself: quorum queues know no other way.
             await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
-            queues = [target.topic]
+            queues = [] if narrowed else [target.topic]
             if target.server is not None:
                 queues.append(topology.request_address(target))
             for queue in queues:
                 await topology.declare_request_queue(channel, self.exchange, queue, options)
-            if self._fanout_queue is not None:
+            if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
             channel.receiver = consumption
-            for number, queue in enumerate(queues, 1):
-                consumption.queues[b"%d" % number] = queue
-                await channel.basic_consume(queue=queue, consumer_tag=str(number))
+            for queue in queues:
+                await consumption.consume(queue, last=narrowed)
             if not self.is_leaving(consumption):
                 self._consumption = consumption
+                if self._narrowed and not narrowed:
+                    await consumption.narrow()
                 return
             # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
             await self._moved()
@@ -351,20 +395,30 @@ class Listener:
         self._moving.append(moving)
         moving.addBoth(lambda _: self._moving.remove(moving))
 
+    def narrow(self, prefetch: int) -> Deferred[None]:
+        """Stop the deliveries of the topic and of fanouts; see IListener."""
+        self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
+        return Deferred.fromCoroutine(self._change(_Consumption.narrow))
+
     def cancel(self) -> Deferred[None]:
         """Stop the deliveries; see IListener."""
         self._cancelled = True
-        return Deferred.fromCoroutine(self._cancel())
+        return Deferred.fromCoroutine(self._change(_Consumption.cancel))
 
-    async def _cancel(self) -> None:
-        consumption = self._consumption
-        if consumption is None:
-            return  # or it is being established, which sees that it is cancelled
-        try:
-            for tag in list(consumption.queues):
-                await consumption.channel.basic_cancel(consumer_tag=tag.decode())
-        except ClosedError:
-            pass  # It delivers nothing more either way.
+    async def _change(self, change: Callable[[_Consumption], Coroutine[Deferred[Any], Any, None]]) -> None:
+        if self._consumption is None or self._silent:
+            return  # or it is being established, which sees what it is to be
+        # What has lost its channel delivers nothing more either way.
+        changing: Deferred[None] = Deferred.fromCoroutine(change(self._consumption))
+        changing.addErrback(lambda failure: failure.trap(ClosedError) and None)
+        # It goes on when it is not waited for any longer: a broker that is only slow is told all of it.
+        waiting = _done(changing)
+        await waiting.addTimeout(_ANSWER_PATIENCE, self.clock, onTimeoutCancel=self._note_silence)
+
+    def _note_silence(self, _: object, seconds: float) -> None:
+        """Wait for no answer of this broker any more: a service that ends has no time for that."""
+        self._silent = True
+        _log.warn("the broker has not answered {listener} within {seconds:g} s", listener=str(self), seconds=seconds)
 
     def close(self) -> Deferred[None]:
         """Give up the queue of fanouts, and what is unsettled; see IListener."""
@@ -386,7 +440,7 @@ class Listener:
         consumption.forget_unsettled()
         consumption.channel.receiver = None  # what comes now goes back with the channel
         try:
-            if self._fanout_queue is not None:
+            if self._fanout_queue is not None and not self._silent:
                 await topology.delete_queue(consumption.channel, self._fanout_queue, self.clock)
         except ClosedError:
             return
@@ -398,7 +452,8 @@ def _done(moving: Deferred[Any]) -> Deferred[None]:
     done: Deferred[None] = Deferred()
 
     def end(result: Any) -> Any:
-        done.callback(None)
+        if not done.called:
+            done.callback(None)
         return result
 
     moving.addBoth(end)

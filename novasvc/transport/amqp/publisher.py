@@ -304,7 +304,7 @@ class Publisher:
         size = len(message.body)
         if len(self._held) >= HELD_MESSAGES or self._held_bytes + size > HELD_BYTES:
             return fail(TransportFullError(message.target, len(self._held)))
-        patience = message.patience or self._options.operation_timeout
+        patience = self._options.operation_timeout if message.patience is None else message.patience
         if message.ttl is not None:
             patience = message.ttl * _BEFORE_THE_END
         held = _Held(send, message.done, size, self._clock.seconds())
