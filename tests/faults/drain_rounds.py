@@ -29,6 +29,8 @@ from tests.faults.drain_parts import PATIENCE, TOPIC, Middle
 from tests.faults.fleet_rig import Fleet, Fleets
 from tests.interop.peer import InteropCase
 
+START = 120.0
+"""Seconds for a node to be ready: several start at a time, and the machine may have other work."""
 GRACE = 20.0
 HOSTS = ("h1", "h2")
 """Of the nodes that are told to end, side by side."""
@@ -132,7 +134,10 @@ class DrainCase(Fleets, InteropCase):
         """Start a node, and have it end in the midst of operations."""
         node = self.node(host, kind.workers)
         before = len(node.journal)
-        await deferToThread(node.ready, kind.workers) if kind.workers else await deferToThread(node.says, "is running")
+        if kind.workers:
+            await deferToThread(node.ready, kind.workers, (), START)
+        else:
+            await deferToThread(node.says, "is running", START)
         await self.until(lambda: len(_under_way(node)) >= LEAST and len(node.journal) > before + 4 * LEAST)
         await self.pause(chance.uniform(0, SECONDS))
         began, operations = time.monotonic(), _under_way(node)
@@ -144,6 +149,7 @@ class DrainCase(Fleets, InteropCase):
         self.assertEqual(await deferToThread(node.wait), -signal.SIGTERM, node.output)
         tally.seconds.append(time.monotonic() - began)
         tally.under_way.append(len(operations))
+        self.progress(tally)
         journal = node.journal
         self.assertEqual(_under_way(node), set(), node.output)
         self.assertEqual([line for line in journal[told:] if line.startswith("unrelated")], [], node.output)
@@ -159,6 +165,9 @@ class DrainCase(Fleets, InteropCase):
             tally.refused += 1
         except RPCError:
             pass  # Nobody is there any more, or the call waits for the next process.
+
+    def progress(self, tally: Tally) -> None:
+        """See a round end well."""
 
     def pause(self, seconds: float) -> Deferred[None]:
         """Wait for a moment that chance has chosen."""
@@ -223,9 +232,12 @@ def main(rounds: str = "100", *kinds: str) -> None:
     class Rounds(DrainCase):
         timeout = 86_400.0
 
+        def progress(self, tally: Tally) -> None:
+            print(f"\r{tally}", end="", flush=True)  # noqa: T201 - asked for
+
         async def check_kind(self, name: str) -> None:
             tally = await self.check(int(rounds), KINDS[name], random.Random(seed))
-            print(f"{name} (seed {seed}): {tally}", flush=True)  # noqa: T201 - asked for
+            print(f"\n{name} (seed {seed}): {tally}", flush=True)  # noqa: T201 - asked for
 
     for name in kinds or KINDS:
 
