@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from novasvc import rpc
@@ -139,7 +140,7 @@ class DrainCase(Fleets, InteropCase):
         else:
             await deferToThread(node.says, "is running", START)
         await self.until(lambda: len(_under_way(node)) >= LEAST and len(node.journal) > before + 4 * LEAST)
-        await self.pause(chance.uniform(0, SECONDS))
+        await deferLater(reactor, chance.uniform(0, SECONDS))
         began, operations = time.monotonic(), _under_way(node)
         os.kill(node.pid, signal.SIGTERM)
         # Each process says it for itself.
@@ -168,10 +169,6 @@ class DrainCase(Fleets, InteropCase):
 
     def progress(self, tally: Tally) -> None:
         """See a round end well."""
-
-    def pause(self, seconds: float) -> Deferred[None]:
-        """Wait for a moment that chance has chosen."""
-        return succeed(None).addCallback(lambda _: _later(seconds))
 
     def node(self, host: str, workers: int) -> Fleet:
         """Start a node A."""
@@ -215,12 +212,6 @@ def _under_way(node: Fleet) -> set[str]:
     journal = [line.split() for line in node.journal]
     begun, done = ({what for how, what in journal if how == wanted} for wanted in ("begun", "done"))
     return begun - done
-
-
-def _later(seconds: float) -> Deferred[None]:
-    waiting: Deferred[None] = Deferred()
-    reactor.callLater(seconds, waiting.callback, None)
-    return waiting
 
 
 def main(rounds: str = "100", *kinds: str) -> None:
