@@ -5,6 +5,7 @@ form in which rows travel: :class:`Conductor` answers, :class:`RemoteRegistry` a
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import wraps
 from types import NoneType
@@ -22,13 +23,16 @@ from novasvc.errors import (
     DatabaseUnavailableError,
     InvalidArgumentsError,
     MethodTimeoutError,
+    NoSuchMethodError,
     RPCTimeoutError,
+    ServiceDrainingError,
     ServiceNotFoundError,
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
     UnconfirmedError,
     UndeliverableError,
+    UnsupportedVersionError,
 )
 from novasvc.interfaces import IServiceRegistry, Records
 from novasvc.manager import Manager
@@ -36,8 +40,8 @@ from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.record import ServiceChanges, ServiceRecord
 
 TOPIC = "conductor"
-NAMESPACE, VERSION, PAGES = "registry", "1.0", "1.1"
-"""PAGES is the first version that has page and count."""
+NAMESPACE, VERSION, PAGES, PROOF = "registry", "1.0", "1.1", "1.2"
+"""PAGES is the first version that has page and count, PROOF the first that has prove_writable."""
 
 TIMEOUT = 20.0
 """Seconds for a call: more than the database's own bound, so that its error gets through. No heartbeat is older."""
@@ -45,6 +49,7 @@ TIMEOUT = 20.0
 _OUTAGES: Mapping[type[Exception], str] = {
     MethodTimeoutError: "its database did not answer in time",
     RPCTimeoutError: "it did not answer in time",
+    ServiceDrainingError: "it is draining",
     TooManyCallsError: "too many calls wait for it",
     TransportClosedError: "the connection to it was closed",
     TransportFullError: "too many messages wait for it already",
@@ -191,6 +196,11 @@ class Conductor(Manager):
         """Count and stamp a heartbeat."""
         return self.attachments.registry.beat(service_id)
 
+    @_operation(idempotent=True, version=PROOF)
+    def prove_writable(self, context: RequestContext) -> Deferred[None]:
+        """See that the database can be written."""
+        return self.attachments.registry.prove_writable()
+
     @_operation(idempotent=True)
     async def get(self, context: RequestContext, service: str) -> dict[str, Any]:
         """Read the row with this id, in decimal, or this uuid."""
@@ -286,6 +296,19 @@ class RemoteRegistry:
     def beat(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
         return self._ask(_read_nothing, "beat", service_id=service_id)
+
+    def prove_writable(self) -> Deferred[None]:
+        """See IServiceRegistry. Of a conductor that does not know the question, it is enough that it reads."""
+        return Deferred.fromCoroutine(self._prove_writable())
+
+    async def _prove_writable(self) -> None:
+        try:
+            await self._ask(_read_nothing, "prove_writable", PROOF)
+        except DatabaseError as error:
+            if not isinstance(error.__cause__, UnsupportedVersionError | NoSuchMethodError):
+                raise
+            with suppress(ServiceNotFoundError):
+                await self.get("0")
 
     def get(self, service: str) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""

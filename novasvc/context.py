@@ -25,7 +25,9 @@ def new_request_id() -> str:
 class RequestContext:
     """What travels with a request, from its first caller to the last service it reaches.
 
-    :param request_id: "req-" and a UUID; every log event of the request carries it.
+    :param request_id: "req-" and a UUID; every log event of the request carries it. A context that is made while
+        a request is served, or a periodic task runs, has the id of that one by default, so that a call made with
+        it is known as a part of the operation. See :mod:`novasvc.rpc.admission`.
     :param user_id: who asks, if known.
     :param project_id: on whose behalf, if known.
     :param is_admin: whether the asker may do anything.
@@ -35,7 +37,7 @@ class RequestContext:
     :param extra: whatever else a peer sent, JSON values, handed on unchanged.
     """
 
-    request_id: str = attrs.field(factory=new_request_id)
+    request_id: str = attrs.field(factory=lambda: _request_id_in_use() or new_request_id())
     user_id: str | None = None
     project_id: str | None = None
     is_admin: bool = False
@@ -80,3 +82,8 @@ class RequestContext:
 
 current_context: ContextVar[RequestContext | None] = ContextVar("novasvc_request", default=None)
 """The request that is being served; log events take their request id from it."""
+
+
+def _request_id_in_use() -> str | None:
+    context = current_context.get()
+    return None if context is None else context.request_id

@@ -570,6 +570,22 @@ class RedeliveredError(RPCError):
 
 
 @attrs.define
+class ServiceDrainingError(RPCError):
+    """A service that stops was called, and the call belongs to no operation under way there: it was not run.
+
+    :param target: topic and server: "compute.host1".
+    """
+
+    target: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target} is draining and takes in only calls of operations under way there; "
+            "call another server of its topic, or this one when it is back"
+        )
+
+
+@attrs.define
 class QuarantinedError(RPCError):
     """A request that took its service down each time it was delivered; it is kept aside and not run again.
 
@@ -751,6 +767,7 @@ WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
     QuarantinedError,
     RedeliveredError,
     ResultNotSerializableError,
+    ServiceDrainingError,
     ServiceNotFoundError,
     StateError,
     UnknownTaskError,

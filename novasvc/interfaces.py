@@ -35,6 +35,7 @@ class IDelivery(Interface):
     deaths = Attribute("int: processes that held it and died, as far as that is certain; a lost channel is no death.")
     counted = Attribute("bool: the transport counts it as a death if this process dies with the delivery unsettled.")
     session = Attribute("ISession: what it came by.")
+    sent_to = Attribute('str: what its sender addressed: "topic", "server" (of a topic) or "fanout".')
 
     def ack() -> None:
         """Say that the message is taken; it will not come again.
@@ -84,10 +85,20 @@ class IListener(Interface):
         "float | None: seconds after which a delivery has to be settled or held, or the transport may take it back."
     )
 
+    def narrow(prefetch: int) -> Deferred[None]:
+        """Go on with the messages to the server itself, and stop the deliveries of its topic and of fanouts.
+
+        Called first when a server drains. Other listeners to the same server come first from now on, where the
+        transport can tell.
+
+        :param int prefetch: deliveries that may be unsettled at a time from now on, > 0.
+        :return: Deferred[None], fired when no delivery of the topic or of a fanout will be made any more.
+        """
+
     def cancel() -> Deferred[None]:
         """Stop the deliveries; those already made can still be acknowledged.
 
-        Called first when a server drains.
+        Called when a server that drains has finished what it had begun.
 
         :return: Deferred[None], fired when no further delivery will be made.
         """
@@ -172,12 +183,15 @@ class ITransport(Interface):
         :return: Deferred[None]; never fails.
         """
 
-    def reply(address: str, body: bytes) -> Deferred[None]:
+    def reply(address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
         """Send a reply.
 
         :param str address: what the caller's open_replies gave.
         :param bytes body: the message.
-        :return: Deferred[None]; a caller that is gone is no error.
+        :param patience: float seconds for which it may be held while it cannot be sent: those that its caller still
+            waits. None, if nobody knows, is a bound of the transport's own.
+        :return: Deferred[None]; a caller that is gone is no error. It fails if it could not be sent in time.
+            Cancelling it gives up what is still held.
         """
 
 
@@ -217,7 +231,14 @@ class IServiceRegistry(Interface):
         """Add one to report_count and stamp last_seen_up.
 
         :param int service_id: the row's id.
-        :return: Deferred[None]; fails with ServiceNotFoundError if the row is gone.
+        :return: Deferred[None]; fails with ServiceNotFoundError if the row is gone, and with DatabaseFullError, even
+            though the row was stamped, if the database has no room for more.
+        """
+
+    def prove_writable() -> Deferred[None]:
+        """See that the database can be written, and change nothing: for who sends no heartbeats.
+
+        :return: Deferred[None]; fails with what a write would fail with.
         """
 
     def get(service: str) -> Deferred[ServiceRecord]:

@@ -17,6 +17,7 @@ from novasvc.db.services import connect_registry
 from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.rpc import Client
+from novasvc.rpc.admission import Siblings
 from novasvc.rpc.backlog import Backlog
 from novasvc.settings import Settings, load
 from novasvc.threads import BlockingPool
@@ -111,6 +112,8 @@ worker_grace: float | None = None
 """Seconds that its supervisor gives it to finish what it has begun, 0 for no limit; set there, too."""
 worker_backlog: Backlog | None = None
 """What this worker shares with its siblings of the requests that it has not begun; set there, too."""
+worker_siblings: Siblings | None = None
+"""Asks the other workers of its server; set there, too."""
 
 
 @attrs.frozen(eq=False)
@@ -127,6 +130,7 @@ class Runtime:
     :param worker: the number of the worker that this process is; None if it is none.
     :param backlog: the requests that this worker has received and not begun, for its siblings; None in a process
         without siblings.
+    :param siblings: asks the other workers that serve the same nodes; None if it is none.
     :param retry: seconds to wait after the nth failure to reach either.
     """
 
@@ -137,6 +141,7 @@ class Runtime:
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = attrs.field(factory=lambda: worker_number)
     backlog: Backlog | None = attrs.field(factory=lambda: worker_backlog)
+    siblings: Siblings | None = attrs.field(factory=lambda: worker_siblings)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     conductor: Leg[IServiceRegistry] = attrs.field(init=False)

@@ -62,6 +62,7 @@ class Membership:
     :param record: the row, as it was registered.
     :param report_interval: seconds from beat to beat; 0 is no beats, as in Nova: the row is there, and ages.
     :param proofs: what must hold for a beat to be sent.
+    :ivar problem: why the last beat that was tried could not be written; None if it was.
     """
 
     _registry: IServiceRegistry
@@ -74,6 +75,8 @@ class Membership:
     failures: int = attrs.field(default=0, init=False)
     skipped: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
+    problem: str | None = attrs.field(default=None, init=False)
+    _proven_at: float | None = attrs.field(default=None, init=False)
     _loop: LoopingCall | None = attrs.field(default=None, init=False)
     _joined_at: float = attrs.field(default=0.0, init=False)
     _due: float = attrs.field(default=0.0, init=False)
@@ -109,6 +112,12 @@ class Membership:
         if self._beating is not None:
             self._beating.cancel()
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether beats are tried, so that ``problem`` tells whether the registry can be written now."""
+        since = None if self._proven_at is None else self._clock.seconds() - self._proven_at
+        return since is not None and since <= 2 * self._report_interval + LAG_LIMIT
+
     def _beat(self) -> Deferred[None]:
         beating = self._beating = Deferred.fromCoroutine(self._beat_or_skip())
 
@@ -129,22 +138,26 @@ class Membership:
         try:
             await self._send()
         except DatabaseError as error:
-            self.failures += 1
-            self._count("failed")
+            self._note_failure(str(error))
             self._stumble("model server went away", error)
         except CancelledError:
             pass  # the member leaves
         except Exception as error:  # noqa: BLE001 - whatever it is, the next beat is tried
-            self.failures += 1
-            self._count("failed")
+            self._note_failure(describe(error))
             self._stumble("the heartbeat failed", error)
         else:
             self.beats += 1
+            self.problem, self._proven_at = None, self._clock.seconds()
             self._count("sent")
             metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
             if self.trouble is not None:
                 _log.info("heartbeats go on; before: {trouble}", trouble=self.trouble)
                 self.trouble = None
+
+    def _note_failure(self, problem: str) -> None:
+        self.failures += 1
+        self._count("failed")
+        self.problem, self._proven_at = problem, self._clock.seconds()
 
     def _count(self, outcome: str) -> None:
         metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome).value += 1

@@ -26,6 +26,7 @@ from novasvc.errors import (
     RPCError,
     RPCTimeoutError,
     RPCVersionCapError,
+    ServiceDrainingError,
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
@@ -62,6 +63,7 @@ _STATUSES: Mapping[type[BaseException], int] = {
     MethodTimeoutError: 504,
     # No 503, which invites to try again: the method may run.
     UnconfirmedError: 504,
+    ServiceDrainingError: 503,
     TooManyCallsError: 503,
     TransportFullError: 503,
     TransportClosedError: 503,

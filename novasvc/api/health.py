@@ -44,7 +44,8 @@ class OwnHealth:
         if registry is None:
             seen: Verdict = False, backend.missing.get(name, "it is being reached")
         else:
-            seen = await see_registry(registry, "0", backend.reactor)
+            # An API sends no heartbeats that would prove it.
+            seen = await see_registry(registry.prove_writable(), backend.reactor)
         problem = backend.broker_problem()
         verdicts: dict[str, Verdict] = {
             "broker": (problem is None, problem or "messages can move"),
@@ -132,8 +133,10 @@ def sum_up(rows: Iterable[dict[str, Any]]) -> list[Leg]:
         found.setdefault((row["server"], row["server"], "workers"), []).append(told)
         for service in row["services"] or ():
             for leg in service["legs"]:
-                # A worker that drains is no help, whatever it stands on.
-                held = {**leg, "ready": leg["ready"] and row["state"] in _READY}
+                held = leg
+                if leg["ready"] and row["state"] not in _READY:
+                    # A worker that drains is no help, whatever it stands on.
+                    held = {**leg, "ready": False, "detail": f"worker {row['number']} is {row['state']}"}
                 found.setdefault((row["server"], service["service"], leg["name"]), []).append(held)
     return [_best(service, legs) for (_, service, _), legs in found.items()]
 
@@ -160,7 +163,12 @@ def _is_ready(row: dict[str, Any]) -> bool:
 
 def _state(row: dict[str, Any]) -> str:
     state: str = row["state"]
-    return f"{state}, and does not answer" if state == "ready" and row["services"] is None else state
+    if state not in _READY:
+        return state
+    if row["services"] is None:
+        return f"{state}, and does not answer"
+    missing = (leg for service in row["services"] for leg in service["legs"] if not leg["ready"])
+    return next((f"not ready, for its {leg['name']}: {leg['detail']}" for leg in missing), state)
 
 
 def _without_details(document: dict[str, Any]) -> dict[str, Any]:

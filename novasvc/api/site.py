@@ -21,7 +21,7 @@ from novasvc.api.openapi import OpenAPI
 from novasvc.api.os_services import OSServices
 from novasvc.api.page.rooms import make_page_rooms
 from novasvc.api.versions import Front
-from novasvc.context import RequestContext, current_context
+from novasvc.context import RequestContext, current_context, new_request_id
 from novasvc.http.head import Head
 from novasvc.http.light import Handler, LightRequest
 
@@ -95,7 +95,7 @@ class Doors:
 
 def _receive(request: Any) -> RequestContext:
     """Give a request its id, and its answer the headers of all."""
-    context = RequestContext()
+    context = RequestContext(request_id=new_request_id())
     request.request_id = context.request_id
     for name, value in _HEADERS.items():
         request.setHeader(name, value)

@@ -91,6 +91,11 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         self._workers: list[Worker] = []
         self._closed = False
 
+    def seconds(self) -> float:
+        """Read the reactor's clock."""
+        seconds: float = self._reactor.seconds()
+        return seconds
+
     def run(self, function: Callable[[Connection], T], *, timeout: float | None = None) -> Deferred[T]:
         """Run a function as one transaction, in one of the threads.
 

@@ -14,7 +14,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.db import migrate as migration
+from novasvc.db import sqlite
 from novasvc.db.address import DatabaseAddress
+from novasvc.db.diagnosis import diagnose
 from novasvc.db.engine import Engine
 from novasvc.db.pages import is_number, mark_statement, rows_statement, totals_statement
 from novasvc.db.schema import GREATEST_ID, HEAD, database_now, services
@@ -34,6 +36,9 @@ DISABLED_REASON = "New service disabled by the setting enable_new_services."
 _MIGRATION_DEADLINE = 60.0
 """Seconds; an empty table takes one, and who knows what tables will be altered one day."""
 
+_ROOM_FOR = 1.0
+"""Seconds for which it is known that a file has room for more."""
+
 _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 
 # Made once: a statement is found in SQLAlchemy's cache by its shape, and that is what costs.
@@ -49,6 +54,7 @@ _BEAT = (
         updated_at=database_now(),
     )
 )
+_PROOF = update(services).where(services.c.id == -1).values(report_count=services.c.report_count)
 _DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
 
 
@@ -94,6 +100,7 @@ class ServiceRegistry:
         self._enable_new_services = enable_new_services
         self._migrate = migrate
         self._new_uuid = new_uuid
+        self._looks_at = 0.0
 
     def open(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -112,7 +119,14 @@ class ServiceRegistry:
 
     def beat(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
-        return self._engine.run(lambda connection: _change(connection, _BEAT, service_id))
+        return self._write(lambda connection: _change(connection, _BEAT, service_id))
+
+    def prove_writable(self) -> Deferred[None]:
+        """See IServiceRegistry.
+
+        The statement fits no row, but is refused by a database that is read-only, or a replica.
+        """
+        return self._write(_try_to_write)
 
     def get(self, service: str) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
@@ -164,6 +178,22 @@ class ServiceRegistry:
         except DatabaseConflictError as error:
             problem = f"another service of host {host!r} has the topic {topic!r}"
             raise DatabaseConflictError(error.url, problem) from error
+
+    def _write(self, change: Callable[[Connection], None]) -> Deferred[None]:
+        """Run a change that is to prove something: in a file, once a second, that there is room for more as well."""
+        address, now = self._engine.address, self._engine.seconds()
+
+        def write(engine: SQLEngine) -> None:
+            with engine.begin() as connection:
+                change(connection)
+            if address.path is not None and now >= self._looks_at:
+                try:
+                    sqlite.prove_room(address.path)
+                except OSError as error:
+                    raise diagnose(address, error) from error
+                self._looks_at = now + _ROOM_FOR
+
+        return self._engine.block(write)
 
     # -- in a worker thread ------------------------------------------------------------------------
 
@@ -269,6 +299,10 @@ def _checked(service_id: int) -> int:
 def _change(connection: Connection, statement: Any, service_id: int) -> None:
     if connection.execute(statement, {"of_id": _checked(service_id)}).rowcount == 0:
         raise ServiceNotFoundError(str(service_id))
+
+
+def _try_to_write(connection: Connection) -> None:
+    connection.execute(_PROOF)
 
 
 def _columns(changes: ServiceChanges) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ _IS_OURS = (
     "SELECT NOT EXISTS (SELECT 1 FROM sqlite_master) "
     "OR EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'novasvc_alembic_version')"
 )
+_PAGE = 4096
+"""Bytes of a page, by default."""
 
 
 def create(path: Path) -> None:
@@ -61,6 +64,18 @@ def watch(engine: sqlalchemy.Engine, path: Path) -> None:
         if record.info.get("file") != _identity(path):
             message = f"{path} was replaced"
             raise DisconnectionError(message)
+
+
+def prove_room(path: Path) -> None:
+    """See that there is room beside a file for one page more.
+
+    A heartbeat alone does not show that: its pages are there already, in the file and in an old write-ahead log,
+    and it succeeds on a full disk.
+
+    :raises OSError: there is none, or it cannot be seen.
+    """
+    with tempfile.TemporaryFile(dir=path.parent, prefix=path.name, buffering=0) as file:
+        file.write(bytes(_PAGE))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

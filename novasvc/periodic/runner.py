@@ -148,6 +148,11 @@ class TaskRunner:
             raise self._refusal(f"run {name!r}")
         self._begin_by_hand(task, context)
 
+    def operations(self) -> set[str]:
+        """Return the request ids of the runs under way that were not cancelled."""
+        runs = [task.run for task in self._tasks.values() if task.run is not None and not task.run.cancelled]
+        return {run.request_id for run in runs}
+
     def figures(self) -> list[TaskFigures]:
         """Tell how each task fares, in the order they were written."""
         return [task.figures() for task in self._tasks.values()]

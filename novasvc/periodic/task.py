@@ -77,6 +77,12 @@ class Run:
     _result: Deferred[Any] | None = attrs.field(default=None, init=False)
     _waiters: list[Deferred[Any]] = attrs.field(factory=list, init=False)
 
+    @property
+    def request_id(self) -> str:
+        """That of its context, by which calls are known that it has caused."""
+        context = self.variables.get(current_context)
+        return "" if context is None else context.request_id
+
     def follow(self, result: Deferred[Any], end: Callable[["Run", Any], None]) -> None:
         """Wait for the end of a run that takes time."""
         self._result = result

@@ -77,6 +77,10 @@ class Client:
         """Calls that wait for a reply, of this client and of those prepared from it."""
         return len(self._calls)
 
+    def operations(self) -> set[str]:
+        """Return the request ids of the calls that wait for a reply, of this client and of those prepared from it."""
+        return self._calls.request_ids()
+
     @property
     def unmatched_replies(self) -> int:
         """Replies that no call waited for, since the start: late, double or forged ones."""
@@ -160,7 +164,9 @@ class Client:
             version=target.version,
             keepalive=self._keepalive,
         )
-        return self._calls.call(target, method, body, timeout, self._keepalive, idempotent=self._idempotent)
+        return self._calls.call(
+            target, method, body, timeout, self._keepalive, context.request_id, idempotent=self._idempotent
+        )
 
     def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
         """Have a method run, and wait for no result.

@@ -5,6 +5,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, cast
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, LogLevel
@@ -29,6 +30,29 @@ _log = Logger()
 
 RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
 """Takes a function, runs it in a thread, returns a Deferred of its result."""
+
+
+@attrs.define(eq=False)
+class _Reply:
+    """A reply on its way.
+
+    :param patience: seconds that its caller still waits; None if nobody knows.
+    :param call: what it is the reply to; None of a request that did not become a call.
+    :param settles: the call is settled when the reply is published, not before.
+    """
+
+    back: WayBack
+    body: bytes
+    patience: float | None
+    call: Call | None = None
+    settles: bool = False
+
+    def log(self, text: str, **fields: Any) -> None:
+        """Log what becomes of it, under the request id of its caller."""
+        if self.call is None:
+            _log.warn(text, method="a request that was refused", **fields)
+        else:
+            self.call.scope.copy().run(_log.warn, text, method=self.call.method.name, **fields)
 
 
 class Execution:
@@ -56,7 +80,7 @@ class Execution:
         figures: Mapping[Method, MethodFigures],
         ended: Callable[[], None],
     ) -> None:
-        self.publishing = 0
+        self._publishing: dict[Deferred[None], None] = {}
         self._running: dict[Call, None] = {}  # in the order in which they began
         self._transport = transport
         self._ledger = ledger
@@ -69,7 +93,16 @@ class Execution:
         self._deadlines = Deadlines[Call](clock, self._overdue)
 
     def __len__(self) -> int:
-        return len(self._running) + self.publishing
+        return len(self._running) + len(self._publishing)
+
+    @property
+    def publishing(self) -> int:
+        """Replies that the transport has not answered for."""
+        return len(self._publishing)
+
+    def operations(self) -> set[str]:
+        """Return the request ids of the calls that run and were not cut short."""
+        return {call.request_id for call in self._running if not call.answered}
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Tell which calls run, those that were cut short and do not end among them; see Server.running_calls."""
@@ -229,6 +262,10 @@ class Execution:
                 self._ledger.give_back(call)  # We do not die of it.
         for call in list(self._running):
             self._cut_short(call)
+        if self._transport.problem() is not None:
+            # What cannot be sent now is held for as long as its caller waits; but we end.
+            for publishing in list(self._publishing):
+                publishing.cancel()
 
     # -- the reply -----------------------------------------------------------------------------
 
@@ -249,20 +286,24 @@ class Execution:
             body = encode_failure(back.msg_id, write_failure(substitute))
         self._conclude(call, body)
 
-    def refuse(self, back: WayBack, error: Exception) -> None:
-        """Answer a request that did not become a call."""
-        self._publish(back.address, encode_failure(back.msg_id, write_failure(error)), None)
+    def refuse(self, back: WayBack, error: Exception, patience: float | None) -> None:
+        """Answer a request that did not become a call.
+
+        :param patience: seconds that its caller still waits; None if nobody knows.
+        """
+        self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), patience))
 
     def _conclude(self, call: Call, body: bytes | None) -> None:
         """Publish the one reply to a call, or none; then an idempotent one is acknowledged."""
         if call.answered:
             return
         self._mark_answered(call)
-        unsettled = call if call.method.exposure.idempotent else None
+        settles = call.method.exposure.idempotent
         if body is not None and call.request.back is not None:
-            self._publish(call.request.back.address, body, unsettled)
-        elif unsettled is not None:
-            self._ledger.settle(unsettled)
+            patience = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
+            self._publish(_Reply(call.request.back, body, patience, call, settles))
+        elif settles:
+            self._ledger.settle(call)
 
     def _mark_answered(self, call: Call) -> None:
         call.answered = True
@@ -270,32 +311,45 @@ class Execution:
             call.keepalive.cancel()
             call.keepalive = None
 
-    def _publish(self, address: str, body: bytes, call: Call | None) -> None:
+    def _publish(self, reply: _Reply) -> None:
         """Publish a reply; its call is settled when that is done, and goes back if it fails.
 
         Not its delivery: that may be another one by then.
         """
-        publishing: Deferred[None] = self._transport.reply(address, body)
+        patience = None if reply.patience is None else max(0.0, reply.patience)
+        until = None if patience is None else self._clock.seconds() + patience
+        publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, patience)
         if publishing.called and publishing.result is None:
             # At once and well, as in memory: spare every call the cost of two callbacks.
-            if call is not None:
-                self._ledger.settle(call)
+            self._settle(reply)
             return
-        self.publishing += 1
-        publishing.addCallbacks(self._published, self._unpublished, callbackArgs=(call,), errbackArgs=(call,))
+        self._publishing[publishing] = None
+        publishing.addCallbacks(
+            self._published, self._unpublished, callbackArgs=(publishing, reply), errbackArgs=(publishing, reply, until)
+        )
 
-    def _published(self, _: None, call: Call | None) -> None:
-        if call is not None:
-            self._ledger.settle(call)
-        self.publishing -= 1
+    def _settle(self, reply: _Reply) -> None:
+        if reply.settles and reply.call is not None:
+            self._ledger.settle(reply.call)
+
+    def _published(self, _: None, publishing: Deferred[None], reply: _Reply) -> None:
+        self._settle(reply)
+        del self._publishing[publishing]
         self._ended()
 
-    def _unpublished(self, failure: Failure, call: Call | None) -> None:
+    def _unpublished(self, failure: Failure, publishing: Deferred[None], reply: _Reply, until: float | None) -> None:
         self._counts.unserved("unanswered")
-        _log.warn("a reply could not be published: {reason}", reason=failure.value)
-        if call is not None:
-            self._ledger.give_back(call)
-        self.publishing -= 1
+        too_late = until is not None and until <= self._clock.seconds()
+        reply.log(
+            "the reply to {method} was dropped, because {why}: {reason}",
+            why="its caller waits no longer" if too_late else "it could not be published",
+            reason="this service ends" if failure.check(CancelledError) else failure.value,
+        )
+        if too_late:
+            self._settle(reply)  # It is done, and nobody asks for it any more.
+        elif reply.settles and reply.call is not None:
+            self._ledger.give_back(reply.call)
+        del self._publishing[publishing]
         self._ended()
 
     # -- signs of life -------------------------------------------------------------------------

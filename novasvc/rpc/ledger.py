@@ -67,6 +67,10 @@ class Ledger:
         self._in_hand.pop(call.request.unique_id or call, None)
         self._parking.add(call)
 
+    def release(self, call: Call) -> None:
+        """Forget a call that is in hand and has not begun; :meth:`take` or :meth:`give_back` follows."""
+        self._in_hand.pop(call.request.unique_id or call, None)
+
     def settle(self, call: Call) -> None:
         """Acknowledge a call's delivery."""
         self._in_hand.pop(call.request.unique_id or call, None)

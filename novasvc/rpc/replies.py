@@ -57,6 +57,7 @@ class _Pending:
     :param began: seconds on the clock.
     :param figures: those of its method.
     :param idempotent: its message may be sent again.
+    :param request_id: of its context.
     :param result: what came without being the last; old senders end with an empty reply.
     :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer.
     :param body: the message, if it may have to be sent again.
@@ -75,6 +76,7 @@ class _Pending:
     began: float
     figures: CallFigures
     idempotent: bool
+    request_id: str = ""
     result: Any = None
     sending: Deferred[Any] | None = None
     body: bytes | None = None
@@ -131,6 +133,10 @@ class PendingCalls:
         if self._closed:
             raise TransportClosedError("sending")
 
+    def request_ids(self) -> set[str]:
+        """Return the request ids of the calls that wait."""
+        return {pending.request_id for pending in self._pending.values()}
+
     def call(
         self,
         target: Target,
@@ -138,6 +144,7 @@ class PendingCalls:
         make_body: MakeBody,
         timeout: float | None,
         keepalive: int | None = None,
+        request_id: str = "",
         *,
         idempotent: bool = False,
     ) -> Deferred[Any]:
@@ -146,6 +153,7 @@ class PendingCalls:
         :param timeout: seconds; with none left, nothing is sent. None is no limit.
         :param keepalive: seconds to wait for each sign of life; None if there is a timeout only.
         :param idempotent: its message may be sent again; see Note [A message that was not confirmed].
+        :param request_id: of the call's context.
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
         if self._closed:
@@ -163,7 +171,9 @@ class PendingCalls:
             self._drop(msg_id, figures.cancelled)
 
         waiter: Deferred[Any] = Deferred(cancelled)
-        pending = _Pending(waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, idempotent)
+        pending = _Pending(
+            waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, idempotent, request_id
+        )
         self._pending[msg_id] = pending
         metrics.called_now.at().value += 1
         self._be_patient(msg_id, pending)

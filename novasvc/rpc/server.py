@@ -1,34 +1,32 @@
 """The serving side: takes deliveries in, as many at a time as it may, and has them run."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.metrics import MethodFigures
-from novasvc.rpc.backlog import Backlog, Fate
+from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
+from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
 from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger
-from novasvc.rpc.message import Request, read_context, read_request, unwrap, way_back
+from novasvc.rpc.message import Request, WayBack, read_context, read_request, unwrap, way_back
 from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
+from novasvc.rpc.takeover import Takeover
 from novasvc.target import Target
 
 _log = Logger()
-
-_LOOKS = 40
-_LOOK_INTERVAL = 0.05
-"""Times that the fate of a request is looked up while its holder may be dying, and seconds between two looks."""
 
 
 class Server:
@@ -44,6 +42,8 @@ class Server:
     :param max_deliveries: an idempotent call that was running at as many deaths of a process is quarantined, > 0.
     :param send_tracebacks: callers get the traceback of an error, not only its last line.
     :param backlog: tells which requests dead siblings of this process had not begun; None without siblings.
+    :param operations: returns the request ids of what else is under way in this node: periodic tasks, calls to others.
+    :param siblings: asks the other workers of this node, while it drains; see :mod:`novasvc.rpc.admission`.
     :ivar counts: what became of the deliveries.
     :ivar figures: how each method fares.
     """
@@ -63,8 +63,8 @@ class Server:
     # process, and those that were only near it are not to be counted with it. See Note [Finding the
     # poison message] in novasvc.rpc.redelivery. A lost channel is no death.
     #
-    # What was delivered and not begun is given back as new when the server closes: no call and no
-    # cast is lost for a restart, and none is refused for it.
+    # What was delivered and not begun when the server drains is given back as new, or refused if it is a call
+    # to this very server; see Note [Which operation a request belongs to] in novasvc.rpc.admission.
     #
     # A message that comes again to the process that had it is recognised by its unique id, however
     # often and whyever it comes: see Note [What comes again] in novasvc.rpc.ledger. What runs for
@@ -82,6 +82,8 @@ class Server:
         max_deliveries: int = 3,
         send_tracebacks: bool = False,
         backlog: Backlog | None = None,
+        operations: Callable[[], Collection[str]] = frozenset,
+        siblings: Siblings | None = None,
     ) -> None:
         self.counts = Counts(target.topic)
         self._transport = transport
@@ -115,8 +117,10 @@ class Server:
             go_on=self._go_on,
         )
         self._holding = Holding(clock, self._ledger, hold_after=self._hold_after, give_back=self._give_back_waiting)
-        self._backlog = backlog
-        self._undecided: dict[IDelivery, IDelayedCall] = {}
+        self._takeover = Takeover(backlog, clock)
+        self._operations = operations
+        self._siblings = siblings
+        self._admission: Admission | None = None
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
         self._late: list[IDelivery] = []
@@ -130,8 +134,8 @@ class Server:
 
     @property
     def live(self) -> bool:
-        """Whether messages reach the server now."""
-        return self._listener is not None and bool(self._listener.live)
+        """Whether messages reach the server now, any of them."""
+        return self._admission is None and self._listener is not None and bool(self._listener.live)
 
     @property
     def in_flight(self) -> int:
@@ -144,6 +148,10 @@ class Server:
         :return: a mapping each: {"method": str, "request_id": str, "seconds": float, since it began}.
         """
         return self._execution.running_calls()
+
+    def operations(self) -> set[str]:
+        """Return the request ids of the operations under way in this node."""
+        return {*self._execution.operations(), *self._operations()}
 
     def start(self) -> Deferred[None]:
         """Begin to consume. Called once.
@@ -158,16 +166,46 @@ class Server:
         listening: Deferred[IListener] = self._transport.listen(self._target, self._receive, self._concurrency)
         return listening.addCallback(self._started)
 
-    def _started(self, listener: IListener) -> None:
+    def _started(self, listener: IListener) -> Deferred[None] | None:
         self._listener = listener
         self._holding.start()
+        return None if self._admission is None else self._narrow(self._admission)
 
     def _hold_after(self) -> float | None:
         seconds: float | None = None if self._listener is None else self._listener.hold_after
         return seconds
 
     def _is_consuming(self) -> bool:
-        return self.live or self._stopping
+        return self._stopping or (self._listener is not None and bool(self._listener.live))
+
+    def drain(self) -> Deferred[None]:
+        """Begin nothing new from now on, but for the calls of operations under way.
+
+        What waits here and belongs to none of them is given back for others, or refused. Nothing happens if that was
+        done, or the server does not run.
+
+        :return: Deferred[None], fired when no message to the topic, and no fanout, will come any more.
+        """
+        if self._state != "started":
+            return succeed(None)
+        self._state = "draining"
+        admission = self._admission = Admission(
+            str(self._target), self._clock, operations=self.operations, siblings=self._siblings
+        )
+        waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
+        for call in waiting:
+            if admission.belongs(call.request.context.get("request_id")):
+                self._enqueue(call)
+            else:
+                admission.add(self._arrival_of(call))
+        self._go_on()
+        return self._narrow(admission)
+
+    def _narrow(self, admission: Admission) -> Deferred[None]:
+        if self._listener is None:
+            return succeed(None)  # It is done when there is one.
+        narrowed: Deferred[None] = self._listener.narrow(self._concurrency + ROOM)
+        return narrowed.addBoth(lambda _: admission.narrowed())
 
     def stop_consuming(self) -> Deferred[None]:
         """Take in nothing more; what was delivered is still run.
@@ -208,10 +246,9 @@ class Server:
         Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
         the transport instead, and so does what was not begun.
         """
-        undecided, self._undecided = self._undecided, {}
-        for delivery, later in undecided.items():
-            later.cancel()
-            delivery.requeue(delivery.deliveries)  # Another server may know more of it.
+        if self._admission is not None:
+            self._admission.end_operations()
+        self._takeover.give_back()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         self._execution.cut_short()
         for call in waiting:
@@ -221,7 +258,7 @@ class Server:
     def _give_back(self, call: Call) -> None:
         """Have a request delivered again, here or elsewhere: it was not begun."""
         self.counts.unserved("given_back")
-        self._leave_backlog(call)
+        self._takeover.forget(call)
         self._ledger.give_back(call)
 
     def _retain(self, call: Call) -> None:
@@ -249,7 +286,7 @@ class Server:
         error = RedeliveredError(call.request.method)
         call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
         if call.request.back is not None:
-            self._execution.refuse(call.request.back, error)
+            self._execution.refuse(call.request.back, error, None)
         self._go_on()
 
     def _give_back_late(self) -> None:
@@ -260,6 +297,8 @@ class Server:
     def _give_up_queues(self, _: object) -> Deferred[None]:
         # Not before: it would come here again.
         self._given_up = True
+        if self._admission is not None:
+            self._admission.close()
         self._give_back_late()
         closed: Deferred[None] = succeed(None) if self._listener is None else self._listener.close()
         return closed
@@ -277,7 +316,10 @@ class Server:
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
             return
-        self._take(delivery, fields)
+        if self._admission is None or self._admission.belongs(read_context(fields).get("request_id")):
+            self._take(delivery, fields)
+        else:
+            self._turn_away(self._admission, delivery, fields)
 
     def _take(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int = 0) -> None:
         """Have a request run, now or in its turn, or settle it.
@@ -287,56 +329,118 @@ class Server:
         request = None
         try:
             request = read_request(fields)
-            if delivery.deliveries and looks < _LOOKS and self._is_undecided(request):
-                self._undecided[delivery] = self._clock.callLater(_LOOK_INTERVAL, self._look, delivery, fields, looks)
-                return
-            call = self._admit(delivery, request)
+            handled, call = self._recognise(delivery, request)
+            if not handled:
+                if delivery.deliveries and self._takeover.decide_later(
+                    delivery, request, looks, lambda looks: self._look_again(delivery, fields, looks)
+                ):
+                    return
+                call = self._admit(delivery, request)
         except RPCError as error:
-            self._refuse(delivery, fields, error, request and request.unique_id)
+            unique_id = request and request.unique_id
+            self._refuse(delivery, unique_id, read_context(fields), way_back(fields), error)
             return
-        if call is None:
-            return
-        if call.deliveries:
-            self._redelivered.add(call)
-        else:
-            self._enter_backlog(call)
-            self._waiting.append(call)
-        self._go_on()
+        if call is not None:
+            self._enqueue(call)
+            self._go_on()
 
-    def _is_undecided(self, request: Request) -> bool:
-        """Tell whether the fate of a request is not known yet: a sibling that may be dying has it."""
-        if self._ledger.find(request.unique_id) is not None or self._ledger.is_settled(request.unique_id):
-            return False
-        return self._fate(request) is Fate.HELD
-
-    def _fate(self, request: Request) -> Fate:
-        if self._backlog is None or request.unique_id is None:
-            return Fate.UNKNOWN
-        return self._backlog.fate(request.unique_id)
-
-    def _look(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int) -> None:
-        del self._undecided[delivery]
-        self._take(delivery, fields, looks + 1)
+    def _look_again(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int) -> None:
+        self._take(delivery, fields, looks)
         self._tell_idle()
 
-    def _enter_backlog(self, call: Call) -> None:
-        """Record a call that has to wait, so that a sibling may run it if this process dies first."""
-        unique_id = call.request.unique_id
-        if self._backlog is None or unique_id is None or call.method.exposure.idempotent or self._has_room:
+    def _turn_away(self, admission: Admission, delivery: IDelivery, fields: Mapping[str, Any]) -> None:
+        """Have a request settled that belongs to no operation under way."""
+        arrival = self._arrival(delivery, fields)
+        if admission.replace(arrival.unique_id, delivery):
             return
-        call.backlog_slot = self._backlog.add(unique_id)
+        try:
+            request = read_request(fields)
+            handled, call = self._recognise(delivery, request)
+            if not handled and delivery.deliveries and delivery.sent_to == "server":
+                # It may have begun before, in a process that died: then it is not to be called new.
+                call = self._admit(delivery, request)
+                handled = True
+        except RPCError as error:
+            arrival.refuse(arrival, error)
+            return
+        if call is not None:
+            admission.add(self._arrival_of(call))
+        elif not handled:
+            admission.add(arrival)
 
-    def _leave_backlog(self, call: Call) -> None:
-        """Record that a call begins or is given back, before it is."""
-        if call.backlog_slot is not None and self._backlog is not None:
-            self._backlog.remove(call.backlog_slot)
-            call.backlog_slot = None
+    def _enqueue(self, call: Call) -> None:
+        if call.deliveries:
+            self._redelivered.add(call)
+            return
+        if not self._has_room:
+            self._takeover.record(call)
+        self._waiting.append(call)
 
-    def _refuse(self, delivery: IDelivery, fields: Mapping[str, Any], error: RPCError, unique_id: str | None) -> None:
-        """Settle a request that does not become a call, and tell the caller why."""
+    def _arrival(self, delivery: IDelivery, fields: Mapping[str, Any]) -> Arrival:
+        """Describe a delivery that came during the drain."""
+        entries, back, unique_id = read_context(fields), way_back(fields), fields.get("_unique_id")
+        unique_id = unique_id if isinstance(unique_id, str) else None
+
+        def give_back(arrival: Arrival) -> None:
+            self.counts.unserved("given_back")
+            arrival.delivery.requeue(arrival.deliveries)
+
+        return Arrival(
+            delivery,
+            delivery.deliveries,
+            entries.get("request_id"),
+            unique_id,
+            back is not None,
+            lambda arrival: self._take(arrival.delivery, fields),
+            give_back,
+            lambda arrival, error: self._refuse(arrival.delivery, unique_id, entries, back, error),
+        )
+
+    def _arrival_of(self, call: Call) -> Arrival:
+        """Describe a call that came before the drain, and has not begun."""
+        request = call.request
+        self._ledger.release(call)
+
+        def take_in(arrival: Arrival) -> None:
+            call.delivery = arrival.delivery
+            self._ledger.take(call)
+            self._enqueue(call)
+            self._go_on()
+
+        def give_back(arrival: Arrival) -> None:
+            call.delivery = arrival.delivery
+            self._give_back(call)
+
+        def refuse(arrival: Arrival, error: RPCError) -> None:
+            self._takeover.forget(call)
+            self._refuse(arrival.delivery, request.unique_id, request.context, request.back, error)
+
+        return Arrival(
+            call.delivery,
+            call.deliveries,
+            request.context.get("request_id"),
+            request.unique_id,
+            request.back is not None,
+            take_in,
+            give_back,
+            refuse,
+        )
+
+    def _refuse(
+        self,
+        delivery: IDelivery,
+        unique_id: str | None,
+        entries: Mapping[str, Any],
+        back: WayBack | None,
+        error: RPCError,
+    ) -> None:
+        """Settle a request that does not become a call, and tell the caller why.
+
+        :param entries: of its context.
+        """
         # What is logged of it bears its request id.
         scope = self._scope.copy()
-        scope.run(current_context.set, RequestContext.from_wire(read_context(fields)))
+        scope.run(current_context.set, RequestContext.from_wire(entries))
         if isinstance(error, QuarantinedError):
             self.counts.unserved("quarantined")
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
@@ -345,37 +449,43 @@ class Server:
             self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             self._ledger.acknowledge(delivery, unique_id)
-        back = way_back(fields)
         if back is not None:
-            self._execution.refuse(back, error)
+            self._execution.refuse(back, error, delivery.expires_in)
 
-    def _admit(self, delivery: IDelivery, request: Request) -> Call | None:
-        """Make a call of a request, or settle it; see Note [When a message is acknowledged].
+    def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
+        """See what is known here of a message; see Note [What comes again] in novasvc.rpc.ledger.
 
-        :raises RPCError: it is to be refused.
+        :return: whether it was dealt with, and a call that is to wait for its turn again.
         """
         known = self._ledger.find(request.unique_id)
         if known is not None:
             self._holding.start()  # It may come again because the limit is not what we were told.
-            return known if self._ledger.take_over(known, delivery) else None
+            return True, known if self._ledger.take_over(known, delivery) else None
         if self._ledger.is_settled(request.unique_id):
             self.counts.unserved("duplicates")
             self._ledger.acknowledge(delivery, request.unique_id)
-            return None
+            return True, None
         if self._state == "closed":
             self._late.append(delivery)
             if self._given_up:
                 self._give_back_late()
-            return None
+            return True, None
+        return False, None
+
+    def _admit(self, delivery: IDelivery, request: Request) -> Call:
+        """Make a call of a request; see Note [When a message is acknowledged].
+
+        :raises RPCError: it is to be refused.
+        """
         method = self._endpoints.find(request.namespace, request.method, request.version)
-        if delivery.deliveries:
-            if not method.exposure.idempotent and self._fate(request) is not Fate.NEVER_BEGAN:
-                raise RedeliveredError(request.method)
-            if method.exposure.idempotent and delivery.deaths >= self._max_deliveries:
-                raise QuarantinedError(request.method, delivery.deaths)
+        idempotent = method.exposure.idempotent
+        if delivery.deliveries and not idempotent and not self._takeover.may_run(request):
+            raise RedeliveredError(request.method)
+        if idempotent and delivery.deaths >= self._max_deliveries:
+            raise QuarantinedError(request.method, delivery.deaths)
         method.exposure.check(request.method, request.args)
         call = Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
-        if not method.exposure.idempotent:
+        if not idempotent:
             call.deliveries = 0  # Nobody began it: if it is given back, it is as good as new.
         self._ledger.take(call)
         return call
@@ -389,7 +499,9 @@ class Server:
             while self._has_room:
                 begun = self._redelivered.begin()
                 if self._waiting:
-                    self._begin(self._waiting.popleft())
+                    call = self._waiting.popleft()
+                    self._takeover.forget(call)
+                    self._execution.begin(call)
                 elif not begun:
                     break
         finally:
@@ -400,18 +512,16 @@ class Server:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._execution) + self._redelivered.retained < self._concurrency
-
-    def _begin(self, call: Call) -> None:
-        self._leave_backlog(call)
-        self._execution.begin(call)
+        # In a drain only calls come that others wait for here, and they must not wait for these in turn.
+        limit = self._concurrency if self._admission is None else self._concurrency + ROOM
+        return len(self._execution) + self._redelivered.retained < limit
 
     def _tell_idle(self) -> None:
         if self._drainers and self._idle():
             _fire(self._drainers)
 
     def _idle(self) -> bool:
-        waiting = self._waiting or self._undecided or len(self._redelivered) or len(self._parking)
+        waiting = self._waiting or len(self._takeover) or len(self._redelivered) or len(self._parking)
         return not (waiting or len(self._execution))
 
 

@@ -12,7 +12,6 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc import flight, metrics
 from novasvc.errors import MigrationNeededError, NovasvcError, ServiceNotFoundError, describe
-from novasvc.interfaces import IServiceRegistry
 from novasvc.memo import Memo
 
 if TYPE_CHECKING:
@@ -66,7 +65,8 @@ def _freshness(registry: Verdict) -> float:
 class Health:
     """The legs of a node, as they are when they are asked for.
 
-    The registry is asked at most once a second, however many want to know; ten times, if it has not been well.
+    The registry is asked at most once a second, however many want to know; ten times, if it has not been well. That
+    it can be written is what heartbeats prove; a node that sends none tries it.
     """
 
     _node: "Node"
@@ -88,7 +88,7 @@ class Health:
             "broker": self._see_broker(),
             node.registry_leg.name: registry,
             "migration": see_migration(node.obstacle, reached=node.registry is not None),
-            "consumers": (live, "messages reach it" if live else f"no messages reach it: it is {state}"),
+            "consumers": (live, "messages reach it" if live else f"no messages reach it: {self._why_no_messages()}"),
             "reactor": see_reactor(),
         }
         return [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]
@@ -102,7 +102,22 @@ class Health:
         registry, record = self._node.registry, self._node.record
         if registry is None or record is None:
             return False, self._missing(self._node.registry_leg.name)
-        return await see_registry(registry, str(record.id), clock)
+        membership = self._node.membership
+        if membership is None or not membership.is_telling:
+            return await see_registry(registry.prove_writable(), clock)
+        if membership.problem is not None:
+            return False, f"heartbeats cannot be written: {membership.problem}"
+        return await see_registry(registry.get(str(record.id)), clock)
+
+    def _why_no_messages(self) -> str:
+        node = self._node
+        state = node.course.state
+        if state == "draining":
+            return "it is draining, and takes in only calls of operations under way"
+        if state != "running":
+            return f"it is {state}"
+        broker, problem = self._see_broker()
+        return "its consumers are being made again" if broker else f"the broker is not there: {problem}"
 
     def _missing(self, leg: str) -> str:
         node = self._node
@@ -111,13 +126,12 @@ class Health:
         return f"it has not been reached: the node is {node.course.state}"
 
 
-async def see_registry(registry: IServiceRegistry, row: str, clock: IReactorTime) -> Verdict:
+async def see_registry(asking: Deferred[Any], clock: IReactorTime) -> Verdict:
     """See whether a registry answers within PATIENCE.
 
-    :param row: the id of one; there need not be one.
+    :param asking: what it was asked just now; a row that is not there is an answer.
     """
     asked = clock.seconds()
-    asking: Deferred[Any] = registry.get(row)
     try:
         await asking.addTimeout(PATIENCE, clock)
     except ServiceNotFoundError:

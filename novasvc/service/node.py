@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
@@ -77,9 +77,10 @@ class Node:
     # comes first, so that a hook may rely on it; messages come after the hooks that prepare for
     # them; the first heartbeat comes when the node can do what it claims.
     #
-    # Down is not simply the reverse. First nothing new comes in (no runs, no deliveries), then what
-    # is there is finished, and only then the node leaves: it beats while it drains, for to stop
-    # beating is to be declared down, and a down node's work may be given to another.
+    # Down is not simply the reverse. First nothing new comes in (no runs, no requests but those of
+    # operations under way, see novasvc.rpc.admission), then what is there is finished, and only
+    # then the node leaves: it beats while it drains, for to stop beating is to be declared down,
+    # and a down node's work may be given to another.
 
     identity: Identity
     topic: str
@@ -104,6 +105,8 @@ class Node:
     _deadline: float | None = attrs.field(default=None, init=False)
     _at_once: float | None = attrs.field(default=None, init=False)
     _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
+    _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
+    _narrowed: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
 
@@ -120,6 +123,8 @@ class Node:
         return self._record if self.membership is None else self.membership.record
 
     def _entered(self, state: str) -> None:
+        if state == "draining":
+            self._begin_drain()
         grace = self.runtime.settings.graceful_shutdown_timeout
         self._deadline = self.runtime.reactor.seconds() + grace if state == "draining" and grace else None
         if state == "running":
@@ -217,8 +222,18 @@ class Node:
             max_deliveries=settings.rpc_max_deliveries,
             run_blocking=self.runtime.run_blocking,
             backlog=self.runtime.backlog,
+            operations=self._other_operations,
+            siblings=self.runtime.siblings,
         )
         await server.start()
+
+    def operations(self) -> set[str]:
+        """Return the request ids of the operations under way: methods, periodic tasks, calls to other services."""
+        return self._other_operations() if self.server is None else self.server.operations()
+
+    def _other_operations(self) -> set[str]:
+        calls = set() if self.client is None else self.client.operations()
+        return calls | self.tasks.operations()
 
     def basic_config_check(self) -> None:
         """See that the temporary directory exists and can be written to.
@@ -290,16 +305,26 @@ class Node:
             await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
         self.registry = self.transport = self.client = self.server = self.membership = None
 
+    def _begin_drain(self) -> None:
+        """Begin nothing new, from this moment on: whoever reads "draining" may rely on it."""
+        self._tasks_ended = self.tasks.stop()
+        self._narrowed = succeed(None) if self.server is None else self.server.drain()
+
     async def _drain(self) -> None:
-        """Take in nothing more, and finish what is there, up to graceful_shutdown_timeout."""
-        tasks_ended = self.tasks.stop()
-        if self.server is not None:
-            await self._tidy("stop consuming", self.server.stop_consuming)
-        drained = succeed(None) if self.server is None else self.server.drained()
+        """Finish what is there, and what that depends on, up to graceful_shutdown_timeout."""
+        await self._tidy("stop consuming from the topic", lambda: self._narrowed)
         try:
-            await self._bounded(DeferredList([tasks_ended, drained], consumeErrors=True), work=True)
+            await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)
         except _TooLate:
             await self._cut_short()
+
+    async def _finish(self) -> None:
+        """Wait for tasks and calls; when there are none, nothing belongs to an operation any more."""
+        await self._tasks_ended
+        if self.server is not None:
+            await self.server.drained()
+            await self.server.stop_consuming()
+            await self.server.drained()
 
     async def _cut_short(self) -> None:
         """Cancel what has not been finished, and see that end before the node tidies up and leaves."""

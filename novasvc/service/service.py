@@ -259,6 +259,10 @@ class Service(service.Service):
         """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""
         return [] if self.node.server is None else self.node.server.running_calls()
 
+    def operations_under_way(self) -> set[str]:
+        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.admission`."""
+        return self.node.operations()
+
     def wait(self) -> Deferred[None]:
         """Wait until it has stopped, or its start has failed.
 

@@ -10,6 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherR
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
+from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
+from novasvc.supervision.channel import Message
 from novasvc.supervision.errors import ReloadError
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import Package
@@ -18,6 +20,9 @@ from novasvc.supervision.process import ProcessListener, WorkerProcess
 from novasvc.supervision.slot import ABORT_PATIENCE, Limits, Slot
 
 _log = Logger()
+
+OPERATIONS_PATIENCE = 0.5
+"""Seconds that the workers have to say which operations are under way in them; they are waited for with a call."""
 
 _LATER = 1.0
 """Seconds that a place has to see by itself that its worker is late."""
@@ -171,9 +176,45 @@ class Fleet:
             return WorkerProcess(generation.forks, self._reactor, order, generation.sockets, listener)
 
         policy, limits = generation.policy, generation.limits
-        slot = Slot(number, self.name, self._reactor, launch, policy, limits, self.throttle, self._give_up)
+        slot = Slot(
+            number,
+            self.name,
+            self._reactor,
+            launch,
+            policy,
+            limits,
+            self.throttle,
+            self._give_up,
+            self._tell_of_siblings,
+        )
         self._origins[slot] = generation
         return slot
+
+    def _tell_of_siblings(self, slot: Slot, message: Message) -> None:
+        """Answer a worker that drains and was sent what belongs to nothing there."""
+        telling = Deferred.fromCoroutine(self._look_at_siblings(slot, message["request_id"]))
+
+        def tell(answer: str) -> None:
+            if slot.process is not None:
+                slot.process.answer(message["key"], answer)
+
+        telling.addCallback(tell)
+        telling.addErrback(lambda failure: _log.failure("{worker} is not told of the others", failure, worker=slot))
+
+    async def _look_at_siblings(self, slot: Slot, request_id: str) -> str:
+        """Return what the other workers are to an operation; see :mod:`novasvc.rpc.admission`."""
+        others = [other for other in self if other is not slot and other.process is not None]
+        if any(other.state == "ready" for other in others):
+            return READY
+        asking = [
+            other.process.ask("operations", OPERATIONS_PATIENCE)
+            for other in others
+            if other.process is not None and other.state == "draining"
+        ]
+        told = await gatherResults(asking, consumeErrors=True)
+        # A worker of another version may not know the question, and answers another one.
+        known = any(isinstance(operations, list) and request_id in operations for operations in told)
+        return UNDER_WAY if request_id and known else NOBODY
 
     def _leave(self, slot: Slot) -> None:
         if slot not in self._others:

@@ -176,6 +176,11 @@ class WorkerProcess:
         if not self._over:
             self._channel.send({"end": "at once", "seconds": seconds})
 
+    def answer(self, key: int, answer: str) -> None:
+        """Answer a question of its own; nothing happens if it has ended."""
+        if not self._over:
+            self._channel.send({"answer": key, "said": answer})
+
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
         """Ask which calls are under way; see :meth:`ask`."""
         return self.ask("calls", _ANSWER_PATIENCE)
@@ -183,7 +188,7 @@ class WorkerProcess:
     def ask(self, what: str, patience: float) -> Deferred[Any]:
         """Ask the worker something.
 
-        :param what: "calls", "figures" or "health"; see :meth:`novasvc.supervision.worker.Worker.receive`.
+        :param what: "calls", "figures", "health", "operations"; see :meth:`novasvc.supervision.worker.Worker.receive`.
         :param patience: seconds to wait.
         :return: fires with JSON, or with None if it does not answer in time.
         """

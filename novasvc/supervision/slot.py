@@ -93,6 +93,7 @@ class Slot:
     :param give_up: told of a problem with which no worker can run ("" is none, but the budget is used up);
         returns whether to start no more.
     :ivar cut: its process, which was to end, has not ended by itself, but was cut short or killed.
+    :param tell_of_siblings: answers a worker that asks about the other workers of its server.
     """
 
     number: int
@@ -103,6 +104,7 @@ class Slot:
     limits: Limits
     _throttle: Throttle
     _give_up: Callable[["Slot", str], bool]
+    _tell_of_siblings: Callable[["Slot", Message], object] = lambda _slot, _message: None
     state: str = attrs.field(default="idle", init=False)
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
@@ -192,6 +194,8 @@ class Slot:
                 self.trouble = None if leg is None else f"waits for the {leg}"
                 # An outage is not the worker's fault: its time to start begins when it is over.
                 self.arm(self.limits.start if leg is None else 0)
+            case {"is": "asking", "key": _, "request_id": _}:
+                self._tell_of_siblings(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()
                 if calls:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, TextIO, cast
 
 from twisted.application.service import IService, IServiceCollection
@@ -31,7 +32,9 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.figures import Document
 from novasvc.interfaces import IHealthy, IPreforkable, IStartable
 from novasvc.logfiles import LogFile
-from novasvc.logs import NOBODY, make_observer
+from novasvc.logs import NOBODY as NO_NODE
+from novasvc.logs import make_observer
+from novasvc.rpc.admission import NOBODY
 from novasvc.rpc.backlog import Backlog
 from novasvc.stalls import StallWatch
 from novasvc.steady import count_steadily
@@ -52,6 +55,12 @@ STANDARD_OUTPUT = 1
 
 _LAST_WISHES = 1.0
 """Seconds that a worker has to end which has begun nothing, or has finished it."""
+
+_SIBLINGS_PATIENCE = 1.0
+"""Seconds that the supervisor has to tell of the other workers; it gives them half of it."""
+
+_MOST_OPERATIONS = 10_000
+"""Request ids of operations under way that are told."""
 
 _MOST_CALLS = 200
 """Calls under way that the supervisor is told of, when it asks which."""
@@ -96,6 +105,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
     count_steadily(reactor)
     outlet.turn(order, reactor)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
+    runtime.worker_siblings = worker.ask_of_siblings
     worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
     at_hangup(cast(Any, worker.channel.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
@@ -126,7 +136,7 @@ class Outlet:
             log_file.watch(reactor)
             file = cast(TextIO, log_file)
         assert file is not None
-        default = {**NOBODY, "worker_number": order["number"]}
+        default = {**NO_NODE, "worker_number": order["number"]}
         self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 
 
@@ -147,6 +157,8 @@ class Worker:
         self._sockets = sockets
         self._server: IService | None = None
         self._told: Message = {}
+        self._keys = count()
+        self._questions: dict[int, Deferred[str]] = {}
         self._ending = self._over = self._stopped = self._orphan = False
         self._ready = self._hurried = False
         self._ends_at = math.inf
@@ -233,9 +245,17 @@ class Worker:
     def receive(self, message: Message) -> None:
         """Take what the supervisor says: a question, or that the end is to come at once.
 
-        It may ask for the calls under way, for the figures, and for the health of the services.
+        It may ask for the calls under way, for the request ids of all operations, for the figures, and for the health
+        of the services; or answer a question.
         """
         match message:
+            case {"answer": key, "said": answer}:
+                question = self._questions.pop(key, None)
+                if question is not None:
+                    question.callback(answer)
+            case {"ask": key, "what": "operations"}:
+                operations = [_short(request_id) for request_id in self._operations()][:_MOST_OPERATIONS]
+                self._say({"is": "asked", "key": key, "answer": operations})
             case {"ask": key, "what": "figures"}:
                 self._say({"is": "asked", "key": key, "answer": fitting(metrics.documents())})
             case {"ask": key, "what": "health"}:
@@ -247,6 +267,22 @@ class Worker:
             case {"end": "at once", "seconds": seconds}:
                 self.terminate()
                 self._hurry(seconds)
+
+    def ask_of_siblings(self, request_id: str) -> Deferred[str]:
+        """Ask the supervisor about the other workers; see :data:`novasvc.rpc.admission.Siblings`."""
+        key = next(self._keys)
+        question = self._questions[key] = Deferred[str]()
+        self._say({"is": "asking", "key": key, "request_id": _short(request_id)})
+
+        def unanswered(_: object, __: float) -> str:
+            self._questions.pop(key, None)
+            return NOBODY
+
+        return question.addTimeout(_SIBLINGS_PATIENCE, self._reactor, unanswered)
+
+    def _operations(self) -> set[str]:
+        told = (getattr(part, "operations_under_way", None) for part in parts(self._server))
+        return {request_id for operations in told if callable(operations) for request_id in operations()}
 
     async def _tell_health(self, key: int) -> None:
         self._say({"is": "asked", "key": key, "answer": await health_of(parts(self._server))})

@@ -32,10 +32,12 @@ class MemoryRegistry:
 
     :param clock: its seconds are the time of the stamps.
     :param outage: if set, every method fails with it: a database that is away.
+    :param unwritable: if set, every method that writes fails with it: a database that is read-only, or full.
     """
 
     _clock: IReactorTime
     outage: NovasvcError | None = None
+    unwritable: NovasvcError | None = None
     _rows: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
     _last_id: int = attrs.field(default=0, init=False)
@@ -58,6 +60,7 @@ class MemoryRegistry:
             if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
                 problem = f"another service of host {host!r} has the topic {topic!r}"
                 raise DatabaseConflictError("memory:", problem)
+            self._check_writable()
             self._last_id += 1
             self._rows.append(self._fresh(host, binary, topic, version))
             return self._aged(self._rows[-1])
@@ -72,6 +75,10 @@ class MemoryRegistry:
             self._write(row, report_count=row.report_count + 1, last_seen_up=self._now())
 
         return self._answer(beat)
+
+    def prove_writable(self) -> Deferred[None]:
+        """See that a write would succeed; change nothing."""
+        return self._answer(self._check_writable)
 
     def get(self, service: str) -> Deferred[ServiceRecord]:
         """Read one row by its id in decimal, or its uuid."""
@@ -148,6 +155,7 @@ class MemoryRegistry:
 
         def delete() -> None:
             row = self._row(service_id)
+            self._check_writable()
             self._rows.remove(row)
             self._deleted.append(row)
 
@@ -160,6 +168,10 @@ class MemoryRegistry:
             return operation()
 
         return maybeDeferred(answer)
+
+    def _check_writable(self) -> None:
+        if self.unwritable is not None:
+            raise self.unwritable
 
     def _found(self, query: ServiceQuery) -> Records:
         exact = {name: getattr(query, name) for name in ("host", "binary", "topic", "disabled")}
@@ -182,6 +194,7 @@ class MemoryRegistry:
         raise ServiceNotFoundError(str(service_id))
 
     def _write(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
+        self._check_writable()
         written = attrs.evolve(row, updated_at=self._now(), **columns)
         self._rows[self._rows.index(row)] = written
         return written

@@ -112,6 +112,13 @@ class RegistryContract(TestCase):
         self.assertLess(abs((record.updated_at - record.last_seen_up).total_seconds()), 1)
         self.assertTrue(-1 < record.age < 30, record.age)
 
+    async def test_prove_writable(self) -> None:
+        """To see that it can be written changes nothing, and needs no row."""
+        self.assertIsNone(await self.registry.prove_writable())
+        first = await self.register()
+        self.assertIsNone(await self.registry.prove_writable())
+        self.assertEqual((await self.registry.get(first.uuid)).report_count, 0)
+
     async def test_beats_at_once(self) -> None:
         """No beat is lost among many at the same time."""
         first = await self.register()

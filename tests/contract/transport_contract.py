@@ -236,6 +236,62 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             self.assertEqual((await self.next(other)).body, b"3")
             self.assertEqual(inbox.pending, [])
 
+        async def test_sent_to(self) -> None:
+            """A delivery says what its sender addressed."""
+            _, inbox = await self.listen(self.on("one"))
+            for target in (self.target, self.on("one"), self.everybody):
+                await self.send(b"1", target)
+            said = [(await self.next(inbox)).sent_to for _ in range(3)]
+            self.assertEqual(sorted(said), ["fanout", "server", "topic"])
+
+        async def test_narrowed(self) -> None:
+            """A listener that was narrowed gets what is sent to its server, and nothing of the topic or of fanouts."""
+            listener, inbox = await self.listen(self.on("one"), prefetch=1)
+            await self.send(b"before")
+            before = await self.next(inbox)
+            await listener.narrow(10)
+            before.ack()
+            _, other = await self.listen(self.on("other"))
+            await self.send(b"to the topic")
+            await self.send(b"to all", self.everybody)
+            for body in (b"1", b"2"):  # the prefetch is the new one
+                await self.send(body, self.on("one"))
+            self.assertEqual([(await self.next(inbox)).body for _ in range(2)], [b"1", b"2"])
+            self.assertEqual({(await self.next(other)).body for _ in range(2)}, {b"to the topic", b"to all"})
+            await listener.cancel()
+            await self.send(b"3", self.on("one"))
+            await listener.close()
+            _, successor = await self.listen(self.on("one"))
+            self.assertEqual({(await self.next(successor)).body for _ in range(3)}, {b"1", b"2", b"3"})
+            self.assertEqual(inbox.pending, [])
+
+        async def test_narrowed_and_given_back(self) -> None:
+            """What a narrowed listener gives back to the topic goes to others, and not to itself again."""
+            listener, inbox = await self.listen(self.on("one"))
+            await self.send(b"1")
+            delivery = await self.next(inbox)
+            await listener.narrow(10)
+            delivery.requeue(0)
+            _, other = await self.listen(self.on("other"))
+            self.assertEqual((await self.next(other)).body, b"1")
+            self.assertEqual(inbox.pending, [])
+
+        async def test_narrowed_without_a_server(self) -> None:
+            """A listener without a server gets nothing any more when it was narrowed."""
+            listener, inbox = await self.listen()
+            await listener.narrow(10)
+            await self.send(b"1")
+            _, other = await self.listen()
+            self.assertEqual((await self.next(other)).body, b"1")
+            self.assertEqual(inbox.pending, [])
+
+        async def test_reply_in_time(self) -> None:
+            """A reply that can be sent is sent, even if its caller has no patience left."""
+            inbox: DeferredQueue[bytes] = DeferredQueue()
+            address = await self.transport.open_replies(inbox.put)
+            await (await self.connect()).reply(address, b"1", 0.0)
+            self.assertEqual(await self.next(inbox), b"1")
+
         async def test_closed_twice(self) -> None:
             """A listener can be cancelled and closed again."""
             listener, _ = await self.listen()

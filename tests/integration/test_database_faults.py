@@ -61,6 +61,86 @@ react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
 """
 """A node: opens, waits for a line, registers, and beats twenty times."""
 
+FILL = """
+from pathlib import Path
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater, react
+from novasvc.db.services import connect_registry
+from novasvc.errors import DatabaseError
+path, before = Path("{path}"), {before}
+async def main(reactor):
+    registry = connect_registry("sqlite:///" + str(path), reactor=reactor)
+    await registry.open()
+    record = await registry.register("h1", "novasvc-agent", "agent", 7)
+    for _ in range(before):
+        await registry.beat(record.id)
+    filling = path.with_name("filling")
+    with filling.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError:
+            pass
+    await deferLater(reactor, 1.1)  # as long as it is known that there is room
+    await tell(registry.beat(record.id), "beaten")
+    await tell(registry.prove_writable(), "proven")
+    filling.unlink()
+    await tell(registry.beat(record.id), "beaten")
+    await tell(registry.prove_writable(), "proven")
+    await registry.close()
+async def tell(trying, well):
+    try:
+        await trying
+    except DatabaseError as error:
+        print(type(error).__name__ + ": " + str(error))
+    else:
+        print(well)
+react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+"""
+"""A registry on a disk that becomes full, and has room again."""
+
+PROBE = """
+import os
+from pathlib import Path
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater, react
+from novasvc import Manager
+from novasvc.api.backend import Backend
+from novasvc.api.health import OwnHealth
+from novasvc.runtime import Runtime
+from novasvc.service import Service
+from novasvc.settings import Settings
+path = Path("{path}")
+async def main(reactor):
+    settings = Settings(database_url="sqlite:///" + str(path), report_interval=1, state_dir=path.parent)
+    runtime = Runtime.from_settings(settings, reactor)
+    node = Service("h1", "novasvc-agent", "agent", Manager, report_interval=1, periodic_enable=False, runtime=runtime)
+    await node.start()
+    backend = Backend(runtime)
+    await backend.open()
+    api = OwnHealth(backend)
+    async def tell():
+        await deferLater(reactor, 2.5)
+        for told in (await node.health(), await api.tell()):
+            (leg,) = (leg for leg in told["legs"] if leg["name"] == "database")
+            print(leg["ready"], leg["detail"])
+    await tell()
+    filling = path.with_name("filling")
+    with filling.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(512))
+        except OSError:
+            pass
+    await tell()
+    filling.unlink()
+    await tell()
+    await backend.close()
+    await node.stop()
+react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+"""
+"""A node, and an API, on a disk that becomes full, and has room again; prints a leg of each, three times."""
+
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
@@ -169,6 +249,7 @@ class ReadOnlyTests(FaultCase):
         await registry.open()
         self.assertEqual(len(await registry.list(None, None, None)), 1)
         await self.assert_fails(DatabaseReadOnlyError, registry.beat(self.record.id), "readonly")
+        await self.assert_fails(DatabaseReadOnlyError, registry.prove_writable(), "readonly")
 
     async def test_directory(self) -> None:
         """A directory that this user may not write to is named."""
@@ -252,6 +333,52 @@ class FullTests(FaultCase):
         self.assertIsInstance(error, DatabaseUnavailableError)
         await self.assert_beats()
         self.assertEqual(len(await self.registry.list(None, None, None)), 1)
+
+
+class FullDiskTests(FaultCase):
+    """No space is left on the disk itself. It is a small one, made for the test, and needs no rights to be made."""
+
+    SIZE = 8 * 2**20
+
+    async def setUp(self) -> None:
+        await super().setUp()
+        await self.registry.close()
+
+    def run_there(self, script: str) -> str:
+        """Run a script where :attr:`directory` is a small disk; return what it prints."""
+        mount = f'mount -t tmpfs -o size={self.SIZE} tmpfs "{self.directory}" && exec "$0" -c "$1"'
+        environment = {**os.environ, "PYTHONPATH": str(Path(novasvc.__file__).parents[1])}
+        own = [] if os.geteuid() == 0 else ["--map-root-user"]
+        command = ["unshare", "--mount", *own, "sh", "-c", mount, sys.executable, script]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=50, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def beats(self, before: int) -> list[str]:
+        """Beat, fill the disk, beat, prove, make room, beat; return what each of the last four has shown."""
+        said = self.run_there(FILL.format(path=self.path, before=before))
+        return said.splitlines()
+
+    def test_new_file(self) -> None:
+        """A heartbeat that has no room fails, and goes on when there is room again."""
+        self.assert_said(self.beats(1))
+
+    def test_old_file(self) -> None:
+        """So does one that needs no room, in a file that has its pages: the next row would not fit."""
+        self.assert_said(self.beats(1200))
+
+    def test_probes(self) -> None:
+        """A node and an API on a full disk are not ready, and say why; with room again they are."""
+        said = self.run_there(PROBE.format(path=self.path)).splitlines()
+        self.assertEqual([line.split()[0] for line in said], ["True"] * 2 + ["False"] * 2 + ["True"] * 2, said)
+        self.assertRegex(said[2], "heartbeats cannot be written: .*(full|No space left)")
+        self.assertRegex(said[3], "(full|No space left)")
+
+    def assert_said(self, said: list[str]) -> None:
+        full, proof, again, proven = said
+        for refusal in (full, proof):
+            self.assertRegex(refusal, "^DatabaseFullError: .*(full|No space left)")
+        self.assertEqual([again, proven], ["beaten", "proven"])
 
 
 class DamagedTests(FaultCase):

@@ -11,6 +11,7 @@ command, and ``{"from": NAME, ...}`` for what a server or a listener that it run
 import json
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,9 +48,10 @@ class Interface:
 
     target = oslo_messaging.Target(version="1.3")
 
-    def __init__(self, name: str, let_go: threading.Event) -> None:
+    def __init__(self, name: str, let_go: threading.Event, transport: Any) -> None:
         self._name = name
         self._let_go = let_go
+        self._transport = transport
 
     def echo(self, context: dict[str, Any], value: Any) -> Any:
         """Return what came."""
@@ -72,6 +74,13 @@ class Interface:
         """Run until it is let go."""
         say({"from": self._name, "what": "hanging"})
         return "let go" if self._let_go.wait(PATIENCE) else "forgotten"
+
+    def receive(self, context: dict[str, Any], what: Any, topic: str, server: str, seconds: float) -> Any:
+        """Call the caller back, when some time has passed, with the context that came."""
+        time.sleep(seconds)
+        target = oslo_messaging.Target(topic=topic, server=server)
+        client = oslo_messaging.get_rpc_client(self._transport, target, timeout=PATIENCE)
+        return client.call(context, "confirm", what=what)
 
 
 class Laboratory:
@@ -160,7 +169,7 @@ class Peer:
     def serve(self, transport: str, name: str, topic: str) -> None:
         """Start a server, which bears its name; when this returns, messages reach it."""
         target = oslo_messaging.Target(topic=topic, server=name)
-        endpoints = [Interface(name, self._let_go), Laboratory()]
+        endpoints = [Interface(name, self._let_go, self._rpc(transport)), Laboratory()]
         server = oslo_messaging.get_rpc_server(self._rpc(transport), target, endpoints, executor="threading")
         self._start(transport, server)
 

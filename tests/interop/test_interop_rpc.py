@@ -196,6 +196,28 @@ class CallsByPeerTests(InteropCase):
             error = await self.assertFailure(peer.call("fail", kind=kind), PeerError)
             self.assertEqual((error.kind, error.exc_type, error.value), (REMOTE_ERROR, name, text))
 
+    async def test_draining(self) -> None:
+        """A server that drains refuses what belongs to nothing there, and serves what bears an operation's id."""
+        ours = Ours()
+        server = await self.we_serve(ours)
+        for modules, kind in (
+            ((), REMOTE_ERROR),
+            (("novasvc.errors",), "novasvc.errors_Remote.ServiceDrainingError_Remote"),
+        ):
+            peer = await self.peer(modules)
+            if not ours.hanging:
+                hanging = peer.call("hang", target={"server": "ours"}, context={"request_id": "req-7"})
+                await self.until(lambda: ours.hanging)
+                await server.drain()
+            refused = peer.call("echo", target={"server": "ours"}, context={"request_id": "req-8"}, value=1)
+            error = await self.assertFailure(refused, PeerError)
+            self.assertEqual(error.kind, kind)
+            self.assertIn("ours is draining", error.text)
+            served = peer.call("echo", target={"server": "ours"}, context={"request_id": "req-7"}, value=1)
+            self.assertEqual(await served, 1)
+        ours.hanging[0].callback("done")
+        self.assertEqual(await hanging, "done")
+
     async def test_context(self) -> None:
         """The entries of its context are those of ours, and of what ours passes on."""
         ours, peer = await self.served()

@@ -438,6 +438,20 @@ class CancelTests(ListenerCase):
         self.wait(5)
         self.assertEqual(self.link.all("basic.consume"), [])
 
+    def test_silent_broker(self) -> None:
+        """A broker that does not answer is waited for two seconds, once; its late answers do no harm."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.qos")
+        narrowing = self.started(listener.narrow(100))
+        self.wait(1.9)
+        self.assertNoResult(narrowing)
+        self.wait(0.2)
+        self.successResultOf(narrowing)
+        self.done(listener.cancel())
+        self.done(listener.close())
+        self.assertEqual(self.link.all("queue.delete"), [])
+        self.assertTrue(any("the broker has not answered the listener of compute.h1" in line for line in self.log))
+
     def test_cancelled_before_it_consumes(self) -> None:
         """Who cancels while the queues are declared consumes nothing."""
         listener = self.listen()
@@ -445,6 +459,73 @@ class CancelTests(ListenerCase):
         self.done(listener.cancel())
         self.wait(5)
         self.assertEqual((self.link.all("basic.consume"), listener.live), ([], False))
+
+
+class NarrowTests(ListenerCase):
+    """Tests for narrow: what a server that drains still consumes."""
+
+    def consumed(self) -> list[tuple[Any, ...]]:
+        """Return the queues that were consumed from, with their arguments."""
+        return [(said.args["queue"], said.args["arguments"]) for said in self.link.all("basic.consume")]
+
+    def test_narrow(self) -> None:
+        """The server's queue has a consumer all the time; the new one gives way to others, and has its own prefetch."""
+        listener = self.listen()
+        self.link.seen.clear()
+        self.done(listener.narrow(100))
+        self.assertEqual(self.link.names(), ["basic.qos", "basic.consume", *["basic.cancel"] * 3])
+        self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 100)
+        self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
+        self.deliver(b"x")
+        self.assertEqual(self.got[-1].sent_to, "server")
+        self.done(listener.cancel())
+        self.assertEqual(self.link.last("basic.cancel").args["consumer_tag"], "4")
+
+    def test_without_a_server(self) -> None:
+        """Who serves a topic alone consumes nothing more, and is not established again."""
+        self.target = Target("compute")
+        listener = self.listen()
+        self.done(listener.narrow(100))
+        self.assertEqual(len(self.link.all("basic.cancel")), 2)
+        self.link.lose()
+        self.wait(5)
+        self.assertEqual(self.consumed(), [])
+
+    def test_lost(self) -> None:
+        """What comes back after a lost connection is as narrow as it was, and declares no queue of a fanout."""
+        listener = self.listen()
+        self.done(listener.narrow(100))
+        self.link.lose()
+        self.wait(5)
+        self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
+        self.assertEqual([said.args["queue"] for said in self.link.all("queue.declare")], ["compute.h1"])
+        self.assertTrue(listener.live)
+
+    def test_lost_meanwhile(self) -> None:
+        """It ends when the connection is lost under it, and what comes back is narrow."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.cancel")
+        narrowing = self.started(listener.narrow(100))
+        self.link.lose()
+        self.done(narrowing)
+        self.broker.unanswered.clear()
+        self.wait(5)
+        self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
+
+    def test_while_it_is_established(self) -> None:
+        """A listener that is narrowed while it is established is narrow in the end."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.consume")
+        self.link.lose()
+        self.wait(3)
+        channel = self.link.last("basic.consume").channel
+        self.done(listener.narrow(100))
+        self.broker.unanswered.clear()
+        self.link.say(channel, "basic.consume-ok", consumer_tag="1")
+        self.wait(1)
+        self.assertEqual(self.consumed()[-1], ("compute.h1", {"x-priority": -1}))
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
 
 
 class RestoreTests(ListenerCase):

@@ -212,6 +212,37 @@ class ReplyTests(TransportCase):
         self.out.say(1, "basic.nack", delivery_tag=1)
         self.failed(replied, BrokerError)
 
+    def test_patience(self) -> None:
+        """A reply that cannot be sent is held as long as its caller waits, and no longer; then it says why."""
+        self.broker.refusing |= {5672, 5673}
+        self.out.lose()
+        late, soon = (self.started(self.amqp.reply("reply_1", b"r", patience)) for patience in (0.0, 5.0))
+        self.wait(0.1)
+        self.failed(late, BrokerUnavailableError)
+        self.wait(4)
+        self.assertNoResult(soon)
+        self.wait(2)
+        self.failed(soon, BrokerUnavailableError)
+
+    def test_cancelled_while_held(self) -> None:
+        """A reply that is held is given up when it is cancelled, and not sent later."""
+        self.broker.refusing |= {5672, 5673}
+        self.out.lose()
+        held = self.started(self.amqp.reply("reply_1", b"r", 60.0))
+        held.cancel()
+        self.failed(held, CancelledError)
+        self.broker.refusing.clear()
+        self.wait(10)
+        self.assertEqual(self.published(), [])
+
+    def test_impatient_caller(self) -> None:
+        """A caller whose queue is not there is not tried again when its time is over, nor taken for gone."""
+        replied = self.started(self.amqp.reply("reply_1", b"r", 0.0))
+        self.nobody_is_there()
+        self.successResultOf(replied)
+        self.wait(5)
+        self.assertEqual((len(self.published()), self.amqp._vanished), (1, {}))
+
     def test_cancelled(self) -> None:
         """Who cancels ends the attempts."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))

@@ -28,7 +28,13 @@ from novasvc.api.metrics import Figures
 from novasvc.api.sessions import Sessions
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import Token, digest
-from novasvc.errors import BrokerUnavailableError, DatabaseUnavailableError, MigrationNeededError, TransportClosedError
+from novasvc.errors import (
+    BrokerUnavailableError,
+    DatabaseReadOnlyError,
+    DatabaseUnavailableError,
+    MigrationNeededError,
+    TransportClosedError,
+)
 from novasvc.figures import histogram
 from novasvc.interfaces import IHealthy
 from novasvc.runtime import Leg
@@ -301,7 +307,12 @@ class SumUpTests(SynchronousTestCase):
         broken = leg("broker", ready=False, detail="refused")
         told = self.verdicts(self.row(1, broken), self.row(2, leg("broker")))
         self.assertEqual(told["agent@h", "broker"], (True, "1 of 2: refused"))
-        self.assertEqual(told["agent", "workers"], (True, "1 of 2: worker 1 is ready"))
+        self.assertEqual(told["agent", "workers"], (True, "1 of 2: worker 1 is not ready, for its broker: refused"))
+
+    def test_leaving(self) -> None:
+        """Of a worker that drains no leg is said to be well: the detail does not contradict the verdict."""
+        told = self.verdicts(self.row(1, leg("broker"), state="draining"))
+        self.assertEqual(told["agent@h", "broker"], (False, "worker 1 is draining"))
 
     def test_none(self) -> None:
         """A server without a worker that is ready is not, whatever the others are."""
@@ -343,6 +354,13 @@ class OwnHealthTests(SynchronousTestCase):
         self.registry.outage = DatabaseUnavailableError("sqlite:///x", "gone")
         self.assertIn("gone", self.unready()["database"])
         self.registry.outage = None
+        self.successResultOf(Deferred.fromCoroutine(self.backend.close()))
+
+    def test_read_only(self) -> None:
+        """A database that answers, and cannot be written, is not ready: an API has no heartbeat that would tell."""
+        self.backend.open()
+        self.registry.unwritable = DatabaseReadOnlyError("sqlite:///x", "attempt to write a readonly database")
+        self.assertEqual(self.unready(), {"database": str(self.registry.unwritable)})
         self.successResultOf(Deferred.fromCoroutine(self.backend.close()))
 
     def test_closed_while_opening(self) -> None:

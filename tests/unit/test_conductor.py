@@ -219,12 +219,34 @@ class ErrorsTests(ConductorTestCase):
         self.assertIn("database conductor: 'beat' failed with ZeroDivisionError: division by zero", str(error))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
+    def test_unwritable(self) -> None:
+        """Whether the database can be written, is what its conductor knows."""
+        self.conductor()
+        self.successResultOf(self.ask(self.remote().prove_writable()))
+        self.registry.unwritable = DatabaseFullError("u", "full")
+        self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseFullError)
+
+    def test_old_conductor(self) -> None:
+        """A conductor that cannot prove it yet is asked to read."""
+        self.conductor(OldConductor)
+        self.successResultOf(self.ask(self.remote().prove_writable()))
+        self.registry.outage = DatabaseUnavailableError("u", "away")
+        self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseUnavailableError)
+
     def test_not_a_conductor(self) -> None:
         """Another manager under the conductor's topic is a DatabaseError, and no outage."""
         self.conductor(Manager)
         error = self.failureResultOf(self.ask(self.remote().beat(1))).value
         self.assertIs(type(error), DatabaseError)
         self.assertIn("version 1.0 of namespace 'registry' is not served", str(error))
+
+
+class OldConductor(Manager):
+    """Knows version 1.0 alone."""
+
+    @rpc.expose(namespace="registry", version="1.0", expected=(DatabaseError, ServiceNotFoundError))
+    async def get(self, context: RequestContext, service: str) -> None:
+        await self.attachments.registry.get(service)
 
 
 class Liar(Manager):
@@ -352,7 +374,7 @@ class ConductorTests(ConductorTestCase):
     def test_what_may_run_twice(self) -> None:
         """All may be done again after a crash but an update, which could undo a later one."""
         methods = {method.name: method.exposure.idempotent for method in Endpoints(Conductor("c1"))}
-        expected = dict.fromkeys(("register", "beat", "get", "list", "page", "count", "delete"), True)
+        expected = dict.fromkeys(("register", "beat", "prove_writable", "get", "list", "page", "count", "delete"), True)
         self.assertEqual(methods, {**expected, "update": False})
 
     def test_other_exchange(self) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, FirstError
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
 from novasvc.supervision.ending import FORCED
 from novasvc.supervision.errors import ReloadError
-from novasvc.supervision.fleet import Fleet, Generation
+from novasvc.supervision.fleet import OPERATIONS_PATIENCE, Fleet, Generation
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.order import Package
 from novasvc.supervision.policy import RestartPolicy
@@ -145,6 +146,82 @@ class StartTests(FleetCase):
         third.end(exited(1))
         error = self.failureResultOf(started, ReloadError).value
         self.assertEqual(error.problem, "the new worker 3 of api did not become ready: no such table")
+
+
+class SiblingTests(FleetCase):
+    """What a worker that drains is told of the others."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+        self.asking, *self.others = self.host.workers
+        self.asking.say("draining", calls=1)
+
+    def drain(self, *workers: StandInWorker) -> None:
+        for worker in workers:
+            worker.say("draining", calls=1)
+
+    def ask(self, request_id: str = "req-1") -> None:
+        self.asking.hear()
+        self.asking.say("asking", key=7, request_id=request_id)
+
+    def tell(self, worker: StandInWorker, operations: Any) -> None:
+        """Answer the supervisor's question."""
+        (question,) = worker.hear()
+        self.assertEqual(question["what"], "operations")
+        worker.say("asked", key=question["ask"], answer=operations)
+
+    def assert_told(self, answer: str) -> None:
+        self.assertEqual(self.asking.hear(), [{"answer": 7, "said": answer}])
+
+    def test_ready(self) -> None:
+        """If one of them is ready, it is for that one, and nobody is asked."""
+        self.drain(self.others[0])
+        self.ask()
+        self.assert_told(READY)
+        self.assertEqual([worker.hear() for worker in self.others], [[], []])
+
+    def test_under_way(self) -> None:
+        """If all drain, they are asked which operations are under way in them."""
+        self.drain(*self.others)
+        self.ask()
+        self.tell(self.others[0], ["req-2"])
+        self.tell(self.others[1], ["req-3", "req-1"])
+        self.assert_told(UNDER_WAY)
+
+    def test_nobody(self) -> None:
+        """If it is under way in none of them, or has no id, that is said."""
+        self.drain(*self.others)
+        for request_id in ("req-1", ""):
+            self.ask(request_id)
+            for worker in self.others:
+                self.tell(worker, ["req-2", ""])
+            self.assert_told(NOBODY)
+
+    def test_silent(self) -> None:
+        """One that does not answer, or does not understand the question, is no reason to wait for long."""
+        self.drain(*self.others)
+        self.ask()
+        self.tell(self.others[0], {"calls": "of another version"})
+        self.host.pass_time(OPERATIONS_PATIENCE)
+        self.assert_told(NOBODY)
+
+    def test_alone(self) -> None:
+        """One whose siblings have ended hears that there is nobody."""
+        self.fleet.drain()
+        for worker in self.others:
+            worker.end()
+        self.ask()
+        self.assert_told(NOBODY)
+
+    def test_gone(self) -> None:
+        """One that ends before it is told is told nothing."""
+        self.drain(*self.others)
+        self.ask()
+        self.asking.end()
+        for worker in self.others:
+            self.tell(worker, [])
+        self.assertEqual(self.gave_up, [])
 
 
 class NumberTests(FleetCase):

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from novasvc import metrics
-from novasvc.errors import DatabaseUnavailableError, MigrationNeededError
+from novasvc.errors import DatabaseFullError, DatabaseReadOnlyError, DatabaseUnavailableError, MigrationNeededError
 from novasvc.interfaces import IHealthy
 from novasvc.manager import Manager
 from novasvc.runtime import Leg
@@ -30,10 +30,22 @@ class Registry(MemoryRegistry):
         super().__init__(clock)
         self.asked = 0
         self.on_get: Callable[[], Deferred[Any]] | None = None
+        self.proofs = 0
 
     def get(self, service: str) -> Deferred[Any]:
         self.asked += 1
         return super().get(service) if self.on_get is None else self.on_get()
+
+    def prove_writable(self) -> Deferred[None]:
+        self.proofs += 1
+        return super().prove_writable()
+
+
+class Leaves(Manager):
+    """Takes its time to leave."""
+
+    def cleanup_host(self) -> Deferred[None]:
+        return Deferred()
 
 
 class HealthCase(SynchronousTestCase):
@@ -106,6 +118,29 @@ class NodeHealthTests(HealthCase):
         self.clock.advance(1.1)
         self.assertEqual(list(self.unready()), ["database"])
 
+    def test_unwritable(self) -> None:
+        """A database that can be read and not written is not ready, as the last heartbeat has shown."""
+        self.successResultOf(self.service.start())
+        self.registry.unwritable = DatabaseFullError("sqlite:///x", "database or disk is full")
+        self.clock.pump([1.1] * 10)
+        problem = f"heartbeats cannot be written: {self.registry.unwritable}"
+        self.assertEqual(self.unready(), {"database": problem})
+        self.registry.unwritable = None
+        self.clock.pump([1.1] * 10)
+        self.assertEqual(self.unready(), {})
+        self.assertEqual(self.registry.proofs, 0)
+
+    def test_unwritable_without_heartbeats(self) -> None:
+        """A node whose heartbeats are withheld tries by itself whether the database can be written."""
+        self.successResultOf(self.service.start())
+        node = self.service.node
+        assert node.membership is not None
+        node.membership.leave()
+        self.registry.unwritable = DatabaseReadOnlyError("sqlite:///x", "attempt to write a readonly database")
+        self.clock.pump([1.1] * 30)
+        self.assertEqual(self.unready(), {"database": str(self.registry.unwritable)})
+        self.assertEqual(self.registry.proofs, 1)
+
     def test_hanging(self) -> None:
         """A database that does not answer is waited for 1.5 seconds, by all who ask at once."""
         self.successResultOf(self.service.start())
@@ -124,6 +159,24 @@ class NodeHealthTests(HealthCase):
         self.successResultOf(self.service.start())
         self.registry.on_get = lambda: succeed(None).addCallback(lambda _: 1 / 0)
         self.assertIn("ZeroDivisionError", self.unready()["database"])
+
+    def test_broker_away(self) -> None:
+        """While the broker is away, the consumers' detail says that: the node runs."""
+        self.successResultOf(self.service.start())
+        transport = self.service.node.transport
+        self.successResultOf(transport.close())  # type: ignore[union-attr]  # it runs
+        problem = transport.problem()  # type: ignore[union-attr]
+        details = {"broker": problem, "consumers": f"no messages reach it: the broker is not there: {problem}"}
+        self.assertEqual(self.unready(), details)
+
+    def test_under_way(self) -> None:
+        """A node that drains says that it takes in calls of operations under way, and nothing else."""
+        runtime = self.service.node.runtime
+        self.service = Service("h1", "nova-x", "x", Leaves, runtime=runtime)
+        self.successResultOf(self.service.start())
+        self.service.stop()
+        expected = "no messages reach it: it is draining, and takes in only calls of operations under way"
+        self.assertEqual(self.unready(), {"service": "it is draining", "consumers": expected})
 
     def test_draining(self) -> None:
         """A node that drains is not ready: nothing new is to come to it."""

@@ -6,11 +6,18 @@ from contextvars import ContextVar
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from novasvc import rpc
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import MethodTimeoutError, RemoteError, ResultNotSerializableError, TransportClosedError
+from novasvc.errors import (
+    BrokerUnavailableError,
+    MethodTimeoutError,
+    RemoteError,
+    ResultNotSerializableError,
+    RPCError,
+    TransportClosedError,
+)
 from tests.unit.flight_rig import record_flight, said
 from tests.unit.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
@@ -460,6 +467,82 @@ class AcknowledgementTests(ExecutionCase):
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(calling), "found")
         self.assertEqual((self.diary.calls, self.server.counts.unanswered), ([1, 1], 1))
+
+
+class PatienceTests(ExecutionCase):
+    """How long a reply may be held."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.replies_under_way: list[Deferred[None]] = []
+        self.transport.on_reply = self.reply
+        self.log: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            self.log.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+
+    def reply(self) -> Deferred[None]:
+        self.replies_under_way.append(Deferred())
+        return self.replies_under_way[-1]
+
+    def begin(self, method: str, timeout: float = 10.0) -> None:
+        calling = self.client.prepare(timeout=timeout).call(CONTEXT, method, what=1)
+        calling.addErrback(lambda failure: failure.trap(RPCError) and None)
+        self.clock.advance(0)
+
+    def test_of_the_caller(self) -> None:
+        """It is what is left of the caller's time."""
+        self.begin("hang")
+        self.clock.advance(4)
+        self.diary.hanging[0].callback(1)
+        self.assertEqual(self.transport.patience, 6.0)
+
+    def test_of_a_refusal(self) -> None:
+        """A refusal has the same."""
+        self.begin("unknown")
+        self.assertEqual(self.transport.patience, 10.0)
+
+    def test_unknown(self) -> None:
+        """Nobody knows it of a caller that gives its request no time to expire."""
+        self.send(self.request("note"))
+        self.assertIsNone(self.transport.patience)
+
+    def test_over(self) -> None:
+        """A method whose reply could not be given in time is not run again: nobody asks for it. The log says so."""
+        self.begin("hang_again")
+        self.diary.hanging[0].callback(1)
+        self.clock.advance(10)
+        self.replies_under_way[0].errback(BrokerUnavailableError("amqp://h", "refused"))
+        self.assertEqual(self.server.in_flight, 0)
+        self.successResultOf(self.server.close())
+        self.assertEqual(self.take(), [])
+        (line,) = [line for line in self.log if "was dropped" in line]
+        self.assertIn("the reply to hang_again was dropped, because its caller waits no longer", line)
+        self.assertIn("amqp://h", line)
+
+    def test_cut_short(self) -> None:
+        """When a service is cut short and its transport is away, replies that are held are given up."""
+        self.begin("hang_again")
+        self.diary.hanging[0].callback(1)
+        drained = self.server.drained()
+        self.successResultOf(self.transport.close())
+        self.assertNoResult(drained)
+        self.server.cut_short()
+        self.successResultOf(drained)
+        self.assertTrue(any("this service ends" in line for line in self.log))
+
+    def test_cut_short_with_a_transport(self) -> None:
+        """If the transport is there, replies that are under way get to their callers."""
+        self.begin("hang")
+        self.diary.hanging[0].callback(1)
+        self.server.cut_short()
+        drained = self.server.drained()
+        self.assertNoResult(drained)
+        self.replies_under_way[0].callback(None)
+        self.successResultOf(drained)
 
 
 class KeepaliveTests(ExecutionCase):

@@ -1,6 +1,6 @@
 """Requests in the hands of this process: what comes by one channel, and how each message of it is settled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ class Delivery:
         "deaths",
         "deliveries",
         "expires_in",
+        "sent_to",
         "session",
     )
 
@@ -68,6 +69,7 @@ class Delivery:
         self.deaths = properties.deaths + (properties.unclaimed and not consumption.private)
         self.counted = not again
         self.session = consumption.session
+        self.sent_to = consumption.listener.sent_to(queue)
         self._consumption = consumption
         self._tag = tag
         self._queue = queue
@@ -179,6 +181,9 @@ class Owner(Protocol):
     def hand_on(self, delivery: Delivery, *, copy: bool) -> None:
         """Give a delivery to the receiver; see Note [Copies wait]."""
 
+    def sent_to(self, queue: str) -> str:
+        """Return what the messages in a queue were sent to; see IDelivery."""
+
     def is_leaving(self, consumption: "Consumption") -> bool:
         """Tell whether what comes was never to come."""
 
@@ -225,19 +230,36 @@ class Consumption(ChannelReceiver):
 
     # -- consumers -----------------------------------------------------------------------------
 
-    async def consume(self, queue: str, origin: str | None = None) -> None:
+    async def consume(self, queue: str, origin: str | None = None, *, last: bool = False) -> None:
         """Consume from a queue.
 
         :param origin: where its messages came from first; the queue itself by default.
+        :param last: other consumers come first, as long as they take messages.
         :raises ClosedError: the channel was closed.
         """
-        await self._consume(queue, origin or queue, self.prefetch)
+        await self._consume(queue, origin or queue, self.prefetch, last=last)
 
-    def _consume(self, queue: str, origin: str, prefetch: int) -> Deferred[Any]:
+    def _consume(self, queue: str, origin: str, prefetch: int, *, last: bool = False) -> Deferred[Any]:
         tag = str(next(self._tags))
         self.queues[tag.encode()] = origin
         self._consumers[queue] = (tag, prefetch)
-        return self.channel.basic_consume(queue=queue, consumer_tag=tag)  # type: ignore[no-any-return]
+        arguments = {"x-priority": -1} if last else {}
+        return self.channel.basic_consume(queue=queue, consumer_tag=tag, arguments=arguments)  # type: ignore[no-any-return]
+
+    async def narrow(self, queue: str | None, prefetch: int) -> None:
+        """Consume from one queue alone, after its other consumers.
+
+        :param queue: None is none.
+        :raises ClosedError: the channel was closed.
+        """
+        before = list(self.queues)
+        self.prefetch = prefetch
+        if queue is not None:
+            # Before the old consumers are cancelled: the queue is to have one all the time. And both are asked before
+            # anybody else asks: the prefetch is that of the next consumer.
+            asked = self.channel.basic_qos(prefetch_count=prefetch), self._consume(queue, queue, prefetch, last=True)
+            await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
+        await self._cancel(before)
 
     async def resize(self, queue: str, prefetch: int) -> None:
         """Consume with another prefetch, which takes another consumer; or not at all, if it is 0.
@@ -262,8 +284,12 @@ class Consumption(ChannelReceiver):
         :raises ClosedError: the channel was closed.
         """
         self._cancelled = True
-        for tag in list(self.queues):
+        await self._cancel(list(self.queues))
+
+    async def _cancel(self, tags: Sequence[bytes]) -> None:
+        for tag in tags:
             await self.channel.basic_cancel(consumer_tag=tag.decode())
+            self.queues.pop(tag, None)
 
     # -- settling ------------------------------------------------------------------------------
 

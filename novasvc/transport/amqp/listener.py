@@ -1,7 +1,6 @@
 """Requests on their way in: what a server consumes."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import attrs
@@ -24,6 +23,8 @@ _log = Logger()
 
 Receiver = Callable[[IDelivery], None]
 Publish = Callable[[Message], Deferred[None]]
+_ANSWER_PATIENCE = 2.0
+"""Seconds to wait for the broker's answer when consumers are cancelled; it may be away without our knowing yet."""
 _LARGEST_PREFETCH = 65_535
 _SOON = 0.2
 """Seconds."""
@@ -61,6 +62,8 @@ class Listener:
     _consumption: Consumption | None = attrs.field(default=None, init=False)
     _running: dict[str, RunningRequests] = attrs.field(factory=dict, init=False)
     _cancelled: bool = attrs.field(default=False, init=False)
+    _narrowed: bool = attrs.field(default=False, init=False)
+    _silent: bool = attrs.field(default=False, init=False)
     _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
     _copies: list[Delivery] = attrs.field(factory=list, init=False)
     _soon: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -100,30 +103,38 @@ class Listener:
         options = self.consumers.options
         return options.durable_queues or options.quorum_queue
 
+    def sent_to(self, queue: str) -> str:
+        """Return what the messages in a queue of ours were sent to; see IDelivery."""
+        if queue == self.target.topic:
+            return "topic"
+        return "fanout" if queue == self._fanout_queue else "server"
+
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the queues and consume from them, unless it was cancelled; see _Subscription."""
-        if self._cancelled:
+        if self._cancelled or (self._narrowed and self.target.server is None):
             return
-        options, target = self.consumers.options, self.target
+        options, target, narrowed = self.consumers.options, self.target, self._narrowed
         channel = await protocol.open_channel()
         consumption = Consumption(self, channel, self.prefetch, self._ended)
         try:
             # For each consumer by itself: quorum queues know no other way.
             await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
-            queues = [target.topic]
+            queues = [] if narrowed else [target.topic]
             if target.server is not None:
                 queues.append(topology.request_address(target))
             for queue in queues:
                 await topology.declare_request_queue(channel, self.exchange, queue, options)
-            if self._fanout_queue is not None:
+            if self._fanout_queue is not None and not narrowed:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
             channel.receiver = consumption
             for queue in queues:
-                await consumption.consume(queue)
+                await consumption.consume(queue, last=narrowed)
             if not self.is_leaving(consumption):
                 self._consumption = consumption
+                if self._narrowed and not narrowed:
+                    await self._narrow(consumption)
                 self.held_changed()
                 return
             # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
@@ -166,7 +177,8 @@ class Listener:
 
     def held_changed(self) -> None:
         """Take less from the topic's queue if more is held, and more if less is; soon, as it may change again."""
-        if self._running and self._soon is None and not self._resizing and not self._cancelled:
+        stays = self._cancelled or self._narrowed
+        if self._running and self._soon is None and not self._resizing and not stays:
             self._soon = self.clock.callLater(_SOON, self._resize)
 
     def _resize(self) -> None:
@@ -215,10 +227,19 @@ class Listener:
         except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
             _log.failure("a receiver of messages raised, which it must not")
 
+    def narrow(self, prefetch: int) -> Deferred[None]:
+        """Stop the deliveries of the topic and of fanouts; see IListener."""
+        self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
+        return Deferred.fromCoroutine(self._change(self._narrow))
+
+    def _narrow(self, consumption: Consumption) -> Coroutine[Deferred[Any], Any, None]:
+        own = None if self.target.server is None else topology.request_address(self.target)
+        return consumption.narrow(own, self.prefetch)
+
     def cancel(self) -> Deferred[None]:
         """Stop the deliveries; see IListener."""
         self._stop()
-        return Deferred.fromCoroutine(self._cancel())
+        return Deferred.fromCoroutine(self._change(Consumption.cancel))
 
     def _stop(self) -> None:
         self._cancelled = True
@@ -226,12 +247,20 @@ class Listener:
             self._soon.cancel()
             self._soon = None
 
-    async def _cancel(self) -> None:
-        consumption = self._consumption
-        if consumption is None:
-            return  # or it is being established, which sees that it is cancelled
-        with suppress(ClosedError):  # It delivers nothing more either way.
-            await consumption.cancel()
+    async def _change(self, change: Callable[[Consumption], Coroutine[Deferred[Any], Any, None]]) -> None:
+        if self._consumption is None or self._silent:
+            return  # or it is being established, which sees what it is to be
+        # What has lost its channel delivers nothing more either way.
+        changing: Deferred[None] = Deferred.fromCoroutine(change(self._consumption))
+        changing.addErrback(lambda failure: failure.trap(ClosedError) and None)
+        # It goes on when it is not waited for any longer: a broker that is only slow is told all of it.
+        waiting = _done(changing)
+        await waiting.addTimeout(_ANSWER_PATIENCE, self.clock, onTimeoutCancel=self._note_silence)
+
+    def _note_silence(self, _: object, seconds: float) -> None:
+        """Wait for no answer of this broker any more: a service that ends has no time for that."""
+        self._silent = True
+        _log.warn("the broker has not answered {listener} within {seconds:g} s", listener=str(self), seconds=seconds)
 
     def close(self) -> Deferred[None]:
         """Give up the queue of fanouts, and what is unsettled; see IListener."""
@@ -254,7 +283,7 @@ class Listener:
         consumption.forget_unsettled()
         consumption.channel.receiver = None  # what comes now goes back with the channel
         try:
-            if self._fanout_queue is not None:
+            if self._fanout_queue is not None and not self._silent:
                 await topology.delete_queue(consumption.channel, self._fanout_queue, self.clock)
         except ClosedError:
             return
@@ -266,7 +295,8 @@ def _done(moving: Deferred[Any]) -> Deferred[None]:
     done: Deferred[None] = Deferred()
 
     def end(result: Any) -> Any:
-        done.callback(None)
+        if not done.called:
+            done.callback(None)
         return result
 
     moving.addBoth(end)

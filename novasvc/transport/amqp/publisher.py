@@ -385,7 +385,7 @@ class Publisher:
         if not self._has_room(size):
             why = self.connection.trouble or "the broker confirms too slowly"
             return fail(TransportFullError(message.target, len(self._held) + len(self._unrouted), why))
-        patience = message.patience or self._options.operation_timeout
+        patience = self._options.operation_timeout if message.patience is None else message.patience
         if message.expires_at is not None and message.expires_at < inf:
             patience = max(0.0, message.expires_at - self._clock.seconds()) * _BEFORE_THE_END
         held = _Held(send, message)

@@ -114,8 +114,7 @@ class AMQPTransport:
         closing += [Deferred.fromCoroutine(box.close()) for box in self._boxes.values()]
         self._listeners, self._boxes = [], {}
         await DeferredList(closing, consumeErrors=True)  # side by side: a silent broker costs the time of one
-        for connection in reversed(self.connections):
-            await connection.close()
+        await DeferredList([connection.close() for connection in self.connections], consumeErrors=True)
 
     def problem(self) -> str | None:
         """Say what keeps messages from moving; see ITransport."""
@@ -220,7 +219,7 @@ class AMQPTransport:
             await self._publisher.add_queue(queue)
             await self._publisher.publish(message())
 
-    def reply(self, address: str, body: bytes) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
         """Reply; see ITransport.
 
         A caller whose queue is not there is tried again a few times, and is then taken for gone: for a while
@@ -228,32 +227,36 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        done = self._reply(address, body)
+        until = self._reactor.seconds() + (_REPLY_PATIENCE if patience is None else min(patience, _REPLY_PATIENCE))
+        done = self._reply(address, body, until)
         if address in self._vanished:
             done.addCallback(lambda _: self._vanished.pop(address, None) and None)
-        done.addErrback(partial(self._reply_again, address, body, 1))
+        done.addErrback(partial(self._reply_again, address, body, until, 1))
         return done
 
-    def _reply(self, address: str, body: bytes) -> Deferred[None]:
-        message = Message("", address, body, None, mandatory=True, target=address, patience=_REPLY_PATIENCE)
+    def _reply(self, address: str, body: bytes, until: float) -> Deferred[None]:
+        patience = max(0.0, until - self._reactor.seconds())
+        message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
         return self._publisher.publish(message)
 
-    def _reply_again(self, address: str, body: bytes, attempt: int, failure: Failure) -> Any:
+    def _reply_again(self, address: str, body: bytes, until: float, attempt: int, failure: Failure) -> Any:
         if self._closed:
             return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
         failure.trap(UndeliverableError, UnconfirmedError)
         known = failure.check(UndeliverableError) and self._is_gone(address)
-        if known or attempt >= _REPLY_ATTEMPTS or len(self._retrying) >= _VANISHED_BOUND:
+        pause = _reply_backoff(attempt)
+        late = self._reactor.seconds() + pause >= until  # its caller waits no longer by then
+        if known or late or attempt >= _REPLY_ATTEMPTS or len(self._retrying) >= _VANISHED_BOUND:
             if failure.check(UnconfirmedError):
                 return failure
             self.unclaimed_replies += 1
-            if not self._is_gone(address):
+            if not late and not self._is_gone(address):
                 self._mark_gone(address)
                 _log.info("a caller is gone, replies to {address} are dropped", address=address)
             return None
-        again: Deferred[None] = deferLater(self._reactor, _reply_backoff(attempt))
-        again.addCallback(lambda _: self._reply(address, body))
-        again.addErrback(partial(self._reply_again, address, body, attempt + 1))
+        again: Deferred[None] = deferLater(self._reactor, pause)
+        again.addCallback(lambda _: self._reply(address, body, until))
+        again.addErrback(partial(self._reply_again, address, body, until, attempt + 1))
         self._retrying.add(again)
         again.addBoth(self._retried, again)
         return again

@@ -28,6 +28,7 @@ class _Delivery:
     _listener: "_Listener"
     body: bytes
     deliveries: int
+    sent_to: str
     counted: bool = attrs.field(default=True, init=False)
 
     @property
@@ -60,7 +61,7 @@ class _Delivery:
     def requeue_here(self, deliveries: int) -> None:
         if self._listener.settle(self):
             self._message.deliveries = deliveries
-            again = _Delivery(self._message, self._queue, self._listener, self.body, deliveries)
+            again = _Delivery(self._message, self._queue, self._listener, self.body, deliveries, self.sent_to)
             self._listener.take_again(again)
 
     def quarantine(self, reason: str) -> None:
@@ -80,7 +81,7 @@ class _Listener:
     _topic: str
     _receiver: Receiver
     _prefetch: int
-    _queues: tuple[Queue, ...]
+    _queues: dict[Queue, str]  # what messages in it were sent to
     _fanout: Queue | None
     live: bool = attrs.field(default=True, init=False)
     hold_after: None = attrs.field(default=None, init=False)
@@ -97,7 +98,7 @@ class _Listener:
         return len(self._unsettled) < self._prefetch
 
     def take(self, message: Message, queue: Queue) -> None:
-        delivery = _Delivery(message, queue, self, message.body, message.deliveries)
+        delivery = _Delivery(message, queue, self, message.body, message.deliveries, self._queues[queue])
         self._unsettled[delivery] = None
         self._hand_on(delivery)
 
@@ -122,6 +123,17 @@ class _Listener:
             for queue in self._queues:
                 self.broker.wake(queue)
         return True
+
+    def narrow(self, prefetch: int) -> Deferred[None]:
+        if self.live:
+            self._prefetch = prefetch
+            for queue, sent_to in self._queues.items():
+                if sent_to != "server":
+                    queue.consumers.remove(self)
+            self._queues = {queue: sent_to for queue, sent_to in self._queues.items() if sent_to == "server"}
+            for queue in self._queues:
+                self.broker.wake(queue)
+        return succeed(None)
 
     def cancel(self) -> Deferred[None]:
         if self.live:
@@ -185,16 +197,16 @@ class MemoryTransport:
             return fail(TransportClosedError("listening"))
         exchange, broker = target.exchange or self._exchange, self._broker
         fanout = broker.add_fanout(target.topic)
-        queues = [broker.queue(exchange, target.topic, None), fanout]
+        queues = {broker.queue(exchange, target.topic, None): "topic", fanout: "fanout"}
         if target.server is not None:
-            queues.append(broker.queue(exchange, target.topic, target.server))
-        return self._begin(_Listener(broker, target.topic, receiver, prefetch, tuple(queues), fanout))
+            queues[broker.queue(exchange, target.topic, target.server)] = "server"
+        return self._begin(_Listener(broker, target.topic, receiver, prefetch, queues, fanout))
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume from one queue; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        queues = (self._broker.queue(self._exchange, queue, None),)
+        queues = {self._broker.queue(self._exchange, queue, None): "topic"}
         return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
     def _begin(self, listener: _Listener) -> Deferred[IListener]:
@@ -241,8 +253,8 @@ class MemoryTransport:
             self._broker.drop_replies(address)
         return succeed(None)
 
-    def reply(self, address: str, body: bytes) -> Deferred[None]:
-        """Reply; see ITransport."""
+    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+        """Reply, at once; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("replying"))
         self._broker.reply(address, body)
