@@ -12,8 +12,12 @@ from zope.interface import Attribute, Interface
 
 from novasvc.context import RequestContext
 from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.reachability import Reachability
 from novasvc.record import ServiceChanges, ServiceRecord
 from novasvc.target import Target
+
+WriteProbe = Callable[[str, str], bytes]
+"""Takes a token and an address; returns a call whose reply goes to the address and bears the token."""
 
 Records = list[ServiceRecord]
 """IServiceRegistry has a method of the name that this is made of."""
@@ -53,7 +57,20 @@ class IDelivery(Interface):
 class IListener(Interface):
     """What :meth:`ITransport.listen` started."""
 
-    live = Attribute("bool: messages reach the receiver now.")
+    live = Attribute("bool: it consumes now.")
+
+    def verify(write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        """Prove that messages to its topic and server reach it, and make again what is missing.
+
+        It sends itself a message as a caller would, and waits until it is back; the receiver does not get it. The
+        bindings of the topic's queue and of its own queue for fanouts are made again, in turns. Called at
+        intervals, by a listener of :meth:`ITransport.listen` with a server; not while one is under way.
+
+        :param write: makes the message.
+        :param float timeout: seconds until it is given up, > 0.
+        :return: Deferred[Reachability].
+        :raises BrokerError: it cannot be told now: the broker takes no messages, or the connection changed.
+        """
 
     def cancel() -> Deferred[None]:
         """Stop the deliveries; those already made can still be acknowledged.

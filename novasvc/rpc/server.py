@@ -14,6 +14,8 @@ from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.metrics import MethodFigures
+from novasvc.reachability import Reachability
+from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.endpoint import Endpoints
@@ -113,6 +115,16 @@ class Server:
     def live(self) -> bool:
         """Whether messages reach the server now."""
         return self._listener is not None and bool(self._listener.live)
+
+    def verify(self, timeout: float) -> Deferred[Reachability]:
+        """Prove that messages reach this server; see :meth:`novasvc.interfaces.IListener.verify`.
+
+        :param timeout: seconds, > 0.
+        """
+        if self._listener is None:
+            return succeed(Reachability("it does not consume yet"))
+        verifying: Deferred[Reachability] = self._listener.verify(write_ping, timeout)
+        return verifying
 
     @property
     def in_flight(self) -> int:

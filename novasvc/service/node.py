@@ -34,6 +34,7 @@ from novasvc.service.endpoint import NodeAPI
 from novasvc.service.health import Health
 from novasvc.service.heedless import heedless
 from novasvc.service.lifecycle import Course
+from novasvc.service.reachability import ReachabilityCheck
 from novasvc.servicegroup import Identity, Membership
 from novasvc.target import Target
 
@@ -91,6 +92,7 @@ class Node:
     client: Client | None = attrs.field(default=None, init=False)
     server: Server | None = attrs.field(default=None, init=False)
     membership: Membership | None = attrs.field(default=None, init=False)
+    reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
     _at_once: float | None = attrs.field(default=None, init=False)
@@ -189,7 +191,8 @@ class Node:
         await self._hook("post_start_hook")
 
         self._step = "join the service group"
-        self.membership = Membership(registry, identity, record, clock, self.report_interval, [self._why_not_consuming])
+        proofs = [self._why_not_consuming, self.why_not_reached]
+        self.membership = Membership(registry, identity, record, clock, self.report_interval, proofs)
         await self.membership.join()
         if self.periodic_enable:
             self.tasks.start()
@@ -206,6 +209,10 @@ class Node:
             run_blocking=self.runtime.run_blocking,
         )
         await server.start()
+        self.reachability = ReachabilityCheck(
+            server.verify, self.report_interval, self.runtime.reactor, self.runtime.random_source
+        )
+        self.reachability.start()
 
     def basic_config_check(self) -> None:
         """See that the temporary directory exists and can be written to.
@@ -254,6 +261,12 @@ class Node:
         live = self.course.state == "draining" or (self.server is not None and self.server.live)
         return None if live else "its consumers are not live"
 
+    def why_not_reached(self) -> str | None:
+        """Return why no message reaches this node, though it consumes; None if they do, or it drains."""
+        if self.reachability is None or self.course.state == "draining":
+            return None
+        return self.reachability.problem
+
     # -- the way down --------------------------------------------------------------------------
 
     async def end(self) -> None:
@@ -274,11 +287,13 @@ class Node:
             await self._tidy("close the transport", self.runtime.broker.release)
         if self.registry is not None:
             await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
-        self.registry = self.transport = self.client = self.server = self.membership = None
+        self.registry = self.transport = self.client = self.server = self.membership = self.reachability = None
 
     async def _drain(self) -> None:
         """Take in nothing more, and finish what is there, up to graceful_shutdown_timeout."""
         tasks_ended = self.tasks.stop()
+        if self.reachability is not None:
+            await self._tidy("stop verifying", self.reachability.stop)
         if self.server is not None:
             await self._tidy("stop consuming", self.server.stop_consuming)
         drained = succeed(None) if self.server is None else self.server.drained()

@@ -17,6 +17,8 @@ _LONGEST_TTL = 2**32 - 1
 
 DELIVERIES = "x-novasvc-deliveries"
 """Header of a message that was given back: how often it had been delivered."""
+PROBE = "x-novasvc-probe"
+"""Header of a message that a listener sends to itself: the queue where it waits for it."""
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
@@ -26,11 +28,13 @@ class Properties(NamedTuple):
     :param expires_in: seconds that it had when it was sent, or None.
     :param deliveries: how often it was delivered, as its headers say.
     :param compressed: its body is a zlib stream.
+    :param probe: the queue of the listener that sent it to itself; None of all other messages.
     """
 
     expires_in: float | None = None
     deliveries: int = 0
     compressed: bool = False
+    probe: str | None = None
 
 
 _NOTHING = Properties()
@@ -70,10 +74,12 @@ def read_properties(data: bytes) -> Properties:
         return Properties(_seconds(data[_EXPIRATION_AT:]))
     values = decode_properties(data)
     headers = values.get("headers") or {}
+    probe = headers.get(PROBE)
     return Properties(
         _seconds(str(values.get("expiration", "")).encode()),
         _count(headers.get(DELIVERIES)),
         str(headers.get("compression")) in _COMPRESSED,
+        probe if isinstance(probe, str) else None,
     )
 
 

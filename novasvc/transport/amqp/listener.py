@@ -11,20 +11,21 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.interfaces import IDelivery, IListener
+from novasvc.interfaces import IDelivery, IListener, WriteProbe
+from novasvc.reachability import Reachability
 from novasvc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
 from novasvc.transport.amqp.content import DELIVERIES, Properties, readable
 from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
+from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
-from novasvc.transport.amqp.publisher import Message
+from novasvc.transport.amqp.publisher import Message, Publisher
 
 _log = Logger()
 
 Receiver = Callable[[IDelivery], None]
-Publish = Callable[[Message], Deferred[None]]
 _REASON_CHARACTERS = 500
 _PAUSE = 30.0
 """Seconds after which a message is given back that could not be moved."""
@@ -215,6 +216,9 @@ class _Consumption(ChannelReceiver):
             self.reject(tag, requeue=False)
             return
         delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
+        if self.listener.loopback.take(queue, body, read.probe):
+            self.ack(tag)
+            return
         if self.listener.is_leaving(self):
             delivery.requeue(delivery.deliveries)
             return
@@ -263,7 +267,7 @@ class Listener:
     """Consumes what is sent to a topic, to a server of it, and to all its servers; see IListener.
 
     :param exchange: the control exchange.
-    :param publish: sends what is given back or put aside.
+    :param publisher: sends what is given back or put aside.
     :param alone: it is the topic's own queue alone; see ITransport.consume.
     """
 
@@ -272,9 +276,10 @@ class Listener:
     exchange: str
     receiver: Receiver
     prefetch: int
-    publish: Publish
+    publisher: Publisher
     alone: bool = attrs.field(default=False, kw_only=True)
     unreadable: int = attrs.field(default=0, init=False)
+    loopback: Loopback = attrs.field(init=False)
     _fanout_queue: str | None = attrs.field(init=False)
     _consumption: _Consumption | None = attrs.field(default=None, init=False)
     _cancelled: bool = attrs.field(default=False, init=False)
@@ -283,6 +288,7 @@ class Listener:
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.alone else topology.new_fanout_queue(self.target.topic)
+        self.loopback = Loopback(self, self._fanout_queue, self._consumers.options)
 
     def __str__(self) -> str:
         return f"the listener of {self.target}"
@@ -291,6 +297,15 @@ class Listener:
     def clock(self) -> IReactorTime:
         """What measures pauses."""
         return self._consumers.clock
+
+    def publish(self, message: Message) -> Deferred[None]:
+        """Send a message; see :meth:`novasvc.transport.amqp.publisher.Publisher.publish`."""
+        return self.publisher.publish(message)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a queue may have to wait for room: as much is unsettled as one of them may deliver."""
+        return self._consumption is not None and len(self._consumption) >= self.prefetch
 
     @property
     def live(self) -> bool:
@@ -329,6 +344,18 @@ class Listener:
             consumption.end("it cannot be set up")
             raise
         consumption.end("it is not wanted any more")
+
+    def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        """Send a message to itself, and make the bindings again; see IListener."""
+        return self.loopback.verify(write, timeout)
+
+    def consume_anew(self, problem: str) -> None:
+        """Give up the channel, and declare and consume again on another.
+
+        :param problem: why.
+        """
+        if self._consumption is not None:
+            self._consumption.channel.abandon(ClosedError(problem, code=NOT_FOUND))
 
     def is_leaving(self, consumption: _Consumption) -> bool:
         """Tell whether what comes was never to come: it was cancelled while it was established."""

@@ -9,9 +9,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import TransportClosedError, TransportFullError, UndeliverableError
-from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.interfaces import IDelivery, IListener, ITransport, WriteProbe
+from novasvc.reachability import Reachability
 from novasvc.target import Target
-from novasvc.transport.memory.broker import MemoryBroker, Message, Queue
+from novasvc.transport.memory.broker import MemoryBroker, Message, Name, Queue
 
 _log = Logger()
 
@@ -62,7 +63,7 @@ class _Listener:
     _topic: str
     _receiver: Receiver
     _prefetch: int
-    _queues: tuple[Queue, ...]
+    _named: dict[Name, Queue]
     _fanout: Queue | None
     live: bool = attrs.field(default=True, init=False)
     closed: bool = attrs.field(default=False, init=False)
@@ -70,13 +71,23 @@ class _Listener:
 
     def __attrs_post_init__(self) -> None:
         for queue in self._queues:
-            queue.consumers.append(self)
-            self.broker.wake(queue)
+            self._consume(queue)
+
+    @property
+    def _queues(self) -> tuple[Queue, ...]:
+        return (*self._named.values(), *(() if self._fanout is None else (self._fanout,)))
+
+    def _consume(self, queue: Queue) -> None:
+        queue.consumers.append(self)
+        self.broker.wake(queue)
 
     def has_room(self) -> bool:
         return len(self._unsettled) < self._prefetch
 
     def take(self, message: Message, queue: Queue) -> None:
+        if message.probe is not None:
+            message.probe()
+            return
         delivery = _Delivery(message, queue, self, message.body, message.deliveries)
         self._unsettled[delivery] = None
         try:
@@ -95,6 +106,44 @@ class _Listener:
                 self.broker.wake(queue)
         return True
 
+    def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        if not self.live:
+            return succeed(Reachability("its consumers are not live"))
+        repaired = self._repair()
+        name, queue = next(reversed(self._named.items()))  # the server's, if it has one
+        arrived: Deferred[None] = Deferred()
+
+        def arrive() -> None:
+            if not arrived.called:
+                arrived.callback(None)
+
+        probe = Message(write("", ""), self.broker.seconds() + timeout, probe=arrive)
+        if not queue.put(probe):
+            return succeed(Reachability(repaired=repaired))  # it is full of what is there to be worked on
+
+        def give_up(*_: object) -> Reachability:
+            if not self.has_room():
+                return Reachability(repaired=repaired)
+            return Reachability(f"a message to {_shown(name)} did not arrive within {timeout:g} s")
+
+        verifying = arrived.addCallback(lambda _: Reachability(repaired=repaired))
+        return verifying.addTimeout(timeout, self.broker.clock, onTimeoutCancel=give_up)
+
+    def _repair(self) -> tuple[str, ...]:
+        """Have the broker know our queues, or consume from those that have their names now; say what was missing."""
+        repaired = []
+        for name, queue in self._named.items():
+            known = self.broker.has(name)
+            current = self._named[name] = self.broker.restore(name, queue)
+            consumes = self in current.consumers
+            if not consumes:
+                self._consume(current)
+            if not (known and consumes):
+                repaired.append(f"the queue {_shown(name)}")
+        if self._fanout is not None and self.broker.restore_fanout(self._topic, self._fanout):
+            repaired.append(f"the queue for fanouts of {self._topic}")
+        return tuple(repaired)
+
     def cancel(self) -> Deferred[None]:
         if self.live:
             self.live = False
@@ -111,6 +160,11 @@ class _Listener:
         for delivery in reversed(unsettled):  # the oldest will be the first again
             delivery.put_back()
         return succeed(None)
+
+
+def _shown(name: Name) -> str:
+    _, topic, server = name
+    return topic if server is None else f"{topic}.{server}"
 
 
 @implementer(ITransport)
@@ -157,16 +211,17 @@ class MemoryTransport:
             return fail(TransportClosedError("listening"))
         exchange, broker = target.exchange or self._exchange, self._broker
         fanout = broker.add_fanout(target.topic)
-        queues = [broker.queue(exchange, target.topic, None), fanout]
+        names: list[Name] = [(exchange, target.topic, None)]
         if target.server is not None:
-            queues.append(broker.queue(exchange, target.topic, target.server))
-        return self._begin(_Listener(broker, target.topic, receiver, prefetch, tuple(queues), fanout))
+            names.append((exchange, target.topic, target.server))
+        queues = {name: broker.queue(*name) for name in names}
+        return self._begin(_Listener(broker, target.topic, receiver, prefetch, queues, fanout))
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume from one queue; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        queues = (self._broker.queue(self._exchange, queue, None),)
+        queues: dict[Name, Queue] = {(self._exchange, queue, None): self._broker.queue(self._exchange, queue, None)}
         return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
     def _begin(self, listener: _Listener) -> Deferred[IListener]:
