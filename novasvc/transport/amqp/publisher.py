@@ -306,7 +306,7 @@ class Publisher:
     async def _expendable(self) -> Lane:
         await self._opening_lane.acquire()
         try:
-            if self._fanouts is None:
+            if self._fanouts is None or self._fanouts.channel.closed:
                 self._fanouts = await self._open_lane(self._fanouts_ended)
             return self._fanouts
         finally:
