@@ -17,7 +17,9 @@ from novasvc.settings import Settings
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.amqp import AMQPTransport, protocol
 from novasvc.transport.amqp.channel import Channel
+from novasvc.transport.amqp.frames import pack_ack
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
+from tests.servers import Broker, fragile_broker
 
 INTERVAL = 1.0
 """Seconds between heartbeats."""
@@ -26,7 +28,7 @@ TWO_BEATS = 2 * INTERVAL + 2.0
 HOST_QUEUE = f"{TOPIC}.h1"
 FANOUT = f"{TOPIC}_fanout"
 MADE_AGAIN = "made again: "
-WITHHELD = "no heartbeat is sent"
+WITHHELD = "^no heartbeat is sent"
 
 
 class Noting(Manager):  # type: ignore[misc]
@@ -68,7 +70,7 @@ class ReachabilityCase(AMQPCase):
             broker=Leg("broker", make or self.make_transport),
             database=Leg("database", lambda: self.registry),
             run_blocking=maybeDeferred,
-            random_source=random.Random(0),  # noqa: S311 - the same delays each time
+            random_source=random.Random(0),
         )
         noted: list[Any] = []
         service = Service(host, "nova-compute", TOPIC, Noting, report_interval=INTERVAL, runtime=runtime)
@@ -188,3 +190,126 @@ class SilentTests(LostTests):
             ("queue_bind", {"queue": HOST_QUEUE, "exchange": "nova", "routing_key": HOST_QUEUE}),
         )
         await self.lose(*steps, said=f"the queue {HOST_QUEUE} has no consumer")
+
+
+class ChannelTests(ReachabilityCase):
+    async def test_closed(self) -> None:
+        """A node whose channel the broker closes is reached again, and what is lost later is noticed as before."""
+        service = await self.node()
+        consumption = service.node.server._listener._consumption
+        consumption.channel.client.write(pack_ack(consumption.channel.id, 999, False))
+        await self.until(lambda: self.said("consumes again"))
+        await self.assert_reached(service)
+        await (await self.operator()).queue_unbind(queue=HOST_QUEUE, exchange="nova", routing_key=HOST_QUEUE)
+        await self.until(lambda: self.said(MADE_AGAIN), TWO_BEATS)
+        await self.assert_reached(service)
+
+
+class RefusedTests(ReachabilityCase):
+    async def test_refused(self) -> None:
+        """A broker that refuses the repair is named with its reason; the node is not up until it is reached again."""
+        user = f"u-{self.vhost}"
+        self.broker.add_user(user, "pass-w0rd")
+        self.broker.permit(user, self.vhost)
+        url = self.broker.url(self.vhost, (user, "pass-w0rd"))
+        service = await self.node(make=lambda: self.make_transport(url))
+        await self.assert_beats()
+        self.broker.permit(user, self.vhost, write=rf"^(?!{TOPIC}\.).*")
+        await (await self.operator()).queue_unbind(queue=HOST_QUEUE, exchange="nova", routing_key=HOST_QUEUE)
+
+        await self.until(lambda: self.said(WITHHELD, LogLevel.error), TWO_BEATS)
+        (line,) = self.said(WITHHELD)
+        for part in (f"queue {HOST_QUEUE} to the exchange nova is missing", "refuses", "ACCESS_REFUSED"):
+            self.assertIn(part, line)
+        leg = await self.consumers_leg(service)
+        self.assertFalse(leg["ready"])
+        self.assertIn("ACCESS_REFUSED", leg["detail"])
+        before = await self.beats()
+        await deferLater(reactor, 3 * INTERVAL)
+        self.assertEqual(await self.beats(), before)
+
+        self.broker.permit(user, self.vhost)
+        await self.until(lambda: self.said("heartbeats go on"), TWO_BEATS)
+        await self.assert_reached(service)
+        self.assertEqual(len(self.said(WITHHELD)), 1)
+        self.assertTrue((await self.consumers_leg(service))["ready"])
+
+    async def test_nothing_missing(self) -> None:
+        """A node that may declare nothing any more, and that messages reach, is up."""
+        user = f"u-{self.vhost}"
+        self.broker.add_user(user, "pass-w0rd")
+        self.broker.permit(user, self.vhost)
+        url = self.broker.url(self.vhost, (user, "pass-w0rd"))
+        service = await self.node(make=lambda: self.make_transport(url))
+        self.broker.permit(user, self.vhost, configure="^$", write="^(nova|amq.default)$")
+        before = service.node.server._listener.loopback._rounds
+        await self.until(lambda: service.node.server._listener.loopback._rounds >= before + 4)
+        await self.assert_beats()
+        self.assertEqual(self.said(WITHHELD), [])
+
+
+class SharedTests(ReachabilityCase):
+    async def test_siblings(self) -> None:
+        """Processes that share a host's queue each prove that it is reached, whoever of them takes the message."""
+        services = [await self.node() for _ in range(3)]
+        loopbacks = [service.node.server._listener.loopback for service in services]
+        await self.until(lambda: all(loopback._rounds >= 6 for loopback in loopbacks), 15.0)
+        self.assertEqual(self.said(f"{WITHHELD}|{MADE_AGAIN}"), [])
+        self.assertEqual([self.noted(service) for service in services], [[]] * 3)
+        self.assertEqual([service.node.server.counts.received for service in services], [0] * 3)
+
+    async def test_lost(self) -> None:
+        """What several processes share is made again by the first of them that misses it."""
+        services = [await self.node() for _ in range(2)]
+        await (await self.operator()).exchange_delete(exchange="nova")
+        await self.until(lambda: self.said(MADE_AGAIN), TWO_BEATS)
+        client = await self.client(patience=5.0)
+        await client.prepare(fanout=True).cast(CONTEXT, "note", what="fanout")
+        await self.until(lambda: all("fanout" in self.noted(service) for service in services))
+        for _ in range(4):
+            self.assertEqual(await client.prepare(server="h1").call(CONTEXT, "note", what=1), 1)
+            self.assertEqual(await client.call(CONTEXT, "note", what=1), 1)
+
+    async def test_hosts(self) -> None:
+        """A topic's binding is back within two heartbeats, though nobody can tell that it was missing."""
+        await self.node("h1")
+        await self.node("h2")
+        await (await self.operator()).queue_unbind(queue=TOPIC, exchange="nova", routing_key=TOPIC)
+        client = await self.client(patience=5.0)
+        self.assertLess(await self.assert_comes_back(client), TWO_BEATS)
+
+
+class BusyTests(ReachabilityCase):
+    async def test_full(self) -> None:
+        """A node that has as much to do as it may take in is up."""
+        service = await self.node(rpc_concurrency=1)
+        client = await self.client()
+        calls = [client.prepare(server="h1").call(CONTEXT, "hang") for _ in range(3)]
+        loopback = service.node.server._listener.loopback
+        before = loopback._rounds
+        await self.until(lambda: loopback._rounds >= before + 3, 15.0)
+        await self.assert_beats()
+        self.assertEqual(self.said(WITHHELD), [])
+        for call in calls:
+            await self.until(lambda: len(self.noted(service)) > calls.index(call))  # noqa: B023 - it is waited for
+            service.manager.hanging.callback(None)
+            await call
+        await self.assert_reached(service)
+
+
+class AlarmTests(ReachabilityCase):
+    def choose_broker(self) -> Broker:
+        return fragile_broker()
+
+    async def test_alarm(self) -> None:
+        """A broker in alarm takes no messages, the probe among them: that is not held against the node."""
+        service = await self.node()
+        loopback = service.node.server._listener.loopback
+        with self.broker.memory_alarm():
+            await self.until(lambda: service.node.transport.connections[0].state == "blocked")
+            before = loopback._rounds
+            await self.until(lambda: loopback._rounds >= before + 3, 15.0)
+            await self.assert_beats()
+            self.assertTrue((await self.consumers_leg(service))["ready"])
+        await self.assert_reached(service)
+        self.assertEqual(self.said(WITHHELD), [])

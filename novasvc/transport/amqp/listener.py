@@ -16,6 +16,7 @@ from novasvc.reachability import Reachability
 from novasvc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
+from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
 from novasvc.transport.amqp.content import DELIVERIES, Properties, readable
 from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
@@ -348,6 +349,24 @@ class Listener:
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Send a message to itself, and make the bindings again; see IListener."""
         return self.loopback.verify(write, timeout)
+
+    @property
+    def connections(self) -> tuple[Connection, Connection]:
+        """The connection that publishes, and the one that consumes."""
+        return self.publisher.connection, self._consumers.connection
+
+    async def count_consumers(self, queue: str) -> int:
+        """Return how many consumers a queue has, as the host says where this listener consumes; 0 without a queue."""
+        protocol = self._consumers.connection.protocol
+        if protocol is None:
+            return 0
+        try:
+            channel = await protocol.open_channel()
+            _, consumers = await topology.count(channel, queue)
+        except ClosedError:
+            return 0
+        channel.abandon(ClosedError("done", clean=True))
+        return consumers
 
     def consume_anew(self, problem: str) -> None:
         """Give up the channel, and declare and consume again on another.

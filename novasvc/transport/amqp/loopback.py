@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _log = Logger()
 
-_ABSENT = re.compile(r"no (exchange|queue) '([^']*)'")
-"""What RabbitMQ says of a name that does not exist."""
+_ABSENT = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
+"""What RabbitMQ says of a name that does not exist, or that is on a host which it cannot reach."""
 _WAITING = 0.8
 """Part of the time of a verification that the message has to come back; the rest is for finding out why it did not."""
 _POLL = 0.25
@@ -48,7 +48,11 @@ _ANSWER_LIMIT = 65_536
 
 
 class _GoneError(Exception):
-    """A queue or a consumer of the listener is gone: it has to consume anew."""
+    """A queue of the listener has no consumer."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"the queue {queue} has no consumer")
+        self.queue = queue
 
 
 class _OverdueError(Exception):
@@ -202,7 +206,7 @@ class Loopback:
             return
         messages, consumers = await listener.publisher.count(self.host.queue)
         if not consumers and not self.options.quorum_queue:
-            raise _GoneError(f"the queue {self.host.queue} has no consumer")
+            raise _GoneError(self.host.queue)
         if listener.is_full or (messages and self._taken != taken):
             return  # It waits its turn: what is before it is being worked on.
         detail = f"{messages} messages wait there, for {consumers} consumers"
@@ -241,7 +245,7 @@ class Loopback:
         if plan.count_consumers:
             _, consumers = await topology.count(channel, self.topic.queue)
             if not consumers and not self.options.quorum_queue:
-                raise _GoneError(f"the queue {self.topic.queue} has no consumer")
+                raise _GoneError(self.topic.queue)
             plan.to_topic = consumers == 1
             bindings = [] if plan.to_topic else [self.topic]
         for binding in bindings:
@@ -283,7 +287,7 @@ class _Verification:
             except _OverdueError as overdue:
                 return self._loopback.late(str(overdue))
             except (_GoneError, RPCError) as error:
-                what = self._learn(error)
+                what = await self._learn(error)
             else:
                 return Reachability(repaired=tuple(self._repaired))
             if what in self._found:
@@ -297,23 +301,23 @@ class _Verification:
             await deferLater(clock, _POLL, lambda: None)
         return listener.live and clock.seconds() < self._until
 
-    def _learn(self, error: Exception) -> str:
+    async def _learn(self, error: Exception) -> str:
         """Plan the next attempt; return what stood in the way of the last one."""
         if isinstance(error, _GoneError):
-            return self._consume_anew(str(error))
+            return await self._without(error.queue, str(error))
         if isinstance(error, UndeliverableError):
             loopback = self._loopback
             binding = loopback.topic if error.target == loopback.topic.routing_key else loopback.host
             self._plan.broken.add(binding)
             return self._make_again(str(binding))
         if isinstance(error, BrokerError):
-            return self._learn_from_broker(error)
+            return await self._learn_from_broker(error)
         return f"no message can be sent to it: {error}"
 
-    def _learn_from_broker(self, error: BrokerError) -> str:
+    async def _learn_from_broker(self, error: BrokerError) -> str:
         absent = _ABSENT.search(error.problem)
         if absent is not None and absent[1] == "queue":
-            return self._consume_anew(f"the queue {absent[2]} is missing")
+            return await self._without(absent[2], f"the queue {absent[2]} is missing")
         if absent is not None:
             self._plan.exchanges.add(absent[2])
             return self._make_again(f"the exchange {absent[2]}")
@@ -333,8 +337,12 @@ class _Verification:
         self._missing = f"{what} is missing"
         return self._missing
 
-    def _consume_anew(self, problem: str) -> str:
-        """Have the listener declare and consume again, which logs the problem."""
-        self._loopback.listener.consume_anew(problem)
+    async def _without(self, queue: str, problem: str) -> str:
+        """Have the listener declare and consume again, which logs the problem; unless its own host knows better."""
+        listener = self._loopback.listener
         self._plan = self._loopback.regular()
+        if await listener.count_consumers(queue):
+            publishing, consuming = (connection.host_shown for connection in listener.connections)
+            return f"the broker's hosts disagree: it consumes at {consuming}, and {publishing} does not know its queues"
+        listener.consume_anew(problem)
         return problem
