@@ -37,7 +37,7 @@ _ABSENT = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
 _WAITING = 0.8
 """Part of the time of a verification that the message has to come back; the rest is for finding out why it did not."""
 _POLL = 0.25
-"""Seconds between two looks whether the listener consumes again."""
+"""Seconds between two looks whether what was lost is there again."""
 _TOO_OFTEN = 2
 """Verifications in a row whose message did not arrive, before the listener consumes anew."""
 _SHORTEST_TTL = 0.1
@@ -312,7 +312,7 @@ class _Verification:
             return self._make_again(str(binding))
         if isinstance(error, BrokerError):
             return await self._learn_from_broker(error)
-        return f"no message can be sent to it: {error}"
+        return await self._pause(f"no message can be sent to it: {error}")
 
     async def _learn_from_broker(self, error: BrokerError) -> str:
         absent = _ABSENT.search(error.problem)
@@ -322,12 +322,19 @@ class _Verification:
             self._plan.exchanges.add(absent[2])
             return self._make_again(f"the exchange {absent[2]}")
         if type(error) is BrokerUnavailableError:
-            return f"no message can be sent to it: {error.problem}"  # unless it is back already
+            return await self._pause(f"no message can be sent to it: {error.problem}")
         if self._missing is not None:
             return f"{self._missing}, and the broker refuses to make it again: {error.problem}"
         # Nothing is known to be missing, and what is there need not be declared.
         self._plan = _Plan()
         return f"the broker refuses: {error.problem}"
+
+    async def _pause(self, problem: str) -> str:
+        """Let a connection come back, and try as long as there is time."""
+        await deferLater(self._loopback.listener.clock, _POLL, lambda: None)
+        if problem in self._found:
+            self._found.remove(problem)
+        return problem
 
     def _make_again(self, what: str) -> str:
         """Plan to make that, and whatever may have gone with it."""
