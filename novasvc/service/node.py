@@ -47,6 +47,9 @@ _OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
 AT_ONCE = 1.0
 """Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
 
+VERIFY_INTERVAL = 10.0
+"""Seconds from one proof of reachability to the next, of a node that sends no heartbeats."""
+
 _LEAST = 0.05
 """Seconds for a step of that, if those before it, or other nodes, have used up the rest."""
 
@@ -210,7 +213,10 @@ class Node:
         )
         await server.start()
         self.reachability = ReachabilityCheck(
-            server.verify, self.report_interval, self.runtime.reactor, self.runtime.random_source
+            server.verify,
+            self.report_interval or VERIFY_INTERVAL,
+            self.runtime.reactor,
+            self.runtime.random_source,
         )
         self.reachability.start()
 

@@ -26,7 +26,7 @@ _LEAST = 2.0
 class ReachabilityCheck:
     """Verifies that messages reach a node, once in an interval.
 
-    What was missing and could be made again is logged here, as a warning. What could not is :attr:`problem`,
+    What was missing and could be made again is logged here, as one warning. What could not is :attr:`problem`,
     which keeps the heartbeats back and is logged with the first of them.
 
     :param verify: takes seconds; see :meth:`novasvc.interfaces.IListener.verify`.
@@ -76,7 +76,7 @@ class ReachabilityCheck:
     def _found(self, found: Reachability) -> None:
         self.problem = found.problem
         if found.repaired:
-            _log.warn("messages did not reach it; made again: {missing}", missing=", ".join(found.repaired))
+            _log.warn("messages did not reach this node; restored: {missing}", missing=", ".join(found.repaired))
 
     def _unknown(self, failure: Failure) -> None:
         """Leave it as it was: a broker that cannot be asked says nothing of the node."""

@@ -27,7 +27,7 @@ TWO_BEATS = 2 * INTERVAL + 2.0
 """Seconds in which a loss has to be noticed, on a machine that may be busy."""
 HOST_QUEUE = f"{TOPIC}.h1"
 FANOUT = f"{TOPIC}_fanout"
-MADE_AGAIN = "made again: "
+MADE_AGAIN = "restored: "
 WITHHELD = "^no heartbeat is sent"
 
 

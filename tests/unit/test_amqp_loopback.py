@@ -197,7 +197,7 @@ class BindingTests(LoopbackCase):
         for tag in (1, 2):
             self.give_back(self.probes()[-1], tag)
         found = self.successResultOf(verifying)
-        problem = "the binding of the queue compute.h1 to the exchange nova is missing, though it was made again"
+        problem = "the binding of the queue compute.h1 to the exchange nova is missing, though it was declared again"
         self.assertEqual(found, Reachability(problem))
 
     def test_exchange_missing(self) -> None:
@@ -216,7 +216,7 @@ class BindingTests(LoopbackCase):
 
     @staticmethod
     def gone(exchange: str) -> str:
-        return f"the exchange {exchange} is missing, though it was made again"
+        return f"the exchange {exchange} is missing, though it was declared again"
 
     def test_refused(self) -> None:
         """A broker that refuses the repair is the problem, with its reason."""
@@ -225,7 +225,7 @@ class BindingTests(LoopbackCase):
         self.broker.closing["queue.bind"] = (403, "ACCESS_REFUSED - no")
         self.give_back(self.probes()[-1], 1)
         problem = str(self.successResultOf(verifying).problem)
-        self.assertRegex(problem, r"compute\.h1 .*is missing, and the broker refuses to make it again: ACCESS_REFUSED")
+        self.assertRegex(problem, r"compute\.h1 .*is missing, and the broker refuses to restore it: ACCESS_REFUSED")
         self.assertTrue(self.listener.live)
 
     def test_refused_and_there(self) -> None:

@@ -104,7 +104,7 @@ class CheckTests(LogCase):
         self.answer = lambda: succeed(Reachability(repaired=("the exchange nova", "a binding")))
         self.check.start()
         self.run_for(INTERVAL)
-        self.assertEqual(self.log, ["messages did not reach it; made again: the exchange nova, a binding"])
+        self.assertEqual(self.log, ["messages did not reach this node; restored: the exchange nova, a binding"])
 
     def test_unknown(self) -> None:
         """Where nothing can be found out, what was found before holds."""
@@ -193,7 +193,7 @@ class NodeTests(LogCase):
         self.run_for(2 * INTERVAL)
         self.assertEqual(len(self.broker.route("nova", Target("x", "h1"))), 1)
         self.assertEqual(len(self.broker.route("nova", Target("x", fanout=True))), 1)
-        self.assertEqual(self.said("made again: the queue x, the queue x.h1, the queue for fanouts of x"), 1)
+        self.assertEqual(self.said("restored: the queue x, the queue x.h1, the queue for fanouts of x"), 1)
         self.assertEqual((self.beats(), self.said("no heartbeat")), (before + 2, 0))
 
     def test_unreachable(self) -> None:

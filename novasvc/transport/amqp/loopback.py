@@ -291,7 +291,7 @@ class _Verification:
             else:
                 return Reachability(repaired=tuple(self._repaired))
             if what in self._found:
-                return Reachability(f"{what}, though it was made again" if what == self._missing else what)
+                return Reachability(f"{what}, though it was declared again" if what == self._missing else what)
             self._found.append(what)
 
     async def _consumes(self) -> bool:
@@ -324,7 +324,7 @@ class _Verification:
         if type(error) is BrokerUnavailableError:
             return await self._pause(f"no message can be sent to it: {error.problem}")
         if self._missing is not None:
-            return f"{self._missing}, and the broker refuses to make it again: {error.problem}"
+            return f"{self._missing}, and the broker refuses to restore it: {error.problem}"
         # Nothing is known to be missing, and what is there need not be declared.
         self._plan = _Plan()
         return f"the broker refuses: {error.problem}"
