@@ -225,7 +225,9 @@ class BindingTests(LoopbackCase):
         self.broker.closing["queue.bind"] = (403, "ACCESS_REFUSED - no")
         self.give_back(self.probes()[-1], 1)
         problem = str(self.successResultOf(verifying).problem)
-        self.assertRegex(problem, r"compute\.h1 .*is missing, and the broker refuses to restore it: ACCESS_REFUSED")
+        self.assertRegex(
+            problem, r"compute\.h1 .*is missing, and the broker amqp://.* refuses to restore it: ACCESS_REFUSED"
+        )
         self.assertTrue(self.listener.live)
 
     def test_refused_and_there(self) -> None:
