@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import deferLater
@@ -16,7 +17,7 @@ from novasvc.service import Service
 from novasvc.settings import Settings
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.amqp import AMQPTransport, protocol
-from novasvc.transport.amqp.channel import Channel
+from novasvc.transport.amqp.channel import Channel, ClosedError
 from novasvc.transport.amqp.frames import pack_ack
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
 from tests.servers import Broker, fragile_broker
@@ -160,6 +161,52 @@ class LostTests(ReachabilityCase):
             ("exchange_declare", {"exchange": "nova", "type": "topic"}),
         )
         await self.lose(*steps, said=f"{MADE_AGAIN}the binding of the queue {HOST_QUEUE}")
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(180)
+    async def test_several(self) -> None:
+        """Several of them at a time, in any order."""
+        service = await self.node()
+        operator = await self.operator()
+        (fanout_queue,) = (name for name in self.broker.queues(self.vhost) if name.startswith(FANOUT))
+        losses: tuple[tuple[str, dict[str, Any]], ...] = (
+            *(
+                ("queue_unbind", {"queue": queue, "exchange": exchange, "routing_key": key})
+                for queue, exchange, key in (
+                    (HOST_QUEUE, "nova", HOST_QUEUE),
+                    (TOPIC, "nova", TOPIC),
+                    (fanout_queue, FANOUT, TOPIC),
+                )
+            ),
+            ("exchange_delete", {"exchange": "nova"}),
+            ("exchange_delete", {"exchange": FANOUT}),
+            *(("queue_delete", {"queue": queue}) for queue in (HOST_QUEUE, TOPIC, fanout_queue)),
+        )
+        seed = random.randrange(2**32)
+        chosen = random.Random(seed)
+        for _ in range(8):
+            steps = chosen.sample(losses, chosen.randint(2, 4))
+            for name, given in steps:
+                try:
+                    await getattr(operator, name)(**given)
+                except ClosedError:  # what it names is gone already
+                    operator = await self.operator()
+            self.noted(service).clear()
+            client = await self.client(patience=5.0)
+            for target in (client.prepare(server="h1"), client):
+                spent = await self.assert_comes_back(target)
+                self.assertLess(spent, TWO_BEATS + INTERVAL, f"seed {seed}: {steps}")
+            await self.until_fanouts(service, client)
+        await self.assert_reached(service)
+        await self.assert_beats()
+
+    async def until_fanouts(self, service: Service, client: rpc.Client) -> None:
+        """Fan out until it reaches a node."""
+        begun = reactor.seconds()
+        while "fanout" not in self.noted(service):
+            self.assertLess(reactor.seconds() - begun, TWO_BEATS + INTERVAL)
+            await client.prepare(fanout=True).cast(CONTEXT, "note", what="fanout")
+            await deferLater(reactor, 0.1)
 
     async def test_queue(self) -> None:
         """A queue whose end the broker tells."""

@@ -216,10 +216,10 @@ class _Consumption(ChannelReceiver):
             _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
             self.reject(tag, requeue=False)
             return
-        delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
         if self.listener.loopback.take(queue, body, read.probe):
             self.ack(tag)
             return
+        delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
         if self.listener.is_leaving(self):
             delivery.requeue(delivery.deliveries)
             return
