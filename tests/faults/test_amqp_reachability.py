@@ -24,8 +24,8 @@ from tests.servers import Broker, fragile_broker
 
 INTERVAL = 1.0
 """Seconds between heartbeats."""
-TWO_BEATS = 2 * INTERVAL + 2.0
-"""Seconds in which a loss has to be noticed, on a machine that may be busy."""
+TWO_BEATS = 2 * INTERVAL + 4.0
+"""Seconds in which a loss has to be noticed, on a machine that may be very busy."""
 HOST_QUEUE = f"{TOPIC}.h1"
 FANOUT = f"{TOPIC}_fanout"
 MADE_AGAIN = "restored: "
@@ -236,7 +236,8 @@ class SilentTests(LostTests):
             ("queue_declare", {"queue": HOST_QUEUE}),
             ("queue_bind", {"queue": HOST_QUEUE, "exchange": "nova", "routing_key": HOST_QUEUE}),
         )
-        await self.lose(*steps, said=f"the queue {HOST_QUEUE} has no consumer")
+        # Missing it is, if the node looks between the steps.
+        await self.lose(*steps, said=f"the queue {HOST_QUEUE} (has no consumer|is missing)")
 
 
 class ChannelTests(ReachabilityCase):
