@@ -12,8 +12,12 @@ from zope.interface import Attribute, Interface
 
 from novasvc.context import RequestContext
 from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.reachability import Reachability
 from novasvc.record import ServiceChanges, ServiceRecord
 from novasvc.target import Target
+
+WriteProbe = Callable[[str, str], bytes]
+"""Takes a token and an address; returns a call whose reply goes to the address and bears the token."""
 
 Records = list[ServiceRecord]
 """IServiceRegistry has a method of the name that this is made of."""
@@ -80,7 +84,7 @@ class IDelivery(Interface):
 class IListener(Interface):
     """What :meth:`ITransport.listen` started."""
 
-    live = Attribute("bool: messages reach the receiver now.")
+    live = Attribute("bool: it consumes now.")
     hold_after = Attribute(
         "float | None: seconds after which a delivery has to be settled or held, or the transport may take it back."
     )
@@ -93,6 +97,19 @@ class IListener(Interface):
 
         :param int prefetch: deliveries that may be unsettled at a time from now on, > 0.
         :return: Deferred[None], fired when no delivery of the topic or of a fanout will be made any more.
+        """
+
+    def verify(write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        """Prove that messages to its topic and server reach it, and make again what is missing.
+
+        It sends itself a message as a caller would, and waits until it is back; the receiver does not get it. The
+        bindings of the topic's queue and of its own queue for fanouts are made again, in turns. Called at
+        intervals, by a listener of :meth:`ITransport.listen` with a server; not while one is under way.
+
+        :param write: makes the message.
+        :param float timeout: seconds until it is given up, > 0.
+        :return: Deferred[Reachability].
+        :raises BrokerError: it cannot be told now: the broker takes no messages, or the connection changed.
         """
 
     def cancel() -> Deferred[None]:

@@ -6,6 +6,13 @@ import attrs
 
 from novasvc.context import RequestContext
 from novasvc.rpc.exposure import expose
+from novasvc.rpc.message import WayBack, encode_request
+
+
+def write_ping(msg_id: str, address: str) -> bytes:
+    """Write a call of ``ping`` whose reply goes to an address; see :data:`novasvc.interfaces.WriteProbe`."""
+    back = WayBack(msg_id, address)
+    return encode_request("ping", {"arg": "reachability"}, {}, namespace="baseapi", version="1.0", back=back)
 
 
 @attrs.frozen(eq=False)

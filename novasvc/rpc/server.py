@@ -13,8 +13,10 @@ from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.metrics import MethodFigures
+from novasvc.reachability import Reachability
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.backlog import Backlog
+from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Call, Execution
@@ -136,6 +138,16 @@ class Server:
     def live(self) -> bool:
         """Whether messages reach the server now, any of them."""
         return self._admission is None and self._listener is not None and bool(self._listener.live)
+
+    def verify(self, timeout: float) -> Deferred[Reachability]:
+        """Prove that messages reach this server; see :meth:`novasvc.interfaces.IListener.verify`.
+
+        :param timeout: seconds, > 0.
+        """
+        if self._listener is None:
+            return succeed(Reachability("it does not consume yet"))
+        verifying: Deferred[Reachability] = self._listener.verify(write_ping, timeout)
+        return verifying
 
     @property
     def in_flight(self) -> int:

@@ -82,16 +82,22 @@ class Health:
         node = self._node
         registry = await self._registry.get()
         state = node.course.state
-        live = node.server is not None and node.server.live
         verdicts: dict[str, Verdict] = {
             "service": (state == "running", f"it is {state}"),
             "broker": self._see_broker(),
             node.registry_leg.name: registry,
             "migration": see_migration(node.obstacle, reached=node.registry is not None),
-            "consumers": (live, "messages reach it" if live else f"no messages reach it: {self._why_no_messages()}"),
+            "consumers": self._see_consumers(),
             "reactor": see_reactor(),
         }
         return [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]
+
+    def _see_consumers(self) -> Verdict:
+        node = self._node
+        if node.server is None or not node.server.live:
+            return False, f"no messages reach it: it is {node.course.state}"
+        problem = node.why_not_reached()
+        return problem is None, "messages reach it" if problem is None else f"no messages reach it: {problem}"
 
     def _see_broker(self) -> Verdict:
         transport = self._node.transport

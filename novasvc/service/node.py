@@ -37,6 +37,7 @@ from novasvc.service.endpoint import NodeAPI
 from novasvc.service.health import Health
 from novasvc.service.heedless import heedless
 from novasvc.service.lifecycle import Course
+from novasvc.service.reachability import ReachabilityCheck
 from novasvc.servicegroup import Identity, Membership
 from novasvc.target import Target
 
@@ -54,6 +55,8 @@ AT_ONCE = 1.0
 
 TIDYING = 0.15
 """Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in supervision/ending.py."""
+VERIFY_INTERVAL = 10.0
+"""Seconds from one proof of reachability to the next, of a node that sends no heartbeats."""
 
 _LEAST = 0.05
 """Seconds for a step of either, if those before it, or other nodes, have used up the rest."""
@@ -101,6 +104,7 @@ class Node:
     client: Client | None = attrs.field(default=None, init=False)
     server: Server | None = attrs.field(default=None, init=False)
     membership: Membership | None = attrs.field(default=None, init=False)
+    reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
     _at_once: float | None = attrs.field(default=None, init=False)
@@ -206,7 +210,8 @@ class Node:
         await self._hook("post_start_hook")
 
         self._step = "join the service group"
-        self.membership = Membership(registry, identity, record, clock, self.report_interval, [self._why_not_consuming])
+        proofs = [self._why_not_consuming, self.why_not_reached]
+        self.membership = Membership(registry, identity, record, clock, self.report_interval, proofs)
         await self.membership.join()
         if self.periodic_enable:
             self.tasks.start()
@@ -226,6 +231,13 @@ class Node:
             siblings=self.runtime.siblings,
         )
         await server.start()
+        self.reachability = ReachabilityCheck(
+            server.verify,
+            self.report_interval or VERIFY_INTERVAL,
+            self.runtime.reactor,
+            self.runtime.random_source,
+        )
+        self.reachability.start()
 
     def operations(self) -> set[str]:
         """Return the request ids of the operations under way: methods, periodic tasks, calls to other services."""
@@ -283,6 +295,12 @@ class Node:
         live = self.course.state == "draining" or (self.server is not None and self.server.live)
         return None if live else "its consumers are not live"
 
+    def why_not_reached(self) -> str | None:
+        """Return why no message reaches this node, though it consumes; None if they do, or it drains."""
+        if self.reachability is None or self.course.state == "draining":
+            return None
+        return self.reachability.problem
+
     # -- the way down --------------------------------------------------------------------------
 
     async def end(self) -> None:
@@ -303,7 +321,7 @@ class Node:
             await self._tidy("close the transport", self.runtime.broker.release)
         if self.registry is not None:
             await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
-        self.registry = self.transport = self.client = self.server = self.membership = None
+        self.registry = self.transport = self.client = self.server = self.membership = self.reachability = None
 
     def _begin_drain(self) -> None:
         """Begin nothing new, from this moment on: whoever reads "draining" may rely on it."""
@@ -312,6 +330,8 @@ class Node:
 
     async def _drain(self) -> None:
         """Finish what is there, and what that depends on, up to graceful_shutdown_timeout."""
+        if self.reachability is not None:
+            await self._tidy("stop verifying", self.reachability.stop)
         await self._tidy("stop consuming from the topic", lambda: self._narrowed)
         try:
             await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)

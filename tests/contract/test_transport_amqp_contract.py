@@ -3,15 +3,17 @@
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from novasvc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
-from tests.contract.transport_contract import Connect, Fixture, make_transport_tests
+from novasvc.transport.amqp.topology import Binding, request_address, unbind
+from tests.contract.transport_contract import Connect, Fixture, Lose, make_transport_tests
 from tests.servers import vhost_url
 
 
 def on_broker(options: BrokerOptions) -> Fixture:
     """Make a fixture whose tests have a virtual host each."""
 
-    async def fixture(test: TestCase) -> Connect:
+    async def fixture(test: TestCase) -> tuple[Connect, Lose]:
         address = BrokerAddress.parse(vhost_url(test))
 
         async def connect() -> AMQPTransport:
@@ -20,7 +22,13 @@ def on_broker(options: BrokerOptions) -> Fixture:
             await transport.open()
             return transport
 
-        return connect
+        async def lose(target: Target) -> None:
+            protocol = (await connect()).connections[0].protocol
+            assert protocol is not None
+            queue = request_address(target)
+            await unbind(await protocol.open_channel(), Binding(queue, "nova", queue))
+
+        return connect, lose
 
     return fixture
 

@@ -3,11 +3,12 @@
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
-from tests.contract.transport_contract import Connect, make_transport_tests
+from tests.contract.transport_contract import Connect, Lose, make_transport_tests
 
 
-async def memory_broker(test: TestCase) -> Connect:
+async def memory_broker(test: TestCase) -> tuple[Connect, Lose]:
     broker = MemoryBroker()
 
     async def connect() -> MemoryTransport:
@@ -16,7 +17,10 @@ async def memory_broker(test: TestCase) -> Connect:
         await transport.open()
         return transport
 
-    return connect
+    async def lose(target: Target) -> None:
+        del broker._queues["nova", target.topic, target.server]
+
+    return connect, lose
 
 
 class MemoryTransportTests(make_transport_tests(memory_broker)):  # type: ignore[misc]

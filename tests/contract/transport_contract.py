@@ -12,13 +12,17 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import TransportClosedError, UndeliverableError
 from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.reachability import Reachability
 from novasvc.target import Target
 
 Connect = Callable[[], Awaitable[Any]]
 """Returns one more open transport to the same broker, and sees to its closing."""
 
-Fixture = Callable[[TestCase], Awaitable[Connect]]
-"""Takes the running test, returns a Connect."""
+Lose = Callable[[Target], Awaitable[None]]
+"""Has the broker lose the way to a target of the control exchange "nova", and leave the queue there."""
+
+Fixture = Callable[[TestCase], Awaitable[tuple[Connect, Lose]]]
+"""Takes the running test."""
 
 PATIENCE = 10.0
 """Seconds after which what was to come is missing."""
@@ -33,11 +37,12 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
 
     class TransportTests(TestCase):
         connect: Connect
+        lose: Lose
         transport: Any
         target: Target
 
         async def setUp(self) -> None:
-            self.connect = await fixture(self)
+            self.connect, self.lose = await fixture(self)
             self.transport = await self.connect()
             self.target = Target(f"topic-{uuid4().hex}")
 
@@ -367,6 +372,66 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await listener.close()
             await (await self.connect()).consume(queue, inbox.put, 10)
             self.assertEqual((await self.next(inbox)).body, b"3")
+
+        async def verify(self, listener: Any, patience: float = PATIENCE) -> Reachability:
+            """Have a listener verify with calls; see WriteProbe."""
+            found = await listener.verify(lambda token, address: f"{token} {address}".encode(), patience)
+            assert isinstance(found, Reachability)
+            return found
+
+        async def test_verified(self) -> None:
+            """A listener proves, again and again, that it is reached; its receiver gets nothing of that."""
+            listener, inbox = await self.listen(self.on("one"))
+            for _ in range(4):
+                self.assertEqual(await self.verify(listener), Reachability())
+            await self.send(b"1", self.on("one"))
+            self.assertEqual((await self.next(inbox)).body, b"1")
+            self.assertEqual(inbox.pending, [])
+
+        async def test_verified_with_siblings(self) -> None:
+            """Listeners that share a server's name prove each for itself that it is reached."""
+            listeners = [await self.listen(self.on("one")) for _ in range(3)]
+            for _ in range(3):
+                for listener, _inbox in listeners:
+                    self.assertEqual(await self.verify(listener), Reachability())
+            self.assertEqual([inbox.pending for _, inbox in listeners], [[], [], []])
+
+        async def test_verified_among_others(self) -> None:
+            """Listeners of a topic that have other names get nothing of it."""
+            listener, _ = await self.listen(self.on("one"))
+            _, other = await self.listen(self.on("other"))
+            for _ in range(4):
+                self.assertEqual(await self.verify(listener), Reachability())
+            self.assertEqual(other.pending, [])
+
+        async def test_lost_way(self) -> None:
+            """A way that the broker has lost is found, said, and made again: to the server, and to the topic."""
+            listener, inbox = await self.listen(self.on("one"))
+            for lost in (self.on("one"), self.target):
+                await self.lose(lost)
+                await self.assertFailure(self.send(b"1", lost, mandatory=True), UndeliverableError)
+                found = [await self.verify(listener) for _ in range(2)]
+                self.assertEqual([each.problem for each in found], [None, None])
+                (repaired,) = found[0].repaired + found[1].repaired
+                self.assertIn(f"{lost.topic}.one" if lost.server else lost.topic, repaired)
+                await self.send(b"2", lost, mandatory=True)
+                self.assertEqual((await self.next(inbox)).body, b"2")
+            self.assertEqual(await self.verify(listener), Reachability())
+
+        async def test_verified_when_full(self) -> None:
+            """A listener that has as much as it may take in is reached, as far as can be told."""
+            listener, inbox = await self.listen(self.on("one"), prefetch=1)
+            await self.send(b"1", self.on("one"))
+            delivery = await self.next(inbox)
+            self.assertEqual(await self.verify(listener, 1.0), Reachability())
+            delivery.ack()
+            self.assertEqual(await self.verify(listener), Reachability())
+
+        async def test_verified_when_cancelled(self) -> None:
+            """A listener that was cancelled is not reached."""
+            listener, _ = await self.listen(self.on("one"))
+            await listener.cancel()
+            self.assertIsNotNone((await self.verify(listener, 0.5)).problem)
 
         async def test_replies(self) -> None:
             """A reply reaches the address that it is sent to, from wherever it is sent."""

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 
 from novasvc.errors import RPCError
+from novasvc.transport.amqp import AMQPTransport, BrokerAddress
 from tests.faults.amqp_rig import CONTEXT, AMQPCase
+from tests.faults.test_amqp_reachability import INTERVAL, TWO_BEATS, WITHHELD, ReachabilityCase
 from tests.servers.rabbitmq import Broker, Cluster
+
+DISAGREE = f"{WITHHELD}, because the broker's hosts disagree"
 
 
 @pytest.mark.slow
@@ -47,3 +52,43 @@ class ClusterTests(AMQPCase):
         self.assertLess(await self.assert_comes_back(client), 3.0)
         once = client.call(CONTEXT, "note", what="once")
         self.assertFalse(any(isinstance(outcome, RPCError) for outcome in await self.outcomes([once])))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+class SplitTests(ReachabilityCase):
+    def choose_broker(self) -> Broker:
+        directory = tempfile.TemporaryDirectory(prefix="novasvc-tests-", ignore_cleanup_errors=True)
+        self.addCleanup(directory.cleanup)
+        self.cluster = Cluster(Path(directory.name), size=2)
+        self.addCleanup(self.cluster.end)
+        self.cluster.start()
+        return self.cluster.nodes[0]
+
+    async def test_disagreeing(self) -> None:
+        """A node that consumes at one host and whose callers are at another is not up while these do not agree."""
+        one, other = self.cluster.nodes
+
+        def make() -> AMQPTransport:
+            transport = self.make_transport(heartbeat=2.0)
+            transport.connections[0].address = BrokerAddress.parse(other.url(self.vhost))
+            return transport
+
+        service = await self.node(make=make)
+        await self.assert_reached(service)
+        self.cluster.split()
+        await self.until(lambda: self.said(DISAGREE), TWO_BEATS)
+        before = await self.beats()
+        await deferLater(reactor, 5 * INTERVAL)
+        self.assertEqual(await self.beats(), before)
+        self.assertEqual(len(self.said(WITHHELD)), 1)
+        self.assertIn(
+            f"it consumes at 127.0.0.1:{one.port}, and 127.0.0.1:{other.port} does not", self.said(WITHHELD)[0]
+        )
+        self.assertEqual(self.said("lost its channel"), [])
+
+        self.cluster.heal(loser=other)
+        await deferToThread(other.wait_ready)
+        await self.until(lambda: self.said("heartbeats go on"))
+        await self.assert_reached(service)
+        self.assertEqual(len(self.said(DISAGREE)), 1)

@@ -114,6 +114,10 @@ class Process:
         """Wait for what the server or listener of this name is given next."""
         return self._reports[name].get().addTimeout(PATIENCE, reactor)
 
+    def log(self) -> str:
+        """Return all that the peer has logged, warnings and errors."""
+        return self._log.read_text()
+
     def reported(self, name: str) -> int:
         """Return how many reports nobody has asked for."""
         return len(self._reports[name].pending)

@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred, DeferredList
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationMismatchError
+from novasvc.reachability import Reachability
 from tests.e2e.process import Process, program
-from tests.interop.peer import InteropCase, Peer, PeerError
+from tests.interop.peer import PATIENCE, InteropCase, Peer, PeerError
 
 CONTEXT = RequestContext()
 
@@ -71,6 +72,31 @@ class SharingTests(InteropCase):
     async def test_we_begin(self) -> None:
         """They share the work when ours has declared what they share."""
         await self.share(we_begin=True)
+
+    async def test_verified(self) -> None:
+        """Ours proves that it is reached, and theirs on the same topic gets nothing of it."""
+        peer = await self.peer(**self.theirs)
+        theirs = await self.peer_serves(peer)
+        server = await self.we_serve(Ours(), transport=await self.connect(**self.own))
+        before = self.process.log().count("Attempted method: ping")
+        for _ in range(4):
+            self.assertEqual(await server.verify(PATIENCE), Reachability())
+        await peer.call("note", target={"server": theirs}, what="the first")
+        self.assertEqual(await self.process.report(theirs), {"what": "the first"})
+        self.assertEqual(self.process.log().count("Attempted method: ping"), before)
+
+    async def test_verified_on_a_host(self) -> None:
+        """Where theirs has the topic and the host of ours, its answer proves it, though it knows no ping."""
+        peer = await self.peer(**self.theirs)
+        theirs = await self.peer_serves(peer)
+        ours = Ours()
+        server = await self.we_serve(ours, server=theirs, transport=await self.connect(**self.own))
+        for _ in range(6):
+            self.assertEqual(await server.verify(PATIENCE), Reachability())
+        self.assertEqual((ours.noted, server.counts.received), ([], 0))
+        calls = [peer.call("note", target={"server": theirs}) for _ in range(8)]
+        answers = [answer for _, answer in await DeferredList(calls)]
+        self.assertEqual(set(answers), {"ours", theirs})
 
     async def test_they_begin(self) -> None:
         """They share the work when theirs has declared what they share."""

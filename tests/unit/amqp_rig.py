@@ -79,6 +79,7 @@ class Broker:
     :param closing: by name of a method: the reply code and text that its channel is closed with instead.
     :param denying: whether it closes a connection that declares a queue that is not durable.
     :param confirming: whether messages are confirmed by themselves.
+    :param counts: messages and consumers of every queue.
     :param refusing: ports where nobody listens; ``deaf`` ones answer nothing.
     """
 
@@ -87,6 +88,7 @@ class Broker:
     closing: dict[str, tuple[int, str]] = attrs.field(factory=dict)
     denying: bool = False
     confirming: bool = True
+    counts: tuple[int, int] = (0, 1)
     refusing: set[int] = attrs.field(factory=set)
     deaf: set[int] = attrs.field(factory=set)
     links: list["Link"] = attrs.field(factory=list)
@@ -223,7 +225,10 @@ class Link:
 
     def _answer_usually(self, said: Said, answer: Any) -> None:
         same = {"queue", "consumer_tag", "active"} & {field.name.replace("-", "_") for field in answer.fields}
-        self._answer(said.channel, f"{answer.klass.name}.{answer.name}", **{name: said.args[name] for name in same})
+        given = {name: said.args[name] for name in same}
+        if said.name == "queue.declare":
+            given["message_count"], given["consumer_count"] = self.broker.counts
+        self._answer(said.channel, f"{answer.klass.name}.{answer.name}", **given)
         if said.name == "channel.open":
             self._published[said.channel] = 0
 

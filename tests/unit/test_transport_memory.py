@@ -6,6 +6,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import TransportFullError, UndeliverableError
+from novasvc.reachability import Reachability
 from novasvc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from novasvc.transport.memory.broker import QUARANTINE_BOUND
@@ -188,6 +189,40 @@ class MemoryTransportTests(SynchronousTestCase):
     def test_other_clock(self) -> None:
         """Transports of one broker have one clock."""
         self.assertRaises(ValueError, MemoryTransport, self.broker, clock=Clock())
+
+    def test_name_taken(self) -> None:
+        """A listener whose queue lost its name to another's consumes from that one, too, and loses nothing."""
+        target = Target("compute", "h1")
+        listener = self.listen(target)
+        del self.broker._queues["nova", "compute", "h1"]
+        others: list[Any] = []
+        self.listen(target, receiver=others.append)
+        verifying = listener.verify(lambda *_: b"", 5.0)
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(verifying).repaired, ("the queue compute.h1",))
+        for body in (b"1", b"2"):
+            self.send(body, target)
+        self.clock.advance(0)
+        self.assertEqual((len(self.bodies()), len(others)), (1, 1))
+        self.successResultOf(listener.close())
+
+    def test_verified_while_full(self) -> None:
+        """A listener whose queue takes no more is reached: what is there is to be worked on."""
+        target = Target("compute", "h1")
+        listener = self.listen(target, prefetch=1)
+        for _ in range(4):
+            self.send(b"x", target)
+            self.clock.advance(0)
+        self.assertEqual(self.successResultOf(listener.verify(lambda *_: b"", 5.0)), Reachability())
+
+    def test_not_arrived(self) -> None:
+        """A message that does not arrive is the problem, and its way is given up in time."""
+        listener = self.listen(Target("compute", "h1"))
+        verifying = listener.verify(lambda *_: b"", 5.0)
+        self.broker._awake.clear()  # no turn will deliver it
+        self.clock.advance(5)
+        expected = Reachability("a message to compute.h1 did not arrive within 5 s")
+        self.assertEqual(self.successResultOf(verifying), expected)
 
 
 class TurnTests(SynchronousTestCase):

@@ -196,6 +196,11 @@ class Connection:
         return closed
 
     @property
+    def host_shown(self) -> str:
+        """The host that it is, or was last, connected to: "name:port"."""
+        return f"{self._host.host}:{self._host.port}"
+
+    @property
     def trouble(self) -> str | None:
         """Why nothing can be sent or received now; None if it can."""
         if self.state == "ready":

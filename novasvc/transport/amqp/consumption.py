@@ -152,10 +152,21 @@ class RunningQueue(Protocol):
         """Hear that a request could not be kept there."""
 
 
+class Probes(Protocol):
+    """What takes the messages that a listener sends to itself; see :mod:`novasvc.transport.amqp.loopback`."""
+
+    def take(self, queue: str, body: bytes, probe: str | None) -> bool:
+        """Take a delivery if it is one of them; return whether it was."""
+
+
 class Owner(Protocol):
     """Who consumes, by one channel after another."""
 
     unreadable: int
+
+    @property
+    def loopback(self) -> Probes:
+        """Takes probes before anybody else sees them."""
 
     @property
     def clock(self) -> IReactorTime:
@@ -431,6 +442,9 @@ class Consumption(ChannelReceiver):
             self.listener.unreadable += 1
             _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
             self.reject(tag, requeue=False)
+            return
+        if self.listener.loopback.take(queue, body, read.probe):
+            self.ack(tag)
             return
         delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
         if self.listener.is_leaving(self) or self.listener.is_worn(read.returns):

@@ -27,6 +27,8 @@ UNCLAIMED = "_unclaimed"
 _DEAD_LETTERS = "x-death"
 RETURNS = "x-delivery-count", "x-acquired-count"
 """Headers of a quorum queue's message: how often it came back; from RabbitMQ 4.0 on the larger one counts."""
+PROBE = "x-novasvc-probe"
+"""Header of a message that a listener sends to itself: the queue where it waits for it."""
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
@@ -40,6 +42,7 @@ class Properties(NamedTuple):
     :param unclaimed: a process that held it did not claim it in time: the broker moved it from that process's
         queue to the one that it came from.
     :param returns: how often it came back to its quorum queue, as the broker says.
+    :param probe: the queue of the listener that sent it to itself; None of all other messages.
     """
 
     expires_in: float | None = None
@@ -48,6 +51,7 @@ class Properties(NamedTuple):
     deaths: int = 0
     unclaimed: bool = False
     returns: int = 0
+    probe: str | None = None
 
 
 _NOTHING = Properties()
@@ -90,6 +94,7 @@ def read_properties(data: bytes) -> Properties:
     expires_in = _seconds(str(values.get("expiration", "")).encode())
     if expires_in is None and EXPIRES_IN in headers:
         expires_in = _count(headers[EXPIRES_IN], _LONGEST_TTL) / 1000
+    probe = headers.get(PROBE)
     return Properties(
         expires_in,
         _count(headers.get(DELIVERIES)),
@@ -97,6 +102,7 @@ def read_properties(data: bytes) -> Properties:
         _count(headers.get(DEATHS)),
         _unclaimed(headers.get(_DEAD_LETTERS)),
         max(_count(headers.get(name)) for name in RETURNS),
+        probe if isinstance(probe, str) else None,
     )
 
 

@@ -9,20 +9,22 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.interfaces import IDelivery, IListener
+from novasvc.interfaces import IDelivery, IListener, WriteProbe
+from novasvc.reachability import Reachability
 from novasvc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
-from novasvc.transport.amqp.consumer import Consumers
+from novasvc.transport.amqp.connection import Connection
+from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
 from novasvc.transport.amqp.consumption import Consumption, Delivery
+from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.protocol import AMQPProtocol
-from novasvc.transport.amqp.publisher import Message
+from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.running import RunningRequests
 
 _log = Logger()
 
 Receiver = Callable[[IDelivery], None]
-Publish = Callable[[Message], Deferred[None]]
 _ANSWER_PATIENCE = 2.0
 """Seconds to wait for the broker's answer when consumers are cancelled; it may be away without our knowing yet."""
 _LARGEST_PREFETCH = 65_535
@@ -46,7 +48,7 @@ class Listener:
     """Consumes what is sent to a topic, to a server of it, and to all its servers; see IListener.
 
     :param exchange: the control exchange.
-    :param publish: sends what is given back or put aside.
+    :param publisher: sends what is given back or put aside.
     :param alone: it is the topic's own queue alone; see ITransport.consume.
     """
 
@@ -55,9 +57,10 @@ class Listener:
     exchange: str
     receiver: Receiver
     prefetch: int
-    publish: Publish
+    publisher: Publisher
     alone: bool = attrs.field(default=False, kw_only=True)
     unreadable: int = attrs.field(default=0, init=False)
+    loopback: Loopback = attrs.field(init=False)
     _fanout_queue: str | None = attrs.field(init=False)
     _consumption: Consumption | None = attrs.field(default=None, init=False)
     _running: dict[str, RunningRequests] = attrs.field(factory=dict, init=False)
@@ -72,6 +75,7 @@ class Listener:
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.alone else topology.new_fanout_queue(self.target.topic)
+        self.loopback = Loopback(self, self._fanout_queue, self.consumers.options)
 
     def __str__(self) -> str:
         return f"the listener of {self.target}"
@@ -80,6 +84,15 @@ class Listener:
     def clock(self) -> IReactorTime:
         """What measures pauses."""
         return self.consumers.clock
+
+    def publish(self, message: Message) -> Deferred[None]:
+        """Send a message; see :meth:`novasvc.transport.amqp.publisher.Publisher.publish`."""
+        return self.publisher.publish(message)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a queue may have to wait for room: as much is unsettled as one of them may deliver."""
+        return self._consumption is not None and len(self._consumption) >= self.prefetch
 
     @property
     def live(self) -> bool:
@@ -143,6 +156,36 @@ class Listener:
             consumption.end("it cannot be set up")
             raise
         consumption.end("it is not wanted any more")
+
+    def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        """Send a message to itself, and make the bindings again; see IListener."""
+        return self.loopback.verify(write, timeout)
+
+    @property
+    def connections(self) -> tuple[Connection, Connection]:
+        """The connection that publishes, and the one that consumes."""
+        return self.publisher.connection, self.consumers.connection
+
+    async def count_consumers(self, queue: str) -> int:
+        """Return how many consumers a queue has, as the host says where this listener consumes; 0 without a queue."""
+        protocol = self.consumers.connection.protocol
+        if protocol is None:
+            return 0
+        try:
+            channel = await protocol.open_channel()
+            _, consumers = await topology.count(channel, queue)
+        except ClosedError:
+            return 0
+        channel.abandon(ClosedError("done", clean=True))
+        return consumers
+
+    def consume_anew(self, problem: str) -> None:
+        """Give up the channel, and declare and consume again on another.
+
+        :param problem: why.
+        """
+        if self._consumption is not None:
+            self._consumption.channel.abandon(ClosedError(problem, code=NOT_FOUND))
 
     def is_leaving(self, consumption: Consumption) -> bool:
         """Tell whether what comes was never to come: it was cancelled while it was established."""

@@ -29,6 +29,7 @@ from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.topology import (
+    count,
     declare_exchange,
     declare_fanout_exchange,
     declare_request_queue,
@@ -37,6 +38,9 @@ from novasvc.transport.amqp.topology import (
 )
 
 _log = Logger()
+
+Prepare = Callable[[Channel], Awaitable[Any]]
+"""Makes declarations on a channel."""
 
 HELD_MESSAGES = 10_000
 HELD_BYTES = 64 * 2**20
@@ -348,35 +352,56 @@ class Publisher:
     def fanout(self, topic: str, body: bytes, ttl: float | None, target: str) -> Deferred[None]:
         """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
+        # Its exchange goes with the last server, and takes the channel with it.
+        return self.publish_apart(message, lambda channel: declare_fanout_exchange(channel, topic, self._options))
+
+    def publish_apart(self, message: Message, prepare: Prepare) -> Deferred[None]:
+        """Send a message on the channel whose loss costs no other sender's message; otherwise as :meth:`publish`.
+
+        :param prepare: makes declarations on that channel before; what it raises fails the sending.
+        """
         now = self._clock.seconds()
-        message.expires_at = None if ttl is None else now + ttl
+        message.expires_at = None if message.ttl is None else now + message.ttl
         if self._closed:
             return fail(TransportClosedError("sending"))
         if not self._flows or self._needs_proof(message, now):
-            return self._hold(partial(self._fan_out, topic, message), message)
-        self._fan_out(topic, message)
+            return self._hold(partial(self._publish_apart, prepare, message), message)
+        self._publish_apart(prepare, message)
         return message.done
 
-    def _fan_out(self, topic: str, message: Message) -> None:
-        sending = Deferred.fromCoroutine(self._send_fanout(topic, message))
+    def _publish_apart(self, prepare: Prepare, message: Message) -> None:
+        sending = Deferred.fromCoroutine(self._prepare_and_publish(prepare, message))
         sending.addErrback(partial(self._fail, message))
 
-    async def _send_fanout(self, topic: str, message: Message) -> None:
-        """Send on a lane of its own: its exchange goes with the last server, and takes the channel with it."""
-        await self._opening_lane.acquire()
+    async def _prepare_and_publish(self, prepare: Prepare, message: Message) -> None:
+        lane = await self._expendable()
         try:
-            if self._fanouts is None:
-                self._fanouts = await self._open_lane(self._fanouts_ended)
-            lane = self._fanouts
-        finally:
-            self._opening_lane.release()
-        try:
-            await declare_fanout_exchange(lane.channel, topic, self._options)
+            await prepare(lane.channel)
         except ClosedError as reason:
             raise self._explained(reason) from reason
         if not message.done.called:
             lane.publish(message, self._clock.seconds())
             self._arm()
+
+    async def _expendable(self) -> Lane:
+        await self._opening_lane.acquire()
+        try:
+            if self._fanouts is None or self._fanouts.channel.closed:
+                self._fanouts = await self._open_lane(self._fanouts_ended)
+            return self._fanouts
+        finally:
+            self._opening_lane.release()
+
+    async def count(self, queue: str) -> tuple[int, int]:
+        """Return how many messages wait in a queue, and how many consumers it has.
+
+        :raises BrokerError: it is not there, or cannot be asked for now.
+        """
+        try:
+            lane = await self._expendable()
+            return await count(lane.channel, queue)
+        except ClosedError as reason:
+            raise self._explained(reason) from reason
 
     # -- holding -------------------------------------------------------------------------------
 
@@ -607,7 +632,7 @@ class Publisher:
         finally:
             self._adding.release()
 
-    async def _declare(self, declare: Callable[[Channel], Awaitable[Any]]) -> None:
+    async def _declare(self, declare: Prepare) -> None:
         """Declare one thing more, on a channel that may be lost by it."""
         protocol = self.connection.protocol
         if protocol is None:

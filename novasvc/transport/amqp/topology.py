@@ -7,7 +7,7 @@ refuses (406). Replies' and fanouts' queues are private names. See ``docs/protoc
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -151,6 +151,36 @@ def quarantine_queue(topic: str) -> str:
     return f"{topic}_quarantine"
 
 
+class Binding(NamedTuple):
+    """What makes an exchange put messages into a queue."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+
+    def __str__(self) -> str:
+        return f"the binding of the queue {self.queue} to the exchange {self.exchange}"
+
+
+def bind(channel: Channel, binding: Binding) -> Deferred[Any]:
+    """Make a binding; one that is there stays."""
+    return channel.queue_bind(**binding._asdict())  # type: ignore[no-any-return]
+
+
+def unbind(channel: Channel, binding: Binding) -> Deferred[Any]:
+    """Remove a binding; one that is not there is no error."""
+    return channel.queue_unbind(**binding._asdict())  # type: ignore[no-any-return]
+
+
+async def count(channel: Channel, queue: str) -> tuple[int, int]:
+    """Return how many messages wait in a queue, and how many consumers it has. Quorum queues may say 0 of both.
+
+    :raises ClosedError: it is not there.
+    """
+    _, messages, consumers = await channel.queue_declare(queue=queue, passive=True)
+    return messages, consumers
+
+
 def declare_exchange(channel: Channel, exchange: str, options: BrokerOptions) -> Deferred[Any]:
     """Declare a control exchange."""
     return channel.exchange_declare(  # type: ignore[no-any-return]
@@ -179,14 +209,14 @@ async def declare_request_queue(channel: Channel, exchange: str, name: str, opti
         auto_delete=options.auto_delete,
         arguments=_quorum(options) if options.quorum_queue else {},
     )
-    await channel.queue_bind(queue=name, exchange=exchange, routing_key=name)
+    await bind(channel, Binding(name, exchange, name))
 
 
 async def declare_fanout_queue(channel: Channel, topic: str, name: str, options: BrokerOptions) -> None:
     """Declare one server's queue for fanouts, and bind it."""
     await declare_fanout_exchange(channel, topic, options)
     await _declare_transient(channel, name, options)
-    await channel.queue_bind(queue=name, exchange=fanout_exchange(topic), routing_key=topic)
+    await bind(channel, Binding(name, fanout_exchange(topic), topic))
 
 
 def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:

@@ -137,8 +137,8 @@ class AMQPTransport:
         return self._listen(Target(queue), receiver, prefetch, alone=True)
 
     def _listen(self, target: Target, receiver: Receiver, prefetch: int, *, alone: bool) -> Deferred[IListener]:
-        exchange, publish = target.exchange or self._exchange, self._publisher.publish
-        listener = Listener(self._consumers, target, exchange, receiver, prefetch, publish, alone=alone)
+        exchange = target.exchange or self._exchange
+        listener = Listener(self._consumers, target, exchange, receiver, prefetch, self._publisher, alone=alone)
         return Deferred.fromCoroutine(self._begin(listener))
 
     async def _begin(self, listener: Listener) -> IListener:

@@ -19,6 +19,9 @@ QUEUE_BOUND = 10_000
 QUARANTINE_BOUND = 1000
 """Messages that are kept in quarantine; the oldest go first."""
 
+Name = tuple[str, str, str | None]
+"""Exchange, topic and server: what a message is addressed by."""
+
 _TURN = 128
 """Messages that are delivered in one turn of the reactor at the most; others want it too."""
 _SHARE = 16
@@ -31,11 +34,13 @@ class Message:
 
     :param expires_at: seconds on the clock; None is "never".
     :param deliveries: how often it was in a listener's hands, and not settled.
+    :param probe: called by the listener that takes it, instead of its receiver; None of a request.
     """
 
     body: bytes
     expires_at: float | None
     deliveries: int = 0
+    probe: Callable[[], None] | None = None
 
 
 class Consumer(Protocol):
@@ -154,12 +159,13 @@ class MemoryBroker:
 
     :param bound: messages that each queue holds at the most.
     :param quarantine: bodies that are not to be run again, with the reasons.
+    :ivar clock: of its transports; see :meth:`attach`.
     """
 
     bound: int = QUEUE_BOUND
     quarantine: deque[tuple[bytes, str]] = attrs.field(factory=lambda: deque(maxlen=QUARANTINE_BOUND), init=False)
-    _clock: IReactorTime = attrs.field(init=False)
-    _queues: dict[tuple[str, str, str | None], Queue] = attrs.field(factory=dict, init=False)
+    clock: IReactorTime = attrs.field(init=False)
+    _queues: dict[Name, Queue] = attrs.field(factory=dict, init=False)
     _fanouts: dict[str, dict[Queue, None]] = attrs.field(factory=dict, init=False)
     _boxes: dict[str, _ReplyBox] = attrs.field(factory=dict, init=False)
     _awake: deque[_Source] = attrs.field(factory=deque, init=False)
@@ -170,14 +176,14 @@ class MemoryBroker:
 
         :raises ValueError: this one has another.
         """
-        if getattr(self, "_clock", clock) is not clock:
+        if getattr(self, "clock", clock) is not clock:
             problem = "the transports of a MemoryBroker live in one process, on one clock"
             raise ValueError(problem)
-        self._clock = clock
+        self.clock = clock
 
     def seconds(self) -> float:
         """Read the clock."""
-        return self._clock.seconds()
+        return self.clock.seconds()
 
     # -- addresses -----------------------------------------------------------------------------
 
@@ -190,6 +196,21 @@ class MemoryBroker:
         queue = Queue(self, self.bound)
         self._fanouts.setdefault(topic, {})[queue] = None
         return queue
+
+    def restore(self, name: Name, queue: Queue) -> Queue:
+        """Return the queue that has a name; that is the given one, if none has it any more."""
+        return self._queues.setdefault(name, queue)
+
+    def has(self, name: Name) -> bool:
+        """Tell whether messages with a name find a queue."""
+        return name in self._queues
+
+    def restore_fanout(self, topic: str, queue: Queue) -> bool:
+        """Have a queue get the topic's fanouts; return whether it did not."""
+        queues = self._fanouts.setdefault(topic, {})
+        missing = queue not in queues
+        queues[queue] = None
+        return missing
 
     def drop_fanout(self, topic: str, queue: Queue) -> None:
         """Give up such a queue and what is in it."""
@@ -228,7 +249,7 @@ class MemoryBroker:
 
     def later(self, do: Callable[[], object]) -> None:
         """Call something in a turn of its own, as a delivery would come."""
-        self._clock.callLater(0, do)
+        self.clock.callLater(0, do)
 
     def wake(self, source: _Source) -> None:
         """Deliver from a source in a turn to come, if it has anything for anybody."""
@@ -241,7 +262,7 @@ class MemoryBroker:
 
     def _next_turn(self) -> None:
         self._turning = True
-        self._clock.callLater(0, self._turn)
+        self.clock.callLater(0, self._turn)
 
     def _turn(self) -> None:
         left = _TURN

@@ -9,9 +9,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import TransportClosedError, TransportFullError, UndeliverableError
-from novasvc.interfaces import IDelivery, IListener, ISession, ITransport
+from novasvc.interfaces import IDelivery, IListener, ISession, ITransport, WriteProbe
+from novasvc.reachability import Reachability
 from novasvc.target import Target
-from novasvc.transport.memory.broker import MemoryBroker, Message, Queue
+from novasvc.transport.memory.broker import MemoryBroker, Message, Name, Queue
 
 _log = Logger()
 
@@ -81,24 +82,44 @@ class _Listener:
     _topic: str
     _receiver: Receiver
     _prefetch: int
-    _queues: dict[Queue, str]  # what messages in it were sent to
+    _named: dict[Name, Queue]
     _fanout: Queue | None
     live: bool = attrs.field(default=True, init=False)
     hold_after: None = attrs.field(default=None, init=False)
     ended: bool = attrs.field(default=False, init=False)
+    _narrowed: bool = attrs.field(default=False, init=False)
     kept: bool = attrs.field(default=True, init=False)
     _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         for queue in self._queues:
-            queue.consumers.append(self)
-            self.broker.wake(queue)
+            self._consume(queue)
+
+    @property
+    def _queues(self) -> tuple[Queue, ...]:
+        """Those that it consumes from."""
+        fanout = () if self._fanout is None or self._narrowed else (self._fanout,)
+        return (*self._named.values(), *fanout)
+
+    def _consume(self, queue: Queue) -> None:
+        queue.consumers.append(self)
+        self.broker.wake(queue)
+
+    def _sent_to(self, queue: Queue) -> str:
+        if queue is self._fanout:
+            return "fanout"
+        return next(
+            ("topic" if name[2] is None else "server" for name, own in self._named.items() if own is queue), "topic"
+        )
 
     def has_room(self) -> bool:
         return len(self._unsettled) < self._prefetch
 
     def take(self, message: Message, queue: Queue) -> None:
-        delivery = _Delivery(message, queue, self, message.body, message.deliveries, self._queues[queue])
+        if message.probe is not None:
+            message.probe()
+            return
+        delivery = _Delivery(message, queue, self, message.body, message.deliveries, self._sent_to(queue))
         self._unsettled[delivery] = None
         self._hand_on(delivery)
 
@@ -127,13 +148,52 @@ class _Listener:
     def narrow(self, prefetch: int) -> Deferred[None]:
         if self.live:
             self._prefetch = prefetch
-            for queue, sent_to in self._queues.items():
-                if sent_to != "server":
+            for queue in self._queues:
+                if self._sent_to(queue) != "server":
                     queue.consumers.remove(self)
-            self._queues = {queue: sent_to for queue, sent_to in self._queues.items() if sent_to == "server"}
+            self._named = {name: queue for name, queue in self._named.items() if name[2] is not None}
+            self._narrowed = True
             for queue in self._queues:
                 self.broker.wake(queue)
         return succeed(None)
+
+    def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        if not self.live or self._narrowed:
+            return succeed(Reachability("its consumers are not live"))
+        repaired = self._repair()
+        name, queue = next(reversed(self._named.items()))  # the server's, if it has one
+        arrived: Deferred[None] = Deferred()
+
+        def arrive() -> None:
+            if not arrived.called:
+                arrived.callback(None)
+
+        probe = Message(write("", ""), self.broker.seconds() + timeout, probe=arrive)
+        if not queue.put(probe):
+            return succeed(Reachability(repaired=repaired))  # it is full of what is there to be worked on
+
+        def give_up(*_: object) -> Reachability:
+            if not self.has_room():
+                return Reachability(repaired=repaired)
+            return Reachability(f"a message to {_shown(name)} did not arrive within {timeout:g} s")
+
+        verifying = arrived.addCallback(lambda _: Reachability(repaired=repaired))
+        return verifying.addTimeout(timeout, self.broker.clock, onTimeoutCancel=give_up)
+
+    def _repair(self) -> tuple[str, ...]:
+        """Have the broker know our queues, or consume from those that have their names now; say what was missing."""
+        repaired = []
+        for name, queue in self._named.items():
+            known = self.broker.has(name)
+            current = self._named[name] = self.broker.restore(name, queue)
+            consumes = self in current.consumers
+            if not consumes:
+                self._consume(current)
+            if not (known and consumes):
+                repaired.append(f"the queue {_shown(name)}")
+        if self._fanout is not None and self.broker.restore_fanout(self._topic, self._fanout):
+            repaired.append(f"the queue for fanouts of {self._topic}")
+        return tuple(repaired)
 
     def cancel(self) -> Deferred[None]:
         if self.live:
@@ -151,6 +211,11 @@ class _Listener:
         for delivery in reversed(unsettled):  # the oldest will be the first again
             delivery.put_back()
         return succeed(None)
+
+
+def _shown(name: Name) -> str:
+    _, topic, server = name
+    return topic if server is None else f"{topic}.{server}"
 
 
 @implementer(ITransport)
@@ -197,16 +262,17 @@ class MemoryTransport:
             return fail(TransportClosedError("listening"))
         exchange, broker = target.exchange or self._exchange, self._broker
         fanout = broker.add_fanout(target.topic)
-        queues = {broker.queue(exchange, target.topic, None): "topic", fanout: "fanout"}
+        names: list[Name] = [(exchange, target.topic, None)]
         if target.server is not None:
-            queues[broker.queue(exchange, target.topic, target.server)] = "server"
+            names.append((exchange, target.topic, target.server))
+        queues = {name: broker.queue(*name) for name in names}
         return self._begin(_Listener(broker, target.topic, receiver, prefetch, queues, fanout))
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume from one queue; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        queues = {self._broker.queue(self._exchange, queue, None): "topic"}
+        queues: dict[Name, Queue] = {(self._exchange, queue, None): self._broker.queue(self._exchange, queue, None)}
         return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
     def _begin(self, listener: _Listener) -> Deferred[IListener]:

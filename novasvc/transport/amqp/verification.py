@@ -1,0 +1,156 @@
+"""One attempt after the other to prove that messages reach a listener, and what is restored in between."""
+
+import re
+from typing import TYPE_CHECKING
+
+import attrs
+from twisted.internet.task import deferLater
+
+from novasvc.errors import (
+    BrokerBlockedError,
+    BrokerError,
+    BrokerUnavailableError,
+    RPCError,
+    UndeliverableError,
+)
+from novasvc.interfaces import WriteProbe
+from novasvc.reachability import Reachability
+from novasvc.transport.amqp.topology import Binding
+
+if TYPE_CHECKING:
+    from novasvc.transport.amqp.loopback import Loopback
+
+_ABSENT = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
+"""What RabbitMQ says of a name that does not exist, or that is on a host which it cannot reach."""
+_POLL = 0.25
+"""Seconds between two looks whether what was lost is there again."""
+
+
+class GoneError(Exception):
+    """A queue of the listener has no consumer."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"the queue {queue} has no consumer")
+        self.queue = queue
+
+
+class OverdueError(Exception):
+    """A message was confirmed and has not come back."""
+
+
+@attrs.define
+class Plan:
+    """What one attempt declares before it sends.
+
+    :param exchanges: to be declared.
+    :param bindings: to be made.
+    :param broken: those of them that lead nowhere; they are removed first.
+    :param count_consumers: see whether others consume from the topic's queue.
+    :param to_topic: send to the topic as well.
+    """
+
+    exchanges: set[str] = attrs.field(factory=set)
+    bindings: list[Binding] = attrs.field(factory=list)
+    broken: set[Binding] = attrs.field(factory=set)
+    count_consumers: bool = False
+    to_topic: bool = False
+
+
+@attrs.define(eq=False)
+class Verification:
+    """One proof: sends until the message is back, and repairs before each attempt what the last one found missing.
+
+    :param until: seconds on the clock.
+    :ivar found: what stood in the way of the attempts, in order; what comes twice cannot be repaired.
+    :ivar missing: the last of that which is not there.
+    """
+
+    _loopback: "Loopback"
+    _write: WriteProbe
+    _until: float
+    _plan: Plan
+    _found: list[str] = attrs.field(factory=list, init=False)
+    _missing: str | None = attrs.field(default=None, init=False)
+    _repaired: list[str] = attrs.field(factory=list, init=False)
+
+    async def run(self) -> Reachability:
+        """Return what it has found out.
+
+        :raises BrokerBlockedError: the broker takes no messages.
+        """
+        while True:
+            if not await self._consumes():
+                return Reachability(self._found[-1] if self._found else "its consumers are not live")
+            try:
+                await self._loopback.arrives(self._plan, self._write, self._until)
+            except BrokerBlockedError:
+                raise
+            except OverdueError as overdue:
+                return self._loopback.late(str(overdue))
+            except (GoneError, RPCError) as error:
+                what = await self._learn(error)
+            else:
+                return Reachability(repaired=tuple(self._repaired))
+            if what in self._found:
+                return Reachability(f"{what}, though it was declared again" if what == self._missing else what)
+            self._found.append(what)
+
+    async def _consumes(self) -> bool:
+        """Wait until the listener consumes; return whether it does."""
+        listener, clock = self._loopback.listener, self._loopback.listener.clock
+        while not listener.live and clock.seconds() < self._until:
+            await deferLater(clock, _POLL, lambda: None)
+        return listener.live and clock.seconds() < self._until
+
+    async def _learn(self, error: Exception) -> str:
+        """Plan the next attempt; return what stood in the way of the last one."""
+        if isinstance(error, GoneError):
+            return await self._without(error.queue, str(error))
+        if isinstance(error, UndeliverableError):
+            loopback = self._loopback
+            binding = loopback.topic if error.target == loopback.topic.routing_key else loopback.host
+            self._plan.broken.add(binding)
+            return self._make_again(str(binding))
+        if isinstance(error, BrokerError):
+            return await self._learn_from_broker(error)
+        return await self._pause(f"no message can be sent to it: {error}")
+
+    async def _learn_from_broker(self, error: BrokerError) -> str:
+        absent = _ABSENT.search(error.problem)
+        if absent is not None and absent[1] == "queue":
+            return await self._without(absent[2], f"the queue {absent[2]} is missing")
+        if absent is not None:
+            self._plan.exchanges.add(absent[2])
+            return self._make_again(f"the exchange {absent[2]}")
+        if type(error) is BrokerUnavailableError:
+            return await self._pause(f"no message can be sent to it: {error.problem}")
+        if self._missing is not None:
+            return f"{self._missing}, and the broker {error.broker} refuses to restore it: {error.problem}"
+        # Nothing is known to be missing, and what is there need not be declared.
+        self._plan = Plan()
+        return f"the broker refuses: {error.problem}"
+
+    async def _pause(self, problem: str) -> str:
+        """Let a connection come back, and try as long as there is time."""
+        await deferLater(self._loopback.listener.clock, _POLL, lambda: None)
+        if problem in self._found:
+            self._found.remove(problem)
+        return problem
+
+    def _make_again(self, what: str) -> str:
+        """Plan to make that, and whatever may have gone with it."""
+        loopback = self._loopback
+        self._plan = Plan(self._plan.exchanges, [loopback.host, loopback.topic, loopback.fanout], self._plan.broken)
+        self._repaired.append(what)
+        self._missing = f"{what} is missing"
+        return self._missing
+
+    async def _without(self, queue: str, problem: str) -> str:
+        """Have the listener declare and consume again, which logs the problem; unless its own host knows better."""
+        listener = self._loopback.listener
+        self._plan = self._loopback.regular()
+        if await listener.count_consumers(queue):
+            publishing, consuming = (connection.host_shown for connection in listener.connections)
+            return f"the broker's hosts disagree: it consumes at {consuming}, and {publishing} does not know its queues"
+        listener.consume_anew(problem)
+        return problem
