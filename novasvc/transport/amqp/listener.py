@@ -240,7 +240,9 @@ class _Consumption(ChannelReceiver):
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Declare and consume again: the queue is gone; see ChannelReceiver."""
         queue = self.queues.get(consumer_tag.encode())
-        _log.warn("the queue {queue} was deleted, its node is gone, or a message was not acknowledged in time", queue=queue)
+        _log.warn(
+            "the queue {queue} was deleted, its node is gone, or a message was not acknowledged in time", queue=queue
+        )
         self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
 
     def channel_closed(self, reason: ClosedError) -> None:
