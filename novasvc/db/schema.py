@@ -33,9 +33,6 @@ VERSION_TABLE = "novasvc_alembic_version"
 GREATEST_ID = 2**31 - 1
 """Of a row: what the column holds everywhere."""
 
-TEXTS = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
-"""Of a table: any text, where the server's own default may be one of Western Europe."""
-
 metadata = MetaData()
 
 services = Table(
@@ -59,7 +56,9 @@ services = Table(
     UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
     UniqueConstraint("host", "binary", "deleted", name="uniq_services0host0binary0deleted"),
     Index("services_uuid_idx", "uuid", unique=True),
-    **TEXTS,
+    # Any text: the server's own default may be an alphabet of Western Europe.
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
 )
 """One row a node. ``deleted`` is 0 in a live row, the row's own id in a deleted one. Source: Nova's table."""
 
