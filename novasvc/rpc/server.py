@@ -36,8 +36,8 @@ class Server:
     :param concurrency: calls in flight at a time, > 0. As many more may wait here, delivered and
         not acknowledged; all others wait in the transport.
     :param run_blocking: takes a function, runs it in a thread, returns a Deferred of its result.
-    :param max_deliveries: a request of an idempotent method that was delivered as often before is put
-        into quarantine.
+    :param max_deliveries: a request of an idempotent method that as many processes died of, or near,
+        is put into quarantine.
     :param send_tracebacks: callers get the traceback of an error, not only its last line.
     :ivar counts: what became of the deliveries.
     :ivar figures: how each method fares.

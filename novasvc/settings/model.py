@@ -178,8 +178,7 @@ class Settings:
         "Calls that one service works on at a time.", INTEGER, default=64, minimum=1, nova="rpc_thread_pool_size"
     )
     rpc_max_deliveries: int = _setting(
-        "Times that a request of an idempotent method may be delivered, and its service die of it, before it is put "
-        "into quarantine.",
+        "Processes that may die while they run a request of an idempotent method, before it is put into quarantine.",
         INTEGER,
         default=3,
         minimum=1,
