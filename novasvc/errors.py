@@ -587,10 +587,10 @@ class ServiceDrainingError(RPCError):
 
 @attrs.define
 class QuarantinedError(RPCError):
-    """A request that took its service down each time it was delivered; it is kept aside and not run again.
+    """A request whose process died each time it ran; it is kept aside and not run again.
 
     :param method: the name that was called.
-    :param deliveries: how often it was delivered.
+    :param deliveries: how often it was delivered to a process that then died.
     """
 
     method: str
@@ -598,8 +598,8 @@ class QuarantinedError(RPCError):
 
     def __str__(self) -> str:
         return (
-            f"{self.method!r} is not run again: it was delivered {self.deliveries} times, and no service lived to "
-            "answer it; see the logs of those that died, and the queue of quarantined messages"
+            f"{self.method!r} is not run again: it was delivered {self.deliveries} times to processes that died before "
+            "they answered it; see the logs of those that died, and the queue of quarantined messages"
         )
 
 

@@ -229,6 +229,8 @@ class Server:
         cancelled: Deferred[None] = self._listener.cancel()
         self._stopping = True
         self._redelivered.stop()
+        if self._state != "closed":
+            self._go_on()  # What waited for one that was given back has its turn.
         return cancelled
 
     def drained(self) -> Deferred[None]:
@@ -472,7 +474,10 @@ class Server:
         known = self._ledger.find(request.unique_id)
         if known is not None:
             self._holding.start()  # It may come again because the limit is not what we were told.
-            return True, known if self._ledger.take_over(known, delivery) else None
+            parked = self._ledger.take_over(known, delivery)
+            if not parked:
+                self._go_on()  # It may have its turn by that.
+            return True, known if parked else None
         if self._ledger.is_settled(request.unique_id):
             self.counts.unserved("duplicates")
             self._ledger.acknowledge(delivery, request.unique_id)

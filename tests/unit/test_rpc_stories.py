@@ -484,6 +484,7 @@ class World(RuleBasedStateMachine):
 World.TestCase.settings = settings(
     max_examples=120,
     stateful_step_count=50,
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # it goes by the wall clock, on a machine that others use too
 )
 ServerStories = World.TestCase
