@@ -43,12 +43,14 @@ class Entry:
 
     :param outcome: its error; None if it was answered.
     :param seconds: that it took.
+    :param began: seconds on the reactor's clock.
     """
 
     number: int
     idempotent: bool
     outcome: Exception | None
     seconds: float
+    began: float
 
 
 @attrs.define(eq=False)
@@ -91,7 +93,7 @@ class Ledger:
             except Exception as error:  # noqa: BLE001 - it is noted, and judged later
                 outcome = error
             self.in_flight -= 1
-            self.entries.append(Entry(number, idempotent, outcome, reactor.seconds() - begun))
+            self.entries.append(Entry(number, idempotent, outcome, reactor.seconds() - begun, begun))
             if outcome is not None:
                 await deferLater(reactor, 0.01)
 

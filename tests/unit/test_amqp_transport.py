@@ -109,6 +109,37 @@ class SendTests(TransportCase):
         self.assertEqual(self.failed(sent, UndeliverableError).target, "compute.h1")
 
 
+class ReturningCallerTests(TransportCase):
+    """Tests for replies to callers who lost the broker when we did."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.out.lose()
+        self.wait(1)
+        self.broker.confirming = False
+
+    def test_late(self) -> None:
+        """A caller whose queue is declared again some seconds after our own return gets its reply."""
+        replying = self.started(self.amqp.reply("reply_1", b"r"))
+        for _ in range(6):
+            self.nobody_is_there()
+            self.wait(2)
+        self.assertNoResult(replying)
+        self.out.say(self.published()[-1].channel, "basic.ack", delivery_tag=len(self.published()))
+        self.successResultOf(replying)
+        self.assertEqual((self.amqp.unclaimed_replies, self.amqp._vanished), (0, {}))
+
+    def test_gone(self) -> None:
+        """One that does not come back within fifteen seconds is gone."""
+        replying = self.started(self.amqp.reply("reply_1", b"r"))
+        for _ in range(8):
+            self.nobody_is_there()
+            self.wait(2)
+        self.nobody_is_there()
+        self.successResultOf(replying)
+        self.assertEqual(self.amqp.unclaimed_replies, 1)
+
+
 class ReplyTests(TransportCase):
     """Tests for replies on their way out."""
 

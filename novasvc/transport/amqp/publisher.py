@@ -290,6 +290,11 @@ class Publisher:
         lanes = [len(lane) for lane in (self._direct, self._fanouts) if lane is not None]
         return len(self._held) + len(self._unrouted) + sum(lanes)
 
+    @property
+    def is_back_for(self) -> float:
+        """Seconds since the connection came back after a loss; infinite if it was never lost."""
+        return self._clock.seconds() - self._back_at
+
     # -- sending -------------------------------------------------------------------------------
 
     def publish(self, message: Message) -> Deferred[None]:

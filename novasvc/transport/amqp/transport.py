@@ -33,6 +33,8 @@ _VANISHED_BOUND = 1000
 """Callers that we know to be gone, and replies that are tried again, at the most."""
 _VANISHED_FOR = 60.0
 """Seconds for which a caller who was not there is tried once, and not again."""
+_CALLERS_RETURN = 15.0
+"""Seconds after our own return in which no caller is taken for gone: its connection may come back after ours."""
 _REPLY_PATIENCE = 60.0
 """Seconds for which a reply is held while the broker cannot be reached: what a method did is not done again."""
 
@@ -223,7 +225,7 @@ class AMQPTransport:
         """Reply; see ITransport.
 
         A caller whose queue is not there is tried again a few times, and is then taken for gone: for a while
-        its replies are sent once.
+        its replies are sent once. When our own connection was lost, so was the caller's, and it has more time.
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
@@ -246,7 +248,9 @@ class AMQPTransport:
         known = failure.check(UndeliverableError) and self._is_gone(address)
         pause = _reply_backoff(attempt)
         late = self._reactor.seconds() + pause >= until  # its caller waits no longer by then
-        if known or late or attempt >= _REPLY_ATTEMPTS or len(self._retrying) >= _VANISHED_BOUND:
+        returning = failure.check(UndeliverableError) and self._publisher.is_back_for < _CALLERS_RETURN
+        given_up = late or (not returning and (known or attempt >= _REPLY_ATTEMPTS))
+        if given_up or len(self._retrying) >= _VANISHED_BOUND:
             if failure.check(UnconfirmedError):
                 return failure
             self.unclaimed_replies += 1
