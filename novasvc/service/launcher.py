@@ -231,6 +231,8 @@ class ServiceLauncher(Launcher):
         super()._entered(state)
         if state in {"stopped", "failed"} and self._process.running:
             self._process.stopService()
+            if not (self._ran or self._process.hurried or is_alone(self)):
+                lift_limit()  # what else there is in this process may take longer
             if (state == "failed" or self._problem is not None) and is_alone(self):
                 end_process(self._reactor, _status_of(self._problem))
 

@@ -102,6 +102,7 @@ class Process(MultiService):
     :param limit: called with the number of the signal that ends the process, and the seconds after which
         it is to have ended, as :func:`limit_end` is.
     :ivar signo: the signal that ends the process; None if none does.
+    :ivar hurried: the end is to come at once.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Process(MultiService):
         self._limit = limit
         self._restarting = 0
         self._terms = 0
-        self._hurried = False
+        self.hurried = False
         self._trigger: Any = None
         self._late: IDelayedCall | None = None
         self._last: IDelayedCall | None = None
@@ -204,7 +205,7 @@ class Process(MultiService):
 
     def _end_at_once(self, number: signal.Signals) -> None:
         _log.warn("{signal}: this process ends at once", signal=number.name)
-        self._hurried = True
+        self.hurried = True
         if self.signo is None:
             self._end(number)
         if self._trigger is None:
@@ -212,7 +213,7 @@ class Process(MultiService):
 
     def _shutting_down(self) -> None:
         self._trigger = None
-        if self._hurried:
+        if self.hurried:
             self._hurry(_LEFT_BEHIND)
 
     def _hurry(self, seconds: float) -> None:

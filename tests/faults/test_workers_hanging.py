@@ -33,7 +33,7 @@ class HangingTests(FleetCase):
         fleet = self.script("obedient:one=2", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0", **SOON)
         before = fleet.ready(2)
         fleet.tell("worker-1", "spin")
-        self.assertEqual(fleet.stop(), 0)
+        self.assertEqual(fleet.stop(), 1)
         fleet.says(rf"worker 1 \(pid {before[1]}\) of one hangs: .* while it drained; it is aborted")
         fleet.says(rf"worker 2 \(pid {before[2]}\) of one is drained: it exited with status 0")
 

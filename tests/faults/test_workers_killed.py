@@ -133,7 +133,7 @@ class DeafTests(FleetCase):
         before = fleet.ready(3)
         fleet.tell("worker-1", "turn deaf")
         fleet.tell("worker-2", "spin")
-        self.assertEqual(fleet.stop(), 0)
+        self.assertEqual(fleet.stop(), 1)
         fleet.says(rf"worker 1 \(pid {before[1]}\) of one is drained: it exited with status 0")
         fleet.says(rf"worker 2 \(pid {before[2]}\) of one has not ended in time, and is killed")
         fleet.says(rf"worker 3 \(pid {before[3]}\) of one is drained: it exited with status 0")
