@@ -165,6 +165,7 @@ class Settings:
 
     transport_url: str = _setting(
         "How messages move: amqp://user:password@host:5672/vhost is RabbitMQ, rabbit: is the same, amqps: speaks TLS, "
+        "as does ?ssl=1 at the end, while ?ssl=0 does not, whatever rabbit_ssl says; "
         "several user:password@host:port are tried in turn; memory: serves the nodes of one process.",
         TRANSPORT_URL,
         default="memory:",
