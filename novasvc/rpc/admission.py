@@ -110,9 +110,6 @@ class Admission:
         self._held: deque[Arrival] = deque()
         self._held_bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._aside) + len(self._undecided) + len(self._paused) + len(self._held)
-
     def belongs(self, request_id: Any) -> bool:
         """Tell whether a request with this id belongs to an operation that is under way here."""
         return not self._over and isinstance(request_id, str) and request_id in self._operations()
