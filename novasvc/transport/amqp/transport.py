@@ -229,7 +229,7 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        until = self._reactor.seconds() + (_REPLY_PATIENCE if patience is None else min(patience, _REPLY_PATIENCE))
+        until = self._reactor.seconds() + (_REPLY_PATIENCE if patience is None else patience)
         done = self._reply(address, body, until)
         if address in self._vanished:
             done.addCallback(lambda _: self._vanished.pop(address, None) and None)
