@@ -121,3 +121,28 @@ class ReadableTests(SynchronousTestCase):
         packed = zlib.compress(bytes(50 * 2**20))
         properties = encode_properties({"headers": {"compression": "zlib"}})
         self.assertIn("longer than", str(self.assertRaises(ValueError, readable, packed, properties, 2**20)))
+
+
+class UnclaimedTests(SynchronousTestCase):
+    """Tests for what the broker writes on a request that its process did not claim."""
+
+    def read(self, *dead_letters: object) -> Properties:
+        headers = {"x-death": list(dead_letters), "x-novasvc-deaths": 1, "x-novasvc-expires-in": 1500}
+        return read_properties(write_properties(None, headers))
+
+    def test_unclaimed(self) -> None:
+        """It passed the queue of what is not claimed, and expired there; its sender's time goes on."""
+        passed = {"queue": "compute_running_0f_unclaimed", "reason": "expired", "count": 1}
+        self.assertEqual(self.read({"queue": "other", "reason": "expired"}, passed), Properties(1.5, 0, False, 1, True))
+
+    def test_claimed(self) -> None:
+        """What left other queues, or for other reasons, was not given up by anybody."""
+        for queue, reason in (
+            ("compute_running_0f", "expired"),
+            ("compute_running_0f_unclaimed", "maxlen"),
+            ("compute_unclaimed", "expired"),
+            ("compute", "expired"),
+        ):
+            self.assertFalse(self.read({"queue": queue, "reason": reason}).unclaimed)
+        for rubbish in (1, "x", {}, {"reason": "expired"}):
+            self.assertFalse(self.read(rubbish).unclaimed)

@@ -278,6 +278,7 @@ class World(RuleBasedStateMachine):
         self.answered: Counter[int] = Counter()
         self.deaths: Counter[int] = Counter()
         self.excused: set[int] = set()
+        self.wrong: list[str] = []
         self.lives: list[Life] = []
         self.lives += [Life(self) for _ in range(LIVES)]
         verifyObject(IListener, self.lives[0])
@@ -285,15 +286,20 @@ class World(RuleBasedStateMachine):
     # -- what must hold ------------------------------------------------------------------------
 
     def begun(self, life: Life, number: int) -> None:
-        """A method has begun."""
+        """A method has begun: note what is wrong with that, as the server would catch an error raised here."""
         self.runs[number] += 1
-        assert number not in life.running, f"{number} runs twice in one process"
-        assert number not in life.said, f"{number} was answered by the process that begins it"
-        if not self.idempotent[number]:
-            assert self.runs[number] == 1, f"{number} runs twice, and is not idempotent"
-        if self.answered[number]:
-            # Only who never had it may do so, and only if the broker lost sight of who had: its channel was lost.
-            assert number in self.excused, f"{number} begins after its caller was answered"
+        # Only who never had it may begin what was answered, and only if the broker lost sight of who had it.
+        wrong = {
+            "runs twice in one process": number in life.running,
+            "was answered by the process that begins it": number in life.said,
+            "runs twice, and is not idempotent": self.runs[number] > 1 and not self.idempotent[number],
+            "begins after its caller was answered": self.answered[number] and number not in self.excused,
+        }
+        self.wrong += [f"{number} {what}" for what, is_so in wrong.items() if is_so]
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        assert not self.wrong
 
     @invariant()
     def quarantine_is_true(self) -> None:
@@ -457,6 +463,7 @@ class World(RuleBasedStateMachine):
                 assert self.runs[number] or number in aside, f"{number} is lost"
                 assert self.answered[number] or b"caller" not in self.bodies[number], f"{number} has no answer"
         self.quarantine_is_true()
+        self.nothing_is_wrong()
 
     def settle(self, life: Life) -> None:
         """Let a process get on."""
