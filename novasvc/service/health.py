@@ -95,7 +95,7 @@ class Health:
     def _see_consumers(self) -> Verdict:
         node = self._node
         if node.server is None or not node.server.live:
-            return False, f"no messages reach it: it is {node.course.state}"
+            return False, f"no messages reach it: {self._why_no_messages()}"
         problem = node.why_not_reached()
         return problem is None, "messages reach it" if problem is None else f"no messages reach it: {problem}"
 

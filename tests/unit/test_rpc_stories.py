@@ -16,7 +16,8 @@ from zope.interface.verify import verifyObject
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import TransportClosedError
-from novasvc.interfaces import IDelivery, IListener, ISession
+from novasvc.interfaces import IDelivery, IListener, ISession, WriteProbe
+from novasvc.reachability import Reachability
 from novasvc.rpc.message import WayBack, encode_request, read_reply, unwrap
 from novasvc.target import Target
 
@@ -76,6 +77,7 @@ class Delivery:
     private: bool
     settled: bool = False
     expires_in: None = None
+    sent_to: str = "topic"
 
     @property
     def body(self) -> bytes:
@@ -190,6 +192,12 @@ class Life:
         self.receive = receiver
         return succeed(self)
 
+    def narrow(self, prefetch: int) -> Deferred[None]:
+        return self.cancel()  # it consumes from the topic alone
+
+    def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
+        return succeed(Reachability())
+
     def cancel(self) -> Deferred[None]:
         self.live = False
         return succeed(None)
@@ -201,7 +209,10 @@ class Life:
         self.lose()
         return succeed(None)
 
-    def reply(self, address: str, body: bytes) -> Deferred[None]:
+    def problem(self) -> str | None:
+        return None
+
+    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
         number = int(read_reply(unwrap(body)).msg_id)
         if self.gone:
             return Deferred()
@@ -416,10 +427,14 @@ class World(RuleBasedStateMachine):
         self.lives.append(Life(self))
 
     @possible(lambda life: life.live and life.session.unacknowledged)
-    @rule(which=ANY)
-    def drain(self, which: int) -> None:
-        """A server takes in nothing more."""
-        self.which(which, lambda life: life.live and life.session.unacknowledged).server.stop_consuming()
+    @rule(which=ANY, at_once=st.booleans())
+    def drain(self, which: int, at_once: bool) -> None:
+        """A server begins nothing new, or takes in nothing more."""
+        server = self.which(which, lambda life: life.live and life.session.unacknowledged).server
+        if at_once:
+            server.stop_consuming()
+        else:
+            server.drain()
 
     @possible(lambda life: not life.live and not life.replies)
     @rule(which=ANY)
