@@ -22,7 +22,8 @@ from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.failure import write_failure
 from novasvc.rpc.ledger import Ledger
-from novasvc.rpc.message import WayBack, encode_failure, encode_keepalive, encode_result
+from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
+from novasvc.rpc.recent import RecentReplies
 
 __all__ = ["Call", "Execution", "RunBlocking"]
 
@@ -81,6 +82,7 @@ class Execution:
         ended: Callable[[], None],
     ) -> None:
         self._publishing: dict[Deferred[None], None] = {}
+        self._recent = RecentReplies()
         self._running: dict[Call, None] = {}  # in the order in which they began
         self._transport = transport
         self._ledger = ledger
@@ -293,6 +295,15 @@ class Execution:
         """
         self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), patience))
 
+    def answer_again(self, request: Request, patience: float | None) -> None:
+        """Send the reply to a request again that was answered a moment ago, if it is remembered.
+
+        :param patience: seconds that its caller still waits; None if nobody knows.
+        """
+        found = self._recent.get(request.unique_id)
+        if found is not None:
+            self._publish(_Reply(*found, patience))
+
     def _conclude(self, call: Call, body: bytes | None) -> None:
         """Publish the one reply to a call, or none; then an idempotent one is acknowledged."""
         if call.answered:
@@ -301,6 +312,8 @@ class Execution:
         settles = call.method.exposure.idempotent
         if body is not None and call.request.back is not None:
             patience = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
+            if settles and call.request.unique_id is not None:
+                self._recent.add(call.request.unique_id, call.request.back, body)
             self._publish(_Reply(call.request.back, body, patience, call, settles))
         elif settles:
             self._ledger.settle(call)

@@ -481,6 +481,7 @@ class Server:
         if self._ledger.is_settled(request.unique_id):
             self.counts.unserved("duplicates")
             self._ledger.acknowledge(delivery, request.unique_id)
+            self._execution.answer_again(request, delivery.expires_in)
             return True, None
         if self._state == "closed":
             self._late.append(delivery)

@@ -87,6 +87,15 @@ class AdmissionTests(RPCCase):
             self.send(body)
         self.assertEqual((self.diary.calls, len(self.replies), self.server.counts.duplicates), ([1], 1, 2))
 
+    def test_answered_again(self) -> None:
+        """The reply to an idempotent call is sent again when the caller sends the call again, and is not made again."""
+        body = self.request("hang_again", what=1)
+        self.send(body)
+        self.diary.hanging[0].callback("done")
+        self.clock.advance(0)
+        self.send(body)
+        self.assertEqual((self.diary.calls, [reply.result for reply in self.replies]), ([1], ["done", "done"]))
+
     def test_no_id(self) -> None:
         """Messages without an id are not taken for duplicates."""
         for _ in range(2):
