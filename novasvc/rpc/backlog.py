@@ -54,12 +54,19 @@ class SharedBacklog:
     """The memory of all processes; made before they are forked, and inherited by each.
 
     :param pages: processes that it has room for, > 0.
+    :param descriptor: of a file that has :meth:`size` octets; without one the memory has no file.
     """
 
-    def __init__(self, pages: int = PAGES) -> None:
+    def __init__(self, pages: int = PAGES, descriptor: int = -1) -> None:
         self.pages = pages
-        self.memory = mmap.mmap(-1, pages * (_OWNER.size + _PAGE), flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if descriptor < 0 else 0)
+        self.memory = mmap.mmap(descriptor, self.size(pages), flags=flags)
         self._next = 0
+
+    @staticmethod
+    def size(pages: int) -> int:
+        """Return the octets of memory that so many processes need."""
+        return pages * (_OWNER.size + _PAGE)
 
     def free_page(self, alive: Collection[int]) -> int | None:
         """Return the page that was given away longest ago, of those whose process is not alive.

@@ -1,8 +1,8 @@
 """Tests for novasvc.rpc.backlog: what siblings know of the requests that a dead process had not begun."""
 
 import os
-import signal
-from collections.abc import Callable
+import subprocess
+import sys
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -11,38 +11,46 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
-from novasvc.rpc.backlog import SLOTS, Backlog, Fate, SharedBacklog
+from novasvc.rpc.backlog import SLOTS, Fate, SharedBacklog
+from tests.e2e.process import ROOT
 from tests.unit.rpc_rig import RPCCase
+
+PAGES = 4
+CHILD = """
+import os, signal, sys
+from novasvc.rpc.backlog import SharedBacklog
+record = SharedBacklog({pages}, int(sys.argv[1])).join({page}, os.getpid())
+{do}
+print(flush=True)
+signal.pause()
+"""
 
 
 class BacklogCase(SynchronousTestCase):
     def setUp(self) -> None:
-        self.shared = SharedBacklog(pages=4)
+        self.file = os.memfd_create("backlog")
+        self.addCleanup(os.close, self.file)
+        os.ftruncate(self.file, SharedBacklog.size(PAGES))
+        self.shared = SharedBacklog(PAGES, self.file)
         self.own = self.shared.join(0, os.getpid())
 
-    def child(self, do: Callable[[Backlog], Any], page: int = 1) -> int:
-        """Run something in a process of its own, which then waits to be killed; return its pid."""
-        awake, wake = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            do(self.shared.join(page, os.getpid()))
-            os.write(wake, b".")
-            signal.pause()
-        os.close(wake)
-        self.addCleanup(self.kill, pid)
-        os.read(awake, 1)
-        os.close(awake)
-        return pid
+    def child(self, do: str, page: int = 1) -> subprocess.Popen[bytes]:
+        """Run a line of Python in a process of its own, which then waits to be killed; "record" is its record."""
+        command = [sys.executable, "-c", CHILD.format(pages=PAGES, page=page, do=do), str(self.file)]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, pass_fds=[self.file])
+        self.addCleanup(self.kill, child)
+        assert child.stdout is not None
+        self.assertEqual(child.stdout.readline(), b"\n")
+        return child
 
-    def kill(self, pid: int, *, reap: bool = True) -> None:
-        try:
-            os.kill(pid, signal.SIGKILL)
-            if reap:
-                os.waitpid(pid, 0)
-            else:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+    def kill(self, child: "subprocess.Popen[bytes]", *, reap: bool = True) -> None:
+        assert child.stdout is not None
+        child.stdout.close()
+        child.kill()
+        if reap:
+            child.wait()
+        elif child.returncode is None:
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
 class FateTests(BacklogCase):
@@ -52,26 +60,26 @@ class FateTests(BacklogCase):
 
     def test_never_began(self) -> None:
         """What a dead process had received and not begun, never began; whether it was reaped or not."""
-        pid = self.child(lambda backlog: backlog.add("a"))
+        child = self.child("record.add('a')")
         self.assertIs(self.own.fate("a"), Fate.HELD)
-        self.kill(pid, reap=False)
+        self.kill(child, reap=False)
         self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
-        self.kill(pid)
+        self.kill(child)
         self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
 
     def test_began(self) -> None:
         """What it had begun, or given back, may have run."""
-        self.kill(self.child(lambda backlog: backlog.remove(backlog.add("a"))))
+        self.kill(self.child("record.remove(record.add('a'))"))
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
     def test_taken_over(self) -> None:
         """A second process that took the request over and died decides: it may have begun it, or not."""
-        self.kill(self.child(lambda backlog: backlog.add("a")))
-        pid = self.child(lambda backlog: backlog.add("a"), page=2)
+        self.kill(self.child("record.add('a')"))
+        child = self.child("record.add('a')", page=2)
         self.assertIs(self.own.fate("a"), Fate.HELD)
-        self.kill(pid)
+        self.kill(child)
         self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
-        self.kill(self.child(lambda backlog: backlog.remove(backlog.add("a")), page=3))
+        self.kill(self.child("record.remove(record.add('a'))", page=3))
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
     def test_own(self) -> None:
@@ -88,14 +96,14 @@ class FateTests(BacklogCase):
 
     def test_overwritten(self) -> None:
         """The oldest entries are overwritten, and nothing is known of their requests any more."""
-        self.kill(self.child(lambda backlog: [backlog.add(str(n)) for n in range(SLOTS + 1)]))
+        self.kill(self.child(f"for n in range({SLOTS + 1}): record.add(str(n))"))
         self.assertIs(self.own.fate("0"), Fate.UNKNOWN)
         self.assertIs(self.own.fate("1"), Fate.NEVER_BEGAN)
 
     def test_page_taken_again(self) -> None:
         """A process that gets the page of a dead one begins with an empty record."""
-        self.kill(self.child(lambda backlog: backlog.add("a")))
-        self.child(lambda backlog: backlog.add("b"))
+        self.kill(self.child("record.add('a')"))
+        self.child("record.add('b')")
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
     @settings(max_examples=50, suppress_health_check=[HealthCheck.differing_executors])
