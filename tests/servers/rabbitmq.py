@@ -270,13 +270,19 @@ class Broker:
         newer = self.release >= (4, 0)
         join = "rabbit_db_cluster:join" if newer else "rabbit_mnesia:join_cluster"
         running = "rabbit_nodes:list_running()" if newer else "rabbit_nodes:all_running()"
+        deadline = time.monotonic() + PATIENCE
+
+        def wait_for(node: Broker, expression: str, part: str) -> None:
+            while part not in node.eval(expression):
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"{self.node} has not joined {member.node} after {PATIENCE:g} s:\n{self.log}")
+                time.sleep(0.1)
+
+        # It greets a moment before it has started, and ends if it is told to stop in that moment.
+        wait_for(self, "init:get_status().", "{started,")
         # In a process of its own, because joining cuts the connections of who asked for it.
         self.eval(f"spawn(fun() -> rabbit:stop(), {join}('{member.node}', disc), rabbit:start() end), ok.")
-        deadline = time.monotonic() + PATIENCE
-        while self.node not in member.eval(f"{running}."):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{self.node} has not joined {member.node} after {PATIENCE:g} s:\n{self.log}")
-            time.sleep(0.1)
+        wait_for(member, f"{running}.", self.node)
 
     def add_user(self, user: str, password: str) -> None:
         """Add a user who may do nothing yet."""
