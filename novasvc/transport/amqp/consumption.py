@@ -62,8 +62,8 @@ class Delivery:
         self.body = body
         self.expires_in = properties.expires_in
         # The broker says only that it was not the first time. A quorum queue has a count, but of all that was in the
-        # hands of who died, begun or not: see Note [Who is to blame] in novasvc.rpc.suspects. What comes from our own
-        # queues comes again because a channel was lost, or because we sent it there.
+        # hands of who died, begun or not: see Note [Finding the poison message] in novasvc.rpc.redelivery. What comes
+        # from our own queues comes again because a channel was lost, or because we sent it there.
         again = not consumption.private and (redelivered or properties.unclaimed)
         self.deliveries = properties.deliveries + again
         self.deaths = properties.deaths + (properties.unclaimed and not consumption.private)
