@@ -29,6 +29,7 @@ class Call:
     :param answered: no answer is to follow.
     :param missed: its message seems to be nowhere but here.
     :param backlog_slot: where it is recorded as not begun; None if it is not.
+    :param placed: a place among the redelivered calls is kept for it.
     """
 
     delivery: IDelivery
@@ -47,6 +48,7 @@ class Call:
     answered: bool = attrs.field(default=False, init=False)
     missed: bool = attrs.field(default=False, init=False)
     backlog_slot: int | None = attrs.field(default=None, init=False)
+    placed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.delivered = self.admitted

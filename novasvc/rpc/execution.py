@@ -25,8 +25,6 @@ from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
 
-__all__ = ["Call", "Execution", "RunBlocking"]
-
 _log = Logger()
 
 RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]

@@ -46,7 +46,7 @@ class Parking:
         """Park a call."""
         self._calls[call.request.unique_id or call] = call
         if len(self._calls) > _BOUND:
-            self._looks.pop(self._calls.pop(next(iter(self._calls))), None)
+            self._purge()
         if not call.delivery.session.kept:
             self._looks[call] = 0
             self._look_later()
@@ -62,13 +62,29 @@ class Parking:
             self._looks.pop(call, None)
         return call is not None
 
-    def close(self) -> None:
-        """Forget all."""
-        self._calls.clear()
+    def wait_no_longer(self) -> None:
+        """Take no call for lost any more; a message that comes again is still recognised.
+
+        Called when a server drains: nothing new begins there.
+        """
         self._looks.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def close(self) -> None:
+        """Forget all."""
+        self._calls.clear()
+        self.wait_no_longer()
+
+    def _purge(self) -> None:
+        """Forget the calls that nobody waits for any more, and the oldest if there are still too many."""
+        now = self._clock.seconds()
+        over = [key for key, call in self._calls.items() if call.expires_at is not None and call.expires_at <= now]
+        for key in [*over, *list(self._calls)[: max(0, len(self._calls) - len(over) - _BOUND)]]:
+            call = self._calls.pop(key, None)
+            if call is not None:
+                self._looks.pop(call, None)
 
     def _look_later(self) -> None:
         if self._timer is None and self._looks:
@@ -76,6 +92,7 @@ class Parking:
 
     def _look(self) -> None:
         self._timer = None
+        self._purge()
         if self._consuming():
             # One grace at the least has passed at the second look.
             missed = [call for call, looks in self._looks.items() if looks]

@@ -5,14 +5,15 @@ in groups: whatever does not kill its group is answered, and a group that kills 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from novasvc.rpc.execution import Call, Execution
+from novasvc.rpc.call import Call
+from novasvc.rpc.execution import Execution
 
-PATIENCE = 0.5
+PATIENCE = 2.0
 """Seconds to wait for a message that was moved to this process's own queue, before its place is given to another."""
 
 _ROUNDING = 1e-9
@@ -83,10 +84,6 @@ class RedeliveredCalls:
         """Return how many wait for their turn."""
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Call]:
-        """Return those that wait for their turn."""
-        return iter(self._waiting)
-
     @property
     def retained(self) -> int:
         """Calls that were moved to this process's own queue and are on their way back: each needs a place."""
@@ -99,13 +96,20 @@ class RedeliveredCalls:
         return max(1, round(math.pow(self._concurrency, exponent)))
 
     def add(self, call: Call) -> None:
-        """Have a call wait for its turn; one that comes from this process's own queue has had it."""
+        """Have a call wait for its turn; one that was retained in time has had it."""
         if call.delivery.counted:
-            self._forget(_key(call))
+            call.placed = self._forget(_key(call))
         elif self._stopped:
             self._give_back(call)
             return
         self._waiting.append(call)
+
+    def remove(self, call: Call) -> bool:
+        """Forget a call that waits for its turn; return whether it did."""
+        if call not in self._waiting:
+            return False
+        self._waiting.remove(call)
+        return True
 
     def begin(self) -> bool:
         """Begin the next call, or have it counted first, if there is room for it.
@@ -114,7 +118,7 @@ class RedeliveredCalls:
         """
         while self._waiting:
             call = min(self._waiting, key=_order)
-            if not call.delivery.counted and not self._has_room(call):
+            if not call.placed and not self._has_room(call):
                 return False
             self._waiting.remove(call)
             if self._execution.drop_stale(call):
@@ -155,10 +159,13 @@ class RedeliveredCalls:
         self._retained.pop(key, None)
         self._go_on()
 
-    def _forget(self, key: Any) -> None:
+    def _forget(self, key: Any) -> bool:
+        """Give a place up; return whether it was kept until now."""
         _, later = self._retained.pop(key, (0.0, None))
-        if later is not None:
-            later.cancel()
+        if later is None:
+            return False
+        later.cancel()
+        return True
 
 
 def _key(call: Call) -> Any:
@@ -166,5 +173,5 @@ def _key(call: Call) -> Any:
 
 
 def _order(call: Call) -> tuple[bool, int]:
-    # What was counted for this turn comes first, then what was near the fewest deaths.
-    return not call.delivery.counted, call.delivery.deaths
+    # What has its place comes first, then what was near the fewest deaths.
+    return not call.placed, call.delivery.deaths

@@ -17,9 +17,10 @@ from novasvc.reachability import Reachability
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
+from novasvc.rpc.call import Call
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
-from novasvc.rpc.execution import Call, Execution
+from novasvc.rpc.execution import Execution
 from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, WayBack, read_context, read_request, unwrap, way_back
@@ -204,6 +205,7 @@ class Server:
         admission = self._admission = Admission(
             str(self._target), self._clock, operations=self.operations, siblings=self._siblings
         )
+        self._parking.wait_no_longer()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         for call in waiting:
             if admission.belongs(call.request.context.get("request_id")):
@@ -263,6 +265,7 @@ class Server:
         if self._admission is not None:
             self._admission.end_operations()
         self._takeover.give_back()
+        self._parking.wait_no_longer()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         self._execution.cut_short()
         for call in waiting:
@@ -281,15 +284,19 @@ class Server:
 
     def _give_back_waiting(self, call: Call) -> bool:
         """Give a request back if it only waits for room; return whether it does."""
-        if call not in self._waiting:
+        if call in self._waiting:
+            self._waiting.remove(call)
+        elif not self._redelivered.remove(call):
             return False
-        self._waiting.remove(call)
         if not self._execution.drop_stale(call):
             self._give_back(call)
         return True
 
     def _missed(self, call: Call) -> None:
         """Decide about a call whose message seems to be lost; see Note [Void deliveries] in novasvc.rpc.parking."""
+        admission = self._admission
+        if admission is not None and not admission.belongs(call.request.context.get("request_id")):
+            return  # Nothing new begins.
         if call.method.exposure.idempotent:
             call.missed = True
             self._ledger.take(call)
@@ -330,8 +337,12 @@ class Server:
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
             return
-        if self._admission is None or self._admission.belongs(read_context(fields).get("request_id")):
+        if self._admission is None:
             self._take(delivery, fields)
+        elif self._admission.belongs(read_context(fields).get("request_id")):
+            unique_id = fields.get("_unique_id")
+            if not (isinstance(unique_id, str) and self._admission.replace(unique_id, delivery)):
+                self._take(delivery, fields)
         else:
             self._turn_away(self._admission, delivery, fields)
 
@@ -359,7 +370,10 @@ class Server:
             self._go_on()
 
     def _look_again(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int) -> None:
-        self._take(delivery, fields, looks)
+        if self._admission is None or self._admission.belongs(read_context(fields).get("request_id")):
+            self._take(delivery, fields, looks)
+        else:
+            self._turn_away(self._admission, delivery, fields)
         self._tell_idle()
 
     def _turn_away(self, admission: Admission, delivery: IDelivery, fields: Mapping[str, Any]) -> None:
@@ -473,7 +487,8 @@ class Server:
         """
         known = self._ledger.find(request.unique_id)
         if known is not None:
-            self._holding.start()  # It may come again because the limit is not what we were told.
+            if self._state != "closed":
+                self._holding.start()  # It may come again because the limit is not what we were told.
             parked = self._ledger.take_over(known, delivery)
             if not parked:
                 self._go_on()  # It may have its turn by that.
@@ -503,7 +518,8 @@ class Server:
             raise QuarantinedError(request.method, delivery.deaths)
         method.exposure.check(request.method, request.args)
         call = Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
-        if not idempotent:
+        if delivery.deliveries and not idempotent:
+            self._takeover.record(call)
             call.deliveries = 0  # Nobody began it: if it is given back, it is as good as new.
         self._ledger.take(call)
         return call
@@ -540,7 +556,7 @@ class Server:
 
     def _idle(self) -> bool:
         waiting = self._waiting or len(self._takeover) or len(self._redelivered) or len(self._parking)
-        return not (waiting or len(self._execution))
+        return not (waiting or self._redelivered.retained or len(self._execution))
 
 
 def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:

@@ -61,9 +61,15 @@ class Takeover:
             delivery.requeue(delivery.deliveries)
 
     def record(self, call: Call) -> None:
-        """Record a call that has to wait, so that a sibling may run it if this process dies first."""
+        """Record a call that has to wait, or that was taken over, so that it is known what became of it here.
+
+        A sibling may run it if this process dies before it begins. One that was taken over has to be recorded even
+        if it begins at once: the record of its first holder says that it never began.
+        """
         unique_id = call.request.unique_id
-        if self._backlog is not None and unique_id is not None and not call.method.exposure.idempotent:
+        if self._backlog is None or unique_id is None or call.method.exposure.idempotent:
+            return
+        if call.backlog_slot is None:
             call.backlog_slot = self._backlog.add(unique_id)
 
     def forget(self, call: Call) -> None:

@@ -360,6 +360,8 @@ class Node:
         self.tasks.cancel_running()
         await self._tidy("the end of the tasks", self.tasks.stop)
         if self.server is not None:
+            # First, or what is given back would come here again, and be refused.
+            await self._tidy("stop consuming", self.server.stop_consuming)
             self.server.cut_short()
             await self._tidy("the end of the calls", self.server.drained)
 

@@ -221,6 +221,25 @@ class ServerTests(RPCCase):
         self.server.cut_short()
         self.assertIs(self.own.fate(self.unique_id(third)), Fate.UNKNOWN)
 
+    def test_taken_over(self) -> None:
+        """It records what it takes over, even if that begins at once: a third process is not to run it again."""
+        body = self.request("hang", what=1)
+        self.sibling.add(self.unique_id(body))
+        self.redeliver(body)
+        self.assertEqual(self.diary.calls, [1])
+        self.assertIs(self.own.fate(self.unique_id(body)), Fate.UNKNOWN)
+
+    def test_undecided_in_drain(self) -> None:
+        """What is undecided when the server drains is not begun there."""
+        body = self.request("note", what=1)
+        dying = self.shared.join(2, os.getpid())
+        dying.add(self.unique_id(body))
+        self.redeliver(body)
+        self.server.drain()
+        self.shared.memory[32:40] = (2**31).to_bytes(8, "little")
+        self.clock.pump([0.05] * 50)
+        self.assertEqual(self.diary.calls, [])
+
     def test_idempotent(self) -> None:
         """Nothing is recorded of methods that are idempotent: they may run again anyway."""
         hanging: list[Deferred[Any]] = self.diary.hanging

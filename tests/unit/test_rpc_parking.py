@@ -50,3 +50,36 @@ class ParkingTests(RPCCase):
         self.clock.pump([GRACE] * 10)
         self.assertEqual(self.diary.calls, ["hang"] * 2)
         self.successResultOf(self.server.drained())
+
+    def test_draining(self) -> None:
+        """A server that drains begins none of them, waits for none, and refuses none."""
+        for drained_first in (True, False):
+            self.setUp()
+            self.fill()
+            self.lose_broker(kept=False)
+            if drained_first:
+                self.server.drain()
+            self.end_running()
+            if not drained_first:
+                self.server.drain()
+            self.clock.pump([GRACE] * 4)
+            self.assertEqual(self.diary.calls, ["hang"] * 2, drained_first)
+            self.successResultOf(self.server.drained())
+
+    def test_cut_short(self) -> None:
+        """A server that is cut short waits for none of them."""
+        self.fill()
+        self.lose_broker(kept=False)
+        self.end_running()
+        self.server.cut_short()
+        self.successResultOf(self.server.drained())
+
+    def test_nobody_waits(self) -> None:
+        """What nobody waits for any more is forgotten, and not begun."""
+        self.fill()
+        self.lose_broker(kept=False)
+        self.end_running()
+        self.server._listener.live = False  # type: ignore[union-attr]  # as while the broker is away
+        self.clock.pump([GRACE] * 20)  # the calls' timeout is 60 s
+        self.assertEqual(len(self.server._parking), 0)
+        self.successResultOf(self.server.drained())

@@ -25,6 +25,7 @@ CONCURRENCY = 2
 PREFETCH = 4
 """More than run at a time, so that some wait."""
 HOLD_AFTER = 600.0
+WINDOW = 600.0
 MAX_DELIVERIES = 3
 LIVES = 3
 """Servers that live at a time."""
@@ -36,6 +37,7 @@ class Message:
 
     :param redelivered: the broker's mark.
     :param unclaimed: it comes from the queue of a process that is gone.
+    :param resent: its caller sent it again; it expires long before ids are forgotten.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Message:
     deaths: int = 0
     redelivered: bool = False
     unclaimed: bool = False
+    resent: bool = False
 
 
 @implementer(ISession)
@@ -107,7 +110,7 @@ class Delivery:
         return True
 
     def _copy(self, deliveries: int) -> Message:
-        return Message(self.message.number, self.body, deliveries, self.deaths)
+        return Message(self.message.number, self.body, deliveries, self.deaths, resent=self.message.resent)
 
     def ack(self) -> None:
         self._settle()
@@ -137,7 +140,7 @@ class Life:
 
     :ivar private: what waits in a queue of its own.
     :ivar running: what its methods wait for, by number.
-    :ivar said: numbers that it has answered.
+    :ivar said: numbers that it has answered, and when.
     """
 
     hold_after = HOLD_AFTER
@@ -147,7 +150,7 @@ class Life:
         self.session = Session()
         self.private: list[Message] = []
         self.running: dict[int, Deferred[Any]] = {}
-        self.said: set[int] = set()
+        self.said: dict[int, float] = {}
         self.replies: list[tuple[int, Deferred[None]]] = []
         self.slow_replies = False
         self.live = True
@@ -216,7 +219,7 @@ class Life:
         number = int(read_reply(unwrap(body)).msg_id)
         if self.gone:
             return Deferred()
-        self.said.add(number)
+        self.said[number] = self.world.clock.seconds()
         if not self.slow_replies:
             self.world.answered[number] += 1
             return succeed(None)
@@ -289,6 +292,7 @@ class World(RuleBasedStateMachine):
         self.answered: Counter[int] = Counter()
         self.deaths: Counter[int] = Counter()
         self.excused: set[int] = set()
+        self.expired: set[int] = set()
         self.wrong: list[str] = []
         self.lives: list[Life] = []
         self.lives += [Life(self) for _ in range(LIVES)]
@@ -296,13 +300,17 @@ class World(RuleBasedStateMachine):
 
     # -- what must hold ------------------------------------------------------------------------
 
+    def is_forgotten(self, life: Life, number: int) -> bool:
+        """Whether a process may have forgotten that it answered: it remembers for ten minutes."""
+        return self.clock.seconds() - life.said[number] >= WINDOW
+
     def begun(self, life: Life, number: int) -> None:
         """A method has begun: note what is wrong with that, as the server would catch an error raised here."""
         self.runs[number] += 1
         # Only who never had it may begin what was answered, and only if the broker lost sight of who had it.
         wrong = {
             "runs twice in one process": number in life.running,
-            "was answered by the process that begins it": number in life.said,
+            "was answered by the process that begins it": number in life.said and not self.is_forgotten(life, number),
             "runs twice, and is not idempotent": self.runs[number] > 1 and not self.idempotent[number],
             "begins after its caller was answered": self.answered[number] and number not in self.excused,
         }
@@ -345,7 +353,7 @@ class World(RuleBasedStateMachine):
     def send_twice(self, which: int) -> None:
         """A caller whose message was not confirmed sends it again, under the same id."""
         number = one_of(self.unanswered, which)
-        self.queue.append(Message(number, self.bodies[number]))
+        self.queue.append(Message(number, self.bodies[number], resent=True))
         self.excused.add(number)
 
     @possible(lambda life: life.has_room and life.world.queue)
@@ -388,7 +396,7 @@ class World(RuleBasedStateMachine):
         life = self.which(which, lambda life: life.replies)
         number, publishing = life.replies.pop(0)
         if fails:
-            life.said.discard(number)
+            life.said.pop(number, None)
             publishing.errback(TransportClosedError("replying"))
         else:
             self.answered[number] += 1
@@ -452,6 +460,9 @@ class World(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, HOLD_AFTER, 4 * HOLD_AFTER]))
     def time_passes(self, seconds: float) -> None:
         """Methods run for long, and what was settled may be forgotten."""
+        if seconds >= HOLD_AFTER:
+            self.expired |= {message.number for message in self.queue if message.resent}
+            self.queue[:] = [message for message in self.queue if not message.resent]
         self.clock.pump([HOLD_AFTER / 2] * round(2 * seconds / HOLD_AFTER) or [seconds])
 
     def which(self, number: int, condition: Callable[[Life], Any]) -> Life:
@@ -474,7 +485,7 @@ class World(RuleBasedStateMachine):
             raise AssertionError("it never becomes quiet")
         aside = {number for number, _ in self.quarantined}
         for number, idempotent in self.idempotent.items():
-            if idempotent:
+            if idempotent and number not in self.expired:
                 assert self.runs[number] or number in aside, f"{number} is lost"
                 assert self.answered[number] or b"caller" not in self.bodies[number], f"{number} has no answer"
         self.quarantine_is_true()

@@ -67,7 +67,8 @@ class Delivery:
         again = not consumption.private and (redelivered or properties.unclaimed)
         self.deliveries = properties.deliveries + again
         self.deaths = properties.deaths + (properties.unclaimed and not consumption.private)
-        self.counted = not again
+        # Where we may have no queue of our own, each delivery was taken for a death, and is counted by that.
+        self.counted = consumption.private or (not again and self.deaths >= self.deliveries)
         self.session = consumption.session
         self.sent_to = consumption.listener.sent_to(queue)
         self._consumption = consumption
