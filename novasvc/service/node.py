@@ -353,7 +353,7 @@ class Node:
             "not finished {when}: {calls} calls, tasks {running}; cancelled",
             when=f"after graceful_shutdown_timeout ({grace:g} s)"
             if self._at_once is None
-            else "when it was to end at once",
+            else "when the process had to end",
             calls=0 if self.server is None else self.server.in_flight,
             running=", ".join(task.name for task in self.tasks.figures() if task.running) or "none",
         )

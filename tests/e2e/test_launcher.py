@@ -125,7 +125,7 @@ class TerminatedTests(ScriptTestCase):
         began = time.monotonic()
         self.assertEqual(script.stop(numbers[-1]), 1, script.output)
         self.assertLess(time.monotonic() - began, 2)
-        self.assertRegex(script.output, r"(?s)not finished when it was to end at once: 1 calls.*is stopped")
+        self.assertRegex(script.output, r"(?s)not finished when the process had to end: 1 calls.*is stopped")
         self.assertIn("work has ended", script.output)
         self.assert_orderly(script)
 

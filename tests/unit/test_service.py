@@ -675,7 +675,7 @@ class AtOnceTests(ServiceTestCase):
         self.clock.pump([0] * 5)
         self.successResultOf(stopped)
         self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
-        self.assertIn("not finished when it was to end at once: 1 calls, tasks none; cancelled", told)
+        self.assertIn("not finished when the process had to end: 1 calls, tasks none; cancelled", told)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_tidying_has_its_time(self) -> None:
