@@ -226,6 +226,7 @@ class Consumption(ChannelReceiver):
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
     _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # tag and prefetch, by queue
     _cancelled: bool = attrs.field(default=False, init=False)
+    _narrowed: bool = attrs.field(default=False, init=False)
     _tags: "count[int]" = attrs.field(factory=partial(count, 1), init=False)
 
     # Note [Copies wait]
@@ -263,7 +264,9 @@ class Consumption(ChannelReceiver):
         :param queue: None is none.
         :raises ClosedError: the channel was closed.
         """
+        self._narrowed = True
         before = list(self.queues)
+        self._consumers.clear()
         self.prefetch = prefetch
         if queue is not None:
             # Before the old consumers are cancelled: the queue is to have one all the time. And both are asked before
@@ -272,11 +275,19 @@ class Consumption(ChannelReceiver):
             await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
         await self._cancel(before)
 
+    def takes(self, queue: str) -> bool:
+        """Return whether a queue has a consumer of ours: not after a cancel, and not while it is resized, or is at 0."""
+        return bool(self._consumers.get(queue, ("", 0))[0])
+
     async def resize(self, queue: str, prefetch: int) -> None:
         """Consume with another prefetch, which takes another consumer; or not at all, if it is 0.
 
+        It does nothing once the consumers are narrowed or cancelled.
+
         :raises ClosedError: the channel was closed.
         """
+        if self._is_leaving():
+            return
         tag, present = self._consumers[queue]
         if prefetch == present:
             return
@@ -284,10 +295,16 @@ class Consumption(ChannelReceiver):
         if present:
             await self.channel.basic_cancel(consumer_tag=tag)
             self.queues.pop(tag.encode(), None)
-        if prefetch and not self._cancelled:
+        if prefetch and not self._is_leaving():
             # Both are asked before anybody else asks: the prefetch is that of the next consumer.
             asked = self.channel.basic_qos(prefetch_count=prefetch), self._consume(queue, queue, prefetch)
+            consumer, self._consumers[queue] = self._consumers[queue], ("", prefetch)
             await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
+            if not self._is_leaving():
+                self._consumers[queue] = consumer
+
+    def _is_leaving(self) -> bool:
+        return self._cancelled or self._narrowed
 
     async def cancel(self) -> None:
         """Consume no more.
@@ -295,6 +312,7 @@ class Consumption(ChannelReceiver):
         :raises ClosedError: the channel was closed.
         """
         self._cancelled = True
+        self._consumers.clear()
         await self._cancel(list(self.queues))
 
     async def _cancel(self, tags: Sequence[bytes]) -> None:

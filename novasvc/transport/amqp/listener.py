@@ -273,6 +273,7 @@ class Listener:
     def narrow(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
+        self._resize_no_more()
         return Deferred.fromCoroutine(self._change(self._narrow))
 
     def _narrow(self, consumption: Consumption) -> Coroutine[Deferred[Any], Any, None]:
@@ -286,6 +287,9 @@ class Listener:
 
     def _stop(self) -> None:
         self._cancelled = True
+        self._resize_no_more()
+
+    def _resize_no_more(self) -> None:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None

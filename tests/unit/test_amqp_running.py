@@ -1,0 +1,85 @@
+"""Tests for requests that run for long: their queues, the room that they take, and the end of both."""
+
+from typing import Any
+
+from tests.unit.test_amqp_listener import ListenerCase
+
+
+class RunningCase(ListenerCase):
+    """A listener that can hold requests in a queue of its own."""
+
+    def running(self) -> list[Any]:
+        """Return what was said when the newest queues of running requests were consumed."""
+        return [said for said in self.link.all("basic.consume") if "_running_" in said.args["queue"]]
+
+    def hold(self, body: bytes) -> None:
+        """Have a request delivered and held; its copy comes by the private queue."""
+        self.deliver(body, consumer="1")
+        self.got[-1].hold()
+        self.settle()
+        said = self.running()[0]
+        self.link.feed(self.link.delivery(said.channel, body, consumer=said.args["consumer_tag"]))
+        self.settle()
+
+    def deliver(self, *bodies: bytes, **more: Any) -> None:
+        """Deliver by the listener's own channel."""
+        channel = next(said.channel for said in self.link.all("basic.consume") if said.args["queue"] == "compute")
+        self.link.feed(b"".join(self.link.delivery(channel, body, **more) for body in bodies))
+        self.settle()
+
+    def consumed(self, queue: str) -> int:
+        """Return how often a queue was consumed from."""
+        return len([said for said in self.link.all("basic.consume") if said.args["queue"] == queue])
+
+
+class ResizeTests(RunningCase):
+    """Tests for the prefetch of the topic, which what is held makes smaller."""
+
+    def test_less(self) -> None:
+        """A held request takes a place: the topic is consumed with a smaller prefetch."""
+        listener = self.listen(prefetch=10)
+        self.hold(b"a")
+        self.wait(0.3)
+        self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 9)
+        self.assertTrue(listener._consumption.takes("compute"))
+
+    def test_narrowed_before(self) -> None:
+        """A server that drains does not consume its topic again, whatever was to be resized."""
+        listener = self.listen(prefetch=10)
+        self.hold(b"a")
+        self.done(listener.narrow(100))
+        self.wait(0.5)
+        self.assertEqual(self.consumed("compute"), 1)
+        self.assertFalse(listener._consumption.takes("compute"))
+
+    def test_narrowed_meanwhile(self) -> None:
+        """Nor if it begins to drain while the topic's consumer is being cancelled."""
+        self.narrow_without("basic.cancel")
+
+    def test_narrowed_while_it_consumes(self) -> None:
+        """Nor while the topic's next consumer is being made: that one is cancelled, too."""
+        self.narrow_without("basic.consume")
+
+    def narrow_without(self, unanswered: str) -> None:
+        """Narrow while a resize waits for an answer, and give that then."""
+        listener = self.listen(prefetch=10)
+        channel = self.link.last("basic.consume").channel
+        self.hold(b"a")
+        before = len(self.link.all(unanswered))
+        self.broker.unanswered.add(unanswered)
+        self.wait(0.3)
+        self.assertFalse(listener._consumption.takes("compute"))
+        consumed = self.consumed("compute")
+        narrowing = self.started(listener.narrow(100))
+        self.broker.unanswered.clear()
+        for said in self.link.all(unanswered)[before:]:
+            self.link.say(channel, f"{unanswered}-ok", consumer_tag=said.args["consumer_tag"])
+        self.wait(0.5)
+        self.successResultOf(narrowing)
+        self.assertEqual(self.consumed("compute"), consumed)
+        cancelled = [said.args["consumer_tag"] for said in self.link.all("basic.cancel")]
+        left = [said.args["queue"] for said in self.link.all("basic.consume") if said.channel == channel]
+        tags = [said.args["consumer_tag"] for said in self.link.all("basic.consume") if said.channel == channel]
+        kept = [queue for queue, tag in zip(left, tags, strict=True) if tag not in cancelled]
+        self.assertEqual(kept, ["compute.h1"])
+        self.assertFalse(listener._consumption.takes("compute"))
