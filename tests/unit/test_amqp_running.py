@@ -43,6 +43,15 @@ class ResizeTests(RunningCase):
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 9)
         self.assertTrue(listener._consumption.takes("compute"))
 
+    def test_auto_delete(self) -> None:
+        """A topic whose queue goes with its last consumer keeps that one."""
+        self.done(self.amqp.close())
+        self.amqp = self.transport(heartbeat=0.0, auto_delete=True)
+        self.listen(prefetch=10)
+        self.hold(b"a")
+        self.wait(0.5)
+        self.assertEqual((self.consumed("compute"), self.link.all("basic.cancel")), (1, []))
+
     def test_narrowed_before(self) -> None:
         """A server that drains does not consume its topic again, whatever was to be resized."""
         listener = self.listen(prefetch=10)

@@ -179,6 +179,10 @@ class Listener:
         channel.abandon(ClosedError("done", clean=True))
         return consumers
 
+    def takes(self, queue: str) -> bool:
+        """Tell whether it has a consumer on a queue now: not where it takes nothing for as long as it is full."""
+        return self._consumption is not None and self._consumption.takes(queue)
+
     def consume_anew(self, problem: str) -> None:
         """Give up the channel, and declare and consume again on another.
 
@@ -220,7 +224,8 @@ class Listener:
 
     def held_changed(self) -> None:
         """Take less from the topic's queue if more is held, and more if less is; soon, as it may change again."""
-        stays = self._cancelled or self._narrowed
+        # An auto-delete queue goes with its last consumer, and each resize cancels one.
+        stays = self._cancelled or self._narrowed or self.consumers.options.auto_delete
         if self._running and self._soon is None and not self._resizing and not stays:
             self._soon = self.clock.callLater(_SOON, self._resize)
 
