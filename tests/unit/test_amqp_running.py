@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from novasvc.target import Target
 from tests.unit.test_amqp_listener import ListenerCase
 
 
@@ -92,3 +93,80 @@ class ResizeTests(RunningCase):
         kept = [queue for queue, tag in zip(left, tags, strict=True) if tag not in cancelled]
         self.assertEqual(kept, ["compute.h1"])
         self.assertFalse(listener._consumption.takes("compute"))
+
+
+class RefusedTests(RunningCase):
+    """Tests for brokers that refuse the queue of running requests."""
+
+    def test_sent_otherwise(self) -> None:
+        """A request that is to come again, counted, goes back to its own queue then, whatever the broker's reason."""
+        self.listen()
+        for number, code in enumerate((403, 404, 405, 406)):
+            self.broker.closing["queue.declare"] = (code, f"no {number}")
+            self.deliver(b"%d" % number, redelivered=True)
+            self.got[-1].requeue_here(1)
+            self.settle()
+            self.broker.closing.clear()
+            self.assertEqual(self.published()[-1].args["routing_key"], "compute", code)
+            self.assertEqual(self.headers(), {"x-novasvc-deliveries": 1, "x-novasvc-deaths": 1})
+        self.assertEqual(self.settled(), [("ack", tag, True) for tag in range(1, 5)])
+        self.assertEqual(len([line for line in self.log if "cannot be kept beyond" in line]), 4)
+
+    def test_away(self) -> None:
+        """A broker that is only away is waited for; the log names the queue that could not be reached."""
+        self.listen()
+        self.broker.closing["queue.declare"] = (404, "NOT_FOUND - its node is down or inaccessible")
+        self.deliver(b"x", redelivered=True)
+        self.got[-1].requeue_here(1)
+        self.settle()
+        self.assertEqual(self.published(), [])
+        (line,) = [line for line in self.log if "cannot be moved to" in line]
+        self.assertIn("cannot be moved to compute_running_", line)
+        self.broker.closing.clear()
+        self.wait(31)
+        self.assertEqual(self.settled(), [("reject", 1, True)])
+
+    def test_worn(self) -> None:
+        """What came by it is not sent anew, however often the broker has returned it."""
+        self.target = Target("compute", "h2")
+        self.listen()
+        self.hold(b"a")
+        said = self.running()[0]
+        consumer, headers = said.args["consumer_tag"], {"x-delivery-count": 10}
+        published, got = len(self.published()), len(self.got)
+        self.link.feed(
+            self.link.delivery(said.channel, b"b", consumer=consumer, redelivered=True, properties={"headers": headers})
+        )
+        self.settle()
+        self.assertEqual((len(self.published()), len(self.got)), (published, got + 1))
+
+
+class CloseTests(RunningCase):
+    """Tests for the end of the queue."""
+
+    def test_closed(self) -> None:
+        """An empty one is deleted."""
+        listener = self.listen()
+        self.hold(b"a")
+        self.got[-1].ack()
+        self.done(listener.cancel())
+        self.done(listener.close())
+        self.assertEqual(len([said for said in self.link.all("queue.delete") if "_running_" in said.args["queue"]]), 2)
+
+    def test_silent(self) -> None:
+        """A broker that does not answer is waited for once, for two seconds, by cancel or by close."""
+        for cancelled in (True, False):
+            self.broker.unanswered.clear()
+            listener = self.listen()
+            self.hold(b"a")
+            self.broker.unanswered |= {"basic.cancel", "basic.qos", "queue.delete"}
+            if cancelled:
+                cancelling = self.started(listener.cancel())
+                self.wait(2.1)
+                self.successResultOf(cancelling)
+            closing = self.started(listener.close())
+            self.wait(0.1 if cancelled else 2.1)
+            self.successResultOf(closing)
+            self.link.lose()
+            self.wait(3)
+        self.broker.unanswered.clear()
