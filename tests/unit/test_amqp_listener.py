@@ -119,6 +119,16 @@ class DeliveryTests(ListenerCase):
         one = self.got[0]
         self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
 
+    def test_expires_in(self) -> None:
+        """What its sender still waits is what is left when it is asked, however long it waited here."""
+        self.deliver(b"x", properties={"expiration": "1500"})
+        self.deliver(b"y")
+        left = []
+        for seconds in (0.5, 2.0):
+            self.wait(seconds)
+            left.append([one.expires_in for one in self.got])
+        self.assertEqual(left, [[1.0, None], [0.0, None]])
+
     def test_deliveries(self) -> None:
         """How often a message was delivered is what we have counted; "redelivered" is once more, not counted yet."""
         for headers, redelivered, expected in (
@@ -257,7 +267,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [])
         self.wait(1)
         self.assertEqual(self.settled(), [("reject", 1, True)])
-        self.assertEqual(len([line for line in self.log if "could not be moved to compute" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
 
     def test_settled_in_the_pause(self) -> None:
         """What waits to go back can still be acknowledged."""
@@ -345,7 +355,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.published(), [])
         self.deliver(b"y")
         self.assertEqual(len(self.got), 2)
-        self.assertTrue(any("could not be moved to compute_quarantine" in line for line in self.log))
+        self.assertTrue(any("cannot be moved to compute_quarantine" in line for line in self.log))
 
     def test_channel_gone(self) -> None:
         """What is said of a message whose channel is gone has no effect."""
@@ -482,6 +492,38 @@ class NarrowTests(ListenerCase):
         self.done(listener.cancel())
         self.assertEqual(self.link.last("basic.cancel").args["consumer_tag"], "4")
 
+    def test_alarm(self) -> None:
+        """What was not begun goes back by the broker's own way, if it takes no messages and others consume there."""
+        listener = self.listen(prefetch=300)
+        self.deliver(*[b"x"] * 200)  # of the topic
+        self.deliver(b"own", consumer="2")
+        self.deliver(b"begun")
+        self.done(listener.narrow(100))
+        self.out.say(0, "connection.blocked", reason="low on memory")
+        for one in self.got:
+            one.requeue(int(one.body == b"begun"))
+        self.settle()
+        self.assertEqual(self.settled(), [("reject", tag, True) for tag in range(1, 201)])
+        self.done(listener.cancel())
+        closing = self.started(listener.close())
+        self.wait(2.1)
+        self.successResultOf(closing)
+        self.wait(15)
+        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 2)
+
+    def test_alarm_at_the_end(self) -> None:
+        """Close does not wait for long for a broker that takes no messages, and says once that none could be moved."""
+        listener = self.listen(prefetch=300)
+        self.deliver(*[b"x"] * 200)
+        self.out.say(0, "connection.blocked", reason="low on memory")
+        for one in self.got:
+            one.requeue(0)
+        closing = self.started(listener.close())
+        self.wait(2.1)
+        self.successResultOf(closing)
+        self.wait(15)
+        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+
     def test_without_a_server(self) -> None:
         """Who serves a topic alone consumes nothing more, and is not established again."""
         self.target = Target("compute")
@@ -527,6 +569,23 @@ class NarrowTests(ListenerCase):
         self.assertEqual(self.consumed()[-1], ("compute.h1", {"x-priority": -1}))
         self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
 
+    def test_refused_while_it_is_established(self) -> None:
+        """If that ends its channel, it does not count as live until it is established anew."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.consume")
+        self.link.lose()
+        self.wait(3)
+        said = self.link.last("basic.consume")
+        self.done(listener.narrow(100))
+        self.broker.unanswered.clear()
+        self.link.say(said.channel, "basic.consume-ok", consumer_tag="1")
+        self.broker.closing["basic.cancel"] = (404, "NOT_FOUND - no")
+        self.settle()
+        self.assertFalse(listener.live)
+        self.broker.closing.clear()
+        self.wait(5)
+        self.assertTrue(listener.live)
+
 
 class RestoreTests(ListenerCase):
     """Tests for what is lost and comes again."""
@@ -548,6 +607,23 @@ class RestoreTests(ListenerCase):
         self.assertTrue(any("the queue compute was deleted" in line for line in self.log))
         self.deliver(b"x")
         self.assertEqual(len(self.got), 1)
+
+    def test_learned_limit(self) -> None:
+        """The broker's own limit is told once, with the setting, or that there is none."""
+        problem = (
+            "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms"
+        )
+        for ours, told in ((0.0, "and none is set here"), (3600.0, "not 3600 s")):
+            self.done(self.amqp.close())
+            self.amqp = self.transport(heartbeat=0.0, consumer_timeout=ours)
+            listener = self.listen()
+            for _ in range(2):
+                channel = self.link.last("basic.consume").channel
+                self.link.say(channel, "channel.close", reply_code=406, reply_text=problem)
+                self.wait(5)
+            self.assertEqual(listener.hold_after, 600)
+            (line,) = [line for line in self.log if told in line]
+            self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to that", line)
 
     def test_refused_for_a_while(self) -> None:
         """What cannot be declared is tried with growing pauses until it can, and that is said once."""

@@ -137,6 +137,19 @@ class ProbeTests(LoopbackCase):
         self.assertEqual(self.done(queue.verify(write_ping, TIMEOUT)), Reachability())
         self.assertEqual(self.published(), [])
 
+    def test_refused(self) -> None:
+        """A verification that the broker refuses costs no fanout that is not confirmed yet."""
+        self.done(self.amqp.send(Target("compute", fanout=True), b"warm", None, False))
+        self.broker.confirming = False
+        sending = self.started(self.amqp.send(Target("compute", fanout=True), b"news", None, False))
+        fanout = self.published()[-1]
+        self.broker.closing["queue.declare"] = (404, "NOT_FOUND - no queue 'compute' in vhost 'cell'")
+        self.verify()
+        self.assertNoResult(sending)
+        self.out.say(fanout.channel, "basic.ack", delivery_tag=2)
+        self.done(sending)
+        self.broker.closing.clear()
+
     def test_cancelled(self) -> None:
         """Who does not want to know any more leaves no timer behind."""
         verifying = self.verify()
@@ -166,6 +179,24 @@ class BindingTests(LoopbackCase):
         self.proven()
         self.assertEqual(self.declared(), [("queue.declare", "compute")])
         self.assertEqual(len(self.probes("compute")), 1)
+
+    def test_topic_not_taken(self) -> None:
+        """A listener that takes nothing from its topic now, being full, does not miss its consumer there."""
+        self.listener.prefetch = 1
+        self.deliver(b"long")
+        self.got[0].hold()
+        self.settle()
+        running = next(said for said in self.link.all("basic.consume") if "_running_" in said.args["queue"])
+        self.link.feed(self.link.delivery(running.channel, b"long", consumer=running.args["consumer_tag"]))
+        self.wait(0.3)
+        self.assertEqual(len(self.link.all("basic.cancel")), 1)
+        for consumers in (0, 0, 1):
+            self.broker.counts = (0, consumers)
+            verifying = self.verify()
+            said = self.probes()[-1]
+            self.link.feed(self.link.delivery(1, said.body or b"", "2", said.properties))
+            self.assertEqual(self.successResultOf(verifying), Reachability())
+        self.assertEqual((self.probes("compute"), self.link.all("channel.close")), ([], []))
 
     def test_topic_missing(self) -> None:
         """The topic's binding is made again when the message to it comes back unsent."""
@@ -272,10 +303,18 @@ class LateTests(LoopbackCase):
         """A message that does not come back is the problem. At the second in a row the listener consumes anew, once."""
         for number, channels in enumerate((1, 2, 2, 2)):
             problem = str(self.late().problem)
-            self.assertRegex(problem, "a message to compute.h1 was confirmed and did not arrive; 0 messages wait")
+            self.assertEqual(problem, "a message to compute.h1 was confirmed and did not arrive")
             self.wait(1)
             self.assertEqual(self.channels(), channels, number)
         self.assertEqual(self.proven(), Reachability())
+
+    def test_same_text(self) -> None:
+        """However many messages wait, the problem is the same: who compares it says it once."""
+        found = set()
+        for messages in (3, 4, 5):
+            self.broker.counts = (messages, 1)
+            found.add(self.late().problem)
+        self.assertEqual(len(found), 1)
 
     def test_not_in_a_row(self) -> None:
         """One that comes back in between makes the next one the first."""

@@ -374,6 +374,14 @@ class ProofTests(PublisherCase):
         for one in sent:
             self.successResultOf(one)
 
+    def test_unproven(self) -> None:
+        """Who waited for that proof in vain hears so, and not that the connection is ready."""
+        sent = self.request(ttl=2.0)
+        self.wait(2)
+        problem = self.failed(sent, BrokerUnavailableError).problem
+        self.assertEqual(problem, "it has not confirmed for over 1 s that it reads, and the message was not sent")
+        self.confirm(1)
+
     def test_alarm(self) -> None:
         """A broker in alarm gets no request, and its senders hear of the alarm in time."""
         sent, kept = self.request(ttl=2.0), self.request(ttl=60.0)

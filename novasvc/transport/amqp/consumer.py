@@ -75,11 +75,11 @@ class Consumers:
         found = _TIMED_OUT.search(reason.problem)
         limit = int(found[1]) / 1000 if found else 0.0
         if limit and not 0 < self.consumer_timeout <= limit:
-            self.consumer_timeout = limit
+            self.consumer_timeout, ours = limit, self.options.consumer_timeout
             _log.error(
-                "the broker's consumer_timeout is {limit} s, not {ours} s; set rabbit_consumer_timeout to that",
+                "the broker's consumer_timeout is {limit:g} s, {ours}; set rabbit_consumer_timeout to that",
                 limit=limit,
-                ours=self.options.consumer_timeout,
+                ours=f"not {ours:g} s" if ours else "and none is set here",
             )
 
     async def add(self, subscription: _Subscription) -> None:

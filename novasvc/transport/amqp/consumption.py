@@ -6,13 +6,13 @@ from itertools import count
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.errors import BrokerRefusedError
+from novasvc.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 from novasvc.interfaces import IDelivery, ISession
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
@@ -27,6 +27,8 @@ _log = Logger()
 _REASON_CHARACTERS = 500
 _PAUSE = 30.0
 """Seconds after which a message is given back that could not be moved."""
+_PASSING = (BrokerUnavailableError, BrokerBlockedError)
+"""Why the broker takes nothing at all now; what is a kind of them may be said of one queue."""
 _IN_HAND, _MOVING, _TAKEN = range(3)
 """An unsettled message; one of which a copy is being sent; one of those that was acknowledged meanwhile."""
 
@@ -37,14 +39,13 @@ class Delivery:
 
     __slots__ = (
         "_consumption",
+        "_expires_at",
         "_queue",
-        "_since",
         "_tag",
         "body",
         "counted",
         "deaths",
         "deliveries",
-        "expires_in",
         "sent_to",
         "session",
     )
@@ -60,7 +61,6 @@ class Delivery:
         redelivered: bool,
     ) -> None:
         self.body = body
-        self.expires_in = properties.expires_in
         # The broker says only that it was not the first time. A quorum queue has a count, but of all that was in the
         # hands of who died, begun or not: see Note [Finding the poison message] in novasvc.rpc.redelivery. What comes
         # from our own queues comes again because a channel was lost, or because we sent it there.
@@ -74,7 +74,15 @@ class Delivery:
         self._consumption = consumption
         self._tag = tag
         self._queue = queue
-        self._since = consumption.listener.clock.seconds()
+        expires_in = properties.expires_in
+        self._expires_at = None if expires_in is None else consumption.listener.clock.seconds() + expires_in
+
+    @property
+    def expires_in(self) -> float | None:
+        """What is left now; see IDelivery."""
+        if self._expires_at is None:
+            return None
+        return max(0.0, self._expires_at - self._consumption.listener.clock.seconds())
 
     def ack(self) -> None:
         """Take it; see IDelivery."""
@@ -90,6 +98,9 @@ class Delivery:
 
     def requeue(self, deliveries: int) -> None:
         """Give it back; see IDelivery."""
+        if not deliveries and self._consumption.hands_back(self._queue):
+            self._consumption.reject(self._tag, requeue=True)
+            return
         # Sent anew, because the broker would mark it as redelivered, which it was not, or not count how often.
         self._consumption.move(self._tag, self._copy(deliveries, self.deaths))
 
@@ -102,21 +113,17 @@ class Delivery:
     def _copy(self, deliveries: int, deaths: int) -> Message:
         """Write it for the queue that it came from."""
         counts = {name: count for name, count in ((DELIVERIES, deliveries), (DEATHS, deaths)) if count}
-        queue, ttl = self._queue, self._time_left()
+        queue, ttl = self._queue, self.expires_in
         return Message("", queue, self.body, ttl, mandatory=True, target=queue, headers=counts or None)
 
     def _copy_for_us(self, deliveries: int) -> Message:
         """Write it for a queue of our own, whose name is still to be filled in."""
         headers = {DELIVERIES: deliveries, DEATHS: self.deaths}
-        left = self._time_left()
+        left = self.expires_in
         if left is not None:
             # The property would have the broker drop it, and is gone from a message that was dead-lettered.
             headers[EXPIRES_IN] = max(1, int(left * 1000))
         return Message("", "", self.body, None, mandatory=True, target="", headers=headers)
-
-    def _time_left(self) -> float | None:
-        held = self._consumption.listener.clock.seconds() - self._since
-        return None if self.expires_in is None else max(0.0, self.expires_in - held)
 
     def quarantine(self, reason: str) -> None:
         """Put it aside; see IDelivery."""
@@ -181,6 +188,10 @@ class Owner(Protocol):
     def durable(self) -> bool:
         """Whether its queues outlive the broker."""
 
+    @property
+    def publishes(self) -> bool:
+        """Whether the broker can be reached, and takes messages."""
+
     def publish(self, message: Message) -> Deferred[None]:
         """Send what is given back, held or put aside."""
 
@@ -227,6 +238,8 @@ class Consumption(ChannelReceiver):
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
     _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # tag and prefetch, by queue
     _cancelled: bool = attrs.field(default=False, init=False)
+    _narrowed: bool = attrs.field(default=False, init=False)
+    _told: dict[str, str] = attrs.field(factory=dict, init=False)  # why nothing could be moved there, by target
     _tags: "count[int]" = attrs.field(factory=partial(count, 1), init=False)
 
     # Note [Copies wait]
@@ -264,7 +277,9 @@ class Consumption(ChannelReceiver):
         :param queue: None is none.
         :raises ClosedError: the channel was closed.
         """
+        self._narrowed = True
         before = list(self.queues)
+        self._consumers.clear()
         self.prefetch = prefetch
         if queue is not None:
             # Before the old consumers are cancelled: the queue is to have one all the time. And both are asked before
@@ -273,11 +288,19 @@ class Consumption(ChannelReceiver):
             await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
         await self._cancel(before)
 
+    def takes(self, queue: str) -> bool:
+        """Return whether a queue has a consumer of ours: not after a cancel, nor while it is resized, or is at 0."""
+        return bool(self._consumers.get(queue, ("", 0))[0])
+
     async def resize(self, queue: str, prefetch: int) -> None:
         """Consume with another prefetch, which takes another consumer; or not at all, if it is 0.
 
+        It does nothing once the consumers are narrowed or cancelled.
+
         :raises ClosedError: the channel was closed.
         """
+        if self._is_leaving():
+            return
         tag, present = self._consumers[queue]
         if prefetch == present:
             return
@@ -285,10 +308,16 @@ class Consumption(ChannelReceiver):
         if present:
             await self.channel.basic_cancel(consumer_tag=tag)
             self.queues.pop(tag.encode(), None)
-        if prefetch and not self._cancelled:
+        if prefetch and not self._is_leaving():
             # Both are asked before anybody else asks: the prefetch is that of the next consumer.
             asked = self.channel.basic_qos(prefetch_count=prefetch), self._consume(queue, queue, prefetch)
+            consumer, self._consumers[queue] = self._consumers[queue], ("", prefetch)
             await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
+            if not self._is_leaving():
+                self._consumers[queue] = consumer
+
+    def _is_leaving(self) -> bool:
+        return self._cancelled or self._narrowed
 
     async def cancel(self) -> None:
         """Consume no more.
@@ -296,6 +325,7 @@ class Consumption(ChannelReceiver):
         :raises ClosedError: the channel was closed.
         """
         self._cancelled = True
+        self._consumers.clear()
         await self._cancel(list(self.queues))
 
     async def _cancel(self, tags: Sequence[bytes]) -> None:
@@ -346,6 +376,14 @@ class Consumption(ChannelReceiver):
             write(pack_ack(number, max(before), True))
         write(b"".join([pack_ack(number, tag, False) for tag in acks if tag > first_unsettled]))
 
+    def hands_back(self, queue: str) -> bool:
+        """Tell whether the broker gets back by a reject what was not begun, as no copy of it can be sent now.
+
+        That marks it as redelivered. It is better than to keep a process that ends waiting until the same happens.
+        Not while we consume from the queue: it would come again at once.
+        """
+        return self._is_leaving() and not self.private and not self.takes(queue) and not self.listener.publishes
+
     def move(self, tag: int, message: Message, prepare: Callable[[], Deferred[Any]] | None = None) -> None:
         """Send a message to another place, and acknowledge it here when it is there.
 
@@ -370,13 +408,19 @@ class Consumption(ChannelReceiver):
         :param otherwise: what is sent there, if we may not have a queue of our own.
         """
         if self._unsettled.get(tag) == _IN_HAND:
-            sending = self._send_to_us(queue, message)
-            sending.addErrback(self._send_otherwise, otherwise)
-            self._move(tag, sending, partial(self._not_moved, tag, otherwise.target))
+            running = self.listener.running(queue)
+            targets = [running.name]
 
-    def _send_otherwise(self, failure: Failure, message: Message) -> Deferred[None]:
-        failure.trap(BrokerRefusedError)
-        return self.listener.publish(message)
+            def send_otherwise(failure: Failure) -> Deferred[None]:
+                failure.trap(BrokerError)
+                if type(failure.value) in _PASSING:
+                    return fail(failure)
+                running.refused(failure)
+                targets.append(otherwise.target)
+                return self.listener.publish(otherwise)
+
+            sending = self._send_to_us(queue, message).addErrback(send_otherwise)
+            self._move(tag, sending, lambda failure: self._not_moved(tag, targets[-1], failure))
 
     def _send(self, message: Message, prepare: Callable[[], Deferred[Any]]) -> Deferred[None]:
         return prepare().addCallback(lambda _: self.listener.publish(message))
@@ -409,12 +453,15 @@ class Consumption(ChannelReceiver):
         if tag in self._unsettled:
             self._acknowledge(tag)
             self.flush()
+        self._told.clear()  # What fails after this is news.
         read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.prefetch)
         return read.addErrback(lambda failure: failure.trap(ClosedError) and None)
 
     def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
         """Leave it to the broker, which says "redelivered" of it and does not count."""
-        _log.warn("a message could not be moved to {target}, it goes back: {error}", target=target, error=failure.value)
+        told, self._told[target] = self._told.get(target), str(failure.value)
+        if told != self._told[target]:
+            _log.warn("messages cannot be moved to {target}, they go back: {error}", target=target, error=failure.value)
         if tag in self._unsettled:
             self._unsettled[tag] = _IN_HAND
             # Not at once: it may well come back to us, and the reason be the same.
@@ -448,7 +495,7 @@ class Consumption(ChannelReceiver):
             self.ack(tag)
             return
         delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
-        if self.listener.is_leaving(self) or self.listener.is_worn(read.returns):
+        if self.listener.is_leaving(self) or (not self.private and self.listener.is_worn(read.returns)):
             delivery.requeue(delivery.deliveries)
             return
         self.listener.hand_on(delivery, copy=self.private or read.deliveries > 0)
@@ -458,7 +505,8 @@ class Consumption(ChannelReceiver):
         queue = self.queues.get(consumer_tag.encode())
         queue = f"of running requests from {queue}" if self.private else queue
         _log.warn(
-            "the queue {queue} was deleted, its node is gone, or a message was not acknowledged in time", queue=queue
+            "the queue {queue} was deleted, its host in the cluster is gone, or a message was not acknowledged in time",
+            queue=queue,
         )
         self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
 

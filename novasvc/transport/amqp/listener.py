@@ -90,6 +90,11 @@ class Listener:
         return self.publisher.publish(message)
 
     @property
+    def publishes(self) -> bool:
+        """Whether the broker can be reached, and takes messages."""
+        return self.publisher.connection.state == "ready"
+
+    @property
     def is_full(self) -> bool:
         """Whether a queue may have to wait for room: as much is unsettled as one of them may deliver."""
         return self._consumption is not None and len(self._consumption) >= self.prefetch
@@ -153,6 +158,8 @@ class Listener:
             # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
             await self.moved()
         except BaseException:
+            if self._consumption is consumption:
+                self._consumption = None
             consumption.end("it cannot be set up")
             raise
         consumption.end("it is not wanted any more")
@@ -178,6 +185,10 @@ class Listener:
             return 0
         channel.abandon(ClosedError("done", clean=True))
         return consumers
+
+    def takes(self, queue: str) -> bool:
+        """Tell whether it has a consumer on a queue now: not where it takes nothing for as long as it is full."""
+        return self._consumption is not None and self._consumption.takes(queue)
 
     def consume_anew(self, problem: str) -> None:
         """Give up the channel, and declare and consume again on another.
@@ -220,7 +231,8 @@ class Listener:
 
     def held_changed(self) -> None:
         """Take less from the topic's queue if more is held, and more if less is; soon, as it may change again."""
-        stays = self._cancelled or self._narrowed
+        # An auto-delete queue goes with its last consumer, and each resize cancels one.
+        stays = self._cancelled or self._narrowed or self.consumers.options.auto_delete
         if self._running and self._soon is None and not self._resizing and not stays:
             self._soon = self.clock.callLater(_SOON, self._resize)
 
@@ -273,6 +285,7 @@ class Listener:
     def narrow(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
+        self._resize_no_more()
         return Deferred.fromCoroutine(self._change(self._narrow))
 
     def _narrow(self, consumption: Consumption) -> Coroutine[Deferred[Any], Any, None]:
@@ -286,6 +299,9 @@ class Listener:
 
     def _stop(self) -> None:
         self._cancelled = True
+        self._resize_no_more()
+
+    def _resize_no_more(self) -> None:
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
@@ -294,7 +310,16 @@ class Listener:
         if self._consumption is None or self._silent:
             return  # or it is being established, which sees what it is to be
         # What has lost its channel delivers nothing more either way.
-        changing: Deferred[None] = Deferred.fromCoroutine(change(self._consumption))
+        await self.ask(change(self._consumption))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the broker did not answer in time when it was told to stop the deliveries."""
+        return self._silent
+
+    async def ask(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Wait for a change of consumers, or for the end of the channel; see is_silent if it takes too long."""
+        changing: Deferred[None] = Deferred.fromCoroutine(change)
         changing.addErrback(lambda failure: failure.trap(ClosedError) and None)
         # It goes on when it is not waited for any longer: a broker that is only slow is told all of it.
         waiting = _done(changing)
@@ -313,7 +338,9 @@ class Listener:
     async def moved(self) -> None:
         """Wait until what is given back, or put aside, is there; but for a broker that does not answer, not long."""
         moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
-        await moves.addTimeout(self.consumers.options.operation_timeout, self.clock, onTimeoutCancel=lambda *_: None)
+        deaf = self._silent or self.publisher.connection.state == "blocked"
+        patience = _ANSWER_PATIENCE if deaf else self.consumers.options.operation_timeout
+        await moves.addTimeout(patience, self.clock, onTimeoutCancel=lambda *_: None)
 
     async def _close(self) -> None:
         self.consumers.remove(self)

@@ -61,7 +61,7 @@ class Loopback:
     # that is the only consumer of its topic sends a message to the topic, too. So a node that is alone misses
     # nothing in silence, and with others a lost binding is back within two intervals.
     #
-    # All this happens on the publisher's channel that may be lost: a refusal ends it, and no other message with it.
+    # All this happens on a channel of its own: a refusal ends it, and no other message with it.
 
     listener: "Listener"
     address: str | None
@@ -168,8 +168,14 @@ class Loopback:
             raise GoneError(self.host.queue)
         if listener.is_full or (messages and self._taken != taken):
             return  # It waits its turn: what is before it is being worked on.
-        detail = f"{messages} messages wait there, for {consumers} consumers"
-        raise OverdueError(f"a message to {self.host.queue} was confirmed and did not arrive; {detail}")
+        # Not in the text, which is logged anew whenever it changes.
+        _log.debug(
+            "{queue} has {messages} messages that wait, and {consumers} consumers",
+            queue=self.host.queue,
+            messages=messages,
+            consumers=consumers,
+        )
+        raise OverdueError(f"a message to {self.host.queue} was confirmed and did not arrive")
 
     def late(self, problem: str) -> Reachability:
         """Consume anew when it is late for the second time: then it was not the broker's load."""
@@ -193,7 +199,7 @@ class Loopback:
             target=binding.routing_key,
             headers={PROBE: self.address},
         )
-        await self.listener.publisher.publish_apart(message, partial(self._declare, plan))
+        await self.listener.publisher.publish_probe(message, partial(self._declare, plan))
 
     async def _declare(self, plan: Plan, channel: Channel) -> None:
         if self.host.exchange in plan.exchanges:
@@ -202,10 +208,13 @@ class Loopback:
             await topology.declare_fanout_exchange(channel, self.topic.queue, self.options)
         bindings = plan.bindings
         if plan.count_consumers:
+            # A node that is full has cancelled its own consumer, and makes another when it has room.
+            took = self.listener.takes(self.topic.queue)
             _, consumers = await topology.count(channel, self.topic.queue)
-            if not consumers and not self.options.quorum_queue:
+            takes = took and self.listener.takes(self.topic.queue)
+            if takes and not consumers and not self.options.quorum_queue:
                 raise GoneError(self.topic.queue)
-            plan.to_topic = consumers == 1
+            plan.to_topic = takes and consumers == 1
             bindings = [] if plan.to_topic else [self.topic]
         for binding in bindings:
             if binding in plan.broken:

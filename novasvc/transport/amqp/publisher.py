@@ -57,6 +57,8 @@ PROBE_KEY = "novasvc.probe"
 """Routing key of the empty message that asks for such a proof. No queue is bound to it."""
 _PROBE_TTL = 0.001
 """Seconds: a queue that is bound to every key does not keep it."""
+_FANOUTS, _PROBES = "fanouts", "probes"
+"""What has a channel of its own each, as declarations on it may be refused, which ends it with all messages on it."""
 PEERS_RETURN = 5.0
 """Seconds after our own return in which a request that no queue is bound for is tried again."""
 
@@ -271,7 +273,7 @@ class Publisher:
     _pause: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
     _direct: Lane | None = attrs.field(default=None, init=False)
-    _fanouts: Lane | None = attrs.field(default=None, init=False)
+    _apart: dict[str, Lane] = attrs.field(factory=dict, init=False)  # by what is sent on it
     _opening_lane: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
@@ -287,8 +289,10 @@ class Publisher:
     _closed: bool = attrs.field(default=False, init=False)
 
     def __len__(self) -> int:
-        lanes = [len(lane) for lane in (self._direct, self._fanouts) if lane is not None]
-        return len(self._held) + len(self._unrouted) + sum(lanes)
+        return len(self._held) + len(self._unrouted) + sum(map(len, self._lanes()))
+
+    def _lanes(self) -> list[Lane]:
+        return [*(() if self._direct is None else (self._direct,)), *self._apart.values()]
 
     @property
     def is_back_for(self) -> float:
@@ -358,28 +362,33 @@ class Publisher:
         """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
         # Its exchange goes with the last server, and takes the channel with it.
-        return self.publish_apart(message, lambda channel: declare_fanout_exchange(channel, topic, self._options))
+        return self._send_apart(
+            _FANOUTS, message, lambda channel: declare_fanout_exchange(channel, topic, self._options)
+        )
 
-    def publish_apart(self, message: Message, prepare: Prepare) -> Deferred[None]:
-        """Send a message on the channel whose loss costs no other sender's message; otherwise as :meth:`publish`.
+    def publish_probe(self, message: Message, prepare: Prepare) -> Deferred[None]:
+        """Send a probe, on the channel whose loss costs no other sender's message; otherwise as :meth:`publish`.
 
         :param prepare: makes declarations on that channel before; what it raises fails the sending.
         """
+        return self._send_apart(_PROBES, message, prepare)
+
+    def _send_apart(self, lane: str, message: Message, prepare: Prepare) -> Deferred[None]:
         now = self._clock.seconds()
         message.expires_at = None if message.ttl is None else now + message.ttl
         if self._closed:
             return fail(TransportClosedError("sending"))
         if not self._flows or self._needs_proof(message, now):
-            return self._hold(partial(self._publish_apart, prepare, message), message)
-        self._publish_apart(prepare, message)
+            return self._hold(partial(self._publish_apart, lane, prepare, message), message)
+        self._publish_apart(lane, prepare, message)
         return message.done
 
-    def _publish_apart(self, prepare: Prepare, message: Message) -> None:
-        sending = Deferred.fromCoroutine(self._prepare_and_publish(prepare, message))
+    def _publish_apart(self, lane: str, prepare: Prepare, message: Message) -> None:
+        sending = Deferred.fromCoroutine(self._prepare_and_publish(lane, prepare, message))
         sending.addErrback(partial(self._fail, message))
 
-    async def _prepare_and_publish(self, prepare: Prepare, message: Message) -> None:
-        lane = await self._expendable()
+    async def _prepare_and_publish(self, name: str, prepare: Prepare, message: Message) -> None:
+        lane = await self._expendable(name)
         try:
             await prepare(lane.channel)
         except ClosedError as reason:
@@ -388,12 +397,13 @@ class Publisher:
             lane.publish(message, self._clock.seconds())
             self._arm()
 
-    async def _expendable(self) -> Lane:
+    async def _expendable(self, name: str) -> Lane:
         await self._opening_lane.acquire()
         try:
-            if self._fanouts is None or self._fanouts.channel.closed:
-                self._fanouts = await self._open_lane(self._fanouts_ended)
-            return self._fanouts
+            lane = self._apart.get(name)
+            if lane is None or lane.channel.closed:
+                lane = self._apart[name] = await self._open_lane(lambda _: self._apart_ended(name))
+            return lane
         finally:
             self._opening_lane.release()
 
@@ -403,7 +413,7 @@ class Publisher:
         :raises BrokerError: it is not there, or cannot be asked for now.
         """
         try:
-            lane = await self._expendable()
+            lane = await self._expendable(_PROBES)
             return await count(lane.channel, queue)
         except ClosedError as reason:
             raise self._explained(reason) from reason
@@ -440,6 +450,10 @@ class Publisher:
             return BrokerBlockedError(shown, f"it takes no messages: {connection.blocked_by}")
         if connection.problem is not None:
             return connection.problem
+        if connection.state == "ready" and self._probing:
+            # Not for how long: who goes on trying logs what changes.
+            problem = f"it has not confirmed for over {self._proof_age:g} s that it reads, and the message was not sent"
+            return BrokerUnavailableError(shown, problem)
         return BrokerUnavailableError(shown, f"the connection is {connection.state}, and the message was not sent")
 
     def _release(self, held: _Held) -> None:
@@ -547,7 +561,8 @@ class Publisher:
 
     def lost(self, reason: ClosedError) -> None:
         """Forget the channels; they have said so to their senders; see ConnectionUser."""
-        self._direct = self._fanouts = None
+        self._direct = None
+        self._apart.clear()
         self._end_reopening()  # the next connection brings its own channel
 
     def close(self) -> None:
@@ -583,8 +598,8 @@ class Publisher:
     def _explained(self, reason: ClosedError) -> BrokerError:
         return refusal(self.connection.address.shown(), reason)
 
-    def _fanouts_ended(self, reason: ClosedError) -> None:
-        self._fanouts = None
+    def _apart_ended(self, name: str) -> None:
+        self._apart.pop(name, None)
 
     def _direct_ended(self, reason: ClosedError) -> None:
         """Open another channel, unless the connection has ended; what is sent meanwhile is held."""
@@ -679,7 +694,7 @@ class Publisher:
     def _look(self) -> None:
         """See that the broker answers for messages; one that does not, while it takes them, is as good as gone."""
         self._watch = None
-        lanes = [lane for lane in (self._direct, self._fanouts) if lane]
+        lanes = [lane for lane in self._lanes() if lane]
         oldest = min((sent for lane in lanes if (sent := lane.oldest()) is not None), default=None)
         if oldest is None:
             return

@@ -1,6 +1,7 @@
 """Requests that run for longer than the broker lets a delivery be unacknowledged: queues of this process's own."""
 
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -24,6 +25,13 @@ class _Listener(Owner, Protocol):
     """Whose requests they are."""
 
     consumers: Consumers
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the broker did not answer in time."""
+
+    async def ask(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
+        """Wait for a change of consumers, but not for long."""
 
     async def moved(self) -> None:
         """Wait until what is given back is where it belongs."""
@@ -141,9 +149,13 @@ class RunningRequests:
         consumption, self._consumption = self._consumption, None
         if consumption is None:
             return
-        try:
+        if not self._listener.is_silent:
             # What is still on its way to us comes before the answer; with it, the queue must not be deleted.
-            await consumption.cancel()
+            await self._listener.ask(consumption.cancel())
+        if self._listener.is_silent:
+            consumption.end("the broker does not answer")
+            return
+        try:
             await self._listener.moved()
             consumption.flush()
             if not len(consumption):
