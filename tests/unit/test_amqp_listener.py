@@ -133,7 +133,8 @@ class DeliveryTests(ListenerCase):
         """How often a message was delivered is what we have counted; "redelivered" is once more, not counted yet."""
         for headers, redelivered, expected in (
             ({"x-delivery-count": 2}, True, (1, False)),
-            ({"x-novasvc-deliveries": 3}, False, (3, True)),
+            ({"x-novasvc-deliveries": 3}, False, (3, False)),  # it was given back
+            ({"x-novasvc-deliveries": 3, "x-novasvc-deaths": 3}, False, (3, True)),
             ({"x-novasvc-deliveries": 3, "x-delivery-count": 1}, True, (4, False)),
             ({}, True, (1, False)),
             ({"x-novasvc-deliveries": 3}, True, (4, False)),
