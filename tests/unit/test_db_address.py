@@ -77,8 +77,8 @@ class DatabaseAddressTests(SynchronousTestCase):
         """A driver that is not installed is named, with what installs it."""
         for text, module, remedy in (
             ("postgresql://u:hunter2@h/n", "psycopg", "`pip install 'novasvc[postgresql]'`"),
-            ("mysql://u:hunter2@h/n", "pymysql", "`pip install 'PyMySQL'`"),
-            ("mariadb://u:hunter2@h/n", "pymysql", "`pip install 'PyMySQL'`"),
+            ("mysql://u:hunter2@h/n", "pymysql", "`pip install 'novasvc[mysql]'`"),
+            ("mariadb://u:hunter2@h/n", "pymysql", "`pip install 'novasvc[mysql]'`"),
             ("postgresql+pg8000://u:hunter2@h/n", "pg8000", "install the driver of postgresql+pg8000"),
         ):
             address = DatabaseAddress.parse(text)
