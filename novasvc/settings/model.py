@@ -547,6 +547,11 @@ class Settings:
         served = any(self.api_named(name).workers for name in (*self.enabled_apis, *self.enabled_ssl_apis))
         return bool(self.workers or own or served or (self.api and self.api_workers))
 
+    @property
+    def database_in_state_dir(self) -> bool:
+        """Whether the database is a file in the state directory, which is then made where it is missing."""
+        return self.database_url.startswith(f"sqlite:///{self.state_dir}/")
+
     def api_named(self, name: str) -> APISettings:
         """Return what is set of one of the enabled_apis, or of another that is named so."""
         return self.apis.get(name) or APISettings(listen_port=API_PORTS.get(name, 0))

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import sqlalchemy.dialects.mysql
+import sqlalchemy.dialects.postgresql  # noqa: F401 - imported while a driver is hidden, they would be made twice
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.db.address import DatabaseAddress
