@@ -122,10 +122,24 @@ class ConfigTests(ProgramCase):
             self.assertNotIn("pAssw0rd", ran.stdout)
 
     def test_check(self) -> None:
-        """Files without an error are ok, whatever the environment says."""
+        """Files without an error are ok."""
         file = self.write("a.toml", "report_interval = 5")
         ran = self.run_program("config", "check", file, environ={"NOVASVC_WORKERS": "0"})
         self.assertEqual(ran, (0, f"ok: {file} (1 service)\n", ""))
+
+    def test_check_as_a_node_reads(self) -> None:
+        """With a file, variables and options count as they do for a node that is started with `--config FILE`."""
+        file = self.write("a.toml", "report_interval = 5")
+        other = self.write("b.toml", "report_interval = 0.5")
+        ran = self.run_program("config", "check", file, environ={"NOVASVC_STATE_DIR": f"{file}/state"})
+        self.assertEqual(ran.status, 1)
+        self.assertIn(f"{file} is no directory; set state_dir to another", ran.stderr)
+        ran = self.run_program("config", "check", file, environ={"NOVASVC_WORKERS": "-1"})
+        self.assertIn("variable NOVASVC_WORKERS", ran.stderr)
+        ran = self.run_program("--state-dir", f"{file}/state", "config", "check", file)
+        self.assertIn(f"{file} is no directory", ran.stderr)
+        self.assertEqual(self.run_program("config", "check", file, environ={"NOVASVC_CONFIG": other}).status, 0)
+        self.assertEqual(self.run_program("--config", other, "config", "check", self.write("c.toml")).status, 1)
 
     def test_check_errors(self) -> None:
         """All errors of all files are said at once."""
