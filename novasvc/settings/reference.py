@@ -74,6 +74,11 @@ Options that are not settings of novasvc are ignored, because they are Nova's, a
 and in `novasvc config check`. A name that looks much like a setting's is followed by that one: check these for typos.
 In TOML files, variables and options such a name is an error.
 
+Every name in `DEFAULT` that ends in `_manager`, `_listen`, `_listen_port` or `_workers` is taken for a setting of the
+topic or API in front of that, because a program may serve topics and APIs that no setting names. So Nova's `ec2_listen`
+is read, and has no effect. One with a wrong value is ignored, with a warning, unless a service or an API in the
+settings has that name; then it is an error.
+
 ## Secrets
 
 A URL may hold a password. It is shown as `***` wherever novasvc writes it: in the log, in errors, in
