@@ -214,10 +214,8 @@ class PreflightTests(ProgramCase):
         )
         ran = self.run_program("config", "check", file)
         self.assertEqual((ran.status, ran.stdout), (1, ""))
-        self.assertRegex(
-            ran.stderr,
-            r"^novasvc: file .*nova.conf: ignoring options that are not settings of novasvc: my_ip\nnovasvc: a start would fail:\n  - ",
-        )
+        self.assertRegex(ran.stderr, r"^novasvc: file .*nova.conf: ignoring options that are not .*: my_ip\n")
+        self.assertIn("my_ip\nnovasvc: a start would fail:\n  - ", ran.stderr)
         self.assertIn(
             f"\n  - temporary directory '{self.directory}/none': there is no such directory; create it", ran.stderr
         )
