@@ -118,14 +118,14 @@ class _Loading:
                 else:
                     doubtful.append((name, member[0], error))
         served = self._served(tables)
-        for name, owner, error in doubtful:
+        for name, owner, wrong in doubtful:
             if owner in served:
-                self.errors.append(error)
+                self.errors.append(wrong)
                 self.bad.add(name)
             else:
                 # Another program's, most likely: Nova has had options such as volume_manager and ec2_workers.
                 del self.origins[name]
-                self.warnings.append(f"ignoring {error} (no service or API in these settings is called {owner!r})")
+                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is called {owner!r})")
 
     def _served(self, tables: Sequence[Sequence[Given]] | None) -> set[str]:
         """Return the topics and APIs that the settings name."""
