@@ -201,7 +201,7 @@ def _make_transport(settings: Settings, reactor: Any) -> ITransport:
 
 
 def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:
-    if settings.database_url.startswith(f"sqlite:///{settings.state_dir}/"):
+    if settings.database_in_state_dir:
         make_directory(settings.state_dir)
     return connect_registry(
         settings.database_url,

@@ -42,7 +42,7 @@ main_python() {
         python3 -c 'import sys; print(sys.executable)'
         return
     fi
-    for version in 3.11 3.12 3.13; do python_for "$version" && return; done
+    for version in 3.11 3.12 3.13 3.14; do python_for "$version" && return; done
     die "no Python 3.11 or newer found; install one (Debian: apt-get install python3), or name one: PYTHON=/path/to/python"
 }
 

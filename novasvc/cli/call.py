@@ -23,7 +23,11 @@ from novasvc.target import Target
     metavar="SECONDS",
     help="Wait as long as the service says, at least so often, that the method runs; and --timeout, if it is given.",
 )
-@click.option("--idempotent", is_flag=True, help="METHOD may run twice: send again what the broker did not confirm.")
+@click.option(
+    "--idempotent",
+    is_flag=True,
+    help="METHOD is safe to run twice: send the request again if the broker did not confirm it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON on one line.")
 @pass_place
 def call(

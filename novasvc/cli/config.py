@@ -1,14 +1,14 @@
 """``novasvc config``: the settings, and where they come from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import click
 
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
 from novasvc.errors import SettingsError
-from novasvc.settings import load
 from novasvc.settings.listing import rows
 from novasvc.settings.spec import text_of
 
@@ -31,17 +31,20 @@ def show(place: Place, output: Output) -> None:
 
 @config.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
-@click.option("--running", is_flag=True, help="The node runs already: leave out the addresses that it has.")
+@click.option("--running", is_flag=True, help="Skip the check for ports in use: the node is already running.")
 @pass_place
 def check(place: Place, files: Sequence[Path], running: bool) -> int:  # noqa: FBT001 - click's
-    """Say all that is wrong with these files, or else with the settings that would be used here.
+    """Say all that is wrong with the settings that a node would have here.
+
+    FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
+    `config` count as well. Without FILEs those of NOVASVC_CONFIG are read.
 
     Finds what would end a start on this host, of this user: managers that cannot be imported or do not take their
     options, files that cannot be read, directories that cannot be written to, addresses that are taken. Starts nothing,
     and asks neither the broker nor the database.
     """
     try:
-        checked = load(files, _home(place.environ), {}) if files else place.configuration
+        checked = attrs.evolve(place, files=(*place.files, *files)).configuration
     except SettingsError as error:
         click.echo(f"novasvc: {error}", err=True)
         return 1
@@ -58,8 +61,3 @@ def check(place: Place, files: Sequence[Path], running: bool) -> int:  # noqa: F
     count = len(checked.settings.services)
     click.echo(f"ok: {names} ({count} service{'' if count == 1 else 's'})")
     return 0
-
-
-def _home(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that say where a user's files are: files are checked without all others."""
-    return {name: environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in environ}

@@ -1,10 +1,12 @@
 """What would end a start with these settings, found without starting anything."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 from novasvc.broker import BrokerAddress
@@ -14,8 +16,9 @@ from novasvc.db.address import DatabaseAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
 from novasvc.manager import see_manager
 from novasvc.service.paste import Loader
-from novasvc.service.sockets import bound
+from novasvc.service.sockets import address_of, bound, port_of
 from novasvc.settings import Settings
+from novasvc.supervision.claim import see_path
 from novasvc.supervision.errors import ControlError
 from novasvc.transport.amqp.configured import broker_options
 from novasvc.transport.amqp.tls import check_files
@@ -57,10 +60,15 @@ def _managers(settings: Settings) -> Iterator[Callable[[], object]]:
 
 
 def _directories(settings: Settings) -> Iterator[Callable[[], object]]:
-    temporary = settings.tempdir or Path(tempfile.gettempdir())
-    yield partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
-    yield partial(_see_writable, "state directory", settings.state_dir, "state_dir")
+    """Check the directories that these settings use, and no others."""
+    if settings.services:
+        temporary = settings.tempdir or Path(tempfile.gettempdir())
+        yield partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
+    # The API keeps the key of its sessions there.
+    if settings.api or (settings.database_in_state_dir and _needs_database(settings)):
+        yield partial(_see_writable, "state directory", settings.state_dir, "state_dir")
     if settings.supervised:
+        yield partial(see_path, settings.control_socket.absolute())
         folder = settings.control_socket.parent
         yield partial(_see_writable, "directory of the control socket", folder, "control_socket")
 
@@ -90,8 +98,12 @@ def _broker(settings: Settings) -> None:
         check_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
 
 
+def _needs_database(settings: Settings) -> bool:
+    return settings.api or any(part.db_allowed for part in settings.services)
+
+
 def _database(settings: Settings) -> None:
-    if not settings.api and not any(part.db_allowed for part in settings.services):
+    if not _needs_database(settings):
         return
     address = DatabaseAddress.parse(settings.database_url)
     address.make_engine(connections=1, patience=1.0).dispose()
@@ -133,18 +145,35 @@ def _addresses(settings: Settings) -> Iterator[ListenError]:
     places = [(name, api.listen, api.listen_port) for name, api in wanted]
     if settings.api:
         places.insert(0, ("api", settings.api_listen, settings.api_listen_port))
-    taken: dict[tuple[str, int], str] = {}
+    taken: list[tuple[str, socket.socket]] = []
     with ExitStack() as stack:
         for name, host, port in places:
-            if port and (first := taken.setdefault((host, port), name)) != name:
-                yield ListenError(
-                    f"{host}:{port}", f"both {first} and {name} are to listen there", "give one another port"
-                )
-                continue
             try:
-                stack.enter_context(closing(bound(host, port)))
+                made = stack.enter_context(closing(bound(host, port)))
             except ListenError as error:
                 yield error
+                continue
+            for first, other in taken:
+                if _clash(made, other):
+                    problem = f"both {first} and {name} are to listen there"
+                    if address_of(made) != address_of(other):
+                        problem += f", {first} on {address_of(other)}"
+                    yield ListenError(address_of(made), problem, "give one another port")
+                    break
+            else:
+                if port:
+                    taken.append((name, made))
+
+
+def _clash(one: socket.socket, other: socket.socket) -> bool:
+    """Tell whether only one of two sockets can listen; both can be bound all the same, because they may be reused."""
+    if port_of(one) != port_of(other):
+        return False
+    addresses = [ip_address(each.getsockname()[0]) for each in (one, other)]
+    # "::" takes the connections of IPv4, too.
+    return addresses[0] == addresses[1] or any(
+        wide.is_unspecified and wide.version >= narrow.version for wide, narrow in (addresses, reversed(addresses))
+    )
 
 
 def _is_supervised_here(settings: Settings) -> bool:

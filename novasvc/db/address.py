@@ -23,8 +23,8 @@ _DRIVERS = {
 
 _REQUIREMENTS = {
     "postgresql+psycopg": "novasvc[postgresql]",
-    "mysql+pymysql": "PyMySQL",
-    "mariadb+pymysql": "PyMySQL",
+    "mysql+pymysql": "novasvc[mysql]",
+    "mariadb+pymysql": "novasvc[mysql]",
 }
 """What pip is to install for a driver."""
 

@@ -139,7 +139,7 @@ def _see_headers(head: Head, headers: Sequence[tuple[bytes, bytes]]) -> None:
         raise RefusedError(400, "a request has to have one Host header")
     # It is empty where the URL that the client was given has no host (RFC 9110, 7.2).
     if hosts and hosts[0] and not _is_host(hosts[0]):
-        raise RefusedError(400, "the Host header is not: name or address, and maybe a colon and a port up to 65535")
+        raise RefusedError(400, "invalid Host header: expected host or host:port")
     head.last = old
     if len(found) > len(hosts):
         _see_framing(head, found)
@@ -213,7 +213,7 @@ def _why_no_request_line(line: bytes, limits: Limits) -> RefusedError:
     if not line:
         return RefusedError(400, "there is more than one empty line in front of the request")
     if b"#" in line.partition(b" ")[2]:  # a method may have one
-        return RefusedError(400, "the target of the request has a fragment ('#'), which clients keep to themselves")
+        return RefusedError(400, "the request target contains a fragment ('#'); clients must not send it")
     return RefusedError(400, "the request line is not: method, blank, target, blank, HTTP/1.1")
 
 

@@ -280,7 +280,7 @@ class Node:
                 if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise
                 if self.waiting_for is None:
-                    away = "cannot be used, trying until it can" if isinstance(error, _ANSWERS) else _AWAY
+                    away = "refuses the connection; retrying" if isinstance(error, _ANSWERS) else _AWAY
                     _log.error("the {leg} {away}: {error}", leg=leg, away=away, error=error)
                 self.waiting_for = leg
                 await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)

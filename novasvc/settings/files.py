@@ -136,7 +136,7 @@ def _read_ini(file: Path) -> FileContent:
             )
         )
     if foreign:
-        what = "what is no setting of novasvc is passed over"
+        what = "ignoring options that are not settings of novasvc"
         content.warnings.append(f"file {file}: {what}: {', '.join(foreign.values())}")
     return content
 

@@ -75,7 +75,7 @@ class _Loading:
 
     def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Configuration:
         given, tables, foreign = self._gather(files, options)
-        self._read(given, foreign)
+        self._read(given, foreign, tables)
         alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
         settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
         if tables is not None:
@@ -103,15 +103,40 @@ class _Loading:
             self.errors += errors
         return given, tables, foreign
 
-    def _read(self, given: Mapping[str, Given], foreign: Foreign) -> None:
+    def _read(self, given: Mapping[str, Given], foreign: Foreign, tables: Sequence[Sequence[Given]] | None) -> None:
         substitution = Substitution(given, foreign, self.environ)
+        doubtful: list[tuple[str, str, SettingError]] = []
         for name, value in given.items():
             self.origins[name] = value.origin
             try:
                 self.values[name] = substitution.applied_to(value).read()
             except SettingError as error:
-                self.errors.append(error)
+                member = None if name in SPECS or value.section is None else member_of(name)
+                if member is None:
+                    self.errors.append(error)
+                    self.bad.add(name)
+                else:
+                    doubtful.append((name, member[0], error))
+        served = self._served(tables)
+        for name, owner, wrong in doubtful:
+            if owner in served:
+                self.errors.append(wrong)
                 self.bad.add(name)
+            else:
+                # Another program's, most likely: Nova has had options such as volume_manager and ec2_workers.
+                del self.origins[name]
+                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is called {owner!r})")
+
+    def _served(self, tables: Sequence[Sequence[Given]] | None) -> set[str]:
+        """Return the topics and APIs that the settings name."""
+        served = {*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ())}
+        if tables is None:
+            served.add(self.values.get("topic") or default_topic(self.values.get("binary", "novasvc-agent")))
+            return served
+        for table in tables:
+            named = {given.name: str(given.value) for given in table}
+            served.add(named.get("topic") or default_topic(named.get("binary", "")))
+        return served
 
     def _fields(self) -> dict[str, Any]:
         """Return the arguments of Settings."""

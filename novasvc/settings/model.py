@@ -179,8 +179,8 @@ class Settings:
         "Calls that one service works on at a time.", INTEGER, default=64, minimum=1, nova="rpc_thread_pool_size"
     )
     rpc_max_deliveries: int = _setting(
-        "Deaths of a process after which an idempotent call that was running in each of them is quarantined. Before "
-        "the last one it has run alone among the calls that were delivered before.",
+        "Quarantine an idempotent call after this many processes died while running it; for the last try it runs "
+        "alone among redelivered calls.",
         INTEGER,
         default=3,
         minimum=1,
@@ -249,8 +249,8 @@ class Settings:
         nova="oslo_messaging_rabbit/rabbit_transient_queues_ttl",
     )
     rabbit_consumer_timeout: float = _setting(
-        "Time for which the broker lets a request be unacknowledged: its consumer_timeout. Idempotent methods may run "
-        "longer; their requests are moved to a queue of the process well before. 0 is a broker without a limit.",
+        "The broker's consumer_timeout: how long a request may stay unacknowledged. Idempotent methods may run longer: "
+        "their requests are moved to a queue of the process well before that. 0: the broker has no limit.",
         NUMBER,
         default=1800.0,
         unit="seconds",
@@ -301,7 +301,7 @@ class Settings:
 
     servicegroup_driver: str = _setting("How services prove that they are up.", choice("db"), default="db")
     report_interval: float = _setting(
-        "Time from heartbeat to heartbeat; 0 is no heartbeats: the service registers, and is down after "
+        "Time from heartbeat to heartbeat; 0 disables heartbeats: the service registers once and counts as down after "
         "service_down_time.",
         NUMBER,
         default=10.0,
@@ -546,6 +546,11 @@ class Settings:
         own = any(part.workers for part in self.services)
         served = any(self.api_named(name).workers for name in (*self.enabled_apis, *self.enabled_ssl_apis))
         return bool(self.workers or own or served or (self.api and self.api_workers))
+
+    @property
+    def database_in_state_dir(self) -> bool:
+        """Whether the database is a file in the state directory, which is then made where it is missing."""
+        return self.database_url.startswith(f"sqlite:///{self.state_dir}/")
 
     def api_named(self, name: str) -> APISettings:
         """Return what is set of one of the enabled_apis, or of another that is named so."""

@@ -25,8 +25,9 @@ the later of these wins:
 and says all of it. `novasvc config check FILE...` says it before, and starts nothing: besides wrong values it finds
 managers that cannot be imported, options that their constructors do not take, certificates, tokens and applications
 that cannot be read, drivers that are not installed, directories that cannot be written to, and addresses that are
-taken. Run it as the user that the node has, with the same `PYTHONPATH`. Where the node runs already, `--running` leaves
-out its addresses; a supervisor is found without that.
+taken. It reads the variables, too, as `twistd novasvc --config FILE` does: run it as the user that the node has, with
+the same variables and the same `PYTHONPATH`. Where the node is already running, `--running` skips the check for ports
+in use; a supervisor that runs is found without that.
 
 ## Files
 
@@ -67,11 +68,16 @@ An INI file may be shared with Nova. It is read as oslo.config reads it:
 - The last of several values of an option counts. Lists have commas: `enabled_apis = osapi_compute, metadata`.
 - A section may come more than once, and in any case but for `DEFAULT`.
 - A line that begins with a blank continues the value above it. `#` and `;` begin a comment at the begin of a line only.
-- A byte order mark at the begin of the file is passed over; oslo.config does not bear it.
+- A byte order mark at the begin of the file is ignored; oslo.config rejects it.
 
-What is no setting of novasvc is passed over, because it is Nova's, and one warning lists it: at the start, and
-in `novasvc config check`. A name that looks much like a setting's is followed by that one: look there for slips of
-the pen. In TOML files, variables and options such a name is an error.
+Options that are not settings of novasvc are ignored, because they are Nova's, and one warning lists them: at the start,
+and in `novasvc config check`. A name that looks much like a setting's is followed by that one: check these for typos.
+In TOML files, variables and options such a name is an error.
+
+Every name in `DEFAULT` that ends in `_manager`, `_listen`, `_listen_port` or `_workers` is taken for a setting of the
+topic or API in front of that, because a program may serve topics and APIs that no setting names. So Nova's `ec2_listen`
+is read, and has no effect. One with a wrong value is ignored, with a warning, unless a service or an API in the
+settings has that name; then it is an error.
 
 ## Secrets
 

@@ -56,10 +56,7 @@ class Claim:
         :raises ControlError: it cannot be had.
         """
         path = path.absolute()
-        size = len(os.fsencode(path))
-        if size > _LONGEST:
-            problem = f"a path of {size} bytes is longer than a socket's can be, {_LONGEST}"
-            raise ControlError(str(path), problem, _ELSEWHERE)
+        see_path(path)
         lock = _lock(path)
         try:
             _clear(path)
@@ -80,6 +77,18 @@ class Claim:
             os.ftruncate(self.lock, 0)  # who finds it locked, before its next holder has signed, is not to read us
             fcntl.flock(self.lock, fcntl.LOCK_UN)  # whoever else has it open
         os.close(self.lock)
+
+
+def see_path(path: Path) -> None:
+    """See that a socket can have this path.
+
+    :param path: absolute.
+    :raises ControlError: it is too long.
+    """
+    size = len(os.fsencode(path))
+    if size > _LONGEST:
+        problem = f"a path of {size} bytes is longer than a socket's can be, {_LONGEST}"
+        raise ControlError(str(path), problem, _ELSEWHERE)
 
 
 def peer(connected: socket.socket) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class NodeTests(ProxyCase):
         """A node whose broker refuses it does not say that it is away, tries until it is let in, and serves then."""
         self.broker.permit(self.user, self.vhost, configure="^$")
         node = self.start()
-        said = await deferToThread(node.wait_for, "the broker cannot be used, trying until it can: .*")
+        said = await deferToThread(node.wait_for, "the broker refuses the connection; retrying: .*")
         self.assertIn("ACCESS_REFUSED", said[0])
         self.broker.permit(self.user, self.vhost)
         await deferToThread(node.wait_for, "is running")

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unittest.mock import patch
 
+import sqlalchemy.dialects.postgresql  # noqa: F401 - imported while a driver is hidden, it would be made twice
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import Manager, __version__
@@ -121,10 +122,24 @@ class ConfigTests(ProgramCase):
             self.assertNotIn("pAssw0rd", ran.stdout)
 
     def test_check(self) -> None:
-        """Files without an error are ok, whatever the environment says."""
+        """Files without an error are ok."""
         file = self.write("a.toml", "report_interval = 5")
         ran = self.run_program("config", "check", file, environ={"NOVASVC_WORKERS": "0"})
         self.assertEqual(ran, (0, f"ok: {file} (1 service)\n", ""))
+
+    def test_check_as_a_node_reads(self) -> None:
+        """With a file, variables and options count as they do for a node that is started with `--config FILE`."""
+        file = self.write("a.toml", "report_interval = 5")
+        other = self.write("b.toml", "report_interval = 0.5")
+        ran = self.run_program("config", "check", file, environ={"NOVASVC_STATE_DIR": f"{file}/state"})
+        self.assertEqual(ran.status, 1)
+        self.assertIn(f"{file} is no directory; set state_dir to another", ran.stderr)
+        ran = self.run_program("config", "check", file, environ={"NOVASVC_WORKERS": "-1"})
+        self.assertIn("variable NOVASVC_WORKERS", ran.stderr)
+        ran = self.run_program("--state-dir", f"{file}/state", "config", "check", file)
+        self.assertIn(f"{file} is no directory", ran.stderr)
+        self.assertEqual(self.run_program("config", "check", file, environ={"NOVASVC_CONFIG": other}).status, 0)
+        self.assertEqual(self.run_program("--config", other, "config", "check", self.write("c.toml")).status, 1)
 
     def test_check_errors(self) -> None:
         """All errors of all files are said at once."""
@@ -199,9 +214,8 @@ class PreflightTests(ProgramCase):
         )
         ran = self.run_program("config", "check", file)
         self.assertEqual((ran.status, ran.stdout), (1, ""))
-        self.assertRegex(
-            ran.stderr, r"^novasvc: file .*nova.conf: what is no setting.*: my_ip\nnovasvc: a start would fail:\n  - "
-        )
+        self.assertRegex(ran.stderr, r"^novasvc: file .*nova.conf: ignoring options that are not .*: my_ip\n")
+        self.assertIn("my_ip\nnovasvc: a start would fail:\n  - ", ran.stderr)
         self.assertIn(
             f"\n  - temporary directory '{self.directory}/none': there is no such directory; create it", ran.stderr
         )
@@ -238,6 +252,47 @@ class PreflightTests(ProgramCase):
         ports = (f"api_listen_port = {port}", f"metadata_listen_port = {port}")
         said = self.problem("api = true", 'enabled_apis = ["metadata"]', f'api_paste_config = "{paste}"', *ports)
         self.assertIn("both api and metadata are to listen there", said)
+
+    def test_port_of_wildcard(self) -> None:
+        """Two APIs clash, too, where the address of one takes in that of the other."""
+        paste = self.write("paste.ini", "[app:metadata]", "paste.app_factory = novasvc.testing:memory_runtime")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        common = ("api = true", 'enabled_apis = ["metadata"]', f'api_paste_config = "{paste}"')
+        ports = (f"api_listen_port = {port}", f"metadata_listen_port = {port}")
+
+        def listening(api: str, metadata: str) -> tuple[str, ...]:
+            return (*common, *ports, f'api_listen = "{api}"', f'metadata_listen = "{metadata}"')
+
+        for api, metadata in (("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "::"), ("::1", "::"), ("localhost", "127.0.0.1")):
+            self.assertIn("both api and metadata are to listen there", self.problem(*listening(api, metadata)))
+        said = self.problem(*listening("127.0.0.1", "0.0.0.0"))
+        self.assertIn(f"cannot listen on 0.0.0.0:{port}: both", said)
+        self.assertIn(f"there, api on 127.0.0.1:{port}; give one another port", said)
+        for api, metadata in (("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1"), ("::1", "0.0.0.0")):
+            self.assertEqual(self.check(*listening(api, metadata)).stderr, "")
+
+    def test_directories_in_use(self) -> None:
+        """A directory that these settings do not use may be anywhere."""
+        file = self.write("file")
+        elsewhere = (f'state_dir = "{file}/state"', f'database_url = "sqlite:///{self.directory}/x.sqlite"')
+
+        def said(*lines: str) -> str:
+            return self.run_program("config", "check", self.write("a.toml", *lines)).stderr
+
+        self.assertEqual(said(*elsewhere), "")
+        self.assertEqual(said(elsewhere[0], "db_allowed = false", 'transport_url = "amqp://h"'), "")
+        self.assertEqual(said(*elsewhere, "service = []", "api = true", "api_listen_port = 0").count("state_dir"), 1)
+        self.assertIn("state_dir", said(elsewhere[0]))
+        temporary = f'tempdir = "{self.directory}/none"'
+        self.assertIn("temporary directory", said(*elsewhere, temporary))
+        self.assertEqual(said(*elsewhere, temporary, "service = []"), "")
+
+    def test_control_socket(self) -> None:
+        """A path that is too long for a socket is named, where there is a supervisor that would listen there."""
+        long = f'control_socket = "{self.directory / ("x" * 100)}"'
+        self.assertIn("is longer than a socket's can be, 107", self.problem(long, "workers = 1"))
+        self.assertEqual(self.check(long).status, 0)
 
     def test_directories(self) -> None:
         """What is to hold files and is none, or is no directory, is named."""

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import sqlalchemy.dialects.mysql
+import sqlalchemy.dialects.postgresql  # noqa: F401 - imported while a driver is hidden, they would be made twice
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.db.address import DatabaseAddress
@@ -77,8 +79,8 @@ class DatabaseAddressTests(SynchronousTestCase):
         """A driver that is not installed is named, with what installs it."""
         for text, module, remedy in (
             ("postgresql://u:hunter2@h/n", "psycopg", "`pip install 'novasvc[postgresql]'`"),
-            ("mysql://u:hunter2@h/n", "pymysql", "`pip install 'PyMySQL'`"),
-            ("mariadb://u:hunter2@h/n", "pymysql", "`pip install 'PyMySQL'`"),
+            ("mysql://u:hunter2@h/n", "pymysql", "`pip install 'novasvc[mysql]'`"),
+            ("mariadb://u:hunter2@h/n", "pymysql", "`pip install 'novasvc[mysql]'`"),
             ("postgresql+pg8000://u:hunter2@h/n", "pg8000", "install the driver of postgresql+pg8000"),
         ):
             address = DatabaseAddress.parse(text)

@@ -99,7 +99,7 @@ class INITests(SourcesCase):
         self.assertEqual(self.error(self.write("a.ini", "[DEFAULT]\nlog_json = 2")).problem, "is not true or false")
 
     def test_of_other_programs(self) -> None:
-        """What is no setting of ours is passed over with one warning a file, which suggests what looks like one."""
+        """What is no setting of ours is ignored with one warning a file, which suggests what looks like one."""
         text = (
             "[DEFAULT]\nreport_intervall = 1\nmy_ip = 10.0.0.1\ndebug = true\n[libvirt]\n"
             "cpu_mode = none\nvirt_type=kvm\n"
@@ -112,8 +112,26 @@ class INITests(SourcesCase):
             "report_intervall (did you mean report_interval?), my_ip, debug, [libvirt], database/max_pool_size, "
             "[datbase] (did you mean [database]?)"
         )
-        warning = f"file {file}: what is no setting of novasvc is passed over: {names}"
+        warning = f"file {file}: ignoring options that are not settings of novasvc: {names}"
         self.assertEqual(configuration.warnings, (warning,))
+
+    def test_families_of_other_programs(self) -> None:
+        """A wrong `<topic>_manager` or `<api>_listen` is an error only where the settings name that topic or API."""
+        text = "[DEFAULT]\nvolume_manager = x\nec2_listen = $my_ip\nec2_workers = many\n"
+        file = self.write("nova.conf", text)
+        configuration = load([file], {}, {})
+        self.assertEqual((configuration.settings.managers, configuration.settings.apis), ({}, {}))
+        volume, listen, workers = configuration.warnings
+        self.assertIn("ignoring volume_manager = 'x' (from file", volume)
+        self.assertIn("(no service or API in these settings is called 'volume')", volume)
+        self.assertIn("$my_ip is no option that has a value", listen)
+        self.assertIn("ec2_workers", workers)
+        self.assertNotIn("volume_manager", configuration.origins)
+        for name, value, count in (("topic", "volume", 1), ("binary", "nova-volume", 1), ("enabled_apis", ("ec2",), 2)):
+            error = self.assertRaises(SettingsError, load, [file], {}, {name.replace("_", "-"): value})
+            self.assertEqual(len(error.errors), count)
+        tables = self.write("a.toml", '[[service]]\nbinary = "nova-volume"\n')
+        self.assertIn("volume_manager = 'x'", str(self.assertRaises(SettingsError, load, [tables, file], {}, {})))
 
     def test_syntax_errors(self) -> None:
         """A line that is no INI is named by its number, and not shown: it may hold a password."""
