@@ -244,14 +244,14 @@ class ProcessLauncher(service.Service):
         log_settings(self.configuration)
         self.privilegedStartService()
         self._signals.startService()
+        if self._log_file:
+            # Where the log of this process is another file, or another program's to rotate.
+            rotate_at_signal(self._rotate_log, self._reactor)
         await self._take_control()
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             self._open_again(refusal)
         assert self._sockets is not None
-        if self._log_file:
-            # Where the log of this process is another file, or another program's to rotate.
-            rotate_at_signal(self._rotate_log, self._reactor)
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
             _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)

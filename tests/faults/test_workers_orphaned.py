@@ -116,6 +116,17 @@ class SuccessorTests(OrphanCase):
         self.assertEqual(len(first.family), 2)
         self.end(first)
 
+    def test_rotates(self) -> None:
+        """SIGUSR1 does not end the wait: it rotates the log that the workers will have."""
+        first = self.orphan()
+        log = self.folder / "workers.log"
+        second = self.fleet(FLEET_LOG=str(log))
+        second.says("waiting up to")
+        second.popen.send_signal(signal.SIGUSR1)
+        until(lambda: log.with_name("workers.log.1").exists() and log.exists())
+        self.assertEqual(second.stop(), 0, second.output)
+        self.end(first)
+
     def test_gives_up(self) -> None:
         """It waits for its own grace and five seconds at the most, and says how they can be ended."""
         first = self.orphan()
