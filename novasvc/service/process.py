@@ -171,7 +171,8 @@ class Process(MultiService):
         self._terms += number == signal.SIGTERM
         if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):
             for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, signal.SIG_DFL)
+                if signal.getsignal(each) != signal.SIG_IGN:  # a job in the background of a script ignores SIGINT
+                    signal.signal(each, signal.SIG_DFL)
             self._limit(number, AT_ONCE)
         elif number == signal.SIGTERM and (grace := self._grace()):
             self._limit(number, grace + FORCED)
