@@ -460,6 +460,27 @@ if __name__ == "__main__":
                 self.assertIn('"message": "the supervisor is starting"', script.output)
             script.stop(signal.SIGKILL)
 
+    def test_wrong_settings(self) -> None:
+        """A server that needs no settings runs although they have an error, and the log says so, by its defaults."""
+        script = self.run_script(
+            """
+from twisted.application.service import Service
+from twisted.internet import reactor
+from novasvc.service import Launcher
+
+launcher = Launcher()
+launcher.launch_server(Service())
+reactor.callLater(0, launcher.stop)
+launcher.wait()
+print("after", launcher.state, flush=True)
+""",
+            NOVASVC_NONSENSE="1",
+        )
+        self.assertEqual(script.wait(), 0, script.output)
+        self.assertRegex(script.output, "the log has its defaults: the configuration has an error: .*NOVASVC_NONSENSE")
+        self.assertIn("after stopped", script.output)
+        self.assertNotIn("Traceback", script.output)
+
     def test_settings_in_the_log(self) -> None:
         """At debug level the log has all settings, with passwords masked."""
         script = self.serve(
