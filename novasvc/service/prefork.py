@@ -280,7 +280,12 @@ class ProcessLauncher(service.Service):
                 if self._reactor.seconds() >= deadline:
                     raise
                 if attempt == 1:  # at the first it may be a supervisor that is about to listen
-                    _log.warn("waiting for up to {s:g} s: {error}", s=patience, error=error)
+                    _log.warn(
+                        "waiting up to {s:g} s for the workers of {supervisor} to drain; list them with `fuser {lock}`",
+                        s=patience,
+                        supervisor=error.supervisor,
+                        lock=error.lock,
+                    )
                 await deferLater(self._reactor, _ORPHANS_INTERVAL)
             else:
                 if attempt > 1:
