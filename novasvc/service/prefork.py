@@ -117,7 +117,7 @@ class ProcessLauncher(service.Service):
         self._sockets: Sockets | None = None
         self._refusal: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
-        self._hurried = False
+        self._ends_at: float | None = None
         self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
         self._control = ControlSocket(self.configuration.settings.control_socket, self._supervisor, self._reactor)
 
@@ -215,8 +215,14 @@ class ProcessLauncher(service.Service):
 
     def hurry(self) -> None:
         """End at once: workers cut short what they do, and are killed after two seconds."""
-        self._hurried = self._cut = True
+        self._cut = True
+        self._end_within(HURRY_PATIENCE)
         self._supervisor.hurry()
+
+    def _end_within(self, seconds: float) -> None:
+        """Note for the log when the workers will have ended."""
+        ends_at = self._reactor.seconds() + seconds
+        self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
 
     def _entered(self, state: str) -> None:
         _log.info("the supervisor is {state}", state=state)
@@ -347,6 +353,8 @@ class ProcessLauncher(service.Service):
 
     async def _end(self) -> None:
         self._notifier.stopping()
+        if grace := self._supervisor.configuration.settings.graceful_shutdown_timeout:
+            self._end_within(grace)
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
         await drained
@@ -364,13 +372,13 @@ class ProcessLauncher(service.Service):
     def _log_progress(self) -> None:
         left = self._supervisor.slots
         if left:
-            grace = self._supervisor.configuration.settings.graceful_shutdown_timeout
-            if self._hurried:
-                grace = HURRY_PATIENCE
+            limit = "without a limit"
+            if self._ends_at is not None:
+                limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
             _log.info(
-                "{count} of the workers are still there, {limit}: {workers}",
-                count=len(left),
-                limit=f"for {grace:g} s at the most" if grace else "without a limit",
+                "draining: {count} left, {limit}: {workers}",
+                count="1 worker" if len(left) == 1 else f"{len(left)} workers",
+                limit=limit,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )
 

@@ -179,7 +179,7 @@ class Process(MultiService):
 
     def _terminated(self) -> None:
         if self.signo is None:
-            _log.info("SIGTERM: what was begun is finished, then this process ends")
+            _log.info("SIGTERM: draining; the process exits when running work is done")
             if grace := self._grace():
                 self._late = self._reactor.callLater(grace, self._be_late, grace)
             self._end(signal.SIGTERM)
@@ -190,7 +190,8 @@ class Process(MultiService):
         """Cut short what is left."""
         self._late = None
         _log.error(
-            "not at its end after graceful_shutdown_timeout ({grace:g} s): what is left is cut short", grace=grace
+            "graceful_shutdown_timeout ({grace:g} s) is over: cancelling the calls and tasks that still run",
+            grace=grace,
         )
         self._hurry(ABANDONED)
 

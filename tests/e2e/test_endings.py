@@ -137,7 +137,7 @@ class EndingTests(FleetCase):
                 for place, number in enumerate(numbers, start=1):
                     os.kill(fleet.pid, number)
                     if place < len(numbers):
-                        fleet.wait_for("to finish what they have begun" if workers else "what was begun is finished")
+                        fleet.wait_for("to finish what they have begun" if workers else "SIGTERM: draining")
                 self.assert_ended(fleet, TABLE[row][column], workers)
 
     def assert_ended(self, fleet: Fleet, expected: str, workers: int) -> None:
@@ -193,7 +193,7 @@ class EndingTests(FleetCase):
                 fleet = self.begin(column, workers, "Blocking()")
                 fleet.wait_for("the supervisor is running" if workers else "the server is up")
                 os.kill(fleet.pid, signal.SIGTERM)
-                fleet.wait_for("to finish what they have begun" if workers else "what was begun is finished")
+                fleet.wait_for("to finish what they have begun" if workers else "SIGTERM: draining")
                 began = time.monotonic()
                 while fleet.popen.poll() is None and time.monotonic() < began + 1.5:
                     os.kill(fleet.pid, signal.SIGTERM)

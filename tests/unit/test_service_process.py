@@ -145,7 +145,7 @@ class EndTests(ProcessTestCase):
         self.reactor.advance(ABANDONED)
         self.assertLess(ABANDONED, FORCED)
         self.assertTrue(self.reactor.stopped)
-        self.assertIn(f"{self.second!r} has not stopped in time, and is left behind", self.told)
+        self.assertIn(f"{self.second!r} did not stop in time; no longer waiting for it", self.told)
         self.process.stopService()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

@@ -139,7 +139,7 @@ class RowTests(SupervisorCase):
         self.start((Server("api"), 1))
         self.assertEqual(
             self.rows("number", "pid", "state", "restarts", "trouble"),
-            [(1, None, "backing off", 2, "it was not born: no more processes")],
+            [(1, None, "backing off", 2, "it could not be forked: no more processes")],
         )
 
     def test_order(self) -> None:
