@@ -392,7 +392,8 @@ class ProcessLauncher(service.Service):
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
         else:
-            _log.warn("told to end a second time: all workers end at once")
+            _log.warn("SIGTERM while the workers drain: all workers end at once")
+            self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
 
     def _interrupted(self) -> None:

@@ -203,6 +203,15 @@ class EndingTests(FleetCase):
     def test_stop(self) -> None:
         self.ends("`stop()` of the launcher", more=STOP)
 
+    def test_terminated_after_stop(self) -> None:
+        """SIGTERM after `stop()` cuts short what drains, for the first time, too: with the status that says so."""
+        stop = "launcher.when_started().addCallback(lambda _: (launcher.stop(), None)[1])"
+        fleet = self.begin(1, 1, "Endless()", stop)
+        fleet.wait_for(r"draining: 1 worker left, at most 60 s more: 1 \(ready\)")
+        os.kill(fleet.pid, signal.SIGTERM)
+        fleet.wait_for("SIGTERM while the workers drain: all workers end at once")
+        self.assert_ended(fleet, "1", 1)
+
     def test_failed_start(self) -> None:
         self.ends("the server does not start", server="Failing()", NOVASVC_WORKER_RESTART_BUDGET="2")
 
