@@ -113,6 +113,7 @@ class LogFile:
 
         :return: whether the descriptor is another file from now on.
         """
+        self._refusal = None  # whoever sent the signal is to be told, as often as it fails
         ours = os.fstat(self._descriptor)
         named = _named(self._path, ours)
         followed_at, self._followed_at = self._followed_at, None
@@ -188,6 +189,7 @@ def _named(path: str, ours: os.stat_result) -> os.stat_result | None:
 
 def _open_like(path: str, before: os.stat_result) -> int:
     """Open a log file; one that has to be made gets mode, owner and group of the file before, where it may be given."""
+    path = os.path.realpath(path)  # a link whose file was renamed is there, and would pass for the file
     try:
         descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python import usage
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from novasvc._version import __version__
@@ -23,7 +24,7 @@ from novasvc.runtime import Runtime
 from novasvc.service import Service, ServiceTree, WSGIService
 from novasvc.service.launcher import log_changes, log_settings
 from novasvc.service.prefork import ProcessLauncher
-from novasvc.service.process import Process, end_process
+from novasvc.service.process import Process, end_process, is_alone, lift_limit
 from novasvc.settings import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.steady import count_steadily
 from novasvc.supervision.errors import ReloadError
@@ -271,7 +272,8 @@ def _read_again(options: Mapping[str, Any], reactor: Any) -> tuple[Configuration
 class ProcessTree(ServiceTree):
     """A tree that is all there is in its process: it answers to signals, and ends with it.
 
-    :param observer: what the application that it becomes part of logs through; None leaves that to it.
+    :param observer: what the application that it becomes part of logs through; None leaves that to it. In a parent that
+        is no application, it gets what is logged while the tree runs, beside what twistd logs to.
     """
 
     def __init__(self, configuration: Configuration, reactor: Any, observer: ILogObserver | None = None) -> None:
@@ -281,6 +283,8 @@ class ProcessTree(ServiceTree):
         self._observer = observer
         self._plant: Callable[[], None] = nothing
         self._helpers = MultiService()
+        self._process: Process | None = None
+        self._observer_beside: ILogObserver | None = None
         self._api: APIService | None = None
         self._failed = False
 
@@ -325,7 +329,8 @@ class ProcessTree(ServiceTree):
         self._plant = plant
         if not later:
             plant()
-        Process(self._reactor, self, lambda: self._restart_here(read), grace).setServiceParent(self._helpers)
+        self._process = Process(self._reactor, self, lambda: self._restart_here(read), grace)
+        self._process.setServiceParent(self._helpers)
 
     async def _restart_here(self, read: Callable[[], Configuration]) -> None:
         try:
@@ -356,12 +361,17 @@ class ProcessTree(ServiceTree):
 
     def setServiceParent(self, parent: Any) -> None:
         """Become part of an application; twistd asks that for its observer when it begins to log."""
-        if self._observer is not None and parent.getComponent(ILogObserver, None) is None:
+        # A collection, even IServiceCollection(application), does not lead to its application.
+        if not isinstance(parent, Componentized):
+            self._observer_beside = self._observer
+        elif self._observer is not None and parent.getComponent(ILogObserver, None) is None:
             parent.setComponent(ILogObserver, self._observer)
         super().setServiceParent(parent)
 
     def startService(self) -> None:
         """Start; then greet, or give up."""
+        if self._observer_beside is not None:
+            globalLogPublisher.addObserver(self._observer_beside)
         warn_of_unreadable(self._configuration.settings)
         try:
             self._plant()
@@ -375,7 +385,13 @@ class ProcessTree(ServiceTree):
 
     def stopService(self) -> Deferred[None]:
         """Stop the parts; the signals are answered to until they have stopped."""
-        return super().stopService().addCallback(lambda _: self._helpers.stopService()).addCallback(lambda _: None)
+        return super().stopService().addCallback(lambda _: self._helpers.stopService()).addCallback(self._stopped)
+
+    def _stopped(self, _: object) -> None:
+        if self._process is not None and not self._process.hurried and not is_alone(self):
+            lift_limit()  # what else there is in this process may take longer
+        if self._observer_beside is not None:
+            globalLogPublisher.removeObserver(self._observer_beside)
 
     def _greet(self, _: None) -> None:
         settle_collector()

@@ -15,7 +15,7 @@ from twisted.internet.error import ReactorNotRestartable
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from novasvc.errors import NovasvcError, describe
+from novasvc.errors import NovasvcError, SettingsError, describe
 from novasvc.interfaces import IStartable
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
@@ -106,7 +106,12 @@ class Launcher(ServiceTree):
         return run_until_ended(self, self._reactor, self._settings)
 
     def _settings(self) -> Settings:
-        return _from_environment().settings
+        """Read how to log; an error is logged, but ends nothing: the servers may need no settings, and run by now."""
+        try:
+            return _from_environment().settings
+        except SettingsError as error:
+            _log.error("the log has its defaults: {error}", error=error)
+            return Settings()
 
     @staticmethod
     def run_server(server: Any) -> Deferred[None] | None:

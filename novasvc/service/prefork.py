@@ -117,7 +117,7 @@ class ProcessLauncher(service.Service):
         self._sockets: Sockets | None = None
         self._refusal: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
-        self._hurried = False
+        self._ends_at: float | None = None
         self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
         self._control = ControlSocket(self.configuration.settings.control_socket, self._supervisor, self._reactor)
 
@@ -215,8 +215,14 @@ class ProcessLauncher(service.Service):
 
     def hurry(self) -> None:
         """End at once: workers cut short what they do, and are killed after two seconds."""
-        self._hurried = self._cut = True
+        self._cut = True
+        self._end_within(HURRY_PATIENCE)
         self._supervisor.hurry()
+
+    def _end_within(self, seconds: float) -> None:
+        """Note for the log when the workers will have ended."""
+        ends_at = self._reactor.seconds() + seconds
+        self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
 
     def _entered(self, state: str) -> None:
         _log.info("the supervisor is {state}", state=state)
@@ -244,14 +250,14 @@ class ProcessLauncher(service.Service):
         log_settings(self.configuration)
         self.privilegedStartService()
         self._signals.startService()
+        if self._log_file:
+            # Where the log of this process is another file, or another program's to rotate.
+            rotate_at_signal(self._rotate_log, self._reactor)
         await self._take_control()
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             self._open_again(refusal)
         assert self._sockets is not None
-        if self._log_file:
-            # Where the log of this process is another file, or another program's to rotate.
-            rotate_at_signal(self._rotate_log, self._reactor)
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
             _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)
@@ -280,7 +286,12 @@ class ProcessLauncher(service.Service):
                 if self._reactor.seconds() >= deadline:
                     raise
                 if attempt == 1:  # at the first it may be a supervisor that is about to listen
-                    _log.warn("waiting for up to {s:g} s: {error}", s=patience, error=error)
+                    _log.warn(
+                        "waiting up to {s:g} s for the workers of {supervisor} to drain; list them with `fuser {lock}`",
+                        s=patience,
+                        supervisor=error.supervisor,
+                        lock=error.lock,
+                    )
                 await deferLater(self._reactor, _ORPHANS_INTERVAL)
             else:
                 if attempt > 1:
@@ -342,6 +353,8 @@ class ProcessLauncher(service.Service):
 
     async def _end(self) -> None:
         self._notifier.stopping()
+        if grace := self._supervisor.configuration.settings.graceful_shutdown_timeout:
+            self._end_within(grace)
         drained = self._supervisor.drain_all()
         self._progress.start(_PROGRESS_INTERVAL)
         await drained
@@ -359,13 +372,13 @@ class ProcessLauncher(service.Service):
     def _log_progress(self) -> None:
         left = self._supervisor.slots
         if left:
-            grace = self._supervisor.configuration.settings.graceful_shutdown_timeout
-            if self._hurried:
-                grace = HURRY_PATIENCE
+            limit = "without a limit"
+            if self._ends_at is not None:
+                limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
             _log.info(
-                "{count} of the workers are still there, {limit}: {workers}",
-                count=len(left),
-                limit=f"for {grace:g} s at the most" if grace else "without a limit",
+                "draining: {count} left, {limit}: {workers}",
+                count="1 worker" if len(left) == 1 else f"{len(left)} workers",
+                limit=limit,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )
 
@@ -379,7 +392,8 @@ class ProcessLauncher(service.Service):
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
         else:
-            _log.warn("told to end a second time: all workers end at once")
+            _log.warn("SIGTERM while the workers drain: all workers end at once")
+            self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
 
     def _interrupted(self) -> None:

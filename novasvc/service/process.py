@@ -171,14 +171,15 @@ class Process(MultiService):
         self._terms += number == signal.SIGTERM
         if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):
             for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, signal.SIG_DFL)
+                if signal.getsignal(each) != signal.SIG_IGN:  # a job in the background of a script ignores SIGINT
+                    signal.signal(each, signal.SIG_DFL)
             self._limit(number, AT_ONCE)
         elif number == signal.SIGTERM and (grace := self._grace()):
             self._limit(number, grace + FORCED)
 
     def _terminated(self) -> None:
         if self.signo is None:
-            _log.info("SIGTERM: what was begun is finished, then this process ends")
+            _log.info("SIGTERM: draining; the process exits when running work is done")
             if grace := self._grace():
                 self._late = self._reactor.callLater(grace, self._be_late, grace)
             self._end(signal.SIGTERM)
@@ -189,7 +190,8 @@ class Process(MultiService):
         """Cut short what is left."""
         self._late = None
         _log.error(
-            "not at its end after graceful_shutdown_timeout ({grace:g} s): what is left is cut short", grace=grace
+            "graceful_shutdown_timeout ({grace:g} s) is over: cancelling the calls and tasks that still run",
+            grace=grace,
         )
         self._hurry(ABANDONED)
 

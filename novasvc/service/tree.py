@@ -251,7 +251,7 @@ class ServiceTree(MultiService):
         try:
             await stop
         except CancelledError:
-            _log.error("{part} has not stopped in time, and is left behind", part=part)
+            _log.error("{part} did not stop in time; no longer waiting for it", part=part)
         except SystemExit as error:
             _log.warn("{part} wants the process to end with {error!r}: when all have stopped", part=part, error=error)
             self.leaving = self.leaving or error

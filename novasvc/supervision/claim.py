@@ -118,11 +118,12 @@ def _lock(path: Path) -> int:
                 "give each launcher a control_socket of its own",
             )
             raise ControlError(str(path), problem, remedy) from None
-        supervisor = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''}"
         if not _is_listened_at(path):
-            problem = f"{supervisor} is gone, but its workers are still there, and finish what they have begun"
-            raise OrphansError(str(path), problem, f"wait for them, or end them: fuser -k {file}") from None
-        problem = f"{supervisor} has it"
+            killed = f"the killed supervisor{f' (pid {holder})' if holder.isdecimal() else ''}"
+            # No -k: whoever waits for the lock opens the file, too, and would be killed with them.
+            remedy = f"wait for them; `fuser {file}` lists them"
+            raise OrphansError(str(path), f"the workers of {killed} still drain", remedy, killed, file) from None
+        problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} has it"
         raise ControlError(str(path), problem, f"stop that one, or {_ELSEWHERE}") from None
     except OSError as error:
         os.close(lock)

@@ -120,7 +120,14 @@ class ControlError(SupervisionError):
 
 @attrs.define
 class OrphansError(ControlError):
-    """A supervisor is gone, and processes of it are still there: its workers finish what they have begun."""
+    """A supervisor was killed, and its workers still finish their work.
+
+    :param supervisor: names it, with its pid if that is known.
+    :param lock: path of the file that the workers have open.
+    """
+
+    supervisor: str
+    lock: str
 
 
 @attrs.define

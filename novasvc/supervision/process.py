@@ -21,11 +21,11 @@ from novasvc.supervision.channel import Channel, Message, adopt
 from novasvc.supervision.forks import Forks
 from novasvc.supervision.record import DUMP, Record
 
-_FAREWELL = 60.0
-"""The same, of a worker that has said that it ends, and may have threads and exit handlers that take their time."""
-
 _PATIENCE = 1.0
 """Seconds between the end of a worker's channel and the news of its own end; mostly they come together."""
+
+_FAREWELL = 60.0
+"""Seconds between the two of a worker that has said that it ends: its threads and exit handlers may take their time."""
 
 _LOOK_INTERVAL = 0.02
 _LOOKS = 50

@@ -92,8 +92,8 @@ class Slot:
     :param launch: begins a process.
     :param give_up: told of a problem with which no worker can run ("" is none, but the budget is used up);
         returns whether to start no more.
-    :ivar cut: its process, which was to end, has not ended by itself, but was cut short or killed.
     :param tell_of_siblings: answers a worker that asks about the other workers of its server.
+    :ivar cut: its process, which was to end, has not ended by itself, but was cut short or killed.
     """
 
     number: int
@@ -176,11 +176,11 @@ class Slot:
 
     def born(self) -> None:
         """See it born."""
-        _log.debug("{worker} is born", worker=self)
+        _log.debug("forked {worker}", worker=self)
 
     def refused(self, problem: str) -> None:
         """See that it could not be forked."""
-        self._machine.ended(f"was not born: {problem}")
+        self._machine.ended(f"could not be forked: {problem}")
 
     def said(self, message: Message) -> None:
         """Take what it says of itself."""

@@ -243,7 +243,12 @@ class Supervisor:
         closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
         _close(self._sockets, but={})
         self._forks, self._fleets, self._leaving, self._sockets = [], [], [], {}
-        return closed.addCallback(lambda _: None)
+        return closed.addCallback(lambda _: self._close_log())
+
+    def _close_log(self) -> None:
+        log_file, self._log_file = self._log_file, None
+        if log_file is not None:
+            log_file.close()
 
     # -- what workers are made from ------------------------------------------------------------
 

@@ -348,7 +348,7 @@ class Worker:
             return
         self.status, self._orphan = 1, True
         if not self._ready:
-            _log.error("the supervisor is gone, or has given this worker up: it ends")
+            _log.error("supervisor gone before this worker was ready; exiting")
             self.terminate()
             self._hurry(_LAST_WISHES)
             return

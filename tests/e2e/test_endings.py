@@ -137,7 +137,7 @@ class EndingTests(FleetCase):
                 for place, number in enumerate(numbers, start=1):
                     os.kill(fleet.pid, number)
                     if place < len(numbers):
-                        fleet.wait_for("to finish what they have begun" if workers else "what was begun is finished")
+                        fleet.wait_for("to finish what they have begun" if workers else "SIGTERM: draining")
                 self.assert_ended(fleet, TABLE[row][column], workers)
 
     def assert_ended(self, fleet: Fleet, expected: str, workers: int) -> None:
@@ -193,7 +193,7 @@ class EndingTests(FleetCase):
                 fleet = self.begin(column, workers, "Blocking()")
                 fleet.wait_for("the supervisor is running" if workers else "the server is up")
                 os.kill(fleet.pid, signal.SIGTERM)
-                fleet.wait_for("to finish what they have begun" if workers else "what was begun is finished")
+                fleet.wait_for("to finish what they have begun" if workers else "SIGTERM: draining")
                 began = time.monotonic()
                 while fleet.popen.poll() is None and time.monotonic() < began + 1.5:
                     os.kill(fleet.pid, signal.SIGTERM)
@@ -202,6 +202,15 @@ class EndingTests(FleetCase):
 
     def test_stop(self) -> None:
         self.ends("`stop()` of the launcher", more=STOP)
+
+    def test_terminated_after_stop(self) -> None:
+        """SIGTERM after `stop()` cuts short what drains, for the first time, too: with the status that says so."""
+        stop = "launcher.when_started().addCallback(lambda _: (launcher.stop(), None)[1])"
+        fleet = self.begin(1, 1, "Endless()", stop)
+        fleet.wait_for(r"draining: 1 worker left, at most 60 s more: 1 \(ready\)")
+        os.kill(fleet.pid, signal.SIGTERM)
+        fleet.wait_for("SIGTERM while the workers drain: all workers end at once")
+        self.assert_ended(fleet, "1", 1)
 
     def test_failed_start(self) -> None:
         self.ends("the server does not start", server="Failing()", NOVASVC_WORKER_RESTART_BUDGET="2")

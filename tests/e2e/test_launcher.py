@@ -59,6 +59,21 @@ class Failing(Manager):
         raise LookupError("no such hypervisor")
 '''
 
+SLOWLY = """
+from twisted.application.service import Application, IServiceCollection, MultiService, Service
+from twisted.internet import reactor, task
+from novasvc.service import ServiceLauncher
+from novasvc.tap import makeService
+
+class Slow(Service):
+    def startService(self):
+        reactor.callWhenRunning(print, "all is up", flush=True)
+    def stopService(self):
+        return task.deferLater(reactor, 2.5, lambda: print("the other has stopped well", flush=True))
+
+application = Application("app")
+"""
+
 SCRIPT = """
 from novasvc.service import Service, serve, wait
 
@@ -237,6 +252,45 @@ class TwistdTests(ScriptTestCase):
         self.assertLess(time.monotonic() - began, 2)
         self.assert_orderly(node)
 
+    def tac(self, text: str, **environment: str) -> Process:
+        """Run a .tac file with a node's settings in the environment."""
+        (self.folder / "app.tac").write_text(SLOWLY + text)
+        settings = {"NOVASVC_STATE_DIR": "state", "NOVASVC_MANAGER": "managers.Working", "NOVASVC_HOST": "h1"}
+        command = [program("twistd"), "-n", "--pidfile=", "-y", "app.tac"]
+        return Process(self, command, self.folder, PYTHONPATH=str(self.folder), **settings, **environment)
+
+    def test_beside_others(self) -> None:
+        """What else an application has may take longer to stop than graceful_shutdown_timeout: it is not for that."""
+        launcher = "launcher = ServiceLauncher(); launcher.launch_server(Service()); launcher"
+        for tree in ("makeService({})", launcher):
+            node = self.tac(
+                f"{tree}.setServiceParent(application)\nSlow().setServiceParent(application)\n",
+                NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="1",
+            )
+            node.wait_for("all is up")
+            self.assertEqual(node.stop(), -signal.SIGTERM, node.output)
+            self.assertIn("the other has stopped well", node.output)
+            self.assert_orderly(node)
+
+    def test_log_of_a_tac(self) -> None:
+        """A "logfile" has the log, whatever the tree is put into: an application, its collection, or another one."""
+        parents = {
+            "application": False,
+            "IServiceCollection(application)": True,
+            "parent": True,
+        }
+        for number, (parent, beside) in enumerate(parents.items()):
+            log = self.folder / f"node{number}.log"
+            node = self.tac(
+                "parent = MultiService()\nparent.setServiceParent(application)\n"
+                f"makeService({{'logfile': '{log.name}'}}).setServiceParent({parent})\n"
+            )
+            node.wait_for("novasvc .* runs")  # the greeting
+            self.assertEqual(node.stop(), -signal.SIGTERM, node.output)
+            for line in ("agent@h1 is running", "SIGTERM: draining", "agent@h1 is stopped"):
+                self.assertEqual(log.read_text().count(line), 1, log.read_text())
+                self.assertEqual(line in node.output, beside, node.output)
+
     def test_restart(self) -> None:
         """SIGHUP restarts the services with what the files say now, and refuses what they may not say."""
         file = self.folder / "novasvc.toml"
@@ -405,6 +459,27 @@ if __name__ == "__main__":
             if launch.startswith("ProcessLauncher"):
                 self.assertIn('"message": "the supervisor is starting"', script.output)
             script.stop(signal.SIGKILL)
+
+    def test_wrong_settings(self) -> None:
+        """A server that needs no settings runs although they have an error, and the log says so, by its defaults."""
+        script = self.run_script(
+            """
+from twisted.application.service import Service
+from twisted.internet import reactor
+from novasvc.service import Launcher
+
+launcher = Launcher()
+launcher.launch_server(Service())
+reactor.callLater(0, launcher.stop)
+launcher.wait()
+print("after", launcher.state, flush=True)
+""",
+            NOVASVC_NONSENSE="1",
+        )
+        self.assertEqual(script.wait(), 0, script.output)
+        self.assertRegex(script.output, "the log has its defaults: the configuration has an error: .*NOVASVC_NONSENSE")
+        self.assertIn("after stopped", script.output)
+        self.assertNotIn("Traceback", script.output)
 
     def test_settings_in_the_log(self) -> None:
         """At debug level the log has all settings, with passwords masked."""

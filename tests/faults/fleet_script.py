@@ -1,8 +1,9 @@
 """A plain script that runs workers: python -m tests.faults.fleet_script KIND:NAME=WORKERS ...
 
-A kind is one of those below.
+A kind is one of those below. FLEET_LOG in the environment is where the workers log to.
 """
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -23,7 +24,7 @@ KINDS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
 def main(*words: str) -> None:
     from twisted.internet import reactor  # noqa: PLC0415 - where a script installs it
 
-    launcher = ProcessLauncher(reactor=reactor)
+    launcher = ProcessLauncher(reactor=reactor, log_file=os.environ.get("FLEET_LOG", ""))
     globalLogBeginner.beginLoggingTo([make_observer(sys.stdout)], redirectStandardIO=False)
     for word in words:
         what, _, workers = word.rpartition("=")

@@ -96,8 +96,8 @@ class SuccessorTests(OrphanCase):
         first = self.orphan()
         second = self.fleet()
         second.says(
-            rf"waiting for up to 65 s: control socket .*another supervisor, pid {first.pid}, is gone, but its workers "
-            "are still there.*fuser -k .*control.lock"
+            rf"waiting up to 65 s for the workers of the killed supervisor \(pid {first.pid}\) to drain; "
+            "list them with `fuser .*control.lock`"
         )
         self.end(first)
         second.says("nothing is left of the supervisor before this one")
@@ -110,18 +110,31 @@ class SuccessorTests(OrphanCase):
         first = self.orphan()
         for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 1)):
             second = self.fleet()
-            second.says("waiting for up to")
+            second.says("waiting up to")
             self.assertEqual(second.stop(number), status, second.output)
             self.assertNotIn("Traceback", second.output)
         self.assertEqual(len(first.family), 2)
         self.end(first)
 
+    def test_rotates(self) -> None:
+        """SIGUSR1 does not end the wait: it rotates the log that the workers will have."""
+        first = self.orphan()
+        log = self.folder / "workers.log"
+        second = self.fleet(FLEET_LOG=str(log))
+        second.says("waiting up to")
+        second.popen.send_signal(signal.SIGUSR1)
+        until(lambda: log.with_name("workers.log.1").exists() and log.exists())
+        self.assertEqual(second.stop(), 0, second.output)
+        self.end(first)
+
     def test_gives_up(self) -> None:
-        """It waits for its own grace and five seconds at the most, and says how they can be ended."""
+        """It waits for its own grace and five seconds at the most, and says how they can be found."""
         first = self.orphan()
         second = self.fleet(NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.1")
         self.assertEqual(second.wait(), 1)
-        second.says(r"did not start: control socket .*workers are still there.*end them: fuser -k .*control.lock")
+        second.says(
+            r"did not start: control socket .*workers of the killed .*wait for them; `fuser .*control.lock` lists"
+        )
         self.end(first)
 
 
@@ -139,9 +152,7 @@ class FinishTests(Fleets, AMQPCase):
         await self.until(lambda: "begun precious" in first.journal)
         first.popen.kill()
         second = self.twistd(*options)
-        await deferToThread(
-            second.says, f"another supervisor, pid {first.pid}, is gone, but its workers are still there"
-        )
+        await deferToThread(second.says, rf"for the workers of the killed supervisor \(pid {first.pid}\) to drain")
         self.assertEqual(len(first.family), 2)  # the worker, and the forkserver, which waits for it
         self.assertEqual(await call, "precious")
         await deferToThread(second.ready, 2)

@@ -82,7 +82,7 @@ class DescriptorTests(FleetCase):
 
             with limited(fleet.pid, resource.RLIMIT_NOFILE, descriptors(fleet.pid)):
                 fleet.popen.send_signal(signal.SIGTTIN)
-                fleet.says("worker 3 of one was not born: Too many open files; it is started again in")
+                fleet.says("worker 3 of one could not be forked: Too many open files; it is started again in")
                 until(ask)
                 with self.connect() as connection:
                     self.assertEqual(self.answer(connection), f"{before[2]} hello\n")
@@ -122,7 +122,7 @@ class UserTests(FleetCase):
         self.assertEqual(fleet.tell("worker-2", "think"), "thought")
         with limited(fleet.forkserver, resource.RLIMIT_NPROC, 1, prefix):
             killed = fleet.kill(1)
-            fleet.says("worker 1 of .* was not born: the system forks no process: .*; it is started again in")
+            fleet.says("worker 1 of .* could not be forked: the system forks no process: .*; it is started again in")
         fleet.replaced(1, killed)
         self.assertEqual(fleet.worker(2)["pid"], before[2])
         self.assertEqual(fleet.stop(), -signal.SIGTERM)

@@ -384,8 +384,8 @@ class StopTests(StoryCase):
         fleet.says("log_legacy|endless")
         self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(lasted(fleet), 1 + LATE)
-        self.assertIn("what is left is cut short", fleet.output)
-        self.assertIn("has not stopped in time, and is left behind", fleet.output)
+        self.assertIn("graceful_shutdown_timeout (1 s) is over", fleet.output)
+        self.assertIn("did not stop in time; no longer waiting for it", fleet.output)
 
     def test_parts(self) -> None:
         """One that calls sys.exit while it stops ends with its status; that is no failure, as it was to end."""

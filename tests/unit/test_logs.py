@@ -206,8 +206,22 @@ class OpenLogTests(SynchronousTestCase):
         self.reactor.advance(1)
         self.assertTrue(os.path.samestat(os.fstat(log_file.fileno()), path.stat()))
 
+    def test_link(self) -> None:
+        """Where the name is a link, the file that it leads to is renamed, and the new one has the mode of that."""
+        path, link = Path(self.mktemp()), Path(self.mktemp())
+        path.touch()
+        path.chmod(0o640)
+        link.symlink_to(path.absolute())
+        log_file = self.open(str(link))
+        log_file.write("old\n")
+        signal.raise_signal(signal.SIGUSR1)
+        self.reactor.advance(0)
+        log_file.write("new\n")
+        self.assertEqual((Path(f"{path}.1").read_text(), path.read_text()), ("old\n", "new\n"))
+        self.assertEqual((stat.S_IMODE(path.stat().st_mode), link.is_symlink()), (0o640, True))
+
     def test_cannot_rotate(self) -> None:
-        """A file that cannot be renamed is written to as before, and one line says why."""
+        """A file that cannot be renamed is written to as before, and a line for each signal says why."""
         path = Path("l" * 255)  # NAME.1 is longer than a name may be
         log_file = self.open(str(path))
         self.addCleanup(path.unlink)
@@ -218,8 +232,9 @@ class OpenLogTests(SynchronousTestCase):
         log_file.write("on\n")
         self.assertEqual(path.read_text(), "on\n")
         lines = [formatEvent(event) for event in logged]
-        self.assertEqual(len(lines), 1, lines)
-        self.assertRegex(lines[0], f"the log file {path.absolute()} cannot be rotated: File name too long")
+        self.assertEqual(len(lines), 2, lines)
+        for line in lines:
+            self.assertRegex(line, f"the log file {path.absolute()} cannot be rotated: File name too long")
 
     def test_no_regular_file(self) -> None:
         """What is no regular file is never renamed."""

@@ -87,6 +87,15 @@ class EndTests(ProcessTestCase):
         self.assertEqual(self.limits, [(signal.SIGTERM, 30 + FORCED), (signal.SIGTERM, AT_ONCE)])
         self.assertEqual(self.flushLoggedErrors(), [])
 
+    def test_third_signal(self) -> None:
+        """After a second one the system has the signals again, but a SIGINT that is ignored stays so."""
+        self.run_it()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+        after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        self.assertEqual(after, [signal.SIG_DFL, signal.SIG_IGN])
+
     def test_interrupted(self) -> None:
         """SIGINT does so the first time, when the tree was told to stop."""
         self.run_it()
@@ -136,7 +145,7 @@ class EndTests(ProcessTestCase):
         self.reactor.advance(ABANDONED)
         self.assertLess(ABANDONED, FORCED)
         self.assertTrue(self.reactor.stopped)
-        self.assertIn(f"{self.second!r} has not stopped in time, and is left behind", self.told)
+        self.assertIn(f"{self.second!r} did not stop in time; no longer waiting for it", self.told)
         self.process.stopService()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

@@ -91,7 +91,7 @@ class StartTests(SynchronousTestCase):
         self.rig.scarce = 2
         self.rig.slot.start()
         self.assertEqual((self.rig.state, self.rig.slot.process), ("backing off", None))
-        self.assertEqual(self.rig.slot.trouble, "it was not born: Too many open files")
+        self.assertEqual(self.rig.slot.trouble, "it could not be forked: Too many open files")
         self.rig.clock.advance(1)
         self.rig.process.be_ready()
         self.assertEqual((self.rig.state, self.rig.slot.trouble), ("ready", None))

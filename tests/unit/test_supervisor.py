@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import time
+from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from novasvc.errors import ListenError
 from novasvc.interfaces import ISupervisor
 from novasvc.supervision.errors import DrainError, NoSuchWorkerError, ResizeError
 from novasvc.supervision.record import DUMP
-from novasvc.supervision.supervisor import MOST_WORKERS, ServerWrapper, open_sockets, see_number
+from novasvc.supervision.supervisor import MOST_WORKERS, ServerWrapper, Supervisor, open_sockets, see_number
 from tests.unit.supervision_rig import StandInWorker, descriptors, exited, logged
 from tests.unit.supervisor_rig import Listening, Server, SupervisorCase
 
@@ -99,6 +100,26 @@ class StartTests(SupervisorCase):
         self.assertRaises(OSError, self.start, (Server("api"), 1))
 
 
+class LogTests(SupervisorCase):
+    """The file that workers log to."""
+
+    def test_closed(self) -> None:
+        """It is open as long as there are workers, and closed after that; what comes then finds none."""
+        path = Path(self.mktemp()).absolute()
+        self.supervisor = Supervisor(self.host, self.configuration, self.reread, str(path), self.owner)
+        self.run_all((Server("api"), 1))
+        self.assertEqual(len(self.opened(path)), 1)
+        self.end()
+        self.assertEqual(self.opened(path), [])
+        self.supervisor.rotate_log()
+        self.supervisor.check()
+        self.assertEqual([*path.parent.glob(f"{path.name}.*")], [])
+
+    def opened(self, path: Path) -> list[Path]:
+        """Return this process's descriptors of a file."""
+        return [each for each in Path("/proc/self/fd").iterdir() if each.exists() and each.samefile(path)]
+
+
 class RowTests(SupervisorCase):
     """What operators see."""
 
@@ -118,7 +139,7 @@ class RowTests(SupervisorCase):
         self.start((Server("api"), 1))
         self.assertEqual(
             self.rows("number", "pid", "state", "restarts", "trouble"),
-            [(1, None, "backing off", 2, "it was not born: no more processes")],
+            [(1, None, "backing off", 2, "it could not be forked: no more processes")],
         )
 
     def test_order(self) -> None:

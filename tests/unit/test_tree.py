@@ -90,7 +90,7 @@ class ServiceTreeTests(SynchronousTestCase):
         self.tree.abandon()
         self.successResultOf(stopped)
         self.assertEqual(self.log, ["stop c", "stop b", "stop a"])
-        left = [line for line in told if "has not stopped in time, and is left behind" in line]
+        left = [line for line in told if "did not stop in time; no longer waiting for it" in line]
         self.assertEqual(len(left), 2)
 
     def test_start_after_abandon(self) -> None:
