@@ -50,11 +50,9 @@ from pathlib import Path
 from novasvc.supervision.claim import Claim
 
 claim = Claim.take(Path(sys.argv[1]))
-pid = os.fork()
-if pid:
-    print(pid, flush=True)
-else:
+if not os.fork():
     claim.socket.close()
+    print(os.getpid(), flush=True)
     os.close(1)
 signal.pause()
 """

@@ -1,6 +1,7 @@
 """What we accept, h11 reads in the same way, and so does llhttp (of Node.js) with none of its leniencies."""
 
 import contextlib  # not suppress itself: trial takes that name of a module for its own
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -196,6 +197,9 @@ def spoilt(draw: st.DrawFn) -> bytes:
     return data
 
 
+TAB_AFTER_CODING = re.compile(rb"transfer-encoding:[^\r\n]*\t", re.IGNORECASE)
+
+
 class OracleTests(SynchronousTestCase):
     """Nobody in front of us can be made to find another request than we do."""
 
@@ -213,6 +217,8 @@ class OracleTests(SynchronousTestCase):
         """What we take of anything, the others take as well, and in the same way."""
         ours = read_by_us(data + NEXT)
         readers = {"h11": read_by_h11(data + NEXT), "llhttp": read_by_llhttp(data + NEXT)}
+        if TAB_AFTER_CODING.search(data):
+            del readers["llhttp"]  # It refuses a tab there, which is optional white space (RFC 9110, 5.6.3).
         for name, theirs in readers.items():
             for number, read in enumerate(ours):
                 if not read.known:
