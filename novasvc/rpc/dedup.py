@@ -61,8 +61,3 @@ class SeenWindow:
                 self._unread[oldest] = None
                 if len(self._unread) > self._count:
                     self._unread.popitem(last=False)
-
-    def forget(self, unique_id: str) -> None:
-        """Forget an id whose message is given back; one that is not there is no error."""
-        self._seen.pop(unique_id, None)
-        self._unread.pop(unique_id, None)
