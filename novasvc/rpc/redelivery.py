@@ -127,8 +127,10 @@ class RedeliveredCalls:
                 self._running.append(call)
                 self._execution.begin(call)
             else:
-                later = self._clock.callLater(PATIENCE, self._not_come, _key(call))
-                self._retained[_key(call)] = (self._weight(call), later)
+                key = _key(call)
+                self._forget(key)  # It may have come twice: its channel was lost while it was being moved.
+                later = self._clock.callLater(PATIENCE, self._not_come, key)
+                self._retained[key] = (self._weight(call), later)
                 self._retain(call)
             return True
         return False

@@ -335,3 +335,20 @@ class RedeliveredCallsTests(SynchronousTestCase):
         given_back = service.server.counts.given_back
         self.clock.advance(PATIENCE)
         self.assertEqual((service.server.counts.given_back, service.transport.held), (given_back, []))
+
+    def test_comes_twice(self) -> None:
+        """A message that comes twice while it is being moved keeps one place, and leaves no timer behind."""
+        self.calls()
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.services = []
+        self.retained = lambda delivery: None  # moved, and not back
+        self.start(1)
+        self.clock.advance(0)
+        server = self.services[0].server
+        self.assertEqual(server._redelivered.retained, CONCURRENCY)
+        for delivery in list(self.services[0].transport.held):
+            server._receive(delivery)
+        self.assertEqual(server._redelivered.retained, CONCURRENCY)
+        self.successResultOf(server.close())
+        self.assertEqual([call.func.__name__ for call in self.clock.getDelayedCalls() if "come" in str(call.func)], [])
