@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from novasvc.errors import RedeliveredError
+from novasvc.errors import RedeliveredError, RPCTimeoutError
 from novasvc.rpc.parking import GRACE
 from tests.unit.rpc_rig import TARGET, RPCCase
 
@@ -82,4 +82,6 @@ class ParkingTests(RPCCase):
         self.server._listener.live = False  # type: ignore[union-attr]  # as while the broker is away
         self.clock.pump([GRACE] * 20)  # the calls' timeout is 60 s
         self.assertEqual(len(self.server._parking), 0)
+        for call in self.calls[2:]:
+            self.failureResultOf(call, RPCTimeoutError)
         self.successResultOf(self.server.drained())
