@@ -27,6 +27,7 @@ class Call:
     :param request_id: known when it has begun.
     :param running: what the method returned, if it takes its time.
     :param answered: no answer is to follow.
+    :param held: a copy of its message is on its way to this process; see IDelivery.hold.
     :param missed: its message seems to be nowhere but here.
     :param backlog_slot: where it is recorded as not begun; None if it is not.
     :param placed: a place among the redelivered calls is kept for it.
@@ -46,6 +47,7 @@ class Call:
     running: Deferred[Any] | None = attrs.field(default=None, init=False)
     keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
     answered: bool = attrs.field(default=False, init=False)
+    held: bool = attrs.field(default=False, init=False)
     missed: bool = attrs.field(default=False, init=False)
     backlog_slot: int | None = attrs.field(default=None, init=False)
     placed: bool = attrs.field(default=False, init=False)

@@ -1,10 +1,11 @@
 """Deliveries that are in hand for so long that the transport would take them back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from novasvc.rpc.call import Call
+from novasvc.rpc.ledger import Ledger
 
 
 class Holding:
@@ -14,7 +15,7 @@ class Holding:
     held, again and again; see :meth:`novasvc.interfaces.IDelivery.hold`.
 
     :param clock: measures the time.
-    :param calls: those in hand.
+    :param ledger: has the calls in hand.
     :param hold_after: seconds, see IListener; None is for ever, now.
     :param give_back: gives a call back if it only waits, and returns whether.
     """
@@ -22,13 +23,13 @@ class Holding:
     def __init__(
         self,
         clock: IReactorTime,
-        calls: Iterable[Call],
+        ledger: Ledger,
         *,
         hold_after: Callable[[], float | None],
         give_back: Callable[[Call], bool],
     ) -> None:
         self._clock = clock
-        self._calls = calls
+        self._ledger = ledger
         self._hold_after = hold_after
         self._give_back = give_back
         self._timer: IDelayedCall | None = None
@@ -53,7 +54,7 @@ class Holding:
     def _look(self, seconds: float) -> None:
         self._timer = None
         due = self._clock.seconds() - seconds
-        for call in self._calls:
+        for call in self._ledger:
             if call.delivered <= due and not call.delivery.session.ended and not self._give_back(call):
-                call.delivery.hold()
+                self._ledger.hold(call)
         self.start()

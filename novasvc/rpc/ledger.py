@@ -27,7 +27,10 @@ class Ledger:
     #
     # - In hand: it waits, runs, or its reply is being published. The new delivery takes the place
     #   of the old one, which has become void or is acknowledged.
-    # - Settled: answered, refused, or begun and at most once. The new delivery is acknowledged.
+    # - Settled: answered, refused, or begun and at most once. The new delivery is acknowledged. If the
+    #   message was held, its copy comes again for certain, so it is not forgotten before.
+    # - Quarantined: another copy of the message is acknowledged, too. But one that was never delivered
+    #   before is new: an operator has put it back.
     # - Given back: as if it had never been here.
     # - Parked: it waited, and its delivery became void. If it comes again, it waits again. See Note
     #   [Void deliveries] in novasvc.rpc.parking.
@@ -37,6 +40,7 @@ class Ledger:
         self._parking = parking
         self._in_hand: dict[object, Call] = {}
         self._settled = SeenWindow(clock, count=max(10_000, remembered))
+        self._quarantined = SeenWindow(clock, count=1_000)
 
     def __iter__(self) -> Iterator[Call]:
         """Return the calls in hand."""
@@ -55,7 +59,7 @@ class Ledger:
     def take_over(self, call: Call, delivery: IDelivery) -> bool:
         """Let a delivery take the place of the one by which a call came; return whether it was parked."""
         call.delivery.ack()  # It may be a second message with the same id.
-        call.delivery, call.delivered = delivery, self._clock.seconds()
+        call.delivery, call.delivered, call.held = delivery, self._clock.seconds(), False
         unique_id = call.request.unique_id
         if unique_id is None or not self._parking.take(unique_id):
             return False
@@ -71,20 +75,45 @@ class Ledger:
         """Forget a call that is in hand and has not begun; :meth:`take` or :meth:`give_back` follows."""
         self._in_hand.pop(call.request.unique_id or call, None)
 
+    def hold(self, call: Call) -> None:
+        """Have a call's message kept for this process, and delivered to it again; see IDelivery."""
+        call.held = True
+        call.delivery.hold()
+
     def settle(self, call: Call) -> None:
         """Acknowledge a call's delivery."""
         self._in_hand.pop(call.request.unique_id or call, None)
-        self.acknowledge(call.delivery, call.request.unique_id)
+        self.acknowledge(call.delivery, call.request.unique_id, expected=call.held)
 
-    def acknowledge(self, delivery: IDelivery, unique_id: str | None) -> None:
-        """Acknowledge the delivery of a message that became no call, or one that is settled."""
+    def acknowledge(self, delivery: IDelivery, unique_id: str | None, *, expected: bool = False) -> None:
+        """Acknowledge the delivery of a message that became no call, or one that is settled.
+
+        :param expected: a copy of the message is on its way to this process.
+        """
         delivery.ack()
         if unique_id is not None:
-            self._settled.add(unique_id, delivery.session)
+            self._settled.add(unique_id, delivery.session, expected=expected)
 
-    def is_settled(self, unique_id: str | None) -> bool:
-        """Tell whether a message was settled here, as far as that is remembered."""
-        return unique_id is not None and unique_id in self._settled
+    def quarantine(self, delivery: IDelivery, unique_id: str | None, reason: str) -> None:
+        """Move a delivery's message to the quarantine."""
+        delivery.quarantine(reason)
+        if unique_id is not None:
+            self._quarantined.add(unique_id, delivery.session)
+
+    def settle_again(self, delivery: IDelivery, unique_id: str | None) -> bool:
+        """Acknowledge a new delivery of a message that was settled here, as far as that is remembered.
+
+        :return: whether it was.
+        """
+        if unique_id is None:
+            return False
+        if unique_id in self._settled:
+            self.acknowledge(delivery, unique_id)
+        elif delivery.deliveries and unique_id in self._quarantined:
+            delivery.ack()
+        else:
+            return False
+        return True
 
     def give_back(self, call: Call, *, here: bool = False) -> None:
         """Have a call's message delivered again.

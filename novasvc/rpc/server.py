@@ -472,7 +472,7 @@ class Server:
         if isinstance(error, QuarantinedError):
             self.counts.unserved("quarantined")
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
-            delivery.quarantine(str(error))
+            self._ledger.quarantine(delivery, unique_id, str(error))
         else:
             self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
@@ -493,9 +493,8 @@ class Server:
             if not parked:
                 self._go_on()  # It may have its turn by that.
             return True, known if parked else None
-        if self._ledger.is_settled(request.unique_id):
+        if self._ledger.settle_again(delivery, request.unique_id):
             self.counts.unserved("duplicates")
-            self._ledger.acknowledge(delivery, request.unique_id)
             self._execution.answer_again(request, delivery.expires_in)
             return True, None
         if self._state == "closed":

@@ -68,6 +68,17 @@ class SeenWindowTests(SynchronousTestCase):
         self.add("b")
         self.assertEqual(self.known("a", "b"), ["a", "b"])
 
+    def test_expected(self) -> None:
+        """An id whose message comes again for certain is known until it has, and for as long as any other then."""
+        self.window.add("a", self.session, expected=True)
+        self.clock.advance(100_000)
+        self.assertEqual(self.known("a"), ["a"])
+        self.add("b", "c", "d")
+        self.assertEqual(self.known("a"), ["a"])
+        self.add("a")
+        self.clock.advance(10)
+        self.assertEqual(self.known("a"), [])
+
     def test_bounded(self) -> None:
         """However many sessions end, there is a bound."""
         for number in range(100):

@@ -156,6 +156,15 @@ class RedeliveryTests(RPCCase):
         self.successResultOf(self.server.close())
         self.assertEqual(self.take(), [])
 
+    def test_other_copy_of_quarantined(self) -> None:
+        """Another copy of a quarantined message is not run where that is known; one that an operator sends is new."""
+        body = self.request("hang_again", what=1)
+        self.redeliver(body, times=3)
+        self.redeliver_here(body)
+        self.assertEqual((self.diary.calls, self.server.counts.duplicates), ([], 1))
+        self.send(body)
+        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 1))
+
     def test_not_yet(self) -> None:
         """What came less often runs once more; how often it may come can be set."""
         self.redeliver(self.request("hang_again", what=1), times=2)

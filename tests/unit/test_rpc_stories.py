@@ -318,7 +318,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        assert not self.wrong
+        assert not self.wrong, self.wrong
 
     @invariant()
     def quarantine_is_true(self) -> None:
