@@ -22,6 +22,17 @@ def program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
+def unmeasured(*left_out: str) -> dict[str, str]:
+    """Return the environment of the tests for a program that they start, which then runs without coverage.
+
+    A start under coverage takes almost twice as long; one without byte code is mostly compiling.
+
+    :param left_out: further beginnings of names.
+    """
+    strange = ("COVERAGE_PROCESS_", "PYTHONDONTWRITEBYTECODE", *left_out)
+    return {name: value for name, value in os.environ.items() if not name.startswith(strange)}
+
+
 class Process:
     """A started process whose output is kept.
 
@@ -32,9 +43,6 @@ class Process:
     """
 
     def __init__(self, test: TestCase, command: Sequence[str], directory: Path, **environment: str) -> None:
-        # A start without byte code is mostly compiling, and one under coverage takes almost twice as long.
-        left_out = ("NOVASVC_", "COVERAGE_PROCESS_", "PYTHONDONTWRITEBYTECODE")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         self.popen = subprocess.Popen(
             command,
             cwd=directory,
@@ -42,7 +50,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**inherited, "HOME": str(directory), "XDG_STATE_HOME": str(directory), **environment},
+            env={**unmeasured("NOVASVC_"), "HOME": str(directory), "XDG_STATE_HOME": str(directory), **environment},
             start_new_session=True,
         )
         test.addCleanup(self._end)
@@ -71,13 +79,22 @@ class Process:
                 return found
 
     def wait(self) -> int:
-        """Wait for the end; return the exit status, negative for a signal."""
+        """Wait for the end, and for all of the output; return the exit status, negative for a signal.
+
+        :raises AssertionError: it did not end, or left processes that may still print.
+        """
+        status = self.wait_for_exit()
+        self._reader.join(PATIENCE)
+        if self._reader.is_alive():
+            raise AssertionError(f"what it left has its output open {PATIENCE} s after its end:\n{self.output}")
+        return status
+
+    def wait_for_exit(self) -> int:
+        """Wait for the end of the process, which may leave others; return the exit status, negative for a signal."""
         try:
-            status = self.popen.wait(PATIENCE)
+            return self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end within {PATIENCE} s:\n{self.output}") from None
-        self._reader.join(PATIENCE)
-        return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, and wait for the end."""

@@ -22,6 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from novasvc.db.services import connect_registry
+from tests.e2e.process import unmeasured
 
 _INSTALLED = Path(sys.executable).with_name("novasvc")
 COMMAND = [str(_INSTALLED)] if _INSTALLED.exists() else [sys.executable, "-c", "from novasvc.cli import main; main()"]
@@ -39,8 +40,7 @@ class CommandCase(SynchronousTestCase):
         self.addCleanup(directory.cleanup)
         self.directory = Path(directory.name)
         self.file = self.directory / "state" / "novasvc.sqlite"
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("NOVASVC_")}
-        self.environ = {**ours, "NOVASVC_STATE_DIR": str(self.file.parent)}
+        self.environ = {**unmeasured("NOVASVC_"), "NOVASVC_STATE_DIR": str(self.file.parent)}
 
     def run_command(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run the command to its end; it must never show a traceback."""

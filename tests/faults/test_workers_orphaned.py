@@ -83,7 +83,7 @@ class SuccessorTests(OrphanCase):
         fleet = self.script(f"echo:tcp:{self.port}:interface=127.0.0.1=1")
         os.kill(fleet.ready(1)[1], signal.SIGSTOP)
         fleet.popen.kill()
-        fleet.wait()
+        fleet.wait_for_exit()
         return fleet
 
     def end(self, fleet: Fleet) -> None:

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred, DeferredQueue
 
 from novasvc import rpc
 from novasvc.transport.amqp import AMQPTransport
+from tests.e2e.process import unmeasured
 from tests.faults.amqp_rig import AMQPCase
 from tests.servers import shared_broker
 from tests.servers.process import missing
@@ -59,6 +60,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=unmeasured(),
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
