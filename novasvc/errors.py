@@ -540,17 +540,20 @@ class ResultNotSerializableError(RPCError):
 
 @attrs.define
 class MethodTimeoutError(RPCError):
-    """The method was cancelled at its own timeout or at the caller's deadline.
+    """The method was cancelled: at its own timeout, at the caller's deadline, or because its server shut down.
 
     :param method: the name that was called.
-    :param timeout: seconds it was given.
+    :param timeout: seconds it ran.
+    :param reason: why, and what to do, where the server shut down; "" is a deadline of the call.
     """
 
     method: str
     timeout: float
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.method!r} was cancelled after {self.timeout:g} s"
+        why = f": {self.reason}" if self.reason else ""
+        return f"{self.method!r} was cancelled after {self.timeout:g} s{why}"
 
 
 @attrs.define

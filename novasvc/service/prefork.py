@@ -17,6 +17,7 @@ from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IReplaceable, IStartable
 from novasvc.logfiles import rotate_at_signal
+from novasvc.logs import counted
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.service.launcher import SignalExit, log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
@@ -377,7 +378,7 @@ class ProcessLauncher(service.Service):
                 limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
             _log.info(
                 "draining: {count} left, {limit}: {workers}",
-                count="1 worker" if len(left) == 1 else f"{len(left)} workers",
+                count=counted(len(left), "worker"),
                 limit=limit,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )
