@@ -19,7 +19,7 @@ from novasvc.interfaces import IReplaceable, IStartable
 from novasvc.logfiles import rotate_at_signal
 from novasvc.logs import counted
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.service.launcher import SignalExit, log_settings, run_until_ended
+from novasvc.service.launcher import SignalExit, keep_status, log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
 from novasvc.service.process import end_process, is_alone, stop_reactor
 from novasvc.settings import Configuration, load
@@ -166,8 +166,10 @@ class ProcessLauncher(service.Service):
         """
         ran = not self._reactor.running
         waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
-        if ran and self._signo is not None and self._cut:
-            raise SignalExit(self._signo)
+        if ran and self._signo is not None:
+            keep_status()
+            if self._cut:
+                raise SignalExit(self._signo)
         return waiting
 
     # -- Twisted's names -----------------------------------------------------------------------
