@@ -343,6 +343,13 @@ class InvalidTargetError(RPCError):
         return f"target {self.target}: {self.problem}"
 
 
+def _all_down(registered: int) -> str:
+    """Say that no service of a target is up."""
+    if not registered:
+        return "no such service is registered"
+    return "the only such service is down" if registered == 1 else f"all {registered} such services are down"
+
+
 @attrs.define
 class RPCTimeoutError(RPCError):
     """No reply within the deadline, or no sign of life for as long as the caller bears with that.
@@ -352,6 +359,8 @@ class RPCTimeoutError(RPCError):
     :param timeout: seconds that were waited.
     :param silent: it was a sign of life that did not come.
     :param unconfirmed: why the broker has not confirmed the message; empty if it has.
+    :param registered: services that the registry has for the target; None if the caller could not ask the registry.
+    :param up: those of them that the registry has as up.
     """
 
     target: str
@@ -359,6 +368,8 @@ class RPCTimeoutError(RPCError):
     timeout: float
     silent: bool = False
     unconfirmed: str = ""
+    registered: int | None = None
+    up: int = 0
 
     def __str__(self) -> str:
         if self.unconfirmed:
@@ -370,6 +381,11 @@ class RPCTimeoutError(RPCError):
             return (
                 f"no sign of life from {self.target} while {self.method!r} was to run, for {self.timeout:g} s; "
                 "see whether the service lives, and is not too busy to begin"
+            )
+        if self.registered is not None and not self.up:
+            return (
+                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and the registry says: "
+                f"{_all_down(self.registered)}; start one"
             )
         return (
             f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; "
@@ -399,9 +415,7 @@ class UndeliverableError(RPCError):
                 "control_exchange and transport_url"
             )
         if self.registered:
-            return (
-                f"nobody serves {self.target}: {unbound}, and all {self.registered} such services are down; start one"
-            )
+            return f"nobody serves {self.target}: {unbound}, and {_all_down(self.registered)}; start one"
         if self.registered is not None:
             unbound += ", and no such service is registered"
         return f"nobody serves {self.target}: {unbound}; start a service with this topic, or check topic and host"
