@@ -382,10 +382,12 @@ class RPCTimeoutError(RPCError):
                 f"no sign of life from {self.target} while {self.method!r} was to run, for {self.timeout:g} s; "
                 "see whether the service lives, and is not too busy to begin"
             )
-        if self.registered is not None and not self.up:
+        if (
+            self.registered and not self.up
+        ):  # what is not registered may run all the same: a program with oslo.messaging
             return (
                 f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and the registry says: "
-                f"{_all_down(self.registered)}; start one"
+                f"{_all_down(self.registered)}; start one, and see the service's log for whether the method has run"
             )
         return (
             f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; "
