@@ -343,6 +343,13 @@ class InvalidTargetError(RPCError):
         return f"target {self.target}: {self.problem}"
 
 
+def _all_down(registered: int) -> str:
+    """Say that no service of a target is up."""
+    if not registered:
+        return "no such service is registered"
+    return "the only such service is down" if registered == 1 else f"all {registered} such services are down"
+
+
 @attrs.define
 class RPCTimeoutError(RPCError):
     """No reply within the deadline, or no sign of life for as long as the caller bears with that.
@@ -352,6 +359,8 @@ class RPCTimeoutError(RPCError):
     :param timeout: seconds that were waited.
     :param silent: it was a sign of life that did not come.
     :param unconfirmed: why the broker has not confirmed the message; empty if it has.
+    :param registered: services that the registry has for the target; None if the caller could not ask the registry.
+    :param up: those of them that the registry has as up.
     """
 
     target: str
@@ -359,6 +368,8 @@ class RPCTimeoutError(RPCError):
     timeout: float
     silent: bool = False
     unconfirmed: str = ""
+    registered: int | None = None
+    up: int = 0
 
     def __str__(self) -> str:
         if self.unconfirmed:
@@ -370,6 +381,13 @@ class RPCTimeoutError(RPCError):
             return (
                 f"no sign of life from {self.target} while {self.method!r} was to run, for {self.timeout:g} s; "
                 "see whether the service lives, and is not too busy to begin"
+            )
+        if (
+            self.registered and not self.up
+        ):  # what is not registered may run all the same: a program with oslo.messaging
+            return (
+                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and the registry says: "
+                f"{_all_down(self.registered)}; start one, and see the service's log for whether the method has run"
             )
         return (
             f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; "
@@ -399,9 +417,7 @@ class UndeliverableError(RPCError):
                 "control_exchange and transport_url"
             )
         if self.registered:
-            return (
-                f"nobody serves {self.target}: {unbound}, and all {self.registered} such services are down; start one"
-            )
+            return f"nobody serves {self.target}: {unbound}, and {_all_down(self.registered)}; start one"
         if self.registered is not None:
             unbound += ", and no such service is registered"
         return f"nobody serves {self.target}: {unbound}; start a service with this topic, or check topic and host"
@@ -540,17 +556,20 @@ class ResultNotSerializableError(RPCError):
 
 @attrs.define
 class MethodTimeoutError(RPCError):
-    """The method was cancelled at its own timeout or at the caller's deadline.
+    """The method was cancelled: at its own timeout, at the caller's deadline, or because its server shut down.
 
     :param method: the name that was called.
-    :param timeout: seconds it was given.
+    :param timeout: seconds it ran.
+    :param reason: why, and what to do, where the server shut down; "" is a deadline of the call.
     """
 
     method: str
     timeout: float
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.method!r} was cancelled after {self.timeout:g} s"
+        why = f": {self.reason}" if self.reason else ""
+        return f"{self.method!r} was cancelled after {self.timeout:g} s{why}"
 
 
 @attrs.define

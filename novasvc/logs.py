@@ -36,6 +36,14 @@ node_fields: ContextVar[Mapping[str, str | None]] = ContextVar("novasvc_node", d
 """host, binary and topic of the node whose code is running."""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, for a person: "1 call", "2 calls".
+
+    :param noun: in the singular; its plural is regular.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 @implementer(ILogObserver)
 @attrs.frozen
 class FieldsObserver:

@@ -1,7 +1,9 @@
 """``novasvc config``: the settings, and where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
@@ -10,6 +12,7 @@ from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
 from novasvc.errors import SettingsError
 from novasvc.settings.listing import rows
+from novasvc.settings.load import examine
 from novasvc.settings.spec import text_of
 
 
@@ -18,11 +21,30 @@ def config() -> None:
     """See the settings, and check files of them."""
 
 
+def files_of_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the ways to name files of settings; its ``place`` has them beside those in front of `config`."""
+
+    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+    @click.option(
+        "--config", "more", multiple=True, type=click.Path(path_type=Path), help="The same as FILE; may be repeated."
+    )
+    @wraps(function)
+    def with_files(place: Place, files: Sequence[Path], more: Sequence[Path], **kwargs: Any) -> Any:
+        return function(attrs.evolve(place, files=(*place.files, *more, *files)), **kwargs)
+
+    return with_files
+
+
 @config.command()
 @output_options
 @pass_place
+@files_of_settings
 def show(place: Place, output: Output) -> None:
-    """Print every setting, its value and where that comes from; passwords are masked."""
+    """Print every setting, its value and where that comes from; passwords are masked.
+
+    FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
+    `config` count as well. Without FILEs those of NOVASVC_CONFIG are read.
+    """
     table = list(rows(place.configuration))
     if output.format != "json":
         table = [{**row, "Value": text_of(row["Value"])} for row in table]
@@ -30,10 +52,10 @@ def show(place: Place, output: Output) -> None:
 
 
 @config.command()
-@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
 @click.option("--running", is_flag=True, help="Skip the check for ports in use: the node is already running.")
 @pass_place
-def check(place: Place, files: Sequence[Path], running: bool) -> int:  # noqa: FBT001 - click's
+@files_of_settings
+def check(place: Place, running: bool) -> int:  # noqa: FBT001 - click's
     """Say all that is wrong with the settings that a node would have here.
 
     FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
@@ -43,21 +65,23 @@ def check(place: Place, files: Sequence[Path], running: bool) -> int:  # noqa: F
     options, files that cannot be read, directories that cannot be written to, addresses that are taken. Starts nothing,
     and asks neither the broker nor the database.
     """
-    try:
-        checked = attrs.evolve(place, files=(*place.files, *files)).configuration
-    except SettingsError as error:
-        click.echo(f"novasvc: {error}", err=True)
-        return 1
     from novasvc.cli.preflight import problems  # noqa: PLC0415 - imports SQLAlchemy and OpenSSL
 
+    read = examine(place.files, place.environ, place.options)
+    checked = read.configuration
     for warning in checked.warnings:
         click.echo(f"novasvc: {warning}", err=True)
-    found = [printable(str(problem)) for problem in problems(checked.settings, running=running)]
+    if read.errors:
+        click.echo(f"novasvc: {SettingsError(read.errors)}", err=True)
+    found = []
+    if read.complete:  # or most of what is found would be about defaults that nobody wants
+        found = [printable(str(each)) for each in problems(checked.settings, running=running, unsure=read.unsure)]
     if found:
         lines = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {line}" for line in found)
-        click.echo(f"novasvc: a start would fail:{lines}", err=True)
+        click.echo(f"novasvc: a start would {'also ' if read.errors else ''}fail:{lines}", err=True)
+    if found or read.errors:
         return 1
-    names = ", ".join(map(str, files)) or "the settings"
+    names = ", ".join(map(str, place.files)) or "the settings"
     count = len(checked.settings.services)
     click.echo(f"ok: {names} ({count} service{'' if count == 1 else 's'})")
     return 0

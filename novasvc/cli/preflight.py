@@ -3,7 +3,7 @@
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from ipaddress import ip_address
@@ -18,6 +18,7 @@ from novasvc.manager import see_manager
 from novasvc.service.paste import Loader
 from novasvc.service.sockets import address_of, bound, port_of
 from novasvc.settings import Settings
+from novasvc.settings.model import SPECS
 from novasvc.supervision.claim import see_path
 from novasvc.supervision.errors import ControlError
 from novasvc.transport.amqp.configured import broker_options
@@ -27,50 +28,62 @@ _PATIENCE = 2.0
 """Seconds that a supervisor may take to say that it is there."""
 
 
-def problems(settings: Settings, *, running: bool) -> Iterator[NovasvcError]:
+_Check = tuple[Collection[str], Callable[[], object]]
+"""Names of the settings that it goes by, and a function that raises what is wrong."""
+
+_BROKER = ("transport_url", *(name for name in SPECS if name.startswith("rabbit_")))
+
+
+def problems(settings: Settings, *, running: bool, unsure: Collection[str] = ()) -> Iterator[NovasvcError]:
     """Return an error for each thing that would end a start here, of this user.
 
     Modules of managers are imported, and no manager is made. Addresses are bound for a moment, and not listened on.
     Neither the broker nor the database is asked.
 
     :param running: the node runs already, so its addresses are rightly taken.
+    :param unsure: settings that are to have another value than they have here; what goes by them is not checked.
     """
-    checks: list[Callable[[], object]] = [
+    checks: list[_Check] = [
         *_managers(settings),
         *_directories(settings),
-        partial(_broker, settings),
-        partial(_database, settings),
+        (_BROKER, partial(_broker, settings)),
+        (("database_url", "state_dir", "api", "db_allowed"), partial(_database, settings)),
         *_served(settings),
     ]
-    for check in checks:
+    for names, check in checks:
+        if {*names} & {*unsure}:
+            continue
         try:
             check()
         except NovasvcError as error:
             yield error
     if not running and not _is_supervised_here(settings):
-        yield from _addresses(settings)
+        yield from _addresses(settings, unsure)
 
 
-def _managers(settings: Settings) -> Iterator[Callable[[], object]]:
+def _managers(settings: Settings) -> Iterator[_Check]:
     for part in settings.services:
-        yield partial(see_manager, part.manager, host=part.host, **part.options)
+        names = ("binary", "topic", "manager", f"{part.topic}_manager")
+        yield names, partial(see_manager, part.manager, host=part.host, **part.options)
     for name in _applications(settings):
         if name in settings.managers:
-            yield partial(see_manager, settings.managers[name], host=settings.host)
+            yield (), partial(see_manager, settings.managers[name], host=settings.host)
 
 
-def _directories(settings: Settings) -> Iterator[Callable[[], object]]:
+def _directories(settings: Settings) -> Iterator[_Check]:
     """Check the directories that these settings use, and no others."""
     if settings.services:
         temporary = settings.tempdir or Path(tempfile.gettempdir())
-        yield partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
+        yield ("tempdir",), partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
     # The API keeps the key of its sessions there.
     if settings.api or (settings.database_in_state_dir and _needs_database(settings)):
-        yield partial(_see_writable, "state directory", settings.state_dir, "state_dir")
+        names = ("state_dir", "api", "database_url", "db_allowed")
+        yield names, partial(_see_writable, "state directory", settings.state_dir, "state_dir")
     if settings.supervised:
-        yield partial(see_path, settings.control_socket.absolute())
+        names = ("control_socket", "state_dir", "workers", "api_workers")
+        yield names, partial(see_path, settings.control_socket.absolute())
         folder = settings.control_socket.parent
-        yield partial(_see_writable, "directory of the control socket", folder, "control_socket")
+        yield names, partial(_see_writable, "directory of the control socket", folder, "control_socket")
 
 
 def _see_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
@@ -121,25 +134,26 @@ def _database(settings: Settings) -> None:
         raise DatabaseRefusedError(address.masked, reason)
 
 
-def _served(settings: Settings) -> Iterator[Callable[[], object]]:
+def _served(settings: Settings) -> Iterator[_Check]:
     loader = Loader(settings.api_paste_config)
+    certificate = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file")
     for name in _applications(settings):
-        yield partial(loader.see, name)
+        yield ("enabled_apis", "enabled_ssl_apis", "api_paste_config"), partial(loader.see, name)
     if settings.api:
         from novasvc.api.service import read_keys  # noqa: PLC0415 - imports Klein
 
-        yield partial(read_keys, settings)
+        yield (*certificate, "api", "api_token_file", "api_use_ssl", "state_dir"), partial(read_keys, settings)
     if settings.enabled_ssl_apis and not (settings.api and settings.api_use_ssl):
         from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
 
-        yield partial(make_tls, settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
+        yield certificate, partial(make_tls, settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
 
 
 def _applications(settings: Settings) -> dict[str, None]:
     return dict.fromkeys([*settings.enabled_apis, *settings.enabled_ssl_apis])
 
 
-def _addresses(settings: Settings) -> Iterator[ListenError]:
+def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenError]:
     """Return an error for each address that cannot be bound, by this process or beside those before it."""
     wanted = [(name, settings.api_named(name)) for name in _applications(settings)]
     places = [(name, api.listen, api.listen_port) for name, api in wanted]
@@ -148,6 +162,8 @@ def _addresses(settings: Settings) -> Iterator[ListenError]:
     taken: list[tuple[str, socket.socket]] = []
     with ExitStack() as stack:
         for name, host, port in places:
+            if {f"{name}_listen", f"{name}_listen_port"} & {*unsure}:
+                continue
             try:
                 made = stack.enter_context(closing(bound(host, port)))
             except ListenError as error:

@@ -13,6 +13,7 @@ from novasvc.settings.masking import MASK
 _log = Logger()
 _LONGEST = 2000
 """Characters of a request line that are logged."""
+_LONGEST_REASON = 500
 _UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
 _SECRET = re.compile(rb"passw|pwd|secret|token|key|code|auth|sig|session|credential", re.IGNORECASE)
 
@@ -41,7 +42,7 @@ class AccessLog:
         :param request_id: what the client knows the request by; "" is that of the context, if there is one.
         """
         fields = {
-            "client_ip": getattr(client, "host", None) or "unix:",
+            "client_ip": _ip(client),
             "client_port": getattr(client, "port", 0),
             "date_time": datetime.now().astimezone().strftime("%d/%b/%Y %H:%M:%S") if self._dated else "",
             "request_line": shown(line),
@@ -51,6 +52,19 @@ class AccessLog:
         }
         known = {"request_id": request_id} if request_id else {}
         _log.info("{line}", line=self._form % fields, access=fields, **known)
+
+    def write_reason(self, client: Any, status: int, reason: str) -> None:
+        """Write why a request was refused, after its line: the form of that is Nova's, and has no place for it.
+
+        :param client: as for :meth:`write`.
+        :param reason: what the client is told.
+        """
+        told = _UNSAFE.sub(_escaped, reason[:_LONGEST_REASON])
+        _log.info("{client} refused with {status}: {reason}", client=_ip(client), status=status, reason=told)
+
+
+def _ip(client: Any) -> str:
+    return getattr(client, "host", None) or "unix:"
 
 
 def shown(line: bytes) -> str:

@@ -22,7 +22,7 @@ from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
 from novasvc.http.body import Body
-from novasvc.http.head import Head, read_head, see_partial
+from novasvc.http.head import Head, read_head, request_line, see_partial
 from novasvc.http.peer import Backlog, has_arrived, is_gone, probe, unsent
 from novasvc.http.refusal import RefusedError, error_body, error_head
 
@@ -192,11 +192,11 @@ class Channel(HTTPChannel):
         if end < 0:
             see_partial(data, self._limits)
             return False
-        self._input = data[end + 4 :]
         head = read_head(data[: end + 2], self._limits)
         if head.scheme == b"https" and not self.secure:
             # RFC 9110, 7.4: what is asked of https has to come over TLS.
             raise RefusedError(421, "the target of the request is of https, and this connection is without TLS")
+        self._input = data[end + 4 :]
         self._begin(head)
         return True
 
@@ -273,8 +273,9 @@ class Channel(HTTPChannel):
         """Answer what is no request, or one that is too much, and close the connection."""
         request = self.requests.pop() if self.requests else None
         self._forget_body()
+        line = request_line(self._input) if request is None else request.head.line
         body = error_body(refused.status, refused.message)
-        self.site.note_refused(self, request, refused.status, len(body))
+        self.site.note_refused(self, refused, line, len(body), begun=request is not None)
         head = error_head(refused.status, len(body), self.site.date)
         silent = request is not None and request.head.method == b"HEAD"
         self.transport.write(head if silent else head + body)

@@ -62,6 +62,11 @@ class Head:
     last: bool = False
     expects: bool = False
 
+    @property
+    def line(self) -> bytes:
+        """The request line, for the log."""
+        return b"%b %b %b" % (self.method, self.target, self.version)
+
 
 def read_head(text: bytes, limits: Limits) -> Head:
     """Read a head.
@@ -112,6 +117,17 @@ def see_partial(text: bytes, limits: Limits) -> None:
             raise _too_long(limits)
     else:
         _see_limits(text[line_end + 2 :], limits)
+
+
+def request_line(text: bytes) -> bytes:
+    """Return the request line of a head that is refused, for the log; empty if it cannot be read.
+
+    :param text: what has come of the head.
+    """
+    line, end, _ = text.partition(b"\r\n")
+    found = _REQUEST_LINE.fullmatch(line) if end else None
+    # What is in front of an @ may be a password.
+    return b"" if found is None or b"@" in found[2].partition(b"?")[0] else line
 
 
 def see_trailer(line: bytes) -> None:

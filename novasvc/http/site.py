@@ -19,7 +19,7 @@ from novasvc.http.channel import Channel
 from novasvc.http.head import Head
 from novasvc.http.light import LightRequest
 from novasvc.http.limits import Limits
-from novasvc.http.refusal import error_body
+from novasvc.http.refusal import RefusedError, error_body
 
 _log = Logger()
 
@@ -258,21 +258,22 @@ class Site(server.Site):
         seconds = self.reactor.seconds() - began
         metrics.request_ends(self.name, route, head.method.decode("ascii"), status, seconds)
         if self._access_log is not None:
-            line = b"%b %b %b" % (head.method, head.target, head.version)
-            self._access_log.write(client, line, status, length, seconds, request_id)
+            self._access_log.write(client, head.line, status, length, seconds, request_id)
 
-    def note_refused(self, channel: Channel, request: Any, status: int, length: int) -> None:
+    def note_refused(self, channel: Channel, refused: RefusedError, line: bytes, length: int, *, begun: bool) -> None:
         """Count and log what was refused.
 
-        :param request: None if its head was what is wrong.
+        :param line: the request line; empty if it could not be read.
+        :param length: bytes of the answer's body.
+        :param begun: whether a request was made of its head; else that was what is wrong.
         """
-        if request is None:
+        if not begun:
             metrics.request_begins(self.name)
-        metrics.request_ends(self.name, "", "", status, 0.0)
+        metrics.request_ends(self.name, "", "", refused.status, 0.0)
         if self._access_log is not None:
-            head = None if request is None else request.head
-            line = b"-" if head is None else b"%b %b %b" % (head.method, head.target, head.version)
-            self._access_log.write(channel.transport.getPeer(), line, status, length, 0.0)
+            client = channel.transport.getPeer()
+            self._access_log.write(client, line or b"-", refused.status, length, 0.0)
+            self._access_log.write_reason(client, refused.status, refused.message)
 
 
 def make_site(

@@ -233,15 +233,17 @@ class Execution:
         self._cut_short(call)
         self._ended()
 
-    def _cut_short(self, call: Call) -> None:
+    def _cut_short(self, call: Call, reason: str = "") -> None:
         """Answer for a method that is not waited for any longer, and cancel it.
 
         It holds its place until it has really ended; a thread ends when it wants to.
+
+        :param reason: "" is its deadline.
         """
         if not call.answered:
-            note("call", f"{call.method.name} timed out {call.request_id}")
+            note("call", f"{call.method.name} {'was cut short' if reason else 'timed out'} {call.request_id}")
             self._figures[call.method].timed_out.value += 1
-            error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3))
+            error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3), reason)
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.answer(call, error)
         if call.running is not None and not call.method.exposure.blocking:
@@ -254,14 +256,17 @@ class Execution:
         """Measure no deadline any more; what still runs was cut short before."""
         self._deadlines.close()
 
-    def cut_short(self) -> None:
-        """Cut short all that runs. Idempotent calls get no answer: they go back, to run again elsewhere."""
+    def cut_short(self, reason: str) -> None:
+        """Cut short all that runs. Idempotent calls get no answer: they go back, to run again elsewhere.
+
+        :param reason: why; not "".
+        """
         for call in list(self._running):
             if call.method.exposure.idempotent and not call.answered:
                 self._mark_answered(call)
                 self._ledger.give_back(call)  # We do not die of it.
         for call in list(self._running):
-            self._cut_short(call)
+            self._cut_short(call, reason)
         if self._transport.problem() is not None:
             # What cannot be sent now is held for as long as its caller waits; but we end.
             for publishing in list(self._publishing):

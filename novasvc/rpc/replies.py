@@ -26,6 +26,7 @@ from novasvc.metrics import CallFigures
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
+from novasvc.rpc.lookup import PATIENCE
 from novasvc.rpc.message import Reply, WayBack, read_reply, unwrap
 from novasvc.target import Target
 
@@ -64,6 +65,8 @@ class _Pending:
     :param resent: how often it was.
     :param unconfirmed: the connection was lost before the broker confirmed the message, or its first copy.
     :param begun: the server has shown life, so it has the message.
+    :param asked: the registry was asked about its target.
+    :param known: what the registry has answered.
     """
 
     waiter: Deferred[Any]
@@ -83,6 +86,13 @@ class _Pending:
     resent: int = 0
     unconfirmed: UnconfirmedError | None = None
     begun: bool = False
+    asked: bool = False
+    known: UndeliverableError | None = None
+
+    @property
+    def questionable(self) -> bool:
+        """Whether the registry is to be asked before it times out: no server has shown life, and there is time."""
+        return not (self.asked or self.begun) and self.timeout is not None and self.timeout >= 2 * PATIENCE
 
 
 class Explain(Protocol):
@@ -97,7 +107,8 @@ class PendingCalls:
 
     :param transport: gives the address for replies when the first call is made.
     :param clock: measures the timeouts.
-    :param explain: words the error of a call that nobody can be reached for; None words it without the registry.
+    :param explain: words the error of a call that nobody can be reached for, or that nobody has answered; None words
+        it without the registry.
     """
 
     # Note [A message that was not confirmed]
@@ -186,6 +197,9 @@ class PendingCalls:
     def _be_patient(self, msg_id: str, pending: _Pending) -> None:
         """Wait for a call's reply, or for its next sign of life."""
         when = pending.deadline
+        if self._explain is not None and pending.questionable:
+            # A queue may outlive those who serve it. The registry answers within PATIENCE, or not in time.
+            when -= PATIENCE
         if pending.keepalive is not None:
             when = min(when, self._clock.seconds() + pending.keepalive)
         self._deadlines.add(msg_id, when)
@@ -335,6 +349,9 @@ class PendingCalls:
     def _expire(self, msg_id: str) -> None:
         pending = self._pending[msg_id]
         sending = pending.sending
+        if self._explain is not None and sending is None and pending.questionable:
+            self._ask(msg_id, pending, self._explain)
+            return
         if pending.unconfirmed is not None and sending is None:
             self._end(msg_id, pending.unconfirmed, pending.figures.unconfirmed)
             return
@@ -343,9 +360,22 @@ class PendingCalls:
         unconfirmed = ""
         if sending is not None and not pending.begun:
             unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
-        error = RPCTimeoutError(str(pending.target), pending.method, float(waited or 0), silent, unconfirmed)
+        known = UndeliverableError("") if pending.known is None else pending.known
+        error = RPCTimeoutError(
+            str(pending.target), pending.method, float(waited or 0), silent, unconfirmed, known.registered, known.up
+        )
         self._drop(msg_id, pending.figures.timed_out)
         pending.waiter.errback(error)
+
+    def _ask(self, msg_id: str, pending: _Pending, explain: Explain) -> None:
+        """Ask the registry about the target of a call that is about to time out."""
+
+        def note(known: UndeliverableError) -> None:
+            pending.known = known
+
+        pending.asked = True
+        self._be_patient(msg_id, pending)
+        explain(pending.target).addCallbacks(note, lambda _: None)  # without an answer, the error has none
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
         for msg_id, waiting in list(self._pending.items()):

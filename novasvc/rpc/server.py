@@ -249,25 +249,27 @@ class Server:
         """
         self._state = "closed"
         stopped = self.stop_consuming()
-        self.cut_short()
+        self.cut_short(f"the RPC server of {self._target} was closed; see what the method did before calling again")
         self._execution.close()
         self._holding.stop()
         self._parking.close()
         published = _wait_in(self._publishers, done=not self._execution.publishing)
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
-    def cut_short(self) -> None:
+    def cut_short(self, reason: str) -> None:
         """Cancel what runs, and begin nothing that waits.
 
         Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
         the transport instead, and so does what was not begun.
+
+        :param reason: of the MethodTimeoutError: why, and what to do.
         """
         if self._admission is not None:
             self._admission.end_operations()
         self._takeover.give_back()
         self._parking.wait_no_longer()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
-        self._execution.cut_short()
+        self._execution.cut_short(reason)
         for call in waiting:
             if not self._execution.drop_stale(call):
                 self._give_back(call)

@@ -9,6 +9,8 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
+from novasvc.logs import counted
+
 _log = Logger()
 
 _LAST_REQUEST = 1.0
@@ -84,7 +86,9 @@ class Connections(WrappingFactory):
 
     def _late(self, seconds: float) -> None:
         _log.warn(
-            "{count} connections were not ended after {s:g} s; they are cut", count=len(self.protocols), s=seconds
+            "{connections} not ended after {s:g} s: cut",
+            connections=counted(len(self.protocols), "connection"),
+            s=seconds,
         )
         self.abort()
 

@@ -1,5 +1,6 @@
 """One process: launchers that run services, wait for them, and end with a status that says why."""
 
+import atexit
 import os
 import signal
 import sys
@@ -227,6 +228,7 @@ class ServiceLauncher(Launcher):
             if self._ran:
                 lift_limit()
                 if self._process.signo is not None:
+                    keep_status()
                     raise SignalExit(self._process.signo)
 
     def _limit(self, number: int, seconds: float) -> None:
@@ -344,6 +346,28 @@ def _handlers_given_back() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+# Note [Signals after the end]
+#
+# When wait() is over, the signals are the script's again, and SIGTERM ends it as it ends any program. But a script that
+# a signal has ended, and that has nothing more to do, is about to tell its status. Whoever sends SIGTERM twice (a
+# process group and its leader, an impatient script of an operator) would see "killed by SIGTERM" in place of a drain
+# that went well, if the second one came while the interpreter tidies up. So that ignores both.
+
+
+def keep_status() -> None:
+    """Have the end of the interpreter ignore SIGTERM and SIGINT, unless the script has handlers of its own.
+
+    Called when a signal has ended what a script waited for. See Note [Signals after the end].
+    """
+
+    @atexit.register
+    def ignore() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
+                    signal.signal(number, signal.SIG_IGN)
 
 
 def _from_environment() -> Configuration:

@@ -26,7 +26,7 @@ from novasvc.errors import (
 )
 from novasvc.flight import note
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.logs import node_fields
+from novasvc.logs import counted, node_fields
 from novasvc.manager import Attachments, Manager
 from novasvc.periodic import TaskRunner
 from novasvc.record import ServiceRecord
@@ -108,6 +108,7 @@ class Node:
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
     _at_once: float | None = attrs.field(default=None, init=False)
+    _is_early: bool = attrs.field(default=False, init=False)
     _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _narrowed: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
@@ -143,9 +144,14 @@ class Node:
         """
         if self.course.state in {"stopped", "failed"} or self._at_once is not None:
             return
-        self._at_once = self.runtime.reactor.seconds() + AT_ONCE
+        now = self.runtime.reactor.seconds()
+        self._at_once = now + AT_ONCE
         if self._deadline is not None:
             self._at_once = min(self._at_once, self._deadline + TIDYING)
+            # Told by whoever measures the same deadline, from a moment before ours.
+            self._is_early = now < self._deadline - TIDYING
+        else:
+            self._is_early = True
         if self._shorten is not None:
             self._shorten()
 
@@ -160,7 +166,7 @@ class Node:
         :raises StartError: a part could not be started; the log says so as well.
         """
         node_fields.set(self._log_fields())
-        self._at_once = None
+        self._at_once, self._is_early = None, False
         try:
             await self._walk_up()
         except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
@@ -348,22 +354,35 @@ class Node:
 
     async def _cut_short(self) -> None:
         """Cancel what has not been finished, and see that end before the node tidies up and leaves."""
-        grace = self.runtime.settings.graceful_shutdown_timeout
+        running = [task.name for task in self.tasks.figures() if task.running]
         _log.warn(
-            "not finished {when}: {calls} calls, tasks {running}; cancelled",
-            when=f"after graceful_shutdown_timeout ({grace:g} s)"
-            if self._at_once is None
-            else "when the process had to end",
-            calls=0 if self.server is None else self.server.in_flight,
-            running=", ".join(task.name for task in self.tasks.figures() if task.running) or "none",
+            "{node}: {cause}: cancelling {calls} and {tasks}",
+            node=self.identity,
+            cause=self._cause,
+            calls=counted(0 if self.server is None else self.server.in_flight, "call"),
+            tasks=counted(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
         )
         self.tasks.cancel_running()
         await self._tidy("the end of the tasks", self.tasks.stop)
         if self.server is not None:
             # First, or what is given back would come here again, and be refused.
             await self._tidy("stop consuming", self.server.stop_consuming)
-            self.server.cut_short()
+            self.server.cut_short(f"{self.identity} was shutting down: {self._cause}; {self._remedy}")
             await self._tidy("the end of the calls", self.server.drained)
+
+    @property
+    def _cause(self) -> str:
+        """Why what is under way is cut short."""
+        if self._is_early:
+            return "told to end at once"
+        return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) is over"
+
+    @property
+    def _remedy(self) -> str:
+        """What a caller, or the operator, can do about that."""
+        if self._is_early:
+            return "see what the method did before calling again"
+        return "raise that setting there if its methods take longer, and see what this one did before calling again"
 
     async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
         """Do one step of the way down; neither its failure nor its silence stops the others, nor a SystemExit."""

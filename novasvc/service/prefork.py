@@ -17,8 +17,9 @@ from novasvc import flight
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IReplaceable, IStartable
 from novasvc.logfiles import rotate_at_signal
+from novasvc.logs import counted
 from novasvc.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.service.launcher import SignalExit, log_settings, run_until_ended
+from novasvc.service.launcher import SignalExit, keep_status, log_settings, run_until_ended
 from novasvc.service.lifecycle import Course
 from novasvc.service.process import end_process, is_alone, stop_reactor
 from novasvc.settings import Configuration, load
@@ -165,8 +166,10 @@ class ProcessLauncher(service.Service):
         """
         ran = not self._reactor.running
         waiting = run_until_ended(self, self._reactor, lambda: self.configuration.settings)
-        if ran and self._signo is not None and self._cut:
-            raise SignalExit(self._signo)
+        if ran and self._signo is not None:
+            keep_status()
+            if self._cut:
+                raise SignalExit(self._signo)
         return waiting
 
     # -- Twisted's names -----------------------------------------------------------------------
@@ -377,7 +380,7 @@ class ProcessLauncher(service.Service):
                 limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
             _log.info(
                 "draining: {count} left, {limit}: {workers}",
-                count="1 worker" if len(left) == 1 else f"{len(left)} workers",
+                count=counted(len(left), "worker"),
                 limit=limit,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )

@@ -190,7 +190,7 @@ class Process(MultiService):
         """Cut short what is left."""
         self._late = None
         _log.error(
-            "graceful_shutdown_timeout ({grace:g} s) is over: cancelling the calls and tasks that still run",
+            "graceful_shutdown_timeout ({grace:g} s) is over: cancelling what still runs",
             grace=grace,
         )
         self._hurry(ABANDONED)

@@ -14,6 +14,7 @@ from zope.interface import implementer
 from novasvc.errors import NovasvcError, SettingError, StartError, describe
 from novasvc.flight import note
 from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITransport
+from novasvc.logs import counted
 from novasvc.manager import Attachments, make_manager
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
@@ -288,7 +289,8 @@ class WSGIService(service.Service):
         await self._tidy("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.crew.busy:
-                _log.warn("{n} requests of {name} are left behind in threads", n=self._site.crew.busy, name=self.name)
+                requests = counted(self._site.crew.busy, "request")
+                _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
             self._site.crew.close()
         if self._registry is not None and self.manager is not None:
             await self._tidy("cleanup_host", self.manager.cleanup_host)

@@ -41,6 +41,7 @@ class FileContent:
     :param errors: names that nobody knows, and whatever else could not be read.
     :param foreign: values by section and name that are another program's: those of an INI file may name them.
     :param warnings: a line for each file that has such.
+    :param complete: False if not even the names of all that it gives could be read.
     """
 
     values: list[Given] = attrs.field(factory=list)
@@ -48,6 +49,7 @@ class FileContent:
     errors: list[SettingError] = attrs.field(factory=list)
     foreign: dict[tuple[str, str], str] = attrs.field(factory=dict, repr=False)
     warnings: list[str] = attrs.field(factory=list)
+    complete: bool = True
 
 
 def read_files(files: Sequence[Path]) -> Iterator[FileContent]:
@@ -80,17 +82,25 @@ def _read_toml(file: Path) -> FileContent:
 def _take_table(table: Mapping[str, Any], origin: str, content: FileContent) -> None:
     for name, value in table.items():
         if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
-            content.errors.append(unknown(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format))
+            content.errors.append(_unknown_table(name, origin))
         elif (spec := spec_of(name)) is None:
             content.errors.append(unknown(name, name, origin, SPECS))
         else:
             content.values.append(_typed(name, spec, value, origin))
 
 
+def _unknown_table(name: str, origin: str) -> SettingError:
+    if _ini_section(name) is not None:
+        remedy = "put settings above the first table: sections are for INI files"
+        return SettingError(f"[{name}]", None, origin, "there is no such table", remedy)
+    return unknown(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format)
+
+
 def _take_services(services: object, file: Path, content: FileContent) -> None:
     if not isinstance(services, list) or not all(isinstance(table, dict) for table in services):
         problem, remedy = "is not a list of tables", "write each as [[service]], with two brackets"
         content.errors.append(SettingError("service", None, f"file {file}", problem, remedy))
+        content.complete = False
         return
     content.services = []
     for number, table in enumerate(services):
@@ -154,9 +164,17 @@ def _foreign(assignment: Assignment) -> tuple[str, str]:
     section, name = assignment.section, assignment.name
     names = _INI_NAMES.get(section)
     if names is None:
-        return section, f"[{section}]" + _hint(section, _INI_NAMES, "[{}]")
+        meant = _ini_section(section)
+        return section, f"[{section}]" + (f" (did you mean [{meant}]?)" if meant else "")
     prefix = "" if section == DEFAULT else f"{section}/"
     return f"{section}/{name}", f"{prefix}{name}" + _hint(name, names, prefix + "{}")
+
+
+def _ini_section(name: str) -> str | None:
+    """Return the section of INI files that a name looks like; None if it is like none."""
+    known = {section.lower(): section for section in _INI_NAMES}
+    close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
+    return known[close[0]] if close else None
 
 
 def _hint(name: str, known: Iterable[str], spell: str) -> str:
@@ -171,4 +189,5 @@ def _not_opened(file: Path, error: OSError) -> FileContent:
 
 
 def _unreadable(file: Path, problem: str, remedy: str) -> FileContent:
-    return FileContent(errors=[SettingError(str(file), None, "configuration files", problem, remedy)])
+    error = SettingError(str(file), None, "configuration files", problem, remedy)
+    return FileContent(errors=[error], complete=False)

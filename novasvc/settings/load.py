@@ -1,6 +1,7 @@
 """Put the sources together, check the whole, and report everything that is wrong at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from novasvc.errors import SettingError, SettingsError
 from novasvc.settings.environment import config_files, read_environment
 from novasvc.settings.files import read_files
 from novasvc.settings.given import Given, member_of
+from novasvc.settings.log_format import LOG_FORMAT
 from novasvc.settings.model import (
     API_PORTS,
     INHERITED,
@@ -28,6 +30,12 @@ from novasvc.settings.substitution import Foreign, Substitution
 _TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
 """Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
 
+_COMMENT = re.compile(r"\s[#;]")
+_HAS_COMMENT = (
+    "what looks like a comment behind the value is a part of it, as in oslo.config, and so are quotes in front of "
+    "that; put the comment on a line of its own"
+)
+
 
 @attrs.frozen
 class Configuration:
@@ -36,7 +44,8 @@ class Configuration:
     :param settings: checked.
     :param origins: by setting, "<topic>_manager" and "service[0].binary": "default",
         "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
-    :param warnings: a line for each file that has what is no setting, and may have it.
+    :param warnings: a line for each file that has what is no setting, and may have it; and for each value that looks
+        as if more was taken for it than was meant.
     """
 
     settings: Settings
@@ -52,12 +61,37 @@ def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str
     :param options: what was given on the command line, by long name.
     :raises SettingsError: with everything that is wrong.
     """
+    found = examine(files, environ, options)
+    if found.errors:
+        raise SettingsError(found.errors)
+    return found.configuration
+
+
+@attrs.frozen
+class Examination:
+    """What the sources give, right or wrong.
+
+    :param configuration: in it, what is wrong is left out: a setting has its default, a [[service]] table is missing
+        if it cannot be told which manager it is to have.
+    :param errors: all that is wrong; none is that the configuration may be used.
+    :param unsure: settings that are to have another value than they have here.
+    :param complete: False if there may be more of those: a file could not be read.
+    """
+
+    configuration: Configuration
+    errors: Sequence[SettingError]
+    unsure: Collection[str]
+    complete: bool
+
+
+def examine(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Examination:
+    """Load the settings as :func:`load` does, and return what is right of them, too, if something is wrong."""
     return _Loading(environ).load(files, options)
 
 
 @attrs.define
 class _Loading:
-    """One run of :func:`load`.
+    """One run of :func:`examine`.
 
     :param errors: what was wrong so far.
     :param values: good values by name.
@@ -72,8 +106,9 @@ class _Loading:
     origins: dict[str, str] = attrs.field(factory=dict)
     bad: set[str] = attrs.field(factory=set)
     warnings: list[str] = attrs.field(factory=list)
+    complete: bool = True
 
-    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Configuration:
+    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Examination:
         given, tables, foreign = self._gather(files, options)
         self._read(given, foreign, tables)
         alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
@@ -81,10 +116,9 @@ class _Loading:
         if tables is not None:
             self._no_single_service(given.values())
         self.errors += broken_rules(settings, self.origins, self.bad)
-        if self.errors:
-            raise SettingsError(self.errors)
         defaults = dict.fromkeys(SPECS, "default")
-        return Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
+        configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
+        return Examination(configuration, self.errors, self.bad, self.complete)
 
     def _gather(
         self, files: Sequence[Path], options: Mapping[str, Any]
@@ -97,6 +131,7 @@ class _Loading:
             tables = tables if content.services is None else content.services
             self.errors += content.errors
             self.warnings += content.warnings
+            self.complete = self.complete and content.complete
             foreign.update(content.foreign)
         for values, errors in (read_environment(self.environ), read_options(options)):
             given.update((value.name, value) for value in values)
@@ -110,7 +145,11 @@ class _Loading:
             self.origins[name] = value.origin
             try:
                 self.values[name] = substitution.applied_to(value).read()
+                if _seems_commented(value):
+                    self.warnings.append(f"{value.written} (from {value.origin}): {_HAS_COMMENT}")
             except SettingError as error:
+                if _seems_commented(value):
+                    error.remedy += f"; {_HAS_COMMENT}"
                 member = None if name in SPECS or value.section is None else member_of(name)
                 if member is None:
                     self.errors.append(error)
@@ -165,11 +204,11 @@ class _Loading:
     def _services(self, tables: Sequence[Sequence[Given]], alone: Settings) -> tuple[ServiceSettings, ...]:
         services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
         if None in services:
-            self.bad.add("service")
+            self.bad.add("service")  # rules about them would mislead
         return tuple(service for service in services if service is not None)
 
     def _service(self, where: str, table: Sequence[Given], alone: Settings) -> ServiceSettings | None:
-        """Read a [[service]] table; None if something is wrong with it."""
+        """Read a [[service]] table; None if it cannot be told which manager it is to have, or with which options."""
         wrong = len(self.errors)
         values: dict[str, Any] = {}
         for given in table:
@@ -178,13 +217,19 @@ class _Loading:
                 values[given.name] = given.read()
             except SettingError as error:
                 self.errors.append(error)
-        for name in sorted(_TAKEN & values.get("options", {}).keys()):
+        options = values.get("options", {})
+        taken = sorted(_TAKEN & options.keys())
+        if taken:
+            values["options"] = {name: value for name, value in options.items() if name not in taken}
+        for name in taken:
             problem, remedy = "the service itself takes an argument of this name", "let the manager call it otherwise"
             self.errors.append(
                 SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
             )
         if len(self.errors) > wrong:
-            return None
+            self.bad.add("service")
+            if {given.name for given in table} & {"binary", "topic", "manager", "options"} - values.keys():
+                return None
         if not {"binary", "topic"} & values.keys():
             self._missing(where, "binary", 'add binary = "novasvc-agent", or what the service is called')
             return None
@@ -198,3 +243,9 @@ class _Loading:
 
     def _missing(self, where: str, name: str, remedy: str) -> None:
         self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
+
+
+def _seems_commented(given: Given) -> bool:
+    """Tell whether a value of an INI file looks as if it had a comment behind it; a form of log lines may."""
+    commented = given.section is not None and given.spec.kind is not LOG_FORMAT
+    return commented and _COMMENT.search(str(given.value)) is not None

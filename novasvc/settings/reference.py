@@ -22,12 +22,16 @@ the later of these wins:
 5. options
 
 `novasvc config show` prints every value and where it came from. A node that is given something wrong does not start,
-and says all of it. `novasvc config check FILE...` says it before, and starts nothing: besides wrong values it finds
-managers that cannot be imported, options that their constructors do not take, certificates, tokens and applications
-that cannot be read, drivers that are not installed, directories that cannot be written to, and addresses that are
-taken. It reads the variables, too, as `twistd novasvc --config FILE` does: run it as the user that the node has, with
-the same variables and the same `PYTHONPATH`. Where the node is already running, `--running` skips the check for ports
-in use; a supervisor that runs is found without that.
+and says all of it. `novasvc config check FILE...` says it before, and starts nothing: besides wrong values, and in the
+same run, it finds managers that cannot be imported, options that their constructors do not take, certificates, tokens
+and applications that cannot be read, drivers that are not installed, directories that cannot be written to, and
+addresses that are taken. What goes by a value that is wrong is checked when that is mended, and so is everything if a
+file cannot be read. Where the node is already running, `--running` skips the check for ports in use; a supervisor that
+runs is found without that.
+
+Both commands take files as arguments or by `--config FILE`. They read the variables, too, as
+`twistd novasvc --config FILE` does: run them as the user that the node has, with the same variables and the same
+`PYTHONPATH`.
 
 ## Files
 
@@ -67,12 +71,13 @@ An INI file may be shared with Nova. It is read as oslo.config reads it:
   sign. A name that no option has is an error.
 - The last of several values of an option counts. Lists have commas: `enabled_apis = osapi_compute, metadata`.
 - A section may come more than once, and in any case but for `DEFAULT`.
-- A line that begins with a blank continues the value above it. `#` and `;` begin a comment at the begin of a line only.
+- A line that begins with a blank continues the value above it. `#` and `;` begin a comment at the begin of a line only:
+  `state_path = "/srv/nova"  # the share` sets a path with quotes and a comment in it. A warning names such a value.
 - A byte order mark at the begin of the file is ignored; oslo.config rejects it.
 
 Options that are not settings of novasvc are ignored, because they are Nova's, and one warning lists them: at the start,
-and in `novasvc config check`. A name that looks much like a setting's is followed by that one: check these for typos.
-In TOML files, variables and options such a name is an error.
+and in `novasvc config check`. A name that looks much like that of a setting, or of a section as `[defaults]` does, is
+followed by that one: check these for typos. In TOML files, variables and options such a name is an error.
 
 Every name in `DEFAULT` that ends in `_manager`, `_listen`, `_listen_port` or `_workers` is taken for a setting of the
 topic or API in front of that, because a program may serve topics and APIs that no setting names. So Nova's `ec2_listen`

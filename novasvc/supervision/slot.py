@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from novasvc import metrics
 from novasvc.flight import format_events
+from novasvc.logs import counted
 from novasvc.supervision.channel import Message
 from novasvc.supervision.ending import ABANDONED, FORCED
 from novasvc.supervision.policy import History, RestartPolicy, Throttle
@@ -198,10 +199,11 @@ class Slot:
                 self._tell_of_siblings(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()
-                if calls:
-                    _log.info("{worker} is draining: {calls} calls under way", worker=self, calls=calls)
+                under_way = f"{counted(calls, 'call')} under way" if calls else None
+                if under_way is not None:
+                    _log.info("{worker} is draining: {under_way}", worker=self, under_way=under_way)
                 if not self._failed:
-                    self.trouble = f"{calls} calls under way" if calls else None
+                    self.trouble = under_way
 
     def ended(self, how: Exit) -> None:
         """See it end."""

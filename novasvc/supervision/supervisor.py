@@ -15,6 +15,7 @@ from zope.interface import implementer
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.logfiles import LogFile
+from novasvc.logs import counted
 from novasvc.settings import Configuration, Settings
 from novasvc.settings.listing import changes
 from novasvc.supervision.errors import (
@@ -166,7 +167,7 @@ class Supervisor:
     def status(self) -> str:
         """How it goes, in a line."""
         if self._ending:
-            return f"{len(self.slots)} workers finish what they have begun"
+            return f"draining: {counted(len(self.slots), 'worker')} left"
         slots = [slot for fleet in self._fleets for slot in fleet.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
@@ -327,13 +328,16 @@ class Supervisor:
             if 1 <= fleet.size + more <= MOST_WORKERS and not self._ending:
                 self._resize(fleet, fleet.size + more)
             else:
-                _log.warn("{name} keeps its {size} workers", name=fleet.name, size=fleet.size)
+                _log.warn("{name} keeps its {workers}", name=fleet.name, workers=counted(fleet.size, "worker"))
 
     def _resize(self, fleet: Fleet, count: int) -> None:
         if self._ending:
             raise ResizeError(str(count), "the supervisor ends")
         _log.info(
-            "{name} has {count} workers from now on, before: {size}", name=fleet.name, count=count, size=fleet.size
+            "{name} has {workers} from now on, before: {size}",
+            name=fleet.name,
+            workers=counted(count, "worker"),
+            size=fleet.size,
         )
         fleet.resize(count)
 

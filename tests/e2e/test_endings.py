@@ -18,9 +18,12 @@ HEADING = "| what ends it | `ServiceLauncher` | `ProcessLauncher` | under twistd
 TERM, INT, KILL = "by SIGTERM", "by SIGINT", "by SIGKILL"
 TABLE = {
     "TERM, and all stops in time": ("1", "0", TERM),
-    "TERM, and something has not stopped at the deadline": ("1", "1", TERM),
+    "TERM, and calls or tasks are cancelled at the deadline": ("1", "0", TERM),
+    "TERM, and a server has not stopped after the deadline": ("1", "1", TERM),
     "TERM, and the reactor is blocked at the deadline": ("1", "1", TERM),
     "a second TERM": ("1", "1", TERM),
+    "a second TERM, when all has stopped and the interpreter ends": ("1", "0", "does not apply"),
+    "a second TERM, when the script goes on after `wait()`": (TERM, TERM, "does not apply"),
     "INT": ("1", "1", INT),
     "INT after TERM": ("1", "1", TERM),
     "a third TERM, while the reactor is blocked": (TERM, "1", TERM),
@@ -39,6 +42,9 @@ import time
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from novasvc import service
+from novasvc.manager import Manager
+from novasvc.periodic import periodic_task
 
 class Plain(Service):
     name = "plain"
@@ -59,6 +65,15 @@ class Failing(Plain):
     def startService(self):
         raise LookupError("no such hypervisor")
 
+class Working(Manager):
+    @periodic_task(spacing=0.1, run_immediately=True)
+    def work(self, context):
+        print("a task runs", flush=True)
+        return Deferred()
+
+def make_working():
+    return service.Service("h1", "worker", "worker", Working)
+
 class Ending(Plain):
     def __init__(self, error=None):
         self.error = error
@@ -72,6 +87,7 @@ class Ending(Plain):
 """
 
 SCRIPT = """
+{prelude}
 import parts
 from twisted.internet import reactor
 from novasvc.service import ProcessLauncher, ServiceLauncher
@@ -96,6 +112,25 @@ launcher.setServiceParent(application)
 {more}
 """
 
+WORKING = "make_working()"
+
+LEAVING = """
+import atexit, time
+@atexit.register
+def leave():  # the first that is registered is the last that is called
+    print("the interpreter ends", flush=True)
+    time.sleep(0.5)
+"""
+
+GOING_ON = """
+    try:
+        launcher.wait()
+    finally:
+        import time
+        print("the script goes on", flush=True)
+        time.sleep(60)
+"""
+
 KINDS = ((0, 0), (1, 1), (2, 0))
 """Columns, and the number of workers in them."""
 
@@ -106,11 +141,21 @@ STOP = "launcher.when_started().addCallback(lambda _: reactor.callLater(0, launc
 class EndingTests(FleetCase):
     """One test for each row."""
 
-    def begin(self, column: int, workers: int, server: str = "Plain()", more: str = "", **environment: str) -> Fleet:
+    def begin(
+        self,
+        column: int,
+        workers: int,
+        server: str = "Plain()",
+        more: str = "",
+        prelude: str = "",
+        **environment: str,
+    ) -> Fleet:
         """Start a process.
 
         :param column: 0 and 1 are scripts, 2 is twistd.
         :param workers: 0 is a ServiceLauncher.
+        :param more: runs before the launcher is waited for.
+        :param prelude: of a script: runs before anything is imported.
         """
         (self.folder / "parts.py").write_text(PARTS)
         program_text = (TAC if column == 2 else SCRIPT).format(
@@ -118,6 +163,7 @@ class EndingTests(FleetCase):
             server=server,
             workers=f", workers={workers}" if workers else "",
             more=more,
+            prelude=prelude,
         )
         file = self.folder / f"program{column}{workers}.py"
         file.write_text(program_text)
@@ -161,7 +207,8 @@ class EndingTests(FleetCase):
         """Under twistd a launcher with workers ends as one without."""
         for row, number, server in (
             ("TERM, and all stops in time", signal.SIGTERM, "Plain()"),
-            ("TERM, and something has not stopped at the deadline", signal.SIGTERM, "Endless()"),
+            ("TERM, and calls or tasks are cancelled at the deadline", signal.SIGTERM, WORKING),
+            ("TERM, and a server has not stopped after the deadline", signal.SIGTERM, "Endless()"),
             ("INT", signal.SIGINT, "Endless()"),
         ):
             fleet = self.begin(2, 2, server, NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.5")
@@ -169,8 +216,20 @@ class EndingTests(FleetCase):
             os.kill(fleet.pid, number)
             self.assert_ended(fleet, TABLE[row][2], 2)
 
+    def test_cancelled_at_the_deadline(self) -> None:
+        row = "TERM, and calls or tasks are cancelled at the deadline"
+        for column, workers in KINDS:
+            with self.subTest(column=column, workers=workers):
+                fleet = self.begin(column, workers, WORKING, NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.5")
+                fleet.says("a task runs")
+                if workers:  # one that the supervisor does not know to be ready has no grace
+                    fleet.says("the supervisor is running")
+                os.kill(fleet.pid, signal.SIGTERM)
+                self.assert_ended(fleet, TABLE[row][column], workers)
+                fleet.says(r"is over: cancelling 0 calls and 1 periodic task \(work\)")
+
     def test_deadline(self) -> None:
-        row = "TERM, and something has not stopped at the deadline"
+        row = "TERM, and a server has not stopped after the deadline"
         self.ends(row, signal.SIGTERM, server="Endless()", NOVASVC_GRACEFUL_SHUTDOWN_TIMEOUT="0.5")
 
     def test_blocked_at_the_deadline(self) -> None:
@@ -179,6 +238,28 @@ class EndingTests(FleetCase):
 
     def test_second_term(self) -> None:
         self.ends("a second TERM", signal.SIGTERM, signal.SIGTERM, server="Endless()")
+
+    def test_second_term_at_the_end(self) -> None:
+        row = "a second TERM, when all has stopped and the interpreter ends"
+        for column, workers in KINDS[:2]:
+            with self.subTest(column=column, workers=workers):
+                fleet = self.begin(column, workers, prelude=LEAVING)
+                fleet.wait_for("the supervisor is running" if workers else "the server is up")
+                os.kill(fleet.pid, signal.SIGTERM)
+                fleet.wait_for("the interpreter ends")
+                os.kill(fleet.pid, signal.SIGTERM)
+                self.assert_ended(fleet, TABLE[row][column], workers)
+
+    def test_second_term_to_the_script(self) -> None:
+        row = "a second TERM, when the script goes on after `wait()`"
+        for column, workers in KINDS[:2]:
+            with self.subTest(column=column, workers=workers):
+                fleet = self.begin(column, workers, more=GOING_ON)
+                fleet.wait_for("the supervisor is running" if workers else "the server is up")
+                os.kill(fleet.pid, signal.SIGTERM)
+                fleet.wait_for("the script goes on")
+                os.kill(fleet.pid, signal.SIGTERM)
+                self.assert_ended(fleet, TABLE[row][column], workers)
 
     def test_interrupted(self) -> None:
         self.ends("INT", signal.SIGINT, server="Endless()")

@@ -194,7 +194,7 @@ class SizeTests(FleetCase):
         os.kill(fleet.pid, signal.SIGTTOU)
         self.assertEqual(fleet.ready(1), first)
         os.kill(fleet.pid, signal.SIGTTOU)
-        fleet.says("one keeps its 1 workers")
+        fleet.says("one keeps its 1 worker")
         self.assertEqual(fleet.stop(), 0)
 
     def test_several_servers(self) -> None:

@@ -84,7 +84,7 @@ class UnfinishedTests(DrainCase):
         await deferToThread(other.says, "is running")
         os.kill(one.pid, signals[0])
         for number in signals[1:]:
-            await deferToThread(one.says, "is draining: 1 calls under way")
+            await deferToThread(one.says, "is draining: 1 call under way")
             os.kill(one.pid, number)
         self.assertLess(await self.ends(one, signals[0]), bound)
         self.assertEqual(await call, "precious")

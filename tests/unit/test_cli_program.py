@@ -113,6 +113,20 @@ class ConfigTests(ProgramCase):
         self.assertEqual(values["service[0].report_interval"], (5.0, f"file {file}"))
         self.assertEqual(values["service[0].options"][0], {"password": "***"})
 
+    def test_show_files(self) -> None:
+        """Files are named to `show` as to `check`: by themselves, by --config, and by --config in front of `config`."""
+        one, two = self.write("a.toml", "report_interval = 5"), self.write("b.toml", "report_interval = 6")
+        for arguments in (
+            ("config", "show", one, two),
+            ("config", "show", "--config", one, two),
+            ("config", "show", "--config", one, "--config", two),
+            ("--config", one, "config", "show", two),
+        ):
+            ran = self.run_program(*arguments, "-f", "value")
+            self.assertIn(f"report_interval 6 file {two}\n", ran.stdout)
+            ran = self.run_program(*("check" if word == "show" else word for word in arguments), "--running")
+            self.assertIn(f"{two} (1 service)\n", ran.stdout)
+
     def test_show_secrets(self) -> None:
         """Passwords are masked, in every format."""
         for output_format in ("table", "json", "csv", "value"):
@@ -220,6 +234,61 @@ class PreflightTests(ProgramCase):
             f"\n  - temporary directory '{self.directory}/none': there is no such directory; create it", ran.stderr
         )
         self.assertRegex(ran.stderr, r"\n  - .*metadata.*paste.ini.*cannot be read: No such file")
+
+    def also(self, *lines: str) -> list[str]:
+        """Check a file that has errors; return what would end a start also."""
+        ran = self.check(*lines)
+        self.assertEqual((ran.status, ran.stdout), (1, ""))
+        errors, _, also = ran.stderr.partition("novasvc: a start would also fail:")
+        self.assertRegex(errors, r"^novasvc: the configuration has ")
+        return [line.removeprefix("  - ").strip() for line in also.splitlines() if line.strip()]
+
+    def test_beside_errors(self) -> None:
+        """Errors of values do not hide the managers, files and addresses that are right by their values."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            said = self.also(
+                'report_intervall = "soon"',
+                "rpc_concurrency = -1",
+                "api = true",
+                f"api_listen_port = {taken.getsockname()[1]}",
+                'transport_url = "amqps://h"',
+                f'rabbit_ssl_ca_file = "{self.directory}/ca"',
+                "[[service]]",
+                'topic = "x"',
+                'manager = "nosuch.Manager"',
+                "report_interval = 0.1",
+                "[[service]]",
+                'topic = "y"',
+                'manager = "novasvc.agent.Agent"',
+            )
+        for part, line in zip(
+            ("'nosuch'", "has no 'Agent'", "rabbit_ssl_ca_file", "already in use"), said, strict=True
+        ):
+            self.assertIn(part, line)
+
+    def test_beside_wrong_names(self) -> None:
+        """The manager of a table with a wrong name in it is looked at, with the options that it may have."""
+        table = ("[[service]]", 'topic = "x"', f'manager = "{__name__}.Choosy"')
+        (said,) = self.also(*table, "hosst = 1", "options = { fast = true }")
+        self.assertIn("missing a required argument: 'disks'", said)
+        self.assertEqual(self.also(*table, 'options = { disks = 1, topic = "x" }'), [])
+
+    def test_beside_what_is_unsure(self) -> None:
+        """What goes by a wrong value is not checked with its default, and nothing is beside an unreadable file."""
+        file = self.write("file")
+        for wrong in (
+            ["api = true", "api_listen_port = 99999999"],
+            ["tempdir = 1"],
+            ["[[service]]", 'topic = "x"', "manager = 1"],
+            ["[[service]]", 'topic = "x"', f'manager = "{__name__}.Choosy"', "options = 1"],
+        ):
+            self.assertEqual(self.also(*wrong), [])
+        for unreadable in (self.write("b.toml", "host ="), str(self.directory / "none.toml"), self.write("b.yaml")):
+            ran = self.run_program("--state-dir", f"{file}/state", "config", "check", unreadable)
+            self.assertEqual(ran.status, 1)
+            self.assertNotIn("a start would", ran.stderr)
+        single = self.write("c.toml", "[service]", 'manager = "nosuch.Manager"')
+        self.assertNotIn("a start would", self.run_program("config", "check", single).stderr)
 
     def test_files(self) -> None:
         """Certificates and tokens that cannot be read are named with their settings, of the API and of the broker."""

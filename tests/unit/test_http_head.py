@@ -56,6 +56,16 @@ class HeadTests(SynchronousTestCase):
         self.assertEqual((head.scheme, head.path), (b"https", b"/"))
         self.assertEqual(read(b"GET / HTTP/1.0").scheme, b"")
 
+    def test_target_without_host(self) -> None:
+        """HTTP/1.1 has to have a Host, whatever its target is; HTTP/1.0 need not (RFC 9112, 3.2 and 3.2.2)."""
+        for target in (b"/", b"http://there/", b"*"):
+            self.assertIn("one Host header", self.refused(400, b"OPTIONS " + target + b" HTTP/1.1"))
+            self.assertIn("one Host header", self.refused(400, b"OPTIONS " + target + b" HTTP/1.0", *[b"Host: x"] * 2))
+            self.assertEqual(
+                dict(read(b"OPTIONS " + target + b" HTTP/1.0").headers).get(b"host"),
+                b"there" if target.startswith(b"http") else None,
+            )
+
     def test_fragment(self) -> None:
         """A fragment is no part of a target."""
         for target in (b"/a#b", b"/#", b"#", b"/?a#b", b"http://x/#y", b"http://x#y", b"*#"):

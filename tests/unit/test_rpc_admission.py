@@ -173,7 +173,7 @@ class ArrivingTests(AdmissionCase):
     def test_cut_short(self) -> None:
         """When what is under way was cut short, its calls are refused like any other."""
         self.drain()
-        self.server.cut_short()
+        self.server.cut_short("b@h was shutting down")
         self.clock.advance(0)
         self.failureResultOf(self.to_server(CONTEXT), ServiceDrainingError)
 

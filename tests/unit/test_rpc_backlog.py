@@ -218,7 +218,7 @@ class ServerTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1])
         self.assertIs(self.own.fate(self.unique_id(second)), Fate.UNKNOWN)
         self.successResultOf(self.server.stop_consuming())
-        self.server.cut_short()
+        self.server.cut_short("b@h was shutting down")
         self.assertIs(self.own.fate(self.unique_id(third)), Fate.UNKNOWN)
 
     def test_taken_over(self) -> None:

@@ -564,9 +564,58 @@ class ExplainedTests(ClientCase):
         self.clock.advance(61)
         self.register("h2")
         self.assertIn(
-            "nobody serves cert.h1: no queue is bound for it, and all 1 such", str(self.undeliverable(server="h1"))
+            "nobody serves cert.h1: no queue is bound for it, and the only such", str(self.undeliverable(server="h1"))
         )
         self.assertEqual(attrs.astuple(self.undeliverable()), ("cert", 2, 1))
+
+    def timed_out(self, timeout: float = 10.0, **target: Any) -> RPCTimeoutError:
+        """Return the error of a call whose message a queue takes, and that is never answered."""
+        calling = self.call(client=self.client.prepare(topic="compute", timeout=timeout, **target))
+        self.clock.pump([timeout - 0.25, 0])
+        self.assertNoResult(calling)
+        self.clock.advance(0.25)
+        error: RPCTimeoutError = self.failureResultOf(calling, RPCTimeoutError).value
+        return error
+
+    def test_timed_out(self) -> None:
+        """A call that nobody answers is told at its timeout, and not later, if all who serve its target are down."""
+        error = self.timed_out()
+        self.assertEqual((error.registered, error.up), (0, 0))
+        self.assertIn("it may still run", str(error))
+        self.successResultOf(self.registry.register("h1", "nova-compute", "compute", 0))
+        self.clock.advance(61)
+        error = self.timed_out(server="h1")
+        self.assertEqual((error.registered, error.up), (1, 0))
+        self.assertIn("within 10 s, and the registry says: the only such service is down; start one", str(error))
+        self.successResultOf(self.registry.register("h2", "nova-compute", "compute", 0))
+        error = self.timed_out()
+        self.assertEqual((error.registered, error.up), (2, 1))
+        self.assertIn("it may still run", str(error))
+        self.client.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_timed_out_without_an_answer(self) -> None:
+        """A registry that is away or silent neither changes the error nor delays it."""
+        self.registry.outage = DatabaseUnavailableError("sqlite:", "gone")
+        self.assertIsNone(self.timed_out().registered)
+        self.registry = SilentRegistry()
+        self.assertIsNone(self.timed_out().registered)
+        self.assertEqual(len(self.registry.asked), 1)
+
+    def test_not_asked(self) -> None:
+        """The registry is not asked about calls that are short, answered in time, or seen to run."""
+        self.registry = SilentRegistry()
+        self.assertIsNone(self.timed_out(timeout=0.9).registered)
+        answered = self.call(client=self.client.prepare(topic="compute", timeout=10))
+        self.clock.advance(9)
+        self.reply(encode_result(self.msg_id(), 1, "echo"))
+        self.assertEqual(self.successResultOf(answered), 1)
+        seen = self.call(client=self.client.prepare(topic="compute", timeout=10, call_monitor_timeout=8))
+        self.clock.advance(5)
+        self.reply(encode_keepalive(self.msg_id()))
+        self.clock.pump([4.6, 0.4])
+        self.assertIn("it may still run", str(self.failureResultOf(seen, RPCTimeoutError).value))
+        self.assertEqual(self.registry.asked, [])
 
     def test_no_answer(self) -> None:
         """A registry that is away, not reached or silent leaves the error as it is, half a second later at the most."""

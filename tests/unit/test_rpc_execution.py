@@ -276,7 +276,7 @@ class TimeoutTests(ExecutionCase):
         """A method that takes too long is cancelled, and its caller hears of it."""
         calling = self.call("bounded")
         self.clock.advance(5)
-        self.assertEqual(self.failureResultOf(calling, MethodTimeoutError).value.args, ("bounded", 5.0))
+        self.assertEqual(self.failureResultOf(calling, MethodTimeoutError).value.args, ("bounded", 5.0, ""))
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
         self.assertEqual((self.server.counts.timed_out, self.server.counts.failed), (1, 0))
 
@@ -530,7 +530,7 @@ class PatienceTests(ExecutionCase):
         drained = self.server.drained()
         self.successResultOf(self.transport.close())
         self.assertNoResult(drained)
-        self.server.cut_short()
+        self.server.cut_short("b@h was shutting down")
         self.successResultOf(drained)
         self.assertTrue(any("this service ends" in line for line in self.log))
 
@@ -538,7 +538,7 @@ class PatienceTests(ExecutionCase):
         """If the transport is there, replies that are under way get to their callers."""
         self.begin("hang")
         self.diary.hanging[0].callback(1)
-        self.server.cut_short()
+        self.server.cut_short("b@h was shutting down")
         drained = self.server.drained()
         self.assertNoResult(drained)
         self.replies_under_way[0].callback(None)

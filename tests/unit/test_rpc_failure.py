@@ -28,6 +28,7 @@ WIRE_EXAMPLES = (
     InvalidArgumentsError("m", "missing: x"),
     MessageFormatError("it is not JSON"),
     MethodTimeoutError("m", 2.5),
+    MethodTimeoutError("m", 2.5, "its server was shutting down"),
     NoSuchMethodError("m"),
     NoSuchMethodError("m", "1.0 of namespace 'n'"),
     RedeliveredError("m"),

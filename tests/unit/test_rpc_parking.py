@@ -71,7 +71,7 @@ class ParkingTests(RPCCase):
         self.fill()
         self.lose_broker(kept=False)
         self.end_running()
-        self.server.cut_short()
+        self.server.cut_short("b@h was shutting down")
         self.successResultOf(self.server.drained())
 
     def test_nobody_waits(self) -> None:

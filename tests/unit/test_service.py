@@ -16,6 +16,7 @@ from novasvc.errors import (
     DatabaseUnavailableError,
     DirectoryError,
     ManagerError,
+    MethodTimeoutError,
     NoSuchMethodError,
     SettingError,
     StartError,
@@ -384,6 +385,55 @@ class StopTests(ServiceTestCase):
         self.successResultOf(stopped)
         self.assertEqual(cancelled, [service.manager.work])
 
+    def cut_call(self, service: Service, *, hurry_after: float | None = None) -> tuple[str, list[str]]:
+        """Stop a service with a call under way; return what its caller is told, and what is logged.
+
+        :param hurry_after: seconds after which whoever drains the process has it hurry; None is not at all.
+        """
+        service.manager.work = Deferred(lambda _: None)
+        other = Service("h2", "nova-diary", "diary2", Diarist, runtime=self.runtime)
+        self.successResultOf(other.start())
+        self.addCleanup(lambda: self.successResultOf(other.stop()))
+        calling = other.rpc.prepare(topic="diary").call(RequestContext(), "wait_for_work")
+        self.clock.pump([0] * 6)
+        told = self.told(LogLevel.warn)
+        stopped = service.stop()
+        if hurry_after is not None:
+            self.clock.advance(hurry_after)
+            service.hurry()
+        self.clock.pump([7.1, 0, 0, 0, 0] if hurry_after is None else [0] * 6)
+        self.successResultOf(stopped)
+        return str(self.failureResultOf(calling, MethodTimeoutError).value), told
+
+    def test_reason_of_the_deadline(self) -> None:
+        """A caller whose call is cut short at the deadline is told who shut down, its grace, and what to raise."""
+        error, told = self.cut_call(self.started(graceful_shutdown_timeout=7))
+        self.assertEqual(
+            error,
+            "'wait_for_work' was cancelled after 7.1 s: nova-diary@h1 was shutting down: "
+            "graceful_shutdown_timeout (7 s) is over; "
+            "raise that setting there if its methods take longer, and see what this one did before calling again",
+        )
+        self.assertIn(
+            "nova-diary@h1: graceful_shutdown_timeout (7 s) is over: cancelling 1 call and 0 periodic tasks", told
+        )
+
+    def test_reason_of_the_process_deadline(self) -> None:
+        """Whoever measures the deadline of the process is a moment early: the reason is the deadline all the same."""
+        error, _ = self.cut_call(self.started(graceful_shutdown_timeout=7), hurry_after=6.95)
+        self.assertIn(
+            "nova-diary@h1 was shutting down: graceful_shutdown_timeout (7 s) is over; raise that setting", error
+        )
+
+    def test_reason_of_a_sudden_end(self) -> None:
+        """A caller whose server is told to end at once is told that, and of no setting; after another start, too."""
+        service = self.started(graceful_shutdown_timeout=7)
+        error, _ = self.cut_call(service, hurry_after=1)
+        self.assertIn("after 1 s: nova-diary@h1 was shutting down: told to end at once; see what the method did", error)
+        self.successResultOf(service.start())
+        error, _ = self.cut_call(service)
+        self.assertIn("graceful_shutdown_timeout (7 s) is over", error)
+
     def test_cleanup_that_raises(self) -> None:
         """A cleanup_host that raises is logged and stops nothing."""
         service = self.started()
@@ -675,7 +725,7 @@ class AtOnceTests(ServiceTestCase):
         self.clock.pump([0] * 5)
         self.successResultOf(stopped)
         self.assertEqual(self.diary[-2:], ["work was cancelled", "cleanup_host"])
-        self.assertIn("not finished when the process had to end: 1 calls, tasks none; cancelled", told)
+        self.assertIn("nova-diary@h1: told to end at once: cancelling 1 call and 0 periodic tasks", told)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_tidying_has_its_time(self) -> None:

@@ -58,6 +58,13 @@ class TOMLTests(SourcesCase):
         error = self.error(self.write("a.toml", '[[services]]\ntopic = "agent"\n'))
         self.assertEqual((error.setting, error.remedy), ("[services]", "did you mean [[service]]?"))
 
+    def test_section_as_table(self) -> None:
+        """A section of an INI file in TOML is an error that says where its settings belong."""
+        for name in ("DEFAULT", "defaults", "database", "databse"):
+            error = self.error(self.write("a.toml", f'[{name}]\nhost = "h"\n'))
+            self.assertEqual(error.setting, f"[{name}]")
+            self.assertEqual(error.remedy, "put settings above the first table: sections are for INI files")
+
     def test_names_of_nova(self) -> None:
         """Nova's name in a TOML file leads to ours."""
         error = self.error(self.write("a.toml", "rpc_thread_pool_size = 3"))
@@ -114,6 +121,42 @@ class INITests(SourcesCase):
         )
         warning = f"file {file}: ignoring options that are not settings of novasvc: {names}"
         self.assertEqual(configuration.warnings, (warning,))
+
+    def test_names_of_sections(self) -> None:
+        """A section that looks like one of ours, in whichever case, is followed by that one; another is not."""
+        for written, meant in (
+            ("defaults", "DEFAULT"),
+            ("Default", "DEFAULT"),
+            ("default", "DEFAULT"),
+            ("DEFUALT", "DEFAULT"),
+            ("datbase", "database"),
+            ("oslo_messaging_rabit", "oslo_messaging_rabbit"),
+            ("libvirt", None),
+            ("api_database", None),
+        ):
+            (warning,) = load([self.write("a.ini", f"[{written}]\nhost = h\n")], {}, {}).warnings
+            hint = f" (did you mean [{meant}]?)" if meant else ""
+            section = written if written == "DEFAULT" else written.lower()
+            self.assertTrue(warning.endswith(f": [{section}]{hint}"), warning)
+
+    def test_comments_behind_values(self) -> None:
+        """What looks like a comment behind a value is a part of it, as in oslo.config, and gives one warning."""
+        for value in ('"/a" # mine', "'/a' ; mine", "/a # mine", "/a\t#mine", "/a\n  # mine"):
+            form = "wsgi_log_format = %(client_ip)s # %(status_code)s"
+            file = self.write("a.ini", f"[DEFAULT]\nstate_path = {value}\n{form}\n")
+            configuration = load([file], {}, {})
+            self.assertEqual(configuration.settings.state_dir, Path(value.replace("\n  ", "\n")).absolute())
+            (warning,) = configuration.warnings
+            self.assertIn(f"state_path (from file {file}, section DEFAULT): what looks like a comment behind", warning)
+            self.assertNotIn("mine", warning)
+        for value in ('"/a"', "/a#2", "/a;1"):
+            self.assertEqual(load([self.write("a.ini", f"[DEFAULT]\nstate_path = {value}\n")], {}, {}).warnings, ())
+        self.assertEqual(load([], {"NOVASVC_STATE_DIR": "/a # mine"}, {}).warnings, ())
+
+    def test_comments_behind_wrong_values(self) -> None:
+        """Where the comment makes the value wrong, the error says so."""
+        error = self.error(self.write("a.ini", "[DEFAULT]\nreport_interval = 10 # seconds\n"))
+        self.assertRegex(error.remedy, r"^give a number of seconds, .*; what looks like a comment behind the value is")
 
     def test_families_of_other_programs(self) -> None:
         """A wrong `<topic>_manager` or `<api>_listen` is an error only where the settings name that topic or API."""

@@ -447,7 +447,7 @@ class LeavingTests(SynchronousTestCase):
 
     def test_replaced(self) -> None:
         """It is shown as draining, and replaced when it has ended."""
-        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("draining", "1 calls under way"))
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("draining", "1 call under way"))
         self.process.exit(0)
         self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 2))
 

@@ -194,7 +194,7 @@ class ResizeTests(SupervisorCase):
         with logged() as log:
             self.supervisor.resize_all(-1)
         self.assertEqual((len(self.staying("api")), len(self.staying("agent"))), (1, 1))
-        self.assertIn("api keeps its 1 workers", log.text)
+        self.assertIn("api keeps its 1 worker", log.text)
 
     def test_while_it_ends(self) -> None:
         """While it ends, there are no more workers, and who signals for that breaks nothing."""
