@@ -146,14 +146,25 @@ class Link:
         self.protocol.dataReceived(data)
 
     def delivery(
-        self, channel: int, body: bytes, consumer: str = "1", properties: dict[str, Any] | bytes = b"\0\0", **args: Any
+        self,
+        channel: int,
+        body: bytes,
+        consumer: str | None = None,
+        properties: dict[str, Any] | bytes = b"\0\0",
+        **args: Any,
     ) -> bytes:
-        """Write a message to a consumer; its tag is the next one."""
+        """Write a message to a consumer, by default to the newest of the topic's queue; its tag is the next one."""
         self._delivered += 1
+        consumer = self.consumer_of("compute") if consumer is None else consumer
         args = {"delivery_tag": self._delivered, "exchange": "nova", "routing_key": "compute"} | args
         head = pack(channel, "basic.deliver", consumer_tag=consumer, **args)
         packed = properties if isinstance(properties, bytes) else encode_properties(properties)
         return head + pack_content(channel, packed, body, 131_072)
+
+    def consumer_of(self, queue: str) -> str:
+        """Return the tag of the newest consumer of a queue."""
+        tags = [said.args["consumer_tag"] for said in self.all("basic.consume") if said.args["queue"] == queue]
+        return str(tags[-1]) if tags else "1"
 
     def deliver(self, channel: int, body: bytes, **more: Any) -> int:
         """Send it, and return its tag."""

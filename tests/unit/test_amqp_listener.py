@@ -59,7 +59,8 @@ class ListenTests(ListenerCase):
         queues = [said.args["queue"] for said in self.link.all("queue.declare")]
         self.assertEqual(queues[:2], ["compute", "compute.h1"])
         self.assertRegex(queues[2], r"^compute_fanout_[0-9a-f]{32}$")
-        self.assertEqual([said.args["queue"] for said in self.link.all("basic.consume")], queues)
+        consumed = [said.args["queue"] for said in self.link.all("basic.consume")]
+        self.assertEqual(consumed, [*queues[1:], "compute"])  # what is shared with others comes last
         bound = [(said.args["exchange"], said.args["routing_key"]) for said in self.link.all("queue.bind")]
         self.assertEqual(bound, [("nova", "compute"), ("nova", "compute.h1"), ("compute_fanout", "compute")])
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 65_535)
@@ -497,7 +498,7 @@ class NarrowTests(ListenerCase):
         """What was not begun goes back by the broker's own way, if it takes no messages and others consume there."""
         listener = self.listen(prefetch=300)
         self.deliver(*[b"x"] * 200)  # of the topic
-        self.deliver(b"own", consumer="2")
+        self.deliver(b"own", consumer=self.link.consumer_of("compute.h1"))
         self.deliver(b"begun")
         self.done(listener.narrow(100))
         self.out.say(0, "connection.blocked", reason="low on memory")
@@ -596,7 +597,12 @@ class RestoreTests(ListenerCase):
 
     def gone(self) -> None:
         """Say that the first queue is gone."""
-        self.link.say(self.link.last("basic.consume").channel, "basic.cancel", consumer_tag="1", no_wait=True)
+        self.link.say(
+            self.link.last("basic.consume").channel,
+            "basic.cancel",
+            consumer_tag=self.link.consumer_of("compute"),
+            no_wait=True,
+        )
 
     def test_queue_deleted(self) -> None:
         """A queue that was deleted is declared and consumed again; the connection stays."""

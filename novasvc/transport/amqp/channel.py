@@ -74,8 +74,15 @@ class _Request:
     """
 
     method: Any
+    args: tuple[Any, ...]
     payload: bytes
     answer: Deferred[tuple[Any, ...]]
+
+    def __str__(self) -> str:
+        name = f"{self.method.klass.name}.{self.method.name}"
+        field = self.method.fields.byname.get("queue")
+        queue = "" if field is None else self.args[self.method.fields.index(field)]
+        return f"{name} of {queue}" if queue else name
 
 
 class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
@@ -117,7 +124,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         if not method.responses or self._without_answer(method, args):
             self.client.write(pack_frame(METHOD, self.id, payload))
             return succeed(())
-        request = _Request(method, payload, Deferred(_let_go))
+        request = _Request(method, args, payload, Deferred(_let_go))
         self._requests.append(request)
         if self._asked is None:
             self._ask()
@@ -141,8 +148,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
 
     def _overdue(self, request: _Request, timeout: float) -> None:
         self._timer = None
-        name = f"{request.method.klass.name}.{request.method.name}"
-        self.abandon(ClosedError(f"no answer to {name} within {timeout:g} s"))
+        self.abandon(ClosedError(f"no answer to {request} within {timeout:g} s"))
 
     def _answered(self, method: Any, args: tuple[Any, ...]) -> None:
         request = self._asked

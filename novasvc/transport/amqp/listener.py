@@ -147,7 +147,9 @@ class Listener:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
             channel.receiver = consumption
-            for queue in queues:
+            # The shared queue comes last. A broker that does not answer one basic.consume (seen with a quorum queue
+            # after a kill) stops that channel, and what it has delivered by then reaches nobody.
+            for queue in sorted(queues, key=lambda queue: queue == target.topic):
                 await consumption.consume(queue, last=narrowed)
             if not self.is_leaving(consumption):
                 self._consumption = consumption
