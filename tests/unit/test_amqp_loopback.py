@@ -100,7 +100,7 @@ class ProbeTests(LoopbackCase):
         (said,) = self.published()
         self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", sibling, b"ping"))
         self.assertEqual(self.headers(), {PROBE: sibling})
-        self.deliver(b"ping", consumer="3", properties=headers)
+        self.deliver(b"ping", consumer=self.link.consumer("compute_fanout_"), properties=headers)
         self.assertEqual((len(self.published()), self.got), (1, []))
 
     def test_strangers(self) -> None:
@@ -120,15 +120,15 @@ class ProbeTests(LoopbackCase):
         verifying = self.verify()
         request = read_request(unwrap(self.probes()[-1].body or b""))
         answer = encode_result(request.back.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
-        self.deliver(answer, consumer="3")
+        self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual(self.successResultOf(verifying), Reachability())
-        self.deliver(answer, consumer="3")
+        self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual(self.got, [])
 
     def test_fanouts(self) -> None:
         """Fanouts are handed on while an answer is waited for."""
         self.verify()
-        self.deliver(b"news", consumer="3")
+        self.deliver(b"news", consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual([one.body for one in self.got], [b"news"])
 
     def test_no_server(self) -> None:
@@ -194,7 +194,7 @@ class BindingTests(LoopbackCase):
             self.broker.counts = (0, consumers)
             verifying = self.verify()
             said = self.probes()[-1]
-            self.link.feed(self.link.delivery(1, said.body or b"", "2", said.properties))
+            self.link.feed(self.link.delivery(1, said.body or b"", self.link.consumer("compute.h1"), said.properties))
             self.assertEqual(self.successResultOf(verifying), Reachability())
         self.assertEqual((self.probes("compute"), self.link.all("channel.close")), ([], []))
 
@@ -370,9 +370,9 @@ class LateTests(LoopbackCase):
     def test_backlog(self) -> None:
         """Nor is one whose queue is long, as long as it gets on with it."""
         self.broker.counts = (100, 1)
-        for consumer, problem in (("1", True), ("2", False)):
+        for queue, problem in (("compute$", True), ("compute.h1", False)):
             verifying = self.verify()
-            self.deliver(b"x", consumer=consumer)
+            self.deliver(b"x", consumer=self.link.consumer(queue))
             self.wait(TIMEOUT)
             self.assertEqual(self.successResultOf(verifying).problem is not None, problem)
 

@@ -15,7 +15,7 @@ class RunningCase(ListenerCase):
 
     def hold(self, body: bytes) -> None:
         """Have a request delivered and held; its copy comes by the private queue."""
-        self.deliver(body, consumer="1")
+        self.deliver(body)
         self.got[-1].hold()
         self.settle()
         said = self.running()[0]
