@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
@@ -157,6 +158,13 @@ class AMQPCase(TestCase):
                 self.fail(f"line {condition.__code__.co_firstlineno}: not within {patience:g} s")
             await deferLater(reactor, 0.01)
         return reactor.seconds() - begun
+
+    async def until_asked(self, condition: Callable[[], Any], patience: float = PATIENCE) -> None:
+        """Wait until something holds that the broker is asked for; in a thread, so that nothing else waits for that."""
+        deadline = reactor.seconds() + patience
+        while not await deferToThread(condition):
+            if reactor.seconds() > deadline:
+                self.fail(f"line {condition.__code__.co_firstlineno}: not within {patience:g} s")
 
     async def outcomes(self, deferreds: list[Deferred[Any]]) -> list[Any]:
         """Wait for all; return results, and errors, each of which has to be an RPCError."""

@@ -76,10 +76,14 @@ class Ledger:
 
     async def end(self) -> None:
         """Make no more calls, and wait for the outcome of each."""
-        self._going = False
+        self.stop()
         for success, failure in await DeferredList(self._callers, consumeErrors=True):
             if not success:
                 failure.raiseException()
+
+    def stop(self) -> None:
+        """Make no more calls."""
+        self._going = False
 
     async def _call_on(self, *, idempotent: bool) -> None:
         client, method = self.client.prepare(idempotent=idempotent), "again" if idempotent else "once"

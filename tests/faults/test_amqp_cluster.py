@@ -15,6 +15,7 @@ from tests.faults.test_amqp_reachability import INTERVAL, TWO_BEATS, WITHHELD, R
 from tests.servers.rabbitmq import Broker, Cluster
 
 DISAGREE = f"{WITHHELD}, because the broker's hosts disagree"
+SILENT = f"{WITHHELD}, because the broker did not answer"
 
 
 @pytest.mark.slow
@@ -77,18 +78,21 @@ class SplitTests(ReachabilityCase):
         service = await self.node(make=make)
         await self.assert_reached(service)
         self.cluster.split()
-        await self.until(lambda: self.said(DISAGREE), TWO_BEATS)
+        # From 4.3 on, all hosts keep their metadata in Khepri. Of two that are apart, none has the majority or answers.
+        divided = one.release < (4, 3)
+        problem = DISAGREE if divided else SILENT
+        await self.until(lambda: self.said(problem), TWO_BEATS)
         before = await self.beats()
         await deferLater(reactor, 5 * INTERVAL)
         self.assertEqual(await self.beats(), before)
         self.assertEqual(len(self.said(WITHHELD)), 1)
-        self.assertIn(
-            f"it consumes at 127.0.0.1:{one.port}, and 127.0.0.1:{other.port} does not", self.said(WITHHELD)[0]
-        )
+        if divided:
+            why = f"it consumes at 127.0.0.1:{one.port}, and 127.0.0.1:{other.port} does not"
+            self.assertIn(why, self.said(WITHHELD)[0])
         self.assertEqual(self.said("lost its channel"), [])
 
         self.cluster.heal(loser=other)
         await deferToThread(other.wait_ready)
         await self.until(lambda: self.said("heartbeats go on"))
         await self.assert_reached(service)
-        self.assertEqual(len(self.said(DISAGREE)), 1)
+        self.assertEqual(len(self.said(problem)), 1)

@@ -2,8 +2,12 @@
 
 import ssl
 import struct
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import psutil
+import sqlalchemy
 from twisted.internet import defer, reactor
 from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.error import ConnectionDone
@@ -12,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.servers import shared_broker, vhost_url
 from tests.servers.certificates import Certificates, Identity
+from tests.servers.databases import PostgreSQL
 from tests.servers.erlang import ErlangError
 from tests.servers.proxy import Proxy
 
@@ -46,6 +51,22 @@ class BrokerTests(SynchronousTestCase):
         """What fails on the node fails in the test."""
         self.assertEqual(self.broker.eval("1 + 1."), "2")
         self.assertRaises(ErlangError, self.broker.eval, "no:such().")
+
+
+class NoDriver(PostgreSQL):
+    scheme = "none://postgres"
+
+
+class UnreadyTests(SynchronousTestCase):
+    def test_killed(self) -> None:
+        """A server that is not found ready does not stay; here no driver can ask it."""
+        holder = tempfile.TemporaryDirectory(prefix="novasvc-tests-")
+        self.addCleanup(holder.cleanup)
+        server = NoDriver(Path(holder.name) / "server")
+        before = set(psutil.Process().children(recursive=True))
+        with self.assertRaises(sqlalchemy.exc.NoSuchModuleError), server:
+            pass
+        self.assertEqual(set(psutil.Process().children(recursive=True)) - before, set())
 
 
 class CertificatesTests(SynchronousTestCase):

@@ -6,14 +6,18 @@ Nothing that the machine itself runs is used, or touched.
 import atexit
 import tempfile
 import unittest
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 from unittest import TestCase
 
 from tests.servers.certificates import Certificates
 from tests.servers.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import Broker
+
+S = TypeVar("S", Broker, DatabaseServer)
 
 __all__ = [
     "Broker",
@@ -38,7 +42,7 @@ def shared_broker() -> Broker:
     Starting takes 5 to 10 s, in which the reactor stands still.
     """
     directory = _directory()
-    return _started(Broker(directory, certificates=Certificates(directory / "certificates")))
+    return _running(Broker(directory, certificates=Certificates(directory / "certificates")))
 
 
 def fragile_broker() -> Broker:
@@ -51,7 +55,7 @@ def fragile_broker() -> Broker:
 
 @cache
 def _fragile_broker() -> Broker:
-    return _started(Broker(_directory()))
+    return _running(Broker(_directory()))
 
 
 @cache
@@ -63,7 +67,7 @@ def denying_broker() -> Broker:
     broker = Broker(_directory(), settings=["deprecated_features.permit.transient_nonexcl_queues = false"])
     if broker.release < (4, 0):
         raise unittest.SkipTest(f"RabbitMQ {broker.version} denies no deprecated features; tests/brokers has others")
-    return _started(broker)
+    return _running(broker)
 
 
 def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
@@ -81,10 +85,7 @@ def vhost_url(test: TestCase, broker: Broker | None = None) -> str:
 @cache
 def shared_database(kind: type[DatabaseServer]) -> DatabaseServer:
     """Return the server of this kind that all tests of a run share, started when the first one asks."""
-    server = kind(_directory() / "server")
-    atexit.register(server.kill)
-    server.start()
-    return server
+    return _running(kind(_directory() / "server"))
 
 
 def database_url(test: TestCase, kind: type[DatabaseServer]) -> str:
@@ -101,8 +102,11 @@ def _directory() -> Path:
     return Path(holder.name)
 
 
-def _started(broker: Broker) -> Broker:
-    atexit.register(broker.end)
-    broker.start()
-    broker.wait_ready()
-    return broker
+def _running(server: S) -> S:
+    """Start a server that runs until this process ends; one that does not become ready is killed at once.
+
+    Each test that shares it asks again. Left alone, there would soon be one for each test.
+    """
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(server)

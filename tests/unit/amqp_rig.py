@@ -1,5 +1,6 @@
 """A broker in memory that answers as the test wants it, and the reactor and clock that lead to it."""
 
+import re
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
@@ -137,6 +138,15 @@ class Link:
         """Return the last of them."""
         return self.all(name)[-1]
 
+    def consumer(self, queue: str, *, otherwise: str = "") -> str:
+        """Return the tag of the newest consumer of a queue.
+
+        :param queue: regular expression of its name.
+        :param otherwise: what to return if there is none.
+        """
+        tags = [said.args["consumer_tag"] for said in self.all("basic.consume") if re.match(queue, said.args["queue"])]
+        return tags[-1] if tags else otherwise
+
     def say(self, channel: int, name: str, **args: Any) -> None:
         """Send a method."""
         self.feed(pack(channel, name, **args))
@@ -146,25 +156,15 @@ class Link:
         self.protocol.dataReceived(data)
 
     def delivery(
-        self,
-        channel: int,
-        body: bytes,
-        consumer: str | None = None,
-        properties: dict[str, Any] | bytes = b"\0\0",
-        **args: Any,
+        self, channel: int, body: bytes, consumer: str = "", properties: dict[str, Any] | bytes = b"\0\0", **args: Any
     ) -> bytes:
-        """Write a message to a consumer, by default to the newest of the topic's queue; its tag is the next one."""
+        """Write a message to a consumer, that of the topic by default; its tag is the next one."""
+        consumer = consumer or self.consumer(r"compute$", otherwise="1")
         self._delivered += 1
-        consumer = self.consumer_of("compute") if consumer is None else consumer
         args = {"delivery_tag": self._delivered, "exchange": "nova", "routing_key": "compute"} | args
         head = pack(channel, "basic.deliver", consumer_tag=consumer, **args)
         packed = properties if isinstance(properties, bytes) else encode_properties(properties)
         return head + pack_content(channel, packed, body, 131_072)
-
-    def consumer_of(self, queue: str) -> str:
-        """Return the tag of the newest consumer of a queue."""
-        tags = [said.args["consumer_tag"] for said in self.all("basic.consume") if said.args["queue"] == queue]
-        return str(tags[-1]) if tags else "1"
 
     def deliver(self, channel: int, body: bytes, **more: Any) -> int:
         """Send it, and return its tag."""

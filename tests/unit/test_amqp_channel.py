@@ -94,7 +94,7 @@ class InvokeTests(AMQPCase):
         self.reactor.advance(15)
         for asked in (first, second):
             error = self.failureResultOf(asked, ClosedError).value
-            self.assertEqual(str(error), "no answer to queue.declare of a within 15 s")
+            self.assertEqual(str(error), "no answer to queue.declare for queue 'a' within 15 s")
         self.assertEqual(keeper.got, [self.one.reason])
         self.assertFalse(self.protocol.closed)
         self.done(other.basic_qos(prefetch_count=1))

@@ -42,8 +42,9 @@ class LoopbackCase(ListenerCase):
 
     def carry(self, said: Said, queue: str = "compute.h1", *, header: bool = True) -> None:
         """Deliver what was sent, to the consumer of a queue."""
+        (tag,) = [one.args["consumer_tag"] for one in self.link.all("basic.consume") if one.args["queue"] == queue][-1:]
         properties: Any = said.properties if header else b"\0\0"
-        self.deliver(said.body or b"", consumer=self.link.consumer_of(queue), properties=properties)
+        self.deliver(said.body or b"", consumer=tag, properties=properties)
 
     def declared(self) -> list[tuple[str, ...]]:
         """Return what was declared on the channel of the probes, since it was asked last."""
@@ -99,7 +100,7 @@ class ProbeTests(LoopbackCase):
         (said,) = self.published()
         self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", sibling, b"ping"))
         self.assertEqual(self.headers(), {PROBE: sibling})
-        self.deliver(b"ping", consumer=self.link.consumer_of(self.own), properties=headers)
+        self.deliver(b"ping", consumer=self.link.consumer("compute_fanout_"), properties=headers)
         self.assertEqual((len(self.published()), self.got), (1, []))
 
     def test_strangers(self) -> None:
@@ -119,15 +120,15 @@ class ProbeTests(LoopbackCase):
         verifying = self.verify()
         request = read_request(unwrap(self.probes()[-1].body or b""))
         answer = encode_result(request.back.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
-        self.deliver(answer, consumer=self.link.consumer_of(self.own))
+        self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual(self.successResultOf(verifying), Reachability())
-        self.deliver(answer, consumer=self.link.consumer_of(self.own))
+        self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual(self.got, [])
 
     def test_fanouts(self) -> None:
         """Fanouts are handed on while an answer is waited for."""
         self.verify()
-        self.deliver(b"news", consumer=self.link.consumer_of(self.own))
+        self.deliver(b"news", consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual([one.body for one in self.got], [b"news"])
 
     def test_no_server(self) -> None:
@@ -193,9 +194,7 @@ class BindingTests(LoopbackCase):
             self.broker.counts = (0, consumers)
             verifying = self.verify()
             said = self.probes()[-1]
-            self.link.feed(
-                self.link.delivery(1, said.body or b"", self.link.consumer_of("compute.h1"), said.properties)
-            )
+            self.link.feed(self.link.delivery(1, said.body or b"", self.link.consumer("compute.h1"), said.properties))
             self.assertEqual(self.successResultOf(verifying), Reachability())
         self.assertEqual((self.probes("compute"), self.link.all("channel.close")), ([], []))
 
@@ -371,9 +370,9 @@ class LateTests(LoopbackCase):
     def test_backlog(self) -> None:
         """Nor is one whose queue is long, as long as it gets on with it."""
         self.broker.counts = (100, 1)
-        for queue, problem in (("compute", True), ("compute.h1", False)):
+        for queue, problem in (("compute$", True), ("compute.h1", False)):
             verifying = self.verify()
-            self.deliver(b"x", consumer=self.link.consumer_of(queue))
+            self.deliver(b"x", consumer=self.link.consumer(queue))
             self.wait(TIMEOUT)
             self.assertEqual(self.successResultOf(verifying).problem is not None, problem)
 

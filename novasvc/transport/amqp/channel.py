@@ -70,19 +70,14 @@ class ChannelReceiver:
 class _Request:
     """A method that the broker is to answer.
 
+    :param queue: that it names, or "".
     :param answer: fires with the answer's arguments; cancelled by who does not want them any more.
     """
 
     method: Any
-    args: tuple[Any, ...]
+    queue: str
     payload: bytes
     answer: Deferred[tuple[Any, ...]]
-
-    def __str__(self) -> str:
-        name = f"{self.method.klass.name}.{self.method.name}"
-        field = self.method.fields.byname.get("queue")
-        queue = "" if field is None else self.args[self.method.fields.index(field)]
-        return f"{name} of {queue}" if queue else name
 
 
 class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
@@ -121,19 +116,14 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
             payload = encode_method(method, args)
         except ValueError as error:
             return fail(error)
-        if not method.responses or self._without_answer(method, args):
+        if not method.responses or _argument(method, args, "no-wait"):
             self.client.write(pack_frame(METHOD, self.id, payload))
             return succeed(())
-        request = _Request(method, args, payload, Deferred(_let_go))
+        request = _Request(method, _argument(method, args, "queue") or "", payload, Deferred(_let_go))
         self._requests.append(request)
         if self._asked is None:
             self._ask()
         return request.answer
-
-    @staticmethod
-    def _without_answer(method: Any, args: tuple[Any, ...]) -> bool:
-        field = method.fields.byname.get("no-wait")
-        return field is not None and bool(args[method.fields.index(field)])
 
     def _ask(self) -> None:
         """Send the next question that somebody still wants the answer to, if none is asked."""
@@ -148,7 +138,9 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
 
     def _overdue(self, request: _Request, timeout: float) -> None:
         self._timer = None
-        self.abandon(ClosedError(f"no answer to {request} within {timeout:g} s"))
+        name = f"{request.method.klass.name}.{request.method.name}"
+        subject = f" for queue '{request.queue}'" if request.queue else ""
+        self.abandon(ClosedError(f"no answer to {name}{subject} within {timeout:g} s"))
 
     def _answered(self, method: Any, args: tuple[Any, ...]) -> None:
         request = self._asked
@@ -255,6 +247,12 @@ class Invocation:
         if field is None:
             raise AttributeError(name)
         return self.args[fields.index(field)]
+
+
+def _argument(method: Any, args: tuple[Any, ...], name: str) -> Any:
+    """Return an argument of a method, or None if the method has none of that name."""
+    field = method.fields.byname.get(name)
+    return None if field is None else args[method.fields.index(field)]
 
 
 def _let_go(answer: Deferred[Any]) -> None:

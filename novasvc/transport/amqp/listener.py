@@ -147,9 +147,9 @@ class Listener:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
             channel.receiver = consumption
-            # The shared queue comes last. A broker that does not answer one basic.consume (seen with a quorum queue
-            # after a kill) stops that channel, and what it has delivered by then reaches nobody.
-            for queue in sorted(queues, key=lambda queue: queue == target.topic):
+            # The topic's queue last, which others serve, too: where a queue of our own cannot be consumed, a new
+            # attempt would else take their requests each time, and give them back as delivered before.
+            for queue in reversed(queues):
                 await consumption.consume(queue, last=narrowed)
             if not self.is_leaving(consumption):
                 self._consumption = consumption
