@@ -96,7 +96,7 @@ setup(
     package_data={
         "novasvc": ["py.typed"],
         "novasvc.api.page": ["templates/*", "static/*"],
-        "novasvc.db": ["migrations/*.py", "migrations/*.mako", "migrations/versions/*.py"],
+        "novasvc.registry.sql": ["migrations/*.py", "migrations/*.mako", "migrations/versions/*.py"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -4,10 +4,13 @@ What a manager's author needs is here; the nova.service names are in :mod:`novas
 Importing the package installs no reactor.
 """
 
-from novasvc import rpc
+from novasvc import _moved, rpc
 from novasvc._version import __version__
 from novasvc.context import RequestContext
 from novasvc.manager import Manager
+from novasvc.node.tree import ServiceTree
 from novasvc.periodic import periodic_task
 
-__all__ = ["Manager", "RequestContext", "__version__", "periodic_task", "rpc"]
+__all__ = ["Manager", "RequestContext", "ServiceTree", "__version__", "periodic_task", "rpc"]
+
+_moved.install()

@@ -3,24 +3,37 @@
 Methods that wait return Deferreds. Each has a deadline of its own, so none waits for ever.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 from novasvc.context import RequestContext
-from novasvc.query import ServicePage, ServiceQuery, ServiceTotals
-from novasvc.reachability import Reachability
-from novasvc.record import ServiceChanges, ServiceRecord
-from novasvc.target import Target
+
+if TYPE_CHECKING:
+    from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+    from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+    from novasvc.rpc.target import Target
 
 WriteProbe = Callable[[str, str], bytes]
 """Takes a token and an address; returns a call whose reply goes to the address and bears the token."""
 
-Records = list[ServiceRecord]
-"""IServiceRegistry has a method of the name that this is made of."""
+
+@attrs.frozen
+class Reachability:
+    """Whether messages reach a listener.
+
+    :param problem: why they do not, the rest of a sentence; None if they do.
+    :param repaired: what was missing and was made again, a noun phrase each.
+    """
+
+    problem: str | None = None
+    repaired: tuple[str, ...] = ()
 
 
 class ISession(Interface):
@@ -217,7 +230,7 @@ class IServiceRegistry(Interface):
 
     Every method returns a Deferred that fails with a subclass of DatabaseError, or with
     ServiceNotFoundError where there is no live row. Stamps and ages are by the clock of the
-    database. :class:`novasvc.record.ServiceRecord` is the row.
+    database. :class:`novasvc.registry.record.ServiceRecord` is the row.
     """
 
     def open() -> Deferred[None]:
@@ -441,7 +454,7 @@ class ISupervisor(Interface):
 
         A worker that does not answer within a second is left out.
 
-        :return: a :data:`novasvc.figures.Document` for each name; the label "worker" is added.
+        :return: a :data:`novasvc.telemetry.instruments.Document` for each name; the label "worker" is added.
         """
 
     def health() -> Deferred[Rows]:

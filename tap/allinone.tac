@@ -7,8 +7,8 @@ import sys
 from twisted.application.service import Application
 from twisted.logger import ILogObserver
 
-from novasvc.logs import make_observer
-from novasvc.tap import makeService
+from novasvc.run.plugin import makeService
+from novasvc.telemetry.logs import make_observer
 
 application = Application("novasvc")
 application.setComponent(ILogObserver, make_observer(sys.stdout))

@@ -16,8 +16,8 @@ from twisted.logger import ILogObserver
 from twisted.protocols.basic import LineOnlyReceiver
 
 from novasvc.context import RequestContext
-from novasvc.logs import make_observer
-from novasvc.tap import compose
+from novasvc.run.plugin import compose
+from novasvc.telemetry.logs import make_observer
 
 
 class Load(LineOnlyReceiver):

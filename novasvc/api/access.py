@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 import attrs
 from twisted.logger import Logger
 
-from novasvc import flight
 from novasvc.api.answers import scheme_of
 from novasvc.api.errors import APIError
 from novasvc.api.logins import Logins
 from novasvc.api.sessions import COOKIE, LIFETIME, Sessions
 from novasvc.api.tokens import ADMIN, READ, Token, find, mark
+from novasvc.telemetry import flight
 
 _log = Logger()
 

@@ -11,12 +11,12 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
+from novasvc.config import Settings
 from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError, TransportClosedError
 from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.node.runtime import Leg, Runtime
+from novasvc.registry.lookup import ServiceLookup
 from novasvc.rpc import Client
-from novasvc.rpc.lookup import ServiceLookup
-from novasvc.runtime import Leg, Runtime
-from novasvc.settings import Settings
 
 _log = Logger()
 

@@ -9,7 +9,7 @@ import attrs
 
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
-from novasvc.record import ServiceChanges
+from novasvc.registry.record import ServiceChanges
 
 FORCED_DOWN_SINCE = Microversion(2, 11)
 

@@ -12,11 +12,11 @@ from twisted.python.failure import Failure
 from novasvc.api.access import Access
 from novasvc.api.answers import answer_error, answer_json
 from novasvc.api.backend import Backend
-from novasvc.memo import Memo
-from novasvc.service.health import Leg, Legs, Verdict, see_migration, see_reactor, see_registry
-from novasvc.supervision import inquiry
-from novasvc.supervision.errors import SupervisionError
-from novasvc.supervision.worker import health_of, parts
+from novasvc.node.health import Leg, Legs, Verdict, see_migration, see_reactor, see_registry
+from novasvc.reactor.coalesce import Memo
+from novasvc.workers.control import client as inquiry
+from novasvc.workers.errors import SupervisionError
+from novasvc.workers.worker import health_of, parts
 
 _PATIENCE = 4.0
 """Seconds for the supervisor, who gives its workers three."""

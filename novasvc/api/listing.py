@@ -16,9 +16,9 @@ from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
 from novasvc.api.reads import SharedReads
 from novasvc.errors import ServiceNotFoundError
-from novasvc.query import ServiceQuery
-from novasvc.record import ServiceRecord
-from novasvc.servicegroup import is_up
+from novasvc.registry.membership import is_up
+from novasvc.registry.query import ServiceQuery
+from novasvc.registry.record import ServiceRecord
 
 FORCED_DOWN, UUIDS, STRICT_QUERY = Microversion(2, 11), Microversion(2, 53), Microversion(2, 75)
 """Versions since which items have forced_down, their id is the uuid, and unknown parameters are refused."""

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from novasvc.config import Settings
 from novasvc.errors import DirectoryError
-from novasvc.runtime import make_directory
-from novasvc.settings import Settings
+from novasvc.node.runtime import make_directory
 
 LIFETIME = 3600.0
 """Seconds that a link may be used."""

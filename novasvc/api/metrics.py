@@ -13,15 +13,15 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from novasvc import metrics
 from novasvc.api.access import Access
 from novasvc.api.answers import answer_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
-from novasvc.figures import Document
-from novasvc.memo import Memo
-from novasvc.supervision import inquiry
-from novasvc.supervision.errors import SupervisionError
+from novasvc.reactor.coalesce import Memo
+from novasvc.telemetry import metrics
+from novasvc.telemetry.instruments import Document
+from novasvc.workers.control import client as inquiry
+from novasvc.workers.errors import SupervisionError
 
 _PATIENCE = 3.0
 """Seconds for the supervisor, who gives its workers one."""
@@ -79,7 +79,7 @@ class Metrics:
 class Figures:
     """Documents as a collector of prometheus_client's.
 
-    :param documents: see :data:`novasvc.figures.Document`.
+    :param documents: see :data:`novasvc.telemetry.instruments.Document`.
     """
 
     _documents: Iterable[Document]

@@ -22,7 +22,7 @@ from novasvc.api.tokens import ADMIN
 from novasvc.api.versions import base_url, version_document
 from novasvc.errors import ServiceNotFoundError
 from novasvc.http.light import LightRequest
-from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _SHOWN = 300

@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
-from novasvc import flight
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.health import OwnHealth
@@ -19,14 +18,15 @@ from novasvc.api.logins import Logins, login_url, page_url
 from novasvc.api.sessions import Sessions, session_key
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import Token, read_tokens
+from novasvc.config import Settings
 from novasvc.errors import NovasvcError, StartError, describe
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_of
 from novasvc.interfaces import IHealthy, IReplaceable, IStartable
-from novasvc.runtime import Runtime
-from novasvc.service.lifecycle import Course
-from novasvc.service.listening import StreamServer
-from novasvc.settings import Settings
+from novasvc.node.lifecycle import Course
+from novasvc.node.runtime import Runtime
+from novasvc.node.stream_server import StreamServer
+from novasvc.telemetry import flight
 
 _log = Logger()
 

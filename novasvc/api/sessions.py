@@ -13,7 +13,7 @@ import attrs
 
 from novasvc.api.tokens import SCOPES
 from novasvc.errors import DirectoryError
-from novasvc.runtime import make_directory
+from novasvc.node.runtime import make_directory
 
 COOKIE = "novasvc_session"
 LIFETIME = 12 * 3600.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from novasvc.record import ServiceRecord
-from novasvc.servicegroup import is_up
+from novasvc.registry.membership import is_up
+from novasvc.registry.record import ServiceRecord
 
 UP, DOWN, FORCED = "up", "down", "forced down"
 """States of a service. Disabled is another matter: a service that is disabled runs, too."""

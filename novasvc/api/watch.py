@@ -12,7 +12,7 @@ from novasvc.api.errors import APIError
 from novasvc.api.sight import Sight, Totals, count, state_of, what_shows
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 
 _log = Logger()
 

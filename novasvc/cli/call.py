@@ -9,7 +9,7 @@ from novasvc.cli.output import printable_lines
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, request_options, with_client
 from novasvc.context import RequestContext
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 
 @click.command(epilog="Example: novasvc call agent.host1 get_host_facts")

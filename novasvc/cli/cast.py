@@ -7,7 +7,7 @@ import click
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import request_options, with_client
 from novasvc.context import RequestContext
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 
 @click.command(epilog="Example: novasvc cast --fanout agent refresh")

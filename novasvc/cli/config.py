@@ -10,10 +10,10 @@ import click
 
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
+from novasvc.config.load import examine
+from novasvc.config.show import rows
+from novasvc.config.spec import text_of
 from novasvc.errors import SettingsError
-from novasvc.settings.listing import rows
-from novasvc.settings.load import examine
-from novasvc.settings.spec import text_of
 
 
 @click.group()

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from novasvc.cli.output import printable_lines
-from novasvc.supervision import errors, inquiry
-from novasvc.supervision.inquiry import ANSWER, LONGEST
+from novasvc.workers import errors
+from novasvc.workers.control import client as inquiry
+from novasvc.workers.control.client import ANSWER, LONGEST
 
 
 class RefusedError(errors.RefusedError):

@@ -49,6 +49,6 @@ def _existing(place: Place) -> str:
 
 
 def _migrate() -> ModuleType:
-    from novasvc.db import migrate  # noqa: PLC0415 - imports SQLAlchemy
+    from novasvc.registry.sql import migrate  # noqa: PLC0415 - imports SQLAlchemy
 
     return migrate

@@ -10,7 +10,7 @@ from novasvc.cli.control import ask
 from novasvc.cli.output import printable, printable_lines
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT
-from novasvc.supervision.errors import NoSuchWorkerError
+from novasvc.workers.errors import NoSuchWorkerError
 
 
 @click.command()

@@ -2,9 +2,9 @@
 
 import attrs
 
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.migrate import exists
 from novasvc.errors import DatabaseRefusedError
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.migrate import exists
 
 
 @attrs.define

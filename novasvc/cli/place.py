@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from novasvc.config import Configuration, load
 from novasvc.interfaces import IServiceRegistry
-from novasvc.settings import Configuration, load
 
 _T = TypeVar("_T")
 

@@ -9,20 +9,20 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
-from novasvc.broker import BrokerAddress
 from novasvc.cli.control import ask
-from novasvc.db import sqlite
-from novasvc.db.address import DatabaseAddress
+from novasvc.config import Settings
+from novasvc.config.model import SPECS
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
 from novasvc.manager import see_manager
-from novasvc.service.paste import Loader
-from novasvc.service.sockets import address_of, bound, port_of
-from novasvc.settings import Settings
-from novasvc.settings.model import SPECS
-from novasvc.supervision.claim import see_path
-from novasvc.supervision.errors import ControlError
+from novasvc.net.sockets import address_of, bound, port_of
+from novasvc.node.paste import Loader
+from novasvc.registry.sql import sqlite
+from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.transport.amqp.configured import broker_options
 from novasvc.transport.amqp.tls import check_files
+from novasvc.workers.control.path_lock import see_path
+from novasvc.workers.errors import ControlError
 
 _PATIENCE = 2.0
 """Seconds that a supervisor may take to say that it is there."""

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 from novasvc.cli.missing import look_for_database
 from novasvc.cli.reactor import on_reactor
-from novasvc.db.services import connect_registry
+from novasvc.config import Settings
 from novasvc.interfaces import IServiceRegistry
-from novasvc.settings import Settings
+from novasvc.registry.sql.services import connect_registry
 
 _T = TypeVar("_T")
 

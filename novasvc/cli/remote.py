@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import attrs
 import click
 
+from novasvc.config import Settings
 from novasvc.errors import InvalidTargetError, NovasvcError, RemoteError, UndeliverableError
-from novasvc.settings import Settings
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")
 
@@ -187,8 +187,8 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
     :raises DatabaseError: there is no database here, or it cannot be used.
     """
     from novasvc.cli.missing import look_for_database  # noqa: PLC0415 - see with_client
-    from novasvc.db.services import connect_registry  # noqa: PLC0415
-    from novasvc.rpc.lookup import ServiceLookup  # noqa: PLC0415
+    from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415
+    from novasvc.registry.sql.services import connect_registry  # noqa: PLC0415
 
     look_for_database(settings.database_url)
     registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)

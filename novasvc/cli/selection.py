@@ -10,7 +10,7 @@ import click
 
 from novasvc.errors import NovasvcError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 
 _IDENTITY = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -8,8 +8,8 @@ from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.selection import Selection, selection_options
 from novasvc.interfaces import IServiceRegistry
-from novasvc.record import ServiceChanges, ServiceRecord
-from novasvc.servicegroup import is_up
+from novasvc.registry.membership import is_up
+from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """What Nova's API servers register and never beat for: like Nova's list, ours shows them only to who asks for them."""

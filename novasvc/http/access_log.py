@@ -7,8 +7,8 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.logger import Logger
 
-from novasvc.settings.log_format import NOVA_LOG_FORMAT
-from novasvc.settings.masking import MASK
+from novasvc.config.log_format import NOVA_LOG_FORMAT
+from novasvc.config.masking import MASK
 
 _log = Logger()
 _LONGEST = 2000
@@ -24,7 +24,7 @@ class AccessLog:
     What clients sent is escaped as in a Python string, so that no request can forge a line, and values in a query
     whose names look like those of secrets are masked.
 
-    :param form: see :mod:`novasvc.settings.log_format`.
+    :param form: see :mod:`novasvc.config.log_format`.
     """
 
     def __init__(self, form: str = NOVA_LOG_FORMAT) -> None:

@@ -43,7 +43,7 @@ _MEMORY = 1.0
 class Crew:
     """Runs work in threads of its own. See Note [As many threads as are needed].
 
-    The threads are daemons, as those of :mod:`novasvc.threads` are and for its reasons, and none exists
+    The threads are daemons, as those of :mod:`novasvc.reactor.threads` are and for its reasons, and none exists
     before there is work.
 
     :param reactor: provides IReactorTime.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import attrs
 
-from novasvc.settings import Settings
+from novasvc.config import Settings
 
 
 @attrs.frozen(kw_only=True)

@@ -12,7 +12,6 @@ from twisted.web import server
 from twisted.web.http import parse_qs
 from twisted.web.resource import IResource, _IEncodingResource
 
-from novasvc import metrics
 from novasvc.http.access_log import AccessLog
 from novasvc.http.answer import RESET_CONTENT, WITHOUT_BODY
 from novasvc.http.channel import Channel
@@ -20,6 +19,7 @@ from novasvc.http.head import Head
 from novasvc.http.light import LightRequest
 from novasvc.http.limits import Limits
 from novasvc.http.refusal import RefusedError, error_body
+from novasvc.telemetry import metrics
 
 _log = Logger()
 
@@ -286,7 +286,7 @@ def make_site(
 ) -> Site:
     """Make the factory of a server of HTTP/1.1.
 
-    Its connections drain when a :class:`~novasvc.service.listening.StreamServer` stops. For TLS it is
+    Its connections drain when a :class:`~novasvc.node.stream_server.StreamServer` stops. For TLS it is
     wrapped in :class:`twisted.protocols.tls.TLSMemoryBIOFactory`.
 
     :param resource: of twisted.web: answers all requests, or has children that do.

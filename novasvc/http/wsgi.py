@@ -25,7 +25,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc import metrics
 from novasvc.http.access_log import AccessLog, shown
 from novasvc.http.answer import Answer, AnswerError, make_answer
 from novasvc.http.channel import Channel
@@ -35,6 +34,7 @@ from novasvc.http.head import Head
 from novasvc.http.limits import Limits
 from novasvc.http.refusal import error_body, title
 from novasvc.http.site import Site
+from novasvc.telemetry import metrics
 
 _log = Logger()
 

@@ -11,12 +11,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from novasvc import metrics
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import TaskTimeoutError
-from novasvc.flight import note
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration
+from novasvc.telemetry import metrics
+from novasvc.telemetry.flight import note
 
 _log = Logger()
 

@@ -9,14 +9,14 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc import metrics
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.interfaces import ITransport
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
 from novasvc.rpc.replies import RESENDS, Explain, PendingCalls
+from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
-from novasvc.target import Target
+from novasvc.telemetry import metrics
 
 _SAME: Any = object()
 """Stands for "as it is" where None means something."""
@@ -38,7 +38,7 @@ class Client:
     :param idempotent: the methods that are called may run twice. A message whose connection was lost
         before the broker confirmed it is then sent again.
     :param explain: finds out more about a target that nobody can be reached for, see
-        :class:`novasvc.rpc.lookup.ServiceLookup`; None leaves the error as the transport has it.
+        :class:`novasvc.registry.lookup.ServiceLookup`; None leaves the error as the transport has it.
     :raises ValueError: of the timeouts.
 
     Source: oslo_messaging.RPCClient.

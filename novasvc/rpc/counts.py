@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc import metrics
+from novasvc.telemetry import metrics
 
 
 @attrs.define

@@ -13,9 +13,7 @@ from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MethodTimeoutError, ResultNotSerializableError
-from novasvc.flight import note
 from novasvc.interfaces import ITransport
-from novasvc.metrics import MethodFigures
 from novasvc.rpc.call import Call
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
@@ -24,6 +22,8 @@ from novasvc.rpc.failure import write_failure
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
+from novasvc.telemetry.flight import note
+from novasvc.telemetry.metrics import MethodFigures
 
 _log = Logger()
 

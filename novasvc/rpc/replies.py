@@ -10,7 +10,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc import metrics
 from novasvc.errors import (
     MessageFormatError,
     RPCError,
@@ -20,21 +19,23 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.figures import Number
 from novasvc.interfaces import ITransport
-from novasvc.metrics import CallFigures
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
-from novasvc.rpc.lookup import PATIENCE
 from novasvc.rpc.message import Reply, WayBack, read_reply, unwrap
-from novasvc.target import Target
+from novasvc.rpc.target import Target
+from novasvc.telemetry import metrics
+from novasvc.telemetry.instruments import Number
+from novasvc.telemetry.metrics import CallFigures
 
 _log = Logger()
 
 PENDING_BOUND = 10_000
 """Calls that may wait for their replies at a time."""
 
+EXPLAIN_PATIENCE = 0.5
+"""Seconds that an error waits for what the registry knows, at the most."""
 RESENDS = 10
 """Times that an idempotent message is sent again, at the most: one that costs its connection each time must end."""
 _REPLY_GRACE = 0.25
@@ -92,11 +93,11 @@ class _Pending:
     @property
     def questionable(self) -> bool:
         """Whether the registry is to be asked before it times out: no server has shown life, and there is time."""
-        return not (self.asked or self.begun) and self.timeout is not None and self.timeout >= 2 * PATIENCE
+        return not (self.asked or self.begun) and self.timeout is not None and self.timeout >= 2 * EXPLAIN_PATIENCE
 
 
 class Explain(Protocol):
-    """Finds out more about a target that no queue is bound for; see :class:`novasvc.rpc.lookup.ServiceLookup`."""
+    """Finds out more about a target that no queue is bound for; see :class:`novasvc.registry.lookup.ServiceLookup`."""
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
         """Return a Deferred of the error, which fires soon and may fail."""
@@ -198,8 +199,8 @@ class PendingCalls:
         """Wait for a call's reply, or for its next sign of life."""
         when = pending.deadline
         if self._explain is not None and pending.questionable:
-            # A queue may outlive those who serve it. The registry answers within PATIENCE, or not in time.
-            when -= PATIENCE
+            # A queue may outlive those who serve it. The registry answers within EXPLAIN_PATIENCE, or not in time.
+            when -= EXPLAIN_PATIENCE
         if pending.keepalive is not None:
             when = min(when, self._clock.seconds() + pending.keepalive)
         self._deadlines.add(msg_id, when)

@@ -11,9 +11,7 @@ from twisted.logger import Logger
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
-from novasvc.interfaces import IDelivery, IListener, ITransport
-from novasvc.metrics import MethodFigures
-from novasvc.reachability import Reachability
+from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
@@ -27,7 +25,8 @@ from novasvc.rpc.message import Request, WayBack, read_context, read_request, un
 from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.takeover import Takeover
-from novasvc.target import Target
+from novasvc.rpc.target import Target
+from novasvc.telemetry.metrics import MethodFigures
 
 _log = Logger()
 

@@ -1,12 +1,15 @@
 """The names of nova.service, on Twisted."""
 
-from novasvc.service.launcher import Launcher, ServiceLauncher, SignalExit
-from novasvc.service.prefork import ProcessLauncher
-from novasvc.service.script import serve, wait
-from novasvc.service.service import Service
-from novasvc.service.tree import ServiceTree
-from novasvc.service.wsgi import WSGIService
-from novasvc.supervision.supervisor import ServerWrapper
+import warnings
+from typing import Any
+
+from novasvc.node.service import Service
+from novasvc.node.tree import ServiceTree as _ServiceTree
+from novasvc.node.wsgi import WSGIService
+from novasvc.run.launcher import Launcher, ServiceLauncher, SignalExit
+from novasvc.run.process_launcher import ProcessLauncher
+from novasvc.run.script import serve, wait
+from novasvc.workers.supervisor import ServerWrapper
 
 __all__ = [
     "Launcher",
@@ -14,9 +17,15 @@ __all__ = [
     "ServerWrapper",
     "Service",
     "ServiceLauncher",
-    "ServiceTree",
     "SignalExit",
     "WSGIService",
     "serve",
     "wait",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ServiceTree":  # it was here before 0.2; nova.service has none
+        warnings.warn("import ServiceTree from novasvc", DeprecationWarning, stacklevel=2)
+        return _ServiceTree
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

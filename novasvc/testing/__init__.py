@@ -3,7 +3,7 @@
 ``runtime = memory_runtime()`` gives a node all it stands on, in memory and on a Clock.
 """
 
-from novasvc.testing.registry import MemoryRegistry
+from novasvc.registry.memory import MemoryRegistry
 from novasvc.testing.runtime import memory_runtime
 
 __all__ = ["MemoryRegistry", "memory_runtime"]

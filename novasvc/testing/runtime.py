@@ -7,9 +7,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
-from novasvc.runtime import Leg, Runtime
-from novasvc.settings import Settings
-from novasvc.testing.registry import MemoryRegistry
+from novasvc.config import Settings
+from novasvc.node.runtime import Leg, Runtime
+from novasvc.registry.memory import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
@@ -21,7 +21,7 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
 
     :param clock: to share one with other parts.
     :param seed: of the randomness; the same seed, the same delays.
-    :param settings: fields of :class:`novasvc.settings.Settings`.
+    :param settings: fields of :class:`novasvc.config.Settings`.
     """
     time = clock or Clock()
     broker, registry = MemoryBroker(), MemoryRegistry(time)

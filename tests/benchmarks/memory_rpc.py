@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 IN_FLIGHT = 64

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet.task import react
 
-from novasvc.tap import settle_collector
+from novasvc.run.plugin import settle_collector
 
 
 async def _main(reactor: Any, name: str) -> None:

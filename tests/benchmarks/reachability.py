@@ -16,10 +16,10 @@ import psutil
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
-from novasvc.broker import BrokerAddress
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.interfaces import IDelivery
 from novasvc.rpc.baseapi import write_ping
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport
 from tests.servers.rabbitmq import Broker
 

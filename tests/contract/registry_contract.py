@@ -10,8 +10,8 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import DatabaseConflictError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.query import ServiceQuery, ServiceTotals, Sort
-from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.registry.query import ServiceQuery, ServiceTotals, Sort
+from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 Fixture = Callable[[TestCase], Awaitable[Any]]
 """Takes the running test, returns an open, empty registry, and sees to its closing."""

@@ -7,11 +7,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
 from twisted.trial.unittest import TestCase
 
-from novasvc.conductor import TOPIC, Conductor, RemoteRegistry
 from novasvc.manager import Attachments
 from novasvc.periodic import TaskRunner
+from novasvc.registry.conductor import TOPIC, Conductor, RemoteRegistry
 from novasvc.rpc import Client, Endpoints, Server
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.contract.registry_contract import make_registry_tests
@@ -61,8 +61,8 @@ async def memory_behind_conductor(test: TestCase) -> RemoteRegistry:
 
 
 class ConductedSQLiteTests(make_registry_tests(sqlite_behind_conductor)):  # type: ignore[misc]
-    """Tests for novasvc.conductor before an SQLite file."""
+    """Tests for novasvc.registry.conductor before an SQLite file."""
 
 
 class ConductedMemoryTests(make_registry_tests(memory_behind_conductor)):  # type: ignore[misc]
-    """Tests for novasvc.conductor before a registry in memory."""
+    """Tests for novasvc.registry.conductor before a registry in memory."""

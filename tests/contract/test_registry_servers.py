@@ -3,8 +3,8 @@
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
-from novasvc.db import migrate
-from novasvc.db.services import ServiceRegistry, connect_registry
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.contract.registry_contract import Fixture, make_registry_tests
 from tests.servers import MariaDB, PostgreSQL, database_url
 from tests.servers.databases import DatabaseServer
@@ -25,8 +25,8 @@ def on_server(kind: type[DatabaseServer]) -> Fixture:
 
 
 class PostgreSQLRegistryTests(make_registry_tests(on_server(PostgreSQL))):  # type: ignore[misc]
-    """Tests for novasvc.db.services.ServiceRegistry in PostgreSQL."""
+    """Tests for novasvc.registry.sql.services.ServiceRegistry in PostgreSQL."""
 
 
 class MariaDBRegistryTests(make_registry_tests(on_server(MariaDB))):  # type: ignore[misc]
-    """Tests for novasvc.db.services.ServiceRegistry in MariaDB."""
+    """Tests for novasvc.registry.sql.services.ServiceRegistry in MariaDB."""

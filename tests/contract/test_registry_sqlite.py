@@ -3,8 +3,8 @@
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
-from novasvc.db import migrate
-from novasvc.db.services import ServiceRegistry, connect_registry
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.contract.registry_contract import make_registry_tests
 
 
@@ -18,4 +18,4 @@ async def sqlite_registry(test: TestCase) -> ServiceRegistry:
 
 
 class SQLiteRegistryTests(make_registry_tests(sqlite_registry)):  # type: ignore[misc]
-    """Tests for novasvc.db.services.ServiceRegistry in a file."""
+    """Tests for novasvc.registry.sql.services.ServiceRegistry in a file."""

@@ -3,7 +3,7 @@
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.topology import Binding, request_address, unbind
 from tests.contract.transport_contract import Connect, Fixture, Lose, make_transport_tests

@@ -3,7 +3,7 @@
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.contract.transport_contract import Connect, Lose, make_transport_tests
 

@@ -11,9 +11,8 @@ from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from novasvc.errors import TransportClosedError, UndeliverableError
-from novasvc.interfaces import IDelivery, IListener, ITransport
-from novasvc.reachability import Reachability
-from novasvc.target import Target
+from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
+from novasvc.rpc.target import Target
 
 Connect = Callable[[], Awaitable[Any]]
 """Returns one more open transport to the same broker, and sees to its closing."""

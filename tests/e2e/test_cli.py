@@ -21,7 +21,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from novasvc.db.services import connect_registry
+from novasvc.registry.sql.services import connect_registry
 from tests.e2e.process import unmeasured
 
 _INSTALLED = Path(sys.executable).with_name("novasvc")

@@ -63,7 +63,7 @@ SLOWLY = """
 from twisted.application.service import Application, IServiceCollection, MultiService, Service
 from twisted.internet import reactor, task
 from novasvc.service import ServiceLauncher
-from novasvc.tap import makeService
+from novasvc.run.plugin import makeService
 
 class Slow(Service):
     def startService(self):

@@ -34,7 +34,7 @@ class Talking(Manager):
 
 APPLICATION = """
 from twisted.application.service import Application
-from novasvc.tap import makeService
+from novasvc.run.plugin import makeService
 
 application = Application("novasvc")
 makeService({"workers": 2, "manager": "talking.Talking", "logfile": "log/node.log"}).setServiceParent(application)

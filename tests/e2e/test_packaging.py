@@ -239,7 +239,7 @@ class PackagingTests(SynchronousTestCase):
             if path.is_file() and path.suffix != ".pyc"
         }
         self.assertIn("novasvc/py.typed", package)
-        self.assertIn("novasvc/db/migrations/env.py", package)
+        self.assertIn("novasvc/registry/sql/migrations/env.py", package)
         self.assertEqual({name for name in names if ".dist-info/" not in name}, package | {PLUGIN})
         self.assertIn("\nLicense-Expression: MIT\n", metadata)
         self.assertIn("\nRequires-Python: >=3.11\n", metadata)

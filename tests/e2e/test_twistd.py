@@ -218,7 +218,7 @@ class RunTests(TwistdTestCase):
     def test_several_services(self) -> None:
         """Several [[service]] tables are several services of one process."""
         (self.folder / "two.toml").write_text(
-            '[[service]]\nbinary = "novasvc-one"\nmanager = "novasvc.agent.HostAgent"\n'
+            '[[service]]\nbinary = "novasvc-one"\nmanager = "novasvc.host_agent.HostAgent"\n'
             '[[service]]\nbinary = "novasvc-two"\nmanager = "managers.Hanging"\n'
         )
         node = self.twistd("--config", "two.toml", "--graceful-shutdown-timeout", "1")

@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.connection import quick_backoff
 from tests.servers import Broker, Proxy, shared_broker, vhost_url

@@ -22,7 +22,7 @@ from twisted.logger import (
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 
 

@@ -25,7 +25,7 @@ from twisted.internet.threads import deferToThread
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError, ServiceDrainingError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from tests.faults.drain_parts import PATIENCE, TOPIC, Middle
 from tests.faults.fleet_rig import Fleet, Fleets
 from tests.interop.peer import InteropCase

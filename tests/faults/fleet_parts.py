@@ -20,7 +20,8 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.protocols.basic import LineOnlyReceiver
 
-from novasvc import Manager, RequestContext, rpc, runtime
+from novasvc import Manager, RequestContext, rpc
+from novasvc.workers.current import current_worker
 
 # -- orders ------------------------------------------------------------------------------------------
 
@@ -85,7 +86,7 @@ class Orders(LineOnlyReceiver):
 
 def obey(reactor: Any, think: Callable[[], Deferred[str]] | None = None) -> None:
     """Listen for orders."""
-    path = Path(f"worker-{runtime.worker_number}")
+    path = Path(f"worker-{current_worker().number}")
     path.unlink(missing_ok=True)
     reactor.listenUNIX(str(path), Factory.forProtocol(partial(Orders, think)))
 

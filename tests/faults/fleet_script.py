@@ -11,9 +11,9 @@ from typing import Any
 
 from twisted.logger import globalLogBeginner
 
-from novasvc.logs import make_observer
+from novasvc.node.stream_server import StreamServer
 from novasvc.service import ProcessLauncher
-from novasvc.service.listening import StreamServer
+from novasvc.telemetry.logs import make_observer
 from tests.faults.fleet_parts import Dying, Obedient, echo
 
 KINDS: Mapping[str, Callable[[str], Any]] = MappingProxyType(

@@ -14,7 +14,7 @@ from novasvc.errors import (
     TransportFullError,
     UnconfirmedError,
 )
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase, Diary
 from tests.servers import Broker, fragile_broker
 

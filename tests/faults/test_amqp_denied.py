@@ -5,7 +5,7 @@ from pathlib import Path
 from twisted.internet.threads import deferToThread
 
 from novasvc.errors import DeclarationDeniedError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from tests.e2e.process import Process, program
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
 from tests.servers import Broker, denying_broker

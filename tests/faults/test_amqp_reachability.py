@@ -11,10 +11,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel
 
 from novasvc import rpc
+from novasvc.config import Settings
 from novasvc.manager import Manager
-from novasvc.runtime import Leg, Runtime
+from novasvc.node.runtime import Leg, Runtime
 from novasvc.service import Service
-from novasvc.settings import Settings
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.amqp import AMQPTransport, protocol
 from novasvc.transport.amqp.channel import Channel, ClosedError

@@ -6,7 +6,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel
 
 from novasvc.errors import BrokerError, BrokerRefusedError, DeclarationMismatchError, UnconfirmedError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
 
 PASSWORD = "pass-w0rd"  # in URLs as it is

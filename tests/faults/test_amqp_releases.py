@@ -5,7 +5,7 @@ from unittest import SkipTest
 import pytest
 
 from novasvc.interfaces import IDelivery
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import ClosedError
 from tests.faults.amqp_rig import TOPIC, AMQPCase
 

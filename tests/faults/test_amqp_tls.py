@@ -10,10 +10,10 @@ from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.trial.unittest import TestCase
 
 from novasvc import rpc
-from novasvc.broker import BrokerAddress
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.context import RequestContext
 from novasvc.errors import BrokerRefusedError, BrokerUnavailableError, SettingError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerOptions
 from tests.servers import shared_broker, vhost_url
 from tests.servers.certificates import Identity

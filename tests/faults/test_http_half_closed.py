@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from novasvc.http import channel, make_site, peer
 from novasvc.http.tls import make_tls, wrap
-from novasvc.service.listening import StreamServer
+from novasvc.node.stream_server import StreamServer
 from tests.servers.certificates import Certificates
 from tests.unit.http_rig import GET, LAST, Echo, HTTPCase, Response, responses
 

@@ -112,7 +112,7 @@ TAC = """
 from twisted.application.internet import TimerService
 from twisted.application.service import Application
 from novasvc.service import ProcessLauncher
-from novasvc.service.listening import StreamServer
+from novasvc.node.stream_server import StreamServer
 import parts
 
 application = Application("app")
@@ -127,7 +127,7 @@ SCRIPT = """
 import threading
 import parts
 from novasvc.service import serve, wait
-from novasvc.service.listening import StreamServer
+from novasvc.node.stream_server import StreamServer
 
 if __name__ == "__main__":
     {before}

@@ -16,10 +16,6 @@ from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 import novasvc
-from novasvc.db import migrate
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.engine import Engine
-from novasvc.db.services import ServiceRegistry
 from novasvc.errors import (
     DatabaseCorruptError,
     DatabaseError,
@@ -30,6 +26,10 @@ from novasvc.errors import (
     DatabaseUnavailableError,
     MigrationNeededError,
 )
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.engine import Engine
+from novasvc.registry.sql.services import ServiceRegistry
 
 PATIENCE = 0.2
 NOBODY = 65534
@@ -47,7 +47,7 @@ REGISTER = """
 import sys
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
-from novasvc.db.services import connect_registry
+from novasvc.registry.sql.services import connect_registry
 async def main(reactor):
     registry = connect_registry(sys.argv[1], reactor=reactor)
     await registry.open()
@@ -65,7 +65,7 @@ FILL = """
 from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
-from novasvc.db.services import connect_registry
+from novasvc.registry.sql.services import connect_registry
 from novasvc.errors import DatabaseError
 path, before = Path("{path}"), {before}
 async def main(reactor):
@@ -107,9 +107,9 @@ from twisted.internet.task import deferLater, react
 from novasvc import Manager
 from novasvc.api.backend import Backend
 from novasvc.api.health import OwnHealth
-from novasvc.runtime import Runtime
+from novasvc.node.runtime import Runtime
 from novasvc.service import Service
-from novasvc.settings import Settings
+from novasvc.config import Settings
 path = Path("{path}")
 async def main(reactor):
     settings = Settings(database_url="sqlite:///" + str(path), report_interval=1, state_dir=path.parent)

@@ -6,9 +6,9 @@ from typing import ClassVar
 import sqlalchemy
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.db import migrate
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.schema import HEAD
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.schema import HEAD
 from tests.servers import MariaDB, PostgreSQL, database_url
 from tests.servers.databases import DatabaseServer
 

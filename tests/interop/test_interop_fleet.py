@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationMismatchError
-from novasvc.reachability import Reachability
+from novasvc.interfaces import Reachability
 from tests.e2e.process import Process, program
 from tests.interop.peer import PATIENCE, InteropCase, Peer, PeerError
 

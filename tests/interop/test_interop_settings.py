@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from oslo_config import cfg
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.config import load
+from novasvc.config.ini import INIError, UnknownNameError, read_assignments
+from novasvc.config.substitution import CircleError, Substitution
 from novasvc.errors import SettingsError
-from novasvc.settings import load
-from novasvc.settings.ini import INIError, UnknownNameError, read_assignments
-from novasvc.settings.substitution import CircleError, Substitution
 
 NAMES = ("a", "b", "my_ip", "Big")
 SECTIONS = ("DEFAULT", "default", "one", "One", "two_2")

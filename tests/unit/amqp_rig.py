@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from txamqp.spec import Method
 
-from novasvc.backoff import RetryPolicy
+from novasvc.reactor.backoff import RetryPolicy
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.channel import Channel, ClosedError
 from novasvc.transport.amqp.codec import decode_method, encode_method, encode_properties

@@ -19,7 +19,7 @@ from novasvc.api.sessions import Sessions
 from novasvc.api.site import make_doors
 from novasvc.api.tokens import Token, digest
 from novasvc.http import make_site
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 from novasvc.testing import MemoryRegistry, memory_runtime
 
 ADMINS, READERS = "an-admins-token", "a-readers-token"
@@ -83,7 +83,7 @@ class APIRig:
     """All rooms of the API, a registry in memory, and a Clock that drives them.
 
     :param tokens: none lets everybody in.
-    :param settings: fields of :class:`novasvc.settings.Settings`.
+    :param settings: fields of :class:`novasvc.config.Settings`.
     """
 
     def __init__(self, test: TestCase, tokens: tuple[Token, ...] = (), **settings: Any) -> None:

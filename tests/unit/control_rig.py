@@ -15,8 +15,8 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from novasvc.interfaces import ISupervisor, Rows
-from novasvc.supervision.control import ControlSocket
-from novasvc.supervision.errors import NoSuchWorkerError
+from novasvc.workers.control.listener import ControlSocket
+from novasvc.workers.errors import NoSuchWorkerError
 
 HOSTILE = "\x1b[2J\u202e"
 """What would clear a terminal, and turn its text around."""

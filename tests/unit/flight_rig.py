@@ -2,8 +2,8 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import flight
-from novasvc.flight import FlightRecorder
+from novasvc.telemetry import flight
+from novasvc.telemetry.flight import FlightRecorder
 
 
 def record_flight(case: SynchronousTestCase) -> FlightRecorder:

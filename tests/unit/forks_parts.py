@@ -11,12 +11,12 @@ import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 
-from novasvc import flight
 from novasvc.errors import StateError
-from novasvc.supervision.channel import Message
-from novasvc.supervision.forks import Forks
-from novasvc.supervision.order import pack
-from novasvc.supervision.process import Exit, WorkerProcess
+from novasvc.telemetry import flight
+from novasvc.workers.forkserver_client import Forks
+from novasvc.workers.pipe import Message
+from novasvc.workers.process import Exit, WorkerProcess
+from novasvc.workers.specification import pack
 
 
 class Sleeper(Service):

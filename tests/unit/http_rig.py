@@ -19,7 +19,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from novasvc.http import AccessLog, Limits, make_site
 from novasvc.http.wsgi import WSGISite
-from novasvc.service.connections import Connections
+from novasvc.net.connections import Connections
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from novasvc.interfaces import IStartable
-from novasvc.service.process import lift_limit
+from novasvc.run.process import lift_limit
 
 TAKEN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 

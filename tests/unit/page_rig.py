@@ -21,7 +21,7 @@ from novasvc.api.sessions import Sessions
 from novasvc.api.site import Doors
 from novasvc.api.tokens import Token, digest
 from novasvc.http import make_site
-from novasvc.testing.registry import MemoryRegistry
+from novasvc.registry.memory import MemoryRegistry
 from novasvc.testing.runtime import memory_runtime
 
 ADMINS, READERS = "an admin's token", "a reader's token"

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.rpc.message import Reply, WayBack, encode_request, read_reply, unwrap
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 TARGET = Target("compute", "h1")

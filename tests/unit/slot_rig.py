@@ -6,10 +6,10 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from novasvc.flight import Event
-from novasvc.supervision.policy import RestartPolicy, Throttle
-from novasvc.supervision.process import Exit, ProcessListener
-from novasvc.supervision.slot import Limits, Slot
+from novasvc.telemetry.flight import Event
+from novasvc.workers.process import Exit, ProcessListener
+from novasvc.workers.restart_policy import RestartPolicy, Throttle
+from novasvc.workers.slot import Limits, Slot
 
 
 class StubProcess:

@@ -23,8 +23,8 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.supervision.forkserver import CONTROL
-from novasvc.supervision.record import Record
+from novasvc.workers.forkserver import CONTROL
+from novasvc.workers.last_record import Record
 
 _FIRST_PID = 1 << 23
 """Greater than any that Linux gives, so that a test that goes astray harms nobody."""
@@ -183,7 +183,7 @@ class StandInWorker:
 
 
 class StandInForkserver:
-    """What speaks at the other end of a :class:`~novasvc.supervision.forks.Forks`."""
+    """What speaks at the other end of a :class:`~novasvc.workers.forkserver_client.Forks`."""
 
     def __init__(self, host: "Host", protocol: Any, arguments: list[str], environment: Any, control: int) -> None:
         self.host = host

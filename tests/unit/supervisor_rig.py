@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from novasvc.config import Configuration, Settings
 from novasvc.errors import ListenError
 from novasvc.interfaces import IPreforkable
-from novasvc.settings import Configuration, Settings
-from novasvc.supervision.errors import WorkerFailedError
-from novasvc.supervision.supervisor import ServerWrapper, Sockets, Supervisor
+from novasvc.workers.errors import WorkerFailedError
+from novasvc.workers.supervisor import ServerWrapper, Sockets, Supervisor
 from tests.unit.supervision_rig import Host, StandInWorker
 
 

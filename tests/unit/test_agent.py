@@ -6,15 +6,15 @@ from typing import Any
 import psutil
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.agent import REFRESH_INTERVAL, HostAgent
 from novasvc.context import RequestContext
 from novasvc.errors import InvalidArgumentsError
+from novasvc.host_agent import REFRESH_INTERVAL, HostAgent
 from novasvc.service import Service
 from novasvc.testing import memory_runtime
 
 
 class HostAgentTests(SynchronousTestCase):
-    """Tests for novasvc.agent.HostAgent."""
+    """Tests for novasvc.host_agent.HostAgent."""
 
     def setUp(self) -> None:
         self.runtime = memory_runtime(periodic_fuzzy_delay=0)

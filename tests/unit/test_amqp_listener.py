@@ -4,7 +4,7 @@ import zlib
 from typing import Any
 
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import PROBE_KEY

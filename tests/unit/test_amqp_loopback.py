@@ -5,10 +5,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from novasvc.errors import BrokerBlockedError
-from novasvc.reachability import Reachability
+from novasvc.interfaces import Reachability
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.message import encode_result, read_request, unwrap
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.publisher import PROBE_KEY
 from tests.unit.amqp_rig import Said

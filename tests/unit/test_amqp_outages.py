@@ -4,9 +4,9 @@ from math import inf
 
 from twisted.internet.defer import CancelledError
 
-from novasvc import metrics
 from novasvc.errors import BrokerBlockedError, BrokerUnavailableError, TransportClosedError, TransportFullError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
+from novasvc.telemetry import metrics
 from novasvc.transport.amqp import publisher
 from novasvc.transport.amqp.frames import BODY, HEADER, pack_frame
 from tests.unit.amqp_rig import AMQPCase, pack

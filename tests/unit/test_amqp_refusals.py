@@ -11,7 +11,7 @@ from novasvc.errors import (
     DeclarationDeniedError,
     DeclarationMismatchError,
 )
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from tests.unit.amqp_rig import DENIED

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from tests.unit.test_amqp_listener import ListenerCase
 
 

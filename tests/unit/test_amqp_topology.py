@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import BrokerOptions, topology
 from tests.unit.amqp_rig import AMQPCase
 

@@ -13,7 +13,7 @@ from novasvc.errors import (
     UndeliverableError,
 )
 from novasvc.interfaces import IDelivery, IListener, ITransport
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions, transport
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from tests.unit.amqp_rig import URL, AMQPCase, Link, Said

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.listing import LONGEST_PAGE
 from novasvc.errors import DatabaseCorruptError, DatabaseUnavailableError
-from novasvc.record import ServiceChanges
+from novasvc.registry.record import ServiceChanges
 from tests.unit.api_rig import ADMINS, READERS, TOKENS, Answer, APIRig
 
 LIST = "/v2.1/os-services"

@@ -19,7 +19,6 @@ from twisted.web.http_headers import Headers
 from twisted.web.server import Site
 from zope.interface import implementer
 
-from novasvc import flight, metrics
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.health import OwnHealth, sum_up
@@ -35,11 +34,12 @@ from novasvc.errors import (
     MigrationNeededError,
     TransportClosedError,
 )
-from novasvc.figures import histogram
 from novasvc.interfaces import IHealthy
-from novasvc.runtime import Leg
-from novasvc.supervision.control import ControlSocket
+from novasvc.node.runtime import Leg
+from novasvc.telemetry import flight, metrics
+from novasvc.telemetry.instruments import histogram
 from novasvc.testing import memory_runtime
+from novasvc.workers.control.listener import ControlSocket
 from tests.unit.control_rig import StandInSupervisor
 
 

@@ -1,4 +1,4 @@
-"""Tests for novasvc.broker."""
+"""Tests for novasvc.config.transport_url."""
 
 from urllib.parse import quote
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.broker import BrokerAddress, Host
+from novasvc.config.transport_url import BrokerAddress, Host
 
 words = st.text(min_size=1, max_size=20)
 passwords = st.text(min_size=4, max_size=20).filter(lambda word: word not in "amqps://guest@host:5672,other5671/***")

@@ -14,16 +14,16 @@ from tempfile import TemporaryDirectory
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.supervision.claim import Claim
-from novasvc.supervision.errors import ControlError, OrphansError
+from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.errors import ControlError, OrphansError
 
 _NOBODY = 65534
 
 _CLAIMANT = """
 import sys, time
 from pathlib import Path
-from novasvc.supervision.claim import Claim
-from novasvc.supervision.errors import ControlError
+from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.errors import ControlError
 
 print("here", flush=True)
 for line in sys.stdin:
@@ -47,7 +47,7 @@ for line in sys.stdin:
 _ORPHANING = """
 import os, signal, sys
 from pathlib import Path
-from novasvc.supervision.claim import Claim
+from novasvc.workers.control.path_lock import Claim
 
 claim = Claim.take(Path(sys.argv[1]))
 if not os.fork():
@@ -118,7 +118,7 @@ class ClaimCase(SynchronousTestCase):
 
 
 class TakeTests(ClaimCase):
-    """Tests for novasvc.supervision.claim.Claim.take."""
+    """Tests for novasvc.workers.control.path_lock.Claim.take."""
 
     def test_modes(self) -> None:
         """The socket is for its user alone, and so is the directory that is made for it, whatever the umask is."""
@@ -245,7 +245,7 @@ class TakeTests(ClaimCase):
 
 
 class ReleaseTests(ClaimCase):
-    """Tests for novasvc.supervision.claim.Claim.release."""
+    """Tests for novasvc.workers.control.path_lock.Claim.release."""
 
     def test_release(self) -> None:
         """The socket's file is gone, and the place can be taken again."""

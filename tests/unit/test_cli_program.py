@@ -196,7 +196,7 @@ class PreflightTests(ProgramCase):
     def test_managers(self) -> None:
         """A manager that cannot be imported is named, with the reason."""
         self.assertIn("there is no module 'nosuch'", self.problem('manager = "nosuch.Manager"'))
-        self.assertIn("novasvc.agent has no 'Agent'", self.problem('manager = "novasvc.agent.Agent"'))
+        self.assertIn("novasvc.host_agent has no 'Agent'", self.problem('manager = "novasvc.host_agent.Agent"'))
         self.assertIn("it is no IManager", self.problem('manager = "pathlib.Path"'))
 
     def test_options(self) -> None:
@@ -259,7 +259,7 @@ class PreflightTests(ProgramCase):
                 "report_interval = 0.1",
                 "[[service]]",
                 'topic = "y"',
-                'manager = "novasvc.agent.Agent"',
+                'manager = "novasvc.host_agent.Agent"',
             )
         for part, line in zip(
             ("'nosuch'", "has no 'Agent'", "rabbit_ssl_ca_file", "already in use"), said, strict=True

@@ -10,7 +10,7 @@ from novasvc.cli.place import Place
 from novasvc.cli.program import program
 from novasvc.cli.remote import NoBrokerError, answer_of, read_arguments, read_target
 from novasvc.errors import NoSuchMethodError, RemoteError
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 
 class TargetTests(SynchronousTestCase):

@@ -16,7 +16,7 @@ from novasvc.cli.selection import AmbiguousServiceError
 from novasvc.cli.service import service
 from novasvc.errors import ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 from novasvc.testing import MemoryRegistry
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from novasvc.cli import control as client
 from novasvc.cli.control import Connection, RefusedError, ask
 from novasvc.cli.program import run
 from novasvc.errors import SettingError, SettingsError
-from novasvc.supervision.errors import ControlError, ReloadError, ResizeError
+from novasvc.workers.errors import ControlError, ReloadError, ResizeError
 from tests.unit.control_rig import HOSTILE, ControlCase, until, worker
 
 _NOBODY = 65534

@@ -11,7 +11,6 @@ from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
-from novasvc.conductor import TIMEOUT, Conductor, RemoteRegistry
 from novasvc.context import RequestContext
 from novasvc.errors import (
     DatabaseConflictError,
@@ -31,11 +30,12 @@ from novasvc.errors import (
     UnconfirmedError,
 )
 from novasvc.manager import Manager
-from novasvc.record import ServiceChanges
+from novasvc.node.runtime import Leg, Runtime
+from novasvc.registry.conductor import TIMEOUT, Conductor, RemoteRegistry
+from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Client, Endpoints
-from novasvc.runtime import Leg, Runtime
+from novasvc.rpc.target import Target
 from novasvc.service import Service
-from novasvc.target import Target
 from novasvc.testing import memory_runtime
 
 OUTAGES = (

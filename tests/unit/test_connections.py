@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from novasvc.service.listening import StreamServer
+from novasvc.node.stream_server import StreamServer
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -11,16 +11,16 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from zope.interface.verify import verifyObject
 
-from novasvc.supervision import control
-from novasvc.supervision.control import CONNECTIONS, ControlSocket
-from novasvc.supervision.errors import ControlError
+from novasvc.workers.control import listener as control
+from novasvc.workers.control.listener import CONNECTIONS, ControlSocket
+from novasvc.workers.errors import ControlError
 from tests.unit.control_rig import Client, ControlCase, until
 
 _NOBODY = 65534
 
 
 class ServiceTests(ControlCase):
-    """Tests for novasvc.supervision.control.ControlSocket as a service."""
+    """Tests for novasvc.workers.control.listener.ControlSocket as a service."""
 
     def test_interface(self) -> None:
         """It is a service, and may be part of another."""

@@ -14,9 +14,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from novasvc.interfaces import ISupervisor
-from novasvc.supervision.commands import Request, RequestError
-from novasvc.supervision.conversation import IDLE, LONGEST, Conversation
-from novasvc.supervision.errors import ReloadError, ResizeError
+from novasvc.workers.control.commands import Request, RequestError
+from novasvc.workers.control.connection import IDLE, LONGEST, Conversation
+from novasvc.workers.errors import ReloadError, ResizeError
 from tests.unit.control_rig import StandInSupervisor
 
 
@@ -62,7 +62,7 @@ class StandInTests(SynchronousTestCase):
 
 
 class RequestTests(SynchronousTestCase):
-    """Tests for novasvc.supervision.commands.Request.read."""
+    """Tests for novasvc.workers.control.commands.Request.read."""
 
     def refusal(self, line: bytes) -> str:
         return str(self.assertRaises(RequestError, Request.read, line))
@@ -122,7 +122,7 @@ class RequestTests(SynchronousTestCase):
 
 
 class ConversationTests(SynchronousTestCase):
-    """Tests for novasvc.supervision.conversation.Conversation."""
+    """Tests for novasvc.workers.control.connection.Conversation."""
 
     def setUp(self) -> None:
         self.talk = Talk()

@@ -8,12 +8,12 @@ import sqlalchemy.dialects.mysql
 import sqlalchemy.dialects.postgresql  # noqa: F401 - imported while a driver is hidden, they would be made twice
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.db.address import DatabaseAddress
 from novasvc.errors import DatabaseDriverError, DatabaseRefusedError
+from novasvc.registry.sql.address import DatabaseAddress
 
 
 class DatabaseAddressTests(SynchronousTestCase):
-    """Tests for novasvc.db.address.DatabaseAddress."""
+    """Tests for novasvc.registry.sql.address.DatabaseAddress."""
 
     def test_file(self) -> None:
         """A file is named by its absolute path, and is opened only if it exists."""

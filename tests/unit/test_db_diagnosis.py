@@ -8,9 +8,9 @@ from sqlalchemy import exc
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import errors
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.diagnosis import diagnose
-from novasvc.db.schema import HEAD
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.diagnosis import diagnose
+from novasvc.registry.sql.schema import HEAD
 
 FILE = DatabaseAddress.parse("sqlite:////nowhere/at/all.sqlite")
 SERVER = DatabaseAddress.parse("postgresql://bob:hunter2@db.example/novasvc")
@@ -106,7 +106,7 @@ SYSTEM = (
 
 
 class DiagnoseTests(SynchronousTestCase):
-    """Tests for novasvc.db.diagnosis.diagnose."""
+    """Tests for novasvc.registry.sql.diagnosis.diagnose."""
 
     def check(self, address: DatabaseAddress, error: Exception, kind: type[Exception], text: str) -> None:
         found = diagnose(address, error)

@@ -10,12 +10,12 @@ from twisted.internet.task import Clock, cooperate, deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
-from novasvc import metrics
-from novasvc.db import migrate
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.engine import CLOSING, Engine
 from novasvc.errors import DatabaseError, DatabaseUnavailableError, MigrationNeededError
-from novasvc.logs import node_fields
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.engine import CLOSING, Engine
+from novasvc.telemetry import metrics
+from novasvc.telemetry.logs import node_fields
 
 
 class ClockReactor(Clock):
@@ -56,7 +56,7 @@ async def until(condition: Any) -> None:
 
 
 class EngineTests(TestCase):
-    """Tests for novasvc.db.engine.Engine."""
+    """Tests for novasvc.registry.sql.engine.Engine."""
 
     def setUp(self) -> None:
         self.address = DatabaseAddress.parse(f"sqlite:///{self.mktemp()}.sqlite")

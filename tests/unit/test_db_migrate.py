@@ -17,9 +17,6 @@ from sqlalchemy.pool import NullPool
 from twisted.trial.unittest import SynchronousTestCase
 
 import novasvc
-from novasvc.db import migrate
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.schema import HEAD, REVISIONS, metadata
 from novasvc.errors import (
     DatabaseCorruptError,
     DatabaseError,
@@ -27,6 +24,9 @@ from novasvc.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
 )
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.schema import HEAD, REVISIONS, metadata
 
 NOVAS = """
     CREATE TABLE services (
@@ -45,7 +45,7 @@ SECOND_KEY = 'CONSTRAINT uniq_services0host0binary0deleted UNIQUE (host, "binary
 
 
 class MigrateTests(SynchronousTestCase):
-    """Tests for novasvc.db.migrate."""
+    """Tests for novasvc.registry.sql.migrate."""
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp()).absolute()
@@ -200,7 +200,7 @@ class MigrateTests(SynchronousTestCase):
 
 
 class UpgradeInChildTests(SynchronousTestCase):
-    """Tests for novasvc.db.migrate.upgrade_in_child."""
+    """Tests for novasvc.registry.sql.migrate.upgrade_in_child."""
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp()).absolute()
@@ -276,7 +276,7 @@ class NoAlembicTests(SynchronousTestCase):
         program = (
             "import sys\n"
             "from twisted.internet.task import react\n"
-            "from novasvc.db.services import connect_registry\n"
+            "from novasvc.registry.sql.services import connect_registry\n"
             "async def main(reactor):\n"
             "    registry = connect_registry(sys.argv[1], reactor=reactor)\n"
             "    await registry.open()\n"

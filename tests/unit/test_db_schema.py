@@ -5,11 +5,11 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.db.schema import HEAD, REVISIONS, database_now, services
+from novasvc.registry.sql.schema import HEAD, REVISIONS, database_now, services
 
 
 class ServicesTableTests(SynchronousTestCase):
-    """Tests for novasvc.db.schema.services."""
+    """Tests for novasvc.registry.sql.schema.services."""
 
     def test_no_defaults(self) -> None:
         """No column has a default, neither ours nor the database's: every writer writes every column."""
@@ -49,7 +49,7 @@ class ServicesTableTests(SynchronousTestCase):
 
 
 class DatabaseNowTests(SynchronousTestCase):
-    """Tests for novasvc.db.schema.database_now."""
+    """Tests for novasvc.registry.sql.schema.database_now."""
 
     def test_dialects(self) -> None:
         """Each dialect asks its own clock, in UTC, in the form of the table's stamps."""

@@ -12,10 +12,6 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from novasvc.db import migrate
-from novasvc.db.address import DatabaseAddress
-from novasvc.db.engine import Engine
-from novasvc.db.services import DISABLED_REASON, ServiceRegistry, connect_registry
 from novasvc.errors import (
     DatabaseConflictError,
     DatabaseCorruptError,
@@ -23,8 +19,12 @@ from novasvc.errors import (
     DatabaseRefusedError,
     MigrationNeededError,
 )
-from novasvc.record import ServiceChanges
-from novasvc.servicegroup import is_up
+from novasvc.registry.membership import is_up
+from novasvc.registry.record import ServiceChanges
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.engine import Engine
+from novasvc.registry.sql.services import DISABLED_REASON, ServiceRegistry, connect_registry
 from tests.unit.test_db_migrate import NOVAS, SECOND_KEY
 
 STAMP = r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}000\Z"
@@ -232,7 +232,7 @@ class RaceTests(RegistryCase):
 
 
 class OpenTests(RegistryCase):
-    """Tests for novasvc.db.services.ServiceRegistry.open."""
+    """Tests for novasvc.registry.sql.services.ServiceRegistry.open."""
 
     async def test_migrates(self) -> None:
         """A new database is made when it is allowed, once."""
@@ -276,7 +276,7 @@ class OpenTests(RegistryCase):
 
 
 class ConnectRegistryTests(SynchronousTestCase):
-    """Tests for novasvc.db.services.connect_registry."""
+    """Tests for novasvc.registry.sql.services.connect_registry."""
 
     def test_nothing_happens(self) -> None:
         """Making a registry starts no thread and touches no file: a daemon forks after it."""

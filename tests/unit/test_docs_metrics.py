@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import metrics
+from novasvc.telemetry import metrics
 
 _DOCS = Path(__file__).parents[2] / "docs"
 _METRIC = re.compile(r"\bnovasvc_[a-z_]+\b")

@@ -1,4 +1,4 @@
-"""Tests for novasvc.figures: what is counted, and how much of it at the most."""
+"""Tests for novasvc.telemetry.instruments: what is counted, and how much of it at the most."""
 
 import json
 
@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.figures import LONGEST, OTHER, Distribution, counter, gauge, histogram
+from novasvc.telemetry.instruments import LONGEST, OTHER, Distribution, counter, gauge, histogram
 
 
 class FamilyTests(SynchronousTestCase):
-    """Tests for novasvc.figures.Family."""
+    """Tests for novasvc.telemetry.instruments.Family."""
 
     def test_counts(self) -> None:
         """The same labels have the same figure, others have another one."""
@@ -75,7 +75,7 @@ class FamilyTests(SynchronousTestCase):
 
 
 class DistributionTests(SynchronousTestCase):
-    """Tests for novasvc.figures.Distribution."""
+    """Tests for novasvc.telemetry.instruments.Distribution."""
 
     def test_nothing(self) -> None:
         """Of nothing there is no quantile."""

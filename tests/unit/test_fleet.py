@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.fleet: the workers of one server, on a host that stands in."""
+"""Tests for novasvc.workers.group: the workers of one server, on a host that stands in."""
 
 import os
 from signal import SIGKILL, SIGTERM
@@ -8,13 +8,13 @@ from twisted.internet.defer import CancelledError, Deferred, FirstError
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
-from novasvc.supervision.ending import FORCED
-from novasvc.supervision.errors import ReloadError
-from novasvc.supervision.fleet import OPERATIONS_PATIENCE, Fleet, Generation
-from novasvc.supervision.forks import Forks
-from novasvc.supervision.order import Package
-from novasvc.supervision.policy import RestartPolicy
-from novasvc.supervision.slot import Limits, Slot
+from novasvc.workers.errors import ReloadError
+from novasvc.workers.exit_status import FORCED
+from novasvc.workers.forkserver_client import Forks
+from novasvc.workers.group import OPERATIONS_PATIENCE, Fleet, Generation
+from novasvc.workers.restart_policy import RestartPolicy
+from novasvc.workers.slot import Limits, Slot
+from novasvc.workers.specification import Package
 from tests.unit.supervision_rig import Host, StandInWorker, exited
 
 LIMITS = Limits(start=60, drain=40, silence=30)

@@ -1,4 +1,4 @@
-"""Tests for novasvc.flight: a ring of events that can be read at any moment, by any process."""
+"""Tests for novasvc.telemetry.flight: a ring of events that can be read at any moment, by any process."""
 
 import mmap
 import os
@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import flight
-from novasvc.flight import SIZE, Event, FlightRecorder, dump_text, format_events, note
+from novasvc.telemetry import flight
+from novasvc.telemetry.flight import SIZE, Event, FlightRecorder, dump_text, format_events, note
 from tests.unit.flight_rig import record_flight
 
 CAPACITY = 511
@@ -35,7 +35,7 @@ def texts_of(recorder: FlightRecorder) -> list[str]:
 
 FORKED = """
 import os
-from novasvc.flight import FlightRecorder
+from novasvc.telemetry.flight import FlightRecorder
 
 recorder = FlightRecorder.anonymous()
 recorder.note("call", "parent")
@@ -236,7 +236,7 @@ class DamageTests(SynchronousTestCase):
 WRITER = """
 import sys
 from itertools import count
-from novasvc.flight import FlightRecorder
+from novasvc.telemetry.flight import FlightRecorder
 recorder = FlightRecorder.from_descriptor(int(sys.argv[1]))
 for number in count():
     recorder.note("call", f"{number} " + chr(97 + number % 26) * (number % 97))
@@ -339,6 +339,6 @@ class FormatTests(SynchronousTestCase):
 class FloorTests(SynchronousTestCase):
     def test_light(self) -> None:
         """It can be had without the rest of the framework's weight: no reactor, no broker, no database."""
-        script = "import sys; import novasvc.flight; print(*sys.modules)"
+        script = "import sys; import novasvc.telemetry.flight; print(*sys.modules)"
         found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
         self.assertFalse({"twisted.internet.reactor", "txamqp", "sqlalchemy"} & set(found.stdout.split()))

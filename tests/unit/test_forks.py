@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.forks, .forkserver, .channel and .worker: on a stand-in host, and with processes."""
+"""Tests for novasvc.workers.forkserver_client, .forkserver, .pipe and .worker: stand-in hosts, and processes."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from novasvc.supervision.channel import Channel, Message, adopt
-from novasvc.supervision.forks import Forks, RefusedForkError
+from novasvc.workers.forkserver_client import Forks, RefusedForkError
+from novasvc.workers.pipe import Channel, Message, adopt
 from tests.unit.forks_parts import GRACE, DiesOf, Exits, Hangs, Raises, Sleeper, TellsDescriptors, Witness
 from tests.unit.supervision_rig import Host, StandInForkserver, descriptors, logged
 

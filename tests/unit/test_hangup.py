@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.hangup: the end of the other side, seen by who does not look."""
+"""Tests for novasvc.workers.orphan: the end of the other side, seen by who does not look."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.supervision.hangup import at_hangup
+from novasvc.workers.orphan import at_hangup
 
 PATIENCE = 30.0
 

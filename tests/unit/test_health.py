@@ -1,4 +1,4 @@
-"""Tests for novasvc.service.health: what a node stands on, and whether it is there."""
+"""Tests for novasvc.node.health: what a node stands on, and whether it is there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from novasvc import metrics
 from novasvc.errors import DatabaseFullError, DatabaseReadOnlyError, DatabaseUnavailableError, MigrationNeededError
 from novasvc.interfaces import IHealthy
 from novasvc.manager import Manager
-from novasvc.runtime import Leg
+from novasvc.node.health import Legs, see_migration, see_reactor
+from novasvc.node.runtime import Leg
 from novasvc.service import Service
-from novasvc.service.health import Legs, see_migration, see_reactor
+from novasvc.telemetry import metrics
 from novasvc.testing import MemoryRegistry, memory_runtime
 from tests.unit.flight_rig import record_flight
 

@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import metrics
+from novasvc.telemetry import metrics
 from tests.unit.http_rig import GET, LAST, Wire
 
 

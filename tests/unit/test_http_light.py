@@ -13,11 +13,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
-from novasvc import metrics
 from novasvc.context import RequestContext, current_context
 from novasvc.http import AccessLog, make_site
 from novasvc.http.head import Head
 from novasvc.http.light import Handler, LightRequest
+from novasvc.telemetry import metrics
 
 PEER = IPv4Address("TCP", "127.0.0.1", 4711)
 GET = b"GET /light?a=1 HTTP/1.1\r\nHost: x\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.inquiry: a supervisor is asked from a reactor."""
+"""Tests for novasvc.workers.control.client: a supervisor is asked from a reactor."""
 
 import socket
 import subprocess
@@ -12,8 +12,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
-from novasvc.supervision.errors import ControlError, RefusedError
-from novasvc.supervision.inquiry import ask
+from novasvc.workers.control.client import ask
+from novasvc.workers.errors import ControlError, RefusedError
 from tests.unit.control_rig import ControlCase, until
 
 

@@ -7,12 +7,12 @@ from twisted.application import service
 from twisted.application.service import IService
 from zope.interface.verify import verifyObject
 
-from novasvc import runtime
+from novasvc.config import load
 from novasvc.errors import StateError
 from novasvc.interfaces import IStartable
 from novasvc.manager import Manager
+from novasvc.node import runtime
 from novasvc.service import Launcher, Service, ServiceLauncher, SignalExit
-from novasvc.settings import load
 from novasvc.testing import memory_runtime
 from tests.unit.launcher_rig import Ending, Part, SignalsTestCase
 

@@ -4,11 +4,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import StateError
-from novasvc.service.lifecycle import Course
+from novasvc.node.lifecycle import Course
 
 
 class LifecycleTests(SynchronousTestCase):
-    """Tests for novasvc.service.lifecycle."""
+    """Tests for novasvc.node.lifecycle."""
 
     def setUp(self) -> None:
         self.states: list[str] = []

@@ -28,12 +28,13 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from novasvc import runtime
 from novasvc.errors import ListenError
 from novasvc.interfaces import IPreforkable
-from novasvc.service.listening import StreamServer
-from novasvc.service.unixsocket import UNIXPort, open_unix
-from novasvc.supervision.errors import NotPreforkableError
+from novasvc.net.unix import UNIXPort, open_unix
+from novasvc.node.stream_server import StreamServer
+from novasvc.workers import current
+from novasvc.workers.current import CurrentWorker
+from novasvc.workers.errors import NotPreforkableError
 
 
 class Greeter(Protocol):
@@ -115,7 +116,7 @@ class ServerTestCase(TestCase):
 
 
 class AloneTests(ServerTestCase):
-    """Tests for novasvc.service.listening.StreamServer in one process."""
+    """Tests for novasvc.node.stream_server.StreamServer in one process."""
 
     def test_interfaces(self) -> None:
         """It is a service, and can be preforked."""
@@ -224,7 +225,7 @@ class AloneTests(ServerTestCase):
 
     async def test_stop_as_supervised(self) -> None:
         """Without a time of their own, connections have as long as the process has."""
-        self.patch(runtime, "worker_grace", 0.01)
+        self.patch(current, "_current", CurrentWorker(grace=0.01))
         server = StreamServer("tcp:0:interface=127.0.0.1", GreeterFactory)
         server.startService()
         caller = await call(f"tcp:127.0.0.1:{server.port}")
@@ -256,7 +257,7 @@ class AloneTests(ServerTestCase):
 
 
 class PreforkedTests(ServerTestCase):
-    """Tests for novasvc.service.listening.StreamServer in a supervisor and its workers."""
+    """Tests for novasvc.node.stream_server.StreamServer in a supervisor and its workers."""
 
     async def test_adopt(self) -> None:
         """A copy that pickle has made serves on the supervisor's port, and knows its number."""
@@ -356,7 +357,7 @@ class PreforkedTests(ServerTestCase):
 
 
 class UNIXSocketTests(ServerTestCase):
-    """Tests for unix sockets: novasvc.service.unixsocket, by way of the server."""
+    """Tests for unix sockets: novasvc.net.unix, by way of the server."""
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp())
@@ -414,7 +415,7 @@ class UNIXSocketTests(ServerTestCase):
 
     async def test_at_the_same_time(self) -> None:
         """While one process binds a path, another is kept from it."""
-        from novasvc.service.unixsocket import _only_one  # noqa: PLC0415 - of this test alone
+        from novasvc.net.unix import _only_one  # noqa: PLC0415 - of this test alone
 
         server = self.make(f"unix:{self.path}")
         with _only_one(self.path):
@@ -488,7 +489,7 @@ class Exhausted(socket.socket):
 
 
 class UNIXPortTests(SynchronousTestCase):
-    """Tests for novasvc.service.unixsocket.UNIXPort."""
+    """Tests for novasvc.net.unix.UNIXPort."""
 
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
@@ -540,7 +541,7 @@ _ACTIVATED = """
 import sys
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
-from novasvc.service.listening import StreamServer
+from novasvc.node.stream_server import StreamServer
 
 class Once(Protocol):
     def connectionMade(self):

@@ -16,14 +16,14 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext, current_context
-from novasvc.logfiles import LogFile, open_log
-from novasvc.logs import make_observer, node_fields
+from novasvc.telemetry.logfiles import LogFile, open_log
+from novasvc.telemetry.logs import make_observer, node_fields
 
 NODE = {"host": "h1", "binary": "novasvc-agent", "topic": "agent"}
 
 
 class ObserverTests(SynchronousTestCase):
-    """Tests for novasvc.logs.make_observer."""
+    """Tests for novasvc.telemetry.logs.make_observer."""
 
     def written(self, emit: object, **options: object) -> str:
         """Return what is written when a node, serving a request, logs."""
@@ -105,7 +105,7 @@ class TurnsClock(Clock):
 
 
 class OpenLogTests(SynchronousTestCase):
-    """Tests for novasvc.logfiles.open_log."""
+    """Tests for novasvc.telemetry.logfiles.open_log."""
 
     def setUp(self) -> None:
         self.reactor = TurnsClock()
@@ -257,7 +257,7 @@ class OpenLogTests(SynchronousTestCase):
 
 
 class LogFileTests(SynchronousTestCase):
-    """Tests for novasvc.logfiles.LogFile."""
+    """Tests for novasvc.telemetry.logfiles.LogFile."""
 
     def setUp(self) -> None:
         self.clock = Clock()

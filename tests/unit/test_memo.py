@@ -1,10 +1,10 @@
-"""Tests for novasvc.memo: one question for all who ask."""
+"""Tests for novasvc.reactor.coalesce: one question for all who ask."""
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.memo import Memo
+from novasvc.reactor.coalesce import Memo
 
 
 class MemoTests(SynchronousTestCase):

@@ -1,4 +1,4 @@
-"""Tests for novasvc.metrics: the figures of a process."""
+"""Tests for novasvc.telemetry.metrics: the figures of a process."""
 
 import json
 import os
@@ -9,18 +9,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import metrics
 from novasvc.context import RequestContext
 from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError
-from novasvc.figures import LONGEST, OTHER, Number, counter
-from novasvc.flight import FlightRecorder
-from novasvc.metrics import CallFigures, MethodFigures
 from novasvc.periodic import TaskRunner, periodic_task
-from novasvc.servicegroup import Identity, Membership
-from novasvc.stalls import StallWatch
-from novasvc.supervision.channel import LONGEST as LONGEST_MESSAGE
-from novasvc.supervision.worker import fitting
+from novasvc.registry.membership import Identity, Membership
+from novasvc.telemetry import metrics
+from novasvc.telemetry.flight import FlightRecorder
+from novasvc.telemetry.instruments import LONGEST, OTHER, Number, counter
+from novasvc.telemetry.metrics import CallFigures, MethodFigures
+from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
+from novasvc.workers.pipe import LONGEST as LONGEST_MESSAGE
+from novasvc.workers.worker import fitting
 from tests.unit.rpc_rig import CONTEXT, RPCCase
 
 

@@ -1,4 +1,4 @@
-"""Tests for novasvc.service.endpoint: what a node tells of itself, and what it can be told to do."""
+"""Tests for novasvc.node.endpoint: what a node tells of itself, and what it can be told to do."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import __version__, rpc
 from novasvc.context import RequestContext
 from novasvc.errors import NoSuchMethodError, StateError, UnknownTaskError
-from novasvc.flight import note
 from novasvc.manager import Manager
+from novasvc.node.endpoint import NodeAPI
 from novasvc.periodic import periodic_task
 from novasvc.service import Service
-from novasvc.service.endpoint import NodeAPI
-from novasvc.supervision.errors import ControlError
-from novasvc.supervision.signals import Signals
+from novasvc.telemetry.flight import note
 from novasvc.testing import memory_runtime
+from novasvc.workers.errors import ControlError
+from novasvc.workers.signals import Signals
 from tests.unit.control_rig import ControlCase
 from tests.unit.flight_rig import record_flight
 

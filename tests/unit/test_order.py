@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.order: what can be brought into a worker."""
+"""Tests for novasvc.workers.specification: what can be brought into a worker."""
 
 import base64
 import pickle
@@ -14,8 +14,8 @@ import attrs
 from twisted.application.service import IService, MultiService, Service
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.supervision.errors import NotPreforkableError
-from novasvc.supervision.order import Package, name_of, pack
+from novasvc.workers.errors import NotPreforkableError
+from novasvc.workers.specification import Package, name_of, pack
 
 
 class Sleeper(Service):

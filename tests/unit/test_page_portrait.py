@@ -9,8 +9,8 @@ from novasvc.api.page.history import Sample, latencies, rates
 from novasvc.api.page.portrait import Portraits, read_portrait
 from novasvc.api.page.rendering import duration, span
 from novasvc.api.page.spark import sparkline
-from novasvc.record import ServiceRecord
-from novasvc.testing.registry import MemoryRegistry
+from novasvc.registry.memory import MemoryRegistry
+from novasvc.registry.record import ServiceRecord
 
 
 def method(calls: int, mean: float | None = None, name: str = "greet") -> dict[str, Any]:

@@ -8,10 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
 from novasvc.errors import DatabaseUnavailableError, StateError
-from novasvc.record import ServiceChanges
+from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Server, expose
 from novasvc.rpc.endpoint import Endpoints
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from tests.unit.page_rig import ADMINS, READERS, TOKENS, Connection, PageRig
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"

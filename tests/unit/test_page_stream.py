@@ -10,7 +10,7 @@ from novasvc.api.page.query import Query
 from novasvc.api.page.stream import PATIENCE, QUIET, VIEWERS
 from novasvc.api.page.view import View, Views
 from novasvc.errors import DatabaseUnavailableError
-from novasvc.record import ServiceChanges
+from novasvc.registry.record import ServiceChanges
 from tests.unit.page_rig import ADMINS, TOKENS, Connection, PageRig
 
 

@@ -4,8 +4,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.api.page.query import Query
 from novasvc.api.page.view import COLUMNS, HOSTS, View, Views
 from novasvc.api.watch import Watch
-from novasvc.record import ServiceChanges, ServiceRecord
-from novasvc.testing.registry import MemoryRegistry
+from novasvc.registry.memory import MemoryRegistry
+from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 
 class QueryTests(SynchronousTestCase):

@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.policy."""
+"""Tests for novasvc.workers.restart_policy."""
 
 from fractions import Fraction
 
@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.settings import Settings
-from novasvc.supervision.policy import STABLE, History, RestartPolicy, Throttle
+from novasvc.config import Settings
+from novasvc.workers.restart_policy import STABLE, History, RestartPolicy, Throttle
 
 
 def policy(budget: int = 5, window: float = 60.0) -> RestartPolicy:

@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.record and .process: what a worker leaves behind, and how its end is seen."""
+"""Tests for novasvc.workers.last_record and .process: what a worker leaves behind, and how its end is seen."""
 
 import errno
 import faulthandler
@@ -14,11 +14,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.flight import SIZE, Event
-from novasvc.supervision.channel import Message
-from novasvc.supervision.forks import Forks
-from novasvc.supervision.process import Exit, WorkerProcess
-from novasvc.supervision.record import DUMP, Record
+from novasvc.telemetry.flight import SIZE, Event
+from novasvc.workers.forkserver_client import Forks
+from novasvc.workers.last_record import DUMP, Record
+from novasvc.workers.pipe import Message
+from novasvc.workers.process import Exit, WorkerProcess
 from tests.unit.supervision_rig import Host, StandInWorker, descriptors, exited
 
 

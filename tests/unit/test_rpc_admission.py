@@ -11,7 +11,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import RPCError, RPCTimeoutError, ServiceDrainingError
 from novasvc.rpc.admission import HELD, HELD_BYTES, NOBODY, PAUSE, READY, UNDER_WAY
 from novasvc.rpc.message import BODY_LIMIT, WayBack, encode_request
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import Message
 from tests.unit.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 

@@ -25,13 +25,13 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.query import ServiceQuery, ServiceTotals
-from novasvc.record import ServiceRecord
+from novasvc.registry.lookup import ServiceLookup
+from novasvc.registry.query import ServiceQuery, ServiceTotals
+from novasvc.registry.record import ServiceRecord
 from novasvc.rpc.failure import write_failure
-from novasvc.rpc.lookup import ServiceLookup
 from novasvc.rpc.message import Request, encode_failure, encode_keepalive, encode_result, read_request, unwrap
 from novasvc.rpc.replies import PENDING_BOUND, RESENDS
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 

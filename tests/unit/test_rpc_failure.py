@@ -145,7 +145,7 @@ class FailureTests(SynchronousTestCase):
             ("os", "system"),
             ("novasvc.errors", "NovasvcError"),
             ("novasvc.errors", "describe"),
-            ("novasvc.target", "Target"),
+            ("novasvc.rpc.target", "Target"),
             ("subprocess", "CalledProcessError"),
         ):
             again = read_failure(json.dumps({"class": name, "module": module, "message": "x", "args": ["true"]}))

@@ -15,7 +15,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import QuarantinedError
 from novasvc.interfaces import IDelivery
 from novasvc.rpc.redelivery import PATIENCE, RedeliveredCalls
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from tests.unit.rpc_rig import CONTEXT, TARGET
 

@@ -16,10 +16,9 @@ from zope.interface.verify import verifyObject
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import TransportClosedError
-from novasvc.interfaces import IDelivery, IListener, ISession, WriteProbe
-from novasvc.reachability import Reachability
+from novasvc.interfaces import IDelivery, IListener, ISession, Reachability, WriteProbe
 from novasvc.rpc.message import WayBack, encode_request, read_reply, unwrap
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 CONCURRENCY = 2
 PREFETCH = 4

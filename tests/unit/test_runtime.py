@@ -6,17 +6,17 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.config import Settings
 from novasvc.context import RequestContext
 from novasvc.errors import UndeliverableError
 from novasvc.interfaces import ITransport
+from novasvc.node.runtime import Runtime
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
-from novasvc.runtime import Runtime
-from novasvc.settings import Settings
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 
 class FromSettingsTests(SynchronousTestCase):
-    """Tests for novasvc.runtime.Runtime.from_settings."""
+    """Tests for novasvc.node.runtime.Runtime.from_settings."""
 
     def transport(self, clock: Clock) -> ITransport:
         """Return the transport of a runtime of its own."""

@@ -24,11 +24,11 @@ from novasvc.errors import (
     UndeliverableError,
 )
 from novasvc.interfaces import IManager, IStartable
-from novasvc.logs import FieldsObserver
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
+from novasvc.registry.membership import is_up
 from novasvc.service import Service
-from novasvc.servicegroup import is_up
+from novasvc.telemetry.logs import FieldsObserver
 from novasvc.testing import memory_runtime
 from tests.unit.flight_rig import record_flight, said
 
@@ -304,7 +304,7 @@ class StartTests(ServiceTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.started()
         self.clock.advance(10)
-        of_novasvc = [event for event in events if str(event.get("log_namespace")).startswith("novasvc.service")]
+        of_novasvc = [event for event in events if str(event.get("log_namespace")).startswith("novasvc.node")]
         self.assertTrue(of_novasvc)
         events.clear()
         self.failureResultOf(self.call("no_such_method"), NoSuchMethodError)
@@ -599,7 +599,7 @@ class ConstructionTests(SynchronousTestCase):
 
     def test_create_defaults(self) -> None:
         """Create takes the host from the settings, the topic from the binary, the manager from <topic>_manager."""
-        self.runtime = memory_runtime(host="here", managers={"diary": "novasvc.agent.HostAgent"})
+        self.runtime = memory_runtime(host="here", managers={"diary": "novasvc.host_agent.HostAgent"})
         service = Service.create(binary="nova-diary", runtime=self.runtime)
         self.assertEqual((service.host, service.binary, service.topic), ("here", "nova-diary", "diary"))
         self.assertEqual(type(service.manager).__name__, "HostAgent")

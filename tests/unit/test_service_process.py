@@ -5,11 +5,11 @@ import signal
 import socket
 from typing import Any
 
-from novasvc.flight import note
-from novasvc.service import ServiceTree
-from novasvc.service.process import AT_ONCE, Process
-from novasvc.supervision.ending import ABANDONED, FORCED
-from novasvc.supervision.errors import ReloadError
+from novasvc import ServiceTree
+from novasvc.run.process import AT_ONCE, Process
+from novasvc.telemetry.flight import note
+from novasvc.workers.errors import ReloadError
+from novasvc.workers.exit_status import ABANDONED, FORCED
 from tests.unit.flight_rig import record_flight
 from tests.unit.launcher_rig import Part, SignalsTestCase
 

@@ -1,4 +1,4 @@
-"""Tests for novasvc.service.reachability: how a node verifies that messages reach it."""
+"""Tests for novasvc.node.reachability: how a node verifies that messages reach it."""
 
 import random
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
 from novasvc.errors import BrokerBlockedError
+from novasvc.interfaces import Reachability
 from novasvc.manager import Manager
-from novasvc.reachability import Reachability
+from novasvc.node.reachability import ReachabilityCheck
+from novasvc.node.runtime import Leg
 from novasvc.rpc import Client, expose
-from novasvc.runtime import Leg
+from novasvc.rpc.target import Target
 from novasvc.service import Service
-from novasvc.service.reachability import ReachabilityCheck
-from novasvc.target import Target
 from novasvc.testing import MemoryRegistry, memory_runtime
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 

@@ -9,8 +9,8 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import DatabaseUnavailableError, ServiceNotFoundError
-from novasvc.record import ServiceRecord
-from novasvc.servicegroup import LAG_LIMIT, Identity, Membership, is_up
+from novasvc.registry.membership import LAG_LIMIT, Identity, Membership, is_up
+from novasvc.registry.record import ServiceRecord
 
 IDENTITY = Identity("h1", "novasvc-agent", "agent", 7)
 
@@ -54,7 +54,7 @@ class ScriptedRegistry:
 
 
 class IsUpTests(SynchronousTestCase):
-    """Tests for novasvc.servicegroup.is_up."""
+    """Tests for novasvc.registry.membership.is_up."""
 
     def test_boundary(self) -> None:
         """A service is up while its age is at most service_down_time."""
@@ -75,7 +75,7 @@ class IsUpTests(SynchronousTestCase):
 
 
 class MembershipTests(SynchronousTestCase):
-    """Tests for novasvc.servicegroup.Membership."""
+    """Tests for novasvc.registry.membership.Membership."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -87,7 +87,7 @@ class MembershipTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, self.note)
 
     def note(self, event: dict[str, object]) -> None:
-        if event.get("log_namespace") == "novasvc.servicegroup":
+        if event.get("log_namespace") == "novasvc.registry.membership":
             self.events.append(event["log_level"].name)
 
     def test_first_beat_now(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.config import Configuration, ServiceSettings, Settings, load
 from novasvc.errors import SettingError, SettingsError
-from novasvc.settings import Configuration, ServiceSettings, Settings, load
 
 
 class SettingsCase(SynchronousTestCase):
@@ -104,7 +104,9 @@ class ServicesTests(SettingsCase):
     def test_only_service(self) -> None:
         """Without tables there is one service: the host agent."""
         settings = self.load(options={"host": "h1"}).settings
-        expected = ServiceSettings(host="h1", binary="novasvc-agent", topic="agent", manager="novasvc.agent.HostAgent")
+        expected = ServiceSettings(
+            host="h1", binary="novasvc-agent", topic="agent", manager="novasvc.host_agent.HostAgent"
+        )
         self.assertEqual(settings.services, (expected,))
 
     def test_only_service_from_options(self) -> None:
@@ -134,7 +136,9 @@ class ServicesTests(SettingsCase):
         compute, agent = configuration.settings.services
         self.assertEqual((compute.host, compute.topic, compute.manager), ("h1", "compute", "example.Compute"))
         self.assertEqual((compute.report_interval, compute.options), (7, {"disks": ["sda"]}))
-        self.assertEqual((agent.host, agent.binary, agent.manager), ("h2", "novasvc-agent", "novasvc.agent.HostAgent"))
+        self.assertEqual(
+            (agent.host, agent.binary, agent.manager), ("h2", "novasvc-agent", "novasvc.host_agent.HostAgent")
+        )
         self.assertEqual((agent.report_interval, agent.periodic_enable), (5, False))
         self.assertEqual(configuration.origins["service[1].host"], f"file {toml}, table service[1]")
 
@@ -155,10 +159,12 @@ class ServicesTests(SettingsCase):
         """The topics agent and conductor have a manager, with a table and without, unless another is set."""
         tables = self.write("a.toml", "[[service]]", 'topic = "agent"', "[[service]]", 'topic = "conductor"')
         agent, conductor = self.load(tables).settings.services
-        self.assertEqual(agent.manager, "novasvc.agent.HostAgent")
-        self.assertEqual((conductor.binary, conductor.manager), ("novasvc-conductor", "novasvc.conductor.Conductor"))
+        self.assertEqual(agent.manager, "novasvc.host_agent.HostAgent")
+        self.assertEqual(
+            (conductor.binary, conductor.manager), ("novasvc-conductor", "novasvc.registry.conductor.Conductor")
+        )
         (alone,) = self.load(options={"topic": "conductor"}).settings.services
-        self.assertEqual(alone.manager, "novasvc.conductor.Conductor")
+        self.assertEqual(alone.manager, "novasvc.registry.conductor.Conductor")
         (own,) = self.load(options={"topic": "conductor", "conductor-manager": "a.B"}).settings.services
         self.assertEqual(own.manager, "a.B")
 

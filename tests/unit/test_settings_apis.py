@@ -5,11 +5,11 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.config import load
+from novasvc.config.load import Configuration
+from novasvc.config.log_format import NOVA_LOG_FORMAT
+from novasvc.config.show import rows
 from novasvc.errors import SettingsError
-from novasvc.settings import load
-from novasvc.settings.listing import rows
-from novasvc.settings.load import Configuration
-from novasvc.settings.log_format import NOVA_LOG_FORMAT
 
 
 def written(name: str, text: str) -> Path:

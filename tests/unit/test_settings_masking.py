@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.settings import masked, masked_url
+from novasvc.config import masked, masked_url
 
 
 class MaskedURLTests(SynchronousTestCase):

@@ -5,9 +5,9 @@ from pathlib import Path
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.settings import Settings
-from novasvc.settings.model import SPECS
-from novasvc.settings.reference import reference
+from novasvc.config import Settings
+from novasvc.config.model import SPECS
+from novasvc.config.reference import reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -16,7 +16,7 @@ class ReferenceTests(SynchronousTestCase):
     """Tests for docs/settings.md."""
 
     def test_current(self) -> None:
-        """The page says what the table says; `python -m novasvc.settings.reference` writes it."""
+        """The page says what the table says; `python -m novasvc.config.reference` writes it."""
         self.assertEqual(PAGE.read_text(encoding="utf-8"), reference())
 
     def test_complete(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc.config import Settings, load, option_table
 from novasvc.errors import SettingError, SettingsError
-from novasvc.settings import Settings, load, option_table
 
 
 class SourcesCase(SynchronousTestCase):

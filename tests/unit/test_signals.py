@@ -3,12 +3,12 @@
 import signal
 import threading
 
-from novasvc.supervision.signals import Signals
+from novasvc.workers.signals import Signals
 from tests.unit.launcher_rig import SignalsTestCase
 
 
 class SignalsTests(SignalsTestCase):
-    """Tests for novasvc.supervision.signals."""
+    """Tests for novasvc.workers.signals."""
 
     def make(self) -> Signals:
         seen = self.log

@@ -6,7 +6,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import Manager, runtime
+from novasvc import Manager
+from novasvc.node import runtime
 from novasvc.service import (
     Launcher,
     ProcessLauncher,
@@ -117,7 +118,7 @@ class ServiceTests(SynchronousTestCase):
         """The manager's class, or its factory, is there by its dotted name."""
         mine = memory_runtime()
         for manager, name in (
-            ("novasvc.agent.HostAgent", "novasvc.agent.HostAgent"),
+            ("novasvc.host_agent.HostAgent", "novasvc.host_agent.HostAgent"),
             (Optional, f"{__name__}.Optional"),
             (make_manager, f"{__name__}.make_manager"),
         ):

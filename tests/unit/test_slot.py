@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.slot, on a Clock, with processes that only seem to be."""
+"""Tests for novasvc.workers.slot, on a Clock, with processes that only seem to be."""
 
 from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
 
@@ -6,9 +6,9 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.flight import Event
-from novasvc.supervision.ending import ABANDONED, FORCED
-from novasvc.supervision.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, Limits
+from novasvc.telemetry.flight import Event
+from novasvc.workers.exit_status import ABANDONED, FORCED
+from novasvc.workers.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, Limits
 from tests.unit.slot_rig import SlotRig
 
 

@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.slot: its whole table, and whatever happens in whatever order."""
+"""Tests for novasvc.workers.slot: its whole table, and whatever happens in whatever order."""
 
 from collections.abc import Callable
 from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM

@@ -1,10 +1,10 @@
-"""Tests for novasvc.stalls: a reactor's heartbeats, and those that came late."""
+"""Tests for novasvc.telemetry.stalls: a reactor's heartbeats, and those that came late."""
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.flight import FlightRecorder
-from novasvc.stalls import StallWatch
+from novasvc.telemetry.flight import FlightRecorder
+from novasvc.telemetry.stalls import StallWatch
 from tests.unit.flight_rig import said
 
 

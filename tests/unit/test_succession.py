@@ -11,11 +11,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from novasvc import ServiceTree
 from novasvc.errors import ListenError
 from novasvc.interfaces import IReplaceable
-from novasvc.service import ServiceTree
-from novasvc.service.listening import StreamServer
-from novasvc.service.succession import hand_over
+from novasvc.node.handover import hand_over
+from novasvc.node.stream_server import StreamServer
 
 
 def refuses(port: int) -> bool:
@@ -25,7 +25,7 @@ def refuses(port: int) -> bool:
 
 
 class SocketsTests(SynchronousTestCase):
-    """Tests for novasvc.service.succession.hand_over, on real sockets."""
+    """Tests for novasvc.node.handover.hand_over, on real sockets."""
 
     def make(self, endpoint: str) -> StreamServer:
         server = StreamServer(endpoint, Factory)
@@ -196,7 +196,7 @@ class Node(Service):
 
 
 class RestartTests(SynchronousTestCase):
-    """Tests for novasvc.service.ServiceTree.restart, with servers that hand their sockets on."""
+    """Tests for novasvc.ServiceTree.restart, with servers that hand their sockets on."""
 
     def setUp(self) -> None:
         self.log: list[str] = []

@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.supervisor: the workers of all servers, on a host that stands in."""
+"""Tests for novasvc.workers.supervisor: the workers of all servers, on a host that stands in."""
 
 import os
 import re
@@ -13,9 +13,9 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import ListenError
 from novasvc.interfaces import ISupervisor
-from novasvc.supervision.errors import DrainError, NoSuchWorkerError, ResizeError
-from novasvc.supervision.record import DUMP
-from novasvc.supervision.supervisor import MOST_WORKERS, ServerWrapper, Supervisor, open_sockets, see_number
+from novasvc.workers.errors import DrainError, NoSuchWorkerError, ResizeError
+from novasvc.workers.last_record import DUMP
+from novasvc.workers.supervisor import MOST_WORKERS, ServerWrapper, Supervisor, open_sockets, see_number
 from tests.unit.supervision_rig import StandInWorker, descriptors, exited, logged
 from tests.unit.supervisor_rig import Listening, Server, SupervisorCase
 

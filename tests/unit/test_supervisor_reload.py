@@ -1,4 +1,4 @@
-"""Tests for novasvc.supervision.supervisor: reloads, on a host that stands in."""
+"""Tests for novasvc.workers.supervisor: reloads, on a host that stands in."""
 
 import time
 from signal import SIGKILL, SIGTERM
@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from twisted.internet.defer import Deferred
 
 from novasvc.errors import SettingsError
-from novasvc.supervision.errors import NoSuchWorkerError, ReloadError
-from novasvc.supervision.supervisor import ServerWrapper, open_sockets
+from novasvc.workers.errors import NoSuchWorkerError, ReloadError
+from novasvc.workers.supervisor import ServerWrapper, open_sockets
 from tests.unit.supervision_rig import descriptors, exited, logged
 from tests.unit.supervisor_rig import Listening, Server, SupervisorCase, Unpicklable, configuration
 

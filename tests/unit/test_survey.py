@@ -1,10 +1,10 @@
-"""Tests for novasvc.supervision.survey: figures and health of all workers, as their supervisor tells them."""
+"""Tests for novasvc.workers.survey: figures and health of all workers, as their supervisor tells them."""
 
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from novasvc import metrics
+from novasvc.telemetry import metrics
 from tests.unit.supervision_rig import StandInWorker
 from tests.unit.supervisor_rig import Server, SupervisorCase
 

@@ -13,8 +13,8 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from novasvc.supervision.systemd import CHILD_VARIABLES, Notifier, Watchdog
-from novasvc.supervision.title import set_title
+from novasvc.workers.systemd import CHILD_VARIABLES, Notifier, Watchdog
+from novasvc.workers.title import set_title
 
 
 class SystemdTestCase(SynchronousTestCase):
@@ -26,7 +26,7 @@ class SystemdTestCase(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, self._note)
 
     def _note(self, event: LogEvent) -> None:
-        if event.get("log_namespace") == "novasvc.supervision.systemd":
+        if event.get("log_namespace") == "novasvc.workers.systemd":
             self.warnings.append(event)
 
     def listen(self, name: str) -> None:
@@ -46,7 +46,7 @@ class SystemdTestCase(SynchronousTestCase):
 
 
 class NotifierTests(SystemdTestCase):
-    """Tests for novasvc.supervision.systemd.Notifier."""
+    """Tests for novasvc.workers.systemd.Notifier."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -124,7 +124,7 @@ class NotifierTests(SystemdTestCase):
 
 
 class WatchdogTests(SystemdTestCase):
-    """Tests for novasvc.supervision.systemd.Watchdog."""
+    """Tests for novasvc.workers.systemd.Watchdog."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -189,7 +189,7 @@ class WatchdogTests(SystemdTestCase):
 
 
 class TitleTests(SynchronousTestCase):
-    """Tests for novasvc.supervision.title."""
+    """Tests for novasvc.workers.title."""
 
     def test_with_setproctitle(self) -> None:
         """Where setproctitle is installed, it is given the title."""

@@ -4,13 +4,13 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.backoff import jittered_backoff
 from novasvc.errors import InvalidTargetError
-from novasvc.target import Target
+from novasvc.reactor.backoff import jittered_backoff
+from novasvc.rpc.target import Target
 
 
 class TargetTests(SynchronousTestCase):
-    """Tests for novasvc.target.Target."""
+    """Tests for novasvc.rpc.target.Target."""
 
     def test_text(self) -> None:
         """A target is written as its queue is named, or as the whole topic."""
@@ -32,7 +32,7 @@ class TargetTests(SynchronousTestCase):
 
 
 class JitteredBackoffTests(SynchronousTestCase):
-    """Tests for novasvc.backoff.jittered_backoff."""
+    """Tests for novasvc.reactor.backoff.jittered_backoff."""
 
     def test_grows_to_bound(self) -> None:
         """Pauses double up to the longest, each drawn from the upper half of its bound."""

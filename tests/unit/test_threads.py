@@ -13,7 +13,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from novasvc.errors import NoThreadError
-from novasvc.threads import BlockingPool
+from novasvc.reactor.threads import BlockingPool
 
 VARIABLE: ContextVar[str] = ContextVar("variable", default="unset")
 VARIABLE_CONTEXT = copy_context()
@@ -56,7 +56,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class BlockingPoolTests(TestCase):
-    """Tests for novasvc.threads.BlockingPool."""
+    """Tests for novasvc.reactor.threads.BlockingPool."""
 
     def setUp(self) -> None:
         self.reactor = EndingReactor()
@@ -80,7 +80,7 @@ class BlockingPoolTests(TestCase):
         return [
             event["log_format"].format(**event)
             for event in self.events
-            if event.get("log_namespace") == "novasvc.threads"
+            if event.get("log_namespace") == "novasvc.reactor.threads"
         ]
 
     async def test_result(self) -> None:

@@ -6,8 +6,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import TransportFullError, UndeliverableError
-from novasvc.reachability import Reachability
-from novasvc.target import Target
+from novasvc.interfaces import Reachability
+from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 from novasvc.transport.memory.broker import QUARANTINE_BOUND
 

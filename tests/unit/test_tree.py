@@ -10,9 +10,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from novasvc import ServiceTree
 from novasvc.errors import StateError
 from novasvc.interfaces import IStartable
-from novasvc.service import ServiceTree
 
 
 @implementer(IStartable)
@@ -46,7 +46,7 @@ class BrokenService(Service):
 
 
 class ServiceTreeTests(SynchronousTestCase):
-    """Tests for novasvc.service.ServiceTree."""
+    """Tests for novasvc.ServiceTree."""
 
     def setUp(self) -> None:
         self.log: list[str] = []

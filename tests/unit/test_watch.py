@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.api.timeline import Entry
 from novasvc.api.watch import UNWATCHED, WATCHED, Watch
 from novasvc.errors import DatabaseUnavailableError
-from novasvc.record import ServiceChanges, ServiceRecord
-from novasvc.testing.registry import MemoryRegistry
+from novasvc.registry.memory import MemoryRegistry
+from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 
 class WatchTestCase(SynchronousTestCase):

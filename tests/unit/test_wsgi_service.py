@@ -15,12 +15,12 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
-from novasvc import runtime
 from novasvc.errors import AppError, ListenError, ManagerError, SettingError, SettingsError, StartError
 from novasvc.interfaces import IPreforkable, IStartable
+from novasvc.node import runtime
+from novasvc.node.paste import Loader
+from novasvc.run.plugin import deployments, make_parts
 from novasvc.service import WSGIService
-from novasvc.service.paste import Loader
-from novasvc.tap import deployments, make_parts
 from tests.servers.certificates import Certificates
 from tests.unit.http_rig import GET, LAST, ask, connect
 from tests.unit.wsgi_rig import Noting, WSGICase, events

@@ -7,10 +7,10 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from novasvc.config import Settings, load
 from novasvc.manager import Manager
-from novasvc.runtime import Runtime
+from novasvc.node.runtime import Runtime
 from novasvc.service import WSGIService
-from novasvc.settings import Settings, load
 
 events: list[str] = []
 """What the manager's hooks, and the application, have noted."""

@@ -3,4 +3,6 @@
 from twisted.application.service import ServiceMaker
 
 # Never rename it: plugin caches of installed systems remember the name.
-novasvc = ServiceMaker("novasvc", "novasvc.tap", "Run services: RPC, periodic tasks, heartbeats, HTTP.", "novasvc")
+novasvc = ServiceMaker(
+    "novasvc", "novasvc.run.plugin", "Run services: RPC, periodic tasks, heartbeats, HTTP.", "novasvc"
+)

@@ -18,7 +18,7 @@ from novasvc.api.page.calls import call_node, ping_node
 from novasvc.api.page.frame import Frame
 from novasvc.api.tokens import ADMIN
 from novasvc.api.watch import Watch
-from novasvc.record import ServiceChanges, ServiceRecord
+from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 _log = Logger()
 

@@ -6,7 +6,7 @@ from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError, as_api_error
 from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError, RPCTimeoutError, StateError, UndeliverableError, UnknownTaskError
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 
 PATIENCE = 2.0
 """Seconds that a node has to answer."""

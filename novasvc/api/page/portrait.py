@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.api.errors import APIError
 from novasvc.api.page.history import Sample, take_sample
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 
 _FRESH = 1.0
 """Seconds for which an answer does for all who look."""
@@ -51,7 +51,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
 def read_portrait(document: Any) -> dict[str, Any]:
     """Take what a node answered to "describe"; what is missing or of another type, as in another version, is None.
 
-    :param document: JSON of :meth:`novasvc.service.endpoint.NodeAPI.describe`.
+    :param document: JSON of :meth:`novasvc.node.endpoint.NodeAPI.describe`.
     """
     answer = document if isinstance(document, dict) else {}
     portrait: dict[str, Any] = _typed(answer, _FIELDS)

@@ -17,7 +17,7 @@ from novasvc.api.page.rendering import Renderer
 from novasvc.api.page.stream import Streams
 from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
-from novasvc.record import ServiceRecord
+from novasvc.registry.record import ServiceRecord
 
 
 def make_page_rooms(backend: Backend, access: Access) -> dict[bytes, Any]:

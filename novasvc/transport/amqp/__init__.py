@@ -1,6 +1,6 @@
 """Messages over RabbitMQ, on txamqp: the transport of ``amqp:`` and ``rabbit:`` URLs."""
 
-from novasvc.broker import BrokerAddress
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.transport import AMQPTransport
 

@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from novasvc.broker import BrokerAddress
-from novasvc.settings import Settings
+from novasvc.config import Settings
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.transport import AMQPTransport
 

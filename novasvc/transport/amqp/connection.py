@@ -16,9 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc import flight, metrics
-from novasvc.backoff import RetryPolicy, jittered_backoff
-from novasvc.broker import BrokerAddress, Host
+from novasvc.config.transport_url import BrokerAddress, Host
 from novasvc.errors import (
     BrokerError,
     BrokerFailedError,
@@ -29,6 +27,8 @@ from novasvc.errors import (
     SettingError,
     TransportClosedError,
 )
+from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.telemetry import flight, metrics
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.options import BrokerOptions

@@ -10,8 +10,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.backoff import jittered_backoff
 from novasvc.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
+from novasvc.reactor.backoff import jittered_backoff
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.connection import Connection

@@ -9,9 +9,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.interfaces import IDelivery, IListener, WriteProbe
-from novasvc.reachability import Reachability
-from novasvc.target import Target
+from novasvc.interfaces import IDelivery, IListener, Reachability, WriteProbe
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.connection import Connection

@@ -10,8 +10,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
 from novasvc.errors import BrokerBlockedError
-from novasvc.interfaces import WriteProbe
-from novasvc.reachability import Reachability
+from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel
 from novasvc.transport.amqp.content import PROBE

@@ -12,7 +12,6 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.backoff import RetryPolicy, jittered_backoff
 from novasvc.errors import (
     BrokerBlockedError,
     BrokerError,
@@ -22,6 +21,7 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
+from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.content import write_properties

@@ -7,7 +7,7 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from novasvc.broker import BrokerAddress
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.transport.amqp.options import BrokerOptions
 
 _TLS_FAILURE = "OpenSSL.SSL.Error"

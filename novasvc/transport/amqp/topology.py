@@ -21,7 +21,7 @@ from novasvc.errors import (
     DeclarationDeniedError,
     DeclarationMismatchError,
 )
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import Channel, ClosedError
 from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
 from novasvc.transport.amqp.options import BrokerOptions

@@ -11,11 +11,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.backoff import RetryPolicy, jittered_backoff
-from novasvc.broker import BrokerAddress
+from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import SettingError, TransportClosedError, UnconfirmedError, UndeliverableError
 from novasvc.interfaces import IListener, ITransport
-from novasvc.target import Target
+from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp.connection import Connection, quick_backoff
 from novasvc.transport.amqp.consumer import Consumers
 from novasvc.transport.amqp.listener import Listener, Receiver

@@ -13,8 +13,7 @@ from novasvc.errors import (
     RPCError,
     UndeliverableError,
 )
-from novasvc.interfaces import WriteProbe
-from novasvc.reachability import Reachability
+from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp.topology import Binding
 
 if TYPE_CHECKING:

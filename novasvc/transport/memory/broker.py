@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from novasvc.target import Target
+from novasvc.rpc.target import Target
 
 _log = Logger()
 

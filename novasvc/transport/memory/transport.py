@@ -9,9 +9,8 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import TransportClosedError, TransportFullError, UndeliverableError
-from novasvc.interfaces import IDelivery, IListener, ISession, ITransport, WriteProbe
-from novasvc.reachability import Reachability
-from novasvc.target import Target
+from novasvc.interfaces import IDelivery, IListener, ISession, ITransport, Reachability, WriteProbe
+from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import MemoryBroker, Message, Name, Queue
 
 _log = Logger()

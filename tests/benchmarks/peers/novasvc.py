@@ -37,8 +37,8 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError
 from novasvc.manager import Manager
-from novasvc.tap import settle_collector
-from novasvc.target import Target
+from novasvc.rpc.target import Target
+from novasvc.run.plugin import settle_collector
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress
 from tests.benchmarks.peers.command import PAYLOAD, TOPIC, Window, ready, run
 

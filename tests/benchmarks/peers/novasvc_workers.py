@@ -20,8 +20,8 @@ from twisted.protocols.policies import WrappingFactory
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
+from novasvc.node.stream_server import StreamServer
 from novasvc.service import Service, serve, wait
-from novasvc.service.listening import StreamServer
 from tests.benchmarks.peers.command import TOPIC
 from tests.benchmarks.peers.telling import tell_up
 
@@ -109,7 +109,7 @@ def main(role: str, workers: str, *words: str) -> None:
     """Run that many workers until SIGTERM."""
     servers: dict[str, Callable[..., service.Service]] = {
         "idle": Idle,
-        "node": lambda: Node("benchmark", "novasvc-agent", "agent", "novasvc.agent.HostAgent"),
+        "node": lambda: Node("benchmark", "novasvc-agent", "agent", "novasvc.host_agent.HostAgent"),
         "echo": lambda: Node("benchmark", "echo", TOPIC, "tests.benchmarks.peers.novasvc.EchoManager"),
         "http": lambda port: WebServer(f"tcp:{port}:interface=127.0.0.1", Connections),
     }

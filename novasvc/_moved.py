@@ -1,0 +1,57 @@
+"""Modules that have moved: their old names still import, with a DeprecationWarning, until 1.0."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import MappingProxyType, ModuleType
+
+MOVED = MappingProxyType(
+    {
+        "novasvc.agent": "novasvc.host_agent",
+        "novasvc.conductor": "novasvc.registry.conductor",
+        "novasvc.figures": "novasvc.telemetry.instruments",
+        "novasvc.flight": "novasvc.telemetry.flight",
+        "novasvc.logfiles": "novasvc.telemetry.logfiles",
+        "novasvc.logs": "novasvc.telemetry.logs",
+        "novasvc.metrics": "novasvc.telemetry.metrics",
+        "novasvc.query": "novasvc.registry.query",
+        "novasvc.record": "novasvc.registry.record",
+        "novasvc.runtime": "novasvc.node.runtime",
+        "novasvc.service.listening": "novasvc.node.stream_server",
+        "novasvc.servicegroup": "novasvc.registry.membership",
+        "novasvc.settings": "novasvc.config",
+        "novasvc.tap": "novasvc.run.plugin",
+        "novasvc.target": "novasvc.rpc.target",
+        "novasvc.testing.registry": "novasvc.registry.memory",
+        "novasvc.threads": "novasvc.reactor.threads",
+    }
+)
+"""Old name of a module that settings, commands and users' code name -> new name."""
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Imports a module that has moved by its old name; both names are one module."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return a spec for an old name; see importlib.abc.MetaPathFinder."""
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Let the import system make an empty module, which exec_module replaces."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the module of the new name in the place of this one, as a module may do while it is executed."""
+        old = module.__name__
+        warnings.warn(f"{old} has moved to {MOVED[old]}", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = import_module(MOVED[old])
+
+
+def install() -> None:
+    """Have old names import, after everything else that finds modules."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())

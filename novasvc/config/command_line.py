@@ -1,0 +1,98 @@
+"""The settings as options of a command line."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from novasvc.config.given import Given, spec_of, unknown
+from novasvc.config.model import SPECS
+from novasvc.config.types import BOOLEAN
+from novasvc.errors import SettingError
+
+
+@attrs.frozen
+class Option:
+    """One option of a command line.
+
+    :param name: without the dashes: "report-interval", "no-migrate".
+    :param default: the setting's default, as text; None for a flag.
+    :param help: a sentence.
+    """
+
+    name: str
+    default: str | None
+    help: str
+
+    @property
+    def flag(self) -> bool:
+        """Tell whether it takes no value."""
+        return self.default is None
+
+
+def option_table() -> Iterator[Option]:
+    """Return an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``.
+
+    A parser should not use the defaults but in its help: what it passes on hides what files say.
+    """
+    for name, spec in SPECS.items():
+        dashed = name.replace("_", "-")
+        if spec.kind is not BOOLEAN:
+            unit = f" In {spec.unit}." if spec.unit else ""
+            yield Option(dashed, spec.default or "", f"{spec.meaning}{unit} Default: {spec.default}.")
+            continue
+        yes, no = (" The default.", "") if spec.default == "true" else ("", " The default.")
+        yield Option(dashed, None, spec.meaning + yes)
+        yield Option(f"no-{dashed}", None, f"Not --{dashed}.{no}")
+
+
+def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingError]]:
+    """Return the values of the options, and what is wrong with their names.
+
+    :param options: by name, with dashes or underscores; texts, or values of the right type. None
+        is "not given", and so is a flag's 0, which is what ``usage.Options`` leaves; False is no.
+    """
+    given: dict[str, Given] = {}
+    errors = []
+    for key, value in options.items():
+        written = _option(key)
+        name, negated = _setting_of(key.replace("-", "_"))
+        spec = spec_of(name)
+        if value is None or (spec is not None and spec.kind is BOOLEAN and _is_unset_flag(value)):
+            continue
+        if spec is None:
+            errors.append(unknown(written, name, "the command line", SPECS, spell=_option))
+        elif name in given:
+            problem, remedy = f"{given[name].written} is given, too", "give only one of them"
+            errors.append(SettingError(written, None, "the command line", problem, remedy))
+        else:
+            given[name] = Given(
+                name=name,
+                written=written,
+                spec=spec,
+                value=_flag_value(value, negated=negated) if spec.kind is BOOLEAN else value,
+                textual=True,
+                origin=f"option {written}",
+            )
+    return list(given.values()), errors
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _setting_of(name: str) -> tuple[str, bool]:
+    """Return the setting of an option, and whether the option is its ``--no-`` flag."""
+    positive = name.removeprefix("no_")
+    spec = SPECS.get(positive)
+    negated = positive != name and spec is not None and spec.kind is BOOLEAN
+    return positive if negated else name, negated
+
+
+def _flag_value(value: object, *, negated: bool) -> object:
+    """Return what a flag says; a text stays what it is."""
+    return value if isinstance(value, str) else bool(value) is not negated
+
+
+def _is_unset_flag(value: object) -> bool:
+    return type(value) is int and value == 0

@@ -1,0 +1,193 @@
+"""Read configuration files: TOML with our names, INI with Nova's as well."""
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from novasvc.config.given import Given, spec_of, unknown
+from novasvc.config.ini import DEFAULT, Assignment, INIError, read_assignments
+from novasvc.config.model import SERVICE_SPECS, SPECS
+from novasvc.config.spec import Spec
+from novasvc.errors import SettingError
+
+
+def _ini_names() -> Mapping[str, Mapping[str, str]]:
+    """Return our names by Nova's, by section; in DEFAULT ours are known as well."""
+    sections: dict[str, dict[str, str]] = {DEFAULT: {name: name for name in SPECS}}
+    for name, spec in SPECS.items():
+        if spec.nova:
+            section, _, nova = spec.nova.rpartition("/")
+            sections.setdefault(section or DEFAULT, {})[nova] = name
+    return sections
+
+
+_INI_NAMES = _ini_names()
+
+_LIKENESS = 0.85
+"""How much a name of an INI file looks like one of ours, from 0 to 1, so that this one was meant."""
+
+
+@attrs.define
+class FileContent:
+    """What a file says.
+
+    :param values: of the settings.
+    :param services: a table each; None if the file has none.
+    :param errors: names that nobody knows, and whatever else could not be read.
+    :param foreign: values by section and name that are another program's: those of an INI file may name them.
+    :param warnings: a line for each file that has such.
+    :param complete: False if not even the names of all that it gives could be read.
+    """
+
+    values: list[Given] = attrs.field(factory=list)
+    services: list[list[Given]] | None = None
+    errors: list[SettingError] = attrs.field(factory=list)
+    foreign: dict[tuple[str, str], str] = attrs.field(factory=dict, repr=False)
+    warnings: list[str] = attrs.field(factory=list)
+    complete: bool = True
+
+
+def read_files(files: Sequence[Path]) -> Iterator[FileContent]:
+    """Read the files in the order in which they apply: TOML before INI, each kind as given."""
+    inis = [file for file in files if file.suffix in {".ini", ".conf"}]
+    tomls = [file for file in files if file not in inis]
+    return chain(map(_read_toml, tomls), map(_read_ini, inis))
+
+
+def _read_toml(file: Path) -> FileContent:
+    if file.suffix != ".toml":
+        return _unreadable(file, "its kind is unknown", "name it .toml, or .ini or .conf for Nova's kind")
+    try:
+        with file.open("rb") as opened:
+            document = tomllib.load(opened)
+    except OSError as error:
+        return _not_opened(file, error)
+    except UnicodeDecodeError:
+        return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
+    except tomllib.TOMLDecodeError as error:
+        return _unreadable(file, f"it is no TOML: {error}", "mend this line")
+    content = FileContent()
+    services = document.pop("service", None)
+    _take_table(document, f"file {file}", content)
+    if services is not None:
+        _take_services(services, file, content)
+    return content
+
+
+def _take_table(table: Mapping[str, Any], origin: str, content: FileContent) -> None:
+    for name, value in table.items():
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+            content.errors.append(_unknown_table(name, origin))
+        elif (spec := spec_of(name)) is None:
+            content.errors.append(unknown(name, name, origin, SPECS))
+        else:
+            content.values.append(_typed(name, spec, value, origin))
+
+
+def _unknown_table(name: str, origin: str) -> SettingError:
+    if _ini_section(name) is not None:
+        remedy = "put settings above the first table: sections are for INI files"
+        return SettingError(f"[{name}]", None, origin, "there is no such table", remedy)
+    return unknown(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format)
+
+
+def _take_services(services: object, file: Path, content: FileContent) -> None:
+    if not isinstance(services, list) or not all(isinstance(table, dict) for table in services):
+        problem, remedy = "is not a list of tables", "write each as [[service]], with two brackets"
+        content.errors.append(SettingError("service", None, f"file {file}", problem, remedy))
+        content.complete = False
+        return
+    content.services = []
+    for number, table in enumerate(services):
+        origin = f"file {file}, table service[{number}]"
+        content.errors += [unknown(name, name, origin, SERVICE_SPECS) for name in table if name not in SERVICE_SPECS]
+        content.services.append(
+            [_typed(name, SERVICE_SPECS[name], value, origin) for name, value in table.items() if name in SERVICE_SPECS]
+        )
+
+
+def _typed(name: str, spec: Spec, value: object, origin: str) -> Given:
+    return Given(name=name, written=name, spec=spec, value=value, textual=False, origin=origin)
+
+
+def _read_ini(file: Path) -> FileContent:
+    try:
+        with file.open(encoding="utf-8-sig") as opened:
+            assignments = list(read_assignments(opened))
+    except OSError as error:
+        return _not_opened(file, error)
+    except UnicodeDecodeError:
+        return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
+    except INIError as error:
+        return _unreadable(file, f"it is no INI: {error.problem} (at line {error.line})", "mend this line")
+    content = FileContent()
+    foreign: dict[str, str] = {}
+    for each in assignments:
+        name = ini_name(each.section, each.name)
+        spec = spec_of(name)
+        if spec is None:
+            content.foreign[each.section, each.name] = each.value
+            foreign.setdefault(*_foreign(each))
+            continue
+        content.values.append(
+            Given(
+                name=name,
+                written=each.name,
+                spec=spec,
+                value=each.value,
+                textual=True,
+                origin=f"file {file}, section {each.section}",
+                section=each.section,
+            )
+        )
+    if foreign:
+        what = "ignoring options that are not settings of novasvc"
+        content.warnings.append(f"file {file}: {what}: {', '.join(foreign.values())}")
+    return content
+
+
+def ini_name(section: str, name: str) -> str:
+    """Return the setting that an option of an INI file gives; "" if it gives none.
+
+    :param section: see :func:`novasvc.config.ini.normalized`.
+    """
+    return _INI_NAMES.get(section, {}).get(name) or (name if section == DEFAULT else "")
+
+
+def _foreign(assignment: Assignment) -> tuple[str, str]:
+    """Return what of an INI file is not ours, and how that is written for a person."""
+    section, name = assignment.section, assignment.name
+    names = _INI_NAMES.get(section)
+    if names is None:
+        meant = _ini_section(section)
+        return section, f"[{section}]" + (f" (did you mean [{meant}]?)" if meant else "")
+    prefix = "" if section == DEFAULT else f"{section}/"
+    return f"{section}/{name}", f"{prefix}{name}" + _hint(name, names, prefix + "{}")
+
+
+def _ini_section(name: str) -> str | None:
+    """Return the section of INI files that a name looks like; None if it is like none."""
+    known = {section.lower(): section for section in _INI_NAMES}
+    close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
+    return known[close[0]] if close else None
+
+
+def _hint(name: str, known: Iterable[str], spell: str) -> str:
+    # Nova has names enough that look a little like one of ours.
+    close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
+    return f" (did you mean {spell.format(close[0])}?)" if close else ""
+
+
+def _not_opened(file: Path, error: OSError) -> FileContent:
+    remedy = "give the path of a file that this user may read"
+    return _unreadable(file, f"it cannot be read: {error.strerror or error}", remedy)
+
+
+def _unreadable(file: Path, problem: str, remedy: str) -> FileContent:
+    error = SettingError(str(file), None, "configuration files", problem, remedy)
+    return FileContent(errors=[error], complete=False)

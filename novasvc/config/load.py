@@ -1,0 +1,251 @@
+"""Put the sources together, check the whole, and report everything that is wrong at once."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from novasvc.config.command_line import read_options
+from novasvc.config.environment import config_files, read_environment
+from novasvc.config.files import read_files
+from novasvc.config.given import Given, member_of
+from novasvc.config.log_format import LOG_FORMAT
+from novasvc.config.model import (
+    API_PORTS,
+    INHERITED,
+    MANAGERS,
+    SPECS,
+    APISettings,
+    ServiceSettings,
+    Settings,
+    default_state_dir,
+    default_topic,
+)
+from novasvc.config.rules import broken_rules
+from novasvc.config.substitution import Foreign, Substitution
+from novasvc.errors import SettingError, SettingsError
+
+_TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
+"""Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
+
+_COMMENT = re.compile(r"\s[#;]")
+_HAS_COMMENT = (
+    "what looks like a comment behind the value is a part of it, as in oslo.config, and so are quotes in front of "
+    "that; put the comment on a line of its own"
+)
+
+
+@attrs.frozen
+class Configuration:
+    """The settings, and where each came from.
+
+    :param settings: checked.
+    :param origins: by setting, "<topic>_manager" and "service[0].binary": "default",
+        "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
+    :param warnings: a line for each file that has what is no setting, and may have it; and for each value that looks
+        as if more was taken for it than was meant.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: Sequence[str] = ()
+
+
+def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Configuration:
+    """Load the settings: defaults, TOML, INI, environment, options; a later one wins.
+
+    :param files: ``--config``; if there are none, those of the variable ``NOVASVC_CONFIG``.
+    :param environ: usually ``os.environ``.
+    :param options: what was given on the command line, by long name.
+    :raises SettingsError: with everything that is wrong.
+    """
+    found = examine(files, environ, options)
+    if found.errors:
+        raise SettingsError(found.errors)
+    return found.configuration
+
+
+@attrs.frozen
+class Examination:
+    """What the sources give, right or wrong.
+
+    :param configuration: in it, what is wrong is left out: a setting has its default, a [[service]] table is missing
+        if it cannot be told which manager it is to have.
+    :param errors: all that is wrong; none is that the configuration may be used.
+    :param unsure: settings that are to have another value than they have here.
+    :param complete: False if there may be more of those: a file could not be read.
+    """
+
+    configuration: Configuration
+    errors: Sequence[SettingError]
+    unsure: Collection[str]
+    complete: bool
+
+
+def examine(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Examination:
+    """Load the settings as :func:`load` does, and return what is right of them, too, if something is wrong."""
+    return _Loading(environ).load(files, options)
+
+
+@attrs.define
+class _Loading:
+    """One run of :func:`examine`.
+
+    :param errors: what was wrong so far.
+    :param values: good values by name.
+    :param origins: of the values that were given, good or not.
+    :param bad: names of settings whose value is wrong; rules about them would mislead.
+    :param warnings: see :class:`Configuration`.
+    """
+
+    environ: Mapping[str, str]
+    errors: list[SettingError] = attrs.field(factory=list)
+    values: dict[str, Any] = attrs.field(factory=dict)
+    origins: dict[str, str] = attrs.field(factory=dict)
+    bad: set[str] = attrs.field(factory=set)
+    warnings: list[str] = attrs.field(factory=list)
+    complete: bool = True
+
+    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Examination:
+        given, tables, foreign = self._gather(files, options)
+        self._read(given, foreign, tables)
+        alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
+        settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
+        if tables is not None:
+            self._no_single_service(given.values())
+        self.errors += broken_rules(settings, self.origins, self.bad)
+        defaults = dict.fromkeys(SPECS, "default")
+        configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
+        return Examination(configuration, self.errors, self.bad, self.complete)
+
+    def _gather(
+        self, files: Sequence[Path], options: Mapping[str, Any]
+    ) -> tuple[dict[str, Given], list[list[Given]] | None, Foreign]:
+        given: dict[str, Given] = {}
+        foreign: Foreign = {}
+        tables: list[list[Given]] | None = None
+        for content in read_files(files or config_files(self.environ)):
+            given.update((value.name, value) for value in content.values)
+            tables = tables if content.services is None else content.services
+            self.errors += content.errors
+            self.warnings += content.warnings
+            self.complete = self.complete and content.complete
+            foreign.update(content.foreign)
+        for values, errors in (read_environment(self.environ), read_options(options)):
+            given.update((value.name, value) for value in values)
+            self.errors += errors
+        return given, tables, foreign
+
+    def _read(self, given: Mapping[str, Given], foreign: Foreign, tables: Sequence[Sequence[Given]] | None) -> None:
+        substitution = Substitution(given, foreign, self.environ)
+        doubtful: list[tuple[str, str, SettingError]] = []
+        for name, value in given.items():
+            self.origins[name] = value.origin
+            try:
+                self.values[name] = substitution.applied_to(value).read()
+                if _seems_commented(value):
+                    self.warnings.append(f"{value.written} (from {value.origin}): {_HAS_COMMENT}")
+            except SettingError as error:
+                if _seems_commented(value):
+                    error.remedy += f"; {_HAS_COMMENT}"
+                member = None if name in SPECS or value.section is None else member_of(name)
+                if member is None:
+                    self.errors.append(error)
+                    self.bad.add(name)
+                else:
+                    doubtful.append((name, member[0], error))
+        served = self._served(tables)
+        for name, owner, wrong in doubtful:
+            if owner in served:
+                self.errors.append(wrong)
+                self.bad.add(name)
+            else:
+                # Another program's, most likely: Nova has had options such as volume_manager and ec2_workers.
+                del self.origins[name]
+                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is called {owner!r})")
+
+    def _served(self, tables: Sequence[Sequence[Given]] | None) -> set[str]:
+        """Return the topics and APIs that the settings name."""
+        served = {*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ())}
+        if tables is None:
+            served.add(self.values.get("topic") or default_topic(self.values.get("binary", "novasvc-agent")))
+            return served
+        for table in tables:
+            named = {given.name: str(given.value) for given in table}
+            served.add(named.get("topic") or default_topic(named.get("binary", "")))
+        return served
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the arguments of Settings."""
+        fields = {name: value for name, value in self.values.items() if name in SPECS}
+        managers: dict[str, str] = {}
+        apis: dict[str, dict[str, Any]] = {}
+        for name, value in self.values.items():
+            if name in SPECS or not (member := member_of(name)):
+                continue
+            owner, family = member
+            if family == "_manager":
+                managers[owner] = value
+            else:
+                port = {"listen_port": API_PORTS.get(owner, 0)}
+                apis.setdefault(owner, port)[family.removeprefix("_")] = value
+        made = {name: APISettings(**given) for name, given in apis.items()}
+        return {**fields, "managers": managers, "apis": made}
+
+    def _no_single_service(self, given: Iterable[Given]) -> None:
+        problem = "it is about the only service, but there are [[service]] tables"
+        for value in given:
+            if value.name in {"binary", "topic", "manager"}:
+                remedy = "say it in the table, or take the tables away"
+                self.errors.append(value.error(problem, remedy))
+
+    def _services(self, tables: Sequence[Sequence[Given]], alone: Settings) -> tuple[ServiceSettings, ...]:
+        services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
+        if None in services:
+            self.bad.add("service")  # rules about them would mislead
+        return tuple(service for service in services if service is not None)
+
+    def _service(self, where: str, table: Sequence[Given], alone: Settings) -> ServiceSettings | None:
+        """Read a [[service]] table; None if it cannot be told which manager it is to have, or with which options."""
+        wrong = len(self.errors)
+        values: dict[str, Any] = {}
+        for given in table:
+            self.origins[f"{where}.{given.name}"] = given.origin
+            try:
+                values[given.name] = given.read()
+            except SettingError as error:
+                self.errors.append(error)
+        options = values.get("options", {})
+        taken = sorted(_TAKEN & options.keys())
+        if taken:
+            values["options"] = {name: value for name, value in options.items() if name not in taken}
+        for name in taken:
+            problem, remedy = "the service itself takes an argument of this name", "let the manager call it otherwise"
+            self.errors.append(
+                SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
+            )
+        if len(self.errors) > wrong:
+            self.bad.add("service")
+            if {given.name for given in table} & {"binary", "topic", "manager", "options"} - values.keys():
+                return None
+        if not {"binary", "topic"} & values.keys():
+            self._missing(where, "binary", 'add binary = "novasvc-agent", or what the service is called')
+            return None
+        values.setdefault("binary", f"novasvc-{values.get('topic')}")
+        topic = values.setdefault("topic", default_topic(values["binary"]))
+        manager = alone.managers.get(topic) or MANAGERS.get(topic)
+        if values.setdefault("manager", manager) is None:
+            self._missing(where, "manager", f'add manager = "package.module.Class", or set {topic}_manager')
+            return None
+        return ServiceSettings(**{**{name: getattr(alone, name) for name in INHERITED}, **values})
+
+    def _missing(self, where: str, name: str, remedy: str) -> None:
+        self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
+
+
+def _seems_commented(given: Given) -> bool:
+    """Tell whether a value of an INI file looks as if it had a comment behind it; a form of log lines may."""
+    commented = given.section is not None and given.spec.kind is not LOG_FORMAT
+    return commented and _COMMENT.search(str(given.value)) is not None

@@ -1,0 +1,121 @@
+"""The rules that settings keep with each other."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from novasvc.config.model import Settings
+from novasvc.errors import SettingError
+
+
+def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
+    """Return an error for each rule that does not hold.
+
+    :param origins: where settings came from; what is not in it is a default.
+    :param bad: settings whose own value is wrong already; nothing is said about those. "service"
+        stands for the tables.
+    """
+    if not {"service_down_time", "report_interval", "service"} & set(bad):
+        yield from _liveness(settings, origins)
+    for ours in ("rabbit_ssl_", "ssl_"):
+        if not {f"{ours}cert_file", f"{ours}key_file"} & set(bad):
+            yield from _certificate(settings, origins, (f"{ours}cert_file", f"{ours}key_file"))
+    if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(bad):
+        yield from _apis(settings, origins)
+    if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(bad):
+        yield from _guarded(settings, origins)
+    if "service" not in bad:
+        yield from _duplicates(settings)
+        if not {"db_allowed", "transport_url"} & set(bad):
+            yield from _conductors(settings, origins)
+
+
+def _liveness(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    """Hold service_down_time against the intervals of the services that run; 0 is an interval without heartbeats."""
+    remedy = "give a service_down_time of at least two intervals, or a shorter report_interval"
+    down = settings.service_down_time
+    names = [f"service[{number}].report_interval" for number in range(len(settings.services))]
+    late = [
+        (name, service.report_interval)
+        for name, service in zip(names, settings.services, strict=True)
+        if 0 < service.report_interval >= down
+    ]
+    for name, interval in late:
+        if name in origins:
+            problem = f"the service would be down between two heartbeats: service_down_time is {down:g} s"
+            yield SettingError("report_interval", f"{interval:g}", origins[name], problem, remedy)
+    inherited = next((interval for name, interval in late if name not in origins), None)
+    if inherited is not None:
+        problem = f"services would be down between two heartbeats, which come every {inherited:g} s"
+        source = origins.get("service_down_time", "default")
+        yield SettingError("service_down_time", f"{down:g}", source, problem, remedy)
+
+
+def _certificate(settings: Settings, origins: Mapping[str, str], names: Collection[str]) -> Iterator[SettingError]:
+    given = {name: getattr(settings, name) for name in names}
+    missing = [name for name, path in given.items() if path is None]
+    if len(missing) == 1:
+        other = next(name for name in given if name not in missing)
+        problem = f"a certificate and its key are of use only together, and {missing[0]} is not given"
+        remedy = f"give {missing[0]} as well, or neither"
+        yield SettingError(other, str(given[other]), origins.get(other, "default"), problem, remedy)
+
+
+def _apis(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    for name in ("enabled_apis", "enabled_ssl_apis"):
+        if "api" in getattr(settings, name):
+            problem, remedy = "api is the name of the API that is built in", "call the application otherwise"
+            yield SettingError(name, "api", origins.get(name, "default"), problem, remedy)
+    secure = settings.enabled_ssl_apis
+    if secure and settings.ssl_cert_file is None:
+        source = origins.get("enabled_ssl_apis", "default")
+        problem, remedy = "TLS takes a certificate", "give ssl_cert_file and ssl_key_file"
+        yield SettingError("enabled_ssl_apis", ",".join(secure), source, problem, remedy)
+
+
+def _guarded(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    if not settings.api or settings.api_is_local:
+        return
+    if settings.api_token_file is None:
+        problem = "others than this host would reach the API, and it asks for no token"
+        remedy = "give an api_token_file (`novasvc token NAME` makes one), or listen on 127.0.0.1"
+    elif not settings.api_use_ssl and not settings.insecure_http:
+        problem = "tokens would cross the network in the clear"
+        remedy = "set api_use_ssl with ssl_cert_file and ssl_key_file; or insecure_http, behind a proxy that speaks TLS"
+    else:
+        return
+    yield SettingError("api_listen", settings.api_listen, origins.get("api_listen", "default"), problem, remedy)
+
+
+def _duplicates(settings: Settings) -> Iterator[SettingError]:
+    # The table's two unique keys.
+    for what, other in (("binary", "another binary"), ("topic", "another topic")):
+        seen: dict[tuple[str, str], int] = {}
+        for number, service in enumerate(settings.services):
+            key = (service.host, getattr(service, what))
+            first = seen.setdefault(key, number)
+            if first != number:
+                yield SettingError(
+                    f"service[{number}].{what}",
+                    repr(key[1]),
+                    "the [[service]] tables",
+                    f"service[{first}] on host {key[0]!r} has it already",
+                    f"give it {other} or another host",
+                )
+
+
+def _conductors(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+    # Services of a process start one after the other, each when the one before runs.
+    reachable = not settings.transport_url.startswith("memory:")
+    for number, service in enumerate(settings.services):
+        if service.db_allowed:
+            reachable = reachable or service.topic == "conductor"
+            continue
+        own = f"service[{number}].db_allowed"
+        name = own if own in origins else "db_allowed"
+        source = origins.get(name, "default")
+        if service.topic == "conductor":
+            problem, remedy = "the conductor reaches the database for the others", "leave it at true for the conductor"
+            yield SettingError(name, "false", source, problem, remedy)
+        elif not reachable:
+            problem = f"no conductor starts before it in this process, and {settings.transport_url!r} reaches no other"
+            remedy = 'put a [[service]] table with topic = "conductor" above it, or give a broker as transport_url'
+            yield SettingError(name, "false", source, problem, remedy)

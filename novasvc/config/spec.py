@@ -1,0 +1,49 @@
+"""What is known of a setting besides its value."""
+
+import attrs
+
+from novasvc.config.types import Kind
+
+
+@attrs.frozen(kw_only=True)
+class Spec:
+    """What is known of one setting besides its name.
+
+    :param meaning: a sentence for the person who sets it.
+    :param kind: what values it takes.
+    :param default: its default as text; None if it must be given.
+    :param unit: "seconds", or None for a bare value.
+    :param minimum: the least number it may be.
+    :param zero: 0 is a value, too, below the minimum: it means "never".
+    :param optional: "none" is a value, too.
+    :param secret: it may hold a password.
+    :param nova: its name in Nova's INI files, where it is another one; "section/name" outside
+        of DEFAULT.
+    """
+
+    meaning: str
+    kind: Kind
+    default: str | None
+    unit: str | None = None
+    minimum: float | None = None
+    zero: bool = False
+    optional: bool = False
+    secret: bool = False
+    nova: str | None = None
+
+    @property
+    def wanted(self) -> str:
+        """Return what a value must be: "a whole number of seconds, at least 1"."""
+        unit = f" of {self.unit}" if self.unit else ""
+        least = "" if self.minimum is None else f", at least {self.minimum:g}{', or 0' if self.zero else ''}"
+        none = ', or "none"' if self.optional else ""
+        return f"{self.kind.wanted}{unit}{least}{none}"
+
+
+def text_of(value: object) -> str:
+    """Write a value as a person would in an option or an INI file."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,1 @@
+"""Listening sockets that processes share, and the servers that accept from them."""

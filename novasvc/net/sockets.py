@@ -1,0 +1,221 @@
+"""Sockets that listen as an endpoint's description says, and that other processes may share."""
+
+# Note [Shared sockets]
+#
+# An endpoint's own port is not made to be shared. That of TCP shuts its socket down when it closes,
+# and then no other process can accept from it either. That of a unix socket unlinks the file when
+# it closes, adopted or not, and gives an adopted one the mode 666 whatever it had; what it takes
+# for stale it finds out by a process id, which may be another process's by now, or have been that
+# of a supervisor whose workers still listen. So endpoints are only asked what they would listen on,
+# and the sockets are made here. Those of TCP are accepted from by Twisted's adopted port, which
+# shuts nothing down; unix sockets by :class:`~novasvc.net.unix.UNIXPort`.
+#
+# The file of a unix socket goes when the object that bound it is closed, in the process that bound
+# it. Copies in other processes come and go without that.
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.internet.abstract import isIPv6Address
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.python.failure import Failure
+
+from novasvc.errors import ListenError
+from novasvc.net.unix import open_unix
+
+_REMEDIES = {
+    errno.EADDRINUSE: "end the process that listens there (`ss -lptn` and `ss -lpx` name it), or give another address",
+    errno.EACCES: "run it as a user who may do that, let systemd pass the socket, or give another address",
+    errno.EADDRNOTAVAIL: "give an address of this host",
+    errno.ENOENT: "create the directory, or give another path",
+}
+
+
+@attrs.define
+class Description:
+    """What an endpoint's description comes to.
+
+    :param open: returns a socket that listens and does not block. It is given the sockets of a
+        predecessor, and returns one of those if it is bound to the same address.
+    :param factory: what it would listen with: the factory that was given, or one that wraps it.
+    """
+
+    open: Callable[[Sequence[socket.socket]], socket.socket]
+    factory: Any
+
+
+def described(description: str, factory: Any) -> Description:
+    """Read the description of a server endpoint. Nothing is opened yet.
+
+    :param description: as :func:`twisted.internet.endpoints.serverFromString` takes it.
+    :param factory: provides IProtocolFactory.
+    :raises ListenError: it is no such description, or it comes to something else than one socket.
+    """
+    asked = _Asked()
+    try:
+        endpoint = serverFromString(asked, description)
+    except Exception as error:
+        if description.startswith("systemd:") and isinstance(error, LookupError):
+            problem = "systemd has passed no such socket to this process"
+            remedy = "start it through its .socket unit, and name the socket as FileDescriptorName= does there"
+        else:
+            problem = f"it is not understood ({_line(error)})"
+            remedy = 'give one such as "tcp:8000:interface=127.0.0.1" or "unix:/run/novasvc/api.socket:mode=660"'
+        raise ListenError(description, problem, remedy) from error
+    if isinstance(endpoint, AdoptedStreamServerEndpoint):
+        # Its listen() would close the descriptor, and a reload would find another file in its place.
+        return Description(partial(_open_inherited, description, endpoint.fileno), factory)
+    outcome: list[object] = []
+    listening = maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
+    listening.cancel()
+    if asked.answer is None:
+        failed = outcome[0].value if outcome and isinstance(outcome[0], Failure) else None
+        why = "" if failed is None else f" ({_line(failed)})"
+        remedy = "give a tcp, unix or systemd endpoint, or run Twisted's StreamServerEndpointService"
+        raise ListenError(description, f"its endpoint does not simply listen on one socket{why}", remedy)
+    return asked.answer
+
+
+class _Asked:
+    """Stands in for a reactor: notes what an endpoint asks it for."""
+
+    answer: Description | None = None
+
+    def listenTCP(  # noqa: N802 - IReactorTCP
+        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
+    ) -> None:
+        self.answer = Description(partial(_open_tcp, interface, port, backlog), factory)
+
+    def listenSSL(  # noqa: N802 - IReactorSSL
+        self,
+        port: int,
+        factory: Any,
+        contextFactory: Any,  # noqa: N803
+        backlog: int = 50,
+        interface: str = "",
+    ) -> None:
+        from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415 - who has no TLS does without
+
+        self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+
+    def listenUNIX(  # noqa: N802 - IReactorUNIX
+        self,
+        address: str,
+        factory: Any,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: object = None,  # noqa: N803 - see Note [Shared sockets] why it is not heeded
+    ) -> None:
+        def opened(held: Sequence[socket.socket]) -> socket.socket:
+            with _explained(f"unix socket {address}"):
+                return open_unix(address, mode, backlog, held)
+
+        self.answer = Description(opened, factory)
+
+
+def port_of(listening: socket.socket) -> int | None:
+    """Return the number of the port; None for a unix socket."""
+    return None if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
+
+
+def keep_alive(listening: socket.socket, seconds: int) -> None:
+    """Have the connections of a listening socket probed when they are silent; they take it over from that.
+
+    :param seconds: of silence; 0 is never.
+    """
+    if seconds:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+
+
+def address_of(listening: socket.socket) -> str:
+    """Say where it listens."""
+    name = listening.getsockname()
+    return f"unix socket {os.fsdecode(name)}" if listening.family == socket.AF_UNIX else _shown(*name[:2])
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _open_tcp(interface: str, port: int, backlog: int, held: Sequence[socket.socket]) -> socket.socket:
+    family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
+    with _explained(_shown(interface or "0.0.0.0", port)):  # noqa: S104 - it is what was asked for
+        found = socket.getaddrinfo(interface or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        address = found[0][4]
+        for one in held:
+            # What port 0 was the last time is as good as any, and clients know it.
+            if one.family == family and one.getsockname()[0] == address[0] and port in {0, one.getsockname()[1]}:
+                one.listen(backlog)
+                return one
+        listening = _bind(family, address)
+        try:
+            listening.listen(backlog)
+            listening.setblocking(False)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+
+def bound(interface: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address, and does not listen.
+
+    :param interface: an address of this host, or "localhost".
+    :raises ListenError: it cannot be bound: another process listens there, most likely.
+    """
+    family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
+    with _explained(_shown(interface, port)):
+        return _bind(family, socket.getaddrinfo(interface, port, family, socket.SOCK_STREAM)[0][4])
+
+
+def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket]) -> socket.socket:
+    """Copy a socket that systemd has passed. The original stays open, so it is there at the next reload."""
+    with _explained(description):
+        original = socket.socket(fileno=descriptor)
+        try:
+            original.set_inheritable(False)
+            listening = original.dup()
+        finally:
+            original.detach()
+    if listening.type != socket.SOCK_STREAM or not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listening.close()
+        problem, remedy = (
+            "what systemd has passed does not listen",
+            "give ListenStream= in the .socket unit, no Accept=",
+        )
+        raise ListenError(description, problem, remedy)
+    listening.setblocking(False)
+    return listening
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "give another address")
+        raise ListenError(address, error.strerror or str(error), remedy) from error
+
+
+def _line(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

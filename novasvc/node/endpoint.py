@@ -1,0 +1,199 @@
+"""What every node answers about itself, and what it can be told to do: the namespace "node"."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from novasvc._version import __version__
+from novasvc.context import RequestContext
+from novasvc.errors import StateError, UnknownTaskError
+from novasvc.periodic.task import TaskFigures
+from novasvc.rpc import expose
+from novasvc.rpc.endpoint import Method
+from novasvc.telemetry import flight
+from novasvc.telemetry.metrics import MethodFigures
+from novasvc.workers.control import client as inquiry
+from novasvc.workers.errors import SupervisionError
+from novasvc.workers.signals import is_taken
+
+if TYPE_CHECKING:
+    from novasvc.node.node import Node
+
+_log = Logger()
+
+EVENTS = 50
+"""Events of the flight recorder that are told."""
+
+_PATIENCE = 1.5
+"""Seconds that the supervisor has to tell of its workers, or to begin with a drain."""
+
+
+@attrs.frozen(eq=False)
+class NodeAPI:
+    """Answers in namespace "node", version 1.0. Of a node with workers, the one answers that takes the call.
+
+    :param node: it.
+    """
+
+    _node: "Node"
+
+    @expose(namespace="node", version="1.0", idempotent=True)
+    async def describe(self, context: RequestContext) -> dict[str, Any]:
+        """Tell all about the node's inner life.
+
+        :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
+            None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
+            "tasks": see :func:`task_row`, "methods": see :func:`method_row`, "workers": as ISupervisor.workers has
+            them, [] without a supervisor, "events": the last ones last, {"time": ISO 8601 in UTC, "kind", "text"},
+            "health": see :data:`novasvc.node.health.Leg`}.
+        """
+        node = self._node
+        identity, clock, since, server = node.identity, node.runtime.reactor, node.running_since, node.server
+        uptime = None if since is None else clock.seconds() - since
+        # Side by side: who asks does not wait for long.
+        asking = Deferred.fromCoroutine(self._workers())
+        legs = await node.health.legs()
+        workers = await asking
+        return {
+            "host": identity.host,
+            "binary": identity.binary,
+            "topic": node.topic,
+            "version": __version__,
+            "service_version": identity.version,
+            "pid": os.getpid(),
+            "worker": node.runtime.worker,
+            "state": node.course.state,
+            "started_at": None if uptime is None else _time(time.time() - uptime),
+            "uptime": uptime,
+            "in_flight": 0 if server is None else server.in_flight,
+            "tasks": [task_row(figures, clock.seconds()) for figures in node.tasks.figures()],
+            "methods": [] if server is None else method_rows(server.figures),
+            "workers": workers,
+            "events": [
+                {"time": _time(event.time), "kind": event.kind, "text": event.text}
+                for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
+            ],
+            "health": legs,
+        }
+
+    @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))
+    def run_task(self, context: RequestContext, name: str) -> dict[str, Any]:
+        """Begin a run of a periodic task now; the log and :meth:`describe` tell how it went.
+
+        :param name: of the task.
+        :return: {"started": true}.
+        :raises UnknownTaskError: there is none of this name.
+        :raises StateError: it is running, or the node stops.
+        """
+        _log.info("task {task} is run by hand", task=name)
+        self._node.tasks.begin(name)
+        return {"started": True}
+
+    @expose(namespace="node", version="1.0", expected=(SupervisionError,))
+    async def drain(self, context: RequestContext) -> dict[str, Any]:
+        """Finish what was begun, and end: the supervisor with all workers, or the process, or this service alone.
+
+        The answer comes before the end.
+
+        :return: {"draining": "supervisor", "process" or "service"}. It is the service if the process is not
+            novasvc's own: a part of another application does not end that.
+        :raises SupervisionError: the supervisor cannot be told.
+        """
+        node = self._node
+        _log.warn("{node} is told to drain", node=node.identity)
+        if node.runtime.worker is not None:
+            await self._ask("drain")
+            return {"draining": "supervisor"}
+        own = is_taken(signal.SIGTERM)
+        # Not now: a node that drains waits for its calls, and this is one.
+        node.runtime.reactor.callLater(0, _end_process if own else self._stop)
+        return {"draining": "process" if own else "service"}
+
+    def _stop(self) -> None:
+        stopping = self._node.course.stop()
+        stopping.addErrback(lambda failure: _log.failure("the node did not stop cleanly", failure))
+
+    async def _workers(self) -> list[dict[str, Any]]:
+        if self._node.runtime.worker is None:
+            return []
+        try:
+            rows: list[dict[str, Any]] = await self._ask("workers")
+        except SupervisionError as error:
+            _log.warn("the supervisor does not tell of its workers: {error}", error=error)
+            return []
+        return rows
+
+    async def _ask(self, command: str) -> Any:
+        runtime = self._node.runtime
+        return await inquiry.ask(runtime.reactor, runtime.settings.control_socket, command, timeout=_PATIENCE)
+
+
+def task_row(task: TaskFigures, now: float) -> dict[str, Any]:
+    """Tell how a periodic task fares.
+
+    :param now: seconds on the runner's clock.
+    :return: {"name", "spacing": seconds, "runs", "failures", "timeouts", "missed": due times, "running": bool,
+        "last_lateness", "max_lateness", "last_duration": seconds or None, "next_due_in": seconds}.
+    """
+    return {
+        "name": task.name,
+        "spacing": task.spacing,
+        "runs": task.runs,
+        "failures": task.failures,
+        "timeouts": task.timeouts,
+        "missed": task.missed,
+        "running": task.running,
+        "last_lateness": task.last_lateness,
+        "max_lateness": task.max_lateness,
+        "last_duration": task.last_duration,
+        "next_due_in": max(0.0, task.next_due - now),
+    }
+
+
+def method_rows(figures: Mapping[Method, MethodFigures]) -> list[dict[str, Any]]:
+    """Tell how exposed methods fare, since the start of this process.
+
+    :return: {"method", "namespace": str or None, "version", "calls": those that have ended, "errors", "in_flight",
+        "mean", "p50", "p99": seconds or None, "bounds": [seconds], "counts": [int], of the histogram's buckets, one
+        more than bounds} each.
+    """
+    rows = []
+    for method, one in figures.items():
+        errors = one.failed.value + one.timed_out.value
+        count = one.seconds.count
+        rows.append(
+            {
+                "method": method.name,
+                "namespace": method.exposure.namespace,
+                "version": ".".join(map(str, method.version[:2])),
+                "calls": int(one.done.value + one.expected.value + errors),
+                "errors": int(errors),
+                "in_flight": int(one.now.value),
+                "mean": one.seconds.sum / count if count else None,
+                "p50": one.seconds.quantile(0.5),
+                "p99": one.seconds.quantile(0.99),
+                "bounds": list(one.seconds.bounds),
+                "counts": list(one.seconds.counts),
+            }
+        )
+    return rows
+
+
+def _of_describe(event: flight.Event) -> bool:
+    """Tell whether an event is of a call of describe: who looks again and again is not to see that alone."""
+    return event.kind == "call" and event.text.startswith("describe ")
+
+
+def _end_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,342 @@
+"""The Service of the seed: Nova's names and Twisted's, over one state machine."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from twisted.application import service
+from twisted.internet.defer import Deferred, maybeDeferred
+from zope.interface import implementer
+
+from novasvc.context import RequestContext
+from novasvc.errors import SettingError, StateError
+from novasvc.interfaces import IHealthy, IStartable
+from novasvc.manager import make_manager
+from novasvc.node.node import Node
+from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
+from novasvc.node.signature import ConstructorSignature, hides
+from novasvc.periodic import TaskRunner
+from novasvc.registry.membership import Identity
+from novasvc.rpc import Client
+
+
+@implementer(IStartable, IHealthy)
+class Service(service.Service):
+    """A node: takes a manager, serves RPC on its topic, runs its tasks, reports its state.
+
+    ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
+    ``stopService`` Twisted's; both drive one state machine.
+
+    :param host: names this host in the registry and in ``topic.host``.
+    :param binary: names the program in the registry.
+    :param topic: what it serves.
+    :param manager: class, factory or dotted name; see :func:`novasvc.manager.make_manager`.
+    :param report_interval: seconds between heartbeats, 0 for none: the row is registered and never beaten. None takes
+        the setting, as below.
+    :param periodic_enable: run the periodic tasks.
+    :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of them.
+    :param periodic_interval_max: seconds; the longest wait between passes.
+    :param db_allowed: False reaches the registry through the conductor.
+    :param args: for the manager's constructor, with ``host=``.
+    :param kwargs: for the manager's constructor. A :class:`novasvc.node.runtime.Runtime` given as ``runtime`` is
+        taken by the service, and is what it stands on; without one that is the runtime of this process.
+    :ivar manager_class_name: dotted name of the manager's class, or of the factory that makes it.
+    :raises SettingError: an interval cannot be used.
+    :raises ManagerError: the manager cannot be made.
+    :raises DeclarationError: its exposed methods or tasks contradict each other.
+    Source: nova.service.Service.
+    """
+
+    __signature__ = ConstructorSignature()
+    _made_of: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember what it is made of, so that it can be made again in a worker."""
+        self = super().__new__(cls)
+        self._made_of = (args, kwargs)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled as what it was made of: nothing that has come since goes to a worker."""
+        # A subclass need not take a runtime; it finds that of its process.
+        runtime = process_runtime() if self.by_environment else None
+        return _make_again, (type(self), *self._made_of, runtime)
+
+    def __init__(
+        self,
+        host: str,
+        binary: str,
+        topic: str,
+        manager: str | Callable[..., Any],
+        report_interval: float | None = None,
+        periodic_enable: bool | None = None,
+        periodic_fuzzy_delay: float | None = None,
+        periodic_interval_max: float | None = None,
+        db_allowed: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        given = kwargs.pop("runtime") if isinstance(kwargs.get("runtime", ""), Runtime | None) else None
+        self.runtime = given or process_runtime()
+        settings = self.runtime.settings
+        self.host, self.binary, self.topic, self.db_allowed = host, binary, topic, db_allowed
+        self.report_interval = _chosen(report_interval, settings.report_interval)
+        self.periodic_enable = _chosen(periodic_enable, settings.periodic_enable)
+        self.periodic_fuzzy_delay = _chosen(periodic_fuzzy_delay, settings.periodic_fuzzy_delay)
+        self.periodic_interval_max = _chosen(periodic_interval_max, settings.periodic_interval_max)
+        self._check_intervals()
+        if settings.service_down_time <= self.report_interval:
+            raise SettingError(
+                "report_interval",
+                f"{self.report_interval:g}",
+                f"the service {binary}@{host}",
+                f"its heartbeats are not more often than service_down_time ({settings.service_down_time:g} s)",
+                "make it smaller: at most a third of service_down_time",
+            )
+        self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
+        self.manager = make_manager(manager, *args, host=host, **kwargs)
+        self.tasks = TaskRunner(
+            self.manager,
+            clock=self.runtime.reactor,
+            random_source=self.runtime.random_source,
+            fuzzy_delay=self.periodic_fuzzy_delay,
+            interval_max=self.periodic_interval_max,
+            run_external=settings.run_external_periodic_tasks,
+        )
+        self.node = Node(
+            identity=Identity(host, binary, topic, self.manager.service_version),
+            topic=topic,
+            manager=self.manager,
+            tasks=self.tasks,
+            runtime=self.runtime,
+            registry_leg=self.runtime.database if db_allowed else self.runtime.conductor,
+            report_interval=self.report_interval,
+            periodic_enable=self.periodic_enable,
+        )
+        self._course = self.node.course
+
+    def __repr__(self) -> str:
+        named = (f"{name}={self.__dict__.get(name)!r}" for name in ("host", "binary", "topic"))
+        return f"<{type(self).__name__} {' '.join(named)}>"
+
+    @classmethod
+    @hides("kwargs")
+    def create(
+        cls,
+        host: str | None = None,
+        binary: str | None = None,
+        topic: str | None = None,
+        manager: str | Callable[..., Any] | None = None,
+        report_interval: float | None = None,
+        periodic_enable: bool | None = None,
+        periodic_fuzzy_delay: float | None = None,
+        periodic_interval_max: float | None = None,
+        db_allowed: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a node from what is given, the settings and the program's name.
+
+        :param host: default: the setting ``host``, which is the machine's name by default.
+        :param binary: default: the base name of the program.
+        :param topic: default: what follows ``nova-`` in the binary, or the whole binary.
+        :param manager: default: the setting ``<topic>_manager``.
+        :param kwargs: the constructor's; ``runtime`` as well.
+        :raises SettingError: no manager is given, and none is set.
+        Source: nova.service.Service.create. The other parameters are the constructor's.
+        """
+        settings = (_runtime_in(kwargs) or process_runtime()).settings
+        binary = binary or Path(sys.argv[0]).name
+        topic = topic or binary.rpartition("nova-")[2]
+        manager = manager or settings.managers.get(topic)
+        if manager is None:
+            raise SettingError(
+                f"{topic}_manager",
+                None,
+                "nowhere",
+                "no manager is set for this topic",
+                'set it to "package.module.Class"',
+            )
+        return cls(
+            host or settings.host,
+            binary,
+            topic,
+            manager,
+            report_interval,
+            periodic_enable,
+            periodic_fuzzy_delay,
+            periodic_interval_max,
+            db_allowed,
+            **kwargs,
+        )
+
+    @property
+    def by_environment(self) -> bool:
+        """Whether it was given no runtime, and so goes by the environment's settings."""
+        return _runtime_in(self._made_of[1]) is None
+
+    def made_again(self) -> Self:
+        """Make another one, of what this one was made of; its manager is another one, too.
+
+        :raises NovasvcError: it cannot be made.
+        """
+        args, kwargs = self._made_of
+        again = type(self)(*args, **kwargs)
+        again.name = self.name
+        return again
+
+    @property
+    def state(self) -> str:
+        """The state's name: initial, starting, running, draining, stopped or failed."""
+        return self._course.state
+
+    @property
+    def running(self) -> bool:  # type: ignore[override]  # Twisted's is set by whoever likes to
+        """Whether it is starting or running."""
+        return self.state in {"starting", "running"}
+
+    @property
+    def rpc(self) -> Client:
+        """Calls other services, and this one: ``service.rpc.prepare(topic=...).call(...)``.
+
+        :raises StateError: it has no transport, because it is not started or has stopped.
+        """
+        if self.node.client is None:
+            raise StateError(f"node {self.node.identity}", self.state, "call others")
+        return self.node.client
+
+    def start(self) -> Deferred[None]:
+        """Start.
+
+        :return: Deferred[None], fired when running; fails with StartError, while it stops with StateError.
+        """
+        return self._course.start()
+
+    def startService(self) -> None:
+        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
+        # Who begins it so does not wait for it, and the log tells what went wrong.
+        self._course.start().addErrback(lambda _: None)
+
+    def when_started(self) -> Deferred[None]:
+        """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
+        return self._course.when_started()
+
+    def stop(self) -> Deferred[None]:
+        """Drain and stop: finish what was begun, up to ``graceful_shutdown_timeout`` seconds.
+
+        :return: Deferred[None], fired when it has stopped; errors on the way are logged.
+        """
+        return self._course.stop()
+
+    stopService = stop
+
+    @property
+    def preload(self) -> list[str]:
+        """The modules that a forkserver imports for all workers: the manager's."""
+        return [type(self.manager).__module__]
+
+    def hurry(self) -> None:
+        """Cut short what is under way: calls, tasks, hooks. Called when it was told to stop."""
+        self.node.hurry()
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What the start waits for: "database", "broker" or "conductor"; None if it waits for nothing."""
+        return self.node.waiting_for
+
+    @property
+    def leaving(self) -> SystemExit | None:
+        """The status that the manager wants for its process, if cleanup_host ended with one; see ServiceTree."""
+        return self.node.leaving
+
+    def health(self) -> Deferred[dict[str, Any]]:
+        """Tell how the node does; see :class:`novasvc.interfaces.IHealthy`."""
+        telling = Deferred.fromCoroutine(self.node.health.legs())
+        return telling.addCallback(lambda legs: {"service": str(self.node.identity), "legs": legs})
+
+    def running_calls(self) -> list[dict[str, Any]]:
+        """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""
+        return [] if self.node.server is None else self.node.server.running_calls()
+
+    def operations_under_way(self) -> set[str]:
+        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.admission`."""
+        return self.node.operations()
+
+    def wait(self) -> Deferred[None]:
+        """Wait until it has stopped, or its start has failed.
+
+        :return: Deferred[None].
+        """
+        return self._course.when_ended()
+
+    def kill(self) -> Deferred[None]:
+        """Stop, and delete the row; a missing row is a warning.
+
+        :return: Deferred[None].
+        :raises DatabaseError: the row could not be deleted.
+        """
+        return Deferred.fromCoroutine(self._kill())
+
+    def periodic_tasks(self, raise_on_error: bool = False) -> Deferred[float]:
+        """Run one pass over the tasks that are due, with an admin context.
+
+        :param raise_on_error: let a task's exception through.
+        :return: Deferred[float]: seconds to the next due task.
+        """
+        if self.node.client is None:  # Nothing is attached to the manager yet, or any more.
+            return self.tasks.run_due(RequestContext.admin(), raise_on_error)
+        return maybeDeferred(self.manager.periodic_tasks, RequestContext.admin(), raise_on_error=raise_on_error)
+
+    def basic_config_check(self) -> None:
+        """See that the temporary directory exists and can be written to.
+
+        :raises DirectoryError: otherwise.
+        """
+        self.node.basic_config_check()
+
+    def __getattr__(self, name: str) -> Any:
+        """Fall through to the manager, for local callers and public names; RPC has no way in here."""
+        if name.startswith("_") or "manager" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.manager, name)
+
+    def _check_intervals(self) -> None:
+        for name, value, least, remedy in (
+            ("report_interval", self.report_interval, 0, "a number of seconds, 0 for no heartbeats"),
+            ("periodic_fuzzy_delay", self.periodic_fuzzy_delay, 0, "a number of seconds, 0 for no delay"),
+            ("periodic_interval_max", self.periodic_interval_max, 0, "a number of seconds, or None for no limit"),
+        ):
+            if value is None and name == "periodic_interval_max":
+                continue
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or value < least:
+                source = f"the service {self.binary}@{self.host}"
+                raise SettingError(name, repr(value), source, "it is no time that can be waited", f"give {remedy}")
+
+    async def _kill(self) -> None:
+        await self.stop()
+        await self.node.delete_row()
+
+
+def _make_again(
+    kind: Callable[..., Service], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None
+) -> Service:
+    if of_process is not None:
+        set_process_runtime(of_process)
+    return kind(*args, **kwargs)
+
+
+def _runtime_in(kwargs: Mapping[str, Any]) -> Runtime | None:
+    """Return the runtime among a service's arguments; an option of this name that is another thing is the manager's."""
+    given = kwargs.get("runtime")
+    return given if isinstance(given, Runtime) else None
+
+
+def _dotted(manager: Callable[..., Any]) -> str:
+    kind = manager if hasattr(manager, "__qualname__") else type(manager)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _chosen(given: Any, setting: Any) -> Any:
+    return setting if given is None else given

@@ -1,0 +1,352 @@
+"""WSGIService: an application of a paste configuration, served over HTTP."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from socket import socket
+from typing import Any, Self
+
+from twisted.application import service
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger, LogLevel
+from zope.interface import implementer
+
+from novasvc.errors import NovasvcError, SettingError, StartError, describe
+from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITransport
+from novasvc.manager import Attachments, make_manager
+from novasvc.node.lifecycle import Course
+from novasvc.node.paste import Loader
+from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
+from novasvc.node.signature import ConstructorSignature, hides
+from novasvc.periodic import TaskRunner
+from novasvc.registry.lookup import ServiceLookup
+from novasvc.rpc import Client
+from novasvc.telemetry.flight import note
+from novasvc.telemetry.logs import counted
+
+_log = Logger()
+
+_BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted."""
+
+
+@implementer(IStartable, IReplaceable)
+class WSGIService(service.Service):
+    """Serves an application of WSGI, in one process, or in as many workers as share its port.
+
+    Settings of its name say where: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``; and
+    ``<name>_manager``, whose hooks are called around the start. The application is loaded when it starts, in
+    each worker for itself.
+
+    :param name: of the application, in the paste configuration.
+    :param loader: has a method ``load_app(name)``; None loads from api_paste_config.
+    :param use_ssl: serve TLS, with ssl_cert_file and ssl_key_file; with ssl_ca_file clients need certificates.
+    :param max_url_len: bytes; longer URLs get 414. None is 8192.
+    :param runtime: what it stands on; None is the one of this process.
+    :ivar workers: processes that are to serve it.
+    :ivar server: listens; has ``host`` and ``port``, those that it is bound to as soon as it is.
+    :raises AppError: there is no such application.
+    :raises SettingError: a setting, or a file for TLS, cannot be used.
+    Source: nova.service.WSGIService.
+    """
+
+    __signature__ = ConstructorSignature()
+    _made_of: tuple[tuple[Any, ...], dict[str, Any]]
+    _tls: Any = None
+    name: str
+    replaceable = True
+    preload = ("novasvc.node.wsgi", "novasvc.http.wsgi")
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember what it is made of, so that it can be made again in a worker."""
+        self = super().__new__(cls)
+        self._made_of = (args, kwargs)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled as what it was made of: the application is not brought to a worker, but loaded there."""
+        runtime = process_runtime() if self.by_environment else None
+        return _make_again, (type(self), *self._made_of, runtime, self._tls)
+
+    @hides("runtime")
+    def __init__(
+        self,
+        name: str,
+        loader: Any = None,
+        use_ssl: bool = False,
+        max_url_len: int | None = None,
+        *,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.runtime = runtime or process_runtime()
+        settings = self.runtime.settings
+        self.name = name
+        self.use_ssl = use_ssl
+        api = settings.api_named(name)
+        self.host = api.listen
+        self.workers: int = _workers(name, api.workers)
+        self.loader = loader or Loader(settings.api_paste_config)
+        if loader is None:
+            self.loader.see(name)
+        self.max_url_len = max_url_len
+        if use_ssl and self._tls is None:
+            from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
+
+            self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
+        self.app: Any = None
+        host = api.listen.replace(":", r"\:")
+        # Endpoints bring TLS, 12 MiB that nodes have no use for; they import this module, too.
+        from novasvc.node.stream_server import StreamServer  # noqa: PLC0415
+
+        self.server = StreamServer(
+            f"tcp:{api.listen_port}:interface={host}:backlog={_BACKLOG}",
+            self._make_factory,
+            self.runtime.reactor,
+            settings.graceful_shutdown_timeout,
+            settings.tcp_keepidle,
+        )
+        self._site: Any = None
+        self._transport: ITransport | None = None
+        self._registry: IServiceRegistry | None = None
+        self._client: Client | None = None
+        self._step = ""
+        self._course = Course(f"the API {name}", self._begin, self._end, self._entered)
+
+    @cached_property
+    def manager(self) -> Any:
+        """The manager, or None. Made when it is first asked for: where the API is served, as it is the user's code.
+
+        :raises ManagerError: it cannot be made.
+        """
+        settings = self.runtime.settings
+        return (
+            make_manager(settings.managers[self.name], host=settings.host) if self.name in settings.managers else None
+        )
+
+    @property
+    def by_environment(self) -> bool:
+        """Whether it was given no runtime, and so goes by the environment's settings."""
+        return self._made_of[1].get("runtime") is None
+
+    def made_again(self) -> Self:
+        """Make another one, of what this one was made of; what is in files is read again.
+
+        :raises NovasvcError: it cannot be made.
+        """
+        args, kwargs = self._made_of
+        return type(self)(*args, **kwargs)
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on, as soon as it is bound."""
+        return self.server.port
+
+    @property
+    def state(self) -> str:
+        """The state's name: initial, starting, running, draining, stopped or failed."""
+        return self._course.state
+
+    # -- preforked -----------------------------------------------------------------------------
+
+    def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
+        """Listen; see :class:`~novasvc.interfaces.IPreforkable`."""
+        return self.server.open_sockets(held)
+
+    def adopt_sockets(self, sockets: Sequence[socket]) -> None:
+        """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
+        self.server.adopt_sockets(sockets)
+
+    def hand_on(self) -> Sequence[socket]:
+        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
+        return self.server.hand_on()
+
+    def succeeded(self) -> None:
+        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
+        self.server.succeeded()
+
+    # -- the way up, and down ------------------------------------------------------------------
+
+    def start(self) -> Deferred[None]:
+        """Load the application, and serve it.
+
+        :return: Deferred[None], fired when it is served; fails with StartError.
+        """
+        return self._course.start()
+
+    def privilegedStartService(self) -> None:
+        """Bind the port."""
+        super().privilegedStartService()
+        self.server.privilegedStartService()
+
+    def startService(self) -> None:
+        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
+        super().startService()
+        self._course.start().addErrback(lambda _: None)
+
+    def when_started(self) -> Deferred[None]:
+        """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
+        return self._course.when_started()
+
+    def stop(self) -> Deferred[None]:
+        """Accept no more connections, and finish the requests under way, up to graceful_shutdown_timeout.
+
+        :return: Deferred[None], fired when it has stopped.
+        """
+        super().stopService()
+        # One that has not begun to start may be bound already, too.
+        return self._course.stop().addCallback(lambda _: self.server.stopService())
+
+    stopService = stop
+
+    def wait(self) -> Deferred[None]:
+        """Wait until it has stopped, or its start has failed.
+
+        :return: Deferred[None].
+        """
+        return self._course.when_ended()
+
+    def reset(self) -> None:
+        """Let as many requests be worked on at a time as the settings say.
+
+        Source: nova.service.WSGIService.reset.
+        """
+        if self._site is not None:
+            self._site.crew.most = self.runtime.settings.wsgi_default_pool_size
+
+    def hurry(self) -> None:
+        """Cut the connections that are left. Called when it was told to stop."""
+        self.server.hurry()
+
+    def _entered(self, state: str) -> None:
+        note("api", f"{self.name} is {state}")
+        _log.info("the API {name} is {state}", name=self.name, state=state)
+
+    async def _begin(self) -> None:
+        try:
+            await self._walk_up()
+        except CancelledError:
+            raise
+        except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
+            known = isinstance(error, NovasvcError)
+            failed = StartError(f"the API {self.name}", self._step, str(error) if known else describe(error))
+            _log.critical("{error}", error=failed)
+            if not known:
+                _log.failure("where it was raised", level=LogLevel.debug)
+            raise failed from error
+
+    async def _walk_up(self) -> None:
+        self._step = "load the application"
+        self.app = self.loader.load_app(self.name)
+        self._step = "make the manager"
+        if self.manager is not None:
+            await self._attach(self.manager)
+            await self._hook("init_host")
+            await self._hook("pre_start_hook")
+        self._step = "listen"
+        self.server.startService()
+        if self.manager is not None:
+            await self._hook("post_start_hook")
+
+    async def _attach(self, manager: Any) -> None:
+        runtime = self.runtime
+        settings = runtime.settings
+        self._step = "open the transport"
+        self._transport = await runtime.broker.acquire()
+        explain = ServiceLookup(lambda: self._registry, runtime.reactor, settings.service_down_time)
+        self._client = Client(
+            self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout, explain=explain
+        )
+        self._step = "reach the registry"
+        self._registry = await self._leg.acquire()
+        tasks = TaskRunner(
+            manager,
+            clock=runtime.reactor,
+            random_source=runtime.random_source,
+            fuzzy_delay=settings.periodic_fuzzy_delay,
+            interval_max=settings.periodic_interval_max,
+            run_external=settings.run_external_periodic_tasks,
+        )
+        manager.attach(
+            Attachments(
+                reactor=runtime.reactor,
+                rpc=self._client,
+                tasks=tasks,
+                registry=self._registry,
+                run_blocking=runtime.run_blocking,
+                worker=runtime.worker,
+            )
+        )
+
+    @property
+    def _leg(self) -> Any:
+        return self.runtime.database if self.runtime.settings.db_allowed else self.runtime.conductor
+
+    async def _hook(self, name: str) -> None:
+        self._step = name
+        await maybeDeferred(getattr(self.manager, name))
+
+    async def _end(self) -> None:
+        await self._tidy("stop serving", self.server.stopService)
+        if self._site is not None:
+            if self._site.crew.busy:
+                requests = counted(self._site.crew.busy, "request")
+                _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
+            self._site.crew.close()
+        if self._registry is not None and self.manager is not None:
+            await self._tidy("cleanup_host", self.manager.cleanup_host)
+        if self._client is not None:
+            await self._tidy("close the RPC client", self._client.close)
+        if self._registry is not None:
+            await self._tidy("let go of the registry", lambda: Deferred.fromCoroutine(self._leg.release()))
+        if self._transport is not None:
+            await self._tidy("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
+        self._site = self._client = self._registry = self._transport = None
+
+    async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
+        try:
+            await maybeDeferred(step)
+        except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
+            _log.failure("{what} of the API {name} failed; it stops all the same", what=what, name=self.name)
+
+    def _make_factory(self) -> Any:
+        # A process that serves nothing, such as a supervisor, pays nothing for it.
+        from novasvc.http import AccessLog  # noqa: PLC0415
+        from novasvc.http.limits import limits_of  # noqa: PLC0415
+        from novasvc.http.wsgi import WSGISite  # noqa: PLC0415
+
+        settings, reactor = self.runtime.settings, self.runtime.reactor
+        self._site = WSGISite(
+            self.app,
+            limits=limits_of(settings, self.max_url_len),
+            reactor=reactor,
+            log=AccessLog(settings.wsgi_log_format) if settings.wsgi_log_format else None,
+            name=self.name,
+            threads=settings.wsgi_default_pool_size,
+            multiprocess=self.runtime.worker is not None,
+        )
+        if self._tls is None:
+            return self._site
+        from novasvc.http.tls import wrap  # noqa: PLC0415 - imports OpenSSL
+
+        return wrap(self._site, self._tls, reactor)
+
+
+def _workers(name: str, given: int | None) -> int:
+    if given is None:
+        return os.cpu_count() or 1
+    if given < 1:
+        remedy = "give 1 or more, or leave it out for one for each processor"
+        raise SettingError(f"{name}_workers", str(given), "the settings", "is too small", remedy)
+    return given
+
+
+def _make_again(
+    kind: type[WSGIService], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None, tls: Any
+) -> WSGIService:
+    if of_process is not None:
+        set_process_runtime(of_process)
+    service = kind.__new__(kind, *args, **kwargs)
+    service._tls = tls  # noqa: SLF001 - so that it is not read again
+    service.__init__(*args, **kwargs)  # type: ignore[misc]
+    service.manager  # noqa: B018 - a worker whose manager cannot be made, is not to be tried again
+    return service

@@ -1,0 +1,50 @@
+"""What the registry knows of a target that nobody can be reached for."""
+
+from collections.abc import Callable
+
+import attrs
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+
+from novasvc.errors import UndeliverableError
+from novasvc.interfaces import IServiceRegistry
+from novasvc.reactor.coalesce import Memo
+from novasvc.registry.query import ServiceQuery, ServiceTotals
+from novasvc.rpc.replies import EXPLAIN_PATIENCE
+from novasvc.rpc.target import Target
+
+_TARGETS = 100
+"""Targets whose answers are remembered for a second; calls that fail by the thousand ask once."""
+
+
+@attrs.define(eq=False)
+class ServiceLookup:
+    """Counts the services that the registry has for a target; see ``explain`` of :class:`novasvc.rpc.Client`.
+
+    :param registry: returns the registry; None while it is not reached.
+    :param clock: measures the patience.
+    :param service_down_time: seconds without a heartbeat after which a service is down.
+    """
+
+    _registry: Callable[[], IServiceRegistry | None]
+    _clock: IReactorTime
+    _service_down_time: float
+    _asked: dict[tuple[str, str | None], Memo[ServiceTotals]] = attrs.field(factory=dict, init=False)
+
+    def __call__(self, target: Target) -> Deferred[UndeliverableError]:
+        """Return the error with what the registry knows; fails within EXPLAIN_PATIENCE if it does not answer."""
+        key = target.topic, target.server
+        memo = self._asked.pop(key, None) or Memo(lambda: self._count(*key), self._clock)
+        self._asked[key] = memo
+        if len(self._asked) > _TARGETS:
+            del self._asked[next(iter(self._asked))]
+        answer = memo.get()
+        return answer.addCallback(lambda totals: UndeliverableError(str(target), totals.services, totals.up))
+
+    def _count(self, topic: str, host: str | None) -> Deferred[ServiceTotals]:
+        registry = self._registry()
+        if registry is None:
+            return fail(LookupError("the registry is not reached"))
+        query = ServiceQuery(topic=topic, host=host, service_down_time=self._service_down_time)
+        counting: Deferred[ServiceTotals] = registry.count(query)
+        return counting.addTimeout(EXPLAIN_PATIENCE, self._clock)

@@ -1,0 +1,222 @@
+"""A registry in memory that keeps the contract of the real ones."""
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from novasvc.errors import DatabaseConflictError, NovasvcError, ServiceNotFoundError
+from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.membership import is_up
+from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+
+_T = TypeVar("_T")
+
+_NAMES = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
+"""By a query's sort: what comes before stamp and id."""
+
+
+@implementer(IServiceRegistry)
+@attrs.define(eq=False)
+class MemoryRegistry:
+    """The ``services`` table as a list; its "database's clock" is the one it is given.
+
+    :param clock: its seconds are the time of the stamps.
+    :param outage: if set, every method fails with it: a database that is away.
+    :param unwritable: if set, every method that writes fails with it: a database that is read-only, or full.
+    """
+
+    _clock: IReactorTime
+    outage: NovasvcError | None = None
+    unwritable: NovasvcError | None = None
+    _rows: list[ServiceRecord] = attrs.field(factory=list, init=False)
+    _deleted: list[ServiceRecord] = attrs.field(factory=list, init=False)
+    _last_id: int = attrs.field(default=0, init=False)
+
+    def open(self) -> Deferred[None]:
+        """Reach the list; see :class:`novasvc.interfaces.IServiceRegistry` for this and the others."""
+        return self._answer(lambda: None)
+
+    def close(self) -> Deferred[None]:
+        """Do nothing: the rows stay, as in a database."""
+        return succeed(None)
+
+    def register(self, host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
+        """Return the row of (host, binary), created if there is none."""
+
+        def read_or_create() -> ServiceRecord:
+            for row in self._rows:
+                if (row.host, row.binary) == (host, binary):
+                    return self._aged(row if row.version == version else self._write(row, version=version))
+            if topic is not None and any((row.host, row.topic) == (host, topic) for row in self._rows):
+                problem = f"another service of host {host!r} has the topic {topic!r}"
+                raise DatabaseConflictError("memory:", problem)
+            self._check_writable()
+            self._last_id += 1
+            self._rows.append(self._fresh(host, binary, topic, version))
+            return self._aged(self._rows[-1])
+
+        return self._answer(read_or_create)
+
+    def beat(self, service_id: int) -> Deferred[None]:
+        """Add one to report_count and stamp last_seen_up."""
+
+        def beat() -> None:
+            row = self._row(service_id)
+            self._write(row, report_count=row.report_count + 1, last_seen_up=self._now())
+
+        return self._answer(beat)
+
+    def prove_writable(self) -> Deferred[None]:
+        """See that a write would succeed; change nothing."""
+        return self._answer(self._check_writable)
+
+    def get(self, service: str) -> Deferred[ServiceRecord]:
+        """Read one row by its id in decimal, or its uuid."""
+
+        def find() -> ServiceRecord:
+            for row in self._rows:
+                if service in {str(row.id), row.uuid}:
+                    return self._aged(row)
+            raise ServiceNotFoundError(service)
+
+        return self._answer(find)
+
+    def list(self, host: str | None, binary: str | None, topic: str | None) -> Deferred[Records]:
+        """Read the live rows, ordered by binary, host, id."""
+        wanted = {"host": host, "binary": binary, "topic": topic}
+
+        def select() -> Records:
+            rows = [
+                self._aged(row)
+                for row in self._rows
+                if all(value in {None, getattr(row, name)} for name, value in wanted.items())
+            ]
+            return sorted(rows, key=lambda row: (row.binary, row.host, row.id))
+
+        return self._answer(select)
+
+    def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
+        """Read a part of the live rows, in an order."""
+
+        def place(row: ServiceRecord) -> tuple[Any, ...]:
+            return tuple(getattr(row, name) or "" for name in _NAMES[query.sort]) + (
+                (row.last_seen_up or row.created_at, row.id) if query.sort == "seen" else (row.id,)
+            )
+
+        def select() -> ServicePage:
+            rows = sorted(self._found(query), key=place, reverse=query.descending)
+            if query.after is not None:
+                named = [row for row in (*self._rows, *self._deleted) if query.after in {str(row.id), row.uuid}]
+                if not named:
+                    raise ServiceNotFoundError(query.after)
+                mark = place(named[0])
+                rows = [row for row in rows if (place(row) < mark if query.descending else place(row) > mark)]
+            return ServicePage(rows[: query.limit], query.limit is not None and len(rows) > query.limit)
+
+        return self._answer(select)
+
+    def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
+        """Count the live rows that a query finds."""
+
+        def count() -> ServiceTotals:
+            rows = self._found(query)
+            forced = sum(row.forced_down for row in rows)
+            up = sum(is_up(row, query.service_down_time) for row in rows)
+            hosts, disabled = len({row.host for row in rows}), sum(row.disabled for row in rows)
+            return ServiceTotals(len(rows), hosts, up, len(rows) - up - forced, forced, disabled)
+
+        return self._answer(count)
+
+    def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
+        """Change what an operator may change."""
+
+        def change() -> ServiceRecord:
+            row = self._row(service_id)
+            wanted = {name: value for name, value in attrs.asdict(changes).items() if value is not None}
+            if changes.disabled is not None:
+                wanted["disabled_reason"] = changes.disabled_reason if changes.disabled else None
+            differs = any(getattr(row, name) != value for name, value in wanted.items())
+            return self._aged(self._write(row, **wanted) if differs else row)
+
+        return self._answer(change)
+
+    def delete(self, service_id: int) -> Deferred[None]:
+        """Drop the row."""
+
+        def delete() -> None:
+            row = self._row(service_id)
+            self._check_writable()
+            self._rows.remove(row)
+            self._deleted.append(row)
+
+        return self._answer(delete)
+
+    def _answer(self, operation: Callable[[], _T]) -> Deferred[_T]:
+        def answer() -> _T:
+            if self.outage is not None:
+                raise self.outage
+            return operation()
+
+        return maybeDeferred(answer)
+
+    def _check_writable(self) -> None:
+        if self.unwritable is not None:
+            raise self.unwritable
+
+    def _found(self, query: ServiceQuery) -> Records:
+        exact = {name: getattr(query, name) for name in ("host", "binary", "topic", "disabled")}
+
+        def fits(row: ServiceRecord) -> bool:
+            texts = (row.host, row.binary, row.topic, row.disabled_reason)
+            return (
+                all(value is None or value == getattr(row, name) for name, value in exact.items())
+                and not (query.with_topic and row.topic is None)
+                and query.up in {None, is_up(row, query.service_down_time)}
+                and (query.text is None or any(query.text.lower() in (text or "").lower() for text in texts))
+            )
+
+        return [row for row in map(self._aged, self._rows) if fits(row)]
+
+    def _row(self, service_id: int) -> ServiceRecord:
+        for row in self._rows:
+            if row.id == service_id:
+                return row
+        raise ServiceNotFoundError(str(service_id))
+
+    def _write(self, row: ServiceRecord, **columns: Any) -> ServiceRecord:
+        self._check_writable()
+        written = attrs.evolve(row, updated_at=self._now(), **columns)
+        self._rows[self._rows.index(row)] = written
+        return written
+
+    def _aged(self, row: ServiceRecord) -> ServiceRecord:
+        seen = row.last_seen_up or row.created_at or self._now()
+        return attrs.evolve(row, age=(self._now() - seen).total_seconds())
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.seconds(), UTC).replace(tzinfo=None)
+
+    def _fresh(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
+        return ServiceRecord(
+            id=self._last_id,
+            uuid=str(uuid.uuid4()),
+            host=host,
+            binary=binary,
+            topic=topic,
+            disabled=False,
+            disabled_reason=None,
+            forced_down=False,
+            report_count=0,
+            created_at=self._now(),
+            updated_at=None,
+            last_seen_up=None,
+            version=version,
+            age=0.0,
+        )

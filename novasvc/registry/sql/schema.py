@@ -1,0 +1,118 @@
+"""The tables, as Nova has them, and which revision of them this version knows.
+
+Every default is written by us and none by the database, as in Nova: see
+:meth:`novasvc.registry.sql.services.ServiceRegistry.register`.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    UniqueConstraint,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+REVISIONS = ("0001",)
+"""The migrations, oldest first. Written here too, so that a look at the schema costs no alembic."""
+
+HEAD = REVISIONS[-1]
+"""The revision that this version works with."""
+
+VERSION_TABLE = "novasvc_alembic_version"
+"""Where a database says its revision; not alembic's usual name, so that it can lie in Nova's own database."""
+
+GREATEST_ID = 2**31 - 1
+"""Of a row: what the column holds everywhere."""
+
+metadata = MetaData()
+
+services = Table(
+    "services",
+    metadata,
+    Column("created_at", DateTime),
+    Column("updated_at", DateTime),
+    Column("deleted_at", DateTime),
+    Column("id", Integer, primary_key=True, nullable=False),
+    Column("host", String(255)),
+    Column("binary", String(255)),
+    Column("topic", String(255)),
+    Column("report_count", Integer, nullable=False),
+    Column("disabled", Boolean),
+    Column("deleted", Integer),
+    Column("disabled_reason", String(255)),
+    Column("last_seen_up", DateTime),
+    Column("forced_down", Boolean),
+    Column("version", Integer),
+    Column("uuid", String(36)),
+    UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
+    UniqueConstraint("host", "binary", "deleted", name="uniq_services0host0binary0deleted"),
+    Index("services_uuid_idx", "uuid", unique=True),
+    # Any text: the server's own default may be an alphabet of Western Europe.
+    mysql_charset="utf8mb4",
+    mariadb_charset="utf8mb4",
+)
+"""One row a node. ``deleted`` is 0 in a live row, the row's own id in a deleted one. Source: Nova's table."""
+
+revision = Table(VERSION_TABLE, metadata, Column("version_num", String(32), nullable=False))
+revision.append_constraint(PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))
+"""One row: the schema's revision. Alembic makes the same table where it comes first."""
+
+
+class database_now(FunctionElement[Any]):  # noqa: N801 - it reads as the SQL function that it is
+    """The database's clock, UTC without a zone, in the form that the table's stamps have."""
+
+    type = DateTime()
+    inherit_cache = True
+
+
+@compiles(database_now, "sqlite")
+def _now_of_sqlite(_element: Any, _compiler: Any, **_options: Any) -> str:
+    # Six digits, because older readers take ".123" for 123 microseconds.
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
+
+
+@compiles(database_now, "postgresql")
+def _now_of_postgresql(_element: Any, _compiler: Any, **_options: Any) -> str:
+    # Not now(): that is when the transaction began, before any wait for a lock.
+    return "(clock_timestamp() AT TIME ZONE 'utc')"
+
+
+@compiles(database_now, "mysql", "mariadb")
+def _now_of_mysql(_element: Any, _compiler: Any, **_options: Any) -> str:
+    return "utc_timestamp(6)"
+
+
+class database_ago(FunctionElement[Any]):  # noqa: N801 - see above
+    """The database's clock some seconds ago, to compare stamps with; one argument: the seconds."""
+
+    type = DateTime()
+    inherit_cache = True
+
+
+@compiles(database_ago, "sqlite")
+def _ago_of_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', (0 - {_seconds(element, compiler, options)}) || ' seconds') || '000'"
+
+
+@compiles(database_ago, "postgresql")
+def _ago_of_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"(clock_timestamp() AT TIME ZONE 'utc' - make_interval(secs => {_seconds(element, compiler, options)}))"
+
+
+@compiles(database_ago, "mysql", "mariadb")
+def _ago_of_mysql(element: Any, compiler: Any, **options: Any) -> str:
+    return f"(utc_timestamp(6) - INTERVAL {_seconds(element, compiler, options)} SECOND)"
+
+
+def _seconds(element: Any, compiler: Any, options: Any) -> str:
+    seconds: str = compiler.process(element.clauses, **options)
+    return seconds

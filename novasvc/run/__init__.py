@@ -1,0 +1,1 @@
+"""How processes run: launchers, plain scripts, and the twistd plugin."""

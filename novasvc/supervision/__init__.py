@@ -1,1 +1,0 @@
-"""Processes that are looked after: born, watched, drained, replaced."""

@@ -1,0 +1,296 @@
+"""The forkserver as its supervisor sees it: it is asked for workers, and started again when it is gone."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.telemetry.logfiles import LogFile
+from novasvc.workers.forkserver import CONTROL, LOCK
+from novasvc.workers.pipe import Channel, Message, adopt
+
+_log = Logger()
+
+_FAREWELL = 2.0
+"""Seconds that a forkserver may take to end."""
+
+_PROMPT = 5.0
+"""Seconds that a forkserver may take to answer when it has imported all; a fork takes a hundredth of one."""
+
+
+class RefusedForkError(Exception):
+    """The system forks no process now."""
+
+
+@attrs.define(eq=False)
+class _Request:
+    """A worker that was asked for.
+
+    :ivar descriptors: copies, open until the answer is here.
+    """
+
+    order: Mapping[str, Any]
+    ended: Callable[[int | None], None]
+    descriptors: list[int] = attrs.field(factory=list, init=False)
+    answer: Deferred[int] = attrs.field(factory=Deferred, init=False)
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+@attrs.define(eq=False)
+class Forks:
+    """Has workers forked, by a process that is executed for that: see Note [A forkserver].
+
+    Nothing here blocks. A forkserver that is gone, or does not answer, is replaced; its workers
+    are not harmed by that, but how they end is not known any more.
+
+    :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
+    :param preload: modules that the workers import.
+    :param main: the program's main module, if workers need what it defines; see
+        :attr:`novasvc.workers.specification.Package.main`.
+    :param environment: of the forkserver and the workers.
+    :param log_file: is their standard output and standard error; None is what ours are.
+    :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
+    :param patience: seconds that a forkserver may take to import a module, or to answer for the first time.
+    :param lock: descriptor that forkserver and workers keep open; None is none.
+    """
+
+    _reactor: Any
+    _preload: Sequence[str]
+    _main: tuple[str, str] | None
+    _environment: Mapping[str, str]
+    _log_file: LogFile | None = None
+    _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
+    _patience: float = 30.0
+    _lock: int | None = attrs.field(default=None, kw_only=True)
+    _channel: Channel | None = attrs.field(default=None, init=False)
+    _protocol: "_Ending | None" = attrs.field(default=None, init=False)
+    _last_pid: int | None = attrs.field(default=None, init=False)
+    _process: Any = attrs.field(default=None, init=False)
+    _numbers: "count[int]" = attrs.field(factory=count, init=False)
+    _requests: dict[int, _Request] = attrs.field(factory=dict, init=False)
+    _ended: dict[int, Callable[[int | None], None]] = attrs.field(factory=dict, init=False)
+    _young: int = attrs.field(default=0, init=False)
+    _importing: str | None = attrs.field(default=None, init=False)
+    _answered: bool = attrs.field(default=False, init=False)
+    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    @property
+    def pid(self) -> int | None:
+        """The forkserver's process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def reports(self, pid: int) -> bool:
+        """Tell whether the end of a worker will be known: its forkserver lives."""
+        return pid in self._ended
+
+    def start(self) -> None:
+        """Start the forkserver; it imports what workers need.
+
+        :raises OSError: the system starts no process now.
+        """
+        code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.workers.forkserver import main; main()"
+        out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
+        channel = Channel(self._receive, lambda: self._lost(channel))
+        kept = {} if self._lock is None else {LOCK: self._lock}
+        ours, theirs = socket.socketpair()
+        with ours, theirs, Path(os.devnull).open("rb") as nothing:
+            protocol = _Ending()
+            adopt(self._reactor, ours, channel)
+            try:
+                process = self._reactor.spawnProcess(
+                    protocol,
+                    sys.executable,
+                    [sys.executable, *_interpreter_options(), "-c", code],
+                    env=dict(self._environment),
+                    childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno(), **kept},
+                )
+            except OSError:
+                channel.close()
+                raise
+        self._channel, self._protocol, self._process, self._last_pid = channel, protocol, process, process.pid
+        self._importing, self._answered = None, False
+        channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
+        for key in self._requests:
+            self._ask(key)
+
+    def pass_on_log(self) -> None:
+        """Give the forkserver the log file that is there now, for its standard output and standard error."""
+        if self._channel is not None and self._log_file is not None:
+            self._channel.send({"log": 1}, (self._log_file.fileno(),))
+
+    def fork(
+        self, order: Mapping[str, Any], descriptors: Sequence[int], ended: Callable[[int | None], None]
+    ) -> Deferred[int]:
+        """Have a worker forked.
+
+        :param order: what :func:`novasvc.workers.worker.run` is given; JSON.
+        :param descriptors: it gets copies of them.
+        :param ended: called once when the worker has ended, with its wait status.
+        :return: Deferred[int], the process id; fails with RefusedForkError.
+        :raises OSError: there are no descriptors left.
+        """
+        if self._closed:
+            return fail(RefusedForkError("the forkserver was let go"))
+        request = _Request(order, ended)
+        try:
+            for descriptor in descriptors:
+                request.descriptors.append(os.dup(descriptor))
+        except OSError:
+            request.close()
+            raise
+        key = next(self._numbers)
+        self._requests[key] = request
+        if self._channel is not None:
+            self._ask(key)
+        return request.answer
+
+    def close(self) -> Deferred[None]:
+        """Let the forkserver go; its workers should have ended, for it ends those that have not.
+
+        :return: Deferred[None], fired when it has ended, or after a while all the same.
+        """
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.close()
+        if self._channel is None or self._protocol is None:
+            return succeed(None)
+        self._channel.send({"let go": True})
+        self._channel.close()
+        if not self._ended and self._process.pid is not None:
+            self._process.signalProcess("KILL")  # it has no child, and may be busy importing
+        process = self._process
+
+        def end(_: object, __: float) -> None:
+            if process.pid is not None:
+                process.signalProcess("KILL")  # it is stopped, most likely
+
+        return self._protocol.ended.addTimeout(_FAREWELL, self._reactor, onTimeoutCancel=end)
+
+    def _ask(self, key: int) -> None:
+        assert self._channel is not None
+        request = self._requests[key]
+        message = {"fork": key, "descriptors": len(request.descriptors), "order": dict(request.order)}
+        self._channel.send(message, tuple(request.descriptors))
+        if self._timer is None:  # what is asked for later, gives it no more time
+            self._watch()
+
+    def _watch(self) -> None:
+        """Give the forkserver time for its next answer, if it owes one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._requests and self._channel is not None:
+            seconds = min(self._patience, _PROMPT) if self._answered else self._patience
+            self._timer = self._reactor.callLater(seconds, self._unresponsive, seconds)
+
+    def _unresponsive(self, seconds: float) -> None:
+        self._timer = None
+        _log.error(
+            "the forkserver (pid {pid}) has not answered for {s:g} s{doing}; another takes its place",
+            pid=self.pid,
+            s=seconds,
+            doing=self._doing,
+        )
+        if self.pid is not None:  # it may have ended in this very moment
+            os.kill(self.pid, signal.SIGKILL)
+
+    @property
+    def _doing(self) -> str:
+        return "" if self._importing is None else f", while it imported {self._importing}"
+
+    def _receive(self, message: Message) -> None:
+        if "importing" in message:
+            self._importing = message["importing"]
+            self._watch()
+            return
+        self._young, self._answered = 0, True
+        if "ended" in message:
+            ended = self._ended.pop(message["ended"], None)
+            if ended is not None:
+                ended(message["status"])
+            return
+        request = self._requests.pop(message["born"] if "born" in message else message["refused"])
+        request.close()
+        self._watch()
+        if "born" in message:
+            self._ended[message["pid"]] = request.ended
+            request.answer.callback(message["pid"])
+        else:
+            request.answer.errback(RefusedForkError(message["problem"]))
+
+    def _lost(self, channel: Channel) -> None:
+        if channel is not self._channel:
+            return
+        # The process itself has no number any more, if it was reaped before.
+        pid, self._channel, self._process = self._last_pid, None, None
+        # Its workers live on; that they end is seen by their own channels.
+        self._ended.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # One of them may have been forked; it ends when it finds nobody at the other end of its channel.
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.close()
+            request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone{self._doing}"))
+        if self._closed:
+            return
+        self._young += 1
+        pause = 0.0 if self._young == 1 else self._retry(self._young - 1)
+        when = f"in {pause:.1f} s" if pause else "at once"
+        _log.error(
+            "the forkserver (pid {pid}) is gone{doing}; another is started {when}",
+            pid=pid,
+            doing=self._doing,
+            when=when,
+        )
+        self._timer = self._reactor.callLater(pause, self._start_again)
+
+    def _start_again(self) -> None:
+        self._timer = None
+        try:
+            self.start()
+        except OSError as error:
+            self._young += 1
+            pause = self._retry(self._young)
+            _log.error("no forkserver can be started: {error}; again in {s:.1f} s", error=error, s=pause)
+            self._timer = self._reactor.callLater(pause, self._start_again)
+
+
+class _Ending(ProcessProtocol):
+    """A process whose end is seen by the channel to it; this has it reaped."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[None] = Deferred()
+
+    def processEnded(self, reason: Failure) -> None:
+        """See that it is no zombie any more."""
+        self.ended.callback(None)
+
+
+def _interpreter_options() -> list[str]:
+    """Return the options that this interpreter was given and that its child needs, too: -W, -X, -O."""
+    import subprocess  # noqa: PLC0415 - for this alone
+
+    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    return options
