@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 
 from novasvc.http import make_site
-from tests.unit.http_rig import LAST, HTTPCase, ask
+from tests.support.http_rig import LAST, HTTPCase, ask
 
 
 class Healthy(Resource):

@@ -17,7 +17,7 @@ from novasvc.http import channel, make_site, peer
 from novasvc.http.tls import make_tls, wrap
 from novasvc.node.stream_server import StreamServer
 from tests.servers.certificates import Certificates
-from tests.unit.http_rig import GET, LAST, Echo, HTTPCase, Response, responses
+from tests.support.http_rig import GET, LAST, Echo, HTTPCase, Response, responses
 
 LATER = GET.replace(b"/ ", b"/later ")
 PATIENCE = 20.0

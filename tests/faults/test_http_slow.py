@@ -8,7 +8,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from tests.unit.http_rig import GET, LAST, HTTPCase, ask, connect, responses
+from tests.support.http_rig import GET, LAST, HTTPCase, ask, connect, responses
 
 SLOW = 1000
 

@@ -13,7 +13,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
-from tests.unit.http_rig import LAST, HTTPCase, ask, connect, responses
+from tests.support.http_rig import LAST, HTTPCase, ask, connect, responses
 
 BOUNDARY = b"----x"
 

@@ -1,0 +1,428 @@
+import re
+from html import unescape
+from typing import Any
+from urllib.parse import urlencode
+
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.context import RequestContext
+from novasvc.errors import DatabaseUnavailableError, StateError
+from novasvc.registry.record import ServiceChanges
+from novasvc.rpc import Server, expose
+from novasvc.rpc.endpoint import Endpoints
+from novasvc.rpc.target import Target
+from tests.support.page_rig import ADMINS, READERS, TOKENS, Connection, PageRig
+
+HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+
+
+class InnerLife:
+    """What stands in a node's place: it answers as every node does, what the test wants."""
+
+    answer: Any
+
+    def __init__(self) -> None:
+        self.answer = {}
+        self.done: list[str] = []
+
+    @expose(namespace="node", version="1.0")
+    def describe(self, context: RequestContext) -> Any:
+        return self.answer
+
+    @expose(namespace="node", version="1.0", expected=(StateError,))
+    def run_task(self, context: RequestContext, name: str) -> Any:
+        if name == "busy":
+            raise StateError("the task", "running", "begin")
+        self.done.append(f"run {name}")
+        return {"started": True}
+
+    @expose(namespace="node", version="1.0")
+    def drain(self, context: RequestContext) -> Any:
+        self.done.append("drain")
+        return {"draining": "process"}
+
+
+def serve(rig: PageRig, life: InnerLife, transport: Any) -> None:
+    """Let a node answer at h1."""
+    server = Server(
+        transport,
+        Target(topic="agent", server="h1"),
+        Endpoints(life),
+        clock=rig.clock,
+        run_blocking=rig.runtime.run_blocking,
+    )
+    assert server.start().called
+    rig.clock.advance(0)
+
+
+class FleetTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = PageRig(self)
+
+    def test_empty(self) -> None:
+        """An empty fleet says how to begin."""
+        answer = self.rig.ask("/")
+        self.assertEqual(answer.status, 200)
+        self.assertIn("No service has registered yet", answer.text)
+
+    def test_states_in_words(self) -> None:
+        """A cell has an icon, a word, and the age of the heartbeat, and leads to the service's page."""
+        uuid = self.rig.add("h1")
+        self.rig.registry.update(1, ServiceChanges(forced_down=True, disabled=True, disabled_reason="x"))
+        self.rig.see()
+        text = self.rig.ask("/").text
+        cell = re.search(r'<a class="cell".*?</a>', text)
+        assert cell is not None
+        self.assertIn(f'href="/node/{uuid}" data-state="forced down" data-disabled', cell[0])
+        self.assertIn('<use href="#i-forced"/>', cell[0])
+        self.assertEqual(" ".join(re.sub(r"<[^>]*>", " ", cell[0]).split()), "forced down disabled 10 s")
+        self.assertIn("1 down · novasvc</title>", text)
+
+    def test_hostile_text(self) -> None:
+        """Nothing that a service says becomes HTML, or a template, on any page."""
+        uuid = self.rig.add(HOSTILE, HOSTILE, HOSTILE)
+        self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason=HOSTILE))
+        self.rig.clock.advance(10)
+        self.rig.registry.update(1, ServiceChanges(disabled=False))
+        self.rig.clock.advance(10)
+        self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason=HOSTILE))
+        self.rig.see()
+        for path in ("/", "/?q=%3Cscript%3E", f"/node/{uuid}", f"/action/disable/{uuid}", "/action/%3Cscript%3E/x"):
+            text = self.rig.ask(path).text
+            self.assertNotIn("<script>alert", text, path)
+            shown = HOSTILE if "/x" not in path else "<script>"
+            self.assertIn(shown, unescape(text), path)
+
+    def test_no_inline(self) -> None:
+        """No page has a script or a style in it: the policy forbids them."""
+        uuid = self.rig.add("h1")
+        self.rig.see()
+        for path in ("/", f"/node/{uuid}", f"/action/disable/{uuid}", "/nowhere", "/login"):
+            text = self.rig.ask(path).text
+            self.assertEqual(re.findall(r"<style|\sstyle=|\son\w+=|<script(?! type=\"module\" src=)", text), [], path)
+
+    def test_outage(self) -> None:
+        """When the database is away, the page shows what was known, how old that is, and why."""
+        self.rig.add("h1")
+        self.rig.see()
+        self.rig.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
+        self.rig.clock.advance(30)
+        text = self.rig.ask("/").text
+        self.assertIn("h1", text)
+        self.assertRegex(text, r"What is shown is \d+ s old: .*it is gone")
+
+    def test_query(self) -> None:
+        """What is looked for stays in the form and in all links."""
+        for number in range(150):
+            self.rig.add(f"h{number}")
+        self.rig.see()
+        text = self.rig.ask("/?q=h&sort=-host&page=2").text
+        self.assertIn('value="h"', text)
+        self.assertIn('<option value="-host" selected>', text)
+        self.assertIn('<a rel="prev" href="/?q=h&amp;sort=-host">', text)
+        self.assertIn("101–150 of 150 hosts, page 2 of 2", text)  # noqa: RUF001 - a dash
+        self.assertIn('data-events="/events?q=h&amp;sort=-host&amp;page=2"', text)
+
+    def test_static(self) -> None:
+        """The files that a page names are there, may be kept for a year, and are there under no other name."""
+        text = self.rig.ask("/").text
+        names = re.findall(r'"(/static/[^"]+)"', text)
+        self.assertEqual(len(names), 3)
+        for name in names:
+            answer = self.rig.ask(name)
+            self.assertEqual(
+                (answer.status, answer.headers["cache-control"]), (200, "public, max-age=31536000, immutable")
+            )
+        for name in ("/static/0123/page.css", f"{names[0]}x", "/static/", "/static/x/../../setup.py"):
+            self.assertEqual(self.rig.ask(name).status, 404, name)
+
+    def test_methods(self) -> None:
+        """A page is not posted to."""
+        self.assertEqual(self.rig.ask("/", {}).status, 405)
+
+
+class NodeTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = PageRig(self)
+        self.uuid = self.rig.add("h1", "novasvc-agent", "agent")
+        self.life = InnerLife()
+
+    def serve(self) -> None:
+        transport = self.successResultOf(self.rig.runtime.broker.acquire())
+        serve(self.rig, self.life, transport)
+
+    def test_nobody_there(self) -> None:
+        """A node that is not there leaves its row to be seen."""
+        answer = self.rig.ask(f"/node/{self.uuid}")
+        self.assertEqual(answer.status, 200)
+        self.assertIn("novasvc-agent@h1 is not there", answer.text)
+        self.assertIn("last heartbeat", answer.text)
+
+    def test_unknown(self) -> None:
+        """A service that does not exist is not found."""
+        for uuid in ("0", "x" * 36, "00000000-0000-0000-0000-000000000000"):
+            self.assertEqual(self.rig.ask(f"/node/{uuid}").status, 404)
+
+    def test_odd_answers(self) -> None:
+        """Whatever a node answers, there is a page."""
+        self.serve()
+        rows = {"tasks": [{}], "methods": [{}], "workers": [{}], "events": [{}], "health": [{}]}
+        wrong = {
+            "tasks": 7,
+            "methods": ["x", None],
+            "events": {"a": 1},
+            "health": [{"name": 7, "ready": "x"}],
+            "pid": "x",
+        }
+        for answer in (None, [], "x", {}, rows, wrong, {"uptime": 1e300, "pid": True, "methods": [{"calls": "9"}]}):
+            self.life.answer = answer
+            self.rig.clock.advance(2)
+            self.assertEqual(self.rig.ask(f"/node/{self.uuid}").status, 200, answer)
+
+    def test_hostile_answers(self) -> None:
+        """What a node says does not become HTML."""
+        self.serve()
+        self.life.answer = {
+            "version": HOSTILE,
+            "state": HOSTILE,
+            "tasks": [{"name": HOSTILE}],
+            "methods": [{"method": HOSTILE, "namespace": HOSTILE, "calls": 1}],
+            "workers": [{"server": HOSTILE, "state": HOSTILE, "trouble": HOSTILE}],
+            "events": [{"time": HOSTILE, "kind": HOSTILE, "text": HOSTILE}],
+            "health": [{"name": HOSTILE, "detail": HOSTILE}],
+        }
+        text = self.rig.ask(f"/node/{self.uuid}").text
+        self.assertNotIn("<script>alert", text)
+        self.assertGreaterEqual(unescape(text).count(HOSTILE), 10)
+
+    def test_one_question(self) -> None:
+        """However many look at a node, it is asked once a second."""
+        self.serve()
+        for _ in range(5):
+            self.rig.ask(f"/node/{self.uuid}")
+        self.assertLessEqual(self.rig.clock.seconds(), 1_000_002)
+
+
+class ActionTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = PageRig(self)
+        self.uuid = self.rig.add("h1", "novasvc-agent", "agent")
+        self.rig.see()
+
+    def do(self, verb: str, **fields: str) -> Any:
+        return self.rig.ask(f"/action/{verb}/{self.uuid}", {"mark": self.rig.mark(), **fields})
+
+    def row(self) -> Any:
+        return self.successResultOf(self.rig.registry.get(self.uuid))
+
+    def test_changes(self) -> None:
+        """Each change is done, and leads to the service's page, which says so."""
+        for verb, fields, disabled, reason, forced in (
+            ("disable", {"reason": " new\r\n disk "}, True, "new disk", False),
+            ("force-down", {}, True, "new disk", True),
+            ("let-up", {}, True, "new disk", False),
+            ("enable", {}, False, None, False),
+            ("disable", {}, True, None, False),
+        ):
+            answer = self.do(verb, **fields)
+            self.assertEqual(answer.status, 303)
+            self.assertEqual(answer.headers["location"], f"/node/{self.uuid}?done={verb}")
+            row = self.row()
+            self.assertEqual((row.disabled, row.disabled_reason, row.forced_down), (disabled, reason, forced))
+            self.assertIn('class="message"', self.rig.ask(answer.headers["location"]).text)
+
+    def test_seen_at_once(self) -> None:
+        """What was changed is on the fleet's page at once."""
+        self.do("force-down")
+        self.assertIn('data-state="forced down"', self.rig.ask("/").text)
+
+    def test_asks_first(self) -> None:
+        """A question comes first, changes nothing, and has a form that works without a script."""
+        for verb in ("enable", "disable", "force-down", "let-up", "drain", "ping", "run-task"):
+            answer = self.rig.ask(f"/action/{verb}/{self.uuid}")
+            self.assertEqual(answer.status, 200)
+            self.assertIn(f'<form method="post" action="/action/{verb}/{self.uuid}">', answer.text)
+        self.assertEqual((self.row().disabled, self.row().forced_down), (False, False))
+
+    def test_forms_of_others(self) -> None:
+        """A form that is not from a page of the session, or comes from another site, changes nothing."""
+        path = f"/action/disable/{self.uuid}"
+        for form, headers in (
+            ({}, {}),
+            ({"mark": "x"}, {}),
+            ({"mark": "\udcff".encode("utf-8", "surrogatepass").hex()}, {}),
+            ({"mark": self.rig.mark()}, {"Origin": "http://evil.example"}),
+            ({"mark": self.rig.mark()}, {"Sec_Fetch_Site": "cross-site"}),
+        ):
+            self.assertEqual(self.rig.ask(path, form, **headers).status, 403)
+        self.assertFalse(self.row().disabled)
+
+    def test_wrong(self) -> None:
+        """What cannot be done is said on a page, with its status."""
+        for path, form, status in (
+            ("/action/explode/" + self.uuid, {}, 404),
+            ("/action/disable/nobody", {}, 404),
+            (f"/action/disable/{self.uuid}", {"reason": "x" * 256}, 400),
+        ):
+            answer = self.rig.ask(path, {"mark": self.rig.mark(), **form})
+            self.assertEqual(answer.status, status)
+            self.assertIn("<h1>", answer.text)
+
+    def test_node_silent(self) -> None:
+        """A node that is not there cannot be pinged, drained, or told to run a task."""
+        for verb in ("ping", "drain", "run-task"):
+            answer = self.do(verb, task="x")
+            self.assertEqual(answer.status, 503)
+            self.assertIn("is not there", answer.text)
+
+    def test_node_told(self) -> None:
+        """A node is told to run a task and to drain; what it refuses is said."""
+        life = InnerLife()
+        transport = self.successResultOf(self.rig.runtime.broker.acquire())
+        serve(self.rig, life, transport)
+        self.assertEqual(self.do("run-task", task="report").headers["location"], f"/node/{self.uuid}?done=run-task")
+        self.assertEqual(self.do("drain").status, 303)
+        self.assertEqual(life.done, ["run report", "drain"])
+        self.assertEqual(self.do("run-task", task="busy").status, 409)
+        self.assertEqual(self.rig.ask(f"/action/run-task/{self.uuid}?task=report").status, 200)
+
+    def test_audit(self) -> None:
+        """What was done and what was refused is in the log, with who, what and from where."""
+        lines: list[str] = []
+
+        def note(event: Any) -> None:
+            if event.get("audit"):
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+        self.do("disable", reason="x")
+        self.do("ping")
+        self.rig.ask(f"/action/disable/{self.uuid}", {})
+        who = "audit: local (loopback) from 127.0.0.1:"
+        self.assertEqual(lines[0], f"{who} disable novasvc-agent@h1: done")
+        self.assertRegex(lines[1], f"{re.escape(who)} ping novasvc-agent@h1: .* is not there")
+        self.assertRegex(lines[2], f"{re.escape(who)} disable {self.uuid}: this form is not")
+
+    def test_messages_are_ours(self) -> None:
+        """No address makes a page say anything but what we say."""
+        for query in (
+            "done=You+are+hacked",
+            "done=ping&ms=You+are+hacked",
+            "done=ping&ms=1.0x",
+            "done=ping&ms=9999999.0",
+        ):
+            text = self.rig.ask(f"/node/{self.uuid}?{query}").text
+            self.assertNotIn("hacked", text)
+        self.assertIn("It answered within 1.5 ms.", self.rig.ask(f"/node/{self.uuid}?done=ping&ms=1.5").text)
+
+
+class LoginTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = PageRig(self, TOKENS)
+        self.uuid = self.rig.add("h1", "novasvc-agent", "agent")
+        self.rig.see()
+
+    def cookie(self, token: str) -> str:
+        answer = self.rig.ask("/login", {"token": token})
+        self.assertEqual(answer.status, 303, answer.text)
+        return str(answer.headers["set-cookie"]).partition(";")[0]
+
+    def test_led_there(self) -> None:
+        """Who is not logged in is led to the login page, and back from there."""
+        answer = self.rig.ask("/?state=down")
+        self.assertEqual((answer.status, answer.headers["location"]), (302, "/login?next=%2F%3Fstate%3Ddown"))
+        answer = self.rig.ask("/login", {"token": READERS, "next": "/?state=down"})
+        self.assertEqual((answer.status, answer.headers["location"]), (303, "/?state=down"))
+
+    def test_led_nowhere_else(self) -> None:
+        """Nobody is led to another site."""
+        for path in (
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "/node/../x",
+            "/?\r\nx: y",
+            "/action/x",
+        ):
+            answer = self.rig.ask("/login", {"token": READERS, "next": path})
+            self.assertEqual(answer.headers["location"], "/", path)
+
+    def test_wrong_token(self) -> None:
+        """A wrong token is refused, after a second, without a cookie."""
+        before = self.rig.clock.seconds()
+        answer = self.rig.ask("/login", {"token": "a reader's token "[:-2]})
+        self.assertEqual(answer.status, 401)
+        self.assertIn("not one of the tokens", answer.text)
+        self.assertNotIn("set-cookie", answer.headers)
+        self.assertGreaterEqual(self.rig.clock.seconds() - before, 1.0)
+
+    def test_guessing(self) -> None:
+        """Whoever tries many at a time is not looked at any more; that shuts nobody else out."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": "7"}
+        tries = [Connection(self.rig) for _ in range(11)]
+        for connection in tries:
+            connection.send("POST", "/login", headers, "token=x")
+        self.assertIn(b" 429 ", tries[-1].octets.splitlines()[0])
+        self.assertEqual(b"".join(connection.octets for connection in tries[:-1]), b"")
+        other = Connection(self.rig, "127.0.0.2")
+        body = urlencode({"token": ADMINS})
+        other.send("POST", "/login", {**headers, "Content-Length": str(len(body))}, body)
+        self.assertIn(b" 303 ", other.octets.splitlines()[0])
+        self.rig.clock.advance(1)
+        self.assertEqual({connection.octets.split()[1] for connection in tries[:-1]}, {b"401"})
+
+    def test_link(self) -> None:
+        """To look at a link does not use it up; the button does, once."""
+        code = self.rig.logins.issue()
+        for _ in range(3):
+            self.assertIn(f'name="code" value="{code}"', self.rig.ask(f"/login?code={code}").text)
+        answer = self.rig.ask("/login", {"code": code})
+        self.assertEqual(answer.status, 303)
+        self.assertRegex(str(answer.headers["set-cookie"]), "HttpOnly; SameSite=Strict$")
+        code = self.rig.logins.issue()
+        proxied = self.rig.ask("/login", {"code": code}, X_Forwarded_Proto="https")
+        self.assertRegex(str(proxied.headers["set-cookie"]), "SameSite=Strict; Secure$")
+        self.assertEqual(self.rig.ask("/login", {"code": code}).status, 401)
+
+    def test_other_sites(self) -> None:
+        """Another site's page cannot log its reader in."""
+        self.assertEqual(self.rig.ask("/login", {"token": ADMINS}, Origin="http://evil.example").status, 403)
+
+    def test_reader(self) -> None:
+        """A reader sees everything and no buttons, and may not ask, nor act."""
+        cookie = self.cookie(READERS)
+        text = self.rig.ask(f"/node/{self.uuid}", Cookie=cookie).text
+        self.assertIn("last heartbeat", text)
+        self.assertNotIn("/action/", text)
+        self.assertEqual(self.rig.ask(f"/action/disable/{self.uuid}", Cookie=cookie).status, 403)
+        session = self.rig.sessions.read(cookie.partition("=")[2])
+        assert session is not None
+        form = {"mark": self.rig.sessions.form_mark(session.id)}
+        self.assertEqual(self.rig.ask(f"/action/disable/{self.uuid}", form, Cookie=cookie).status, 403)
+
+    def test_administrator(self) -> None:
+        """An administrator acts, with the mark of their own session only."""
+        cookie = self.cookie(ADMINS)
+        text = self.rig.ask(f"/action/disable/{self.uuid}", Cookie=cookie).text
+        (mark,) = re.findall(r'name="mark" value="([^"]+)"', text.partition("<main")[2])
+        path = f"/action/disable/{self.uuid}"
+        other = self.cookie(ADMINS)
+        self.assertEqual(self.rig.ask(path, {"mark": mark}, Cookie=other).status, 403)
+        self.assertEqual(self.rig.ask(path, {"mark": mark}, Cookie=cookie).status, 303)
+
+    def test_logout(self) -> None:
+        """Logging out takes the cookie back, and needs the mark."""
+        cookie = self.cookie(ADMINS)
+        self.assertEqual(self.rig.ask("/logout", {}, Cookie=cookie).status, 403)
+        session = self.rig.sessions.read(cookie.partition("=")[2])
+        assert session is not None
+        answer = self.rig.ask("/logout", {"mark": self.rig.sessions.form_mark(session.id)}, Cookie=cookie)
+        self.assertIn("Max-Age=0", str(answer.headers["set-cookie"]))
+
+    def test_nothing_to_log_in_for(self) -> None:
+        """Where everybody is let in, nobody is asked."""
+        rig = PageRig(self)
+        self.assertEqual(rig.ask("/login").headers["location"], "/")
+        self.assertEqual(rig.ask("/login", {"token": "x"}).headers["location"], "/")

@@ -1,0 +1,263 @@
+import json
+import re
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.api.page.query import Query
+from novasvc.api.page.stream import PATIENCE, QUIET, VIEWERS
+from novasvc.api.page.view import View, Views
+from novasvc.errors import DatabaseUnavailableError
+from novasvc.registry.record import ServiceChanges
+from tests.support.page_rig import ADMINS, TOKENS, Connection, PageRig
+
+
+class Stream:
+    """A browser's stream of events."""
+
+    def __init__(self, rig: PageRig, path: str = "/events", **headers: str) -> None:
+        self.connection = Connection(rig)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.connection.send("GET", path, named)
+        rig.clock.advance(0)
+
+    def leave(self) -> None:
+        self.connection.protocol.connectionLost(Failure(ConnectionDone()))
+
+    @property
+    def first(self) -> Any:
+        """Return the data of the first message."""
+        return self.messages[0][2]
+
+    @property
+    def text(self) -> str:
+        head, _, body = self.connection.octets.partition(b"\r\n\r\n")
+        chunks = re.split(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)
+        return (head + b"\r\n\r\n" + b"".join(chunks)).decode()
+
+    @property
+    def messages(self) -> list[tuple[str, str, Any]]:
+        """Return (event, id, data) of each."""
+        found = re.findall(r"(?:id: (\S+)\n)?event: (\w+)\ndata: (.*)\n\n", self.text)
+        return [(event, number, json.loads(data)) for number, event, data in found]
+
+    @property
+    def last(self) -> Any:
+        """Return the data of the last one."""
+        return self.messages[-1][2]
+
+
+class StreamTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = PageRig(self)
+        self.addCleanup(lambda: self.successResultOf(_stopped(self.rig)))
+        self.uuid = self.rig.add("h1")
+        self.rig.see()
+
+    def test_begins(self) -> None:
+        """A stream says how soon to come back, and then all that is on the page, with an id."""
+        stream = Stream(self.rig)
+        self.assertIn("content-type: text/event-stream; charset=utf-8", stream.text.lower())
+        self.assertIn("\r\n\r\nretry: 2000\n\n", stream.text)
+        event, number, data = stream.messages[0]
+        self.assertEqual((event, data["id"]), ("news", number))
+        self.assertEqual(data["totals"], {"services": 1, "hosts": 1, "up": 1, "down": 0, "forced": 0, "disabled": 0})
+        self.assertEqual(data["cells"], [[1, "up", False, data["cells"][0][3]]])
+        self.assertEqual(data["trouble"], "")
+
+    def test_tells_differences(self) -> None:
+        """Each read is told, and what of it is new: cells, and entries of the timeline as they are to be shown."""
+        stream = Stream(self.rig)
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["cells"], stream.last["entries"]), ([], ""))
+        self.rig.registry.update(1, ServiceChanges(forced_down=True))
+        self.rig.clock.advance(2)
+        self.assertEqual(stream.last["cells"][0][:3], [1, "forced down", False])
+        self.assertIn(f'<a href="/node/{self.uuid}">novasvc-agent@h1</a> was forced down', stream.last["entries"])
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["cells"], stream.last["entries"]), ([], ""))
+
+    def test_comes_back(self) -> None:
+        """Who comes back with the id that they have is told what they missed, and no more."""
+        known = Stream(self.rig).messages[0][1]
+        self.rig.add("h2")
+        self.rig.clock.advance(2)
+        for stream in (Stream(self.rig, Last_Event_ID=known), Stream(self.rig, f"/events?since={known}")):
+            self.assertEqual([cell[0] for cell in stream.first["cells"]], [2])
+            self.assertIn("novasvc-agent@h2", stream.first["entries"])
+
+    def test_unknown_id(self) -> None:
+        """An id of another server, or of none, is answered with everything there is."""
+        for known in ("0badcafe-1-1", "x", "", "a-b-c", "-", "9" * 4000, f"{self.rig.add('h2')}-999999-1"):
+            stream = Stream(self.rig, f"/events?since={known}")
+            self.assertEqual(stream.first["cells"][0][0], 1, known)
+            self.assertEqual(stream.first["entries"], "")
+
+    def test_own_view(self) -> None:
+        """A viewer is told of the cells of its own page."""
+        self.rig.add("other")
+        self.rig.see()
+        stream = Stream(self.rig, "/events?q=other")
+        self.rig.clock.advance(2)
+        cells = {cell[0] for _, _, data in stream.messages for cell in data["cells"]}
+        self.assertEqual(cells, {2})
+        self.assertEqual(stream.last["totals"]["services"], 2)
+
+    def test_in_turns(self) -> None:
+        """Looking in many ways takes its time, so that the reactor does something else in between."""
+        clock, turns = self.rig.clock, []
+        look, call_later = Views.look, clock.callLater
+
+        def look_slowly(views: Views, query: Query) -> View:
+            clock.rightNow += 0.02
+            return look(views, query)
+
+        def note_turns(seconds: float, call: Any, *args: Any, **more: Any) -> Any:
+            if getattr(call, "__name__", "") == "_tell_some":
+                turns.append(call)
+            return call_later(seconds, call, *args, **more)
+
+        streams = [Stream(self.rig, f"/events?q={number}") for number in range(3)]
+        before = [len(stream.messages) for stream in streams]
+        self.patch(Views, "look", look_slowly)
+        self.patch(clock, "callLater", note_turns)
+        self.rig.see()
+        told = [len(stream.messages) - known for stream, known in zip(streams, before, strict=True)]
+        self.assertGreaterEqual(min(told), 1)
+        self.assertGreaterEqual(len(turns), 2)
+
+    def test_outage(self) -> None:
+        """When the database is away, viewers hear why what they see is old, and when it is not any more."""
+        stream = Stream(self.rig)
+        self.rig.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
+        self.rig.clock.pump([2.0] * 3)
+        self.assertIn("it is gone", stream.last["trouble"])
+        self.assertGreaterEqual(stream.last["old"], 4)
+        self.rig.registry.outage = None
+        self.rig.clock.advance(2)
+        self.assertEqual((stream.last["trouble"], stream.last["old"]), ("", 0.0))
+
+    def test_alive(self) -> None:
+        """A stream without news says that it lives, often enough for a page to miss it."""
+        stream = Stream(self.rig)
+        watch = self.rig.backend._attendants[0]
+        watch.stopService()
+        self.rig.clock.pump([1.0] * int(3 * QUIET))
+        self.assertGreaterEqual([event for event, _, _ in stream.messages].count("alive"), 2)
+        watch.startService()
+
+    def test_gone(self) -> None:
+        """Nothing is kept of a viewer that has gone, and when the last one has, the watch slows down."""
+        stream = Stream(self.rig)
+        streams = self.rig.backend._attendants[1]
+        self.assertEqual(len(streams), 1)  # type: ignore[arg-type]
+        stream.leave()
+        self.assertEqual(len(streams), 0)  # type: ignore[arg-type]
+        self.rig.clock.advance(2)
+        version = self.rig.backend._attendants[0].version  # type: ignore[attr-defined]
+        self.rig.clock.pump([1.0] * 8)
+        self.assertEqual(self.rig.backend._attendants[0].version, version)  # type: ignore[attr-defined]
+
+    def test_slow(self) -> None:
+        """A viewer that takes nothing is sent nothing more, and is let go after a while."""
+        stream = Stream(self.rig)
+        producer = stream.connection.transport.producer
+        producer.pauseProducing()
+        size = len(stream.connection.octets)
+        self.rig.clock.pump([1.0] * int(PATIENCE - 2))
+        self.assertEqual(len(stream.connection.octets), size)
+        self.rig.clock.pump([1.0] * 5)
+        self.assertTrue(stream.connection.transport.disconnected)
+        self.assertEqual(len(self.rig.backend._attendants[1]), 0)  # type: ignore[arg-type]
+
+    def test_slow_for_a_while(self) -> None:
+        """A viewer that pauses, and goes on, is told at once all that it missed."""
+        stream = Stream(self.rig)
+        producer = stream.connection.transport.producer
+        producer.pauseProducing()
+        self.rig.add("h2")
+        self.rig.clock.pump([2.0] * 3)
+        self.rig.registry.beat(1)
+        producer.resumeProducing()
+        self.rig.clock.pump([2.0])
+        self.assertEqual(sorted(cell[0] for cell in stream.last["cells"]), [1, 2])
+        self.assertIn("h2", stream.last["entries"])
+
+    def test_bounded(self) -> None:
+        """So many streams are open at a time; the next one is refused, and told to ask again and again."""
+        streams = [Stream(self.rig) for _ in range(VIEWERS)]
+        refused = self.rig.ask("/events")
+        self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "10"))
+        self.assertIn("poll=1", refused.text)
+        self.assertEqual(self.rig.ask("/events?poll=1").status, 200)
+        streams[0].leave()
+        self.assertEqual(Stream(self.rig).messages[0][0], "news")
+
+    def test_poll(self) -> None:
+        """Who cannot have a stream asks, and gets the same."""
+        first = json.loads(self.rig.ask("/events?poll=1").text)
+        self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason="<i>"))
+        self.rig.see()
+        second = json.loads(self.rig.ask(f"/events?poll=1&since={first['id']}").text)
+        self.assertEqual([cell[:3] for cell in second["cells"]], [[1, "up", True]])
+        self.assertIn("&lt;i&gt;", second["entries"])
+
+    def test_head(self) -> None:
+        """Who asks for the head alone does not keep a stream open."""
+        connection = Connection(self.rig)
+        connection.send("HEAD", "/events", {})
+        self.rig.clock.advance(0)
+        self.assertIn(b"200 OK", connection.octets)
+        self.assertEqual(len(self.rig.backend._attendants[1]), 0)  # type: ignore[arg-type]
+
+    def test_stopped(self) -> None:
+        """When the API stops, streams end, so that nobody waits for them."""
+        stream = Stream(self.rig)
+        self.successResultOf(_stopped(self.rig))
+        self.assertTrue(stream.connection.octets.endswith(b"0\r\n\r\n"))
+
+
+class GuardedStreamTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.rig = PageRig(self, TOKENS)
+        self.addCleanup(lambda: self.successResultOf(_stopped(self.rig)))
+        self.rig.see()
+
+    def test_nobody(self) -> None:
+        """Without a session there is no stream, and no news."""
+        for path in ("/events", "/events?poll=1"):
+            self.assertEqual(self.rig.ask(path).status, 401)
+
+    def test_ends_with_session(self) -> None:
+        """A stream ends when its session does, and says so."""
+        cookie = f"novasvc_session={self.rig.sessions.begin('ada', 'admin')}"
+        stream = Stream(self.rig, Cookie=cookie)
+        self.rig.clock.advance(2)
+        self.assertEqual(stream.messages[-1][0], "news")
+        self.rig.clock.advance(12 * 3600)
+        self.rig.clock.advance(2)
+        self.assertEqual(stream.messages[-1][0], "bye")
+        self.assertTrue(stream.connection.octets.endswith(b"0\r\n\r\n"))
+
+    def test_ends_with_logout(self) -> None:
+        """Logging out ends the streams of the session, and no others."""
+        mine, yours = (f"novasvc_session={self.rig.sessions.begin(name, 'admin')}" for name in ("ada", "bob"))
+        streams = [Stream(self.rig, Cookie=cookie) for cookie in (mine, yours)]
+        session = self.rig.sessions.read(mine.partition("=")[2])
+        assert session is not None
+        answer = self.rig.ask("/logout", {"mark": self.rig.sessions.form_mark(session.id)}, Cookie=mine)
+        self.assertEqual((answer.status, answer.headers["location"]), (303, "/login"))
+        ended = [stream.connection.octets.endswith(b"0\r\n\r\n") for stream in streams]
+        self.assertEqual(ended, [True, False])
+
+    def test_token(self) -> None:
+        """A program with a token may have a stream, too."""
+        self.assertEqual(Stream(self.rig, X_Auth_Token=ADMINS).messages[0][0], "news")
+
+
+def _stopped(rig: PageRig) -> Any:
+    from twisted.internet.defer import Deferred  # noqa: PLC0415
+
+    return Deferred.fromCoroutine(rig.backend.dismiss())

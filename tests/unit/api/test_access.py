@@ -1,0 +1,301 @@
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from unittest import TestCase
+
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+from novasvc import Manager
+from novasvc.api.logins import LIFETIME, Logins
+from novasvc.api.sessions import COOKIE, Sessions, session_key
+from novasvc.api.tokens import Token, add_token, digest, find, read_tokens
+from novasvc.errors import DirectoryError, SettingError
+from novasvc.service import Service
+from tests.support.api_rig import ADMINS, READERS, TOKENS, APIRig
+
+SECRET = "not-to-be-seen-anywhere"
+
+
+class FolderCase(TestCase):
+    """A folder of its own."""
+
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.folder = Path(holder.name)
+
+
+class TokenFileTests(FolderCase):
+    """Tests for novasvc.api.tokens."""
+
+    def write(self, text: str, mode: int = 0o600) -> Path:
+        path = self.folder / "tokens"
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    def refused(self, path: Path) -> str:
+        with self.assertRaises(SettingError) as caught:
+            read_tokens(path)
+        text = str(caught.exception)
+        self.assertNotIn(SECRET, text)
+        return text
+
+    def test_read(self) -> None:
+        """Each line is a token; what is empty, or begins with #, is nothing. The token itself is not kept."""
+        tokens = read_tokens(self.write(f"# ours\n\nada admin {SECRET}\n  ron  read  {SECRET}2\n"))
+        self.assertEqual([(token.name, token.scope) for token in tokens], [("ada", "admin"), ("ron", "read")])
+        self.assertNotIn(SECRET, repr(tokens))
+        self.assertEqual(find(tokens, SECRET), tokens[0])
+        self.assertIsNone(find(tokens, SECRET[:-1]))
+        self.assertIsNone(find(tokens, "\udcff"))
+
+    def test_refused(self) -> None:
+        """A file that others may read, or with a line that is none, is refused, and the line is named by its number."""
+        self.assertIn("0640", self.refused(self.write(f"ada admin {SECRET}\n", 0o640)))
+        self.assertIn("line 2", self.refused(self.write(f"ada admin {SECRET}\nron all {SECRET}\n")))
+        self.assertIn("line 1", self.refused(self.write(f"{SECRET}\n")))
+        self.assertIn("line 1 can be guessed", self.refused(self.write("ada admin short\n")))
+        self.assertIn("line 2 has a name", self.refused(self.write(f"ada admin {SECRET}\nada read {SECRET}\n")))
+        self.assertIn("no token", self.refused(self.write("# nobody\n")))
+        self.assertIn("cannot be read", self.refused(self.folder / "nowhere"))
+        path = self.write("")
+        path.write_bytes(b"\xff\xfe")
+        self.assertIn("UTF-8", self.refused(path))
+
+    def test_add(self) -> None:
+        """A token is added to a file, which is made for its owner alone, and not under a name that is there."""
+        path = self.folder / "new"
+        add_token(path, "ada", "admin", SECRET)
+        self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        path.write_text(path.read_text().rstrip())  # an editor left out the last end of a line
+        add_token(path, "ron", "read", f"{SECRET}2")
+        self.assertEqual([token.digest for token in read_tokens(path)], [digest(SECRET), digest(f"{SECRET}2")])
+        for name, place in (("ada", path), ("two words", path), ("eve", self.folder / "no" / "where")):
+            with self.assertRaises(SettingError) as caught:
+                add_token(place, name, "admin", SECRET)
+            self.assertNotIn(SECRET, str(caught.exception))
+
+
+class LoginsTests(FolderCase):
+    """Tests for novasvc.api.logins."""
+
+    def test_once(self) -> None:
+        """A code is good once, and only those are that were issued; its file says nothing of it."""
+        logins = Logins(self.folder / "logins")
+        code = logins.issue()
+        (file,) = (self.folder / "logins").iterdir()
+        self.assertEqual((file.stat().st_mode & 0o777, file.stat().st_size), (0o600, 0))
+        self.assertNotIn(code, file.name)
+        self.assertFalse(logins.use("../logins"))
+        self.assertTrue(Logins(self.folder / "logins").use(code))
+        self.assertFalse(logins.use(code))
+
+    def test_at_once(self) -> None:
+        """Of many that use a code at the same moment, one is let in."""
+        logins = Logins(self.folder)
+        for _ in range(20):
+            code, let_in = logins.issue(), []
+            together = threading.Barrier(4)
+
+            def use(code: str = code, let_in: list[bool] = let_in, together: threading.Barrier = together) -> None:
+                together.wait()
+                let_in.append(logins.use(code))
+
+            threads = [threading.Thread(target=use) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(sorted(let_in), [False, False, False, True])
+
+    def test_late(self) -> None:
+        """A code is good for an hour; the next one sweeps it away. There are not more than a hundred."""
+        logins = Logins(self.folder)
+        code = logins.issue()
+        (file,) = self.folder.iterdir()
+        old = time.time() - LIFETIME - 1
+        os.utime(file, (old, old))
+        self.assertFalse(logins.use(code))
+        for _ in range(103):
+            logins.issue()
+        self.assertEqual(len(list(self.folder.iterdir())), 100)
+
+    def test_no_directory(self) -> None:
+        """Where no code can be kept, the error names the directory."""
+        (self.folder / "file").write_text("")
+        with self.assertRaises(DirectoryError):
+            Logins(self.folder / "file").issue()
+
+
+class SessionsTests(FolderCase):
+    """Tests for novasvc.api.sessions."""
+
+    def test_cookie(self) -> None:
+        """A cookie is known again until it expires; nothing that was not signed is."""
+        now = [0.0]
+        sessions = Sessions(b"k" * 32, lambda: now[0])
+        cookie = sessions.begin("ada", "admin")
+        session = sessions.read(cookie)
+        assert session is not None
+        self.assertEqual((session.name, session.scope), ("ada", "admin"))
+        payload, _, signature = cookie.partition(".")
+        forged = ("", ".", payload, f"{payload}.", f"{payload}x.{signature}", f"{cookie}x", "x" * 9999, "\udcff.\xe9")
+        for other in forged:
+            self.assertIsNone(sessions.read(other), other)
+        self.assertIsNone(Sessions(b"o" * 32, lambda: now[0]).read(cookie))
+        now[0] = 1e6
+        self.assertIsNone(sessions.read(cookie))
+
+    def test_form(self) -> None:
+        """The mark of a form is that of one session, and no cookie is one."""
+        sessions = Sessions(b"k" * 32, lambda: 0.0)
+        mark = sessions.form_mark("a")
+        self.assertTrue(sessions.knows_form("a", mark))
+        for session, other in (("b", mark), ("a", ""), ("a", "\udcff"), ("a", sessions.begin("a", "admin"))):
+            self.assertFalse(sessions.knows_form(session, other))
+
+    def test_key(self) -> None:
+        """All processes of a host have one key, which is made once, for its owner alone."""
+        key = session_key(self.folder)
+        self.assertEqual(session_key(self.folder), key)
+        file = self.folder / "api.key"
+        self.assertEqual(([*self.folder.iterdir()], file.stat().st_mode & 0o777), ([file], 0o600))
+        file.write_bytes(b"half")
+        with self.assertRaises(DirectoryError):
+            session_key(self.folder)
+
+
+class AccessTests(TestCase):
+    """Tests for novasvc.api.access, through the doors."""
+
+    CALL = "/v1/rpc/agent/ping"
+
+    def test_nobody(self) -> None:
+        """Without a token, or with a wrong one, it is 401 wherever something is to be seen or changed."""
+        rig = APIRig(self, TOKENS)
+        for path in ("/metrics", self.CALL):
+            method = "POST" if path == self.CALL else "GET"
+            for headers in ({}, {"X_Auth_Token": "wrong"}, {"Authorization": "Basic abc"}, {"Cookie": f"{COOKIE}=x.y"}):
+                answer = rig.ask(method, path, {} if method == "POST" else None, **headers)
+                self.assertEqual(answer.status, 401, (path, headers))
+                self.assertIn("Keystone uri=", answer.headers["WWW-Authenticate"])
+                self.assertNotIn("wrong", str(answer.document))
+
+    def test_scopes(self) -> None:
+        """Who may read sees, and changes nothing; a token comes in either of two headers."""
+        rig = APIRig(self, TOKENS)
+        self.assertEqual(rig.get("/metrics", X_Auth_Token=READERS).status, 200)
+        self.assertEqual(rig.get("/metrics", Authorization=f"Bearer {READERS}").status, 200)
+        answer = rig.ask("POST", self.CALL, {}, X_Auth_Token=READERS)
+        self.assertEqual(answer.status, 403)
+        self.assertIn("ron", answer.document["error"]["message"])
+        self.assertEqual(rig.ask("POST", self.CALL, {}, X_Auth_Token=ADMINS).status, 404)  # nobody serves it
+
+    def test_other_sites(self) -> None:
+        """What another site's page sends with a session's cookie changes nothing; our own page, and a program, may."""
+        rig = APIRig(self, TOKENS)
+        cookie = rig.access.log_in(token=ADMINS)
+        assert cookie is not None
+        self.assertIn("HttpOnly; SameSite=Strict", cookie)
+        bring = {"Cookie": cookie.partition(";")[0]}
+        for origin in ({"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}, {"Origin": "null"}):
+            self.assertEqual(rig.ask("POST", self.CALL, {}, **bring, **origin).status, 403, origin)
+        for origin in ({"Origin": "http://127.0.0.1:8774"}, {"Sec_Fetch_Site": "same-origin"}, {}):
+            self.assertEqual(rig.ask("POST", self.CALL, {}, **bring, **origin).status, 404, origin)
+        self.assertIsNone(rig.access.log_in(token="wrong"))
+        self.assertIsNone(rig.access.log_in(code="wrong"))
+
+    def test_refusals_are_logged(self) -> None:
+        """Who may not change something, and tries, is in the log: who, what, from where; also who is not known."""
+        told: list[LogEvent] = []
+        globalLogPublisher.addObserver(told.append)
+        self.addCleanup(globalLogPublisher.removeObserver, told.append)
+        rig = APIRig(self, TOKENS)
+        old = {"host": "h1", "binary": "novasvc-agent"}
+        rig.ask("POST", "/v1/rpc/agent/work", {}, X_Auth_Token=READERS)
+        rig.ask("PUT", "/v2.1/os-services/disable", old, X_Auth_Token=READERS)
+        rig.ask("PUT", "/v2.1/os-services/disable", [], X_Auth_Token=READERS)
+        rig.ask("DELETE", "/v2.1/os-services/1", X_Auth_Token="none-of-all-of-them")
+        rig.get("/v2.1/os-services")
+        lines = [str(formatEvent(event)) for event in told if event.get("audit")]
+        who = [line.partition(": ")[2].partition(" from ")[0] for line in lines]
+        self.assertEqual(who, ["ron (token)", "ron (token)", "ron (token)", "nobody known"])
+        self.assertEqual(
+            [line.split(": ", 2)[2] for line in lines],
+            [
+                "call agent.work: ron may read, and this takes the scope admin",
+                "update novasvc-agent@h1: it takes the scope admin",
+                "update disable: it takes the scope admin",
+                "DELETE /v2.1/os-services/1: no token that is known, and no session",
+            ],
+        )
+
+    def test_other_names(self) -> None:
+        """Without tokens a name that points at loopback is not enough: another site may have given it."""
+        rig = APIRig(self)
+        for host in ("evil.example", "evil.example:8774", "127.0.0.1.evil.example", "[::2]"):
+            self.assertEqual(rig.get("/metrics", Host=host).status, 403, host)
+        for host in ("localhost:8774", "127.0.0.1", "[::1]:8774", "LOCALHOST"):
+            self.assertEqual(rig.get("/metrics", Host=host).status, 200, host)
+
+    def test_headers(self) -> None:
+        """Every answer, of whatever kind, forbids what no page of ours does."""
+        rig = APIRig(self, TOKENS)
+        for path in ("/healthz", "/metrics", "/nowhere", "/", "/login"):
+            headers = rig.get(path).headers
+            self.assertIn("default-src 'none'", headers["Content-Security-Policy"], path)
+            self.assertEqual(headers["X-Content-Type-Options"], "nosniff", path)
+            self.assertIsNone(headers["Server"], path)
+
+    def test_odd_names(self) -> None:
+        """What is no name of a host, and no origin, is refused, and no error of ours."""
+        for host in ("[", "[::1", "]", "a:b:c", "[zz]:1"):
+            self.assertIn(APIRig(self).get("/metrics", Host=host).status, {400, 403}, host)
+        rig = APIRig(self, TOKENS)
+        cookie = rig.access.log_in(token=ADMINS) or ""
+        for origin in ("http://[", "[", "http://", "//", "http://127.0.0.1:8774.evil.example"):
+            answer = rig.ask("POST", self.CALL, {}, Cookie=cookie.partition(";")[0], Origin=origin)
+            self.assertEqual(answer.status, 403, origin)
+
+    def test_other_names_are_told_nothing(self) -> None:
+        """A name that points at loopback is told no details of the health, either."""
+        rig = APIRig(self)
+        node = Service("h1", "agent", "agent", Manager, runtime=rig.runtime)
+        rig.backend.beside = lambda: [node]
+        self.assertIn(b"detail", rig.get("/readyz").body)
+        self.assertNotIn(b"detail", rig.get("/readyz", Host="evil.example").body)
+
+    def test_token_taken_away(self) -> None:
+        """A session has the scope that its token has now, and ends with it; one by a link goes on."""
+        rig = APIRig(self, TOKENS)
+        begun = rig.access.log_in(token=ADMINS), rig.access.log_in(code=rig.access.logins.issue())
+        by_token, by_link = ((cookie or "").partition(";")[0] for cookie in begun)
+        self.assertEqual(rig.get("/metrics", Cookie=by_token).status, 200)
+        rig.access._tokens = (Token("ada", "read", digest(ADMINS)),)
+        self.assertEqual(rig.ask("POST", self.CALL, {}, Cookie=by_token).status, 403)
+        rig.access._tokens = (Token("ada", "admin", digest("another-token-of-ada")),)
+        self.assertEqual(rig.get("/metrics", Cookie=by_token).status, 401)
+        self.assertEqual(rig.get("/metrics", Cookie=by_link).status, 200)
+
+    def test_proxy(self) -> None:
+        """Behind a proxy that speaks TLS, links are those by which the client came."""
+        rig = APIRig(self)
+        for proto, scheme in (("https", "https"), ("HTTPS, http", "https"), ("http", "http"), ("", "http")):
+            answer = rig.get("/v2.1/", X_Forwarded_Proto=proto, Host="localhost:8774")
+            self.assertEqual(answer.document["version"]["links"][0]["href"], f"{scheme}://localhost:8774/v2.1/")
+
+    def test_slashes(self) -> None:
+        """A path with a slash too many is not there; who asks is not sent to another."""
+        rig = APIRig(self)
+        for path in ("/node//x", "/action//x/y", "/v1/rpc//x"):
+            self.assertIn(rig.get(path).status, {404, 405}, path)
+
+    def test_path_that_is_no_text(self) -> None:
+        """A path that is no UTF-8 is refused as everything else is."""
+        rig = APIRig(self)
+        for path in ("/v1/rpc/%ff/x", "/%ff", "/v2.1/os-services/%ff", "/node/%c3%28"):
+            answer = rig.ask("POST", path, {})
+            self.assertEqual((answer.status, answer.document["error"]["code"]), (400, 400), path)

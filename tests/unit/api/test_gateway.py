@@ -1,0 +1,163 @@
+import json
+from typing import Any
+from unittest import TestCase
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+
+from novasvc import Manager, RequestContext, rpc
+from novasvc.api.gateway import gateway_error
+from novasvc.errors import UnconfirmedError
+from novasvc.service import Service
+from tests.support.api_rig import ADMINS, TOKENS, APIRig
+
+
+class Greeter(Manager):
+    """Answers, waits, and fails."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.contexts: list[RequestContext] = []
+        self.waiting: list[Deferred[str]] = []
+
+    @rpc.expose
+    def greet(self, context: RequestContext, name: str = "you") -> str:
+        self.contexts.append(context)
+        return f"hello {name}"
+
+    @rpc.expose
+    def wait(self, context: RequestContext) -> Deferred[str]:
+        self.contexts.append(context)
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+    @rpc.expose
+    def fail(self, context: RequestContext, kind: str) -> None:
+        raise {"key": KeyError, "own": Broken}[kind]("the disk is on fire")
+
+    @rpc.expose
+    def odd(self, context: RequestContext) -> object:
+        return object()
+
+    def hidden(self, context: RequestContext) -> str:
+        return "secret"
+
+
+class Broken(Exception):  # noqa: N818 - a manager's own
+    """Nobody else knows it."""
+
+
+class GatewayTests(TestCase):
+    """Tests for POST /v1/rpc/{topic}/{method}."""
+
+    def setUp(self) -> None:
+        self.rig = APIRig(self, TOKENS)
+        self.manager = Greeter("h1")
+        self.node = Service("h1", "greeter", "greeter", lambda host: self.manager, runtime=self.rig.runtime)
+        self.node.startService()
+        self.rig.clock.pump([0.1] * 10)
+        self.assertEqual(self.node.state, "running")
+
+    def call(self, method: str, body: Any = None, topic: str = "greeter", **headers: str) -> Any:
+        """Call a method; return the status and the document."""
+        given = {"X_Auth_Token": ADMINS, **headers}
+        answer = self.rig.ask("POST", f"/v1/rpc/{topic}/{method}", {} if body is None else body, **given)
+        return answer.status, answer.document
+
+    def refused(self, status: int, method: str, body: Any = None, **where: str) -> str:
+        """Call what is refused with this status; return why."""
+        found, document = self.call(method, body, **where)
+        self.assertEqual(found, status, document)
+        self.assertNotIn("Traceback", json.dumps(document))
+        message: str = document["error"]["message"]
+        return message
+
+    def test_result(self) -> None:
+        """A call's result comes back; the node sees an administrator's context with the request's own id."""
+        self.assertEqual(self.call("greet", {"args": {"name": "ada"}}), (200, {"result": "hello ada"}))
+        answer = self.rig.ask("POST", "/v1/rpc/greeter/greet", {"host": "h1"}, X_Auth_Token=ADMINS)
+        self.assertEqual(answer.document, {"result": "hello you"})
+        context = self.manager.contexts[-1]
+        self.assertTrue(context.is_admin)
+        self.assertEqual(context.request_id, answer.headers["X-Openstack-Request-Id"])
+
+    def test_cast(self) -> None:
+        """A cast and a fanout are answered before they are done."""
+        for body in ({"cast": True}, {"fanout": True}, {"cast": True, "host": "h1"}):
+            self.assertEqual(self.call("greet", body), (202, {"result": None}))
+        self.rig.clock.pump([0.1] * 5)
+        self.assertEqual(len(self.manager.contexts), 3)
+
+    def test_not_exposed(self) -> None:
+        """What is not exposed does not exist."""
+        for method in ("hidden", "init_host", "periodic_tasks", "__class__", "nothing"):
+            self.assertIn("exposes no method", self.refused(404, method))
+
+    def test_nobody(self) -> None:
+        """A topic or host that nobody serves is not found."""
+        self.assertIn("nobody serves", self.refused(404, "greet", topic="nobody"))
+        self.assertIn("nobody serves", self.refused(404, "greet", {"host": "h2"}))
+
+    def test_unreachable(self) -> None:
+        """A service that the registry has as up, but that no queue is bound for, cannot be reached now: 503."""
+        self.rig.add("h2", "greeter", "greeter")
+        self.assertIn("although the registry has 1 of 1", self.refused(503, "greet", {"host": "h2"}))
+
+    def test_idempotent(self) -> None:
+        """A caller may say that the method may run twice."""
+        self.assertEqual(self.call("greet", {"idempotent": True}), (200, {"result": "hello you"}))
+        self.assertIn("idempotent is to be true or false", self.refused(400, "greet", {"idempotent": 1}))
+
+    def test_may_run(self) -> None:
+        """Nobody is invited to try again what may run."""
+        error = gateway_error(UnconfirmedError("greeter", "the connection was lost"))
+        self.assertEqual((error.status, error.headers), (504, {}))
+
+    def test_wrong(self) -> None:
+        """What is wrong with a body, or with arguments, is said."""
+        for body, said in (
+            ([], "an object"),
+            ({"arg": {}}, "'arg'"),
+            ({"args": []}, "args is to be an object"),
+            ({"timeout": 0}, "timeout"),
+            ({"timeout": True}, "timeout"),
+            ({"timeout": "1"}, "timeout"),
+            ({"version": "1"}, "version"),
+            ({"version": 1}, "version"),
+            ({"host": ""}, "host"),
+            ({"cast": 1}, "cast"),
+            ({"fanout": True, "host": "h1"}, "fanout"),
+            ({"args": {"nme": "x"}}, "unknown: nme"),
+            ({"version": "9.0"}, "9.0"),
+        ):
+            self.assertIn(said, self.refused(400, "greet", body), body)
+        self.assertIn("no JSON", self.refused(400, "greet", b"{"))
+        self.assertEqual(self.call("greet", b"{}", Content_Type="text/plain")[0], 415)
+
+    def test_names_that_no_queue_has(self) -> None:
+        """A topic, or a host, that no broker could have a queue for is the caller's error."""
+        self.assertIn("octets", self.refused(400, "greet", topic="t" * 300))
+        for host in ("h" * 300, "\ud800"):
+            self.refused(400, "greet", {"host": host})
+
+    def test_failed(self) -> None:
+        """What a method raises is told with its class and its text, and nothing else."""
+        self.assertIn("KeyError", self.refused(502, "fail", {"args": {"kind": "key"}}))
+        self.assertIn("the disk is on fire", self.refused(502, "fail", {"args": {"kind": "own"}}))
+        self.assertIn("odd", self.refused(502, "odd"))
+
+    def test_deadline(self) -> None:
+        """A call that is not answered in time is 504, and the node knows until when it may take."""
+        began = self.rig.clock.seconds()
+        self.refused(504, "wait", {"timeout": 3})
+        self.assertAlmostEqual(self.rig.clock.seconds() - began, 3, delta=0.5)
+        self.assertAlmostEqual(self.manager.contexts[0].deadline or 0, began + 3, delta=0.5)
+
+    def test_given_up(self) -> None:
+        """A call whose caller goes away is forgotten, and its place is free again."""
+        asking = self.rig.send("POST", "/v1/rpc/greeter/wait", {}, X_Auth_Token=ADMINS)
+        self.rig.clock.pump([0.1] * 5)
+        self.assertEqual((asking.answered, self.rig.backend.client.pending), (False, 1))
+        asking.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.rig.backend.client.pending, 0)

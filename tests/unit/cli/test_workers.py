@@ -1,0 +1,427 @@
+"""The operators' commands for workers, run against a real control socket."""
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.utils import getProcessOutputAndValue
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from novasvc.cli import control as client
+from novasvc.cli.control import Connection, RefusedError, ask
+from novasvc.cli.program import run
+from novasvc.errors import SettingError, SettingsError
+from novasvc.workers.errors import ControlError, ReloadError, ResizeError
+from tests.support.control_rig import HOSTILE, ControlCase, until, worker
+
+_NOBODY = 65534
+_START = (
+    "start one with `twistd -n novasvc --workers N`, or say where its socket is with --control-socket or --state-dir"
+)
+
+
+class Ran(NamedTuple):
+    """What a command returned and wrote."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def in_thread(function: Callable[[], Any]) -> Deferred[Any]:
+    """Run a function that blocks, while the reactor serves it; in a thread that nobody has to stop."""
+    result: Deferred[Any] = Deferred()
+
+    def body() -> None:
+        try:
+            outcome = function()
+        except Exception as error:  # noqa: BLE001 - the test sees it
+            reactor.callFromThread(result.errback, error)  # type: ignore[attr-defined]
+        else:
+            reactor.callFromThread(result.callback, outcome)  # type: ignore[attr-defined]
+
+    threading.Thread(target=body, daemon=True).start()
+    return result
+
+
+class CommandCase(ControlCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(os, "environ", {})
+
+    async def run_program(self, *arguments: str) -> Ran:
+        """Run the command in a thread of this process."""
+
+        def work() -> Ran:
+            with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+                status = run(["--control-socket", str(self.path), *arguments])
+            return Ran(status, out.getvalue(), err.getvalue())
+
+        ran: Ran = await in_thread(work)
+        return ran
+
+    async def output(self, *arguments: str) -> str:
+        """Run a command that succeeds without a word on standard error."""
+        ran = await self.run_program(*arguments)
+        self.assertEqual((ran.status, ran.stderr), (0, ""))
+        return ran.stdout
+
+    async def failure(self, *arguments: str) -> str:
+        """Run a command that cannot do what is asked."""
+        ran = await self.run_program(*arguments)
+        self.assertEqual((ran.status, ran.stdout), (1, ""))
+        return ran.stderr
+
+
+class WorkersTests(CommandCase):
+    """Tests for `novasvc workers`."""
+
+    async def test_table(self) -> None:
+        """Each worker has its row; memory is in MiB, and nothing steers the terminal."""
+        chosen = [part for name in ("pid", "state", "restarts", "memory", "trouble") for part in ("-c", name)]
+        self.assertEqual(
+            await self.output("workers", *chosen),
+            "+------+-------------+----------+---------+----------------------+\n"
+            "| PID  | State       | Restarts | Memory  | Trouble              |\n"
+            "+------+-------------+----------+---------+----------------------+\n"
+            "| 4000 | ready       | 0        | 7.5 MiB | -                    |\n"
+            "| -    | backing off | 3        | -       | killed \\x1b[2J\\u202e |\n"
+            "+------+-------------+----------+---------+----------------------+\n",
+        )
+        header = (await self.output("workers")).splitlines()[1]
+        columns = ["Number", "Server", "PID", "State", "Since", "Restarts", "Memory", "Trouble"]
+        self.assertEqual(header.replace("|", " ").split(), columns)
+
+    async def test_json(self) -> None:
+        """JSON has the rows as the supervisor gives them."""
+        self.assertEqual(json.loads(await self.output("workers", "-f", "json")), self.supervisor.rows)
+
+    async def test_others(self) -> None:
+        """Columns are chosen as elsewhere; memory is in bytes where a program reads it."""
+        columns = ("-c", "number", "-c", "memory")
+        self.assertEqual(await self.output("workers", "-f", "value", *columns), "0 7864320\n1 None\n")
+        self.assertEqual(await self.output("workers", "-f", "csv", *columns), "Number,Memory\n0,7864320\n1,\n")
+        self.assertEqual(
+            json.loads(await self.output("workers", "-f", "json", "-c", "PID")), [{"pid": 4000}, {"pid": None}]
+        )
+
+    async def test_none(self) -> None:
+        """No workers are an empty list."""
+        self.supervisor.rows = []
+        self.assertEqual(await self.output("workers", "-f", "json"), "[]\n")
+
+    async def test_set(self) -> None:
+        """The number of workers is set, of the only server or of a named one."""
+        said = "from now on; `novasvc workers` shows them come and go\n"
+        self.assertEqual(await self.output("workers", "set", "3"), f"3 workers {said}")
+        self.assertEqual(await self.output("workers", "set", "1", "--server", "api"), f"1 worker of api {said}")
+        self.assertEqual(self.supervisor.asked, [("resize", 3, None), ("resize", 1, "api")])
+
+    async def test_set_refused(self) -> None:
+        """A number that cannot be had is refused with the reason."""
+        self.supervisor.failing = ResizeError(99, f"at most 64 fit{HOSTILE}")
+        self.assertEqual(
+            await self.failure("workers", "set", "99"),
+            "novasvc: cannot run 99 workers: at most 64 fit\\x1b[2J\\u202e\n",
+        )
+
+    async def test_usage(self) -> None:
+        """A number that nobody can mean is a wrong command line."""
+        for arguments in (
+            ["workers", "set", "0"],
+            ["workers", "set"],
+            ["workers", "st", "1"],
+            ["drain", "--worker", "x"],
+        ):
+            self.assertEqual((await self.run_program(*arguments)).status, 2)
+        self.assertEqual(self.supervisor.asked, [])
+
+
+class DrainTests(CommandCase):
+    """Tests for `novasvc drain`."""
+
+    async def test_one(self) -> None:
+        """One worker is drained, and the command returns when it has ended."""
+        draining = self.supervisor.wait()
+        running = Deferred.fromCoroutine(self.output("drain", "--worker", "1"))
+        await until(lambda: self.supervisor.asked)
+        self.assertNoResult(running)
+        draining.callback(None)
+        self.assertEqual(await running, "worker 1 has finished and ended; another takes its place\n")
+        self.assertEqual(self.supervisor.asked, [("drain", 1)])
+
+    async def test_unknown(self) -> None:
+        """A worker that there is not is refused; those that there are, are named."""
+        self.assertEqual(
+            await self.failure("drain", "--worker", "7"),
+            "novasvc: there is no worker 7; there are: worker 0, worker 1\n",
+        )
+
+    async def test_all(self) -> None:
+        """The command returns when the supervisor has closed its socket."""
+        running = Deferred.fromCoroutine(self.output("drain"))
+        await until(lambda: self.supervisor.asked)
+        self.assertNoResult(running)
+        await self.control.stopService()
+        self.assertEqual(await running, f"supervisor {os.getpid()} and its workers have finished and ended\n")
+        self.assertEqual(self.supervisor.asked, [("drain", None)])
+
+    async def test_too_slow(self) -> None:
+        """After --timeout the command says that the supervisor goes on."""
+        self.assertEqual(
+            await self.failure("drain", "--timeout", "0.1"),
+            f"novasvc: control socket '{self.path}': the supervisor has not ended within 0.1 s; "
+            "it goes on with it; `novasvc workers` shows how far it is, unless it hangs\n",
+        )
+
+
+class ReloadTests(CommandCase):
+    """Tests for `novasvc reload`."""
+
+    async def test_changed(self) -> None:
+        """The settings that have changed are listed."""
+        self.supervisor.changed = [{"setting": "report_interval", "before": "10", "after": "5"}]
+        self.assertEqual(await self.output("reload", "-f", "csv"), "Setting,Before,After\nreport_interval,10,5\n")
+        self.assertIn("| report_interval | 10     | 5     |", await self.output("reload"))
+        self.assertEqual(json.loads(await self.output("reload", "-f", "json")), self.supervisor.changed)
+
+    async def test_nothing_changed(self) -> None:
+        """A reload without a change is told as one."""
+        self.assertEqual(await self.output("reload"), "the workers are replaced; no setting has changed\n")
+        self.assertEqual(await self.output("reload", "-f", "json"), "[]\n")
+
+    async def test_refused(self) -> None:
+        """A reload that is refused has status 1 and all its reasons, a line each."""
+        error = SettingError("workers", "x", "file a.toml", "it is no number", "give one")
+        self.supervisor.failing = ReloadError(str(SettingsError([error, error])))
+        self.assertEqual(
+            await self.failure("reload"),
+            "novasvc: not reloaded, what ran before goes on: the configuration has 2 errors:\n"
+            + 2 * "  - workers = x (from file a.toml): it is no number; give one\n",
+        )
+
+    async def test_too_slow(self) -> None:
+        """After --timeout the command ends, and the reload goes on."""
+        reloading = self.supervisor.wait()
+        self.assertIn(
+            "reload was not answered within 0.1 s; it goes on", await self.failure("reload", "--timeout", "0.1")
+        )
+        self.assertFalse(self.supervisor.cancelled)
+        reloading.callback([])
+
+    async def test_supervisor_ends(self) -> None:
+        """A supervisor that ends meanwhile says that it may not be done."""
+        reloading = self.supervisor.wait()
+        running = Deferred.fromCoroutine(self.failure("reload"))
+        await until(lambda: self.supervisor.asked)
+        await self.control.stopService()
+        self.assertEqual(await running, "novasvc: the supervisor ends, and reload() may not have been done\n")
+        reloading.callback([])
+
+
+class DumpTests(CommandCase):
+    """Tests for `novasvc dump`."""
+
+    async def test_text(self) -> None:
+        """Each worker has its calls, events and stacks; only the stacks' own lines end lines."""
+        self.assertEqual(
+            await self.output("dump"),
+            "worker 0 of agent (pid 4000): ready\n"
+            "  calls in flight:\n"
+            "    slow for 1.2 s, request req-1\n"
+            "  last events:\n"
+            "    2026-01-02T03:04:06+00:00 call: slow \\x1b[2J\\u202e\n"
+            "  stacks:\n"
+            "    Thread 1:\n"
+            "      File \\x1b[2J\\u202e\n"
+            "\n"
+            "worker 1 of agent (no process): backing off\n"
+            "  calls in flight: unknown, it does not answer\n"
+            "  last events: none\n"
+            "  stacks: none\n",
+        )
+
+    async def test_idle(self) -> None:
+        """A worker without a call says so."""
+        self.supervisor.dumped = [{**worker(0), "calls": [], "events": [], "stacks": ""}]
+        self.assertIn("  calls in flight: none\n", await self.output("dump"))
+
+    async def test_json(self) -> None:
+        """JSON has all that the supervisor gives."""
+        self.assertEqual(json.loads(await self.output("dump", "-f", "json")), self.supervisor.dumped)
+
+    async def test_one(self) -> None:
+        """--worker chooses one; one that there is not is an error that names those that there are."""
+        rows = json.loads(await self.output("dump", "--worker", "1", "-f", "json"))
+        self.assertEqual(rows, self.supervisor.dumped[1:])
+        self.assertEqual(
+            await self.failure("dump", "--worker", "7"),
+            "novasvc: there is no worker 7; there are: worker 0, worker 1\n",
+        )
+        self.supervisor.dumped = []
+        self.assertEqual(await self.output("dump", "-f", "json"), "[]\n")
+
+
+class PlaceTests(CommandCase):
+    """Tests for where the commands look for the socket."""
+
+    async def test_settings(self) -> None:
+        """Without the option, the socket is where the settings say."""
+        file = self.path.parent / "a.toml"
+        file.write_text(f'control_socket = "{self.path}"\n')
+
+        def work() -> Ran:
+            with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+                status = run(["--config", str(file), "workers", "-f", "value", "-c", "number"])
+            return Ran(status, out.getvalue(), err.getvalue())
+
+        self.assertEqual(await in_thread(work), (0, "0\n1\n", ""))
+
+    async def test_process(self) -> None:
+        """The command as a process of its own; it installs no reactor."""
+        program = (
+            "import sys; from novasvc.cli.program import run; status = run(sys.argv[1:]);"
+            "assert 'twisted.internet.reactor' not in sys.modules; sys.exit(status)"
+        )
+        arguments = ["-c", program, "--control-socket", str(self.path), "workers", "-f", "value", "-c", "pid"]
+        environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        ran = await getProcessOutputAndValue(sys.executable, arguments, environ)
+        self.assertEqual(ran, (b"4000\nNone\n", b"", 0))
+
+
+class UnreachableTests(SynchronousTestCase):
+    """Tests for novasvc.cli.control.Connection where no supervisor is."""
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name) / "control"
+
+    def refusal(self, path: Path | None = None) -> str:
+        error = self.assertRaises(ControlError, Connection, path or self.path)
+        self.assertEqual(error.path, str(path or self.path))
+        return f"{error.problem}; {error.remedy}"
+
+    def listen(self, backlog: int = 1) -> socket.socket:
+        listening = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listening.close)
+        listening.bind(str(self.path))
+        listening.listen(backlog)
+        return listening
+
+    def test_nobody(self) -> None:
+        """No socket, or no directory for it, is no supervisor; what to do is said."""
+        self.assertEqual(self.refusal(), f"no supervisor listens there; {_START}")
+        file = self.path.with_name("file")
+        file.touch()
+        self.assertEqual(self.refusal(file / "control"), f"no supervisor listens there; {_START}")
+
+    def test_stale(self) -> None:
+        """A socket that was left behind is told from one that was never there."""
+        self.listen().close()
+        self.assertIn("no supervisor listens there any more: the last one did not end by itself; start", self.refusal())
+
+    def test_no_socket(self) -> None:
+        """A file is no socket."""
+        self.path.touch()
+        self.assertIn("something is there that is not a socket", self.refusal())
+
+    def test_long(self) -> None:
+        """A path that no socket can have."""
+        self.assertIn("cannot be reached: AF_UNIX path too long", self.refusal(self.path / ("x" * 200)))
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user")
+    def test_permission(self) -> None:
+        """A socket of another user names who may use it."""
+        self.listen()
+        self.path.parent.chmod(0o755)
+        self.path.chmod(0o600)
+        os.seteuid(_NOBODY)
+        try:
+            refusal = self.refusal()
+        finally:
+            os.seteuid(0)
+        self.assertEqual(
+            refusal, f"uid {_NOBODY} may not use it; ask as the user that the supervisor runs as, or as root"
+        )
+
+    def test_busy(self) -> None:
+        """A supervisor that accepts nobody is not waited for."""
+        self.listen(0)
+        with Connection(self.path):
+            self.assertIn("does not answer, and others wait, too", self.refusal())
+
+    def test_hangs(self) -> None:
+        """A supervisor that does not answer is waited for no longer than is said."""
+        self.listen()
+        error = self.assertRaises(ControlError, ask, self.path, "workers", timeout=0.05)
+        self.assertIn("workers was not answered within 0.05 s", str(error))
+
+
+class StrangeTests(TestCase):
+    """Tests for novasvc.cli.control.ask where something else answers."""
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name) / "control"
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.listening.close)
+        self.listening.bind(str(self.path))
+        self.listening.listen()
+
+    async def told(self, *answers: bytes, read: bool = True) -> Any:
+        """Ask, and be answered with these pieces and the end."""
+
+        def serve() -> None:
+            accepted, _ = self.listening.accept()
+            with accepted:
+                if read:
+                    accepted.recv(65536)
+                for answer in answers:
+                    accepted.sendall(answer)
+
+        serving = in_thread(serve)
+        try:
+            return await in_thread(lambda: ask(self.path, "workers", timeout=30))
+        finally:
+            await serving
+
+    async def test_pieces(self) -> None:
+        """An answer may come in pieces."""
+        self.assertEqual(await self.told(b'{"resu', b'lt": [', b"]}\n"), [])
+
+    async def test_end(self) -> None:
+        """An end without an answer is told, whether the request was read or not."""
+        for read in (True, False):
+            error = await self.assertFailure(Deferred.fromCoroutine(self.told(b'{"result"', read=read)), ControlError)
+            self.assertIn("the supervisor ended before it answered workers", str(error))
+
+    async def test_refused_unread(self) -> None:
+        """One that does not read the request may have said why."""
+        answer = b'{"error": {"type": "ControlError", "message": "too many"}}\n'
+        error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer, read=False)), RefusedError)
+        self.assertEqual((error.kind, str(error)), ("ControlError", "too many"))
+
+    async def test_no_supervisor(self) -> None:
+        """What no supervisor would answer is told as that."""
+        for answer in (b"HTTP/1.1 400\n", b"[]\n", b"{}\n", b'{"error": "x"}\n', b"\xff\n", b"[" * 100_000 + b"\n"):
+            error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer)), ControlError)
+            self.assertIn("what answers there is no supervisor; start one", str(error))
+
+    async def test_endless(self) -> None:
+        """An answer without an end is not read to it."""
+        self.patch(client, "LONGEST", 1000)
+        error = await self.assertFailure(Deferred.fromCoroutine(self.told(b"x" * 2000)), ControlError)
+        self.assertIn("what answers there is no supervisor", str(error))

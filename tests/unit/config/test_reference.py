@@ -1,0 +1,27 @@
+"""The page about settings, and the table that it is made of."""
+
+from pathlib import Path
+
+import attrs
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.config import Settings
+from novasvc.config.model import SPECS
+from novasvc.config.reference import reference
+
+PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
+
+
+class ReferenceTests(SynchronousTestCase):
+    """Tests for docs/settings.md."""
+
+    def test_current(self) -> None:
+        """The page says what the table says; `python -m novasvc.config.reference` writes it."""
+        self.assertEqual(PAGE.read_text(encoding="utf-8"), reference())
+
+    def test_complete(self) -> None:
+        """Every field but those that tables, managers and APIs fill is a setting with a meaning."""
+        fields = {field.name for field in attrs.fields(Settings)}
+        self.assertEqual(fields - SPECS.keys(), {"apis", "managers", "services"})
+        for name, spec in SPECS.items():
+            self.assertTrue(spec.meaning.endswith("."), name)

@@ -1,0 +1,300 @@
+"""Tests for novasvc.node.endpoint: what a node tells of itself, and what it can be told to do."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import __version__, rpc
+from novasvc.context import RequestContext
+from novasvc.errors import NoSuchMethodError, StateError, UnknownTaskError
+from novasvc.manager import Manager
+from novasvc.node.endpoint import NodeAPI
+from novasvc.periodic import periodic_task
+from novasvc.service import Service
+from novasvc.telemetry.flight import note
+from novasvc.testing import memory_runtime
+from novasvc.workers.errors import ControlError
+from novasvc.workers.signals import Signals
+from tests.support.control_rig import ControlCase
+from tests.support.flight_rig import record_flight
+
+
+class Worker(Manager):
+    """Has a method that answers, one that raises, one that waits, and a task."""
+
+    service_version = 7
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.waiting: Deferred[str] = Deferred()
+        self.task: Deferred[None] | None = None
+        self.runs = 0
+
+    @rpc.expose(version="1.2")
+    def greet(self, context: RequestContext) -> str:
+        return "hello"
+
+    @rpc.expose
+    def fail(self, context: RequestContext) -> None:
+        raise ValueError("x")
+
+    @rpc.expose(expected=(LookupError,))
+    def refuse(self, context: RequestContext) -> None:
+        raise KeyError("x")
+
+    @rpc.expose
+    def wait(self, context: RequestContext) -> Deferred[str]:
+        return self.waiting
+
+    @periodic_task(spacing=60)
+    def sweep(self, context: RequestContext) -> Deferred[None] | None:
+        self.runs += 1
+        return self.task
+
+
+class AtOnce:
+    """A reactor that runs."""
+
+    def callWhenRunning(self, function: Callable[[], None]) -> None:
+        function()
+
+    def callFromThread(self, function: Callable[[], None]) -> None:
+        function()
+
+
+class NodeCase(SynchronousTestCase):
+    """A node in memory, called over its own RPC."""
+
+    def setUp(self) -> None:
+        record_flight(self)
+        self.runtime = memory_runtime(host="h1", periodic_fuzzy_delay=0)
+        self.clock = self.runtime.reactor
+        # Figures are the process's, by topic: no two tests share one.
+        self.topic = self.id()[-60:]
+        self.service = Service("h1", "nova-work", self.topic, Worker, runtime=self.runtime)
+        self.successResultOf(self.service.start())
+        self.manager = self.service.manager
+        self.addCleanup(self.stop)
+        transport = self.successResultOf(Deferred.fromCoroutine(self.runtime.broker.acquire()))
+        self.client = rpc.Client(transport, clock=self.clock)
+
+    def stop(self) -> None:
+        if self.service.state == "running":
+            self.service.stop()
+        self.clock.pump([1.0] * 70)
+
+    def call(self, method: str, namespace: str | None = "node", **args: Any) -> Deferred[Any]:
+        client = self.client.prepare(topic=self.topic, server="h1", namespace=namespace, version="1.0")
+        calling = client.call(RequestContext(), method, **args)
+        self.clock.pump([0, 0])
+        return calling
+
+    def describe(self) -> dict[str, Any]:
+        told: dict[str, Any] = self.successResultOf(self.call("describe"))
+        return told
+
+    def method(self, name: str) -> dict[str, Any]:
+        """Return the row of a method of the manager's, as describe has it."""
+        rows = [row for row in self.describe()["methods"] if (row["method"], row["namespace"]) == (name, None)]
+        self.assertEqual(len(rows), 1)
+        return rows[0]
+
+
+class DescribeTests(NodeCase):
+    """Tests for NodeAPI.describe."""
+
+    def test_identity(self) -> None:
+        """A node says who it is, what runs, and for how long."""
+        self.clock.advance(90)
+        told = self.describe()
+        expected = {
+            "host": "h1",
+            "binary": "nova-work",
+            "topic": self.topic,
+            "version": __version__,
+            "service_version": 7,
+            "pid": os.getpid(),
+            "worker": None,
+            "state": "running",
+            "uptime": 90.0,
+            "workers": [],
+            "in_flight": 1,  # this call
+        }
+        self.assertEqual({name: told[name] for name in expected}, expected)
+        self.assertRegex(told["started_at"], r"^\d{4}-\d\d-\d\dT.*\+00:00$")
+
+    def test_tasks(self) -> None:
+        """Its tasks are told with their figures, and when they are due again."""
+        self.clock.advance(61)
+        self.assertEqual(
+            self.describe()["tasks"],
+            [
+                {
+                    "name": "sweep",
+                    "spacing": 60,
+                    "runs": 1,
+                    "failures": 0,
+                    "timeouts": 0,
+                    "missed": 0,
+                    "running": False,
+                    "last_lateness": 1.0,
+                    "max_lateness": 1.0,
+                    "last_duration": 0.0,
+                    "next_due_in": 59.0,
+                }
+            ],
+        )
+
+    def test_methods(self) -> None:
+        """Methods are counted, those that ended, that raised, that run; what their author expects is no error."""
+        for _ in range(3):
+            self.call("greet", None)
+        self.failureResultOf(self.call("fail", None), ValueError)
+        self.flushLoggedErrors(ValueError)
+        self.failureResultOf(self.call("refuse", None), KeyError)
+        waiting = self.call("wait", None)
+        self.clock.advance(0.2)
+        self.assertEqual([self.method("wait")[name] for name in ("calls", "in_flight", "mean")], [0, 1, None])
+        self.manager.waiting.callback("done")
+        self.clock.advance(0)
+        self.successResultOf(waiting)
+        row = self.method("wait")
+        self.assertEqual([row[name] for name in ("calls", "errors", "in_flight", "version")], [1, 0, 0, "1.2"])
+        self.assertAlmostEqual(row["mean"], 0.2)
+        self.assertTrue(0.1 <= row["p99"] <= 0.25)
+        self.assertEqual((sum(row["counts"]), len(row["counts"])), (1, len(row["bounds"]) + 1))
+        self.assertEqual([self.method("greet")[name] for name in ("calls", "errors")], [3, 0])
+        self.assertEqual([self.method("fail")[name] for name in ("calls", "errors")], [1, 1])
+        self.assertEqual([self.method("refuse")[name] for name in ("calls", "errors")], [1, 0])
+
+    def test_timed_out(self) -> None:
+        """A method that is cut short at its caller's deadline is an error, once."""
+        waiting = self.call("wait", None)
+        self.clock.pump([61.0, 0])
+        self.failureResultOf(waiting)
+        self.assertEqual([self.method("wait")[name] for name in ("calls", "errors", "in_flight")], [1, 1, 0])
+
+    def test_events(self) -> None:
+        """The last fifty events of the flight recorder come with it, the last ones last."""
+        for number in range(60):
+            note("test", str(number))
+        events = self.describe()["events"]
+        self.assertEqual(len(events), 50)
+        self.assertEqual([event["text"] for event in events if event["kind"] == "test"][-1], "59")
+        self.assertEqual(set(events[0]), {"time", "kind", "text"})
+
+    def test_health(self) -> None:
+        """Each thing it stands on is told, with since when."""
+        legs = self.describe()["health"]
+        names = ["service", "broker", "database", "migration", "consumers", "reactor"]
+        self.assertEqual([leg["name"] for leg in legs], names)
+        self.assertEqual([leg["name"] for leg in legs if not leg["ready"]], [])
+        self.assertEqual(set(legs[0]), {"name", "ready", "detail", "since"})
+
+
+class RunTaskTests(NodeCase):
+    """Tests for NodeAPI.run_task."""
+
+    def test_runs(self) -> None:
+        """A task is run at once, and is due again one spacing later."""
+        self.clock.advance(30)
+        self.assertEqual(self.successResultOf(self.call("run_task", name="sweep")), {"started": True})
+        self.assertEqual(self.manager.runs, 1)
+        self.clock.advance(59)
+        self.assertEqual(self.manager.runs, 1)
+        self.clock.advance(1)
+        self.assertEqual(self.manager.runs, 2)
+
+    def test_running(self) -> None:
+        """One that is running is not run a second time, and the caller is told so."""
+        self.manager.task = Deferred()
+        self.successResultOf(self.call("run_task", name="sweep"))
+        error = self.failureResultOf(self.call("run_task", name="sweep"), StateError).value
+        self.assertEqual(str(error), "the periodic task 'sweep' is running and cannot run twice at a time")
+        self.assertEqual(self.manager.runs, 1)
+        self.manager.task.callback(None)
+        self.successResultOf(self.call("run_task", name="sweep"))
+
+    def test_unknown(self) -> None:
+        """There is none of that name: the caller is told which there are."""
+        error = self.failureResultOf(self.call("run_task", name="swep"), UnknownTaskError).value
+        self.assertEqual(str(error), "no periodic task is named 'swep'; there are: sweep")
+
+    def test_failing(self) -> None:
+        """How the run ends is no matter of the call's: a failure is logged and counted."""
+        self.manager.task = Deferred()
+        self.successResultOf(self.call("run_task", name="sweep"))
+        self.manager.task.errback(ValueError("x"))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(self.describe()["tasks"][0]["failures"], 1)
+
+
+class DrainTests(NodeCase):
+    """Tests for NodeAPI.drain."""
+
+    def test_service(self) -> None:
+        """In a process that is not novasvc's own the service stops alone, after the answer."""
+        self.assertEqual(self.successResultOf(self.call("drain")), {"draining": "service"})
+        self.clock.advance(0)
+        self.assertEqual(self.service.state, "stopped")
+
+    def test_finishes(self) -> None:
+        """What was begun is finished."""
+        waiting = self.call("wait", None)
+        self.successResultOf(self.call("drain"))
+        self.clock.advance(0)
+        self.assertEqual(self.service.state, "draining")
+        self.manager.waiting.callback("done")
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(waiting), "done")
+        self.assertEqual(self.service.state, "stopped")
+
+    def test_process(self) -> None:
+        """In a process of its own it is told to end as by SIGTERM, after the answer."""
+        told: list[str] = []
+        taking = Signals(AtOnce(), {signal.SIGTERM: lambda: told.append("TERM")})
+        taking.startService()
+        self.addCleanup(taking.stopService)
+        self.assertEqual(self.successResultOf(self.call("drain")), {"draining": "process"})
+        self.assertEqual((told, self.service.state), (["TERM"], "running"))
+
+    def test_not_exposed(self) -> None:
+        """Only what is exposed can be called."""
+        self.failureResultOf(self.call("stop"), NoSuchMethodError)
+
+
+class SupervisedTests(ControlCase):
+    """Tests for NodeAPI in a worker: its supervisor is asked, at a real socket with a stand-in behind it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        runtime = memory_runtime(reactor, control_socket=self.path)  # type: ignore[arg-type]  # a clock
+        service = Service("h1", "nova-work", "work", Worker, runtime=attrs.evolve(runtime, worker=3))
+        self.node = NodeAPI(service.node)
+
+    async def test_describe(self) -> None:
+        """The rows of all workers come with what one of them tells."""
+        told = await self.node.describe(RequestContext())
+        self.assertEqual((told["worker"], told["workers"]), (3, self.supervisor.rows))
+
+    async def test_no_supervisor(self) -> None:
+        """A supervisor that does not answer is not waited for, and nothing is told of its workers."""
+        await self.control.stopService()
+        self.assertEqual((await self.node.describe(RequestContext()))["workers"], [])
+
+    async def test_drain(self) -> None:
+        """A drain is the supervisor's, of all workers."""
+        self.assertEqual(await self.node.drain(RequestContext()), {"draining": "supervisor"})
+        self.assertEqual(self.supervisor.asked, [("drain", None)])
+
+    async def test_undrained(self) -> None:
+        """Where it cannot be told, the caller is told."""
+        await self.control.stopService()
+        draining = Deferred.fromCoroutine(self.node.drain(RequestContext()))
+        await self.assertFailure(draining, ControlError)

@@ -1,0 +1,350 @@
+"""The registry's rows, read back by the standard library's sqlite3: what a real Nova would find."""
+
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from novasvc.errors import (
+    DatabaseConflictError,
+    DatabaseCorruptError,
+    DatabaseNewerError,
+    DatabaseRefusedError,
+    MigrationNeededError,
+)
+from novasvc.registry.membership import is_up
+from novasvc.registry.record import ServiceChanges
+from novasvc.registry.sql import migrate
+from novasvc.registry.sql.address import DatabaseAddress
+from novasvc.registry.sql.engine import Engine
+from novasvc.registry.sql.services import DISABLED_REASON, ServiceRegistry, connect_registry
+from tests.unit.registry.sql.test_migrate import NOVAS, SECOND_KEY
+
+STAMP = r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}000\Z"
+
+
+class RegistryCase(TestCase):
+    """A registry in a file of its own."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()).absolute()
+        self.url = f"sqlite:///{self.path}"
+        migrate.upgrade(self.url)
+
+    def make(self, **options: Any) -> ServiceRegistry:
+        registry = connect_registry(self.url, reactor=reactor, **options)
+        self.addCleanup(registry.close)
+        return registry
+
+    def rows(self) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute("SELECT * FROM services ORDER BY id")]
+
+    def execute(self, statement: str, *values: Any) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(statement, values)
+
+
+class RowTests(RegistryCase):
+    """The exact forms in which rows are written."""
+
+    async def test_new_row(self) -> None:
+        """A new row has every column, flags as 0 and 1, and a stamp of six digits without a zone."""
+        record = await self.make().register("h1", "novasvc-agent", "agent", 7)
+        (row,) = self.rows()
+        self.assertRegex(row.pop("created_at"), STAMP)
+        self.assertEqual(row.pop("uuid"), record.uuid)
+        self.assertEqual(
+            row,
+            {
+                "id": 1,
+                "updated_at": None,
+                "deleted_at": None,
+                "host": "h1",
+                "binary": "novasvc-agent",
+                "topic": "agent",
+                "report_count": 0,
+                "disabled": 0,
+                "deleted": 0,
+                "disabled_reason": None,
+                "last_seen_up": None,
+                "forced_down": 0,
+                "version": 7,
+            },
+        )
+        self.assertIs(type(row["disabled"]), int)
+
+    async def test_stamps(self) -> None:
+        """A beat's two stamps are UTC, in the table's form, and the same."""
+        registry = self.make()
+        record = await registry.register("h1", "b", "t", 7)
+        await registry.beat(record.id)
+        (row,) = self.rows()
+        self.assertRegex(row["last_seen_up"], STAMP)
+        self.assertEqual(row["updated_at"], row["last_seen_up"])
+        stamp = datetime.fromisoformat(row["last_seen_up"]).replace(tzinfo=UTC)
+        self.assertLess(abs(datetime.now(UTC) - stamp), timedelta(seconds=30))
+
+    async def test_delete(self) -> None:
+        """A deleted row keeps updated_at, and is marked with its own id and the time."""
+        registry = self.make()
+        record = await registry.register("h1", "b", "t", 7)
+        await registry.beat(record.id)
+        (before,) = self.rows()
+        await registry.delete(record.id)
+        (after,) = self.rows()
+        self.assertRegex(after.pop("deleted_at"), STAMP)
+        self.assertEqual(after, {**{k: v for k, v in before.items() if k != "deleted_at"}, "deleted": record.id})
+
+    async def test_update(self) -> None:
+        """An update writes what changed and updated_at, nothing else."""
+        registry = self.make()
+        record = await registry.register("h1", "b", "t", 7)
+        (before,) = self.rows()
+        await registry.update(record.id, ServiceChanges(disabled=True, disabled_reason="disk"))
+        (after,) = self.rows()
+        changed = {name for name in before if before[name] != after[name]}
+        self.assertEqual(changed, {"disabled", "disabled_reason", "updated_at"})
+        self.assertEqual(after["disabled"], 1)
+
+    async def test_new_services_disabled(self) -> None:
+        """With enable_new_services off a new row is disabled, with a reason; an old one stays as it is."""
+        old = await self.make().register("h1", "b", "t", 7)
+        registry = self.make(enable_new_services=False)
+        new = await registry.register("h2", "b", "t", 7)
+        self.assertEqual((new.disabled, new.disabled_reason), (True, DISABLED_REASON))
+        again = await registry.register("h1", "b", "t", 7)
+        self.assertEqual((again.id, again.disabled, again.disabled_reason), (old.id, False, None))
+
+
+class ForeignRowTests(RegistryCase):
+    """Rows that others wrote."""
+
+    def insert(self, **columns: Any) -> None:
+        row = {"host": "h1", "binary": "nova-compute", "report_count": 3, "deleted": 0, **columns}
+        names = ", ".join(f'"{name}"' for name in row)
+        marks = ", ".join("?" * len(row))
+        self.execute(f"INSERT INTO services ({names}) VALUES ({marks})", *row.values())  # noqa: S608 - our own names
+
+    async def test_nova(self) -> None:
+        """A row as Nova writes it is read in full."""
+        self.insert(
+            created_at="2026-01-02 03:04:05.000006",
+            updated_at="2026-01-02 03:05:05.100007",
+            last_seen_up="2026-01-02 03:05:05.100006",
+            topic="compute",
+            disabled=1,
+            disabled_reason="AUTO: gone",
+            forced_down=1,
+            version=73,
+            uuid="5f3a8a2e-6b1f-4b0e-9a51-0d8b8a0c4e55",
+        )
+        (record,) = await self.make().list(None, None, None)
+        self.assertEqual(record.created_at, datetime(2026, 1, 2, 3, 4, 5, 6))  # noqa: DTZ001 - the table's form
+        self.assertEqual(record.last_seen_up, datetime(2026, 1, 2, 3, 5, 5, 100006))  # noqa: DTZ001
+        self.assertEqual((record.disabled, record.forced_down, record.version), (True, True, 73))
+
+    async def test_nulls(self) -> None:
+        """What a careless writer left NULL is read as what it stands for; a row without stamps is very old."""
+        self.insert()
+        (record,) = await self.make().list(None, None, None)
+        self.assertEqual((record.disabled, record.forced_down, record.version, record.uuid), (False, False, 0, ""))
+        self.assertGreater(record.age, timedelta(days=365 * 50).total_seconds())
+
+    async def test_deleted_null(self) -> None:
+        """A row whose ``deleted`` is NULL is invisible, as it is in Nova."""
+        self.insert(deleted=None)
+        self.assertEqual(await self.make().list(None, None, None), [])
+
+    async def test_unreadable_stamp(self) -> None:
+        """A stamp that cannot be read is an error that says so."""
+        self.insert(last_seen_up="yesterday")
+        error = await self.assertFailure(self.make().list(None, None, None), DatabaseCorruptError)
+        self.assertIn("yesterday", str(error))
+
+
+class AgeTests(RegistryCase):
+    """Ages are by the database's clock."""
+
+    async def test_age(self) -> None:
+        """The age counts from last_seen_up, before the first beat from created_at, and is negative in the future."""
+        registry = self.make()
+        record = await registry.register("h1", "b", "t", 7)
+        for column, modifier, age in (
+            ("created_at", "-100 seconds", 100),
+            ("last_seen_up", "-10 seconds", 10),
+            ("last_seen_up", "+50 seconds", -50),
+        ):
+            self.execute(f"UPDATE services SET {column} = strftime('%Y-%m-%d %H:%M:%f', 'now', ?) || '000'", modifier)  # noqa: S608
+            self.assertLess(abs((await registry.get(str(record.id))).age - age), 5)
+
+    async def test_clock_of_the_host(self) -> None:
+        """The clock of this host plays no part: no statement is sent with a time."""
+        sent: list[Any] = []
+        engine = Engine(DatabaseAddress.parse(self.url), reactor=reactor)
+        registry = ServiceRegistry(engine, new_uuid=lambda: "a uuid")
+        self.addCleanup(registry.close)
+        await engine.block(lambda sql: event.listen(sql, "before_cursor_execute", lambda *given: sent.append(given[3])))
+        record = await registry.register("h1", "b", "t", 7)
+        await registry.beat(record.id)
+        await registry.update(record.id, ServiceChanges(forced_down=True))
+        await registry.delete(record.id)
+        values = {value for parameters in sent for value in parameters}
+        self.assertEqual(values, {"h1", "b", "t", 7, "a uuid", None, 0, 1})
+
+
+class RaceTests(RegistryCase):
+    """Several that write at the same time."""
+
+    async def test_register(self) -> None:
+        """Engines that register one service at the same moment get one row."""
+        barrier = threading.Barrier(8, timeout=30)
+
+        def uuid_when_all_are_there() -> str:
+            # Called between the look-up and the insert: all eight have seen that there is no row.
+            barrier.wait()
+            return f"uuid of {threading.get_ident()}"
+
+        registries = []
+        for _ in range(8):
+            engine = Engine(DatabaseAddress.parse(self.url), reactor=reactor)
+            registries.append(ServiceRegistry(engine, new_uuid=uuid_when_all_are_there))
+            self.addCleanup(registries[-1].close)
+        records = await gatherResults([each.register("h1", "b", "t", 7) for each in registries])
+        self.assertEqual({record.id for record in records}, {1})
+        self.assertEqual(len(self.rows()), 1)
+
+    async def test_topic_is_taken(self) -> None:
+        """A topic that another binary of the host has is refused by name, and leaves no row."""
+        registry = self.make()
+        await registry.register("h1", "one", "agent", 7)
+        error = await self.assertFailure(registry.register("h1", "two", "agent", 7), DatabaseConflictError)
+        self.assertIn("another service of host 'h1' has the topic 'agent'", str(error))
+        self.assertEqual([row["binary"] for row in self.rows()], ["one"])
+
+
+class OpenTests(RegistryCase):
+    """Tests for novasvc.registry.sql.services.ServiceRegistry.open."""
+
+    async def test_migrates(self) -> None:
+        """A new database is made when it is allowed, once."""
+        self.path.unlink()
+        for _ in range(2):
+            registry = self.make()
+            await registry.open()
+            self.assertEqual(await registry.list(None, None, None), [])
+            await registry.close()
+
+    async def test_may_not_migrate(self) -> None:
+        """Without leave to migrate nothing is made, and the error says what to do."""
+        self.path.unlink()
+        error = await self.assertFailure(self.make(migrate=False).open(), MigrationNeededError)
+        self.assertIn("novasvc db upgrade", str(error))
+        self.assertIsNone(error.found)
+        self.assertFalse(self.path.exists())
+
+    async def test_need_not_migrate(self) -> None:
+        """Without leave to migrate, a database at the head opens."""
+        self.assertIsNone(await self.make(migrate=False).open())
+
+    async def test_newer(self) -> None:
+        """A database of a newer version does not open, and names both revisions."""
+        self.execute("UPDATE novasvc_alembic_version SET version_num = '0999'")
+        error = await self.assertFailure(self.make().open(), DatabaseNewerError)
+        self.assertEqual((error.found, error.known), ("0999", migrate.HEAD))
+
+    async def test_again(self) -> None:
+        """It may be opened again after it failed, when the reason is gone."""
+        registry = self.make()
+        (there := self.path.with_name("x")).hardlink_to(self.path)
+        self.path.unlink()
+        self.path.mkdir()
+        error = await self.assertFailure(registry.open(), DatabaseRefusedError)
+        self.assertIn("is a directory", str(error))
+        self.path.rmdir()
+        there.rename(self.path)
+        await registry.open()
+        self.assertEqual(await registry.list(None, None, None), [])
+
+
+class ConnectRegistryTests(SynchronousTestCase):
+    """Tests for novasvc.registry.sql.services.connect_registry."""
+
+    def test_nothing_happens(self) -> None:
+        """Making a registry starts no thread and touches no file: a daemon forks after it."""
+        before = threading.active_count()
+        path = Path(self.mktemp())
+        registry = connect_registry(f"sqlite:///{path.absolute()}", reactor=reactor)
+        self.assertEqual(threading.active_count(), before)
+        self.assertFalse(path.exists())
+        self.assertIsNone(self.successResultOf(registry.close()))
+
+    def test_bad_url(self) -> None:
+        """A URL that is none is refused at once."""
+        self.assertRaises(DatabaseRefusedError, connect_registry, "no url", reactor=reactor)
+
+
+class NovasOwnTests(TestCase):
+    """A database that nova-manage has made, and Nova's services write to."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()).absolute()
+        now = datetime.now(UTC).replace(tzinfo=None)
+        recent, old = (str(now - timedelta(seconds=seconds, microseconds=1)) for seconds in (5, 300))
+        row = "INSERT INTO services VALUES (?,?,NULL,?,?,?,?,?,?,0,?,?,?,?,?)"
+        numbered = [f"6f1a2b3c-0000-4000-8000-00000000000{number}" for number in range(4)]
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.executescript(NOVAS.format(more=SECOND_KEY))
+            connection.executemany(
+                row,
+                [
+                    (old, recent, 1, "n1", "nova-compute", "compute", 30, 0, None, recent, 0, 74, numbered[0]),
+                    (old, old, 2, "n2", "nova-compute", "compute", 9, 1, "AUTO: lost", old, 0, 74, numbered[1]),
+                    (old, None, 3, "n1", "nova-metadata", None, 0, 0, None, None, 0, 74, numbered[2]),
+                ],
+            )
+        self.before = self.path.read_bytes()
+
+    def make(self, **options: Any) -> ServiceRegistry:
+        registry = connect_registry(f"sqlite:///{self.path}", reactor=reactor, **options)
+        self.addCleanup(registry.close)
+        return registry
+
+    async def test_read(self) -> None:
+        """Its rows are read, and not a byte of it is written: no table of ours, no other journal."""
+        registry = self.make(migrate=False)
+        await registry.open()
+        records = await registry.list(None, None, None)
+        self.assertEqual(
+            [(record.host, record.topic) for record in records], [("n1", "compute"), ("n2", "compute"), ("n1", None)]
+        )
+        self.assertEqual([is_up(record, 60) for record in records[:2]], [True, False])
+        self.assertEqual((records[1].disabled, records[1].disabled_reason), (True, "AUTO: lost"))
+        self.assertEqual((await registry.get(records[0].uuid)).id, records[0].id)
+        await registry.close()
+        self.assertEqual(self.path.read_bytes(), self.before)
+        self.assertEqual([path.name for path in self.path.parent.glob(f"{self.path.name}*")], [self.path.name])
+
+    async def test_change(self) -> None:
+        """An operator's changes are written as Nova writes them, and need no table of ours."""
+        registry = self.make(migrate=False)
+        await registry.open()
+        await registry.update(1, ServiceChanges(disabled=True, disabled_reason="disk"))
+        with closing(sqlite3.connect(self.path)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            row = connection.execute("SELECT disabled, disabled_reason FROM services WHERE id = 1").fetchone()
+        self.assertEqual((tables, row), ({"services", "alembic_version"}, (1, "disk")))
+
+    async def test_another_table(self) -> None:
+        """A table of the name that lacks what Nova's has asks for `novasvc db upgrade`, which says what it lacks."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("ALTER TABLE services DROP COLUMN forced_down")
+        await self.assertFailure(self.make(migrate=False).open(), MigrationNeededError)

@@ -1,0 +1,250 @@
+"""Tests for novasvc.rpc.backlog: what siblings know of the requests that a dead process had not begun."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import rpc
+from novasvc.rpc.backlog import SLOTS, Fate, SharedBacklog
+from tests.e2e.process import ROOT
+from tests.support.rpc_rig import RPCCase
+
+PAGES = 4
+CHILD = """
+import os, signal, sys
+from novasvc.rpc.backlog import SharedBacklog
+record = SharedBacklog({pages}, int(sys.argv[1])).join({page}, os.getpid())
+{do}
+print(flush=True)
+signal.pause()
+"""
+
+
+class BacklogCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.file = os.memfd_create("backlog")
+        self.addCleanup(os.close, self.file)
+        os.ftruncate(self.file, SharedBacklog.size(PAGES))
+        self.shared = SharedBacklog(PAGES, self.file)
+        self.own = self.shared.join(0, os.getpid())
+
+    def child(self, do: str, page: int = 1) -> subprocess.Popen[bytes]:
+        """Run a line of Python in a process of its own, which then waits to be killed; "record" is its record."""
+        command = [sys.executable, "-c", CHILD.format(pages=PAGES, page=page, do=do), str(self.file)]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, pass_fds=[self.file])
+        self.addCleanup(self.kill, child)
+        assert child.stdout is not None
+        self.assertEqual(child.stdout.readline(), b"\n")
+        return child
+
+    def kill(self, child: "subprocess.Popen[bytes]", *, reap: bool = True) -> None:
+        assert child.stdout is not None
+        child.stdout.close()
+        child.kill()
+        if reap:
+            child.wait()
+        elif child.returncode is None:
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+
+class FateTests(BacklogCase):
+    def test_unknown(self) -> None:
+        """Nothing is known of a request that no sibling received, or that none had to let wait."""
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    def test_never_began(self) -> None:
+        """What a dead process had received and not begun, never began; whether it was reaped or not."""
+        child = self.child("record.add('a')")
+        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.kill(child, reap=False)
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.kill(child)
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+
+    def test_began(self) -> None:
+        """What it had begun, or given back, may have run."""
+        self.kill(self.child("record.remove(record.add('a'))"))
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    def test_taken_over(self) -> None:
+        """A second process that took the request over and died decides: it may have begun it, or not."""
+        self.kill(self.child("record.add('a')"))
+        child = self.child("record.add('a')", page=2)
+        self.assertIs(self.own.fate("a"), Fate.HELD)
+        self.kill(child)
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+        self.kill(self.child("record.remove(record.add('a'))", page=3))
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    def test_own(self) -> None:
+        """What this process has recorded itself is held by one that is alive."""
+        self.own.add("a")
+        self.assertIs(self.own.fate("a"), Fate.HELD)
+
+    def test_pid_of_another(self) -> None:
+        """A pid that was given to another process since does not pass for the one that had the request."""
+        self.shared.join(1, os.getpid()).add("a")
+        pid, started = self.shared.owner(1)
+        self.shared.memory[16:32] = pid.to_bytes(8, "little") + (started - 1).to_bytes(8, "little")
+        self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
+
+    def test_overwritten(self) -> None:
+        """The oldest entries are overwritten, and nothing is known of their requests any more."""
+        self.kill(self.child(f"for n in range({SLOTS + 1}): record.add(str(n))"))
+        self.assertIs(self.own.fate("0"), Fate.UNKNOWN)
+        self.assertIs(self.own.fate("1"), Fate.NEVER_BEGAN)
+
+    def test_page_taken_again(self) -> None:
+        """A process that gets the page of a dead one begins with an empty record."""
+        self.kill(self.child("record.add('a')"))
+        self.child("record.add('b')")
+        self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
+
+    @settings(max_examples=50, suppress_health_check=[HealthCheck.differing_executors])
+    @given(st.lists(st.text(st.characters(), max_size=40), unique=True, max_size=30), st.data())
+    def test_any_id(self, ids: list[str], data: st.DataObject) -> None:
+        """Ids of any form are told apart, lone surrogates among them."""
+        dead = SharedBacklog(pages=2)
+        record = dead.join(0, 2**31)  # no process has this pid
+        own = dead.join(1, os.getpid())
+        slots = {each: record.add(each) for each in ids}
+        begun = set(data.draw(st.lists(st.sampled_from(ids)))) if ids else set()
+        for each in begun:
+            record.remove(slots[each])
+        for each in ids:
+            self.assertIs(own.fate(each), Fate.UNKNOWN if each in begun else Fate.NEVER_BEGAN)
+
+
+class PageTests(SynchronousTestCase):
+    def test_longest_ago(self) -> None:
+        """The page of the process that died longest ago is given away; those of the living never are."""
+        shared = SharedBacklog(pages=3)
+        for pid in (11, 12, 13):
+            page = shared.free_page({11, 12, 13})
+            assert page is not None
+            shared.join(page, pid)
+        self.assertIs(shared.free_page({11, 12, 13}), None)
+        self.assertEqual(shared.free_page({11, 12}), 2)
+        self.assertEqual(shared.free_page({13}), 0)
+
+
+class ServerTests(RPCCase):
+    """A server with siblings: what it does with a request that one of them had."""
+
+    concurrency = 1
+
+    def setUp(self) -> None:
+        self.shared = SharedBacklog(pages=3)
+        self.sibling = self.shared.join(0, 2**31)  # no process has this pid: it is dead
+        self.own = self.shared.join(1, os.getpid())
+        super().setUp()
+
+    def serve(self, **given: Any) -> rpc.Server:
+        return super().serve(backlog=self.own, **given)
+
+    def unique_id(self, body: bytes) -> str:
+        unique_id = rpc.message.read_request(rpc.message.unwrap(body)).unique_id
+        assert unique_id is not None
+        return unique_id
+
+    def results(self) -> list[Any]:
+        return [reply.result if reply.failure is None else "failed" for reply in self.replies]
+
+    def test_never_began(self) -> None:
+        """It runs what a dead sibling had not begun, although its method is not idempotent."""
+        body = self.request("note", what=1)
+        self.sibling.add(self.unique_id(body))
+        self.redeliver(body)
+        self.assertEqual((self.diary.calls, self.results()), ([1], [1]))
+
+    def test_began(self) -> None:
+        """It refuses what the sibling had begun."""
+        body = self.request("note", what=1)
+        self.sibling.remove(self.sibling.add(self.unique_id(body)))
+        self.redeliver(body)
+        self.assertEqual((self.diary.calls, self.results()), ([], ["failed"]))
+
+    def test_dying(self) -> None:
+        """It waits a moment for a sibling that may be dying, and then takes its request."""
+        body = self.request("note", what=1)
+        pid = os.getpid()
+        dying = self.shared.join(2, pid)
+        dying.add(self.unique_id(body))
+        self.redeliver(body)
+        self.assertEqual((self.diary.calls, self.results()), ([], []))
+        self.shared.memory[32:40] = (2**31).to_bytes(8, "little")
+        self.clock.pump([0.05, 0.0])
+        self.assertEqual((self.diary.calls, self.results()), ([1], [1]))
+
+    def test_alive(self) -> None:
+        """It refuses the request of a sibling that stays alive, which may run it itself."""
+        body = self.request("note", what=1)
+        self.shared.join(2, os.getpid()).add(self.unique_id(body))
+        self.redeliver(body)
+        drained = self.server.drained()
+        self.clock.pump([0.05] * 39)
+        self.assertNoResult(drained)
+        self.clock.pump([0.05, 0.0])
+        self.assertEqual((self.diary.calls, self.results()), ([], ["failed"]))
+        self.successResultOf(drained)
+
+    def test_given_back(self) -> None:
+        """A server that is closed meanwhile gives it back, for another to decide."""
+        body = self.request("note", what=1)
+        self.shared.join(2, os.getpid()).add(self.unique_id(body))
+        self.redeliver(body)
+        self.successResultOf(self.server.close())
+        ((delivery),) = self.take()
+        self.assertEqual((delivery.body, delivery.deliveries), (body, 1))
+        self.clock.advance(10)
+        self.assertEqual((self.diary.calls, self.results()), ([], []))
+
+    def test_recorded(self) -> None:
+        """It records what it lets wait, until that begins or is given back."""
+        first, second, third = (self.request("hang", what=n) for n in range(3))
+        for body in (first, second, third):
+            self.send(body)
+        fates = [self.own.fate(self.unique_id(body)) for body in (first, second, third)]
+        self.assertEqual(fates[0], Fate.UNKNOWN)
+        self.assertEqual(fates[1], Fate.HELD)
+        self.diary.hanging[0].callback(None)
+        self.clock.advance(0)
+        self.assertEqual(self.diary.calls, [0, 1])
+        self.assertIs(self.own.fate(self.unique_id(second)), Fate.UNKNOWN)
+        self.successResultOf(self.server.stop_consuming())
+        self.server.cut_short("b@h was shutting down")
+        self.assertIs(self.own.fate(self.unique_id(third)), Fate.UNKNOWN)
+
+    def test_taken_over(self) -> None:
+        """It records what it takes over, even if that begins at once: a third process is not to run it again."""
+        body = self.request("hang", what=1)
+        self.sibling.add(self.unique_id(body))
+        self.redeliver(body)
+        self.assertEqual(self.diary.calls, [1])
+        self.assertIs(self.own.fate(self.unique_id(body)), Fate.UNKNOWN)
+
+    def test_undecided_in_drain(self) -> None:
+        """What is undecided when the server drains is not begun there."""
+        body = self.request("note", what=1)
+        dying = self.shared.join(2, os.getpid())
+        dying.add(self.unique_id(body))
+        self.redeliver(body)
+        self.server.drain()
+        self.shared.memory[32:40] = (2**31).to_bytes(8, "little")
+        self.clock.pump([0.05] * 50)
+        self.assertEqual(self.diary.calls, [])
+
+    def test_idempotent(self) -> None:
+        """Nothing is recorded of methods that are idempotent: they may run again anyway."""
+        hanging: list[Deferred[Any]] = self.diary.hanging
+        self.send(self.request("hang", what=0))
+        waiting = self.request("hang_again", what=1)
+        self.send(waiting)
+        self.assertIs(self.own.fate(self.unique_id(waiting)), Fate.UNKNOWN)
+        hanging[0].callback(None)

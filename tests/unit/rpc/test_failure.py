@@ -1,0 +1,227 @@
+"""Tests for novasvc.rpc.failure."""
+
+import json
+import traceback
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.errors import (
+    InvalidArgumentsError,
+    MessageFormatError,
+    MethodTimeoutError,
+    NoSuchMethodError,
+    QuarantinedError,
+    RedeliveredError,
+    RemoteError,
+    ResultNotSerializableError,
+    RPCTimeoutError,
+    UnsupportedVersionError,
+)
+from novasvc.rpc.failure import read_failure, write_failure
+from tests.unit.rpc.test_payload import JSON
+
+WIRE_EXAMPLES = (
+    InvalidArgumentsError("m", "missing: x"),
+    MessageFormatError("it is not JSON"),
+    MethodTimeoutError("m", 2.5),
+    MethodTimeoutError("m", 2.5, "its server was shutting down"),
+    NoSuchMethodError("m"),
+    NoSuchMethodError("m", "1.0 of namespace 'n'"),
+    RedeliveredError("m"),
+    ResultNotSerializableError("m", "it is an object"),
+    QuarantinedError("m", 3),
+    UnsupportedVersionError("1.4", "m", None),
+    UnsupportedVersionError("1.4", "m", "n", "1.0 to 1.3"),
+)
+
+PEERS = "oslo_messaging.rpc.dispatcher"
+
+
+class OwnError(Exception):
+    pass
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+def crossed(error: BaseException) -> Exception:
+    return read_failure(write_failure(error))
+
+
+class FailureTests(SynchronousTestCase):
+    def test_form(self) -> None:
+        """A failure is written in the form of the peers, with the last line of a traceback."""
+        written = json.loads(write_failure(ValueError("bad value \u00e9", 7)))
+        expected = {
+            "class": "ValueError",
+            "module": "builtins",
+            "message": "('bad value \u00e9', 7)",
+            "tb": ["ValueError: ('bad value \u00e9', 7)\n"],
+            "args": ["bad value \u00e9", 7],
+            "kwargs": {},
+        }
+        self.assertEqual(written, expected)
+
+    def test_wire_errors(self) -> None:
+        """The errors that cross the wire arrive as they were."""
+        for error in WIRE_EXAMPLES:
+            again = crossed(error)
+            self.assertEqual((type(again), again.args, str(again)), (type(error), error.args, str(error)))
+
+    def test_refusals_for_peers(self) -> None:
+        """A refusal goes out as the peers' own class, with the arguments that it is made of."""
+        for error, name, args in (
+            (NoSuchMethodError("m"), "NoSuchMethod", ["m"]),
+            (UnsupportedVersionError("1.4", "m", "n", "1.0 to 1.3"), "UnsupportedVersion", ["1.4", "m"]),
+        ):
+            written = json.loads(write_failure(error))
+            self.assertEqual((written["class"], written["module"]), (name, PEERS))
+            self.assertEqual((written["args"], written["kwargs"], written["message"]), (args, {}, str(error)))
+
+    def test_refusals_of_peers(self) -> None:
+        """What a peer refused is raised as what we refuse, whether it sends its sentence or its reasons."""
+        for name, args, error in (
+            ("NoSuchMethod", ["Endpoint does not support RPC method x.y"], NoSuchMethodError("x.y")),
+            ("NoSuchMethod", ["x"], NoSuchMethodError("x")),
+            ("UnsupportedVersion", ["Endpoint does not support RPC version 1.4"], UnsupportedVersionError("1.4")),
+            (
+                "UnsupportedVersion",
+                ["Endpoint does not support RPC version 1.4. Attempted method: echo"],
+                UnsupportedVersionError("1.4", "echo"),
+            ),
+            ("UnsupportedVersion", ["1.4", "echo"], UnsupportedVersionError("1.4", "echo")),
+            ("UnsupportedVersion", ["1.4"], UnsupportedVersionError("1.4")),
+        ):
+            again = read_failure(json.dumps({"class": name, "module": PEERS, "message": "x", "args": args}))
+            self.assertEqual((type(again), again.args), (type(error), error.args))
+
+    def test_unknown_of_peers(self) -> None:
+        """Whatever else the peers' dispatcher raises, or what has other arguments, is a RemoteError."""
+        for name, fields in (
+            ("NoSuchMethod", {"args": []}),
+            ("NoSuchMethod", {"args": [1]}),
+            ("NoSuchMethod", {"args": ["x"], "kwargs": {"why": 1}}),
+            ("NoSuchMethod", {"args": ["x"], "novasvc": None}),
+            ("UnsupportedVersion", {"args": ["1", "m", "n"]}),
+            ("UnsupportedVersion", {"args": ["1"], "novasvc": {}}),
+            ("RPCDispatcherError", {"args": ["x"]}),
+        ):
+            again = read_failure(json.dumps({"class": name, "module": PEERS, "message": "x", **fields}))
+            assert isinstance(again, RemoteError)
+            self.assertEqual((again.exc_type, again.module, again.value), (name, PEERS, "x"))
+
+    def test_builtins(self) -> None:
+        """Python's own errors arrive as they were."""
+        for error in (ValueError("x"), KeyError("x"), OSError(2, "gone"), ZeroDivisionError(), LookupError([1])):
+            again = crossed(error)
+            self.assertEqual((type(again), again.args), (type(error), error.args))
+
+    def test_others(self) -> None:
+        """Any other error arrives as a RemoteError that says what it was."""
+        for error in (OwnError("x"), RPCTimeoutError("t", "m", 1.0), CancelledError("x")):
+            again = crossed(error)
+            assert isinstance(again, RemoteError)
+            self.assertEqual((again.exc_type, again.module), (type(error).__name__, type(error).__module__))
+            self.assertEqual(again.value, str(error))
+            self.assertEqual(again.traceback, (f"{type(error).__name__}: {error}\n",))
+
+    def test_signals(self) -> None:
+        """What steers Python's own course is not raised here."""
+        for error in (SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(1), StopAsyncIteration()):
+            self.assertIsInstance(crossed(error), RemoteError)
+
+    def test_not_looked_up(self) -> None:
+        """Nothing that a peer names is imported or called, unless it is an error that is known."""
+        for module, name in (
+            ("builtins", "eval"),
+            ("builtins", "object"),
+            ("builtins", "__import__"),
+            ("os", "system"),
+            ("novasvc.errors", "NovasvcError"),
+            ("novasvc.errors", "describe"),
+            ("novasvc.rpc.target", "Target"),
+            ("subprocess", "CalledProcessError"),
+        ):
+            again = read_failure(json.dumps({"class": name, "module": module, "message": "x", "args": ["true"]}))
+            assert isinstance(again, RemoteError)
+            self.assertEqual((again.exc_type, again.module, again.value), (name, module, "x"))
+
+    def test_misfit_arguments(self) -> None:
+        """Arguments that do not make the error, or not one that can be shown, make a RemoteError."""
+        for module, name, args, kwargs in (
+            ("builtins", "UnicodeDecodeError", ["x"], {}),
+            ("builtins", "ExceptionGroup", ["x", []], {}),
+            ("builtins", "ValueError", ["x"], {"unknown": 1}),
+            ("builtins", "ValueError", "x", {}),
+            ("builtins", "ValueError", [], []),
+            ("novasvc.errors", "NoSuchMethodError", [], {}),
+            ("novasvc.errors", "MethodTimeoutError", ["m", "soon"], {}),
+        ):
+            fields = {"class": name, "module": module, "message": "y", "args": args, "kwargs": kwargs}
+            again = read_failure(json.dumps(fields))
+            assert isinstance(again, RemoteError)
+            self.assertEqual((again.exc_type, again.value), (name, "y"))
+
+    def test_minimal(self) -> None:
+        """Class and module alone are enough."""
+        again = read_failure('{"class": "ValueError", "module": "exceptions"}')
+        self.assertEqual((type(again), again.args), (ValueError, ()))
+        foreign = read_failure('{"class": "X", "module": "m"}')
+        self.assertEqual((type(foreign), foreign.args), (RemoteError, ("X", "", (), "m")))
+
+    @given(
+        st.text()
+        | JSON.map(json.dumps)
+        | st.dictionaries(
+            st.sampled_from(["class", "module", "message", "tb", "args", "kwargs"]),
+            JSON | st.sampled_from(["builtins", "ValueError", "novasvc.errors", "NoSuchMethodError"]),
+        ).map(json.dumps)
+    )
+    def test_anything(self, text: str) -> None:
+        """Whatever a peer sends becomes an error that can be shown."""
+        error = read_failure(text)
+        self.assertIsInstance(error, Exception)
+        self.assertIsInstance(str(error), str)
+
+    def test_traceback(self) -> None:
+        """A traceback is kept: by a RemoteError as its data, by others as a note."""
+        lines = ["Traceback (most recent call last):\n", "  File x\n", "ValueError: x\n"]
+        remote = read_failure(write_failure(OwnError("x"), lines))
+        assert isinstance(remote, RemoteError)
+        self.assertEqual(remote.traceback, tuple(lines))
+        bare = json.loads(write_failure(OwnError("x"), [line.rstrip() for line in lines]))
+        self.assertEqual(bare["tb"], lines)
+        own = read_failure(write_failure(ValueError("x"), lines))
+        self.assertIn("".join(lines), "".join(traceback.format_exception(own)))
+        self.assertEqual(str(own), "x")
+
+    def test_traceback_as_text(self) -> None:
+        """A traceback may come as one text."""
+        again = read_failure('{"class": "X", "module": "m", "tb": "line 1\\nline 2\\n"}')
+        assert isinstance(again, RemoteError)
+        self.assertEqual(again.traceback, ("line 1\nline 2\n",))
+
+    def test_unserializable_arguments(self) -> None:
+        """Arguments that JSON cannot hold are replaced by the error's text."""
+        again = crossed(ValueError("x", object))
+        self.assertIsInstance(again, ValueError)
+        self.assertIn("<class 'object'>", str(again))
+
+    def test_unprintable(self) -> None:
+        """An error that cannot be shown can be written."""
+        again = crossed(UnprintableError())
+        assert isinstance(again, RemoteError)
+        self.assertEqual(again.exc_type, "UnprintableError")
+
+    def test_keywords(self) -> None:
+        """An error's keywords travel with it."""
+        error: Any = ImportError("x", name="n")
+        error.kwargs = {"name": "n"}
+        again = crossed(error)
+        self.assertEqual((type(again), again.name), (ImportError, "n"))  # type: ignore[attr-defined]

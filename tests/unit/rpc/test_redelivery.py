@@ -1,0 +1,354 @@
+"""Tests for novasvc.rpc.redelivery: processes that die of a request, and the requests that ran beside it."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.errors import QuarantinedError
+from novasvc.interfaces import IDelivery
+from novasvc.rpc.redelivery import PATIENCE, RedeliveredCalls
+from novasvc.rpc.target import Target
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from tests.support.rpc_rig import CONTEXT, TARGET
+
+INNOCENT = 24
+CONCURRENCY = 8
+MAX_DELIVERIES = 3
+
+
+@attrs.define(eq=False)
+class Marks:
+    """What a broker knows of messages, by body: what comes again, what a process keeps, and the counts in headers."""
+
+    again: set[bytes] = attrs.field(factory=set)
+    kept: set[bytes] = attrs.field(factory=set)
+    deliveries: dict[bytes, int] = attrs.field(factory=dict)
+    deaths: dict[bytes, int] = attrs.field(factory=dict)
+
+
+@implementer(IDelivery)
+@attrs.define(eq=False)
+class MarkedDelivery:
+    """A delivery from a queue that does not count."""
+
+    inner: Any
+    marks: Marks
+    held: list["MarkedDelivery"]
+    lost: bool = False
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.inner.body)
+
+    @property
+    def expires_in(self) -> float | None:
+        return self.inner.expires_in  # type: ignore[no-any-return]
+
+    @property
+    def counted(self) -> bool:
+        return self.body not in self.marks.again
+
+    @property
+    def deliveries(self) -> int:
+        return self.marks.deliveries.get(self.body, 0) + (self.body in self.marks.again)
+
+    @property
+    def deaths(self) -> int:
+        return self.marks.deaths.get(self.body, 0)
+
+    @property
+    def session(self) -> Any:
+        return self.inner.session
+
+    def hold(self) -> None:
+        """There is no limit."""
+
+    def settle(self, how: Callable[..., None], *args: Any) -> bool:
+        if self not in self.held:
+            return False
+        self.held.remove(self)
+        how(*args)
+        return True
+
+    def ack(self) -> None:
+        self.settle(self.inner.ack)
+
+    def reject(self) -> None:
+        self.settle(self.inner.reject)
+
+    def requeue(self, deliveries: int) -> None:
+        if self.settle(self.inner.requeue, deliveries):
+            self.marks.again.discard(self.body)
+            self.marks.deliveries[self.body] = deliveries
+
+    def requeue_here(self, deliveries: int) -> None:
+        if not self.lost and self.settle(self.inner.requeue_here, deliveries):
+            self.marks.again.discard(self.body)
+            self.marks.kept.add(self.body)
+            self.marks.deliveries[self.body] = deliveries
+
+    def quarantine(self, reason: str) -> None:
+        self.settle(self.inner.quarantine, reason)
+
+
+class MarkingTransport(MemoryTransport):
+    """Delivers as from queues that do not count."""
+
+    def __init__(self, broker: MemoryBroker, clock: Clock, marks: Marks) -> None:
+        super().__init__(broker, clock=clock)
+        self.marks = marks
+        self.held: list[MarkedDelivery] = []
+        self.retained: Callable[[Any], None] | None = None
+
+    def listen(self, target: Target, receiver: Callable[[Any], None], prefetch: int) -> Deferred[Any]:
+        def receive(inner: Any) -> None:
+            delivery = MarkedDelivery(inner, self.marks, self.held, lost=self.retained is not None)
+            self.held.append(delivery)
+            receiver(delivery)
+
+        return super().listen(target, receive, prefetch)
+
+    def lose(self) -> None:
+        """Leave everything to the broker, as it is."""
+        for delivery in self.held:
+            if delivery.body in self.marks.kept:
+                self.marks.kept.remove(delivery.body)
+                self.marks.deaths[delivery.body] = delivery.deaths + 1
+            self.marks.again.add(delivery.body)
+        self.held.clear()
+        self.close()
+
+
+class Service:
+    """A process: it dies of some requests, and with it everything that it has in its hands."""
+
+    def __init__(self, case: "RedeliveredCallsTests") -> None:
+        self.case = case
+        self.alive = True
+        self.running: list[tuple[Any, Deferred[Any]]] = []
+        self.transport = MarkingTransport(case.broker, case.clock, case.marks)
+        self.transport.retained = case.retained
+        self.server = rpc.Server(
+            self.transport,
+            attrs.evolve(TARGET, server=None),
+            rpc.Endpoints(self),
+            clock=case.clock,
+            concurrency=case.concurrency,
+            max_deliveries=MAX_DELIVERIES,
+            run_blocking=lambda function: Deferred(),
+        )
+        case.successResultOf(self.server.start())
+
+    @rpc.expose(idempotent=True)
+    def work(self, context: RequestContext, what: Any) -> Deferred[Any]:
+        working: Deferred[Any] = Deferred(lambda _: None)
+        self.running.append((what, working))
+        return working
+
+    def step(self) -> None:
+        """Die of what is deadly, or else end what has run longest."""
+        if any(what < 0 for what, _ in self.running):
+            self.die()
+        elif self.running:
+            what, working = self.running.pop(0)
+            working.callback(what)
+
+    def die(self) -> None:
+        self.alive = False
+        self.case.deaths += 1
+        self.transport.lose()
+        self.server.close()
+
+
+class RedeliveredCallsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker()
+        self.marks = Marks()
+        self.deaths = 0
+        self.concurrency = CONCURRENCY
+        self.retained: Callable[[Any], None] | None = None
+        self.services: list[Service] = []
+        self.start(1)
+        transport = MemoryTransport(self.broker, clock=self.clock)
+        self.client = rpc.Client(transport, clock=self.clock, timeout=600.0, target=attrs.evolve(TARGET, server=None))
+
+    def start(self, number: int) -> None:
+        """Have as many services live."""
+        self.services = [service for service in self.services if service.alive]
+        while len(self.services) < number:
+            self.services.append(Service(self))
+
+    def calls(self, *deadly: int) -> tuple[list[Deferred[Any]], list[Deferred[Any]]]:
+        """Call 24 times what harms nobody, and what is deadly after so many of them."""
+        innocent, guilty = [], []
+        for what in range(INNOCENT + 1):
+            guilty += [self.client.call(CONTEXT, "work", what=-1 - n) for n, at in enumerate(deadly) if at == what]
+            if what < INNOCENT:
+                innocent.append(self.client.call(CONTEXT, "work", what=what))
+        return innocent, guilty
+
+    def run_all(self, calls: list[Deferred[Any]], services: int = 1) -> None:
+        """Have services live and die until all calls have ended."""
+        for _ in range(2000):
+            self.start(services)
+            self.clock.pump([0.0, 0.01, 0.0])
+            for service in self.services:
+                service.step()
+            if all(call.called for call in calls):
+                return
+        self.fail("calls have not ended")
+
+    def check(self, innocent: list[Deferred[Any]], guilty: list[Deferred[Any]]) -> None:
+        self.assertEqual([self.successResultOf(call) for call in innocent], list(range(INNOCENT)))
+        for call in guilty:
+            self.failureResultOf(call, QuarantinedError)
+        self.assertEqual(len(self.broker.quarantine), len(guilty))
+
+    def test_innocent(self) -> None:
+        """What ran beside a deadly request is never quarantined with it, wherever it was."""
+        for at in (0, 4, 8, 20, INNOCENT):
+            self.broker.quarantine.clear()
+            self.deaths = 0
+            innocent, guilty = self.calls(at)
+            self.run_all(innocent + guilty)
+            self.check(innocent, guilty)
+            self.assertEqual(self.deaths, MAX_DELIVERIES + 1, at)
+
+    def test_two_deadly(self) -> None:
+        """Nor if there are two of them."""
+        innocent, guilty = self.calls(3, 6)
+        self.run_all(innocent + guilty)
+        self.check(innocent, guilty)
+
+    def test_two_services(self) -> None:
+        """Nor if another service is there to take what the dead one had."""
+        self.start(2)
+        innocent, guilty = self.calls(5)
+        self.run_all(innocent + guilty, services=2)
+        self.check(innocent, guilty)
+
+    def test_killed_often(self) -> None:
+        """What waited for its turn survives any number of deaths: only calls that ran are ever counted."""
+        innocent, _ = self.calls()
+        for _ in range(MAX_DELIVERIES):
+            self.start(1)
+            self.clock.pump([0.0] * 4)
+            self.services[0].die()
+        self.assertEqual([call for call in innocent if call.called], [])
+        self.run_all(innocent)
+        self.check(innocent, [])
+
+    def die_and_restart(self) -> Service:
+        """Have the only service die of something else, with all that it has in its hands, and start the next one."""
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.start(1)
+        self.clock.pump([0.0, 0.0])
+        return self.services[0]
+
+    def test_one_death(self) -> None:
+        """After one death all that the dead process had runs again at full concurrency."""
+        self.calls()
+        service = self.die_and_restart()
+        self.assertEqual(sorted(what for what, _ in service.running), list(range(CONCURRENCY)))
+
+    def test_groups(self) -> None:
+        """With each further death the group of those that were running gets smaller, and is one at the end."""
+        self.calls()
+        self.broker.queue("nova", TARGET.topic, None).messages = deque(
+            list(self.broker.queue("nova", TARGET.topic, None).messages)[:CONCURRENCY]
+        )
+        sizes = []
+        for _ in range(MAX_DELIVERIES):
+            service = self.die_and_restart()
+            sizes.append(len(service.running))
+        self.assertEqual(sizes, [8, 3, 1])
+
+    def test_group_sizes(self) -> None:
+        """The groups are a geometric series from the concurrency to 1, however many deaths there may be."""
+        for concurrency, most, sizes in [
+            (64, 3, [64, 8, 1]),
+            (64, 2, [64, 1]),
+            (64, 1, [1]),
+            (1, 4, [1, 1, 1, 1]),
+            (64, 7, [64, 32, 16, 8, 4, 2, 1]),
+        ]:
+            calls = RedeliveredCalls(
+                self.clock,
+                None,  # type: ignore[arg-type]  # it begins nothing
+                concurrency=concurrency,
+                max_deliveries=most,
+                retain=lambda _: None,
+                give_back=lambda _: None,
+                go_on=lambda: None,
+            )
+            self.assertEqual([calls.group(deaths) for deaths in range(most)], sizes)
+
+    def test_new_calls(self) -> None:
+        """New calls run beside those that were delivered before, within the server's concurrency."""
+        self.calls()
+        service = self.die_and_restart()
+        while service.running:
+            service.running.pop(0)[1].callback(None)
+            self.clock.pump([0.0, 0.0])
+            self.assertLessEqual(len(service.running), CONCURRENCY)
+        self.assertEqual(service.server.in_flight, 0)
+
+    def test_does_not_come(self) -> None:
+        """A place is not kept for ever for a message that was retained and does not come back."""
+        self.calls()
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.retained = lambda delivery: None
+        self.start(1)
+        self.clock.advance(0)
+        redelivered = self.services[0].server._redelivered
+        self.clock.advance(PATIENCE - 0.1)
+        self.assertEqual(redelivered.retained, CONCURRENCY)
+        self.clock.advance(0.1)
+        self.assertEqual(redelivered.retained, 0)
+
+    def test_stopped(self) -> None:
+        """A service that stops gives back those whose turn has not come, and waits for none."""
+        self.calls()
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.services = []
+        self.concurrency = 2
+        self.start(1)
+        self.clock.pump([0.0, 0.0])
+        service = self.services[0]
+        self.successResultOf(service.server.stop_consuming())
+        self.assertEqual([delivery for delivery in service.transport.held if not delivery.counted], [])
+        while service.running:
+            service.step()
+        self.successResultOf(service.server.drained())
+        given_back = service.server.counts.given_back
+        self.clock.advance(PATIENCE)
+        self.assertEqual((service.server.counts.given_back, service.transport.held), (given_back, []))
+
+    def test_comes_twice(self) -> None:
+        """A message that comes twice while it is being moved keeps one place, and leaves no timer behind."""
+        self.calls()
+        self.clock.pump([0.0, 0.0])
+        self.services[0].die()
+        self.services = []
+        self.retained = lambda delivery: None  # moved, and not back
+        self.start(1)
+        self.clock.advance(0)
+        server = self.services[0].server
+        self.assertEqual(server._redelivered.retained, CONCURRENCY)
+        for delivery in list(self.services[0].transport.held):
+            server._receive(delivery)
+        self.assertEqual(server._redelivered.retained, CONCURRENCY)
+        self.successResultOf(server.close())
+        self.assertEqual([call.func.__name__ for call in self.clock.getDelayedCalls() if "come" in str(call.func)], [])

@@ -1,0 +1,431 @@
+"""Tests for novasvc.rpc.server: what is taken in, when, and how much of it."""
+
+import json
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc import rpc
+from novasvc.context import current_context
+from novasvc.errors import (
+    InvalidArgumentsError,
+    MethodTimeoutError,
+    NoSuchMethodError,
+    RPCTimeoutError,
+    StateError,
+    TransportClosedError,
+    UnsupportedVersionError,
+)
+from novasvc.rpc.message import encode_request
+from novasvc.rpc.server import Server
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from novasvc.transport.memory.broker import Message
+from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
+
+
+class AdmissionTests(RPCCase):
+    def test_call(self) -> None:
+        """A call runs the method and answers with what it returns."""
+        self.assertEqual(self.successResultOf(self.call("note", what=[1])), [1])
+        self.assertEqual((self.diary.calls, self.server.counts.completed), ([[1]], 1))
+
+    def test_cast(self) -> None:
+        """A cast runs the method and answers nothing."""
+        self.successResultOf(self.client.cast(CONTEXT, "note", what=1))
+        self.successResultOf(self.client.fanout(CONTEXT, "note", what=2))
+        self.clock.advance(0)
+        self.assertEqual((sorted(self.diary.calls), self.client.unmatched_replies), ([1, 2], 0))
+
+    def test_refused(self) -> None:
+        """What is not exposed, served, or fitting is refused with a typed error, and nothing runs."""
+        for calling, error in (
+            (self.call("_hang"), NoSuchMethodError),
+            (self.call("__init__"), NoSuchMethodError),
+            (self.call("calls"), NoSuchMethodError),
+            (self.call("note", wrong=1), InvalidArgumentsError),
+            (self.client.prepare(version="1.1").call(CONTEXT, "note"), UnsupportedVersionError),
+            (self.client.prepare(version="x").call(CONTEXT, "note"), UnsupportedVersionError),
+            (self.client.prepare(namespace="n").call(CONTEXT, "note"), UnsupportedVersionError),
+        ):
+            self.clock.advance(0)
+            self.failureResultOf(calling, error)
+        self.assertEqual((self.diary.calls, self.server.counts.refused, self.server.in_flight), ([], 7, 0))
+
+    def test_refused_cast(self) -> None:
+        """A refused cast is dropped."""
+        self.send(encode_request("unknown", {}, {}))
+        self.assertEqual(self.server.counts.refused, 1)
+
+    def test_malformed(self) -> None:
+        """What is no message is dropped, once, and the next one is served."""
+        for body in (b"", b"rubbish", b'{"oslo.version": "3.0", "oslo.message": "{}"}', b"[" * 100_000):
+            self.send(body)
+        self.assertEqual((self.server.counts.malformed, self.server.counts.received), (4, 4))
+        self.assertEqual(self.successResultOf(self.call("note", what=1)), 1)
+
+    def test_malformed_request(self) -> None:
+        """A request with a wrong field is answered if there is a way back."""
+        body = json.loads(self.request("note"))
+        fields = json.loads(body["oslo.message"])
+        for wrong in ({"args": None}, {"args": [1]}, {"method": 1}, {"version": 1}, {"version": None}):
+            self.send(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps({**fields, **wrong})}).encode())
+        classes = [json.loads(reply.failure or "")["class"] for reply in self.replies]
+        self.assertEqual(classes, ["MessageFormatError"] * 4 + ["UnsupportedVersion"])
+        self.assertEqual(self.diary.calls, [])
+
+    def test_old_form(self) -> None:
+        """A body without an envelope is served."""
+        self.send(b'{"method": "note", "args": {"what": 1}}')
+        self.assertEqual(self.diary.calls, [1])
+
+    def test_duplicate(self) -> None:
+        """A message that comes again is dropped without an answer."""
+        body = self.request("note", what=1)
+        for _ in range(3):
+            self.send(body)
+        self.assertEqual((self.diary.calls, len(self.replies), self.server.counts.duplicates), ([1], 1, 2))
+
+    def test_answered_again(self) -> None:
+        """The reply to an idempotent call is sent again when the caller sends the call again, and is not made again."""
+        body = self.request("hang_again", what=1)
+        self.send(body)
+        self.diary.hanging[0].callback("done")
+        self.clock.advance(0)
+        self.send(body)
+        self.assertEqual((self.diary.calls, [reply.result for reply in self.replies]), ([1], ["done", "done"]))
+
+    def test_no_id(self) -> None:
+        """Messages without an id are not taken for duplicates."""
+        for _ in range(2):
+            self.send(b'{"method": "note"}')
+        self.assertEqual(len(self.diary.calls), 2)
+
+    def test_refusal_is_logged(self) -> None:
+        """What is refused is one line in the log, under the request id of its caller."""
+        events: list[tuple[str | None, str]] = []
+
+        def observe(event: LogEvent) -> None:
+            context = current_context.get()
+            events.append((context and context.request_id, formatEvent(event)))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.failureResultOf(self.call("unknown"), NoSuchMethodError)
+        ((request_id, text),) = events
+        self.assertEqual(request_id, "req-1")
+        self.assertIn("refused: ", text)
+
+    def test_expired(self) -> None:
+        """A request whose caller waits no longer when its turn comes is not begun."""
+        hanging = [self.call("hang"), self.call("hang")]
+        late = self.client.prepare(timeout=5).call(CONTEXT, "note", what="late")
+        self.clock.advance(0)
+        self.clock.advance(5)
+        self.failureResultOf(late, RPCTimeoutError)
+        for waiting, calling in zip(self.diary.hanging, hanging, strict=True):
+            waiting.callback(1)
+            self.clock.advance(0)
+            self.successResultOf(calling)
+        self.assertNotIn("late", self.diary.calls)
+        self.assertEqual(self.server.counts.expired, 1)
+
+
+class RedeliveryTests(RPCCase):
+    def answers(self) -> list[Any]:
+        self.clock.advance(0)
+        return [json.loads(r.failure)["class"] if r.failure else r.result for r in self.replies]
+
+    def test_redelivered(self) -> None:
+        """A message that another server had is refused, unless its method is idempotent."""
+        self.redeliver(self.request("note", what=1), self.request("hang_again", what=2))
+        self.assertEqual((self.diary.calls, self.server.counts.refused), ([2], 1))
+        self.diary.hanging[0].callback(3)
+        self.assertEqual(self.answers(), ["RedeliveredError", 3])
+
+    def test_quarantined(self) -> None:
+        """What took its server down as often as may be is put aside, and its caller hears of it."""
+        body = self.request("hang_again", what=1)
+        self.redeliver(body, times=3)
+        self.assertEqual(self.answers(), ["QuarantinedError"])
+        self.assertEqual((self.diary.calls, self.server.counts.quarantined, self.server.counts.refused), ([], 1, 0))
+        ((quarantined, reason),) = self.broker.quarantine
+        self.assertEqual(quarantined, body)
+        self.assertIn("delivered 3 times", reason)
+        self.successResultOf(self.server.close())
+        self.assertEqual(self.take(), [])
+
+    def test_other_copy_of_quarantined(self) -> None:
+        """Another copy of a quarantined message is not run where that is known; one that an operator sends is new."""
+        body = self.request("hang_again", what=1)
+        self.redeliver(body, times=3)
+        self.redeliver_here(body)
+        self.assertEqual((self.diary.calls, self.server.counts.duplicates), ([], 1))
+        self.send(body)
+        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 1))
+
+    def test_not_yet(self) -> None:
+        """What came less often runs once more; how often it may come can be set."""
+        self.redeliver(self.request("hang_again", what=1), times=2)
+        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 0))
+        self.successResultOf(self.server.close())
+        self.server = self.serve(max_deliveries=10)
+        self.clock.advance(0)
+        self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1, 1], 0))
+
+    def test_uncounted(self) -> None:
+        """What its queue does not count is sent to this process's own queue before it runs; then it runs once."""
+        self.transport.counting = False
+        self.redeliver(self.request("hang_again", what=1), times=2)
+        self.clock.advance(0)
+        self.assertEqual((self.diary.calls, self.server.counts.given_back), ([1], 0))
+        self.assertEqual(self.server.counts.received, 2)
+        self.diary.hanging[0].callback(2)
+        self.assertEqual(self.answers(), [2])
+
+    def lose_connection(self) -> None:
+        """Have the transport take back what is not settled, and deliver it again to the same server."""
+        listener = self.server._listener
+        assert listener is not None
+        target, receive = listener._topic, listener._receiver
+        self.successResultOf(listener.close())
+        self.assertEqual(target, TARGET.topic)
+        self.server._listener = self.successResultOf(self.transport.listen(TARGET, receive, self.concurrency))
+        self.clock.advance(0)
+
+    def test_lost_while_running(self) -> None:
+        """An idempotent method that runs while its connection is lost is not run twice, and acknowledged at its end."""
+        calling = self.call("hang_again", what=1)
+        self.lose_connection()
+        self.diary.hanging[0].callback(2)
+        self.clock.advance(0)
+        self.assertEqual((self.successResultOf(calling), self.diary.calls), (2, [1]))
+        self.assertEqual(self.server.counts.duplicates, 0)
+        self.successResultOf(self.server.close())
+        self.assertEqual(self.take(), [])
+
+    def test_lost_while_waiting(self) -> None:
+        """What waits here while its connection is lost is neither refused, nor run twice, nor lost."""
+        for what in range(2):
+            self.call("hang", what=what)
+        calls = [self.call("hang", what=2), self.call("hang_again", what=3)]
+        self.lose_connection()
+        self.assertEqual((self.server.counts.refused, self.server.counts.given_back), (0, 0))
+        self.diary.hanging[0].callback(None)
+        self.diary.hanging[2].callback("done")
+        self.clock.advance(0)
+        self.assertEqual(self.successResultOf(calls[0]), "done")
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3])
+
+    def test_lost_and_given_back(self) -> None:
+        """What was not begun before its connection was lost is given back as new."""
+        for what in range(3):
+            self.client.cast(CONTEXT, "hang", what=what)
+        self.clock.advance(0)
+        self.lose_connection()
+        self.successResultOf(self.server.close())
+        self.assertEqual([delivery.deliveries for delivery in self.take()], [0])
+
+    def test_begun_and_redelivered(self) -> None:
+        """A method that has begun, and is not idempotent, does not begin again, and its caller is told nothing."""
+        body = self.request("hang", what=1)
+        self.send(body)
+        self.redeliver_here(body)
+        self.assertEqual((self.diary.calls, self.server.counts.duplicates, self.answers()), ([1], 1, []))
+
+    def redeliver_here(self, body: bytes) -> None:
+        queue = self.broker.queue("nova", TARGET.topic, TARGET.server)
+        queue.put_back(Message(body, None))
+        self.clock.advance(0)
+
+
+class ConcurrencyTests(RPCCase):
+    def test_bounded(self) -> None:
+        """As many run as may, as many wait here, and the others wait in the transport."""
+        calls = [self.call("hang", what=number) for number in range(6)]
+        self.assertEqual((self.diary.calls, self.server.in_flight), ([0, 1], 2))
+        self.assertEqual(self.server.counts.received, 4)
+        for number, calling in enumerate(calls):
+            self.diary.hanging[number].callback(number)
+            self.clock.advance(0)
+            self.assertEqual(self.successResultOf(calling), number)
+        self.assertEqual((self.diary.calls, self.server.in_flight), ([0, 1, 2, 3, 4, 5], 0))
+
+    def test_many_at_once(self) -> None:
+        """Methods that return at once follow each other without end, and without depth."""
+        hanging = [self.call("hang"), self.call("hang")]
+        calls = [self.client.call(CONTEXT, "note", what=number) for number in range(3000)]
+        self.clock.advance(0)
+        for waiting in self.diary.hanging:
+            waiting.callback(None)
+        self.clock.advance(0)
+        self.assertEqual([self.successResultOf(calling) for calling in calls], list(range(3000)))
+        for calling in hanging:
+            self.successResultOf(calling)
+
+    def test_slow_replies(self) -> None:
+        """A reply that is being published keeps its call's place."""
+        published: list[Deferred[None]] = []
+
+        def publish() -> Deferred[None]:
+            published.append(Deferred())
+            return published[-1]
+
+        self.transport.on_reply = publish
+        for number in range(3):
+            self.call("note", what=number)
+        self.assertEqual((self.diary.calls, self.server.in_flight), ([0, 1], 2))
+        drained = self.server.drained()
+        published[0].callback(None)
+        self.assertEqual((self.diary.calls, self.server.in_flight), ([0, 1, 2], 2))
+        published[1].errback(TransportClosedError("replying"))
+        self.assertNoResult(drained)
+        published[2].callback(None)
+        self.successResultOf(drained)
+        self.assertEqual((self.server.in_flight, self.server.counts.unanswered), (0, 1))
+
+
+class LifeTests(RPCCase):
+    def test_live(self) -> None:
+        """A server is live from its start until it stops consuming."""
+        endpoints = rpc.Endpoints(Diary())
+        server = Server(self.transport, TARGET, endpoints, clock=self.clock, run_blocking=self.run_blocking)
+        self.assertFalse(server.live)
+        self.successResultOf(server.stop_consuming())
+        self.successResultOf(server.start())
+        self.assertTrue(server.live)
+        self.successResultOf(server.stop_consuming())
+        self.assertFalse(server.live)
+        self.successResultOf(server.close())
+
+    def test_started_once(self) -> None:
+        """A server is started once."""
+        self.failureResultOf(self.server.start(), StateError)
+        self.successResultOf(self.server.close())
+        self.failureResultOf(self.server.start(), StateError)
+
+    def test_not_started(self) -> None:
+        """A server that could not listen fails to start with the transport's reason."""
+        transport = MemoryTransport(MemoryBroker(), clock=self.clock)
+        transport.close()
+        endpoints = rpc.Endpoints(Diary())
+        server = Server(transport, TARGET, endpoints, clock=self.clock, run_blocking=self.run_blocking)
+        self.failureResultOf(server.start(), TransportClosedError)
+        self.successResultOf(server.close())
+
+    def test_drain(self) -> None:
+        """A draining server takes in nothing, and finishes and answers all that it has."""
+        self.successResultOf(self.server.drained())
+        calls = [self.call("hang", what=number) for number in range(4)]
+        self.successResultOf(self.server.stop_consuming())
+        self.successResultOf(self.client.cast(CONTEXT, "note", what="for another"))
+        self.clock.advance(0)
+        drained, given_up = self.server.drained(), self.server.drained()
+        given_up.cancel()
+        self.failureResultOf(given_up)
+        for number, calling in enumerate(calls):
+            self.assertNoResult(drained)
+            self.diary.hanging[number].callback(number)
+            self.clock.advance(0)
+            self.assertEqual(self.successResultOf(calling), number)
+        self.successResultOf(drained)
+        self.successResultOf(self.server.close())
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3])
+
+    def test_close(self) -> None:
+        """A closed server cancels what runs, whose callers hear of it at once, and gives back what was not begun."""
+        calls = [self.call("hang", what=number) for number in range(4)]
+        self.clock.advance(3)
+        self.successResultOf(self.server.close())
+        self.clock.advance(0)
+        errors = [self.failureResultOf(calling).value for calling in calls[:2]]
+        self.assertEqual([type(e) for e in errors], [MethodTimeoutError] * 2)
+        self.assertEqual(self.server.counts.given_back, 2)
+        self.assertEqual(errors[0].args[:2], ("hang", 3.0))
+        self.assertRegex(str(errors[0]), r"'hang' was cancelled after 3 s: the RPC server of .* was closed; see what")
+        self.assertEqual((self.diary.cancelled, self.server.in_flight), (2, 0))
+        self.client.close()
+        for calling in calls[2:]:
+            self.failureResultOf(calling, TransportClosedError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_given_back(self) -> None:
+        """What was not begun when a server closed runs on the next one, once, as if it had never been here."""
+        calls = [self.call("hang", what=number) for number in range(4)]
+        self.successResultOf(self.client.cast(CONTEXT, "note", what="cast"))
+        self.successResultOf(self.server.close())
+        self.server = self.serve(transport=self.make_transport())
+        self.clock.advance(0)
+        self.assertEqual(self.diary.calls, [0, 1, "cast", 2, 3])
+        for hanging in self.diary.hanging[2:]:
+            hanging.callback("done")
+            self.clock.advance(0)
+        self.assertEqual([self.successResultOf(calling) for calling in calls[2:]], ["done"] * 2)
+        for calling in calls[:2]:
+            self.failureResultOf(calling, MethodTimeoutError)
+
+    def test_given_back_to_itself(self) -> None:
+        """A server that gave a message back, and gets it again, does not take it for a duplicate."""
+        for number in range(3):
+            self.client.cast(CONTEXT, "hang", what=number)
+        self.clock.advance(0)
+        self.server.cut_short("b@h was shutting down")
+        self.clock.advance(0)
+        self.assertEqual((self.diary.calls, self.server.counts.duplicates), ([0, 1, 2], 0))
+
+    def test_expired_when_closed(self) -> None:
+        """What was not begun, and nobody waits for any more, is not given back."""
+        for number in range(2):
+            self.client.cast(CONTEXT, "hang", what=number)
+        late = self.client.prepare(timeout=5).call(CONTEXT, "hang", what=2)
+        self.clock.pump([0, 5])
+        self.failureResultOf(late, RPCTimeoutError)
+        self.successResultOf(self.server.close())
+        self.assertEqual((self.server.counts.expired, self.server.counts.given_back), (1, 0))
+
+    def test_close_idempotent(self) -> None:
+        """Idempotent calls of a closed server run again on another one, where they are no suspects."""
+        calls = [self.call("hang_again", what=number) for number in range(4)]
+        self.successResultOf(self.server.close())
+        self.server = self.serve(transport=self.make_transport())
+        self.clock.advance(0)
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3])
+        for number in range(4):
+            self.diary.hanging[2 + number].callback("done")  # the first two were cancelled
+            self.clock.advance(0)
+        self.assertEqual([self.successResultOf(calling) for calling in calls], ["done"] * 4)
+        self.assertEqual(self.diary.calls, [0, 1, 2, 3, 0, 1])
+
+    def test_close_publishes(self) -> None:
+        """A closing server waits until what it has to say is published, before it gives up its queues."""
+        published: list[Deferred[None]] = []
+
+        def publish() -> Deferred[None]:
+            published.append(Deferred())
+            return published[-1]
+
+        self.transport.on_reply = publish
+        self.call("hang")
+        closed = self.server.close()
+        self.assertNoResult(closed)
+        published[0].callback(None)
+        self.successResultOf(closed)
+
+    def test_closed(self) -> None:
+        """A closed server leaves what still arrives to others."""
+        self.server._state = "closed"  # between the closing and the transport's noticing
+        self.send(encode_request("note", {"what": 1}, {}))
+        self.assertEqual(self.diary.calls, [])
+        self.successResultOf(self.server.close())
+        self.assertEqual([delivery.deliveries for delivery in self.take()], [0])
+
+
+class BaseAPITests(SynchronousTestCase):
+    def test_answers(self) -> None:
+        """Every node answers ping and get_backdoor_port as Nova's do."""
+        for port in (None, 4444):
+            endpoints = rpc.Endpoints(rpc.BaseAPI("compute", port))
+            ping = endpoints.find("baseapi", "ping", "1.0").function(CONTEXT, arg=[1])
+            backdoor = endpoints.find("baseapi", "get_backdoor_port", "1.1").function(CONTEXT)
+            self.assertEqual((ping, backdoor), ({"service": "compute", "arg": [1]}, port))

@@ -1,0 +1,68 @@
+"""Tests for novasvc.telemetry.stalls: a reactor's heartbeats, and those that came late."""
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.telemetry.flight import FlightRecorder
+from novasvc.telemetry.stalls import StallWatch
+from tests.support.flight_rig import said
+
+
+class StallWatchTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.ahead = 1000.0
+        self.recorder = FlightRecorder.anonymous()
+        self.watch = StallWatch(self.recorder, self.clock, monotonic=lambda: self.clock.seconds() + self.ahead)
+        self.watch.start()
+        self.addCleanup(self.watch.stop)
+
+    def stalls(self) -> list[str]:
+        return said(self.recorder, "stall")
+
+    def test_beats(self) -> None:
+        """The first heartbeat comes at once, and one a second after it; none of them is noted."""
+        beats = [self.recorder.beaten]
+        for _ in range(8):
+            self.clock.advance(0.5)
+            beats.append(self.recorder.beaten)
+        self.assertEqual(beats, [1000, 1000, 1001, 1001, 1002, 1002, 1003, 1003, 1004])
+        self.assertEqual(self.stalls(), [])
+
+    def test_stall(self) -> None:
+        """A heartbeat that comes more than half a second late is noted, with how late it came, once."""
+        self.clock.advance(1.5)
+        self.assertEqual(self.stalls(), [])
+        self.clock.advance(3.125)
+        self.clock.pump([0.125] * 27)  # to 8.0
+        self.assertEqual(self.stalls(), ["the reactor was 2.1 s late"])
+        self.clock.advance(60)
+        self.assertEqual(self.stalls()[1:], ["the reactor was 59.0 s late"])
+
+    def test_clock_is_set(self) -> None:
+        """Somebody who sets the reactor's clock makes no stall, and the stamps go on as before."""
+        self.clock.advance(1)
+        self.ahead -= 3600
+        self.clock.advance(3600)
+        self.clock.pump([0.125] * 8)
+        self.assertEqual(self.stalls(), [])
+        self.assertEqual(self.recorder.beaten, 1002)
+
+    def test_stop(self) -> None:
+        """One that is stopped stamps no more, leaves no timer, and may be stopped again, or started."""
+        self.watch.stop()
+        self.watch.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.clock.advance(10)
+        self.assertEqual(self.recorder.beaten, 1000)
+        self.watch.start()
+        self.assertEqual((self.recorder.beaten, self.stalls()), (1010, []))
+
+    def test_interval(self) -> None:
+        """The interval is the watcher's choice."""
+        watch = StallWatch(self.recorder, self.clock, monotonic=self.clock.seconds, interval=0.25)
+        self.watch.stop()
+        watch.start()
+        self.addCleanup(watch.stop)
+        self.clock.advance(0.25)
+        self.assertEqual(self.recorder.beaten, 0.25)

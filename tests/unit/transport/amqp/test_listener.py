@@ -1,0 +1,718 @@
+"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.consumer."""
+
+import zlib
+from typing import Any
+
+from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, DeclarationMismatchError
+from novasvc.rpc.target import Target
+from novasvc.transport.amqp.codec import decode_properties
+from novasvc.transport.amqp.protocol import BODY_LIMIT
+from novasvc.transport.amqp.publisher import PROBE_KEY
+from tests.support.amqp_rig import AMQPCase, Link, Said
+
+
+class ListenerCase(AMQPCase):
+    """A transport that listens; what it is given is in ``got``."""
+
+    target = Target("compute", "h1")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.got: list[Any] = []
+        self.amqp = self.transport(heartbeat=0.0)
+
+    def listen(self, prefetch: int = 10) -> Any:
+        return self.done(self.amqp.listen(self.target, self.got.append, prefetch))
+
+    @property
+    def link(self) -> Link:
+        return self.broker.link("consuming")
+
+    @property
+    def out(self) -> Link:
+        return self.broker.link("publishing")
+
+    def deliver(self, *bodies: bytes, **more: Any) -> None:
+        channel = self.link.last("basic.consume").channel
+        self.link.feed(b"".join(self.link.delivery(channel, body, **more) for body in bodies))
+        self.settle()
+
+    def settled(self) -> list[tuple[Any, ...]]:
+        """Return what was said of messages: name, tag, flag."""
+        names = ("basic.ack", "basic.reject")
+        return [(said.name[6:], *said.args.values()) for said in self.link.seen if said.name in names]
+
+    def published(self) -> list[Said]:
+        return self.out.all("basic.publish")
+
+    def headers(self) -> Any:
+        return decode_properties(self.published()[-1].properties)["headers"]
+
+
+class ListenTests(ListenerCase):
+    """Tests for what is declared and consumed."""
+
+    def test_queues(self) -> None:
+        """The topic's queue, the server's and its own one for fanouts are declared and bound, and consumed."""
+        listener = self.listen(prefetch=100_000)
+        self.assertTrue(listener.live)
+        queues = [said.args["queue"] for said in self.link.all("queue.declare")]
+        self.assertEqual(queues[:2], ["compute", "compute.h1"])
+        self.assertRegex(queues[2], r"^compute_fanout_[0-9a-f]{32}$")
+        self.assertEqual({said.args["queue"] for said in self.link.all("basic.consume")}, set(queues))
+        bound = [(said.args["exchange"], said.args["routing_key"]) for said in self.link.all("queue.bind")]
+        self.assertEqual(bound, [("nova", "compute"), ("nova", "compute.h1"), ("compute_fanout", "compute")])
+        self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 65_535)
+
+    def test_topic_last(self) -> None:
+        """Nothing is taken from the topic's queue, which others serve, too, before its own ones can be consumed."""
+        self.broker.unanswered.add("basic.consume")
+        listening = self.started(self.amqp.listen(self.target, self.got.append, 10))
+        for queue in (r"compute_fanout_", r"compute\.h1$", r"compute$"):
+            said = self.link.last("basic.consume")
+            self.assertRegex(said.args["queue"], f"^{queue}")
+            self.assertNoResult(listening)
+            self.link.say(said.channel, "basic.consume-ok", consumer_tag=said.args["consumer_tag"])
+            self.settle()
+        self.assertTrue(self.successResultOf(listening).live)
+
+    def test_without_a_server(self) -> None:
+        """Who serves a topic alone has no queue of a server."""
+        self.target = Target("compute")
+        self.listen()
+        self.assertEqual(len(self.link.all("queue.declare")), 2)
+
+    def test_closed(self) -> None:
+        """Who comes and goes leaves nothing behind in the transport."""
+        for _ in range(3):
+            self.listen()
+            self.amqp._listeners[-1].close()
+        self.listen()
+        self.assertEqual(len(self.amqp._listeners), 1)
+
+    def test_refused(self) -> None:
+        """What the broker refuses fails the listening with its reason, and leaves no channel."""
+        for code, kind in (
+            (403, BrokerRefusedError),
+            (404, BrokerError),
+            (406, DeclarationMismatchError),
+            (500, BrokerUnavailableError),
+        ):
+            self.broker.closing["queue.declare"] = (code, "no")
+            error = self.failed(self.amqp.listen(self.target, self.got.append, 1), BrokerError)
+            self.assertIs(type(error), kind)
+        self.broker.closing.clear()
+        self.listen()
+        self.assertEqual(self.link.last("channel.open").channel, 1)
+
+    def test_away(self) -> None:
+        """Who listens while the connection is lost hears what is the matter with it."""
+        self.listen()
+        self.broker.refusing |= {5672, 5673}
+        self.link.lose()
+        self.failed(self.amqp.listen(self.target, self.got.append, 1), BrokerUnavailableError)
+
+
+class DeliveryTests(ListenerCase):
+    """Tests for what is delivered."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.listen()
+
+    def test_octets(self) -> None:
+        """A body comes as it was sent."""
+        self.deliver("é".encode(), b"\xff\x00", b"")
+        self.assertEqual([one.body for one in self.got], ["é".encode(), b"\xff\x00", b""])
+
+    def test_first_time(self) -> None:
+        """A new message was never delivered, and has the time that its sender gave it."""
+        self.deliver(b"x", properties={"expiration": "1500"})
+        one = self.got[0]
+        self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
+
+    def test_expires_in(self) -> None:
+        """What its sender still waits is what is left when it is asked, however long it waited here."""
+        self.deliver(b"x", properties={"expiration": "1500"})
+        self.deliver(b"y")
+        left = []
+        for seconds in (0.5, 2.0):
+            self.wait(seconds)
+            left.append([one.expires_in for one in self.got])
+        self.assertEqual(left, [[1.0, None], [0.0, None]])
+
+    def test_deliveries(self) -> None:
+        """How often a message was delivered is what we have counted; "redelivered" is once more, not counted yet."""
+        for headers, redelivered, expected in (
+            ({"x-delivery-count": 2}, True, (1, False)),
+            ({"x-novasvc-deliveries": 3}, False, (3, False)),  # it was given back
+            ({"x-novasvc-deliveries": 3, "x-novasvc-deaths": 3}, False, (3, True)),
+            ({"x-novasvc-deliveries": 3, "x-delivery-count": 1}, True, (4, False)),
+            ({}, True, (1, False)),
+            ({"x-novasvc-deliveries": 3}, True, (4, False)),
+            ({"x-delivery-count": "many"}, False, (0, True)),
+        ):
+            self.deliver(b"x", properties={"headers": headers}, redelivered=redelivered)
+            one = self.got.pop()
+            self.assertEqual((one.deliveries, one.counted), expected, headers)
+
+    def test_unreadable(self) -> None:
+        """What cannot be read is dropped and counted: too long, not what it says, properties that are none."""
+        packed = {"headers": {"compression": "zlib"}}
+        listener = self.amqp._listeners[0]
+        self.deliver(bytes(BODY_LIMIT + 1))
+        self.deliver(zlib.compress(bytes(BODY_LIMIT + 1)), properties=packed)
+        self.deliver(zlib.compress(b"x" * 100)[:-5], properties=packed)
+        self.deliver(b"no stream", properties=packed)
+        self.deliver(b"x", properties=b"\xff\xff")
+        self.assertEqual((self.got, listener.unreadable), ([], 5))
+        self.assertEqual(self.settled(), [("reject", tag, False) for tag in range(1, 6)])
+        self.assertEqual(len([line for line in self.log if "a message from compute was dropped" in line]), 5)
+
+    def test_compressed(self) -> None:
+        """What a peer has compressed is handed on as it was."""
+        self.deliver(zlib.compress(b"plain"), properties={"headers": {"compression": "zlib"}})
+        self.assertEqual(self.got[0].body, b"plain")
+
+
+class SettleTests(ListenerCase):
+    """Tests for what becomes of a message."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.listen()
+
+    def test_batch(self) -> None:
+        """What is acknowledged in one turn goes in one frame, if nothing before it is unsettled."""
+        self.deliver(b"1", b"2", b"3")
+        for one in reversed(self.got):
+            one.ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 3, True)])
+
+    def test_not_a_prefix(self) -> None:
+        """What comes after an unsettled message is acknowledged by itself."""
+        self.deliver(*[b"x"] * 6)
+        for number in (0, 1, 3, 5):
+            self.got[number].ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 2, True), ("ack", 4, False), ("ack", 6, False)])
+
+    def test_only_later_ones(self) -> None:
+        """With the first message unsettled there is no batch."""
+        self.deliver(b"1", b"2")
+        self.got[1].ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 2, False)])
+
+    def test_once(self) -> None:
+        """A message is settled once; what is said of it later has no effect."""
+        self.deliver(b"1", b"2")
+        self.got[0].ack()
+        self.got[1].reject()
+        for one in self.got:
+            one.ack()
+            one.reject()
+            one.requeue(1)
+            one.quarantine("why")
+        self.settle()
+        self.assertEqual(self.settled(), [("reject", 2, False), ("ack", 1, True)])
+        self.assertEqual(self.published(), [])
+
+    def test_within_a_read(self) -> None:
+        """What is acknowledged as it comes goes out when the read is handled."""
+        self.amqp._listeners[0].receiver = lambda one: one.ack()
+        self.deliver(*[b"x"] * 100)
+        self.assertEqual(self.settled(), [("ack", 100, True)])
+
+    def test_requeue(self) -> None:
+        """What is given back is sent anew, with count and time left, and acknowledged when it is there."""
+        self.broker.confirming = False
+        self.deliver(b"x", properties={"expiration": "1500"})
+        self.wait(0.5)
+        self.got[0].requeue(2)
+        self.settle()
+        probe = self.published()[0]
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", PROBE_KEY))
+        self.out.say(probe.channel, "basic.ack", delivery_tag=1)
+        self.settle()
+        said = self.published()[1]
+        self.assertEqual((said.args["exchange"], said.args["routing_key"], said.body), ("", "compute", b"x"))
+        self.assertEqual(self.headers(), {"x-novasvc-deliveries": 2})
+        self.assertEqual(decode_properties(said.properties)["expiration"], "1000")
+        self.assertEqual(self.settled(), [])
+        self.out.say(said.channel, "basic.ack", delivery_tag=2)
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_requeue_of_what_was_not_begun(self) -> None:
+        """What was not begun goes back without a count."""
+        self.deliver(b"x")
+        self.got[0].requeue(0)
+        self.settle()
+        self.assertEqual(self.headers(), {})
+
+    def test_worn(self) -> None:
+        """What came back to a quorum queue so often that the broker would soon drop it is sent anew, as delivered."""
+        for number, (headers, handed_on) in enumerate(
+            (
+                ({"x-delivery-count": 9}, True),
+                ({"x-delivery-count": 10}, False),
+                ({"x-delivery-count": 2, "x-acquired-count": 10, "x-novasvc-deliveries": 3}, False),
+            )
+        ):
+            self.deliver(b"%d" % number, redelivered=True, properties={"headers": headers})
+            self.settle()
+            self.assertEqual(bool(self.got), handed_on, headers)
+            self.got.clear()
+        self.assertEqual([said.body for said in self.published()], [b"1", b"2"])
+        self.assertEqual(self.headers(), {"x-novasvc-deliveries": 4})
+
+    def test_requeue_fails(self) -> None:
+        """What cannot be sent anew goes back by the broker's own way, after a pause."""
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.got[0].requeue(2)
+        self.settle()
+        self.out.give_back(self.published()[0])
+        self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
+        self.wait(29)
+        self.assertEqual(self.settled(), [])
+        self.wait(1)
+        self.assertEqual(self.settled(), [("reject", 1, True)])
+        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+
+    def test_settled_in_the_pause(self) -> None:
+        """What waits to go back can still be acknowledged."""
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        self.deliver(b"x")
+        self.got[0].quarantine("why")
+        self.settle()
+        self.got[0].ack()
+        self.wait(3)
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_channel_gone_in_the_pause(self) -> None:
+        """What waits to go back when its channel goes is left to the broker."""
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        self.deliver(b"x", b"y")
+        for one in self.got:
+            one.quarantine("why")
+            self.wait(0.5)
+        self.broker.closing.clear()
+        self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
+        self.wait(5)
+        self.assertEqual(self.settled(), [])
+
+    def test_settled_while_it_moves(self) -> None:
+        """What is being moved cannot be settled otherwise."""
+        self.broker.confirming = False
+        self.deliver(b"x")
+        one = self.got[0]
+        one.requeue(1)
+        one.ack()
+        one.reject()
+        one.quarantine("why")
+        self.settle()
+        self.assertEqual((self.settled(), len(self.published())), ([], 1))
+
+    def test_copies_wait(self) -> None:
+        """A copy that is back before its original is acknowledged waits for that; other messages do not."""
+        self.broker.unanswered.add("basic.qos")
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        self.settle()
+        self.deliver(b"copy", properties={"headers": {"x-novasvc-deliveries": 1}})
+        self.deliver(b"other")
+        self.assertEqual([one.body for one in self.got], [b"x", b"other"])
+        self.link.say(self.link.last("basic.qos").channel, "basic.qos-ok")
+        self.assertEqual([one.body for one in self.got], [b"x", b"other", b"copy"])
+
+    def test_no_answer_after_a_move(self) -> None:
+        """A channel that got no answer after a move is replaced, though its connection stays."""
+        self.broker.unanswered.add("basic.qos")
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        self.wait(15)
+        self.broker.unanswered.clear()
+        self.wait(5)
+        self.assertTrue(self.amqp._listeners[0].live)
+        self.assertEqual(len(self.link.all("basic.consume")), 6)
+
+    def test_quarantine(self) -> None:
+        """What is put aside goes to a bounded queue that is made for it, with the reason and where it came from."""
+        self.deliver(b"x", redelivered=True, properties={"headers": {"x-novasvc-deliveries": 2}})
+        self.got[0].quarantine("why" * 1000)
+        self.settle()
+        declared = self.link.last("queue.declare").args
+        self.assertEqual((declared["queue"], declared["durable"]), ("compute_quarantine", True))
+        self.assertEqual(declared["arguments"], {"x-max-length": 1000})
+        self.assertEqual(self.published()[0].args["routing_key"], "compute_quarantine")
+        reason = ("why" * 1000)[:500]
+        expected = {
+            "x-novasvc-deliveries": 3,
+            "x-novasvc-deaths": 0,
+            "x-novasvc-queue": "compute",
+            "x-novasvc-reason": reason,
+        }
+        self.assertEqual(self.headers(), expected)
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_no_quarantine(self) -> None:
+        """Where the broker refuses the place, the message goes back after a pause, and consuming goes on."""
+        self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
+        self.deliver(b"x")
+        self.got[0].quarantine("why")
+        self.wait(30)
+        self.assertEqual(self.settled(), [("reject", 1, True)])
+        self.assertEqual(self.published(), [])
+        self.deliver(b"y")
+        self.assertEqual(len(self.got), 2)
+        self.assertTrue(any("cannot be moved to compute_quarantine" in line for line in self.log))
+
+    def test_channel_gone(self) -> None:
+        """What is said of a message whose channel is gone has no effect."""
+        self.deliver(b"1", b"2", b"3", b"4", b"5")
+        self.got[0].ack()  # on its way out
+        self.link.say(self.link.last("basic.consume").channel, "channel.close", reply_code=404, reply_text="gone")
+        self.got[1].ack()
+        self.got[2].reject()
+        self.got[3].requeue(1)
+        self.got[4].quarantine("why")
+        self.wait(5)
+        self.assertEqual((self.settled(), self.published()), ([], []))
+
+    def test_gone_while_it_moves(self) -> None:
+        """A message that was sent anew when its channel went is not acknowledged on the next one."""
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        self.settle()
+        self.link.say(self.link.last("basic.consume").channel, "channel.close", reply_code=404, reply_text="gone")
+        self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
+        self.wait(5)
+        self.assertEqual(self.settled(), [])
+
+
+class CancelTests(ListenerCase):
+    """Tests for cancel and close."""
+
+    def test_cancel(self) -> None:
+        """After cancel no consumer is left, and what was delivered can be acknowledged."""
+        listener = self.listen()
+        self.deliver(b"x")
+        self.done(listener.cancel())
+        self.assertFalse(listener.live)
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
+        self.got[0].ack()
+        self.settle()
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_close(self) -> None:
+        """Close writes what is acknowledged, deletes the queue of fanouts only, and closes the channel last."""
+        listener = self.listen()
+        self.deliver(b"x")
+        self.done(listener.cancel())
+        self.got[0].ack()
+        self.done(listener.close())
+        self.assertEqual(self.link.names()[-3:], ["basic.ack", "queue.delete", "channel.close"])
+        self.assertRegex(self.link.last("queue.delete").args["queue"], "^compute_fanout_")
+        self.done(listener.close())
+        self.done(listener.cancel())
+        self.assertEqual(len(self.link.all("queue.delete")), 1)
+
+    def test_close_waits_for_moves(self) -> None:
+        """Close waits for what is being sent anew, so that it is not delivered twice."""
+        listener = self.listen()
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.got[0].requeue(1)
+        closing = self.started(listener.close())
+        self.assertNoResult(closing)
+        self.out.say(self.published()[0].channel, "basic.ack", delivery_tag=1)
+        self.done(closing)
+        self.assertEqual(self.settled(), [("ack", 1, True)])
+
+    def test_close_does_not_wait_for_ever(self) -> None:
+        """A broker that answers for no message keeps close for as long as any question, and no reject follows."""
+        listener, _ = self.listen(), self.listen()
+        self.broker.confirming = False
+        self.deliver(b"x")
+        self.link.deliver(1, b"y")
+        self.got[1].requeue(1)
+        self.amqp._publisher.close()  # which ends its watch over the broker's silence
+        closing = self.started(listener.close())
+        self.wait(14.5, step=0.5)
+        self.assertNoResult(closing)
+        self.wait(1)
+        self.successResultOf(closing)
+        self.out.lose()
+        self.wait(5)
+        self.assertEqual(self.settled(), [])
+
+    def test_lost(self) -> None:
+        """Cancel and close end when the connection is lost under them."""
+        listener = self.listen()
+        self.broker.unanswered |= {"basic.cancel", "queue.delete"}
+        cancelling, closing = self.started(listener.cancel()), self.started(listener.close())
+        self.link.lose()
+        self.done(cancelling)
+        self.done(closing)
+        self.wait(5)
+        self.assertEqual(self.link.all("basic.consume"), [])
+
+    def test_silent_broker(self) -> None:
+        """A broker that does not answer is waited for two seconds, once; its late answers do no harm."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.qos")
+        narrowing = self.started(listener.narrow(100))
+        self.wait(1.9)
+        self.assertNoResult(narrowing)
+        self.wait(0.2)
+        self.successResultOf(narrowing)
+        self.done(listener.cancel())
+        self.done(listener.close())
+        self.assertEqual(self.link.all("queue.delete"), [])
+        self.assertTrue(any("the broker has not answered the listener of compute.h1" in line for line in self.log))
+
+    def test_cancelled_before_it_consumes(self) -> None:
+        """Who cancels while the queues are declared consumes nothing."""
+        listener = self.listen()
+        self.link.lose()
+        self.done(listener.cancel())
+        self.wait(5)
+        self.assertEqual((self.link.all("basic.consume"), listener.live), ([], False))
+
+
+class NarrowTests(ListenerCase):
+    """Tests for narrow: what a server that drains still consumes."""
+
+    def consumed(self) -> list[tuple[Any, ...]]:
+        """Return the queues that were consumed from, with their arguments."""
+        return [(said.args["queue"], said.args["arguments"]) for said in self.link.all("basic.consume")]
+
+    def test_narrow(self) -> None:
+        """The server's queue has a consumer all the time; the new one gives way to others, and has its own prefetch."""
+        listener = self.listen()
+        self.link.seen.clear()
+        self.done(listener.narrow(100))
+        self.assertEqual(self.link.names(), ["basic.qos", "basic.consume", *["basic.cancel"] * 3])
+        self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 100)
+        self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
+        self.deliver(b"x")
+        self.assertEqual(self.got[-1].sent_to, "server")
+        self.done(listener.cancel())
+        self.assertEqual(self.link.last("basic.cancel").args["consumer_tag"], "4")
+
+    def test_alarm(self) -> None:
+        """What was not begun goes back by the broker's own way, if it takes no messages and others consume there."""
+        listener = self.listen(prefetch=300)
+        self.deliver(*[b"x"] * 200)  # of the topic
+        self.deliver(b"own", consumer=self.link.consumer("compute.h1"))
+        self.deliver(b"begun")
+        self.done(listener.narrow(100))
+        self.out.say(0, "connection.blocked", reason="low on memory")
+        for one in self.got:
+            one.requeue(int(one.body == b"begun"))
+        self.settle()
+        self.assertEqual(self.settled(), [("reject", tag, True) for tag in range(1, 201)])
+        self.done(listener.cancel())
+        closing = self.started(listener.close())
+        self.wait(2.1)
+        self.successResultOf(closing)
+        self.wait(15)
+        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 2)
+
+    def test_alarm_at_the_end(self) -> None:
+        """Close does not wait for long for a broker that takes no messages, and says once that none could be moved."""
+        listener = self.listen(prefetch=300)
+        self.deliver(*[b"x"] * 200)
+        self.out.say(0, "connection.blocked", reason="low on memory")
+        for one in self.got:
+            one.requeue(0)
+        closing = self.started(listener.close())
+        self.wait(2.1)
+        self.successResultOf(closing)
+        self.wait(15)
+        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+
+    def test_without_a_server(self) -> None:
+        """Who serves a topic alone consumes nothing more, and is not established again."""
+        self.target = Target("compute")
+        listener = self.listen()
+        self.done(listener.narrow(100))
+        self.assertEqual(len(self.link.all("basic.cancel")), 2)
+        self.link.lose()
+        self.wait(5)
+        self.assertEqual(self.consumed(), [])
+
+    def test_lost(self) -> None:
+        """What comes back after a lost connection is as narrow as it was, and declares no queue of a fanout."""
+        listener = self.listen()
+        self.done(listener.narrow(100))
+        self.link.lose()
+        self.wait(5)
+        self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
+        self.assertEqual([said.args["queue"] for said in self.link.all("queue.declare")], ["compute.h1"])
+        self.assertTrue(listener.live)
+
+    def test_lost_meanwhile(self) -> None:
+        """It ends when the connection is lost under it, and what comes back is narrow."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.cancel")
+        narrowing = self.started(listener.narrow(100))
+        self.link.lose()
+        self.done(narrowing)
+        self.broker.unanswered.clear()
+        self.wait(5)
+        self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
+
+    def test_while_it_is_established(self) -> None:
+        """A listener that is narrowed while it is established is narrow in the end."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.consume")
+        self.link.lose()
+        self.wait(3)
+        channel = self.link.last("basic.consume").channel
+        self.done(listener.narrow(100))
+        self.broker.unanswered.clear()
+        self.link.say(channel, "basic.consume-ok", consumer_tag="1")
+        self.wait(1)
+        self.assertEqual(self.consumed()[-1], ("compute.h1", {"x-priority": -1}))
+        self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
+
+    def test_refused_while_it_is_established(self) -> None:
+        """If that ends its channel, it does not count as live until it is established anew."""
+        listener = self.listen()
+        self.broker.unanswered.add("basic.consume")
+        self.link.lose()
+        self.wait(3)
+        said = self.link.last("basic.consume")
+        self.done(listener.narrow(100))
+        self.broker.unanswered.clear()
+        self.link.say(said.channel, "basic.consume-ok", consumer_tag="1")
+        self.broker.closing["basic.cancel"] = (404, "NOT_FOUND - no")
+        self.settle()
+        self.assertFalse(listener.live)
+        self.broker.closing.clear()
+        self.wait(5)
+        self.assertTrue(listener.live)
+
+
+class RestoreTests(ListenerCase):
+    """Tests for what is lost and comes again."""
+
+    def consumed(self) -> int:
+        return len(self.link.all("basic.consume"))
+
+    def gone(self) -> None:
+        """Say that the topic's queue is gone."""
+        said = self.link.last("basic.consume")
+        self.link.say(said.channel, "basic.cancel", consumer_tag=self.link.consumer("compute$"), no_wait=True)
+
+    def test_queue_deleted(self) -> None:
+        """A queue that was deleted is declared and consumed again; the connection stays."""
+        listener = self.listen()
+        self.gone()
+        self.assertFalse(listener.live)
+        self.wait(1)
+        self.assertEqual((listener.live, self.consumed(), len(self.broker.links)), (True, 6, 2))
+        self.assertTrue(any("the queue compute was deleted" in line for line in self.log))
+        self.deliver(b"x")
+        self.assertEqual(len(self.got), 1)
+
+    def test_learned_limit(self) -> None:
+        """The broker's own limit is told once, with the setting, or that there is none."""
+        problem = (
+            "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms"
+        )
+        for ours, told in ((0.0, "and none is set here"), (3600.0, "not 3600 s")):
+            self.done(self.amqp.close())
+            self.amqp = self.transport(heartbeat=0.0, consumer_timeout=ours)
+            listener = self.listen()
+            for _ in range(2):
+                channel = self.link.last("basic.consume").channel
+                self.link.say(channel, "channel.close", reply_code=406, reply_text=problem)
+                self.wait(5)
+            self.assertEqual(listener.hold_after, 600)
+            (line,) = [line for line in self.log if told in line]
+            self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to that", line)
+
+    def test_refused_for_a_while(self) -> None:
+        """What cannot be declared is tried with growing pauses until it can, and that is said once."""
+        listener = self.listen()
+        self.broker.closing["queue.declare"] = (404, "NOT_FOUND - node down")
+        self.gone()
+        self.wait(30)
+        attempts = len(self.link.all("channel.open")) - 1
+        self.assertTrue(7 <= attempts <= 20, attempts)
+        self.assertEqual(len([line for line in self.log if "cannot consume, trying" in line]), 1)
+        self.broker.closing.clear()
+        self.wait(5)
+        self.assertTrue(listener.live)
+        self.assertTrue(any("consumes again" in line for line in self.log))
+
+    def test_closed_while_it_is_tried(self) -> None:
+        """Who closes while it is tried ends that."""
+        listener = self.listen()
+        self.gone()
+        self.done(listener.close())
+        self.wait(5)
+        self.assertEqual(self.consumed(), 3)
+
+    def test_lost_while_it_is_tried(self) -> None:
+        """A connection that is lost while it is tried restores it, once."""
+        listener = self.listen()
+        self.gone()
+        self.link.lose()
+        self.wait(10)
+        self.assertEqual((listener.live, self.consumed()), (True, 3))
+
+    def test_connection_lost(self) -> None:
+        """With the next connection all is consumed again, from the same queue of fanouts."""
+        listener = self.listen()
+        before = self.link.last("queue.declare").args["queue"]
+        self.link.lose()
+        self.assertFalse(listener.live)
+        self.wait(2)
+        self.assertTrue(listener.live)
+        self.assertEqual(self.link.last("queue.declare").args["queue"], before)
+        self.assertEqual(self.consumed(), 3)
+
+    def test_refused_after_a_reconnect(self) -> None:
+        """What the broker refuses on the next connection keeps nothing else away, and is tried on."""
+        refused = self.listen()
+        replies: list[bytes] = []
+        address = self.done(self.amqp.open_replies(replies.append))
+        self.broker.closing["basic.qos"] = (406, "PRECONDITION_FAILED")
+        self.link.lose()
+        self.wait(2)
+        self.assertFalse(refused.live)
+        self.assertEqual(self.link.last("basic.consume").args["queue"], address)
+        self.broker.closing.clear()
+        self.wait(5)
+        self.assertTrue(refused.live)
+
+    def test_closed_while_others_are_restored(self) -> None:
+        """Who closes while others are restored is not restored."""
+        stays, goes = self.listen(), self.listen()
+        self.broker.unanswered.add("basic.qos")
+        self.link.lose()
+        self.wait(2)
+        self.done(goes.close())
+        self.broker.unanswered.clear()
+        self.link.say(1, "basic.qos-ok")
+        self.settle()
+        self.assertEqual((stays.live, goes.live, self.consumed()), (True, False, 3))
+
+    def test_lost_again_while_it_is_restored(self) -> None:
+        """A connection that is lost while all is restored is an attempt that failed."""
+        listener = self.listen()
+        self.broker.unanswered.add("queue.declare")
+        self.link.lose()
+        self.wait(2)
+        self.link.lose()
+        self.broker.unanswered.clear()
+        self.wait(3)
+        self.assertTrue(listener.live)

@@ -1,0 +1,161 @@
+"""What a broker's reply codes mean: which error, whether it is tried again and how soon."""
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from novasvc.errors import (
+    BrokerError,
+    BrokerFailedError,
+    BrokerLimitError,
+    BrokerRefusedError,
+    BrokerUnavailableError,
+    DeclarationDeniedError,
+    DeclarationMismatchError,
+)
+from novasvc.rpc.target import Target
+from novasvc.transport.amqp import topology
+from novasvc.transport.amqp.channel import ClosedError
+from tests.support.amqp_rig import DENIED
+from tests.unit.transport.amqp.test_connection import ConnectionCase
+from tests.unit.transport.amqp.test_transport import TransportCase
+
+QUEUE = "queue 'a' in vhost '/'"
+
+# Texts of RabbitMQ 3.10 to 4.3, without what varies.
+REASONS = (
+    (0, "the socket is closed", BrokerUnavailableError),
+    (311, "CONTENT_TOO_LARGE", BrokerError),
+    (320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'", BrokerUnavailableError),
+    (402, "INVALID_PATH", BrokerRefusedError),
+    (403, "ACCESS_REFUSED - configure access to queue 'a' in vhost '/' refused", BrokerRefusedError),
+    (404, f"NOT_FOUND - no {QUEUE}", BrokerError),
+    (404, f"NOT_FOUND - home node 'n' of durable {QUEUE} is down or inaccessible", BrokerUnavailableError),
+    (405, f"RESOURCE_LOCKED - cannot obtain exclusive access to locked {QUEUE}", BrokerError),
+    (406, f"PRECONDITION_FAILED - inequivalent arg 'durable' for {QUEUE}", DeclarationMismatchError),
+    (406, "PRECONDITION_FAILED - cannot declare queue 'a': queue limit in vhost '/' (1) is reached", BrokerLimitError),
+    (406, "PRECONDITION_FAILED - message size 17 is larger than configured max size 16", BrokerError),
+    (501, "FRAME_ERROR", BrokerFailedError),
+    (503, "COMMAND_INVALID - unknown exchange type 'x'", BrokerFailedError),
+    (504, "CHANNEL_ERROR - expected 'channel.open'", BrokerFailedError),
+    (505, "UNEXPECTED_FRAME - expected content header", BrokerFailedError),
+    (506, "RESOURCE_ERROR - failed to deliver message: timeout", BrokerFailedError),
+    (530, "NOT_ALLOWED - vhost v not found", BrokerRefusedError),
+    (530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u': connection limit (0) is reached", BrokerLimitError),
+    (530, "NOT_ALLOWED - connection refused: node connection limit (1) is reached", BrokerLimitError),
+    (530, "NOT_ALLOWED - number of channels opened (3) has reached the negotiated channel_max (3)", BrokerLimitError),
+    (540, "NOT_IMPLEMENTED - immediate=true", BrokerFailedError),
+    (541, "INTERNAL_ERROR - access to vhost 'v' refused for user 'u': vhost 'v' is down", BrokerFailedError),
+    (541, "INTERNAL_ERROR - Could not add binding due to timeout", BrokerFailedError),
+    (541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated. By default", DeclarationDeniedError),
+    (541, "INTERNAL_ERROR - Feature `queue_master_locator` is deprecated. By default", DeclarationDeniedError),
+)
+
+
+class ReplyCodeTests(SynchronousTestCase):
+    def test_kinds(self) -> None:
+        """Each code, and each text where a code has several meanings, is the error that says what to do."""
+        for code, text, kind in REASONS:
+            error = topology.refusal("amqp://one", ClosedError(text, code))
+            self.assertIs(type(error), kind, text)
+            self.assertTrue(str(error).endswith(kind.remedy), str(error))
+            if kind is not DeclarationDeniedError:
+                self.assertIn(text, str(error))
+
+    def test_denied(self) -> None:
+        """What the broker does not permit is named in one line, with the settings that would do."""
+        text = str(topology.refusal("amqp://one", ClosedError(" ".join(DENIED.split()), 541)))
+        for part in ("541", "transient_nonexcl_queues", "amqp_durable_queues", "rabbit_quorum_queue"):
+            self.assertIn(part, text)
+        self.assertNotIn("check that it runs", text)
+
+
+class RetryTests(ConnectionCase):
+    """How soon a broker is asked again that closed the connection with a code."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.opened()
+
+    def test_failed(self) -> None:
+        """A broker that fails is asked again soon; one that goes on failing as rarely as one that refuses."""
+        self.broker.closing["connection.open"] = (541, "INTERNAL_ERROR - vhost is down")
+        self.broker.links[0].lose()
+        self.wait(30, step=0.5)
+        self.assertEqual([kind for kind, _ in self.rounds[:6]], ["away"] * 6)
+        self.assertEqual({kind for kind, _ in self.rounds[7:]}, {"refused"})
+        self.assertIsInstance(self.connection.problem, BrokerFailedError)
+        self.assertIn("it answered with an error: 541", str(self.connection.problem))
+
+    def test_limit(self) -> None:
+        """A broker whose limit of connections is reached is asked rarely, and the limit is named."""
+        self.broker.closing["connection.open"] = (530, "NOT_ALLOWED - connection limit (1) is reached")
+        self.broker.links[0].lose()
+        self.wait(2)
+        self.assertEqual(self.rounds[-1][0], "refused")
+        self.assertIsInstance(self.connection.problem, BrokerLimitError)
+        self.assertIn("raise the limit", str(self.connection.problem))
+
+
+class DeniedTests(TransportCase):
+    """A broker that permits no queue that is neither durable nor exclusive."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.broker.denying = True
+
+    def declared(self) -> list[tuple[str, bool]]:
+        """Return the queues that were declared on the newest connection, and whether they are durable."""
+        said = self.link.all("queue.declare")
+        return [(one.args["queue"].split("_")[0], bool(one.args["durable"])) for one in said]
+
+    def test_replies(self) -> None:
+        """A client's queue is durable then, expires as before, and is there without a pause."""
+        self.started(self.amqp.open_replies(self.got.append))
+        self.settle()
+        self.assertEqual(self.declared(), [("reply", True)])
+        self.assertEqual(self.link.last("queue.declare").args["arguments"], {"x-expires": 1_800_000})
+        self.assertEqual(len([line for line in self.log if "declared durable" in line]), 1)
+        self.assertEqual([line for line in self.log if "is lost" in line], [])
+
+    def test_shared(self) -> None:
+        """A queue that others declare too is refused, and the error names the settings."""
+        error = self.failed(self.amqp.listen(Target("compute"), self.got.append, 1), DeclarationDeniedError)
+        self.assertIn("amqp_durable_queues", str(error))
+
+    def test_shared_durable(self) -> None:
+        """With durable queues a server listens, and its queue of fanouts is durable, too."""
+        self.done(self.amqp.close())
+        self.amqp = self.transport(heartbeat=0.0, durable_queues=True)
+        listener = self.started(self.amqp.listen(Target("compute"), self.got.append, 1))
+        self.settle()
+        self.assertTrue(self.successResultOf(listener).live)
+        self.assertEqual(self.declared(), [("compute", True), ("compute", True)])
+
+    def test_side_by_side(self) -> None:
+        """All that is begun at the same time is there after one more connection."""
+        boxes = [self.started(self.amqp.open_replies(self.got.append)) for _ in range(3)]
+        self.settle()
+        for box in boxes:
+            self.successResultOf(box)
+        consuming = [link for link in self.broker.links if "consuming" in link.name]
+        self.assertEqual(len(consuming), 2)
+
+    def test_upgraded(self) -> None:
+        """A broker that permits them no longer when it comes back gets durable ones."""
+        self.broker.denying = False
+        self.done(self.amqp.open_replies(self.got.append))
+        self.broker.denying = True
+        self.link.lose()
+        self.wait(3)
+        self.assertEqual(self.declared(), [("reply", True)])
+        self.assertIsNone(self.amqp.problem())
+
+    def test_not_again(self) -> None:
+        """A connection that does not come back fails what waits for it, in time."""
+        self.broker.denying = False
+        self.done(self.amqp.open_replies(self.got.append))
+        self.broker.denying = True
+        self.broker.unanswered.add("connection.open")
+        waiting = self.started(self.amqp.open_replies(self.got.append))
+        self.settle()
+        self.wait(11)
+        self.failed(waiting, BrokerUnavailableError)
