@@ -1,6 +1,7 @@
-"""Tests for links, anchors and paths in the documentation, and for the table of packages in CONTRIBUTING.md."""
+"""Tests for what the documentation refers to: links, anchors, paths, packages, versions."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,3 +68,11 @@ class DocumentationTests(SynchronousTestCase):
         terms = re.findall(r"^\| ([a-z ]+) \|", page, re.MULTILINE)[1:]
         self.assertEqual(terms, sorted(terms))
         self.assertLess(len(terms), _TERMS)
+
+    def test_pythons(self) -> None:
+        """README.md names the Pythons that the package's metadata names, and no others."""
+        metadata = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        pythons = [name.rpartition(" ")[2] for name in metadata["classifiers"] if "Python :: 3" in name]
+        (row,) = re.findall(r"^\| Python \| (.*) \|$", (_ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+        self.assertEqual(re.findall(r"3\.\d+", row), pythons)
+        self.assertEqual(metadata["requires-python"], f">={pythons[0]}")
