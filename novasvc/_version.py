@@ -1,3 +1,3 @@
-"""The version: the one place that says it; setup.py, the log and `--version` read it from here."""
+"""The version: this is the only place that has it. pyproject.toml, the log and `--version` read it from here."""
 
 __version__ = "0.1.0"

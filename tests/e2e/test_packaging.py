@@ -223,7 +223,7 @@ class PackagingTests(SynchronousTestCase):
 
     @pytest.mark.timeout(LIMIT)
     def test_imports(self) -> None:
-        """With what setup.py asks for, and no more, a module can be imported, and installs no reactor."""
+        """With the declared dependencies, and no others, every module can be imported, and installs no reactor."""
         installation = self.installation()
         installation.install(self.wheel)
         self.assertGreater(int(installation.evaluate(IMPORT_ALL)), 20)
@@ -250,7 +250,16 @@ class PackagingTests(SynchronousTestCase):
             members = {member.name.partition("/")[2]: member for member in sdist.getmembers() if member.isfile()}
         twisted = {name for name in members if name.startswith("twisted/")}
         self.assertEqual(twisted, {PLUGIN})
-        for name in ("README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "setup.py", "tests/run"):
+        for name in (
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "LICENSE",
+            "README.md",
+            "SECURITY.md",
+            "pyproject.toml",
+            "setup.py",
+            "tests/run",
+        ):
             self.assertIn(name, members)
         self.assertTrue(members["tests/run"].mode & 0o100)
         self.assertEqual([name for name in members if name.endswith((".pyc", "dropin.cache"))], [])
