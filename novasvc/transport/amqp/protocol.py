@@ -313,7 +313,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             self.end(ClosedError(f"it sent what is no AMQP: {error}"))
         finally:
             self._reading = False
-            self._end_turn()
+            if self._turn_end:
+                self._end_turn()
 
     @staticmethod
     def _what_it_speaks(data: bytes) -> str | None:
