@@ -116,7 +116,7 @@ def _unclaimed(dead_letters: object) -> bool:
     return False
 
 
-def readable(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
+def read_content(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
     """Return a message's body as its sender meant it, and what its properties say.
 
     :param body: None if it was over the limit.
@@ -125,6 +125,8 @@ def readable(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, 
     """
     if body is None:
         raise ValueError(f"it is longer than {limit} bytes")
+    if properties == PLAIN:
+        return body, _NOTHING
     read = read_properties(properties)
     return (_inflate(body, limit) if read.compressed else body), read
 

@@ -8,7 +8,7 @@ from twisted.logger import Logger
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
-from novasvc.transport.amqp.content import readable
+from novasvc.transport.amqp.content import read_content
 from novasvc.transport.amqp.frames import Deliver
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 
@@ -67,7 +67,7 @@ class ReplyBox(ChannelReceiver):
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
         """Hand a reply on; see ChannelReceiver."""
         try:
-            plain, _ = readable(body, properties, BODY_LIMIT)
+            plain, _ = read_content(body, properties, BODY_LIMIT)
         except ValueError as error:
             self.unreadable += 1
             _log.warn("a reply was dropped: {error}", error=error)
