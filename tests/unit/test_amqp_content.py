@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.transport.amqp.codec import CodecError, decode_properties, encode_properties
-from novasvc.transport.amqp.content import PLAIN, Properties, read_properties, read_content, write_properties
+from novasvc.transport.amqp.content import PLAIN, Properties, read_content, read_properties, write_properties
 
 USUAL = {
     "content_type": "application/json",

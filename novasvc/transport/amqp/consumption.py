@@ -424,7 +424,7 @@ class Consumption(ChannelReceiver):
         """
         if self._unsettled.get(tag) == _IN_HAND:
             sending = self._send(message, prepare or _nothing)
-            self._move(tag, sending, partial(self._not_moved, tag, message.target))
+            self._move(tag, sending, partial(self._not_moved, tag, message.routing_key))
 
     def hold(self, tag: int, queue: str, message: Message) -> None:
         """Send a message to our own queue, and acknowledge it here; if that fails, leave it in hand.
@@ -449,7 +449,7 @@ class Consumption(ChannelReceiver):
                 if type(failure.value) in _PASSING:
                     return fail(failure)
                 running.refused(failure)
-                targets.append(otherwise.target)
+                targets.append(otherwise.routing_key)
                 return self.listener.publish(otherwise)
 
             sending = self._send_to_us(queue, message).addErrback(send_otherwise)
