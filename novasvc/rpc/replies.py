@@ -20,7 +20,7 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.figures import Number
+from novasvc.figures import MOST, Number
 from novasvc.interfaces import ITransport
 from novasvc.metrics import CallFigures
 from novasvc.rpc.deadline import Deadlines
@@ -60,7 +60,8 @@ class _Pending:
     :param idempotent: its message may be sent again.
     :param request_id: of its context.
     :param result: what came without being the last; old senders end with an empty reply.
-    :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer.
+    :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer. It may have
+        fired; see :attr:`is_sending`.
     :param body: the message, if it may have to be sent again.
     :param resent: how often it was.
     :param unconfirmed: the connection was lost before the broker confirmed the message, or its first copy.
@@ -88,6 +89,11 @@ class _Pending:
     begun: bool = False
     asked: bool = False
     known: UndeliverableError | None = None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the broker's confirm, or the registry's answer, is still awaited."""
+        return self.sending is not None and not self.sending.called
 
     @property
     def questionable(self) -> bool:
@@ -132,6 +138,8 @@ class PendingCalls:
         self._address: str | None = None
         self._opening: Deferred[Any] | None = None
         self._closed = False
+        self._figures: dict[tuple[str, str], CallFigures] = {}
+        self._called_now = metrics.called_now.at()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -176,7 +184,7 @@ class PendingCalls:
         msg_id = new_id()
         now = self._clock.seconds()
         deadline = inf if timeout is None else now + timeout
-        figures = CallFigures.of(target.topic, method)
+        figures = self._figures.get((target.topic, method)) or self._figures_of(target.topic, method)
 
         def cancelled(_: object) -> None:
             self._drop(msg_id, figures.cancelled)
@@ -186,13 +194,20 @@ class PendingCalls:
             waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, idempotent, request_id
         )
         self._pending[msg_id] = pending
-        metrics.called_now.at().value += 1
+        self._called_now.value += 1
         self._be_patient(msg_id, pending)
         if self._address is not None:
             self._send(msg_id, pending, self._address)
         elif self._opening is None:
             self._open()
         return waiter
+
+    def _figures_of(self, topic: str, method: str) -> CallFigures:
+        """Return the figures of a method, and remember them; their number is bounded, that of names is not."""
+        figures = CallFigures.of(topic, method)
+        if len(self._figures) < MOST:
+            self._figures[topic, method] = figures
+        return figures
 
     def _be_patient(self, msg_id: str, pending: _Pending) -> None:
         """Wait for a call's reply, or for its next sign of life."""
@@ -249,10 +264,11 @@ class PendingCalls:
         sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
         if sending.called and sending.result is None:
             return  # At once and well, as in memory: spare every call the cost of a callback.
+        pending.sending = sending
         if pending.idempotent:
             pending.body = body
-        pending.sending = sending
-        sending.addCallbacks(_confirmed, self._not_sent, callbackArgs=(pending,), errbackArgs=(msg_id,))
+            sending.addCallback(_confirmed, pending)
+        sending.addErrback(self._not_sent, msg_id)
 
     def _not_sent(self, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
@@ -309,6 +325,7 @@ class PendingCalls:
             self._advance(pending, reply)
 
     def _advance(self, pending: _Pending, reply: Reply) -> None:
+        """Go on with a call: it has its result, or its failure, or its server has shown life."""
         if reply.failure is not None:
             self._end(reply.msg_id, read_failure(reply.failure), pending.figures.failed)
             return
@@ -331,7 +348,7 @@ class PendingCalls:
         if pending is not None:
             outcome.value += 1
             pending.figures.seconds.observe(self._clock.seconds() - pending.began)
-            metrics.called_now.at().value -= 1
+            self._called_now.value -= 1
         return pending
 
     def _end(self, msg_id: str, reason: Exception | Failure, outcome: Number) -> None:
@@ -348,17 +365,16 @@ class PendingCalls:
 
     def _expire(self, msg_id: str) -> None:
         pending = self._pending[msg_id]
-        sending = pending.sending
-        if self._explain is not None and sending is None and pending.questionable:
+        if self._explain is not None and not pending.is_sending and pending.questionable:
             self._ask(msg_id, pending, self._explain)
             return
-        if pending.unconfirmed is not None and sending is None:
+        if pending.unconfirmed is not None and not pending.is_sending:
             self._end(msg_id, pending.unconfirmed, pending.figures.unconfirmed)
             return
         silent = self._clock.seconds() < pending.deadline
         waited = pending.keepalive if silent else pending.timeout
         unconfirmed = ""
-        if sending is not None and not pending.begun:
+        if pending.is_sending and not pending.begun:
             unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
         known = UndeliverableError("") if pending.known is None else pending.known
         error = RPCTimeoutError(

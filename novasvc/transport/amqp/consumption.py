@@ -18,7 +18,7 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.consumer import NOT_FOUND
 from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, read_content
-from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
+from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
 
@@ -265,6 +265,7 @@ class Consumption(ChannelReceiver):
     resized: Callable[[], None] | None = attrs.field(default=None, kw_only=True)
     session: Session = attrs.field(factory=Session, init=False)
     _unsettled: dict[int, int] = attrs.field(factory=dict, init=False)
+    _pack_ack: Callable[[int, int], bytes] = attrs.field(init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
     _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # tag and prefetch, by queue
@@ -275,6 +276,7 @@ class Consumption(ChannelReceiver):
 
     def __attrs_post_init__(self) -> None:
         self.clock = self.listener.clock
+        self._pack_ack = ack_packer(self.channel.id)
 
     # Note [Copies wait]
     #
@@ -399,15 +401,15 @@ class Consumption(ChannelReceiver):
         acks, self._acks = self._acks, []
         if not acks or self.channel.closed:
             return
-        number, write = self.channel.id, self.channel.client.write
+        pack, write = self._pack_ack, self.channel.client.write
         first_unsettled = next(iter(self._unsettled), None)
         if first_unsettled is None:
-            write(pack_ack(number, max(acks), True))
+            write(pack(max(acks), MULTIPLE))
             return
         before = [tag for tag in acks if tag < first_unsettled]
-        if before:
-            write(pack_ack(number, max(before), True))
-        write(b"".join([pack_ack(number, tag, False) for tag in acks if tag > first_unsettled]))
+        frames = [pack(max(before), MULTIPLE)] if before else []
+        frames += [pack(tag, SINGLE) for tag in acks if tag > first_unsettled]
+        write(b"".join(frames))
 
     def hands_back(self, queue: str) -> bool:
         """Tell whether the broker gets back by a reject what was not begun, as no copy of it can be sent now.

@@ -5,8 +5,8 @@ all the rest goes through the spec, see :mod:`novasvc.transport.amqp.codec`. Bot
 bytes. Nothing here knows a socket.
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from struct import Struct
 from struct import error as _struct_error
 from typing import NamedTuple, Protocol
@@ -32,6 +32,7 @@ _CONTENT = Struct(">BHIHHQ")
 _CONTENT_BYTES = 12
 _SIZE = Struct(">Q")
 _TAGGED = Struct(">BHIHHQBB")
+_ACK = Struct(">BHIHHQH")
 _TAG = Struct(">Q")
 
 BASIC_PUBLISH = _METHOD.pack(60, 40)
@@ -346,9 +347,13 @@ def pack_content(channel: int, properties: bytes, body: bytes, frame_max: int) -
     return b"".join(parts)
 
 
-def pack_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:  # noqa: FBT001 - as pack_publish
-    """Write the frame of basic.ack."""
-    return _TAGGED.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, _END_OCTET)
+MULTIPLE, SINGLE = 0x01CE, 0x00CE
+"""The last two octets of a basic.ack: its bit, and the end of the frame."""
+
+
+def ack_packer(channel: int) -> Callable[[int, int], bytes]:
+    """Return what writes the frames of basic.ack of one channel; it takes a delivery tag and MULTIPLE or SINGLE."""
+    return partial(_ACK.pack, METHOD, channel, _ACK_BYTES, 60, 80)
 
 
 def pack_reject(channel: int, delivery_tag: int, requeue: bool) -> bytes:  # noqa: FBT001 - as pack_publish

@@ -19,7 +19,7 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionUser, quick_backoff
 from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
-from novasvc.transport.amqp.content import read_content
+from novasvc.transport.amqp.content import PLAIN, read_content
 from novasvc.transport.amqp.frames import Deliver
 from novasvc.transport.amqp.listener import Listener, Receiver
 from novasvc.transport.amqp.options import BrokerOptions
@@ -85,14 +85,15 @@ class ReplyBox(ChannelReceiver):
 
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
         """Hand a reply on; see ChannelReceiver."""
+        if body is None or properties != PLAIN:
+            try:
+                body, _ = read_content(body, properties, BODY_LIMIT)
+            except ValueError as error:
+                self.unreadable += 1
+                _log.warn("a reply was dropped: {error}", error=error)
+                return
         try:
-            plain, _ = read_content(body, properties, BODY_LIMIT)
-        except ValueError as error:
-            self.unreadable += 1
-            _log.warn("a reply was dropped: {error}", error=error)
-            return
-        try:
-            self._receiver(plain)
+            self._receiver(body)
         except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
             _log.failure("a receiver of replies raised, which it must not")
 
