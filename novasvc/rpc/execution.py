@@ -127,7 +127,10 @@ class Execution:
     # -- the method ----------------------------------------------------------------------------
 
     def begin(self, call: Call) -> None:
-        """Run a call's method, unless it is stale. See Note [When a message is acknowledged]."""
+        """Run a call's method, unless it is stale. See Note [When a message is acknowledged].
+
+        ``ended`` is not called for a method that is done when this returns.
+        """
         if self.drop_stale(call):
             return
         call.began = self._clock.seconds()
@@ -146,12 +149,12 @@ class Execution:
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 - not even SystemExit in a method ends the server
-            self._failed(Failure(), call)
+            self._end(Failure(), call)
             return
         if not isinstance(result, Deferred):
-            self._done(result, call)
+            self._end(result, call)
             return
-        result.addCallbacks(self._done, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+        result.addBoth(self._end, call)
         # Not "if not result.called": one that has fired may yet wait for another that it was chained to.
         if call in self.running:
             call.running = result
@@ -168,53 +171,54 @@ class Execution:
         result = scope.run(method.function, context, **args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
-    def _done(self, result: object, call: Call) -> None:
-        self._counts.completed += 1
-        if not call.answered:
-            self._figures[call.method].done.value += 1
-        note("call", f"{call.method.name} done {call.request_id}")
-        back = call.request.back
+    def _end(self, result: object, call: Call) -> None:
+        """Reply with what a method has returned, or with the error that it has raised.
+
+        :param result: a Failure, or a value.
+        """
+        figures = self._figures[call.method]
         try:
-            if back is None or call.answered:
-                self._conclude(call, None)
+            if isinstance(result, Failure):
+                self._failed(result, call, figures)
                 return
-            try:
-                body = encode_result(back.msg_id, result, call.method.name)
-            except ResultNotSerializableError as error:
-                call.scope.copy().run(_log.error, "{error}", error=error)
-                self.answer(call, error)
-            else:
-                self._conclude(call, body)
-        finally:
-            self._leave(call)
-
-    def _failed(self, failure: Failure, call: Call) -> None:
-        note("call", f"{call.method.name} failed {call.request_id} {type(failure.value).__name__}")
-        try:
+            self._counts.completed += 1
             if not call.answered:
-                self._count_failure(failure, call)
-            if not (call.answered and failure.check(CancelledError)):
-                self._counts.failed += 1
-                # A copy, because a thread that runs the method may still be in the scope itself.
-                call.scope.copy().run(_log_failure, call.method, failure)
-            self.answer(call, cast(BaseException, failure.value), failure)
+                figures.done.value += 1
+            note("call", f"{call.method.name} done {call.request_id}")
+            self._reply(result, call)
         finally:
-            self._leave(call)
+            self.running.pop(call, None)
+            figures.now.value -= 1
+            figures.seconds.observe(self._clock.seconds() - call.began)
+            if call.running is not None:
+                self._deadlines.live.pop(call, None)
+                self._ended()  # If it is not set, whoever has begun the call goes on by itself.
 
-    def _count_failure(self, failure: Failure, call: Call) -> None:
-        figures = self._figures[call.method]
-        outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
-        outcome.value += 1
-        figures.raised(cast(BaseException, failure.value))
+    def _reply(self, result: object, call: Call) -> None:
+        back = call.request.back
+        if back is None or call.answered:
+            self._conclude(call, None)
+            return
+        try:
+            body = encode_result(back.msg_id, result, call.method.name)
+        except ResultNotSerializableError as error:
+            call.scope.copy().run(_log.error, "{error}", error=error)
+            self.answer(call, error)
+        else:
+            self._conclude(call, body)
 
-    def _leave(self, call: Call) -> None:
-        self.running.pop(call, None)
-        figures = self._figures[call.method]
-        figures.now.value -= 1
-        figures.seconds.observe(self._clock.seconds() - call.began)
-        if call.running is not None:
-            self._deadlines.discard(call)
-        self._ended()
+    def _failed(self, failure: Failure, call: Call, figures: MethodFigures) -> None:
+        error = cast(BaseException, failure.value)
+        note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
+        if not call.answered:
+            outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
+            outcome.value += 1
+            figures.raised(error)
+        if not (call.answered and failure.check(CancelledError)):
+            self._counts.failed += 1
+            # A copy, because a thread that runs the method may still be in the scope itself.
+            call.scope.copy().run(_log_failure, call.method, failure)
+        self.answer(call, error, failure)
 
     # -- its end by force ----------------------------------------------------------------------
 

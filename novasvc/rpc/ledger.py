@@ -109,20 +109,21 @@ class Ledger:
         """Note that a call is in hand."""
         self._in_hand[call.request.unique_id or call] = call
 
-    def may_know(self, unique_id: str | None) -> bool:
-        """Tell whether a message may have been here before; if not, neither :meth:`find` nor :meth:`settle_again` does.
-
-        Asked of every message, and nearly always False.
-        """
+    def take_new(self, call: Call) -> bool:
+        """Note that a call is in hand, unless its message may have been here before; return whether it was noted."""
+        unique_id = call.request.unique_id
         settled, quarantined = self._settled, self._quarantined
-        return unique_id is not None and (
+        if unique_id is not None and (
             unique_id in settled.seen
             or unique_id in self._in_hand
             or unique_id in self._parking.calls
             or unique_id in settled.unread
             or unique_id in quarantined.seen
             or unique_id in quarantined.unread
-        )
+        ):
+            return False
+        self._in_hand[unique_id or call] = call
+        return True
 
     def find(self, unique_id: str | None) -> Call | None:
         """Return the call that a message has become here, if it is in hand or parked."""

@@ -27,7 +27,7 @@ from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.lookup import PATIENCE
-from novasvc.rpc.message import Reply, WayBack, read_reply, unwrap
+from novasvc.rpc.message import WayBack, read_reply, unwrap
 from novasvc.target import Target
 
 _log = Logger()
@@ -283,7 +283,7 @@ class PendingCalls:
             problem = f"{pending.unconfirmed.problem}; it could not be sent again: {error}"
             self._end(msg_id, UnconfirmedError(str(pending.target), problem), pending.figures.unconfirmed)
         elif isinstance(error, UndeliverableError) and self._explain is not None:
-            self._deadlines.discard(msg_id)  # The error is known, and the question has a bound of its own.
+            self._deadlines.live.pop(msg_id, None)  # The error is known, and the question has a bound of its own.
             explaining = pending.sending = self._explain(pending.target)
             explaining.addBoth(self._explained, failure, msg_id)
         else:
@@ -317,33 +317,29 @@ class PendingCalls:
             self.unmatched += 1
             _log.warn("a reply was dropped: {error}", error=error)
             return
-        pending = self._pending.get(reply.msg_id)
+        msg_id, pending = reply.msg_id, self._pending.get(reply.msg_id)
         if pending is None:
             self.unmatched += 1
             _log.debug("a reply was dropped: no call waits for it")
-        else:
-            self._advance(pending, reply)
-
-    def _advance(self, pending: _Pending, reply: Reply) -> None:
-        """Go on with a call: it has its result, or its failure, or its server has shown life."""
+            return
         if reply.failure is not None:
-            self._end(reply.msg_id, read_failure(reply.failure), pending.figures.failed)
+            self._end(msg_id, read_failure(reply.failure), pending.figures.failed)
             return
         if reply.result is not None:
             pending.result = reply.result
         if reply.ending:
-            self._forget(reply.msg_id, pending.figures.replied)
+            self._forget(msg_id, pending.figures.replied)
             pending.waiter.callback(pending.result)
         else:
             pending.begun, pending.unconfirmed = True, None
-            self._be_patient(reply.msg_id, pending)
+            self._be_patient(msg_id, pending)
 
     def _forget(self, msg_id: str, outcome: Number) -> _Pending | None:
         """Let go of a call.
 
         :param outcome: where it is counted.
         """
-        self._deadlines.discard(msg_id)
+        self._deadlines.live.pop(msg_id, None)
         pending = self._pending.pop(msg_id, None)
         if pending is not None:
             outcome.value += 1

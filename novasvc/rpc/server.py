@@ -349,12 +349,13 @@ class Server:
 
         :param looks: how often it was left undecided because a process that may be dying had it before.
         """
-        call: Call | None
-        if self._state == "closed" or self._ledger.may_know(request.unique_id):
-            handled, call = self._recognise(delivery, request)
-            if handled:
-                self._run(call)
-                return
+        new = not delivery.deliveries and self._state != "closed"
+        if new and self._take_new(delivery, request):
+            return
+        handled, call = (False, None) if request.problem else self._recognise(delivery, request)
+        if handled:
+            self._run(call)
+            return
         if delivery.deliveries and self._takeover.decide_later(
             delivery, request, looks, lambda looks: self._look_again(delivery, request, looks)
         ):
@@ -364,7 +365,20 @@ class Server:
         except RPCError as error:
             self._refuse(delivery, request, error)
         else:
+            self._ledger.take(call)
             self._run(call)
+
+    def _take_new(self, delivery: IDelivery, request: Request) -> bool:
+        """Have a request run that was never here before, as nearly all; return whether it is one."""
+        try:
+            call = self._admit(delivery, request)
+        except RPCError:
+            return False  # It may have been refused before.
+        if not self._ledger.take_new(call):
+            return False
+        self._enqueue(call)
+        self._go_on()
+        return True
 
     def _look_again(self, delivery: IDelivery, request: Request, looks: int) -> None:
         if self._admission is None or self._admission.belongs(request):
@@ -503,17 +517,16 @@ class Server:
             raise QuarantinedError(request.method, delivery.deaths)
         if request.args.keys() != exposure.required:
             exposure.check(request.method, request.args)
-        now, expires_in, keepalive = self._clock.seconds(), delivery.expires_in, request.keepalive
-        expires_at = deadline = None if expires_in is None else now + expires_in
+        now, keepalive = self._clock.seconds(), request.keepalive
+        expires_at = deadline = delivery.expires_at
         # Who wants signs of life waits as long as they come, and lets its request expire when none can have come;
         # unless it says that it waits longer than that, and how long.
-        if expires_in is not None and keepalive is not None and expires_in <= keepalive:
+        if deadline is not None and keepalive is not None and deadline - now <= keepalive:
             deadline = None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         if taken_over:
             self._takeover.record(call)
             call.deliveries = 0  # Nobody began it: if it is given back, it is as good as new.
-        self._ledger.take(call)
         return call
 
     def _go_on(self) -> None:

@@ -49,6 +49,10 @@ class MarkedDelivery:
         return bytes(self.inner.body)
 
     @property
+    def expires_at(self) -> float | None:
+        return self.inner.expires_at  # type: ignore[no-any-return]
+
+    @property
     def expires_in(self) -> float | None:
         return self.inner.expires_in  # type: ignore[no-any-return]
 

@@ -39,13 +39,13 @@ class Delivery:
 
     __slots__ = (
         "_consumption",
-        "_expires_at",
         "_queue",
         "_tag",
         "body",
         "counted",
         "deaths",
         "deliveries",
+        "expires_at",
         "sent_to",
         "session",
     )
@@ -75,14 +75,14 @@ class Delivery:
         self._tag = tag
         self._queue = origin.queue
         expires_in = properties.expires_in
-        self._expires_at = None if expires_in is None else consumption.clock.seconds() + expires_in
+        self.expires_at = None if expires_in is None else consumption.clock.seconds() + expires_in
 
     @property
     def expires_in(self) -> float | None:
         """What is left now; see IDelivery."""
-        if self._expires_at is None:
+        if self.expires_at is None:
             return None
-        return max(0.0, self._expires_at - self._consumption.clock.seconds())
+        return max(0.0, self.expires_at - self._consumption.clock.seconds())
 
     def hand_on(self) -> None:
         """Give it to the receiver, unless it has become void: then it comes again."""
@@ -375,18 +375,21 @@ class Consumption(ChannelReceiver):
     def ack(self, tag: int) -> None:
         """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
         state = self._unsettled.get(tag)
-        if state == _IN_HAND:
-            self._acknowledge(tag)
-        elif state == _MOVING:
+        if state == _MOVING:
             self._unsettled[tag] = _TAKEN
-
-    def _acknowledge(self, tag: int) -> None:
+        if state != _IN_HAND:
+            return
         del self._unsettled[tag]
         if self.resized is not None:
             self.resized()
         self._acks.append(tag)
-        if len(self._acks) == 1:
-            self.channel.client.at_turn_end(self.flush)
+        if len(self._acks) > 1:
+            return
+        client = self.channel.client
+        if client.reading:  # as a rule: the message came by this read
+            client.turn_end.append(self.flush)
+        else:
+            client.at_turn_end(self.flush)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give a message back to the broker, or away."""
@@ -486,7 +489,8 @@ class Consumption(ChannelReceiver):
     def _moved(self, tag: int) -> Deferred[Any]:
         """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
         if tag in self._unsettled:
-            self._acknowledge(tag)
+            self._unsettled[tag] = _IN_HAND
+            self.ack(tag)
             self.flush()
         self._told.clear()  # What fails after this is news.
         read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.prefetch)
@@ -506,10 +510,11 @@ class Consumption(ChannelReceiver):
     def _not_held(self, tag: int, queue: str, failure: Failure) -> None:
         """Leave it in hand: it runs."""
         self.listener.running(queue).refused(failure)
-        if self._unsettled.get(tag) == _TAKEN:
-            self._acknowledge(tag)
-        elif tag in self._unsettled:
+        state = self._unsettled.get(tag)
+        if state is not None:
             self._unsettled[tag] = _IN_HAND
+        if state == _TAKEN:
+            self.ack(tag)
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -171,29 +172,18 @@ class ConfirmChannel(ChannelReceiver):
         """Take the broker's word; see ChannelReceiver."""
         self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
-        if not multiple:
-            message = unconfirmed.pop(delivery_tag, None)
-            if message is not None:
-                self._conclude(message, taken=taken)
-            return
-        tags = []
-        for tag in unconfirmed:
-            if tag > delivery_tag:
-                break
-            tags.append(tag)
-        for message in [unconfirmed.pop(tag) for tag in tags]:
-            self._conclude(message, taken=taken)
-
-    def _conclude(self, message: Message, *, taken: bool) -> None:
-        done = message.done
-        if done.called:
-            return
-        if message.returned:
-            self._not_routed(message)
-        elif taken:
-            done.callback(None)
-        else:
-            done.errback(BrokerError(str(message.target), "the broker could not take the message"))
+        # The tags are in ascending order. Who hears of one message may send another, so all are taken out first.
+        tags = takewhile(delivery_tag.__ge__, unconfirmed) if multiple else (delivery_tag,)
+        for message in [unconfirmed.pop(tag) for tag in list(tags) if tag in unconfirmed]:
+            done = message.done
+            if done.called:
+                continue
+            if message.returned:
+                self._not_routed(message)
+            elif taken:
+                done.callback(None)
+            else:
+                done.errback(BrokerError(str(message.target), "the broker could not take the message"))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
         """Note that nobody was there; see ChannelReceiver."""
