@@ -185,7 +185,16 @@ class Execution:
             if not call.answered:
                 figures.done.value += 1
             note("call", f"{call.method.name} done {call.request_id}")
-            self._reply(result, call)
+            if call.request.back is None or call.answered:
+                self._conclude(call, None)
+                return
+            try:
+                body = encode_result(call.request.back.msg_id, result, call.method.name)
+            except ResultNotSerializableError as error:
+                call.scope.copy().run(_log.error, "{error}", error=error)
+                self.answer(call, error)
+            else:
+                self._conclude(call, body)
         finally:
             self.running.pop(call, None)
             figures.now.value -= 1
@@ -193,19 +202,6 @@ class Execution:
             if call.running is not None:
                 self._deadlines.live.pop(call, None)
                 self._ended()  # If it is not set, whoever has begun the call goes on by itself.
-
-    def _reply(self, result: object, call: Call) -> None:
-        back = call.request.back
-        if back is None or call.answered:
-            self._conclude(call, None)
-            return
-        try:
-            body = encode_result(back.msg_id, result, call.method.name)
-        except ResultNotSerializableError as error:
-            call.scope.copy().run(_log.error, "{error}", error=error)
-            self.answer(call, error)
-        else:
-            self._conclude(call, body)
 
     def _failed(self, failure: Failure, call: Call, figures: MethodFigures) -> None:
         error = cast(BaseException, failure.value)
