@@ -48,6 +48,9 @@ class IDelivery(Interface):
 
     body = Attribute("bytes: the message as it was sent.")
     expires_in = Attribute("float | None: seconds that the sender still waits, as far as the transport knows.")
+    expires_at = Attribute(
+        "float | None: seconds on the transport's clock when the sender stops waiting, if it is known."
+    )
     deliveries = Attribute("int: times that it was delivered before and not settled, as far as the transport knows.")
     deaths = Attribute("int: processes that held it and died, as far as that is certain; a lost channel is no death.")
     counted = Attribute("bool: the transport counts it as a death if this process dies with the delivery unsettled.")

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Collection
 from itertools import chain
-from typing import Any
+from typing import Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -11,6 +11,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from novasvc.errors import RPCError, ServiceDrainingError
 from novasvc.interfaces import IDelivery
+from novasvc.rpc.call import Call
+from novasvc.rpc.message import Request
 
 HELD = 1000
 """Casts that are held until the end of the drain, at the most."""
@@ -35,29 +37,35 @@ Siblings = Callable[[str], Deferred[str]]
 class Arrival:
     """A request that a draining server was sent.
 
+    :param delivery: by which it came last.
     :param deliveries: what it is given back with; see :meth:`novasvc.interfaces.IDelivery.requeue`.
-    :param request_id: as its sender wrote it, a JSON value; None if it has none.
-    :param unique_id: of the message; None if it has none.
-    :param has_caller: a caller waits for its reply.
-    :param take_in: has the server run it.
-    :param give_back: has the message delivered again, here or elsewhere.
-    :param refuse: settles it, and answers its caller with an error.
+    :param call: what it had become before; None if it came during the drain.
     """
 
     delivery: IDelivery
     deliveries: int
-    request_id: Any
-    unique_id: str | None
-    has_caller: bool
-    take_in: Callable[["Arrival"], None]
-    give_back: Callable[["Arrival"], None]
-    refuse: Callable[["Arrival", RPCError], None]
+    request: Request
+    call: Call | None = None
+
+
+class Decisions(Protocol):
+    """Carry out what was decided about a request; a draining server does."""
+
+    def take_in(self, arrival: Arrival) -> None:
+        """Run it."""
+
+    def give_back(self, arrival: Arrival) -> None:
+        """Have its message delivered again, here or elsewhere."""
+
+    def refuse(self, arrival: Arrival, error: RPCError) -> None:
+        """Settle it, and answer its caller with an error."""
 
 
 class Admission:
     """Decides about each request that reaches a server while it drains.
 
     :param target: topic and server, as text, for errors.
+    :param decisions: carries out what is decided here.
     :param clock: measures the pauses.
     :param operations: returns the request ids of what is under way here.
     :param siblings: asks the other workers of this node; None if it has none.
@@ -94,12 +102,14 @@ class Admission:
     def __init__(
         self,
         target: str,
+        decisions: Decisions,
         clock: IReactorTime,
         *,
         operations: Callable[[], Collection[str]],
         siblings: Siblings | None = None,
     ) -> None:
         self._target = target
+        self._decisions = decisions
         self._clock = clock
         self._operations = operations
         self._siblings = siblings
@@ -110,8 +120,9 @@ class Admission:
         self._held: deque[Arrival] = deque()
         self._held_bytes = 0
 
-    def belongs(self, request_id: Any) -> bool:
-        """Tell whether a request with this id belongs to an operation that is under way here."""
+    def belongs(self, request: Request) -> bool:
+        """Tell whether a request belongs to an operation that is under way here."""
+        request_id = request.context.get("request_id")
         return not self._over and isinstance(request_id, str) and request_id in self._operations()
 
     def add(self, arrival: Arrival) -> None:
@@ -121,15 +132,16 @@ class Admission:
             arrival.delivery.ack()
         elif sent_to == "topic":
             if self._narrowed:
-                arrival.give_back(arrival)
+                self._decisions.give_back(arrival)
             else:
                 self._aside.append(arrival)
         elif self._siblings is None or self._over:
             self._settle(arrival)
         else:
             self._undecided[arrival] = None
-            request_id = arrival.request_id if isinstance(arrival.request_id, str) else ""
-            self._siblings(request_id).addCallback(self._told, arrival, at_once=not self._narrowed)
+            request_id = arrival.request.context.get("request_id")
+            asked = self._siblings(request_id if isinstance(request_id, str) else "")
+            asked.addCallback(self._told, arrival, at_once=not self._narrowed)
 
     def replace(self, unique_id: str | None, delivery: IDelivery) -> bool:
         """Let a delivery take the place of the one by which a request came that is still here, if it is.
@@ -137,7 +149,7 @@ class Admission:
         The connection was lost, and the broker delivers it again, marked; but it has not begun.
         """
         for arrival in chain(self._aside, self._undecided, self._paused, self._held):
-            if unique_id is not None and arrival.unique_id == unique_id:
+            if unique_id is not None and arrival.request.unique_id == unique_id:
                 arrival.delivery.ack()  # It may be a second message with the same id.
                 arrival.delivery = delivery
                 return True
@@ -148,7 +160,7 @@ class Admission:
         self._narrowed = True
         aside, self._aside = self._aside, []
         for arrival in aside:
-            arrival.give_back(arrival)
+            self._decisions.give_back(arrival)
 
     def end_operations(self) -> None:
         """Let nothing belong any more: what is under way is cut short."""
@@ -162,16 +174,16 @@ class Admission:
         left = [*self._aside, *self._undecided, *self._paused, *self._held]
         self._aside, self._undecided, self._paused, self._held = [], {}, {}, deque()
         for arrival in left:
-            arrival.give_back(arrival)
+            self._decisions.give_back(arrival)
 
     def _told(self, answer: str, arrival: Arrival, *, at_once: bool) -> None:
         if arrival not in self._undecided:
             return  # It went back meanwhile.
         del self._undecided[arrival]
-        if self.belongs(arrival.request_id) or (answer == UNDER_WAY and not self._over):
-            arrival.take_in(arrival)
+        if self.belongs(arrival.request) or (answer == UNDER_WAY and not self._over):
+            self._decisions.take_in(arrival)
         elif answer == READY and at_once:
-            arrival.give_back(arrival)
+            self._decisions.give_back(arrival)
         elif answer == READY:
             # They have no room for it now, or it would not have come here.
             self._pause(arrival)
@@ -180,8 +192,8 @@ class Admission:
 
     def _settle(self, arrival: Arrival) -> None:
         """Settle a request to this server that nobody else can have now."""
-        if arrival.has_caller:
-            arrival.refuse(arrival, ServiceDrainingError(self._target))
+        if arrival.request.back is not None:
+            self._decisions.refuse(arrival, ServiceDrainingError(self._target))
         else:
             self._hold(arrival)
 
@@ -198,4 +210,4 @@ class Admission:
 
     def _end_pause(self, arrival: Arrival) -> None:
         del self._paused[arrival]
-        arrival.give_back(arrival)
+        self._decisions.give_back(arrival)

@@ -17,12 +17,11 @@ class Call:
     """A request that was admitted.
 
     :param delivery: what is settled when the time has come; another one if the first became void.
-    :param admitted: seconds on the clock.
-    :param delivered: seconds on the clock: when its delivery came.
     :param scope: the context variables in which its method runs; its own.
     :param deliveries: how often it was delivered before, when it was admitted.
     :param expires_at: seconds on the clock after which it is not to be begun; None if unknown.
     :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
+    :param delivered: seconds on the clock: when its delivery came.
     :param began: seconds on the clock.
     :param request_id: known when it has begun.
     :param running: what the method returned, if it takes its time.
@@ -36,12 +35,11 @@ class Call:
     delivery: IDelivery
     request: Request
     method: Method
-    admitted: float
     scope: Context
-    delivered: float = attrs.field(init=False)
-    deliveries: int = attrs.field(init=False)
-    expires_at: float | None = attrs.field(default=None, init=False)
-    deadline: float | None = attrs.field(default=None, init=False)
+    deliveries: int
+    expires_at: float | None
+    deadline: float | None
+    delivered: float
     began: float = attrs.field(default=0.0, init=False)
     request_id: str = attrs.field(default="", init=False)
     running: Deferred[Any] | None = attrs.field(default=None, init=False)
@@ -51,14 +49,3 @@ class Call:
     missed: bool = attrs.field(default=False, init=False)
     backlog_slot: int | None = attrs.field(default=None, init=False)
     placed: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.delivered = self.admitted
-        self.deliveries = self.delivery.deliveries
-        expires_in, keepalive = self.delivery.expires_in, self.request.keepalive
-        if expires_in is not None:
-            self.expires_at = self.admitted + expires_in
-            # Who wants signs of life waits as long as they come, and lets its request expire when none can
-            # have come; unless it says that it waits longer than that, and how long.
-            if keepalive is None or expires_in > keepalive:
-                self.deadline = self.expires_at

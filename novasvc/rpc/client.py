@@ -145,7 +145,9 @@ class Client:
             :data:`novasvc.errors.WIRE_ERRORS`; those are raised as they are.
         """
         try:
-            target = self._checked_target()
+            target = self._target
+            if target is None or self._version_cap is not None:
+                target = self._checked_target()
             if target.fanout:
                 raise InvalidTargetError(str(target), "a fanout has no reply; use fanout() or cast()")
         except RPCError as error:

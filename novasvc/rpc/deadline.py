@@ -24,50 +24,47 @@ class Deadlines(Generic[_Key]):
     """Tells when a key's deadline has passed, unless it was discarded before.
 
     The timer may stay armed after the last key is gone: :meth:`close` ends it.
+    A key is discarded by taking it out of ``live``. Its entry in the heap is thrown out later, when another is added.
 
     :param clock: the clock of the deadlines.
     :param expired: called once with each key whose deadline passed; it must not raise.
+    :ivar live: the deadlines, seconds on the clock by key.
     """
 
     _clock: IReactorTime
     _expired: Callable[[_Key], object]
-    _live: dict[_Key, float] = attrs.field(factory=dict, init=False)
+    live: dict[_Key, float] = attrs.field(factory=dict, init=False)
     _heap: list[tuple[float, int, _Key]] = attrs.field(factory=list, init=False)
     _numbers: "count[int]" = attrs.field(factory=count, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _timer_at: float = attrs.field(default=0.0, init=False)
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self.live)
 
     def add(self, key: _Key, when: float) -> None:
         """Give a key its deadline, in place of the one that it had.
 
         :param when: seconds on the clock.
         """
-        if self._live.get(key) == when:
+        if self.live.get(key) == when:
             return
-        self._live[key] = when
+        self.live[key] = when
         heappush(self._heap, (when, next(self._numbers), key))
         if self._timer is None or when < self._timer_at:
             self._arm()
-        if len(self._heap) > 2 * len(self._live) + _SLACK:
-            self._throw_out()
-
-    def discard(self, key: _Key) -> None:
-        """Forget a key; one that is not there is no error."""
-        if self._live.pop(key, None) is not None and len(self._heap) > 2 * len(self._live) + _SLACK:
+        if len(self._heap) > 2 * len(self.live) + _SLACK:
             self._throw_out()
 
     def _throw_out(self) -> None:
         """Throw out what is dead: keys that were discarded, deadlines that were replaced."""
-        live = self._live
+        live = self.live
         self._heap = [entry for entry in self._heap if live.get(entry[2]) == entry[0]]
         heapify(self._heap)
 
     def close(self) -> None:
         """Forget all keys and end the timer."""
-        self._live.clear()
+        self.live.clear()
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -88,11 +85,11 @@ class Deadlines(Generic[_Key]):
         now = self._clock.seconds()
         while self._heap:
             when, _, key = self._heap[0]
-            dead = self._live.get(key) != when
+            dead = self.live.get(key) != when
             if not dead and when > now:
                 self._arm()
                 break
             heappop(self._heap)
             if not dead:
-                del self._live[key]
+                del self.live[key]
                 self._expired(key)

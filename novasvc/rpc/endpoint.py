@@ -16,6 +16,8 @@ from novasvc.rpc.version import Version, parse_version, serves
 
 _Interface = tuple[str | None, Version]
 _SHOWN = 8
+FOUND = 1000
+"""Answers that are remembered: callers may write one version in many ways."""
 
 
 @attrs.frozen(eq=False)
@@ -40,12 +42,14 @@ class Endpoints:
     """The exposed methods of some objects.
 
     :param objects: managers and others; methods that are not decorated are not seen.
+    :ivar found: methods that :meth:`find` has found, by its arguments; at most FOUND of them.
     :raises DeclarationError: two methods would answer the same call, or one cannot answer any.
     """
 
     def __init__(self, *objects: object) -> None:
         self._methods: dict[tuple[str | None, str], list[Method]] = {}
         self._interfaces: set[_Interface] = set()
+        self.found: dict[tuple[str | None, str, str | None], Method] = {}
         for endpoint in objects:
             for method in _methods(endpoint):
                 self._add(method)
@@ -69,6 +73,8 @@ class Endpoints:
         if want is not None:
             for method in self._methods.get((namespace, name), ()):
                 if serves(method.version, want):
+                    if len(self.found) < FOUND:
+                        self.found[namespace, name, version] = method
                     return method
             if any(space == namespace and serves(have, want) for space, have in self._interfaces):
                 raise NoSuchMethodError(name, _listed(self._having(name)))

@@ -65,6 +65,8 @@ class Execution:
     :param counts: is kept up to date.
     :param figures: those of each method that can come.
     :param ended: called when a method, or the publishing of a reply, has ended, or nobody waits for it any more.
+    :ivar running: the calls whose methods run, in the order in which they began.
+    :ivar publishing: replies that the transport has not answered for.
     """
 
     def __init__(
@@ -79,9 +81,9 @@ class Execution:
         figures: Mapping[Method, MethodFigures],
         ended: Callable[[], None],
     ) -> None:
-        self._publishing: dict[Deferred[None], None] = {}
+        self.publishing: dict[Deferred[None], None] = {}
+        self.running: dict[Call, None] = {}
         self._recent = RecentReplies()
-        self._running: dict[Call, None] = {}  # in the order in which they began
         self._transport = transport
         self._ledger = ledger
         self._clock = clock
@@ -93,23 +95,18 @@ class Execution:
         self._deadlines = Deadlines[Call](clock, self._overdue)
 
     def __len__(self) -> int:
-        return len(self._running) + len(self._publishing)
-
-    @property
-    def publishing(self) -> int:
-        """Replies that the transport has not answered for."""
-        return len(self._publishing)
+        return len(self.running) + len(self.publishing)
 
     def operations(self) -> set[str]:
         """Return the request ids of the calls that run and were not cut short."""
-        return {call.request_id for call in self._running if not call.answered}
+        return {call.request_id for call in self.running if not call.answered}
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Tell which calls run, those that were cut short and do not end among them; see Server.running_calls."""
         now = self._clock.seconds()
         return [
             {"method": call.method.name, "request_id": call.request_id, "seconds": round(now - call.began, 3)}
-            for call in self._running
+            for call in self.running
         ]
 
     def drop_stale(self, call: Call) -> bool:
@@ -130,44 +127,40 @@ class Execution:
     # -- the method ----------------------------------------------------------------------------
 
     def begin(self, call: Call) -> None:
-        """Run a call's method, unless it is stale. See Note [When a message is acknowledged]."""
+        """Run a call's method, unless it is stale. See Note [When a message is acknowledged].
+
+        ``ended`` is not called for a method that is done when this returns.
+        """
         if self.drop_stale(call):
             return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
             self._ledger.settle(call)
-        deadline = self._method_deadline(call)
+        timeout = call.method.exposure.timeout
+        deadline = call.deadline if timeout is None else _earlier(call.deadline, call.began + timeout)
         context = RequestContext.from_wire(call.request.context, deadline)
         call.scope.run(current_context.set, context)
         call.request_id = context.request_id
         note("call", f"{call.method.name} began {call.request_id}")
-        self._running[call] = None
+        self.running[call] = None
         self._figures[call.method].now.value += 1
         try:
             result = self._run(call)
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 - not even SystemExit in a method ends the server
-            self._failed(Failure(), call)
+            self._end(Failure(), call)
             return
         if not isinstance(result, Deferred):
-            self._done(result, call)
+            self._end(result, call)
             return
-        result.addCallbacks(self._done, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+        result.addBoth(self._end, call)
         # Not "if not result.called": one that has fired may yet wait for another that it was chained to.
-        if call in self._running:
+        if call in self.running:
             call.running = result
             if deadline is not None:
                 self._deadlines.add(call, deadline)
             self._keep_alive(call)
-
-    def _method_deadline(self, call: Call) -> float | None:
-        """Return the earlier of the caller's deadline and the method's own."""
-        timeout = call.method.exposure.timeout
-        if timeout is None:
-            return call.deadline
-        own = call.began + timeout
-        return own if call.deadline is None else min(own, call.deadline)
 
     def _run(self, call: Call) -> Any:
         scope, method, args = call.scope, call.method, call.request.args
@@ -178,53 +171,50 @@ class Execution:
         result = scope.run(method.function, context, **args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
-    def _done(self, result: object, call: Call) -> None:
-        self._counts.completed += 1
-        if not call.answered:
-            self._figures[call.method].done.value += 1
-        note("call", f"{call.method.name} done {call.request_id}")
-        back = call.request.back
+    def _end(self, result: object, call: Call) -> None:
+        """Reply with what a method has returned, or with the error that it has raised.
+
+        :param result: a Failure, or a value.
+        """
+        figures = self._figures[call.method]
         try:
-            if back is None or call.answered:
+            if isinstance(result, Failure):
+                self._failed(result, call, figures)
+                return
+            self._counts.completed += 1
+            if not call.answered:
+                figures.done.value += 1
+            note("call", f"{call.method.name} done {call.request_id}")
+            if call.request.back is None or call.answered:
                 self._conclude(call, None)
                 return
             try:
-                body = encode_result(back.msg_id, result, call.method.name)
+                body = encode_result(call.request.back.msg_id, result, call.method.name)
             except ResultNotSerializableError as error:
                 call.scope.copy().run(_log.error, "{error}", error=error)
                 self.answer(call, error)
             else:
                 self._conclude(call, body)
         finally:
-            self._leave(call)
+            self.running.pop(call, None)
+            figures.now.value -= 1
+            figures.seconds.observe(self._clock.seconds() - call.began)
+            if call.running is not None:
+                self._deadlines.live.pop(call, None)
+                self._ended()  # If it is not set, whoever has begun the call goes on by itself.
 
-    def _failed(self, failure: Failure, call: Call) -> None:
-        note("call", f"{call.method.name} failed {call.request_id} {type(failure.value).__name__}")
-        try:
-            if not call.answered:
-                self._count_failure(failure, call)
-            if not (call.answered and failure.check(CancelledError)):
-                self._counts.failed += 1
-                # A copy, because a thread that runs the method may still be in the scope itself.
-                call.scope.copy().run(_log_failure, call.method, failure)
-            self.answer(call, cast(BaseException, failure.value), failure)
-        finally:
-            self._leave(call)
-
-    def _count_failure(self, failure: Failure, call: Call) -> None:
-        figures = self._figures[call.method]
-        outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
-        outcome.value += 1
-        figures.raised(cast(BaseException, failure.value))
-
-    def _leave(self, call: Call) -> None:
-        self._running.pop(call, None)
-        figures = self._figures[call.method]
-        figures.now.value -= 1
-        figures.seconds.observe(self._clock.seconds() - call.began)
-        if call.running is not None:
-            self._deadlines.discard(call)
-        self._ended()
+    def _failed(self, failure: Failure, call: Call, figures: MethodFigures) -> None:
+        error = cast(BaseException, failure.value)
+        note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
+        if not call.answered:
+            outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
+            outcome.value += 1
+            figures.raised(error)
+        if not (call.answered and failure.check(CancelledError)):
+            self._counts.failed += 1
+            # A copy, because a thread that runs the method may still be in the scope itself.
+            call.scope.copy().run(_log_failure, call.method, failure)
+        self.answer(call, error, failure)
 
     # -- its end by force ----------------------------------------------------------------------
 
@@ -261,15 +251,16 @@ class Execution:
 
         :param reason: why; not "".
         """
-        for call in list(self._running):
+        for call in list(self.running):
             if call.method.exposure.idempotent and not call.answered:
-                self._mark_answered(call)
+                call.answered = True
+                self._stop_keepalive(call)
                 self._ledger.give_back(call)  # We do not die of it.
-        for call in list(self._running):
+        for call in list(self.running):
             self._cut_short(call, reason)
         if self._transport.problem() is not None:
             # What cannot be sent now is held for as long as its caller waits; but we end.
-            for publishing in list(self._publishing):
+            for publishing in list(self.publishing):
                 publishing.cancel()
 
     # -- the reply -----------------------------------------------------------------------------
@@ -311,7 +302,9 @@ class Execution:
         """Publish the one reply to a call, or none; then an idempotent one is acknowledged."""
         if call.answered:
             return
-        self._mark_answered(call)
+        call.answered = True
+        if call.keepalive is not None:
+            self._stop_keepalive(call)
         settles = call.method.exposure.idempotent
         if body is not None and call.request.back is not None:
             patience = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
@@ -321,8 +314,7 @@ class Execution:
         elif settles:
             self._ledger.settle(call)
 
-    def _mark_answered(self, call: Call) -> None:
-        call.answered = True
+    def _stop_keepalive(self, call: Call) -> None:
         if call.keepalive is not None:
             call.keepalive.cancel()
             call.keepalive = None
@@ -337,9 +329,10 @@ class Execution:
         publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, patience)
         if publishing.called and publishing.result is None:
             # At once and well, as in memory: spare every call the cost of two callbacks.
-            self._settle(reply)
+            if reply.settles:
+                self._settle(reply)
             return
-        self._publishing[publishing] = None
+        self.publishing[publishing] = None
         publishing.addCallbacks(
             self._published, self._unpublished, callbackArgs=(publishing, reply), errbackArgs=(publishing, reply, until)
         )
@@ -349,8 +342,9 @@ class Execution:
             self._ledger.settle(reply.call)
 
     def _published(self, _: None, publishing: Deferred[None], reply: _Reply) -> None:
-        self._settle(reply)
-        del self._publishing[publishing]
+        if reply.settles:
+            self._settle(reply)
+        del self.publishing[publishing]
         self._ended()
 
     def _unpublished(self, failure: Failure, publishing: Deferred[None], reply: _Reply, until: float | None) -> None:
@@ -365,7 +359,7 @@ class Execution:
             self._settle(reply)  # It is done, and nobody asks for it any more.
         elif reply.settles and reply.call is not None:
             self._ledger.give_back(reply.call)
-        del self._publishing[publishing]
+        del self.publishing[publishing]
         self._ended()
 
     # -- signs of life -------------------------------------------------------------------------
@@ -381,6 +375,11 @@ class Execution:
         showing: Deferred[None] = self._transport.reply(back.address, encode_keepalive(back.msg_id))
         # A caller who cannot be reached gets no more of them.
         showing.addCallbacks(lambda _: self._keep_alive(call), lambda _: None)
+
+
+def _earlier(caller: float | None, own: float) -> float:
+    """Return the earlier of the caller's deadline and the method's own."""
+    return own if caller is None else min(own, caller)
 
 
 def _log_failure(method: Method, failure: Failure) -> None:

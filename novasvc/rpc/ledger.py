@@ -1,13 +1,72 @@
 """What a server has in hand, and what it has settled: whatever comes again is recognised by it."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
+import attrs
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.interfaces import IDelivery
+from novasvc.interfaces import IDelivery, ISession
 from novasvc.rpc.call import Call
-from novasvc.rpc.dedup import SeenWindow
 from novasvc.rpc.parking import Parking
+
+
+@attrs.define(eq=False)
+class SeenWindow:
+    """Remembers the ids of messages that were settled, within bounds.
+
+    An id is known until ``count`` others came after it, or until ``seconds`` have passed,
+    whichever is first: a window of 10,000 messages and 10 minutes, unless another is given. If its
+    session has ended by then, the acknowledgement may have been lost with it, and the message may
+    come again at any time; so may a message of which a copy is on its way. Such an id is known on,
+    until ``count`` others of that kind came after it. What belongs to a process begins empty.
+
+    :param clock: measures the seconds.
+    :param count: ids that are remembered at the most, of either kind, > 0. More than a transport
+        delivers without an acknowledgement: then those that a session did not read are among them.
+    :param seconds: how long one is remembered at the most, > 0.
+    :ivar seen: of each id when it was settled, by which session, and whether a copy of its message is on its way.
+    :ivar unread: the ids that are known on.
+    """
+
+    _clock: IReactorTime
+    _count: int = 10_000
+    _seconds: float = 600.0
+    seen: OrderedDict[str, tuple[float, ISession, bool]] = attrs.field(factory=OrderedDict, init=False)
+    unread: OrderedDict[str, None] = attrs.field(factory=OrderedDict, init=False)
+
+    def __len__(self) -> int:
+        return len(self.seen) + len(self.unread)
+
+    def __contains__(self, unique_id: str) -> bool:
+        """Tell whether an id is known."""
+        entry = self.seen.get(unique_id)
+        if entry is None:
+            return unique_id in self.unread
+        then, session, expected = entry
+        if expected or session.ended or self._clock.seconds() - then < self._seconds:
+            return True
+        del self.seen[unique_id]
+        return False
+
+    def add(self, unique_id: str, session: ISession, *, expected: bool = False) -> None:
+        """Remember an id as the newest.
+
+        :param session: by which it was acknowledged.
+        :param expected: a copy of its message is on its way to this process.
+        """
+        seen = self.seen
+        if unique_id in seen:
+            del seen[unique_id]
+        elif self.unread:
+            self.unread.pop(unique_id, None)
+        seen[unique_id] = (self._clock.seconds(), session, expected)
+        if len(seen) > self._count:
+            oldest, (_, session, expected) = seen.popitem(last=False)
+            if expected or session.ended:
+                self.unread[oldest] = None
+                if len(self.unread) > self._count:
+                    self.unread.popitem(last=False)
 
 
 class Ledger:
@@ -50,6 +109,22 @@ class Ledger:
         """Note that a call is in hand."""
         self._in_hand[call.request.unique_id or call] = call
 
+    def take_new(self, call: Call) -> bool:
+        """Note that a call is in hand, unless its message may have been here before; return whether it was noted."""
+        unique_id = call.request.unique_id
+        settled, quarantined = self._settled, self._quarantined
+        if unique_id is not None and (
+            unique_id in settled.seen
+            or unique_id in self._in_hand
+            or unique_id in self._parking.calls
+            or unique_id in settled.unread
+            or unique_id in quarantined.seen
+            or unique_id in quarantined.unread
+        ):
+            return False
+        self._in_hand[unique_id or call] = call
+        return True
+
     def find(self, unique_id: str | None) -> Call | None:
         """Return the call that a message has become here, if it is in hand or parked."""
         if unique_id is None:
@@ -82,8 +157,11 @@ class Ledger:
 
     def settle(self, call: Call) -> None:
         """Acknowledge a call's delivery."""
-        self._in_hand.pop(call.request.unique_id or call, None)
-        self.acknowledge(call.delivery, call.request.unique_id, expected=call.held)
+        unique_id = call.request.unique_id
+        self._in_hand.pop(unique_id or call, None)
+        if unique_id is not None:
+            self._settled.add(unique_id, call.delivery.session, expected=call.held)
+        call.delivery.ack()
 
     def acknowledge(self, delivery: IDelivery, unique_id: str | None, *, expected: bool = False) -> None:
         """Acknowledge the delivery of a message that became no call, or one that is settled.

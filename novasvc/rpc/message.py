@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from novasvc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
 from novasvc.rpc.ids import new_id
-from novasvc.rpc.payload import dumps, loads, loads_at, quote
+from novasvc.rpc.payload import dumps, encode_parts, loads, loads_at, quote
 from novasvc.rpc.version import compatible
 
 BODY_LIMIT = 16 * 2**20
@@ -29,6 +29,7 @@ _CONTEXT_AT = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
 _BEFORE = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
 _BEFORE_ENDS = len(_BEFORE)
+_NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
 class WayBack(NamedTuple):
@@ -53,6 +54,8 @@ class Request(NamedTuple):
     :param back: None for a cast.
     :param unique_id: new for each message; None if the sender gives none.
     :param keepalive: seconds within which the caller wants a sign of life; None for "no signs".
+    :param problem: what is wrong with it; None if it can be run. Of one that cannot, only context and way back are
+        known.
     """
 
     method: str
@@ -63,6 +66,7 @@ class Request(NamedTuple):
     back: WayBack | None = None
     unique_id: str | None = None
     keepalive: int | None = None
+    problem: str | None = None
 
 
 class Reply(NamedTuple):
@@ -112,7 +116,11 @@ def encode_request(
     for name, value in context.items():
         body[_CONTEXT + name] = value
     try:
-        return wrap(dumps(body, "the request"), limit)
+        try:
+            text = "".join(encode_parts(body, 0))
+        except _NOT_ENCODED:
+            text = dumps(body, "the request")  # which says why
+        return wrap(text, limit)
     except ValueError as error:
         raise InvalidArgumentsError(method, str(error)) from None
 
@@ -124,7 +132,11 @@ def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT
     :raises ResultNotSerializableError: JSON cannot hold it, or the message is over the limit.
     """
     try:
-        return wrap(_reply_text(msg_id, result=dumps(result, "the result")), limit)
+        try:
+            text = "".join(encode_parts(result, 0))
+        except _NOT_ENCODED:
+            text = dumps(result, "the result")  # which says why
+        return wrap(_reply_text(msg_id, result=text), limit)
     except ValueError as error:
         raise ResultNotSerializableError(method, str(error)) from None
 
@@ -176,19 +188,18 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
     except UnicodeDecodeError:
         problem = "it is not UTF-8"
         raise MessageFormatError(problem) from None
-    inner = _usual_message(text)
-    return _object(inner, _MESSAGE) if inner is not None else _open_envelope(_object(text, "it"))
-
-
-def _usual_message(text: str) -> str | None:
-    """Return the text in an envelope that is written as everybody writes it; None if it is not."""
-    if not text.startswith(_BEFORE):
-        return None
-    try:
-        inner, end = loads_at(text, _BEFORE_ENDS)
-    except (ValueError, StopIteration, RecursionError):
-        return None
-    return inner if isinstance(inner, str) and end == len(text) - 1 and text.endswith("}") else None
+    if text.startswith(_BEFORE):
+        # The envelope as everybody writes it. What is not read here is read again below, by all the rules.
+        try:
+            inner, end = loads_at(text, _BEFORE_ENDS)
+            fields, inner_end = loads_at(inner, 0)
+        except (TypeError, ValueError, StopIteration, RecursionError):
+            pass
+        else:
+            whole = end == len(text) - 1 and inner_end == len(inner) and text.endswith("}")
+            if whole and isinstance(fields, dict):
+                return fields
+    return _open_envelope(_object(text, "it"))
 
 
 def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +218,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     """Read a request's fields; those that are not known are passed over.
 
     :param fields: what :func:`unwrap` returned.
-    :raises MessageFormatError: one is missing, or has the wrong type.
+    :return: with a ``problem`` if a field is missing, or has the wrong type.
     """
     method, args = fields.get("method"), fields.get("args", _NOTHING)
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
@@ -237,7 +248,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             unique_id if isinstance(unique_id, str) else None,
             None if keepalive is None else _whole_seconds(keepalive),
         )
-    raise MessageFormatError(problem)
+    return Request("", _NOTHING, read_context(fields), back=way_back(fields), problem=problem)
 
 
 def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Parking:
     :param clock: measures the grace.
     :param consuming: whether messages would reach us now, if there were any.
     :param missed: called with a call whose message is taken for lost.
+    :ivar calls: those that are parked, by the unique ids of their messages.
     """
 
     # Note [Void deliveries]
@@ -34,7 +35,7 @@ class Parking:
         self._clock = clock
         self._consuming = consuming
         self._missed = missed
-        self._calls: dict[object, Call] = {}
+        self.calls: dict[object, Call] = {}
         self._looks: dict[Call, int] = {}
         self._timer: IDelayedCall | None = None
 
@@ -44,8 +45,8 @@ class Parking:
 
     def add(self, call: Call) -> None:
         """Park a call."""
-        self._calls[call.request.unique_id or call] = call
-        if len(self._calls) > _BOUND:
+        self.calls[call.request.unique_id or call] = call
+        if len(self.calls) > _BOUND:
             self._purge()
         if not call.delivery.session.kept:
             self._looks[call] = 0
@@ -53,11 +54,11 @@ class Parking:
 
     def find(self, unique_id: str) -> Call | None:
         """Return the call of a message, if it is parked."""
-        return self._calls.get(unique_id)
+        return self.calls.get(unique_id)
 
     def take(self, unique_id: str) -> bool:
         """Forget a call whose message has come again; return whether it was there."""
-        call = self._calls.pop(unique_id, None)
+        call = self.calls.pop(unique_id, None)
         if call is not None:
             self._looks.pop(call, None)
         return call is not None
@@ -74,15 +75,15 @@ class Parking:
 
     def close(self) -> None:
         """Forget all."""
-        self._calls.clear()
+        self.calls.clear()
         self.wait_no_longer()
 
     def _purge(self) -> None:
         """Forget the calls that nobody waits for any more, and the oldest if there are still too many."""
         now = self._clock.seconds()
-        over = [key for key, call in self._calls.items() if call.expires_at is not None and call.expires_at <= now]
-        for key in [*over, *list(self._calls)[: max(0, len(self._calls) - len(over) - _BOUND)]]:
-            call = self._calls.pop(key, None)
+        over = [key for key, call in self.calls.items() if call.expires_at is not None and call.expires_at <= now]
+        for key in [*over, *list(self.calls)[: max(0, len(self.calls) - len(over) - _BOUND)]]:
+            call = self.calls.pop(key, None)
             if call is not None:
                 self._looks.pop(call, None)
 
@@ -98,6 +99,6 @@ class Parking:
             missed = [call for call, looks in self._looks.items() if looks]
             self._looks = {call: 1 for call in self._looks if call not in missed}
             for call in missed:
-                self._calls.pop(call.request.unique_id or call, None)
+                self.calls.pop(call.request.unique_id or call, None)
                 self._missed(call)
         self._look_later()

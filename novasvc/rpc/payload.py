@@ -63,20 +63,26 @@ quote: Callable[[str], str] = json.encoder.encode_basestring_ascii
 """Writes a text as JSON, in ASCII."""
 
 
-def _encoder(make: Callable[..., Callable[[Any, int], tuple[str, ...]]] | None) -> Callable[[Any], str]:
+_Encoder = Callable[[Any, int], tuple[str, ...]]
+
+
+def _encoder(make: Callable[..., _Encoder] | None) -> _Encoder:
     """Return what writes a value.
 
     :param make: the json module's own maker of encoders; None in a Python without its C code.
     """
     if make is None:
-        return _careful.encode
+        return lambda value, _: (_careful.encode(value),)
     separators = _careful.key_separator, _careful.item_separator
     flags = _careful.sort_keys, _careful.skipkeys, _careful.allow_nan
-    chunks = make(None, _primitive, quote, None, *separators, *flags)
-    return lambda value: "".join(chunks(value, 0))
+    return make(None, _primitive, quote, None, *separators, *flags)
 
 
-_encode = _encoder(getattr(json.encoder, "c_make_encoder", None))
+encode_parts = _encoder(getattr(json.encoder, "c_make_encoder", None))
+"""Writes a value, at the indentation 0, as the parts of its JSON text.
+
+As :func:`dumps`, which says what is wrong where this raises TypeError, ValueError or RecursionError.
+"""
 
 
 def loads(text: str) -> Any:
@@ -109,7 +115,7 @@ def dumps(value: Any, root: str) -> str:
     :raises ValueError: says which part of the value, of which type, JSON cannot hold.
     """
     try:
-        return _encode(value)
+        return "".join(encode_parts(value, 0))
     except RecursionError:
         problem = _too_deep(value, root)
     except (TypeError, ValueError):
@@ -142,7 +148,7 @@ def _misfit(value: Any, root: str) -> str:
                 return f"{path} has a key of type {_name(key)}, which JSON cannot hold"
             parts.extend(reversed([(child, f"{path}[{at!r}]") for at, child in _children(part)]))
         try:
-            _encode(None if isinstance(part, dict | list | tuple | set | frozenset) else part)
+            encode_parts(None if isinstance(part, dict | list | tuple | set | frozenset) else part, 0)
         except UnicodeDecodeError:
             return f"{path} is bytes that are not UTF-8"
         except (TypeError, ValueError):

@@ -29,6 +29,9 @@ class RedeliveredCalls:
     :param retain: has a call's message delivered again, counted, to this process alone.
     :param give_back: has a call's message delivered again to any server of its queue.
     :param go_on: called when there is room for another.
+    :ivar waiting: those that wait for their turn.
+    :ivar retained: of those that were moved to this process's own queue and are on their way back, by what they are
+        recognised: the room that each takes, and the timer that ends the waiting. Each needs a place.
     """
 
     # Note [Finding the poison message]
@@ -75,19 +78,10 @@ class RedeliveredCalls:
         self._retain = retain
         self._give_back = give_back
         self._go_on = go_on
-        self._waiting: list[Call] = []
+        self.waiting: list[Call] = []
+        self.retained: dict[Any, tuple[float, IDelayedCall]] = {}
         self._running: list[Call] = []
-        self._retained: dict[Any, tuple[float, IDelayedCall]] = {}
         self._stopped = False
-
-    def __len__(self) -> int:
-        """Return how many wait for their turn."""
-        return len(self._waiting)
-
-    @property
-    def retained(self) -> int:
-        """Calls that were moved to this process's own queue and are on their way back: each needs a place."""
-        return len(self._retained)
 
     def group(self, deaths: int) -> int:
         """Return how many calls that were running at so many deaths may run at a time; at least 1."""
@@ -102,13 +96,13 @@ class RedeliveredCalls:
         elif self._stopped:
             self._give_back(call)
             return
-        self._waiting.append(call)
+        self.waiting.append(call)
 
     def remove(self, call: Call) -> bool:
         """Forget a call that waits for its turn; return whether it did."""
-        if call not in self._waiting:
+        if call not in self.waiting:
             return False
-        self._waiting.remove(call)
+        self.waiting.remove(call)
         return True
 
     def begin(self) -> bool:
@@ -116,11 +110,11 @@ class RedeliveredCalls:
 
         :return: whether there was one.
         """
-        while self._waiting:
-            call = min(self._waiting, key=_order)
+        while self.waiting:
+            call = min(self.waiting, key=_order)
             if not call.placed and not self._has_room(call):
                 return False
-            self._waiting.remove(call)
+            self.waiting.remove(call)
             if self._execution.drop_stale(call):
                 continue
             if call.delivery.counted:
@@ -130,7 +124,7 @@ class RedeliveredCalls:
                 key = _key(call)
                 self._forget(key)  # It may have come twice: its channel was lost while it was being moved.
                 later = self._clock.callLater(PATIENCE, self._not_come, key)
-                self._retained[key] = (self._weight(call), later)
+                self.retained[key] = (self._weight(call), later)
                 self._retain(call)
             return True
         return False
@@ -138,32 +132,32 @@ class RedeliveredCalls:
     def stop(self) -> None:
         """Give back what is still to be counted: the server takes in nothing more."""
         self._stopped = True
-        for call in [call for call in self._waiting if not call.delivery.counted]:
-            self._waiting.remove(call)
+        for call in [call for call in self.waiting if not call.delivery.counted]:
+            self.waiting.remove(call)
             self._give_back(call)
 
     def withdraw(self) -> list[Call]:
         """Return what waits, and forget it."""
-        for key in list(self._retained):
+        for key in list(self.retained):
             self._forget(key)
-        waiting, self._waiting = self._waiting, []
+        waiting, self.waiting = self.waiting, []
         return waiting
 
     def _has_room(self, call: Call) -> bool:
         self._running = [running for running in self._running if not running.answered]
-        taken = sum(weight for weight, _ in self._retained.values()) + sum(map(self._weight, self._running))
+        taken = sum(weight for weight, _ in self.retained.values()) + sum(map(self._weight, self._running))
         return not taken or taken + self._weight(call) <= 1.0 + _ROUNDING
 
     def _weight(self, call: Call) -> float:
         return 1.0 / self.group(call.delivery.deaths)
 
     def _not_come(self, key: Any) -> None:
-        self._retained.pop(key, None)
+        self.retained.pop(key, None)
         self._go_on()
 
     def _forget(self, key: Any) -> bool:
         """Give a place up; return whether it was kept until now."""
-        _, later = self._retained.pop(key, (0.0, None))
+        _, later = self.retained.pop(key, (0.0, None))
         if later is None:
             return False
         later.cancel()

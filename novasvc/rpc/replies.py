@@ -23,10 +23,10 @@ from novasvc.interfaces import ITransport
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
-from novasvc.rpc.message import Reply, WayBack, read_reply, unwrap
+from novasvc.rpc.message import WayBack, read_reply, unwrap
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from novasvc.telemetry.instruments import Number
+from novasvc.telemetry.instruments import MOST, Number
 from novasvc.telemetry.metrics import CallFigures
 
 _log = Logger()
@@ -61,7 +61,8 @@ class _Pending:
     :param idempotent: its message may be sent again.
     :param request_id: of its context.
     :param result: what came without being the last; old senders end with an empty reply.
-    :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer.
+    :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer. It may have
+        fired; see :attr:`is_sending`.
     :param body: the message, if it may have to be sent again.
     :param resent: how often it was.
     :param unconfirmed: the connection was lost before the broker confirmed the message, or its first copy.
@@ -89,6 +90,11 @@ class _Pending:
     begun: bool = False
     asked: bool = False
     known: UndeliverableError | None = None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the broker's confirm, or the registry's answer, is still awaited."""
+        return self.sending is not None and not self.sending.called
 
     @property
     def questionable(self) -> bool:
@@ -133,6 +139,8 @@ class PendingCalls:
         self._address: str | None = None
         self._opening: Deferred[Any] | None = None
         self._closed = False
+        self._figures: dict[tuple[str, str], CallFigures] = {}
+        self._called_now = metrics.called_now.at()
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -177,7 +185,7 @@ class PendingCalls:
         msg_id = new_id()
         now = self._clock.seconds()
         deadline = inf if timeout is None else now + timeout
-        figures = CallFigures.of(target.topic, method)
+        figures = self._figures.get((target.topic, method)) or self._figures_of(target.topic, method)
 
         def cancelled(_: object) -> None:
             self._drop(msg_id, figures.cancelled)
@@ -187,13 +195,20 @@ class PendingCalls:
             waiter, target, method, make_body, timeout, keepalive, deadline, now, figures, idempotent, request_id
         )
         self._pending[msg_id] = pending
-        metrics.called_now.at().value += 1
+        self._called_now.value += 1
         self._be_patient(msg_id, pending)
         if self._address is not None:
             self._send(msg_id, pending, self._address)
         elif self._opening is None:
             self._open()
         return waiter
+
+    def _figures_of(self, topic: str, method: str) -> CallFigures:
+        """Return the figures of a method, and remember them; their number is bounded, that of names is not."""
+        figures = CallFigures.of(topic, method)
+        if len(self._figures) < MOST:
+            self._figures[topic, method] = figures
+        return figures
 
     def _be_patient(self, msg_id: str, pending: _Pending) -> None:
         """Wait for a call's reply, or for its next sign of life."""
@@ -250,10 +265,11 @@ class PendingCalls:
         sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
         if sending.called and sending.result is None:
             return  # At once and well, as in memory: spare every call the cost of a callback.
+        pending.sending = sending
         if pending.idempotent:
             pending.body = body
-        pending.sending = sending
-        sending.addCallbacks(_confirmed, self._not_sent, callbackArgs=(pending,), errbackArgs=(msg_id,))
+            sending.addCallback(_confirmed, pending)
+        sending.addErrback(self._not_sent, msg_id)
 
     def _not_sent(self, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
@@ -268,7 +284,7 @@ class PendingCalls:
             problem = f"{pending.unconfirmed.problem}; it could not be sent again: {error}"
             self._end(msg_id, UnconfirmedError(str(pending.target), problem), pending.figures.unconfirmed)
         elif isinstance(error, UndeliverableError) and self._explain is not None:
-            self._deadlines.discard(msg_id)  # The error is known, and the question has a bound of its own.
+            self._deadlines.live.pop(msg_id, None)  # The error is known, and the question has a bound of its own.
             explaining = pending.sending = self._explain(pending.target)
             explaining.addBoth(self._explained, failure, msg_id)
         else:
@@ -302,37 +318,34 @@ class PendingCalls:
             self.unmatched += 1
             _log.warn("a reply was dropped: {error}", error=error)
             return
-        pending = self._pending.get(reply.msg_id)
+        msg_id, pending = reply.msg_id, self._pending.get(reply.msg_id)
         if pending is None:
             self.unmatched += 1
             _log.debug("a reply was dropped: no call waits for it")
-        else:
-            self._advance(pending, reply)
-
-    def _advance(self, pending: _Pending, reply: Reply) -> None:
+            return
         if reply.failure is not None:
-            self._end(reply.msg_id, read_failure(reply.failure), pending.figures.failed)
+            self._end(msg_id, read_failure(reply.failure), pending.figures.failed)
             return
         if reply.result is not None:
             pending.result = reply.result
         if reply.ending:
-            self._forget(reply.msg_id, pending.figures.replied)
+            self._forget(msg_id, pending.figures.replied)
             pending.waiter.callback(pending.result)
         else:
             pending.begun, pending.unconfirmed = True, None
-            self._be_patient(reply.msg_id, pending)
+            self._be_patient(msg_id, pending)
 
     def _forget(self, msg_id: str, outcome: Number) -> _Pending | None:
         """Let go of a call.
 
         :param outcome: where it is counted.
         """
-        self._deadlines.discard(msg_id)
+        self._deadlines.live.pop(msg_id, None)
         pending = self._pending.pop(msg_id, None)
         if pending is not None:
             outcome.value += 1
             pending.figures.seconds.observe(self._clock.seconds() - pending.began)
-            metrics.called_now.at().value -= 1
+            self._called_now.value -= 1
         return pending
 
     def _end(self, msg_id: str, reason: Exception | Failure, outcome: Number) -> None:
@@ -349,17 +362,16 @@ class PendingCalls:
 
     def _expire(self, msg_id: str) -> None:
         pending = self._pending[msg_id]
-        sending = pending.sending
-        if self._explain is not None and sending is None and pending.questionable:
+        if self._explain is not None and not pending.is_sending and pending.questionable:
             self._ask(msg_id, pending, self._explain)
             return
-        if pending.unconfirmed is not None and sending is None:
+        if pending.unconfirmed is not None and not pending.is_sending:
             self._end(msg_id, pending.unconfirmed, pending.figures.unconfirmed)
             return
         silent = self._clock.seconds() < pending.deadline
         waited = pending.keepalive if silent else pending.timeout
         unconfirmed = ""
-        if sending is not None and not pending.begun:
+        if pending.is_sending and not pending.begun:
             unconfirmed = self._transport.problem() or "the broker has not confirmed it yet"
         known = UndeliverableError("") if pending.known is None else pending.known
         error = RPCTimeoutError(

@@ -1,7 +1,7 @@
 """The serving side: takes deliveries in, as many at a time as it may, and has them run."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextvars import copy_context
 from typing import Any
 
@@ -21,7 +21,7 @@ from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.execution import Execution
 from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger
-from novasvc.rpc.message import Request, WayBack, read_context, read_request, unwrap, way_back
+from novasvc.rpc.message import Request, read_request, unwrap
 from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.takeover import Takeover
@@ -202,15 +202,15 @@ class Server:
             return succeed(None)
         self._state = "draining"
         admission = self._admission = Admission(
-            str(self._target), self._clock, operations=self.operations, siblings=self._siblings
+            str(self._target), self, self._clock, operations=self.operations, siblings=self._siblings
         )
         self._parking.wait_no_longer()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         for call in waiting:
-            if admission.belongs(call.request.context.get("request_id")):
+            if admission.belongs(call.request):
                 self._enqueue(call)
             else:
-                admission.add(self._arrival_of(call))
+                admission.add(self._withdraw(call))
         self._go_on()
         return self._narrow(admission)
 
@@ -296,7 +296,7 @@ class Server:
     def _missed(self, call: Call) -> None:
         """Decide about a call whose message seems to be lost; see Note [Void deliveries] in novasvc.rpc.parking."""
         admission = self._admission
-        if admission is not None and not admission.belongs(call.request.context.get("request_id")):
+        if admission is not None and not admission.belongs(call.request):
             return  # Nothing new begins.
         if call.method.exposure.idempotent:
             call.missed = True
@@ -331,7 +331,7 @@ class Server:
         """Take a delivery; the transport's receiver."""
         self.counts.received += 1
         try:
-            fields = unwrap(delivery.body)
+            request = read_request(unwrap(delivery.body))
         except MessageFormatError as error:
             self.counts.unserved("malformed")
             scope = self._scope.copy()
@@ -339,147 +339,141 @@ class Server:
             delivery.reject()
             return
         if self._admission is None:
-            self._take(delivery, fields)
-        elif self._admission.belongs(read_context(fields).get("request_id")):
-            unique_id = fields.get("_unique_id")
-            if not (isinstance(unique_id, str) and self._admission.replace(unique_id, delivery)):
-                self._take(delivery, fields)
+            self._take(delivery, request)
         else:
-            self._turn_away(self._admission, delivery, fields)
+            self._take_in_drain(self._admission, delivery, request)
 
-    def _take(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int = 0) -> None:
+    def _take(self, delivery: IDelivery, request: Request, looks: int = 0) -> None:
         """Have a request run, now or in its turn, or settle it.
 
         :param looks: how often it was left undecided because a process that may be dying had it before.
         """
-        request = None
-        try:
-            request = read_request(fields)
-            handled, call = self._recognise(delivery, request)
-            if not handled:
-                if delivery.deliveries and self._takeover.decide_later(
-                    delivery, request, looks, lambda looks: self._look_again(delivery, fields, looks)
-                ):
-                    return
-                call = self._admit(delivery, request)
-        except RPCError as error:
-            unique_id = request and request.unique_id
-            self._refuse(delivery, unique_id, read_context(fields), way_back(fields), error)
+        new = not delivery.deliveries and self._state != "closed"
+        if new and self._take_new(delivery, request):
             return
+        handled, call = (False, None) if request.problem else self._recognise(delivery, request)
+        if handled:
+            self._run(call)
+            return
+        if delivery.deliveries and self._takeover.decide_later(
+            delivery, request, looks, lambda looks: self._look_again(delivery, request, looks)
+        ):
+            return
+        try:
+            call = self._admit(delivery, request)
+        except RPCError as error:
+            self._refuse(delivery, request, error)
+        else:
+            self._ledger.take(call)
+            self._run(call)
+
+    def _take_new(self, delivery: IDelivery, request: Request) -> bool:
+        """Have a request run that was never here before, as nearly all; return whether it is one."""
+        try:
+            call = self._admit(delivery, request)
+        except RPCError:
+            return False  # It may have been refused before.
+        if not self._ledger.take_new(call):
+            return False
+        self._enqueue(call)
+        self._go_on()
+        return True
+
+    def _look_again(self, delivery: IDelivery, request: Request, looks: int) -> None:
+        if self._admission is None or self._admission.belongs(request):
+            self._take(delivery, request, looks)
+        else:
+            self._turn_away(self._admission, delivery, request)
+        self._tell_idle()
+
+    def _take_in_drain(self, admission: Admission, delivery: IDelivery, request: Request) -> None:
+        """Have a request run that belongs to an operation under way, and settle any other one."""
+        if admission.belongs(request):
+            if not admission.replace(request.unique_id, delivery):
+                self._take(delivery, request)
+        else:
+            self._turn_away(admission, delivery, request)
+
+    def _turn_away(self, admission: Admission, delivery: IDelivery, request: Request) -> None:
+        """Have a request settled that belongs to no operation under way."""
+        if admission.replace(request.unique_id, delivery):
+            return
+        handled, call = (False, None) if request.problem else self._recognise(delivery, request)
+        if handled:
+            if call is not None:
+                admission.add(self._withdraw(call))
+        elif request.problem or (delivery.deliveries and delivery.sent_to == "server"):
+            # It may have begun before, in a process that died: then it is not to be called new.
+            try:
+                admission.add(self._withdraw(self._admit(delivery, request)))
+            except RPCError as error:
+                self._refuse(delivery, request, error)
+        else:
+            admission.add(Arrival(delivery, delivery.deliveries, request))
+
+    def _withdraw(self, call: Call) -> Arrival:
+        """Let go of a call that has not begun; the admission decides about it."""
+        self._ledger.release(call)
+        return Arrival(call.delivery, call.deliveries, call.request, call)
+
+    def _run(self, call: Call | None) -> None:
+        """Begin a call now, or in its turn; do nothing with None."""
         if call is not None:
             self._enqueue(call)
             self._go_on()
-
-    def _look_again(self, delivery: IDelivery, fields: Mapping[str, Any], looks: int) -> None:
-        if self._admission is None or self._admission.belongs(read_context(fields).get("request_id")):
-            self._take(delivery, fields, looks)
-        else:
-            self._turn_away(self._admission, delivery, fields)
-        self._tell_idle()
-
-    def _turn_away(self, admission: Admission, delivery: IDelivery, fields: Mapping[str, Any]) -> None:
-        """Have a request settled that belongs to no operation under way."""
-        arrival = self._arrival(delivery, fields)
-        if admission.replace(arrival.unique_id, delivery):
-            return
-        try:
-            request = read_request(fields)
-            handled, call = self._recognise(delivery, request)
-            if not handled and delivery.deliveries and delivery.sent_to == "server":
-                # It may have begun before, in a process that died: then it is not to be called new.
-                call = self._admit(delivery, request)
-                handled = True
-        except RPCError as error:
-            arrival.refuse(arrival, error)
-            return
-        if call is not None:
-            admission.add(self._arrival_of(call))
-        elif not handled:
-            admission.add(arrival)
 
     def _enqueue(self, call: Call) -> None:
         if call.deliveries:
             self._redelivered.add(call)
             return
-        if not self._has_room:
+        if self._takeover.records and not self._has_room:
             self._takeover.record(call)
         self._waiting.append(call)
 
-    def _arrival(self, delivery: IDelivery, fields: Mapping[str, Any]) -> Arrival:
-        """Describe a delivery that came during the drain."""
-        entries, back, unique_id = read_context(fields), way_back(fields), fields.get("_unique_id")
-        unique_id = unique_id if isinstance(unique_id, str) else None
+    # -- Decisions -----------------------------------------------------------------------------
 
-        def give_back(arrival: Arrival) -> None:
+    def take_in(self, arrival: Arrival) -> None:
+        """Run a request; see Decisions."""
+        call = arrival.call
+        if call is None:
+            self._take(arrival.delivery, arrival.request)
+            return
+        call.delivery = arrival.delivery
+        self._ledger.take(call)
+        self._run(call)
+
+    def give_back(self, arrival: Arrival) -> None:
+        """Have a request delivered again; see Decisions."""
+        if arrival.call is None:
             self.counts.unserved("given_back")
             arrival.delivery.requeue(arrival.deliveries)
+            return
+        arrival.call.delivery = arrival.delivery
+        self._give_back(arrival.call)
 
-        return Arrival(
-            delivery,
-            delivery.deliveries,
-            entries.get("request_id"),
-            unique_id,
-            back is not None,
-            lambda arrival: self._take(arrival.delivery, fields),
-            give_back,
-            lambda arrival, error: self._refuse(arrival.delivery, unique_id, entries, back, error),
-        )
+    def refuse(self, arrival: Arrival, error: RPCError) -> None:
+        """Refuse a request; see Decisions."""
+        if arrival.call is not None:
+            self._takeover.forget(arrival.call)
+        self._refuse(arrival.delivery, arrival.request, error)
 
-    def _arrival_of(self, call: Call) -> Arrival:
-        """Describe a call that came before the drain, and has not begun."""
-        request = call.request
-        self._ledger.release(call)
+    # -- what becomes of them ------------------------------------------------------------------
 
-        def take_in(arrival: Arrival) -> None:
-            call.delivery = arrival.delivery
-            self._ledger.take(call)
-            self._enqueue(call)
-            self._go_on()
-
-        def give_back(arrival: Arrival) -> None:
-            call.delivery = arrival.delivery
-            self._give_back(call)
-
-        def refuse(arrival: Arrival, error: RPCError) -> None:
-            self._takeover.forget(call)
-            self._refuse(arrival.delivery, request.unique_id, request.context, request.back, error)
-
-        return Arrival(
-            call.delivery,
-            call.deliveries,
-            request.context.get("request_id"),
-            request.unique_id,
-            request.back is not None,
-            take_in,
-            give_back,
-            refuse,
-        )
-
-    def _refuse(
-        self,
-        delivery: IDelivery,
-        unique_id: str | None,
-        entries: Mapping[str, Any],
-        back: WayBack | None,
-        error: RPCError,
-    ) -> None:
-        """Settle a request that does not become a call, and tell the caller why.
-
-        :param entries: of its context.
-        """
+    def _refuse(self, delivery: IDelivery, request: Request, error: RPCError) -> None:
+        """Settle a request that does not become a call, and tell the caller why."""
         # What is logged of it bears its request id.
         scope = self._scope.copy()
-        scope.run(current_context.set, RequestContext.from_wire(entries))
+        scope.run(current_context.set, RequestContext.from_wire(request.context))
         if isinstance(error, QuarantinedError):
             self.counts.unserved("quarantined")
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
-            self._ledger.quarantine(delivery, unique_id, str(error))
+            self._ledger.quarantine(delivery, request.unique_id, str(error))
         else:
             self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-            self._ledger.acknowledge(delivery, unique_id)
-        if back is not None:
-            self._execution.refuse(back, error, delivery.expires_in)
+            self._ledger.acknowledge(delivery, request.unique_id)
+        if request.back is not None:
+            self._execution.refuse(request.back, error, delivery.expires_in)
 
     def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
         """See what is known here of a message; see Note [What comes again] in novasvc.rpc.ledger.
@@ -510,18 +504,28 @@ class Server:
 
         :raises RPCError: it is to be refused.
         """
-        method = self._endpoints.find(request.namespace, request.method, request.version)
-        idempotent = method.exposure.idempotent
-        if delivery.deliveries and not idempotent and not self._takeover.may_run(request):
+        if request.problem is not None:
+            raise MessageFormatError(request.problem)
+        key = request.namespace, request.method, request.version
+        method = self._endpoints.found.get(key) or self._endpoints.find(*key)
+        exposure, deliveries = method.exposure, delivery.deliveries
+        taken_over = bool(deliveries) and not exposure.idempotent
+        if taken_over and not self._takeover.may_run(request):
             raise RedeliveredError(request.method)
-        if idempotent and delivery.deaths >= self._max_deliveries:
+        if exposure.idempotent and delivery.deaths >= self._max_deliveries:
             raise QuarantinedError(request.method, delivery.deaths)
-        method.exposure.check(request.method, request.args)
-        call = Call(delivery, request, method, self._clock.seconds(), self._scope.copy())
-        if delivery.deliveries and not idempotent:
+        if request.args.keys() != exposure.required:
+            exposure.check(request.method, request.args)
+        now, keepalive = self._clock.seconds(), request.keepalive
+        expires_at = deadline = delivery.expires_at
+        # Who wants signs of life waits as long as they come, and lets its request expire when none can have come;
+        # unless it says that it waits longer than that, and how long.
+        if deadline is not None and keepalive is not None and deadline - now <= keepalive:
+            deadline = None
+        call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
+        if taken_over:
             self._takeover.record(call)
             call.deliveries = 0  # Nobody began it: if it is given back, it is as good as new.
-        self._ledger.take(call)
         return call
 
     def _go_on(self) -> None:
@@ -530,11 +534,12 @@ class Server:
             return  # A method that returned at once; the loop below goes on by itself.
         self._going_on = True
         try:
-            while self._has_room:
-                begun = self._redelivered.begin()
+            while (self._waiting or self._redelivered.waiting) and self._has_room:
+                begun = self._redelivered.waiting and self._redelivered.begin()
                 if self._waiting:
                     call = self._waiting.popleft()
-                    self._takeover.forget(call)
+                    if call.backlog_slot is not None:
+                        self._takeover.forget(call)
                     self._execution.begin(call)
                 elif not begun:
                     break
@@ -542,21 +547,24 @@ class Server:
             self._going_on = False
         if self._publishers and not self._execution.publishing:
             _fire(self._publishers)
-        self._tell_idle()
+        if self._drainers:
+            self._tell_idle()
 
     @property
     def _has_room(self) -> bool:
         # In a drain only calls come that others wait for here, and they must not wait for these in turn.
         limit = self._concurrency if self._admission is None else self._concurrency + ROOM
-        return len(self._execution) + self._redelivered.retained < limit
+        execution = self._execution
+        return len(execution.running) + len(execution.publishing) + len(self._redelivered.retained) < limit
 
     def _tell_idle(self) -> None:
         if self._drainers and self._idle():
             _fire(self._drainers)
 
     def _idle(self) -> bool:
-        waiting = self._waiting or len(self._takeover) or len(self._redelivered) or len(self._parking)
-        return not (waiting or self._redelivered.retained or len(self._execution))
+        redelivered = self._redelivered
+        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._parking)
+        return not (waiting or redelivered.retained or len(self._execution))
 
 
 def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:

@@ -21,11 +21,13 @@ class Takeover:
 
     :param backlog: this process's record; None in a process without siblings, where nothing is ever known.
     :param clock: measures the time between two looks.
+    :ivar records: there is a record.
     """
 
     def __init__(self, backlog: Backlog | None, clock: IReactorTime) -> None:
         self._backlog = backlog
         self._clock = clock
+        self.records = backlog is not None
         self._undecided: dict[IDelivery, IDelayedCall] = {}
 
     def __len__(self) -> int:

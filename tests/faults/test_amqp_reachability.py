@@ -18,7 +18,7 @@ from novasvc.service import Service
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.amqp import AMQPTransport, protocol
 from novasvc.transport.amqp.channel import Channel, ClosedError
-from novasvc.transport.amqp.frames import pack_ack
+from novasvc.transport.amqp.frames import SINGLE, ack_packer
 from tests.faults.amqp_rig import CONTEXT, TOPIC, AMQPCase
 from tests.servers import Broker, fragile_broker
 
@@ -245,7 +245,7 @@ class ChannelTests(ReachabilityCase):
         """A node whose channel the broker closes is reached again, and what is lost later is noticed as before."""
         service = await self.node()
         consumption = service.node.server._listener._consumption
-        consumption.channel.client.write(pack_ack(consumption.channel.id, 999, False))
+        consumption.channel.client.write(ack_packer(consumption.channel.id)(999, SINGLE))
         await self.until(lambda: self.said("consumes again"))
         await self.assert_reached(service)
         await (await self.operator()).queue_unbind(queue=HOST_QUEUE, exchange="nova", routing_key=HOST_QUEUE)

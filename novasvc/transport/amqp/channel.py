@@ -11,16 +11,11 @@ from txamqp.protocol import AMQChannel
 
 from novasvc.transport.amqp.codec import decode_method, encode_method
 from novasvc.transport.amqp.frames import (
-    BASIC_ACK,
-    BASIC_DELIVER,
-    BASIC_NACK,
     BASIC_RETURN,
     METHOD,
     Deliver,
     FrameError,
     pack_frame,
-    parse_ack,
-    parse_deliver,
 )
 from novasvc.transport.amqp.spec import SPEC
 
@@ -45,25 +40,25 @@ class ClosedError(Exception):
 
 
 class ChannelReceiver:
-    """Who uses a channel, to be extended. None of these raises; by default they do nothing."""
+    """The user of a channel, to be extended. No method raises; by default they do nothing."""
 
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
-        """Take a message; the body is None if it was over the limit."""
+        """Handle basic.deliver; the body is None if it was over the limit."""
 
     def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
-        """Take the broker's word on messages that were published."""
+        """Handle basic.ack or basic.nack of messages that were published."""
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
-        """Take back a message that nobody was there for. Its confirmation follows.
+        """Handle basic.return: no queue was bound. The message's confirm follows.
 
         :param args: code, text, exchange, routing key.
         """
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
-        """Hear that the broker delivers no more to a consumer: its queue is gone."""
+        """Handle basic.cancel: the queue of a consumer is gone, and it gets no more deliveries."""
 
     def channel_closed(self, reason: ClosedError) -> None:
-        """Hear that the channel has ended; nothing more comes by it."""
+        """Note that the channel has ended; nothing more comes by it."""
 
 
 @attrs.define(eq=False)
@@ -160,16 +155,10 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
     # -- what comes ----------------------------------------------------------------------------
 
     def method_received(self, payload: bytes) -> None:
-        """Take a method without content.
+        """Take a method without content; confirms do not come this way, see :class:`.frames.FrameReader`.
 
         :raises FrameError: it does not belong here. CodecError: it is malformed.
         """
-        kind = payload[:4]
-        receiver = self.receiver
-        if kind in _CONFIRMATIONS:
-            if receiver is not None and not self.closed:
-                receiver.confirmed(*parse_ack(payload), kind == BASIC_ACK)
-            return
         method, args = decode_method(payload)
         if (method.klass.name == "connection") != (self.id == 0):
             raise FrameError(f"{method.klass.name}.{method.name} on channel {self.id}")
@@ -190,17 +179,16 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
             self.client.release_channel(self)
 
     def content_received(self, payload: bytes, properties: bytes, body: bytes | None) -> None:
-        """Take a message."""
+        """Take a message that is no delivery.
+
+        :raises FrameError: it is not one that came back.
+        """
         receiver = self.receiver
         if receiver is None or self.closed:
             return
-        kind = payload[:4]
-        if kind == BASIC_DELIVER:
-            receiver.delivered(parse_deliver(payload), properties, body)
-        elif kind == BASIC_RETURN:
-            receiver.returned(decode_method(payload)[1], body)
-        else:
+        if payload[:4] != BASIC_RETURN:
             raise FrameError("a message that nobody asked for")
+        receiver.returned(decode_method(payload)[1], body)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -259,7 +247,6 @@ def _let_go(answer: Deferred[Any]) -> None:
     """Let a cancelled Deferred fail by itself; its answer still comes, and is passed over."""
 
 
-_CONFIRMATIONS = frozenset({BASIC_ACK, BASIC_NACK})
 _CHANNEL_CLOSE, _CHANNEL_CLOSE_OK = (
     SPEC.classes.byname["channel"].methods.byname[name] for name in ("close", "close-ok")
 )

@@ -136,6 +136,7 @@ class Connection:
     :param user: what it is kept for.
     :param retry: seconds to wait after the nth failed round of hosts.
     :param retry_refused: the same, if the broker answered and will not have us.
+    :ivar is_writable: it is ready, and the socket takes more: what is written now leaves in this turn.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Connection:
     state: str = attrs.field(default="idle", init=False)
     blocked_by: str = attrs.field(default="", init=False)
     is_congested: bool = attrs.field(default=False, init=False)
+    is_writable: bool = attrs.field(default=False, init=False)
     problem: BrokerError | None = attrs.field(default=None, init=False)
     protocol: AMQPProtocol | None = attrs.field(default=None, init=False)
     reconnects: int = attrs.field(default=0, init=False)
@@ -216,6 +218,7 @@ class Connection:
         """Hear that the connection has ended; see Observer."""
         was_ready = self.state in _THERE
         self.is_congested, self.blocked_by = False, ""
+        self.is_writable = self.state == "ready"
         self._adapted = bool(self.user.lost(reason))
         if was_ready and not reason.clean:
             flight.note("broker", f"{self.name} lost {self._shown()}")
@@ -234,6 +237,7 @@ class Connection:
     def congested(self, congested: bool) -> None:  # noqa: FBT001 - as Observer has it
         """Hear whether the socket takes more; see Observer."""
         self.is_congested = congested
+        self.is_writable = self.state == "ready" and not congested
         if not congested and self.state == "ready":
             self.user.ready()
 
@@ -242,6 +246,7 @@ class Connection:
     def enter(self, state: str) -> None:
         """Be in a state from now on."""
         before, self.state = self.state, state
+        self.is_writable = state == "ready" and not self.is_congested
         for states, figure in ((_THERE, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
             figure.at(self.name).value += (state in states) - (before in states)
         if before in _THERE and state == "waiting":

@@ -1,6 +1,7 @@
 """What is consumed is kept up: subscriptions that outlive channels, queues and connections."""
 
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -14,7 +15,7 @@ from novasvc.errors import BrokerError, BrokerUnavailableError, DeclarationDenie
 from novasvc.reactor.backoff import jittered_backoff
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
-from novasvc.transport.amqp.connection import Connection
+from novasvc.transport.amqp.connection import Connection, ConnectionUser
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
 
@@ -45,6 +46,7 @@ class Consumers:
 
     :param options: how queues are declared.
     :param clock: for the pauses between attempts.
+    :param connect: makes a connection for its user; it is not opened here.
     :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own, if that turned out to be shorter.
     """
 
@@ -60,6 +62,7 @@ class Consumers:
 
     options: BrokerOptions
     clock: IReactorTime
+    _connect: Callable[[ConnectionUser], Connection]
     connection: Connection = attrs.field(init=False)
     consumer_timeout: float = attrs.field(init=False)
     _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
@@ -69,6 +72,11 @@ class Consumers:
 
     def __attrs_post_init__(self) -> None:
         self.consumer_timeout = self.options.consumer_timeout
+        self.renew_connection()
+
+    def renew_connection(self) -> None:
+        """Make a connection that was never opened, in place of one that could not be."""
+        self.connection = self._connect(self)
 
     def learn_limit(self, reason: ClosedError) -> None:
         """Go by the broker's own limit, if a channel ended because that is shorter than we were told."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
@@ -17,8 +17,8 @@ from novasvc.interfaces import IDelivery, ISession
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.consumer import NOT_FOUND
-from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, readable
-from novasvc.transport.amqp.frames import Deliver, pack_ack, pack_reject
+from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, read_content
+from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
 
@@ -39,13 +39,13 @@ class Delivery:
 
     __slots__ = (
         "_consumption",
-        "_expires_at",
         "_queue",
         "_tag",
         "body",
         "counted",
         "deaths",
         "deliveries",
+        "expires_at",
         "sent_to",
         "session",
     )
@@ -54,7 +54,7 @@ class Delivery:
         self,
         consumption: "Consumption",
         tag: int,
-        queue: str,
+        origin: "Origin",
         body: bytes,
         properties: Properties,
         *,
@@ -70,19 +70,28 @@ class Delivery:
         # Where we may have no queue of our own, each delivery was taken for a death, and is counted by that.
         self.counted = consumption.private or (not again and self.deaths >= self.deliveries)
         self.session = consumption.session
-        self.sent_to = consumption.listener.sent_to(queue)
+        self.sent_to = origin.sent_to
         self._consumption = consumption
         self._tag = tag
-        self._queue = queue
+        self._queue = origin.queue
         expires_in = properties.expires_in
-        self._expires_at = None if expires_in is None else consumption.listener.clock.seconds() + expires_in
+        self.expires_at = None if expires_in is None else consumption.clock.seconds() + expires_in
 
     @property
     def expires_in(self) -> float | None:
         """What is left now; see IDelivery."""
-        if self._expires_at is None:
+        if self.expires_at is None:
             return None
-        return max(0.0, self._expires_at - self._consumption.listener.clock.seconds())
+        return max(0.0, self.expires_at - self._consumption.clock.seconds())
+
+    def hand_on(self) -> None:
+        """Give it to the receiver, unless it has become void: then it comes again."""
+        if self.session.ended:
+            return
+        try:
+            self._consumption.listener.receiver(self)
+        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+            _log.failure("a receiver of messages raised, which it must not")
 
     def ack(self) -> None:
         """Take it; see IDelivery."""
@@ -163,14 +172,35 @@ class RunningQueue(Protocol):
 class Probes(Protocol):
     """What takes the messages that a listener sends to itself; see :mod:`novasvc.transport.amqp.loopback`."""
 
+    def watches(self, queue: str) -> bool:
+        """Return whether it has to see every message of a queue, not only those with a probe's header."""
+
     def take(self, queue: str, body: bytes, probe: str | None) -> bool:
         """Take a delivery if it is one of them; return whether it was."""
+
+
+class Origin(NamedTuple):
+    """Where the messages of one consumer come from.
+
+    :param queue: the name; of what comes from a queue of our own, the one that it came from first.
+    :param sent_to: see IDelivery.
+    :param watched: see :meth:`Probes.watches`.
+    """
+
+    queue: str
+    sent_to: str
+    watched: bool
+
+
+_NO_ORIGIN = Origin("", "server", watched=False)
+"""Of a consumer that is not ours; a broker does not deliver to one."""
 
 
 class Owner(Protocol):
     """Who consumes, by one channel after another."""
 
     unreadable: int
+    receiver: Callable[[IDelivery], None]
 
     @property
     def loopback(self) -> Probes:
@@ -201,14 +231,11 @@ class Owner(Protocol):
     def keep(self, moving: Deferred[Any]) -> None:
         """Note that a message is being moved, until it is."""
 
-    def hand_on(self, delivery: Delivery, *, copy: bool) -> None:
-        """Give a delivery to the receiver; see Note [Copies wait]."""
+    def puts_off(self, copy: Delivery) -> bool:
+        """Keep a copy until the moves under way are done; return whether there are any. See Note [Copies wait]."""
 
     def sent_to(self, queue: str) -> str:
         """Return what the messages in a queue were sent to; see IDelivery."""
-
-    def is_leaving(self, consumption: "Consumption") -> bool:
-        """Tell whether what comes was never to come."""
 
     def is_worn(self, returns: int) -> bool:
         """Tell whether a message has to be sent anew, lest the broker drop it."""
@@ -220,20 +247,25 @@ class Consumption(ChannelReceiver):
 
     :param prefetch: what the channel was told.
     :param ended: called with it when its channel has ended by itself, and why.
-    :param queues: names by consumer tag; of what comes from a queue of our own, the one that it came from first.
     :param private: its queues are this process's own.
     :param resized: called when the number of messages in hand has changed.
+    :ivar clock: the listener's.
+    :ivar queues: where messages come from, by consumer tag.
+    :ivar unwanted: what comes was never to come, and goes back: it was cancelled while it was established.
     """
 
     listener: Owner
     channel: Channel
     prefetch: int
     ended: Callable[["Consumption", ClosedError], None]
-    queues: dict[bytes, str] = attrs.field(factory=dict, init=False)
+    clock: IReactorTime = attrs.field(init=False)
+    queues: dict[bytes, Origin] = attrs.field(factory=dict, init=False)
+    unwanted: bool = attrs.field(default=False, init=False)
     private: bool = attrs.field(default=False, kw_only=True)
     resized: Callable[[], None] | None = attrs.field(default=None, kw_only=True)
     session: Session = attrs.field(factory=Session, init=False)
     _unsettled: dict[int, int] = attrs.field(factory=dict, init=False)
+    _pack_ack: Callable[[int, int], bytes] = attrs.field(init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
     _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # tag and prefetch, by queue
@@ -241,6 +273,10 @@ class Consumption(ChannelReceiver):
     _narrowed: bool = attrs.field(default=False, init=False)
     _told: dict[str, str] = attrs.field(factory=dict, init=False)  # why nothing could be moved there, by target
     _tags: "count[int]" = attrs.field(factory=partial(count, 1), init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.clock = self.listener.clock
+        self._pack_ack = ack_packer(self.channel.id)
 
     # Note [Copies wait]
     #
@@ -266,7 +302,8 @@ class Consumption(ChannelReceiver):
 
     def _consume(self, queue: str, origin: str, prefetch: int, *, last: bool = False) -> Deferred[Any]:
         tag = str(next(self._tags))
-        self.queues[tag.encode()] = origin
+        listener = self.listener
+        self.queues[tag.encode()] = Origin(origin, listener.sent_to(origin), listener.loopback.watches(origin))
         self._consumers[queue] = (tag, prefetch)
         arguments = {"x-priority": -1} if last else {}
         return self.channel.basic_consume(queue=queue, consumer_tag=tag, arguments=arguments)  # type: ignore[no-any-return]
@@ -338,27 +375,28 @@ class Consumption(ChannelReceiver):
     def ack(self, tag: int) -> None:
         """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
         state = self._unsettled.get(tag)
-        if state == _IN_HAND:
-            self._acknowledge(tag)
-        elif state == _MOVING:
+        if state == _MOVING:
             self._unsettled[tag] = _TAKEN
-
-    def _acknowledge(self, tag: int) -> None:
+        if state != _IN_HAND:
+            return
         del self._unsettled[tag]
-        self._note_size()
-        self._acks.append(tag)
-        if len(self._acks) == 1:
-            self.channel.client.at_turn_end(self.flush)
-
-    def _note_size(self) -> None:
         if self.resized is not None:
             self.resized()
+        self._acks.append(tag)
+        if len(self._acks) > 1:
+            return
+        client = self.channel.client
+        if client.reading:  # as a rule: the message came by this read
+            client.turn_end.append(self.flush)
+        else:
+            client.at_turn_end(self.flush)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Give a message back to the broker, or away."""
         if self._unsettled.get(tag) == _IN_HAND:
             del self._unsettled[tag]
-            self._note_size()
+            if self.resized is not None:
+                self.resized()
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
 
     def flush(self) -> None:
@@ -366,15 +404,15 @@ class Consumption(ChannelReceiver):
         acks, self._acks = self._acks, []
         if not acks or self.channel.closed:
             return
-        number, write = self.channel.id, self.channel.client.write
+        pack, write = self._pack_ack, self.channel.client.write
         first_unsettled = next(iter(self._unsettled), None)
         if first_unsettled is None:
-            write(pack_ack(number, max(acks), True))
+            write(pack(max(acks), MULTIPLE))
             return
         before = [tag for tag in acks if tag < first_unsettled]
-        if before:
-            write(pack_ack(number, max(before), True))
-        write(b"".join([pack_ack(number, tag, False) for tag in acks if tag > first_unsettled]))
+        frames = [pack(max(before), MULTIPLE)] if before else []
+        frames += [pack(tag, SINGLE) for tag in acks if tag > first_unsettled]
+        write(b"".join(frames))
 
     def hands_back(self, queue: str) -> bool:
         """Tell whether the broker gets back by a reject what was not begun, as no copy of it can be sent now.
@@ -391,7 +429,7 @@ class Consumption(ChannelReceiver):
         """
         if self._unsettled.get(tag) == _IN_HAND:
             sending = self._send(message, prepare or _nothing)
-            self._move(tag, sending, partial(self._not_moved, tag, message.target))
+            self._move(tag, sending, partial(self._not_moved, tag, message.routing_key))
 
     def hold(self, tag: int, queue: str, message: Message) -> None:
         """Send a message to our own queue, and acknowledge it here; if that fails, leave it in hand.
@@ -416,7 +454,7 @@ class Consumption(ChannelReceiver):
                 if type(failure.value) in _PASSING:
                     return fail(failure)
                 running.refused(failure)
-                targets.append(otherwise.target)
+                targets.append(otherwise.routing_key)
                 return self.listener.publish(otherwise)
 
             sending = self._send_to_us(queue, message).addErrback(send_otherwise)
@@ -451,7 +489,8 @@ class Consumption(ChannelReceiver):
     def _moved(self, tag: int) -> Deferred[Any]:
         """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
         if tag in self._unsettled:
-            self._acknowledge(tag)
+            self._unsettled[tag] = _IN_HAND
+            self.ack(tag)
             self.flush()
         self._told.clear()  # What fails after this is news.
         read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.prefetch)
@@ -465,16 +504,17 @@ class Consumption(ChannelReceiver):
         if tag in self._unsettled:
             self._unsettled[tag] = _IN_HAND
             # Not at once: it may well come back to us, and the reason be the same.
-            self._later.append(self.listener.clock.callLater(_PAUSE, self.reject, tag, requeue=True))
+            self._later.append(self.clock.callLater(_PAUSE, self.reject, tag, requeue=True))
             self._later = [call for call in self._later if call.active()]
 
     def _not_held(self, tag: int, queue: str, failure: Failure) -> None:
         """Leave it in hand: it runs."""
         self.listener.running(queue).refused(failure)
-        if self._unsettled.get(tag) == _TAKEN:
-            self._acknowledge(tag)
-        elif tag in self._unsettled:
+        state = self._unsettled.get(tag)
+        if state is not None:
             self._unsettled[tag] = _IN_HAND
+        if state == _TAKEN:
+            self.ack(tag)
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
@@ -482,27 +522,28 @@ class Consumption(ChannelReceiver):
         """Hand a message on; see ChannelReceiver."""
         tag = deliver.delivery_tag
         self._unsettled[tag] = _IN_HAND
-        self._note_size()
-        queue = self.queues.get(deliver.consumer_tag, "")
+        if self.resized is not None:
+            self.resized()
+        listener, origin = self.listener, self.queues.get(deliver.consumer_tag, _NO_ORIGIN)
         try:
-            body, read = readable(body, properties, BODY_LIMIT)
+            body, read = read_content(body, properties, BODY_LIMIT)
         except ValueError as error:
-            self.listener.unreadable += 1
-            _log.warn("a message from {queue} was dropped: {error}", queue=queue, error=error)
+            listener.unreadable += 1
+            _log.warn("a message from {queue} was dropped: {error}", queue=origin.queue, error=error)
             self.reject(tag, requeue=False)
             return
-        if self.listener.loopback.take(queue, body, read.probe):
+        if (read.probe or origin.watched) and listener.loopback.take(origin.queue, body, read.probe):
             self.ack(tag)
             return
-        delivery = Delivery(self, tag, queue, body, read, redelivered=deliver.redelivered)
-        if self.listener.is_leaving(self) or (not self.private and self.listener.is_worn(read.returns)):
+        delivery = Delivery(self, tag, origin, body, read, redelivered=deliver.redelivered)
+        if self.unwanted or (read.returns and not self.private and listener.is_worn(read.returns)):
             delivery.requeue(delivery.deliveries)
-            return
-        self.listener.hand_on(delivery, copy=self.private or read.deliveries > 0)
+        elif not ((self.private or read.deliveries) and listener.puts_off(delivery)):
+            delivery.hand_on()
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Declare and consume again: the queue is gone; see ChannelReceiver."""
-        queue = self.queues.get(consumer_tag.encode())
+        queue = self.queues.get(consumer_tag.encode(), _NO_ORIGIN).queue
         queue = f"of running requests from {queue}" if self.private else queue
         _log.warn(
             "the queue {queue} was deleted, its host in the cluster is gone, or a message was not acknowledged in time",

@@ -12,6 +12,7 @@ PLAIN = b"\xf8\x00" + _USUAL
 """The properties of a message that does not expire."""
 _EXPIRING = b"\xf9\x00" + _USUAL
 _EXPIRATION_AT = len(_EXPIRING) + 1
+_TOO_MANY_DIGITS = 16
 _LONGEST_TTL = 2**32 - 1
 """Milliseconds; the broker takes no more."""
 
@@ -71,11 +72,11 @@ def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None
             "priority": 0,
         }
         if ttl is not None:
-            values["expiration"] = str(_milliseconds(ttl))
+            values["expiration"] = str(max(1, int(min(ttl * 1000, _LONGEST_TTL))))
         return encode_properties(values)
     if ttl is None:
         return PLAIN
-    expiration = b"%d" % _milliseconds(ttl)
+    expiration = b"%d" % max(1, int(min(ttl * 1000, _LONGEST_TTL)))
     return b"".join((_EXPIRING, bytes((len(expiration),)), expiration))
 
 
@@ -87,8 +88,10 @@ def read_properties(data: bytes) -> Properties:
     if data == PLAIN:
         return _NOTHING
     digits = len(data) - _EXPIRATION_AT
-    if digits >= 0 and data.startswith(_EXPIRING) and data[_EXPIRATION_AT - 1] == digits:
-        return Properties(_seconds(data[_EXPIRATION_AT:]))
+    if 0 < digits < _TOO_MANY_DIGITS and data.startswith(_EXPIRING) and data[_EXPIRATION_AT - 1] == digits:
+        expiration = data[_EXPIRATION_AT:]
+        if expiration.isdigit():
+            return Properties(int(expiration) / 1000)
     values = decode_properties(data)
     headers = values.get("headers") or {}
     expires_in = _seconds(str(values.get("expiration", "")).encode())
@@ -116,7 +119,7 @@ def _unclaimed(dead_letters: object) -> bool:
     return False
 
 
-def readable(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
+def read_content(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
     """Return a message's body as its sender meant it, and what its properties say.
 
     :param body: None if it was over the limit.
@@ -125,6 +128,8 @@ def readable(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, 
     """
     if body is None:
         raise ValueError(f"it is longer than {limit} bytes")
+    if properties == PLAIN:
+        return body, _NOTHING
     read = read_properties(properties)
     return (_inflate(body, limit) if read.compressed else body), read
 
@@ -141,12 +146,8 @@ def _inflate(body: bytes, limit: int) -> bytes:
     return plain
 
 
-def _milliseconds(ttl: float) -> int:
-    return max(1, int(min(ttl * 1000, _LONGEST_TTL)))
-
-
 def _seconds(expiration: bytes) -> float | None:
-    return int(expiration) / 1000 if expiration.isdigit() and len(expiration) < 16 else None  # noqa: PLR2004
+    return int(expiration) / 1000 if expiration.isdigit() and len(expiration) < _TOO_MANY_DIGITS else None
 
 
 def _count(value: object, limit: int = 2**31 - 1) -> int:

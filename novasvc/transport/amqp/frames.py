@@ -5,8 +5,8 @@ all the rest goes through the spec, see :mod:`novasvc.transport.amqp.codec`. Bot
 bytes. Nothing here knows a socket.
 """
 
-from collections.abc import Container
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from struct import Struct
 from struct import error as _struct_error
 from typing import NamedTuple, Protocol
@@ -32,6 +32,7 @@ _CONTENT = Struct(">BHIHHQ")
 _CONTENT_BYTES = 12
 _SIZE = Struct(">Q")
 _TAGGED = Struct(">BHIHHQBB")
+_ACK = Struct(">BHIHHQH")
 _TAG = Struct(">Q")
 
 BASIC_PUBLISH = _METHOD.pack(60, 40)
@@ -41,6 +42,7 @@ BASIC_GET_OK = _METHOD.pack(60, 71)
 BASIC_ACK = _METHOD.pack(60, 80)
 BASIC_NACK = _METHOD.pack(60, 120)
 _WITH_CONTENT = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
+_CONFIRMS = frozenset({BASIC_ACK, BASIC_NACK})
 
 HEARTBEAT_FRAME = _FRAME.pack(HEARTBEAT, 0, 0) + _END
 """The whole frame of a sign of life."""
@@ -51,7 +53,7 @@ class FrameError(ValueError):
 
 
 class FrameReceiver(Protocol):
-    """What takes the parts of the stream."""
+    """Take the methods of a stream that are not compiled here."""
 
     def method_received(self, channel: int, payload: bytes) -> None:
         """Take a method without content.
@@ -70,6 +72,24 @@ class FrameReceiver(Protocol):
         """Take a sign of life."""
 
 
+class ContentReceiver(Protocol):
+    """Take what comes by the thousand on one channel; see :class:`novasvc.transport.amqp.channel.ChannelReceiver`."""
+
+    def delivered(self, deliver: "Deliver", properties: bytes, body: bytes | None) -> None:
+        """Handle basic.deliver; the body is None if it was over the limit."""
+
+    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
+        """Handle basic.ack or basic.nack of messages that were published."""
+
+
+class OpenChannel(Protocol):
+    """A channel, as the reader needs it."""
+
+    @property
+    def receiver(self) -> ContentReceiver | None:
+        """Who gets deliveries and confirms; None drops them."""
+
+
 class _Content:
     """What has come of a message so far."""
 
@@ -86,10 +106,14 @@ class _Content:
 class FrameReader:
     """Takes the stream apart, however it is cut in pieces.
 
-    :param receiver: gets the parts, in order.
+    Deliveries and confirms go straight to the receivers of their channels; everything else goes to
+    ``receiver``. Both see the stream in its order.
+
+    :param receiver: gets the methods that are not compiled here.
     :param frame_max: bytes of a frame at the most; what was negotiated.
     :param body_limit: bytes of a message's body; of a longer one nothing is kept.
-    :param channels: the numbers of those that are open; no message is kept for others. None is all.
+    :param channels: the open ones by number; no message is kept for others. Without them ``receiver`` gets
+        everything, on any channel.
     """
 
     def __init__(
@@ -98,7 +122,7 @@ class FrameReader:
         *,
         frame_max: int,
         body_limit: int,
-        channels: Container[int] | None = None,
+        channels: Mapping[int, OpenChannel] | None = None,
     ) -> None:
         self.frame_max = frame_max
         self._body_limit = body_limit
@@ -137,9 +161,13 @@ class FrameReader:
                 raise FrameError("a frame does not end where it says")
             payload = data[at + 7 : after - 1]
             at = after
-            if kind == METHOD and payload[:4] == BASIC_DELIVER:
-                at = self._whole(data, at, end, channel, payload) or after
-                if at > after:
+            if kind == METHOD:
+                name = payload[:4]
+                if name == BASIC_DELIVER:
+                    at = self._whole(data, at, end, channel, payload) or after
+                    if at > after:
+                        continue
+                elif name in _CONFIRMS and self._confirm(channel, payload, taken=name == BASIC_ACK):
                     continue
             take = self._takers.get(kind)
             if take is None:
@@ -155,7 +183,10 @@ class FrameReader:
         :param at: where its header would begin.
         :return: the index after it; 0 if it has to be taken frame by frame.
         """
-        if channel in self._contents or end - at < _CONTENT.size + 2 * _OVERHEAD:
+        channels = self._channels
+        if channel in self._contents or (channels is not None and channel not in channels):
+            return 0
+        if end - at < _CONTENT.size + 2 * _OVERHEAD:
             return 0
         size: int
         kind, number, size, _, _, length = _CONTENT.unpack_from(data, at)
@@ -170,8 +201,26 @@ class FrameReader:
         if data[body_at - 1] != _END_OCTET or data[after - 1] != _END_OCTET:
             return 0
         properties = data[at + _CONTENT.size : body_at - 1]
-        self._receiver.content_received(channel, payload, properties, data[body_at + 7 : after - 1])
+        self._take(channel, payload, properties, data[body_at + 7 : after - 1])
         return after
+
+    def _take(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
+        """Hand a message on that is complete."""
+        if self._channels is None or payload[:4] != BASIC_DELIVER:
+            self._receiver.content_received(channel, payload, properties, body)
+            return
+        receiver = self._channels[channel].receiver
+        if receiver is not None:
+            receiver.delivered(parse_deliver(payload), properties, body)
+
+    def _confirm(self, channel: int, payload: bytes, *, taken: bool) -> bool:
+        """Hand on basic.ack or basic.nack; return whether the channel is one that is open."""
+        if self._channels is None or channel not in self._channels or channel in self._contents:
+            return False
+        receiver = self._channels[channel].receiver
+        if receiver is not None:
+            receiver.confirmed(*parse_ack(payload), taken)
+        return True
 
     def _heartbeat(self, _channel: int, _payload: bytes) -> None:
         self._receiver.heartbeat_received()
@@ -216,7 +265,7 @@ class FrameReader:
 
     def _complete(self, channel: int, content: _Content, body: bytes | None) -> None:
         del self._contents[channel]
-        self._receiver.content_received(channel, content.payload, content.properties or b"", body)
+        self._take(channel, content.payload, content.properties or b"", body)
 
 
 class Deliver(NamedTuple):
@@ -298,9 +347,13 @@ def pack_content(channel: int, properties: bytes, body: bytes, frame_max: int) -
     return b"".join(parts)
 
 
-def pack_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:  # noqa: FBT001 - as pack_publish
-    """Write the frame of basic.ack."""
-    return _TAGGED.pack(METHOD, channel, 13, 60, 80, delivery_tag, multiple, _END_OCTET)
+MULTIPLE, SINGLE = 0x01CE, 0x00CE
+"""The last two octets of a basic.ack: its bit, and the end of the frame."""
+
+
+def ack_packer(channel: int) -> Callable[[int, int], bytes]:
+    """Return what writes the frames of basic.ack of one channel; it takes a delivery tag and MULTIPLE or SINGLE."""
+    return partial(_ACK.pack, METHOD, channel, _ACK_BYTES, 60, 80)
 
 
 def pack_reject(channel: int, delivery_tag: int, requeue: bool) -> bytes:  # noqa: FBT001 - as pack_publish

@@ -62,6 +62,7 @@ class Listener:
     loopback: Loopback = attrs.field(init=False)
     _fanout_queue: str | None = attrs.field(init=False)
     _consumption: Consumption | None = attrs.field(default=None, init=False)
+    _establishing: Consumption | None = attrs.field(default=None, init=False)
     _running: dict[str, RunningRequests] = attrs.field(factory=dict, init=False)
     _cancelled: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
@@ -132,7 +133,8 @@ class Listener:
             return
         options, target, narrowed = self.consumers.options, self.target, self._narrowed
         channel = await protocol.open_channel()
-        consumption = Consumption(self, channel, self.prefetch, self._ended)
+        consumption = self._establishing = Consumption(self, channel, self.prefetch, self._ended)
+        consumption.unwanted = self._is_cancelled()  # while the channel was opened
         try:
             # For each consumer by itself: quorum queues know no other way.
             await channel.basic_qos(prefetch_count=self.prefetch)
@@ -150,8 +152,8 @@ class Listener:
             # attempt would else take their requests each time, and give them back as delivered before.
             for queue in reversed(queues):
                 await consumption.consume(queue, last=narrowed)
-            if not self.is_leaving(consumption):
-                self._consumption = consumption
+            if not consumption.unwanted:
+                self._consumption, self._establishing = consumption, None
                 if self._narrowed and not narrowed:
                     await self._narrow(consumption)
                 self.held_changed()
@@ -198,10 +200,6 @@ class Listener:
         """
         if self._consumption is not None:
             self._consumption.channel.abandon(ClosedError(problem, code=NOT_FOUND))
-
-    def is_leaving(self, consumption: Consumption) -> bool:
-        """Tell whether what comes was never to come: it was cancelled while it was established."""
-        return self._cancelled and not consumption.private and consumption is not self._consumption
 
     def is_worn(self, returns: int) -> bool:
         """Tell whether a message has to be sent anew, lest the broker drop it; see Note [Delivery limit]."""
@@ -266,22 +264,13 @@ class Listener:
         if not self._moving:
             copies, self._copies = self._copies, []
             for delivery in copies:
-                self._hand_on(delivery)
+                delivery.hand_on()
 
-    def hand_on(self, delivery: Delivery, *, copy: bool) -> None:
-        """Give a delivery to the receiver; see Note [Copies wait] in novasvc.transport.amqp.consumption."""
-        if copy and self._moving:
-            self._copies.append(delivery)
-        else:
-            self._hand_on(delivery)
-
-    def _hand_on(self, delivery: Delivery) -> None:
-        if delivery.session.ended:
-            return  # It comes again.
-        try:
-            self.receiver(delivery)
-        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
-            _log.failure("a receiver of messages raised, which it must not")
+    def puts_off(self, copy: Delivery) -> bool:
+        """Keep a copy while something is moved; see Note [Copies wait] in novasvc.transport.amqp.consumption."""
+        if self._moving:
+            self._copies.append(copy)
+        return bool(self._moving)
 
     def narrow(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
@@ -298,8 +287,13 @@ class Listener:
         self._stop()
         return Deferred.fromCoroutine(self._change(Consumption.cancel))
 
+    def _is_cancelled(self) -> bool:
+        return self._cancelled
+
     def _stop(self) -> None:
         self._cancelled = True
+        if self._establishing is not None:
+            self._establishing.unwanted = True
         self._resize_no_more()
 
     def _resize_no_more(self) -> None:

@@ -85,8 +85,14 @@ class Loopback:
 
     # -- what comes ----------------------------------------------------------------------------
 
+    def watches(self, queue: str) -> bool:
+        """Tell whether :meth:`take` has to see all messages of a queue: the host's, and what peers answer to."""
+        return queue in {self.host.queue, self.address}
+
     def take(self, queue: str, body: bytes, probe: str | None) -> bool:
         """Take a delivery if it is a probe, or a peer's answer to one; return whether it was.
+
+        Called with all messages of the queues that it watches, and with all probes.
 
         :param probe: what its header says.
         """

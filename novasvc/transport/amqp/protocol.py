@@ -185,6 +185,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     :param heartbeat: seconds; the broker may want a shorter one. 0 is none.
     :param operation_timeout: seconds that the broker has for each answer.
     :param observer: the owner.
+    :ivar reading: it handles what came by one read.
+    :ivar turn_end: what is done once when that is handled; see :meth:`at_turn_end`.
     """
 
     def __init__(
@@ -207,8 +209,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self._silence = 0
         self._greeted = False
         self.tuned = False
-        self._reading = False
-        self._turn_end: list[Callable[[], None]] = []
+        self.reading = False
+        self.turn_end: list[Callable[[], None]] = []
         self._closing: IDelayedCall | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self._heard = True
         if self.reason is not None:
             return
-        self._reading = True
+        self.reading = True
         try:
             foreign = None if self._greeted else self._what_it_speaks(data)
             self._greeted = True
@@ -312,8 +314,9 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         except (FrameError, CodecError) as error:
             self.end(ClosedError(f"it sent what is no AMQP: {error}"))
         finally:
-            self._reading = False
-            self._end_turn()
+            self.reading = False
+            if self.turn_end:
+                self._end_turn()
 
     @staticmethod
     def _what_it_speaks(data: bytes) -> str | None:
@@ -326,12 +329,12 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
 
     def at_turn_end(self, flush: Callable[[], None]) -> None:
         """Have something done once, after all that came by the same read was handled."""
-        self._turn_end.append(flush)
-        if not self._reading and len(self._turn_end) == 1:
+        self.turn_end.append(flush)
+        if not self.reading and len(self.turn_end) == 1:
             self.clock.callLater(0, self._end_turn)
 
     def _end_turn(self) -> None:
-        turn_end, self._turn_end = self._turn_end, []
+        turn_end, self.turn_end = self.turn_end, []
         for flush in turn_end:
             flush()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -22,9 +23,10 @@ from novasvc.errors import (
     UndeliverableError,
 )
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
-from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.content import write_properties
+from novasvc.transport.amqp.connection import Connection, ConnectionUser
+from novasvc.transport.amqp.content import PLAIN, write_properties
 from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
@@ -69,7 +71,7 @@ class Message:
 
     :param ttl: seconds from when it is given to the publisher, after which nobody wants it, or None.
     :param mandatory: a queue has to be bound for it.
-    :param target: as text, for errors.
+    :param target: shown in errors.
     :param patience: seconds that it may be held, if it has no ttl; None is the time for an operation.
     :param request: it is addressed to a service, which may be about to come back with its broker.
     :param done: fires when the broker has it; cancelled by who does not want to know any more.
@@ -84,7 +86,7 @@ class Message:
     body: bytes
     ttl: float | None
     mandatory: bool
-    target: str
+    target: Target | str
     headers: dict[str, Any] | None = None
     patience: float | None = None
     request: bool = attrs.field(default=False, kw_only=True)
@@ -105,7 +107,7 @@ class Message:
 
 
 @attrs.define(eq=False)
-class Lane(ChannelReceiver):
+class ConfirmChannel(ChannelReceiver):
     """A channel in confirm mode, and the messages that the broker has not answered for.
 
     :param explain: makes an error of what ended the channel.
@@ -137,10 +139,10 @@ class Lane(ChannelReceiver):
         # What is left of its time: the broker counts from when it reads the message.
         ttl = None if message.expires_at is None else message.expires_at - now
         try:
-            properties = write_properties(ttl, message.headers)
+            properties = PLAIN if ttl is None and not message.headers else write_properties(ttl, message.headers)
             method = pack_publish(channel.id, message.exchange, message.routing_key, message.mandatory)
         except ValueError as error:
-            message.done.errback(BrokerError(message.target, str(error)))
+            message.done.errback(BrokerError(str(message.target), str(error)))
             return
         message.sent_at, message.forgotten = now, self._forgotten
         self._last_tag += 1
@@ -162,7 +164,7 @@ class Lane(ChannelReceiver):
         ]
         for message in [self._unconfirmed.pop(tag) for tag in overdue]:
             if not message.done.called:
-                message.done.errback(UnconfirmedError(message.target, f"the broker has stopped reading: {reason}"))
+                message.done.errback(UnconfirmedError(str(message.target), f"the broker has stopped reading: {reason}"))
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
@@ -170,29 +172,18 @@ class Lane(ChannelReceiver):
         """Take the broker's word; see ChannelReceiver."""
         self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
-        if not multiple:
-            message = unconfirmed.pop(delivery_tag, None)
-            if message is not None:
-                self._conclude(message, taken=taken)
-            return
-        tags = []
-        for tag in unconfirmed:
-            if tag > delivery_tag:
-                break
-            tags.append(tag)
-        for message in [unconfirmed.pop(tag) for tag in tags]:
-            self._conclude(message, taken=taken)
-
-    def _conclude(self, message: Message, *, taken: bool) -> None:
-        done = message.done
-        if done.called:
-            return
-        if message.returned:
-            self._not_routed(message)
-        elif taken:
-            done.callback(None)
-        else:
-            done.errback(BrokerError(message.target, "the broker could not take the message"))
+        # The tags are in ascending order. Who hears of one message may send another, so all are taken out first.
+        tags = takewhile(delivery_tag.__ge__, unconfirmed) if multiple else (delivery_tag,)
+        for message in [unconfirmed.pop(tag) for tag in list(tags) if tag in unconfirmed]:
+            done = message.done
+            if done.called:
+                continue
+            if message.returned:
+                self._not_routed(message)
+            elif taken:
+                done.callback(None)
+            else:
+                done.errback(BrokerError(str(message.target), "the broker could not take the message"))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
         """Note that nobody was there; see ChannelReceiver."""
@@ -216,7 +207,7 @@ class Lane(ChannelReceiver):
             if reason.code and (named or too_large):
                 error: Exception = self._explain(reason)
             else:
-                error = UnconfirmedError(message.target, str(reason))
+                error = UnconfirmedError(str(message.target), str(reason))
             message.done.errback(error)
 
 
@@ -237,6 +228,7 @@ class Publisher:
     """Sends messages over one connection, which nothing is consumed from.
 
     :param exchange: the control exchange.
+    :param connect: makes the connection for its user; it is not opened here.
     :param proof_age: see PROOF_AGE.
     :param pause: seconds before a request that came back is sent again, by how often it came back.
     """
@@ -269,12 +261,13 @@ class Publisher:
     _exchange: str
     _options: BrokerOptions
     _clock: IReactorTime
+    _connect: Callable[[ConnectionUser], Connection]
     _proof_age: float = PROOF_AGE
     _pause: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
-    _direct: Lane | None = attrs.field(default=None, init=False)
-    _apart: dict[str, Lane] = attrs.field(factory=dict, init=False)  # by what is sent on it
-    _opening_lane: DeferredLock = attrs.field(factory=DeferredLock, init=False)
+    _direct: ConfirmChannel | None = attrs.field(default=None, init=False)
+    _apart: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)  # by what is sent on it
+    _opening_channel: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
     _held: dict[_Held, None] = attrs.field(factory=dict, init=False)
@@ -288,10 +281,13 @@ class Publisher:
     _reopening: Deferred[None] | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
-    def __len__(self) -> int:
-        return len(self._held) + len(self._unrouted) + sum(map(len, self._lanes()))
+    def __attrs_post_init__(self) -> None:
+        self.connection = self._connect(self)
 
-    def _lanes(self) -> list[Lane]:
+    def __len__(self) -> int:
+        return len(self._held) + len(self._unrouted) + sum(map(len, self._channels()))
+
+    def _channels(self) -> list[ConfirmChannel]:
         return [*(() if self._direct is None else (self._direct,)), *self._apart.values()]
 
     @property
@@ -310,31 +306,26 @@ class Publisher:
         :raises UnconfirmedError: it may have been taken, or not.
         :raises TransportFullError: too much waits already.
         """
-        now, lane = self._clock.seconds(), self._direct
+        now, direct = self._clock.seconds(), self._direct
         if message.ttl is not None and message.expires_at is None:
             message.expires_at = now + message.ttl
-        if lane is None or not self._flows or message.exchange not in self._exchanges:
+        if direct is None or self._held or not self.connection.is_writable or message.exchange not in self._exchanges:
             return self._publish_slowly(message)
-        if now - lane.confirmed_at > self._proof_age and self._needs_proof(message, now):
+        if now - direct.confirmed_at > self._proof_age and self._needs_proof(message, now):
             return self._publish_slowly(message)
-        lane.publish(message, now)
+        direct.publish(message, now)
         if self._watch is None:
             self._arm()
         return message.done
 
     @property
     def _flows(self) -> bool:
-        connection = self.connection
-        return not self._held and connection.state == "ready" and not connection.is_congested
-
-    @property
-    def _can_write(self) -> bool:
-        return self.connection.state == "ready" and not self.connection.is_congested
+        return not self._held and self.connection.is_writable
 
     def _needs_proof(self, message: Message, now: float) -> bool:
         """Tell whether a message waits until the broker is known to read; see Note [Only what is read is written]."""
-        lane, expires_at = self._direct, message.expires_at
-        if lane is not None and now - lane.confirmed_at <= self._proof_age:
+        direct, expires_at = self._direct, message.expires_at
+        if direct is not None and now - direct.confirmed_at <= self._proof_age:
             return False
         return message.request or (expires_at is not None and expires_at > now)
 
@@ -373,39 +364,40 @@ class Publisher:
         """
         return self._send_apart(_PROBES, message, prepare)
 
-    def _send_apart(self, lane: str, message: Message, prepare: Prepare) -> Deferred[None]:
+    def _send_apart(self, purpose: str, message: Message, prepare: Prepare) -> Deferred[None]:
         now = self._clock.seconds()
         message.expires_at = None if message.ttl is None else now + message.ttl
         if self._closed:
             return fail(TransportClosedError("sending"))
         if not self._flows or self._needs_proof(message, now):
-            return self._hold(partial(self._publish_apart, lane, prepare, message), message)
-        self._publish_apart(lane, prepare, message)
+            return self._hold(partial(self._publish_apart, purpose, prepare, message), message)
+        self._publish_apart(purpose, prepare, message)
         return message.done
 
-    def _publish_apart(self, lane: str, prepare: Prepare, message: Message) -> None:
-        sending = Deferred.fromCoroutine(self._prepare_and_publish(lane, prepare, message))
+    def _publish_apart(self, purpose: str, prepare: Prepare, message: Message) -> None:
+        sending = Deferred.fromCoroutine(self._prepare_and_publish(purpose, prepare, message))
         sending.addErrback(partial(self._fail, message))
 
-    async def _prepare_and_publish(self, name: str, prepare: Prepare, message: Message) -> None:
-        lane = await self._expendable(name)
+    async def _prepare_and_publish(self, purpose: str, prepare: Prepare, message: Message) -> None:
+        confirming = await self._expendable(purpose)
         try:
-            await prepare(lane.channel)
+            await prepare(confirming.channel)
         except ClosedError as reason:
             raise self._explained(reason) from reason
         if not message.done.called:
-            lane.publish(message, self._clock.seconds())
+            confirming.publish(message, self._clock.seconds())
             self._arm()
 
-    async def _expendable(self, name: str) -> Lane:
-        await self._opening_lane.acquire()
+    async def _expendable(self, purpose: str) -> ConfirmChannel:
+        await self._opening_channel.acquire()
         try:
-            lane = self._apart.get(name)
-            if lane is None or lane.channel.closed:
-                lane = self._apart[name] = await self._open_lane(lambda _: self._apart_ended(name))
-            return lane
+            confirming = self._apart.get(purpose)
+            if confirming is None or confirming.channel.closed:
+                ended = partial(self._apart_ended, purpose)
+                confirming = self._apart[purpose] = await self._open_channel(ended)
+            return confirming
         finally:
-            self._opening_lane.release()
+            self._opening_channel.release()
 
     async def count(self, queue: str) -> tuple[int, int]:
         """Return how many messages wait in a queue, and how many consumers it has.
@@ -413,8 +405,8 @@ class Publisher:
         :raises BrokerError: it is not there, or cannot be asked for now.
         """
         try:
-            lane = await self._expendable(_PROBES)
-            return await count(lane.channel, queue)
+            confirming = await self._expendable(_PROBES)
+            return await count(confirming.channel, queue)
         except ClosedError as reason:
             raise self._explained(reason) from reason
 
@@ -424,7 +416,7 @@ class Publisher:
         size = len(message.body)
         if not self._has_room(size):
             why = self.connection.trouble or "the broker confirms too slowly"
-            return fail(TransportFullError(message.target, len(self._held) + len(self._unrouted), why))
+            return fail(TransportFullError(str(message.target), len(self._held) + len(self._unrouted), why))
         patience = self._options.operation_timeout if message.patience is None else message.patience
         if message.expires_at is not None and message.expires_at < inf:
             patience = max(0.0, message.expires_at - self._clock.seconds()) * _BEFORE_THE_END
@@ -464,8 +456,8 @@ class Publisher:
 
     def _probe(self) -> None:
         """Have the broker prove that it reads, if a held message waits for that."""
-        lane = self._direct
-        if lane is None or self._probing or not self._can_write:
+        direct = self._direct
+        if direct is None or self._probing or not self.connection.is_writable:
             return
         now = self._clock.seconds()
         waiting = next((held.message for held in self._held if self._needs_proof(held.message, now)), None)
@@ -476,7 +468,7 @@ class Publisher:
         probe = Message(exchange, PROBE_KEY, b"", _PROBE_TTL, mandatory=False, target=PROBE_KEY)
         probe.expires_at = now + _PROBE_TTL
         self._probing = True
-        lane.publish(probe, now)
+        direct.publish(probe, now)
         probe.done.addCallbacks(self._proven, self._not_proven, errbackArgs=(exchange,))
         self._arm()
 
@@ -516,7 +508,7 @@ class Publisher:
                 self._held_bytes += size
                 self._unrouted[message] = self._clock.callLater(pause, self._route_again, message)
                 return
-        message.done.errback(UndeliverableError(message.target))
+        message.done.errback(UndeliverableError(str(message.target)))
 
     def _route_again(self, message: Message) -> None:
         del self._unrouted[message]
@@ -529,7 +521,7 @@ class Publisher:
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Open the channel, and declare what messages are sent to; see ConnectionUser."""
         self._exchanges = {""}
-        self._direct = await self._open_lane(self._direct_ended, protocol)
+        self._direct = await self._open_channel(self._direct_ended, protocol)
         try:
             await declare_exchange(self._direct.channel, self._exchange, self._options)
         except ClosedError as reason:
@@ -585,21 +577,23 @@ class Publisher:
 
     # -- channels ------------------------------------------------------------------------------
 
-    async def _open_lane(self, ended: Callable[[ClosedError], None], protocol: AMQPProtocol | None = None) -> Lane:
+    async def _open_channel(
+        self, ended: Callable[[ClosedError], None], protocol: AMQPProtocol | None = None
+    ) -> ConfirmChannel:
         protocol = protocol or self.connection.protocol
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
         channel = await protocol.open_channel()
         await channel.confirm_select()
-        lane = Lane(channel, self._clock, self._explained, ended, self._not_routed, self._forgotten)
-        channel.receiver = lane
-        return lane
+        confirming = ConfirmChannel(channel, self._clock, self._explained, ended, self._not_routed, self._forgotten)
+        channel.receiver = confirming
+        return confirming
 
     def _explained(self, reason: ClosedError) -> BrokerError:
         return refusal(self.connection.address.shown(), reason)
 
-    def _apart_ended(self, name: str) -> None:
-        self._apart.pop(name, None)
+    def _apart_ended(self, purpose: str, _reason: ClosedError) -> None:
+        self._apart.pop(purpose, None)
 
     def _direct_ended(self, reason: ClosedError) -> None:
         """Open another channel, unless the connection has ended; what is sent meanwhile is held."""
@@ -694,8 +688,8 @@ class Publisher:
     def _look(self) -> None:
         """See that the broker answers for messages; one that does not, while it takes them, is as good as gone."""
         self._watch = None
-        lanes = [lane for lane in self._lanes() if lane]
-        oldest = min((sent for lane in lanes if (sent := lane.oldest()) is not None), default=None)
+        channels = [confirming for confirming in self._channels() if confirming]
+        oldest = min((sent for confirming in channels if (sent := confirming.oldest()) is not None), default=None)
         if oldest is None:
             return
         now, timeout = self._clock.seconds(), self._options.operation_timeout
@@ -703,8 +697,8 @@ class Publisher:
         if waited >= timeout:
             if self.connection.state == "blocked":
                 # It reads nothing more from us, and a new connection would be no better off.
-                for lane in lanes:
-                    lane.give_up(now - timeout, self.connection.blocked_by)
+                for confirming in channels:
+                    confirming.give_up(now - timeout, self.connection.blocked_by)
             elif self.connection.protocol is not None:
                 self.connection.protocol.end(ClosedError(f"a message was not confirmed within {waited:.0f} s"))
                 return

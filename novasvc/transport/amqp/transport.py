@@ -5,38 +5,109 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.config.transport_url import BrokerAddress
-from novasvc.errors import SettingError, TransportClosedError, UnconfirmedError, UndeliverableError
+from novasvc.errors import SettingError, TransportClosedError, UndeliverableError
 from novasvc.interfaces import IListener, ITransport
-from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.reactor.backoff import RetryPolicy
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp.connection import Connection, quick_backoff
-from novasvc.transport.amqp.consumer import Consumers
+from novasvc.transport.amqp import topology
+from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
+from novasvc.transport.amqp.connection import Connection, ConnectionUser, quick_backoff
+from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
+from novasvc.transport.amqp.content import PLAIN, read_content
+from novasvc.transport.amqp.frames import Deliver
 from novasvc.transport.amqp.listener import Listener, Receiver
 from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
-from novasvc.transport.amqp.replybox import ReplyBox
+from novasvc.transport.amqp.retries import ReplyRetries
 from novasvc.transport.amqp.tls import check_files
-from novasvc.transport.amqp.topology import request_address
 
 _log = Logger()
 
-_REPLY_ATTEMPTS = 5
-"""Attempts to reach a caller whose queue is not there: it may come back with its connection."""
-_VANISHED_BOUND = 1000
-"""Callers that we know to be gone, and replies that are tried again, at the most."""
-_VANISHED_FOR = 60.0
-"""Seconds for which a caller who was not there is tried once, and not again."""
-_CALLERS_RETURN = 15.0
-"""Seconds after our own return in which no caller is taken for gone: its connection may come back after ours."""
-_REPLY_PATIENCE = 60.0
+REPLY_PATIENCE = 60.0
 """Seconds for which a reply is held while the broker cannot be reached: what a method did is not done again."""
+
+
+@attrs.define(eq=False)
+class ReplyBox(ChannelReceiver):
+    """Consumes the replies to one client.
+
+    :param receiver: gets the bytes of each.
+    """
+
+    _consumers: Consumers
+    _receiver: Callable[[bytes], None]
+    name: str = attrs.field(factory=topology.new_reply_queue, init=False)
+    unreadable: int = attrs.field(default=0, init=False)
+    _channel: Channel | None = attrs.field(default=None, init=False)
+
+    def __str__(self) -> str:
+        return f"the replies at {self.name}"
+
+    async def establish(self, protocol: AMQPProtocol) -> None:
+        """Declare the queue and consume from it; see _Subscription."""
+        channel = await protocol.open_channel()
+        try:
+            await topology.declare_reply_queue(channel, self.name, self._consumers.options)
+            channel.receiver = self
+            # Nobody else is to get a reply, and one that is lost with us is of no use: no acknowledgements.
+            await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
+        except BaseException:
+            channel.receiver = None
+            channel.abandon(ClosedError("it cannot be set up"))
+            raise
+        self._channel = channel
+
+    def connection_lost(self) -> None:
+        """Do nothing: the successor restores it."""
+        self._channel = None
+
+    async def close(self) -> None:
+        """Give up the queue."""
+        self._consumers.remove(self)
+        channel, self._channel = self._channel, None
+        if channel is None or channel.closed:
+            return
+        channel.receiver = None
+        try:
+            await topology.delete_queue(channel, self.name, self._consumers.clock)
+        except ClosedError:
+            return
+        channel.abandon(ClosedError("done", clean=True))
+
+    # -- ChannelReceiver -----------------------------------------------------------------------
+
+    def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
+        """Hand a reply on; see ChannelReceiver."""
+        if body is None or properties != PLAIN:
+            try:
+                body, _ = read_content(body, properties, BODY_LIMIT)
+            except ValueError as error:
+                self.unreadable += 1
+                _log.warn("a reply was dropped: {error}", error=error)
+                return
+        try:
+            self._receiver(body)
+        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+            _log.failure("a receiver of replies raised, which it must not")
+
+    def consumer_cancelled(self, consumer_tag: str) -> None:
+        """Declare and consume again: the queue is gone; see ChannelReceiver."""
+        if self._channel is not None:
+            self._channel.abandon(ClosedError(f"the queue {self.name} is gone", code=NOT_FOUND))
+
+    def channel_closed(self, reason: ClosedError) -> None:
+        """Begin again, unless the connection has ended; see ChannelReceiver."""
+        self._channel = None
+        if reason.code:
+            _log.warn("{replies} lost their channel: {reason}", replies=str(self), reason=reason)
+            self._consumers.repair(self)
 
 
 @implementer(ITransport)
@@ -65,18 +136,16 @@ class AMQPTransport:
     _connecting: list[Deferred[None]] | None = attrs.field(default=None, init=False)
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _boxes: dict[str, ReplyBox] = attrs.field(factory=dict, init=False)
-    _vanished: dict[str, float] = attrs.field(factory=dict, init=False)
-    _retrying: set[Deferred[None]] = attrs.field(factory=set, init=False)
+    _retries: ReplyRetries = attrs.field(init=False)
     _closed: bool = attrs.field(default=False, init=False)
-    unclaimed_replies: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._publisher = Publisher(self._exchange, self._options, self._reactor)
-        self._publisher.connection = self._connection("publishing", self._publisher)
-        self._consumers = Consumers(self._options, self._reactor)
-        self._consumers.connection = self._connection("consuming", self._consumers)
+        options, clock = self._options, self._reactor
+        self._publisher = Publisher(self._exchange, options, clock, partial(self._connection, "publishing"))
+        self._consumers = Consumers(options, clock, partial(self._connection, "consuming"))
+        self._retries = ReplyRetries(clock, self._publisher)
 
-    def _connection(self, name: str, user: Any) -> Connection:
+    def _connection(self, name: str, user: ConnectionUser) -> Connection:
         return Connection(
             name,
             self._address,
@@ -86,6 +155,11 @@ class AMQPTransport:
             client_name=f"{self._name} ({name})",
             retry=self._retry,
         )
+
+    @property
+    def unclaimed_replies(self) -> int:
+        """Replies that were dropped, because their callers were gone."""
+        return self._retries.unclaimed
 
     @property
     def connections(self) -> tuple[Connection, Connection]:
@@ -106,12 +180,12 @@ class AMQPTransport:
     def close(self) -> Deferred[None]:
         """Disconnect; see ITransport."""
         self._closed = True
+        self._retries.close()
         self._publisher.close()
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
-        for again in list(self._retrying):
-            again.cancel()
+        self._retries.cancel()
         closing = [listener.close() for listener in self._listeners]
         closing += [Deferred.fromCoroutine(box.close()) for box in self._boxes.values()]
         self._listeners, self._boxes = [], {}
@@ -182,7 +256,7 @@ class AMQPTransport:
 
     def _not_connected(self, failure: Failure) -> None:
         # The next that listens tries again, with a new one.
-        self._consumers.connection = self._connection("consuming", self._consumers)
+        self._consumers.renew_connection()
         self._connected(failure)
 
     def _connected(self, failure: Failure | None) -> None:
@@ -201,8 +275,8 @@ class AMQPTransport:
         if target.fanout:
             return self._publisher.fanout(target.topic, body, ttl, str(target))
         exchange = target.exchange or self._exchange
-        address = request_address(target)
-        return self._publisher.publish(Message(exchange, address, body, ttl, mandatory, str(target), request=True))
+        address = target.topic if target.server is None else topology.request_address(target)
+        return self._publisher.publish(Message(exchange, address, body, ttl, mandatory, target, request=True))
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
         """Put into a queue; see ITransport."""
@@ -229,58 +303,12 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        until = self._reactor.seconds() + (_REPLY_PATIENCE if patience is None else patience)
-        done = self._reply(address, body, until)
-        if address in self._vanished:
-            done.addCallback(lambda _: self._vanished.pop(address, None) and None)
-        done.addErrback(partial(self._reply_again, address, body, until, 1))
-        return done
-
-    def _reply(self, address: str, body: bytes, until: float) -> Deferred[None]:
-        patience = max(0.0, until - self._reactor.seconds())
+        patience = REPLY_PATIENCE if patience is None else max(0.0, patience)
         message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
-        return self._publisher.publish(message)
-
-    def _reply_again(self, address: str, body: bytes, until: float, attempt: int, failure: Failure) -> Any:
-        if self._closed:
-            return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
-        failure.trap(UndeliverableError, UnconfirmedError)
-        known = failure.check(UndeliverableError) and self._is_gone(address)
-        pause = _reply_backoff(attempt)
-        late = self._reactor.seconds() + pause >= until  # its caller waits no longer by then
-        returning = failure.check(UndeliverableError) and self._publisher.is_back_for < _CALLERS_RETURN
-        given_up = late or (not returning and (known or attempt >= _REPLY_ATTEMPTS))
-        if given_up or len(self._retrying) >= _VANISHED_BOUND:
-            if failure.check(UnconfirmedError):
-                return failure
-            self.unclaimed_replies += 1
-            if not late and not self._is_gone(address):
-                self._mark_gone(address)
-                _log.info("a caller is gone, replies to {address} are dropped", address=address)
-            return None
-        again: Deferred[None] = deferLater(self._reactor, pause)
-        again.addCallback(lambda _: self._reply(address, body, until))
-        again.addErrback(partial(self._reply_again, address, body, until, attempt + 1))
-        self._retrying.add(again)
-        again.addBoth(self._retried, again)
-        return again
-
-    def _retried(self, result: Any, again: Deferred[None]) -> Any:
-        self._retrying.discard(again)
-        return result
-
-    def _is_gone(self, address: str) -> bool:
-        since = self._vanished.get(address)
-        return since is not None and self._reactor.seconds() - since < _VANISHED_FOR
-
-    def _mark_gone(self, address: str) -> None:
-        self._vanished.pop(address, None)
-        self._vanished[address] = self._reactor.seconds()
-        if len(self._vanished) > _VANISHED_BOUND:
-            del self._vanished[next(iter(self._vanished))]
-
-
-_reply_backoff = jittered_backoff(first=0.25, longest=2.0)
+        done, until = self._publisher.publish(message), self._reactor.seconds() + patience
+        if address in self._retries.gone:
+            done.addCallback(self._retries.returned, address)
+        return done.addErrback(self._retries.retry, address, body, until)
 
 
 def _let_go(waiter: Deferred[None]) -> None:

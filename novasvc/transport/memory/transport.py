@@ -41,6 +41,10 @@ class _Delivery:
         return self._listener
 
     @property
+    def expires_at(self) -> float | None:
+        return self._message.expires_at
+
+    @property
     def expires_in(self) -> float | None:
         expires_at = self._message.expires_at
         return None if expires_at is None else expires_at - self._listener.broker.seconds()

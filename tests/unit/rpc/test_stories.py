@@ -78,6 +78,7 @@ class Delivery:
     message: Message
     private: bool
     settled: bool = False
+    expires_at: None = None
     expires_in: None = None
     sent_to: str = "topic"
 

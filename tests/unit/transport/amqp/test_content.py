@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.transport.amqp.codec import CodecError, decode_properties, encode_properties
-from novasvc.transport.amqp.content import PLAIN, Properties, read_properties, readable, write_properties
+from novasvc.transport.amqp.content import PLAIN, Properties, read_content, read_properties, write_properties
 
 USUAL = {
     "content_type": "application/json",
@@ -98,11 +98,11 @@ class ReadableTests(SynchronousTestCase):
 
     def test_plain(self) -> None:
         """A body is as it came."""
-        self.assertEqual(readable(b"\xff", PLAIN, 1), (b"\xff", Properties()))
+        self.assertEqual(read_content(b"\xff", PLAIN, 1), (b"\xff", Properties()))
 
     def test_too_long(self) -> None:
         """One that was over the limit says so."""
-        self.assertIn("longer than 5 bytes", str(self.assertRaises(ValueError, readable, None, PLAIN, 5)))
+        self.assertIn("longer than 5 bytes", str(self.assertRaises(ValueError, read_content, None, PLAIN, 5)))
 
     @given(st.binary(max_size=100))
     def test_compressed(self, body: bytes) -> None:
@@ -110,17 +110,17 @@ class ReadableTests(SynchronousTestCase):
         packed = zlib.compress(body)
         for name in ("zlib", "gzip", "application/x-gzip", "application/zlib"):
             properties = encode_properties({"headers": {"compression": name}})
-            self.assertEqual(readable(packed, properties, len(body))[0], body)
-            self.assertRaises(ValueError, readable, packed[:-1], properties, 100)
-            self.assertRaises(ValueError, readable, b"?" + packed, properties, 100)
+            self.assertEqual(read_content(packed, properties, len(body))[0], body)
+            self.assertRaises(ValueError, read_content, packed[:-1], properties, 100)
+            self.assertRaises(ValueError, read_content, b"?" + packed, properties, 100)
             if body:
-                self.assertRaises(ValueError, readable, packed, properties, len(body) - 1)
+                self.assertRaises(ValueError, read_content, packed, properties, len(body) - 1)
 
     def test_bomb(self) -> None:
         """What inflates to a thousand times its size costs no more memory than the limit."""
         packed = zlib.compress(bytes(50 * 2**20))
         properties = encode_properties({"headers": {"compression": "zlib"}})
-        self.assertIn("longer than", str(self.assertRaises(ValueError, readable, packed, properties, 2**20)))
+        self.assertIn("longer than", str(self.assertRaises(ValueError, read_content, packed, properties, 2**20)))
 
 
 class UnclaimedTests(SynchronousTestCase):

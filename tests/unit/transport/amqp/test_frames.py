@@ -17,9 +17,11 @@ from novasvc.transport.amqp.frames import (
     HEADER,
     HEARTBEAT_FRAME,
     METHOD,
+    MULTIPLE,
+    SINGLE,
     FrameError,
     FrameReader,
-    pack_ack,
+    ack_packer,
     pack_content,
     pack_frame,
     pack_publish,
@@ -39,6 +41,10 @@ bodies = st.binary(max_size=300)
 
 def basic(name: str) -> Any:
     return BASIC.methods.byname[name]
+
+
+def _pack_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:
+    return ack_packer(channel)(delivery_tag, MULTIPLE if multiple else SINGLE)
 
 
 class Parts:
@@ -86,7 +92,7 @@ class CompiledTests(SynchronousTestCase):
     @given(channels, tags, st.booleans())
     def test_ack_and_reject(self, channel: int, tag: int, flag: bool) -> None:
         """basic.ack and basic.reject are written as the spec has them."""
-        for pack, name in ((pack_ack, "ack"), (pack_reject, "reject")):
+        for pack, name in ((_pack_ack, "ack"), (pack_reject, "reject")):
             by_spec = encode_method(basic(name), (tag, flag))
             self.assertEqual(pack(channel, tag, flag), pack_frame(METHOD, channel, by_spec))
 

@@ -1,5 +1,6 @@
 """Tests for novasvc.transport.amqp.publisher."""
 
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -35,11 +36,12 @@ class PublisherCase(AMQPCase):
         super().setUp()
         self.broker.confirming = False
         options = BrokerOptions(heartbeat=0)
-        self.publisher = Publisher("nova", options, self.reactor, self.proof_age, lambda returns: returns / 2)
         address = BrokerAddress.parse("amqp://nova:secret@one/cell")
-        self.connection = self.publisher.connection = Connection(
-            "publishing", address, options, self.reactor, self.publisher, client_name="test", retry=lambda _: 1.0
+        connect = partial(
+            Connection, "publishing", address, options, self.reactor, client_name="test", retry=lambda _: 1.0
         )
+        self.publisher = Publisher("nova", options, self.reactor, connect, self.proof_age, lambda returns: returns / 2)
+        self.connection = self.publisher.connection
         self.done(self.connection.open())
         self.addCleanup(self.nothing_is_left)
 
@@ -962,8 +964,8 @@ class UnpreparedTests(AMQPCase):
         for code, kind in ((406, DeclarationMismatchError), (403, BrokerRefusedError)):
             self.broker.closing["exchange.declare"] = (code, "no")
             options = BrokerOptions(heartbeat=0)
-            publishing = Publisher("nova", options, self.reactor)
             address = BrokerAddress.parse("amqp://one/cell")
-            publishing.connection = Connection("p", address, options, self.reactor, publishing, client_name="test")
+            connect = partial(Connection, "p", address, options, self.reactor, client_name="test")
+            publishing = Publisher("nova", options, self.reactor, connect)
             self.assertIs(type(self.failed(publishing.connection.open(), BrokerError)), kind)
             self.assert_idle()

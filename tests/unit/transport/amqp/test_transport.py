@@ -1,4 +1,4 @@
-"""Tests for novasvc.transport.amqp.transport and novasvc.transport.amqp.replybox."""
+"""Tests for novasvc.transport.amqp.transport and novasvc.transport.amqp.retries."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from novasvc.errors import (
 )
 from novasvc.interfaces import IDelivery, IListener, ITransport
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions, transport
+from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions, retries
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from tests.support.amqp_rig import URL, AMQPCase, Link, Said
 
@@ -127,7 +127,7 @@ class ReturningCallerTests(TransportCase):
         self.assertNoResult(replying)
         self.out.say(self.published()[-1].channel, "basic.ack", delivery_tag=len(self.published()))
         self.successResultOf(replying)
-        self.assertEqual((self.amqp.unclaimed_replies, self.amqp._vanished), (0, {}))
+        self.assertEqual((self.amqp.unclaimed_replies, self.amqp._retries.gone), (0, {}))
 
     def test_gone(self) -> None:
         """One that does not come back within fifteen seconds is gone."""
@@ -192,10 +192,10 @@ class ReplyTests(TransportCase):
 
     def test_remembered_bound(self) -> None:
         """No more callers are remembered than the bound; the oldest are forgotten first."""
-        self.patch(transport, "_VANISHED_BOUND", 2)
+        self.patch(retries, "BOUND", 2)
         for number in range(3):
             self.successResultOf(self.vanish(f"reply_{number}"))
-        self.assertEqual(list(self.amqp._vanished), ["reply_1", "reply_2"])
+        self.assertEqual(list(self.amqp._retries.gone), ["reply_1", "reply_2"])
 
     def test_two_at_once(self) -> None:
         """Of two replies to a caller that is gone each is given up, and it is said once."""
@@ -214,7 +214,7 @@ class ReplyTests(TransportCase):
 
     def test_retried_bound(self) -> None:
         """Beyond the bound of replies that are tried again, one attempt is all."""
-        self.patch(transport, "_VANISHED_BOUND", 0)
+        self.patch(retries, "BOUND", 0)
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.nobody_is_there()
         self.successResultOf(replied)
@@ -235,7 +235,7 @@ class ReplyTests(TransportCase):
             self.out.lose()
             self.wait(4)
         self.failed(replied, UnconfirmedError)
-        self.assertEqual(self.amqp._vanished, {})
+        self.assertEqual(self.amqp._retries.gone, {})
 
     def test_refused(self) -> None:
         """A reply that the broker does not take fails at once."""
@@ -272,7 +272,7 @@ class ReplyTests(TransportCase):
         self.nobody_is_there()
         self.successResultOf(replied)
         self.wait(5)
-        self.assertEqual((len(self.published()), self.amqp._vanished), (1, {}))
+        self.assertEqual((len(self.published()), self.amqp._retries.gone), (1, {}))
 
     def test_cancelled(self) -> None:
         """Who cancels ends the attempts."""
@@ -282,7 +282,7 @@ class ReplyTests(TransportCase):
         self.failed(replied, CancelledError)
         self.wait(5)
         self.assertEqual(len(self.published()), 1)
-        self.assertEqual(self.amqp._retrying, set())
+        self.assertEqual(self.amqp._retries._waiting, set())
 
     def test_closed_between_attempts(self) -> None:
         """Closing ends the attempts, and what waits for one fails."""

@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.dedup."""
+"""Tests for novasvc.rpc.ledger."""
 
 import attrs
 from twisted.internet.task import Clock
@@ -7,7 +7,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from novasvc.interfaces import ISession
-from novasvc.rpc.dedup import SeenWindow
+from novasvc.rpc.ledger import SeenWindow
 
 
 @implementer(ISession)

@@ -1,0 +1,106 @@
+"""Replies whose callers were not reached: they are sent again for a while, until the caller is taken for gone."""
+
+from typing import Any
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.errors import TransportClosedError, UnconfirmedError, UndeliverableError
+from novasvc.reactor.backoff import jittered_backoff
+from novasvc.transport.amqp.publisher import Message, Publisher
+
+_log = Logger()
+
+ATTEMPTS = 5
+"""Attempts to reach a caller whose queue is not there: it may come back with its connection."""
+BOUND = 1000
+"""Callers that we know to be gone, and replies that are tried again, at the most."""
+GONE_FOR = 60.0
+"""Seconds for which a caller who was not there is tried once, and not again."""
+CALLERS_RETURN = 15.0
+"""Seconds after our own return in which no caller is taken for gone: its connection may come back after ours."""
+
+_backoff = jittered_backoff(first=0.25, longest=2.0)
+
+
+@attrs.define(eq=False)
+class ReplyRetries:
+    """Sends replies again that could not be delivered, and knows which callers are gone.
+
+    :param clock: measures pauses and deadlines.
+    :param publisher: sends them.
+    :ivar gone: when callers were found to be gone, seconds on the clock by address.
+    :ivar unclaimed: replies that were dropped.
+    """
+
+    _clock: IReactorTime
+    _publisher: Publisher
+    gone: dict[str, float] = attrs.field(factory=dict, init=False)
+    unclaimed: int = attrs.field(default=0, init=False)
+    _waiting: set[Deferred[None]] = attrs.field(factory=set, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    def returned(self, _result: None, address: str) -> None:
+        """Note that a caller who was gone has got a reply."""
+        self.gone.pop(address, None)
+
+    def retry(self, failure: Failure, address: str, body: bytes, until: float, attempt: int = 1) -> Any:
+        """Send a reply again after a pause, or give it up; an errback of its sending.
+
+        :param until: seconds on the clock at which its caller stops waiting.
+        :param attempt: how often it was tried.
+        :return: Deferred of the next attempt; None if the caller is gone, or the failure that is not to be retried.
+        """
+        if self._closed:
+            return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
+        failure.trap(UndeliverableError, UnconfirmedError)
+        known = failure.check(UndeliverableError) and self._is_gone(address)
+        pause = _backoff(attempt)
+        late = self._clock.seconds() + pause >= until  # its caller waits no longer by then
+        returning = failure.check(UndeliverableError) and self._publisher.is_back_for < CALLERS_RETURN
+        given_up = late or (not returning and (known or attempt >= ATTEMPTS))
+        if given_up or len(self._waiting) >= BOUND:
+            if failure.check(UnconfirmedError):
+                return failure
+            self.unclaimed += 1
+            if not late and not self._is_gone(address):
+                self._mark_gone(address)
+                _log.info("a caller is gone, replies to {address} are dropped", address=address)
+            return None
+        again: Deferred[None] = deferLater(self._clock, pause)
+        again.addCallback(lambda _: self._send(address, body, until))
+        again.addErrback(self.retry, address, body, until, attempt + 1)
+        self._waiting.add(again)
+        return again.addBoth(self._ended, again)
+
+    def close(self) -> None:
+        """Retry nothing more: whatever fails from now on fails for good. Called before the publisher is closed."""
+        self._closed = True
+
+    def cancel(self) -> None:
+        """Give up what waits for its next attempt. Called after :meth:`close`."""
+        for again in list(self._waiting):
+            again.cancel()
+
+    def _send(self, address: str, body: bytes, until: float) -> Deferred[None]:
+        patience = max(0.0, until - self._clock.seconds())
+        message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
+        return self._publisher.publish(message)
+
+    def _ended(self, result: Any, again: Deferred[None]) -> Any:
+        self._waiting.discard(again)
+        return result
+
+    def _is_gone(self, address: str) -> bool:
+        since = self.gone.get(address)
+        return since is not None and self._clock.seconds() - since < GONE_FOR
+
+    def _mark_gone(self, address: str) -> None:
+        self.gone.pop(address, None)
+        self.gone[address] = self._clock.seconds()
+        if len(self.gone) > BOUND:
+            del self.gone[next(iter(self.gone))]
