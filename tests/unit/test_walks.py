@@ -28,7 +28,7 @@ class RecorderTests(SynchronousTestCase):
         """Calls of the package's functions are recorded in order; those of tests and libraries are not."""
         first, second = Target("a"), Target("b")
         walk = record(lambda: sorted([str(first), str(second)]))
-        self.assertEqual(walk, (Step("target.py", "Target.__str__"),) * 2)
+        self.assertEqual(walk, (Step("rpc/target.py", "Target.__str__"),) * 2)
 
     def test_figures(self) -> None:
         """The figures of a walk are its calls, its files, and how often it changes file."""

@@ -13,7 +13,7 @@ import attrs
 import novasvc
 
 _PACKAGE = str(Path(novasvc.__file__).parent) + "/"
-_STAND_INS = _PACKAGE + "testing/"
+_STAND_INS = (_PACKAGE + "testing/", _PACKAGE + "registry/memory.py")
 """For tests of users' managers; the registry in memory is one of them."""
 _INLINED = frozenset({"<listcomp>", "<dictcomp>", "<setcomp>"})
 """Not calls from Python 3.12 on (PEP 709), so they are not counted in 3.11 either."""
