@@ -376,6 +376,12 @@ class IHealthy(Interface):
         """
 
 
+class IWebPage(Interface):
+    """A service with a web page, whose URL is printed at the start."""
+
+    login_url = Attribute("str: a link that logs one browser in, once; the page itself if it needs no login.")
+
+
 class IPreforkable(Interface):
     """A server whose listening sockets are opened once, in the supervisor, and shared by all its workers.
 

@@ -1,4 +1,4 @@
-"""The API: what people, scripts and monitoring see of a fleet, over HTTP.
+"""The HTTP API of a fleet: for people, scripts and monitoring.
 
-Klein imports the reactor, and so does this package: it is imported where one runs, by :mod:`novasvc.run.plugin`.
+Klein imports the reactor, and so does this package: :mod:`novasvc.run.plugin` imports it once the reactor is chosen.
 """

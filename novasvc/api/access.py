@@ -1,91 +1,94 @@
-"""Who asks, and what they may do."""
+"""Authentication and authorization of callers, and the audit log."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
 from twisted.logger import Logger
 
-from novasvc.api.answers import scheme_of
 from novasvc.api.errors import APIError
-from novasvc.api.logins import Logins
+from novasvc.api.login_links import LoginLinks
+from novasvc.api.responses import scheme_of
 from novasvc.api.sessions import COOKIE, LIFETIME, Sessions
-from novasvc.api.tokens import ADMIN, READ, Token, find, mark
+from novasvc.api.tokens import ADMIN, READ, Token, find_token, token_fingerprint
 from novasvc.telemetry import flight
 
 _log = Logger()
 
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-"""Methods that change nothing."""
+"""Methods that change nothing (RFC 9110, 9.2.1)."""
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_LONGEST = 300
-"""Characters of what callers wrote, in the log."""
+_MAX_LOGGED = 300
+"""Characters of callers' text in a log line."""
 
 
 @attrs.frozen
 class Caller:
-    """Who asks.
+    """An authenticated caller.
 
     :param name: of the token or the session, or "local".
     :param scope: "read" or "admin".
-    :param way: "loopback", "token" or "session".
-    :param session: its id, for forms; "" for who has a token.
+    :param auth: how it was authenticated: "loopback", "token" or "session".
+    :param session: the id of the session, for CSRF tokens; "" for a token.
     """
 
     name: str
     scope: str
-    way: str
+    auth: str
     session: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.way})"
+        return f"{self.name} ({self.auth})"
+
+
+_LOCAL_CALLER = Caller("local", ADMIN, "loopback", "loopback")
 
 
 class Access:
-    """Lets requests in.
+    """Authenticates and authorizes requests.
 
-    Without tokens everybody is let in, as an administrator, which is for loopback alone. With tokens a
-    request brings one, in ``X-Auth-Token`` or ``Authorization: Bearer``, or the cookie of a session.
+    Without tokens every request is an administrator's: for an API on loopback only. With tokens a request needs one, in
+    ``X-Auth-Token`` or ``Authorization: Bearer``, or the cookie of a session.
 
-    :param tokens: empty lets everybody in.
-    :param sessions: knows the cookies.
-    :param logins: knows the login links.
-    :param names: by which a browser may call us, lower case; empty is any name.
+    :param tokens: empty disables authentication.
+    :param sessions: verifies cookies.
+    :param login_links: verifies the codes of login links.
+    :param names: host names, in lower case, that a Host header may have without tokens; empty allows any.
     """
 
-    # Note [Other people's pages]
+    # Note [Cross-site requests]
     #
-    # A browser sends what any page on the web tells it to, to loopback as well, and brings our cookie along.
-    # Three things keep such a page from acting through its reader: a request by cookie, or by nothing at all, that
-    # changes something has to come from our own origin (Origin, or Sec-Fetch-Site, says so, and no page can forge
-    # them); the cookie is SameSite=Strict; and a form carries a mark that only our own pages have. A page whose name
-    # was made to point at 127.0.0.1 (DNS rebinding) has an origin that fits its Host, so without tokens the Host
-    # itself has to be one of ours.
+    # A browser sends whatever any page on the web tells it to, to loopback as well, with our cookie. Three things
+    # prevent cross-site request forgery: an unsafe request without a token must come from our own origin (Origin or
+    # Sec-Fetch-Site says so, and no page can forge these); the cookie is SameSite=Strict; and a form has a CSRF token
+    # that only our own pages know. A page whose name resolves to 127.0.0.1 (DNS rebinding) has an origin that matches
+    # its Host, so without tokens the Host itself must be one of ours.
 
     def __init__(
-        self, tokens: Sequence[Token], sessions: Sessions, logins: Logins, names: frozenset[str] = _LOCAL_NAMES
+        self, tokens: Sequence[Token], sessions: Sessions, login_links: LoginLinks, names: frozenset[str] = _LOCAL_NAMES
     ) -> None:
         self._tokens = tokens
         self._sessions = sessions
         self._names = names
-        self.logins = logins
+        self.login_links = login_links
 
     @property
-    def guarded(self) -> bool:
-        """Whether callers have to say who they are."""
+    def requires_login(self) -> bool:
+        """Whether callers have to authenticate."""
         return bool(self._tokens)
 
     def caller(self, request: Any) -> Caller | None:
-        """Return who asks; None if they do not say, or not truly.
+        """Return the authenticated caller, or None.
 
-        :param request: of twisted.web.
+        :param request: a :class:`novasvc.http.site.Request`, or a FastRequest.
         """
         if not self._tokens:
-            return Caller("local", ADMIN, "loopback", "loopback") if self._is_called_by_name(request) else None
-        given = given_token(request)
-        if given is not None:
-            token = find(self._tokens, given)
+            return _LOCAL_CALLER if self._is_own_host(request) else None
+        presented = presented_token(request)
+        if presented is not None:
+            token = find_token(self._tokens, presented)
             return None if token is None else Caller(token.name, token.scope, "token")
         cookie = request.getCookie(COOKIE.encode())
         session = None if cookie is None else self._sessions.read(cookie.decode("latin-1"))
@@ -93,96 +96,99 @@ class Access:
             return None
         scope = session.scope
         if session.token:
-            # A session is worth what its token is worth now: nothing, if that was taken out of the file.
-            token = next((known for known in self._tokens if mark(known) == session.token), None)
+            # The token may have another scope by now, or have been removed from the file, which ends the session.
+            token = next((known for known in self._tokens if token_fingerprint(known) == session.token), None)
             if token is None:
                 return None
             scope = token.scope
         return Caller(session.name, scope, "session", session.id)
 
-    def _is_called_by_name(self, request: Any) -> bool:
-        """Tell whether a request's Host is one of ours. See Note [Other people's pages]."""
-        host = _header(request, "host")
+    def _is_own_host(self, request: Any) -> bool:
+        """Return whether the Host header is one of ours. See Note [Cross-site requests]."""
+        host = request.getHeader(b"host")
         return not self._names or not host or _hostname(host) in self._names
 
     def require(self, request: Any, scope: str = READ) -> Caller:
-        """Return who asks, if they may.
+        """Return the caller if it is authenticated and has a scope.
 
         :param scope: "read" or "admin".
-        :raises APIError: 401 if nobody says who they are, 403 if it is not for them.
+        :raises APIError: 401, it is not authenticated; 403, its scope, its Host or its origin does not allow this.
         """
-        if not self._tokens and not self._is_called_by_name(request):
-            raise APIError(403, "without tokens this API answers only to names of loopback; see api_token_file")
         caller = self.caller(request)
+        if caller is None and not self._tokens:
+            raise APIError(403, "without api_token_file this API accepts only the Host names of loopback")
         if caller is None:
             if request.method not in _SAFE:
                 method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
-                audit(request, None, method, path, "no token that is known, and no session")
+                audit(request, None, method, path, "no valid token or session")
             raise APIError(
                 401,
                 "The request you have made requires authentication.",
                 {"WWW-Authenticate": f'Keystone uri="{scheme_of(request)}://{_header(request, "host")}/"'},
             )
         if scope == ADMIN and caller.scope != ADMIN:
-            raise APIError(403, f"{caller.name} may read, and this takes the scope admin")
-        if request.method not in _SAFE and caller.way != "token":
+            raise APIError(403, f"this requires the scope admin; {caller.name} has {caller.scope}")
+        if request.method not in _SAFE and caller.auth != "token":
             self.check_origin(request)
         return caller
 
     def check_origin(self, request: Any) -> None:
-        """See that no other site's page sent this. See Note [Other people's pages].
+        """Reject a cross-site request. See Note [Cross-site requests].
 
-        :raises APIError: 403, one did.
+        :raises APIError: 403, a page of another site sent it.
         """
-        if not _from_us(request):
-            raise APIError(403, "this came from another site's page; only our own pages may change anything")
+        if not _is_same_origin(request):
+            raise APIError(403, "cross-site requests may not change anything")
 
     def log_in(self, *, code: str = "", token: str = "") -> str | None:
-        """Return the cookie (a value of Set-Cookie, without Secure) for a code of a link, or a token; None refuses."""
+        """Begin a session by the code of a login link, or by a token.
+
+        :return: a value of Set-Cookie, without Secure; None if code or token is not valid.
+        """
         if code:
-            if not self.logins.use(code):
+            if not self.login_links.use(code):
                 return None
             value = self._sessions.begin("login link", ADMIN)
         else:
-            found = find(self._tokens, token)
+            found = find_token(self._tokens, token)
             if found is None:
                 return None
-            value = self._sessions.begin(found.name, found.scope, mark(found))
+            value = self._sessions.begin(found.name, found.scope, token_fingerprint(found))
         return f"{COOKIE}={value}; Path=/; Max-Age={LIFETIME:.0f}; HttpOnly; SameSite=Strict"
 
-    def form_mark(self, caller: Caller) -> str:
-        """Return what a form for this caller carries."""
-        return self._sessions.form_mark(caller.session)
+    def csrf_token(self, caller: Caller) -> str:
+        """Return the CSRF token of a caller's forms."""
+        return self._sessions.csrf_token(caller.session)
 
-    def check_form(self, caller: Caller, mark: str) -> None:
-        """See that a form came from a page of ours.
+    def check_csrf_token(self, caller: Caller, csrf_token: str) -> None:
+        """Reject a form that is not from one of our pages.
 
-        :raises APIError: 403, it did not.
+        :raises APIError: 403, its CSRF token is not that of the caller's session.
         """
-        if caller.way != "token" and not self._sessions.knows_form(caller.session, mark):
-            raise APIError(403, "this form is not from a page of your session; load the page again")
+        if caller.auth != "token" and not self._sessions.verify_csrf_token(caller.session, csrf_token):
+            raise APIError(403, "this form does not belong to your session; reload the page")
 
 
-def given_token(request: Any) -> str | None:
-    """Return the token that a request brings, or None."""
+def presented_token(request: Any) -> str | None:
+    """Return the token of a request, or None."""
     token = _header(request, "x-auth-token")
     scheme, _, bearer = _header(request, "authorization").partition(" ")
     return token or (bearer.strip() if scheme.lower() == "bearer" else None)
 
 
 def audit(request: Any, caller: Caller | None, action: str, target: str, outcome: str = "done") -> None:
-    """Log a change: who, what, from where.
+    """Write a line to the audit log.
 
-    :param caller: None is somebody who did not say who they are, or not rightly.
+    :param caller: None if it is not authenticated.
     :param action: a verb: "disable", "call".
-    :param target: what it is done to.
+    :param target: the service, or the method, that the action is for.
     :param outcome: "done", or why not.
     """
     fields = {
-        "who": "nobody known" if caller is None else str(caller),
+        "who": "unauthenticated" if caller is None else str(caller),
         "action": action,
-        "target": target[:_LONGEST],
-        "outcome": outcome[:_LONGEST],
+        "target": target[:_MAX_LOGGED],
+        "outcome": outcome[:_MAX_LOGGED],
         "client": client_address(request),
     }
     flight.note("audit", "{who} from {client}: {action} {target}: {outcome}".format(**fields))
@@ -190,25 +196,27 @@ def audit(request: Any, caller: Caller | None, action: str, target: str, outcome
 
 
 def client_address(request: Any) -> str:
-    """Return where a request came from."""
+    """Return the client's IP address."""
     peer = request.getClientAddress()
     return str(getattr(peer, "host", None) or "a unix socket")
 
 
-def _from_us(request: Any) -> bool:
-    """Tell whether no other site's page sent this; programs send neither header. See Note [Other people's pages]."""
+def _is_same_origin(request: Any) -> bool:
+    """Return whether a request is not cross-site. See Note [Cross-site requests]."""
+    # Programs other than browsers send neither header.
     site = _header(request, "sec-fetch-site")
     if site:
         return site in {"same-origin", "none"}
     origin = _header(request, "origin")
-    # Not the scheme: a proxy that speaks TLS for us has another one.
+    # Without the scheme: behind a proxy that terminates TLS, the browser's differs from ours.
     return not origin or origin.partition("://")[2] == _header(request, "host")
 
 
-def _hostname(host: str) -> str:
-    """Return the name in a Host header, lower case; "" if there is none."""
+@lru_cache(maxsize=256)
+def _hostname(host: bytes) -> str:
+    """Return the name in a Host header, in lower case, without the port; "" if it has none."""
     try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
+        return (urlsplit(f"//{host.decode('latin-1')}").hostname or "").lower()
     except ValueError:
         return ""
 

@@ -1,4 +1,4 @@
-"""What the rooms of the API stand on: the registry, the way to nodes, and the processes beside this one."""
+"""What the resources of the API share: the registry, an RPC client, and the other services of the process."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
@@ -20,8 +20,9 @@ from novasvc.rpc import Client
 
 _log = Logger()
 
-FIRST_TRY = 3.0
-"""Seconds that the first requests wait at the most for what they will need."""
+FIRST_ATTEMPT = 3.0
+"""Seconds for which the start waits for the first attempts to connect."""
+CONNECTING = "not connected yet"
 _T = TypeVar("_T")
 
 
@@ -31,50 +32,48 @@ def _nothing() -> Iterable[IService]:
 
 @attrs.define(eq=False)
 class Backend:
-    """The legs that the API stands on. It answers without them, too: with 503, and which one is missing.
+    """Connects to the broker and the registry. While one is unavailable, requests that need it get a 503 that names it.
 
-    :param runtime: settings, reactor, and the ways to the broker and the database.
-    :param beside: returns the services of this process, for their health and their metrics.
+    :param runtime: settings, reactor, and the connections to the broker and the database.
+    :param local_services: returns the services of this process, for health and metrics.
     """
 
     runtime: Runtime
-    beside: Callable[[], Iterable[IService]] = _nothing
-    missing: dict[str, str] = attrs.field(factory=dict, init=False)
-    """Why a leg is not there, by its name: "database" or "conductor", "broker"."""
-    obstacles: dict[str, NovasvcError] = attrs.field(factory=dict, init=False)
-    """The same, as errors."""
+    local_services: Callable[[], Iterable[IService]] = _nothing
+    errors: dict[str, NovasvcError] = attrs.field(factory=dict, init=False)
+    """Why a connection cannot be made, by its name: "database" or "conductor", "broker"."""
     _registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     _transport: ITransport | None = attrs.field(default=None, init=False)
     _client: Client | None = attrs.field(default=None, init=False)
-    _reaching: list[Deferred[None]] = attrs.field(factory=list, init=False)
-    _tried: Deferred[None] | None = attrs.field(default=None, init=False)
-    _attendants: list[IService] = attrs.field(factory=list, init=False)
+    _connecting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _first_attempts: Deferred[None] | None = attrs.field(default=None, init=False)
+    _services: list[IService] = attrs.field(factory=list, init=False)
 
     @property
     def settings(self) -> Settings:
-        """The configuration."""
+        """The settings."""
         return self.runtime.settings
 
     @property
     def reactor(self) -> Any:
-        """The clock and event loop."""
+        """The reactor, and the clock."""
         return self.runtime.reactor
 
     @property
     def registry(self) -> IServiceRegistry:
         """The ``services`` table.
 
-        :raises APIError: 503, it is not reached yet.
+        :raises APIError: 503, it is not connected.
         """
         if self._registry is None:
-            raise self._unavailable(self._registry_leg.name)
+            raise self._unavailable(self.registry_name)
         return self._registry
 
     @property
     def client(self) -> Client:
-        """Calls nodes.
+        """The RPC client.
 
-        :raises APIError: 503, the broker is not reached yet.
+        :raises APIError: 503, the broker is not connected.
         """
         if self._client is None:
             raise self._unavailable("broker")
@@ -82,102 +81,105 @@ class Backend:
 
     @property
     def registry_name(self) -> str:
-        """The leg by which the registry is reached: "database" or "conductor"."""
-        return self._registry_leg.name
+        """How the registry is reached: "database" or "conductor"."""
+        return self._registry_connection.name
 
     @property
-    def registry_if_there(self) -> IServiceRegistry | None:
-        """The registry; None while it is not reached."""
+    def registry_or_none(self) -> IServiceRegistry | None:
+        """The registry; None while it is not connected."""
         return self._registry
 
     def broker_problem(self) -> str | None:
-        """Say why messages do not move now; None if they do."""
+        """Return why no messages can be sent now; None if they can."""
         if self._transport is None:
-            return self.missing.get("broker", "it is being reached")
+            return self.problem("broker")
         problem: str | None = self._transport.problem()
         return problem
 
+    def problem(self, name: str) -> str:
+        """Return why a connection is not made.
+
+        :param name: "broker", "database" or "conductor".
+        """
+        return str(self.errors.get(name, CONNECTING))
+
     @property
-    def _registry_leg(self) -> Leg[IServiceRegistry]:
+    def _registry_connection(self) -> Leg[IServiceRegistry]:
         return self.runtime.database if self.settings.db_allowed else self.runtime.conductor
 
-    def _unavailable(self, leg: str) -> APIError:
-        why = self.missing.get(leg, "it is being reached")
-        return APIError(503, f"the {leg} is not there: {why}", {"Retry-After": "5"})
+    def _unavailable(self, name: str) -> APIError:
+        return APIError(503, f"the {name} is unavailable: {self.problem(name)}", {"Retry-After": "5"})
 
-    def attend(self, part: IService) -> None:
-        """Run a part of a room as long as the API runs: from now, or from :meth:`open` on, to :meth:`dismiss`."""
-        self._attendants.append(part)
-        if self._reaching:
-            part.startService()
+    def add_service(self, service: IService) -> None:
+        """Run a service of a resource from now, or from :meth:`open`, until :meth:`stop_services`."""
+        self._services.append(service)
+        if self._connecting:
+            service.startService()
 
-    async def dismiss(self) -> None:
-        """Stop those parts: streams above all, as whoever stops the server waits for their end."""
-        attendants, self._attendants = self._attendants, []
-        for part in reversed(attendants):
-            await maybeDeferred(part.stopService)
+    async def stop_services(self) -> None:
+        """Stop these services. Event streams are among them, and the server waits for their end when it stops."""
+        services, self._services = self._services, []
+        for service in reversed(services):
+            await maybeDeferred(service.stopService)
 
     def open(self) -> Deferred[None]:
-        """Begin to reach the legs, until they are there; the log tells when.
+        """Begin to connect, and retry until it succeeds.
 
-        :return: Deferred[None], fired when each of them was reached, or once could not be, or FIRST_TRY seconds
-            from now.
+        :return: Deferred[None], fired when each connection is made or has failed once, or after FIRST_ATTEMPT seconds.
         """
-        for part in self._attendants:
-            part.startService()
+        for service in self._services:
+            service.startService()
 
-        async def reach_registry() -> None:
-            self._registry = await self._reach(self._registry_leg.name, self._registry_leg.acquire)
-            self._see_tried()
+        async def connect_registry() -> None:
+            self._registry = await self._connect(self.registry_name, self._registry_connection.acquire)
+            self._check_first_attempts()
 
-        async def reach_broker() -> None:
-            transport = self._transport = await self._reach("broker", self.runtime.broker.acquire)
+        async def connect_broker() -> None:
+            transport = self._transport = await self._connect("broker", self.runtime.broker.acquire)
             explain = ServiceLookup(lambda: self._registry, self.reactor, self.settings.service_down_time)
             self._client = Client(
                 transport, clock=self.reactor, timeout=self.settings.rpc_response_timeout, explain=explain
             )
-            self._see_tried()
+            self._check_first_attempts()
 
-        for leg in (reach_registry, reach_broker):
-            reaching = Deferred.fromCoroutine(leg())
-            # What close() cancels amid its opening may say that it is closed.
-            reaching.addErrback(lambda failure: failure.trap(CancelledError, TransportClosedError) and None)
-            reaching.addErrback(lambda failure: _log.failure("a leg of the API is given up", failure))
-            self._reaching.append(reaching)
-        tried: Deferred[None] = Deferred()
-        self._tried = tried
-        self._see_tried()
-        return tried.addTimeout(FIRST_TRY, self.reactor, lambda _, _seconds: None)
+        for connect in (connect_registry, connect_broker):
+            connecting = Deferred.fromCoroutine(connect())
+            # close() cancels it; a transport that is cancelled while it opens may say that it is closed.
+            connecting.addErrback(lambda failure: failure.trap(CancelledError, TransportClosedError) and None)
+            connecting.addErrback(lambda failure: _log.failure("connecting the API failed; it is not retried", failure))
+            self._connecting.append(connecting)
+        first_attempts: Deferred[None] = Deferred()
+        self._first_attempts = first_attempts
+        self._check_first_attempts()
+        return first_attempts.addTimeout(FIRST_ATTEMPT, self.reactor, lambda _, _seconds: None)
 
-    def _see_tried(self) -> None:
-        """Tell who waits for it that each leg has been tried."""
-        reached = (self._registry is not None) + (self._client is not None)
-        if self._tried is not None and reached + len(self.missing) == len(self._reaching):
-            tried, self._tried = self._tried, None
-            tried.callback(None)
+    def _check_first_attempts(self) -> None:
+        connected = (self._registry is not None) + (self._client is not None)
+        if self._first_attempts is not None and connected + len(self.errors) == len(self._connecting):
+            first_attempts, self._first_attempts = self._first_attempts, None
+            first_attempts.callback(None)
 
-    async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    async def _connect(self, name: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         for failures in count(1):
             try:
-                reached = await attempt()
+                connection = await attempt()
             except (BrokerUnavailableError, DatabaseError) as error:
-                if leg not in self.missing:
-                    _log.error("the API has no {leg}, and tries until it is there: {error}", leg=leg, error=error)
-                self.missing[leg], self.obstacles[leg] = str(error), error
-                self._see_tried()
+                if name not in self.errors:
+                    _log.error("the API cannot reach the {name}, and keeps trying: {error}", name=name, error=error)
+                self.errors[name] = error
+                self._check_first_attempts()
             else:
-                self.missing.pop(leg, None)
-                self.obstacles.pop(leg, None)
-                return reached
+                self.errors.pop(name, None)
+                return connection
             await deferLater(self.reactor, self.runtime.retry(failures), lambda: None)
         raise AssertionError  # count() does not end
 
     async def close(self) -> None:
-        """Let go of the legs."""
-        reaching, self._reaching = self._reaching, []
-        for leg in reaching:
-            leg.cancel()
-        await DeferredList(reaching, consumeErrors=True)
+        """Close or give up the connections."""
+        connecting, self._connecting = self._connecting, []
+        for each in connecting:
+            each.cancel()
+        await DeferredList(connecting, consumeErrors=True)
         client, self._client = self._client, None
         registry, self._registry, self._transport = self._registry, None, None
         try:
@@ -185,6 +187,6 @@ class Backend:
                 await client.close()
                 await self.runtime.broker.release()
             if registry is not None:
-                await self._registry_leg.release()
+                await self._registry_connection.release()
         except NovasvcError as error:
-            _log.error("the API did not let go of all that it stood on: {error}", error=error)
+            _log.error("the API could not close its connections: {error}", error=error)

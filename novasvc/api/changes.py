@@ -1,4 +1,4 @@
-"""What a request asks to change of a service: read strictly, refused in Nova's words."""
+"""Changes of a service that a request asks for: validated strictly, with Nova's error messages."""
 
 import json
 import re
@@ -13,31 +13,31 @@ from novasvc.registry.record import ServiceChanges
 
 FORCED_DOWN_SINCE = Microversion(2, 11)
 
-_LONGEST = 255
-"""Characters of a text in the table."""
-_SHOWN = 300
-"""Characters of a message that is about what somebody sent."""
+_MAX_TEXT = 255
+"""Characters of a text column."""
+_MAX_SHOWN = 300
+"""Characters of clients' text in a message."""
 _HOST = "^[a-zA-Z0-9-._]*$"
 _TRUE = (True, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t")
 _FALSE = (False, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f")
-_KINDS = (b"application/json", b"application/vnd.openstack.compute+json")
+_MEDIA_TYPES = (b"application/json", b"application/vnd.openstack.compute+json")
 
 _Check = Callable[[Any], str | None]
-"""Returns why a value cannot be taken, or None."""
+"""Returns why a value is invalid, or None."""
 
 
 # -- values --------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str | None:
+def _string(value: Any) -> str | None:
     if type(value) is not str:
         return f"{value!r} is not of type 'string'"
     if not value:
         return "'' is too short"
-    if len(value) > _LONGEST:
+    if len(value) > _MAX_TEXT:
         return f"{value!r} is too long"
     if "\0" in value or not _is_unicode(value):
-        return f"{value!r} has characters that are none"  # no database takes them
+        return f"{value!r} contains invalid characters"  # no database accepts them
     return None
 
 
@@ -46,7 +46,7 @@ def _is_unicode(value: str) -> bool:
 
 
 def _host(value: Any) -> str | None:
-    problem = _text(value)
+    problem = _string(value)
     if problem is None and re.fullmatch(_HOST[1:-1], value) is None:
         return f"{value!r} does not match {_HOST!r}"
     return problem
@@ -64,9 +64,9 @@ def _status(value: Any) -> str | None:
     return None if value in {"enabled", "disabled"} else f"{value!r} is not one of ['enabled', 'disabled']"
 
 
-_OLD: Mapping[str, _Check] = {"host": _host, "binary": _text, "disabled_reason": _text}
+_OLD: Mapping[str, _Check] = {"host": _host, "binary": _string, "disabled_reason": _string}
 _OLD_FORCED: Mapping[str, _Check] = {**_OLD, "forced_down": _flag}
-_NEW: Mapping[str, _Check] = {"status": _status, "disabled_reason": _text, "forced_down": _flag}
+_NEW: Mapping[str, _Check] = {"status": _status, "disabled_reason": _string, "forced_down": _flag}
 
 
 # -- bodies --------------------------------------------------------------------------------------
@@ -75,12 +75,12 @@ _NEW: Mapping[str, _Check] = {"status": _status, "disabled_reason": _text, "forc
 def read_body(request: Any) -> Any:
     """Return the JSON of a request's body.
 
-    :raises APIError: 415 if it says to be something else, 400 if it is no JSON.
+    :raises APIError: 415 if its media type is another one, 400 if it is malformed.
     """
     octets = request.content.read()
-    # Another site's page can send a form or a text without asking for leave; JSON it cannot.
-    kind = (request.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
-    if octets and kind not in _KINDS:
+    # A defence against CSRF, as in novasvc.api.responses.read_json.
+    media_type = (request.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
+    if octets and media_type not in _MEDIA_TYPES:
         raise APIError(415, "Unsupported Content-Type")
     try:
         return json.loads(octets)
@@ -88,41 +88,41 @@ def read_body(request: Any) -> Any:
         raise APIError(400, "Malformed request body") from None
 
 
-def see_keys(given: Any, known: Any) -> None:
-    """See that nothing is given that is not known.
+def check_keys(given: Any, known: Any) -> None:
+    """Reject unknown keys.
 
-    :raises APIError: 400, something is.
+    :raises APIError: 400, there are some.
     """
     unknown = sorted({*given} - {*known})
     if unknown:
-        names = ", ".join(repr(name[:_SHOWN]) for name in unknown[:10])
+        names = ", ".join(repr(name[:_MAX_SHOWN]) for name in unknown[:10])
         were = "was" if len(unknown) == 1 else "were"
         raise APIError(400, f"Additional properties are not allowed ({names} {were} unexpected)")
 
 
 def _checked(body: Any, checks: Mapping[str, _Check], required: tuple[str, ...] = ()) -> dict[str, Any]:
     if type(body) is not dict:
-        raise APIError(400, f"{body!r} is not of type 'object'"[:_SHOWN])
+        raise APIError(400, f"{body!r} is not of type 'object'"[:_MAX_SHOWN])
     for name, check in checks.items():
         problem = check(body[name]) if name in body else None
         if problem is not None:
-            value = str(body[name])[:_SHOWN]
-            message = f"Invalid input for field/attribute {name}. Value: {value}. {problem[: 2 * _SHOWN]}"
+            value = str(body[name])[:_MAX_SHOWN]
+            message = f"Invalid input for field/attribute {name}. Value: {value}. {problem[: 2 * _MAX_SHOWN]}"
             raise APIError(400, message.encode("utf-8", "backslashreplace").decode())
     for name in required:
         if name not in body:
             raise APIError(400, f"{name!r} is a required property")
-    see_keys(body, checks)
+    check_keys(body, checks)
     return body
 
 
 @attrs.frozen
 class OldChange:
-    """What one of the actions of versions before 2.53 asks for.
+    """A change by an action, the way before 2.53.
 
     :param host: of the service.
     :param binary: of the service.
-    :param shown: what the answer has of the service, besides these two.
+    :param shown: fields of the service in the response, in addition to these two.
     """
 
     host: str
@@ -136,8 +136,8 @@ def read_old(action: str, body: Any, version: Microversion, *, lenient: bool = F
 
     :param action: "enable", "disable", "disable-log-reason", or, since 2.11, "force-down".
     :param body: JSON.
-    :param lenient: what is unknown is nothing: the way of ``/v2``.
-    :raises APIError: 400, it cannot be taken; 404, there is no such action.
+    :param lenient: ignore unknown keys, as ``/v2`` does.
+    :raises APIError: 400, it is invalid; 404, the action is unknown.
     """
     checks = _OLD if version < FORCED_DOWN_SINCE else _OLD_FORCED
     if lenient and type(body) is dict:
@@ -166,16 +166,16 @@ def read_old(action: str, body: Any, version: Microversion, *, lenient: bool = F
 
 @attrs.frozen
 class NewChange:
-    """What a body asks for since 2.53."""
+    """A change by the body of a PUT, the way since 2.53."""
 
     status: str | None
     reason: str | None
     forced_down: bool | None
 
     def changes(self) -> ServiceChanges:
-        """Return what it comes to.
+        """Return the changes of the row.
 
-        :raises APIError: 400, nothing, or what does not go together.
+        :raises APIError: 400, there are none, or they contradict each other.
         """
         if self.status is None and self.forced_down is None:
             message = "No updates were requested. Fields 'status' or 'forced_down' should be specified."
@@ -192,7 +192,7 @@ def read_new(body: Any) -> NewChange:
     """Read the body of an update.
 
     :param body: JSON.
-    :raises APIError: 400, it cannot be taken.
+    :raises APIError: 400, it is invalid.
     """
     given = _checked(body, _NEW)
     forced = given.get("forced_down")
@@ -200,10 +200,10 @@ def read_new(body: Any) -> NewChange:
 
 
 def describe_changes(changes: ServiceChanges) -> str:
-    """Return a verb for the log: "disable, force down"."""
+    """Return what the audit log says of a change: "disable, force down"."""
     verbs = []
     if changes.disabled is not None:
         verbs.append("disable" if changes.disabled else "enable")
     if changes.forced_down is not None:
-        verbs.append("force down" if changes.forced_down else "let up")
+        verbs.append("force down" if changes.forced_down else "unset forced down")
     return ", ".join(verbs) or "change nothing of"

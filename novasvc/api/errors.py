@@ -1,4 +1,4 @@
-"""What a request is refused with: a status, and a sentence for who sent it."""
+"""Errors of the API: a status, and a message for the client."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,11 +18,11 @@ from novasvc.errors import (
 
 @attrs.define
 class APIError(NovasvcError):
-    """A request that is not done.
+    """A request that fails.
 
     :param status: of HTTP, 400 to 599.
-    :param message: what is wrong, and what would be right; who asked reads it.
-    :param headers: for the answer, besides the usual ones.
+    :param message: for the client: what is wrong, and what would be right.
+    :param headers: of the response, in addition to the usual ones.
     """
 
     status: int
@@ -31,12 +31,12 @@ class APIError(NovasvcError):
 
     @property
     def title(self) -> str:
-        """The status in words: "Not Found"."""
+        """The reason phrase of the status: "Not Found"."""
         return HTTPStatus(self.status).phrase
 
     @property
     def document(self) -> dict[str, Any]:
-        """The answer's body, JSON: {"error": {"code": int, "title": str, "message": str}}."""
+        """The response body, JSON: {"error": {"code": int, "title": str, "message": str}}."""
         return {"error": {"code": self.status, "title": self.title, "message": self.message}}
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class APIError(NovasvcError):
 
 
 def as_api_error(error: BaseException) -> APIError | None:
-    """Return what an error of ours means to who asked; None if it is no fault of theirs, and none that we foresaw."""
+    """Return the APIError for an error that is expected in operation; None for any other, which is a bug."""
     match error:
         case APIError():
             return error

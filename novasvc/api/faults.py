@@ -1,13 +1,13 @@
-"""Faults: errors in the form that clients of Nova's API read."""
+"""Faults: errors in the format of Nova's API."""
 
 from typing import Any
 
 from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException
 
-from novasvc.api.answers import answer_json, api_error
 from novasvc.api.errors import as_api_error
-from novasvc.api.microversion import UnservedVersionError, say_version
+from novasvc.api.microversion import UnsupportedMicroversionError, set_version_headers
+from novasvc.api.responses import api_error, json_response
 
 _NAMES = {
     400: "badRequest",
@@ -24,33 +24,33 @@ _NAMES = {
 }
 _OTHER = "computeFault"
 _NO_ROUTE = {"message": "The resource could not be found.", "code": "404 Not Found", "title": "Not Found"}
-"""Of the routes, and not a fault: no such path, or no such method for it."""
+"""Nova's routing does not respond with a fault: unknown path, or a method that the path does not have."""
 
 
-def answer_fault(request: Any, failure: Failure) -> bytes:
-    """Return the body that says what went wrong, and set status and headers.
+def fault_response(_resource: Any, request: Any, failure: Failure) -> bytes:
+    """Return the body of an error response, and set status and headers.
 
-    What we did not foresee goes to the log, and only its type to who asked.
+    An unexpected error is logged, and only its type is shown to the client, as in Nova.
     """
     if failure.check(HTTPException):
-        return _answer(request, _NO_ROUTE, 404)
+        return _respond(request, _NO_ROUTE, 404)
     request.setHeader(b"x-compute-request-id", request.request_id.encode())
     error = api_error(request, failure)
-    if isinstance(error, UnservedVersionError):
-        say_version(request, error.version)
+    if isinstance(error, UnsupportedMicroversionError):
+        set_version_headers(request, error.version)
     for name, value in error.headers.items():
         request.setHeader(name.encode(), value.encode("latin-1", "replace"))
-    if error.status == 401:  # noqa: PLR2004 - of HTTP
-        return _answer(request, error.document, 401)
+    if error.status == 401:  # noqa: PLR2004 - in OpenStack, Keystone's middleware responds, and not with a fault
+        return _respond(request, error.document, 401)
     message = error.message
-    foreseen = failure.value is not None and as_api_error(failure.value) is not None
-    if error.status == 500 and not foreseen:  # noqa: PLR2004 - of HTTP
+    expected = failure.value is not None and as_api_error(failure.value) is not None
+    if error.status == 500 and not expected:  # noqa: PLR2004 - of HTTP
         message = f"Unexpected API Error. {message[:1].upper()}{message[1:]}\n{failure.type}"
     document = {_NAMES.get(error.status, _OTHER): {"code": error.status, "message": message}}
-    return _answer(request, document, error.status)
+    return _respond(request, document, error.status)
 
 
-def _answer(request: Any, document: Any, status: int) -> bytes:
-    body = answer_json(request, document, status)
+def _respond(request: Any, document: Any, status: int) -> bytes:
+    body = json_response(request, document, status)
     request.setHeader(b"content-type", b"application/json; charset=UTF-8")
     return body

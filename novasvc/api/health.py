@@ -1,102 +1,95 @@
-"""Whether this process lives, and whether what it serves can be had: for load balancers, systems of pods and people."""
+"""Liveness and readiness: ``/healthz`` and ``/readyz``, for load balancers, orchestrators and people."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
 import attrs
-from klein import Klein
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from novasvc.api.access import Access
-from novasvc.api.answers import answer_error, answer_json
 from novasvc.api.backend import Backend
+from novasvc.api.responses import json_response, make_app
 from novasvc.node.health import Leg, Legs, Verdict, see_migration, see_reactor, see_registry
 from novasvc.reactor.coalesce import Memo
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.worker import health_of, parts
 
-_PATIENCE = 4.0
-"""Seconds for the supervisor, who gives its workers three."""
+_TIMEOUT = 4.0
+"""Seconds for the supervisor, which gives its workers three."""
 
 _FRESH = 1.0
-"""Seconds for which it does for all who ask that all is ready."""
+"""Seconds for which a ready response is cached."""
 
-_TROUBLE = 0.1
-"""Seconds for which another answer does: a restart takes less than one that lasts."""
+_FRESH_UNREADY = 0.1
+"""Seconds for which any other response is cached: shorter, as a restart takes less than a second."""
 
 _READY = frozenset({"ready"})
 
 
 @attrs.define(eq=False)
-class OwnHealth:
-    """The legs of the API itself: what an API alone in its process has, and one beside others too."""
+class APIHealth:
+    """The health of the API itself: of its connections and its reactor."""
 
     _backend: Backend
     _legs: Legs = attrs.field(factory=Legs, init=False)
 
-    async def tell(self) -> dict[str, Any]:
-        """Return them; see :class:`novasvc.interfaces.IHealthy`."""
+    async def report(self) -> dict[str, Any]:
+        """Return the verdict on each; see :class:`novasvc.interfaces.IHealthy`."""
         backend = self._backend
-        name, registry = backend.registry_name, backend.registry_if_there
+        name, registry = backend.registry_name, backend.registry_or_none
         if registry is None:
-            seen: Verdict = False, backend.missing.get(name, "it is being reached")
+            registry_verdict: Verdict = False, backend.problem(name)
         else:
-            # An API sends no heartbeats that would prove it.
-            seen = await see_registry(registry.prove_writable(), backend.reactor)
+            # A node is known to be able to write by its heartbeats; the API sends none.
+            registry_verdict = await see_registry(registry.prove_writable(), backend.reactor)
         problem = backend.broker_problem()
         verdicts: dict[str, Verdict] = {
             "broker": (problem is None, problem or "messages can move"),
-            name: seen,
-            "migration": see_migration(backend.obstacles.get(name), reached=registry is not None),
+            name: registry_verdict,
+            "migration": see_migration(backend.errors.get(name), reached=registry is not None),
             "reactor": see_reactor(),
         }
         return {"service": "api", "legs": [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]}
 
 
 @attrs.define(eq=False)
-class Health:
+class HealthResource:
     """Serves ``/healthz`` and ``/readyz``."""
 
     _backend: Backend
     _access: Access
     _document: Memo[dict[str, Any]] = attrs.field(init=False)
 
-    app = Klein()
+    app = make_app()
 
     def __attrs_post_init__(self) -> None:
-        self._document = Memo(lambda: Deferred.fromCoroutine(self._look()), self._backend.reactor, _freshness)
+        self._document = Memo(lambda: Deferred.fromCoroutine(self._collect()), self._backend.reactor, _freshness)
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def live(self, request: Any) -> bytes:
-        """Answer: the reactor turns, and nothing else is asked."""
-        return answer_json(request, {"status": "ok"})
+        """Respond if the reactor runs; nothing else is checked."""
+        return json_response(request, {"status": "ok"})
 
     @app.route("/readyz", methods=["GET", "HEAD"])
     async def ready(self, request: Any) -> bytes:
-        """Tell each leg; with 503 if one is not ready. Who may not read is told no details."""
+        """Return each check; 503 if one is not ready. Unauthenticated callers get no details."""
         document = await self._document.get()
         if self._access.caller(request) is None:
             document = _without_details(document)
         status = HTTPStatus.OK if document["ready"] else HTTPStatus.SERVICE_UNAVAILABLE
-        return answer_json(request, document, status)
+        return json_response(request, document, status)
 
-    @app.handle_errors
-    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
-        """Say what is wrong."""
-        return answer_error(request, failure)
-
-    async def _look(self) -> dict[str, Any]:
+    async def _collect(self) -> dict[str, Any]:
         if self._backend.runtime.worker is None:
-            services = (part for each in self._backend.beside() for part in parts(each))
-            legs = _told_here(await health_of(services))
+            services = (part for each in self._backend.local_services() for part in parts(each))
+            legs = _with_service(await health_of(services))
             workers: list[dict[str, Any]] = []
         else:
             legs, workers = await self._ask_supervisor()
             if workers and not all(leg["ready"] for leg in legs) and all(row["services"] for row in workers):
-                # One that was ready when it was asked may have been replaced by now, and have told of its way down.
+                # A worker may have been replaced just now, and have reported while it stopped.
                 legs, workers = await self._ask_supervisor()
         return {"ready": all(leg["ready"] for leg in legs), "legs": legs, "workers": workers}
 
@@ -104,47 +97,47 @@ class Health:
         backend = self._backend
         path = backend.settings.control_socket
         try:
-            rows = await inquiry.ask(backend.reactor, path, "health", timeout=_PATIENCE)
+            rows = await inquiry.ask(backend.reactor, path, "health", timeout=_TIMEOUT)
         except SupervisionError as error:
             return [{"name": "supervisor", "service": "api", "ready": False, "detail": str(error)}], []
-        return sum_up(rows), [{**row, "ready": _is_ready(row), "services": row["services"] or []} for row in rows]
+        return merge_checks(rows), [{**row, "ready": _is_ready(row), "services": row["services"] or []} for row in rows]
 
 
 def _freshness(document: dict[str, Any]) -> float:
-    return _FRESH if document["ready"] else _TROUBLE
+    return _FRESH if document["ready"] else _FRESH_UNREADY
 
 
-def _told_here(rows: Iterable[dict[str, Any]]) -> list[Leg]:
+def _with_service(rows: Iterable[dict[str, Any]]) -> list[Leg]:
     return [{**leg, "service": row["service"]} for row in rows for leg in row["legs"]]
 
 
-def sum_up(rows: Iterable[dict[str, Any]]) -> list[Leg]:
-    """Make the legs of a supervisor's workers into one list.
+def merge_checks(rows: Iterable[dict[str, Any]]) -> list[Leg]:
+    """Merge the checks of a supervisor's workers into one list.
 
-    A leg is ready if one worker of its server has it ready: the others' work goes to that one. The leg "workers" of a
-    server says how many are.
+    A check is ready if it is so in one worker of a server, which then does the work of the others. The check "workers"
+    of a server counts those that are ready.
 
-    :param rows: as ISupervisor.health has them.
+    :param rows: see ISupervisor.health.
     """
     found: dict[tuple[str, str, str], list[Leg]] = {}
     for row in rows:
         ready = _is_ready(row)
-        told = {"name": "workers", "ready": ready, "detail": f"worker {row['number']} is {_state(row)}"}
-        found.setdefault((row["server"], row["server"], "workers"), []).append(told)
+        worker = {"name": "workers", "ready": ready, "detail": f"worker {row['number']} is {_state(row)}"}
+        found.setdefault((row["server"], row["server"], "workers"), []).append(worker)
         for service in row["services"] or ():
             for leg in service["legs"]:
-                held = leg
+                merged = leg
                 if leg["ready"] and row["state"] not in _READY:
-                    # A worker that drains is no help, whatever it stands on.
-                    held = {**leg, "ready": False, "detail": f"worker {row['number']} is {row['state']}"}
-                found.setdefault((row["server"], service["service"], leg["name"]), []).append(held)
+                    # A draining worker takes no new work, whatever its checks say.
+                    merged = {**leg, "ready": False, "detail": f"worker {row['number']} is {row['state']}"}
+                found.setdefault((row["server"], service["service"], leg["name"]), []).append(merged)
     return [_best(service, legs) for (_, service, _), legs in found.items()]
 
 
 def _best(service: str, legs: list[Leg]) -> Leg:
-    """Return the leg of the worker that does best, with how many do as well."""
+    """Return the merged check, with the number of workers in which it is ready."""
     ready = sum(leg["ready"] for leg in legs)
-    # What is wrong is worth more words than what is not.
+    # The detail of a failure is worth more than that of a success.
     shown = next((leg for leg in legs if not leg["ready"]), legs[0])
     detail = shown["detail"] if len(legs) == 1 or ready == len(legs) else f"{ready} of {len(legs)}: {shown['detail']}"
     if shown["name"] == "workers" and ready == len(legs):
@@ -166,9 +159,9 @@ def _state(row: dict[str, Any]) -> str:
     if state not in _READY:
         return state
     if row["services"] is None:
-        return f"{state}, and does not answer"
+        return f"{state}, but does not respond"
     missing = (leg for service in row["services"] for leg in service["legs"] if not leg["ready"])
-    return next((f"not ready, for its {leg['name']}: {leg['detail']}" for leg in missing), state)
+    return next((f"not ready ({leg['name']}: {leg['detail']})" for leg in missing), state)
 
 
 def _without_details(document: dict[str, Any]) -> dict[str, Any]:

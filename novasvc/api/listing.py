@@ -1,8 +1,7 @@
-"""The list of services as a request asks for it: parameters in, one page of JSON out."""
+"""The list of services: query parameters in, one page of JSON out."""
 
 import json
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -11,74 +10,72 @@ import attrs
 from twisted.internet.task import deferLater
 
 from novasvc.api.backend import Backend
-from novasvc.api.changes import see_keys
+from novasvc.api.changes import check_keys
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
-from novasvc.api.reads import SharedReads
 from novasvc.errors import ServiceNotFoundError
 from novasvc.registry.membership import is_up
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceRecord
 
 FORCED_DOWN, UUIDS, STRICT_QUERY = Microversion(2, 11), Microversion(2, 53), Microversion(2, 75)
-"""Versions since which items have forced_down, their id is the uuid, and unknown parameters are refused."""
-LONGEST_PAGE = 1000
-"""Services in an answer to who gives a limit; Nova's osapi_max_limit."""
+"""Microversions since which items have forced_down, their id is the uuid, and unknown parameters are rejected."""
+MAX_PAGE = 1000
+"""Services in a response to a request with a limit; Nova's osapi_max_limit."""
 _SLICE = 500
-"""Services that are made JSON at a time: others are answered in between."""
+"""Services that are serialized in one turn of the reactor; other requests are answered in between."""
 _NUMBER = re.compile("[0-9]*")
-_SHOWN = 100
-_MOST = 100
-"""Parameters of a request that are read."""
+_MAX_SHOWN = 100
+_MAX_PARAMETERS = 100
+"""Query parameters of a request."""
 
 
 @attrs.frozen
-class Wanted:
-    """What a request wants to see. Equal ones get the same answer.
+class ListQuery:
+    """What a request asks for. Equal ones share a response, see :mod:`novasvc.api.coalescing`.
 
-    :param uuids: the id is the uuid.
-    :param forced_down: items have it.
-    :param url: of the list, without a query.
-    :param limit: of services; None is all.
-    :param marker: the id of the service before the first one.
+    :param uuids: the id of an item is the uuid.
+    :param forced_down: items have this field.
+    :param limit: maximum number of services; None is all.
+    :param marker: the id of the last service of the page before.
+    :param url: of the list, without a query, for the link to the next page; "" without a limit, as there is none then.
     """
 
     uuids: bool
     forced_down: bool
-    url: str
     host: str | None = None
     binary: str | None = None
     limit: int | None = None
     marker: str | None = None
+    url: str = ""
 
 
 @lru_cache(maxsize=256)
-def read_wanted(query: bytes, version: Microversion, url: str) -> Wanted:
-    """Read what a request's parameters ask for; one that is empty asks for nothing, and the last of several counts.
+def read_list_query(query: bytes, version: Microversion) -> ListQuery:
+    """Parse query parameters. Empty ones are ignored, and the last of several with the same name counts.
 
-    :param query: of the request, as it was sent.
-    :param url: of the list, without a query.
-    :raises APIError: 400, they cannot be taken.
+    :param query: as it was sent.
+    :return: without a url.
+    :raises APIError: 400, they are invalid.
     """
     try:
-        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST)
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS)
     except UnicodeDecodeError:
         raise APIError(400, "Query string is not UTF-8 encoded") from None
     except ValueError:
-        raise APIError(400, f"The query string has more than {_MOST} parameters") from None
+        raise APIError(400, f"The query string has more than {_MAX_PARAMETERS} parameters") from None
     names = [name for name, _ in pairs]
     given = {name: value for name, value in dict(pairs).items() if value}
     if version >= STRICT_QUERY:
-        see_keys(names, _KNOWN)
+        check_keys(names, _KNOWN)
     limit = given.get("limit")
     if limit is not None and _NUMBER.fullmatch(limit) is None:
-        value = limit[:_SHOWN]
+        value = limit[:_MAX_SHOWN]
         problem = f"{value!r} does not match '^[0-9]*$'"
         raise APIError(400, f"Invalid input for field/attribute limit. Value: {value}. {problem}")
-    return Wanted(
+    return ListQuery(
         uuids=version >= UUIDS,
         forced_down=version >= FORCED_DOWN,
-        url=url,
         host=given.get("host"),
         binary=given.get("binary"),
         limit=None if limit is None else _page_size(limit),
@@ -90,20 +87,20 @@ _KNOWN = ("host", "binary", "limit", "marker")
 
 
 def _page_size(limit: str) -> int:
-    """Return how long a page is; 0 is as long as it can be."""
+    """Return the size of a page; 0 asks for the maximum."""
     digits = limit.lstrip("0")
-    return LONGEST_PAGE if not digits or len(digits) > len(str(LONGEST_PAGE)) else min(int(digits), LONGEST_PAGE)
+    return MAX_PAGE if not digits or len(digits) > len(str(MAX_PAGE)) else min(int(digits), MAX_PAGE)
 
 
-def make_item(record: ServiceRecord, wanted: Wanted, service_down_time: float) -> dict[str, Any]:
-    """Return a service as the API shows it.
+def make_item(record: ServiceRecord, query: ListQuery, service_down_time: float) -> dict[str, Any]:
+    """Return the representation of a service.
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
     Source: Nova's API reference, "Compute services".
     """
     updated = record.updated_at
     item = {
-        "id": record.uuid if wanted.uuids else record.id,
+        "id": record.uuid if query.uuids else record.id,
         "binary": record.binary,
         "host": record.host,
         "zone": "nova" if record.topic == "compute" else "internal",
@@ -112,65 +109,60 @@ def make_item(record: ServiceRecord, wanted: Wanted, service_down_time: float) -
         "updated_at": None if updated is None else updated.isoformat(timespec="microseconds"),
         "disabled_reason": record.disabled_reason,
     }
-    if wanted.forced_down:
+    if query.forced_down:
         item["forced_down"] = record.forced_down
     return item
 
 
+@attrs.frozen
 class Listing:
-    """Reads pages, and makes JSON of them: once for all who want the same at the same time.
+    """Reads pages of the list and serializes them.
 
     :param backend: has the registry.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._reads: SharedReads[Wanted, bytes] = SharedReads(self._read, backend.reactor)
+    _backend: Backend
 
-    async def answer(self, wanted: Wanted) -> bytes:
-        """Return the answer's body: {"services": [item], "services_links": [link]}, the links if there is more.
+    async def read(self, query: ListQuery) -> bytes:
+        """Return the response body: {"services": [item], "services_links": [link]}, the links only if there is more.
 
-        :raises APIError: 400, there never was a service with the marker's id; 503, no registry.
+        :raises APIError: 400, there never was a service with the marker's id; 503, the registry cannot be reached.
         """
-        return await self._reads.get(wanted)
-
-    async def _read(self, wanted: Wanted) -> bytes:
-        if "\0" in f"{wanted.host}{wanted.binary}{wanted.marker}":
-            return await self._render(wanted, [], more=False)  # no service has it, and not every database takes it
-        query = ServiceQuery(
-            host=wanted.host,
-            binary=wanted.binary,
+        if "\0" in f"{query.host}{query.binary}{query.marker}":
+            return b'{"services": []}'  # no service has it, and PostgreSQL does not accept it in a parameter
+        backend = self._backend
+        wanted = ServiceQuery(
+            host=query.host,
+            binary=query.binary,
             with_topic=True,  # as in Nova, which leaves its API servers out
             sort="id",
-            after=wanted.marker,
-            limit=wanted.limit,
+            after=query.marker,
+            limit=query.limit,
         )
         try:
-            page = await self._backend.registry.page(query)
+            page = await backend.registry.page(wanted)
         except ServiceNotFoundError:
-            raise APIError(400, f"marker [{(wanted.marker or '')[:_SHOWN]}] not found") from None
-        return await self._render(wanted, page.rows, more=page.more)
-
-    async def _render(self, wanted: Wanted, rows: Sequence[ServiceRecord], *, more: bool) -> bytes:
-        down_time = self._backend.settings.service_down_time
+            raise APIError(400, f"marker [{(query.marker or '')[:_MAX_SHOWN]}] not found") from None
+        rows = page.rows
+        down_time = backend.runtime.settings.service_down_time
         parts = []
         for start in range(0, len(rows), _SLICE):
             if start:
-                await deferLater(self._backend.reactor, 0, lambda: None)
-            items = [make_item(row, wanted, down_time) for row in rows[start : start + _SLICE]]
+                await deferLater(backend.runtime.reactor, 0, lambda: None)
+            items = [make_item(row, query, down_time) for row in rows[start : start + _SLICE]]
             parts.append(json.dumps(items)[1:-1])
         body = f'{{"services": [{", ".join(parts)}]'
-        if more and rows:
-            links = [{"rel": "next", "href": _next_page(wanted, rows[-1])}]
+        if page.more and rows:
+            links = [{"rel": "next", "href": _next_page(query, rows[-1])}]
             body += f', "services_links": {json.dumps(links)}'
         return f"{body}}}".encode()
 
 
-def _next_page(wanted: Wanted, last: ServiceRecord) -> str:
+def _next_page(query: ListQuery, last: ServiceRecord) -> str:
     given = {
-        "host": wanted.host,
-        "binary": wanted.binary,
-        "limit": wanted.limit,
-        "marker": last.uuid if wanted.uuids else last.id,
+        "host": query.host,
+        "binary": query.binary,
+        "limit": query.limit,
+        "marker": last.uuid if query.uuids else last.id,
     }
-    return f"{wanted.url}?{urlencode({name: value for name, value in given.items() if value is not None})}"
+    return f"{query.url}?{urlencode({name: value for name, value in given.items() if value is not None})}"

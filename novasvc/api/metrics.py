@@ -1,33 +1,31 @@
-"""The figures of this process, or of all workers of its supervisor, as Prometheus reads them."""
+"""``/metrics``: the metrics of this process, or of all workers of its supervisor, for Prometheus."""
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
 import attrs
-from klein import Klein
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from novasvc.api.access import Access
-from novasvc.api.answers import answer_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.responses import make_app
 from novasvc.reactor.coalesce import Memo
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 
-_PATIENCE = 3.0
-"""Seconds for the supervisor, who gives its workers one."""
+_TIMEOUT = 3.0
+"""Seconds for the supervisor, which gives its workers one."""
 
 _FRESH = 0.5
-"""Seconds for which an answer does for all who ask."""
+"""Seconds for which a response is cached."""
 
 
 _OPENMETRICS = b"application/openmetrics-text"
@@ -35,21 +33,21 @@ _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 @attrs.define(eq=False)
-class Metrics:
-    """Serves ``/metrics``, for who may read."""
+class MetricsResource:
+    """Serves ``/metrics``, for callers with the scope read."""
 
     _backend: Backend
     _access: Access
     _documents: Memo[list[Document]] = attrs.field(init=False)
 
-    app = Klein()
+    app = make_app()
 
     def __attrs_post_init__(self) -> None:
         self._documents = Memo(lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, lambda _: _FRESH)
 
     @app.route("/metrics", methods=["GET", "HEAD"])
     async def show(self, request: Any) -> bytes:
-        """Answer in the text format, or in OpenMetrics if that is what the client wants."""
+        """Respond in OpenMetrics if the client accepts it, otherwise in the Prometheus text format."""
         self._access.require(request)
         wanted = _OPENMETRICS in (request.getHeader(b"accept") or b"")
         registry = CollectorRegistry()
@@ -57,27 +55,22 @@ class Metrics:
         request.setHeader(b"content-type", openmetrics.CONTENT_TYPE_LATEST.encode() if wanted else _TEXT)
         return openmetrics.generate_latest(registry) if wanted else generate_latest(registry)
 
-    @app.handle_errors
-    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
-        """Say what is wrong."""
-        return answer_error(request, failure)
-
     async def _gather(self) -> list[Document]:
         backend = self._backend
         if backend.runtime.worker is None:
             return metrics.documents()
         try:
-            told: list[Document] = await inquiry.ask(
-                backend.reactor, backend.settings.control_socket, "metrics", timeout=_PATIENCE
+            documents: list[Document] = await inquiry.ask(
+                backend.reactor, backend.settings.control_socket, "metrics", timeout=_TIMEOUT
             )
         except SupervisionError as error:
-            raise APIError(503, f"the supervisor does not tell the figures: {error}", {"Retry-After": "5"}) from error
-        return told
+            raise APIError(503, f"the supervisor does not report metrics: {error}", {"Retry-After": "5"}) from error
+        return documents
 
 
 @attrs.frozen(eq=False)
 class Figures:
-    """Documents as a collector of prometheus_client's.
+    """A prometheus_client collector of documents.
 
     :param documents: see :data:`novasvc.telemetry.instruments.Document`.
     """
@@ -85,11 +78,11 @@ class Figures:
     _documents: Iterable[Document]
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: the names are known when they are collected."""
+        """Return nothing: the names are known only when they are collected."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Return each document as a family of prometheus_client's."""
+        """Return a metric family for each document."""
         for document in self._documents:
             yield _family(document)
 

@@ -1,6 +1,8 @@
-"""Microversions: which version of the compute API a request wants, and which one its answer has."""
+"""Microversions of the compute API: the one that a request asks for, and the one that its response has."""
 
 import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -10,12 +12,12 @@ from novasvc.api.errors import APIError
 _FORM = re.compile(r"([1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 _SERVICE = "compute"
 _STANDARD, _LEGACY = b"OpenStack-API-Version", b"X-OpenStack-Nova-API-Version"
-_LONGEST = 100
+_MAX_SHOWN = 100
 
 
 @attrs.frozen(order=True)
 class Microversion:
-    """One version of the compute API: 2.53."""
+    """A version of the compute API, such as 2.53."""
 
     major: int
     minor: int
@@ -25,57 +27,67 @@ class Microversion:
 
 
 LOWEST, HIGHEST = Microversion(2, 1), Microversion(2, 104)
-"""What is served; between 2.75 and HIGHEST nothing about services is different."""
+"""The supported range; between 2.75 and HIGHEST nothing about services changes."""
 
 
 @attrs.define
-class UnservedVersionError(APIError):
-    """A version that is older or newer than those that are served.
+class UnsupportedMicroversionError(APIError):
+    """A microversion outside the supported range.
 
-    :param version: that was asked for.
+    :param version: the requested one.
     """
 
     version: Microversion = attrs.field(kw_only=True)
 
 
-def wanted_version(request: Any) -> Microversion:
-    """Return the version that a request wants: the lowest, if it does not say.
+def requested_version(request: Any) -> Microversion:
+    """Return the microversion that a request asks for; LOWEST if it has none.
 
-    :raises APIError: 400, it is none.
-    :raises UnservedVersionError: 406, it is older or newer than those that are served.
+    :raises APIError: 400, it is malformed.
+    :raises UnsupportedMicroversionError: 406, it is out of range.
     """
-    text = _text(request)
+    return _parse(tuple(request.header_values(_STANDARD)), tuple(request.header_values(_LEGACY)))
+
+
+@lru_cache(maxsize=256)
+def _parse(standard: Sequence[bytes], legacy: Sequence[bytes]) -> Microversion:
+    text = _for_compute(standard, legacy)
     if text is None:
         return LOWEST
     if text == "latest":
         return HIGHEST
     found = _FORM.fullmatch(text)
     if found is None:
-        shown = text[:_LONGEST]
+        shown = text[:_MAX_SHOWN]
         raise APIError(400, f"API Version String {shown} is of invalid format. Must be of format MajorNum.MinorNum.")
     version = Microversion(*map(int, found.groups()))
     if not LOWEST <= version <= HIGHEST:
         problem = f"Version {version} is not supported by the API. Minimum is {LOWEST} and maximum is {HIGHEST}."
-        raise UnservedVersionError(406, problem, version=version)
+        raise UnsupportedMicroversionError(406, problem, version=version)
     return version
 
 
-def _text(request: Any) -> str | None:
-    """Return what is asked for of this service; what is asked for of others is nothing to us."""
-    headers = request.requestHeaders
-    # Several services' versions may be in one header, or in several; the last one counts.
-    for line in reversed(headers.getRawHeaders(_STANDARD, ())):
+def _for_compute(standard: Sequence[bytes], legacy: Sequence[bytes]) -> str | None:
+    """Return the version for the compute service; versions for other services are ignored."""
+    # One header may have the versions of several services, and there may be several headers; the last one counts.
+    for line in reversed(standard):
         for part in reversed(line.decode("latin-1").split(",")):
             service, _, version = part.strip().partition(" ")
             if service.lower() == _SERVICE:
-                return str(version.strip())
-    legacy = headers.getRawHeaders(_LEGACY)
-    return str(legacy[-1].decode("latin-1").strip()) if legacy else None
+                return version.strip()
+    return legacy[-1].decode("latin-1").strip() if legacy else None
 
 
-def say_version(request: Any, version: Microversion) -> None:
-    """Say in an answer's headers which version it has, and that it depends on what was asked for."""
-    headers, text = request.responseHeaders, str(version).encode()
-    headers.setRawHeaders(_STANDARD, [b"%b %b" % (_SERVICE.encode(), text)])
-    headers.setRawHeaders(_LEGACY, [text])
-    headers.setRawHeaders(b"Vary", [_STANDARD, _LEGACY])
+def set_version_headers(request: Any, version: Microversion) -> None:
+    """Set the response headers that name its microversion, and say that it depends on the request's headers."""
+    request.set_headers(_version_headers(version))
+
+
+@lru_cache(maxsize=256)
+def _version_headers(version: Microversion) -> Mapping[bytes, Sequence[bytes]]:
+    text = str(version).encode()
+    return {
+        _STANDARD.lower(): (b"%b %b" % (_SERVICE.encode(), text),),
+        _LEGACY.lower(): (text,),
+        b"vary": (_STANDARD, _LEGACY),
+    }

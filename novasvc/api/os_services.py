@@ -1,95 +1,117 @@
-"""The compute services API, as Nova's clients know it: ``/v2.1`` and, for older ones, ``/v2``."""
+"""The compute services API of OpenStack: ``/v2.1/os-services``, and ``/v2`` for old clients."""
 
 import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from klein import Klein
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 
 from novasvc.api.access import Access, Caller, audit
-from novasvc.api.answers import answer_json
 from novasvc.api.backend import Backend
 from novasvc.api.changes import describe_changes, read_body, read_new, read_old
+from novasvc.api.coalescing import CoalescedReads
 from novasvc.api.errors import APIError
-from novasvc.api.faults import answer_fault
-from novasvc.api.listing import UUIDS, Listing, Wanted, make_item, read_wanted
-from novasvc.api.microversion import LOWEST, Microversion, say_version, wanted_version
+from novasvc.api.faults import fault_response
+from novasvc.api.listing import UUIDS, Listing, ListQuery, make_item, read_list_query
+from novasvc.api.microversion import LOWEST, Microversion, requested_version, set_version_headers
+from novasvc.api.responses import begin_request, json_response, make_app
 from novasvc.api.tokens import ADMIN
 from novasvc.api.versions import base_url, version_document
 from novasvc.errors import ServiceNotFoundError
-from novasvc.http.light import LightRequest
+from novasvc.http.fast_path import FastRequest, Handler
+from novasvc.http.head import Head
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 _INTEGER = re.compile(r"-?[0-9]+")
-_SHOWN = 300
+_MAX_SHOWN = 300
 
-_LIST = "/<any('v2', 'v2.1'):path>/os-services"
-_OF_PROJECT = "/<any('v2', 'v2.1'):path>/<project>/os-services"
-"""The project is of no account: there are services, and they are everybody's."""
+_SERVICE = "/<any('v2', 'v2.1'):path>/os-services/<name>"
+_SERVICE_OF_PROJECT = "/<any('v2', 'v2.1'):path>/<project>/os-services/<name>"
+"""The project is ignored: services belong to no project."""
+_LIST = re.compile(r"/v2(?:\.1)?/(?:[^/]+/)?os-services")
+"""The list, too, with or without a project; see :meth:`OSServices.fast_handler`."""
 
 
 class OSServices:
-    """Serves ``/v2.1/os-services``, and the documents of the versions. Source: Nova's API reference.
+    """Serves ``os-services``, and the documents of the two versions. Source: Nova's API reference.
 
     :param backend: has the registry.
-    :param access: who may look, and who may change something.
+    :param access: authenticates and authorizes callers.
     """
 
-    app = Klein()
+    app = make_app(fault_response)
 
     def __init__(self, backend: Backend, access: Access) -> None:
         self._backend = backend
         self._access = access
-        self._listing = Listing(backend)
+        self._pages: CoalescedReads[ListQuery, bytes] = CoalescedReads(Listing(backend).read, backend.reactor)
 
     @app.route("/<any('v2', 'v2.1'):path>", methods=["GET"])
     @app.route("/<any('v2', 'v2.1'):path>/", methods=["GET"])
     def version(self, request: Any, path: str) -> bytes:
-        """Tell of one version; needs no token."""
-        return answer_json(request, version_document(request, path))
+        """Describe one version; needs no token."""
+        return json_response(request, version_document(request, path))
 
-    @app.route(_LIST, methods=["GET"])
-    @app.route(_OF_PROJECT, methods=["GET"])
-    async def list(self, request: Any, path: str, project: str = "") -> bytes:
+    def fast_handler(self, head: Head) -> Handler | None:
+        """Claim requests for the list; see :class:`novasvc.http.fast_path.IFastPath`."""
+        if head.method not in {b"GET", b"HEAD"}:
+            return None
+        path = head.path
+        try:
+            found = _LIST.fullmatch((unquote_to_bytes(path) if b"%" in path else path).decode())
+        except UnicodeDecodeError:
+            return None  # APIRoot rejects it
+        return None if found is None else self.list
+
+    def list(self, request: FastRequest) -> Deferred[bytes]:
         """List services."""
+        begin_request(request)
+        listing: Deferred[bytes] = Deferred.fromCoroutine(self._list(request))
+        return listing.addErrback(lambda failure: fault_response(self, request, failure))
+
+    async def _list(self, request: FastRequest) -> bytes:
+        path = "v2.1" if request.path.startswith(b"/v2.1/") else "v2"
+        request.route = f"/{path}/os-services"
         self._access.require(request)
-        version = _version(request, path)
-        url = f"{base_url(request)}{request.path.decode('latin-1')}"
-        body = await self._listing.answer(read_wanted(request.uri.partition(b"?")[2], version, url))
+        version = _negotiate(request, path)
+        query = read_list_query(request.uri.partition(b"?")[2], version)
+        if query.limit is not None:
+            query = attrs.evolve(query, url=f"{base_url(request)}{request.path.decode('latin-1')}")
+        body = await self._pages.get(query)
         request.setHeader(b"content-type", b"application/json")
-        request.setHeader(b"content-length", b"%d" % len(body))
         return body
 
-    def answer_light(self, request: LightRequest) -> Deferred[bytes]:
-        """List services, for a request that took the shortcut."""
-        listing: Deferred[bytes] = Deferred.fromCoroutine(self.list(request, "v2.1"))
-        return listing.addErrback(lambda failure: answer_fault(request, failure))
-
-    @app.route(f"{_LIST}/<name>", methods=["PUT"])
-    @app.route(f"{_OF_PROJECT}/<name>", methods=["PUT"])
+    @app.route(_SERVICE, methods=["PUT"])
+    @app.route(_SERVICE_OF_PROJECT, methods=["PUT"])
     async def update(self, request: Any, path: str, name: str, project: str = "") -> bytes:
-        """Enable, disable, force down: by uuid since 2.53, before by an action, with host and binary in the body."""
-        caller = self._admin(request, "update", name)
-        version = _version(request, path)
+        """Enable, disable or force down a service.
+
+        :param name: its uuid since 2.53; before, an action, with host and binary in the body.
+        """
+        caller = self._require_admin(request, "update", name)
+        version = _negotiate(request, path)
         if version < UUIDS:
             return await self._act(request, caller, name, version, lenient=path == "v2")
         change = read_new(read_body(request))
         record = await self._find_uuid(name, "Service {} could not be found.")
         updated = await self._change(request, caller, record, change.changes)
-        wanted = Wanted(uuids=True, forced_down=True, url="")
-        return answer_json(request, {"service": make_item(updated, wanted, self._backend.settings.service_down_time)})
+        query = ListQuery(uuids=True, forced_down=True)
+        return json_response(request, {"service": make_item(updated, query, self._backend.settings.service_down_time)})
 
-    @app.route(f"{_LIST}/<name>", methods=["DELETE"])
-    @app.route(f"{_OF_PROJECT}/<name>", methods=["DELETE"])
+    @app.route(_SERVICE, methods=["DELETE"])
+    @app.route(_SERVICE_OF_PROJECT, methods=["DELETE"])
     async def delete(self, request: Any, path: str, name: str, project: str = "") -> bytes:
-        """Delete a service's row: by uuid since 2.53, before by its number."""
-        caller = self._admin(request, "delete", name)
+        """Delete the row of a service.
+
+        :param name: its uuid since 2.53; before, its number.
+        """
+        caller = self._require_admin(request, "delete", name)
         missing = "Service {} not found."
-        if _version(request, path) >= UUIDS:
+        if _negotiate(request, path) >= UUIDS:
             record = await self._find_uuid(name, missing)
         elif _INTEGER.fullmatch(name):
             record = await self._find(name, missing)
@@ -102,14 +124,9 @@ class OSServices:
             except ServiceNotFoundError:
                 raise APIError(404, missing.format(name)) from None
 
-        await _audited(request, caller, "delete", _named(record), delete)
+        await _audited(request, caller, "delete", _display_name(record), delete)
         request.setResponseCode(204)
         return b""
-
-    @app.handle_errors
-    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
-        """Say what is wrong."""
-        return answer_fault(request, failure)
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -120,53 +137,55 @@ class OSServices:
             raise APIError(404, f"Host '{change.host}' is not mapped to any cell")
         record = next((row for row in found if row.binary == change.binary), None)
         if record is None:
-            raise APIError(404, f"Could not find binary {change.binary[:_SHOWN]} on host {change.host}.")
+            raise APIError(404, f"Could not find binary {change.binary[:_MAX_SHOWN]} on host {change.host}.")
         await self._change(request, caller, record, lambda: change.changes)
-        return answer_json(request, {"service": {"host": change.host, "binary": change.binary, **change.shown}})
+        return json_response(request, {"service": {"host": change.host, "binary": change.binary, **change.shown}})
 
     async def _change(
         self, request: Any, caller: Caller, record: ServiceRecord, changes: Callable[[], ServiceChanges]
     ) -> ServiceRecord:
-        wanted = changes()
+        requested = changes()
 
         async def update() -> ServiceRecord:
             try:
-                updated: ServiceRecord = await self._backend.registry.update(record.id, wanted)
-            except ServiceNotFoundError:  # deleted since it was found
+                updated: ServiceRecord = await self._backend.registry.update(record.id, requested)
+            except ServiceNotFoundError:  # deleted in the meantime
                 raise APIError(404, f"Service {record.uuid} could not be found.") from None
             return updated
 
-        updated: ServiceRecord = await _audited(request, caller, describe_changes(wanted), _named(record), update)
+        updated: ServiceRecord = await _audited(
+            request, caller, describe_changes(requested), _display_name(record), update
+        )
         return updated
 
     async def _find_uuid(self, name: str, missing: str) -> ServiceRecord:
         try:
             uuid.UUID(name)
         except ValueError:
-            raise APIError(400, f"Invalid uuid {name[:_SHOWN]}") from None
+            raise APIError(400, f"Invalid uuid {name[:_MAX_SHOWN]}") from None
         return await self._find(name, missing)
 
     async def _find(self, name: str, missing: str) -> ServiceRecord:
         try:
             record: ServiceRecord = await self._backend.registry.get(name)
         except ServiceNotFoundError:
-            raise APIError(404, missing.format(name[:_SHOWN])) from None
+            raise APIError(404, missing.format(name[:_MAX_SHOWN])) from None
         return record
 
-    def _admin(self, request: Any, action: str, target: str) -> Caller:
-        """Return who asks, if they may change something.
+    def _require_admin(self, request: Any, action: str, target: str) -> Caller:
+        """Return the caller if it has the scope admin; audit it if not.
 
         :raises APIError: 401 or 403.
         """
         caller = self._access.require(request)
         if caller.scope != ADMIN:
-            audit(request, caller, action, _spoken_of(request) or target, "it takes the scope admin")
+            audit(request, caller, action, _service_in_body(request) or target, "the scope admin is required")
             raise APIError(403, f"Policy doesn't allow os_compute_api:os-services:{action} to be performed.")
         return caller
 
 
-def _spoken_of(request: Any) -> str:
-    """Return the service that the body of an old action names, "binary@host"; "" if it names none."""
+def _service_in_body(request: Any) -> str:
+    """Return the service that the body of an action before 2.53 names, "binary@host"; "" if it names none."""
     try:
         body = json.loads(request.content.read())
         return f"{body['binary']}@{body['host']}"
@@ -178,7 +197,7 @@ async def _audited(request: Any, caller: Caller, action: str, target: str, chang
     try:
         done = await change()
     except CancelledError:
-        audit(request, caller, action, target, "given up by who asked; it may have been done")
+        audit(request, caller, action, target, "cancelled by the client; the change may have been made")
         raise
     except Exception as error:
         audit(request, caller, action, target, str(error))
@@ -187,16 +206,16 @@ async def _audited(request: Any, caller: Caller, action: str, target: str, chang
     return done
 
 
-def _version(request: Any, path: str) -> Microversion:
-    """Return the version of the answer, and say it in the answer's headers. ``/v2`` has none: it is 2.1 for ever."""
+def _negotiate(request: Any, path: str) -> Microversion:
+    """Return the microversion of the response, and set its headers. ``/v2`` has no microversions: it is always 2.1."""
     request.route = f"/{path}/os-services"
     request.setHeader(b"x-compute-request-id", request.request_id.encode())
     if path == "v2":
         return LOWEST
-    version = wanted_version(request)
-    say_version(request, version)
+    version = requested_version(request)
+    set_version_headers(request, version)
     return version
 
 
-def _named(record: ServiceRecord) -> str:
+def _display_name(record: ServiceRecord) -> str:
     return f"{record.binary}@{record.host}"

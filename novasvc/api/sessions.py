@@ -1,4 +1,4 @@
-"""Sessions of browsers: a signed cookie, and the mark of a form that came from us."""
+"""Sessions of browsers: signed cookies, and the CSRF tokens of forms."""
 
 import base64
 import hashlib
@@ -20,19 +20,19 @@ LIFETIME = 12 * 3600.0
 """Seconds until a browser has to log in again."""
 
 _KEY_SIZE = 32
-_LONGEST = 1024
-"""Characters in a cookie that is looked at."""
+_MAX_COOKIE = 1024
+"""Characters of a cookie; a longer one is invalid."""
 
 
 @attrs.frozen
 class Session:
-    """What a cookie says.
+    """The contents of a cookie.
 
-    :param name: who logged in, or by what: "login link", or a token's name.
+    :param name: of the token that it was begun with, or "login link".
     :param scope: "read" or "admin".
     :param expires: seconds since 1970.
-    :param id: tells sessions of one name apart.
-    :param token: the mark of the token that it was begun with; "" for a login link.
+    :param id: distinguishes sessions with the same name.
+    :param token: the fingerprint of the token that it was begun with; "" for a login link.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Session:
 
 
 class Sessions:
-    """Signs cookies and forms, and knows its own again. No session is kept: the cookie is all there is.
+    """Signs and verifies cookies and CSRF tokens (HMAC-SHA256). No session is stored on the server.
 
     :param key: 32 octets, the same in all workers and after a restart.
     :param now: returns seconds since 1970.
@@ -54,34 +54,34 @@ class Sessions:
         self._now = now
 
     def begin(self, name: str, scope: str, token: str = "") -> str:
-        """Return the cookie's value for who has logged in.
+        """Return the cookie of a new session.
 
-        :param token: its mark, if they had one.
+        :param token: the fingerprint of the token it is begun with, if any.
         """
         session = Session(name, scope, self._now() + LIFETIME, secrets.token_urlsafe(12), token)
         payload = _encode(json.dumps(attrs.asdict(session)).encode())
         return f"{payload}.{self._sign('session', payload)}"
 
     def read(self, cookie: str) -> Session | None:
-        """Return the session of a cookie; None if it is none of ours, or has expired."""
+        """Return the session of a cookie; None if the signature is invalid, or it has expired."""
         payload, _, signature = cookie.partition(".")
-        if len(cookie) > _LONGEST or not hmac.compare_digest(
+        if len(cookie) > _MAX_COOKIE or not hmac.compare_digest(
             self._sign("session", payload).encode(), signature.encode("utf-8", "surrogateescape")
         ):
             return None
         try:
             session = Session(**json.loads(base64.urlsafe_b64decode(payload + "==")))
-        except TypeError:  # of another version of ours
+        except TypeError:  # written by another version
             return None
         return session if session.expires > self._now() and session.scope in SCOPES else None
 
-    def form_mark(self, session_id: str) -> str:
-        """Return what a form carries to prove that it came from a page of this session."""
+    def csrf_token(self, session_id: str) -> str:
+        """Return the CSRF token of a session's forms."""
         return self._sign("form", session_id)
 
-    def knows_form(self, session_id: str, mark: str) -> bool:
-        """Tell whether a form came from a page of this session."""
-        return hmac.compare_digest(self.form_mark(session_id).encode(), mark.encode("utf-8", "surrogateescape"))
+    def verify_csrf_token(self, session_id: str, csrf_token: str) -> bool:
+        """Return whether a CSRF token is that of a session."""
+        return hmac.compare_digest(self.csrf_token(session_id).encode(), csrf_token.encode("utf-8", "surrogateescape"))
 
     def _sign(self, purpose: str, text: str) -> str:
         message = f"{purpose}:{text}".encode("utf-8", "surrogateescape")
@@ -89,14 +89,14 @@ class Sessions:
 
 
 def session_key(state_dir: Path) -> bytes:
-    """Return the key that all API processes of this host sign with; the first one makes it.
+    """Return the signing key that all API processes of this host share; the first one creates it.
 
-    :raises DirectoryError: the file cannot be made or read.
+    :raises DirectoryError: the file cannot be created or read.
     """
     make_directory(state_dir)
     path = state_dir / "api.key"
     try:
-        # Whole or not there: a process that comes meanwhile must not read half of it.
+        # Written elsewhere and linked, which is atomic: another process must not read half of it.
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         descriptor = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -109,10 +109,10 @@ def session_key(state_dir: Path) -> bytes:
             draft.unlink()
         key = path.read_bytes()
     except OSError as error:
-        remedy = "make it readable for this user alone, or remove it"
-        raise DirectoryError("key of sessions", str(path), error.strerror or str(error), remedy) from error
+        remedy = "make it readable for this user only, or remove it"
+        raise DirectoryError("session key", str(path), error.strerror or str(error), remedy) from error
     if len(key) != _KEY_SIZE:
-        raise DirectoryError("key of sessions", str(path), f"it has {len(key)} octets, not {_KEY_SIZE}", "remove it")
+        raise DirectoryError("session key", str(path), f"it has {len(key)} bytes instead of {_KEY_SIZE}", "remove it")
     return key
 
 

@@ -1,33 +1,32 @@
-"""What happened to the services of a fleet, the last of it."""
+"""The timeline: recent changes of the services of a fleet."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 
 import attrs
 
-from novasvc.api.sight import DOWN, FORCED, UP, Sight
+from novasvc.api.service_status import DOWN, FORCED, UP, ServiceStatus
 
-_HISTORY = 500
-"""Entries of the timeline that are kept."""
-_STORM = 12
-"""Changes of one kind in one read, beyond which they are one entry."""
+_MAX_ENTRIES = 500
+_MAX_SINGLE = 12
+"""Events of one kind in one read that get an entry each; more are summarized in one entry."""
 _NAMED = 3
-"""Services that such an entry names."""
+"""Services that a summary names."""
 
-Event = tuple[str, Sight, str]
-"""What happened, to whom, and why: see Entry.kind and Entry.detail."""
+Event = tuple[str, ServiceStatus, str]
+"""A kind, the service, and the reason; see Entry.kind and Entry.detail."""
 
 
 @attrs.frozen
 class Entry:
     """One line of the timeline.
 
-    :param number: from 1, without gaps.
-    :param time: seconds since 1970, of this host.
+    :param number: consecutive, from 1.
+    :param time: seconds since 1970, by this host's clock.
     :param kind: "up", "down", "forced down", "let up", "disabled", "enabled", "appeared" or "deleted".
-    :param text: which service, or some of them if they are many.
-    :param uuid: of the service; "" if they are many.
-    :param detail: why, or "".
+    :param text: the name of the service; of a summary, some names.
+    :param uuid: of the service; "" for a summary.
+    :param detail: the reason, or "".
     :param count: how many services.
     """
 
@@ -41,48 +40,48 @@ class Entry:
 
 
 class Timeline:
-    """The last 500 entries; many of a kind at once are one."""
+    """The last 500 entries. Many events of one kind in one read are summarized in one entry."""
 
     def __init__(self) -> None:
-        self._entries: deque[Entry] = deque(maxlen=_HISTORY)
+        self._entries: deque[Entry] = deque(maxlen=_MAX_ENTRIES)
         self.newest = 0
-        """The number of the newest entry, 0 if nothing has happened."""
+        """The number of the newest entry; 0 if there is none."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of entries."""
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        """Return the entries, the newest first."""
+        """Iterate over the entries, newest first."""
         return reversed(self._entries)
 
     def after(self, number: int) -> Iterator[Entry]:
-        """Return the entries that are newer than one, the newest first."""
+        """Return the entries newer than this number, newest first."""
         return (entry for entry in self if entry.number > number)
 
     def add(self, time: float, events: Iterable[Event]) -> None:
-        """Remember what happened at once.
+        """Add the events of one read.
 
         :param time: seconds since 1970.
         """
-        kinds: dict[str, list[tuple[Sight, str]]] = {}
-        for kind, sight, why in events:
-            kinds.setdefault(kind, []).append((sight, why))
+        kinds: dict[str, list[tuple[ServiceStatus, str]]] = {}
+        for kind, service, why in events:
+            kinds.setdefault(kind, []).append((service, why))
         for kind, found in kinds.items():
-            if len(found) > _STORM:
-                named = ", ".join(sight.name for sight, _ in found[:_NAMED])
+            if len(found) > _MAX_SINGLE:
+                named = ", ".join(service.name for service, _ in found[:_NAMED])
                 self._enter(time, kind, f"{named}, ...", count=len(found))
                 continue
-            for sight, why in found:
-                self._enter(time, kind, sight.name, sight.record.uuid, why)
+            for service, why in found:
+                self._enter(time, kind, service.name, service.record.uuid, why)
 
     def _enter(self, time: float, kind: str, text: str, uuid: str = "", detail: str = "", count: int = 1) -> None:
         self.newest += 1
         self._entries.append(Entry(self.newest, time, kind, text, uuid, detail, count))
 
 
-def events_of(before: Sight | None, after: Sight) -> Iterator[tuple[str, str]]:
-    """Return kinds of entries, each with the reason that goes with it."""
+def events_of(before: ServiceStatus | None, after: ServiceStatus) -> Iterator[tuple[str, str]]:
+    """Return the events between two states of a service: pairs of kind and reason."""
     record = after.record
     if before is None:
         yield "appeared", "" if after.state == UP else after.state

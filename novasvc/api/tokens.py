@@ -1,4 +1,4 @@
-"""The file of tokens: who may ask, and for what."""
+"""The token file: who may use the API, and with which scope."""
 
 import hashlib
 import hmac
@@ -15,26 +15,26 @@ from novasvc.errors import SettingError
 READ = "read"
 ADMIN = "admin"
 SCOPES = (READ, ADMIN)
-"""What a caller may do: look at everything; or change things, too."""
+"""What a caller may do: read everything; or also make changes."""
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._@-]{1,64})\s+(?P<scope>[a-z]+)\s+(?P<token>[\x21-\x7e]+)")
-SHORTEST = 16
-"""Characters of a token: fewer can be guessed."""
-_MOST = 1000
-"""Tokens in a file: each is compared at every request."""
-_LARGEST = 1 << 20
+MIN_LENGTH = 16
+"""Characters of a token; a shorter one could be guessed."""
+_MAX_TOKENS = 1000
+"""Tokens in a file: every request is compared with each."""
+_MAX_FILE = 1 << 20
 """Characters of a file that are read."""
-_HOW = "`novasvc token NAME --scope read` makes it, and a token in it"
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_HOW = "`novasvc token NAME --scope read` creates the file and a token"
+_NOT_OWNER = stat.S_IRWXG | stat.S_IRWXO
 
 
 @attrs.frozen
 class Token:
     """One line of the file.
 
-    :param name: whose it is, for the log.
+    :param name: of its owner, for the log.
     :param scope: "read" or "admin".
-    :param digest: SHA-256 of the token. The token itself is not kept.
+    :param digest: SHA-256 of the token. The token itself is not stored.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Token:
 
 
 def digest(token: str) -> bytes:
-    """Return what a token is known by."""
+    """Return the digest by which a token is stored and compared."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
-def mark(token: Token) -> str:
-    """Return what a session is known by to be of this token: a part of its digest."""
+def token_fingerprint(token: Token) -> str:
+    """Return what a session has of its token: a part of the digest."""
     return token.digest.hex()[:16]
 
 
-def find(tokens: Sequence[Token], given: str) -> Token | None:
-    """Return the token that was given, or None; how long that takes says nothing about any token."""
-    wanted, found = digest(given), None
+def find_token(tokens: Sequence[Token], presented: str) -> Token | None:
+    """Return the Token of a presented text, or None; in constant time."""
+    wanted, found = digest(presented), None
     for token in tokens:
         if hmac.compare_digest(token.digest, wanted):
             found = token
@@ -62,9 +62,9 @@ def find(tokens: Sequence[Token], given: str) -> Token | None:
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """Read the file: a line is "name scope token"; empty lines and those that begin with "#" are nothing.
+    """Read a token file: lines of "name scope token"; empty lines, and those that begin with "#", are ignored.
 
-    :raises SettingError: it cannot be read, others may read it, or a line is none. No token is in the text.
+    :raises SettingError: it cannot be read, others can read it, or a line is invalid. The message contains no token.
     """
     tokens: dict[str, Token] = {}
     for number, line in enumerate(_lines(path), 1):
@@ -72,26 +72,26 @@ def read_tokens(path: Path) -> list[Token]:
             continue
         token = _token(path, number, line.strip())
         if tokens.setdefault(token.name, token) is not token:
-            problem = f"line {number} has a name that a line before has"
-            raise _refused(path, problem, "give each token a name of its own")
+            problem = f"line {number} repeats a name"
+            raise _error(path, problem, "give each token a name of its own")
     if not tokens:
-        raise _refused(path, "it has no token, so nobody could ask anything", _HOW)
-    if len(tokens) > _MOST:
-        raise _refused(path, f"it has {len(tokens)} tokens", f"give at most {_MOST}")
+        raise _error(path, "it contains no token, so nobody could use the API", _HOW)
+    if len(tokens) > _MAX_TOKENS:
+        raise _error(path, f"it contains {len(tokens)} tokens", f"the maximum is {_MAX_TOKENS}")
     return [*tokens.values()]
 
 
 def add_token(path: Path, name: str, scope: str, token: str) -> None:
-    """Add a line to the file, which is made if it is not there, with mode 0600.
+    """Add a line to a token file. It is created with mode 0600 if it does not exist.
 
-    :raises SettingError: the file has an error, or the name already; or it cannot be written.
+    :raises SettingError: the file is invalid, has the name already, or cannot be written.
     """
     line = f"{name} {scope} {token}"
     if _LINE.fullmatch(line) is None:
-        remedy = "give 1 to 64 letters, digits and any of . _ @ -"
-        raise _refused(path, f"{name[:100]!r} cannot be the name of a token", remedy)
+        remedy = "use 1 to 64 letters, digits and any of . _ @ -"
+        raise _error(path, f"{name[:100]!r} cannot be the name of a token", remedy)
     if path.exists() and path.stat().st_size and any(known.name == name for known in read_tokens(path)):
-        raise _refused(path, f"it has a token called {name!r}", "give another name, or take that line out first")
+        raise _error(path, f"it has a token named {name!r} already", "choose another name, or remove that line first")
     try:
         whole = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -100,35 +100,35 @@ def add_token(path: Path, name: str, scope: str, token: str) -> None:
             file.write("\n")
     except OSError as error:
         problem = f"it cannot be written: {error.strerror}"
-        raise _refused(path, problem, "give a file in a directory of yours") from error
+        raise _error(path, problem, "choose a file in a directory that this user may write") from error
 
 
 def _lines(path: Path) -> list[str]:
     try:
         with path.open(encoding="utf-8") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & _OTHERS:
-                problem = f"its mode is {mode:04o}, so others than its owner may read it"
-                raise _refused(path, problem, f"chmod 600 {path}")
-            return file.read(_LARGEST).splitlines()
+            if mode & _NOT_OWNER:
+                problem = f"its mode is {mode:04o}, so users other than its owner can read it"
+                raise _error(path, problem, f"chmod 600 {path}")
+            return file.read(_MAX_FILE).splitlines()
     except PermissionError as error:
-        remedy = f"make it a file of the user that this runs as, uid {os.getuid()}, with mode 0600"
-        raise _refused(path, f"it cannot be read: {error.strerror}", remedy) from error
+        remedy = f"make the user of this process, uid {os.getuid()}, its owner, with mode 0600"
+        raise _error(path, f"it cannot be read: {error.strerror}", remedy) from error
     except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise _refused(path, f"it cannot be read: {why}", _HOW) from error
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not valid UTF-8"
+        raise _error(path, f"it cannot be read: {why}", _HOW) from error
 
 
 def _token(path: Path, number: int, line: str) -> Token:
     match = _LINE.fullmatch(line)
     if match is None or match["scope"] not in SCOPES:
-        remedy = f'line {number} is to be "name scope token", with scope read or admin'
-        raise _refused(path, "it has a line that is none of it", remedy)
-    if len(match["token"]) < SHORTEST:
-        problem = f"the token of line {number} can be guessed"
-        raise _refused(path, problem, f"give at least {SHORTEST} characters; {_HOW}")
+        remedy = f'line {number} must be "name scope token", with scope read or admin'
+        raise _error(path, "it has an invalid line", remedy)
+    if len(match["token"]) < MIN_LENGTH:
+        problem = f"the token in line {number} is too short"
+        raise _error(path, problem, f"use at least {MIN_LENGTH} characters; {_HOW}")
     return Token(match["name"], match["scope"], digest(match["token"]))
 
 
-def _refused(path: Path, problem: str, remedy: str) -> SettingError:
+def _error(path: Path, problem: str, remedy: str) -> SettingError:
     return SettingError("api_token_file", str(path), "the configuration", problem, remedy)

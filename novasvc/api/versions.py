@@ -5,8 +5,8 @@ from typing import Any
 from twisted.web.resource import IResource
 from zope.interface import implementer
 
-from novasvc.api.answers import answer_json, scheme_of
 from novasvc.api.microversion import HIGHEST, LOWEST
+from novasvc.api.responses import json_response, scheme_of
 
 _VERSIONS: dict[str, dict[str, Any]] = {
     "v2": {
@@ -24,15 +24,15 @@ _VERSIONS: dict[str, dict[str, Any]] = {
         "updated": "2013-07-23T11:33:21Z",
     },
 }
-"""By path. Source: Nova, which says the same of itself."""
+"""By path. Source: Nova's own version documents."""
 _DESCRIBED = {"rel": "describedby", "type": "text/html", "href": "http://docs.openstack.org/"}
 
 
 @implementer(IResource)
-class Front:
-    """Serves ``/``: the page to browsers, and the list of versions to everybody else.
+class Index:
+    """Serves ``/``: the page of the fleet to browsers, and the list of versions to other clients.
 
-    :param page: the page's resource.
+    :param page: the resource of the page.
     """
 
     isLeaf = True
@@ -45,33 +45,33 @@ class Front:
         raise NotImplementedError
 
     def putChild(self, path: bytes, child: Any) -> None:
-        """Not called: see above."""
+        """Not called: a leaf has no children."""
         raise NotImplementedError
 
     def render(self, request: Any) -> Any:
-        """Answer whoever looks for an API; needs no token."""
+        """Respond by the Accept header; the list of versions needs no token."""
         request.responseHeaders.addRawHeader(b"Vary", b"Accept")
         if request.method not in {b"GET", b"HEAD"} or b"text/html" in (request.getHeader(b"accept") or b""):
             return self._page.render(request)
-        return answer_json(request, {"versions": [_entry(request, path) for path in _VERSIONS]})
+        return json_response(request, {"versions": [_entry(request, path) for path in _VERSIONS]})
 
 
 def version_document(request: Any, path: str) -> dict[str, Any]:
     """Return the document of one version.
 
-    :param request: its scheme and Host begin the links.
+    :param request: its scheme and Host are those of the links.
     :param path: "v2.1" or "v2".
     """
     entry = _entry(request, path)
     entry["links"].append(_DESCRIBED)
-    kind = f"application/vnd.openstack.compute+json;version={entry['id'].removeprefix('v').removesuffix('.0')}"
-    return {"version": {**entry, "media-types": [{"base": "application/json", "type": kind}]}}
+    media_type = f"application/vnd.openstack.compute+json;version={entry['id'].removeprefix('v').removesuffix('.0')}"
+    return {"version": {**entry, "media-types": [{"base": "application/json", "type": media_type}]}}
 
 
 def base_url(request: Any) -> str:
-    """Return what the URLs of this API begin with, as whoever asked reached it: no slash at its end."""
+    """Return the base of the API's URLs, as the client has reached it, without a slash at its end."""
     host = (request.getHeader(b"host") or b"").decode("latin-1")
-    if not host:  # HTTP/1.0 needs none
+    if not host:  # optional in HTTP/1.0
         address = request.getHost()
         host = f"{getattr(address, 'host', 'localhost')}:{getattr(address, 'port', 0)}"
     return f"{scheme_of(request)}://{host}"

@@ -1,4 +1,4 @@
-"""The fleet as it was last seen: one read of the registry feeds all who look, and what changed is remembered."""
+"""A cached view of the fleet: one periodic read of the registry serves all viewers, and yields the timeline."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
-from novasvc.api.sight import Sight, Totals, count, state_of, what_shows
+from novasvc.api.service_status import ServiceStatus, Totals, count_totals, service_state, visible_fields
 from novasvc.api.timeline import Event, Timeline, events_of
 from novasvc.errors import NovasvcError
 from novasvc.registry.record import ServiceRecord
@@ -17,20 +17,20 @@ from novasvc.registry.record import ServiceRecord
 _log = Logger()
 
 WATCHED = 2.0
-"""Seconds from read to read while somebody looks."""
+"""Seconds between reads while there are viewers."""
 UNWATCHED = 10.0
-"""Seconds from read to read while nobody does."""
+"""Seconds between reads while there are none."""
 
-_SHARE = 10
-"""A read that takes long is followed by a pause of so many times as much: a big fleet is no load."""
-_POLLER = 15.0
-"""Seconds for which somebody who asked for a moment's state counts as looking."""
+_PAUSE_FACTOR = 10
+"""The pause after a read is at least this many times its duration, which bounds the load of a big fleet."""
+_POLLING_VIEWER = 15.0
+"""Seconds for which a request for the current state counts as a viewer."""
 
 
 class Watch(Service):
-    """Reads the registry again and again, and tells what is different.
+    """Reads the registry periodically, and notifies its subscribers.
 
-    :param source: returns all rows, or raises a NovasvcError; it has a deadline of its own.
+    :param source: a coroutine function that returns all rows, or raises a NovasvcError; it has a deadline of its own.
     :param clock: its seconds are since 1970.
     :param service_down_time: seconds without a heartbeat after which a service is down.
     """
@@ -42,16 +42,16 @@ class Watch(Service):
         self._clock = clock
         self._down_time = service_down_time
         self.epoch = secrets.token_hex(4)
-        """Of this watch: versions of another, or of another process, mean nothing here."""
+        """Identifies this watch: versions of another one, or of another process, do not apply."""
         self.version = 0
-        """Counts the reads that succeeded."""
+        """The number of successful reads."""
         self.totals = Totals()
-        self.trouble = "the registry was not read yet"
-        """Why what is known is old; "" if it is not."""
+        self.trouble = "the registry has not been read yet"
+        """Why the last read failed; "" if it succeeded."""
         self.timeline = Timeline()
         self.began = clock.seconds()
-        """When this began to watch, in seconds since 1970."""
-        self._sights: dict[int, Sight] = {}
+        """When this watch was made, in seconds since 1970."""
+        self._services: dict[int, ServiceStatus] = {}
         self._read_at = 0.0
         self._asked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
@@ -59,60 +59,63 @@ class Watch(Service):
         self._reading: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
 
-    # -- who looks -------------------------------------------------------------------------------
+    # -- for viewers -----------------------------------------------------------------------------
 
     @property
-    def sights(self) -> Mapping[int, Sight]:
-        """What is known, by id."""
-        return self._sights
+    def services(self) -> Mapping[int, ServiceStatus]:
+        """The services of the last successful read, by id."""
+        return self._services
 
     @property
     def age(self) -> float:
-        """Seconds since the last read that succeeded; infinite before the first."""
+        """Seconds since the last successful read; infinite before the first."""
         return self._clock.seconds() - self._read_at if self.version else float("inf")
 
     @property
-    def seen_at(self) -> float:
-        """When the last read succeeded, in seconds since 1970."""
+    def read_at(self) -> float:
+        """When the last successful read ended, in seconds since 1970."""
         return self._read_at
 
-    def age_of(self, sight: Sight) -> float:
+    def age_of(self, service: ServiceStatus) -> float:
         """Return the seconds since a service's last heartbeat."""
-        return sight.record.age + self.age
+        return service.record.age + self.age
 
-    def find(self, uuid: str) -> Sight | None:
+    def find(self, uuid: str) -> ServiceStatus | None:
         """Return a service by its uuid."""
-        return next((sight for sight in self._sights.values() if sight.record.uuid == uuid), None)
+        return next((service for service in self._services.values() if service.record.uuid == uuid), None)
 
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called after each read, whether it succeeded or not; it looks for itself.
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call a function without arguments after each read, successful or not.
 
-        :return: ends it.
+        :return: call it to unsubscribe.
         """
         self._listeners.append(listener)
-        self._hurry()
+        self._read_sooner()
         return lambda: self._listeners.remove(listener)
 
-    async def fresh(self, patience: float = 1.0) -> None:
-        """Wait for what is no older than somebody who looks would see; not for long, and it may be older then.
+    async def wait_fresh(self, max_wait: float = 1.0) -> None:
+        """Wait until the state is no older than WATCHED seconds.
 
-        :param patience: seconds.
+        :param max_wait: seconds; the state may be older then.
         """
         self._asked_at = self._clock.seconds()
         if not self.running or (self.age <= WATCHED and not self.trouble):
             return
-        self._hurry()
-        await self._next_read(patience)
+        self._read_sooner()
+        await self._next_read(max_wait)
 
-    async def again(self, patience: float = 1.0) -> None:
-        """Read now, as something was just changed, and wait for it; not for long."""
+    async def reread(self, max_wait: float = 1.0) -> None:
+        """Read now, after a change, and wait for it.
+
+        :param max_wait: seconds.
+        """
         if self.running and self._reading is not None:
-            await self._next_read(patience)  # one that began before the change
+            await self._next_read(max_wait)  # that read began before the change
         if self.running:
             self._schedule(0.0)
-            await self._next_read(patience)
+            await self._next_read(max_wait)
 
-    async def _next_read(self, patience: float) -> None:
+    async def _next_read(self, max_wait: float) -> None:
         waiting: Deferred[None] = Deferred()
 
         def give_up() -> None:
@@ -120,11 +123,11 @@ class Watch(Service):
             waiting.callback(None)
 
         self._waiting.append(waiting)
-        timer = self._clock.callLater(patience, give_up)
+        timer = self._clock.callLater(max_wait, give_up)
         try:
             await waiting
         finally:
-            if waiting in self._waiting:  # whoever waited is gone
+            if waiting in self._waiting:  # cancelled
                 self._waiting.remove(waiting)
             if timer.active():
                 timer.cancel()
@@ -132,12 +135,12 @@ class Watch(Service):
     # -- reading ---------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Begin to read."""
+        """Begin to read periodically."""
         super().startService()
         self._schedule(0.0)
 
     def stopService(self) -> None:
-        """Read no more; a read that is under way is cancelled."""
+        """Stop reading; a read in progress is cancelled."""
         super().stopService()
         if self._next is not None:
             self._next.cancel()
@@ -146,8 +149,8 @@ class Watch(Service):
             self._reading.cancel()
         self._answer_waiting()
 
-    def _hurry(self) -> None:
-        """See that the next read is as soon as it is to be while somebody looks."""
+    def _read_sooner(self) -> None:
+        """Move the next read forward to the pace for viewers."""
         if self._next is not None:
             due = max(0.0, self._read_at + WATCHED - self._clock.seconds())
             if due < self._next.getTime() - self._clock.seconds():
@@ -167,9 +170,9 @@ class Watch(Service):
         def ended(_: object) -> None:
             self._reading = None
             if self.running:
-                looked_at = self._listeners or self._clock.seconds() - self._asked_at < _POLLER
-                pause = WATCHED if looked_at or self.trouble else UNWATCHED
-                self._schedule(max(pause, _SHARE * (self._clock.seconds() - began)))
+                viewed = self._listeners or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
+                pause = WATCHED if viewed or self.trouble else UNWATCHED
+                self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
             self._answer_waiting()
 
         self._reading.addBoth(ended)
@@ -182,48 +185,48 @@ class Watch(Service):
     async def _read(self) -> None:
         try:
             records = await self._source()
-            self._take(records)
+            self._apply(records)
         except CancelledError:
             return
         except NovasvcError as error:
-            self._stumble(error.message if isinstance(error, APIError) else str(error))
-        except Exception:  # noqa: BLE001 - whatever it is, the next read is tried
-            _log.failure("the registry was not read, for a reason that nobody expected")
-            self._stumble("a bug; the log has the details")
+            self._read_failed(error.message if isinstance(error, APIError) else str(error))
+        except Exception:  # noqa: BLE001 - the next read is tried whatever happens
+            _log.failure("reading the registry failed unexpectedly")
+            self._read_failed("this is a bug; the log has the details")
         else:
             if self.trouble and self.version > 1:
-                _log.info("the fleet is seen again; before: {trouble}", trouble=self.trouble)
+                _log.info("reading the registry succeeds again; before: {trouble}", trouble=self.trouble)
             self.trouble = ""
         for listener in [*self._listeners]:
             try:
                 listener()
-            except Exception:  # noqa: BLE001 - the others are to hear of it all the same
-                _log.failure("somebody who watches the fleet failed")
+            except Exception:  # noqa: BLE001 - the other subscribers have to be called
+                _log.failure("a subscriber of the watch failed")
 
-    def _stumble(self, trouble: str) -> None:
-        """Say once what is wrong."""
-        if trouble != self.trouble and self.version:  # before, whoever reaches the registry tells of it
-            _log.warn("the fleet is not seen, and what is shown of it grows old: {trouble}", trouble=trouble)
+    def _read_failed(self, trouble: str) -> None:
+        """Log a problem once."""
+        if trouble != self.trouble and self.version:  # before the first success, Backend logs it
+            _log.warn("reading the registry failed, so the page shows an old state: {trouble}", trouble=trouble)
         self.trouble = trouble
 
-    # -- what is different -------------------------------------------------------------------------
+    # -- changes -----------------------------------------------------------------------------------
 
-    def _take(self, records: Iterable[ServiceRecord]) -> None:
+    def _apply(self, records: Iterable[ServiceRecord]) -> None:
         self.version += 1
         self._read_at = self._clock.seconds()
-        before, after = self._sights, {}
+        before, after = self._services, {}
         events: list[Event] = []
         for record in records:
             seen = before.get(record.id)
-            state = state_of(record, self._down_time)
-            if seen is not None and seen.state == state and what_shows(seen.record) == what_shows(record):
-                after[record.id] = Sight(record, state, seen.changed)
+            state = service_state(record, self._down_time)
+            if seen is not None and seen.state == state and visible_fields(seen.record) == visible_fields(record):
+                after[record.id] = ServiceStatus(record, state, seen.changed)
                 continue
-            after[record.id] = sight = Sight(record, state, self.version)
-            events += ((kind, sight, why) for kind, why in events_of(seen, sight))
+            after[record.id] = service = ServiceStatus(record, state, self.version)
+            events += ((kind, service, why) for kind, why in events_of(seen, service))
         for number in before.keys() - after.keys():
             events.append(("deleted", before[number], ""))
-        self._sights = after
-        self.totals = count(after.values())
-        if self.version > 1:  # what was there when we came is no news
+        self._services = after
+        self.totals = count_totals(after.values())
+        if self.version > 1:  # the first read only sets the baseline
             self.timeline.add(self._read_at, events)

@@ -14,9 +14,9 @@ def login(place: Place, port: int | None) -> None:
     To be run on the API's host, with its settings and as its user: the link is kept in its state directory.
     """
     # Here, because `--help` needs none of it.
-    from novasvc.api.logins import Logins, login_url  # noqa: PLC0415
+    from novasvc.api.login_links import LoginLinks, login_url  # noqa: PLC0415
 
     settings = place.configuration.settings
     if port is None and not settings.api_listen_port:
         raise click.UsageError("api_listen_port is 0, a free port: say which it is by --port.")
-    click.echo(login_url(settings, Logins.of(settings), port))
+    click.echo(login_url(settings, LoginLinks.of(settings), port))

@@ -140,9 +140,9 @@ def _served(settings: Settings) -> Iterator[_Check]:
     for name in _applications(settings):
         yield ("enabled_apis", "enabled_ssl_apis", "api_paste_config"), partial(loader.see, name)
     if settings.api:
-        from novasvc.api.service import read_keys  # noqa: PLC0415 - imports Klein
+        from novasvc.api.service import read_credentials  # noqa: PLC0415 - imports Klein
 
-        yield (*certificate, "api", "api_token_file", "api_use_ssl", "state_dir"), partial(read_keys, settings)
+        yield (*certificate, "api", "api_token_file", "api_use_ssl", "state_dir"), partial(read_credentials, settings)
     if settings.enabled_ssl_apis and not (settings.api and settings.api_use_ssl):
         from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
 

@@ -1,4 +1,4 @@
-"""How HTTP is spoken: limits, deadlines, the access log, and WSGI."""
+"""HTTP servers: parsing, limits, deadlines, the access log, and WSGI."""
 
 from novasvc.http.access_log import AccessLog
 from novasvc.http.limits import Limits

@@ -1,4 +1,4 @@
-"""The access log: a line for each request, in Nova's form."""
+"""The access log: one line per request, in Nova's format."""
 
 import re
 from datetime import datetime
@@ -11,18 +11,18 @@ from novasvc.config.log_format import NOVA_LOG_FORMAT
 from novasvc.config.masking import MASK
 
 _log = Logger()
-_LONGEST = 2000
-"""Characters of a request line that are logged."""
-_LONGEST_REASON = 500
+_MAX_LINE = 2000
+"""Bytes of a request line that are logged."""
+_MAX_REASON = 500
 _UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
 _SECRET = re.compile(rb"passw|pwd|secret|token|key|code|auth|sig|session|credential", re.IGNORECASE)
 
 
 class AccessLog:
-    """Writes the lines, through :mod:`twisted.logger`.
+    """Writes the lines through :mod:`twisted.logger`.
 
-    What clients sent is escaped as in a Python string, so that no request can forge a line, and values in a query
-    whose names look like those of secrets are masked.
+    Clients' text is escaped as in a Python string, so that no request can forge a line, and query values whose names
+    look like secrets are masked.
 
     :param form: see :mod:`novasvc.config.log_format`.
     """
@@ -32,20 +32,20 @@ class AccessLog:
         self._dated = "date_time" in form
 
     def write(self, client: Any, line: bytes, status: int, length: int, seconds: float, request_id: str = "") -> None:
-        """Write a line.
+        """Write the line of a request.
 
-        :param client: address of the client, as a transport gives it.
-        :param line: the request line, without its line break.
-        :param status: 0 if the client was gone before there was an answer.
-        :param length: bytes of the answer's body.
-        :param seconds: from the end of the request's head to the end of the answer.
-        :param request_id: what the client knows the request by; "" is that of the context, if there is one.
+        :param client: the client's address.
+        :param line: the request line, without its CRLF.
+        :param status: 0 if the client disconnected before the response.
+        :param length: bytes of the response body.
+        :param seconds: from the end of the request's head to the end of the response.
+        :param request_id: the id that the client was told; "" takes that of the current context, if there is one.
         """
         fields = {
             "client_ip": _ip(client),
             "client_port": getattr(client, "port", 0),
             "date_time": datetime.now().astimezone().strftime("%d/%b/%Y %H:%M:%S") if self._dated else "",
-            "request_line": shown(line),
+            "request_line": loggable(line),
             "status_code": status,
             "body_length": length,
             "wall_seconds": seconds,
@@ -54,22 +54,22 @@ class AccessLog:
         _log.info("{line}", line=self._form % fields, access=fields, **known)
 
     def write_reason(self, client: Any, status: int, reason: str) -> None:
-        """Write why a request was refused, after its line: the form of that is Nova's, and has no place for it.
+        """Write why a request was rejected, after its line: Nova's format has no field for that.
 
-        :param client: as for :meth:`write`.
-        :param reason: what the client is told.
+        :param client: as in :meth:`write`.
+        :param reason: the message that the client is sent.
         """
-        told = _UNSAFE.sub(_escaped, reason[:_LONGEST_REASON])
-        _log.info("{client} refused with {status}: {reason}", client=_ip(client), status=status, reason=told)
+        shown = _UNSAFE.sub(_escaped, reason[:_MAX_REASON])
+        _log.info("{client} rejected with {status}: {reason}", client=_ip(client), status=status, reason=shown)
 
 
 def _ip(client: Any) -> str:
     return getattr(client, "host", None) or "unix:"
 
 
-def shown(line: bytes) -> str:
-    """Return a request line for the log: its secrets masked, quotes and what is not ASCII escaped."""
-    line = line[:_LONGEST]
+def loggable(line: bytes) -> str:
+    """Return a request line as it may be logged: secrets masked, quotes and everything but printable ASCII escaped."""
+    line = line[:_MAX_LINE]
     if b"?" in line:
         path, _, rest = line.partition(b"?")
         query, blank, version = rest.partition(b" ")

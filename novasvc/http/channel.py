@@ -1,69 +1,79 @@
-"""A connection: twisted.web's HTTP/1.1 channel, reading within limits and against deadlines."""
+"""A connection: twisted.web's HTTP/1.1 channel with its own parser, limits and deadlines."""
 
-# Note [Late clients]
+# Note [Slow clients]
 #
-# A client that sends a byte now and then keeps any idle timeout from running out, and a few
-# thousand of those use up a server (slowloris). So a request's head has to be complete in a given
-# time, whatever comes meanwhile, and a body has to come at a rate. A timer for each, begun and
-# cancelled with every request, would cost more than reading the request does: a channel only notes
-# when it is late, and its site looks at all of them once a second.
+# A client that sends a byte now and then never runs into an idle timeout, and a few thousand of those exhaust a server
+# (slowloris). So a request's head must be complete within a fixed time, however it arrives, and a body must arrive at a
+# minimum rate. A timer per request, started and cancelled each time, would cost more than parsing the request: a
+# channel only records its deadline, and its site checks the deadlines of all channels once a second.
 #
-# The same holds for who reads: one that takes a byte now and then would keep its answer in memory, and
-# the thread that makes it. So what waits to be sent has to get less at a rate, too. And a client that asks, and
-# asks again, without reading what it is answered, is read no further.
+# The same holds for reading: a client that takes a byte now and then would keep its response in memory, and the thread
+# that makes it. So the data waiting to be sent has to shrink at a minimum rate, too. And a client that pipelines
+# requests without reading the responses is not read from any more.
+
+# Note [States of a channel]
+#
+# ``_step`` is the state: the function that consumes input next. Each returns whether it got on, so that _advance()
+# calls the next one.
+#
+#   _read_head --head complete--> _read_body --body complete--> _wait --requestDone--> _read_head
+#   _read_head --no body--> _wait
+#   any        --error, or the last response--> _discard, until the connection is closed
 
 from typing import Any
 
 from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
+from novasvc._compat import set_request_in_progress
 from novasvc.http.body import Body
-from novasvc.http.head import Head, read_head, request_line, see_partial
-from novasvc.http.peer import Backlog, has_arrived, is_gone, probe, unsent
-from novasvc.http.refusal import RefusedError, error_body, error_head
+from novasvc.http.errors import HTTPError, error_body, error_head
+from novasvc.http.head import Head, check_partial_head, read_head, request_line
+from novasvc.http.peer import SendQueue, has_arrived, is_gone, probe, unsent
 
 _log = Logger()
 
 LAST_REQUEST = 1.0
-"""Seconds that a client has to send its request, on a connection that was open when the server was told to stop."""
-_AHEAD = 16384
-"""Bytes of further requests that are taken while one is being answered."""
+"""Seconds in which a client may still send a request on a connection that was idle when the server began to drain."""
+_MAX_PIPELINED = 16384
+"""Bytes of pipelined requests that are buffered while one is being answered."""
 _LINGER = 2.0
-"""Seconds that a client whose request is refused may go on sending; closed at once, it would not see the answer."""
-_GOODBYE = 1.0
-"""Seconds that a client has to answer to the end of a connection over TLS."""
+"""Seconds for which input is discarded after an error response: closed at once, the client might not see it."""
+_CLOSE_NOTIFY = 1.0
+"""Seconds in which a client has to answer our TLS close_notify."""
 _CLOSING = 60.0
-"""Seconds that a client has to read the last of what it is sent, if it is not known how much of it is left."""
-_AT_A_TIME = 16
-"""Requests of one connection that are answered before others have their turn."""
-_INQUIRY = 2.0
-"""Seconds after which a client that has ended its sending side is sent an interim response, to see if it is there."""
+"""Seconds in which a client has to read the rest of a response, where the amount of it is unknown."""
+_MAX_CONSECUTIVE = 16
+"""Pipelined requests that are answered before other connections get their turn of the reactor."""
+_HALF_CLOSE_PROBE = 2.0
+"""Seconds after which a half-closed client is sent an interim response, to find out whether it is still there."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @implementer(IHalfCloseableProtocol)
-class Channel(HTTPChannel):
-    """Reads requests and gives them to its site; their answers go the way that they go in HTTPChannel.
+class LimitedChannel(HTTPChannel):
+    """Parses requests and hands them to its site; responses are written through HTTPChannel's methods.
 
-    :param site: says what the limits are, and makes requests of heads. They have a method
-        ``received(content)``, called with the whole body as a file whose position is its end; and
-        ``connectionLost(reason)``. When they are answered, they call ``requestDone``.
+    None of HTTPChannel's line-based parsing is used: a head is parsed as a whole, see head.py.
+
+    :param site: has the limits, and makes a request of each head. A request has a method ``received(content)``, which
+        is called with the whole body, a file positioned at its end, or None; and ``connectionLost(reason)``. When it is
+        answered, it calls ``requestDone``.
     """
-
-    # What HTTPChannel reads lines with is not used: a head is read at once, see head.py.
 
     transport: Any
     common: Any = None
-    """What the site keeps of a connection, for its requests."""
-    _networkProducer: Any  # noqa: N815 - HTTPChannel has it
+    """What the site caches per connection, for its requests."""
 
     def __init__(self, site: Any) -> None:
         super().__init__()
         self.site = self.factory = site
+        self.write_blocked = False
+        """Whether the client reads more slowly than the response is produced."""
         self._limits = site.limits
         self._clock = site.reactor.seconds
         self._input = b""
@@ -73,146 +83,154 @@ class Channel(HTTPChannel):
         self._late_at: float | None = None
         self._stalled_at: float | None = None
         self._soon: Any = None
-        self._fresh = True
-        self._skipped = False
+        self._between_requests = True
+        self._skipped_empty_line = False
+        self._responding = False
         self._draining = False
         self._grace: Any = None
         self._closing = False
         self._resetting = False
         self._input_ended = False
-        self._inquire_at: float | None = None
+        self._probe_at: float | None = None
 
     def connectionMade(self) -> None:
         """Wait for the first request."""
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
+        super().connectionMade()
         self.secure = ISSLTransport(self.transport, None) is not None
-        self._networkProducer = self.transport
-        self._networkProducer.registerProducer(self, True)
-        self._backlog = Backlog(self.transport, self._limits, self._clock)
+        self._send_queue = SendQueue(self.transport, self._limits, self._clock)
         self._late_at = self._clock() + self._limits.head_timeout
-        self.site.watch(self)
+        self.site.add_channel(self)
 
     def isSecure(self) -> bool:  # noqa: N802 - twisted.web's name
-        """Whether it is TLS."""
+        """Return whether the connection uses TLS."""
         return self.secure
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is for tests
-        """Let go of what was under way."""
-        self.site.forget(self)
+        """Cancel the requests in progress."""
+        self.site.remove_channel(self)
         if self.secure and not reason.check(ConnectionClosed):
-            self.site.note_broken_tls(self.transport.getPeer(), reason)
+            self.site.tls_failed(self.transport.getPeer(), reason)
         self._closing = True
         self._late_at = self._stalled_at = None
         self._input = b""
         for later in (self._grace, self._soon):
             if later is not None and later.active():
                 later.cancel()
-        self._forget_body()
+        self._drop_body()
         for request in self.requests:
             request.connectionLost(reason)
 
-    # -- what comes in -------------------------------------------------------------------------
+    # -- input ---------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        """Take what the client sends."""
+        """Parse what the client sends."""
         self._input = self._input + data if self._input else data
         if not self._advancing:
             self._advance()
-        if len(self._input) > _AHEAD and (self._waitingForTransport or self._handlingRequest):
-            self._networkProducer.pauseProducing()
+        # Back-pressure: without it a client could fill our memory with pipelined requests.
+        if len(self._input) > _MAX_PIPELINED and (self.write_blocked or self._responding):
+            self.transport.pauseProducing()
 
     def readConnectionLost(self) -> None:
-        """Answer what has come, and nothing more. See Note [Half-closed clients] in peer.py."""
-        # Told again when the transport is resumed, which has it look once more.
+        """Answer what has arrived; nothing more will. See Note [Half-closed clients] in peer.py."""
+        # Called again each time the transport is resumed, as it then reads the end of input once more.
         if not self._input_ended:
             self._input_ended = True
-            self._inquire_at = self._clock() + _INQUIRY
+            self._probe_at = self._clock() + _HALF_CLOSE_PROBE
             probe(self.transport)
-            self._see_end()
+            self._end_of_input()
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: who is refused may still send for a while."""
+        """Do nothing: after an error response the client may go on sending, see _linger()."""
 
-    def _see_end(self) -> None:
-        """Do what is due when no more comes, unless there is something left to read or to answer."""
-        if self._handlingRequest:
+    def _end_of_input(self) -> None:
+        """Close, or reject the incomplete request, unless something is left to parse or to answer."""
+        if self._responding:
+            # The response to the last request closes the connection.
             self.persistent = self.persistent and bool(self._input)
-        elif self._input and (self._waitingForTransport or (self._soon is not None and self._soon.active())):
-            pass  # it is read on later
-        elif self._closing or self._fresh:
+        elif self._input and (self.write_blocked or (self._soon is not None and self._soon.active())):
+            pass  # resumeProducing() or _advance_now() will parse it
+        elif self._closing or self._between_requests:
             self.loseConnection()
         else:
-            self.refuse(RefusedError(400, "the connection ended before the request was complete"))
+            self.send_error(HTTPError(400, "the connection ended before the request was complete"))
 
     def _advance(self) -> None:
-        """Read on, as long as there is something to read; not called from within itself, however fast answers are."""
+        """Parse as long as there is input.
+
+        Never called from within itself: a request that is answered at once calls requestDone() from inside a step, and
+        recursion would let a client with many pipelined requests exhaust the stack.
+        """
         self._advancing = True
         answered = 0
         try:
-            while self._input and not self._waitingForTransport:
+            while self._input and not self.write_blocked:
                 answered += self._step == self._read_head
-                if answered > _AT_A_TIME:
+                if answered > _MAX_CONSECUTIVE:
                     self._advance_soon()
                     break
                 if not self._step():
                     break
-        except RefusedError as refused:
-            self.refuse(refused)
+        except HTTPError as error:
+            self.send_error(error)
         finally:
             self._advancing = False
         if self._input_ended and not self._closing:
-            self._see_end()
+            self._end_of_input()
 
     def _advance_soon(self) -> None:
+        """Go on in the next turn of the reactor, so that other connections get theirs."""
         if self._soon is None or not self._soon.active():
-            self._networkProducer.pauseProducing()
+            self.transport.pauseProducing()
             self._soon = self.site.reactor.callLater(0, self._advance_now)
 
     def _advance_now(self) -> None:
-        if not self._waitingForTransport:
-            self._networkProducer.resumeProducing()
+        if not self.write_blocked:
+            self.transport.resumeProducing()
         self._advance()
 
     def _read_head(self) -> bool:
         data = self._input
-        if self._fresh:
-            if not self._skipped and data.startswith(b"\r"):
-                # Browsers of old sent an empty line after a body; one is passed over (RFC 9112, 2.2).
+        if self._between_requests:
+            if not self._skipped_empty_line and data.startswith(b"\r"):
+                # Old clients send an extra CRLF after a body; a server ignores at least one (RFC 9112, 2.2). More than
+                # one is rejected by read_head(), as two readers might disagree on where the request begins.
                 if data == b"\r":
                     return False
                 if data.startswith(b"\r\n"):
-                    self._skipped = True
+                    self._skipped_empty_line = True
                     data = self._input = data[2:]
                     if not data:
                         return False
-            self._fresh = False
+            self._between_requests = False
             self._late_at = self._clock() + self._limits.head_timeout
         end = data.find(b"\r\n\r\n")
         if end < 0:
-            see_partial(data, self._limits)
+            check_partial_head(data, self._limits)
             return False
         head = read_head(data[: end + 2], self._limits)
         if head.scheme == b"https" and not self.secure:
-            # RFC 9110, 7.4: what is asked of https has to come over TLS.
-            raise RefusedError(421, "the target of the request is of https, and this connection is without TLS")
+            # A server must not answer for https over an insecure connection (RFC 9110, 7.4).
+            raise HTTPError(421, "the request target is an https URL, but this connection does not use TLS")
         self._input = data[end + 4 :]
         self._begin(head)
         return True
 
     def _begin(self, head: Head) -> None:
-        """Have a request made of a head, and its body read."""
+        """Make the request of a head, and read its body."""
         self.persistent = not head.last and self._limits.keep_alive and not self._draining
         request = self.site.make_request(self, head)
         self.requests.append(request)
         if head.length == 0:
             self._received(None)
             return
+        # The constructor rejects a Content-Length over the limit: before the client is told to go on.
         self._body = Body(head.length, self._limits)
         self._step = self._read_body
         now = self._clock()
         self._body_due = now + self._limits.body_timeout
         self._late_at = self._body_due
+        # A client that has begun to send its body does not wait for this (RFC 9110, 10.1.1).
         if head.expects and not self._input:
             self.transport.write(_CONTINUE)
 
@@ -225,21 +243,23 @@ class Channel(HTTPChannel):
             self._received(body)
             return True
         limits = self._limits
+        # Each body_rate bytes extend the deadline by a second: the minimum rate of Note [Slow clients].
         due = self._body_due + body.received / limits.body_rate
         self._late_at = min(due, self._clock() + limits.idle_timeout) if limits.idle_timeout else due
         return False
 
     def _received(self, body: Body | None) -> None:
-        """Give a whole request to who answers it."""
+        """Have a complete request answered."""
         self._late_at = None
         self._step = self._wait
-        self._handlingRequest = True
+        self._responding = True
+        set_request_in_progress(self, in_progress=True)
         if self._input_ended and not self._input:
             self.persistent = False
         self.requests[-1].received(None if body is None else body.file)
 
     def _wait(self) -> bool:
-        """Read no further while a request is being answered."""
+        """Parse nothing while a request is answered: responses keep the order of requests (RFC 9112, 9.3.2)."""
         return False
 
     def _discard(self) -> bool:
@@ -249,40 +269,45 @@ class Channel(HTTPChannel):
     # -- the end of a request ------------------------------------------------------------------
 
     def requestDone(self, request: Any) -> None:  # noqa: N802 - twisted.web's name
-        """See a request answered, and go on to the next one. Called by the request."""
+        """Go on to the next request. Called by a request whose response is written."""
         self.requests.remove(request)
-        self._handlingRequest = False
+        self._responding = False
+        set_request_in_progress(self, in_progress=False)
         if not self.persistent or self._closing:
             self.loseConnection()
             return
-        if not self._waitingForTransport:
-            self._networkProducer.resumeProducing()
-        self._fresh = True
-        self._skipped = False
+        if not self.write_blocked:
+            self.transport.resumeProducing()
+        self._between_requests = True
+        self._skipped_empty_line = False
         self._step = self._read_head
         idle = self._limits.idle_timeout
         self._late_at = self._clock() + idle if idle else None
         if self._advancing:
-            return
+            return  # the loop in _advance() goes on
         if self._input:
             self._advance()
         elif self._input_ended:
             self.loseConnection()
 
-    def refuse(self, refused: RefusedError) -> None:
-        """Answer what is no request, or one that is too much, and close the connection."""
+    def send_error(self, error: HTTPError) -> None:
+        """Send an error response, and close the connection: where its next request begins is unknown."""
         request = self.requests.pop() if self.requests else None
-        self._forget_body()
+        self._drop_body()
         line = request_line(self._input) if request is None else request.head.line
-        body = error_body(refused.status, refused.message)
-        self.site.note_refused(self, refused, line, len(body), begun=request is not None)
-        head = error_head(refused.status, len(body), self.site.date)
-        silent = request is not None and request.head.method == b"HEAD"
-        self.transport.write(head if silent else head + body)
+        body = error_body(error.status, error.message)
+        self.site.request_rejected(self, error, line, len(body), begun=request is not None)
+        head = error_head(error.status, len(body), self.site.date)
+        head_only = request is not None and request.head.method == b"HEAD"
+        self.transport.write(head if head_only else head + body)
         self._linger()
 
     def _linger(self) -> None:
-        """Close, once the client has seen the answer: unread input would have the kernel drop it."""
+        """Close once the client has seen the response (RFC 9112, 9.6).
+
+        If a socket is closed while it has unread input, the kernel sends a reset, and the client's kernel may drop the
+        response. So only our direction is closed, and input is discarded for a while.
+        """
         self._step = self._discard
         self._input = b""
         self._closing = True
@@ -293,20 +318,20 @@ class Channel(HTTPChannel):
             self.transport.loseWriteConnection()
 
     def loseConnection(self) -> None:
-        """Close, when all has been sent."""
+        """Close when all data is sent."""
         self._step = self._discard
         self._input = b""
         self._closing = True
-        self._late_at = self._backlog.due(_CLOSING)
+        self._late_at = self._send_queue.due(_CLOSING)
         super().loseConnection()
 
-    def break_off(self, *, delimited: bool) -> None:
-        """End the connection when what was written has arrived, so that the client does not take it for the whole.
+    def close_incomplete(self, *, delimited: bool) -> None:
+        """Close after a response that was cut short, so that the client can tell it from a complete one.
 
-        The request under way gets its connectionLost.
+        The request gets connectionLost().
 
-        :param delimited: the answer says where its end would be (Content-Length, chunks). Where it is the connection's
-            end, only a reset tells that something is missing (RFC 9112, 8).
+        :param delimited: the response has a Content-Length or is chunked, so that a close before its end shows that it
+            is incomplete. Where the close itself is its end, only a reset shows that (RFC 9112, 8).
         """
         if delimited:
             self.loseConnection()
@@ -314,88 +339,89 @@ class Channel(HTTPChannel):
         self.unregisterProducer()
         self._step = self._discard
         self._input = b""
+        # A reset discards what the client has not acknowledged: check_deadlines() waits for that first.
         self._closing = self._resetting = True
-        self._late_at = self._backlog.due(_CLOSING)
+        self._late_at = self._send_queue.due(_CLOSING)
 
     def abortConnection(self) -> None:
-        """Close at once."""
+        """Close at once, and discard unsent data."""
         self._closing = True
         self.transport.abortConnection()
 
     def drain(self) -> None:
-        """Take no further request after this one, or after one that comes within a second."""
+        """Take no more requests than the one in progress, or one that arrives within LAST_REQUEST."""
         self._draining = True
         self.persistent = False
         if not self.requests:
             self._grace = self.site.reactor.callLater(LAST_REQUEST, self._close_idle)
 
-    @property
-    def waits(self) -> bool:
-        """Whether the client does not read as fast as it is sent to."""
-        return bool(self._waitingForTransport)
-
     def _close_idle(self) -> None:
         if not self.requests:
             self.loseConnection()
 
-    def _forget_body(self) -> None:
+    def _drop_body(self) -> None:
         body, self._body = self._body, None
         if body is not None:
             body.close()
 
-    # -- time ----------------------------------------------------------------------------------
+    # -- deadlines -----------------------------------------------------------------------------
 
-    def see_time(self, now: float) -> None:
-        """Do what is due, if the client is late, or has gone. Called once a second."""
+    def check_deadlines(self, now: float) -> None:
+        """Act on a client that is late, or has gone. Called once a second by the site."""
         if self._resetting and has_arrived(self.transport):
             self.abortConnection()
             return
         if self._input_ended and self.requests and not self._closing:
-            self._see_gone(now)
-        self._see_late(now)
+            self._check_half_closed(now)
+        self._check_late(now)
 
-    def _see_late(self, now: float) -> None:
+    def _check_late(self, now: float) -> None:
         if self._closing and self.secure and unsent(self.transport) == 0:
-            # All is sent, also that it is the end. TLS waits for the client to say so, too, which it need not do.
-            self._late_at = min(self._late_at or float("inf"), now + _GOODBYE)
+            # All is sent, close_notify included. The TLS layer waits for the client's, which a client may leave out.
+            self._late_at = min(self._late_at or float("inf"), now + _CLOSE_NOTIFY)
         if self._stalled_at is not None and now >= self._stalled_at:
-            if self._backlog.is_read():
-                self._stalled_at = self._backlog.due(self._limits.idle_timeout)
+            if self._send_queue.is_shrinking():
+                self._stalled_at = self._send_queue.due(self._limits.idle_timeout)
                 return
-            _log.info("a client that did not read its answer is cut: {peer}", peer=self.transport.getPeer())
+            _log.info(
+                "closing the connection from {peer}: it does not read its response", peer=self.transport.getPeer()
+            )
             self.abortConnection()
         elif self._late_at is not None and now >= self._late_at:
             self._late_at = None
-            if self._closing and self._backlog.is_read():
-                self._late_at = self._backlog.due(_CLOSING)
+            if self._closing and self._send_queue.is_shrinking():
+                self._late_at = self._send_queue.due(_CLOSING)
             elif self._closing:
                 self.abortConnection()
             elif self._body is not None:
-                self.refuse(RefusedError(408, "the body did not come in time"))
-            elif self._fresh:
-                self.loseConnection()
+                self.send_error(HTTPError(408, "the request body did not arrive in time"))
+            elif self._between_requests:
+                self.loseConnection()  # an idle connection is closed without a response (RFC 9112, 9.5)
             else:
                 seconds = self._limits.head_timeout
-                self.refuse(RefusedError(408, f"the head of the request was not complete within {seconds:g} s"))
+                self.send_error(HTTPError(408, f"the request head was not complete within {seconds:g} s"))
 
-    def _see_gone(self, now: float) -> None:
-        """Find out whether a client that has ended its sending side is there; see the note in peer.py."""
+    def _check_half_closed(self, now: float) -> None:
+        """Find out whether a half-closed client is still there. See Note [Half-closed clients] in peer.py."""
         if is_gone(self.transport):
             self.abortConnection()
-        elif self._inquire_at is not None and now >= self._inquire_at:
-            self._inquire_at = None
+        elif self._probe_at is not None and now >= self._probe_at:
+            self._probe_at = None
             request = self.requests[0]
+            # HTTP/1.0 has no interim responses, and none may follow the begin of the final one.
             if request.head.version == b"HTTP/1.1" and not request.startedWriting:
                 self.transport.write(_CONTINUE)
 
     def pauseProducing(self) -> None:
-        """See that the client does not read as fast as it is sent to."""
+        """Pause the response: the transport's buffer is full."""
+        self.write_blocked = True
         if self._limits.idle_timeout:
-            self._stalled_at = self._backlog.due(self._limits.idle_timeout)
+            self._stalled_at = self._send_queue.due(self._limits.idle_timeout)
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
-        """See that it has read."""
+        """Resume the response, or the parsing of further requests: the transport's buffer is empty."""
+        self.write_blocked = False
         self._stalled_at = None
         super().resumeProducing()
         if self._input and not self._advancing:

@@ -1,4 +1,4 @@
-"""What a WSGI application is told of a request."""
+"""The environ of WSGI requests (PEP 3333)."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -9,52 +9,52 @@ from wsgiref.util import FileWrapper
 from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
-from novasvc.http.crew import Mailbox
 from novasvc.http.head import Head
+from novasvc.http.threadpool import ReactorQueue
 
 _log = Logger()
 
 _KEYS: dict[bytes, str] = {
     b"content-type": "CONTENT_TYPE",
     b"content-length": "CONTENT_LENGTH",
-    b"transfer-encoding": "",  # as has been undone
-    b"proxy": "",  # to some libraries HTTP_PROXY is not what a client says, but what they go through
+    b"transfer-encoding": "",  # the server has decoded it
+    b"proxy": "",  # HTTP libraries take HTTP_PROXY for the proxy to use (CVE-2016-5385, "httpoxy")
 }
-"""The environ's keys by header, as far as they are known; "" is left out."""
-_MOST_KEYS, _LONGEST_KEY = 1000, 64
+"""A cache of environ keys by header name; headers with "" are left out. It is bounded, as clients make names up."""
+_MAX_KEYS, _MAX_KEY = 1000, 64
 
 
 class ErrorLog:
-    """Has what an application writes to wsgi.errors logged.
+    """The file wsgi.errors: writes to the log.
 
-    :param mailbox: the way to the reactor's thread, where the log is written.
+    :param reactor_queue: runs calls in the reactor's thread, where the log is written.
     :param name: of the application.
     """
 
-    def __init__(self, mailbox: Mailbox, name: str) -> None:
-        self._mailbox = mailbox
+    def __init__(self, reactor_queue: ReactorQueue, name: str) -> None:
+        self._reactor_queue = reactor_queue
         self._name = name
 
     def write(self, text: str) -> int:
-        """Log a text, unless it is blank."""
-        if shown := text.rstrip():
-            self._mailbox.post(lambda: _log.error("{app}: {text}", app=self._name, text=shown))
+        """Log a text unless it is blank."""
+        if line := text.rstrip():
+            self._reactor_queue.post(lambda: _log.error("{app}: {text}", app=self._name, text=line))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Log some lines."""
+        """Log the lines as one event."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back."""
+        """Do nothing: nothing is buffered."""
 
 
 def server_environ(host: IAddress, peer: IAddress, *, secure: bool) -> dict[str, Any]:
-    """Return what all requests of a connection have in common.
+    """Return the entries that all requests of a connection share.
 
-    :param host: our address, as a transport gives it.
-    :param peer: the client's.
-    :param secure: whether it is TLS.
+    :param host: the address that the client connected to.
+    :param peer: the client's address.
+    :param secure: whether the connection uses TLS.
     """
     return {
         "SCRIPT_NAME": "",
@@ -74,18 +74,18 @@ def server_environ(host: IAddress, peer: IAddress, *, secure: bool) -> dict[str,
 def make_environ(common: Mapping[str, Any], head: Head, content: IO[bytes] | None) -> dict[str, Any]:
     """Return the environ of one request.
 
-    Texts hold bytes, one a character, as PEP 3333 says. A header whose name has an underscore is left out:
-    its key would be that of another header, with a dash, which a proxy may have checked.
+    Strings hold one byte per character (PEP 3333, "Unicode Issues"). A header whose name has an underscore is left out:
+    its key would be that of the header with a dash in the same place, which a proxy may have validated.
 
     :param common: see :func:`server_environ`.
-    :param content: the body, its position at its end; None is an empty one.
+    :param content: the body, positioned at its end; None if it is empty.
     """
     environ = dict(common)
     path = head.path
     environ["REQUEST_METHOD"] = head.method.decode("latin-1")
     environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
     if path == b"*":
-        environ["PATH_INFO"] = "/"  # of the server itself, whose root it is; REQUEST_URI has what was asked
+        environ["PATH_INFO"] = "/"  # OPTIONS * is for the server as a whole; REQUEST_URI has the "*"
     environ["QUERY_STRING"] = head.query.decode("latin-1")
     environ["REQUEST_URI"] = environ["RAW_URI"] = head.target.decode("latin-1")
     environ["SERVER_PROTOCOL"] = head.version.decode("latin-1")
@@ -101,7 +101,7 @@ def make_environ(common: Mapping[str, Any], head: Head, content: IO[bytes] | Non
         environ[key] = text
     if content is None:
         if "CONTENT_LENGTH" in environ:
-            environ["CONTENT_LENGTH"] = "0"  # were it sent as "00"
+            environ["CONTENT_LENGTH"] = "0"  # the client may have sent "00"
         environ["wsgi.input"] = BytesIO()
     else:
         environ["CONTENT_LENGTH"] = str(content.tell())
@@ -112,6 +112,6 @@ def make_environ(common: Mapping[str, Any], head: Head, content: IO[bytes] | Non
 
 def _key(name: bytes) -> str:
     key = "" if b"_" in name else "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
-    if len(_KEYS) < _MOST_KEYS and len(name) <= _LONGEST_KEY:
+    if len(_KEYS) < _MAX_KEYS and len(name) <= _MAX_KEY:
         _KEYS[name] = key
     return key

@@ -1,4 +1,4 @@
-"""What a server takes from its clients, and how long it waits for them."""
+"""Limits and timeouts of an HTTP server."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from novasvc.config import Settings
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Bounds of one server. What goes beyond them is refused, and the connection is closed.
+    """Limits and timeouts of one server. A request that exceeds one gets an error, and its connection is closed.
 
-    :param max_url_len: bytes of a request's target; more gets 414.
-    :param max_header_line: bytes of a header line; more gets 431.
-    :param max_head: bytes of all header lines; more gets 431.
+    :param max_url_len: bytes of a request target; a longer one gets 414.
+    :param max_header_line: bytes of a header line; a longer one gets 431.
+    :param max_head: bytes of all header lines; more get 431.
     :param max_headers: header lines; more get 431.
-    :param max_body: bytes of a request's body; more gets 413. 0 is without limit.
-    :param spool: bytes of a body that are kept in memory; one that is larger goes to a temporary file.
-    :param tempdir: where that file is; None is the system's choice.
-    :param head_timeout: seconds from the first byte of a request, or from the connection, to the end of the head.
-    :param body_timeout: seconds that a body may take, beside those that ``body_rate`` grants it.
-    :param body_rate: bytes; for so many that have come, a body may take a second longer.
-    :param idle_timeout: seconds between two requests, or without a byte of a body, or while a client does not read
-        its answer. 0 is without limit.
-    :param keep_alive: take more than one request on a connection.
+    :param max_body: bytes of a request body; a longer one gets 413. 0 disables the limit.
+    :param spool: bytes of a body that are kept in memory; a longer one goes to a temporary file.
+    :param tempdir: directory of that file; None takes the system's default.
+    :param head_timeout: seconds from the connection, or from the first byte of a later request, to the end of the head.
+    :param body_timeout: seconds that a body may take, in addition to those for ``body_rate``.
+    :param body_rate: bytes per second: each ``body_rate`` bytes received extend the time for a body by one second.
+    :param idle_timeout: seconds between two requests, or without a byte of a body, or while the client does not read
+        its response. 0 disables it.
+    :param keep_alive: whether a connection takes more than one request.
     """
 
     max_url_len: int = 8192
@@ -40,10 +40,10 @@ class Limits:
     keep_alive: bool = True
 
 
-def limits_of(settings: Settings, max_url_len: int | None = None) -> Limits:
-    """Return what the settings say of the limits of a server.
+def limits_from_settings(settings: Settings, max_url_len: int | None = None) -> Limits:
+    """Return the limits that the settings give a server.
 
-    :param max_url_len: None is the default.
+    :param max_url_len: None takes the default.
     """
     return Limits(
         max_url_len=Limits().max_url_len if max_url_len is None else max_url_len,

@@ -1,21 +1,21 @@
-"""The other end of a connection: whether it reads, and whether it is still there."""
+"""The client's end of a connection: whether it reads, and whether it is still there."""
 
 # Note [Half-closed clients]
 #
-# A client may shut down its sending side (TCP's FIN) when it has sent its request, and wait for the answer. So a FIN
-# ends the requests and not the connection: what came before it is answered. But a client that closes, or dies, sends
-# the same FIN, and nobody needs its answer. What tells the two apart is what the client's host does when something is
+# A client may close its sending side (TCP's FIN) when it has sent its request, and wait for the response. So a FIN ends
+# the requests and not the connection: what came before it is answered. But a client that closes, or dies, sends the
+# same FIN, and nobody needs its response. What tells the two apart is how the client's host reacts when something is
 # sent to it: it acknowledges, or it resets the connection. So:
 #
-# - A begun answer finds out by itself.
-# - A client of HTTP/1.1 that still waits after a moment is sent an interim response, "100 Continue", which every client
-#   has to pass over (RFC 9110, 15.2).
-# - For all of TCP the kernel probes. The host of a client that has closed acknowledges probes until it has forgotten
-#   the connection (tcp_fin_timeout, a minute on Linux), and resets it then.
+# - A response that has begun finds out by itself.
+# - A client of HTTP/1.1 that has waited for a moment is sent an interim response, "100 Continue", which every client
+#   has to accept (RFC 9110, 15.2).
+# - In all cases the kernel sends keepalive probes. The host of a client that has closed acknowledges them until it has
+#   forgotten the connection (tcp_fin_timeout, a minute on Linux), and resets it then.
 #
-# The reactor does not watch a socket that it neither reads nor writes, so the site looks for the reset once a second.
+# The reactor does not watch a socket that it neither reads nor writes, so the site polls for the reset once a second.
 #
-# Over TLS the end of one direction is the end of both: TLS 1.2 has a close_notify answered at once, and pending answers
+# Over TLS there is no half-closing: TLS 1.2 requires an immediate close_notify in return, and pending data to be
 # discarded (RFC 5246, 7.2.1), and Twisted does the same for TLS 1.3. A FIN without close_notify may be an attacker's
 # (RFC 9112, 9.8).
 
@@ -30,14 +30,15 @@ from typing import Any, cast
 
 from twisted.internet.interfaces import ITCPTransport
 
+from novasvc._compat import buffered_octets
 from novasvc.http.limits import Limits
 
 PROBE_IDLE = 15
-"""Seconds until the kernel probes a client that has ended its sending side, and between two probes."""
+"""Seconds until the kernel sends a half-closed client a keepalive probe, and between two probes."""
 
 
-class Backlog:
-    """What a client has not read yet of what it was sent; see the note Late clients in channel.py.
+class SendQueue:
+    """The data that waits to be sent to a client, and whether it shrinks. See Note [Slow clients] in channel.py.
 
     :param clock: returns seconds.
     """
@@ -49,17 +50,17 @@ class Backlog:
         self._octets: int | None = None
 
     def due(self, otherwise: float) -> float:
-        """Return when the client is to have read some of it.
+        """Measure the queue, and return the time at which it is to be measured again.
 
-        :param otherwise: seconds, where nobody knows how much there is.
+        :param otherwise: seconds from now, if the transport does not tell the length of the queue.
         """
         self._octets = unsent(self._transport)
         limits = self._limits
         seconds = otherwise if self._octets is None else limits.body_timeout
         return self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds)
 
-    def is_read(self) -> bool:
-        """Return whether the client reads at the rate at which it would have to send."""
+    def is_shrinking(self) -> bool:
+        """Return whether the client has read at the minimum rate, that of request bodies, since due() was called."""
         before, now = self._octets, unsent(self._transport)
         if before is None or now is None:
             return False
@@ -69,19 +70,17 @@ class Backlog:
 
 
 def unsent(transport: Any) -> int | None:
-    """Return the octets that wait in this process to be sent; None if the transport does not tell."""
-    # A wrapper, as that of TLS, passes on what it is given.
+    """Return how many octets wait in this process to be sent; None if the transport does not tell."""
+    # A wrapper, such as TLS, hands its data to the transport below at once, and has none of its own.
     while not hasattr(transport, "dataBuffer") and hasattr(transport, "transport"):
         transport = transport.transport
-    if not hasattr(transport, "_tempDataLen"):
-        return None
-    return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)  # noqa: SLF001 - no other way
+    return buffered_octets(transport)
 
 
 def has_arrived(transport: Any) -> bool:
-    """Return whether the other host has acknowledged all that was written.
+    """Return whether the client's host has acknowledged all that was written.
 
-    True where the kernel does not tell, as soon as nothing waits in this process.
+    Where the kernel does not tell, return whether all was handed to it.
     """
     if unsent(transport):
         return False
@@ -96,36 +95,36 @@ def has_arrived(transport: Any) -> bool:
 
 
 def is_gone(transport: Any) -> bool:
-    """Return whether the connection was reset, or (a unix socket) closed on the other side.
+    """Return whether the connection was reset or, for a unix socket, closed by the client.
 
-    A reactor does not tell that of a socket that it neither reads nor writes.
+    A reactor does not notice on a socket that it neither reads nor writes.
     """
     found = _descriptor(transport)
     if found is None:
         return False
     poll = select.poll()
-    poll.register(found, 0)  # errors and hang-ups are told without being asked for
+    poll.register(found, 0)  # POLLERR and POLLHUP are reported whatever is asked for
     return bool(poll.poll(0))
 
 
 def probe(transport: Any) -> None:
-    """Have the kernel ask every PROBE_IDLE seconds whether the connection is still there; a reset is the answer if not.
+    """Have the kernel send keepalive probes every PROBE_IDLE seconds; a client that is gone answers with a reset.
 
-    Does nothing but on TCP.
+    Does nothing unless the transport is TCP.
     """
     if not ITCPTransport.providedBy(transport):
         return
     handle = cast(Any, transport).getHandle()
     if not isinstance(handle, socket.socket):
         return
-    with suppress(OSError):  # that has just been closed
+    with suppress(OSError):  # it has just been closed
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_IDLE)
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_IDLE)
 
 
 def _descriptor(transport: Any) -> int | None:
-    """Return the number of the socket; None if there is none."""
+    """Return the file descriptor of the socket; None if there is none."""
     while not hasattr(transport, "fileno") and hasattr(transport, "transport"):
         transport = transport.transport
     number = transport.fileno() if hasattr(transport, "fileno") else -1

@@ -1,5 +1,6 @@
-"""A site: what makes the channels of a server, watches them, and counts their requests."""
+"""The factory of HTTP connections: makes channels and requests, enforces deadlines, counts and logs requests."""
 
+from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from io import BytesIO
 from typing import IO, Any
@@ -10,32 +11,38 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
 from twisted.web.http import parse_qs
-from twisted.web.resource import IResource, _IEncodingResource
+from twisted.web.resource import IResource
 
+from novasvc._compat import apply_content_encoding
 from novasvc.http.access_log import AccessLog
-from novasvc.http.answer import RESET_CONTENT, WITHOUT_BODY
-from novasvc.http.channel import Channel
+from novasvc.http.channel import LimitedChannel
+from novasvc.http.errors import FAILED, HTTPError, error_body
+from novasvc.http.fast_path import FastRequest, IFastPath
 from novasvc.http.head import Head
-from novasvc.http.light import LightRequest
 from novasvc.http.limits import Limits
-from novasvc.http.refusal import RefusedError, error_body
+from novasvc.http.response_head import BODILESS, RESET_CONTENT
 from novasvc.telemetry import metrics
 
 _log = Logger()
 
 _FORM = b"application/x-www-form-urlencoded"
-_LARGEST_FORM = 16384
-"""Bytes of a form that is read; a larger one has no fields."""
+_MAX_FORM = 16384
+"""Bytes of a form that is parsed; a larger one has no fields."""
+_DEADLINE_CHECK = 1.0
+"""Seconds between two checks of all connections' deadlines. See Note [Slow clients] in channel.py."""
+_TLS_LOG_INTERVAL = 1.0
+"""Seconds between two log lines about failed TLS handshakes; those in between are counted."""
 
 
 class Request(server.Request):
-    """A request as twisted.web's resources, and Klein's routes, take it.
+    """A request for a twisted.web resource or a Klein route.
 
-    What such a resource raises is answered with a JSON error, and only the log has the traceback.
+    An exception in the resource becomes a JSON error without details; the traceback is only logged.
 
-    :ivar head: as it was read.
-    :ivar route: what the figures of HTTP call it; a resource sets it: a template, or "".
-    :ivar request_id: what the access log calls it; a resource may set it.
+    :ivar head: the parsed head.
+    :ivar route: the label of this request in the metrics: a path template, or "". A resource sets it.
+    :ivar request_id: the id of this request in the access log. A resource may set it.
+    :ivar began: seconds on the reactor's clock when the head was complete.
     """
 
     channel: Any
@@ -43,19 +50,29 @@ class Request(server.Request):
     route = ""
     request_id = ""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: LimitedChannel, head: Head) -> None:
         super().__init__(channel)
-        self._began = channel.site.reactor.seconds()
-
-    def begin(self, head: Head) -> None:
-        """Take the head. Called by the site."""
+        self.began = channel.site.reactor.seconds()
         self.head = head
         for name, value in head.headers:
             self.requestHeaders.addRawHeader(name, value)
         self.parseCookies()
 
+    def header_values(self, name: bytes) -> Sequence[bytes]:
+        """Return all values of a request header, in the order in which they came."""
+        values: Sequence[bytes] = self.requestHeaders.getRawHeaders(name, ())
+        return values
+
+    def set_headers(self, headers: Mapping[bytes, Sequence[bytes]]) -> None:
+        """Set response headers.
+
+        :param headers: values by name in lower case.
+        """
+        for name, values in headers.items():
+            self.responseHeaders.setRawHeaders(name, values)
+
     def received(self, content: IO[bytes] | None) -> None:
-        """Take the body, and answer. Called by the channel."""
+        """Render the resource: the request is complete. Called by the channel."""
         self.content = BytesIO() if content is None else content
         head, content = self.head, self.content
         size = content.tell()
@@ -63,61 +80,62 @@ class Request(server.Request):
         self.method, self.path, self.clientproto = head.method, head.path, head.version
         self.uri = head.path + b"?" + head.query if head.query else head.path
         self.args = parse_qs(head.query, True) if head.query else {}
-        # twisted.web reads forms of any size, for any path, before anybody knows who sent them: a second's work. Ours
-        # are small, and no room takes files.
-        kind = (self.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
-        if kind == _FORM and size <= _LARGEST_FORM and head.method == b"POST":
+        # twisted.web parses forms of any size, for any path, before authentication: up to a second of CPU time. Forms
+        # of ours are small, and no resource accepts multipart uploads.
+        media_type = (self.getHeader(b"content-type") or b"").partition(b";")[0].strip().lower()
+        if media_type == _FORM and size <= _MAX_FORM and head.method == b"POST":
             self.args.update(parse_qs(content.read(), True))
             content.seek(0)
         self.process()
 
     def process(self) -> None:
-        """Find the resource, and have it answer. As in twisted.web, but nobody is told the server's version."""
+        """Find the resource and render it, as twisted.web does, but without a Server header."""
         site = self.site = self.channel.site
         self.responseHeaders.setRawHeaders(b"date", [site.date])
         self.prepath: list[bytes] = []
         self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
         if self.path == b"*":
-            self._handleStar()
+            # OPTIONS * asks about the server as a whole (RFC 9110, 9.3.7); the parser takes no other method with it.
+            self.setHeader(b"content-length", b"0")
+            self.finish()
             return
         try:
             resource = site.getResourceFor(self)
-            if _IEncodingResource.providedBy(resource):
-                self._encoder = resource.getEncoder(self)
+            apply_content_encoding(self, resource)
             self.render(resource)
-        except BaseException:  # noqa: BLE001 - as in twisted.web: no request ends the server
+        except BaseException:  # noqa: BLE001 - as in twisted.web: no request may end the server
             self.processingFailed(Failure())
 
     def write(self, data: bytes) -> None:
-        """Send a part of the body; as in twisted.web, but fields of a body are left out where there is none."""
+        """Write a part of the body, as twisted.web does, without body headers where the status forbids a body."""
         if self.startedWriting:
             super().write(data)
             return
         if not self.channel.persistent:
             self.responseHeaders.setRawHeaders(b"connection", [b"close"])
-        if self.code not in WITHOUT_BODY:
+        if self.code not in BODILESS:
             super().write(data)
             return
         self.responseHeaders.removeHeader(b"content-length")
         if self.code == RESET_CONTENT:
             self.responseHeaders.setRawHeaders(b"content-length", [b"0"])
         super().write(b"")
-        self.write = _write_nothing  # type: ignore[method-assign, assignment]  # as twisted.web does for 204 and 304
+        self.write = _discard  # type: ignore[method-assign, assignment]  # as twisted.web does for 204 and 304
 
     def processingFailed(self, reason: Failure) -> object:  # noqa: N802 - twisted.web's name
-        """Answer that it failed, with nothing of why; the log has that."""
+        """Respond with a 500 that has no details, and log the reason."""
         _log.failure("{method} {path} failed", reason, method=self.method, path=self.path)
-        if self._disconnected or self.finished:
+        if self.finished or self.channel is None:
             return reason
         if self.startedWriting:
-            # The client is not to take what it has for all of it.
-            no_body = self.method == b"HEAD" or self.code in WITHOUT_BODY
-            self.channel.break_off(
+            # The status is sent already. Close so that the client sees that the response is incomplete.
+            no_body = self.method == b"HEAD" or self.code in BODILESS
+            self.channel.close_incomplete(
                 delimited=no_body or bool(self.chunked) or self.responseHeaders.hasHeader(b"content-length")
             )
             return reason
         self.setResponseCode(500)
-        body = error_body(500, "the request failed on this server, and its log says why")
+        body = error_body(500, FAILED)
         self.setHeader(b"content-type", b"application/json")
         self.setHeader(b"content-length", b"%d" % len(body))
         self.write(body)
@@ -125,27 +143,27 @@ class Request(server.Request):
         return reason
 
     def connectionLost(self, reason: Failure) -> None:
-        """See the client go before it had its answer."""
+        """Log and count the request: the client has gone before the end of the response."""
         site, peer = self.channel.site, self.client
         super().connectionLost(reason)
         code = self.code if self.startedWriting else 0
-        site.note_end(peer, self.head, self.route, code, self.sentLength, self._began, self.request_id)
+        site.request_ended(peer, self.head, self.route, code, self.sentLength, self.began, self.request_id)
 
 
-def _write_nothing(_: bytes) -> None:
+def _discard(_: bytes) -> None:
     pass
 
 
 class Site(server.Site):
-    """Makes channels, and requests of what they read; :func:`make_site` makes one.
+    """Makes channels, and a request for each head that they parse. Use :func:`make_site`.
 
-    :param resource: provides IResource. If it has ``shortcut(head)``, and that returns a handler, the request is a
-        :class:`~novasvc.http.light.LightRequest`, and the resource does not see it.
+    :param resource: provides IResource. If it provides :class:`~novasvc.http.fast_path.IFastPath`, it may answer
+        requests without twisted.web.
     :param limits: of each connection.
     :param reactor: provides IReactorTime.
     :param log: None writes no access log.
-    :param name: of the server, in the figures.
-    :ivar channels: those that are open.
+    :param name: of the server, a label in the metrics.
+    :ivar channels: the open ones.
     """
 
     def __init__(
@@ -155,65 +173,61 @@ class Site(server.Site):
         self.noisy = False
         self.limits = limits
         self.name = name
-        self.channels: set[Channel] = set()
+        self.channels: set[LimitedChannel] = set()
         self._access_log = log
-        self._shortcut = getattr(resource, "shortcut", None)
-        self._watch: IDelayedCall | None = None
+        self._fast_path: Any = IFastPath(resource, None)
+        self._deadline_check: IDelayedCall | None = None
         self._date = b""
-        self._date_of = -1
-        self._broken = 0
-        self._told_at = float("-inf")
+        self._date_second = -1
+        self._tls_failures = 0
+        self._tls_logged_at = float("-inf")
 
-    def make_request(self, channel: Channel, head: Head) -> Any:
-        """Make a request of a head; see :class:`~novasvc.http.channel.Channel`."""
+    def make_request(self, channel: LimitedChannel, head: Head) -> Any:
+        """Make the request of a head; see :class:`~novasvc.http.channel.LimitedChannel`."""
         metrics.request_begins(self.name)
-        handler = None if self._shortcut is None else self._shortcut(head)
-        if handler is not None:
-            return LightRequest(self, channel, head, handler)
-        request = Request(channel)
-        request.begin(head)
-        return request
+        handler = None if self._fast_path is None else self._fast_path.fast_handler(head)
+        return Request(channel, head) if handler is None else FastRequest(self, channel, head, handler)
 
     @property
     def date(self) -> bytes:
-        """Now, as the Date header has it."""
+        """The current value of the Date header, formatted once a second."""
         now = int(self.reactor.seconds())
-        if now != self._date_of:
-            self._date_of = now
+        if now != self._date_second:
+            self._date_second = now
             self._date = formatdate(now, usegmt=True).encode()
         return self._date
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - IProtocolNegotiationFactory
-        """Return what TLS may agree on: twisted.web's HTTP/2 knows nothing of our limits."""
+        """Return the ALPN protocols: not h2, as twisted.web's HTTP/2 does not enforce our limits."""
         return [b"http/1.1"]
 
     # -- channels ------------------------------------------------------------------------------
 
-    def buildProtocol(self, addr: IAddress | None) -> Channel:  # type: ignore[override]  # Twisted wraps it for HTTP/2
+    def buildProtocol(self, addr: IAddress | None) -> LimitedChannel:  # type: ignore[override]  # Twisted wraps it for h2
         """Make a channel."""
-        return Channel(self)
+        return LimitedChannel(self)
 
-    def watch(self, channel: Channel) -> None:
-        """See to the deadlines of a channel, from now on."""
+    def add_channel(self, channel: LimitedChannel) -> None:
+        """Enforce the deadlines of an open channel from now on."""
         self.channels.add(channel)
-        if self._watch is None:
-            self._watch = self.reactor.callLater(1.0, self._see_time)
+        if self._deadline_check is None:
+            self._deadline_check = self.reactor.callLater(_DEADLINE_CHECK, self._check_deadlines)
 
-    def forget(self, channel: Channel) -> None:
-        """Forget a channel that is closed."""
+    def remove_channel(self, channel: LimitedChannel) -> None:
+        """Forget a closed channel."""
         self.channels.discard(channel)
-        if not self.channels and self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        if not self.channels and self._deadline_check is not None:
+            self._deadline_check.cancel()
+            self._deadline_check = None
 
-    def note_broken_tls(self, peer: Any, reason: Failure) -> None:
-        """Log that TLS with a client has failed: a certificate that is missing or a stranger's, an old version."""
-        self._broken += 1
+    def tls_failed(self, peer: Any, reason: Failure) -> None:
+        """Log a failed TLS connection: no client certificate, one of an unknown CA, an old version of TLS."""
+        self._tls_failures += 1
         now = self.reactor.seconds()
-        if now >= self._told_at + 1.0:
-            more = f"; so it did with {self._broken - 1} before" if self._broken > 1 else ""
+        if now >= self._tls_logged_at + _TLS_LOG_INTERVAL:
+            more = f" ({self._tls_failures - 1} more failed before)" if self._tls_failures > 1 else ""
             error: Any = reason.value
-            # OpenSSL's have a list of what went wrong, each with the words last.
+            # An OpenSSL error has a list of entries, the last field of each being the text.
             listed = error.args[0] if error.args and isinstance(error.args[0], list) else []
             why = "; ".join(entry[-1] for entry in listed) or reason.getErrorMessage()
             _log.info(
@@ -223,57 +237,65 @@ class Site(server.Site):
                 why=why,
                 more=more,
             )
-            self._told_at, self._broken = now, 0
+            self._tls_logged_at, self._tls_failures = now, 0
 
-    def _see_time(self) -> None:
-        self._watch = self.reactor.callLater(1.0, self._see_time)
+    def _check_deadlines(self) -> None:
+        self._deadline_check = self.reactor.callLater(_DEADLINE_CHECK, self._check_deadlines)
         now = self.reactor.seconds()
-        for channel in list(self.channels):
-            channel.see_time(now)
+        for channel in list(self.channels):  # a channel that is late removes itself
+            channel.check_deadlines(now)
 
     def startFactory(self) -> None:
-        """Begin nothing: the access log is not twisted.web's, which would keep a timer."""
+        """Do nothing: twisted.web would start its own access log, and a timer for it."""
 
     def stopFactory(self) -> None:
-        """Let go of nothing: channels may still be open, and are watched until they are closed."""
+        """Do nothing: channels may outlive the port, and their deadlines are enforced until they close."""
 
     # -- ends of requests ----------------------------------------------------------------------
 
     def log(self, request: Any) -> None:
-        """Note the end of an answer. Called by twisted.web's request."""
-        length = request.sentLength
-        began = request._began  # noqa: SLF001 - ours
-        self.note_end(request.client, request.head, request.route, request.code, length, began, request.request_id)
+        """Count and log an answered request. Called by twisted.web's request."""
+        self.request_ended(
+            request.client,
+            request.head,
+            request.route,
+            request.code,
+            request.sentLength,
+            request.began,
+            request.request_id,
+        )
 
-    def note_end(
+    def request_ended(
         self, client: Any, head: Head, route: str, status: int, length: int, began: float, request_id: str = ""
     ) -> None:
-        """Count and log a request that came to its end.
+        """Count and log a request that has ended.
 
         :param client: its address.
-        :param status: 0 if the client was gone before there was an answer.
-        :param length: bytes of the body that was sent.
-        :param began: seconds on the reactor's clock, when its head was complete.
+        :param status: 0 if the client disconnected before the response.
+        :param length: bytes of the body that were sent.
+        :param began: seconds on the reactor's clock when its head was complete.
         """
         seconds = self.reactor.seconds() - began
         metrics.request_ends(self.name, route, head.method.decode("ascii"), status, seconds)
         if self._access_log is not None:
             self._access_log.write(client, head.line, status, length, seconds, request_id)
 
-    def note_refused(self, channel: Channel, refused: RefusedError, line: bytes, length: int, *, begun: bool) -> None:
-        """Count and log what was refused.
+    def request_rejected(
+        self, channel: LimitedChannel, error: HTTPError, line: bytes, length: int, *, begun: bool
+    ) -> None:
+        """Count and log a request that the server itself rejects.
 
-        :param line: the request line; empty if it could not be read.
-        :param length: bytes of the answer's body.
-        :param begun: whether a request was made of its head; else that was what is wrong.
+        :param line: the request line; empty if it cannot be read.
+        :param length: bytes of the response body.
+        :param begun: whether the head was valid, so that the request is counted as begun already.
         """
         if not begun:
             metrics.request_begins(self.name)
-        metrics.request_ends(self.name, "", "", refused.status, 0.0)
+        metrics.request_ends(self.name, "", "", error.status, 0.0)
         if self._access_log is not None:
             client = channel.transport.getPeer()
-            self._access_log.write(client, line or b"-", refused.status, length, 0.0)
-            self._access_log.write_reason(client, refused.status, refused.message)
+            self._access_log.write(client, line or b"-", error.status, length, 0.0)
+            self._access_log.write_reason(client, error.status, error.message)
 
 
 def make_site(
@@ -284,15 +306,15 @@ def make_site(
     log: AccessLog | None = None,
     name: str = "http",
 ) -> Site:
-    """Make the factory of a server of HTTP/1.1.
+    """Make the factory of an HTTP/1.1 server.
 
-    Its connections drain when a :class:`~novasvc.node.stream_server.StreamServer` stops. For TLS it is
-    wrapped in :class:`twisted.protocols.tls.TLSMemoryBIOFactory`.
+    Its connections drain when a :class:`~novasvc.node.stream_server.StreamServer` stops. For TLS, wrap it in
+    :class:`twisted.protocols.tls.TLSMemoryBIOFactory`.
 
-    :param resource: of twisted.web: answers all requests, or has children that do.
+    :param resource: a twisted.web resource.
     :param limits: None takes the defaults.
     :param reactor: provides IReactorTime.
     :param log: None writes no access log.
-    :param name: of the server, in the figures: one of a few.
+    :param name: of the server, a label in the metrics: one of a few.
     """
     return Site(resource, limits=limits or Limits(), reactor=reactor, log=log, name=name)

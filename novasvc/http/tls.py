@@ -1,4 +1,4 @@
-"""TLS for a server: its certificate, and those of its clients. Imports OpenSSL; imported when TLS is used."""
+"""TLS of a server: its certificate, and client certificates. Imports OpenSSL: import it only when TLS is used."""
 
 import stat
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,20 @@ from novasvc.errors import SettingError
 
 _log = Logger()
 
-_NO_CERTIFICATE = "there is no certificate in PEM in it"
+_NO_CERTIFICATE = "it contains no PEM certificate"
 _HTTP = b"http/1.1"
 
 
 @implementer(IOpenSSLContextFactory)
 class TLS:
-    """What the connections of a server have in common.
+    """The OpenSSL context of a server's connections.
 
-    Goes to workers by pickle as what was read, once and for all of them: a worker that takes the place of another shows
-    the same certificate, whatever has become of the file.
+    It is pickled as the contents of the files, which are read once for all workers: a worker that replaces another has
+    the same certificate, even if the file has changed.
 
-    :param certificate: in PEM; the certificates that lead to its authority may follow it.
-    :param key: in PEM, without a passphrase.
-    :param authorities: in PEM: those who vouch for clients, which need a certificate then; None asks clients for
-        nothing.
+    :param certificate: PEM; intermediate certificates may follow it.
+    :param key: PEM, without a passphrase.
+    :param authorities: PEM: the CA bundle that verifies clients, which then need a certificate; None asks for none.
     """
 
     def __init__(self, certificate: "Pem", key: "Pem", authorities: "Pem | None") -> None:
@@ -48,8 +47,8 @@ class TLS:
             context.use_certificate(own)
             for each in chain:
                 context.add_extra_chain_cert(each)
-        with key.used(f"there is no private key in PEM without a passphrase in it, or not that of {certificate.path}"):
-            # Not OpenSSL's own way of reading it, which would ask for a passphrase on the terminal.
+        with key.used(f"it contains no PEM private key without a passphrase, or not the key of {certificate.path}"):
+            # OpenSSL's own loader would prompt for a passphrase on the terminal.
             private: Any = load_pem_private_key(key.text, None)
             context.use_privatekey(private)
             context.check_privatekey()
@@ -60,23 +59,23 @@ class TLS:
                 for each in load_pem_x509_certificates(authorities.text):
                     store.add_cert(X509.from_cryptography(each))
                     context.add_client_ca(each)
-            context.set_session_id(b"novasvc")  # else who comes again with a certificate is refused
+            context.set_session_id(b"novasvc")  # without it, resuming a session with a client certificate fails
             context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TLS, self._read
 
     def getContext(self) -> SSL.Context:  # noqa: N802 - the interface's name
-        """Return it; see IOpenSSLContextFactory."""
+        """Return the context; see IOpenSSLContextFactory."""
         return self._context
 
 
 @attrs.frozen
 class Pem:
-    """A file that was read.
+    """The contents of a PEM file.
 
-    :param setting: that names it.
-    :param text: what is in it; the private key, maybe.
+    :param setting: the setting that names the file.
+    :param text: the contents; maybe a private key, so it is not in the repr.
     """
 
     setting: str
@@ -85,7 +84,7 @@ class Pem:
 
     @contextmanager
     def used(self, problem: str) -> Iterator[None]:
-        """Say of which file it is that something is wrong.
+        """Convert errors about the contents to a SettingError that names the file.
 
         :raises SettingError: with this problem.
         """
@@ -97,28 +96,29 @@ class Pem:
 
 
 def make_tls(cert_file: Path | None, key_file: Path | None, ca_file: Path | None) -> TLS:
-    """Read a certificate and its key; TLS 1.2 is the least.
+    """Read a certificate and its key. TLS 1.2 is the minimum version.
 
-    :param cert_file: see :class:`TLS`, as for the others.
-    :raises SettingError: one cannot be used; it names the setting and the file.
+    The files are those of :class:`TLS`.
+
+    :raises SettingError: a file cannot be used; the error names the setting and the file.
     """
     if cert_file is None or key_file is None:
         name = "ssl_cert_file" if cert_file is None else "ssl_key_file"
-        raise SettingError(name, None, "nowhere", "TLS takes a certificate and its key", f"give {name}")
+        raise SettingError(name, None, "nowhere", "TLS needs a certificate and its key", f"set {name}")
     authorities = None if ca_file is None else _read("ssl_ca_file", ca_file)
     tls = TLS(_read("ssl_cert_file", cert_file), _read("ssl_key_file", key_file), authorities)
     if key_file.stat().st_mode & stat.S_IROTH:
-        _log.warn("ssl_key_file {path}: everybody on this host may read it; chmod 600 it", path=str(key_file))
+        _log.warn("ssl_key_file {path} is readable by all users of this host; chmod 600 it", path=str(key_file))
     return tls
 
 
 def wrap(factory: IProtocolFactory, context: TLS, reactor: Any) -> IProtocolFactory:
-    """Have the protocols of a factory speak TLS, whatever socket they are on."""
+    """Wrap a factory so that its protocols use TLS on any transport."""
     return TLSMemoryBIOFactory(context, isClient=False, wrappedFactory=factory, clock=reactor)
 
 
 def _select(_connection: SSL.Connection, offered: Sequence[bytes]) -> Any:
-    """Agree on HTTP/1.1: there is no other that knows our limits."""
+    """Select HTTP/1.1 by ALPN: twisted.web's HTTP/2 does not enforce our limits."""
     return _HTTP if _HTTP in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 

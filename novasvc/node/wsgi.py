@@ -3,18 +3,15 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from socket import socket
 from typing import Any, Self
 
-from twisted.application import service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.logger import Logger, LogLevel
-from zope.interface import implementer
+from twisted.logger import Logger
 
-from novasvc.errors import NovasvcError, SettingError, StartError, describe
-from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITransport
+from novasvc.errors import SettingError
+from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Attachments, make_manager
-from novasvc.node.lifecycle import Course
+from novasvc.node.http_service import HTTPService
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.signature import ConstructorSignature, hides
@@ -26,12 +23,8 @@ from novasvc.telemetry.logs import counted
 
 _log = Logger()
 
-_BACKLOG = 1024
-"""Connections that the kernel keeps until they are accepted."""
 
-
-@implementer(IStartable, IReplaceable)
-class WSGIService(service.Service):
+class WSGIService(HTTPService):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 
     Settings of its name say where: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``; and
@@ -54,7 +47,6 @@ class WSGIService(service.Service):
     _made_of: tuple[tuple[Any, ...], dict[str, Any]]
     _tls: Any = None
     name: str
-    replaceable = True
     preload = ("novasvc.node.wsgi", "novasvc.http.wsgi")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -94,23 +86,12 @@ class WSGIService(service.Service):
 
             self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
         self.app: Any = None
-        host = api.listen.replace(":", r"\:")
-        # Endpoints bring TLS, 12 MiB that nodes have no use for; they import this module, too.
-        from novasvc.node.stream_server import StreamServer  # noqa: PLC0415
-
-        self.server = StreamServer(
-            f"tcp:{api.listen_port}:interface={host}:backlog={_BACKLOG}",
-            self._make_factory,
-            self.runtime.reactor,
-            settings.graceful_shutdown_timeout,
-            settings.tcp_keepidle,
-        )
         self._site: Any = None
         self._transport: ITransport | None = None
         self._registry: IServiceRegistry | None = None
         self._client: Client | None = None
         self._step = ""
-        self._course = Course(f"the API {name}", self._begin, self._end, self._entered)
+        self._listen_on(f"the API {name}", api.listen, api.listen_port)
 
     @cached_property
     def manager(self) -> Any:
@@ -136,34 +117,6 @@ class WSGIService(service.Service):
         args, kwargs = self._made_of
         return type(self)(*args, **kwargs)
 
-    @property
-    def port(self) -> int | None:
-        """The port that it listens on, as soon as it is bound."""
-        return self.server.port
-
-    @property
-    def state(self) -> str:
-        """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
-
-    # -- preforked -----------------------------------------------------------------------------
-
-    def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
-        """Listen; see :class:`~novasvc.interfaces.IPreforkable`."""
-        return self.server.open_sockets(held)
-
-    def adopt_sockets(self, sockets: Sequence[socket]) -> None:
-        """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
-        self.server.adopt_sockets(sockets)
-
-    def hand_on(self) -> Sequence[socket]:
-        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
-        return self.server.hand_on()
-
-    def succeeded(self) -> None:
-        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self.server.succeeded()
-
     # -- the way up, and down ------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
@@ -173,30 +126,12 @@ class WSGIService(service.Service):
         """
         return self._course.start()
 
-    def privilegedStartService(self) -> None:
-        """Bind the port."""
-        super().privilegedStartService()
-        self.server.privilegedStartService()
-
-    def startService(self) -> None:
-        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
-        super().startService()
-        self._course.start().addErrback(lambda _: None)
-
-    def when_started(self) -> Deferred[None]:
-        """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
-
     def stop(self) -> Deferred[None]:
-        """Accept no more connections, and finish the requests under way, up to graceful_shutdown_timeout.
+        """Stop, as :meth:`stopService` does.
 
         :return: Deferred[None], fired when it has stopped.
         """
-        super().stopService()
-        # One that has not begun to start may be bound already, too.
-        return self._course.stop().addCallback(lambda _: self.server.stopService())
-
-    stopService = stop
+        return self.stopService()
 
     def wait(self) -> Deferred[None]:
         """Wait until it has stopped, or its start has failed.
@@ -211,11 +146,7 @@ class WSGIService(service.Service):
         Source: nova.service.WSGIService.reset.
         """
         if self._site is not None:
-            self._site.crew.most = self.runtime.settings.wsgi_default_pool_size
-
-    def hurry(self) -> None:
-        """Cut the connections that are left. Called when it was told to stop."""
-        self.server.hurry()
+            self._site.pool.max_threads = self.runtime.settings.wsgi_default_pool_size
 
     def _entered(self, state: str) -> None:
         note("api", f"{self.name} is {state}")
@@ -227,12 +158,7 @@ class WSGIService(service.Service):
         except CancelledError:
             raise
         except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
-            known = isinstance(error, NovasvcError)
-            failed = StartError(f"the API {self.name}", self._step, str(error) if known else describe(error))
-            _log.critical("{error}", error=failed)
-            if not known:
-                _log.failure("where it was raised", level=LogLevel.debug)
-            raise failed from error
+            raise self._start_error(self._step, error) from error
 
     async def _walk_up(self) -> None:
         self._step = "load the application"
@@ -288,10 +214,10 @@ class WSGIService(service.Service):
     async def _end(self) -> None:
         await self._tidy("stop serving", self.server.stopService)
         if self._site is not None:
-            if self._site.crew.busy:
-                requests = counted(self._site.crew.busy, "request")
+            if self._site.pool.busy:
+                requests = counted(self._site.pool.busy, "request")
                 _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
-            self._site.crew.close()
+            self._site.pool.close()
         if self._registry is not None and self.manager is not None:
             await self._tidy("cleanup_host", self.manager.cleanup_host)
         if self._client is not None:
@@ -311,24 +237,20 @@ class WSGIService(service.Service):
     def _make_factory(self) -> Any:
         # A process that serves nothing, such as a supervisor, pays nothing for it.
         from novasvc.http import AccessLog  # noqa: PLC0415
-        from novasvc.http.limits import limits_of  # noqa: PLC0415
+        from novasvc.http.limits import limits_from_settings  # noqa: PLC0415
         from novasvc.http.wsgi import WSGISite  # noqa: PLC0415
 
         settings, reactor = self.runtime.settings, self.runtime.reactor
         self._site = WSGISite(
             self.app,
-            limits=limits_of(settings, self.max_url_len),
+            limits=limits_from_settings(settings, self.max_url_len),
             reactor=reactor,
             log=AccessLog(settings.wsgi_log_format) if settings.wsgi_log_format else None,
             name=self.name,
             threads=settings.wsgi_default_pool_size,
             multiprocess=self.runtime.worker is not None,
         )
-        if self._tls is None:
-            return self._site
-        from novasvc.http.tls import wrap  # noqa: PLC0415 - imports OpenSSL
-
-        return wrap(self._site, self._tls, reactor)
+        return self._with_tls(self._site, self._tls)
 
 
 def _workers(name: str, given: int | None) -> int:

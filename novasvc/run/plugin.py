@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from novasvc._version import __version__
 from novasvc.config import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.errors import NovasvcError
+from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
@@ -287,7 +288,7 @@ class ProcessTree(ServiceTree):
         self._helpers = MultiService()
         self._process: Process | None = None
         self._observer_beside: ILogObserver | None = None
-        self._api: APIService | None = None
+        self._api: IWebPage | None = None
         self._failed = False
 
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
@@ -358,7 +359,7 @@ class ProcessTree(ServiceTree):
         return after, parts
 
     def _see_api(self, part: Any) -> None:
-        if getattr(part, "name", None) == "api":
+        if IWebPage.providedBy(part):
             self._api = part
 
     def setServiceParent(self, parent: Any) -> None:
@@ -497,7 +498,7 @@ def settle_collector() -> None:
     #
     # Modules, classes and the tree stay as long as the process. To look through them at every full
     # collection stops the reactor for tens of milliseconds, and a node makes few cycles. So they are
-    # taken out of its sight once, and it looks less often: docs/performance.md has the figures.
+    # taken out of its service once, and it looks less often: docs/performance.md has the figures.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -180,7 +180,7 @@ class FleetTests(BrowserTestCase):
         browser.driver.back()
         browser.until(lambda: self.troubled() == ["off", "old"], "the way back works")
         browser.open("/?q=nowhere")
-        browser.says("#grid", "No host is like this")
+        browser.says("#grid", "No host matches")
 
     def test_hostile_names(self) -> None:
         """A host that is named like a script is shown as it is named, and does nothing."""
@@ -294,7 +294,7 @@ class FleetTests(BrowserTestCase):
         browser.open("/?q=alive")
         browser.click(self.cell("alive", "novasvc-greeter"))
         browser.says("#health", "broker")
-        browser.says("#workers", "one process")
+        browser.says("#workers", "single process")
         browser.says("#events", "greet")
         self.assertRegex(browser.text("#facts"), r"(?s)uptime\s+\d+ s")
         task = "//th[.='report']/../"
@@ -302,12 +302,12 @@ class FleetTests(BrowserTestCase):
         browser.driver.find_element("xpath", f"{task}td/a").click()
         browser.says("dialog h1", "Run the task report of novasvc-greeter@alive now?")
         browser.click("dialog .does button")
-        browser.says(".message", "The task was begun.")
+        browser.says(".message", "The task was started.")
         runs = "the run is seen without loading again"
         browser.until(lambda: browser.driver.find_element("xpath", f"{task}td[2]").text == "1", runs)
         browser.click("#do-ping")
         browser.click("dialog .does button")
-        browser.until(lambda: re.search(r"answered within \d+\.\d ms", browser.text(".message")), "it answered")
+        browser.until(lambda: re.search(r"responded within \d+\.\d ms", browser.text(".message")), "it answered")
         drawn = "//th[.='greet']/../td//*[name()='path'][string-length(@d) > 25]"
         browser.until(lambda: len(browser.driver.find_elements("xpath", drawn)) == 2, "two lines are drawn")
         browser.screenshot("node")
@@ -319,9 +319,9 @@ class FleetTests(BrowserTestCase):
         browser.open("/?q=mute")
         browser.until(lambda: self.hosts() == ["mute"], "it is there")
         browser.click(self.cell("mute"))
-        browser.says("#facts", "is not there")
+        browser.says("#facts", "is unreachable")
         browser.says("#facts", "last heartbeat")
-        browser.says("#tasks", "It does not say.")
+        browser.says("#tasks", "Unknown.")
 
     def test_narrow(self) -> None:
         """On a screen of 360 pixels no page has to be moved sideways."""
@@ -428,7 +428,7 @@ class OutageTests(BrowserTestCase):
         begun = time.monotonic()
         self.assertEqual(server.stop(), -signal.SIGTERM)
         self.assertLess(time.monotonic() - begun, 10, "a page that is open does not hold up the end")
-        browser.says("#banner", "The server does not answer")
+        browser.says("#banner", "The server does not respond")
         self.assertEqual(browser.text("#live"), "not live")
         browser.screenshot("stale")
         again = folder.twistd(*options)
@@ -458,7 +458,7 @@ class LoginTests(BrowserTestCase):
         browser.open("/?state=up")
         browser.says("h1", "Log in")
         browser.one("input[name=token]").send_keys("not a token at all", Keys.ENTER)
-        browser.says("[role=alert]", "This is not one of the tokens.")
+        browser.says("[role=alert]", "This token is not valid.")
         browser.screenshot("login")
 
         browser.open(f"/login{code}")

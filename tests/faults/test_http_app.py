@@ -35,7 +35,7 @@ class AppTests(HTTPCase):
         blocked = [Deferred.fromCoroutine(ask(port)) for _ in range(20)]
         for _ in range(20):
             self.assertEqual((await ask(health))[0].body, b"ok")
-        self.assertEqual(self.site.crew.busy, 4)
+        self.assertEqual(self.site.pool.busy, 4)
         go.set()
         statuses = [(await answer)[0].status for answer in blocked]
         self.assertEqual(statuses.count(503), 12)

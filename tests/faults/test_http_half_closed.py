@@ -127,7 +127,7 @@ class AnsweredTests(ClientCase):
 
     async def test_slow(self) -> None:
         """A client that waits long for its answer gets it: an interim response tells that it is there."""
-        self.patch(channel, "_INQUIRY", 0.5)
+        self.patch(channel, "_HALF_CLOSE_PROBE", 0.5)
         resource = Echo()
         client = await deferToThread(self.connect, self.listen(make_site(resource, reactor=reactor)))
 
@@ -170,7 +170,7 @@ class GoneTests(ClientCase):
 
     async def test_closed(self) -> None:
         """One that closes, which looks like the end of its sending side until it is sent something."""
-        self.patch(channel, "_INQUIRY", 0.5)
+        self.patch(channel, "_HALF_CLOSE_PROBE", 0.5)
         client, gone = await self.waiting(self.listen(make_site(self.resource, reactor=reactor)))
         client.close()
         self.assertIsNotNone(await gone)
@@ -213,7 +213,7 @@ class GoneTests(ClientCase):
 
     async def test_before_its_turn(self) -> None:
         """A request whose client has closed before its turn is not worked on."""
-        self.patch(channel, "_INQUIRY", 0.5)
+        self.patch(channel, "_HALF_CLOSE_PROBE", 0.5)
         go = threading.Event()
         self.addCleanup(go.set)
         paths = []
@@ -229,7 +229,7 @@ class GoneTests(ClientCase):
         await self.until(lambda: paths)
         second = await deferToThread(self.connect, port)
         second.sendall(GET.replace(b"/ ", b"/second "))
-        await self.until(lambda: self.site.crew._work)
+        await self.until(lambda: self.site.pool._work)
         second.close()
         await self.until(lambda: len(self.site.channels) == 1)
         go.set()

@@ -62,7 +62,7 @@ class SlowTests(HTTPCase):
         caller.transport.write(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
         await caller.gone.addTimeout(10, reactor)
         self.assertEqual(responses(caller.data)[0].status, 408)
-        self.assertEqual(self.site.crew._hired, 0)
+        self.assertEqual(self.site.pool._started, 0)
 
 
 class HugeTests(HTTPCase):
@@ -81,7 +81,7 @@ class HugeTests(HTTPCase):
             (answer,) = await ask(port, data)
             self.assertEqual((answer.status, answer.error["code"]), (status, status))
             self.assertIn(limit, answer.error["message"])
-        self.assertEqual(self.site.crew._hired, 0)
+        self.assertEqual(self.site.pool._started, 0)
         self.assertEqual((await ask(port))[0].status, 200)
 
     async def test_at_once(self) -> None:

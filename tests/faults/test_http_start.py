@@ -43,8 +43,8 @@ class StartTests(TestCase):
         wrong.write_text("no key")
         locked = self.folder / "tls"
         for key, problem in (
-            (made.client.key, "or not that of"),
-            (wrong, "there is no private key in PEM"),
+            (made.client.key, "or not the key of"),
+            (wrong, "it contains no PEM private key"),
             (self.folder / "gone.key", "it cannot be read: No such file"),
             (locked, "it cannot be read: Is a directory"),
         ):

@@ -106,7 +106,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 from novasvc import Manager
 from novasvc.api.backend import Backend
-from novasvc.api.health import OwnHealth
+from novasvc.api.health import APIHealth
 from novasvc.node.runtime import Runtime
 from novasvc.service import Service
 from novasvc.config import Settings
@@ -118,10 +118,10 @@ async def main(reactor):
     await node.start()
     backend = Backend(runtime)
     await backend.open()
-    api = OwnHealth(backend)
+    api = APIHealth(backend)
     async def tell():
         await deferLater(reactor, 2.5)
-        for told in (await node.health(), await api.tell()):
+        for told in (await node.health(), await api.report()):
             (leg,) = (leg for leg in told["legs"] if leg["name"] == "database")
             print(leg["ready"], leg["detail"])
     await tell()

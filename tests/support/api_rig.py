@@ -14,9 +14,9 @@ from twisted.internet.testing import StringTransport
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
-from novasvc.api.logins import Logins
+from novasvc.api.login_links import LoginLinks
 from novasvc.api.sessions import Sessions
-from novasvc.api.site import make_doors
+from novasvc.api.site import make_api_root
 from novasvc.api.tokens import Token, digest
 from novasvc.http import make_site
 from novasvc.registry.record import ServiceRecord
@@ -93,9 +93,9 @@ class APIRig:
         self.clock = Clock()
         self.clock.advance(1_000_000)
         self.runtime = memory_runtime(self.clock, **{"control_socket": folder / "control", **settings})
-        self.access = Access(tokens, Sessions(b"k" * 32, self.clock.seconds), Logins(folder / "logins"))
+        self.access = Access(tokens, Sessions(b"k" * 32, self.clock.seconds), LoginLinks(folder / "logins"))
         self.backend = Backend(self.runtime)
-        self.site = make_site(make_doors(self.backend, self.access), reactor=self.clock)
+        self.site = make_site(make_api_root(self.backend, self.access), reactor=self.clock)
         self.site.startFactory()
         test.addCleanup(self.site.stopFactory)
         self.backend.open()

@@ -206,5 +206,5 @@ class HTTPCase(TestCase):
         self.site = WSGISite(
             app, limits=Limits(**limits), reactor=reactor, log=log, name="test", threads=threads, queue=queue
         )
-        self.addCleanup(self.site.crew.close)
+        self.addCleanup(self.site.pool.close)
         return self.listen(self.site)

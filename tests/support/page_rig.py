@@ -15,10 +15,10 @@ from twisted.internet.testing import StringTransport
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
-from novasvc.api.logins import Logins
-from novasvc.api.page.rooms import make_page_rooms
+from novasvc.api.login_links import LoginLinks
+from novasvc.api.page.resources import make_page_resources
 from novasvc.api.sessions import Sessions
-from novasvc.api.site import Doors
+from novasvc.api.site import APIRoot
 from novasvc.api.tokens import Token, digest
 from novasvc.http import make_site
 from novasvc.registry.memory import MemoryRegistry
@@ -80,11 +80,11 @@ class PageRig:
         self.runtime = memory_runtime(self.clock, **settings)
         holder = tempfile.TemporaryDirectory()
         test.addCleanup(holder.cleanup)
-        self.logins = Logins(Path(holder.name) / "logins")
+        self.login_links = LoginLinks(Path(holder.name) / "logins")
         self.sessions = Sessions(b"k" * 32, self.clock.seconds)
-        self.access = Access(tokens, self.sessions, self.logins)
+        self.access = Access(tokens, self.sessions, self.login_links)
         self.backend = Backend(self.runtime)
-        self.site = make_site(Doors(make_page_rooms(self.backend, self.access)), reactor=self.clock)
+        self.site = make_site(APIRoot(make_page_resources(self.backend, self.access)), reactor=self.clock)
         self.site.startFactory()
         self.backend.open()
         self.clock.advance(0)
@@ -124,4 +124,4 @@ class PageRig:
 
     def mark(self) -> str:
         """Return what a form carries that comes from a page for who needs no token."""
-        return self.sessions.form_mark("loopback")
+        return self.sessions.csrf_token("loopback")

@@ -1,1 +1,1 @@
-"""The page: a fleet as people see it in a browser."""
+"""The web page: a fleet in a browser."""

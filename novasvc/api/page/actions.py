@@ -1,4 +1,4 @@
-"""What an administrator does to a service: each asks first, and is a form that works without a script."""
+"""Actions on a service: each asks for confirmation, in a form that works without JavaScript."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -6,45 +6,44 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import attrs
-from klein import Klein
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.api.access import Access, audit
-from novasvc.api.answers import api_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
 from novasvc.api.page.calls import call_node, ping_node
-from novasvc.api.page.frame import Frame
+from novasvc.api.page.pages import Pages, make_page_app
+from novasvc.api.responses import api_error
 from novasvc.api.tokens import ADMIN
 from novasvc.api.watch import Watch
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 _log = Logger()
 
-_LONGEST = {"reason": 255, "task": 200}
-"""Characters of the fields of a form."""
-_LONGEST_MARK = 200
+_MAX_FIELDS = {"reason": 255, "task": 200}
+"""Characters of form fields."""
+_MAX_CSRF_TOKEN = 200
 _NUMBER = re.compile(r"[0-9]{1,6}\.[0-9]")
 
 Fields = Mapping[str, str]
-"""What a form says: reason, task."""
+"""Form fields by name: reason, task."""
 Outcome = Mapping[str, str]
-"""What the address of the next page says of it."""
-Act = Callable[[Backend, ServiceRecord, Fields], Awaitable[Outcome]]
+"""Query parameters of the page that is shown afterwards."""
+Perform = Callable[[Backend, ServiceRecord, Fields], Awaitable[Outcome]]
 
 
 @attrs.frozen
-class Verb:
-    """Something that can be done to a service.
+class Action:
+    """An action on a service.
 
-    :param name: of the address.
-    :param label: of the button that leads to it.
-    :param question: asked before it is done.
-    :param meaning: what it does, and what it does not.
-    :param done: said afterwards.
-    :param act: does it; returns what the address says of the outcome.
-    :param grave: whether it takes something away.
+    :param name: in the URL.
+    :param label: of its button.
+    :param question: asks for confirmation.
+    :param meaning: explains what it does, and what it does not.
+    :param done: shown afterwards.
+    :param perform: performs it, and returns the outcome.
+    :param destructive: whether its button is styled as a warning.
     :param fields: of its form.
     """
 
@@ -53,12 +52,12 @@ class Verb:
     question: str
     meaning: str
     done: str
-    act: Act
-    grave: bool = False
+    perform: Perform
+    destructive: bool = False
     fields: tuple[str, ...] = ()
 
 
-def _change(changes: ServiceChanges) -> Act:
+def _change(changes: ServiceChanges) -> Perform:
     async def change(backend: Backend, record: ServiceRecord, _fields: Fields) -> Outcome:
         await backend.registry.update(record.id, changes)
         return {}
@@ -85,132 +84,127 @@ async def _run_task(backend: Backend, record: ServiceRecord, fields: Fields) -> 
     return {}
 
 
-VERBS = {
-    verb.name: verb
-    for verb in (
-        Verb(
-            "enable", "Enable", "Enable {name}?", "It is given new work again, and the reason is cleared.",
+ACTIONS = {
+    action.name: action
+    for action in (
+        Action(
+            "enable", "Enable", "Enable {name}?", "It gets new work again, and the reason is cleared.",
             "It is enabled.", _change(ServiceChanges(disabled=False)),
         ),
-        Verb(
-            "disable", "Disable", "Disable {name}?", "It runs on, and finishes what it has; new work goes elsewhere.",
+        Action(
+            "disable", "Disable", "Disable {name}?", "It keeps running and finishes its work; new work goes elsewhere.",
             "It is disabled.", _disable, fields=("reason",),
         ),
-        Verb(
+        Action(
             "force-down", "Force down", "Force {name} down?",
-            "Everybody is told that it is down, whatever it says itself. Do that when its host is known to be off.",
-            "It is forced down.", _change(ServiceChanges(forced_down=True)), grave=True,
+            "It is reported as down, whatever its heartbeats say. Do this when its host is known to be off.",
+            "It is forced down.", _change(ServiceChanges(forced_down=True)), destructive=True,
         ),
-        Verb(
-            "let-up", "Let up", "Let {name} be up again?", "Its own heartbeats count again.",
+        Action(
+            "let-up", "Unset forced down", "Unset forced down for {name}?", "Its heartbeats count again.",
             "Its heartbeats count again.", _change(ServiceChanges(forced_down=False)),
         ),
-        Verb(
-            "ping", "Ping", "Ping {name}?", "It is called, and the time that the answer takes is measured.",
-            "It answered.", _ping,
+        Action(
+            "ping", "Ping", "Ping {name}?", "It is called, and its response time is measured.",
+            "It responded.", _ping,
         ),
-        Verb(
+        Action(
             "drain", "Drain", "Drain {name}?",
-            "It takes in nothing new, finishes what it has begun, and ends. All that runs in its process, or under its "
-            "supervisor, does so, too: this page as well, if it is served there. What started it may start it again.",
-            "It drains, and ends when all that it had begun is finished.", _drain, grave=True,
+            "It accepts no new work, finishes what it has begun, and exits, with everything in its process or under "
+            "its supervisor: this page as well, if it is served there. Whatever started it may start it again.",
+            "It is draining, and exits when its work is finished.", _drain, destructive=True,
         ),
-        Verb(
-            "run-task", "Run now", "Run the task {task} of {name} now?", "The rhythm of its other runs stays as it is.",
-            "The task was begun.", _run_task, fields=("task",),
+        Action(
+            "run-task", "Run now", "Run the task {task} of {name} now?",
+            "The schedule of its other runs does not change.", "The task was started.", _run_task, fields=("task",),
         ),
     )
 }  # fmt: skip
 
 
 def done_message(args: Mapping[bytes, Sequence[bytes]]) -> str:
-    """Return what is said after something was done; "" if nothing was. The words are ours, whatever the address says.
+    """Return the message after an action; "" if there was none. Its text is never taken from the URL.
 
     :param args: of the request.
     """
-    verb = VERBS.get(args.get(b"done", [b""])[0].decode("latin-1"))
-    if verb is None:
+    action = ACTIONS.get(args.get(b"done", [b""])[0].decode("latin-1"))
+    if action is None:
         return ""
     took = args.get(b"ms", [b""])[0].decode("latin-1")
-    return f"It answered within {took} ms." if verb.name == "ping" and _NUMBER.fullmatch(took) else verb.done
+    return f"It responded within {took} ms." if action.name == "ping" and _NUMBER.fullmatch(took) else action.done
 
 
-class Actions:
-    """Serves ``/action/VERB/UUID``: asks, and does it.
+class ActionPages:
+    """Serves ``/action/VERB/UUID``: asks for confirmation, and performs the action.
 
-    :param access: who may.
-    :param watch: is to see it at once.
+    :param access: authorizes callers.
+    :param watch: is read again after an action.
     """
 
-    app = Klein()
+    app = make_page_app()
 
-    def __init__(self, backend: Backend, access: Access, watch: Watch, frame: Frame) -> None:
+    def __init__(self, backend: Backend, access: Access, watch: Watch, pages: Pages) -> None:
         self._backend = backend
         self._access = access
         self._watch = watch
-        self._frame = frame
+        self.pages = pages
 
     @app.route("/action/<verb>/<uuid>", methods=["GET"])
     async def ask(self, request: Any, verb: str, uuid: str) -> bytes:
-        """Ask whether it is really to be done."""
+        """Show the confirmation."""
         caller = self._access.require(request, ADMIN)
-        what = _verb(verb)
+        action = _action(verb)
         record = await self._backend.registry.get(uuid)
-        fields = {"task": _field(request, "task", _LONGEST["task"])}
-        words = {"name": _name(record), "task": fields["task"]}
-        question = what.question.format(**words)
-        return self._frame.page(
-            request, "confirm.html", caller, verb=what, record=record, fields=fields, question=question
+        fields = {"task": _field(request, "task", _MAX_FIELDS["task"])}
+        names = {"name": _name(record), "task": fields["task"]}
+        question = action.question.format(**names)
+        return self.pages.page(
+            request, "confirm.html", caller, action=action, record=record, fields=fields, question=question
         )
 
     @app.route("/action/<verb>/<uuid>", methods=["POST"])
     async def act(self, request: Any, verb: str, uuid: str) -> bytes:
-        """Do it, and lead to the page of the service."""
+        """Perform the action, and redirect to the page of the service."""
         caller = self._access.require(request)
-        what, target = _verb(verb), uuid
+        action, target = _action(verb), uuid
         try:
             self._access.require(request, ADMIN)
-            self._access.check_form(caller, _field(request, "mark", _LONGEST_MARK))
-            fields = {name: _field(request, name, longest) for name, longest in _LONGEST.items()}
+            self._access.check_csrf_token(caller, _field(request, "mark", _MAX_CSRF_TOKEN))
+            fields = {name: _field(request, name, longest) for name, longest in _MAX_FIELDS.items()}
             record = await self._backend.registry.get(uuid)
-            target = " ".join([_name(record), *([fields["task"]] if "task" in what.fields else [])])
-            outcome = await what.act(self._backend, record, fields)
+            target = " ".join([_name(record), *([fields["task"]] if "task" in action.fields else [])])
+            outcome = await action.perform(self._backend, record, fields)
         except Exception:
-            audit(request, caller, what.name, target, api_error(request, Failure()).message)
+            audit(request, caller, action.name, target, api_error(request, Failure()).message)
             raise
-        audit(request, caller, what.name, target)
-        await self._watch.again()
+        audit(request, caller, action.name, target)
+        await self._watch.reread()
         request.setResponseCode(303)
-        query = urlencode({"done": what.name, **outcome})
+        query = urlencode({"done": action.name, **outcome})
         request.setHeader(b"location", f"/node/{quote(record.uuid, safe='')}?{query}".encode())
         return b""
-
-    @app.handle_errors
-    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
-        """Say what is wrong."""
-        return self._frame.refuse(request, failure)
 
 
 def _name(record: ServiceRecord) -> str:
     return f"{record.binary}@{record.host}"
 
 
-def _verb(name: str) -> Verb:
-    verb = VERBS.get(name)
+def _action(name: str) -> Action:
+    verb = ACTIONS.get(name)
     if verb is None:
-        raise APIError(404, f"nobody can {name[:50]} a service; there are: {', '.join(VERBS)}")
+        raise APIError(404, f"unknown action {name[:50]!r}; the actions are {', '.join(ACTIONS)}")
     return verb
 
 
 def _field(request: Any, name: str, longest: int) -> str:
-    """Return what a form says, in one line.
+    """Return a form field as one line.
 
-    :raises APIError: 400, it is no text, or too long.
+    :raises APIError: 400, it is not valid UTF-8, or too long.
     """
     try:
         text: str = " ".join(request.args.get(name.encode(), [b""])[0].decode().split())
     except UnicodeDecodeError:
-        raise APIError(400, f"the {name} is no text in UTF-8") from None
+        raise APIError(400, f"the {name} is not valid UTF-8") from None
     if len(text) > longest:
-        raise APIError(400, f"the {name} has {len(text)} characters; at most {longest} fit")
+        raise APIError(400, f"the {name} has {len(text)} characters; the maximum is {longest}")
     return text

@@ -1,14 +1,11 @@
-"""Stylesheet, scripts and icon: served under a name made of what is in them, so a browser may keep them."""
+"""Static files: stylesheet, scripts and icon. Their URLs contain a digest, so that browsers may cache them."""
 
 import hashlib
 from importlib.resources import files
 from typing import Any
 
-from klein import Klein
-from twisted.python.failure import Failure
-
-from novasvc.api.answers import answer_error
 from novasvc.api.errors import APIError
+from novasvc.api.responses import make_app
 
 _TYPES = {
     "css": b"text/css; charset=utf-8",
@@ -18,7 +15,7 @@ _TYPES = {
 
 
 def _load() -> dict[str, bytes]:
-    # Their end tells what they are; an editor's leavings beside them are none of ours.
+    # Others, such as an editor's backup files, are not served.
     return {
         file.name: file.read_bytes()
         for file in files("novasvc.api.page").joinpath("static").iterdir()
@@ -27,20 +24,20 @@ def _load() -> dict[str, bytes]:
 
 
 class Assets:
-    """The files of ``static``. Anyone may have them: the login page needs them."""
+    """Serves the files in ``static``, without authentication: the login page needs them."""
 
-    app = Klein()
+    app = make_app()
 
     def __init__(self) -> None:
         self._files = _load()
-        # One for all: the scripts import each other by relative names.
+        # One digest for all: the scripts import each other by relative URLs.
         digest = hashlib.sha256()
         for name, octets in sorted(self._files.items()):
             digest.update(f"{name}:{len(octets)}:".encode() + octets)
         self.digest = digest.hexdigest()[:16]
 
     def url(self, name: str) -> str:
-        """Return where a file is.
+        """Return the URL of a file.
 
         :raises KeyError: there is no such file.
         """
@@ -52,12 +49,7 @@ class Assets:
         """Serve a file."""
         octets = self._files.get(name) if digest == self.digest else None
         if octets is None:
-            raise APIError(404, "there is no such file; load the page again")
+            raise APIError(404, "there is no such file; reload the page")
         request.setHeader(b"content-type", _TYPES[name.rpartition(".")[2]])
         request.setHeader(b"cache-control", b"public, max-age=31536000, immutable")
         return octets
-
-    @app.handle_errors
-    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
-        """Say what is wrong."""
-        return answer_error(request, failure)

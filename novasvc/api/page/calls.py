@@ -1,4 +1,4 @@
-"""How a service's node is called from the page."""
+"""RPC calls from the page to a service's node."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError, RPCTimeoutError, StateError, UndeliverableError, UnknownTaskError
 from novasvc.registry.record import ServiceRecord
 
-PATIENCE = 2.0
-"""Seconds that a node has to answer."""
+TIMEOUT = 2.0
+"""Seconds in which a node has to respond."""
 
 
 async def call_node(backend: Backend, record: ServiceRecord, method: str, **args: Any) -> Any:
-    """Call a method that every node has.
+    """Call a method of the node API, which every node has.
 
     :param method: of the namespace "node".
-    :raises APIError: 409 it serves no topic, or cannot do that now; 404 it has no such task; 504 it does not
-        answer in time; 503 it is not there, or the broker is not; 502 it answered with an error.
+    :raises APIError: 409, it serves no topic, or its state does not allow this; 404, it has no such task; 504, it does
+        not respond in time; 503, the node or the broker is unreachable; 502, it responded with an error.
     """
     return await _call(backend, record, "node", method, **args)
 
 
 async def ping_node(backend: Backend, record: ServiceRecord) -> float:
-    """Return the seconds that a node takes to answer; otherwise as :func:`call_node`."""
+    """Ping a node, and return its response time in seconds. Raises what :func:`call_node` does."""
     begun = backend.reactor.seconds()
     await _call(backend, record, "baseapi", "ping", arg=1)
     return float(backend.reactor.seconds() - begun)
@@ -32,20 +32,20 @@ async def ping_node(backend: Backend, record: ServiceRecord) -> float:
 async def _call(backend: Backend, record: ServiceRecord, namespace: str, method: str, **args: Any) -> Any:
     name = f"{record.binary}@{record.host}"
     if record.topic is None:
-        raise APIError(409, f"{name} serves no topic, so it cannot be asked anything")
+        raise APIError(409, f"{name} serves no topic, so it cannot be called")
     try:
         client = backend.client.prepare(
-            topic=record.topic, server=record.host, namespace=namespace, version="1.0", timeout=PATIENCE
+            topic=record.topic, server=record.host, namespace=namespace, version="1.0", timeout=TIMEOUT
         )
         return await client.call(RequestContext.admin(), method, **args)
     except RPCTimeoutError as error:
         why = f": {error.unconfirmed}" if error.unconfirmed else ""
-        raise APIError(504, f"{name} did not answer within {PATIENCE:g} s{why}") from None
+        raise APIError(504, f"{name} did not respond within {TIMEOUT:g} s{why}") from None
     except UndeliverableError as error:
-        raise APIError(503, f"{name} is not there: {error}") from None
+        raise APIError(503, f"{name} is unreachable: {error}") from None
     except UnknownTaskError as error:
         raise APIError(404, str(error)) from None
     except StateError as error:
         raise APIError(409, str(error)) from None
     except NovasvcError as error:
-        raise as_api_error(error) or APIError(502, f"{name} answered: {error}") from error
+        raise as_api_error(error) or APIError(502, f"{name} responded with an error: {error}") from error

@@ -1,47 +1,42 @@
-"""Where a page hears what is new."""
+"""``/events``: updates of the page."""
 
 from typing import Any
 
-from klein import Klein
-from twisted.python.failure import Failure
-
 from novasvc.api.access import Access
-from novasvc.api.answers import answer_error, answer_json
 from novasvc.api.page.query import Query
-from novasvc.api.page.stream import Streams
+from novasvc.api.page.stream import EventStreams
+from novasvc.api.responses import json_response, make_app
 from novasvc.api.watch import Watch
 
 
 class Events:
     """Serves ``/events``.
 
-    :param access: who may look.
-    :param watch: what there is to see.
-    :param streams: those who look.
+    :param access: authorizes callers.
+    :param watch: has the state of the fleet.
+    :param streams: the open streams.
     """
 
-    app = Klein()
+    app = make_app()
 
-    def __init__(self, access: Access, watch: Watch, streams: Streams) -> None:
+    def __init__(self, access: Access, watch: Watch, streams: EventStreams) -> None:
         self._access = access
         self._watch = watch
         self._streams = streams
 
     @app.route("/events", methods=["GET"])
-    async def tell(self, request: Any) -> bytes:
-        """Tell what is new: as a stream, or once with ``poll=1``. The query is the page's own."""
+    async def events(self, request: Any) -> bytes:
+        """Send updates as server-sent events, or one update as JSON with ``poll=1``.
+
+        The other query parameters are those of the page.
+        """
         caller = self._access.require(request)
         query = Query.read(request.args)
         since = request.getHeader(b"last-event-id") or request.args.get(b"since", [b""])[0]
         known = since.decode("latin-1")[:100]
         if request.args.get(b"poll"):
-            await self._watch.fresh()
-            return answer_json(request, self._streams.news(query, known))
+            await self._watch.wait_fresh()
+            return json_response(request, self._streams.update(query, known))
         if request.method == b"HEAD":
-            return b""  # a stream without a body would stay open for nothing
+            return b""  # the stream would have no body, but stay open
         return await self._streams.open(request, query, known, caller.session)
-
-    @app.handle_errors
-    def refuse(self, request: Any, failure: Failure) -> bytes:  # type: ignore[misc]  # a method: klein types functions
-        """Say what is wrong."""
-        return answer_error(request, failure)

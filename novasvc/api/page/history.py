@@ -1,4 +1,4 @@
-"""What a process had done, moment by moment: how rates and latencies went."""
+"""Time series of a process's RPC methods: rates and latencies from samples of its counters."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,9 +9,9 @@ import attrs
 
 @attrs.frozen
 class Sample:
-    """What one process had done at a moment.
+    """The counters of a process at one time.
 
-    :param methods: (calls, seconds that they took in all, or None) by name.
+    :param methods: by key: the number of calls, and their total duration in seconds or None.
     """
 
     time: float
@@ -19,21 +19,21 @@ class Sample:
 
 
 def method_key(row: Mapping[str, Any]) -> str:
-    """Return what a method is remembered by."""
+    """Return the key of a method in a sample."""
     return f"{row['namespace'] or ''}.{row['method'] or ''} {row['version'] or ''}"
 
 
-def take_sample(time: float, portrait: Mapping[str, Any]) -> Sample:
-    """Return what a portrait says, with the moment at which it did."""
+def take_sample(time: float, description: Mapping[str, Any]) -> Sample:
+    """Return the sample of a node's description."""
     methods = {}
-    for row in portrait["methods"]:
+    for row in description["methods"]:
         calls, mean = row["calls"] or 0, row["mean"]
         methods[method_key(row)] = calls, None if mean is None else mean * calls
     return Sample(time, methods)
 
 
 def rates(samples: Sequence[Sample], key: str) -> list[float | None]:
-    """Return a method's calls a second, between each two samples."""
+    """Return a method's calls per second between consecutive samples; None where they are unknown."""
     return [
         max(0, after.methods[key][0] - before.methods[key][0]) / (after.time - before.time)
         if key in before.methods and key in after.methods and after.time > before.time
@@ -43,7 +43,7 @@ def rates(samples: Sequence[Sample], key: str) -> list[float | None]:
 
 
 def latencies(samples: Sequence[Sample], key: str) -> list[float | None]:
-    """Return the mean seconds of the calls that ended between each two samples; None where none did."""
+    """Return the mean duration of the calls between consecutive samples, in seconds; None where there were none."""
     found: list[float | None] = []
     for before, after in pairwise(samples):
         calls, took = before.methods.get(key, (0, 0.0))

@@ -1,4 +1,4 @@
-"""What of the fleet somebody wants to see: all of it is in the URL."""
+"""Filters, sorting and page number of the fleet's page, as in its URL."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,20 +7,20 @@ from urllib.parse import urlencode
 import attrs
 
 STATES = ("up", "down", "forced", "disabled", "trouble")
-"""What a host can be looked for by; "trouble" is down or forced down."""
+"""States to filter by; "trouble" is down or forced down."""
 SORTS = ("host", "-host", "trouble", "silent")
-"""By name, forwards and backwards; hosts in trouble first; those that are silent for longest first."""
+"""By name, ascending and descending; hosts in trouble first; the longest without a heartbeat first."""
 
-_LONGEST = 255
-_LAST_PAGE = 100_000
+_MAX_FIELD = 255
+_MAX_PAGE = 100_000
 
 
 @attrs.frozen
 class Query:
-    """One way of looking at the fleet.
+    """A query of the fleet's page.
 
-    :param text: part of a host's name, a binary's, or of the reason for which a service is disabled; "" is any.
-    :param binary: a whole name; "" is all.
+    :param text: part of a host's or binary's name, or of the reason why a service is disabled; "" is any.
+    :param binary: exact name; "" is all.
     :param state: one of STATES; "" is any.
     :param sort: one of SORTS.
     :param page: from 1.
@@ -34,12 +34,12 @@ class Query:
 
     @classmethod
     def read(cls, args: Mapping[bytes, Sequence[bytes]]) -> "Query":
-        """Read it from a request; what makes no sense is as if it were not there.
+        """Parse query parameters; invalid ones are ignored.
 
-        :param args: as twisted.web gives them.
+        :param args: as in twisted.web's ``Request.args``.
         """
         text, binary, state, sort, page = (
-            args.get(name, [b""])[0].decode("utf-8", "replace").strip()[:_LONGEST]
+            args.get(name, [b""])[0].decode("utf-8", "replace").strip()[:_MAX_FIELD]
             for name in (b"q", b"binary", b"state", b"sort", b"page")
         )
         number = int(page) if page.isascii() and page.isdecimal() else 1
@@ -48,27 +48,29 @@ class Query:
             binary,
             state if state in STATES else "",
             sort if sort in SORTS else "host",
-            min(max(1, number), _LAST_PAGE),
+            min(max(1, number), _MAX_PAGE),
         )
 
     @property
     def filters(self) -> bool:
-        """Whether it leaves anything out."""
+        """Whether it filters."""
         return bool(self.text or self.binary or self.state)
 
     def but(self, **changes: Any) -> "Query":
-        """Return another one; unless it says so, on its first page."""
+        """Return a changed copy, on its first page unless ``page`` is given."""
         return attrs.evolve(self, **{"page": 1, **changes})
 
     @property
     def url(self) -> str:
-        """Where it is looked at: "/", "/?state=down&page=2"."""
+        """Its URL: "/", "/?state=down&page=2"."""
         return f"/?{self.encoded}" if self.encoded else "/"
 
     @property
     def encoded(self) -> str:
-        """What follows the question mark."""
-        usual = Query()
+        """Its query string; defaults are left out."""
+        default = Query()
         names = {"text": "q", "binary": "binary", "state": "state", "sort": "sort", "page": "page"}
-        said = {key: getattr(self, name) for name, key in names.items() if getattr(self, name) != getattr(usual, name)}
-        return urlencode(said)
+        changed = {
+            key: getattr(self, name) for name, key in names.items() if getattr(self, name) != getattr(default, name)
+        }
+        return urlencode(changed)

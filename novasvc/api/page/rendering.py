@@ -1,21 +1,24 @@
-"""How a page becomes HTML. Everything that is not ours is escaped."""
+"""HTML from templates. All variables are escaped."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from novasvc._version import __version__
 from novasvc.api.page.assets import Assets
-from novasvc.api.page.spark import sparkline
 
+_WIDTH, _HEIGHT, _EDGE = 120, 24, 2.0
+"""Of a sparkline, in units of its viewBox."""
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _TWICE = 2
-"""Units are too small when there are more than twice as many as make the next one."""
+"""A unit is used up to twice the next one: 119 min, then 2 h."""
 
 
 def span(seconds: float | None) -> str:
-    """Write a length of time for people: "4 s", "90 s", "3 min", "2 h", "5 d"; live.js has the same."""
+    """Format a length of time: "4 s", "90 s", "3 min", "2 h", "5 d"; time.js has the same rule."""
     if seconds is None:
         return "?"
     seconds = max(0.0, seconds)
@@ -29,7 +32,7 @@ def span(seconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write how long something took: "340 µs", "3.2 ms", "1.50 s"."""
+    """Format a duration: "340 µs", "3.2 ms", "1.50 s"."""
     if seconds is None:
         return "–"  # noqa: RUF001 - a dash
     if seconds >= 1:
@@ -39,27 +42,54 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * 1_000_000:.0f} µs"
 
 
-def _moment(seconds: float, form: str) -> str:
+def _format(seconds: float, pattern: str) -> str:
     try:
-        return datetime.fromtimestamp(seconds, UTC).strftime(form)
-    except (ValueError, OverflowError, OSError):  # of a clock that is out of its mind
+        return datetime.fromtimestamp(seconds, UTC).strftime(pattern)
+    except (ValueError, OverflowError, OSError):  # out of range: a wrong clock
         return "?"
 
 
 def iso(seconds: float) -> str:
-    """Write a moment for programs."""
-    return _moment(seconds, "%Y-%m-%dT%H:%M:%SZ")
+    """Format a time in ISO 8601, in UTC."""
+    return _format(seconds, "%Y-%m-%dT%H:%M:%SZ")
 
 
 def clock_time(seconds: float) -> str:
-    """Write a moment of today for people, in UTC."""
-    return _moment(seconds, "%H:%M:%S")
+    """Format the time of day, in UTC."""
+    return _format(seconds, "%H:%M:%S")
+
+
+def sparkline(values: Sequence[float | None], label: str) -> Markup:
+    """Draw values, the newest at the right, with a gap for None.
+
+    :param label: describes it, for screen readers.
+    """
+    known = [value for value in values if value is not None]
+    highest = max(known, default=0.0) or 1.0
+    step = _WIDTH / max(1, len(values) - 1)
+    lines: list[list[str]] = [[]]
+    for number, value in enumerate(values):
+        if value is None:
+            lines.append([])
+            continue
+        y = _HEIGHT - _EDGE - value / highest * (_HEIGHT - 2 * _EDGE)
+        lines[-1].append(f"{number * step:.1f} {y:.1f}")
+    drawn = "".join(
+        # A single point is a line of length 0, which round line caps make a dot.
+        f"M{line[0]}L{' '.join(line[1:] or line[:1])}"
+        for line in lines
+        if line
+    )
+    return Markup(
+        '<svg class="spark" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<path d="{}"/></svg>'
+    ).format(_WIDTH, _HEIGHT, label, drawn)
 
 
 class Renderer:
     """Fills templates.
 
-    :param assets: for their addresses.
+    :param assets: for their URLs.
     """
 
     def __init__(self, assets: Assets) -> None:
@@ -80,12 +110,6 @@ class Renderer:
         }
         self._environment.globals |= {"asset": assets.url, "version": __version__, "sparkline": sparkline}
 
-    def page(self, request: Any, template: str, status: int = 200, **names: Any) -> bytes:
-        """Return a page, and set the answer's status and type."""
-        request.setResponseCode(status)
-        request.setHeader(b"content-type", b"text/html; charset=utf-8")
-        return self.text(template, **names).encode("utf-8", "replace")
-
     def text(self, template: str, **names: Any) -> str:
-        """Return a template, filled."""
+        """Fill a template."""
         return self._environment.get_template(template).render(names)

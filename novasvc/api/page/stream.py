@@ -1,4 +1,4 @@
-"""News of the fleet, as server-sent events, or for who asks again and again."""
+"""Updates of the fleet for viewers, as server-sent events or by polling."""
 
 import json
 from collections import deque
@@ -22,36 +22,37 @@ from novasvc.api.watch import Watch
 
 _log = Logger()
 
-VIEWERS = 64
-"""Streams that are open at a time in a process."""
+MAX_VIEWERS = 64
+"""Open streams in a process; more get 503, and poll."""
 RETRY = 2.0
-"""Seconds after which a browser comes back."""
-QUIET = 4.0
-"""Seconds without news after which a stream says that it lives."""
-PATIENCE = 20.0
-"""Seconds that a viewer may take nothing, until it is let go."""
+"""Seconds after which a browser reconnects."""
+KEEPALIVE = 4.0
+"""Seconds without an update after which a stream sends a keepalive message."""
+STALLED = 20.0
+"""Seconds after which a viewer that does not read is disconnected."""
 _TURN = 0.01
-"""Seconds for which viewers are told in one turn of the reactor."""
+"""Seconds of sending updates in one turn of the reactor."""
 _SHOWN = 30
-"""Entries of the timeline that are told at most."""
+"""Timeline entries in an update."""
 
-# Note [News of a fleet]
+# Note [Updates for viewers]
 #
-# A message tells what differs from a version of the watch that the viewer has: its id. So a viewer
-# that was away, or did not listen for a while, is told in one message, and nothing is kept for it; one that
-# has another epoch's id, of a process that is gone, is told everything. "layout" is a digest of what
-# cells there are, in which order: where it is not the page's, the page loads the grid again.
-# "alive" is a message and not a comment, as a page does not see comments, and has to know when the server is silent.
+# An update has what changed since the version of the watch that the viewer has, which is the id of the last message
+# (the Last-Event-ID of server-sent events). So a viewer that was disconnected, or did not read for a while, catches up
+# with one message, and the server keeps no state for it; an id with another epoch, of a process that is gone, gets
+# everything. "layout" is a digest of the table's rows and columns: if the page has another one, it loads the table
+# again. "alive" is a message and not a comment, as scripts do not see comments, and the page has to notice a server
+# that is silent.
 
 
-def make_news(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
-    """Return what is new for a viewer. See Note [News of a fleet].
+def make_update(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
+    """Return the update for a viewer. See Note [Updates for viewers].
 
-    :param view: what the viewer looks at.
-    :param since: the version that it knows; 0 is nothing.
-    :param last_entry: the newest entry of the timeline that it has.
+    :param view: that the viewer sees.
+    :param since: the version that it has; 0 is none.
+    :param last_entry: the number of the newest timeline entry that it has.
     :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "layout": str,
-        "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of those that are new, newest first}.
+        "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of the new ones, newest first}.
     """
     fresh = [*islice(watch.timeline.after(last_entry), _SHOWN)] if since else []
     return {
@@ -61,9 +62,9 @@ def make_news(watch: Watch, view: View, since: int, last_entry: int, renderer: R
         "totals": attrs.asdict(watch.totals),
         "layout": view.layout,
         "cells": [
-            [sight.record.id, sight.state, sight.record.disabled, round(watch.age_of(sight), 1)]
-            for sight in view.sights
-            if sight.changed > since
+            [service.record.id, service.state, service.record.disabled, round(watch.age_of(service), 1)]
+            for service in view.services
+            if service.changed > since
         ],
         "entry": watch.timeline.newest,
         "entries": renderer.text("entries.html", entries=fresh) if fresh else "",
@@ -71,12 +72,12 @@ def make_news(watch: Watch, view: View, since: int, last_entry: int, renderer: R
 
 
 def version_id(watch: Watch) -> str:
-    """Return what a viewer knows, for it to say later."""
+    """Return the id of the current state."""
     return f"{watch.epoch}-{watch.version}-{watch.timeline.newest}"
 
 
 def read_id(watch: Watch, text: str) -> tuple[int, int]:
-    """Return the version and the newest entry that a viewer says it knows; 0 and 0 if that is nothing of ours."""
+    """Return the version and the newest timeline entry of an id; (0, 0) if it is not one of this watch."""
     epoch, _, rest = text.partition("-")
     version, _, entry = rest.partition("-")
     if epoch != watch.epoch or not all(part.isascii() and part.isdecimal() for part in (version, entry)):
@@ -90,10 +91,11 @@ def read_id(watch: Watch, text: str) -> tuple[int, int]:
 class Viewer:
     """An open stream.
 
-    :param request: of twisted.web; nothing was written yet.
-    :param query: what it looks at.
-    :param known: version and newest entry that it has.
-    :param session: whose it is.
+    :param request: of twisted.web; nothing is written yet.
+    :param query: of its page.
+    :param known: the version and the newest timeline entry that it has.
+    :param session: the id of its session.
+    :ivar ended: fires when the stream ends.
     """
 
     request: Any
@@ -101,37 +103,37 @@ class Viewer:
     known: tuple[int, int]
     session: str
     _clock: IReactorTime
-    over: Deferred[bytes] = attrs.field(factory=Deferred, init=False)
-    told_at: float = attrs.field(default=0.0, init=False)
+    ended: Deferred[bytes] = attrs.field(factory=Deferred, init=False)
+    sent_at: float = attrs.field(default=0.0, init=False)
     paused_at: float | None = attrs.field(default=None, init=False)
 
     def pauseProducing(self) -> None:
-        """Write no more: what was written is not taken."""
+        """Stop writing: the client does not read."""
         self.paused_at = self._clock.seconds()
 
     def resumeProducing(self) -> None:
-        """Go on."""
+        """Write again, from the next update on."""
         self.paused_at = None
 
     def stopProducing(self) -> None:
-        """Do nothing: the request says itself that it is over."""
+        """Do nothing: the request notices the end of the connection itself."""
 
-    def tell(self, event: str, data: str, number: str = "") -> None:
-        """Write one message.
+    def send(self, event: str, data: str, message_id: str = "") -> None:
+        """Send one message.
 
         :param data: one line.
         """
-        head = f"id: {number}\n" if number else ""
+        head = f"id: {message_id}\n" if message_id else ""
         self.request.write(f"{head}event: {event}\ndata: {data}\n\n".encode("utf-8", "replace"))
-        self.told_at = self._clock.seconds()
+        self.sent_at = self._clock.seconds()
 
 
-class Streams(Service):
-    """The streams that are open.
+class EventStreams(Service):
+    """The open streams.
 
-    :param watch: what there is to tell.
-    :param views: the ways to look at it.
-    :param access: sees that a viewer may still look.
+    :param watch: has the state of the fleet.
+    :param views: finds the hosts of a query.
+    :param access: checks before each update that the viewer is still authorized.
     """
 
     def __init__(self, watch: Watch, views: Views, access: Access, renderer: Renderer, clock: IReactorTime) -> None:
@@ -141,43 +143,43 @@ class Streams(Service):
         self._renderer = renderer
         self._clock = clock
         self._viewers: list[Viewer] = []
-        self._ignore: Callable[[], None] | None = None
-        self._look: IDelayedCall | None = None
-        self._untold: deque[Viewer] = deque()
-        self._told: dict[tuple[Query, tuple[int, int]], str] = {}
-        self._telling: IDelayedCall | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._check: IDelayedCall | None = None
+        self._pending: deque[Viewer] = deque()
+        self._updates: dict[tuple[Query, tuple[int, int]], str] = {}
+        self._sending: IDelayedCall | None = None
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of streams."""
         return len(self._viewers)
 
-    def news(self, query: Query, since: str) -> dict[str, Any]:
-        """Return what is new, for who asks again and again."""
-        return make_news(self._watch, self._views.look(query), *read_id(self._watch, since), self._renderer)
+    def update(self, query: Query, since: str) -> dict[str, Any]:
+        """Return the update for a client that polls."""
+        return make_update(self._watch, self._views.view(query), *read_id(self._watch, since), self._renderer)
 
     def open(self, request: Any, query: Query, since: str, session: str) -> Deferred[bytes]:
-        """Begin to tell somebody, until they go, or are not let in any more.
+        """Open a stream, until the client disconnects or is not authorized any more.
 
-        :param since: the id that they know.
-        :return: fired with nothing when it is over; cancelled when they are gone.
-        :raises APIError: 503, there are too many, or the API stops.
+        :param since: the id of the last message that the client has.
+        :return: Deferred firing with b"" when the stream ends; twisted.web cancels it when the client disconnects.
+        :raises APIError: 503, too many are open, or the API is stopping.
         """
-        if len(self._viewers) >= VIEWERS or not self.running:
-            problem = f"{VIEWERS} pages are live already" if self.running else "the API stops"
-            raise APIError(503, f"{problem}; ask with poll=1", {"Retry-After": "10"})
+        if len(self._viewers) >= MAX_VIEWERS or not self.running:
+            problem = f"{MAX_VIEWERS} streams are open already" if self.running else "the API is stopping"
+            raise APIError(503, f"{problem}; use poll=1", {"Retry-After": "10"})
         viewer = Viewer(request, query, read_id(self._watch, since), session, self._clock)
-        viewer.over = Deferred(lambda _: self._forget(viewer))
+        viewer.ended = Deferred(lambda _: self._forget(viewer))
         request.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
-        request.setHeader(b"x-accel-buffering", b"no")  # a proxy is not to collect what should be seen at once
+        request.setHeader(b"x-accel-buffering", b"no")  # a proxy must not buffer the stream
         request.registerProducer(viewer, True)
         request.write(f"retry: {RETRY * 1000:.0f}\n\n".encode())
         self._viewers.append(viewer)
-        if self._ignore is None:
-            self._ignore = self._watch.listen(self._tell_all)
-            self._look = self._clock.callLater(QUIET / 2, self._look_after)
-        over = viewer.over
-        self._tell(viewer, {})
-        return over
+        if self._unsubscribe is None:
+            self._unsubscribe = self._watch.subscribe(self._publish)
+            self._check = self._clock.callLater(KEEPALIVE / 2, self._check_viewers)
+        ended = viewer.ended
+        self._send(viewer, {})
+        return ended
 
     def end(self, session: str) -> None:
         """End the streams of a session."""
@@ -185,77 +187,82 @@ class Streams(Service):
             self._finish(viewer)
 
     def stopService(self) -> None:
-        """End all streams: whoever stops a server waits for them."""
+        """End all streams: a server that stops waits for their end."""
         super().stopService()
         for viewer in [*self._viewers]:
             self._finish(viewer)
 
-    def _tell_all(self) -> None:
-        self._untold = deque(self._viewers)
-        self._told.clear()
-        if self._telling is None:
-            self._tell_some()
+    def _publish(self) -> None:
+        self._pending = deque(self._viewers)
+        self._updates.clear()
+        if self._sending is None:
+            self._send_some()
 
-    def _tell_some(self) -> None:
-        """Tell viewers for a moment; others, who look in other ways, when the reactor has done something else."""
-        self._telling = None
+    def _send_some(self) -> None:
+        """Send updates for _TURN seconds, and the rest in the next turn of the reactor.
+
+        Viewers with the same query and version share an update, so that only different ones take time.
+        """
+        self._sending = None
         ends = self._clock.seconds() + _TURN
-        while self._untold and self._clock.seconds() <= ends:
-            viewer = self._untold.popleft()
+        while self._pending and self._clock.seconds() <= ends:
+            viewer = self._pending.popleft()
             if viewer in self._viewers:
-                self._tell(viewer, self._told)
-        if self._untold:
-            self._telling = self._clock.callLater(0, self._tell_some)
+                self._send(viewer, self._updates)
+        if self._pending:
+            self._sending = self._clock.callLater(0, self._send_some)
 
-    def _tell(self, viewer: Viewer, cache: dict[tuple[Query, tuple[int, int]], str]) -> None:
+    def _send(self, viewer: Viewer, cache: dict[tuple[Query, tuple[int, int]], str]) -> None:
         if viewer.paused_at is not None:
-            return  # it hears all at once, when it listens again
-        if not self._may_look(viewer):
-            viewer.tell("bye", "{}")
+            return  # it catches up with the first update after it resumes
+        if not self._is_authorized(viewer):
+            viewer.send("bye", "{}")
             self._finish(viewer)
             return
         key = viewer.query, viewer.known
         if key not in cache:
-            view = self._views.look(viewer.query)
-            cache[key] = json.dumps(make_news(self._watch, view, *viewer.known, self._renderer))
-        viewer.tell("news", cache[key], version_id(self._watch))
+            view = self._views.view(viewer.query)
+            cache[key] = json.dumps(make_update(self._watch, view, *viewer.known, self._renderer))
+        viewer.send("news", cache[key], version_id(self._watch))
         viewer.known = self._watch.version, self._watch.timeline.newest
 
-    def _may_look(self, viewer: Viewer) -> bool:
+    def _is_authorized(self, viewer: Viewer) -> bool:
         try:
             self._access.require(viewer.request)
         except APIError:
             return False
         return True
 
-    def _look_after(self) -> None:
-        """Say to the quiet ones that we live, and let go of those who take nothing."""
+    def _check_viewers(self) -> None:
+        """Send keepalives, and disconnect viewers that do not read."""
         now = self._clock.seconds()
-        self._look = self._clock.callLater(QUIET / 2, self._look_after)
+        self._check = self._clock.callLater(KEEPALIVE / 2, self._check_viewers)
         for viewer in [*self._viewers]:
             if viewer.paused_at is None:
-                if now - viewer.told_at >= QUIET:
-                    viewer.tell("alive", json.dumps({"old": round(self._watch.age, 1)}))
-            elif now - viewer.paused_at >= PATIENCE:
-                _log.info("a page that takes no news is let go: {client}", client=viewer.request.getClientAddress())
+                if now - viewer.sent_at >= KEEPALIVE:
+                    viewer.send("alive", json.dumps({"old": round(self._watch.age, 1)}))
+            elif now - viewer.paused_at >= STALLED:
+                _log.info(
+                    "closing the event stream of {client}: it does not read", client=viewer.request.getClientAddress()
+                )
                 self._forget(viewer)
                 viewer.request.transport.abortConnection()
 
     def _finish(self, viewer: Viewer) -> None:
         self._forget(viewer)
         viewer.request.unregisterProducer()
-        viewer.over.callback(b"")
+        viewer.ended.callback(b"")
 
     def _forget(self, viewer: Viewer) -> None:
         if viewer in self._viewers:
             self._viewers.remove(viewer)
-        if not self._viewers and self._ignore is not None and self._look is not None:
-            self._ignore()
-            self._ignore = None
-            self._look.cancel()
-            self._look = None
+        if not self._viewers and self._unsubscribe is not None and self._check is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+            self._check.cancel()
+            self._check = None
         if not self._viewers:
-            self._untold.clear()
-            if self._telling is not None:
-                self._telling.cancel()
-                self._telling = None
+            self._pending.clear()
+            if self._sending is not None:
+                self._sending.cancel()
+                self._sending = None

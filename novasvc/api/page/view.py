@@ -1,4 +1,4 @@
-"""One page of the fleet: hosts by binaries."""
+"""The table of hosts by binaries that a query finds."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,15 +9,15 @@ from zlib import crc32
 import attrs
 
 from novasvc.api.page.query import Query
-from novasvc.api.sight import DOWN, FORCED, UP, Sight
+from novasvc.api.service_status import DOWN, FORCED, UP, ServiceStatus
 from novasvc.api.watch import Watch
 
 HOSTS = 100
 """Hosts on a page."""
 COLUMNS = 10
-"""Binaries on a page; more do not fit a screen, and the filter has the others."""
-_KEPT = 100
-"""Views that are kept until the fleet is read again; many look at the same."""
+"""Binaries on a page: more do not fit on a screen; the filter offers all."""
+_MAX_CACHED = 100
+"""Views that are cached until the next read: many viewers share one."""
 
 _WORST = {DOWN: 0, FORCED: 1, UP: 3}
 _DISABLED = 2
@@ -26,21 +26,21 @@ _NUMBER = re.compile("([0-9]+)")
 
 @attrs.frozen
 class Row:
-    """A host, with its services in the order of the columns; None where it has none."""
+    """A host, with its services in the order of the columns; None where it lacks one."""
 
     host: str
-    cells: tuple[Sight | None, ...]
+    cells: tuple[ServiceStatus | None, ...]
 
 
 @attrs.frozen
 class View:
-    """What a query finds.
+    """The result of a query.
 
-    :param binaries: all that there are.
-    :param columns: those that are shown.
+    :param query: the query, with a page number that exists.
+    :param binaries: all binaries of the fleet.
+    :param columns: the binaries that are shown.
     :param rows: of this page.
-    :param found: hosts on all pages.
-    :param query: with the page that it is, where the one asked for does not exist.
+    :param found: number of hosts on all pages.
     """
 
     query: Query
@@ -51,7 +51,7 @@ class View:
 
     @property
     def pages(self) -> int:
-        """How many pages there are, at least 1."""
+        """The number of pages, at least 1."""
         return max(1, ceil(self.found / HOSTS))
 
     @property
@@ -65,13 +65,13 @@ class View:
         return self.first + len(self.rows) - 1 if self.found else 0
 
     @property
-    def sights(self) -> Iterable[Sight]:
+    def services(self) -> Iterable[ServiceStatus]:
         """The services that are shown."""
-        return (sight for row in self.rows for sight in row.cells if sight is not None)
+        return (service for row in self.rows for service in row.cells if service is not None)
 
     @property
     def layout(self) -> str:
-        """What is the same as long as only cells change."""
+        """A digest of the layout: it stays the same while only the contents of cells change."""
         shape = [
             self.columns,
             self.found,
@@ -81,9 +81,9 @@ class View:
 
 
 class Views:
-    """Ways to look at the fleet as it is now. What they have in common is made once for each read of it.
+    """Views of the current state. The index that they share is made once per read.
 
-    :param watch: reads it.
+    :param watch: has the state of the fleet.
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -92,35 +92,38 @@ class Views:
         self._views: dict[Query, View] = {}
         self._version = 0
 
-    def look(self, query: Query) -> View:
-        """Look in one way. Of 5,000 services the first look after a read takes 7 ms, another less than half of it."""
+    def view(self, query: Query) -> View:
+        """Return the view of a query.
+
+        With 5,000 services the first one after a read takes 7 ms, and another one less than half of that.
+        """
         if self._version != self._watch.version:
             self._version = self._watch.version
-            self._index = _Index(self._watch.sights)
+            self._index = _Index(self._watch.services)
             self._views.clear()
         view = self._views.get(query)
         if view is None:
             view = _make_view(self._index, query)
-            if len(self._views) < _KEPT:
+            if len(self._views) < _MAX_CACHED:
                 self._views[query] = view
         return view
 
 
-_Services = Mapping[str, Sight]
-"""A host's, by binary."""
+_Services = Mapping[str, ServiceStatus]
+"""The services of a host, by binary."""
 
 
 class _Index:
     """Services by host and binary.
 
-    :ivar hosts: in the order in which people count.
-    :ivar binaries: all that there are, sorted.
+    :ivar hosts: in natural order: "node9" before "node10".
+    :ivar binaries: sorted.
     """
 
-    def __init__(self, sights: Mapping[int, Sight]) -> None:
-        hosts: dict[str, dict[str, Sight]] = {}
-        for sight in sights.values():
-            hosts.setdefault(sight.record.host, {})[sight.record.binary] = sight
+    def __init__(self, services: Mapping[int, ServiceStatus]) -> None:
+        hosts: dict[str, dict[str, ServiceStatus]] = {}
+        for service in services.values():
+            hosts.setdefault(service.record.host, {})[service.record.binary] = service
         self.hosts: Mapping[str, _Services] = {
             host: hosts[host] for host in sorted(hosts, key=lambda host: (_natural(host), host))
         }
@@ -129,14 +132,14 @@ class _Index:
 
     @cached_property
     def _texts(self) -> dict[str, str]:
-        """By host: all that is looked for in it, and maybe more."""
+        """The searchable text of each host; a superset, as a first filter."""
         return {
-            host: "\n".join([host, *(word for sight in services.values() for word in _words(sight))]).casefold()
+            host: "\n".join([host, *(word for service in services.values() for word in _words(service))]).casefold()
             for host, services in self.hosts.items()
         }
 
     def find(self, query: Query) -> list[str]:
-        """Return the hosts that match, in the order that is asked for."""
+        """Return the matching hosts, sorted."""
         hosts: Iterable[str] = self._sorted(query.sort)
         text = query.text.casefold()
         if text:
@@ -147,16 +150,16 @@ class _Index:
         return [host for host in hosts if _matches(query, text, host, self.hosts[host])]
 
     def _sorted(self, sort: str) -> list[str]:
-        """Return all hosts in an order; those that are alike in it stay as people count."""
+        """Return all hosts, sorted; ties stay in natural order."""
         names = self._orders.get(sort)
         if names is None:
             names = [*self.hosts]
             if sort == "-host":
                 names.reverse()
             elif sort == "trouble":
-                names.sort(key=lambda host: min(map(_badness, self.hosts[host].values())))
+                names.sort(key=lambda host: min(map(_severity, self.hosts[host].values())))
             elif sort == "silent":
-                names.sort(key=lambda host: min(map(_heard, self.hosts[host].values())))
+                names.sort(key=lambda host: min(map(_last_heartbeat, self.hosts[host].values())))
             self._orders[sort] = names
         return names
 
@@ -175,45 +178,45 @@ def _matches(query: Query, text: str, host: str, services: _Services) -> bool:
     here = text in host.casefold()
     if here and not query.state:
         return not query.binary or query.binary in services
-    looked_at: Iterable[Sight] = services.values()
+    candidates: Iterable[ServiceStatus] = services.values()
     if query.binary:
-        looked_at = [services[query.binary]] if query.binary in services else []
-    return any((here or _mentions(sight, text)) and is_in(sight, query.state) for sight in looked_at)
+        candidates = [services[query.binary]] if query.binary in services else []
+    return any((here or _mentions(service, text)) and is_in(service, query.state) for service in candidates)
 
 
-def _words(sight: Sight) -> tuple[str, str, str]:
-    record = sight.record
+def _words(service: ServiceStatus) -> tuple[str, str, str]:
+    record = service.record
     return record.binary, record.disabled_reason or "", record.uuid
 
 
-def _mentions(sight: Sight, text: str) -> bool:
-    binary, reason, uuid = _words(sight)
+def _mentions(service: ServiceStatus, text: str) -> bool:
+    binary, reason, uuid = _words(service)
     return text in binary.casefold() or text in reason.casefold() or text == uuid
 
 
-def is_in(sight: Sight, state: str) -> bool:
-    """Tell whether a service is in a state that can be looked for."""
+def is_in(service: ServiceStatus, state: str) -> bool:
+    """Return whether a service matches a state of STATES; any for ""."""
     match state:
         case "disabled":
-            return sight.record.disabled
+            return service.record.disabled
         case "trouble":
-            return sight.state != UP
+            return service.state != UP
         case "forced":
-            return sight.state == FORCED
-    return not state or sight.state == state
+            return service.state == FORCED
+    return not state or service.state == state
 
 
 @lru_cache(maxsize=20_000)
 def _natural(host: str) -> tuple[tuple[int, str], ...]:
-    """Return what sorts "node9" before "node10"."""
+    """Return a sort key for natural order."""
     parts = _NUMBER.split(host.casefold())
     return tuple((int(part[:18]), "") if place % 2 else (-1, part) for place, part in enumerate(parts))
 
 
-def _badness(sight: Sight) -> int:
-    return _DISABLED if sight.state == UP and sight.record.disabled else _WORST[sight.state]
+def _severity(service: ServiceStatus) -> int:
+    return _DISABLED if service.state == UP and service.record.disabled else _WORST[service.state]
 
 
-def _heard(sight: Sight) -> float:
-    """Return when a service that is down was heard last; those that are up are alike, and so stay in place."""
-    return -sight.record.age if sight.state == DOWN else 0.0
+def _last_heartbeat(service: ServiceStatus) -> float:
+    """Return a sort key: the longest without a heartbeat first; all services that are up are equal."""
+    return -service.record.age if service.state == DOWN else 0.0

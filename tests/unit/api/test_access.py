@@ -8,9 +8,9 @@ from unittest import TestCase
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from novasvc import Manager
-from novasvc.api.logins import LIFETIME, Logins
+from novasvc.api.login_links import LIFETIME, LoginLinks
 from novasvc.api.sessions import COOKIE, Sessions, session_key
-from novasvc.api.tokens import Token, add_token, digest, find, read_tokens
+from novasvc.api.tokens import Token, add_token, digest, find_token, read_tokens
 from novasvc.errors import DirectoryError, SettingError
 from novasvc.service import Service
 from tests.support.api_rig import ADMINS, READERS, TOKENS, APIRig
@@ -48,17 +48,17 @@ class TokenFileTests(FolderCase):
         tokens = read_tokens(self.write(f"# ours\n\nada admin {SECRET}\n  ron  read  {SECRET}2\n"))
         self.assertEqual([(token.name, token.scope) for token in tokens], [("ada", "admin"), ("ron", "read")])
         self.assertNotIn(SECRET, repr(tokens))
-        self.assertEqual(find(tokens, SECRET), tokens[0])
-        self.assertIsNone(find(tokens, SECRET[:-1]))
-        self.assertIsNone(find(tokens, "\udcff"))
+        self.assertEqual(find_token(tokens, SECRET), tokens[0])
+        self.assertIsNone(find_token(tokens, SECRET[:-1]))
+        self.assertIsNone(find_token(tokens, "\udcff"))
 
     def test_refused(self) -> None:
         """A file that others may read, or with a line that is none, is refused, and the line is named by its number."""
         self.assertIn("0640", self.refused(self.write(f"ada admin {SECRET}\n", 0o640)))
         self.assertIn("line 2", self.refused(self.write(f"ada admin {SECRET}\nron all {SECRET}\n")))
         self.assertIn("line 1", self.refused(self.write(f"{SECRET}\n")))
-        self.assertIn("line 1 can be guessed", self.refused(self.write("ada admin short\n")))
-        self.assertIn("line 2 has a name", self.refused(self.write(f"ada admin {SECRET}\nada read {SECRET}\n")))
+        self.assertIn("line 1 is too short", self.refused(self.write("ada admin short\n")))
+        self.assertIn("line 2 repeats a name", self.refused(self.write(f"ada admin {SECRET}\nada read {SECRET}\n")))
         self.assertIn("no token", self.refused(self.write("# nobody\n")))
         self.assertIn("cannot be read", self.refused(self.folder / "nowhere"))
         path = self.write("")
@@ -80,22 +80,22 @@ class TokenFileTests(FolderCase):
 
 
 class LoginsTests(FolderCase):
-    """Tests for novasvc.api.logins."""
+    """Tests for novasvc.api.login_links."""
 
     def test_once(self) -> None:
         """A code is good once, and only those are that were issued; its file says nothing of it."""
-        logins = Logins(self.folder / "logins")
+        logins = LoginLinks(self.folder / "logins")
         code = logins.issue()
         (file,) = (self.folder / "logins").iterdir()
         self.assertEqual((file.stat().st_mode & 0o777, file.stat().st_size), (0o600, 0))
         self.assertNotIn(code, file.name)
         self.assertFalse(logins.use("../logins"))
-        self.assertTrue(Logins(self.folder / "logins").use(code))
+        self.assertTrue(LoginLinks(self.folder / "logins").use(code))
         self.assertFalse(logins.use(code))
 
     def test_at_once(self) -> None:
         """Of many that use a code at the same moment, one is let in."""
-        logins = Logins(self.folder)
+        logins = LoginLinks(self.folder)
         for _ in range(20):
             code, let_in = logins.issue(), []
             together = threading.Barrier(4)
@@ -113,7 +113,7 @@ class LoginsTests(FolderCase):
 
     def test_late(self) -> None:
         """A code is good for an hour; the next one sweeps it away. There are not more than a hundred."""
-        logins = Logins(self.folder)
+        logins = LoginLinks(self.folder)
         code = logins.issue()
         (file,) = self.folder.iterdir()
         old = time.time() - LIFETIME - 1
@@ -127,7 +127,7 @@ class LoginsTests(FolderCase):
         """Where no code can be kept, the error names the directory."""
         (self.folder / "file").write_text("")
         with self.assertRaises(DirectoryError):
-            Logins(self.folder / "file").issue()
+            LoginLinks(self.folder / "file").issue()
 
 
 class SessionsTests(FolderCase):
@@ -152,10 +152,10 @@ class SessionsTests(FolderCase):
     def test_form(self) -> None:
         """The mark of a form is that of one session, and no cookie is one."""
         sessions = Sessions(b"k" * 32, lambda: 0.0)
-        mark = sessions.form_mark("a")
-        self.assertTrue(sessions.knows_form("a", mark))
+        mark = sessions.csrf_token("a")
+        self.assertTrue(sessions.verify_csrf_token("a", mark))
         for session, other in (("b", mark), ("a", ""), ("a", "\udcff"), ("a", sessions.begin("a", "admin"))):
-            self.assertFalse(sessions.knows_form(session, other))
+            self.assertFalse(sessions.verify_csrf_token(session, other))
 
     def test_key(self) -> None:
         """All processes of a host have one key, which is made once, for its owner alone."""
@@ -222,14 +222,14 @@ class AccessTests(TestCase):
         rig.get("/v2.1/os-services")
         lines = [str(formatEvent(event)) for event in told if event.get("audit")]
         who = [line.partition(": ")[2].partition(" from ")[0] for line in lines]
-        self.assertEqual(who, ["ron (token)", "ron (token)", "ron (token)", "nobody known"])
+        self.assertEqual(who, ["ron (token)", "ron (token)", "ron (token)", "unauthenticated"])
         self.assertEqual(
             [line.split(": ", 2)[2] for line in lines],
             [
-                "call agent.work: ron may read, and this takes the scope admin",
-                "update novasvc-agent@h1: it takes the scope admin",
-                "update disable: it takes the scope admin",
-                "DELETE /v2.1/os-services/1: no token that is known, and no session",
+                "call agent.work: this requires the scope admin; ron has read",
+                "update novasvc-agent@h1: the scope admin is required",
+                "update disable: the scope admin is required",
+                "DELETE /v2.1/os-services/1: no valid token or session",
             ],
         )
 
@@ -264,14 +264,14 @@ class AccessTests(TestCase):
         """A name that points at loopback is told no details of the health, either."""
         rig = APIRig(self)
         node = Service("h1", "agent", "agent", Manager, runtime=rig.runtime)
-        rig.backend.beside = lambda: [node]
+        rig.backend.local_services = lambda: [node]
         self.assertIn(b"detail", rig.get("/readyz").body)
         self.assertNotIn(b"detail", rig.get("/readyz", Host="evil.example").body)
 
     def test_token_taken_away(self) -> None:
         """A session has the scope that its token has now, and ends with it; one by a link goes on."""
         rig = APIRig(self, TOKENS)
-        begun = rig.access.log_in(token=ADMINS), rig.access.log_in(code=rig.access.logins.issue())
+        begun = rig.access.log_in(token=ADMINS), rig.access.log_in(code=rig.access.login_links.issue())
         by_token, by_link = ((cookie or "").partition(";")[0] for cookie in begun)
         self.assertEqual(rig.get("/metrics", Cookie=by_token).status, 200)
         rig.access._tokens = (Token("ada", "read", digest(ADMINS)),)

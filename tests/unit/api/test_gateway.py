@@ -107,7 +107,7 @@ class GatewayTests(TestCase):
     def test_idempotent(self) -> None:
         """A caller may say that the method may run twice."""
         self.assertEqual(self.call("greet", {"idempotent": True}), (200, {"result": "hello you"}))
-        self.assertIn("idempotent is to be true or false", self.refused(400, "greet", {"idempotent": 1}))
+        self.assertIn("idempotent must be true or false", self.refused(400, "greet", {"idempotent": 1}))
 
     def test_may_run(self) -> None:
         """Nobody is invited to try again what may run."""
@@ -119,7 +119,7 @@ class GatewayTests(TestCase):
         for body, said in (
             ([], "an object"),
             ({"arg": {}}, "'arg'"),
-            ({"args": []}, "args is to be an object"),
+            ({"args": []}, "args must be an object"),
             ({"timeout": 0}, "timeout"),
             ({"timeout": True}, "timeout"),
             ({"timeout": "1"}, "timeout"),
@@ -132,7 +132,7 @@ class GatewayTests(TestCase):
             ({"version": "9.0"}, "9.0"),
         ):
             self.assertIn(said, self.refused(400, "greet", body), body)
-        self.assertIn("no JSON", self.refused(400, "greet", b"{"))
+        self.assertIn("not valid JSON", self.refused(400, "greet", b"{"))
         self.assertEqual(self.call("greet", b"{}", Content_Type="text/plain")[0], 415)
 
     def test_names_that_no_queue_has(self) -> None:

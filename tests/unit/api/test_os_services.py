@@ -10,7 +10,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.api.listing import LONGEST_PAGE
+from novasvc.api.listing import MAX_PAGE
 from novasvc.errors import DatabaseCorruptError, DatabaseUnavailableError
 from novasvc.registry.record import ServiceChanges
 from tests.support.api_rig import ADMINS, READERS, TOKENS, Answer, APIRig
@@ -98,6 +98,29 @@ class ListTests(ServicesCase):
         self.assertEqual((shown["h3"]["state"], shown["h3"]["status"]), ("down", "disabled"))
         self.assertEqual((shown["h3"]["disabled_reason"], shown["h3"]["forced_down"]), ('Grüße, "disk"', True))
 
+    def test_paths(self) -> None:
+        """The list is the same at each of its paths; a HEAD has its length; and what is near it is not found."""
+        expected = self.ask("GET", LIST)
+        for path in (LIST, "/v2/os-services", "/v2.1/some-project/os-services", "/v2.1/os%2Dservices"):
+            answer = self.ask("GET", path)
+            self.assertEqual((answer.status, answer.body), (200, expected.body), path)
+            head = self.ask("HEAD", path)
+            self.assertEqual((head.status, head.body), (200, b""), path)
+            self.assertEqual(head.headers["Content-Length"], str(len(expected.body)), path)
+        for path in (
+            f"{LIST}/", "/v2.1//os-services", "/v2%2E1/os-services", "/v2.1/a/b/os-services", "/v2.1/a%2Fb/os-services"
+        ):  # fmt: skip
+            self.assertEqual(self.ask("GET", path).status, 404, path)
+        self.assertEqual(self.ask("POST", LIST, {}).status, 404)
+        self.assertEqual(self.ask("GET", "/v2.1/%ff/os-services").status, 400)
+
+    def test_link(self) -> None:
+        """The link to the next page leads to the host by which the list was asked for, though responses are shared."""
+        self.rig.add("h2")
+        for host in ("localhost:8774", "127.0.0.1"):
+            (link,) = self.ask("GET", f"{LIST}?limit=1", Host=host).document["services_links"]
+            self.assertEqual(link["href"], f"http://{host}{LIST}?limit=1&marker={self.record.id}")
+
     def test_nobody(self) -> None:
         """Where there is none that fits, the list is empty."""
         self.assertEqual(self.ask("GET", f"{LIST}?host=zz").document, {"services": []})
@@ -156,12 +179,12 @@ class ListTests(ServicesCase):
 
     def test_limits(self) -> None:
         """A limit is a number; 0 is as many as there may be, and what is beyond all limits too."""
-        for number in range(LONGEST_PAGE):
+        for number in range(MAX_PAGE):
             self.rig.registry.register(f"n{number}", "b", "t", 1)
-        for limit in ("0", "00", str(LONGEST_PAGE), "1001", "9" * 500):
+        for limit in ("0", "00", str(MAX_PAGE), "1001", "9" * 500):
             page = self.ask("GET", f"{LIST}?limit={limit}").document
-            self.assertEqual((len(page["services"]), "services_links" in page), (LONGEST_PAGE, True))
-        self.assertEqual(len(self.ask("GET", LIST).document["services"]), LONGEST_PAGE + 1)
+            self.assertEqual((len(page["services"]), "services_links" in page), (MAX_PAGE, True))
+        self.assertEqual(len(self.ask("GET", LIST).document["services"]), MAX_PAGE + 1)
         for limit in ("-1", "x", "1.0", "+1", "\u0663"):
             refused = self.rig.get(f"{LIST}?limit={''.join(f'%{octet:02x}' for octet in limit.encode())}")
             message = f"Invalid input for field/attribute limit. Value: {limit}. {limit!r} does not match '^[0-9]*$'"
@@ -327,7 +350,7 @@ class UpdateTests(ServicesCase):
             body = f'{{"status": "disabled", "disabled_reason": {reason}}}'.encode()
             answer = self.put(body)
             self.assertEqual(answer.status, 400)
-            self.assertIn("has characters that are none", answer.document["badRequest"]["message"])
+            self.assertIn("contains invalid characters", answer.document["badRequest"]["message"])
 
     def test_unknown_keys(self) -> None:
         """A key that is unknown is refused, and named."""
@@ -389,7 +412,7 @@ class UpdateTests(ServicesCase):
             lines,
             [
                 "local (loopback) disable, force down novasvc-agent@h1: done",
-                "local (loopback) let up novasvc-agent@h1: done",
+                "local (loopback) unset forced down novasvc-agent@h1: done",
                 "local (loopback) enable novasvc-agent@h1: done",
             ],
         )
@@ -548,7 +571,7 @@ class AccessTests(SynchronousTestCase):
             self.assertEqual(answer.status, 403)
             message = f"Policy doesn't allow os_compute_api:os-services:{action} to be performed."
             self.assertEqual(answer.document, {"forbidden": {"code": 403, "message": message}})
-            self.assertEqual(lines.pop(), f"ron (token) {action} {self.record.uuid}: it takes the scope admin")
+            self.assertEqual(lines.pop(), f"ron (token) {action} {self.record.uuid}: the scope admin is required")
         self.assertFalse(self.rig.row(self.record.id).disabled)
 
     def test_admins(self) -> None:

@@ -16,16 +16,15 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent
 from twisted.web.http_headers import Headers
-from twisted.web.server import Site
 from zope.interface import implementer
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
-from novasvc.api.health import OwnHealth, sum_up
-from novasvc.api.logins import Logins
+from novasvc.api.health import APIHealth, merge_checks
+from novasvc.api.login_links import LoginLinks
 from novasvc.api.metrics import Figures
 from novasvc.api.sessions import Sessions
-from novasvc.api.site import make_doors
+from novasvc.api.site import make_api_root
 from novasvc.api.tokens import Token, digest
 from novasvc.errors import (
     BrokerUnavailableError,
@@ -34,6 +33,7 @@ from novasvc.errors import (
     MigrationNeededError,
     TransportClosedError,
 )
+from novasvc.http import make_site
 from novasvc.interfaces import IHealthy
 from novasvc.node.runtime import Leg
 from novasvc.telemetry import flight, metrics
@@ -90,8 +90,8 @@ class APICase(TestCase):
         self.part = Part(leg("broker"), leg("consumers"))
         runtime = memory_runtime(reactor, control_socket=self.folder / "control")  # type: ignore[arg-type]  # a clock
         self.backend = Backend(attrs.evolve(runtime, worker=self.worker), lambda: [self.part])
-        sessions, logins = Sessions(b"k" * 32, lambda: 0.0), Logins(self.folder / "logins")
-        site = Site(make_doors(self.backend, Access(self.tokens, sessions, logins)))
+        sessions, logins = Sessions(b"k" * 32, lambda: 0.0), LoginLinks(self.folder / "logins")
+        site = make_site(make_api_root(self.backend, Access(self.tokens, sessions, logins)), reactor=reactor)
         port = reactor.listenTCP(0, site, interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(port.stopListening)
         self.url = f"http://127.0.0.1:{port.getHost().port}"
@@ -120,7 +120,7 @@ class LiveTests(APICase):
 
     async def test_needs_nothing(self) -> None:
         """It answers to everybody, without a token, and whatever is missing."""
-        self.backend.missing["database"] = "gone"
+        self.backend.errors["database"] = DatabaseUnavailableError("sqlite:///x", "gone")
         self.assertEqual(await self.get_json("/healthz"), (200, {"status": "ok"}))
         self.assertEqual(await self.get("/healthz", "HEAD"), (200, "application/json", ""))
         self.assertEqual(self.part.asked, 0)
@@ -226,13 +226,13 @@ class SupervisedTests(APICase):
         self.supervisor = StandInSupervisor()
         self.control = ControlSocket(self.folder / "control", self.supervisor, reactor)
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         self.control.startService()
         self.addCleanup(self.control.stopService)
 
     async def test_metrics(self) -> None:
         """The figures of all workers are one answer."""
-        self.listen()
+        self.subscribe()
         made = histogram("novasvc_x_seconds", "What.", "method", "worker", bounds=(1.0,))
         made.at("m", "1").observe(0.5)
         made.at("m", "2").observe(2.0)
@@ -244,7 +244,7 @@ class SupervisedTests(APICase):
 
     async def test_health(self) -> None:
         """Their health is summed up."""
-        self.listen()
+        self.subscribe()
         rows = [
             {
                 "number": 1,
@@ -263,7 +263,7 @@ class SupervisedTests(APICase):
 
     async def test_replaced_meanwhile(self) -> None:
         """A worker that was replaced while it was asked does not make all look unready."""
-        self.listen()
+        self.subscribe()
 
         def row(**service: Any) -> dict[str, Any]:
             told = [{"service": "a@h", "legs": [leg("service", **service)]}]
@@ -282,18 +282,18 @@ class SupervisedTests(APICase):
         self.assertIn("no supervisor listens there", document["legs"][0]["detail"])
         status, document = await self.get_json("/metrics")
         self.assertEqual(status, 503)
-        self.assertIn("the supervisor does not tell the figures", document["error"]["message"])
+        self.assertIn("the supervisor does not report metrics", document["error"]["message"])
 
 
 class SumUpTests(SynchronousTestCase):
-    """Tests for sum_up."""
+    """Tests for merge_checks."""
 
     def row(self, number: int, *legs: dict[str, Any], state: str = "ready", server: str = "agent") -> dict[str, Any]:
         services = [{"service": f"{server}@h", "legs": list(legs)}]
         return {"number": number, "server": server, "pid": number, "state": state, "services": services}
 
     def verdicts(self, *rows: dict[str, Any]) -> dict[tuple[str, str], tuple[bool, str]]:
-        return {(one["service"], one["name"]): (one["ready"], one["detail"]) for one in sum_up(rows)}
+        return {(one["service"], one["name"]): (one["ready"], one["detail"]) for one in merge_checks(rows)}
 
     def test_all(self) -> None:
         """Legs that all workers have ready are ready."""
@@ -307,7 +307,7 @@ class SumUpTests(SynchronousTestCase):
         broken = leg("broker", ready=False, detail="refused")
         told = self.verdicts(self.row(1, broken), self.row(2, leg("broker")))
         self.assertEqual(told["agent@h", "broker"], (True, "1 of 2: refused"))
-        self.assertEqual(told["agent", "workers"], (True, "1 of 2: worker 1 is not ready, for its broker: refused"))
+        self.assertEqual(told["agent", "workers"], (True, "1 of 2: worker 1 is not ready (broker: refused)"))
 
     def test_leaving(self) -> None:
         """Of a worker that drains no leg is said to be well: the detail does not contradict the verdict."""
@@ -324,7 +324,7 @@ class SumUpTests(SynchronousTestCase):
     def test_silent(self) -> None:
         """One that does not answer is not ready."""
         told = self.verdicts({**self.row(1), "services": None})
-        self.assertEqual(told, {("agent", "workers"): (False, "worker 1 is ready, and does not answer")})
+        self.assertEqual(told, {("agent", "workers"): (False, "worker 1 is ready, but does not respond")})
 
 
 class OwnHealthTests(SynchronousTestCase):
@@ -337,10 +337,10 @@ class OwnHealthTests(SynchronousTestCase):
         self.runtime = memory_runtime()
         self.backend = Backend(self.runtime)
         self.registry: Any = self.successResultOf(Deferred.fromCoroutine(self.runtime.database.acquire()))
-        self.health = OwnHealth(self.backend)
+        self.health = APIHealth(self.backend)
 
     def unready(self) -> dict[str, str]:
-        told = self.successResultOf(Deferred.fromCoroutine(self.health.tell()))
+        told = self.successResultOf(Deferred.fromCoroutine(self.health.report()))
         return {one["name"]: one["detail"] for one in told["legs"] if not one["ready"]}
 
     def test_opening(self) -> None:
@@ -382,13 +382,13 @@ class OwnHealthTests(SynchronousTestCase):
     def test_migration(self) -> None:
         """A schema that is not ours is a leg of its own."""
         error = MigrationNeededError("sqlite:///x", "it has no schema yet", found=None, known="0001")
-        self.backend.missing["database"], self.backend.obstacles["database"] = str(error), error
+        self.backend.errors["database"] = error
         self.assertEqual(self.unready()["migration"], str(error))
 
     def test_broker(self) -> None:
         """A broker that is not there is told with its address, without its password."""
         error = BrokerUnavailableError("amqp://nova:***@10.0.0.7", "refused")
-        self.backend.missing["broker"] = str(error)
+        self.backend.errors["broker"] = error
         self.assertEqual(self.unready()["broker"], str(error))
 
 

@@ -35,10 +35,10 @@ class WatchTestCase(SynchronousTestCase):
         self.clock.advance(0)
         self.addCleanup(lambda: self.watch.running and self.watch.stopService())
 
-    def listen(self) -> list[int]:
+    def subscribe(self) -> list[int]:
         """Note the versions that a listener is told of."""
         told: list[int] = []
-        self.watch.listen(lambda: told.append(self.watch.version))
+        self.watch.subscribe(lambda: told.append(self.watch.version))
         return told
 
     def happenings(self) -> list[Entry]:
@@ -58,7 +58,7 @@ class ReadingTests(WatchTestCase):
         """It reads as soon as it is started; what is there then is no news."""
         self.add("h1")
         self.start()
-        self.assertEqual([sight.name for sight in self.watch.sights.values()], ["agent@h1"])
+        self.assertEqual([service.name for service in self.watch.services.values()], ["agent@h1"])
         self.assertEqual(self.watch.trouble, "")
         self.assertEqual(self.happened(), [])
 
@@ -67,7 +67,7 @@ class ReadingTests(WatchTestCase):
         self.start()
         self.clock.pump([UNWATCHED] * 3)
         self.assertEqual(self.reads, 4)
-        stop = self.watch.listen(lambda: None)
+        stop = self.watch.subscribe(lambda: None)
         self.clock.pump([WATCHED] * 3)
         self.assertEqual(self.reads, 7)
         stop()
@@ -80,14 +80,14 @@ class ReadingTests(WatchTestCase):
         """Who begins to look does not wait for the slow pace."""
         self.start()
         self.clock.advance(5)
-        told = self.listen()
+        told = self.subscribe()
         self.clock.advance(0)
         self.assertEqual(told, [2])
 
     def test_one_read_for_all(self) -> None:
         """However many look, there is one read."""
         self.start()
-        told = [self.listen() for _ in range(20)]
+        told = [self.subscribe() for _ in range(20)]
         self.clock.advance(WATCHED)
         self.assertEqual(self.reads, 2)
         self.assertEqual(told, [[2]] * 20)
@@ -102,7 +102,7 @@ class ReadingTests(WatchTestCase):
 
         self.watch = Watch(read, self.clock, 60.0)
         self.start()
-        self.listen()
+        self.subscribe()
         self.clock.advance(3)
         self.assertEqual(len(answers), 1)
         answers[0].callback([])
@@ -115,12 +115,12 @@ class ReadingTests(WatchTestCase):
         """When the database is away what is known stays, listeners hear why it is old, and it recovers by itself."""
         self.add("h1")
         self.start()
-        told = self.listen()
+        told = self.subscribe()
         self.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
         self.clock.pump([WATCHED] * 3)
         self.assertIn("it is gone", self.watch.trouble)
         self.assertEqual(told, [1, 1, 1])
-        self.assertEqual(len(self.watch.sights), 1)
+        self.assertEqual(len(self.watch.services), 1)
         self.assertEqual(self.watch.age, 6.0)
         self.registry.outage = None
         self.clock.advance(WATCHED)
@@ -147,8 +147,8 @@ class ReadingTests(WatchTestCase):
             raise ZeroDivisionError
 
         self.start()
-        self.watch.listen(fail)
-        told = self.listen()
+        self.watch.subscribe(fail)
+        told = self.subscribe()
         self.clock.advance(WATCHED)
         self.assertEqual(told, [2])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -162,7 +162,7 @@ class ReadingTests(WatchTestCase):
 
         self.watch = Watch(read, self.clock, 60.0)
         self.start()
-        waiting = Deferred.fromCoroutine(self.watch.fresh(30.0))
+        waiting = Deferred.fromCoroutine(self.watch.wait_fresh(30.0))
         self.watch.stopService()
         self.successResultOf(waiting)
         self.assertEqual(len(cancelled), 1)
@@ -170,21 +170,21 @@ class ReadingTests(WatchTestCase):
 
 
 class FreshTests(WatchTestCase):
-    def fresh(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.watch.fresh())
+    def wait_fresh(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.watch.wait_fresh())
 
     def test_fresh_already(self) -> None:
         """What is two seconds old is fresh."""
         self.start()
         self.clock.advance(2)
-        self.successResultOf(self.fresh())
+        self.successResultOf(self.wait_fresh())
         self.assertEqual(self.reads, 1)
 
     def test_old(self) -> None:
         """What is older is read again, and the pace is quick for a while, as somebody seems to look."""
         self.start()
         self.clock.advance(5)
-        fresh = self.fresh()
+        fresh = self.wait_fresh()
         self.assertNoResult(fresh)
         self.clock.advance(0)
         self.successResultOf(fresh)
@@ -200,7 +200,7 @@ class FreshTests(WatchTestCase):
 
         self.watch = Watch(read, self.clock, 60.0)
         self.start()
-        fresh = self.fresh()
+        fresh = self.wait_fresh()
         self.clock.advance(0.9)
         self.assertNoResult(fresh)
         self.clock.advance(0.1)
@@ -210,7 +210,7 @@ class FreshTests(WatchTestCase):
         """Who does not wait any more leaves nothing behind."""
         self.start()
         self.clock.advance(5)
-        fresh = self.fresh()
+        fresh = self.wait_fresh()
         fresh.cancel()
         self.failureResultOf(fresh)
         self.watch.stopService()
@@ -221,7 +221,7 @@ class FreshTests(WatchTestCase):
         record = self.add("h1")
         self.start()
         self.registry.update(record.id, ServiceChanges(forced_down=True))
-        again = Deferred.fromCoroutine(self.watch.again())
+        again = Deferred.fromCoroutine(self.watch.reread())
         self.clock.advance(0)
         self.successResultOf(again)
         self.assertEqual(self.watch.totals.forced, 1)
@@ -302,7 +302,7 @@ class DifferenceTests(WatchTestCase):
         self.start()
         self.beat(second)
         self.clock.advance(UNWATCHED)
-        changed = {number: sight.changed for number, sight in self.watch.sights.items()}
+        changed = {number: service.changed for number, service in self.watch.services.items()}
         self.assertEqual(changed, {first.id: 1, second.id: 2})
         self.clock.advance(3)
-        self.assertEqual(self.watch.age_of(self.watch.sights[second.id]), 13.0)
+        self.assertEqual(self.watch.age_of(self.watch.services[second.id]), 13.0)

@@ -7,7 +7,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.http import AccessLog
-from novasvc.http.access_log import shown
+from novasvc.http.access_log import loggable
 from tests.support.http_rig import GET, Wire
 
 
@@ -83,21 +83,21 @@ class AccessLogTests(SynchronousTestCase):
     def test_reasons(self) -> None:
         """What is refused has a line that says why, whatever refused it: its head, its body, or its time."""
         for data, line, why in (
-            ([b"what?\r\n\r\n"], "-", "400: the request line is not: method"),
-            ([b"GET / HTTP/1.1\r\n\r\n"], "GET / HTTP/1.1", "400: a request has to have one Host header"),
+            ([b"what?\r\n\r\n"], "-", "400: the request line is not of the form METHOD TARGET"),
+            ([b"GET / HTTP/1.1\r\n\r\n"], "GET / HTTP/1.1", "400: a request must have exactly one Host header"),
             ([b"GET / HTTP/1.1\r\n", b"A: " + b"x" * 20000], "GET / HTTP/1.1", "431: a header line is longer"),
             ([b"GET https://x/ HTTP/1.1\r\nHost: x\r\n\r\n"], "GET https://x/ HTTP/1.1", "421: "),
-            ([b"GET http://u:pw@x/ HTTP/1.1\r\nHost: x\r\n\r\n"], "-", "400: the target of the request"),
+            ([b"GET http://u:pw@x/ HTTP/1.1\r\nHost: x\r\n\r\n"], "-", "400: the request target"),
             ([b"GET /", b"x" * 9000], "-", "414: the URL is longer"),
             ([b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"], "PUT / HTTP/1.1", "413: the body"),
         ):
             said = self.reason(*data)
             self.assertEqual((said[0], len(said)), (line, 2))
-            self.assertTrue(said[1].startswith(f"192.168.1.1 refused with {why}"), said)
+            self.assertTrue(said[1].startswith(f"192.168.1.1 rejected with {why}"), said)
             self.assertNotIn("pw", "".join(said))
         said = self.reason(b"GET / HTTP/1.1\r\n", seconds=40)
         self.assertEqual(said[0], "GET / HTTP/1.1")
-        self.assertIn("refused with 408: the head of the request was not complete within", said[1])
+        self.assertIn("rejected with 408: the request head was not complete within", said[1])
 
     def test_reason_is_bounded(self) -> None:
         """A reason has no line breaks, and an end."""
@@ -106,18 +106,18 @@ class AccessLogTests(SynchronousTestCase):
         self.addCleanup(globalLogPublisher.removeObserver, events.append)
         AccessLog().write_reason(IPv4Address("TCP", "h", 1), 400, 'a\r\n"b' + "x" * 9000)
         text = str(formatEvent(events[0]))
-        self.assertTrue(text.startswith(r"h refused with 400: a\x0d\x0a\x22bxx"), text)
+        self.assertTrue(text.startswith(r"h rejected with 400: a\x0d\x0a\x22bxx"), text)
         self.assertLess(len(text), 600)
 
     def test_injection(self) -> None:
         """No request forges a line, or ends its quotes."""
-        line = shown(b'GET /"\x1b[31m\r\n\x85\xe2\x80\xa8\\ HTTP/1.1')
+        line = loggable(b'GET /"\x1b[31m\r\n\x85\xe2\x80\xa8\\ HTTP/1.1')
         self.assertEqual(line, r"GET /\x22\x1b[31m\x0d\x0a\x85\xe2\x80\xa8\x5c HTTP/1.1")
-        self.assertLess(len(shown(b"GET /" + b"x" * 9000)), 2100)
+        self.assertLess(len(loggable(b"GET /" + b"x" * 9000)), 2100)
 
     def test_secrets(self) -> None:
         """Values of a query that are named like secrets are masked, however the name is written."""
         self.assertEqual(
-            shown(b"GET /login?code=abc&x=1&API_Key=k&to%6ben=t&y HTTP/1.1"),
+            loggable(b"GET /login?code=abc&x=1&API_Key=k&to%6ben=t&y HTTP/1.1"),
             "GET /login?code=***&x=1&API_Key=***&to%6ben=***&y HTTP/1.1",
         )

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.http.body import Body
+from novasvc.http.errors import HTTPError
 from novasvc.http.limits import Limits
-from novasvc.http.refusal import RefusedError
 
 
 def content(body: Body) -> bytes:
@@ -72,7 +72,7 @@ class BodyTests(SynchronousTestCase):
             self.refused(400, data)
 
     def refused(self, status: int, data: bytes) -> str:
-        error = self.assertRaises(RefusedError, Body(None, Limits()).take, data)
+        error = self.assertRaises(HTTPError, Body(None, Limits()).take, data)
         self.assertEqual(error.status, status, data)
         return error.message
 
@@ -131,11 +131,11 @@ class BodyTests(SynchronousTestCase):
     def test_too_long(self) -> None:
         """A body beyond the limit is refused as soon as it says how long it is."""
         limits = Limits(max_body=10)
-        self.assertIn("10 bytes", str(self.assertRaises(RefusedError, Body, 11, limits)))
+        self.assertIn("10 bytes", str(self.assertRaises(HTTPError, Body, 11, limits)))
         Body(10, limits)
         body = Body(None, limits)
         body.take(b"6\r\nabcdef\r\n")
-        self.assertEqual(self.assertRaises(RefusedError, body.take, b"5\r\n").status, 413)
+        self.assertEqual(self.assertRaises(HTTPError, body.take, b"5\r\n").status, 413)
         Body(10**15, Limits(max_body=0))
 
     def test_spooled(self) -> None:
@@ -153,7 +153,7 @@ class BodyTests(SynchronousTestCase):
     def test_no_room(self) -> None:
         """Where there is no room for a body, the client is told."""
         body = Body(100, Limits(spool=10, tempdir=Path(self.mktemp())))
-        self.assertEqual(self.assertRaises(RefusedError, body.take, b"a" * 11).status, 507)
+        self.assertEqual(self.assertRaises(HTTPError, body.take, b"a" * 11).status, 507)
 
     def test_full_disk(self) -> None:
         """That there is no room is seen at once, were a piece ever so small; and it is forgotten without a word."""
@@ -162,5 +162,5 @@ class BodyTests(SynchronousTestCase):
             body = Body(100, Limits(spool=10))
             for piece in pieces[:-1]:
                 body.take(piece)
-            self.assertEqual(self.assertRaises(RefusedError, body.take, pieces[-1]).status, 507)
+            self.assertEqual(self.assertRaises(HTTPError, body.take, pieces[-1]).status, 507)
             body.close()

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.http.head import Head, read_head, see_partial
+from novasvc.http.errors import HTTPError
+from novasvc.http.head import Head, check_partial_head, read_head
 from novasvc.http.limits import Limits
-from novasvc.http.refusal import RefusedError
 
 LIMITS = Limits(max_url_len=100, max_header_line=200, max_head=1000, max_headers=10)
 
@@ -130,7 +130,7 @@ class HeadTests(SynchronousTestCase):
         self.refused(400, b"GET http://x/ HTTP/1.1")
 
     def refused(self, status: int, *lines: bytes) -> str:
-        error = self.assertRaises(RefusedError, read, *lines)
+        error = self.assertRaises(HTTPError, read, *lines)
         self.assertEqual(error.status, status, str(error))
         return error.message
 
@@ -210,7 +210,7 @@ class HeadTests(SynchronousTestCase):
     def test_partial(self) -> None:
         """What cannot become a head any more is refused before it is complete."""
         for text in (b"GET /", b"GET / HTTP/1.1\r", b"GET / HTTP/1.1\r\nHost: x\r\n\r", b""):
-            see_partial(text, LIMITS)
+            check_partial_head(text, LIMITS)
         for status, text in (
             (414, b"GET /" + b"a" * 200),
             (431, b"GET / HTTP/1.1\r\nA: " + b"b" * 200),
@@ -220,7 +220,7 @@ class HeadTests(SynchronousTestCase):
             (400, b"\x16\x03\x01\x00\xa5\x01\x00\n"),
             (400, b"\r\nGET"),
         ):
-            self.assertEqual(self.assertRaises(RefusedError, see_partial, text, LIMITS).status, status, text)
+            self.assertEqual(self.assertRaises(HTTPError, check_partial_head, text, LIMITS).status, status, text)
 
     @given(st.binary(max_size=300))
     def test_anything(self, text: bytes) -> None:
@@ -228,5 +228,5 @@ class HeadTests(SynchronousTestCase):
         for data in (text + b"\r\n", b"GET / HTTP/1.1\r\n" + text + b"\r\n"):
             try:
                 read_head(data, LIMITS)
-            except RefusedError as error:
+            except HTTPError as error:
                 self.assertIn(error.status, {400, 414, 417, 431, 501, 505})

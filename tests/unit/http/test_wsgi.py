@@ -341,7 +341,7 @@ class FailedTests(HTTPCase):
             start("200 OK", PLAIN)
             return []
 
-        self.assertIn("again without exc_info", await self.failed(twice))
+        self.assertIn("a second time without exc_info", await self.failed(twice))
 
     async def test_midway(self) -> None:
         """What fails in the midst of its body is cut off, so that nobody takes it for the whole."""
@@ -429,7 +429,7 @@ class FailedTests(HTTPCase):
             (answer,) = await ask(port, LAST.replace(b"/ ", b"/2 "))
         self.assertEqual(answer.body, b"ab")
         (told,) = [formatEvent(event) for event in events if event["log_level"] is LogLevel.error]
-        self.assertIn("goes on after its Content-Length", told or "")
+        self.assertIn("is longer than its Content-Length", told or "")
         caller = await connect(port)
         caller.transport.write(GET.replace(b"/ ", b"/4 "))
         await caller.gone.addTimeout(10, reactor)
@@ -568,10 +568,10 @@ class ThreadTests(HTTPCase):
         port = self.serve(app, threads=1, queue=2)
         first = await connect(port)
         first.transport.write(LAST)
-        while not self.site.crew._begun:
+        while not self.site.pool._begun:
             await deferToThread(lambda: None)
         waiting = [Deferred.fromCoroutine(ask(port)) for _ in range(2)]
-        while len(self.site.crew._work) < 2:
+        while len(self.site.pool._work) < 2:
             await deferToThread(lambda: None)
         (refused,) = await ask(port)
         self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "1"))
@@ -598,7 +598,7 @@ class ThreadTests(HTTPCase):
             await deferToThread(lambda: None)
         second = await connect(port)
         second.transport.write(LAST.replace(b"/ ", b"/second "))
-        while not self.site.crew._work:
+        while not self.site.pool._work:
             await deferToThread(lambda: None)
         second.transport.abortConnection()
         while len(self.site.channels) > 1:

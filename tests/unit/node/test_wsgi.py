@@ -201,14 +201,14 @@ class RefusedTests(WSGICase):
             options = {f"ssl_{name}_file": path for name, path in files.items()}
             return str(self.assertRaises(SettingError, self.make, use_ssl=True, **options))
 
-        self.assertIn("ssl_cert_file (from nowhere): TLS takes a certificate", problem())
+        self.assertIn("ssl_cert_file (from nowhere): TLS needs a certificate", problem())
         gone = Path("gone").absolute()
         for files, expected in (
             ({"cert": gone, "key": server.key}, f"ssl_cert_file = '{gone}'"),
             ({"cert": server.certificate, "key": gone}, f"ssl_key_file = '{gone}'"),
-            ({"cert": nothing, "key": server.key}, "there is no certificate in PEM in it"),
-            ({"cert": server.certificate, "key": nothing}, "there is no private key in PEM without"),
-            ({"cert": server.certificate, "key": client.key}, "or not that of"),
+            ({"cert": nothing, "key": server.key}, "it contains no PEM certificate"),
+            ({"cert": server.certificate, "key": nothing}, "it contains no PEM private key without"),
+            ({"cert": server.certificate, "key": client.key}, "or not the key of"),
             ({"cert": server.certificate, "key": server.key, "ca": nothing}, f"ssl_ca_file = '{nothing}'"),
         ):
             self.assertIn(expected, problem(**files))
@@ -262,7 +262,7 @@ class TLSTests(WSGICase):
         self.addCleanup(globalLogPublisher.removeObserver, tell)
         files = {"ssl_cert_file": made.server.certificate, "ssl_key_file": made.server.key, "ssl_ca_file": made.ca}
         service = self.make(use_ssl=True, **files)
-        self.assertIn(f"ssl_key_file {made.server.key}: everybody on this host may read it; chmod 600 it", told)
+        self.assertIn(f"ssl_key_file {made.server.key} is readable by all users of this host; chmod 600 it", told)
         await service.start()
         context = ssl.create_default_context(cafile=str(made.ca))
         await self.assertFailure(self.fetch(service.port or 0, context), OSError)

@@ -1,4 +1,4 @@
-// The one place that says that what is shown is old. A screen reader reads it when it changes, so it changes seldom.
+// The banner that says that the shown state is old. Screen readers read every change aloud, so it changes rarely.
 
 const banner = document.getElementById("banner");
 const live = document.getElementById("live");

@@ -1,4 +1,4 @@
-// Confirmations: a link to one opens it here. The page that it leads to does the same without a script.
+// Confirmations: opens a link to one in a dialog. Without JavaScript the link leads to a page that does the same.
 
 const dialog = document.getElementById("dialog");
 
@@ -9,7 +9,7 @@ async function open(link) {
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     if (response.ok && !response.redirected) card = page.querySelector("main .card");
   } catch {
-    // The browser says better what is wrong.
+    // Follow the link, so that the browser shows the error.
   }
   if (!card) {
     location.href = link.href;

@@ -1,4 +1,4 @@
-// Keeps the fleet's page as the fleet is.
+// Keeps the page of the fleet up to date.
 
 import { say, sayLive } from "./banner.js";
 import { Source } from "./source.js";
@@ -16,7 +16,7 @@ function setText(element, text) {
   if (element && element.textContent !== text) element.textContent = text;
 }
 
-// Ages grow here; the server only says when a heartbeat came.
+// Ages are counted here; the server only sends the time since a heartbeat when one arrives.
 function noteAges(root) {
   for (const age of root.querySelectorAll(".age[data-age]")) {
     age.heard = now() - Number(age.dataset.age);
@@ -69,12 +69,12 @@ function setEntries(news) {
   document.getElementById("quiet").classList.add("gone");
 }
 
-// Other cells, or in another order: the server lays them out.
+// Rows or columns have changed: the server renders the table.
 async function loadGrid() {
   if (loading) return;
   loading = true;
   try {
-    // At this address programs are told versions, and browsers get the page.
+    // At this URL the server decides by Accept between the page and the list of API versions.
     const headers = { Accept: "text/html" };
     const response = await fetch(location.href, { headers, signal: AbortSignal.timeout(10000) });
     if (!response.ok || response.redirected) return;
@@ -90,7 +90,7 @@ async function loadGrid() {
     if (region) region.scrollLeft = scrolled;
     if (focused) ((focused.id && document.getElementById(focused.id)) || region)?.focus({ preventScroll: true });
   } catch {
-    // The next news ask for it again.
+    // The next update tries again.
   } finally {
     loading = false;
   }
@@ -102,8 +102,8 @@ function takeNews(news) {
   setEntries(news);
   frozen = Boolean(news.trouble);
   if (news.trouble) {
-    // By the minute: a text that changes every second would be read out every second.
-    const old = news.old === null ? "" : news.old < 60 ? "What is shown is some seconds old: " : `What is shown is ${span(news.old)} old: `;
+    // By the minute: screen readers would read a text that changes every second aloud every second.
+    const old = news.old === null ? "" : news.old < 60 ? "This state is some seconds old: " : `This state is ${span(news.old)} old: `;
     say(`${old || "Nothing to show yet: "}${news.trouble}`);
     sayLive(false, "not live");
   } else {
@@ -122,20 +122,20 @@ export function watchFleet() {
     news: takeNews,
     lost() {
       frozen = true;
-      say("The server does not answer. What is shown is old; this page tries again by itself.");
+      say("The server does not respond. This state is old; the page keeps trying.");
       sayLive(false, "not live");
     },
     ended() {
       frozen = true;
-      say("Your session has ended, and this page with it.", { href: `/login?next=${encodeURIComponent(location.pathname + location.search)}`, text: "Log in" });
+      say("Your session has ended.", { href: `/login?next=${encodeURIComponent(location.pathname + location.search)}`, text: "Log in" });
       sayLive(false, "not live");
     },
   });
-  // A filter that is chosen is at once applied; typing waits for Enter.
+  // Apply a chosen filter at once; text is applied with Enter.
   for (const select of document.querySelectorAll(".filter select")) {
     select.addEventListener("change", () => select.form.requestSubmit());
   }
-  // Fields that say nothing do not belong into the URL.
+  // Leave default values out of the URL.
   document.querySelector(".filter").addEventListener("formdata", (event) => {
     for (const [name, value] of [...event.formData]) if (!value || (name === "sort" && value === "host")) event.formData.delete(name);
   });

@@ -1,4 +1,4 @@
-// Keeps a node's page as the node is: the server writes its parts anew every few seconds.
+// Keeps the page of a node up to date: loads it every few seconds, and replaces the parts that have changed.
 
 import { say, sayLive } from "./banner.js";
 
@@ -19,16 +19,16 @@ async function load() {
   try {
     const response = await fetch(location.pathname, { signal: AbortSignal.timeout(6000) });
     if (response.redirected) {
-      say("Your session has ended, and this page with it.", { href: `/login?next=${encodeURIComponent(location.pathname)}`, text: "Log in" });
+      say("Your session has ended.", { href: `/login?next=${encodeURIComponent(location.pathname)}`, text: "Log in" });
       sayLive(false, "not live");
       return;
     }
     if (response.status >= 500) throw new Error(`${response.status}`);
     replace(new DOMParser().parseFromString(await response.text(), "text/html"));
-    say(response.ok ? "" : "This service is not registered any more.");
+    say(response.ok ? "" : "This service is no longer registered.");
     sayLive(response.ok, response.ok ? "live" : "not live");
   } catch {
-    say("The server does not answer. What is shown is old; this page tries again by itself.");
+    say("The server does not respond. This state is old; the page keeps trying.");
     sayLive(false, "not live");
   }
 }
@@ -38,6 +38,6 @@ export function watchNode() {
     await load();
     setTimeout(again, EVERY);
   };
-  sayLive(true, "live"); // it was written this moment
+  sayLive(true, "live"); // it was rendered just now
   setTimeout(again, EVERY);
 }

@@ -1,4 +1,4 @@
-// Makes a page live. Without it everything is there, too, as it was when the page was loaded.
+// Makes a page update itself. Without JavaScript it shows the state at which it was loaded.
 
 import { confirmInDialogs } from "./dialog.js";
 import { watchFleet } from "./fleet.js";

@@ -1,13 +1,13 @@
-// Where news come from: a stream of events, or, where that cannot be had, a question every few seconds.
+// The source of updates: server-sent events or, where they do not work, polling.
 //
-// A stream that is silent is given up, whatever the browser thinks of its connection. The one that follows says what it
-// knows, so nothing is told twice and nothing is missed.
+// A silent stream is closed, whatever the browser thinks of its connection. The next one sends the id of the last
+// message, so no update is missed or repeated.
 
 import { now } from "./time.js";
 
-const SILENCE = 9; // seconds; the server says something every 4
+const SILENCE = 9; // seconds; the server sends a message every 4
 const AGAIN = [1, 2, 3, 5]; // seconds to the next attempt
-const STREAMS = 2; // attempts at a stream that fail while questions are answered, until there are only questions
+const STREAMS = 2; // streams that may fail while polling works, before the page only polls
 const POLL = 3; // seconds
 
 export class Source {
@@ -67,7 +67,7 @@ export class Source {
   broken() {
     if (!this.stream) return;
     this.close();
-    // A stream does not tell why it failed; a question does.
+    // An EventSource does not say why it failed; a poll does.
     this.ask().then((answered) => {
       if (answered) this.unstreamed += 1;
       this.again();

@@ -1,4 +1,4 @@
-// How long ago something was, written for people: "4 s", "3 min". The server writes the same.
+// Formats a length of time: "4 s", "3 min". novasvc.api.page.rendering.span has the same rule.
 
 export const now = () => performance.now() / 1000;
 

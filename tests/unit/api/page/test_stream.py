@@ -7,7 +7,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.page.query import Query
-from novasvc.api.page.stream import PATIENCE, QUIET, VIEWERS
+from novasvc.api.page.stream import KEEPALIVE, MAX_VIEWERS, STALLED
 from novasvc.api.page.view import View, Views
 from novasvc.errors import DatabaseUnavailableError
 from novasvc.registry.record import ServiceChanges
@@ -108,20 +108,20 @@ class StreamTests(SynchronousTestCase):
     def test_in_turns(self) -> None:
         """Looking in many ways takes its time, so that the reactor does something else in between."""
         clock, turns = self.rig.clock, []
-        look, call_later = Views.look, clock.callLater
+        view, call_later = Views.view, clock.callLater
 
-        def look_slowly(views: Views, query: Query) -> View:
+        def view_slowly(views: Views, query: Query) -> View:
             clock.rightNow += 0.02
-            return look(views, query)
+            return view(views, query)
 
         def note_turns(seconds: float, call: Any, *args: Any, **more: Any) -> Any:
-            if getattr(call, "__name__", "") == "_tell_some":
+            if getattr(call, "__name__", "") == "_send_some":
                 turns.append(call)
             return call_later(seconds, call, *args, **more)
 
         streams = [Stream(self.rig, f"/events?q={number}") for number in range(3)]
         before = [len(stream.messages) for stream in streams]
-        self.patch(Views, "look", look_slowly)
+        self.patch(Views, "view", view_slowly)
         self.patch(clock, "callLater", note_turns)
         self.rig.see()
         told = [len(stream.messages) - known for stream, known in zip(streams, before, strict=True)]
@@ -142,23 +142,23 @@ class StreamTests(SynchronousTestCase):
     def test_alive(self) -> None:
         """A stream without news says that it lives, often enough for a page to miss it."""
         stream = Stream(self.rig)
-        watch = self.rig.backend._attendants[0]
+        watch = self.rig.backend._services[0]
         watch.stopService()
-        self.rig.clock.pump([1.0] * int(3 * QUIET))
+        self.rig.clock.pump([1.0] * int(3 * KEEPALIVE))
         self.assertGreaterEqual([event for event, _, _ in stream.messages].count("alive"), 2)
         watch.startService()
 
     def test_gone(self) -> None:
         """Nothing is kept of a viewer that has gone, and when the last one has, the watch slows down."""
         stream = Stream(self.rig)
-        streams = self.rig.backend._attendants[1]
+        streams = self.rig.backend._services[1]
         self.assertEqual(len(streams), 1)  # type: ignore[arg-type]
         stream.leave()
         self.assertEqual(len(streams), 0)  # type: ignore[arg-type]
         self.rig.clock.advance(2)
-        version = self.rig.backend._attendants[0].version  # type: ignore[attr-defined]
+        version = self.rig.backend._services[0].version  # type: ignore[attr-defined]
         self.rig.clock.pump([1.0] * 8)
-        self.assertEqual(self.rig.backend._attendants[0].version, version)  # type: ignore[attr-defined]
+        self.assertEqual(self.rig.backend._services[0].version, version)  # type: ignore[attr-defined]
 
     def test_slow(self) -> None:
         """A viewer that takes nothing is sent nothing more, and is let go after a while."""
@@ -166,11 +166,11 @@ class StreamTests(SynchronousTestCase):
         producer = stream.connection.transport.producer
         producer.pauseProducing()
         size = len(stream.connection.octets)
-        self.rig.clock.pump([1.0] * int(PATIENCE - 2))
+        self.rig.clock.pump([1.0] * int(STALLED - 2))
         self.assertEqual(len(stream.connection.octets), size)
         self.rig.clock.pump([1.0] * 5)
         self.assertTrue(stream.connection.transport.disconnected)
-        self.assertEqual(len(self.rig.backend._attendants[1]), 0)  # type: ignore[arg-type]
+        self.assertEqual(len(self.rig.backend._services[1]), 0)  # type: ignore[arg-type]
 
     def test_slow_for_a_while(self) -> None:
         """A viewer that pauses, and goes on, is told at once all that it missed."""
@@ -187,7 +187,7 @@ class StreamTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """So many streams are open at a time; the next one is refused, and told to ask again and again."""
-        streams = [Stream(self.rig) for _ in range(VIEWERS)]
+        streams = [Stream(self.rig) for _ in range(MAX_VIEWERS)]
         refused = self.rig.ask("/events")
         self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "10"))
         self.assertIn("poll=1", refused.text)
@@ -210,7 +210,7 @@ class StreamTests(SynchronousTestCase):
         connection.send("HEAD", "/events", {})
         self.rig.clock.advance(0)
         self.assertIn(b"200 OK", connection.octets)
-        self.assertEqual(len(self.rig.backend._attendants[1]), 0)  # type: ignore[arg-type]
+        self.assertEqual(len(self.rig.backend._services[1]), 0)  # type: ignore[arg-type]
 
     def test_stopped(self) -> None:
         """When the API stops, streams end, so that nobody waits for them."""
@@ -247,7 +247,7 @@ class GuardedStreamTests(SynchronousTestCase):
         streams = [Stream(self.rig, Cookie=cookie) for cookie in (mine, yours)]
         session = self.rig.sessions.read(mine.partition("=")[2])
         assert session is not None
-        answer = self.rig.ask("/logout", {"mark": self.rig.sessions.form_mark(session.id)}, Cookie=mine)
+        answer = self.rig.ask("/logout", {"mark": self.rig.sessions.csrf_token(session.id)}, Cookie=mine)
         self.assertEqual((answer.status, answer.headers["location"]), (303, "/login"))
         ended = [stream.connection.octets.endswith(b"0\r\n\r\n") for stream in streams]
         self.assertEqual(ended, [True, False])
@@ -260,4 +260,4 @@ class GuardedStreamTests(SynchronousTestCase):
 def _stopped(rig: PageRig) -> Any:
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
-    return Deferred.fromCoroutine(rig.backend.dismiss())
+    return Deferred.fromCoroutine(rig.backend.stop_services())

@@ -56,7 +56,7 @@ class ViewTests(SynchronousTestCase):
             self.watch.startService()
             self.addCleanup(self.watch.stopService)
         self.clock.advance(20)
-        return self.views.look(query or Query())
+        return self.views.view(query or Query())
 
     def hosts(self, query: Query | None = None) -> list[str]:
         return [row.host for row in self.view(query).rows]
@@ -129,14 +129,14 @@ class ViewTests(SynchronousTestCase):
             (Query(text="a", state="up", binary="agent"), ["alpha", "beta"]),
             (Query(binary="nothing"), []),
         ):
-            self.assertEqual([row.host for row in self.views.look(query).rows], found, query)
+            self.assertEqual([row.host for row in self.views.view(query).rows], found, query)
 
     def test_kept(self) -> None:
         """What is looked at twice is made once, until the fleet is read again."""
         self.add("alpha")
         view = self.view(Query(text="a"))
-        self.assertIs(self.views.look(Query(text="a")), view)
-        self.assertEqual(self.views.look(Query(text="b")).rows, ())
+        self.assertIs(self.views.view(Query(text="a")), view)
+        self.assertEqual(self.views.view(Query(text="b")).rows, ())
         self.add("abel")
         self.assertEqual(self.hosts(Query(text="a")), ["abel", "alpha"])
 

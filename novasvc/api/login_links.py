@@ -1,4 +1,4 @@
-"""Login links: a code that works once, and soon or never."""
+"""Login links: single-use codes that expire."""
 
 import hashlib
 import os
@@ -13,22 +13,22 @@ from novasvc.errors import DirectoryError
 from novasvc.node.runtime import make_directory
 
 LIFETIME = 3600.0
-"""Seconds that a link may be used."""
+"""Seconds until an unused link expires."""
 
-_MOST = 100
-"""Links that wait to be used."""
+_MAX_LINKS = 100
+"""Unused links; the oldest are removed first."""
 
 # Note [Links are files]
 #
-# Which worker is asked to honour a link is chance, and the one that printed it may have been replaced. What
-# all processes of a host share is the state directory: a link is a file there, named by the digest of its
-# code. To use it is to remove it, and the system lets one process alone do that.
+# Any worker may get the request for a link, and the one that issued it may have been replaced. All processes of a host
+# share the state directory: a link is a file there, named by the digest of its code. Using a link removes its file, and
+# the system lets only one process succeed with that.
 
 
-class Logins:
+class LoginLinks:
     """The login links of this host.
 
-    :param directory: for them alone; made when it is needed.
+    :param directory: for login links only; created when it is needed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -36,13 +36,13 @@ class Logins:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Return the links of the host that has these settings."""
+        """Return the login links in the state directory of the settings."""
         return cls(settings.state_dir / "logins")
 
     def issue(self) -> str:
-        """Return a new code, 43 characters that fit into a URL.
+        """Return a new code, 43 URL-safe characters.
 
-        :raises DirectoryError: it cannot be kept there.
+        :raises DirectoryError: its file cannot be created.
         """
         make_directory(self._directory)
         code = secrets.token_urlsafe(32)
@@ -50,13 +50,13 @@ class Logins:
             self._sweep()
             os.close(os.open(self._file(code), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            remedy = "run this as the user of the API"
+            remedy = "run this as the user that the API runs as"
             path = str(self._directory)
             raise DirectoryError("directory of login links", path, error.strerror or str(error), remedy) from error
         return code
 
     def use(self, code: str) -> bool:
-        """Tell whether the code is good; it is not any more afterwards."""
+        """Return whether a code is valid, and invalidate it."""
         file = self._file(code)
         try:
             issued = file.stat().st_mtime
@@ -69,23 +69,23 @@ class Logins:
         return self._directory / hashlib.sha256(code.encode("utf-8", "surrogateescape")).hexdigest()
 
     def _sweep(self) -> None:
-        """Remove the links that are too old, and the oldest if there are too many."""
+        """Remove expired links, and the oldest beyond _MAX_LINKS."""
         links = []
         for file in self._directory.iterdir():
             with suppress(OSError):
                 links.append((file.stat().st_mtime, file))
         links.sort()
-        too_old = time.time() - LIFETIME
+        expired = time.time() - LIFETIME
         for number, (issued, file) in enumerate(links):
-            if issued < too_old or number <= len(links) - _MOST:
+            if issued < expired or number <= len(links) - _MAX_LINKS:
                 with suppress(OSError):
                     file.unlink()
 
 
 def page_url(settings: Settings, port: int | None = None) -> str:
-    """Return where a browser finds the page.
+    """Return the URL of the page.
 
-    :param port: that the API listens on; None is the one of the settings.
+    :param port: of the API; None is the one in the settings.
     """
     scheme = "https" if settings.api_use_ssl else "http"
     address = settings.api_listen
@@ -95,10 +95,10 @@ def page_url(settings: Settings, port: int | None = None) -> str:
     return f"{scheme}://{host}:{port or settings.api_listen_port}/"
 
 
-def login_url(settings: Settings, logins: Logins, port: int | None = None) -> str:
+def login_url(settings: Settings, login_links: LoginLinks, port: int | None = None) -> str:
     """Return a link that logs one browser in, once.
 
-    :param port: as above.
-    :raises DirectoryError: no link can be kept in the state directory.
+    :param port: of the API; None is the one in the settings.
+    :raises DirectoryError: the state directory cannot be written.
     """
-    return f"{page_url(settings, port)}login?code={logins.issue()}"
+    return f"{page_url(settings, port)}login?code={login_links.issue()}"

@@ -4,22 +4,22 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.api.reads import SharedReads
+from novasvc.api.coalescing import CoalescedReads
 
 
-class SharedReadsTests(SynchronousTestCase):
-    """Tests for novasvc.api.reads."""
+class CoalescedReadsTests(SynchronousTestCase):
+    """Tests for novasvc.api.coalescing."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.under_way: list[tuple[str, Deferred[int]]] = []
 
-        def read(key: str) -> Deferred[int]:
+        async def read(key: str) -> int:
             reading: Deferred[int] = Deferred()
             self.under_way.append((key, reading))
-            return reading
+            return await reading
 
-        self.reads: SharedReads[str, int] = SharedReads(read, self.clock)
+        self.reads: CoalescedReads[str, int] = CoalescedReads(read, self.clock)
 
     def end(self, outcome: int | Exception) -> None:
         """End the read that began first."""

@@ -1,4 +1,4 @@
-"""Crews of threads: how many there are, and when."""
+"""The thread pool of WSGI: how many there are, and when."""
 
 import threading
 from collections.abc import Callable
@@ -9,30 +9,30 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.http.crew import Crew, Mailbox
+from novasvc.http.threadpool import ReactorQueue, ThreadPool
 
 
-class CrewTests(SynchronousTestCase):
+class ThreadPoolTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
 
-    def submit(self, crew: Crew, work: Callable[[], object]) -> bool:
-        taken = crew.submit(work)  # type: ignore[arg-type]
+    def submit(self, pool: ThreadPool, work: Callable[[], object]) -> bool:
+        taken = pool.submit(work)  # type: ignore[arg-type]
         self.clock.advance(0)  # a thread is woken when the reactor has done its turn
         return taken
 
-    def crew(self, threads: int, queue: int = 100) -> Crew:
-        crew = Crew(self.clock, threads=threads, queue=queue)
-        self.addCleanup(crew.close)
-        return crew
+    def pool(self, threads: int, queue: int = 100) -> ThreadPool:
+        pool = ThreadPool(self.clock, threads=threads, queue=queue)
+        self.addCleanup(pool.close)
+        return pool
 
     def test_one(self) -> None:
         """Work that does not wait is done by one thread, in its order."""
-        crew = self.crew(10)
+        pool = self.pool(10)
         done: Queue[tuple[int, str]] = Queue()
         for number in range(50):
             self.assertTrue(
-                self.submit(crew, lambda number=number: done.put((number, threading.current_thread().name)))
+                self.submit(pool, lambda number=number: done.put((number, threading.current_thread().name)))
             )
         found = [done.get(timeout=10) for _ in range(50)]
         self.assertEqual([number for number, _ in found], list(range(50)))
@@ -40,7 +40,7 @@ class CrewTests(SynchronousTestCase):
 
     def test_many(self) -> None:
         """Work that waits gets threads, up to the most; what they needed is remembered for a while."""
-        crew = self.crew(3)
+        pool = self.pool(3)
         begun: Queue[None] = Queue()
         go = threading.Event()
 
@@ -49,28 +49,28 @@ class CrewTests(SynchronousTestCase):
             go.wait(10)
 
         for _ in range(5):
-            self.submit(crew, work)
+            self.submit(pool, work)
         begun.get(timeout=10)
         self.assertTrue(begun.empty())
         self.clock.pump([0.01] * 2)  # the first look sees that work was begun since it was given
         for _ in range(2):
             begun.get(timeout=10)
         self.clock.pump([0.01] * 3)
-        self.assertEqual((crew.busy, begun.qsize()), (3, 0))
+        self.assertEqual((pool.busy, begun.qsize()), (3, 0))
         go.set()
         for _ in range(2):
             begun.get(timeout=10)
-        self.wait(lambda: crew.busy == 0)
+        self.wait(lambda: pool.busy == 0)
         go.clear()
-        self.submit(crew, work)
-        self.submit(crew, work)
+        self.submit(pool, work)
+        self.submit(pool, work)
         for _ in range(2):
             begun.get(timeout=10)  # nobody had to look
         go.set()
 
     def test_no_threads(self) -> None:
         """While the system gives no thread that is said once, and tried again now and then."""
-        crew = self.crew(2)
+        pool = self.pool(2)
         done: Queue[None] = Queue()
         tries: list[float] = []
 
@@ -79,11 +79,11 @@ class CrewTests(SynchronousTestCase):
             raise RuntimeError("can't start new thread")
 
         with patch.object(threading.Thread, "start", start), capturedLogs() as events:
-            self.submit(crew, lambda: done.put(None))
+            self.submit(pool, lambda: done.put(None))
             self.clock.pump([0.001] * 1000)
         self.assertLess(len(tries), 15)
         (event,) = events
-        self.assertIn("can't start new thread; there are 0", formatEvent(event) or "")
+        self.assertIn("can't start new thread); 0 are running", formatEvent(event) or "")
         self.clock.pump([0.1])
         done.get(timeout=10)
 
@@ -97,7 +97,7 @@ class CrewTests(SynchronousTestCase):
 
     def test_full(self) -> None:
         """Work that too much waits before is not taken."""
-        crew = self.crew(1, queue=2)
+        pool = self.pool(1, queue=2)
         go = threading.Event()
         begun = threading.Event()
 
@@ -105,18 +105,18 @@ class CrewTests(SynchronousTestCase):
             begun.set()
             go.wait(10)
 
-        self.submit(crew, work)
+        self.submit(pool, work)
         begun.wait(10)
-        self.assertEqual([self.submit(crew, work) for _ in range(3)], [True, True, False])
+        self.assertEqual([self.submit(pool, work) for _ in range(3)], [True, True, False])
         go.set()
 
     def test_close(self) -> None:
         """Threads that are not needed any more end."""
-        crew = self.crew(1)
+        pool = self.pool(1)
         done: Queue[threading.Thread] = Queue()
-        self.submit(crew, lambda: done.put(threading.current_thread()))
+        self.submit(pool, lambda: done.put(threading.current_thread()))
         thread = done.get(timeout=10)
-        crew.close()
+        pool.close()
         thread.join(10)
         self.assertFalse(thread.is_alive())
         self.assertTrue(thread.daemon)
@@ -131,11 +131,11 @@ class MailboxTests(SynchronousTestCase):
             def callFromThread(self, function: Callable[[], None]) -> None:
                 woken.append(function)
 
-        mailbox = Mailbox(Reactor())
+        reactor_queue = ReactorQueue(Reactor())
         heard: list[int] = []
-        mailbox.post(lambda: heard.append(1))
-        mailbox.post(lambda: heard.append(1 // 0))
-        mailbox.post(lambda: mailbox.post(lambda: heard.append(3)))
+        reactor_queue.post(lambda: heard.append(1))
+        reactor_queue.post(lambda: heard.append(1 // 0))
+        reactor_queue.post(lambda: reactor_queue.post(lambda: heard.append(3)))
         (deliver,) = woken
         deliver()
         self.assertEqual((heard, len(woken)), ([1], 2))

@@ -1,4 +1,4 @@
-"""A service, as somebody who looks at a fleet sees it."""
+"""The status of a service, as the page shows it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from novasvc.registry.membership import is_up
 from novasvc.registry.record import ServiceRecord
 
 UP, DOWN, FORCED = "up", "down", "forced down"
-"""States of a service. Disabled is another matter: a service that is disabled runs, too."""
+"""States of a service. Being disabled is independent of these: a disabled service runs, too."""
 
 
 @attrs.frozen
-class Sight:
-    """A service as it was last seen.
+class ServiceStatus:
+    """A service as of the last read of the registry.
 
     :param state: "up", "down" or "forced down".
-    :param changed: the version of the watch at which what is shown of it was another last.
+    :param changed: the version of the watch in which a visible field changed last.
     """
 
     record: ServiceRecord
@@ -27,13 +27,13 @@ class Sight:
 
     @property
     def name(self) -> str:
-        """Return what people call it."""
+        """The display name, "binary@host"."""
         return f"{self.record.binary}@{self.record.host}"
 
 
 @attrs.frozen
 class Totals:
-    """How many services there are. One that is disabled is up or down besides."""
+    """Numbers of services. A disabled one is counted as up, down or forced down, too."""
 
     services: int = 0
     hosts: int = 0
@@ -43,7 +43,7 @@ class Totals:
     disabled: int = 0
 
 
-def state_of(record: ServiceRecord, service_down_time: float) -> str:
+def service_state(record: ServiceRecord, service_down_time: float) -> str:
     """Return "up", "down" or "forced down".
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
@@ -53,17 +53,17 @@ def state_of(record: ServiceRecord, service_down_time: float) -> str:
     return UP if is_up(record, service_down_time) else DOWN
 
 
-def what_shows(record: ServiceRecord) -> tuple[Any, ...]:
-    """Return what a change of is to be told."""
+def visible_fields(record: ServiceRecord) -> tuple[Any, ...]:
+    """Return the fields whose change viewers are told."""
     return (record.report_count, record.last_seen_up, record.disabled, record.disabled_reason, record.version)
 
 
-def count(sights: Iterable[Sight]) -> Totals:
+def count_totals(services: Iterable[ServiceStatus]) -> Totals:
     """Count services and hosts."""
     states: Counter[str] = Counter()
     hosts, disabled = set(), 0
-    for sight in sights:
-        states[sight.state] += 1
-        hosts.add(sight.record.host)
-        disabled += sight.record.disabled
+    for service in services:
+        states[service.state] += 1
+        hosts.add(service.record.host)
+        disabled += service.record.disabled
     return Totals(states.total(), len(hosts), states[UP], states[DOWN], states[FORCED], disabled)

@@ -110,7 +110,7 @@ class FleetTests(SynchronousTestCase):
         self.rig.clock.advance(30)
         text = self.rig.ask("/").text
         self.assertIn("h1", text)
-        self.assertRegex(text, r"What is shown is \d+ s old: .*it is gone")
+        self.assertRegex(text, r"This state is \d+ s old: .*it is gone")
 
     def test_query(self) -> None:
         """What is looked for stays in the form and in all links."""
@@ -156,7 +156,7 @@ class NodeTests(SynchronousTestCase):
         """A node that is not there leaves its row to be seen."""
         answer = self.rig.ask(f"/node/{self.uuid}")
         self.assertEqual(answer.status, 200)
-        self.assertIn("novasvc-agent@h1 is not there", answer.text)
+        self.assertIn("novasvc-agent@h1 is unreachable", answer.text)
         self.assertIn("last heartbeat", answer.text)
 
     def test_unknown(self) -> None:
@@ -274,7 +274,7 @@ class ActionTests(SynchronousTestCase):
         for verb in ("ping", "drain", "run-task"):
             answer = self.do(verb, task="x")
             self.assertEqual(answer.status, 503)
-            self.assertIn("is not there", answer.text)
+            self.assertIn("is unreachable", answer.text)
 
     def test_node_told(self) -> None:
         """A node is told to run a task and to drain; what it refuses is said."""
@@ -302,8 +302,8 @@ class ActionTests(SynchronousTestCase):
         self.rig.ask(f"/action/disable/{self.uuid}", {})
         who = "audit: local (loopback) from 127.0.0.1:"
         self.assertEqual(lines[0], f"{who} disable novasvc-agent@h1: done")
-        self.assertRegex(lines[1], f"{re.escape(who)} ping novasvc-agent@h1: .* is not there")
-        self.assertRegex(lines[2], f"{re.escape(who)} disable {self.uuid}: this form is not")
+        self.assertRegex(lines[1], f"{re.escape(who)} ping novasvc-agent@h1: .* is unreachable")
+        self.assertRegex(lines[2], f"{re.escape(who)} disable {self.uuid}: this form does not belong to your session")
 
     def test_messages_are_ours(self) -> None:
         """No address makes a page say anything but what we say."""
@@ -315,7 +315,7 @@ class ActionTests(SynchronousTestCase):
         ):
             text = self.rig.ask(f"/node/{self.uuid}?{query}").text
             self.assertNotIn("hacked", text)
-        self.assertIn("It answered within 1.5 ms.", self.rig.ask(f"/node/{self.uuid}?done=ping&ms=1.5").text)
+        self.assertIn("It responded within 1.5 ms.", self.rig.ask(f"/node/{self.uuid}?done=ping&ms=1.5").text)
 
 
 class LoginTests(SynchronousTestCase):
@@ -354,7 +354,7 @@ class LoginTests(SynchronousTestCase):
         before = self.rig.clock.seconds()
         answer = self.rig.ask("/login", {"token": "a reader's token "[:-2]})
         self.assertEqual(answer.status, 401)
-        self.assertIn("not one of the tokens", answer.text)
+        self.assertIn("not valid", answer.text)
         self.assertNotIn("set-cookie", answer.headers)
         self.assertGreaterEqual(self.rig.clock.seconds() - before, 1.0)
 
@@ -375,13 +375,13 @@ class LoginTests(SynchronousTestCase):
 
     def test_link(self) -> None:
         """To look at a link does not use it up; the button does, once."""
-        code = self.rig.logins.issue()
+        code = self.rig.login_links.issue()
         for _ in range(3):
             self.assertIn(f'name="code" value="{code}"', self.rig.ask(f"/login?code={code}").text)
         answer = self.rig.ask("/login", {"code": code})
         self.assertEqual(answer.status, 303)
         self.assertRegex(str(answer.headers["set-cookie"]), "HttpOnly; SameSite=Strict$")
-        code = self.rig.logins.issue()
+        code = self.rig.login_links.issue()
         proxied = self.rig.ask("/login", {"code": code}, X_Forwarded_Proto="https")
         self.assertRegex(str(proxied.headers["set-cookie"]), "SameSite=Strict; Secure$")
         self.assertEqual(self.rig.ask("/login", {"code": code}).status, 401)
@@ -399,7 +399,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask(f"/action/disable/{self.uuid}", Cookie=cookie).status, 403)
         session = self.rig.sessions.read(cookie.partition("=")[2])
         assert session is not None
-        form = {"mark": self.rig.sessions.form_mark(session.id)}
+        form = {"mark": self.rig.sessions.csrf_token(session.id)}
         self.assertEqual(self.rig.ask(f"/action/disable/{self.uuid}", form, Cookie=cookie).status, 403)
 
     def test_administrator(self) -> None:
@@ -418,7 +418,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask("/logout", {}, Cookie=cookie).status, 403)
         session = self.rig.sessions.read(cookie.partition("=")[2])
         assert session is not None
-        answer = self.rig.ask("/logout", {"mark": self.rig.sessions.form_mark(session.id)}, Cookie=cookie)
+        answer = self.rig.ask("/logout", {"mark": self.rig.sessions.csrf_token(session.id)}, Cookie=cookie)
         self.assertIn("Max-Age=0", str(answer.headers["set-cookie"]))
 
     def test_nothing_to_log_in_for(self) -> None:

@@ -1,4 +1,4 @@
-"""Requests that take the shortcut, on a Clock and in memory."""
+"""Requests that take the fast path, on a Clock and in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,38 +12,40 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
+from zope.interface import implementer
 
 from novasvc.context import RequestContext, current_context
 from novasvc.http import AccessLog, make_site
+from novasvc.http.fast_path import FastRequest, Handler, IFastPath
 from novasvc.http.head import Head
-from novasvc.http.light import Handler, LightRequest
 from novasvc.telemetry import metrics
 
 PEER = IPv4Address("TCP", "127.0.0.1", 4711)
 GET = b"GET /light?a=1 HTTP/1.1\r\nHost: x\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n"
 
 
+@implementer(IFastPath)
 class Ordinary(Resource):
-    """Answers what does not take the shortcut.
+    """Answers what does not take the fast path.
 
     :param handler: answers GET of /light.
     """
 
     isLeaf = True
 
-    def __init__(self, handler: Callable[[LightRequest], Any]) -> None:
+    def __init__(self, handler: Callable[[FastRequest], Any]) -> None:
         super().__init__()
         self._handler = handler
 
-    def shortcut(self, head: Head) -> Handler | None:
+    def fast_handler(self, head: Head) -> Handler | None:
         return self._handler if (head.method, head.path) == (b"GET", b"/light") else None
 
     def render(self, request: Any) -> bytes:
         return b"ordinary"
 
 
-class LightTests(SynchronousTestCase):
-    """Tests for novasvc.http.light."""
+class FastPathTests(SynchronousTestCase):
+    """Tests for novasvc.http.fast_path."""
 
     def setUp(self) -> None:
         metrics.forget()
@@ -58,7 +60,7 @@ class LightTests(SynchronousTestCase):
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
 
-    def connect(self, handler: Callable[[LightRequest], Any]) -> tuple[Any, StringTransport]:
+    def connect(self, handler: Callable[[FastRequest], Any]) -> tuple[Any, StringTransport]:
         site = make_site(Ordinary(handler), reactor=Clock(), log=AccessLog(), name="t")
         self.site = site
         transport = StringTransport(peerAddress=PEER)
@@ -66,7 +68,7 @@ class LightTests(SynchronousTestCase):
         protocol.makeConnection(transport)
         return protocol, transport
 
-    def ask(self, handler: Callable[[LightRequest], Any], octets: bytes = GET) -> bytes:
+    def ask(self, handler: Callable[[FastRequest], Any], octets: bytes = GET) -> bytes:
         protocol, transport = self.connect(handler)
         protocol.dataReceived(octets)
         answer: bytes = transport.value()
@@ -76,14 +78,13 @@ class LightTests(SynchronousTestCase):
         """A handler sees the request, and its body and headers are the answer, with the server's own headers."""
         seen: list[Any] = []
 
-        def handler(request: LightRequest) -> Deferred[bytes]:
+        def handler(request: FastRequest) -> Deferred[bytes]:
             seen.extend((request.method, request.path, request.uri, request.isSecure(), request.getClientAddress()))
-            seen.extend((request.getHeader(b"X-Two"), request.requestHeaders.getRawHeaders(b"X-Two")))
-            seen.extend((request.getHeader(b"none"), request.requestHeaders.getRawHeaders(b"none", ())))
+            seen.extend((request.getHeader(b"X-Two"), request.header_values(b"X-Two")))
+            seen.extend((request.getHeader(b"none"), request.header_values(b"none")))
             request.setHeader(b"Content-Type", b"text/x")
             request.setHeader(b"content-type", b"text/plain")
-            request.responseHeaders.setRawHeaders(b"Vary", [b"A"])
-            request.responseHeaders.addRawHeader(b"vary", b"B")
+            request.set_headers({b"vary": (b"A", b"B")})
             return succeed(b"body")
 
         self.assertEqual(
@@ -113,7 +114,7 @@ class LightTests(SynchronousTestCase):
         """Cookies are found by their names, whole."""
         found: list[Any] = []
 
-        def handler(request: LightRequest) -> Deferred[bytes]:
+        def handler(request: FastRequest) -> Deferred[bytes]:
             found.extend(request.getCookie(name) for name in (b"a", b"b", b"c", b"aa"))
             return succeed(b"")
 
@@ -123,7 +124,7 @@ class LightTests(SynchronousTestCase):
     def test_breaks(self) -> None:
         """Line breaks in a header's value do not end it."""
 
-        def handler(request: LightRequest) -> Deferred[bytes]:
+        def handler(request: FastRequest) -> Deferred[bytes]:
             request.setHeader(b"x", b"a\r\nb: c\0")
             return succeed(b"")
 
@@ -132,7 +133,7 @@ class LightTests(SynchronousTestCase):
     def test_fails(self) -> None:
         """A handler that fails or raises is answered with 500 without a reason; the log has that."""
 
-        def raises(_: LightRequest) -> Deferred[bytes]:
+        def raises(_: FastRequest) -> Deferred[bytes]:
             raise KeyError("s3cret")
 
         for handler in (raises, lambda _: fail(KeyError("s3cret"))):
@@ -168,7 +169,7 @@ class LightTests(SynchronousTestCase):
         """What is logged of a request is in its context, whoever has its answer."""
         waiting: Deferred[bytes] = Deferred()
 
-        def handler(_: LightRequest) -> Deferred[bytes]:
+        def handler(_: FastRequest) -> Deferred[bytes]:
             current_context.set(RequestContext(request_id="req-of-mine"))
             return waiting
 

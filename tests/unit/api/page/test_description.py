@@ -5,10 +5,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.api.errors import APIError
+from novasvc.api.page.description import NodeDescriptions, read_description
 from novasvc.api.page.history import Sample, latencies, rates
-from novasvc.api.page.portrait import Portraits, read_portrait
-from novasvc.api.page.rendering import duration, span
-from novasvc.api.page.spark import sparkline
+from novasvc.api.page.rendering import duration, span, sparkline
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.registry.record import ServiceRecord
 
@@ -20,14 +19,16 @@ def method(calls: int, mean: float | None = None, name: str = "greet") -> dict[s
 class ReadTests(SynchronousTestCase):
     def test_types(self) -> None:
         """What has another type, or is no number that can be shown, is not there."""
-        portrait = read_portrait({"pid": 7, "uptime": float("nan"), "version": 3, "worker": True, "in_flight": 2.0})
-        self.assertEqual((portrait["pid"], portrait["in_flight"]), (7, 2))
-        self.assertEqual([portrait[name] for name in ("uptime", "version", "worker", "state")], [None] * 4)
+        description = read_description(
+            {"pid": 7, "uptime": float("nan"), "version": 3, "worker": True, "in_flight": 2.0}
+        )
+        self.assertEqual((description["pid"], description["in_flight"]), (7, 2))
+        self.assertEqual([description[name] for name in ("uptime", "version", "worker", "state")], [None] * 4)
 
     def test_bounded(self) -> None:
         """A node cannot fill the page, nor the memory."""
-        portrait = read_portrait({"methods": [method(1)] * 9999, "events": [{"text": "x" * 9999}]})
-        self.assertEqual((len(portrait["methods"]), len(portrait["events"][0]["text"])), (200, 500))
+        description = read_description({"methods": [method(1)] * 9999, "events": [{"text": "x" * 9999}]})
+        self.assertEqual((len(description["methods"]), len(description["events"][0]["text"])), (200, 500))
 
 
 class LineTests(SynchronousTestCase):
@@ -72,14 +73,14 @@ class PortraitsTests(SynchronousTestCase):
             self.asked.append(Deferred())
             return await self.asked[-1]
 
-        self.portraits = Portraits(ask, self.clock)
+        self.descriptions = NodeDescriptions(ask, self.clock)
         self.record = self.register("h1")
 
     def register(self, host: str) -> ServiceRecord:
         return self.successResultOf(self.registry.register(host, "agent", "agent", 1))
 
     def get(self, record: ServiceRecord | None = None) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.portraits.get(record or self.record))
+        return Deferred.fromCoroutine(self.descriptions.get(record or self.record))
 
     def test_one_question(self) -> None:
         """Several who look wait for one answer, and one who goes takes it from nobody."""
@@ -136,5 +137,5 @@ class PortraitsTests(SynchronousTestCase):
             self.get()
             self.asked[-1].callback({"pid": number})
             self.clock.advance(1)
-        self.assertEqual(len(self.portraits._nodes), 64)
-        self.assertEqual(len(self.portraits._nodes[self.record.uuid].samples), 16)
+        self.assertEqual(len(self.descriptions._nodes), 64)
+        self.assertEqual(len(self.descriptions._nodes[self.record.uuid].samples), 16)

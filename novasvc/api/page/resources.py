@@ -1,0 +1,54 @@
+"""The resources of the page, and what they share."""
+
+from typing import Any
+
+from novasvc.api.access import Access
+from novasvc.api.backend import Backend
+from novasvc.api.page.actions import ActionPages
+from novasvc.api.page.assets import Assets
+from novasvc.api.page.calls import call_node
+from novasvc.api.page.description import NodeDescriptions
+from novasvc.api.page.events import Events
+from novasvc.api.page.fleet import FleetPage
+from novasvc.api.page.login import LoginPage
+from novasvc.api.page.node import NodePage
+from novasvc.api.page.pages import Pages
+from novasvc.api.page.rendering import Renderer
+from novasvc.api.page.stream import EventStreams
+from novasvc.api.page.view import Views
+from novasvc.api.watch import Watch
+from novasvc.registry.record import ServiceRecord
+
+
+def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
+    """Make the resources of the page; their services run while the backend is open.
+
+    :return: resources by the first segment of their paths.
+    """
+
+    async def read() -> list[ServiceRecord]:
+        return await backend.registry.list(None, None, None)
+
+    watch = Watch(read, backend.reactor, backend.settings.service_down_time)
+    assets = Assets()
+    renderer = Renderer(assets)
+    pages = Pages(renderer, access)
+    views = Views(watch)
+    streams = EventStreams(watch, views, access, renderer, backend.reactor)
+
+    async def describe(record: ServiceRecord) -> Any:
+        return await call_node(backend, record, "describe")
+
+    descriptions = NodeDescriptions(describe, backend.reactor)
+    backend.add_service(watch)
+    backend.add_service(streams)
+    login = LoginPage(access, streams, pages, backend.reactor).app.resource()
+    return {
+        b"": FleetPage(access, watch, views, pages).app.resource(),
+        b"action": ActionPages(backend, access, watch, pages).app.resource(),
+        b"node": NodePage(backend, access, watch, descriptions, pages).app.resource(),
+        b"login": login,
+        b"logout": login,
+        b"events": Events(access, watch, streams).app.resource(),
+        b"static": assets.app.resource(),
+    }
