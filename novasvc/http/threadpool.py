@@ -41,8 +41,8 @@ _MEMORY = 1.0
 class ThreadPool:
     """Runs work in threads of its own. See Note [How many threads].
 
-    The threads are daemons, for the reasons that :mod:`novasvc.reactor.threads` gives, and the first one is started by the
-    first work.
+    The threads are daemons, for the reasons that :mod:`novasvc.reactor.threads` gives, and the first one is started
+    by the first work.
 
     :param reactor: provides IReactorTime and IReactorFromThreads.
     :param threads: their maximum number.

@@ -15,9 +15,9 @@ from twisted.internet.testing import StringTransport
 from novasvc import rpc
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
-from novasvc.api.logins import Logins
+from novasvc.api.login_links import LoginLinks
 from novasvc.api.sessions import Sessions
-from novasvc.api.site import make_doors
+from novasvc.api.site import make_api_root
 from novasvc.api.tokens import Token, digest
 from novasvc.context import RequestContext
 from novasvc.http import make_site
@@ -197,9 +197,9 @@ def _api() -> Iterator[tuple[Clock, MemoryRegistry, Any, StringTransport]]:
         runtime = memory_runtime(clock, control_socket=folder / "control")
         backend = Backend(runtime)
         access = Access(
-            (Token("walks", "read", digest(_TOKEN)),), Sessions(b"k" * 32, clock.seconds), Logins(folder / "logins")
+            (Token("walks", "read", digest(_TOKEN)),), Sessions(b"k" * 32, clock.seconds), LoginLinks(folder / "logins")
         )
-        site = make_site(make_doors(backend, access), reactor=clock)
+        site = make_site(make_api_root(backend, access), reactor=clock)
         site.startFactory()
         backend.open()
         clock.advance(0)
