@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, NoSuchMethodError, UnsupportedVersionError
+from novasvc.rpc.endpoint import FOUND
 
 
 class Base:
@@ -55,6 +56,12 @@ class FindTests(SynchronousTestCase):
 
     def call(self, name: str, version: str | None = "1.0", namespace: str | None = None) -> Any:
         return self.endpoints.find(namespace, name, version).function(RequestContext())
+
+    def test_found_bound(self) -> None:
+        """A version that is written in many ways is served each time, and few of the answers are remembered."""
+        for number in range(FOUND + 10):
+            self.assertEqual(self.call("newer", f"1.0.{number}"), "newer")
+        self.assertEqual(len(self.endpoints.found), FOUND)
 
     def test_found(self) -> None:
         """A decorated method is found, inherited or not, by its name, namespace and version."""
