@@ -46,7 +46,7 @@ class SettingError(NovasvcError):
 
 
 @attrs.define
-class SettingsError(NovasvcError):
+class ConfigurationError(NovasvcError):
     """All that is wrong with a configuration, reported together.
 
     :param errors: at least one.
@@ -59,6 +59,10 @@ class SettingsError(NovasvcError):
             return f"the configuration has an error: {self.errors[0]}"
         lines = "".join(f"\n  - {error}" for error in self.errors)
         return f"the configuration has {len(self.errors)} errors:{lines}"
+
+
+SettingsError = ConfigurationError
+"""The old name of :class:`ConfigurationError`; it goes with 1.0."""
 
 
 @attrs.define

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable_lines
-from novasvc.cli.place import Place, pass_place
-from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, request_options, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, request_options, wait_for_reply, with_client
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
 
@@ -29,9 +29,9 @@ from novasvc.rpc.target import Target
     help="METHOD is safe to run twice: send the request again if the broker did not confirm it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the result as JSON on one line.")
-@pass_place
+@pass_command_context
 def call(
-    place: Place,
+    context: CommandContext,
     target: Target,
     method: str,
     arguments: dict[str, Any],
@@ -58,11 +58,11 @@ def call(
             client = client.prepare(timeout=timeout, call_monitor_timeout=call_monitor)
         elif timeout is not None:
             client = client.prepare(timeout=timeout)
-        result = await answer_of(client.call(RequestContext.admin(), method, **arguments))
+        result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
         # Before the connections are closed, which may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
 
-    with_client(place.configuration.settings, target, work)
+    with_client(context.configuration.settings, target, work)
 
 
 def readable(result: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from novasvc.cli.output import printable_lines
 from novasvc.workers import errors
-from novasvc.workers.control import client as inquiry
+from novasvc.workers.control import client as protocol
 from novasvc.workers.control.client import ANSWER, LONGEST
 
 
@@ -38,7 +38,7 @@ class Connection:
             self._socket.connect(os.fspath(path))
         except OSError as error:
             self._socket.close()
-            raise inquiry.unreachable(path, error) from error
+            raise protocol.unreachable(path, error) from error
 
     def ask(self, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
         """Ask, and wait for the answer.
@@ -49,20 +49,20 @@ class Connection:
         :raises ControlError: there is no answer, or none that a supervisor would give.
         """
         deadline = _deadline(timeout)
-        request = inquiry.request_line(command, arguments)
+        request = protocol.request_line(command, arguments)
         # One that refuses to listen may have said why.
         with suppress(ConnectionError):
             self._socket.settimeout(_left(deadline))
             self._socket.sendall(request)
         while b"\n" not in self._received:
             if len(self._received) > LONGEST:
-                raise inquiry.strange(self._path)
+                raise protocol.strange(self._path)
             if not self._receive(deadline, f"{command} was not answered within {timeout:g} s" if timeout else ""):
-                raise inquiry.ended_early(self._path, command)
+                raise protocol.ended_early(self._path, command)
         line, _, rest = self._received.partition(b"\n")
         self._received = rest
         try:
-            return inquiry.result_of(self._path, bytes(line))
+            return protocol.result_of(self._path, bytes(line))
         except errors.RefusedError as error:
             raise RefusedError(error.kind, error.problem) from None
 
@@ -85,7 +85,7 @@ class Connection:
             self._socket.settimeout(_left(deadline))
             data = self._socket.recv(1 << 20)
         except TimeoutError:
-            raise inquiry.unanswered(self._path, late) from None
+            raise protocol.unanswered(self._path, late) from None
         except ConnectionError:
             return False
         self._received += data

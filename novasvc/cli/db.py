@@ -4,7 +4,7 @@ from types import ModuleType
 
 import click
 
-from novasvc.cli.place import Place, pass_place
+from novasvc.cli.command_context import CommandContext, pass_command_context
 
 
 @click.group()
@@ -13,38 +13,38 @@ def db() -> None:
 
 
 @db.command()
-@pass_place
-def upgrade(place: Place) -> None:
+@pass_command_context
+def upgrade(context: CommandContext) -> None:
     """Bring the schema up to date; make the SQLite file if there is none."""
-    settings = place.configuration.settings
-    if place.configuration.origins["database_url"] == "default":
+    settings = context.configuration.settings
+    if context.configuration.origins["database_url"] == "default":
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     click.echo(f"revision {_migrate().upgrade(settings.database_url)}")
 
 
 @db.command()
-@pass_place
-def current(place: Place) -> None:
+@pass_command_context
+def current(context: CommandContext) -> None:
     """Print the schema's revision."""
-    click.echo(_migrate().current(_existing(place)) or "none: the tables of novasvc are not there yet")
+    click.echo(_migrate().current(_existing(context)) or "none: the tables of novasvc are not there yet")
 
 
 @db.command()
-@pass_place
-def check(place: Place) -> int:
+@pass_command_context
+def check(context: CommandContext) -> int:
     """Exit with status 1 if the schema is not the one that this version works with."""
-    if _migrate().check(_existing(place)):
+    if _migrate().check(_existing(context)):
         click.echo("the schema is up to date")
         return 0
     click.echo("novasvc: the schema is not up to date; `novasvc db upgrade` brings it there", err=True)
     return 1
 
 
-def _existing(place: Place) -> str:
-    from novasvc.cli.missing import look_for_database  # noqa: PLC0415 - imports SQLAlchemy
+def _existing(context: CommandContext) -> str:
+    from novasvc.cli.database import require_database  # noqa: PLC0415 - imports SQLAlchemy
 
-    url = place.configuration.settings.database_url
-    look_for_database(url)
+    url = context.configuration.settings.database_url
+    require_database(url)
     return url
 
 

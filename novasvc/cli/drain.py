@@ -2,8 +2,8 @@
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import Connection
-from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT
 
 _MARGIN = 10.0
@@ -18,14 +18,14 @@ _MARGIN = 10.0
     metavar="SECONDS",
     help="How long to wait.  [default: the setting graceful_shutdown_timeout, and a little more]",
 )
-@pass_place
-def drain(place: Place, number: int | None, timeout: float | None) -> None:
+@pass_command_context
+def drain(context: CommandContext, number: int | None, timeout: float | None) -> None:
     """Take in no more work, finish what was begun, and end; return when that is done.
 
     Without --worker the supervisor itself ends with its workers. After graceful_shutdown_timeout seconds a worker
     that has not finished is killed. A --timeout only ends the waiting, not the draining.
     """
-    settings = place.configuration.settings
+    settings = context.configuration.settings
     grace = settings.graceful_shutdown_timeout
     patience = timeout or (grace + _MARGIN if grace else None)
     with Connection(settings.control_socket) as connection:

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import printable, printable_lines
-from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT
 from novasvc.workers.errors import NoSuchWorkerError
 
@@ -19,10 +19,10 @@ from novasvc.workers.errors import NoSuchWorkerError
     "--timeout", type=TIMEOUT, default=30.0, show_default=True, metavar="SECONDS", help="How long to wait for it."
 )
 @click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to write it.")
-@pass_place
-def dump(place: Place, number: int | None, timeout: float, form: str) -> None:
+@pass_command_context
+def dump(context: CommandContext, number: int | None, timeout: float, form: str) -> None:
     """Write the calls in flight, the last events and the stacks of every worker, also of one that hangs."""
-    rows = ask(place.configuration.settings.control_socket, "dump", timeout=timeout)
+    rows = ask(context.configuration.settings.control_socket, "dump", timeout=timeout)
     if number is not None:
         known = ", ".join(f"worker {row['number']}" for row in rows) or "none"
         rows = [row for row in rows if row["number"] == number]

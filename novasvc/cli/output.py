@@ -20,7 +20,7 @@ _COLOURS = {
     "failed": "red",
     "backing off": "yellow",
 }
-_ENDLESS = 100_000
+_UNLIMITED_WIDTH = 100_000
 """Characters in a line that nobody has to read on a terminal."""
 
 
@@ -113,7 +113,7 @@ def _write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: Tex
         # Text, not str: a host named "[red]" is a host.
         table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
     # What is read by a program has the same lines on every machine, however long they are.
-    console = Console(file=out, width=None if person else _ENDLESS, force_terminal=person, highlight=False)
+    console = Console(file=out, width=None if person else _UNLIMITED_WIDTH, force_terminal=person, highlight=False)
     console.print(table)
 
 

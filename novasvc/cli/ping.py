@@ -5,9 +5,9 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.place import Place, pass_place
-from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, read_target, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, read_target, wait_for_reply, with_client
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError
 
@@ -27,8 +27,8 @@ from novasvc.errors import RPCError
     metavar="SECONDS",
     help="How long to wait for each answer.",
 )
-@pass_place
-def ping(place: Place, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
+@pass_command_context
+def ping(context: CommandContext, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
     """Call the services of a topic, or the one on HOST, and write how long each answer took.
 
     Every service answers, whatever its manager is. The first answer takes longer, as a way back is made for it.
@@ -45,7 +45,7 @@ def ping(place: Place, target: str, server: str | None, count: int, interval: fl
                 await deferLater(reactor, interval)
             begun = reactor.seconds()
             try:
-                answer = await answer_of(pinging.call(RequestContext.admin(), "ping", arg=number))
+                answer = await wait_for_reply(pinging.call(RequestContext.admin(), "ping", arg=number))
             except RPCError as error:
                 click.echo(f"{number}: {printable(error)}", err=True)
             else:
@@ -55,4 +55,4 @@ def ping(place: Place, target: str, server: str | None, count: int, interval: fl
         click.echo(f"{answered} of {count} answered")
         return 0 if answered == count else 1
 
-    return with_client(place.configuration.settings, whom, work)
+    return with_client(context.configuration.settings, whom, work)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from novasvc.cli.control import ask
 from novasvc.config import Settings
-from novasvc.config.model import SPECS
+from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
 from novasvc.manager import see_manager
@@ -31,7 +31,7 @@ _PATIENCE = 2.0
 _Check = tuple[Collection[str], Callable[[], object]]
 """Names of the settings that it goes by, and a function that raises what is wrong."""
 
-_BROKER = ("transport_url", *(name for name in SPECS if name.startswith("rabbit_")))
+_BROKER = ("transport_url", *(name for name in DEFINITIONS if name.startswith("rabbit_")))
 
 
 def problems(settings: Settings, *, running: bool, unsure: Collection[str] = ()) -> Iterator[NovasvcError]:
@@ -74,19 +74,19 @@ def _directories(settings: Settings) -> Iterator[_Check]:
     """Check the directories that these settings use, and no others."""
     if settings.services:
         temporary = settings.tempdir or Path(tempfile.gettempdir())
-        yield ("tempdir",), partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
+        yield ("tempdir",), partial(_check_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
     # The API keeps the key of its sessions there.
     if settings.api or (settings.database_in_state_dir and _needs_database(settings)):
         names = ("state_dir", "api", "database_url", "db_allowed")
-        yield names, partial(_see_writable, "state directory", settings.state_dir, "state_dir")
+        yield names, partial(_check_writable, "state directory", settings.state_dir, "state_dir")
     if settings.supervised:
         names = ("control_socket", "state_dir", "workers", "api_workers")
         yield names, partial(see_path, settings.control_socket.absolute())
         folder = settings.control_socket.parent
-        yield names, partial(_see_writable, "directory of the control socket", folder, "control_socket")
+        yield names, partial(_check_writable, "directory of the control socket", folder, "control_socket")
 
 
-def _see_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
+def _check_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
     """See that files can be made in a directory, or that the directory can be made.
 
     :raises DirectoryError: otherwise.
@@ -125,7 +125,7 @@ def _database(settings: Settings) -> None:
         return
     if not os.path.lexists(path):
         # Only the state directory is made where it is missing.
-        _see_writable(
+        _check_writable(
             "directory of the database", path.parent, "database_url", may_be_made=path.parent == settings.state_dir
         )
     elif path.is_dir():

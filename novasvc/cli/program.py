@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from novasvc._version import __version__
+from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable
-from novasvc.cli.place import Place
 from novasvc.errors import NovasvcError, RPCError, describe
 
 _USAGE = 2
@@ -69,7 +69,7 @@ def program(
         "control-socket": control_socket,
         "transport-url": transport_url,
     }
-    context.obj = Place(tuple(files), options, os.environ)
+    context.obj = CommandContext(tuple(files), options, os.environ)
 
 
 def main() -> None:
@@ -115,14 +115,14 @@ def _failed(error: Exception) -> int:
             status = _INTERRUPTED
         case BrokenPipeError():
             # Whoever read it is gone, as `head` is after ten lines.
-            _forget_output()
+            _discard_output()
         case RPCError():
             # Another host may have written it.
             text = printable(error)
         case NovasvcError():
             text = str(error)
         case OSError():
-            _forget_output()
+            _discard_output()
             text = f"{error.strerror}: {error.filename}" if error.filename else f"output: {error.strerror}"
         case _:
             text = f"this is a bug, please report it: {describe(error)}"
@@ -131,6 +131,6 @@ def _failed(error: Exception) -> int:
     return status
 
 
-def _forget_output() -> None:
+def _discard_output() -> None:
     """Let what is buffered go nowhere, or the interpreter would fail on it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ _GRACE = 2.0
 """Seconds that work has to tidy up after an interruption; a second one ends the process at once."""
 
 
-def on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
+def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
     """Run a coroutine function on the process's reactor, and return its result.
 
     :param work: takes the reactor; is cancelled if the process is interrupted.

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from novasvc.cli.missing import look_for_database
-from novasvc.cli.reactor import on_reactor
+from novasvc.cli.database import require_database
+from novasvc.cli.reactor import run_on_reactor
 from novasvc.config import Settings
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.sql.services import connect_registry
@@ -20,7 +20,7 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
     :raises MissingDatabaseError: there is no such file; none is made.
     :raises KeyboardInterrupt: it was interrupted.
     """
-    look_for_database(settings.database_url)
+    require_database(settings.database_url)
 
     async def work(reactor: Any) -> _T:
         registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
@@ -30,4 +30,4 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
         finally:
             await registry.close()
 
-    return on_reactor(work)
+    return run_on_reactor(work)

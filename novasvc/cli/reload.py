@@ -2,9 +2,9 @@
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import Output, output_options
-from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT
 
 COLUMNS = ("Setting", "Before", "After")
@@ -15,14 +15,14 @@ COLUMNS = ("Setting", "Before", "After")
     "--timeout", type=TIMEOUT, default=600.0, show_default=True, metavar="SECONDS", help="How long to wait for it."
 )
 @output_options
-@pass_place
-def reload(place: Place, timeout: float, output: Output) -> None:
+@pass_command_context
+def reload(context: CommandContext, timeout: float, output: Output) -> None:
     """Read the configuration again, replace all workers one after the other, and print the settings that changed.
 
     A configuration that has an error is refused: the status is 1, and all goes on as before. A --timeout only ends
     the waiting, not the reloading.
     """
-    rows = ask(place.configuration.settings.control_socket, "reload", timeout=timeout)
+    rows = ask(context.configuration.settings.control_socket, "reload", timeout=timeout)
     if output.format == "json":
         names = tuple(name.lower() for name in COLUMNS)
         output.write_list(names, [{name: row.get(name) for name in names} for row in rows])

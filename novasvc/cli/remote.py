@@ -150,7 +150,7 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
     # Here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
-    from novasvc.cli.reactor import on_reactor  # noqa: PLC0415
+    from novasvc.cli.reactor import run_on_reactor  # noqa: PLC0415
     from novasvc.rpc import Client  # noqa: PLC0415
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
     from novasvc.transport.amqp.transport import AMQPTransport  # noqa: PLC0415
@@ -178,7 +178,7 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
         await client.close()
         await transport.close()
 
-    return on_reactor(work)
+    return run_on_reactor(work)
 
 
 async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
@@ -186,11 +186,11 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
 
     :raises DatabaseError: there is no database here, or it cannot be used.
     """
-    from novasvc.cli.missing import look_for_database  # noqa: PLC0415 - see with_client
+    from novasvc.cli.database import require_database  # noqa: PLC0415 - see with_client
     from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415
     from novasvc.registry.sql.services import connect_registry  # noqa: PLC0415
 
-    look_for_database(settings.database_url)
+    require_database(settings.database_url)
     registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
     try:
         await registry.open()
@@ -199,7 +199,7 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
         await registry.close()
 
 
-async def answer_of(calling: Awaitable[_T]) -> _T:
+async def wait_for_reply(calling: Awaitable[_T]) -> _T:
     """Wait for a call; what the method raised over there becomes one error of ours.
 
     :raises RemoteError: with the class and the text of what was raised.

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
-from novasvc.cli.place import Place, pass_place
-from novasvc.cli.selection import Selection, selection_options
+from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.membership import is_up
 from novasvc.registry.record import ServiceChanges, ServiceRecord
@@ -30,16 +30,23 @@ def service() -> None:
 @click.option("--long", "long_", is_flag=True, help="Write more columns.")
 @click.option("--check", is_flag=True, help="Exit with status 1 if one of them is down, or if there are none.")
 @output_options
-@pass_place
-def list_(place: Place, host: str | None, binary: str | None, long_: bool, check: bool, output: Output) -> int:  # noqa: FBT001
+@pass_command_context
+def list_(
+    context: CommandContext,
+    host: str | None,
+    binary: str | None,
+    long_: bool,  # noqa: FBT001 - click's
+    check: bool,  # noqa: FBT001 - click's
+    output: Output,
+) -> int:
     """List the registered services: which are up, which are out of service."""
-    down_time = place.configuration.settings.service_down_time
+    down_time = context.configuration.settings.service_down_time
 
     async def read(registry: IServiceRegistry) -> list[ServiceRecord]:
         records: list[ServiceRecord] = await registry.list(host, binary, None)
         return [record for record in records if binary or record.binary not in API_BINARIES]
 
-    records = place.work(read)
+    records = context.with_registry(read)
     output.write_list((*COLUMNS, *LONG) if long_ else COLUMNS, [row(record, down_time) for record in records])
     return _check(records, down_time) if check else 0
 
@@ -55,72 +62,72 @@ def _check(records: Sequence[ServiceRecord], down_time: float) -> int:
 
 
 @service.command()
-@selection_options
+@selector_options
 @output_options
-@pass_place
-def show(place: Place, selection: Selection, output: Output) -> None:
+@pass_command_context
+def show(context: CommandContext, selector: ServiceSelector, output: Output) -> None:
     """Show all that is known of a service."""
-    record = place.work(selection.find)
-    output.write_one(row(record, place.configuration.settings.service_down_time))
+    record = context.with_registry(selector.find)
+    output.write_one(row(record, context.configuration.settings.service_down_time))
 
 
 @service.command()
-@selection_options
-@pass_place
-def enable(place: Place, selection: Selection) -> None:
+@selector_options
+@pass_command_context
+def enable(context: CommandContext, selector: ServiceSelector) -> None:
     """Take a service back into service."""
-    record = _change(place, selection, ServiceChanges(disabled=False))
+    record = _change(context, selector, ServiceChanges(disabled=False))
     click.echo(f"{record.binary}@{record.host} is enabled")
 
 
 @service.command()
-@selection_options
+@selector_options
 @click.option("--reason", help="Why, for the others: up to 255 characters.")
-@pass_place
-def disable(place: Place, selection: Selection, reason: str | None) -> None:
+@pass_command_context
+def disable(context: CommandContext, selector: ServiceSelector, reason: str | None) -> None:
     """Take a service out of service; it goes on running."""
     if reason is not None and not 0 < len(reason.strip()) <= len(reason) <= _LONGEST_REASON:
         message = f"--reason takes 1 to {_LONGEST_REASON} characters, not {len(reason)}."
         raise click.UsageError(message, click.get_current_context())
-    record = _change(place, selection, ServiceChanges(disabled=True, disabled_reason=reason))
+    record = _change(context, selector, ServiceChanges(disabled=True, disabled_reason=reason))
     click.echo(f"{record.binary}@{record.host} is disabled" + (f": {printable(reason)}" if reason else ""))
 
 
 @service.command()
-@selection_options
+@selector_options
 @click.option("--unset", is_flag=True, help="Let its heartbeats count again.")
-@pass_place
-def force_down(place: Place, selection: Selection, unset: bool) -> None:  # noqa: FBT001
+@pass_command_context
+def force_down(context: CommandContext, selector: ServiceSelector, unset: bool) -> None:  # noqa: FBT001
     """Declare a service down, whatever its heartbeats say."""
-    record = _change(place, selection, ServiceChanges(forced_down=not unset))
+    record = _change(context, selector, ServiceChanges(forced_down=not unset))
     state = "down by force" if record.forced_down else "judged by its heartbeats"
     click.echo(f"{record.binary}@{record.host} is {state}")
 
 
 @service.command()
-@selection_options
-@pass_place
-def delete(place: Place, selection: Selection) -> None:
+@selector_options
+@pass_command_context
+def delete(context: CommandContext, selector: ServiceSelector) -> None:
     """Delete a service's row; one that runs registers again at its next heartbeat."""
 
     async def delete(registry: IServiceRegistry) -> ServiceRecord:
-        record = await selection.find(registry)
+        record = await selector.find(registry)
         await registry.delete(record.id)
         return record
 
-    record = place.work(delete)
+    record = context.with_registry(delete)
     click.echo(f"{record.binary}@{record.host} is deleted")
-    if is_up(record, place.configuration.settings.service_down_time):
+    if is_up(record, context.configuration.settings.service_down_time):
         click.echo("novasvc: its node was up: it registers again at its next heartbeat, unless it is stopped", err=True)
 
 
-def _change(place: Place, selection: Selection, changes: ServiceChanges) -> ServiceRecord:
+def _change(context: CommandContext, selector: ServiceSelector, changes: ServiceChanges) -> ServiceRecord:
     async def change(registry: IServiceRegistry) -> ServiceRecord:
-        found = await selection.find(registry)
+        found = await selector.find(registry)
         record: ServiceRecord = await registry.update(found.id, changes)
         return record
 
-    return place.work(change)
+    return context.with_registry(change)
 
 
 def row(record: ServiceRecord, down_time: float) -> dict[str, object]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from novasvc.cli.place import Place, pass_place
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.errors import SettingError
 
 
@@ -22,8 +22,8 @@ from novasvc.errors import SettingError
 @click.option(
     "--file", type=click.Path(path_type=Path), help="The file of tokens.  [default: the setting api_token_file]"
 )
-@pass_place
-def token(place: Place, name: str, scope: str, file: Path | None) -> None:
+@pass_command_context
+def token(context: CommandContext, name: str, scope: str, file: Path | None) -> None:
     """Make a token called NAME, add it to the file of tokens, and print it: it is shown this once.
 
     The file is made if it is not there, with mode 0600. An API that runs knows the token after it has started again,
@@ -32,7 +32,7 @@ def token(place: Place, name: str, scope: str, file: Path | None) -> None:
     # Here, because `--help` needs none of it.
     from novasvc.api.tokens import add_token  # noqa: PLC0415
 
-    path = file or place.configuration.settings.api_token_file
+    path = file or context.configuration.settings.api_token_file
     if path is None:
         problem, remedy = "there is no file to put the token into", "set it, or give --file"
         raise SettingError("api_token_file", None, "nowhere", problem, remedy)

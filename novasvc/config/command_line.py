@@ -5,8 +5,8 @@ from typing import Any
 
 import attrs
 
-from novasvc.config.given import Given, spec_of, unknown
-from novasvc.config.model import SPECS
+from novasvc.config.model import DEFINITIONS
+from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
 from novasvc.config.types import BOOLEAN
 from novasvc.errors import SettingError
 
@@ -35,42 +35,42 @@ def option_table() -> Iterator[Option]:
 
     A parser should not use the defaults but in its help: what it passes on hides what files say.
     """
-    for name, spec in SPECS.items():
+    for name, definition in DEFINITIONS.items():
         dashed = name.replace("_", "-")
-        if spec.kind is not BOOLEAN:
-            unit = f" In {spec.unit}." if spec.unit else ""
-            yield Option(dashed, spec.default or "", f"{spec.meaning}{unit} Default: {spec.default}.")
+        if definition.value_type is not BOOLEAN:
+            unit = f" In {definition.unit}." if definition.unit else ""
+            yield Option(dashed, definition.default or "", f"{definition.help}{unit} Default: {definition.default}.")
             continue
-        yes, no = (" The default.", "") if spec.default == "true" else ("", " The default.")
-        yield Option(dashed, None, spec.meaning + yes)
+        yes, no = (" The default.", "") if definition.default == "true" else ("", " The default.")
+        yield Option(dashed, None, definition.help + yes)
         yield Option(f"no-{dashed}", None, f"Not --{dashed}.{no}")
 
 
-def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingError]]:
+def read_options(options: Mapping[str, Any]) -> tuple[list[RawValue], list[SettingError]]:
     """Return the values of the options, and what is wrong with their names.
 
     :param options: by name, with dashes or underscores; texts, or values of the right type. None
         is "not given", and so is a flag's 0, which is what ``usage.Options`` leaves; False is no.
     """
-    given: dict[str, Given] = {}
+    given: dict[str, RawValue] = {}
     errors = []
     for key, value in options.items():
         written = _option(key)
         name, negated = _setting_of(key.replace("-", "_"))
-        spec = spec_of(name)
-        if value is None or (spec is not None and spec.kind is BOOLEAN and _is_unset_flag(value)):
+        definition = definition_of(name)
+        if value is None or (definition is not None and definition.value_type is BOOLEAN and _is_unset_flag(value)):
             continue
-        if spec is None:
-            errors.append(unknown(written, name, "the command line", SPECS, spell=_option))
+        if definition is None:
+            errors.append(unknown_name_error(written, name, "the command line", DEFINITIONS, spell=_option))
         elif name in given:
             problem, remedy = f"{given[name].written} is given, too", "give only one of them"
             errors.append(SettingError(written, None, "the command line", problem, remedy))
         else:
-            given[name] = Given(
+            given[name] = RawValue(
                 name=name,
                 written=written,
-                spec=spec,
-                value=_flag_value(value, negated=negated) if spec.kind is BOOLEAN else value,
+                definition=definition,
+                value=_flag_value(value, negated=negated) if definition.value_type is BOOLEAN else value,
                 textual=True,
                 origin=f"option {written}",
             )
@@ -84,8 +84,8 @@ def _option(name: str) -> str:
 def _setting_of(name: str) -> tuple[str, bool]:
     """Return the setting of an option, and whether the option is its ``--no-`` flag."""
     positive = name.removeprefix("no_")
-    spec = SPECS.get(positive)
-    negated = positive != name and spec is not None and spec.kind is BOOLEAN
+    definition = DEFINITIONS.get(positive)
+    negated = positive != name and definition is not None and definition.value_type is BOOLEAN
     return positive if negated else name, negated
 
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import attrs
 
-from novasvc.config.given import Given, spec_of, unknown
+from novasvc.config.definition import SettingDefinition
 from novasvc.config.ini import DEFAULT, Assignment, INIError, read_assignments
-from novasvc.config.model import SERVICE_SPECS, SPECS
-from novasvc.config.spec import Spec
+from novasvc.config.model import DEFINITIONS, SERVICE_DEFINITIONS
+from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
 from novasvc.errors import SettingError
 
 
 def _ini_names() -> Mapping[str, Mapping[str, str]]:
     """Return our names by Nova's, by section; in DEFAULT ours are known as well."""
-    sections: dict[str, dict[str, str]] = {DEFAULT: {name: name for name in SPECS}}
-    for name, spec in SPECS.items():
-        if spec.nova:
-            section, _, nova = spec.nova.rpartition("/")
+    sections: dict[str, dict[str, str]] = {DEFAULT: {name: name for name in DEFINITIONS}}
+    for name, definition in DEFINITIONS.items():
+        if definition.nova:
+            section, _, nova = definition.nova.rpartition("/")
             sections.setdefault(section or DEFAULT, {})[nova] = name
     return sections
 
@@ -44,8 +44,8 @@ class FileContent:
     :param complete: False if not even the names of all that it gives could be read.
     """
 
-    values: list[Given] = attrs.field(factory=list)
-    services: list[list[Given]] | None = None
+    values: list[RawValue] = attrs.field(factory=list)
+    services: list[list[RawValue]] | None = None
     errors: list[SettingError] = attrs.field(factory=list)
     foreign: dict[tuple[str, str], str] = attrs.field(factory=dict, repr=False)
     warnings: list[str] = attrs.field(factory=list)
@@ -83,17 +83,17 @@ def _take_table(table: Mapping[str, Any], origin: str, content: FileContent) -> 
     for name, value in table.items():
         if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
             content.errors.append(_unknown_table(name, origin))
-        elif (spec := spec_of(name)) is None:
-            content.errors.append(unknown(name, name, origin, SPECS))
+        elif (definition := definition_of(name)) is None:
+            content.errors.append(unknown_name_error(name, name, origin, DEFINITIONS))
         else:
-            content.values.append(_typed(name, spec, value, origin))
+            content.values.append(_typed(name, definition, value, origin))
 
 
 def _unknown_table(name: str, origin: str) -> SettingError:
     if _ini_section(name) is not None:
         remedy = "put settings above the first table: sections are for INI files"
         return SettingError(f"[{name}]", None, origin, "there is no such table", remedy)
-    return unknown(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format)
+    return unknown_name_error(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format)
 
 
 def _take_services(services: object, file: Path, content: FileContent) -> None:
@@ -105,14 +105,22 @@ def _take_services(services: object, file: Path, content: FileContent) -> None:
     content.services = []
     for number, table in enumerate(services):
         origin = f"file {file}, table service[{number}]"
-        content.errors += [unknown(name, name, origin, SERVICE_SPECS) for name in table if name not in SERVICE_SPECS]
+        content.errors += [
+            unknown_name_error(name, name, origin, SERVICE_DEFINITIONS)
+            for name in table
+            if name not in SERVICE_DEFINITIONS
+        ]
         content.services.append(
-            [_typed(name, SERVICE_SPECS[name], value, origin) for name, value in table.items() if name in SERVICE_SPECS]
+            [
+                _typed(name, SERVICE_DEFINITIONS[name], value, origin)
+                for name, value in table.items()
+                if name in SERVICE_DEFINITIONS
+            ]
         )
 
 
-def _typed(name: str, spec: Spec, value: object, origin: str) -> Given:
-    return Given(name=name, written=name, spec=spec, value=value, textual=False, origin=origin)
+def _typed(name: str, definition: SettingDefinition, value: object, origin: str) -> RawValue:
+    return RawValue(name=name, written=name, definition=definition, value=value, textual=False, origin=origin)
 
 
 def _read_ini(file: Path) -> FileContent:
@@ -129,16 +137,16 @@ def _read_ini(file: Path) -> FileContent:
     foreign: dict[str, str] = {}
     for each in assignments:
         name = ini_name(each.section, each.name)
-        spec = spec_of(name)
-        if spec is None:
+        definition = definition_of(name)
+        if definition is None:
             content.foreign[each.section, each.name] = each.value
             foreign.setdefault(*_foreign(each))
             continue
         content.values.append(
-            Given(
+            RawValue(
                 name=name,
                 written=each.name,
-                spec=spec,
+                definition=definition,
                 value=each.value,
                 textual=True,
                 origin=f"file {file}, section {each.section}",

@@ -21,7 +21,7 @@ class INIError(ValueError):
         self.line = line
 
 
-class UnknownNameError(ValueError):
+class UndefinedOptionError(ValueError):
     """A value names an option that has no value.
 
     :param name: as it is written after the dollar sign.
@@ -128,7 +128,7 @@ def substitute(value: str, look_up: Callable[[str], str]) -> str:
     return _Substituted(value.replace(r"\$", "$$")).safe_substitute(_Names(look_up))
 
 
-def places(section: str, name: str) -> Iterator[tuple[str, str]]:
+def candidates(section: str, name: str) -> Iterator[tuple[str, str]]:
     """Return the sections and options that a name in a value may mean, in the order in which they are tried.
 
     :param section: of the value.

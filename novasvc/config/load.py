@@ -10,22 +10,22 @@ import attrs
 from novasvc.config.command_line import read_options
 from novasvc.config.environment import config_files, read_environment
 from novasvc.config.files import read_files
-from novasvc.config.given import Given, member_of
 from novasvc.config.log_format import LOG_FORMAT
 from novasvc.config.model import (
     API_PORTS,
+    DEFINITIONS,
     INHERITED,
     MANAGERS,
-    SPECS,
     APISettings,
     ServiceSettings,
     Settings,
     default_state_dir,
     default_topic,
 )
-from novasvc.config.rules import broken_rules
+from novasvc.config.raw_value import RawValue, member_of
+from novasvc.config.rules import rule_violations
 from novasvc.config.substitution import Foreign, Substitution
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 
 _TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
 """Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
@@ -59,16 +59,16 @@ def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str
     :param files: ``--config``; if there are none, those of the variable ``NOVASVC_CONFIG``.
     :param environ: usually ``os.environ``.
     :param options: what was given on the command line, by long name.
-    :raises SettingsError: with everything that is wrong.
+    :raises ConfigurationError: with everything that is wrong.
     """
-    found = examine(files, environ, options)
+    found = load_leniently(files, environ, options)
     if found.errors:
-        raise SettingsError(found.errors)
+        raise ConfigurationError(found.errors)
     return found.configuration
 
 
 @attrs.frozen
-class Examination:
+class LoadResult:
     """What the sources give, right or wrong.
 
     :param configuration: in it, what is wrong is left out: a setting has its default, a [[service]] table is missing
@@ -84,14 +84,14 @@ class Examination:
     complete: bool
 
 
-def examine(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Examination:
+def load_leniently(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> LoadResult:
     """Load the settings as :func:`load` does, and return what is right of them, too, if something is wrong."""
-    return _Loading(environ).load(files, options)
+    return _Loader(environ).load(files, options)
 
 
 @attrs.define
-class _Loading:
-    """One run of :func:`examine`.
+class _Loader:
+    """One run of :func:`load_leniently`.
 
     :param errors: what was wrong so far.
     :param values: good values by name.
@@ -108,24 +108,24 @@ class _Loading:
     warnings: list[str] = attrs.field(factory=list)
     complete: bool = True
 
-    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Examination:
+    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> LoadResult:
         given, tables, foreign = self._gather(files, options)
         self._read(given, foreign, tables)
         alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
         settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
         if tables is not None:
             self._no_single_service(given.values())
-        self.errors += broken_rules(settings, self.origins, self.bad)
-        defaults = dict.fromkeys(SPECS, "default")
+        self.errors += rule_violations(settings, self.origins, self.bad)
+        defaults = dict.fromkeys(DEFINITIONS, "default")
         configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
-        return Examination(configuration, self.errors, self.bad, self.complete)
+        return LoadResult(configuration, self.errors, self.bad, self.complete)
 
     def _gather(
         self, files: Sequence[Path], options: Mapping[str, Any]
-    ) -> tuple[dict[str, Given], list[list[Given]] | None, Foreign]:
-        given: dict[str, Given] = {}
+    ) -> tuple[dict[str, RawValue], list[list[RawValue]] | None, Foreign]:
+        given: dict[str, RawValue] = {}
         foreign: Foreign = {}
-        tables: list[list[Given]] | None = None
+        tables: list[list[RawValue]] | None = None
         for content in read_files(files or config_files(self.environ)):
             given.update((value.name, value) for value in content.values)
             tables = tables if content.services is None else content.services
@@ -138,7 +138,9 @@ class _Loading:
             self.errors += errors
         return given, tables, foreign
 
-    def _read(self, given: Mapping[str, Given], foreign: Foreign, tables: Sequence[Sequence[Given]] | None) -> None:
+    def _read(
+        self, given: Mapping[str, RawValue], foreign: Foreign, tables: Sequence[Sequence[RawValue]] | None
+    ) -> None:
         substitution = Substitution(given, foreign, self.environ)
         doubtful: list[tuple[str, str, SettingError]] = []
         for name, value in given.items():
@@ -150,7 +152,7 @@ class _Loading:
             except SettingError as error:
                 if _seems_commented(value):
                     error.remedy += f"; {_HAS_COMMENT}"
-                member = None if name in SPECS or value.section is None else member_of(name)
+                member = None if name in DEFINITIONS or value.section is None else member_of(name)
                 if member is None:
                     self.errors.append(error)
                     self.bad.add(name)
@@ -166,7 +168,7 @@ class _Loading:
                 del self.origins[name]
                 self.warnings.append(f"ignoring {wrong} (no service or API in these settings is called {owner!r})")
 
-    def _served(self, tables: Sequence[Sequence[Given]] | None) -> set[str]:
+    def _served(self, tables: Sequence[Sequence[RawValue]] | None) -> set[str]:
         """Return the topics and APIs that the settings name."""
         served = {*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ())}
         if tables is None:
@@ -179,11 +181,11 @@ class _Loading:
 
     def _fields(self) -> dict[str, Any]:
         """Return the arguments of Settings."""
-        fields = {name: value for name, value in self.values.items() if name in SPECS}
+        fields = {name: value for name, value in self.values.items() if name in DEFINITIONS}
         managers: dict[str, str] = {}
         apis: dict[str, dict[str, Any]] = {}
         for name, value in self.values.items():
-            if name in SPECS or not (member := member_of(name)):
+            if name in DEFINITIONS or not (member := member_of(name)):
                 continue
             owner, family = member
             if family == "_manager":
@@ -194,20 +196,20 @@ class _Loading:
         made = {name: APISettings(**given) for name, given in apis.items()}
         return {**fields, "managers": managers, "apis": made}
 
-    def _no_single_service(self, given: Iterable[Given]) -> None:
+    def _no_single_service(self, given: Iterable[RawValue]) -> None:
         problem = "it is about the only service, but there are [[service]] tables"
         for value in given:
             if value.name in {"binary", "topic", "manager"}:
                 remedy = "say it in the table, or take the tables away"
                 self.errors.append(value.error(problem, remedy))
 
-    def _services(self, tables: Sequence[Sequence[Given]], alone: Settings) -> tuple[ServiceSettings, ...]:
+    def _services(self, tables: Sequence[Sequence[RawValue]], alone: Settings) -> tuple[ServiceSettings, ...]:
         services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
         if None in services:
             self.bad.add("service")  # rules about them would mislead
         return tuple(service for service in services if service is not None)
 
-    def _service(self, where: str, table: Sequence[Given], alone: Settings) -> ServiceSettings | None:
+    def _service(self, where: str, table: Sequence[RawValue], alone: Settings) -> ServiceSettings | None:
         """Read a [[service]] table; None if it cannot be told which manager it is to have, or with which options."""
         wrong = len(self.errors)
         values: dict[str, Any] = {}
@@ -245,7 +247,7 @@ class _Loading:
         self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
 
 
-def _seems_commented(given: Given) -> bool:
+def _seems_commented(given: RawValue) -> bool:
     """Tell whether a value of an INI file looks as if it had a comment behind it; a form of log lines may."""
-    commented = given.section is not None and given.spec.kind is not LOG_FORMAT
+    commented = given.section is not None and given.definition.value_type is not LOG_FORMAT
     return commented and _COMMENT.search(str(given.value)) is not None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from novasvc.config.types import Kind, ValueRefusedError
+from novasvc.config.types import InvalidValueError, ValueType
 
 NOVA_LOG_FORMAT = (
     '%(client_ip)s "%(request_line)s" status: %(status_code)s len: %(body_length)s time: %(wall_seconds).7f'
@@ -24,7 +24,7 @@ LOG_FIELDS: Mapping[str, Any] = MappingProxyType(
 """What a form may name, with values that are like those it gets."""
 
 
-def _form(value: object) -> str:
+def _format(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError  # noqa: TRY004 - one kind of error for whatever is wrong with a value
     if value.strip().lower() in {"", "none"}:
@@ -33,8 +33,8 @@ def _form(value: object) -> str:
         value % LOG_FIELDS
     except (KeyError, TypeError, ValueError) as error:
         problem = f"it does not fill the fields {', '.join(LOG_FIELDS)}: {type(error).__name__} {error}"
-        raise ValueRefusedError(problem, f"give one such as {NOVA_LOG_FORMAT!r}") from None
+        raise InvalidValueError(problem, f"give one such as {NOVA_LOG_FORMAT!r}") from None
     return value
 
 
-LOG_FORMAT = Kind('a format, or "none"', _form, _form)
+LOG_FORMAT = ValueType('a format, or "none"', _format, _format)

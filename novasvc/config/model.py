@@ -14,9 +14,9 @@ from typing import Any
 
 import attrs
 
+from novasvc.config.definition import SettingDefinition, text_of
 from novasvc.config.log_format import LOG_FORMAT, NOVA_LOG_FORMAT
 from novasvc.config.masking import masked, masked_url
-from novasvc.config.spec import Spec, text_of
 from novasvc.config.types import (
     ADDRESS,
     APIS,
@@ -30,24 +30,26 @@ from novasvc.config.types import (
     PORT,
     TABLE,
     TRANSPORT_URL,
-    Kind,
+    ValueType,
     choice,
 )
 
-_SPEC = "novasvc"
+_METADATA_KEY = "novasvc"
 AGENT = "novasvc.host_agent.HostAgent"
 MANAGERS: Mapping[str, str] = MappingProxyType({"agent": AGENT, "conductor": "novasvc.registry.conductor.Conductor"})
 """The topics that have a manager of their own, unless ``<topic>_manager`` names another."""
 
 
-def _setting(meaning: str, kind: Kind, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
+def _setting(description: str, value_type: ValueType, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
     """Make a field of Settings.
 
     :param default: the value, or an attrs Factory, which needs ``shown``.
     :param shown: the default in words.
     """
-    spec = Spec(meaning=meaning, kind=kind, default=shown or text_of(default), **rest)
-    return attrs.field(default=default, metadata={_SPEC: spec}, repr=masked_url if spec.secret else True)
+    definition = SettingDefinition(help=description, value_type=value_type, default=shown or text_of(default), **rest)
+    return attrs.field(
+        default=default, metadata={_METADATA_KEY: definition}, repr=masked_url if definition.secret else True
+    )
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -557,29 +559,39 @@ class Settings:
         return self.apis.get(name) or APISettings(listen_port=API_PORTS.get(name, 0))
 
 
-SPECS: Mapping[str, Spec] = MappingProxyType(
-    {field.name: field.metadata[_SPEC] for field in attrs.fields(Settings) if _SPEC in field.metadata}
+DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
+    {field.name: field.metadata[_METADATA_KEY] for field in attrs.fields(Settings) if _METADATA_KEY in field.metadata}
 )
 """Every setting that has a value of its own, by name, in the order of the documentation."""
 
-SERVICE_SPECS: Mapping[str, Spec] = MappingProxyType(
+SERVICE_DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
     {
-        **{name: SPECS[name] for name in (*INHERITED, "binary", "topic", "manager")},
-        "workers": Spec(
-            meaning="Supervised processes of its own.", kind=INTEGER, default="none", minimum=1, optional=True
+        **{name: DEFINITIONS[name] for name in (*INHERITED, "binary", "topic", "manager")},
+        "workers": SettingDefinition(
+            help="Supervised processes of its own.", value_type=INTEGER, default="none", minimum=1, optional=True
         ),
-        "options": Spec(meaning="Keyword arguments of the manager's constructor.", kind=TABLE, default="none"),
+        "options": SettingDefinition(
+            help="Keyword arguments of the manager's constructor.", value_type=TABLE, default="none"
+        ),
     }
 )
 """What a ``[[service]]`` table may hold."""
 
-FAMILIES: Mapping[str, Spec] = MappingProxyType(
+SUFFIX_DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
     {
-        "_manager": Spec(meaning="Class of the manager that serves the topic.", kind=CLASS, default=None),
-        "_listen": Spec(meaning="Address that the API listens on.", kind=ADDRESS, default="127.0.0.1"),
-        "_listen_port": Spec(meaning="Port that the API listens on; 0 takes a free one.", kind=PORT, default="0"),
-        "_workers": Spec(
-            meaning="Supervised processes that serve the API.", kind=INTEGER, default="none", minimum=1, optional=True
+        "_manager": SettingDefinition(
+            help="Class of the manager that serves the topic.", value_type=CLASS, default=None
+        ),
+        "_listen": SettingDefinition(help="Address that the API listens on.", value_type=ADDRESS, default="127.0.0.1"),
+        "_listen_port": SettingDefinition(
+            help="Port that the API listens on; 0 takes a free one.", value_type=PORT, default="0"
+        ),
+        "_workers": SettingDefinition(
+            help="Supervised processes that serve the API.",
+            value_type=INTEGER,
+            default="none",
+            minimum=1,
+            optional=True,
         ),
     }
 )

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Iterator
 
+from novasvc.config.definition import SettingDefinition
 from novasvc.config.environment import variable
-from novasvc.config.model import INHERITED, SPECS
-from novasvc.config.spec import Spec
+from novasvc.config.model import DEFINITIONS, INHERITED
 from novasvc.config.types import BOOLEAN
 
 _HEAD = """\
@@ -161,20 +161,20 @@ def reference() -> str:
 
 
 def _sections() -> Iterator[str]:
-    for name, spec in SPECS.items():
-        yield f"### `{name}`\n\n{spec.meaning}\n\n"
-        yield from (f"- {fact}\n" for fact in _facts(name, spec))
+    for name, definition in DEFINITIONS.items():
+        yield f"### `{name}`\n\n{definition.help}\n\n"
+        yield from (f"- {fact}\n" for fact in _facts(name, definition))
         yield "\n"
 
 
-def _facts(name: str, spec: Spec) -> Iterator[str]:
+def _facts(name: str, definition: SettingDefinition) -> Iterator[str]:
     dashed = name.replace("_", "-")
-    flag = spec.kind is BOOLEAN
-    yield f"default: {spec.default}"
-    yield f"value: {spec.wanted}"
+    flag = definition.value_type is BOOLEAN
+    yield f"default: {definition.default}"
+    yield f"value: {definition.expected}"
     yield f"variable `{variable(name)}`, option " + (f"`--{dashed}` or `--no-{dashed}`" if flag else f"`--{dashed}`")
-    if spec.nova:
-        section, _, nova = spec.nova.rpartition("/")
+    if definition.nova:
+        section, _, nova = definition.nova.rpartition("/")
         yield f"Nova's name: `{nova}`" + (f" in section `{section}`" if section else "")
 
 

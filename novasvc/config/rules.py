@@ -6,7 +6,7 @@ from novasvc.config.model import Settings
 from novasvc.errors import SettingError
 
 
-def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
+def rule_violations(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
     """Return an error for each rule that does not hold.
 
     :param origins: where settings came from; what is not in it is a default.

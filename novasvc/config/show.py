@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 
+from novasvc.config.definition import text_of
 from novasvc.config.load import Configuration
 from novasvc.config.masking import masked, masked_url
-from novasvc.config.spec import text_of
 
 
 def rows(configuration: Configuration) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import attrs
 
 _PORTS = {"amqp": 5672, "rabbit": 5672, "amqps": 5671}
 
-WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+BOOLEAN_WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 """What says yes and no in texts, in lower case."""
 
 _ENCODE = 'a "@", ",", "/", "?", "#", "[" or "]" in the password must be percent-encoded'
@@ -89,9 +89,9 @@ def _ssl(query: str) -> bool | None:
     name, _, word = query.partition("=")
     if name != "ssl":
         raise ValueError(f"it has a query other than ssl=1 or ssl=0; all else are settings of their own ({_ENCODE})")
-    if word.lower() not in WORDS:
+    if word.lower() not in BOOLEAN_WORDS:
         raise ValueError(f"ssl in its query is neither 1 nor 0 ({_ENCODE})")
-    return WORDS[word.lower()]
+    return BOOLEAN_WORDS[word.lower()]
 
 
 def _host(text: str, default_port: int, before: Host | None) -> Host:

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from novasvc.config.transport_url import WORDS, BrokerAddress
+from novasvc.config.transport_url import BOOLEAN_WORDS, BrokerAddress
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
 
-class ValueRefusedError(ValueError):
+class InvalidValueError(ValueError):
     """A value that a setting cannot have.
 
     :param problem: what is wrong with it.
@@ -29,17 +29,17 @@ class ValueRefusedError(ValueError):
 
 
 @attrs.frozen
-class Kind:
+class ValueType:
     """One kind of value.
 
-    :param wanted: what it must be, to follow "is not" and "give": "a whole number".
+    :param expected: what it must be, to follow "is not" and "give": "a whole number".
     :param from_text: reads the text of an INI file, a variable or an option.
     :param from_typed: reads a value of a TOML file or of Python.
 
-    Both raise ValueError for what is not of the kind, or ValueRefusedError to say it better.
+    Both raise ValueError for what is not of the kind, or InvalidValueError to say it better.
     """
 
-    wanted: str
+    expected: str
     from_text: Callable[[str], Any]
     from_typed: Callable[[object], Any]
 
@@ -47,15 +47,15 @@ class Kind:
         """Return the value as its kind.
 
         :param textual: where it comes from has nothing but texts.
-        :raises ValueRefusedError: it is not of this kind.
+        :raises InvalidValueError: it is not of this kind.
         """
         try:
             return self.from_text(value) if textual and isinstance(value, str) else self.from_typed(value)
-        except ValueRefusedError:
+        except InvalidValueError:
             raise
         except ValueError:
-            problem = f"is not {self.wanted}"
-            raise ValueRefusedError(problem) from None
+            problem = f"is not {self.expected}"
+            raise InvalidValueError(problem) from None
 
 
 def _text(value: object) -> str:
@@ -83,9 +83,9 @@ def _boolean(value: object) -> bool:
 
 
 def _boolean_from_text(text: str) -> bool:
-    if text.lower() not in WORDS:
+    if text.lower() not in BOOLEAN_WORDS:
         raise ValueError
-    return WORDS[text.lower()]
+    return BOOLEAN_WORDS[text.lower()]
 
 
 def _path(value: object) -> Path:
@@ -95,7 +95,7 @@ def _path(value: object) -> Path:
         return Path(_text(value)).expanduser().absolute()
     except RuntimeError as error:
         problem = f"has no meaning here: {error}"
-        raise ValueRefusedError(problem, "give the whole path") from None
+        raise InvalidValueError(problem, "give the whole path") from None
 
 
 def _table(value: object) -> Mapping[str, Any]:
@@ -122,11 +122,11 @@ def _transport_url(value: object) -> str:
         return url
     remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the nodes of one process'
     if ":" not in url:
-        raise ValueRefusedError("it has no scheme", remedy)
+        raise InvalidValueError("it has no scheme", remedy)
     try:
         BrokerAddress.parse(url)
     except ValueError as error:
-        raise ValueRefusedError(str(error), remedy) from None
+        raise InvalidValueError(str(error), remedy) from None
     return url
 
 
@@ -140,20 +140,20 @@ def _database_url(value: object) -> str:
         _ = parts.port
     except ValueError:
         problem = 'it cannot be read as a URL (a "@", "/", "[" or "]" in the password must be percent-encoded)'
-        raise ValueRefusedError(problem, remedy) from None
+        raise InvalidValueError(problem, remedy) from None
     dialect = parts.scheme.partition("+")[0] if "://" in url else ""
     if dialect not in _DATABASES:
         problem = f"no database is known for the scheme {dialect!r}" if dialect else 'it does not begin as "scheme://"'
-        raise ValueRefusedError(problem, remedy)
+        raise InvalidValueError(problem, remedy)
     if dialect == "sqlite" and parts.netloc:
         problem = "the path of a file begins after three slashes"
-        raise ValueRefusedError(problem, remedy)
+        raise InvalidValueError(problem, remedy)
     if dialect == "sqlite" and parts.path in {"", "/", "/:memory:"}:
         problem = "a database in memory would be another one in every thread"
-        raise ValueRefusedError(problem, remedy)
+        raise InvalidValueError(problem, remedy)
     if dialect != "sqlite" and not parts.path.strip("/"):
         problem = "it names no database"
-        raise ValueRefusedError(problem, remedy)
+        raise InvalidValueError(problem, remedy)
     return url
 
 
@@ -171,7 +171,7 @@ def _port(value: object) -> int:
     return port
 
 
-def choice(*words: str) -> Kind:
+def choice(*words: str) -> ValueType:
     """Make the kind of a value that is one of these words."""
 
     def read(value: object) -> str:
@@ -179,7 +179,7 @@ def choice(*words: str) -> Kind:
             raise ValueError
         return str(value)
 
-    return Kind(" or ".join(f'"{word}"' for word in words), read, read)
+    return ValueType(" or ".join(f'"{word}"' for word in words), read, read)
 
 
 def _apis(value: object) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def _apis(value: object) -> tuple[str, ...]:
         return ()
     found = tuple(_api(name) for name in names)
     if len(set(found)) < len(found):
-        raise ValueRefusedError("it names one twice", "name each once")
+        raise InvalidValueError("it names one twice", "name each once")
     return found
 
 
@@ -200,16 +200,16 @@ _api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
-TEXT = Kind("a text that is not empty", _text, _text)
-INTEGER = Kind("a whole number", lambda text: _integer(int(text)), _integer)
-NUMBER = Kind("a number", lambda text: _number(float(text)), _number)
-BOOLEAN = Kind("true or false", _boolean_from_text, _boolean)
-PATH = Kind("a path", _path, _path)
-NAME = Kind("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
-CLASS = Kind('the name of a class, such as "package.module.Class" or "package.module:Class"', _class, _class)
-TABLE = Kind("a table", _table, _table)
-APIS = Kind("a list of names, with commas between them", _apis, _apis)
-TRANSPORT_URL = Kind("the URL of a transport", _transport_url, _transport_url)
-ADDRESS = Kind('an address of this host, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
-PORT = Kind("a port, 0 to 65535", lambda text: _port(int(text)), _port)
-DATABASE_URL = Kind("the URL of a database", _database_url, _database_url)
+TEXT = ValueType("a text that is not empty", _text, _text)
+INTEGER = ValueType("a whole number", lambda text: _integer(int(text)), _integer)
+NUMBER = ValueType("a number", lambda text: _number(float(text)), _number)
+BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)
+PATH = ValueType("a path", _path, _path)
+NAME = ValueType("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
+CLASS = ValueType('the name of a class, such as "package.module.Class" or "package.module:Class"', _class, _class)
+TABLE = ValueType("a table", _table, _table)
+APIS = ValueType("a list of names, with commas between them", _apis, _apis)
+TRANSPORT_URL = ValueType("the URL of a transport", _transport_url, _transport_url)
+ADDRESS = ValueType('an address of this host, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
+PORT = ValueType("a port, 0 to 65535", lambda text: _port(int(text)), _port)
+DATABASE_URL = ValueType("the URL of a database", _database_url, _database_url)

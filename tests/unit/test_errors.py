@@ -2,7 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.errors import RPCTimeoutError, SettingError, SettingsError, describe
+from novasvc.errors import ConfigurationError, RPCTimeoutError, SettingError, describe
 
 
 class DescribeTests(SynchronousTestCase):
@@ -35,5 +35,5 @@ class ErrorTests(SynchronousTestCase):
     def test_together(self) -> None:
         """Several wrong settings are listed one a line; a single one is a sentence."""
         one = SettingError("a", "1", "default", "is bad", "be good")
-        self.assertEqual(str(SettingsError([one])), f"the configuration has an error: {one}")
-        self.assertEqual(str(SettingsError([one, one])).count("\n  - "), 2)
+        self.assertEqual(str(ConfigurationError([one])), f"the configuration has an error: {one}")
+        self.assertEqual(str(ConfigurationError([one, one])).count("\n  - "), 2)

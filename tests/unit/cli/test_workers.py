@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from novasvc.cli import control as client
 from novasvc.cli.control import Connection, RefusedError, ask
 from novasvc.cli.program import run
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 from novasvc.workers.errors import ControlError, ReloadError, ResizeError
 from tests.support.control_rig import HOSTILE, ControlCase, until, worker
 
@@ -204,7 +204,7 @@ class ReloadTests(CommandCase):
     async def test_refused(self) -> None:
         """A reload that is refused has status 1 and all its reasons, a line each."""
         error = SettingError("workers", "x", "file a.toml", "it is no number", "give one")
-        self.supervisor.failing = ReloadError(str(SettingsError([error, error])))
+        self.supervisor.failing = ReloadError(str(ConfigurationError([error, error])))
         self.assertEqual(
             await self.failure("reload"),
             "novasvc: not reloaded, what ran before goes on: the configuration has 2 errors:\n"

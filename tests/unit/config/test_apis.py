@@ -9,7 +9,7 @@ from novasvc.config import load
 from novasvc.config.load import Configuration
 from novasvc.config.log_format import NOVA_LOG_FORMAT
 from novasvc.config.show import rows
-from novasvc.errors import SettingsError
+from novasvc.errors import ConfigurationError
 
 
 def written(name: str, text: str) -> Path:
@@ -23,7 +23,7 @@ class APISettingsTests(SynchronousTestCase):
         return load(files, {f"NOVASVC_{name}": value for name, value in environ.items()}, options or {})
 
     def problem(self, *files: Path, **environ: str) -> str:
-        return str(self.assertRaises(SettingsError, self.load, *files, **environ))
+        return str(self.assertRaises(ConfigurationError, self.load, *files, **environ))
 
     def test_lists(self) -> None:
         """A list is names with commas between them, or a list of TOML."""

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Configuration, ServiceSettings, Settings, load
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 
 
 class SettingsCase(SynchronousTestCase):
@@ -32,7 +32,7 @@ class SettingsCase(SynchronousTestCase):
         self, *files: Path, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
     ) -> list[SettingError]:
         """Load what is wrong, and return what is said about it."""
-        error = self.assertRaises(SettingsError, self.load, *files, environ=environ, options=options)
+        error = self.assertRaises(ConfigurationError, self.load, *files, environ=environ, options=options)
         return list(error.errors)
 
     def error(self, *files: Path, **sources: Any) -> SettingError:

@@ -10,7 +10,7 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Settings, load, option_table
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 
 
 class SourcesCase(SynchronousTestCase):
@@ -30,7 +30,7 @@ class SourcesCase(SynchronousTestCase):
 
     def error(self, *files: Path, environ: Mapping[str, str] | None = None, **options: Any) -> SettingError:
         """Load what has one thing wrong, and return what is said about it."""
-        failure = self.assertRaises(SettingsError, load, files, environ or {}, options)
+        failure = self.assertRaises(ConfigurationError, load, files, environ or {}, options)
         (error,) = failure.errors
         return error
 
@@ -171,10 +171,10 @@ class INITests(SourcesCase):
         self.assertIn("ec2_workers", workers)
         self.assertNotIn("volume_manager", configuration.origins)
         for name, value, count in (("topic", "volume", 1), ("binary", "nova-volume", 1), ("enabled_apis", ("ec2",), 2)):
-            error = self.assertRaises(SettingsError, load, [file], {}, {name.replace("_", "-"): value})
+            error = self.assertRaises(ConfigurationError, load, [file], {}, {name.replace("_", "-"): value})
             self.assertEqual(len(error.errors), count)
         tables = self.write("a.toml", '[[service]]\nbinary = "nova-volume"\n')
-        self.assertIn("volume_manager = 'x'", str(self.assertRaises(SettingsError, load, [tables, file], {}, {})))
+        self.assertIn("volume_manager = 'x'", str(self.assertRaises(ConfigurationError, load, [tables, file], {}, {})))
 
     def test_syntax_errors(self) -> None:
         """A line that is no INI is named by its number, and not shown: it may hold a password."""
@@ -386,7 +386,7 @@ class OptionsTests(SourcesCase):
 
     def test_contradiction(self) -> None:
         """A flag and its contrary exclude each other."""
-        error = self.assertRaises(SettingsError, self.parse, "--migrate", "--no-migrate")
+        error = self.assertRaises(ConfigurationError, self.parse, "--migrate", "--no-migrate")
         self.assertIn("given, too", str(error))
 
     def test_python_values(self) -> None:

@@ -16,7 +16,7 @@ class MissingDatabaseError(DatabaseRefusedError):
     )
 
 
-def look_for_database(url: str) -> None:
+def require_database(url: str) -> None:
     """See that there is something to connect to; make nothing.
 
     :raises MissingDatabaseError: it is a file that does not exist.

@@ -2,15 +2,15 @@
 
 import attrs
 
-from novasvc.config.types import Kind
+from novasvc.config.types import ValueType
 
 
 @attrs.frozen(kw_only=True)
-class Spec:
+class SettingDefinition:
     """What is known of one setting besides its name.
 
-    :param meaning: a sentence for the person who sets it.
-    :param kind: what values it takes.
+    :param help: a sentence for the person who sets it.
+    :param value_type: what values it takes.
     :param default: its default as text; None if it must be given.
     :param unit: "seconds", or None for a bare value.
     :param minimum: the least number it may be.
@@ -21,8 +21,8 @@ class Spec:
         of DEFAULT.
     """
 
-    meaning: str
-    kind: Kind
+    help: str
+    value_type: ValueType
     default: str | None
     unit: str | None = None
     minimum: float | None = None
@@ -32,12 +32,12 @@ class Spec:
     nova: str | None = None
 
     @property
-    def wanted(self) -> str:
+    def expected(self) -> str:
         """Return what a value must be: "a whole number of seconds, at least 1"."""
         unit = f" of {self.unit}" if self.unit else ""
         least = "" if self.minimum is None else f", at least {self.minimum:g}{', or 0' if self.zero else ''}"
         none = ', or "none"' if self.optional else ""
-        return f"{self.kind.wanted}{unit}{least}{none}"
+        return f"{self.value_type.expected}{unit}{least}{none}"
 
 
 def text_of(value: object) -> str:

@@ -6,23 +6,23 @@ from typing import Any
 
 import attrs
 
+from novasvc.config.definition import SettingDefinition, text_of
 from novasvc.config.log_format import LOG_FORMAT
 from novasvc.config.masking import masked, masked_url
-from novasvc.config.model import FAMILIES, SPECS
-from novasvc.config.spec import Spec, text_of
-from novasvc.config.types import ValueRefusedError
+from novasvc.config.model import DEFINITIONS, SUFFIX_DEFINITIONS
+from novasvc.config.types import InvalidValueError
 from novasvc.errors import SettingError
 
 REFERENCE = "docs/settings.md has them all"
 
 
 @attrs.frozen(kw_only=True)
-class Given:
+class RawValue:
     """One value, as somebody gave it.
 
     :param name: the setting's.
     :param written: the name that the person used: "NOVASVC_HOST", "--host", "state_path".
-    :param spec: what is known of the setting.
+    :param definition: what is known of the setting.
     :param value: not checked yet, and maybe secret.
     :param textual: the source has nothing but texts, so "10" may be a number.
     :param origin: where it is: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
@@ -31,7 +31,7 @@ class Given:
 
     name: str
     written: str
-    spec: Spec
+    definition: SettingDefinition
     value: Any = attrs.field(repr=False)
     textual: bool
     origin: str
@@ -42,24 +42,24 @@ class Given:
 
         :raises SettingError: it is not what the setting takes.
         """
-        spec, value = self.spec, self.value
-        if spec.optional and self.textual and str(value).strip().lower() == "none":
+        definition, value = self.definition, self.value
+        if definition.optional and self.textual and str(value).strip().lower() == "none":
             return None
         if self.section is None and isinstance(value, str):
-            if spec.kind is not LOG_FORMAT:
-                self._see_unquoted(value.strip())
+            if definition.value_type is not LOG_FORMAT:
+                self._refuse_nested_quotes(value.strip())
             value = value.strip() if self.textual else value
         try:
-            value = spec.kind.read(value, textual=self.textual)
-        except ValueRefusedError as refused:
-            remedy = refused.remedy or f"give {spec.wanted}"
+            value = definition.value_type.read(value, textual=self.textual)
+        except InvalidValueError as refused:
+            remedy = refused.remedy or f"give {definition.expected}"
             raise self.error(refused.problem, remedy) from None
-        if spec.minimum is not None and value < spec.minimum and not (spec.zero and value == 0):
+        if definition.minimum is not None and value < definition.minimum and not (definition.zero and value == 0):
             problem = "is too small"
-            raise self.error(problem, f"give {spec.wanted}")
+            raise self.error(problem, f"give {definition.expected}")
         return value
 
-    def _see_unquoted(self, text: str) -> None:
+    def _refuse_nested_quotes(self, text: str) -> None:
         """Refuse a value whose quotes are a part of it; only INI files have them removed."""
         if len(text) > 1 and text[0] in "\"'" and text[0] == text[-1]:
             problem = "has quotes inside its quotes, and those would be a part of the value"
@@ -67,12 +67,12 @@ class Given:
 
     def error(self, problem: str, remedy: str) -> SettingError:
         """Make the error for this value."""
-        return SettingError(self.written, shown(self.value, self.spec), self.origin, problem, remedy)
+        return SettingError(self.written, shown(self.value, self.definition), self.origin, problem, remedy)
 
 
-def shown(value: object, spec: Spec) -> str:
+def shown(value: object, definition: SettingDefinition) -> str:
     """Write a value for a person, secrets masked."""
-    if spec.secret:
+    if definition.secret:
         return masked_url(str(value))
     if isinstance(value, str):
         return repr(masked(value))
@@ -81,23 +81,23 @@ def shown(value: object, spec: Spec) -> str:
     return str(masked(value))
 
 
-def spec_of(name: str) -> Spec | None:
+def definition_of(name: str) -> SettingDefinition | None:
     """Return what is known of a setting, a ``<topic>_manager`` or ``<api>_listen``; None if there is no such name."""
-    if name in SPECS:
-        return SPECS[name]
+    if name in DEFINITIONS:
+        return DEFINITIONS[name]
     member = member_of(name)
-    return FAMILIES[member[1]] if member else None
+    return SUFFIX_DEFINITIONS[member[1]] if member else None
 
 
 def member_of(name: str) -> tuple[str, str] | None:
     """Return whose a setting of a family is, and of which: ("osapi_compute", "_listen"); None if it is of none."""
-    for end in FAMILIES:
+    for end in SUFFIX_DEFINITIONS:
         if name.endswith(end) and name != end:
             return name.removesuffix(end), end
     return None
 
 
-def unknown(
+def unknown_name_error(
     written: str,
     name: str,
     source: str,
@@ -115,7 +115,9 @@ def unknown(
     """
     names = {name: name for name in known}
     if what == "setting":
-        names = {spec.nova.rpartition("/")[2]: own for own, spec in SPECS.items() if spec.nova} | names
+        names = {
+            definition.nova.rpartition("/")[2]: own for own, definition in DEFINITIONS.items() if definition.nova
+        } | names
     close = get_close_matches(name.lower(), names, n=1)
     remedy = f"did you mean {spell(names[close[0]])}?" if close else REFERENCE
     return SettingError(written, None, source, f"there is no such {what}", remedy)

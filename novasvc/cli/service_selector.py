@@ -31,7 +31,7 @@ class AmbiguousServiceError(NovasvcError):
 
 
 @attrs.frozen
-class Selection:
+class ServiceSelector:
     """What an operator says of the service that is meant.
 
     :param identity: the row's number or uuid; None if host and binary say it.
@@ -65,8 +65,8 @@ class Selection:
         return f"{self.binary}@{self.host}" if self.binary else f"on {self.host}"
 
 
-def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the ways to say which service is meant; it gets them as ``selection``."""
+def selector_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the ways to say which service is meant; it gets them as ``selector``."""
 
     @click.argument("service", required=False, metavar="[ID|UUID|HOST]")
     @click.argument("named", required=False, metavar="[BINARY]")
@@ -76,19 +76,19 @@ def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_selection(
         *args: Any, service: str | None, named: str | None, host: str | None, binary: str | None, **kwargs: Any
     ) -> Any:
-        return function(*args, selection=_select(service, named, host, binary), **kwargs)
+        return function(*args, selector=_select(service, named, host, binary), **kwargs)
 
     return with_selection
 
 
-def _select(service: str | None, named: str | None, host: str | None, binary: str | None) -> Selection:
+def _select(service: str | None, named: str | None, host: str | None, binary: str | None) -> ServiceSelector:
     context = click.get_current_context()
     if (service and host) or (named and binary):
         message = "Say which service either by arguments or by --host and --binary."
         raise click.UsageError(message, context)
     if service and not named and not binary and _IDENTITY.fullmatch(service.lower()):
-        return Selection(service.lower(), None, None)
+        return ServiceSelector(service.lower(), None, None)
     if not service and not host and not binary:
         message = "Say which service: its ID, its UUID, or --host and --binary."
         raise click.UsageError(message, context)
-    return Selection(None, service or host, named or binary)
+    return ServiceSelector(None, service or host, named or binary)

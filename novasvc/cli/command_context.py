@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 @attrs.define(slots=False)
-class Place:
+class CommandContext:
     """What the options in front of the command's name say.
 
     :param files: configuration files; none is those of the environment.
@@ -31,11 +31,11 @@ class Place:
     def configuration(self) -> Configuration:
         """The settings, and where each is from.
 
-        :raises SettingsError: they have an error.
+        :raises ConfigurationError: they have an error.
         """
         return load(self.files, self.environ, self.options)
 
-    def work(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
+    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
         """Do something with the registry, and return its result.
 
         :param function: takes the open registry.
@@ -48,4 +48,4 @@ class Place:
         return with_registry(self.configuration.settings, function)
 
 
-pass_place = click.make_pass_decorator(Place)
+pass_command_context = click.make_pass_decorator(CommandContext)
