@@ -1,7 +1,10 @@
 """What is known of a setting besides its value."""
 
+from typing import Any
+
 import attrs
 
+from novasvc.config.masking import masked_url
 from novasvc.config.types import ValueType
 
 
@@ -47,3 +50,24 @@ def text_of(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+_METADATA_KEY = "novasvc"
+
+
+def setting(description: str, value_type: ValueType, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
+    """Make an attrs field that is a setting.
+
+    :param default: the value, or an attrs Factory, which needs ``shown``.
+    :param shown: the default in words.
+    """
+    definition = SettingDefinition(help=description, value_type=value_type, default=shown or text_of(default), **rest)
+    return attrs.field(
+        default=default, metadata={_METADATA_KEY: definition}, repr=masked_url if definition.secret else True
+    )
+
+
+def definition_in(field: "attrs.Attribute[Any]") -> SettingDefinition | None:
+    """Return the definition that :func:`setting` put into a field; None for any other field."""
+    definition: SettingDefinition | None = field.metadata.get(_METADATA_KEY)
+    return definition

@@ -11,19 +11,18 @@ from novasvc.config.command_line import read_options
 from novasvc.config.environment import config_files, read_environment
 from novasvc.config.files import read_files
 from novasvc.config.log_format import LOG_FORMAT
-from novasvc.config.model import (
+from novasvc.config.model import DEFINITIONS, Settings
+from novasvc.config.raw_value import RawValue, member_of
+from novasvc.config.rules import rule_violations
+from novasvc.config.sections.host import default_state_dir
+from novasvc.config.sections.services import (
     API_PORTS,
-    DEFINITIONS,
     INHERITED,
     MANAGERS,
     APISettings,
     ServiceSettings,
-    Settings,
-    default_state_dir,
     default_topic,
 )
-from novasvc.config.raw_value import RawValue, member_of
-from novasvc.config.rules import rule_violations
 from novasvc.config.substitution import Foreign, Substitution
 from novasvc.errors import ConfigurationError, SettingError
 

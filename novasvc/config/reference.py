@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from novasvc.config.definition import SettingDefinition
 from novasvc.config.environment import variable
-from novasvc.config.model import DEFINITIONS, INHERITED
+from novasvc.config.model import DEFINITIONS
+from novasvc.config.sections.services import INHERITED
 from novasvc.config.types import BOOLEAN
 
 _HEAD = """\
