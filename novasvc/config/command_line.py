@@ -1,4 +1,4 @@
-"""The settings as options of a command line."""
+"""The settings as command-line options."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from novasvc.errors import SettingError
 
 @attrs.frozen
 class Option:
-    """One option of a command line.
+    """One command-line option.
 
-    :param name: without the dashes: "report-interval", "no-migrate".
-    :param default: the setting's default, as text; None for a flag.
-    :param help: a sentence.
+    :param name: long name without dashes in front: "report-interval", "no-migrate".
+    :param default: the setting's default as text; None for a flag.
+    :param help: one or more sentences.
     """
 
     name: str
@@ -26,14 +26,14 @@ class Option:
 
     @property
     def flag(self) -> bool:
-        """Tell whether it takes no value."""
+        """Whether the option takes no value."""
         return self.default is None
 
 
 def option_table() -> Iterator[Option]:
-    """Return an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``.
+    """Yield an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``.
 
-    A parser should not use the defaults but in its help: what it passes on hides what files say.
+    A parser should use the defaults only in its help: a default that it passed on would override the files.
     """
     for name, definition in DEFINITIONS.items():
         dashed = name.replace("_", "-")
@@ -41,16 +41,16 @@ def option_table() -> Iterator[Option]:
             unit = f" In {definition.unit}." if definition.unit else ""
             yield Option(dashed, definition.default or "", f"{definition.help}{unit} Default: {definition.default}.")
             continue
-        yes, no = (" The default.", "") if definition.default == "true" else ("", " The default.")
+        yes, no = (" This is the default.", "") if definition.default == "true" else ("", " This is the default.")
         yield Option(dashed, None, definition.help + yes)
-        yield Option(f"no-{dashed}", None, f"Not --{dashed}.{no}")
+        yield Option(f"no-{dashed}", None, f"Disable --{dashed}.{no}")
 
 
 def read_options(options: Mapping[str, Any]) -> tuple[list[RawValue], list[SettingError]]:
-    """Return the values of the options, and what is wrong with their names.
+    """Return the values of the options, and the errors in their names.
 
-    :param options: by name, with dashes or underscores; texts, or values of the right type. None
-        is "not given", and so is a flag's 0, which is what ``usage.Options`` leaves; False is no.
+    :param options: name, with dashes or underscores -> text, or value of the right type. None is "not given"; so is
+        a flag's 0, which ``twisted.python.usage.Options`` stores for a flag that is not given. False means no.
     """
     given: dict[str, RawValue] = {}
     errors = []
@@ -63,7 +63,7 @@ def read_options(options: Mapping[str, Any]) -> tuple[list[RawValue], list[Setti
         if definition is None:
             errors.append(unknown_name_error(written, name, "the command line", DEFINITIONS, spell=_option))
         elif name in given:
-            problem, remedy = f"{given[name].written} is given, too", "give only one of them"
+            problem, remedy = f"{given[name].written} is also given", "give only one of them"
             errors.append(SettingError(written, None, "the command line", problem, remedy))
         else:
             given[name] = RawValue(
@@ -82,7 +82,7 @@ def _option(name: str) -> str:
 
 
 def _setting_of(name: str) -> tuple[str, bool]:
-    """Return the setting of an option, and whether the option is its ``--no-`` flag."""
+    """Return the setting that an option sets, and whether the option is the ``--no-`` flag."""
     positive = name.removeprefix("no_")
     definition = DEFINITIONS.get(positive)
     negated = positive != name and definition is not None and definition.value_type is BOOLEAN
@@ -90,7 +90,7 @@ def _setting_of(name: str) -> tuple[str, bool]:
 
 
 def _flag_value(value: object, *, negated: bool) -> object:
-    """Return what a flag says; a text stays what it is."""
+    """Return the boolean that a flag sets; text is parsed later."""
     return value if isinstance(value, str) else bool(value) is not negated
 
 

@@ -1,4 +1,4 @@
-"""What is known of a setting besides its value."""
+"""Definition of a setting: type, default, bounds and help."""
 
 from typing import Any
 
@@ -10,18 +10,17 @@ from novasvc.config.types import ValueType
 
 @attrs.frozen(kw_only=True)
 class SettingDefinition:
-    """What is known of one setting besides its name.
+    """Type, default, bounds and help of one setting.
 
-    :param help: a sentence for the person who sets it.
-    :param value_type: what values it takes.
-    :param default: its default as text; None if it must be given.
-    :param unit: "seconds", or None for a bare value.
-    :param minimum: the least number it may be.
-    :param zero: 0 is a value, too, below the minimum: it means "never".
-    :param optional: "none" is a value, too.
-    :param secret: it may hold a password.
-    :param nova: its name in Nova's INI files, where it is another one; "section/name" outside
-        of DEFAULT.
+    :param help: one or more sentences for `--help` and docs/settings.md.
+    :param value_type: type of its values.
+    :param default: the default as text; None if the setting is required.
+    :param unit: "seconds", or None.
+    :param minimum: least value of a number.
+    :param zero: whether 0 is allowed although it is below the minimum; it means "disabled".
+    :param optional: whether "none" is allowed.
+    :param secret: whether the value may contain a password.
+    :param nova: its name in Nova's INI files, if that differs: "name" in DEFAULT, "section/name" elsewhere.
     """
 
     help: str
@@ -36,7 +35,7 @@ class SettingDefinition:
 
     @property
     def expected(self) -> str:
-        """Return what a value must be: "a whole number of seconds, at least 1"."""
+        """Describe the valid values: "an integer of seconds, at least 1"."""
         unit = f" of {self.unit}" if self.unit else ""
         least = "" if self.minimum is None else f", at least {self.minimum:g}{', or 0' if self.zero else ''}"
         none = ', or "none"' if self.optional else ""
@@ -44,7 +43,7 @@ class SettingDefinition:
 
 
 def text_of(value: object) -> str:
-    """Write a value as a person would in an option or an INI file."""
+    """Format a value as it is written in an option or an INI file."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -56,10 +55,11 @@ _METADATA_KEY = "novasvc"
 
 
 def setting(description: str, value_type: ValueType, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
-    """Make an attrs field that is a setting.
+    """Declare an attrs field that is a setting.
 
-    :param default: the value, or an attrs Factory, which needs ``shown``.
-    :param shown: the default in words.
+    :param default: the value, or an attrs Factory.
+    :param shown: the default in words for the help; required for a Factory.
+    :param rest: see :class:`SettingDefinition`.
     """
     definition = SettingDefinition(help=description, value_type=value_type, default=shown or text_of(default), **rest)
     return attrs.field(

@@ -1,4 +1,4 @@
-"""Read the ``NOVASVC_*`` variables, and the files that they name for secrets."""
+"""Read settings from ``NOVASVC_*`` variables, and from the files that ``NOVASVC_*_FILE`` variables name."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,22 +12,22 @@ from novasvc.errors import SettingError
 PREFIX = "NOVASVC_"
 CONFIG = "NOVASVC_CONFIG"
 
-# Kubernetes puts these into every container of a namespace that has a Service named "novasvc".
+# Kubernetes sets these variables in every container of a namespace that has a Service named "novasvc".
 _KUBERNETES = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
 
 def variable(name: str) -> str:
-    """Return the variable that a setting is read from."""
+    """Return the name of the variable that holds a setting."""
     return PREFIX + name.upper()
 
 
 def config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Return the files that ``NOVASVC_CONFIG`` names, with colons between them."""
+    """Return the configuration files that ``NOVASVC_CONFIG`` names, separated by colons."""
     return tuple(Path(part) for part in environ.get(CONFIG, "").split(":") if part)
 
 
 def read_environment(environ: Mapping[str, str]) -> tuple[list[RawValue], list[SettingError]]:
-    """Return the values of the variables, and what is wrong with their names or files."""
+    """Return the values of the variables, and the errors in their names and files."""
     values, errors = [], []
     for outcome in _read(environ):
         if isinstance(outcome, RawValue):
@@ -59,12 +59,14 @@ def _from_file(
 ) -> RawValue | SettingError:
     direct = variable(name)
     if direct in environ:
-        return SettingError(key, environ[key], "the environment", f"{direct} is given, too", "give only one of them")
+        return SettingError(key, environ[key], "the environment", f"{direct} is also set", "set only one of them")
     file = Path(environ[key])
     try:
         value = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"the file cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
-        return SettingError(key, environ[key], "the environment", problem, "give the path of a file with the value")
+        problem = f"cannot read the file: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        return SettingError(
+            key, environ[key], "the environment", problem, "give the path of a readable file that contains the value"
+        )
     origin = f"file {file}, named by variable {key}"
     return RawValue(name=name, written=key, definition=definition, value=value, textual=True, origin=origin)

@@ -1,4 +1,4 @@
-"""Put the sources together, check the whole, and report everything that is wrong at once."""
+"""Load settings: merge all sources, validate the result, and report all errors together."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,24 +27,23 @@ from novasvc.config.substitution import Foreign, Substitution
 from novasvc.errors import ConfigurationError, SettingError
 
 _TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
-"""Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
+"""Names that a manager's options cannot have: the service passes or uses arguments of these names itself."""
 
 _COMMENT = re.compile(r"\s[#;]")
 _HAS_COMMENT = (
-    "what looks like a comment behind the value is a part of it, as in oslo.config, and so are quotes in front of "
-    "that; put the comment on a line of its own"
+    "the value includes what looks like a comment after it, and any quotes before that, as in oslo.config; "
+    "put the comment on a line of its own"
 )
 
 
 @attrs.frozen
 class Configuration:
-    """The settings, and where each came from.
+    """The settings of a process, and the origin of each.
 
-    :param settings: checked.
-    :param origins: by setting, "<topic>_manager" and "service[0].binary": "default",
-        "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
-    :param warnings: a line for each file that has what is no setting, and may have it; and for each value that looks
-        as if more was taken for it than was meant.
+    :param settings: validated.
+    :param origins: name of the setting, as "host", "compute_manager" or "service[0].binary" -> "default",
+        "file /etc/novasvc.toml", "variable NOVASVC_HOST" or "option --host".
+    :param warnings: lines for the operator: ignored options of INI files, and values that include a comment.
     """
 
     settings: Settings
@@ -53,12 +52,12 @@ class Configuration:
 
 
 def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Configuration:
-    """Load the settings: defaults, TOML, INI, environment, options; a later one wins.
+    """Load the settings from defaults, TOML, INI, environment and options, in this order; a later source wins.
 
-    :param files: ``--config``; if there are none, those of the variable ``NOVASVC_CONFIG``.
+    :param files: configuration files; if empty, those that the variable ``NOVASVC_CONFIG`` names.
     :param environ: usually ``os.environ``.
-    :param options: what was given on the command line, by long name.
-    :raises ConfigurationError: with everything that is wrong.
+    :param options: long name of a command-line option -> value.
+    :raises ConfigurationError: all errors in the configuration.
     """
     found = load_leniently(files, environ, options)
     if found.errors:
@@ -68,23 +67,23 @@ def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str
 
 @attrs.frozen
 class LoadResult:
-    """What the sources give, right or wrong.
+    """The valid part of a configuration, and its errors.
 
-    :param configuration: in it, what is wrong is left out: a setting has its default, a [[service]] table is missing
-        if it cannot be told which manager it is to have.
-    :param errors: all that is wrong; none is that the configuration may be used.
-    :param unsure: settings that are to have another value than they have here.
-    :param complete: False if there may be more of those: a file could not be read.
+    :param configuration: an invalid setting has its default here; a [[service]] table is left out if its manager
+        or the manager's options are invalid.
+    :param errors: all errors; if there are none, the configuration may be used.
+    :param invalid: names of the settings with an invalid value, so that their value here is not the one intended.
+    :param complete: False if a file could not be read, so that any setting may be affected.
     """
 
     configuration: Configuration
     errors: Sequence[SettingError]
-    unsure: Collection[str]
+    invalid: Collection[str]
     complete: bool
 
 
 def load_leniently(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> LoadResult:
-    """Load the settings as :func:`load` does, and return what is right of them, too, if something is wrong."""
+    """Load the settings as :func:`load` does, but return the errors together with the valid part."""
     return _Loader(environ).load(files, options)
 
 
@@ -92,10 +91,10 @@ def load_leniently(files: Sequence[Path], environ: Mapping[str, str], options: M
 class _Loader:
     """One run of :func:`load_leniently`.
 
-    :param errors: what was wrong so far.
-    :param values: good values by name.
-    :param origins: of the values that were given, good or not.
-    :param bad: names of settings whose value is wrong; rules about them would mislead.
+    :param errors: errors so far.
+    :param values: setting name -> valid value.
+    :param origins: setting name -> origin of its value, valid or not.
+    :param bad: names of the settings with an invalid value; rules about them would give misleading errors.
     :param warnings: see :class:`Configuration`.
     """
 
@@ -163,12 +162,12 @@ class _Loader:
                 self.errors.append(wrong)
                 self.bad.add(name)
             else:
-                # Another program's, most likely: Nova has had options such as volume_manager and ec2_workers.
+                # Most likely an option of another program: Nova has had volume_manager and ec2_workers.
                 del self.origins[name]
-                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is called {owner!r})")
+                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is named {owner!r})")
 
     def _served(self, tables: Sequence[Sequence[RawValue]] | None) -> set[str]:
-        """Return the topics and APIs that the settings name."""
+        """Return the names of the topics and APIs that the process serves."""
         served = {*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ())}
         if tables is None:
             served.add(self.values.get("topic") or default_topic(self.values.get("binary", "novasvc-agent")))
@@ -179,7 +178,7 @@ class _Loader:
         return served
 
     def _fields(self) -> dict[str, Any]:
-        """Return the arguments of Settings."""
+        """Return the arguments for Settings, from the valid values."""
         fields = {name: value for name, value in self.values.items() if name in DEFINITIONS}
         managers: dict[str, str] = {}
         apis: dict[str, dict[str, Any]] = {}
@@ -196,20 +195,20 @@ class _Loader:
         return {**fields, "managers": managers, "apis": made}
 
     def _no_single_service(self, given: Iterable[RawValue]) -> None:
-        problem = "it is about the only service, but there are [[service]] tables"
+        problem = "it configures the single service, but there are [[service]] tables"
         for value in given:
             if value.name in {"binary", "topic", "manager"}:
-                remedy = "say it in the table, or take the tables away"
+                remedy = "set it in the table, or remove the tables"
                 self.errors.append(value.error(problem, remedy))
 
     def _services(self, tables: Sequence[Sequence[RawValue]], alone: Settings) -> tuple[ServiceSettings, ...]:
         services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
         if None in services:
-            self.bad.add("service")  # rules about them would mislead
+            self.bad.add("service")  # rules about the services would give misleading errors
         return tuple(service for service in services if service is not None)
 
     def _service(self, where: str, table: Sequence[RawValue], alone: Settings) -> ServiceSettings | None:
-        """Read a [[service]] table; None if it cannot be told which manager it is to have, or with which options."""
+        """Validate a [[service]] table; None if its manager or the manager's options are invalid or missing."""
         wrong = len(self.errors)
         values: dict[str, Any] = {}
         for given in table:
@@ -223,7 +222,7 @@ class _Loader:
         if taken:
             values["options"] = {name: value for name, value in options.items() if name not in taken}
         for name in taken:
-            problem, remedy = "the service itself takes an argument of this name", "let the manager call it otherwise"
+            problem, remedy = "the service uses this argument name itself", "rename the manager's argument"
             self.errors.append(
                 SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
             )
@@ -232,7 +231,7 @@ class _Loader:
             if {given.name for given in table} & {"binary", "topic", "manager", "options"} - values.keys():
                 return None
         if not {"binary", "topic"} & values.keys():
-            self._missing(where, "binary", 'add binary = "novasvc-agent", or what the service is called')
+            self._missing(where, "binary", 'add binary = "novasvc-agent", or another name for the service')
             return None
         values.setdefault("binary", f"novasvc-{values.get('topic')}")
         topic = values.setdefault("topic", default_topic(values["binary"]))
@@ -243,10 +242,12 @@ class _Loader:
         return ServiceSettings(**{**{name: getattr(alone, name) for name in INHERITED}, **values})
 
     def _missing(self, where: str, name: str, remedy: str) -> None:
-        self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
+        self.errors.append(
+            SettingError(f"{where}.{name}", None, "configuration files", "required, but missing", remedy)
+        )
 
 
 def _seems_commented(given: RawValue) -> bool:
-    """Tell whether a value of an INI file looks as if it had a comment behind it; a form of log lines may."""
+    """Whether a value of an INI file seems to include a comment. Formats of log lines may contain such text."""
     commented = given.section is not None and given.definition.value_type is not LOG_FORMAT
     return commented and _COMMENT.search(str(given.value)) is not None

@@ -32,7 +32,7 @@ from novasvc.config.sections.wsgi import WSGISection
 from novasvc.config.types import ADDRESS, CLASS, INTEGER, NAME, PORT, TABLE
 
 
-def _only_service(settings: "Settings") -> tuple[ServiceSettings, ...]:
+def _single_service(settings: "Settings") -> tuple[ServiceSettings, ...]:
     inherited = {name: getattr(settings, name) for name in INHERITED}
     return (ServiceSettings(binary=settings.binary, topic=settings.topic, manager=settings.manager, **inherited),)
 
@@ -53,80 +53,86 @@ class Settings(
     RPCSection,
     HostSection,
 ):
-    """The configuration of a process. :func:`novasvc.config.load` makes it and checks it.
+    """The configuration of a process.
 
-    Times are in seconds. Made directly, it takes what it is given.
+    :func:`novasvc.config.load` makes it from the sources and validates it; the constructor validates nothing.
+    Times are in seconds.
 
-    :param managers: dotted class names by topic, from the settings ``<topic>_manager``.
-    :param apis: by name, from ``<api>_listen``, ``<api>_listen_port`` and ``<api>_workers``; see :meth:`api_named`.
+    :param managers: topic -> dotted class name, from the settings ``<topic>_manager``.
+    :param apis: API name -> settings, from ``<api>_listen``, ``<api>_listen_port`` and ``<api>_workers``; read it
+        with :meth:`api_named`, which knows the defaults.
     :param services: the nodes that the process runs, from the ``[[service]]`` tables.
     """
 
     managers: Mapping[str, str] = attrs.field(factory=dict)
     apis: Mapping[str, APISettings] = attrs.field(factory=dict)
-    binary: str = setting("Name of the only service, if there is no [[service]] table.", NAME, default="novasvc-agent")
+    binary: str = setting(
+        "Binary name of the single service, if there is no [[service]] table.", NAME, default="novasvc-agent"
+    )
     topic: str = setting(
-        "Topic of the only service.",
+        "RPC topic of the single service.",
         NAME,
         default=attrs.Factory(lambda self: default_topic(self.binary), takes_self=True),
-        shown='what follows "novasvc-" or "nova-" in binary',
+        shown='binary without its prefix "novasvc-" or "nova-"',
     )
     manager: str = setting(
-        "Class of the only service's manager.",
+        "Manager class of the single service.",
         CLASS,
         default=attrs.Factory(
             lambda self: self.managers.get(self.topic) or MANAGERS.get(self.topic, AGENT), takes_self=True
         ),
         shown=f"<topic>_manager, or {MANAGERS['conductor']} for the topic conductor, or {AGENT}",
     )
-    services: tuple[ServiceSettings, ...] = attrs.field(default=attrs.Factory(_only_service, takes_self=True))
+    services: tuple[ServiceSettings, ...] = attrs.field(default=attrs.Factory(_single_service, takes_self=True))
 
     @property
     def supervised(self) -> bool:
-        """Whether anything runs in worker processes, under a supervisor."""
+        """Whether a supervisor and worker processes are needed."""
         own = any(part.workers for part in self.services)
         served = any(self.api_named(name).workers for name in (*self.enabled_apis, *self.enabled_ssl_apis))
         return bool(self.workers or own or served or (self.api and self.api_workers))
 
     @property
     def database_in_state_dir(self) -> bool:
-        """Whether the database is a file in the state directory, which is then made where it is missing."""
+        """Whether the database is a SQLite file in the state directory; the directory is then created if missing."""
         return self.database_url.startswith(f"sqlite:///{self.state_dir}/")
 
     def api_named(self, name: str) -> APISettings:
-        """Return what is set of one of the enabled_apis, or of another that is named so."""
+        """Return the settings of one API; the defaults if none are given."""
         return self.apis.get(name) or APISettings(listen_port=API_PORTS.get(name, 0))
 
 
 DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
     {field.name: definition for field in attrs.fields(Settings) if (definition := definition_in(field)) is not None}
 )
-"""Every setting that has a value of its own, by name, in the order of the documentation."""
+"""Setting name -> definition, in the order of the documentation; without [[service]] tables and suffix families."""
 
 SERVICE_DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
     {
         **{name: DEFINITIONS[name] for name in (*INHERITED, "binary", "topic", "manager")},
         "workers": SettingDefinition(
-            help="Supervised processes of its own.", value_type=INTEGER, default="none", minimum=1, optional=True
+            help="Number of supervised processes of its own.",
+            value_type=INTEGER,
+            default="none",
+            minimum=1,
+            optional=True,
         ),
         "options": SettingDefinition(
-            help="Keyword arguments of the manager's constructor.", value_type=TABLE, default="none"
+            help="Keyword arguments for the manager's constructor.", value_type=TABLE, default="none"
         ),
     }
 )
-"""What a ``[[service]]`` table may hold."""
+"""Key of a ``[[service]]`` table -> definition."""
 
 SUFFIX_DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
     {
-        "_manager": SettingDefinition(
-            help="Class of the manager that serves the topic.", value_type=CLASS, default=None
-        ),
+        "_manager": SettingDefinition(help="Manager class that serves the topic.", value_type=CLASS, default=None),
         "_listen": SettingDefinition(help="Address that the API listens on.", value_type=ADDRESS, default="127.0.0.1"),
         "_listen_port": SettingDefinition(
-            help="Port that the API listens on; 0 takes a free one.", value_type=PORT, default="0"
+            help="Port that the API listens on; 0 picks a free one.", value_type=PORT, default="0"
         ),
         "_workers": SettingDefinition(
-            help="Supervised processes that serve the API.",
+            help="Number of supervised processes that serve the API.",
             value_type=INTEGER,
             default="none",
             minimum=1,
@@ -134,4 +140,4 @@ SUFFIX_DEFINITIONS: Mapping[str, SettingDefinition] = MappingProxyType(
         ),
     }
 )
-"""What is known of every ``<topic>_manager`` and every ``<api>_listen``, by the end of the name."""
+"""Suffix -> definition, for settings whose names are open-ended: ``<topic>_manager``, ``<api>_listen``."""

@@ -1,4 +1,4 @@
-"""What a source gives before it is checked, and how it is checked."""
+"""Values as a source gives them, and how they are validated."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -13,20 +13,20 @@ from novasvc.config.model import DEFINITIONS, SUFFIX_DEFINITIONS
 from novasvc.config.types import InvalidValueError
 from novasvc.errors import SettingError
 
-REFERENCE = "docs/settings.md has them all"
+REFERENCE = "docs/settings.md lists all settings"
 
 
 @attrs.frozen(kw_only=True)
 class RawValue:
-    """One value, as somebody gave it.
+    """A value as a source gives it, not validated yet.
 
-    :param name: the setting's.
-    :param written: the name that the person used: "NOVASVC_HOST", "--host", "state_path".
-    :param definition: what is known of the setting.
-    :param value: not checked yet, and maybe secret.
-    :param textual: the source has nothing but texts, so "10" may be a number.
-    :param origin: where it is: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
-    :param section: of an INI file, where ``$name`` in a value is the value of another option; None elsewhere.
+    :param name: name of the setting.
+    :param written: the name as the source spells it: "NOVASVC_HOST", "--host", "state_path".
+    :param definition: of the setting.
+    :param value: the value; it may be secret.
+    :param textual: the source knows only text, so "10" may be a number.
+    :param origin: the source: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
+    :param section: the section of an INI file, where ``$name`` is substituted; None for other sources.
     """
 
     name: str
@@ -38,9 +38,9 @@ class RawValue:
     section: str | None = None
 
     def read(self) -> Any:
-        """Return the value as its setting wants it.
+        """Return the validated value.
 
-        :raises SettingError: it is not what the setting takes.
+        :raises SettingError: the value is invalid.
         """
         definition, value = self.definition, self.value
         if definition.optional and self.textual and str(value).strip().lower() == "none":
@@ -60,18 +60,18 @@ class RawValue:
         return value
 
     def _refuse_nested_quotes(self, text: str) -> None:
-        """Refuse a value whose quotes are a part of it; only INI files have them removed."""
+        """Reject a value in quotes. Only INI files have quotes removed, so elsewhere they would become part of it."""
         if len(text) > 1 and text[0] in "\"'" and text[0] == text[-1]:
-            problem = "has quotes inside its quotes, and those would be a part of the value"
-            raise self.error(problem, "leave the inner ones out")
+            problem = "is enclosed in quotes that would become part of the value"
+            raise self.error(problem, "remove the inner quotes")
 
     def error(self, problem: str, remedy: str) -> SettingError:
-        """Make the error for this value."""
+        """Return an error about this value, secrets masked."""
         return SettingError(self.written, shown(self.value, self.definition), self.origin, problem, remedy)
 
 
 def shown(value: object, definition: SettingDefinition) -> str:
-    """Write a value for a person, secrets masked."""
+    """Format a value for errors, secrets masked."""
     if definition.secret:
         return masked_url(str(value))
     if isinstance(value, str):
@@ -82,7 +82,7 @@ def shown(value: object, definition: SettingDefinition) -> str:
 
 
 def definition_of(name: str) -> SettingDefinition | None:
-    """Return what is known of a setting, a ``<topic>_manager`` or ``<api>_listen``; None if there is no such name."""
+    """Return the definition of a setting, suffix families included; None if there is no such setting."""
     if name in DEFINITIONS:
         return DEFINITIONS[name]
     member = member_of(name)
@@ -90,7 +90,7 @@ def definition_of(name: str) -> SettingDefinition | None:
 
 
 def member_of(name: str) -> tuple[str, str] | None:
-    """Return whose a setting of a family is, and of which: ("osapi_compute", "_listen"); None if it is of none."""
+    """Split a setting of a suffix family: ("osapi_compute", "_listen"); None if the name has no such suffix."""
     for end in SUFFIX_DEFINITIONS:
         if name.endswith(end) and name != end:
             return name.removesuffix(end), end
@@ -105,13 +105,13 @@ def unknown_name_error(
     what: str = "setting",
     spell: Callable[[str], str] = str,
 ) -> SettingError:
-    """Make the error for a name that nobody knows; its value may be a misplaced secret and is left out.
+    """Return the error for an unknown name. It omits the value, which may be a misplaced secret.
 
-    :param written: as the person wrote it.
-    :param name: the same, as ``known`` writes names.
-    :param known: the names that there are.
-    :param what: "setting", "table" or "section".
-    :param spell: writes a name as this source does.
+    :param written: the name as the source spells it.
+    :param name: the name as ``known`` spells names.
+    :param known: the names that exist.
+    :param what: "setting" or "table".
+    :param spell: spells a suggested name as the source does.
     """
     names = {name: name for name in known}
     if what == "setting":
@@ -120,4 +120,4 @@ def unknown_name_error(
         } | names
     close = get_close_matches(name.lower(), names, n=1)
     remedy = f"did you mean {spell(names[close[0]])}?" if close else REFERENCE
-    return SettingError(written, None, source, f"there is no such {what}", remedy)
+    return SettingError(written, None, source, f"no such {what}", remedy)

@@ -1,4 +1,4 @@
-"""What ``$name`` in a value of an INI file stands for: another setting, or another program's option."""
+"""Substitute ``$name`` in values of INI files by another setting, or by another program's option."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,16 +16,16 @@ from novasvc.config.sections.host import default_state_dir
 from novasvc.errors import SettingError
 
 Foreign = dict[tuple[str, str], str]
-"""Values by section and name that are no settings of ours."""
+"""(section, option) -> value, for options that are not our settings."""
 
 _ORIGINS_OF_DEFAULTS = ("state_dir", "binary")
-"""Settings that the defaults of others are made of."""
+"""Settings from which the defaults of other settings are computed."""
 
 
 class CircularReferenceError(ValueError):
-    """Values name each other in a circle.
+    """Values refer to each other in a circle.
 
-    :param names: in the order in which they do; the last is the first.
+    :param names: "section/option" in the order of reference; the last is the first again.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -34,13 +34,13 @@ class CircularReferenceError(ValueError):
 
 @attrs.define
 class Substitution:
-    """Puts the values of options in the place of their names, as oslo.config does.
+    """Replaces references to options by their values, as oslo.config does.
 
-    A name means what the setting is in the end, whichever source that is from, or its default.
+    A reference to a setting yields its final value, from the source of highest precedence or the default.
 
-    :param given: all settings that are given, by name.
-    :param foreign: the options of INI files that are not ours.
-    :param environ: what the default of state_dir depends on.
+    :param given: setting name -> the value of highest precedence.
+    :param foreign: the options of INI files that are not our settings.
+    :param environ: the variables that the default of state_dir depends on.
     """
 
     _given: Mapping[str, RawValue]
@@ -49,30 +49,30 @@ class Substitution:
     _resolving: list[str] = attrs.field(factory=list, init=False)
 
     def applied_to(self, given: RawValue) -> RawValue:
-        """Return a value with its names replaced; the same, unless it is one of an INI file.
+        """Return the value with its references replaced; values of other sources than INI files are left alone.
 
-        :raises SettingError: it has a name that no option has, or that leads back to itself.
+        :raises SettingError: a reference to an undefined option, or a circular reference.
         """
         if given.section is None or "$" not in given.value:
             return given
         try:
             return attrs.evolve(given, value=self.text(given.section, given.written, given.value))
         except UndefinedOptionError as error:
-            # What looks like a name may be a part of a password.
+            # What looks like a reference may be part of a password.
             visible = not given.definition.secret or error.name in masked_url(given.value)
-            named = f"${error.name}" if visible else "what follows a $ in it"
+            named = f"${error.name}" if visible else "the name after a $"
             raise given.error(
-                f"{named} is no option that has a value", "give it one in this file, or write $$ for a dollar sign"
+                f"{named} is not an option with a value", "define it in this file, or write $$ for a dollar sign"
             ) from None
         except CircularReferenceError as error:
-            raise given.error(f"it leads back to itself: {error}", "give one of them a value of its own") from None
+            raise given.error(f"circular reference: {error}", "give one of these options a literal value") from None
 
     def text(self, section: str, name: str, value: str) -> str:
-        """Return an option's value with the names in it replaced.
+        """Return an option's value with the references in it replaced.
 
-        :param section: of the option; see :func:`novasvc.config.ini.normalized`.
-        :raises UndefinedOptionError: a name that no option has.
-        :raises CircularReferenceError: a name that leads back to this option.
+        :param section: section of the option; see :func:`novasvc.config.ini.normalized`.
+        :raises UndefinedOptionError: a reference to an option that has no value.
+        :raises CircularReferenceError: a reference that leads back to this option.
         """
         here = f"{section}/{name}"
         if here in self._resolving:
@@ -95,7 +95,7 @@ class Substitution:
         name = ini_name(section, option)
         if definition_of(name) is not None:
             value = self._final(name)
-            # As str does it, which is what oslo.config uses: "True", and nothing for None.
+            # oslo.config substitutes str(value) for a boolean, so "True", and an empty text for None.
             return "" if value is None else str(value) if isinstance(value, bool) else text_of(value)
         value = self._foreign.get((section, option))
         return None if value is None else self.text(section, option, value)
@@ -104,7 +104,7 @@ class Substitution:
         given = self._given.get(name)
         if given is None:
             return self._default(name)
-        # What is wrong with it is said where it is given.
+        # Errors in this value are reported for the value itself, not for the values that refer to it.
         with suppress(UndefinedOptionError):
             if given.section is not None:
                 given = attrs.evolve(given, value=self.text(given.section, given.written, given.value))

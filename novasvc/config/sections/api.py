@@ -14,16 +14,19 @@ class APISection:
     """The built-in API."""
 
     api: bool = setting(
-        "Serve the API: the compute services API, health, metrics, the page, and RPC over HTTP.", BOOLEAN, default=False
+        "Serve the built-in API: compute services API, health, metrics, web page, and RPC over HTTP.",
+        BOOLEAN,
+        default=False,
     )
     api_listen: str = setting(
-        "Address that the API listens on. One that others than this host reach takes api_token_file, and TLS.",
+        "Address that the API listens on. An address other than loopback requires api_token_file and TLS.",
         ADDRESS,
         default="127.0.0.1",
     )
-    api_listen_port: int = setting("Port that the API listens on; 0 takes a free one.", PORT, default=8774)
+    api_listen_port: int = setting("Port that the API listens on; 0 picks a free one.", PORT, default=8774)
     api_workers: int | None = setting(
-        "Supervised processes that serve the API. None is the process of the services, or one if those have workers.",
+        "Number of supervised processes that serve the API. By default it runs in the process of the services, or in "
+        "one process of its own if the services run in workers.",
         INTEGER,
         default=None,
         minimum=1,
@@ -31,11 +34,11 @@ class APISection:
     )
     api_use_ssl: bool = setting("Serve the API over TLS, with ssl_cert_file and ssl_key_file.", BOOLEAN, default=False)
     insecure_http: bool = setting(
-        "Serve the API without TLS to other hosts: for a proxy in front of it that speaks TLS.", BOOLEAN, default=False
+        "Allow the API to serve other hosts without TLS, behind a proxy that terminates TLS.", BOOLEAN, default=False
     )
     api_token_file: Path | None = setting(  # noqa: RUF009
-        'File of tokens, mode 0600, a "name scope token" on each line, with scope read or admin. Without it everybody '
-        "on this host may do everything.",
+        'Token file, mode 0600, with one "name scope token" per line; scope is read or admin. Without a token file '
+        "every user of this host has full access.",
         PATH,
         default=None,
         optional=True,
@@ -43,5 +46,5 @@ class APISection:
 
     @property
     def api_is_local(self) -> bool:
-        """Whether nobody but this host reaches the API."""
+        """Whether the API listens on a loopback address, so that only this host reaches it."""
         return self.api_listen == "localhost" or ipaddress.ip_address(self.api_listen).is_loopback

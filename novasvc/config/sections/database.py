@@ -11,15 +11,15 @@ class DatabaseSection:
     """The database with the services table."""
 
     database_url: str = setting(
-        "Database with the services table: SQLite, PostgreSQL, MySQL or MariaDB.",
+        "URL of the database with the services table: SQLite, PostgreSQL, MySQL or MariaDB.",
         DATABASE_URL,
         default=attrs.Factory(lambda self: f"sqlite:///{self.state_dir / 'novasvc.sqlite'}", takes_self=True),
         shown="novasvc.sqlite in state_dir",
         secret=True,
         nova="database/connection",
     )
-    db_allowed: bool = setting("Reach the database directly; otherwise through the conductor.", BOOLEAN, default=True)
-    migrate: bool = setting("Bring the database's schema up to date at start.", BOOLEAN, default=True)
+    db_allowed: bool = setting("Access the database directly; otherwise through the conductor.", BOOLEAN, default=True)
+    migrate: bool = setting("Upgrade the database schema at start.", BOOLEAN, default=True)
     enable_new_services: bool = setting(
-        "Take new services into use without an operator's consent.", BOOLEAN, default=True
+        "Enable services when they first register; otherwise an operator has to enable them.", BOOLEAN, default=True
     )

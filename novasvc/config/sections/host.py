@@ -12,9 +12,9 @@ from novasvc.config.types import NAME, PATH
 
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Return where state is kept if nothing else is said.
+    """Return the default state directory of this user.
 
-    :param environ: XDG_STATE_HOME and HOME are used, unless this is root.
+    :param environ: XDG_STATE_HOME and HOME are read, except for root.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/novasvc")
@@ -30,13 +30,13 @@ class HostSection:
     """The host's name and directories."""
 
     host: str = setting(
-        "Name that this machine's services register under.",
+        "Host name that the services of this machine register under.",
         NAME,
         default=attrs.Factory(socket.gethostname),
         shown="the machine's name",
     )
     state_dir: Path = setting(  # noqa: RUF009 - it makes the field
-        "Directory for what must outlive the process, such as the SQLite database.",
+        "Directory for persistent state, such as the SQLite database.",
         PATH,
         default=attrs.Factory(lambda: default_state_dir(os.environ)),
         shown="/var/lib/novasvc for root, else novasvc in $XDG_STATE_HOME or ~/.local/state",

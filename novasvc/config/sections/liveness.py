@@ -10,9 +10,9 @@ from novasvc.config.types import NUMBER, choice
 class LivenessSection:
     """Heartbeats, and when a service counts as down."""
 
-    servicegroup_driver: str = setting("How services prove that they are up.", choice("db"), default="db")
+    servicegroup_driver: str = setting("Driver that decides whether a service is up.", choice("db"), default="db")
     report_interval: float = setting(
-        "Time from heartbeat to heartbeat; 0 disables heartbeats: the service registers once and counts as down after "
+        "Heartbeat interval; 0 disables heartbeats: the service registers once and counts as down after "
         "service_down_time.",
         NUMBER,
         default=10.0,
@@ -21,7 +21,7 @@ class LivenessSection:
         zero=True,
     )
     service_down_time: float = setting(
-        "Time without a heartbeat after which a service is down; more than report_interval.",
+        "A service without a heartbeat for this long is down. Must be greater than report_interval.",
         NUMBER,
         default=60.0,
         unit="seconds",

@@ -10,16 +10,16 @@ from novasvc.config.types import BOOLEAN, NUMBER
 class PeriodicSection:
     """Periodic tasks."""
 
-    periodic_enable: bool = setting("Run the periodic tasks.", BOOLEAN, default=True)
+    periodic_enable: bool = setting("Run periodic tasks.", BOOLEAN, default=True)
     periodic_fuzzy_delay: float = setting(
-        "Longest random delay before the first pass over the periodic tasks, so that a fleet does not beat as one.",
+        "Maximum random delay before the first run of the periodic tasks, to spread the load of a fleet.",
         NUMBER,
         default=60.0,
         unit="seconds",
         minimum=0,
     )
     periodic_interval_max: float | None = setting(
-        "Longest time between two passes over the periodic tasks.",
+        "Maximum interval between two runs of the periodic tasks.",
         NUMBER,
         default=None,
         unit="seconds",
@@ -27,5 +27,5 @@ class PeriodicSection:
         optional=True,
     )
     run_external_periodic_tasks: bool = setting(
-        "Run the periodic tasks that another process could run, too.", BOOLEAN, default=True
+        "Run also the periodic tasks that may run in another process (external_process_ok).", BOOLEAN, default=True
     )

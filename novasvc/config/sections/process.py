@@ -11,18 +11,20 @@ class ProcessSection:
     """Start, shutdown and log of a process."""
 
     graceful_shutdown_timeout: float = setting(
-        "How long a service that stops may finish what it has begun; 0 is without limit.",
+        "How long a graceful shutdown waits for work in progress; 0 is unlimited.",
         NUMBER,
         default=60.0,
         unit="seconds",
         minimum=0,
     )
     fail_fast: bool = setting(
-        "Fail the start if the broker or the database is not there, instead of waiting for it.", BOOLEAN, default=False
+        "Exit with an error if the broker or the database is unavailable at start; otherwise wait for it.",
+        BOOLEAN,
+        default=False,
     )
     log_level: str = setting(
-        "Least level of the events that `twistd novasvc` logs.",
+        "Minimum level of the events that `twistd novasvc` logs.",
         choice("debug", "info", "warn", "error", "critical"),
         default="info",
     )
-    log_json: bool = setting("Log one JSON object a line.", BOOLEAN, default=False)
+    log_json: bool = setting("Log one JSON object per line.", BOOLEAN, default=False)

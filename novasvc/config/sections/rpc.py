@@ -11,23 +11,27 @@ class RPCSection:
     """Messaging and remote procedure calls."""
 
     transport_url: str = setting(
-        "How messages move: amqp://user:password@host:5672/vhost is RabbitMQ, rabbit: is the same, amqps: speaks TLS, "
-        "as does ?ssl=1 at the end, while ?ssl=0 does not, whatever rabbit_ssl says; "
-        "several user:password@host:port are tried in turn; memory: serves the nodes of one process.",
+        "URL of the message transport. amqp://user:password@host:5672/vhost is RabbitMQ; rabbit: is an alias of amqp:; "
+        "amqps: uses TLS. ?ssl=1 or ?ssl=0 at the end turns TLS on or off and overrides rabbit_ssl. Separate several "
+        "user:password@host:port by commas: they are tried in turn. memory: connects only the nodes of one process.",
         TRANSPORT_URL,
         default="memory:",
         secret=True,
     )
-    control_exchange: str = setting("Exchange that the topics belong to.", NAME, default="nova")
-    rpc_response_timeout: float = setting(
-        "How long a call waits for its reply.", NUMBER, default=60.0, unit="seconds", minimum=0.1
+    control_exchange: str = setting(
+        "AMQP exchange that scopes the topics; the same for services and clients.", NAME, default="nova"
     )
+    rpc_response_timeout: float = setting("Timeout of an RPC call.", NUMBER, default=60.0, unit="seconds", minimum=0.1)
     rpc_concurrency: int = setting(
-        "Calls that one service works on at a time.", INTEGER, default=64, minimum=1, nova="rpc_thread_pool_size"
+        "Maximum number of concurrent RPC calls per service.",
+        INTEGER,
+        default=64,
+        minimum=1,
+        nova="rpc_thread_pool_size",
     )
     rpc_max_deliveries: int = setting(
-        "Quarantine an idempotent call after this many processes died while running it; for the last try it runs "
-        "alone among redelivered calls.",
+        "Quarantine an idempotent call after this many processes died while running it. The last attempt runs while "
+        "no other redelivered call does.",
         INTEGER,
         default=3,
         minimum=1,

@@ -1,4 +1,4 @@
-"""One service of a process, and one API: what a table or a family of settings gives."""
+"""Settings of one service and of one API, and their defaults."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,11 +10,11 @@ from novasvc.config.masking import masked
 
 AGENT = "novasvc.host_agent.HostAgent"
 MANAGERS: Mapping[str, str] = MappingProxyType({"agent": AGENT, "conductor": "novasvc.registry.conductor.Conductor"})
-"""The topics that have a manager of their own, unless ``<topic>_manager`` names another."""
+"""Topic -> class of the managers that novasvc brings along; ``<topic>_manager`` overrides."""
 
 
 def default_topic(binary: str) -> str:
-    """Return the topic of a binary: what follows "nova-" or "novasvc-", or the whole name."""
+    """Return the default topic of a binary: the name without its prefix "nova-" or "novasvc-"."""
     for prefix in ("nova-", "novasvc-"):
         if binary.startswith(prefix) and binary != prefix:
             return binary.removeprefix(prefix)
@@ -23,19 +23,19 @@ def default_topic(binary: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class ServiceSettings:
-    """One node that a process runs: a ``[[service]]`` table, or the only one without tables.
+    """One service of the process: a ``[[service]]`` table, or the single service if there is no table.
 
-    :param host: what it registers as.
-    :param binary: the name of the service on this host.
-    :param topic: what it serves.
-    :param manager: dotted name of its class: "package.module.Class" or "package.module:Class".
-    :param report_interval: seconds from heartbeat to heartbeat; 0 is no heartbeats.
-    :param periodic_enable: whether periodic tasks run by themselves.
-    :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of it.
-    :param periodic_interval_max: seconds between two passes at the most, or None.
-    :param db_allowed: whether it reaches the database itself, or through the conductor.
-    :param workers: processes of its own; None is to share those of the other services.
-    :param options: keyword arguments of the manager's constructor, beside ``host``.
+    :param host: host name that it registers under.
+    :param binary: binary name that it registers under.
+    :param topic: RPC topic that it serves.
+    :param manager: dotted name of the manager class: "package.module.Class" or "package.module:Class".
+    :param report_interval: heartbeat interval in seconds; 0 disables heartbeats.
+    :param periodic_enable: whether periodic tasks are scheduled.
+    :param periodic_fuzzy_delay: maximum random delay before the first run of the periodic tasks, in seconds.
+    :param periodic_interval_max: maximum seconds between two runs of the periodic tasks; None is no maximum.
+    :param db_allowed: True to access the database directly, False to go through the conductor.
+    :param workers: number of processes of its own; None to share those of the other services.
+    :param options: keyword arguments for the manager's constructor, besides ``host``.
     """
 
     host: str
@@ -55,9 +55,9 @@ class ServiceSettings:
 class APISettings:
     """Where one of the enabled_apis listens.
 
-    :param listen: its address.
-    :param listen_port: 0 takes a free one.
-    :param workers: supervised processes of its own; None is one for each processor.
+    :param listen: IP address.
+    :param listen_port: 0 picks a free port.
+    :param workers: number of supervised processes of its own; None is one per CPU.
     """
 
     listen: str = "127.0.0.1"
@@ -66,7 +66,7 @@ class APISettings:
 
 
 API_PORTS: Mapping[str, int] = MappingProxyType({"osapi_compute": 8774, "metadata": 8775})
-"""The ports of Nova's own APIs, unless ``<api>_listen_port`` gives another."""
+"""API name -> default port, for Nova's own APIs; ``<api>_listen_port`` overrides."""
 
 INHERITED = (
     "host",
@@ -76,4 +76,4 @@ INHERITED = (
     "periodic_interval_max",
     "db_allowed",
 )
-"""What a ``[[service]]`` table takes from the settings around it, unless it says otherwise."""
+"""Settings that a ``[[service]]`` table inherits from the top level unless it overrides them."""

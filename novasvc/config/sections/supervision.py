@@ -13,47 +13,47 @@ class SupervisionSection:
     """Supervised worker processes and the control socket."""
 
     workers: int = setting(
-        "Supervised processes that share the work of the services; 0 runs them in the one process that was started.",
+        "Number of supervised worker processes that run the services; 0 runs the services in the main process.",
         INTEGER,
         default=0,
         minimum=0,
     )
     worker_start_timeout: float = setting(
-        "How long a worker may take to be ready; one that waits for the database or the broker may take longer. "
-        "0 is without limit.",
+        "Replace a worker that is not ready within this time; 0 disables. The time that a worker waits for the "
+        "database or the broker does not count.",
         NUMBER,
         default=60.0,
         unit="seconds",
         minimum=0,
     )
     worker_watchdog: float = setting(
-        "How long a worker's reactor may not turn, before the worker is ended and replaced; 0 is for ever.",
+        "Replace a worker whose reactor is blocked for longer than this; 0 disables.",
         NUMBER,
         default=30.0,
         unit="seconds",
         minimum=0,
     )
     worker_restart_budget: int = setting(
-        "Times that a worker may die before it is ready, or at once when it is, within worker_restart_window.",
+        "Number of early deaths of a worker, before it is ready or right after, tolerated per worker_restart_window.",
         INTEGER,
         default=5,
         minimum=1,
     )
     worker_restart_window: float = setting(
-        "Time in which the deaths of worker_restart_budget are counted.",
+        "Sliding window of worker_restart_budget.",
         NUMBER,
         default=60.0,
         unit="seconds",
         minimum=1,
     )
     worker_crash_loop: str = setting(
-        "What follows when the budget is used up: exit ends everything with an error, retry tries on slowly, auto "
-        "is exit until a worker has been ready once, and retry from then on.",
+        "What to do when worker_restart_budget is exceeded. exit: stop all workers and exit with an error; retry: keep "
+        "restarting, with back-off; auto: exit until a worker has been ready once, retry afterwards.",
         choice("auto", "exit", "retry"),
         default="auto",
     )
     control_socket: Path = setting(  # noqa: RUF009
-        "Unix socket by which `novasvc workers`, `drain`, `reload` and `dump` reach the supervisor.",
+        "Path of the supervisor's UNIX socket, used by `novasvc workers`, `drain`, `reload` and `dump`.",
         PATH,
         default=attrs.Factory(lambda self: self.state_dir / "novasvc.control", takes_self=True),
         shown="novasvc.control in state_dir",
