@@ -88,7 +88,7 @@ class RemoteCommandTests(TestCase):
             (("call", "desk", "fail"), r"remote error: LookupError no such desk\x1b[2J\nhere"),
             (("call", "desk", "echo", "value=1", "--version", "9.0"), "9.0"),
             (("call", "desk", "sleep", "seconds=9", "--timeout", "0.5"), "within 0.5 s"),
-            (("call", "desk.elsewhere", "echo", "value=1"), "nobody serves desk.elsewhere"),
+            (("call", "desk.elsewhere", "echo", "value=1"), "no server for desk.elsewhere"),
         ):
             status, output = self.run_command(*arguments)
             self.assertEqual((status, output.count("\n")), (1, 1), output)
@@ -104,7 +104,7 @@ class RemoteCommandTests(TestCase):
         vhost = self.url.rpartition("/")[2]
         for target, text in (
             ("desk.h2", "no such service is registered"),
-            ("desk.h1", "has 1 of 1 such services as up"),
+            ("desk.h1", "although 1 of 1 such services are up"),
         ):
             if target == "desk.h1":
                 shared_broker().delete_exchange(vhost, "nova")
