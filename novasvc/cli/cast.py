@@ -1,4 +1,4 @@
-"""``novasvc cast``: have a method run, and wait for no result."""
+"""``novasvc cast``: send a request without waiting for a result."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from novasvc.rpc.target import Target
 @request_options
 @pass_command_context
 def cast(context: CommandContext, target: Target, method: str, arguments: dict[str, Any]) -> None:
-    """Have a service of the topic, or the one on HOST, run METHOD; done when the broker has the message.
+    """Send a request for METHOD to a service of TOPIC, or to the one on HOST, and return when the broker has it.
 
-    Nobody may be there to run it: it then waits for who comes, if somebody ever was. Arguments are written as
-    those of `novasvc call`.
+    No service need be running: if the queue exists, the request waits there for one. Write the arguments as for
+    `novasvc call`.
     """
 
     async def work(client: Any, _reactor: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where the command works: the settings, and the database that they name."""
+"""What all commands share: the settings, and access to the registry."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
@@ -16,11 +16,11 @@ _T = TypeVar("_T")
 
 @attrs.define(slots=False)
 class CommandContext:
-    """What the options in front of the command's name say.
+    """The sources of the settings; click passes it to each command.
 
-    :param files: configuration files; none is those of the environment.
-    :param options: of the command line, by name; None is "not given".
-    :param environ: the process's variables.
+    :param files: configuration files; if empty, those of ``NOVASVC_CONFIG``.
+    :param options: name of an option in front of the command's name -> value; None is "not given".
+    :param environ: environment variables.
     """
 
     files: tuple[Path, ...]
@@ -29,20 +29,20 @@ class CommandContext:
 
     @cached_property
     def configuration(self) -> Configuration:
-        """The settings, and where each is from.
+        """The settings and their origins, loaded on first use.
 
-        :raises ConfigurationError: they have an error.
+        :raises ConfigurationError: the settings have errors.
         """
         return load(self.files, self.environ, self.options)
 
     def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
-        """Do something with the registry, and return its result.
+        """Call a function with the open registry on the reactor, and return its result.
 
         :param function: takes the open registry.
-        :raises MissingDatabaseError: no node has run here yet; nothing is created.
+        :raises MissingDatabaseError: there is no database file yet; none is created.
         :raises DatabaseError: the database cannot be used.
         """
-        # Here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
+        # Imported here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
         from novasvc.cli.registry import with_registry  # noqa: PLC0415
 
         return with_registry(self.configuration.settings, function)

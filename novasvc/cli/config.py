@@ -1,4 +1,4 @@
-"""``novasvc config``: the settings, and where they come from."""
+"""``novasvc config``: show and check the settings."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -18,11 +18,11 @@ from novasvc.errors import ConfigurationError
 
 @click.group()
 def config() -> None:
-    """See the settings, and check files of them."""
+    """Show the settings, and check configuration files."""
 
 
 def config_file_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the ways to name files of settings; its ``place`` has them beside those in front of `config`."""
+    """Add FILE arguments and --config to a command; they add to the files of the CommandContext that it gets."""
 
     @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
     @click.option(
@@ -40,10 +40,10 @@ def config_file_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
 @pass_command_context
 @config_file_arguments
 def show(context: CommandContext, output: Output) -> None:
-    """Print every setting, its value and where that comes from; passwords are masked.
+    """Print every setting with its value and origin; passwords are masked.
 
-    FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
-    `config` count as well. Without FILEs those of NOVASVC_CONFIG are read.
+    FILEs are read as `twistd novasvc --config FILE` reads them, together with NOVASVC_* variables and the options
+    in front of `config`. Without FILEs, those of NOVASVC_CONFIG are read.
     """
     table = list(rows(context.configuration))
     if output.format != "json":
@@ -52,18 +52,18 @@ def show(context: CommandContext, output: Output) -> None:
 
 
 @config.command()
-@click.option("--running", is_flag=True, help="Skip the check for ports in use: the node is already running.")
+@click.option("--running", is_flag=True, help="Skip the check for addresses in use, because the node is running.")
 @pass_command_context
 @config_file_arguments
 def check(context: CommandContext, running: bool) -> int:  # noqa: FBT001 - click's
-    """Say all that is wrong with the settings that a node would have here.
+    """Report everything that would prevent a node from starting with these settings.
 
-    FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
-    `config` count as well. Without FILEs those of NOVASVC_CONFIG are read.
+    FILEs are read as `twistd novasvc --config FILE` reads them, together with NOVASVC_* variables and the options
+    in front of `config`. Without FILEs, those of NOVASVC_CONFIG are read.
 
-    Finds what would end a start on this host, of this user: managers that cannot be imported or do not take their
-    options, files that cannot be read, directories that cannot be written to, addresses that are taken. Starts nothing,
-    and asks neither the broker nor the database.
+    The checks run on this host as this user. They find invalid settings, managers that cannot be imported or do not
+    take their options, unreadable files, directories that are not writable, and addresses in use. Nothing is
+    started; neither the broker nor the database is contacted.
     """
     from novasvc.cli.preflight import problems  # noqa: PLC0415 - imports SQLAlchemy and OpenSSL
 
@@ -74,7 +74,7 @@ def check(context: CommandContext, running: bool) -> int:  # noqa: FBT001 - clic
     if read.errors:
         click.echo(f"novasvc: {ConfigurationError(read.errors)}", err=True)
     found = []
-    if read.complete:  # or most of what is found would be about defaults that nobody wants
+    if read.complete:  # otherwise most problems would be about defaults that the unread file overrides
         found = [printable(str(each)) for each in problems(checked.settings, running=running, unsure=read.invalid)]
     if found:
         lines = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {line}" for line in found)

@@ -1,4 +1,4 @@
-"""A database that is not there yet."""
+"""Check that the database file exists before a command uses it."""
 
 import attrs
 
@@ -9,19 +9,17 @@ from novasvc.registry.sql.migrate import exists
 
 @attrs.define
 class MissingDatabaseError(DatabaseRefusedError):
-    """No node has run here yet, or the operator looks in another place than the node."""
+    """The database file does not exist: no node has run here yet, or the node uses another path."""
 
-    remedy = (
-        "start a node with `twistd novasvc`, or say where its database is with --state-dir, --database-url or --config"
-    )
+    remedy = "start a node with `twistd novasvc`, or locate its database with --state-dir, --database-url or --config"
 
 
 def require_database(url: str) -> None:
-    """See that there is something to connect to; make nothing.
+    """Check that a SQLite file exists, because connecting would create it.
 
-    :raises MissingDatabaseError: it is a file that does not exist.
+    :raises MissingDatabaseError: the file does not exist.
     """
     address = DatabaseAddress.parse(url)
     if not exists(address):
-        problem = f"no node has run here yet: there is no file {address.path}"
+        problem = f"no node has run here yet: {address.path} does not exist"
         raise MissingDatabaseError(address.masked, problem)

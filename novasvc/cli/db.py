@@ -1,4 +1,4 @@
-"""``novasvc db``: the database's schema."""
+"""``novasvc db``: manage the database schema."""
 
 from types import ModuleType
 
@@ -9,13 +9,13 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 
 @click.group()
 def db() -> None:
-    """Look after the database's schema."""
+    """Manage the database schema."""
 
 
 @db.command()
 @pass_command_context
 def upgrade(context: CommandContext) -> None:
-    """Bring the schema up to date; make the SQLite file if there is none."""
+    """Upgrade the schema to this version; create the SQLite file if it is missing."""
     settings = context.configuration.settings
     if context.configuration.origins["database_url"] == "default":
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -25,18 +25,18 @@ def upgrade(context: CommandContext) -> None:
 @db.command()
 @pass_command_context
 def current(context: CommandContext) -> None:
-    """Print the schema's revision."""
-    click.echo(_migrate().current(_existing(context)) or "none: the tables of novasvc are not there yet")
+    """Print the revision of the schema."""
+    click.echo(_migrate().current(_existing(context)) or "none: the database has no tables of novasvc")
 
 
 @db.command()
 @pass_command_context
 def check(context: CommandContext) -> int:
-    """Exit with status 1 if the schema is not the one that this version works with."""
+    """Exit with status 1 unless the schema is that of this version."""
     if _migrate().check(_existing(context)):
         click.echo("the schema is up to date")
         return 0
-    click.echo("novasvc: the schema is not up to date; `novasvc db upgrade` brings it there", err=True)
+    click.echo("novasvc: the schema is not up to date; run `novasvc db upgrade`", err=True)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""Work on the registry, from its opening to its closing."""
+"""Open the registry for a command."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -13,12 +13,12 @@ _T = TypeVar("_T")
 
 
 def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
-    """Open the registry, call the function with it, close it.
+    """Open the registry, call the function with it, and close it.
 
     :param function: takes the open registry.
-    :return: what the function returns.
-    :raises MissingDatabaseError: there is no such file; none is made.
-    :raises KeyboardInterrupt: it was interrupted.
+    :return: the function's result.
+    :raises MissingDatabaseError: the database file does not exist; none is created.
+    :raises KeyboardInterrupt: the process was interrupted.
     """
     require_database(settings.database_url)
 

@@ -1,4 +1,4 @@
-"""``novasvc reload``: read the configuration again."""
+"""``novasvc reload``: reload the configuration."""
 
 import click
 
@@ -12,15 +12,20 @@ COLUMNS = ("Setting", "Before", "After")
 
 @click.command()
 @click.option(
-    "--timeout", type=TIMEOUT, default=600.0, show_default=True, metavar="SECONDS", help="How long to wait for it."
+    "--timeout",
+    type=TIMEOUT,
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the reload.",
 )
 @output_options
 @pass_command_context
 def reload(context: CommandContext, timeout: float, output: Output) -> None:
-    """Read the configuration again, replace all workers one after the other, and print the settings that changed.
+    """Reload the configuration, replace all workers one by one, and print the changed settings.
 
-    A configuration that has an error is refused: the status is 1, and all goes on as before. A --timeout only ends
-    the waiting, not the reloading.
+    An invalid configuration is rejected: the exit status is 1 and the workers go on as before. --timeout limits only
+    how long this command waits; the reload goes on.
     """
     rows = ask(context.configuration.settings.control_socket, "reload", timeout=timeout)
     if output.format == "json":
@@ -29,4 +34,4 @@ def reload(context: CommandContext, timeout: float, output: Output) -> None:
     elif rows or output.format != "table":
         output.write_list(COLUMNS, [{column: row.get(column.lower()) for column in COLUMNS} for row in rows])
     else:
-        click.echo("the workers are replaced; no setting has changed")
+        click.echo("all workers are replaced; no setting has changed")

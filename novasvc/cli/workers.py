@@ -1,4 +1,4 @@
-"""``novasvc workers``: the worker processes of a supervisor."""
+"""``novasvc workers``: list and resize the worker processes of a supervisor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _MIB = 1024 * 1024
 def workers(context: CommandContext, output: Output) -> None:
     """List the workers of this host's supervisor, or change their number.
 
-    Memory is what a worker does not share with others; JSON, CSV and values have it in bytes.
+    Memory is the part that a worker does not share with other processes; JSON, CSV and values give it in bytes.
     """
     if click.get_current_context().invoked_subcommand is None:
         write(output, ask(context.configuration.settings.control_socket, "workers"))
@@ -27,17 +27,17 @@ def workers(context: CommandContext, output: Output) -> None:
 
 @workers.command("set")
 @click.argument("count", metavar="N", type=click.IntRange(min=1))
-@click.option("--server", metavar="NAME", help="Which server's, if there are several.")
+@click.option("--server", metavar="NAME", help="The server to resize, if there are several.")
 @pass_command_context
 def set_(context: CommandContext, count: int, server: str | None) -> None:
-    """Run N workers from now on, until the supervisor reloads or ends."""
+    """Set the number of workers to N, until the supervisor exits or a reload changes the configured number."""
     ask(context.configuration.settings.control_socket, "resize", count=count, server=server)
     what = f"{count} worker{'' if count == 1 else 's'}" + (f" of {printable(server)}" if server else "")
-    click.echo(f"{what} from now on; `novasvc workers` shows them come and go")
+    click.echo(f"resizing to {what}; `novasvc workers` shows the progress")
 
 
 def write(output: Output, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows; for programs that read JSON the columns are named as the supervisor names them."""
+    """Write the rows; in JSON, the columns have the names that the supervisor's protocol uses."""
     if output.format == "json":
         names = tuple(name.lower() for name in COLUMNS)
         output.write_list(names, [{name: row.get(name) for name in names} for row in rows])

@@ -81,7 +81,9 @@ class RemoteCommandTests(TestCase):
         self.assertEqual((status, json.loads(output)), (0, [1, None]))
         status, output = self.run_command("ping", "desk.h1.example.org", "--count", "2", "--interval", "0")
         self.assertEqual(status, 0)
-        self.assertRegex(output, r"1: desk answers in [\d.]+ ms\n2: desk answers in [\d.]+ ms\n2 of 2 answered\n")
+        self.assertRegex(
+            output, r"1: desk responded in [\d.]+ ms\n2: desk responded in [\d.]+ ms\n2 of 2 calls answered\n"
+        )
         for arguments, text in (
             (("call", "desk", "nothing"), "no method 'nothing'"),
             (("call", "desk", "echo"), "value"),
@@ -95,7 +97,7 @@ class RemoteCommandTests(TestCase):
             self.assertIn(text, output)
         status, output = self.run_command("ping", "nobody", "--count", "1")
         self.assertEqual(status, 1)
-        self.assertIn("0 of 1 answered", output)
+        self.assertIn("0 of 1 calls answered", output)
 
     def test_unreachable(self) -> None:
         """Where the command reaches the registry, nobody is told to start a service that is up."""
