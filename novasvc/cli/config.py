@@ -75,7 +75,7 @@ def check(context: CommandContext, running: bool) -> int:  # noqa: FBT001 - clic
         click.echo(f"novasvc: {ConfigurationError(read.errors)}", err=True)
     found = []
     if read.complete:  # otherwise most problems would be about defaults that the unread file overrides
-        found = [printable(str(each)) for each in problems(checked.settings, running=running, unsure=read.invalid)]
+        found = [printable(str(each)) for each in problems(checked.settings, running=running, invalid=read.invalid)]
     if found:
         lines = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {line}" for line in found)
         click.echo(f"novasvc: a start would {'also ' if read.errors else ''}fail:{lines}", err=True)

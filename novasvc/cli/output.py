@@ -105,15 +105,17 @@ def _write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: Tex
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    person = out.isatty()
-    table = Table(box=box.ROUNDED if person else box.ASCII2)
+    to_terminal = out.isatty()
+    table = Table(box=box.ROUNDED if to_terminal else box.ASCII2)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=not person)
+        table.add_column(column, overflow="fold", no_wrap=not to_terminal)
     for row in rows:
         # Text, not str, so that a host named "[red]" is not taken as markup.
         table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
     # For a program, lines are never wrapped, whatever the terminal of this process is.
-    console = Console(file=out, width=None if person else _UNLIMITED_WIDTH, force_terminal=person, highlight=False)
+    console = Console(
+        file=out, width=None if to_terminal else _UNLIMITED_WIDTH, force_terminal=to_terminal, highlight=False
+    )
     console.print(table)
 
 

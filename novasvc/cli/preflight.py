@@ -34,14 +34,14 @@ _Check = tuple[Collection[str], Callable[[], object]]
 _BROKER = ("transport_url", *(name for name in DEFINITIONS if name.startswith("rabbit_")))
 
 
-def problems(settings: Settings, *, running: bool, unsure: Collection[str] = ()) -> Iterator[NovasvcError]:
+def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()) -> Iterator[NovasvcError]:
     """Yield an error for each problem that would prevent a start on this host as this user.
 
     Managers are imported but not instantiated. Addresses are bound briefly, without listening. Neither the broker nor
     the database is contacted.
 
     :param running: the node is already running, so that its addresses are in use; they are not checked.
-    :param unsure: names of settings with an invalid value, which have their default here; checks that depend on them
+    :param invalid: names of settings with an invalid value, which have their default here; checks that depend on them
         are skipped, because their results would be misleading.
     """
     checks: list[_Check] = [
@@ -52,14 +52,14 @@ def problems(settings: Settings, *, running: bool, unsure: Collection[str] = ())
         *_served(settings),
     ]
     for names, check in checks:
-        if {*names} & {*unsure}:
+        if {*names} & {*invalid}:
             continue
         try:
             check()
         except NovasvcError as error:
             yield error
     if not running and not _is_supervised_here(settings):
-        yield from _addresses(settings, unsure)
+        yield from _addresses(settings, invalid)
 
 
 def _managers(settings: Settings) -> Iterator[_Check]:
@@ -156,7 +156,7 @@ def _applications(settings: Settings) -> dict[str, None]:
     return dict.fromkeys([*settings.enabled_apis, *settings.enabled_ssl_apis])
 
 
-def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenError]:
+def _addresses(settings: Settings, invalid: Collection[str]) -> Iterator[ListenError]:
     """Yield an error for each address that is in use, or that clashes with another address of these settings."""
     wanted = [(name, settings.api_named(name)) for name in _applications(settings)]
     places = [(name, api.listen, api.listen_port) for name, api in wanted]
@@ -165,7 +165,7 @@ def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenEr
     taken: list[tuple[str, socket.socket]] = []
     with ExitStack() as stack:
         for name, host, port in places:
-            if {f"{name}_listen", f"{name}_listen_port"} & {*unsure}:
+            if {f"{name}_listen", f"{name}_listen_port"} & {*invalid}:
                 continue
             try:
                 made = stack.enter_context(closing(bound(host, port)))

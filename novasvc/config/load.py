@@ -26,7 +26,7 @@ from novasvc.config.sections.services import (
 from novasvc.config.substitution import Foreign, Substitution
 from novasvc.errors import ConfigurationError, SettingError
 
-_TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
+_RESERVED = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
 """Names that a manager's options cannot have: the service passes or uses arguments of these names itself."""
 
 _COMMENT = re.compile(r"\s[#;]")
@@ -94,7 +94,7 @@ class _Loader:
     :param errors: errors so far.
     :param values: setting name -> valid value.
     :param origins: setting name -> origin of its value, valid or not.
-    :param bad: names of the settings with an invalid value; rules about them would give misleading errors.
+    :param invalid: names of the settings with an invalid value; rules about them would give misleading errors.
     :param warnings: see :class:`Configuration`.
     """
 
@@ -102,21 +102,22 @@ class _Loader:
     errors: list[SettingError] = attrs.field(factory=list)
     values: dict[str, Any] = attrs.field(factory=dict)
     origins: dict[str, str] = attrs.field(factory=dict)
-    bad: set[str] = attrs.field(factory=set)
+    invalid: set[str] = attrs.field(factory=set)
     warnings: list[str] = attrs.field(factory=list)
     complete: bool = True
 
     def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> LoadResult:
         given, tables, foreign = self._gather(files, options)
         self._read(given, foreign, tables)
-        alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
-        settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
+        # The top-level settings come first, because the [[service]] tables inherit from them.
+        top_level = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
+        settings = top_level if tables is None else attrs.evolve(top_level, services=self._services(tables, top_level))
         if tables is not None:
             self._no_single_service(given.values())
-        self.errors += rule_violations(settings, self.origins, self.bad)
+        self.errors += rule_violations(settings, self.origins, self.invalid)
         defaults = dict.fromkeys(DEFINITIONS, "default")
         configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
-        return LoadResult(configuration, self.errors, self.bad, self.complete)
+        return LoadResult(configuration, self.errors, self.invalid, self.complete)
 
     def _gather(
         self, files: Sequence[Path], options: Mapping[str, Any]
@@ -140,7 +141,9 @@ class _Loader:
         self, given: Mapping[str, RawValue], foreign: Foreign, tables: Sequence[Sequence[RawValue]] | None
     ) -> None:
         substitution = Substitution(given, foreign, self.environ)
-        doubtful: list[tuple[str, str, SettingError]] = []
+        # Errors in suffix families of INI files wait: whether the name is ours depends on the topics and APIs served,
+        # which are known only when all values have been read.
+        family_errors: list[tuple[str, str, SettingError]] = []
         for name, value in given.items():
             self.origins[name] = value.origin
             try:
@@ -153,14 +156,14 @@ class _Loader:
                 member = None if name in DEFINITIONS or value.section is None else member_of(name)
                 if member is None:
                     self.errors.append(error)
-                    self.bad.add(name)
+                    self.invalid.add(name)
                 else:
-                    doubtful.append((name, member[0], error))
+                    family_errors.append((name, member[0], error))
         served = self._served(tables)
-        for name, owner, wrong in doubtful:
+        for name, owner, wrong in family_errors:
             if owner in served:
                 self.errors.append(wrong)
-                self.bad.add(name)
+                self.invalid.add(name)
             else:
                 # Most likely an option of another program: Nova has had volume_manager and ec2_workers.
                 del self.origins[name]
@@ -201,13 +204,13 @@ class _Loader:
                 remedy = "set it in the table, or remove the tables"
                 self.errors.append(value.error(problem, remedy))
 
-    def _services(self, tables: Sequence[Sequence[RawValue]], alone: Settings) -> tuple[ServiceSettings, ...]:
-        services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
+    def _services(self, tables: Sequence[Sequence[RawValue]], top_level: Settings) -> tuple[ServiceSettings, ...]:
+        services = [self._service(f"service[{number}]", table, top_level) for number, table in enumerate(tables)]
         if None in services:
-            self.bad.add("service")  # rules about the services would give misleading errors
+            self.invalid.add("service")  # rules about the services would give misleading errors
         return tuple(service for service in services if service is not None)
 
-    def _service(self, where: str, table: Sequence[RawValue], alone: Settings) -> ServiceSettings | None:
+    def _service(self, where: str, table: Sequence[RawValue], top_level: Settings) -> ServiceSettings | None:
         """Validate a [[service]] table; None if its manager or the manager's options are invalid or missing."""
         wrong = len(self.errors)
         values: dict[str, Any] = {}
@@ -218,16 +221,16 @@ class _Loader:
             except SettingError as error:
                 self.errors.append(error)
         options = values.get("options", {})
-        taken = sorted(_TAKEN & options.keys())
-        if taken:
-            values["options"] = {name: value for name, value in options.items() if name not in taken}
-        for name in taken:
+        reserved = sorted(_RESERVED & options.keys())
+        if reserved:
+            values["options"] = {name: value for name, value in options.items() if name not in reserved}
+        for name in reserved:
             problem, remedy = "the service uses this argument name itself", "rename the manager's argument"
             self.errors.append(
                 SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
             )
         if len(self.errors) > wrong:
-            self.bad.add("service")
+            self.invalid.add("service")
             if {given.name for given in table} & {"binary", "topic", "manager", "options"} - values.keys():
                 return None
         if not {"binary", "topic"} & values.keys():
@@ -235,11 +238,11 @@ class _Loader:
             return None
         values.setdefault("binary", f"novasvc-{values.get('topic')}")
         topic = values.setdefault("topic", default_topic(values["binary"]))
-        manager = alone.managers.get(topic) or MANAGERS.get(topic)
+        manager = top_level.managers.get(topic) or MANAGERS.get(topic)
         if values.setdefault("manager", manager) is None:
             self._missing(where, "manager", f'add manager = "package.module.Class", or set {topic}_manager')
             return None
-        return ServiceSettings(**{**{name: getattr(alone, name) for name in INHERITED}, **values})
+        return ServiceSettings(**{**{name: getattr(top_level, name) for name in INHERITED}, **values})
 
     def _missing(self, where: str, name: str, remedy: str) -> None:
         self.errors.append(

@@ -6,25 +6,25 @@ from novasvc.config.model import Settings
 from novasvc.errors import SettingError
 
 
-def rule_violations(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
+def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Collection[str]) -> Iterator[SettingError]:
     """Yield an error for each violated rule.
 
     :param origins: setting name -> origin; a setting that is missing here has its default.
-    :param bad: settings whose own value is invalid already; rules that involve them are skipped. "service" stands
+    :param invalid: settings whose own value is invalid already; rules that involve them are skipped. "service" stands
         for the [[service]] tables.
     """
-    if not {"service_down_time", "report_interval", "service"} & set(bad):
+    if not {"service_down_time", "report_interval", "service"} & set(invalid):
         yield from _liveness(settings, origins)
     for ours in ("rabbit_ssl_", "ssl_"):
-        if not {f"{ours}cert_file", f"{ours}key_file"} & set(bad):
+        if not {f"{ours}cert_file", f"{ours}key_file"} & set(invalid):
             yield from _certificate(settings, origins, (f"{ours}cert_file", f"{ours}key_file"))
-    if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(bad):
+    if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(invalid):
         yield from _apis(settings, origins)
-    if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(bad):
+    if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(invalid):
         yield from _guarded(settings, origins)
-    if "service" not in bad:
+    if "service" not in invalid:
         yield from _duplicates(settings)
-        if not {"db_allowed", "transport_url"} & set(bad):
+        if not {"db_allowed", "transport_url"} & set(invalid):
             yield from _conductors(settings, origins)
 
 

@@ -2,6 +2,7 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from novasvc import errors
 from novasvc.errors import ConfigurationError, RPCTimeoutError, SettingError, describe
 
 
@@ -31,6 +32,10 @@ class ErrorTests(SynchronousTestCase):
         error = RPCTimeoutError("compute.h1", "ping", 3.0)
         self.assertEqual((error.args, error.method), (("compute.h1", "ping", 3.0, False, "", None, 0), "ping"))
         self.assertEqual(type(error)(*error.args).args, error.args)
+
+    def test_old_name(self) -> None:
+        """The old name of ConfigurationError is the same class."""
+        self.assertIs(errors.SettingsError, ConfigurationError)
 
     def test_together(self) -> None:
         """Several wrong settings are listed one a line; a single one is a sentence."""
