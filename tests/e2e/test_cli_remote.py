@@ -163,7 +163,7 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(self.notes("h2", 2), ["only h2", "all"])
         status, output = self.run_command("call", "--fanout", "desk", "note", "text=again")
         self.assertEqual(status, 0)
-        self.assertIn("do not come back", output)
+        self.assertIn("returns no results", output)
         self.assertEqual(self.notes("h1", 2), ["all", "again"])
 
     def test_no_broker(self) -> None:

@@ -21,7 +21,7 @@ class ReloadTests(FleetCase):
         fleet = self.twistd("--config", str(config), manager=None)
         before = fleet.ready(2)
         for text, problem in (
-            ("report_interval = ", "novasvc.toml .*: it is no TOML: Invalid value"),
+            ("report_interval = ", "novasvc.toml .*: invalid TOML: Invalid value"),
             (GOOD + "unheard_of = 1", "unheard_of .*: no such setting"),
             (
                 GOOD.replace("= 7", "= 0.5"),
