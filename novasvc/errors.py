@@ -1,12 +1,10 @@
-"""Every error that novasvc raises on purpose.
+"""The exceptions of novasvc, under one root: :class:`NovasvcError`.
 
-One root, :class:`NovasvcError`. An error carries its data as attributes (and as ``args``, in the
-same order), and says in its text what went wrong, with which value, where, and what to do.
-Secrets are masked before they get here.
+An error carries its data as attributes and, in the same order, as ``args``. Its text says what went wrong, with which
+value, where, and what to do. Callers mask secrets before they construct an error.
 
-The errors that are listed in :data:`WIRE_ERRORS` cross the wire under
-their own name and are rebuilt at the caller; every other error reaches a remote caller as a
-:class:`RemoteError`.
+The errors in :data:`WIRE_ERRORS` cross the wire under their own names and are rebuilt at the caller; all others
+reach a remote caller as :class:`RemoteError`.
 """
 
 import re
@@ -17,7 +15,7 @@ import attrs
 
 
 class NovasvcError(Exception):
-    """The root of all errors of this package."""
+    """Base class of all errors of novasvc."""
 
 
 # -- settings and start-up ---------------------------------------------------------------------
@@ -25,13 +23,13 @@ class NovasvcError(Exception):
 
 @attrs.define
 class SettingError(NovasvcError):
-    """One setting that cannot be used.
+    """One invalid, unknown or missing setting.
 
-    :param setting: its name as the person wrote it.
-    :param value: what was given, as text, secrets masked; None if nothing was given.
-    :param source: where it came from: a file and its table, a variable, an option, "default".
+    :param setting: the name as the source spells it: "report_interval", "NOVASVC_HOST", "--host".
+    :param value: the value as text, secrets masked; None if there is none.
+    :param source: origin of the value: a file and its section or table, a variable, an option, "default".
     :param problem: what is wrong, without a full stop.
-    :param remedy: what would be right, without a full stop.
+    :param remedy: what to do, without a full stop.
     """
 
     setting: str
@@ -46,10 +44,10 @@ class SettingError(NovasvcError):
 
 
 @attrs.define
-class SettingsError(NovasvcError):
-    """All that is wrong with a configuration, reported together.
+class ConfigurationError(NovasvcError):
+    """All errors in a configuration.
 
-    :param errors: at least one.
+    :param errors: at least one error.
     """
 
     errors: Sequence[SettingError]
@@ -61,11 +59,15 @@ class SettingsError(NovasvcError):
         return f"the configuration has {len(self.errors)} errors:{lines}"
 
 
+SettingsError = ConfigurationError
+"""Old name of :class:`ConfigurationError`; deprecated, to be removed in 1.0."""
+
+
 @attrs.define
 class ManagerError(NovasvcError):
-    """A manager that cannot be made.
+    """A manager class cannot be imported or instantiated.
 
-    :param path: dotted name of the class, or the class's own name.
+    :param path: dotted name of the class, or its bare name.
     :param problem: what happened, in one line.
     :param remedy: what to do.
     """
@@ -80,10 +82,10 @@ class ManagerError(NovasvcError):
 
 @attrs.define
 class DirectoryError(NovasvcError):
-    """A directory that a node needs and cannot use.
+    """A required directory is missing or not writable.
 
-    :param purpose: "temporary directory" or "state directory".
-    :param path: where it was looked for.
+    :param purpose: "temporary directory", "state directory".
+    :param path: path of the directory.
     :param problem: what happened, in one line.
     :param remedy: what to do.
     """
@@ -99,9 +101,9 @@ class DirectoryError(NovasvcError):
 
 @attrs.define
 class ListenError(NovasvcError):
-    """An address that a server cannot listen on.
+    """A server cannot bind to its address or listen on it.
 
-    :param address: "127.0.0.1:8000", "unix socket /run/x", or the endpoint's description.
+    :param address: "127.0.0.1:8000", "unix socket /run/x", or an endpoint description.
     :param problem: what happened, in one line.
     :param remedy: what to do.
     """
@@ -116,10 +118,10 @@ class ListenError(NovasvcError):
 
 @attrs.define
 class AppError(NovasvcError):
-    """A WSGI application that cannot be served.
+    """A WSGI application cannot be loaded.
 
-    :param app: its name.
-    :param path: of the paste configuration.
+    :param app: name of the application.
+    :param path: path of the Paste Deploy configuration file.
     :param problem: what happened, in one line.
     :param remedy: what to do.
     """
@@ -135,10 +137,10 @@ class AppError(NovasvcError):
 
 @attrs.define
 class StartError(NovasvcError):
-    """A node that could not start.
+    """A node failed to start.
 
     :param node: "binary@host".
-    :param step: what it was doing: "register", "init_host", "pre_start_hook", ...
+    :param step: the step that failed: "register", "init_host", "pre_start_hook", ...
     :param problem: the reason, in one line.
     """
 
@@ -152,11 +154,11 @@ class StartError(NovasvcError):
 
 @attrs.define
 class StateError(NovasvcError):
-    """An input that a state machine does not take in its present state.
+    """An operation is not allowed in the current state.
 
-    :param what: whose state: "node novasvc-agent@host1".
-    :param state: the present state's name.
-    :param wanted: what was asked of it.
+    :param what: owner of the state: "node novasvc-agent@host1".
+    :param state: name of the current state.
+    :param wanted: the requested operation, as a verb.
     """
 
     what: str
@@ -169,27 +171,27 @@ class StateError(NovasvcError):
 
 @attrs.define
 class NoThreadError(NovasvcError):
-    """A function that blocks was not begun: there is no thread for it, and no place to wait for one.
+    """A blocking function was not started: all threads are busy and the thread pool's queue is full.
 
-    :param function: its dotted name.
-    :param problem: why, and what to do.
+    :param function: dotted name of the function.
+    :param problem: the reason and the remedy.
     """
 
     function: str
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.function} was not begun: {self.problem}"
+        return f"{self.function} was not started: {self.problem}"
 
 
-# -- declarations that a manager's author got wrong --------------------------------------------
+# -- errors of a manager's author  --------------------------------------------
 
 
 @attrs.define
 class DeclarationError(NovasvcError):
-    """A manager whose decorated methods contradict each other or themselves.
+    """A decorator on a manager's method is used wrongly, or contradicts another one.
 
-    :param where: "module.Class.method" as the author wrote it.
+    :param where: "module.Class.method".
     :param problem: what is wrong.
     :param remedy: what to do.
     """
@@ -207,69 +209,69 @@ class DeclarationError(NovasvcError):
 
 @attrs.define
 class DatabaseError(NovasvcError):
-    """A database that refused what was asked; the root of the distinct reasons.
+    """A database operation failed; base class of the specific reasons.
 
-    :param url: the database's URL, its password masked.
-    :param problem: what it said, in one line.
+    :param url: URL of the database, password masked.
+    :param problem: the database's message, in one line.
     """
 
     url: str
     problem: str
 
-    remedy = "see the server's log"
+    remedy = "see the log of the database server"
 
     def __str__(self) -> str:
         return f"database {self.url}: {self.problem}; {self.remedy}"
 
 
 class DatabaseUnavailableError(DatabaseError):
-    """No answer, a refused or lost connection, or no free worker in time. Worth a retry."""
+    """The database does not answer, the connection failed or was lost, or no connection was free in time; retryable."""
 
-    remedy = "check that the server runs and can be reached from this host"
+    remedy = "check that the database server is running and reachable from this host"
 
 
 class DatabaseLockedError(DatabaseUnavailableError):
-    """Another process holds the lock for longer than the busy timeout. Worth a retry."""
+    """Another process holds the lock for longer than the busy timeout; retryable."""
 
-    remedy = "end the other process's transaction, or the process that holds the lock"
+    remedy = "end the transaction that holds the lock, or its process"
 
 
 class DatabaseReadOnlyError(DatabaseError):
-    """The file, its directory or the server is read-only."""
+    """The database file, its directory or the server is read-only."""
 
-    remedy = "make the file and its directory writable for this user, or choose another database_url"
+    remedy = "make the file and its directory writable for this user, or set another database_url"
 
 
 class DatabaseFullError(DatabaseError):
-    """No space left where the database lives."""
+    """No space left on the disk of the database."""
 
-    remedy = "free space on its disk, or move it"
+    remedy = "free space on its disk, or move the database"
 
 
 class DatabaseConflictError(DatabaseError):
-    """A live row has this unique key already."""
+    """Unique key violation: a row that is not deleted has the same key."""
 
     remedy = "choose another host, binary or topic, or delete the other service"
 
 
 class DatabaseCorruptError(DatabaseError):
-    """The file is not a database, or is damaged."""
+    """The file is not a database or is corrupt."""
 
-    remedy = "restore it from a backup, or move it away to begin with an empty one"
+    remedy = "restore it from a backup, or move it away to start with an empty database"
 
 
 class DatabaseRefusedError(DatabaseError):
-    """Wrong password, no such database, no permission, no such driver, a path that cannot be opened."""
+    """Access denied: wrong password, no such database, no permission, unknown driver, or an unusable path."""
 
-    remedy = "check user, password, database name, driver and permissions in database_url"
+    remedy = "check user, password, database name and driver in database_url, and the user's permissions"
 
 
 @attrs.define
 class DatabaseDriverError(DatabaseRefusedError):
-    """The package by which Python reaches this kind of database is not installed.
+    """The Python driver of this database is not installed.
 
-    :param url: the database's URL, its password masked.
-    :param problem: which package it is.
+    :param url: URL of the database, password masked.
+    :param problem: which package is missing.
     :param remedy: the command that installs it.
     """
 
@@ -278,27 +280,27 @@ class DatabaseDriverError(DatabaseRefusedError):
 
 @attrs.define
 class DatabaseNewerError(DatabaseError):
-    """The schema was made by a newer version of novasvc.
+    """The schema was created by a newer version of novasvc.
 
-    :param url: the database's URL, its password masked.
+    :param url: URL of the database, password masked.
     :param problem: which revision was found.
-    :param found: the revision in the database.
+    :param found: the revision of the database.
     :param known: the newest revision that this version knows.
     """
 
     found: str
     known: str
 
-    remedy = "install the newer novasvc on this host, or give another database_url"
+    remedy = "install the newer novasvc on this host, or set another database_url"
 
 
 @attrs.define
 class MigrationNeededError(DatabaseError):
-    """The schema is older than this version needs, and migrating was not allowed.
+    """The schema is older than this version requires, and migration is disabled.
 
-    :param url: the database's URL, its password masked.
+    :param url: URL of the database, password masked.
     :param problem: which revision was found.
-    :param found: the revision in the database; None if it is empty.
+    :param found: the revision of the database; None if the database is empty.
     :param known: the newest revision that this version knows.
     """
 
@@ -310,29 +312,29 @@ class MigrationNeededError(DatabaseError):
 
 @attrs.define
 class ServiceNotFoundError(NovasvcError):
-    """No live row for this service.
+    """The registry has no such service; deleted rows do not count.
 
-    :param service: its id, its uuid, or "binary@host".
+    :param service: id, UUID or "binary@host".
     """
 
     service: str
 
     def __str__(self) -> str:
-        return f"service {self.service} could not be found; `novasvc service list` shows those that are registered"
+        return f"service {self.service} could not be found; `novasvc service list` lists the registered services"
 
 
 # -- RPC ---------------------------------------------------------------------------------------
 
 
 class RPCError(NovasvcError):
-    """The root of what can go wrong with a call."""
+    """Base class of the errors of messaging and RPC."""
 
 
 @attrs.define
 class InvalidTargetError(RPCError):
-    """A target that cannot be used for this.
+    """A target is malformed or not suited to the operation.
 
-    :param target: as text.
+    :param target: target as text.
     :param problem: what is wrong.
     """
 
@@ -344,7 +346,7 @@ class InvalidTargetError(RPCError):
 
 
 def _all_down(registered: int) -> str:
-    """Say that no service of a target is up."""
+    """Describe a target none of whose registered services is up."""
     if not registered:
         return "no such service is registered"
     return "the only such service is down" if registered == 1 else f"all {registered} such services are down"
@@ -352,15 +354,15 @@ def _all_down(registered: int) -> str:
 
 @attrs.define
 class RPCTimeoutError(RPCError):
-    """No reply within the deadline, or no sign of life for as long as the caller bears with that.
+    """No reply within the timeout, or no RPC heartbeat within call_monitor_timeout.
 
-    :param target: as text.
+    :param target: target as text.
     :param method: the method that was called.
-    :param timeout: seconds that were waited.
-    :param silent: it was a sign of life that did not come.
-    :param unconfirmed: why the broker has not confirmed the message; empty if it has.
-    :param registered: services that the registry has for the target; None if the caller could not ask the registry.
-    :param up: those of them that the registry has as up.
+    :param timeout: seconds that the caller waited.
+    :param silent: True if it was the RPC heartbeat that did not arrive.
+    :param unconfirmed: why the broker did not confirm the message; empty if it did.
+    :param registered: number of services registered for the target; None if the caller could not ask the registry.
+    :param up: how many of them are up.
     """
 
     target: str
@@ -374,34 +376,33 @@ class RPCTimeoutError(RPCError):
     def __str__(self) -> str:
         if self.unconfirmed:
             return (
-                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and whether the message "
-                f"was taken is not known: {self.unconfirmed}"
+                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and it is unknown "
+                f"whether the broker accepted the message: {self.unconfirmed}"
             )
         if self.silent:
             return (
-                f"no sign of life from {self.target} while {self.method!r} was to run, for {self.timeout:g} s; "
-                "see whether the service lives, and is not too busy to begin"
+                f"no RPC heartbeat from {self.target} for {self.method!r} within {self.timeout:g} s; "
+                "check that the service is running and not overloaded"
             )
-        if (
-            self.registered and not self.up
-        ):  # what is not registered may run all the same: a program with oslo.messaging
+        # No conclusion from registered == 0: a server that uses oslo.messaging runs without being registered.
+        if self.registered and not self.up:
             return (
-                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s, and the registry says: "
-                f"{_all_down(self.registered)}; start one, and see the service's log for whether the method has run"
+                f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; according to the "
+                f"registry {_all_down(self.registered)}: start one, and check the service's log whether the method ran"
             )
         return (
             f"no reply from {self.target} to {self.method!r} within {self.timeout:.4g} s; "
-            "it may still run: look at the service's log, or give a longer timeout"
+            "it may still be running: check the service's log, or use a longer timeout"
         )
 
 
 @attrs.define
 class UndeliverableError(RPCError):
-    """No queue is bound for the target.
+    """No queue is bound for the target: the broker returned the message.
 
-    :param target: as text.
-    :param registered: services that the registry has for it; None if the caller could not ask the registry.
-    :param up: those of them that the registry has as up.
+    :param target: target as text.
+    :param registered: number of services registered for the target; None if the caller could not ask the registry.
+    :param up: how many of them are up.
     """
 
     target: str
@@ -412,24 +413,24 @@ class UndeliverableError(RPCError):
         unbound = "no queue is bound for it"
         if self.up:
             return (
-                f"{self.target} cannot be reached: {unbound}, although the registry has {self.up} of "
-                f"{self.registered} such services as up; see the log of the service, and whether it has the same "
-                "control_exchange and transport_url"
+                f"{self.target} is unreachable: {unbound}, although {self.up} of {self.registered} such services are "
+                "up according to the registry; check the service's log, and that it has the same control_exchange and "
+                "transport_url"
             )
         if self.registered:
-            return f"nobody serves {self.target}: {unbound}, and {_all_down(self.registered)}; start one"
+            return f"no server for {self.target}: {unbound}, and {_all_down(self.registered)}; start one"
         if self.registered is not None:
             unbound += ", and no such service is registered"
-        return f"nobody serves {self.target}: {unbound}; start a service with this topic, or check topic and host"
+        return f"no server for {self.target}: {unbound}; start a service with this topic, or check topic and host"
 
 
 @attrs.define
 class TransportFullError(RPCError):
-    """A queue, or the sender's own buffer, is at its bound; the message was not taken.
+    """A queue or the sender's buffer is full; the message was rejected.
 
-    :param target: as text.
-    :param bound: messages that wait there.
-    :param waiting_for: why the messages are still in the sender's buffer; empty if it is the queue that is full.
+    :param target: target as text.
+    :param bound: capacity in messages.
+    :param waiting_for: why the sender's buffer is not drained; empty if it is the queue that is full.
     """
 
     target: str
@@ -439,17 +440,17 @@ class TransportFullError(RPCError):
     def __str__(self) -> str:
         if self.waiting_for:
             return (
-                f"the message to {self.target} was not sent: the send buffer of this process is full, {self.bound} "
-                f"messages wait in it ({self.waiting_for}); send more slowly, and see the broker"
+                f"the message to {self.target} was not sent: the send buffer of this process is full with {self.bound} "
+                f"messages ({self.waiting_for}); send more slowly, and check the broker"
             )
-        return f"the queue of {self.target} holds {self.bound} messages and takes no more; slow down or add workers"
+        return f"the queue of {self.target} is full with {self.bound} messages; send more slowly or add workers"
 
 
 @attrs.define
 class TransportClosedError(RPCError):
-    """The transport was closed before or while this was under way.
+    """The transport was closed before the operation completed.
 
-    :param operation: what was asked of it.
+    :param operation: the operation, as a noun phrase.
     """
 
     operation: str
@@ -460,38 +461,38 @@ class TransportClosedError(RPCError):
 
 @attrs.define
 class RPCVersionCapError(RPCError):
-    """The client's version cap forbids the version it would have to ask for.
+    """The call requires a version above the client's version cap.
 
-    :param version: the version that the call needs.
-    :param version_cap: the highest version that may be sent.
+    :param version: the version that the call requires.
+    :param version_cap: the highest version that the client may request.
     """
 
     version: str
     version_cap: str
 
     def __str__(self) -> str:
-        return f"version {self.version} cannot be sent: the version cap is {self.version_cap}"
+        return f"version {self.version} is above the version cap {self.version_cap}"
 
 
 @attrs.define
 class MessageFormatError(RPCError):
-    """A message that is not what the wire says.
+    """A message does not conform to the wire protocol.
 
-    :param problem: what is wrong with it, without its contents.
+    :param problem: what is wrong, without the message's contents.
     """
 
     problem: str
 
     def __str__(self) -> str:
-        return f"the message cannot be read: {self.problem}"
+        return f"malformed message: {self.problem}"
 
 
 @attrs.define
 class NoSuchMethodError(RPCError):
-    """No exposed method has this name. Private and undecorated methods do not exist for a caller.
+    """No exposed method has this name; private and undecorated methods are not exposed.
 
     :param method: the name that was called.
-    :param served: interfaces of the service that have such a method; "" if there are none, or nobody said.
+    :param served: interfaces of the service that have such a method; "" if there are none or it is unknown.
     """
 
     method: str
@@ -499,18 +500,18 @@ class NoSuchMethodError(RPCError):
 
     def __str__(self) -> str:
         if self.served:
-            return f"no method {self.method!r} is exposed in the interface that was called, but in {self.served}"
-        return f"the service exposes no method {self.method!r}; check the name, or expose it there by @rpc.expose"
+            return f"the called interface exposes no method {self.method!r}; it is exposed in {self.served}"
+        return f"the service exposes no method {self.method!r}; check the name, or decorate it with @rpc.expose"
 
 
 @attrs.define
 class UnsupportedVersionError(RPCError):
     """No endpoint serves this namespace and version.
 
-    :param version: what was asked for.
+    :param version: the requested version.
     :param method: the name that was called.
-    :param namespace: None is "no namespace".
-    :param served: what the service has instead; "" if nobody said.
+    :param namespace: the requested namespace, or None.
+    :param served: the versions and namespaces that the service has; "" if unknown.
     """
 
     version: str
@@ -526,41 +527,41 @@ class UnsupportedVersionError(RPCError):
 
 @attrs.define
 class InvalidArgumentsError(RPCError):
-    """The arguments do not fit the method's signature, or cannot be sent; it was not run.
+    """The arguments do not match the method's signature or are not JSON; the method did not run.
 
     :param method: the name that was called.
-    :param problem: which arguments are missing, unknown, or no JSON.
+    :param problem: which arguments are missing, unexpected or not serializable.
     """
 
     method: str
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.method!r} cannot be called so: {self.problem}"
+        return f"invalid arguments for {self.method!r}: {self.problem}"
 
 
 @attrs.define
 class ResultNotSerializableError(RPCError):
-    """The method ran, and returned what JSON cannot hold.
+    """The method ran, but its result is not serializable as JSON.
 
     :param method: the name that was called.
-    :param problem: which value, of which type.
+    :param problem: which value is not serializable, and its type.
     """
 
     method: str
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.method!r} ran, but its result cannot be sent: {self.problem}"
+        return f"{self.method!r} ran, but its result is not serializable: {self.problem}"
 
 
 @attrs.define
 class MethodTimeoutError(RPCError):
-    """The method was cancelled: at its own timeout, at the caller's deadline, or because its server shut down.
+    """The method was cancelled: by its own timeout, by the caller's deadline, or because its server shut down.
 
     :param method: the name that was called.
-    :param timeout: seconds it ran.
-    :param reason: why, and what to do, where the server shut down; "" is a deadline of the call.
+    :param timeout: seconds that it ran.
+    :param reason: the reason and the remedy if the server shut down; "" for a timeout or deadline.
     """
 
     method: str
@@ -574,7 +575,7 @@ class MethodTimeoutError(RPCError):
 
 @attrs.define
 class RedeliveredError(RPCError):
-    """A method that must not run twice was delivered twice; whether it ran is not known.
+    """A request of a method that is not idempotent was redelivered; it is unknown whether the method ran.
 
     :param method: the name that was called.
     """
@@ -583,14 +584,14 @@ class RedeliveredError(RPCError):
 
     def __str__(self) -> str:
         return (
-            f"{self.method!r} was not run again: it was delivered before, may have run, and is not idempotent; "
-            "see what it did before calling again"
+            f"{self.method!r} was redelivered but not run: it may have run before and is not idempotent; "
+            "check its effects before you call it again"
         )
 
 
 @attrs.define
 class ServiceDrainingError(RPCError):
-    """A service that stops was called, and the call belongs to no operation under way there: it was not run.
+    """The service is shutting down and rejected a call that belongs to no operation in progress there.
 
     :param target: topic and server: "compute.host1".
     """
@@ -599,17 +600,17 @@ class ServiceDrainingError(RPCError):
 
     def __str__(self) -> str:
         return (
-            f"{self.target} is draining and takes in only calls of operations under way there; "
-            "call another server of its topic, or this one when it is back"
+            f"{self.target} is draining and accepts only calls that belong to operations in progress there; "
+            "call another server of the topic, or retry when it has restarted"
         )
 
 
 @attrs.define
 class QuarantinedError(RPCError):
-    """A request whose process died each time it ran; it is kept aside and not run again.
+    """A poison message: every process that ran it died. It is quarantined and not run again.
 
     :param method: the name that was called.
-    :param deliveries: how often it was delivered to a process that then died.
+    :param deliveries: number of deliveries to processes that died.
     """
 
     method: str
@@ -617,8 +618,8 @@ class QuarantinedError(RPCError):
 
     def __str__(self) -> str:
         return (
-            f"{self.method!r} is not run again: it was delivered {self.deliveries} times to processes that died before "
-            "they answered it; see the logs of those that died, and the queue of quarantined messages"
+            f"{self.method!r} is quarantined: {self.deliveries} processes died while running it; "
+            "check their logs, and the request in the quarantine queue"
         )
 
 
@@ -627,10 +628,10 @@ class QuarantinedError(RPCError):
 
 @attrs.define
 class BrokerError(RPCError):
-    """A broker that refused what was asked; the root of the distinct reasons.
+    """A broker operation failed; base class of the specific reasons.
 
-    :param broker: its URL, the password masked.
-    :param problem: what it said, or what was seen, in one line.
+    :param broker: URL of the broker, password masked.
+    :param problem: the broker's message or what was observed, in one line.
     """
 
     broker: str
@@ -643,43 +644,43 @@ class BrokerError(RPCError):
 
 
 class BrokerUnavailableError(BrokerError):
-    """No answer, a refused or a lost connection. Worth a retry."""
+    """The broker does not answer, or the connection failed or was lost; retryable."""
 
-    remedy = "check that it runs and can be reached from this host"
+    remedy = "check that the broker is running and reachable from this host"
 
 
 class BrokerRefusedError(BrokerUnavailableError):
-    """It answered and will not have us: credentials, virtual host, permission, TLS. Worth a slow retry."""
+    """Access denied: credentials, virtual host, permissions or TLS; retryable at a slow pace."""
 
-    remedy = "correct transport_url or the TLS settings, or the user's permissions on the broker"
+    remedy = "correct transport_url, the TLS settings, or the user's permissions on the broker"
 
 
 class BrokerLimitError(BrokerRefusedError):
-    """A limit of the broker is reached: of connections, channels or queues. Worth a slow retry."""
+    """The broker's limit of connections, channels or queues is reached; retryable at a slow pace."""
 
-    remedy = "raise the limit on the broker, or close or delete what is not needed"
+    remedy = "raise the limit on the broker, or close unused connections and delete unused queues"
 
 
 class BrokerFailedError(BrokerUnavailableError):
-    """It answered with an error of its own, or takes what we send for a mistake. Worth a retry."""
+    """The broker closed the connection or channel with an error, such as an internal or a protocol error; retryable."""
 
     remedy = "see the broker's log"
 
 
 class BrokerBlockedError(BrokerError):
-    """It takes no messages now, being short of memory or disk; the message was not sent."""
+    """The broker blocks publishers because of a memory or disk alarm; the message was not sent."""
 
-    remedy = "free its memory or disk; what consumes goes on meanwhile"
+    remedy = "free memory or disk space on the broker; consumers continue meanwhile"
 
 
 class DeclarationMismatchError(BrokerError):
-    """A queue or exchange is there already, declared with other values than ours."""
+    """A queue or exchange already exists with different properties or arguments."""
 
-    remedy = "give all services the same queue settings, or delete it on the broker while nobody uses it"
+    remedy = "give all services the same queue settings, or delete it on the broker while it is unused"
 
 
 class DeclarationDeniedError(BrokerError):
-    """The broker permits no queue of the kind that our settings ask for."""
+    """The broker denies a queue feature that our settings require."""
 
     remedy = (
         "set amqp_durable_queues or rabbit_quorum_queue for all services and clients of this control exchange, "
@@ -689,9 +690,9 @@ class DeclarationDeniedError(BrokerError):
 
 @attrs.define
 class UnconfirmedError(RPCError):
-    """The connection was lost before the broker said that it has the message; it may have it or not.
+    """The connection was lost before the publisher confirm; it is unknown whether the broker has the message.
 
-    :param target: as text.
+    :param target: target as text.
     :param problem: what happened.
     """
 
@@ -699,30 +700,30 @@ class UnconfirmedError(RPCError):
     problem: str
 
     def __str__(self) -> str:
-        return f"whether the message to {self.target} was taken is not known: {self.problem}"
+        return f"it is unknown whether the broker accepted the message to {self.target}: {self.problem}"
 
 
 @attrs.define
 class TooManyCallsError(RPCError):
-    """A client waits for as many replies as it may; the call was not sent.
+    """The client's limit of pending calls is reached; the call was not sent.
 
-    :param bound: calls that may wait at a time.
+    :param bound: maximum number of pending calls.
     """
 
     bound: int
 
     def __str__(self) -> str:
-        return f"{self.bound} calls wait for their replies already; wait for some of them before calling again"
+        return f"{self.bound} calls are already waiting for a reply; wait for some of them before you call again"
 
 
 @attrs.define
 class RemoteError(RPCError):
-    """An exception of the other side whose class is not known here.
+    """The remote method raised an exception whose class is not registered here.
 
-    :param exc_type: its class name over there.
-    :param value: its text.
-    :param traceback: lines, empty unless the other side sends them.
-    :param module: the module of its class over there.
+    :param exc_type: class name of the remote exception.
+    :param value: text of the remote exception.
+    :param traceback: lines of the remote traceback; empty unless the server sends them.
+    :param module: module of the remote class.
     """
 
     exc_type: str
@@ -739,10 +740,10 @@ class RemoteError(RPCError):
 
 @attrs.define
 class TaskTimeoutError(NovasvcError):
-    """A periodic task was cancelled at its timeout.
+    """A periodic task was cancelled by its timeout.
 
-    :param task: its name.
-    :param timeout: seconds it was given.
+    :param task: name of the task.
+    :param timeout: the timeout in seconds.
     """
 
     task: str
@@ -756,8 +757,8 @@ class TaskTimeoutError(NovasvcError):
 class UnknownTaskError(NovasvcError):
     """No periodic task has this name.
 
-    :param task: the name that was asked for.
-    :param known: the names that exist.
+    :param task: the requested name.
+    :param known: the existing names.
     """
 
     task: str
@@ -765,7 +766,7 @@ class UnknownTaskError(NovasvcError):
 
     def __str__(self) -> str:
         known = ", ".join(self.known) or "none"
-        return f"no periodic task is named {self.task!r}; there are: {known}"
+        return f"no periodic task is named {self.task!r}; existing tasks: {known}"
 
 
 WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
@@ -792,15 +793,15 @@ WIRE_ERRORS: tuple[type[NovasvcError], ...] = (
     UnknownTaskError,
     UnsupportedVersionError,
 )
-"""The errors that cross the wire as what they are, most of them under their own name; their ``args`` are JSON."""
+"""The errors that cross the wire and are rebuilt at the caller; their ``args`` are JSON."""
 
 
 def describe(error: BaseException) -> str:
-    """Say in one line what was raised, and where."""
+    """Describe an exception in one line: class, text with passwords masked, and where it was raised."""
     text = _PASSWORD.sub(r"\1***@", " ".join(str(error).split()))
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = extract_tb(error.__traceback__)
-    # The machinery on the way is nobody's mistake.
+    # Frames of Twisted and of the import system only pass the exception on: name the innermost frame of other code.
     own = [frame for frame in frames if "/twisted/" not in frame.filename and not frame.filename.startswith("<frozen")]
     place = next(iter(reversed(own or frames)), None)
     return what if place is None else f"{what} ({place.filename}:{place.lineno} in {place.name})"

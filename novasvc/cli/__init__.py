@@ -1,4 +1,4 @@
-"""The operators' command: ``novasvc``."""
+"""The operators' command, ``novasvc``."""
 
 from novasvc.cli.program import main
 

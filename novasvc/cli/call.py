@@ -1,13 +1,13 @@
-"""``novasvc call``: call a method of a service."""
+"""``novasvc call``: call an RPC method of a service."""
 
 import json
 from typing import Any
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable_lines
-from novasvc.cli.place import Place, pass_place
-from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, request_options, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, request_options, wait_for_reply, with_client
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
 
@@ -15,23 +15,26 @@ from novasvc.rpc.target import Target
 @click.command(epilog="Example: novasvc call agent.host1 get_host_facts")
 @request_options
 @click.option(
-    "--timeout", type=TIMEOUT, metavar="SECONDS", help="How long to wait.  [default: the setting rpc_response_timeout]"
+    "--timeout",
+    type=TIMEOUT,
+    metavar="SECONDS",
+    help="Timeout of the call.  [default: the setting rpc_response_timeout]",
 )
 @click.option(
     "--call-monitor",
     type=Seconds(min=2),
     metavar="SECONDS",
-    help="Wait as long as the service says, at least so often, that the method runs; and --timeout, if it is given.",
+    help="Wait as long as the service sends RPC heartbeats at least this often, up to --timeout if given.",
 )
 @click.option(
     "--idempotent",
     is_flag=True,
-    help="METHOD is safe to run twice: send the request again if the broker did not confirm it.",
+    help="METHOD is safe to run twice: resend the request if the broker does not confirm it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write the result as JSON on one line.")
-@pass_place
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on one line.")
+@pass_command_context
 def call(
-    place: Place,
+    context: CommandContext,
     target: Target,
     method: str,
     arguments: dict[str, Any],
@@ -40,32 +43,32 @@ def call(
     idempotent: bool,  # noqa: FBT001 - click's
     as_json: bool,  # noqa: FBT001 - click's
 ) -> None:
-    """Call METHOD of the services of a topic, or of the one on HOST, and write what it returns.
+    """Call METHOD of a service of TOPIC, or of the one on HOST, and print the result.
 
-    All after the first dot of TOPIC.HOST is the host. A VALUE that is JSON is taken as JSON, any other as a text:
-    count=3 is a number, name=disk a text, name='"3"' a text as well, 'sizes=[1,2]' a list.
+    In TOPIC.HOST, the host starts after the first dot. A VALUE that is valid JSON is passed as JSON, any other as a
+    string: count=3 is a number, name=disk a string, name='"3"' a string as well, 'sizes=[1,2]' a list.
 
-    With --fanout every service of the topic runs the method, and there is no result to wait for.
+    With --fanout every service of the topic runs the method, and no result is returned.
     """
 
     async def work(client: Any, _reactor: Any) -> None:
         client = client.prepare(idempotent=idempotent)
         if target.fanout:
             await client.cast(RequestContext.admin(), method, **arguments)
-            click.echo(f"sent to {target}; their results do not come back", err=True)
+            click.echo(f"sent to {target}; a fanout returns no results", err=True)
             return
         if call_monitor is not None:
             client = client.prepare(timeout=timeout, call_monitor_timeout=call_monitor)
         elif timeout is not None:
             client = client.prepare(timeout=timeout)
-        result = await answer_of(client.call(RequestContext.admin(), method, **arguments))
-        # Before the connections are closed, which may take a moment.
+        result = await wait_for_reply(client.call(RequestContext.admin(), method, **arguments))
+        # Print now: closing the connections may take a moment.
         click.echo(json.dumps(result) if as_json else readable(result))
 
-    with_client(place.configuration.settings, target, work)
+    with_client(context.configuration.settings, target, work)
 
 
 def readable(result: Any) -> str:
-    """Write a result for a person: texts as they are, all else as indented JSON; nothing steers the terminal."""
+    """Format a result for people: a string as it is, anything else as indented JSON, control characters escaped."""
     text = result if isinstance(result, str) else json.dumps(result, indent=2, ensure_ascii=False)
     return printable_lines(text)

@@ -1,10 +1,10 @@
-"""``novasvc cast``: have a method run, and wait for no result."""
+"""``novasvc cast``: send a request without waiting for a result."""
 
 from typing import Any
 
 import click
 
-from novasvc.cli.place import Place, pass_place
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.remote import request_options, with_client
 from novasvc.context import RequestContext
 from novasvc.rpc.target import Target
@@ -12,15 +12,15 @@ from novasvc.rpc.target import Target
 
 @click.command(epilog="Example: novasvc cast --fanout agent refresh")
 @request_options
-@pass_place
-def cast(place: Place, target: Target, method: str, arguments: dict[str, Any]) -> None:
-    """Have a service of the topic, or the one on HOST, run METHOD; done when the broker has the message.
+@pass_command_context
+def cast(context: CommandContext, target: Target, method: str, arguments: dict[str, Any]) -> None:
+    """Send a request for METHOD to a service of TOPIC, or to the one on HOST, and return when the broker has it.
 
-    Nobody may be there to run it: it then waits for who comes, if somebody ever was. Arguments are written as
-    those of `novasvc call`.
+    No service need be running: if the queue exists, the request waits there for one. Write the arguments as for
+    `novasvc call`.
     """
 
     async def work(client: Any, _reactor: Any) -> None:
         await client.cast(RequestContext.admin(), method, **arguments)
 
-    with_client(place.configuration.settings, target, work)
+    with_client(context.configuration.settings, target, work)

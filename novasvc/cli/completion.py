@@ -1,4 +1,4 @@
-"""``novasvc completion``: scripts that teach a shell to complete the command."""
+"""``novasvc completion``: print shell completion scripts."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -8,9 +8,9 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script for a shell: `source <(novasvc completion bash)`."""
+    """Print a shell completion script; use it by `source <(novasvc completion bash)`."""
     complete = get_completion_class(shell)
     assert complete is not None
     script = complete(context.find_root().command, {}, "novasvc", "_NOVASVC_COMPLETE")
-    # Not script.source(): bash's starts a bash, to ask for its version.
+    # Not script.source(): for bash, it starts a bash to ask for its version.
     click.echo(script.source_template % script.source_vars())

@@ -1,4 +1,4 @@
-"""``novasvc config``: the settings, and where they come from."""
+"""``novasvc config``: show and check the settings."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -8,80 +8,80 @@ from typing import Any
 import attrs
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
-from novasvc.cli.place import Place, pass_place
-from novasvc.config.load import examine
+from novasvc.config.definition import text_of
+from novasvc.config.load import load_leniently
 from novasvc.config.show import rows
-from novasvc.config.spec import text_of
-from novasvc.errors import SettingsError
+from novasvc.errors import ConfigurationError
 
 
 @click.group()
 def config() -> None:
-    """See the settings, and check files of them."""
+    """Show the settings, and check configuration files."""
 
 
-def files_of_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the ways to name files of settings; its ``place`` has them beside those in front of `config`."""
+def config_file_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add FILE arguments and --config to a command; they add to the files of the CommandContext that it gets."""
 
     @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
     @click.option(
         "--config", "more", multiple=True, type=click.Path(path_type=Path), help="The same as FILE; may be repeated."
     )
     @wraps(function)
-    def with_files(place: Place, files: Sequence[Path], more: Sequence[Path], **kwargs: Any) -> Any:
-        return function(attrs.evolve(place, files=(*place.files, *more, *files)), **kwargs)
+    def with_files(context: CommandContext, files: Sequence[Path], more: Sequence[Path], **kwargs: Any) -> Any:
+        return function(attrs.evolve(context, files=(*context.files, *more, *files)), **kwargs)
 
     return with_files
 
 
 @config.command()
 @output_options
-@pass_place
-@files_of_settings
-def show(place: Place, output: Output) -> None:
-    """Print every setting, its value and where that comes from; passwords are masked.
+@pass_command_context
+@config_file_arguments
+def show(context: CommandContext, output: Output) -> None:
+    """Print every setting with its value and origin; passwords are masked.
 
-    FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
-    `config` count as well. Without FILEs those of NOVASVC_CONFIG are read.
+    FILEs are read as `twistd novasvc --config FILE` reads them, together with NOVASVC_* variables and the options
+    in front of `config`. Without FILEs, those of NOVASVC_CONFIG are read.
     """
-    table = list(rows(place.configuration))
+    table = list(rows(context.configuration))
     if output.format != "json":
         table = [{**row, "Value": text_of(row["Value"])} for row in table]
     output.write_list(("Setting", "Value", "Origin"), table)
 
 
 @config.command()
-@click.option("--running", is_flag=True, help="Skip the check for ports in use: the node is already running.")
-@pass_place
-@files_of_settings
-def check(place: Place, running: bool) -> int:  # noqa: FBT001 - click's
-    """Say all that is wrong with the settings that a node would have here.
+@click.option("--running", is_flag=True, help="Skip the check for addresses in use, because the node is running.")
+@pass_command_context
+@config_file_arguments
+def check(context: CommandContext, running: bool) -> int:  # noqa: FBT001 - click's
+    """Report everything that would prevent a node from starting with these settings.
 
-    FILEs are read as `twistd novasvc --config FILE` reads them: NOVASVC_* variables and the options in front of
-    `config` count as well. Without FILEs those of NOVASVC_CONFIG are read.
+    FILEs are read as `twistd novasvc --config FILE` reads them, together with NOVASVC_* variables and the options
+    in front of `config`. Without FILEs, those of NOVASVC_CONFIG are read.
 
-    Finds what would end a start on this host, of this user: managers that cannot be imported or do not take their
-    options, files that cannot be read, directories that cannot be written to, addresses that are taken. Starts nothing,
-    and asks neither the broker nor the database.
+    The checks run on this host as this user. They find invalid settings, managers that cannot be imported or do not
+    take their options, unreadable files, directories that are not writable, and addresses in use. Nothing is
+    started; neither the broker nor the database is contacted.
     """
     from novasvc.cli.preflight import problems  # noqa: PLC0415 - imports SQLAlchemy and OpenSSL
 
-    read = examine(place.files, place.environ, place.options)
+    read = load_leniently(context.files, context.environ, context.options)
     checked = read.configuration
     for warning in checked.warnings:
         click.echo(f"novasvc: {warning}", err=True)
     if read.errors:
-        click.echo(f"novasvc: {SettingsError(read.errors)}", err=True)
+        click.echo(f"novasvc: {ConfigurationError(read.errors)}", err=True)
     found = []
-    if read.complete:  # or most of what is found would be about defaults that nobody wants
-        found = [printable(str(each)) for each in problems(checked.settings, running=running, unsure=read.unsure)]
+    if read.complete:  # otherwise most problems would be about defaults that the unread file overrides
+        found = [printable(str(each)) for each in problems(checked.settings, running=running, invalid=read.invalid)]
     if found:
         lines = f" {found[0]}" if len(found) == 1 else "".join(f"\n  - {line}" for line in found)
         click.echo(f"novasvc: a start would {'also ' if read.errors else ''}fail:{lines}", err=True)
     if found or read.errors:
         return 1
-    names = ", ".join(map(str, place.files)) or "the settings"
+    names = ", ".join(map(str, context.files)) or "the settings"
     count = len(checked.settings.services)
     click.echo(f"ok: {names} ({count} service{'' if count == 1 else 's'})")
     return 0

@@ -1,4 +1,4 @@
-"""Ask a supervisor, by its control socket. The protocol is in docs/workers.md."""
+"""A blocking client of the supervisor's control socket. docs/workers.md describes the protocol."""
 
 import os
 import socket
@@ -10,82 +10,82 @@ from typing import Any, Self
 
 from novasvc.cli.output import printable_lines
 from novasvc.workers import errors
-from novasvc.workers.control import client as inquiry
+from novasvc.workers.control import client as protocol
 from novasvc.workers.control.client import ANSWER, LONGEST
 
 
 class RefusedError(errors.RefusedError):
-    """The same, for a terminal."""
+    """The error of the same name, with control characters escaped for the terminal."""
 
     def __str__(self) -> str:
         return printable_lines(self.problem)
 
 
 class Connection:
-    """A connection to a supervisor; to be used in a with statement.
+    """A connection to a supervisor; use it in a with statement.
 
-    :param path: of its control socket.
-    :raises ControlError: nobody is there, or it is not for this user.
+    :param path: path of the control socket.
+    :raises ControlError: no supervisor listens there, or this user has no permission.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX)
         self._received = bytearray()
-        # So that nothing waits for ever: a unix socket connects at once, or says why not.
+        # Non-blocking: connect() to a UNIX socket succeeds or fails at once, but would block while the backlog is full.
         self._socket.setblocking(False)
         try:
             self._socket.connect(os.fspath(path))
         except OSError as error:
             self._socket.close()
-            raise inquiry.unreachable(path, error) from error
+            raise protocol.unreachable(path, error) from error
 
     def ask(self, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
-        """Ask, and wait for the answer.
+        """Send a command and wait for the reply.
 
         :param timeout: seconds, or None for no limit.
-        :return: JSON.
-        :raises RefusedError: the supervisor says why it does not.
-        :raises ControlError: there is no answer, or none that a supervisor would give.
+        :return: the result, decoded JSON.
+        :raises RefusedError: the supervisor rejected the command.
+        :raises ControlError: no reply, or not one of a supervisor.
         """
         deadline = _deadline(timeout)
-        request = inquiry.request_line(command, arguments)
-        # One that refuses to listen may have said why.
+        request = protocol.request_line(command, arguments)
+        # A supervisor that rejects the connection may have sent the reason before it closed: read that.
         with suppress(ConnectionError):
             self._socket.settimeout(_left(deadline))
             self._socket.sendall(request)
         while b"\n" not in self._received:
             if len(self._received) > LONGEST:
-                raise inquiry.strange(self._path)
+                raise protocol.strange(self._path)
             if not self._receive(deadline, f"{command} was not answered within {timeout:g} s" if timeout else ""):
-                raise inquiry.ended_early(self._path, command)
+                raise protocol.ended_early(self._path, command)
         line, _, rest = self._received.partition(b"\n")
         self._received = rest
         try:
-            return inquiry.result_of(self._path, bytes(line))
+            return protocol.result_of(self._path, bytes(line))
         except errors.RefusedError as error:
             raise RefusedError(error.kind, error.problem) from None
 
     def wait_for_end(self, timeout: float | None) -> None:
-        """Wait until the supervisor closes its socket.
+        """Wait until the supervisor closes the connection, which it does when it exits.
 
         :param timeout: seconds, or None for no limit.
-        :raises ControlError: it did not.
+        :raises ControlError: the timeout expired.
         """
         deadline = _deadline(timeout)
         while self._receive(deadline, f"the supervisor has not ended within {timeout:g} s" if timeout else ""):
             self._received.clear()
 
     def _receive(self, deadline: float | None, late: str) -> bool:
-        """Take what comes; False at the end.
+        """Receive some data; return False at end of file.
 
-        :param late: what is said when nothing comes in time.
+        :param late: text of the error if the deadline passes.
         """
         try:
             self._socket.settimeout(_left(deadline))
             data = self._socket.recv(1 << 20)
         except TimeoutError:
-            raise inquiry.unanswered(self._path, late) from None
+            raise protocol.unanswered(self._path, late) from None
         except ConnectionError:
             return False
         self._received += data
@@ -101,7 +101,7 @@ class Connection:
 
 
 def ask(path: Path, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
-    """Ask one thing; see :meth:`Connection.ask`."""
+    """Send one command over a connection of its own; see :meth:`Connection.ask`."""
     with Connection(path) as connection:
         return connection.ask(command, timeout=timeout, **arguments)
 
@@ -111,5 +111,5 @@ def _deadline(timeout: float | None) -> float | None:
 
 
 def _left(deadline: float | None) -> float | None:
-    # 0 would mean not to wait at all, and to fail in another way.
+    # Not 0: settimeout(0) means non-blocking, which raises BlockingIOError in place of TimeoutError.
     return None if deadline is None else max(deadline - time.monotonic(), 0.001)

@@ -1,50 +1,50 @@
-"""``novasvc db``: the database's schema."""
+"""``novasvc db``: manage the database schema."""
 
 from types import ModuleType
 
 import click
 
-from novasvc.cli.place import Place, pass_place
+from novasvc.cli.command_context import CommandContext, pass_command_context
 
 
 @click.group()
 def db() -> None:
-    """Look after the database's schema."""
+    """Manage the database schema."""
 
 
 @db.command()
-@pass_place
-def upgrade(place: Place) -> None:
-    """Bring the schema up to date; make the SQLite file if there is none."""
-    settings = place.configuration.settings
-    if place.configuration.origins["database_url"] == "default":
+@pass_command_context
+def upgrade(context: CommandContext) -> None:
+    """Upgrade the schema to this version; create the SQLite file if it is missing."""
+    settings = context.configuration.settings
+    if context.configuration.origins["database_url"] == "default":
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     click.echo(f"revision {_migrate().upgrade(settings.database_url)}")
 
 
 @db.command()
-@pass_place
-def current(place: Place) -> None:
-    """Print the schema's revision."""
-    click.echo(_migrate().current(_existing(place)) or "none: the tables of novasvc are not there yet")
+@pass_command_context
+def current(context: CommandContext) -> None:
+    """Print the revision of the schema."""
+    click.echo(_migrate().current(_existing(context)) or "none: the database has no tables of novasvc")
 
 
 @db.command()
-@pass_place
-def check(place: Place) -> int:
-    """Exit with status 1 if the schema is not the one that this version works with."""
-    if _migrate().check(_existing(place)):
+@pass_command_context
+def check(context: CommandContext) -> int:
+    """Exit with status 1 unless the schema is that of this version."""
+    if _migrate().check(_existing(context)):
         click.echo("the schema is up to date")
         return 0
-    click.echo("novasvc: the schema is not up to date; `novasvc db upgrade` brings it there", err=True)
+    click.echo("novasvc: the schema is not up to date; run `novasvc db upgrade`", err=True)
     return 1
 
 
-def _existing(place: Place) -> str:
-    from novasvc.cli.missing import look_for_database  # noqa: PLC0415 - imports SQLAlchemy
+def _existing(context: CommandContext) -> str:
+    from novasvc.cli.database import require_database  # noqa: PLC0415 - imports SQLAlchemy
 
-    url = place.configuration.settings.database_url
-    look_for_database(url)
+    url = context.configuration.settings.database_url
+    require_database(url)
     return url
 
 

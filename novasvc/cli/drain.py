@@ -1,39 +1,41 @@
-"""``novasvc drain``: let workers finish what they have begun, and end."""
+"""``novasvc drain``: stop workers gracefully."""
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import Connection
-from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT
 
 _MARGIN = 10.0
-"""Seconds that a supervisor has to end after its workers were given up."""
+"""Seconds that a supervisor has to exit after the grace period of its workers."""
 
 
 @click.command()
-@click.option("--worker", "number", type=click.IntRange(min=0), metavar="N", help="This one only; another replaces it.")
+@click.option(
+    "--worker", "number", type=click.IntRange(min=0), metavar="N", help="Drain only this worker; a new one replaces it."
+)
 @click.option(
     "--timeout",
     type=TIMEOUT,
     metavar="SECONDS",
-    help="How long to wait.  [default: the setting graceful_shutdown_timeout, and a little more]",
+    help="How long to wait.  [default: the setting graceful_shutdown_timeout plus 10]",
 )
-@pass_place
-def drain(place: Place, number: int | None, timeout: float | None) -> None:
-    """Take in no more work, finish what was begun, and end; return when that is done.
+@pass_command_context
+def drain(context: CommandContext, number: int | None, timeout: float | None) -> None:
+    """Stop workers gracefully: accept no more work, finish work in progress, exit. Returns when they have exited.
 
-    Without --worker the supervisor itself ends with its workers. After graceful_shutdown_timeout seconds a worker
-    that has not finished is killed. A --timeout only ends the waiting, not the draining.
+    Without --worker, the supervisor drains all workers and exits as well. A worker that has not finished after
+    graceful_shutdown_timeout seconds is killed. --timeout limits only how long this command waits; draining goes on.
     """
-    settings = place.configuration.settings
+    settings = context.configuration.settings
     grace = settings.graceful_shutdown_timeout
     patience = timeout or (grace + _MARGIN if grace else None)
     with Connection(settings.control_socket) as connection:
         if number is not None:
             connection.ask("drain", timeout=patience, number=number)
-            click.echo(f"worker {number} has finished and ended; another takes its place")
+            click.echo(f"worker {number} is drained and has exited; a new one replaces it")
             return
         pid = connection.ask("who")["pid"]
         connection.ask("drain", timeout=patience)
         connection.wait_for_end(patience)
-        click.echo(f"supervisor {pid} and its workers have finished and ended")
+        click.echo(f"supervisor {pid} and its workers are drained and have exited")

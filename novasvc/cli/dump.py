@@ -1,4 +1,4 @@
-"""``novasvc dump``: what each worker does at this moment."""
+"""``novasvc dump``: show what each worker is doing."""
 
 import json
 from collections.abc import Iterator
@@ -6,23 +6,28 @@ from typing import Any
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import printable, printable_lines
-from novasvc.cli.place import Place, pass_place
 from novasvc.cli.remote import TIMEOUT
 from novasvc.workers.errors import NoSuchWorkerError
 
 
 @click.command()
-@click.option("--worker", "number", type=click.IntRange(min=0), metavar="N", help="Of this one only.")
+@click.option("--worker", "number", type=click.IntRange(min=0), metavar="N", help="Dump only this worker.")
 @click.option(
-    "--timeout", type=TIMEOUT, default=30.0, show_default=True, metavar="SECONDS", help="How long to wait for it."
+    "--timeout",
+    type=TIMEOUT,
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the supervisor.",
 )
-@click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to write it.")
-@pass_place
-def dump(place: Place, number: int | None, timeout: float, form: str) -> None:
-    """Write the calls in flight, the last events and the stacks of every worker, also of one that hangs."""
-    rows = ask(place.configuration.settings.control_socket, "dump", timeout=timeout)
+@click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@pass_command_context
+def dump(context: CommandContext, number: int | None, timeout: float, form: str) -> None:
+    """Print calls in flight, recent events and stacks of every worker, even of one that hangs."""
+    rows = ask(context.configuration.settings.control_socket, "dump", timeout=timeout)
     if number is not None:
         known = ", ".join(f"worker {row['number']}" for row in rows) or "none"
         rows = [row for row in rows if row["number"] == number]
@@ -35,11 +40,13 @@ def dump(place: Place, number: int | None, timeout: float, form: str) -> None:
 
 
 def lines(row: dict[str, Any]) -> Iterator[str]:
-    """Write what a worker does, for people; nothing of it steers the terminal."""
+    """Format what a worker is doing for people, control characters escaped."""
     process = "no process" if row["pid"] is None else f"pid {row['pid']}"
     yield printable(f"worker {row['number']} of {row['server']} ({process}): {row['state']}")
     calls = row["calls"]
-    yield "  calls in flight:" + ("" if calls else " unknown, it does not answer" if calls is None else " none")
+    yield "  calls in flight:" + (
+        "" if calls else " unknown, the worker does not respond" if calls is None else " none"
+    )
     for call in calls or ():
         yield printable(f"    {call['method']} for {call['seconds']:.1f} s, request {call['request_id']}")
     yield "  last events:" + ("" if row["events"] else " none")

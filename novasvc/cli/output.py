@@ -1,4 +1,4 @@
-"""Write rows as OpenStack's client does: a table for people, JSON, CSV or bare values for programs."""
+"""Format rows as the OpenStack client does: a table for people; JSON, CSV or bare values for programs."""
 
 import csv
 import json
@@ -20,26 +20,26 @@ _COLOURS = {
     "failed": "red",
     "backing off": "yellow",
 }
-_ENDLESS = 100_000
-"""Characters in a line that nobody has to read on a terminal."""
+_UNLIMITED_WIDTH = 100_000
+"""Line width in characters if the output is not a terminal."""
 
 
 @attrs.frozen
 class Output:
-    """What the options -f and -c say.
+    """Output format and columns, from the options -f and -c.
 
     :param format: "table", "json", "csv" or "value".
-    :param columns: names of the columns to write, in any case; none is all that are usual.
+    :param columns: names of the columns to write, case-insensitive; empty for the default columns.
     """
 
     format: str
     columns: tuple[str, ...]
 
     def write_list(self, usual: Sequence[str], rows: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:
-        """Write a row each.
+        """Write rows, one line for each.
 
-        :param usual: the columns that are written if none are chosen.
-        :param rows: values by column; all rows have the same columns, maybe more than the usual ones.
+        :param usual: the default columns.
+        :param rows: column -> value; all rows have the same columns, which may be more than the default ones.
         """
         columns = self._chosen(usual, rows[0] if rows else dict.fromkeys(usual))
         values = [[row[column] for column in columns] for row in rows]
@@ -50,7 +50,7 @@ class Output:
             self._write(columns, values, out)
 
     def write_one(self, row: dict[str, Any], stream: TextIO | None = None) -> None:
-        """Write one row, a line for each of its values."""
+        """Write a single row, one line for each value."""
         columns = self._chosen(tuple(row), row)
         out = stream or sys.stdout
         if self.format == "json":
@@ -61,13 +61,13 @@ class Output:
             self._write(["Field", "Value"], [[column, row[column]] for column in columns], out)
 
     def _chosen(self, usual: Sequence[str], row: dict[str, Any]) -> list[str]:
-        """Return the columns to write, always in the row's order."""
+        """Return the columns to write, in the order of the row."""
         if not self.columns:
             return list(usual)
         wanted = {name.lower() for name in self.columns}
         unknown = wanted - {name.lower() for name in row}
         if unknown:
-            message = f"There is no column {min(unknown)!r}; there are: {', '.join(row)}."
+            message = f"No such column: {min(unknown)!r}. Columns: {', '.join(row)}."
             raise click.UsageError(message, click.get_current_context(silent=True))
         return [name for name in row if name.lower() in wanted]
 
@@ -83,13 +83,13 @@ class Output:
 
 
 def printable(value: object) -> str:
-    """Write a value so that it stays on its line and cannot steer the terminal."""
+    """Format a value on one line, with control characters escaped."""
     text = value.isoformat(timespec="microseconds") if isinstance(value, datetime) else str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """Write a text of several lines so that it cannot steer the terminal."""
+    """Escape the control characters of a text, except for line feeds."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -99,26 +99,28 @@ def _write_json(value: object, out: TextIO) -> None:
 
 
 def _write_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
-    # Here, because nothing but a table needs rich.
+    # Imported here, because only a table needs rich.
     from rich import box  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    person = out.isatty()
-    table = Table(box=box.ROUNDED if person else box.ASCII2)
+    to_terminal = out.isatty()
+    table = Table(box=box.ROUNDED if to_terminal else box.ASCII2)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=not person)
+        table.add_column(column, overflow="fold", no_wrap=not to_terminal)
     for row in rows:
-        # Text, not str: a host named "[red]" is a host.
+        # Text, not str, so that a host named "[red]" is not taken as markup.
         table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
-    # What is read by a program has the same lines on every machine, however long they are.
-    console = Console(file=out, width=None if person else _ENDLESS, force_terminal=person, highlight=False)
+    # For a program, lines are never wrapped, whatever the terminal of this process is.
+    console = Console(
+        file=out, width=None if to_terminal else _UNLIMITED_WIDTH, force_terminal=to_terminal, highlight=False
+    )
     console.print(table)
 
 
 def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options -f and -c; it gets them as ``output``."""
+    """Add the options -f and -c to a command, which gets them as ``output``."""
 
     @click.option(
         "-f",
@@ -126,10 +128,10 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
         "output_format",
         type=click.Choice(["table", "json", "csv", "value"]),
         default="table",
-        help="How to write it.",
+        help="Output format.",
     )
     @click.option(
-        "-c", "--column", "columns", multiple=True, metavar="COLUMN", help="Write this column only; may be repeated."
+        "-c", "--column", "columns", multiple=True, metavar="COLUMN", help="Print only this column; may be repeated."
     )
     @wraps(function)
     def with_output(*args: Any, output_format: str, columns: tuple[str, ...], **kwargs: Any) -> Any:

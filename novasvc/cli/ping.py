@@ -1,23 +1,23 @@
-"""``novasvc ping``: see that a service answers, and how fast."""
+"""``novasvc ping``: check that a service responds, and how fast."""
 
 from typing import Any
 
 import attrs
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
-from novasvc.cli.place import Place, pass_place
-from novasvc.cli.remote import TIMEOUT, Seconds, answer_of, read_target, with_client
+from novasvc.cli.remote import TIMEOUT, Seconds, read_target, wait_for_reply, with_client
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError
 
 
 @click.command()
 @click.argument("target", metavar="TOPIC[.HOST]")
-@click.option("--server", metavar="HOST", help="The host, where the topic itself has a dot.")
-@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="How often.")
+@click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Number of calls.")
 @click.option(
-    "--interval", type=Seconds(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between."
+    "--interval", type=Seconds(min=0), default=0.5, show_default=True, metavar="SECONDS", help="Time between two calls."
 )
 @click.option(
     "--timeout",
@@ -25,16 +25,16 @@ from novasvc.errors import RPCError
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for each answer.",
+    help="Timeout of each call.",
 )
-@pass_place
-def ping(place: Place, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
-    """Call the services of a topic, or the one on HOST, and write how long each answer took.
+@pass_command_context
+def ping(context: CommandContext, target: str, server: str | None, count: int, interval: float, timeout: float) -> int:
+    """Ping a service of TOPIC, or the one on HOST, and print the round-trip times.
 
-    Every service answers, whatever its manager is. The first answer takes longer, as a way back is made for it.
-    The status is 1 if an answer is missing.
+    Every service responds, whatever its manager. The first reply takes longer, because it includes the setup of the
+    reply queue. The exit status is 1 if a reply is missing.
     """
-    whom = attrs.evolve(read_target(target, server), namespace="baseapi", version="1.0")
+    rpc_target = attrs.evolve(read_target(target, server), namespace="baseapi", version="1.0")
 
     async def work(client: Any, reactor: Any) -> int:
         from twisted.internet.task import deferLater  # noqa: PLC0415 - `--help` does not need it
@@ -45,14 +45,14 @@ def ping(place: Place, target: str, server: str | None, count: int, interval: fl
                 await deferLater(reactor, interval)
             begun = reactor.seconds()
             try:
-                answer = await answer_of(pinging.call(RequestContext.admin(), "ping", arg=number))
+                answer = await wait_for_reply(pinging.call(RequestContext.admin(), "ping", arg=number))
             except RPCError as error:
                 click.echo(f"{number}: {printable(error)}", err=True)
             else:
                 answered += 1
                 service = answer.get("service") if isinstance(answer, dict) else answer
-                click.echo(f"{number}: {printable(service)} answers in {(reactor.seconds() - begun) * 1000:.1f} ms")
-        click.echo(f"{answered} of {count} answered")
+                click.echo(f"{number}: {printable(service)} responded in {(reactor.seconds() - begun) * 1000:.1f} ms")
+        click.echo(f"{answered} of {count} calls answered")
         return 0 if answered == count else 1
 
-    return with_client(place.configuration.settings, whom, work)
+    return with_client(context.configuration.settings, rpc_target, work)

@@ -1,4 +1,4 @@
-"""What would end a start with these settings, found without starting anything."""
+"""Preflight checks: find what would prevent a start with these settings, without starting anything."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from novasvc.cli.control import ask
 from novasvc.config import Settings
-from novasvc.config.model import SPECS
+from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
 from novasvc.manager import see_manager
@@ -25,23 +25,24 @@ from novasvc.workers.control.path_lock import see_path
 from novasvc.workers.errors import ControlError
 
 _PATIENCE = 2.0
-"""Seconds that a supervisor may take to say that it is there."""
+"""Seconds to wait for a running supervisor to reply."""
 
 
 _Check = tuple[Collection[str], Callable[[], object]]
-"""Names of the settings that it goes by, and a function that raises what is wrong."""
+"""Names of the settings that a check depends on, and the check: a function that raises a NovasvcError."""
 
-_BROKER = ("transport_url", *(name for name in SPECS if name.startswith("rabbit_")))
+_BROKER = ("transport_url", *(name for name in DEFINITIONS if name.startswith("rabbit_")))
 
 
-def problems(settings: Settings, *, running: bool, unsure: Collection[str] = ()) -> Iterator[NovasvcError]:
-    """Return an error for each thing that would end a start here, of this user.
+def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()) -> Iterator[NovasvcError]:
+    """Yield an error for each problem that would prevent a start on this host as this user.
 
-    Modules of managers are imported, and no manager is made. Addresses are bound for a moment, and not listened on.
-    Neither the broker nor the database is asked.
+    Managers are imported but not instantiated. Addresses are bound briefly, without listening. Neither the broker nor
+    the database is contacted.
 
-    :param running: the node runs already, so its addresses are rightly taken.
-    :param unsure: settings that are to have another value than they have here; what goes by them is not checked.
+    :param running: the node is already running, so that its addresses are in use; they are not checked.
+    :param invalid: names of settings with an invalid value, which have their default here; checks that depend on them
+        are skipped, because their results would be misleading.
     """
     checks: list[_Check] = [
         *_managers(settings),
@@ -51,14 +52,14 @@ def problems(settings: Settings, *, running: bool, unsure: Collection[str] = ())
         *_served(settings),
     ]
     for names, check in checks:
-        if {*names} & {*unsure}:
+        if {*names} & {*invalid}:
             continue
         try:
             check()
         except NovasvcError as error:
             yield error
     if not running and not _is_supervised_here(settings):
-        yield from _addresses(settings, unsure)
+        yield from _addresses(settings, invalid)
 
 
 def _managers(settings: Settings) -> Iterator[_Check]:
@@ -71,36 +72,38 @@ def _managers(settings: Settings) -> Iterator[_Check]:
 
 
 def _directories(settings: Settings) -> Iterator[_Check]:
-    """Check the directories that these settings use, and no others."""
+    """Yield checks for the directories that these settings use."""
     if settings.services:
         temporary = settings.tempdir or Path(tempfile.gettempdir())
-        yield ("tempdir",), partial(_see_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
-    # The API keeps the key of its sessions there.
+        yield ("tempdir",), partial(_check_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
+    # The API keeps its session key there.
     if settings.api or (settings.database_in_state_dir and _needs_database(settings)):
         names = ("state_dir", "api", "database_url", "db_allowed")
-        yield names, partial(_see_writable, "state directory", settings.state_dir, "state_dir")
+        yield names, partial(_check_writable, "state directory", settings.state_dir, "state_dir")
     if settings.supervised:
         names = ("control_socket", "state_dir", "workers", "api_workers")
         yield names, partial(see_path, settings.control_socket.absolute())
         folder = settings.control_socket.parent
-        yield names, partial(_see_writable, "directory of the control socket", folder, "control_socket")
+        yield names, partial(_check_writable, "directory of the control socket", folder, "control_socket")
 
 
-def _see_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
-    """See that files can be made in a directory, or that the directory can be made.
+def _check_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
+    """Check that files can be created in a directory, or that a missing directory can be created.
 
-    :raises DirectoryError: otherwise.
+    :param setting: name of the setting that configures the directory.
+    :param may_be_made: whether a start creates the directory if it is missing.
+    :raises DirectoryError: neither is possible.
     """
     there = path
     while may_be_made and not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.exists():
-        problem, remedy = "there is no such directory", f"create it, or set {setting} to another"
+        problem, remedy = "no such directory", f"create it, or set {setting} to another directory"
     elif not there.is_dir():
-        problem, remedy = f"{there} is no directory", f"set {setting} to another"
+        problem, remedy = f"{there} is not a directory", f"set {setting} to another directory"
     elif not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
-        problem = f"this user (uid {os.geteuid()}) has no permission to write to {there}"
-        remedy = f"make that writable for the user, or set {setting} to another"
+        problem = f"this user (uid {os.geteuid()}) cannot write to {there}"
+        remedy = f"make it writable for this user, or set {setting} to another directory"
     else:
         return
     raise DirectoryError(purpose, str(path), problem, remedy)
@@ -124,8 +127,8 @@ def _database(settings: Settings) -> None:
     if path is None:
         return
     if not os.path.lexists(path):
-        # Only the state directory is made where it is missing.
-        _see_writable(
+        # A start creates the state directory if it is missing, but no other directory.
+        _check_writable(
             "directory of the database", path.parent, "database_url", may_be_made=path.parent == settings.state_dir
         )
     elif path.is_dir():
@@ -153,8 +156,8 @@ def _applications(settings: Settings) -> dict[str, None]:
     return dict.fromkeys([*settings.enabled_apis, *settings.enabled_ssl_apis])
 
 
-def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenError]:
-    """Return an error for each address that cannot be bound, by this process or beside those before it."""
+def _addresses(settings: Settings, invalid: Collection[str]) -> Iterator[ListenError]:
+    """Yield an error for each address that is in use, or that clashes with another address of these settings."""
     wanted = [(name, settings.api_named(name)) for name in _applications(settings)]
     places = [(name, api.listen, api.listen_port) for name, api in wanted]
     if settings.api:
@@ -162,7 +165,7 @@ def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenEr
     taken: list[tuple[str, socket.socket]] = []
     with ExitStack() as stack:
         for name, host, port in places:
-            if {f"{name}_listen", f"{name}_listen_port"} & {*unsure}:
+            if {f"{name}_listen", f"{name}_listen_port"} & {*invalid}:
                 continue
             try:
                 made = stack.enter_context(closing(bound(host, port)))
@@ -171,10 +174,10 @@ def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenEr
                 continue
             for first, other in taken:
                 if _clash(made, other):
-                    problem = f"both {first} and {name} are to listen there"
+                    problem = f"both {first} and {name} are configured to listen there"
                     if address_of(made) != address_of(other):
                         problem += f", {first} on {address_of(other)}"
-                    yield ListenError(address_of(made), problem, "give one another port")
+                    yield ListenError(address_of(made), problem, "give one of them another port")
                     break
             else:
                 if port:
@@ -182,18 +185,18 @@ def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenEr
 
 
 def _clash(one: socket.socket, other: socket.socket) -> bool:
-    """Tell whether only one of two sockets can listen; both can be bound all the same, because they may be reused."""
+    """Whether only one of two bound sockets could listen. SO_REUSEADDR lets both bind, so bind() does not tell."""
     if port_of(one) != port_of(other):
         return False
     addresses = [ip_address(each.getsockname()[0]) for each in (one, other)]
-    # "::" takes the connections of IPv4, too.
+    # "::" accepts IPv4 connections, too.
     return addresses[0] == addresses[1] or any(
         wide.is_unspecified and wide.version >= narrow.version for wide, narrow in (addresses, reversed(addresses))
     )
 
 
 def _is_supervised_here(settings: Settings) -> bool:
-    """Tell whether the supervisor of these settings runs: then it is for its reload that the settings are checked."""
+    """Whether the supervisor of these settings is running: the settings are then checked for its reload."""
     if not settings.supervised:
         return False
     try:

@@ -1,6 +1,6 @@
-"""The command as a program: its groups, its exit status, and what is said when it fails.
+"""The `novasvc` program: global options, subcommands, error messages and exit status.
 
-Status 0 is done, 1 is "could not" or "no", 2 is a command line that nobody understands.
+Exit status: 0 success; 1 failure, or a check that says no; 2 usage error; 130 interrupted.
 """
 
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from novasvc._version import __version__
+from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable
-from novasvc.cli.place import Place
 from novasvc.errors import NovasvcError, RPCError, describe
 
 _USAGE = 2
@@ -21,15 +21,15 @@ _INTERRUPTED = 130
 
 
 class LazyGroup(click.Group):
-    """Imports a command when somebody wants it: `service` needs Twisted, `config` does not."""
+    """Imports a subcommand only when it is used: `service` needs Twisted, `config` does not."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands."""
+        """Return the names of the subcommands in the order of the help."""
         ours = ["service", "workers", "drain", "reload", "dump"]
         return [*ours, "call", "cast", "ping", "token", "login", "db", "config", "completion"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is no such name."""
+        """Import a subcommand; return None if there is none of this name."""
         if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = getattr(import_module(f"novasvc.cli.{cmd_name}"), cmd_name)
@@ -39,19 +39,25 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Status 0: done. 1: it could not be done, or a check says no. 2: the command line is wrong.",
+    epilog="Exit status: 0 success; 1 failure, or a check that says no; 2 usage error.",
 )
 @click.option(
     "--config",
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Read settings from this file, too; may be repeated.  [default: $NOVASVC_CONFIG]",
+    help="Configuration file; may be repeated.  [default: $NOVASVC_CONFIG]",
 )
-@click.option("--database-url", metavar="URL", help="The database with the services table.")
-@click.option("--state-dir", metavar="DIRECTORY", help="Where the SQLite file is, unless a database is named.")
-@click.option("--control-socket", metavar="PATH", help="The supervisor's, for workers, drain, reload and dump.")
-@click.option("--transport-url", metavar="URL", help="The broker that call, cast and ping go by.")
+@click.option("--database-url", metavar="URL", help="URL of the database with the services table.")
+@click.option(
+    "--state-dir",
+    metavar="DIRECTORY",
+    help="State directory, which contains the SQLite database and the control socket by default.",
+)
+@click.option(
+    "--control-socket", metavar="PATH", help="Control socket of the supervisor, for workers, drain, reload and dump."
+)
+@click.option("--transport-url", metavar="URL", help="URL of the broker, for call, cast and ping.")
 @click.version_option(__version__, prog_name="novasvc", message="%(prog)s %(version)s")
 @click.pass_context
 def program(
@@ -62,27 +68,27 @@ def program(
     control_socket: str | None,
     transport_url: str | None,
 ) -> None:
-    """See and change services and their workers, and call them; look after the database and the settings."""
+    """Manage services and their workers, call them, and manage the database and the settings."""
     options = {
         "database-url": database_url,
         "state-dir": state_dir,
         "control-socket": control_socket,
         "transport-url": transport_url,
     }
-    context.obj = Place(tuple(files), options, os.environ)
+    context.obj = CommandContext(tuple(files), options, os.environ)
 
 
 def main() -> None:
-    """Run the command with the process's arguments, and end the process."""
-    # A name in another alphabet is no reason to fail on a terminal that cannot show it.
+    """Run the command with the arguments of the process, and exit."""
+    # Escape what the terminal's encoding cannot represent, instead of failing on it.
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # it is, where the shell has closed it
+        if stream is not None:  # None if the shell closed it, as by `>&-`
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; whatever goes wrong becomes one message on standard error.
+    """Run the command; report any failure as one message on standard error.
 
     :param arguments: without the program's name.
     :return: the exit status.
@@ -93,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - an operator can do more with one line than with a traceback
         return _failed(error)
     except SystemExit:
-        # click and rich end like this when nobody reads what they write.
+        # click and rich raise it when the reader of their output has gone.
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -101,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _failed(error: Exception) -> int:
-    """Say what went wrong, and return the status for it."""
+    """Print an error message, and return the exit status for it."""
     status, text = 1, ""
     match error:
         case click.exceptions.NoArgsIsHelpError():
@@ -110,27 +116,27 @@ def _failed(error: Exception) -> int:
         case click.UsageError():
             status = _USAGE
             command = "novasvc" if error.ctx is None else error.ctx.command_path
-            text = f"{error.format_message()} `{command} --help` says how."
+            text = f"{error.format_message()} See `{command} --help`."
         case click.Abort():
             status = _INTERRUPTED
         case BrokenPipeError():
-            # Whoever read it is gone, as `head` is after ten lines.
-            _forget_output()
+            # The reader has gone, as `head` does after ten lines.
+            _discard_output()
         case RPCError():
-            # Another host may have written it.
+            # The text may come from another host: escape control characters.
             text = printable(error)
         case NovasvcError():
             text = str(error)
         case OSError():
-            _forget_output()
+            _discard_output()
             text = f"{error.strerror}: {error.filename}" if error.filename else f"output: {error.strerror}"
         case _:
-            text = f"this is a bug, please report it: {describe(error)}"
+            text = f"internal error, please report this bug: {describe(error)}"
     if text:
         click.echo(f"novasvc: {text}", err=True)
     return status
 
 
-def _forget_output() -> None:
-    """Let what is buffered go nowhere, or the interpreter would fail on it at its end."""
+def _discard_output() -> None:
+    """Redirect standard output to /dev/null, so that the flush at interpreter exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Run one piece of work on the reactor, from its start to its end."""
+"""Run a coroutine on the reactor, and stop the reactor when it has finished."""
 
 import signal
 from collections.abc import Callable, Coroutine
@@ -10,14 +10,16 @@ from twisted.python.failure import Failure
 _T = TypeVar("_T")
 
 _GRACE = 2.0
-"""Seconds that work has to tidy up after an interruption; a second one ends the process at once."""
+"""Seconds for clean-up after an interrupt; a second interrupt kills the process."""
 
 
-def on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
-    """Run a coroutine function on the process's reactor, and return its result.
+def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
+    """Run a coroutine function on the process's reactor, and return its result or raise its exception.
 
-    :param work: takes the reactor; is cancelled if the process is interrupted.
-    :raises KeyboardInterrupt: it was interrupted.
+    It can be called once per process, because a reactor cannot be restarted.
+
+    :param work: takes the reactor; cancelled if the process is interrupted.
+    :raises KeyboardInterrupt: the process was interrupted.
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
@@ -43,7 +45,7 @@ def on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
         tidy: Deferred[None] = Deferred()
         working.addBoth(lambda _: None).chainDeferred(tidy)
         working.cancel()
-        # What is not done in time ends with the process.
+        # Clean-up that does not finish in time is abandoned: the process exits.
         return tidy.addTimeout(_GRACE, the_reactor).addErrback(lambda _: None)
 
     the_reactor.callWhenRunning(begin)

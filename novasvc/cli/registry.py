@@ -1,10 +1,10 @@
-"""Work on the registry, from its opening to its closing."""
+"""Open the registry for a command."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from novasvc.cli.missing import look_for_database
-from novasvc.cli.reactor import on_reactor
+from novasvc.cli.database import require_database
+from novasvc.cli.reactor import run_on_reactor
 from novasvc.config import Settings
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.sql.services import connect_registry
@@ -13,14 +13,14 @@ _T = TypeVar("_T")
 
 
 def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
-    """Open the registry, call the function with it, close it.
+    """Open the registry, call the function with it, and close it.
 
     :param function: takes the open registry.
-    :return: what the function returns.
-    :raises MissingDatabaseError: there is no such file; none is made.
-    :raises KeyboardInterrupt: it was interrupted.
+    :return: the function's result.
+    :raises MissingDatabaseError: the database file does not exist; none is created.
+    :raises KeyboardInterrupt: the process was interrupted.
     """
-    look_for_database(settings.database_url)
+    require_database(settings.database_url)
 
     async def work(reactor: Any) -> _T:
         registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
@@ -30,4 +30,4 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
         finally:
             await registry.close()
 
-    return on_reactor(work)
+    return run_on_reactor(work)

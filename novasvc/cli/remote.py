@@ -1,4 +1,4 @@
-"""What the commands that send messages have in common: whom, what, and by which broker."""
+"""What `call`, `cast` and `ping` share: target, arguments, RPC client."""
 
 import json
 import math
@@ -16,35 +16,35 @@ from novasvc.rpc.target import Target
 _T = TypeVar("_T")
 
 _LOOKUP = 2.0
-"""Seconds that an error waits for the registry, which is opened for it."""
+"""Seconds that an undeliverable message may wait for the registry, which explains it."""
 _CLOSING = 2.0
-"""Seconds that the broker has to take leave of us; the answer is out by then."""
+"""Seconds for the AMQP close handshake; the result has been printed by then."""
 
 
 @attrs.define
 class NoBrokerError(NovasvcError):
-    """A command that has to reach other processes, and settings that say that there are none.
+    """The command needs a broker, but transport_url reaches only the nodes of one process.
 
-    :param transport_url: the setting.
+    :param transport_url: value of the setting.
     """
 
     transport_url: str
 
     def __str__(self) -> str:
         return (
-            f"transport_url is {self.transport_url!r}, which reaches nobody outside of a process; give the URL of the "
-            "broker that the services use: --transport-url amqp://user:password@host/vhost before the command's name, "
+            f"transport_url is {self.transport_url!r}, which reaches no other process; give the URL of the services' "
+            "broker: --transport-url amqp://user:password@host/vhost in front of the command's name, "
             "NOVASVC_TRANSPORT_URL, or transport_url in a configuration file"
         )
 
 
 class Seconds(click.FloatRange):
-    """A span of time that ends."""
+    """A finite number of seconds."""
 
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read a number; infinity is none, and NaN is not one either."""
+        """Parse a finite number; reject infinity and NaN."""
         seconds: float = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
             self.fail(f"{value} is not a number of seconds.", param, ctx)
@@ -55,7 +55,7 @@ TIMEOUT = Seconds(min=0.001)
 
 
 def read_version(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
-    """Check the version of an interface; a click callback."""
+    """Validate an interface version; a click callback."""
     from novasvc.rpc.version import parse_version  # noqa: PLC0415 - see with_client
 
     try:
@@ -67,9 +67,9 @@ def read_version(_context: click.Context, _option: click.Parameter, text: str | 
 
 
 def read_target(text: str, server: str | None = None) -> Target:
-    """Read TOPIC or TOPIC.HOST; all after the first dot is the host.
+    """Parse TOPIC or TOPIC.HOST; the host starts after the first dot.
 
-    :param server: the host, if the topic itself has dots.
+    :param server: the host, if the topic itself contains dots.
     """
     topic, host = text, server
     if server is None:
@@ -82,7 +82,7 @@ def read_target(text: str, server: str | None = None) -> Target:
 
 
 def read_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Read key=value; a value that is JSON is taken as JSON, any other as a text."""
+    """Parse NAME=VALUE arguments; a value that is valid JSON is passed as JSON, any other as a string."""
     arguments: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -101,20 +101,20 @@ def read_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command whom and what to call; it gets them as ``target`` and ``arguments``."""
+    """Add TOPIC[.HOST], METHOD, NAME=VALUE and their options; the command gets ``target`` and ``arguments``."""
 
     @click.argument("target", metavar="TOPIC[.HOST]")
     @click.argument("method")
     @click.argument("arguments", metavar="[NAME=VALUE]...", nargs=-1)
-    @click.option("--server", metavar="HOST", help="The host, where the topic itself has a dot.")
+    @click.option("--server", metavar="HOST", help="The host, if the topic itself contains a dot.")
     @click.option(
         "--version",
         metavar="X.Y",
         callback=read_version,
-        help="Version of the interface that is wanted.  [default: 1.0]",
+        help="Required version of the interface.  [default: 1.0]",
     )
-    @click.option("--namespace", help="The interface, if it is not the one without a name.")
-    @click.option("--fanout", is_flag=True, help="To every service of the topic; no result comes back.")
+    @click.option("--namespace", help="Namespace of the interface.  [default: none]")
+    @click.option("--fanout", is_flag=True, help="Send to every service of the topic; no result is returned.")
     @wraps(function)
     def with_request(
         *args: Any,
@@ -126,31 +126,31 @@ def request_options(function: Callable[..., Any]) -> Callable[..., Any]:
         fanout: bool,
         **kwargs: Any,
     ) -> Any:
-        whom = read_target(target, server)
-        if fanout and whom.server is not None:
+        parsed = read_target(target, server)
+        if fanout and parsed.server is not None:
             raise click.UsageError(
-                f"--fanout is to every service of a topic, and {whom} names one.",
+                f"--fanout sends to every service of a topic, but {parsed} names one.",
                 click.get_current_context(silent=True),
             )
-        whom = attrs.evolve(whom, version=version, namespace=namespace, fanout=fanout)
-        return function(*args, target=whom, arguments=read_arguments(arguments), **kwargs)
+        parsed = attrs.evolve(parsed, version=version, namespace=namespace, fanout=fanout)
+        return function(*args, target=parsed, arguments=read_arguments(arguments), **kwargs)
 
     return with_request
 
 
 def with_client(settings: Settings, target: Target, function: Callable[[Any, Any], Awaitable[_T]]) -> _T:
-    """Open the way to the broker, call the function, close it.
+    """Connect to the broker, call the function on the reactor, and disconnect.
 
-    :param function: takes a :class:`novasvc.rpc.Client` of the target, and the reactor.
+    :param function: takes a :class:`novasvc.rpc.Client` for the target, and the reactor.
     :raises NoBrokerError: the settings name no broker.
-    :raises BrokerError: it cannot be used.
+    :raises BrokerError: the broker cannot be used.
     """
     if settings.transport_url.startswith("memory:"):
         raise NoBrokerError(settings.transport_url)
-    # Here, because `--help` needs neither Twisted nor AMQP.
+    # Imported here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
-    from novasvc.cli.reactor import on_reactor  # noqa: PLC0415
+    from novasvc.cli.reactor import run_on_reactor  # noqa: PLC0415
     from novasvc.rpc import Client  # noqa: PLC0415
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
     from novasvc.transport.amqp.transport import AMQPTransport  # noqa: PLC0415
@@ -171,26 +171,26 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             return await function(client, reactor)
         finally:
             leaving = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSING, reactor)
-            # Of the closing nobody needs to hear: the process ends, and its connections with it.
+            # Errors of the close are ignored: the process exits, and its connections with it.
             await leaving.addErrback(lambda _: None)
 
     async def close(client: Client, transport: AMQPTransport) -> None:
         await client.close()
         await transport.close()
 
-    return on_reactor(work)
+    return run_on_reactor(work)
 
 
 async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
-    """Find out what the registry knows of a target that no queue is bound for.
+    """Look up in the registry why no queue is bound for a target.
 
-    :raises DatabaseError: there is no database here, or it cannot be used.
+    :raises DatabaseError: there is no database on this host, or it cannot be used.
     """
-    from novasvc.cli.missing import look_for_database  # noqa: PLC0415 - see with_client
+    from novasvc.cli.database import require_database  # noqa: PLC0415 - see with_client
     from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415
     from novasvc.registry.sql.services import connect_registry  # noqa: PLC0415
 
-    look_for_database(settings.database_url)
+    require_database(settings.database_url)
     registry = connect_registry(settings.database_url, reactor=reactor, migrate=False)
     try:
         await registry.open()
@@ -199,15 +199,15 @@ async def _explain(settings: Settings, reactor: Any, target: Target) -> Undelive
         await registry.close()
 
 
-async def answer_of(calling: Awaitable[_T]) -> _T:
-    """Wait for a call; what the method raised over there becomes one error of ours.
+async def wait_for_reply(reply: Awaitable[_T]) -> _T:
+    """Wait for the reply to a call; turn a built-in exception that the method raised into a RemoteError.
 
-    :raises RemoteError: with the class and the text of what was raised.
+    :raises RemoteError: class and text of the remote exception.
     """
     from twisted.internet.defer import CancelledError  # noqa: PLC0415
 
     try:
-        return await calling
+        return await reply
     except (NovasvcError, CancelledError):
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""``novasvc token``: make a token for the API."""
+"""``novasvc token``: create a token for the API."""
 
 import os
 import secrets
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from novasvc.cli.place import Place, pass_place
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.errors import SettingError
 
 
@@ -17,25 +17,22 @@ from novasvc.errors import SettingError
     type=click.Choice(["read", "admin"]),
     default="read",
     show_default=True,
-    help="read looks at everything; admin changes things, and calls nodes.",
+    help="read: read-only access; admin: may also make changes and call nodes.",
 )
-@click.option(
-    "--file", type=click.Path(path_type=Path), help="The file of tokens.  [default: the setting api_token_file]"
-)
-@pass_place
-def token(place: Place, name: str, scope: str, file: Path | None) -> None:
-    """Make a token called NAME, add it to the file of tokens, and print it: it is shown this once.
+@click.option("--file", type=click.Path(path_type=Path), help="Token file.  [default: the setting api_token_file]")
+@pass_command_context
+def token(context: CommandContext, name: str, scope: str, file: Path | None) -> None:
+    """Create a token called NAME, add it to the token file, and print it. It cannot be shown again.
 
-    The file is made if it is not there, with mode 0600. An API that runs knows the token after it has started again,
-    or after `novasvc reload`.
+    A missing file is created with mode 0600. A running API accepts the token after a restart or `novasvc reload`.
     """
-    # Here, because `--help` needs none of it.
+    # Imported here, because `--help` does not need it.
     from novasvc.api.tokens import add_token  # noqa: PLC0415
 
-    path = file or place.configuration.settings.api_token_file
+    path = file or context.configuration.settings.api_token_file
     if path is None:
-        problem, remedy = "there is no file to put the token into", "set it, or give --file"
-        raise SettingError("api_token_file", None, "nowhere", problem, remedy)
+        problem, remedy = "no token file is configured", "set it, or give --file"
+        raise SettingError("api_token_file", None, "default", problem, remedy)
     new = secrets.token_urlsafe(32)
-    add_token(Path(os.path.abspath(path)), name, scope, new)  # noqa: PTH100 - it need not be there yet
+    add_token(Path(os.path.abspath(path)), name, scope, new)  # noqa: PTH100 - the file may not exist yet
     click.echo(new)

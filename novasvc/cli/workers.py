@@ -1,13 +1,13 @@
-"""``novasvc workers``: the worker processes of a supervisor."""
+"""``novasvc workers``: list and resize the worker processes of a supervisor."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.control import ask
 from novasvc.cli.output import Output, output_options, printable
-from novasvc.cli.place import Place, pass_place
 
 COLUMNS = ("Number", "Server", "PID", "State", "Since", "Restarts", "Memory", "Trouble")
 _MIB = 1024 * 1024
@@ -15,29 +15,29 @@ _MIB = 1024 * 1024
 
 @click.group(invoke_without_command=True)
 @output_options
-@pass_place
-def workers(place: Place, output: Output) -> None:
+@pass_command_context
+def workers(context: CommandContext, output: Output) -> None:
     """List the workers of this host's supervisor, or change their number.
 
-    Memory is what a worker does not share with others; JSON, CSV and values have it in bytes.
+    Memory is the part that a worker does not share with other processes; JSON, CSV and values give it in bytes.
     """
     if click.get_current_context().invoked_subcommand is None:
-        write(output, ask(place.configuration.settings.control_socket, "workers"))
+        write(output, ask(context.configuration.settings.control_socket, "workers"))
 
 
 @workers.command("set")
 @click.argument("count", metavar="N", type=click.IntRange(min=1))
-@click.option("--server", metavar="NAME", help="Which server's, if there are several.")
-@pass_place
-def set_(place: Place, count: int, server: str | None) -> None:
-    """Run N workers from now on, until the supervisor reloads or ends."""
-    ask(place.configuration.settings.control_socket, "resize", count=count, server=server)
+@click.option("--server", metavar="NAME", help="The server to resize, if there are several.")
+@pass_command_context
+def set_(context: CommandContext, count: int, server: str | None) -> None:
+    """Set the number of workers to N, until the supervisor exits or a reload changes the configured number."""
+    ask(context.configuration.settings.control_socket, "resize", count=count, server=server)
     what = f"{count} worker{'' if count == 1 else 's'}" + (f" of {printable(server)}" if server else "")
-    click.echo(f"{what} from now on; `novasvc workers` shows them come and go")
+    click.echo(f"resizing to {what}; `novasvc workers` shows the progress")
 
 
 def write(output: Output, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows; for programs that read JSON the columns are named as the supervisor names them."""
+    """Write the rows; in JSON, the columns have the names that the supervisor's protocol uses."""
     if output.format == "json":
         names = tuple(name.lower() for name in COLUMNS)
         output.write_list(names, [{name: row.get(name) for name in names} for row in rows])

@@ -3,7 +3,8 @@
 from novasvc.config.command_line import Option, option_table
 from novasvc.config.load import Configuration, load
 from novasvc.config.masking import masked, masked_url
-from novasvc.config.model import ServiceSettings, Settings
+from novasvc.config.model import Settings
+from novasvc.config.sections.services import ServiceSettings
 
 __all__ = [
     "Configuration",

@@ -1,23 +1,23 @@
-"""The settings as options of a command line."""
+"""The settings as command-line options."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
-from novasvc.config.given import Given, spec_of, unknown
-from novasvc.config.model import SPECS
+from novasvc.config.model import DEFINITIONS
+from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
 from novasvc.config.types import BOOLEAN
 from novasvc.errors import SettingError
 
 
 @attrs.frozen
 class Option:
-    """One option of a command line.
+    """One command-line option.
 
-    :param name: without the dashes: "report-interval", "no-migrate".
-    :param default: the setting's default, as text; None for a flag.
-    :param help: a sentence.
+    :param name: long name without dashes in front: "report-interval", "no-migrate".
+    :param default: the setting's default as text; None for a flag.
+    :param help: one or more sentences.
     """
 
     name: str
@@ -26,51 +26,51 @@ class Option:
 
     @property
     def flag(self) -> bool:
-        """Tell whether it takes no value."""
+        """Whether the option takes no value."""
         return self.default is None
 
 
 def option_table() -> Iterator[Option]:
-    """Return an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``.
+    """Yield an option for each setting; a boolean has two flags, ``--name`` and ``--no-name``.
 
-    A parser should not use the defaults but in its help: what it passes on hides what files say.
+    A parser should use the defaults only in its help: a default that it passed on would override the files.
     """
-    for name, spec in SPECS.items():
+    for name, definition in DEFINITIONS.items():
         dashed = name.replace("_", "-")
-        if spec.kind is not BOOLEAN:
-            unit = f" In {spec.unit}." if spec.unit else ""
-            yield Option(dashed, spec.default or "", f"{spec.meaning}{unit} Default: {spec.default}.")
+        if definition.value_type is not BOOLEAN:
+            unit = f" In {definition.unit}." if definition.unit else ""
+            yield Option(dashed, definition.default or "", f"{definition.help}{unit} Default: {definition.default}.")
             continue
-        yes, no = (" The default.", "") if spec.default == "true" else ("", " The default.")
-        yield Option(dashed, None, spec.meaning + yes)
-        yield Option(f"no-{dashed}", None, f"Not --{dashed}.{no}")
+        yes, no = (" This is the default.", "") if definition.default == "true" else ("", " This is the default.")
+        yield Option(dashed, None, definition.help + yes)
+        yield Option(f"no-{dashed}", None, f"Disable --{dashed}.{no}")
 
 
-def read_options(options: Mapping[str, Any]) -> tuple[list[Given], list[SettingError]]:
-    """Return the values of the options, and what is wrong with their names.
+def read_options(options: Mapping[str, Any]) -> tuple[list[RawValue], list[SettingError]]:
+    """Return the values of the options, and the errors in their names.
 
-    :param options: by name, with dashes or underscores; texts, or values of the right type. None
-        is "not given", and so is a flag's 0, which is what ``usage.Options`` leaves; False is no.
+    :param options: name, with dashes or underscores -> text, or value of the right type. None is "not given"; so is
+        a flag's 0, which ``twisted.python.usage.Options`` stores for a flag that is not given. False means no.
     """
-    given: dict[str, Given] = {}
+    given: dict[str, RawValue] = {}
     errors = []
     for key, value in options.items():
         written = _option(key)
         name, negated = _setting_of(key.replace("-", "_"))
-        spec = spec_of(name)
-        if value is None or (spec is not None and spec.kind is BOOLEAN and _is_unset_flag(value)):
+        definition = definition_of(name)
+        if value is None or (definition is not None and definition.value_type is BOOLEAN and _is_unset_flag(value)):
             continue
-        if spec is None:
-            errors.append(unknown(written, name, "the command line", SPECS, spell=_option))
+        if definition is None:
+            errors.append(unknown_name_error(written, name, "the command line", DEFINITIONS, spell=_option))
         elif name in given:
-            problem, remedy = f"{given[name].written} is given, too", "give only one of them"
+            problem, remedy = f"{given[name].written} is also given", "give only one of them"
             errors.append(SettingError(written, None, "the command line", problem, remedy))
         else:
-            given[name] = Given(
+            given[name] = RawValue(
                 name=name,
                 written=written,
-                spec=spec,
-                value=_flag_value(value, negated=negated) if spec.kind is BOOLEAN else value,
+                definition=definition,
+                value=_flag_value(value, negated=negated) if definition.value_type is BOOLEAN else value,
                 textual=True,
                 origin=f"option {written}",
             )
@@ -82,15 +82,15 @@ def _option(name: str) -> str:
 
 
 def _setting_of(name: str) -> tuple[str, bool]:
-    """Return the setting of an option, and whether the option is its ``--no-`` flag."""
+    """Return the setting that an option sets, and whether the option is the ``--no-`` flag."""
     positive = name.removeprefix("no_")
-    spec = SPECS.get(positive)
-    negated = positive != name and spec is not None and spec.kind is BOOLEAN
+    definition = DEFINITIONS.get(positive)
+    negated = positive != name and definition is not None and definition.value_type is BOOLEAN
     return positive if negated else name, negated
 
 
 def _flag_value(value: object, *, negated: bool) -> object:
-    """Return what a flag says; a text stays what it is."""
+    """Return the boolean that a flag sets; text is parsed later."""
     return value if isinstance(value, str) else bool(value) is not negated
 
 

@@ -1,4 +1,4 @@
-"""Read configuration files: TOML with our names, INI with Nova's as well."""
+"""Read configuration files: TOML with our names, INI with ours and Nova's."""
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,19 +9,19 @@ from typing import Any
 
 import attrs
 
-from novasvc.config.given import Given, spec_of, unknown
+from novasvc.config.definition import SettingDefinition
 from novasvc.config.ini import DEFAULT, Assignment, INIError, read_assignments
-from novasvc.config.model import SERVICE_SPECS, SPECS
-from novasvc.config.spec import Spec
+from novasvc.config.model import DEFINITIONS, SERVICE_DEFINITIONS
+from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
 from novasvc.errors import SettingError
 
 
 def _ini_names() -> Mapping[str, Mapping[str, str]]:
-    """Return our names by Nova's, by section; in DEFAULT ours are known as well."""
-    sections: dict[str, dict[str, str]] = {DEFAULT: {name: name for name in SPECS}}
-    for name, spec in SPECS.items():
-        if spec.nova:
-            section, _, nova = spec.nova.rpartition("/")
+    """Return section -> Nova's option name -> our setting. In DEFAULT our own names work as well."""
+    sections: dict[str, dict[str, str]] = {DEFAULT: {name: name for name in DEFINITIONS}}
+    for name, definition in DEFINITIONS.items():
+        if definition.nova:
+            section, _, nova = definition.nova.rpartition("/")
             sections.setdefault(section or DEFAULT, {})[nova] = name
     return sections
 
@@ -29,23 +29,24 @@ def _ini_names() -> Mapping[str, Mapping[str, str]]:
 _INI_NAMES = _ini_names()
 
 _LIKENESS = 0.85
-"""How much a name of an INI file looks like one of ours, from 0 to 1, so that this one was meant."""
+"""Similarity, from 0 to 1, above which an unknown name in an INI file counts as a typo of one of ours."""
 
 
 @attrs.define
 class FileContent:
-    """What a file says.
+    """The contents of a configuration file.
 
-    :param values: of the settings.
-    :param services: a table each; None if the file has none.
-    :param errors: names that nobody knows, and whatever else could not be read.
-    :param foreign: values by section and name that are another program's: those of an INI file may name them.
-    :param warnings: a line for each file that has such.
-    :param complete: False if not even the names of all that it gives could be read.
+    :param values: values of settings.
+    :param services: the values of each [[service]] table; None if the file has none.
+    :param errors: unknown names and unreadable parts.
+    :param foreign: (section, option) -> value of the options in an INI file that are not our settings, because
+        ``$name`` may refer to them.
+    :param warnings: a line that lists the foreign options.
+    :param complete: False if the file could not be parsed, so that it may contain more settings.
     """
 
-    values: list[Given] = attrs.field(factory=list)
-    services: list[list[Given]] | None = None
+    values: list[RawValue] = attrs.field(factory=list)
+    services: list[list[RawValue]] | None = None
     errors: list[SettingError] = attrs.field(factory=list)
     foreign: dict[tuple[str, str], str] = attrs.field(factory=dict, repr=False)
     warnings: list[str] = attrs.field(factory=list)
@@ -53,7 +54,7 @@ class FileContent:
 
 
 def read_files(files: Sequence[Path]) -> Iterator[FileContent]:
-    """Read the files in the order in which they apply: TOML before INI, each kind as given."""
+    """Read the files in order of precedence, lowest first: TOML before INI, each format in the order given."""
     inis = [file for file in files if file.suffix in {".ini", ".conf"}]
     tomls = [file for file in files if file not in inis]
     return chain(map(_read_toml, tomls), map(_read_ini, inis))
@@ -61,16 +62,18 @@ def read_files(files: Sequence[Path]) -> Iterator[FileContent]:
 
 def _read_toml(file: Path) -> FileContent:
     if file.suffix != ".toml":
-        return _unreadable(file, "its kind is unknown", "name it .toml, or .ini or .conf for Nova's kind")
+        return _unreadable(
+            file, "unknown file type", "name it *.toml, or *.ini or *.conf for an INI file as Nova has it"
+        )
     try:
         with file.open("rb") as opened:
             document = tomllib.load(opened)
     except OSError as error:
         return _not_opened(file, error)
     except UnicodeDecodeError:
-        return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
+        return _unreadable(file, "not UTF-8", "save it as UTF-8")
     except tomllib.TOMLDecodeError as error:
-        return _unreadable(file, f"it is no TOML: {error}", "mend this line")
+        return _unreadable(file, f"invalid TOML: {error}", "correct this line")
     content = FileContent()
     services = document.pop("service", None)
     _take_table(document, f"file {file}", content)
@@ -83,36 +86,44 @@ def _take_table(table: Mapping[str, Any], origin: str, content: FileContent) -> 
     for name, value in table.items():
         if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
             content.errors.append(_unknown_table(name, origin))
-        elif (spec := spec_of(name)) is None:
-            content.errors.append(unknown(name, name, origin, SPECS))
+        elif (definition := definition_of(name)) is None:
+            content.errors.append(unknown_name_error(name, name, origin, DEFINITIONS))
         else:
-            content.values.append(_typed(name, spec, value, origin))
+            content.values.append(_typed(name, definition, value, origin))
 
 
 def _unknown_table(name: str, origin: str) -> SettingError:
     if _ini_section(name) is not None:
-        remedy = "put settings above the first table: sections are for INI files"
-        return SettingError(f"[{name}]", None, origin, "there is no such table", remedy)
-    return unknown(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format)
+        remedy = "put the settings above the first table: only INI files have sections"
+        return SettingError(f"[{name}]", None, origin, "no such table", remedy)
+    return unknown_name_error(f"[{name}]", name, origin, ["service"], "table", "[[{}]]".format)
 
 
 def _take_services(services: object, file: Path, content: FileContent) -> None:
     if not isinstance(services, list) or not all(isinstance(table, dict) for table in services):
-        problem, remedy = "is not a list of tables", "write each as [[service]], with two brackets"
+        problem, remedy = "is not an array of tables", "write each table as [[service]], with two brackets"
         content.errors.append(SettingError("service", None, f"file {file}", problem, remedy))
         content.complete = False
         return
     content.services = []
     for number, table in enumerate(services):
         origin = f"file {file}, table service[{number}]"
-        content.errors += [unknown(name, name, origin, SERVICE_SPECS) for name in table if name not in SERVICE_SPECS]
+        content.errors += [
+            unknown_name_error(name, name, origin, SERVICE_DEFINITIONS)
+            for name in table
+            if name not in SERVICE_DEFINITIONS
+        ]
         content.services.append(
-            [_typed(name, SERVICE_SPECS[name], value, origin) for name, value in table.items() if name in SERVICE_SPECS]
+            [
+                _typed(name, SERVICE_DEFINITIONS[name], value, origin)
+                for name, value in table.items()
+                if name in SERVICE_DEFINITIONS
+            ]
         )
 
 
-def _typed(name: str, spec: Spec, value: object, origin: str) -> Given:
-    return Given(name=name, written=name, spec=spec, value=value, textual=False, origin=origin)
+def _typed(name: str, definition: SettingDefinition, value: object, origin: str) -> RawValue:
+    return RawValue(name=name, written=name, definition=definition, value=value, textual=False, origin=origin)
 
 
 def _read_ini(file: Path) -> FileContent:
@@ -122,23 +133,23 @@ def _read_ini(file: Path) -> FileContent:
     except OSError as error:
         return _not_opened(file, error)
     except UnicodeDecodeError:
-        return _unreadable(file, "it is not UTF-8", "save it as UTF-8")
+        return _unreadable(file, "not UTF-8", "save it as UTF-8")
     except INIError as error:
-        return _unreadable(file, f"it is no INI: {error.problem} (at line {error.line})", "mend this line")
+        return _unreadable(file, f"invalid INI: {error.problem} (at line {error.line})", "correct this line")
     content = FileContent()
     foreign: dict[str, str] = {}
     for each in assignments:
         name = ini_name(each.section, each.name)
-        spec = spec_of(name)
-        if spec is None:
+        definition = definition_of(name)
+        if definition is None:
             content.foreign[each.section, each.name] = each.value
             foreign.setdefault(*_foreign(each))
             continue
         content.values.append(
-            Given(
+            RawValue(
                 name=name,
                 written=each.name,
-                spec=spec,
+                definition=definition,
                 value=each.value,
                 textual=True,
                 origin=f"file {file}, section {each.section}",
@@ -152,7 +163,7 @@ def _read_ini(file: Path) -> FileContent:
 
 
 def ini_name(section: str, name: str) -> str:
-    """Return the setting that an option of an INI file gives; "" if it gives none.
+    """Return the setting that an option of an INI file sets; "" if it sets none.
 
     :param section: see :func:`novasvc.config.ini.normalized`.
     """
@@ -160,7 +171,7 @@ def ini_name(section: str, name: str) -> str:
 
 
 def _foreign(assignment: Assignment) -> tuple[str, str]:
-    """Return what of an INI file is not ours, and how that is written for a person."""
+    """Return a key for a foreign option, or for its whole section if foreign, and its text for the warning."""
     section, name = assignment.section, assignment.name
     names = _INI_NAMES.get(section)
     if names is None:
@@ -171,21 +182,21 @@ def _foreign(assignment: Assignment) -> tuple[str, str]:
 
 
 def _ini_section(name: str) -> str | None:
-    """Return the section of INI files that a name looks like; None if it is like none."""
+    """Return the INI section that a name is probably a typo of; None if there is none."""
     known = {section.lower(): section for section in _INI_NAMES}
     close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
     return known[close[0]] if close else None
 
 
 def _hint(name: str, known: Iterable[str], spell: str) -> str:
-    # Nova has names enough that look a little like one of ours.
+    # Stricter than for other sources: Nova has many options whose names resemble ours a little.
     close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
     return f" (did you mean {spell.format(close[0])}?)" if close else ""
 
 
 def _not_opened(file: Path, error: OSError) -> FileContent:
-    remedy = "give the path of a file that this user may read"
-    return _unreadable(file, f"it cannot be read: {error.strerror or error}", remedy)
+    remedy = "give the path of a file that this user can read"
+    return _unreadable(file, f"cannot be read: {error.strerror or error}", remedy)
 
 
 def _unreadable(file: Path, problem: str, remedy: str) -> FileContent:

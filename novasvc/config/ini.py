@@ -1,4 +1,4 @@
-"""INI files as oslo.config reads them: how lines become values, and what ``$name`` in a value stands for."""
+"""Parse INI files as oslo.config does, ``$name`` substitution included."""
 
 from collections.abc import Callable, Iterable, Iterator
 from string import Template
@@ -9,10 +9,10 @@ DEFAULT = "DEFAULT"
 
 
 class INIError(ValueError):
-    """A line that oslo.config would refuse.
+    """A line that oslo.config rejects.
 
-    :param problem: what is wrong with it; without the line itself, which may hold a password.
-    :param line: its number.
+    :param problem: what is wrong with the line; without its text, which may contain a password.
+    :param line: line number, from 1.
     """
 
     def __init__(self, problem: str, line: int) -> None:
@@ -21,10 +21,10 @@ class INIError(ValueError):
         self.line = line
 
 
-class UnknownNameError(ValueError):
-    """A value names an option that has no value.
+class UndefinedOptionError(ValueError):
+    """A value refers to an option that has no value.
 
-    :param name: as it is written after the dollar sign.
+    :param name: the name after the dollar sign.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,9 +36,9 @@ class UnknownNameError(ValueError):
 class Assignment:
     """One ``name = value``.
 
-    :param section: its section, in lower case unless it is DEFAULT.
-    :param name: as it is written.
-    :param value: quotes around it removed; the lines of a continued one are joined by line feeds.
+    :param section: section name, in lower case unless it is DEFAULT.
+    :param name: option name.
+    :param value: without enclosing quotes; continuation lines are joined by line feeds.
     """
 
     section: str
@@ -47,17 +47,17 @@ class Assignment:
 
 
 def normalized(section: str) -> str:
-    """Return a section's name as it is compared: in lower case, unless it is DEFAULT."""
+    """Return the canonical name of a section: lower case, except for DEFAULT."""
     return section if section == DEFAULT else section.lower()
 
 
 def read_assignments(lines: Iterable[str]) -> Iterator[Assignment]:
-    """Read the lines of an INI file.
+    """Parse the lines of an INI file.
 
-    A line that begins with a blank continues the value above it, also if it looks like a comment. Neither a section
-    nor a name need be unique.
+    A line that starts with a space or a tab continues the value above it, even if it looks like a comment. Sections
+    and names may repeat.
 
-    :raises INIError: a line is neither of a section, a value, nor a comment.
+    :raises INIError: a line is not a section, an assignment or a comment.
     Source: oslo_config.iniparser.BaseParser, oslo_config.cfg.ConfigParser.
     """
     section: str | None = None
@@ -72,7 +72,7 @@ def read_assignments(lines: Iterable[str]) -> Iterator[Assignment]:
         line = whole.rstrip()
         if line[:1] in {" ", "\t"}:
             if name is None:
-                raise INIError("a line that begins with a blank, and no value above it to continue", number)
+                raise INIError("an indented line without a value above it to continue", number)
             values.append(line.lstrip())
             continue
         yield from finished()
@@ -82,16 +82,16 @@ def read_assignments(lines: Iterable[str]) -> Iterator[Assignment]:
         elif line and not line.startswith(("#", ";")):
             name, value = _split(line, number)
             if section is None:
-                raise INIError("a value before the first [section]", number)
+                raise INIError("an assignment before the first [section]", number)
             values = [value]
     yield from finished()
 
 
 def _section(line: str, number: int) -> str:
     if not line.endswith("]"):
-        raise INIError('a section that does not end with "]"', number)
+        raise INIError('a section header without "]"', number)
     if not line[1:-1]:
-        raise INIError("a section without a name", number)
+        raise INIError("a section header without a name", number)
     return normalized(line[1:-1])
 
 
@@ -101,8 +101,8 @@ def _split(line: str, number: int) -> tuple[str, str]:
         raise INIError('neither "name = value" nor "[section]"', number)
     name, value = line[: min(places)].strip(), line[min(places) + 1 :].strip()
     if not name:
-        raise INIError("a value without a name", number)
-    # A lone quote is both the first and the last character, and so goes as well.
+        raise INIError("an assignment without a name", number)
+    # As in oslo.config, a value that is a single quote becomes empty: it is its own first and last character.
     return name, value[1:-1] if value[:1] in {'"', "'"} and value[0] == value[-1] else value
 
 
@@ -120,20 +120,22 @@ class _Names(dict[str, str]):
 
 
 def substitute(value: str, look_up: Callable[[str], str]) -> str:
-    r"""Replace ``$name`` and ``${name}``; ``$$`` and ``\$`` are a dollar sign, and so is one before no name.
+    r"""Replace ``$name`` and ``${name}``.
 
-    :param look_up: returns the value of a name; it may have dots. What it raises is raised.
+    ``$$`` and ``\$`` stand for a dollar sign; a dollar sign that no name follows stays as it is.
+
+    :param look_up: returns the value of a name, which may contain dots; its exceptions propagate.
     Source: oslo_config.cfg.ConfigOpts._substitute.
     """
     return _Substituted(value.replace(r"\$", "$$")).safe_substitute(_Names(look_up))
 
 
-def places(section: str, name: str) -> Iterator[tuple[str, str]]:
-    """Return the sections and options that a name in a value may mean, in the order in which they are tried.
+def candidates(section: str, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the (section, option) pairs that a reference may mean, in the order in which to try them.
 
-    :param section: of the value.
-    :param name: "option" means that of the same section, or else of DEFAULT; "section.option" says which. DEFAULT is no
-        section in this, and others are in lower case.
+    :param section: the section of the value that contains the reference.
+    :param name: "option" is looked up in the same section, then in DEFAULT; "section.option" in that section. As in
+        oslo.config, "DEFAULT.option" is not a valid reference, and section names are in lower case.
     Source: oslo_config.cfg.ConfigOpts.StrSubWrapper.
     """
     group, dot, option = name.partition(".")

@@ -1,4 +1,4 @@
-"""Put the sources together, check the whole, and report everything that is wrong at once."""
+"""Load settings: merge all sources, validate the result, and report all errors together."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,42 +10,40 @@ import attrs
 from novasvc.config.command_line import read_options
 from novasvc.config.environment import config_files, read_environment
 from novasvc.config.files import read_files
-from novasvc.config.given import Given, member_of
 from novasvc.config.log_format import LOG_FORMAT
-from novasvc.config.model import (
+from novasvc.config.model import DEFINITIONS, Settings
+from novasvc.config.raw_value import RawValue, member_of
+from novasvc.config.rules import rule_violations
+from novasvc.config.sections.host import default_state_dir
+from novasvc.config.sections.services import (
     API_PORTS,
     INHERITED,
     MANAGERS,
-    SPECS,
     APISettings,
     ServiceSettings,
-    Settings,
-    default_state_dir,
     default_topic,
 )
-from novasvc.config.rules import broken_rules
 from novasvc.config.substitution import Foreign, Substitution
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 
-_TAKEN = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
-"""Names that a manager's options cannot have: see :class:`novasvc.service.Service`."""
+_RESERVED = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
+"""Names that a manager's options cannot have: the service passes or uses arguments of these names itself."""
 
 _COMMENT = re.compile(r"\s[#;]")
 _HAS_COMMENT = (
-    "what looks like a comment behind the value is a part of it, as in oslo.config, and so are quotes in front of "
-    "that; put the comment on a line of its own"
+    "the value includes what looks like a comment after it, and any quotes before that, as in oslo.config; "
+    "put the comment on a line of its own"
 )
 
 
 @attrs.frozen
 class Configuration:
-    """The settings, and where each came from.
+    """The settings of a process, and the origin of each.
 
-    :param settings: checked.
-    :param origins: by setting, "<topic>_manager" and "service[0].binary": "default",
-        "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
-    :param warnings: a line for each file that has what is no setting, and may have it; and for each value that looks
-        as if more was taken for it than was meant.
+    :param settings: validated.
+    :param origins: name of the setting, as "host", "compute_manager" or "service[0].binary" -> "default",
+        "file /etc/novasvc.toml", "variable NOVASVC_HOST" or "option --host".
+    :param warnings: lines for the operator: ignored options of INI files, and values that include a comment.
     """
 
     settings: Settings
@@ -54,49 +52,49 @@ class Configuration:
 
 
 def load(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Configuration:
-    """Load the settings: defaults, TOML, INI, environment, options; a later one wins.
+    """Load the settings from defaults, TOML, INI, environment and options, in this order; a later source wins.
 
-    :param files: ``--config``; if there are none, those of the variable ``NOVASVC_CONFIG``.
+    :param files: configuration files; if empty, those that the variable ``NOVASVC_CONFIG`` names.
     :param environ: usually ``os.environ``.
-    :param options: what was given on the command line, by long name.
-    :raises SettingsError: with everything that is wrong.
+    :param options: long name of a command-line option -> value.
+    :raises ConfigurationError: all errors in the configuration.
     """
-    found = examine(files, environ, options)
+    found = load_leniently(files, environ, options)
     if found.errors:
-        raise SettingsError(found.errors)
+        raise ConfigurationError(found.errors)
     return found.configuration
 
 
 @attrs.frozen
-class Examination:
-    """What the sources give, right or wrong.
+class LoadResult:
+    """The valid part of a configuration, and its errors.
 
-    :param configuration: in it, what is wrong is left out: a setting has its default, a [[service]] table is missing
-        if it cannot be told which manager it is to have.
-    :param errors: all that is wrong; none is that the configuration may be used.
-    :param unsure: settings that are to have another value than they have here.
-    :param complete: False if there may be more of those: a file could not be read.
+    :param configuration: an invalid setting has its default here; a [[service]] table is left out if its manager
+        or the manager's options are invalid.
+    :param errors: all errors; if there are none, the configuration may be used.
+    :param invalid: names of the settings with an invalid value, so that their value here is not the one intended.
+    :param complete: False if a file could not be read, so that any setting may be affected.
     """
 
     configuration: Configuration
     errors: Sequence[SettingError]
-    unsure: Collection[str]
+    invalid: Collection[str]
     complete: bool
 
 
-def examine(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> Examination:
-    """Load the settings as :func:`load` does, and return what is right of them, too, if something is wrong."""
-    return _Loading(environ).load(files, options)
+def load_leniently(files: Sequence[Path], environ: Mapping[str, str], options: Mapping[str, Any]) -> LoadResult:
+    """Load the settings as :func:`load` does, but return the errors together with the valid part."""
+    return _Loader(environ).load(files, options)
 
 
 @attrs.define
-class _Loading:
-    """One run of :func:`examine`.
+class _Loader:
+    """One run of :func:`load_leniently`.
 
-    :param errors: what was wrong so far.
-    :param values: good values by name.
-    :param origins: of the values that were given, good or not.
-    :param bad: names of settings whose value is wrong; rules about them would mislead.
+    :param errors: errors so far.
+    :param values: setting name -> valid value.
+    :param origins: setting name -> origin of its value, valid or not.
+    :param invalid: names of the settings with an invalid value; rules about them would give misleading errors.
     :param warnings: see :class:`Configuration`.
     """
 
@@ -104,28 +102,29 @@ class _Loading:
     errors: list[SettingError] = attrs.field(factory=list)
     values: dict[str, Any] = attrs.field(factory=dict)
     origins: dict[str, str] = attrs.field(factory=dict)
-    bad: set[str] = attrs.field(factory=set)
+    invalid: set[str] = attrs.field(factory=set)
     warnings: list[str] = attrs.field(factory=list)
     complete: bool = True
 
-    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> Examination:
+    def load(self, files: Sequence[Path], options: Mapping[str, Any]) -> LoadResult:
         given, tables, foreign = self._gather(files, options)
         self._read(given, foreign, tables)
-        alone = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
-        settings = alone if tables is None else attrs.evolve(alone, services=self._services(tables, alone))
+        # The top-level settings come first, because the [[service]] tables inherit from them.
+        top_level = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
+        settings = top_level if tables is None else attrs.evolve(top_level, services=self._services(tables, top_level))
         if tables is not None:
             self._no_single_service(given.values())
-        self.errors += broken_rules(settings, self.origins, self.bad)
-        defaults = dict.fromkeys(SPECS, "default")
+        self.errors += rule_violations(settings, self.origins, self.invalid)
+        defaults = dict.fromkeys(DEFINITIONS, "default")
         configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
-        return Examination(configuration, self.errors, self.bad, self.complete)
+        return LoadResult(configuration, self.errors, self.invalid, self.complete)
 
     def _gather(
         self, files: Sequence[Path], options: Mapping[str, Any]
-    ) -> tuple[dict[str, Given], list[list[Given]] | None, Foreign]:
-        given: dict[str, Given] = {}
+    ) -> tuple[dict[str, RawValue], list[list[RawValue]] | None, Foreign]:
+        given: dict[str, RawValue] = {}
         foreign: Foreign = {}
-        tables: list[list[Given]] | None = None
+        tables: list[list[RawValue]] | None = None
         for content in read_files(files or config_files(self.environ)):
             given.update((value.name, value) for value in content.values)
             tables = tables if content.services is None else content.services
@@ -138,9 +137,13 @@ class _Loading:
             self.errors += errors
         return given, tables, foreign
 
-    def _read(self, given: Mapping[str, Given], foreign: Foreign, tables: Sequence[Sequence[Given]] | None) -> None:
+    def _read(
+        self, given: Mapping[str, RawValue], foreign: Foreign, tables: Sequence[Sequence[RawValue]] | None
+    ) -> None:
         substitution = Substitution(given, foreign, self.environ)
-        doubtful: list[tuple[str, str, SettingError]] = []
+        # Errors in suffix families of INI files wait: whether the name is ours depends on the topics and APIs served,
+        # which are known only when all values have been read.
+        family_errors: list[tuple[str, str, SettingError]] = []
         for name, value in given.items():
             self.origins[name] = value.origin
             try:
@@ -150,24 +153,24 @@ class _Loading:
             except SettingError as error:
                 if _seems_commented(value):
                     error.remedy += f"; {_HAS_COMMENT}"
-                member = None if name in SPECS or value.section is None else member_of(name)
+                member = None if name in DEFINITIONS or value.section is None else member_of(name)
                 if member is None:
                     self.errors.append(error)
-                    self.bad.add(name)
+                    self.invalid.add(name)
                 else:
-                    doubtful.append((name, member[0], error))
+                    family_errors.append((name, member[0], error))
         served = self._served(tables)
-        for name, owner, wrong in doubtful:
+        for name, owner, wrong in family_errors:
             if owner in served:
                 self.errors.append(wrong)
-                self.bad.add(name)
+                self.invalid.add(name)
             else:
-                # Another program's, most likely: Nova has had options such as volume_manager and ec2_workers.
+                # Most likely an option of another program: Nova has had volume_manager and ec2_workers.
                 del self.origins[name]
-                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is called {owner!r})")
+                self.warnings.append(f"ignoring {wrong} (no service or API in these settings is named {owner!r})")
 
-    def _served(self, tables: Sequence[Sequence[Given]] | None) -> set[str]:
-        """Return the topics and APIs that the settings name."""
+    def _served(self, tables: Sequence[Sequence[RawValue]] | None) -> set[str]:
+        """Return the names of the topics and APIs that the process serves."""
         served = {*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ())}
         if tables is None:
             served.add(self.values.get("topic") or default_topic(self.values.get("binary", "novasvc-agent")))
@@ -178,12 +181,12 @@ class _Loading:
         return served
 
     def _fields(self) -> dict[str, Any]:
-        """Return the arguments of Settings."""
-        fields = {name: value for name, value in self.values.items() if name in SPECS}
+        """Return the arguments for Settings, from the valid values."""
+        fields = {name: value for name, value in self.values.items() if name in DEFINITIONS}
         managers: dict[str, str] = {}
         apis: dict[str, dict[str, Any]] = {}
         for name, value in self.values.items():
-            if name in SPECS or not (member := member_of(name)):
+            if name in DEFINITIONS or not (member := member_of(name)):
                 continue
             owner, family = member
             if family == "_manager":
@@ -194,21 +197,21 @@ class _Loading:
         made = {name: APISettings(**given) for name, given in apis.items()}
         return {**fields, "managers": managers, "apis": made}
 
-    def _no_single_service(self, given: Iterable[Given]) -> None:
-        problem = "it is about the only service, but there are [[service]] tables"
+    def _no_single_service(self, given: Iterable[RawValue]) -> None:
+        problem = "it configures the single service, but there are [[service]] tables"
         for value in given:
             if value.name in {"binary", "topic", "manager"}:
-                remedy = "say it in the table, or take the tables away"
+                remedy = "set it in the table, or remove the tables"
                 self.errors.append(value.error(problem, remedy))
 
-    def _services(self, tables: Sequence[Sequence[Given]], alone: Settings) -> tuple[ServiceSettings, ...]:
-        services = [self._service(f"service[{number}]", table, alone) for number, table in enumerate(tables)]
+    def _services(self, tables: Sequence[Sequence[RawValue]], top_level: Settings) -> tuple[ServiceSettings, ...]:
+        services = [self._service(f"service[{number}]", table, top_level) for number, table in enumerate(tables)]
         if None in services:
-            self.bad.add("service")  # rules about them would mislead
+            self.invalid.add("service")  # rules about the services would give misleading errors
         return tuple(service for service in services if service is not None)
 
-    def _service(self, where: str, table: Sequence[Given], alone: Settings) -> ServiceSettings | None:
-        """Read a [[service]] table; None if it cannot be told which manager it is to have, or with which options."""
+    def _service(self, where: str, table: Sequence[RawValue], top_level: Settings) -> ServiceSettings | None:
+        """Validate a [[service]] table; None if its manager or the manager's options are invalid or missing."""
         wrong = len(self.errors)
         values: dict[str, Any] = {}
         for given in table:
@@ -218,34 +221,36 @@ class _Loading:
             except SettingError as error:
                 self.errors.append(error)
         options = values.get("options", {})
-        taken = sorted(_TAKEN & options.keys())
-        if taken:
-            values["options"] = {name: value for name, value in options.items() if name not in taken}
-        for name in taken:
-            problem, remedy = "the service itself takes an argument of this name", "let the manager call it otherwise"
+        reserved = sorted(_RESERVED & options.keys())
+        if reserved:
+            values["options"] = {name: value for name, value in options.items() if name not in reserved}
+        for name in reserved:
+            problem, remedy = "the service uses this argument name itself", "rename the manager's argument"
             self.errors.append(
                 SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
             )
         if len(self.errors) > wrong:
-            self.bad.add("service")
+            self.invalid.add("service")
             if {given.name for given in table} & {"binary", "topic", "manager", "options"} - values.keys():
                 return None
         if not {"binary", "topic"} & values.keys():
-            self._missing(where, "binary", 'add binary = "novasvc-agent", or what the service is called')
+            self._missing(where, "binary", 'add binary = "novasvc-agent", or another name for the service')
             return None
         values.setdefault("binary", f"novasvc-{values.get('topic')}")
         topic = values.setdefault("topic", default_topic(values["binary"]))
-        manager = alone.managers.get(topic) or MANAGERS.get(topic)
+        manager = top_level.managers.get(topic) or MANAGERS.get(topic)
         if values.setdefault("manager", manager) is None:
             self._missing(where, "manager", f'add manager = "package.module.Class", or set {topic}_manager')
             return None
-        return ServiceSettings(**{**{name: getattr(alone, name) for name in INHERITED}, **values})
+        return ServiceSettings(**{**{name: getattr(top_level, name) for name in INHERITED}, **values})
 
     def _missing(self, where: str, name: str, remedy: str) -> None:
-        self.errors.append(SettingError(f"{where}.{name}", None, "nowhere", "it is missing", remedy))
+        self.errors.append(
+            SettingError(f"{where}.{name}", None, "configuration files", "required, but missing", remedy)
+        )
 
 
-def _seems_commented(given: Given) -> bool:
-    """Tell whether a value of an INI file looks as if it had a comment behind it; a form of log lines may."""
-    commented = given.section is not None and given.spec.kind is not LOG_FORMAT
+def _seems_commented(given: RawValue) -> bool:
+    """Whether a value of an INI file seems to include a comment. Formats of log lines may contain such text."""
+    commented = given.section is not None and given.definition.value_type is not LOG_FORMAT
     return commented and _COMMENT.search(str(given.value)) is not None

@@ -1,14 +1,14 @@
-"""Hide the secrets of a value before anybody reads it."""
+"""Mask secrets in values before they are shown or logged."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 MASK = "***"
 
-# As much as could be a password is hidden: up to the last "@", whatever is in between.
+# Greedy: everything up to the last "@" could belong to the password.
 _PASSWORD = re.compile(r"^(?P<kept>.*?(?:://)?[^:/@]*):(?P<secret>.*)@", re.DOTALL)
 _SCHEME_PASSWORD = re.compile(r"^(?P<kept>.*?://[^:/@]*):(?P<secret>.*)@", re.DOTALL)
-# "scheme://user:password" where the host was forgotten; ":5672" and "[::1]" are no passwords.
+# "scheme://user:password" without a host; ":5672" and "[::1]" are not passwords.
 _NO_HOST = re.compile(r"^(?P<kept>.*?://[^:/@\[\]]*):(?!\d+(?:[/?,]|$))(?P<secret>[^/].*)$", re.DOTALL)
 _PARAMETER = re.compile(r"(?P<kept>[?&;][^=&;]*(?:passw|pwd|secret|token)[^=&;]*=)[^&;]*", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"passw|pwd|secret|token|credential|private_?key|api_?key", re.IGNORECASE)
@@ -17,9 +17,9 @@ _SECRET_NAME = re.compile(r"passw|pwd|secret|token|credential|private_?key|api_?
 def masked_url(url: str) -> str:
     """Return the URL with its password, if it has one, replaced by ``***``.
 
-    A text that is no URL is masked rather too much than too little.
+    In doubt, as in a malformed URL, it masks too much rather than too little.
 
-    :param url: "scheme://user:password@host/path?name=value", or what somebody took for one.
+    :param url: "scheme://user:password@host/path?name=value", possibly malformed.
     """
     password = _SCHEME_PASSWORD if "://" in url else _PASSWORD
     text, found = password.subn(rf"\g<kept>:{MASK}@", url, count=1)
@@ -29,10 +29,10 @@ def masked_url(url: str) -> str:
 
 
 def masked(value: object, name: str = "") -> object:
-    """Return a copy of a value with whatever looks like a secret replaced by ``***``.
+    """Return a copy of a value in which everything that looks like a secret is replaced by ``***``.
 
-    :param value: as a configuration file may hold it: texts, numbers, lists, tables.
-    :param name: what it is called; "password" and its like hide the whole value.
+    :param value: a value of a configuration file: text, number, list or table.
+    :param name: name of the value; a name such as "password" masks the whole value.
     """
     if _SECRET_NAME.search(name):
         return MASK

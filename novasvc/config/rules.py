@@ -1,4 +1,4 @@
-"""The rules that settings keep with each other."""
+"""Validation rules that involve several settings."""
 
 from collections.abc import Collection, Iterator, Mapping
 
@@ -6,31 +6,31 @@ from novasvc.config.model import Settings
 from novasvc.errors import SettingError
 
 
-def broken_rules(settings: Settings, origins: Mapping[str, str], bad: Collection[str]) -> Iterator[SettingError]:
-    """Return an error for each rule that does not hold.
+def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Collection[str]) -> Iterator[SettingError]:
+    """Yield an error for each violated rule.
 
-    :param origins: where settings came from; what is not in it is a default.
-    :param bad: settings whose own value is wrong already; nothing is said about those. "service"
-        stands for the tables.
+    :param origins: setting name -> origin; a setting that is missing here has its default.
+    :param invalid: settings whose own value is invalid already; rules that involve them are skipped. "service" stands
+        for the [[service]] tables.
     """
-    if not {"service_down_time", "report_interval", "service"} & set(bad):
+    if not {"service_down_time", "report_interval", "service"} & set(invalid):
         yield from _liveness(settings, origins)
     for ours in ("rabbit_ssl_", "ssl_"):
-        if not {f"{ours}cert_file", f"{ours}key_file"} & set(bad):
+        if not {f"{ours}cert_file", f"{ours}key_file"} & set(invalid):
             yield from _certificate(settings, origins, (f"{ours}cert_file", f"{ours}key_file"))
-    if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(bad):
+    if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(invalid):
         yield from _apis(settings, origins)
-    if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(bad):
+    if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(invalid):
         yield from _guarded(settings, origins)
-    if "service" not in bad:
+    if "service" not in invalid:
         yield from _duplicates(settings)
-        if not {"db_allowed", "transport_url"} & set(bad):
+        if not {"db_allowed", "transport_url"} & set(invalid):
             yield from _conductors(settings, origins)
 
 
 def _liveness(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
-    """Hold service_down_time against the intervals of the services that run; 0 is an interval without heartbeats."""
-    remedy = "give a service_down_time of at least two intervals, or a shorter report_interval"
+    """Require service_down_time > report_interval of every service; an interval of 0 disables heartbeats."""
+    remedy = "set service_down_time to at least two intervals, or shorten report_interval"
     down = settings.service_down_time
     names = [f"service[{number}].report_interval" for number in range(len(settings.services))]
     late = [
@@ -40,11 +40,11 @@ def _liveness(settings: Settings, origins: Mapping[str, str]) -> Iterator[Settin
     ]
     for name, interval in late:
         if name in origins:
-            problem = f"the service would be down between two heartbeats: service_down_time is {down:g} s"
+            problem = f"the service would count as down between two heartbeats: service_down_time is {down:g} s"
             yield SettingError("report_interval", f"{interval:g}", origins[name], problem, remedy)
     inherited = next((interval for name, interval in late if name not in origins), None)
     if inherited is not None:
-        problem = f"services would be down between two heartbeats, which come every {inherited:g} s"
+        problem = f"services would count as down between two heartbeats, which are sent every {inherited:g} s"
         source = origins.get("service_down_time", "default")
         yield SettingError("service_down_time", f"{down:g}", source, problem, remedy)
 
@@ -54,7 +54,7 @@ def _certificate(settings: Settings, origins: Mapping[str, str], names: Collecti
     missing = [name for name, path in given.items() if path is None]
     if len(missing) == 1:
         other = next(name for name in given if name not in missing)
-        problem = f"a certificate and its key are of use only together, and {missing[0]} is not given"
+        problem = f"a certificate needs its key and vice versa, and {missing[0]} is not given"
         remedy = f"give {missing[0]} as well, or neither"
         yield SettingError(other, str(given[other]), origins.get(other, "default"), problem, remedy)
 
@@ -62,12 +62,12 @@ def _certificate(settings: Settings, origins: Mapping[str, str], names: Collecti
 def _apis(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
     for name in ("enabled_apis", "enabled_ssl_apis"):
         if "api" in getattr(settings, name):
-            problem, remedy = "api is the name of the API that is built in", "call the application otherwise"
+            problem, remedy = "api is the name of the built-in API", "rename the application"
             yield SettingError(name, "api", origins.get(name, "default"), problem, remedy)
     secure = settings.enabled_ssl_apis
     if secure and settings.ssl_cert_file is None:
         source = origins.get("enabled_ssl_apis", "default")
-        problem, remedy = "TLS takes a certificate", "give ssl_cert_file and ssl_key_file"
+        problem, remedy = "TLS requires a certificate", "set ssl_cert_file and ssl_key_file"
         yield SettingError("enabled_ssl_apis", ",".join(secure), source, problem, remedy)
 
 
@@ -75,18 +75,18 @@ def _guarded(settings: Settings, origins: Mapping[str, str]) -> Iterator[Setting
     if not settings.api or settings.api_is_local:
         return
     if settings.api_token_file is None:
-        problem = "others than this host would reach the API, and it asks for no token"
-        remedy = "give an api_token_file (`novasvc token NAME` makes one), or listen on 127.0.0.1"
+        problem = "other hosts could use the API without a token"
+        remedy = "set api_token_file (`novasvc token NAME` creates the file), or listen on 127.0.0.1"
     elif not settings.api_use_ssl and not settings.insecure_http:
-        problem = "tokens would cross the network in the clear"
-        remedy = "set api_use_ssl with ssl_cert_file and ssl_key_file; or insecure_http, behind a proxy that speaks TLS"
+        problem = "tokens would cross the network in clear text"
+        remedy = "set api_use_ssl, ssl_cert_file and ssl_key_file; or insecure_http behind a proxy that terminates TLS"
     else:
         return
     yield SettingError("api_listen", settings.api_listen, origins.get("api_listen", "default"), problem, remedy)
 
 
 def _duplicates(settings: Settings) -> Iterator[SettingError]:
-    # The table's two unique keys.
+    # The services table has unique keys on (host, binary) and (host, topic).
     for what, other in (("binary", "another binary"), ("topic", "another topic")):
         seen: dict[tuple[str, str], int] = {}
         for number, service in enumerate(settings.services):
@@ -97,13 +97,13 @@ def _duplicates(settings: Settings) -> Iterator[SettingError]:
                     f"service[{number}].{what}",
                     repr(key[1]),
                     "the [[service]] tables",
-                    f"service[{first}] on host {key[0]!r} has it already",
+                    f"service[{first}] on host {key[0]!r} has the same {what}",
                     f"give it {other} or another host",
                 )
 
 
 def _conductors(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
-    # Services of a process start one after the other, each when the one before runs.
+    # The services of a process start one after the other, so a conductor must come before the services that need it.
     reachable = not settings.transport_url.startswith("memory:")
     for number, service in enumerate(settings.services):
         if service.db_allowed:
@@ -113,9 +113,12 @@ def _conductors(settings: Settings, origins: Mapping[str, str]) -> Iterator[Sett
         name = own if own in origins else "db_allowed"
         source = origins.get(name, "default")
         if service.topic == "conductor":
-            problem, remedy = "the conductor reaches the database for the others", "leave it at true for the conductor"
+            problem, remedy = (
+                "the conductor accesses the database for the other services",
+                "set it to true for the conductor",
+            )
             yield SettingError(name, "false", source, problem, remedy)
         elif not reachable:
-            problem = f"no conductor starts before it in this process, and {settings.transport_url!r} reaches no other"
-            remedy = 'put a [[service]] table with topic = "conductor" above it, or give a broker as transport_url'
+            problem = f"no conductor starts before it in this process, and {settings.transport_url!r} reaches no others"
+            remedy = 'put a [[service]] table with topic = "conductor" above it, or set transport_url to a broker'
             yield SettingError(name, "false", source, problem, remedy)

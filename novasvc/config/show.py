@@ -1,4 +1,4 @@
-"""A configuration as a list for people: each setting, its value, where it comes from, what has changed."""
+"""List the settings of a configuration with values and origins, and compare two configurations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,28 +6,28 @@ from typing import Any
 
 import attrs
 
+from novasvc.config.definition import text_of
 from novasvc.config.load import Configuration
 from novasvc.config.masking import masked, masked_url
-from novasvc.config.spec import text_of
 
 
 def rows(configuration: Configuration) -> Iterator[dict[str, Any]]:
-    """Return a row for each setting; the settings of a service follow as ``service[0].host``.
+    """Yield a row for each setting; the settings of a service are named ``service[0].host``.
 
     :return: {"Setting": name, "Value": JSON, secrets masked, "Origin": text}.
     """
     origins = configuration.origins
     for name, value in _items(configuration):
-        # A service takes what it does not say from the setting of that name, or from its own other values.
+        # A service inherits what it does not set from the top-level setting, whose origin then applies.
         origin = origins.get(name) or origins.get(name.rpartition(".")[2], "default")
         yield {"Setting": name, "Value": _shown(name, value), "Origin": origin}
 
 
 def changes(before: Configuration, after: Configuration) -> list[dict[str, str]]:
-    """Return what differs between two configurations.
+    """Return the settings that differ between two configurations.
 
-    :return: {"setting": name, "before": text, "after": text}; secrets are masked, so a changed
-        password looks the same before and after. "none" is what is not there.
+    :return: {"setting": name, "before": text, "after": text}; "none" if a setting is absent. Secrets are masked, so
+        a changed password looks the same before and after.
     """
     old, new = dict(_items(before)), dict(_items(after))
     return [

@@ -1,4 +1,4 @@
-"""What ``$name`` in a value of an INI file stands for: another setting, or another program's option."""
+"""Substitute ``$name`` in values of INI files by another setting, or by another program's option."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -6,25 +6,26 @@ from typing import Any
 
 import attrs
 
+from novasvc.config.definition import text_of
 from novasvc.config.files import ini_name
-from novasvc.config.given import Given, spec_of
-from novasvc.config.ini import UnknownNameError, places, substitute
+from novasvc.config.ini import UndefinedOptionError, candidates, substitute
 from novasvc.config.masking import masked_url
-from novasvc.config.model import SPECS, Settings, default_state_dir
-from novasvc.config.spec import text_of
+from novasvc.config.model import DEFINITIONS, Settings
+from novasvc.config.raw_value import RawValue, definition_of
+from novasvc.config.sections.host import default_state_dir
 from novasvc.errors import SettingError
 
 Foreign = dict[tuple[str, str], str]
-"""Values by section and name that are no settings of ours."""
+"""(section, option) -> value, for options that are not our settings."""
 
 _ORIGINS_OF_DEFAULTS = ("state_dir", "binary")
-"""Settings that the defaults of others are made of."""
+"""Settings from which the defaults of other settings are computed."""
 
 
-class CircleError(ValueError):
-    """Values name each other in a circle.
+class CircularReferenceError(ValueError):
+    """Values refer to each other in a circle.
 
-    :param names: in the order in which they do; the last is the first.
+    :param names: "section/option" in the order of reference; the last is the first again.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -33,68 +34,68 @@ class CircleError(ValueError):
 
 @attrs.define
 class Substitution:
-    """Puts the values of options in the place of their names, as oslo.config does.
+    """Replaces references to options by their values, as oslo.config does.
 
-    A name means what the setting is in the end, whichever source that is from, or its default.
+    A reference to a setting yields its final value, from the source of highest precedence or the default.
 
-    :param given: all settings that are given, by name.
-    :param foreign: the options of INI files that are not ours.
-    :param environ: what the default of state_dir depends on.
+    :param given: setting name -> the value of highest precedence.
+    :param foreign: the options of INI files that are not our settings.
+    :param environ: the variables that the default of state_dir depends on.
     """
 
-    _given: Mapping[str, Given]
+    _given: Mapping[str, RawValue]
     _foreign: Foreign
     _environ: Mapping[str, str]
-    _under_way: list[str] = attrs.field(factory=list, init=False)
+    _resolving: list[str] = attrs.field(factory=list, init=False)
 
-    def applied_to(self, given: Given) -> Given:
-        """Return a value with its names replaced; the same, unless it is one of an INI file.
+    def applied_to(self, given: RawValue) -> RawValue:
+        """Return the value with its references replaced; values of other sources than INI files are left alone.
 
-        :raises SettingError: it has a name that no option has, or that leads back to itself.
+        :raises SettingError: a reference to an undefined option, or a circular reference.
         """
         if given.section is None or "$" not in given.value:
             return given
         try:
             return attrs.evolve(given, value=self.text(given.section, given.written, given.value))
-        except UnknownNameError as error:
-            # What looks like a name may be a part of a password.
-            visible = not given.spec.secret or error.name in masked_url(given.value)
-            named = f"${error.name}" if visible else "what follows a $ in it"
+        except UndefinedOptionError as error:
+            # What looks like a reference may be part of a password.
+            visible = not given.definition.secret or error.name in masked_url(given.value)
+            named = f"${error.name}" if visible else "the name after a $"
             raise given.error(
-                f"{named} is no option that has a value", "give it one in this file, or write $$ for a dollar sign"
+                f"{named} is not an option with a value", "define it in this file, or write $$ for a dollar sign"
             ) from None
-        except CircleError as error:
-            raise given.error(f"it leads back to itself: {error}", "give one of them a value of its own") from None
+        except CircularReferenceError as error:
+            raise given.error(f"circular reference: {error}", "give one of these options a literal value") from None
 
     def text(self, section: str, name: str, value: str) -> str:
-        """Return an option's value with the names in it replaced.
+        """Return an option's value with the references in it replaced.
 
-        :param section: of the option; see :func:`novasvc.config.ini.normalized`.
-        :raises UnknownNameError: a name that no option has.
-        :raises CircleError: a name that leads back to this option.
+        :param section: section of the option; see :func:`novasvc.config.ini.normalized`.
+        :raises UndefinedOptionError: a reference to an option that has no value.
+        :raises CircularReferenceError: a reference that leads back to this option.
         """
         here = f"{section}/{name}"
-        if here in self._under_way:
-            raise CircleError([*self._under_way[self._under_way.index(here) :], here])
-        self._under_way.append(here)
+        if here in self._resolving:
+            raise CircularReferenceError([*self._resolving[self._resolving.index(here) :], here])
+        self._resolving.append(here)
         try:
             return substitute(value, lambda inner: self._look_up(section, inner))
         finally:
-            self._under_way.pop()
+            self._resolving.pop()
 
     def _look_up(self, section: str, name: str) -> str:
-        for group, option in places(section, name):
+        for group, option in candidates(section, name):
             found = self._option(group, option)
             if found is not None:
                 return found
-        raise UnknownNameError(name)
+        raise UndefinedOptionError(name)
 
     def _option(self, section: str, option: str) -> str | None:
         """Return an option's value as text; None if there is no such option."""
         name = ini_name(section, option)
-        if spec_of(name) is not None:
+        if definition_of(name) is not None:
             value = self._final(name)
-            # As str does it, which is what oslo.config uses: "True", and nothing for None.
+            # oslo.config substitutes str(value) for a boolean, so "True", and an empty text for None.
             return "" if value is None else str(value) if isinstance(value, bool) else text_of(value)
         value = self._foreign.get((section, option))
         return None if value is None else self.text(section, option, value)
@@ -103,8 +104,8 @@ class Substitution:
         given = self._given.get(name)
         if given is None:
             return self._default(name)
-        # What is wrong with it is said where it is given.
-        with suppress(UnknownNameError):
+        # Errors in this value are reported for the value itself, not for the values that refer to it.
+        with suppress(UndefinedOptionError):
             if given.section is not None:
                 given = attrs.evolve(given, value=self.text(given.section, given.written, given.value))
         try:
@@ -113,8 +114,8 @@ class Substitution:
             return given.value
 
     def _default(self, name: str) -> Any:
-        if name not in SPECS:
-            default = spec_of(name)
+        if name not in DEFINITIONS:
+            default = definition_of(name)
             return None if default is None or default.default in {None, "none"} else default.default
         made_of = {base: self._final(base) for base in _ORIGINS_OF_DEFAULTS if base in self._given}
         return getattr(Settings(**{"state_dir": default_state_dir(self._environ), **made_of}), name)

@@ -1,4 +1,4 @@
-"""Where a broker is, and who we are there: the transport URL."""
+"""Parse transport URLs: broker nodes, credentials, virtual host and TLS."""
 
 from urllib.parse import quote, unquote, urlsplit
 
@@ -6,18 +6,18 @@ import attrs
 
 _PORTS = {"amqp": 5672, "rabbit": 5672, "amqps": 5671}
 
-WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
-"""What says yes and no in texts, in lower case."""
+BOOLEAN_WORDS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+"""Lower-case words for booleans in text."""
 
 _ENCODE = 'a "@", ",", "/", "?", "#", "[" or "]" in the password must be percent-encoded'
-_UNREADABLE = f"a host or port of it cannot be read; ports go to 65535 ({_ENCODE})"
+_UNREADABLE = f"invalid host or port; the highest port is 65535 ({_ENCODE})"
 
 
 @attrs.frozen
 class Host:
-    """One node of a broker.
+    """One node of the broker, with the credentials to use there.
 
-    :param host: name or address.
+    :param host: host name or IP address.
     """
 
     host: str
@@ -28,11 +28,11 @@ class Host:
 
 @attrs.frozen
 class BrokerAddress:
-    """The nodes of a broker, which are tried in turn.
+    """A parsed transport URL.
 
-    :param hosts: at least one.
-    :param vhost: the virtual host.
-    :param tls: whether to speak TLS.
+    :param hosts: the broker's nodes, at least one; clients try them in turn.
+    :param vhost: virtual host.
+    :param tls: whether to use TLS.
     """
 
     hosts: tuple[Host, ...]
@@ -41,28 +41,28 @@ class BrokerAddress:
 
     @classmethod
     def parse(cls, url: str, *, tls: bool = False) -> "BrokerAddress":
-        """Read a transport URL: ``amqp://user:password@host:5672,user:password@other:5672/vhost``.
+        """Parse a transport URL: ``amqp://user:password@host:5672,user:password@other:5672/vhost``.
 
-        ``rabbit:`` is ``amqp:``, ``amqps:`` speaks TLS. A host without a user has the first one's, or guest. All after
-        the hosts and a slash is the name of the virtual host, percent-encoded; without one it is "/". A query may be
-        ``?ssl=1`` or ``?ssl=0``, which oslo.messaging has as well.
+        ``rabbit:`` is an alias of ``amqp:``; ``amqps:`` uses TLS. A host without credentials uses those of the first
+        host, or guest. The rest after the slash is the percent-encoded virtual host, "/" by default. As in
+        oslo.messaging, the query may be ``?ssl=1`` or ``?ssl=0``.
 
-        :param tls: speak TLS, whatever the scheme, unless the query says otherwise.
-        :raises ValueError: it is none, and why; there is no secret in the text.
+        :param tls: use TLS even if the scheme does not say so; the query overrides it.
+        :raises ValueError: the URL is invalid; the text gives the reason and contains no secret.
         """
         try:
             parts = urlsplit(url)
-        except ValueError:  # whose text has the password
+        except ValueError:  # its text contains the password
             raise ValueError(_UNREADABLE) from None
         if parts.scheme not in _PORTS:
-            raise ValueError(f"the scheme is none of {', '.join(f'{name}://' for name in _PORTS)}")
+            raise ValueError(f"the scheme is not one of {', '.join(f'{name}://' for name in _PORTS)}")
         if parts.fragment:
-            raise ValueError(f"it has a fragment, which means nothing here ({_ENCODE})")
+            raise ValueError(f"a fragment is not allowed ({_ENCODE})")
         if "@" in parts.path:
-            raise ValueError(_UNREADABLE)  # the path would be a part of the password
+            raise ValueError(_UNREADABLE)  # a "/" in the password made the rest of the password the path
         asked = _ssl(parts.query)
         if asked is False and parts.scheme == "amqps":
-            raise ValueError("amqps:// speaks TLS, and ssl=0 in its query forbids that")
+            raise ValueError("amqps:// contradicts ssl=0 in the query")
         tls = parts.scheme == "amqps" or (tls if asked is None else asked)
         default = _PORTS["amqps"] if tls else _PORTS["amqp"]
         hosts: list[Host] = []
@@ -74,7 +74,7 @@ class BrokerAddress:
     def shown(self, host: Host | None = None) -> str:
         """Return the URL with its passwords masked.
 
-        :param host: only this one; all by default.
+        :param host: the only node to show; all by default.
         """
         hosts = self.hosts if host is None else (host,)
         scheme = "amqps" if self.tls else "amqp"
@@ -83,15 +83,17 @@ class BrokerAddress:
 
 
 def _ssl(query: str) -> bool | None:
-    """Return what the query of a URL says about TLS; None if there is no query."""
+    """Parse the query of a URL: whether to use TLS; None if there is no query."""
     if not query:
         return None
     name, _, word = query.partition("=")
     if name != "ssl":
-        raise ValueError(f"it has a query other than ssl=1 or ssl=0; all else are settings of their own ({_ENCODE})")
-    if word.lower() not in WORDS:
-        raise ValueError(f"ssl in its query is neither 1 nor 0 ({_ENCODE})")
-    return WORDS[word.lower()]
+        raise ValueError(
+            f"a query other than ssl=1 or ssl=0 is not supported; use the rabbit_* settings instead ({_ENCODE})"
+        )
+    if word.lower() not in BOOLEAN_WORDS:
+        raise ValueError(f"ssl in the query is neither 1 nor 0 ({_ENCODE})")
+    return BOOLEAN_WORDS[word.lower()]
 
 
 def _host(text: str, default_port: int, before: Host | None) -> Host:
@@ -102,9 +104,9 @@ def _host(text: str, default_port: int, before: Host | None) -> Host:
     except ValueError:
         raise ValueError(_UNREADABLE) from None
     if port == 0:
-        raise ValueError("port 0 is none to connect to")
+        raise ValueError("port 0 is invalid")
     if not host:
-        raise ValueError("it names no host")
+        raise ValueError("the host is missing")
     username, colon, password = login.partition(":")
     if not login:
         username, password = (before.username, before.password) if before else ("guest", "guest")

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have, and how each is read from text and from a typed file."""
+"""The value types of settings: how each is parsed from text and from TOML or Python values."""
 
 import ipaddress
 import math
@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from novasvc.config.transport_url import WORDS, BrokerAddress
+from novasvc.config.transport_url import BOOLEAN_WORDS, BrokerAddress
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
 
-class ValueRefusedError(ValueError):
-    """A value that a setting cannot have.
+class InvalidValueError(ValueError):
+    """A value that its type does not allow.
 
     :param problem: what is wrong with it.
-    :param remedy: what would be right; None leaves it to the kind.
+    :param remedy: what to give instead; None to use the type's own description.
     """
 
     def __init__(self, problem: str, remedy: str | None = None) -> None:
@@ -29,33 +29,33 @@ class ValueRefusedError(ValueError):
 
 
 @attrs.frozen
-class Kind:
-    """One kind of value.
+class ValueType:
+    """How values of one type are parsed.
 
-    :param wanted: what it must be, to follow "is not" and "give": "a whole number".
-    :param from_text: reads the text of an INI file, a variable or an option.
-    :param from_typed: reads a value of a TOML file or of Python.
+    Both parsers raise ValueError for an invalid value, or InvalidValueError to give a better reason.
 
-    Both raise ValueError for what is not of the kind, or ValueRefusedError to say it better.
+    :param expected: noun phrase that follows "is not" and "give" in errors: "a whole number".
+    :param from_text: parses the text of an INI file, a variable or an option.
+    :param from_typed: parses a value of a TOML file or of Python.
     """
 
-    wanted: str
+    expected: str
     from_text: Callable[[str], Any]
     from_typed: Callable[[object], Any]
 
     def read(self, value: object, *, textual: bool) -> Any:
-        """Return the value as its kind.
+        """Parse a value.
 
-        :param textual: where it comes from has nothing but texts.
-        :raises ValueRefusedError: it is not of this kind.
+        :param textual: the source knows only text: an INI file, a variable or an option.
+        :raises InvalidValueError: the value is invalid.
         """
         try:
             return self.from_text(value) if textual and isinstance(value, str) else self.from_typed(value)
-        except ValueRefusedError:
+        except InvalidValueError:
             raise
         except ValueError:
-            problem = f"is not {self.wanted}"
-            raise ValueRefusedError(problem) from None
+            problem = f"is not {self.expected}"
+            raise InvalidValueError(problem) from None
 
 
 def _text(value: object) -> str:
@@ -66,7 +66,7 @@ def _text(value: object) -> str:
 
 def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError  # noqa: TRY004 - one kind of error for whatever is wrong with a value
+        raise ValueError  # noqa: TRY004 - every invalid value raises the same error
     return value
 
 
@@ -83,9 +83,9 @@ def _boolean(value: object) -> bool:
 
 
 def _boolean_from_text(text: str) -> bool:
-    if text.lower() not in WORDS:
+    if text.lower() not in BOOLEAN_WORDS:
         raise ValueError
-    return WORDS[text.lower()]
+    return BOOLEAN_WORDS[text.lower()]
 
 
 def _path(value: object) -> Path:
@@ -94,8 +94,8 @@ def _path(value: object) -> Path:
     try:
         return Path(_text(value)).expanduser().absolute()
     except RuntimeError as error:
-        problem = f"has no meaning here: {error}"
-        raise ValueRefusedError(problem, "give the whole path") from None
+        problem = f"cannot be resolved: {error}"
+        raise InvalidValueError(problem, "give an absolute path") from None
 
 
 def _table(value: object) -> Mapping[str, Any]:
@@ -120,13 +120,13 @@ def _transport_url(value: object) -> str:
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
         return url
-    remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the nodes of one process'
+    remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the nodes of a single process'
     if ":" not in url:
-        raise ValueRefusedError("it has no scheme", remedy)
+        raise InvalidValueError("has no scheme", remedy)
     try:
         BrokerAddress.parse(url)
     except ValueError as error:
-        raise ValueRefusedError(str(error), remedy) from None
+        raise InvalidValueError(str(error), remedy) from None
     return url
 
 
@@ -139,21 +139,21 @@ def _database_url(value: object) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        problem = 'it cannot be read as a URL (a "@", "/", "[" or "]" in the password must be percent-encoded)'
-        raise ValueRefusedError(problem, remedy) from None
+        problem = 'is not a valid URL (a "@", "/", "[" or "]" in the password must be percent-encoded)'
+        raise InvalidValueError(problem, remedy) from None
     dialect = parts.scheme.partition("+")[0] if "://" in url else ""
     if dialect not in _DATABASES:
-        problem = f"no database is known for the scheme {dialect!r}" if dialect else 'it does not begin as "scheme://"'
-        raise ValueRefusedError(problem, remedy)
+        problem = f"has the unsupported scheme {dialect!r}" if dialect else 'does not start with "scheme://"'
+        raise InvalidValueError(problem, remedy)
     if dialect == "sqlite" and parts.netloc:
-        problem = "the path of a file begins after three slashes"
-        raise ValueRefusedError(problem, remedy)
+        problem = "needs three slashes before the path of the SQLite file"
+        raise InvalidValueError(problem, remedy)
     if dialect == "sqlite" and parts.path in {"", "/", "/:memory:"}:
-        problem = "a database in memory would be another one in every thread"
-        raise ValueRefusedError(problem, remedy)
+        problem = "names an in-memory database, which every thread would see as a separate database"
+        raise InvalidValueError(problem, remedy)
     if dialect != "sqlite" and not parts.path.strip("/"):
-        problem = "it names no database"
-        raise ValueRefusedError(problem, remedy)
+        problem = "names no database"
+        raise InvalidValueError(problem, remedy)
     return url
 
 
@@ -171,19 +171,19 @@ def _port(value: object) -> int:
     return port
 
 
-def choice(*words: str) -> Kind:
-    """Make the kind of a value that is one of these words."""
+def choice(*words: str) -> ValueType:
+    """Return the type of values that are one of these words."""
 
     def read(value: object) -> str:
         if value not in words:
             raise ValueError
         return str(value)
 
-    return Kind(" or ".join(f'"{word}"' for word in words), read, read)
+    return ValueType(" or ".join(f'"{word}"' for word in words), read, read)
 
 
 def _apis(value: object) -> tuple[str, ...]:
-    # A comma at the end ends the last name, as in lists of oslo.config.
+    # oslo.config, too, allows a trailing comma in lists.
     names = value.strip().rstrip(",").split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple):
         raise ValueError  # noqa: TRY004
@@ -192,7 +192,7 @@ def _apis(value: object) -> tuple[str, ...]:
         return ()
     found = tuple(_api(name) for name in names)
     if len(set(found)) < len(found):
-        raise ValueRefusedError("it names one twice", "name each once")
+        raise InvalidValueError("contains a name twice", "give each name once")
     return found
 
 
@@ -200,16 +200,16 @@ _api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
-TEXT = Kind("a text that is not empty", _text, _text)
-INTEGER = Kind("a whole number", lambda text: _integer(int(text)), _integer)
-NUMBER = Kind("a number", lambda text: _number(float(text)), _number)
-BOOLEAN = Kind("true or false", _boolean_from_text, _boolean)
-PATH = Kind("a path", _path, _path)
-NAME = Kind("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
-CLASS = Kind('the name of a class, such as "package.module.Class" or "package.module:Class"', _class, _class)
-TABLE = Kind("a table", _table, _table)
-APIS = Kind("a list of names, with commas between them", _apis, _apis)
-TRANSPORT_URL = Kind("the URL of a transport", _transport_url, _transport_url)
-ADDRESS = Kind('an address of this host, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
-PORT = Kind("a port, 0 to 65535", lambda text: _port(int(text)), _port)
-DATABASE_URL = Kind("the URL of a database", _database_url, _database_url)
+TEXT = ValueType("a non-empty text", _text, _text)
+INTEGER = ValueType("a whole number", lambda text: _integer(int(text)), _integer)
+NUMBER = ValueType("a number", lambda text: _number(float(text)), _number)
+BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)
+PATH = ValueType("a path", _path, _path)
+NAME = ValueType("a name of 1 to 255 letters, digits, dots, dashes and underscores", _name, _name)
+CLASS = ValueType('a class name such as "package.module.Class" or "package.module:Class"', _class, _class)
+TABLE = ValueType("a table", _table, _table)
+APIS = ValueType("a list of names separated by commas", _apis, _apis)
+TRANSPORT_URL = ValueType("a transport URL", _transport_url, _transport_url)
+ADDRESS = ValueType('an address to listen on, such as "127.0.0.1", "::1" or "0.0.0.0"', _address, _address)
+PORT = ValueType("a port from 0 to 65535", lambda text: _port(int(text)), _port)
+DATABASE_URL = ValueType("a database URL", _database_url, _database_url)

@@ -17,8 +17,8 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.config import Configuration, Settings, load
+from novasvc.config.definition import text_of
 from novasvc.config.show import changes, rows
-from novasvc.config.spec import text_of
 from novasvc.errors import NovasvcError, SettingsError, describe
 from novasvc.interfaces import IStartable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime

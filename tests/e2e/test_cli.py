@@ -69,7 +69,7 @@ class SchemaTests(CommandCase):
     def test_missing(self) -> None:
         """Before the first node has run, the error says where the database was looked for; none is made."""
         for arguments in (["service", "list"], ["service", "enable", "1"], ["db", "current"], ["db", "check"]):
-            self.assertIn(f"no node has run here yet: there is no file {self.file}", self.failure(*arguments))
+            self.assertIn(f"no node has run here yet: {self.file} does not exist", self.failure(*arguments))
         self.assertFalse(self.file.parent.exists())
 
     def test_upgrade(self) -> None:

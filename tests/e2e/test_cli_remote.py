@@ -81,21 +81,23 @@ class RemoteCommandTests(TestCase):
         self.assertEqual((status, json.loads(output)), (0, [1, None]))
         status, output = self.run_command("ping", "desk.h1.example.org", "--count", "2", "--interval", "0")
         self.assertEqual(status, 0)
-        self.assertRegex(output, r"1: desk answers in [\d.]+ ms\n2: desk answers in [\d.]+ ms\n2 of 2 answered\n")
+        self.assertRegex(
+            output, r"1: desk responded in [\d.]+ ms\n2: desk responded in [\d.]+ ms\n2 of 2 calls answered\n"
+        )
         for arguments, text in (
             (("call", "desk", "nothing"), "no method 'nothing'"),
             (("call", "desk", "echo"), "value"),
             (("call", "desk", "fail"), r"remote error: LookupError no such desk\x1b[2J\nhere"),
             (("call", "desk", "echo", "value=1", "--version", "9.0"), "9.0"),
             (("call", "desk", "sleep", "seconds=9", "--timeout", "0.5"), "within 0.5 s"),
-            (("call", "desk.elsewhere", "echo", "value=1"), "nobody serves desk.elsewhere"),
+            (("call", "desk.elsewhere", "echo", "value=1"), "no server for desk.elsewhere"),
         ):
             status, output = self.run_command(*arguments)
             self.assertEqual((status, output.count("\n")), (1, 1), output)
             self.assertIn(text, output)
         status, output = self.run_command("ping", "nobody", "--count", "1")
         self.assertEqual(status, 1)
-        self.assertIn("0 of 1 answered", output)
+        self.assertIn("0 of 1 calls answered", output)
 
     def test_unreachable(self) -> None:
         """Where the command reaches the registry, nobody is told to start a service that is up."""
@@ -104,7 +106,7 @@ class RemoteCommandTests(TestCase):
         vhost = self.url.rpartition("/")[2]
         for target, text in (
             ("desk.h2", "no such service is registered"),
-            ("desk.h1", "has 1 of 1 such services as up"),
+            ("desk.h1", "although 1 of 1 such services are up"),
         ):
             if target == "desk.h1":
                 shared_broker().delete_exchange(vhost, "nova")
@@ -161,7 +163,7 @@ class RemoteCommandTests(TestCase):
         self.assertEqual(self.notes("h2", 2), ["only h2", "all"])
         status, output = self.run_command("call", "--fanout", "desk", "note", "text=again")
         self.assertEqual(status, 0)
-        self.assertIn("do not come back", output)
+        self.assertIn("returns no results", output)
         self.assertEqual(self.notes("h1", 2), ["all", "again"])
 
     def test_no_broker(self) -> None:

@@ -53,7 +53,7 @@ class DeniedTests(AMQPCase):
         """The command says that nobody serves, and not that the broker is away."""
         command = self.start("novasvc", "call", "nobody", "ping", durable=False)
         self.assertNotEqual(await deferToThread(command.wait), 0)
-        self.assertIn("nobody serves nobody", command.output)
+        self.assertIn("no server for nobody", command.output)
 
     async def test_shared(self) -> None:
         """A topic's queue that is not durable is refused, and others on the connection go on."""

@@ -60,5 +60,5 @@ class StartTests(TestCase):
         process = self.twistd("--enabled-ssl-apis", "stub")
         self.assertEqual(process.wait(), 1, process.output)
         self.assertIn(
-            "enabled_ssl_apis = stub (from option --enabled-ssl-apis): TLS takes a certificate", process.output
+            "enabled_ssl_apis = stub (from option --enabled-ssl-apis): TLS requires a certificate", process.output
         )

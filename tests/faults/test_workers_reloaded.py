@@ -21,8 +21,8 @@ class ReloadTests(FleetCase):
         fleet = self.twistd("--config", str(config), manager=None)
         before = fleet.ready(2)
         for text, problem in (
-            ("report_interval = ", "novasvc.toml .*: it is no TOML: Invalid value"),
-            (GOOD + "unheard_of = 1", "unheard_of .*: there is no such setting"),
+            ("report_interval = ", "novasvc.toml .*: invalid TOML: Invalid value"),
+            (GOOD + "unheard_of = 1", "unheard_of .*: no such setting"),
             (
                 GOOD.replace("= 7", "= 0.5"),
                 "report_interval = 0.5 .*: is too small; give a number of seconds, at least 1, or 0",

@@ -12,9 +12,9 @@ from oslo_config import cfg
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import load
-from novasvc.config.ini import INIError, UnknownNameError, read_assignments
-from novasvc.config.substitution import CircleError, Substitution
-from novasvc.errors import SettingsError
+from novasvc.config.ini import INIError, UndefinedOptionError, read_assignments
+from novasvc.config.substitution import CircularReferenceError, Substitution
+from novasvc.errors import ConfigurationError
 
 NAMES = ("a", "b", "my_ip", "Big")
 SECTIONS = ("DEFAULT", "default", "one", "One", "two_2")
@@ -130,7 +130,7 @@ class INIFileTests(SynchronousTestCase):
         def value(section: str, name: str) -> str | None:
             try:
                 return substitution.text(section, name, last[section, name])
-            except (UnknownNameError, CircleError):
+            except (UndefinedOptionError, CircularReferenceError):
                 return None
 
         self.assertEqual({key: value(*key) for key in last}, substituted(text))
@@ -159,7 +159,7 @@ class INIFileTests(SynchronousTestCase):
     def found(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except SettingsError:
+        except ConfigurationError:
             return None
 
     def expected(self, file: Path, option: cfg.Opt) -> Any:

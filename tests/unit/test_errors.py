@@ -2,7 +2,8 @@
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.errors import RPCTimeoutError, SettingError, SettingsError, describe
+from novasvc import errors
+from novasvc.errors import ConfigurationError, RPCTimeoutError, SettingError, describe
 
 
 class DescribeTests(SynchronousTestCase):
@@ -32,8 +33,12 @@ class ErrorTests(SynchronousTestCase):
         self.assertEqual((error.args, error.method), (("compute.h1", "ping", 3.0, False, "", None, 0), "ping"))
         self.assertEqual(type(error)(*error.args).args, error.args)
 
+    def test_old_name(self) -> None:
+        """The old name of ConfigurationError is the same class."""
+        self.assertIs(errors.SettingsError, ConfigurationError)
+
     def test_together(self) -> None:
         """Several wrong settings are listed one a line; a single one is a sentence."""
         one = SettingError("a", "1", "default", "is bad", "be good")
-        self.assertEqual(str(SettingsError([one])), f"the configuration has an error: {one}")
-        self.assertEqual(str(SettingsError([one, one])).count("\n  - "), 2)
+        self.assertEqual(str(ConfigurationError([one])), f"the configuration has an error: {one}")
+        self.assertEqual(str(ConfigurationError([one, one])).count("\n  - "), 2)

@@ -96,13 +96,13 @@ class GatewayTests(TestCase):
 
     def test_nobody(self) -> None:
         """A topic or host that nobody serves is not found."""
-        self.assertIn("nobody serves", self.refused(404, "greet", topic="nobody"))
-        self.assertIn("nobody serves", self.refused(404, "greet", {"host": "h2"}))
+        self.assertIn("no server for", self.refused(404, "greet", topic="nobody"))
+        self.assertIn("no server for", self.refused(404, "greet", {"host": "h2"}))
 
     def test_unreachable(self) -> None:
         """A service that the registry has as up, but that no queue is bound for, cannot be reached now: 503."""
         self.rig.add("h2", "greeter", "greeter")
-        self.assertIn("although the registry has 1 of 1", self.refused(503, "greet", {"host": "h2"}))
+        self.assertIn("although 1 of 1 such services are up", self.refused(503, "greet", {"host": "h2"}))
 
     def test_idempotent(self) -> None:
         """A caller may say that the method may run twice."""

@@ -80,7 +80,7 @@ class RunTests(ProgramCase):
         ):
             ran = self.run_program(*arguments)
             self.assertEqual((ran.status, ran.stdout), (2, ""))
-            self.assertRegex(ran.stderr, rf"^novasvc: .*`{command} --help` says how\.\n$")
+            self.assertRegex(ran.stderr, rf"^novasvc: .*`{command} --help`\.\n$")
 
     def test_wrong_settings(self) -> None:
         """Wrong settings are said without a traceback, and passwords are not."""
@@ -147,11 +147,11 @@ class ConfigTests(ProgramCase):
         other = self.write("b.toml", "report_interval = 0.5")
         ran = self.run_program("config", "check", file, environ={"NOVASVC_STATE_DIR": f"{file}/state"})
         self.assertEqual(ran.status, 1)
-        self.assertIn(f"{file} is no directory; set state_dir to another", ran.stderr)
+        self.assertIn(f"{file} is not a directory; set state_dir to another directory", ran.stderr)
         ran = self.run_program("config", "check", file, environ={"NOVASVC_WORKERS": "-1"})
         self.assertIn("variable NOVASVC_WORKERS", ran.stderr)
         ran = self.run_program("--state-dir", f"{file}/state", "config", "check", file)
-        self.assertIn(f"{file} is no directory", ran.stderr)
+        self.assertIn(f"{file} is not a directory", ran.stderr)
         self.assertEqual(self.run_program("config", "check", file, environ={"NOVASVC_CONFIG": other}).status, 0)
         self.assertEqual(self.run_program("--config", other, "config", "check", self.write("c.toml")).status, 1)
 
@@ -230,9 +230,7 @@ class PreflightTests(ProgramCase):
         self.assertEqual((ran.status, ran.stdout), (1, ""))
         self.assertRegex(ran.stderr, r"^novasvc: file .*nova.conf: ignoring options that are not .*: my_ip\n")
         self.assertIn("my_ip\nnovasvc: a start would fail:\n  - ", ran.stderr)
-        self.assertIn(
-            f"\n  - temporary directory '{self.directory}/none': there is no such directory; create it", ran.stderr
-        )
+        self.assertIn(f"\n  - temporary directory '{self.directory}/none': no such directory; create it", ran.stderr)
         self.assertRegex(ran.stderr, r"\n  - .*metadata.*paste.ini.*cannot be read: No such file")
 
     def also(self, *lines: str) -> list[str]:
@@ -320,7 +318,7 @@ class PreflightTests(ProgramCase):
             port = free.getsockname()[1]
         ports = (f"api_listen_port = {port}", f"metadata_listen_port = {port}")
         said = self.problem("api = true", 'enabled_apis = ["metadata"]', f'api_paste_config = "{paste}"', *ports)
-        self.assertIn("both api and metadata are to listen there", said)
+        self.assertIn("both api and metadata are configured to listen there", said)
 
     def test_port_of_wildcard(self) -> None:
         """Two APIs clash, too, where the address of one takes in that of the other."""
@@ -334,10 +332,12 @@ class PreflightTests(ProgramCase):
             return (*common, *ports, f'api_listen = "{api}"', f'metadata_listen = "{metadata}"')
 
         for api, metadata in (("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "::"), ("::1", "::"), ("localhost", "127.0.0.1")):
-            self.assertIn("both api and metadata are to listen there", self.problem(*listening(api, metadata)))
+            self.assertIn(
+                "both api and metadata are configured to listen there", self.problem(*listening(api, metadata))
+            )
         said = self.problem(*listening("127.0.0.1", "0.0.0.0"))
         self.assertIn(f"cannot listen on 0.0.0.0:{port}: both", said)
-        self.assertIn(f"there, api on 127.0.0.1:{port}; give one another port", said)
+        self.assertIn(f"there, api on 127.0.0.1:{port}; give one of them another port", said)
         for api, metadata in (("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1"), ("::1", "0.0.0.0")):
             self.assertEqual(self.check(*listening(api, metadata)).stderr, "")
 
@@ -364,10 +364,10 @@ class PreflightTests(ProgramCase):
         self.assertEqual(self.check(long).status, 0)
 
     def test_directories(self) -> None:
-        """What is to hold files and is none, or is no directory, is named."""
+        """What is to hold files and is none, or is not a directory, is named."""
         file = self.write("file")
         said = self.run_program("config", "check", self.write("a.toml", f'state_dir = "{file}/state"')).stderr
-        self.assertIn(f"{file} is no directory; set state_dir to another", said)
+        self.assertIn(f"{file} is not a directory; set state_dir to another directory", said)
         self.assertIn("is a directory", self.problem(f'database_url = "sqlite:///{self.directory}"'))
         self.assertIn(
             "no such directory; create it, or set database_url",

@@ -6,9 +6,9 @@ from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.call import readable
-from novasvc.cli.place import Place
+from novasvc.cli.command_context import CommandContext
 from novasvc.cli.program import program
-from novasvc.cli.remote import NoBrokerError, answer_of, read_arguments, read_target
+from novasvc.cli.remote import NoBrokerError, read_arguments, read_target, wait_for_reply
 from novasvc.errors import NoSuchMethodError, RemoteError
 from novasvc.rpc.target import Target
 
@@ -60,13 +60,13 @@ class AnswerTests(SynchronousTestCase):
             (KeyError("disk"), RemoteError, "remote error: KeyError 'disk'"),
             (NoSuchMethodError("x"), NoSuchMethodError, "'x'"),
         ):
-            raised = self.assertRaises(kind, answer_of(raising(error)).send, None)
+            raised = self.assertRaises(kind, wait_for_reply(raising(error)).send, None)
             self.assertIn(text, str(raised))
 
 
 class CommandTests(SynchronousTestCase):
     def run_command(self, *arguments: str) -> click.testing.Result:
-        return CliRunner().invoke(program, arguments, obj=Place((), {}, {}), catch_exceptions=True)
+        return CliRunner().invoke(program, arguments, obj=CommandContext((), {}, {}), catch_exceptions=True)
 
     def test_no_broker(self) -> None:
         """Without a broker's URL each of them says that one is needed, and where it is given."""

@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.cli.place import Place
-from novasvc.cli.selection import AmbiguousServiceError
+from novasvc.cli.command_context import CommandContext
 from novasvc.cli.service import service
+from novasvc.cli.service_selector import AmbiguousServiceError
 from novasvc.errors import ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.record import ServiceRecord
@@ -22,14 +22,14 @@ from novasvc.testing import MemoryRegistry
 T = TypeVar("T")
 
 
-class MemoryPlace(Place):
-    """A place whose registry is in memory, and answers at once."""
+class MemoryContext(CommandContext):
+    """A context whose registry is in memory, and answers at once."""
 
     def __init__(self, registry: MemoryRegistry) -> None:
         super().__init__((), {"service_down_time": 60}, {})
         self.registry = registry
 
-    def work(self, function: Callable[[IServiceRegistry], Awaitable[T]]) -> T:
+    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[T]]) -> T:
         async def work() -> T:
             return await function(self.registry)
 
@@ -71,9 +71,9 @@ class ServiceCase(SynchronousTestCase):
 
     def run_command(self, *arguments: str) -> Ran:
         """Run a command, whatever its status will be."""
-        place = MemoryPlace(self.registry)
+        context = MemoryContext(self.registry)
         with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-            status = service.main(arguments, prog_name="service", obj=place, standalone_mode=False)
+            status = service.main(arguments, prog_name="service", obj=context, standalone_mode=False)
         return Ran(status or 0, out.getvalue(), err.getvalue())
 
     def output(self, *arguments: str) -> str:

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from novasvc.cli import control as client
 from novasvc.cli.control import Connection, RefusedError, ask
 from novasvc.cli.program import run
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 from novasvc.workers.errors import ControlError, ReloadError, ResizeError
 from tests.support.control_rig import HOSTILE, ControlCase, until, worker
 
@@ -123,9 +123,11 @@ class WorkersTests(CommandCase):
 
     async def test_set(self) -> None:
         """The number of workers is set, of the only server or of a named one."""
-        said = "from now on; `novasvc workers` shows them come and go\n"
-        self.assertEqual(await self.output("workers", "set", "3"), f"3 workers {said}")
-        self.assertEqual(await self.output("workers", "set", "1", "--server", "api"), f"1 worker of api {said}")
+        said = "`novasvc workers` shows the progress\n"
+        self.assertEqual(await self.output("workers", "set", "3"), f"resizing to 3 workers; {said}")
+        self.assertEqual(
+            await self.output("workers", "set", "1", "--server", "api"), f"resizing to 1 worker of api; {said}"
+        )
         self.assertEqual(self.supervisor.asked, [("resize", 3, None), ("resize", 1, "api")])
 
     async def test_set_refused(self) -> None:
@@ -158,7 +160,7 @@ class DrainTests(CommandCase):
         await until(lambda: self.supervisor.asked)
         self.assertNoResult(running)
         draining.callback(None)
-        self.assertEqual(await running, "worker 1 has finished and ended; another takes its place\n")
+        self.assertEqual(await running, "worker 1 is drained and has exited; a new one replaces it\n")
         self.assertEqual(self.supervisor.asked, [("drain", 1)])
 
     async def test_unknown(self) -> None:
@@ -174,7 +176,7 @@ class DrainTests(CommandCase):
         await until(lambda: self.supervisor.asked)
         self.assertNoResult(running)
         await self.control.stopService()
-        self.assertEqual(await running, f"supervisor {os.getpid()} and its workers have finished and ended\n")
+        self.assertEqual(await running, f"supervisor {os.getpid()} and its workers are drained and have exited\n")
         self.assertEqual(self.supervisor.asked, [("drain", None)])
 
     async def test_too_slow(self) -> None:
@@ -198,13 +200,13 @@ class ReloadTests(CommandCase):
 
     async def test_nothing_changed(self) -> None:
         """A reload without a change is told as one."""
-        self.assertEqual(await self.output("reload"), "the workers are replaced; no setting has changed\n")
+        self.assertEqual(await self.output("reload"), "all workers are replaced; no setting has changed\n")
         self.assertEqual(await self.output("reload", "-f", "json"), "[]\n")
 
     async def test_refused(self) -> None:
         """A reload that is refused has status 1 and all its reasons, a line each."""
         error = SettingError("workers", "x", "file a.toml", "it is no number", "give one")
-        self.supervisor.failing = ReloadError(str(SettingsError([error, error])))
+        self.supervisor.failing = ReloadError(str(ConfigurationError([error, error])))
         self.assertEqual(
             await self.failure("reload"),
             "novasvc: not reloaded, what ran before goes on: the configuration has 2 errors:\n"
@@ -247,7 +249,7 @@ class DumpTests(CommandCase):
             "      File \\x1b[2J\\u202e\n"
             "\n"
             "worker 1 of agent (no process): backing off\n"
-            "  calls in flight: unknown, it does not answer\n"
+            "  calls in flight: unknown, the worker does not respond\n"
             "  last events: none\n"
             "  stacks: none\n",
         )

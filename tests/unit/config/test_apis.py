@@ -9,7 +9,7 @@ from novasvc.config import load
 from novasvc.config.load import Configuration
 from novasvc.config.log_format import NOVA_LOG_FORMAT
 from novasvc.config.show import rows
-from novasvc.errors import SettingsError
+from novasvc.errors import ConfigurationError
 
 
 def written(name: str, text: str) -> Path:
@@ -23,7 +23,7 @@ class APISettingsTests(SynchronousTestCase):
         return load(files, {f"NOVASVC_{name}": value for name, value in environ.items()}, options or {})
 
     def problem(self, *files: Path, **environ: str) -> str:
-        return str(self.assertRaises(SettingsError, self.load, *files, **environ))
+        return str(self.assertRaises(ConfigurationError, self.load, *files, **environ))
 
     def test_lists(self) -> None:
         """A list is names with commas between them, or a list of TOML."""
@@ -34,7 +34,7 @@ class APISettingsTests(SynchronousTestCase):
             self.assertEqual(self.load(options={"enabled-apis": text}).settings.enabled_apis, names)
         self.assertIn("is not a list of names", self.problem(ENABLED_APIS="one,,two"))
         self.assertIn("is not a list of names", self.problem(ENABLED_APIS="one two"))
-        self.assertIn("it names one twice", self.problem(ENABLED_APIS="one,one"))
+        self.assertIn("contains a name twice", self.problem(ENABLED_APIS="one,one"))
 
     def test_families(self) -> None:
         """Each API has an address, a port and a number of workers; Nova's have Nova's ports."""
@@ -61,7 +61,7 @@ class APISettingsTests(SynchronousTestCase):
         """TLS needs a certificate, which needs its key; the name of the built-in API is taken."""
         self.assertIn("enabled_ssl_apis = one (from variable NOVASVC_E", self.problem(ENABLED_SSL_APIS="one"))
         self.assertIn("ssl_key_file is not given", self.problem(ENABLED_SSL_APIS="one", SSL_CERT_FILE="/a"))
-        self.assertIn("api is the name of the API", self.problem(ENABLED_APIS="api"))
+        self.assertIn("api is the name of the built-in API", self.problem(ENABLED_APIS="api"))
 
     def test_sections(self) -> None:
         """Nova's sections of an INI file are known, and what is in them."""
@@ -79,4 +79,4 @@ class APISettingsTests(SynchronousTestCase):
         ini = written("a.ini", "[DEFAULT]\nwsgi_log_format = %(client_ip)s %(status_code)d\n")
         self.assertEqual(self.load(ini).settings.wsgi_log_format, "%(client_ip)s %(status_code)d")
         for bad in ("%(nothing)s", "%s %s", "%(client_ip)d", "%"):
-            self.assertIn("it does not fill the fields", self.problem(WSGI_LOG_FORMAT=bad))
+            self.assertIn("cannot be filled with the fields", self.problem(WSGI_LOG_FORMAT=bad))

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Configuration, ServiceSettings, Settings, load
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 
 
 class SettingsCase(SynchronousTestCase):
@@ -32,7 +32,7 @@ class SettingsCase(SynchronousTestCase):
         self, *files: Path, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
     ) -> list[SettingError]:
         """Load what is wrong, and return what is said about it."""
-        error = self.assertRaises(SettingsError, self.load, *files, environ=environ, options=options)
+        error = self.assertRaises(ConfigurationError, self.load, *files, environ=environ, options=options)
         return list(error.errors)
 
     def error(self, *files: Path, **sources: Any) -> SettingError:
@@ -191,7 +191,7 @@ class ServicesTests(SettingsCase):
         tables = ("db_allowed = false", "[[service]]", 'topic = "conductor"', "[[service]]", 'topic = "agent"')
         errors = self.errors(self.write("a.toml", *tables))
         self.assertEqual([error.setting for error in errors], ["db_allowed", "db_allowed"])
-        self.assertIn("the conductor reaches the database for the others", str(errors[0]))
+        self.assertIn("the conductor accesses the database for the other services", str(errors[0]))
 
     def test_table_without_a_name(self) -> None:
         """A table without binary and topic is no service."""
@@ -260,11 +260,11 @@ class RulesTests(SettingsCase):
     def test_open_api(self) -> None:
         """An API that other hosts reach needs tokens, and TLS or somebody's word that a proxy has it."""
         others = {"api": True, "api-listen": "0.0.0.0"}
-        self.assertIn("asks for no token", self.error(options=others).problem)
+        self.assertIn("without a token", self.error(options=others).problem)
         others["api-token-file"] = "/t"
         error = self.error(options=others)
         self.assertEqual((error.setting, error.value), ("api_listen", "0.0.0.0"))
-        self.assertIn("in the clear", error.problem)
+        self.assertIn("in clear text", error.problem)
         self.assertTrue(self.load(options={**others, "insecure-http": True}).settings.insecure_http)
         for local in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
             self.assertTrue(self.load(options={"api": True, "api-listen": local}).settings.api_is_local)
@@ -285,8 +285,8 @@ class RulesTests(SettingsCase):
         self.assertEqual(
             [str(error) for error in errors],
             [
-                f"report_intervall (from file {toml}): there is no such setting; did you mean report_interval?",
-                "NOVASVC_HSOT (from the environment): there is no such setting; did you mean NOVASVC_HOST?",
+                f"report_intervall (from file {toml}): no such setting; did you mean report_interval?",
+                "NOVASVC_HSOT (from the environment): no such setting; did you mean NOVASVC_HOST?",
                 f"service_down_time = true (from file {toml}): is not a number; give a number of seconds, at least 1",
                 "--rpc-concurrency = 0 (from option --rpc-concurrency): is too small; give a whole number, at least 1",
             ],

@@ -6,7 +6,7 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Settings
-from novasvc.config.model import SPECS
+from novasvc.config.model import DEFINITIONS
 from novasvc.config.reference import reference
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
@@ -22,6 +22,6 @@ class ReferenceTests(SynchronousTestCase):
     def test_complete(self) -> None:
         """Every field but those that tables, managers and APIs fill is a setting with a meaning."""
         fields = {field.name for field in attrs.fields(Settings)}
-        self.assertEqual(fields - SPECS.keys(), {"apis", "managers", "services"})
-        for name, spec in SPECS.items():
-            self.assertTrue(spec.meaning.endswith("."), name)
+        self.assertEqual(fields - DEFINITIONS.keys(), {"apis", "managers", "services"})
+        for name, definition in DEFINITIONS.items():
+            self.assertTrue(definition.help.endswith("."), name)

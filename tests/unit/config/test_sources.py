@@ -10,7 +10,7 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import Settings, load, option_table
-from novasvc.errors import SettingError, SettingsError
+from novasvc.errors import ConfigurationError, SettingError
 
 
 class SourcesCase(SynchronousTestCase):
@@ -30,7 +30,7 @@ class SourcesCase(SynchronousTestCase):
 
     def error(self, *files: Path, environ: Mapping[str, str] | None = None, **options: Any) -> SettingError:
         """Load what has one thing wrong, and return what is said about it."""
-        failure = self.assertRaises(SettingsError, load, files, environ or {}, options)
+        failure = self.assertRaises(ConfigurationError, load, files, environ or {}, options)
         (error,) = failure.errors
         return error
 
@@ -63,7 +63,7 @@ class TOMLTests(SourcesCase):
         for name in ("DEFAULT", "defaults", "database", "databse"):
             error = self.error(self.write("a.toml", f'[{name}]\nhost = "h"\n'))
             self.assertEqual(error.setting, f"[{name}]")
-            self.assertEqual(error.remedy, "put settings above the first table: sections are for INI files")
+            self.assertEqual(error.remedy, "put the settings above the first table: only INI files have sections")
 
     def test_names_of_nova(self) -> None:
         """Nova's name in a TOML file leads to ours."""
@@ -147,7 +147,9 @@ class INITests(SourcesCase):
             configuration = load([file], {}, {})
             self.assertEqual(configuration.settings.state_dir, Path(value.replace("\n  ", "\n")).absolute())
             (warning,) = configuration.warnings
-            self.assertIn(f"state_path (from file {file}, section DEFAULT): what looks like a comment behind", warning)
+            self.assertIn(
+                f"state_path (from file {file}, section DEFAULT): the value includes what looks like a comment", warning
+            )
             self.assertNotIn("mine", warning)
         for value in ('"/a"', "/a#2", "/a;1"):
             self.assertEqual(load([self.write("a.ini", f"[DEFAULT]\nstate_path = {value}\n")], {}, {}).warnings, ())
@@ -156,7 +158,9 @@ class INITests(SourcesCase):
     def test_comments_behind_wrong_values(self) -> None:
         """Where the comment makes the value wrong, the error says so."""
         error = self.error(self.write("a.ini", "[DEFAULT]\nreport_interval = 10 # seconds\n"))
-        self.assertRegex(error.remedy, r"^give a number of seconds, .*; what looks like a comment behind the value is")
+        self.assertRegex(
+            error.remedy, r"^give a number of seconds, .*; the value includes what looks like a comment after it"
+        )
 
     def test_families_of_other_programs(self) -> None:
         """A wrong `<topic>_manager` or `<api>_listen` is an error only where the settings name that topic or API."""
@@ -166,15 +170,15 @@ class INITests(SourcesCase):
         self.assertEqual((configuration.settings.managers, configuration.settings.apis), ({}, {}))
         volume, listen, workers = configuration.warnings
         self.assertIn("ignoring volume_manager = 'x' (from file", volume)
-        self.assertIn("(no service or API in these settings is called 'volume')", volume)
-        self.assertIn("$my_ip is no option that has a value", listen)
+        self.assertIn("(no service or API in these settings is named 'volume')", volume)
+        self.assertIn("$my_ip is not an option with a value", listen)
         self.assertIn("ec2_workers", workers)
         self.assertNotIn("volume_manager", configuration.origins)
         for name, value, count in (("topic", "volume", 1), ("binary", "nova-volume", 1), ("enabled_apis", ("ec2",), 2)):
-            error = self.assertRaises(SettingsError, load, [file], {}, {name.replace("_", "-"): value})
+            error = self.assertRaises(ConfigurationError, load, [file], {}, {name.replace("_", "-"): value})
             self.assertEqual(len(error.errors), count)
         tables = self.write("a.toml", '[[service]]\nbinary = "nova-volume"\n')
-        self.assertIn("volume_manager = 'x'", str(self.assertRaises(SettingsError, load, [tables, file], {}, {})))
+        self.assertIn("volume_manager = 'x'", str(self.assertRaises(ConfigurationError, load, [tables, file], {}, {})))
 
     def test_syntax_errors(self) -> None:
         """A line that is no INI is named by its number, and not shown: it may hold a password."""
@@ -268,7 +272,7 @@ class SubstitutionTests(SourcesCase):
         """A name that no option has is an error that names it, and says how a dollar sign is written."""
         error = self.error(self.write("a.ini", "[DEFAULT]\nstate_path = /srv/$nothing/x"))
         self.assertEqual((error.setting, error.value), ("state_path", "'/srv/$nothing/x'"))
-        self.assertIn("$nothing is no option", error.problem)
+        self.assertIn("$nothing is not an option", error.problem)
         self.assertIn("$$", error.remedy)
 
     def test_password(self) -> None:
@@ -302,8 +306,8 @@ class QuotesTests(SourcesCase):
             self.error(environ={"NOVASVC_DATABASE_URL_FILE": str(secret)}),
             self.error(state_dir="'/srv'"),
         ):
-            self.assertIn("has quotes inside its quotes", error.problem)
-            self.assertIn("leave the inner ones out", error.remedy)
+            self.assertIn("is enclosed in quotes", error.problem)
+            self.assertIn("remove the inner quotes", error.remedy)
 
     def test_meant(self) -> None:
         """A form of log lines may begin and end with quotes."""
@@ -326,7 +330,7 @@ class EnvironmentTests(SourcesCase):
     def test_file_and_value(self) -> None:
         """Both the value and its file are one too many."""
         environ = {"NOVASVC_HOST": "h", "NOVASVC_HOST_FILE": "/h"}
-        self.assertIn("NOVASVC_HOST is given, too", self.error(environ=environ).problem)
+        self.assertIn("NOVASVC_HOST is also set", self.error(environ=environ).problem)
 
     def test_unreadable_file(self) -> None:
         """A file that cannot be read is an error that names the variable and the file."""
@@ -386,8 +390,8 @@ class OptionsTests(SourcesCase):
 
     def test_contradiction(self) -> None:
         """A flag and its contrary exclude each other."""
-        error = self.assertRaises(SettingsError, self.parse, "--migrate", "--no-migrate")
-        self.assertIn("given, too", str(error))
+        error = self.assertRaises(ConfigurationError, self.parse, "--migrate", "--no-migrate")
+        self.assertIn("also given", str(error))
 
     def test_python_values(self) -> None:
         """A program may give values of their types, and names with underscores."""
@@ -421,7 +425,7 @@ class ValuesTests(SourcesCase):
         """A transport's URL has a scheme that is known, and hosts that can be read."""
         for url in ("rabbit://h/", "amqp://u:p@h:1,u:p@[::1]:2/v", "amqps://h", "memory:"):
             self.assertEqual(load((), {}, {"transport_url": url}).settings.transport_url, url)
-        self.assertIn("none of amqp://", self.error(transport_url="redis://h/").problem)
+        self.assertIn("not one of amqp://", self.error(transport_url="redis://h/").problem)
         self.assertIn("percent-encoded", self.error(transport_url="amqp://u:se/cret@h/").problem)
         self.assertIn("no scheme", self.error(transport_url="host").problem)
 

@@ -58,16 +58,16 @@ class BrokerAddressTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """What cannot be read is refused with the reason, and without the password."""
         for url, reason in (
-            ("redis://u:s3cret@h", "the scheme is none of amqp://"),
+            ("redis://u:s3cret@h", "the scheme is not one of amqp://"),
             ("amqp://u:s3cret@h?heartbeat=3", "a query"),
             ("amqp://u:s3cret@h?ssl=3", "neither 1 nor 0"),
             ("amqp://u:s3cret@h?ssl=1&ssl=0", "neither 1 nor 0"),
             ("amqp://u:pw?ssl=s3cret@h", "neither 1 nor 0"),
-            ("amqps://u:s3cret@h?ssl=0", "forbids"),
+            ("amqps://u:s3cret@h?ssl=0", "contradicts"),
             ("amqp://u:s3cret@h/v#x", "a fragment"),
-            ("amqp://u:s3cret@", "names no host"),
-            ("amqp://u:s3cret@h,", "names no host"),
-            ("amqp:///v", "names no host"),
+            ("amqp://u:s3cret@", "the host is missing"),
+            ("amqp://u:s3cret@h,", "the host is missing"),
+            ("amqp:///v", "the host is missing"),
             ("amqp://u:s3/cret@h/", "percent-encoded"),
             ("amqp://u:s3cret@h:port", "percent-encoded"),
             ("amqp://u:s3cret@h:99999", "percent-encoded"),

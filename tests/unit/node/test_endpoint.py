@@ -224,7 +224,7 @@ class RunTaskTests(NodeCase):
     def test_unknown(self) -> None:
         """There is none of that name: the caller is told which there are."""
         error = self.failureResultOf(self.call("run_task", name="swep"), UnknownTaskError).value
-        self.assertEqual(str(error), "no periodic task is named 'swep'; there are: sweep")
+        self.assertEqual(str(error), "no periodic task is named 'swep'; existing tasks: sweep")
 
     def test_failing(self) -> None:
         """How the run ends is no matter of the call's: a failure is logged and counted."""

@@ -439,7 +439,7 @@ class RunNowTests(SynchronousTestCase):
     def test_unknown(self) -> None:
         """An unknown name is an error that lists the tasks there are."""
         error = self.failureResultOf(self.runner.run_now("spacd"), UnknownTaskError).value
-        self.assertEqual(str(error), "no periodic task is named 'spacd'; there are: spaced")
+        self.assertEqual(str(error), "no periodic task is named 'spacd'; existing tasks: spaced")
 
     def test_after_stop(self) -> None:
         """A stopped runner begins no run by hand."""

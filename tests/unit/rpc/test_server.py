@@ -152,7 +152,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual((self.diary.calls, self.server.counts.quarantined, self.server.counts.refused), ([], 1, 0))
         ((quarantined, reason),) = self.broker.quarantine
         self.assertEqual(quarantined, body)
-        self.assertIn("delivered 3 times", reason)
+        self.assertIn("3 processes died", reason)
         self.successResultOf(self.server.close())
         self.assertEqual(self.take(), [])
 

@@ -676,9 +676,7 @@ class HeldTests(PublisherCase):
             )
         refused = self.failed(self.publish(), TransportFullError)
         self.assertEqual(refused.bound, 100)
-        self.assertIn(
-            "the send buffer of this process is full, 100 messages wait in it (the broker takes no", str(refused)
-        )
+        self.assertIn("the send buffer of this process is full with 100 messages (the broker takes no", str(refused))
         self.reactor.advance(1)
         self.assertEqual(len(self.publisher), 0)
         sent = self.publish()

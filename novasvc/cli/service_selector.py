@@ -1,4 +1,4 @@
-"""Which service is meant: by its number, its uuid, or its host and binary."""
+"""Select a registered service by id, UUID, or host and binary."""
 
 import re
 from collections.abc import Callable
@@ -17,24 +17,26 @@ _IDENTITY = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @attrs.define
 class AmbiguousServiceError(NovasvcError):
-    """More than one service fits what the operator said.
+    """The selector matches more than one service.
 
-    :param said: what fits.
-    :param found: names that fit, as "binary@host".
+    :param said: the selector as text.
+    :param found: the matching services, as "binary@host".
     """
 
     said: str
     found: list[str]
 
     def __str__(self) -> str:
-        return f"service {self.said} may be any of {', '.join(self.found)}; say which with --host and --binary"
+        return f"service {self.said} is ambiguous: {', '.join(self.found)}; select one with --host and --binary"
 
 
 @attrs.frozen
-class Selection:
-    """What an operator says of the service that is meant.
+class ServiceSelector:
+    """The operator's selection of one service.
 
-    :param identity: the row's number or uuid; None if host and binary say it.
+    :param identity: id or UUID of the row; None to select by host and binary.
+    :param host: host name, or None for any.
+    :param binary: binary name, or None for any.
     """
 
     identity: str | None
@@ -42,10 +44,10 @@ class Selection:
     binary: str | None
 
     async def find(self, registry: IServiceRegistry) -> ServiceRecord:
-        """Read its row.
+        """Read the row of the selected service.
 
-        :raises ServiceNotFoundError: there is none.
-        :raises AmbiguousServiceError: there is more than one.
+        :raises ServiceNotFoundError: no service matches.
+        :raises AmbiguousServiceError: several services match.
         """
         if self.identity is not None:
             record: ServiceRecord = await registry.get(self.identity)
@@ -65,30 +67,30 @@ class Selection:
         return f"{self.binary}@{self.host}" if self.binary else f"on {self.host}"
 
 
-def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the ways to say which service is meant; it gets them as ``selection``."""
+def selector_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the arguments and options that select a service; the command gets them as ``selector``."""
 
     @click.argument("service", required=False, metavar="[ID|UUID|HOST]")
     @click.argument("named", required=False, metavar="[BINARY]")
-    @click.option("--host", help="The service's host.")
-    @click.option("--binary", help="The service's binary.")
+    @click.option("--host", help="Host of the service.")
+    @click.option("--binary", help="Binary name of the service.")
     @wraps(function)
     def with_selection(
         *args: Any, service: str | None, named: str | None, host: str | None, binary: str | None, **kwargs: Any
     ) -> Any:
-        return function(*args, selection=_select(service, named, host, binary), **kwargs)
+        return function(*args, selector=_select(service, named, host, binary), **kwargs)
 
     return with_selection
 
 
-def _select(service: str | None, named: str | None, host: str | None, binary: str | None) -> Selection:
+def _select(service: str | None, named: str | None, host: str | None, binary: str | None) -> ServiceSelector:
     context = click.get_current_context()
     if (service and host) or (named and binary):
-        message = "Say which service either by arguments or by --host and --binary."
+        message = "Select the service either by arguments or by --host and --binary."
         raise click.UsageError(message, context)
     if service and not named and not binary and _IDENTITY.fullmatch(service.lower()):
-        return Selection(service.lower(), None, None)
+        return ServiceSelector(service.lower(), None, None)
     if not service and not host and not binary:
-        message = "Say which service: its ID, its UUID, or --host and --binary."
+        message = "Select a service: by ID, by UUID, or by --host and --binary."
         raise click.UsageError(message, context)
-    return Selection(None, service or host, named or binary)
+    return ServiceSelector(None, service or host, named or binary)

@@ -1,0 +1,51 @@
+"""What all commands share: the settings, and access to the registry."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import click
+
+from novasvc.config import Configuration, load
+from novasvc.interfaces import IServiceRegistry
+
+_T = TypeVar("_T")
+
+
+@attrs.define(slots=False)
+class CommandContext:
+    """The sources of the settings; click passes it to each command.
+
+    :param files: configuration files; if empty, those of ``NOVASVC_CONFIG``.
+    :param options: name of an option in front of the command's name -> value; None is "not given".
+    :param environ: environment variables.
+    """
+
+    files: tuple[Path, ...]
+    options: Mapping[str, Any]
+    environ: Mapping[str, str]
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """The settings and their origins, loaded on first use.
+
+        :raises ConfigurationError: the settings have errors.
+        """
+        return load(self.files, self.environ, self.options)
+
+    def with_registry(self, function: Callable[[IServiceRegistry], Awaitable[_T]]) -> _T:
+        """Call a function with the open registry on the reactor, and return its result.
+
+        :param function: takes the open registry.
+        :raises MissingDatabaseError: there is no database file yet; none is created.
+        :raises DatabaseError: the database cannot be used.
+        """
+        # Imported here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.
+        from novasvc.cli.registry import with_registry  # noqa: PLC0415
+
+        return with_registry(self.configuration.settings, function)
+
+
+pass_command_context = click.make_pass_decorator(CommandContext)

@@ -1,0 +1,1 @@
+"""The settings by section; :mod:`novasvc.config.model` composes them."""

@@ -1,0 +1,29 @@
+"""Heartbeats, and when a service counts as down."""
+
+import attrs
+
+from novasvc.config.definition import setting
+from novasvc.config.types import NUMBER, choice
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class LivenessSection:
+    """Heartbeats, and when a service counts as down."""
+
+    servicegroup_driver: str = setting("Driver that decides whether a service is up.", choice("db"), default="db")
+    report_interval: float = setting(
+        "Heartbeat interval; 0 disables heartbeats: the service registers once and counts as down after "
+        "service_down_time.",
+        NUMBER,
+        default=10.0,
+        unit="seconds",
+        minimum=1,
+        zero=True,
+    )
+    service_down_time: float = setting(
+        "A service without a heartbeat for this long is down. Must be greater than report_interval.",
+        NUMBER,
+        default=60.0,
+        unit="seconds",
+        minimum=1,
+    )

@@ -1,0 +1,38 @@
+"""Messaging and remote procedure calls."""
+
+import attrs
+
+from novasvc.config.definition import setting
+from novasvc.config.types import INTEGER, NAME, NUMBER, TRANSPORT_URL
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class RPCSection:
+    """Messaging and remote procedure calls."""
+
+    transport_url: str = setting(
+        "URL of the message transport. amqp://user:password@host:5672/vhost is RabbitMQ; rabbit: is an alias of amqp:; "
+        "amqps: uses TLS. ?ssl=1 or ?ssl=0 at the end turns TLS on or off and overrides rabbit_ssl. Separate several "
+        "user:password@host:port by commas: they are tried in turn. memory: connects only the nodes of one process.",
+        TRANSPORT_URL,
+        default="memory:",
+        secret=True,
+    )
+    control_exchange: str = setting(
+        "AMQP exchange that scopes the topics; the same for services and clients.", NAME, default="nova"
+    )
+    rpc_response_timeout: float = setting("Timeout of an RPC call.", NUMBER, default=60.0, unit="seconds", minimum=0.1)
+    rpc_concurrency: int = setting(
+        "Maximum number of concurrent RPC calls per service.",
+        INTEGER,
+        default=64,
+        minimum=1,
+        nova="rpc_thread_pool_size",
+    )
+    rpc_max_deliveries: int = setting(
+        "Quarantine an idempotent call after this many processes died while running it. The last attempt runs while "
+        "no other redelivered call does.",
+        INTEGER,
+        default=3,
+        minimum=1,
+    )
