@@ -21,7 +21,7 @@ from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.transport.amqp.configured import broker_options
 from novasvc.transport.amqp.tls import check_files
-from novasvc.workers.control.path_lock import see_path
+from novasvc.workers.control.path_lock import check_path
 from novasvc.workers.errors import ControlError
 
 _PATIENCE = 2.0
@@ -81,7 +81,7 @@ def _directories(settings: Settings) -> Iterator[_Check]:
         yield names, partial(_see_writable, "state directory", settings.state_dir, "state_dir")
     if settings.supervised:
         names = ("control_socket", "state_dir", "workers", "api_workers")
-        yield names, partial(see_path, settings.control_socket.absolute())
+        yield names, partial(check_path, settings.control_socket.absolute())
         folder = settings.control_socket.parent
         yield names, partial(_see_writable, "directory of the control socket", folder, "control_socket")
 

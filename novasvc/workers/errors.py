@@ -131,7 +131,7 @@ class OrphansError(ControlError):
 
 
 @attrs.define
-class RefusedError(SupervisionError):
+class CommandRejectedError(SupervisionError):
     """A supervisor did not do what was asked for.
 
     :param kind: name of the error's class over there.

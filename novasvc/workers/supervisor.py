@@ -189,7 +189,7 @@ class Supervisor:
 
         :param sockets: theirs from now on.
         :param lock: descriptor of a lock that is held until the last of the workers has ended, should this process be
-            killed: see :class:`novasvc.workers.control.path_lock.Claim`.
+            killed: see :class:`novasvc.workers.control.path_lock.PathLock`.
         :return: fires when all of them have been ready.
         """
         self._lock = lock

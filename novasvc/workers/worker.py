@@ -316,7 +316,7 @@ class Worker:
     # has anyway. Nobody watches it any more, so it sets itself a limit that holds without a reactor:
     # first, where it sees the end of its supervisor, the time that a reactor may be blocked; then, in
     # the reactor's turn, the grace. Its forkserver, if it lives, kills what is left after that. The
-    # next supervisor waits meanwhile: see Note [One listener] in supervision/claim.py.
+    # next supervisor waits meanwhile: see Note [One listener] in workers/control/path_lock.py.
 
     def terminate(self) -> None:
         """Drain. See Note [Who says at once]."""

@@ -16,7 +16,7 @@ from twisted.internet.protocol import ClientFactory
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from novasvc.workers.errors import ControlError, RefusedError
+from novasvc.workers.errors import CommandRejectedError, ControlError
 
 ANSWER = 10.0
 """Seconds that a supervisor has to answer what it knows."""
@@ -39,7 +39,7 @@ def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **ar
     :param command: see docs/workers.md, as for the arguments.
     :param timeout: seconds from now to the answer.
     :return: Deferred of the result, JSON; cancelling it ends only the waiting.
-    :raises RefusedError: the supervisor says why it does not.
+    :raises CommandRejectedError: the supervisor says why it does not.
     :raises ControlError: nobody is there, or there is no answer, or none that a supervisor would give.
     """
 
@@ -48,17 +48,17 @@ def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **ar
 
     if len(os.fsencode(path)) > _LONGEST_PATH:
         return fail(unreachable(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))))
-    question = _Question(path, command, request_line(command, arguments))
+    factory = _CommandFactory(path, command, request_line(command, arguments))
     # Not an endpoint: to import those is to import TLS, 12 MiB in each node.
-    question.connector = reactor.connectUNIX(os.fspath(path), question, timeout)
-    return question.answer.addTimeout(timeout, reactor, onTimeoutCancel=late)
+    factory.connector = reactor.connectUNIX(os.fspath(path), factory, timeout)
+    return factory.answer.addTimeout(timeout, reactor, onTimeoutCancel=late)
 
 
 _LONGEST_PATH = 107
 """Octets in the path of a unix socket."""
 
 
-class _Question(ClientFactory):
+class _CommandFactory(ClientFactory):
     """One request, and its answer; makes its one connection."""
 
     noisy = False
@@ -71,8 +71,8 @@ class _Question(ClientFactory):
         self._command = command
         self._settled = False
 
-    def buildProtocol(self, addr: object) -> "_Line":
-        return _Line(self)
+    def buildProtocol(self, addr: object) -> "_CommandProtocol":
+        return _CommandProtocol(self)
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
         number = getattr(reason.value, "osError", None)
@@ -86,12 +86,12 @@ class _Question(ClientFactory):
         """Understand the answer."""
         try:
             self.settle(result_of(self._path, line))
-        except (ControlError, RefusedError):
+        except (ControlError, CommandRejectedError):
             self.settle(Failure())
 
-    def refuse(self) -> None:
+    def too_long(self) -> None:
         """See an answer that is too long to be one."""
-        self.settle(Failure(strange(self._path)))
+        self.settle(Failure(not_a_supervisor(self._path)))
 
     def settle(self, outcome: Any) -> None:
         """Answer, if nobody has."""
@@ -104,25 +104,25 @@ class _Question(ClientFactory):
         self.connector.disconnect()
 
 
-class _Line(LineOnlyReceiver):
+class _CommandProtocol(LineOnlyReceiver):
     """Sends a request, and takes a line."""
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST
     transport: Any
 
-    def __init__(self, question: _Question) -> None:
-        self._question = question
+    def __init__(self, factory: _CommandFactory) -> None:
+        self._factory = factory
 
     def connectionMade(self) -> None:
-        self.transport.write(self._question.request)
+        self.transport.write(self._factory.request)
 
     def lineReceived(self, line: bytes) -> None:
-        self._question.take(line)
+        self._factory.take(line)
         self.transport.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._question.refuse()
+        self._factory.too_long()
         self.transport.abortConnection()
 
 
@@ -138,22 +138,22 @@ def result_of(path: Path, line: bytes) -> Any:
     """Understand what came back.
 
     :return: JSON.
-    :raises RefusedError: the supervisor says why it does not.
+    :raises CommandRejectedError: the supervisor says why it does not.
     :raises ControlError: no supervisor would answer so.
     """
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
-        raise strange(path) from None
+        raise not_a_supervisor(path) from None
     match answer:
         case {"result": result}:
             return result
         case {"error": {"type": str(kind), "message": str(problem)}}:
-            raise RefusedError(kind, problem)
-    raise strange(path)
+            raise CommandRejectedError(kind, problem)
+    raise not_a_supervisor(path)
 
 
-def strange(path: Path) -> ControlError:
+def not_a_supervisor(path: Path) -> ControlError:
     """Say that this is no supervisor."""
     return ControlError(str(path), "what answers there is no supervisor", START)
 

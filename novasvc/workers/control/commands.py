@@ -78,7 +78,7 @@ _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
 
 
 @attrs.frozen
-class Request:
+class Command:
     """A request that was understood.
 
     :param arguments: all that the command takes, None for what was not given.
@@ -98,7 +98,7 @@ class Request:
         return self.command == "drain" and self.arguments["number"] is None
 
     @classmethod
-    def read(cls, line: bytes) -> "Request":
+    def parse(cls, line: bytes) -> "Command":
         """Understand a line.
 
         :raises RequestError: it is no request.
@@ -125,7 +125,7 @@ class Request:
             raise RequestError(f"{command} lacks its argument {missing[0]}", _usage(command))
         return cls(command, {name: given.get(name) for name in takes})
 
-    async def perform(self, supervisor: ISupervisor) -> Any:
+    async def execute(self, supervisor: ISupervisor) -> Any:
         """Do what is asked for.
 
         :return: JSON.

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import ISupervisor
-from novasvc.workers.control.commands import Request, RequestError, UnfinishedError
+from novasvc.workers.control.commands import Command, RequestError, UnfinishedError
 
 _log = Logger()
 
@@ -26,7 +26,7 @@ IDLE = 60.0
 
 
 @implementer(IHalfCloseableProtocol)
-class Conversation(LineReceiver, TimeoutMixin):
+class ControlConnection(LineReceiver, TimeoutMixin):
     """Reads a request, answers it, reads the next.
 
     While a request is under way, or answers wait to be taken, nothing is read: so a connection
@@ -42,13 +42,13 @@ class Conversation(LineReceiver, TimeoutMixin):
     MAX_LENGTH = LONGEST
     transport: Any
 
-    def __init__(self, supervisor: ISupervisor, asker: str, others: "set[Conversation]", reactor: Any) -> None:
+    def __init__(self, supervisor: ISupervisor, asker: str, others: "set[ControlConnection]", reactor: Any) -> None:
         self.gone: Deferred[None] = Deferred()
         self._supervisor = supervisor
         self._asker = asker
         self._others = others
         self._reactor = reactor
-        self._request: Request | None = None
+        self._request: Command | None = None
         self._full = False
         self._open = False
 
@@ -67,7 +67,7 @@ class Conversation(LineReceiver, TimeoutMixin):
     def lineReceived(self, line: bytes) -> None:
         """Begin with a request."""
         try:
-            request = self._request = Request.read(line)
+            request = self._request = Command.parse(line)
         except RequestError as error:
             self.sendLine(error_line(error))
             self.resetTimeout()
@@ -83,7 +83,7 @@ class Conversation(LineReceiver, TimeoutMixin):
         self.sendLine(error_line(RequestError("this request is too long", f"one has at most {LONGEST} bytes")))
         self._close()
 
-    def _answered(self, line: bytes, request: Request) -> None:
+    def _answered(self, line: bytes, request: Command) -> None:
         self._request = None
         if not self._open:
             return
@@ -143,7 +143,7 @@ class Conversation(LineReceiver, TimeoutMixin):
         self.gone.callback(None)
 
 
-async def answer(supervisor: ISupervisor, request: Request, asker: str) -> bytes:
+async def answer(supervisor: ISupervisor, request: Command, asker: str) -> bytes:
     """Do what is asked for, and return the answer, whatever happens.
 
     :param asker: for the log.
@@ -151,7 +151,7 @@ async def answer(supervisor: ISupervisor, request: Request, asker: str) -> bytes
     if request.changes:
         _log.info("{request} is asked for by {asker}", request=str(request), asker=asker)
     try:
-        return json.dumps({"result": await request.perform(supervisor)}).encode()
+        return json.dumps({"result": await request.execute(supervisor)}).encode()
     except NovasvcError as error:
         _log.info("{request} is refused: {error}", request=str(request), error=str(error))
         return error_line(error)

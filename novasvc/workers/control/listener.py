@@ -14,8 +14,8 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from novasvc.interfaces import ISupervisor
-from novasvc.workers.control.connection import Conversation, error_line
-from novasvc.workers.control.path_lock import Claim, peer
+from novasvc.workers.control.connection import ControlConnection, error_line
+from novasvc.workers.control.path_lock import PathLock, peer_credentials
 from novasvc.workers.errors import ControlError
 
 _log = Logger()
@@ -45,14 +45,14 @@ class ControlSocket(Service):
         self._path = path
         self._supervisor = supervisor
         self._reactor = reactor
-        self._claim: Claim | None = None
+        self._path_lock: PathLock | None = None
         self._listener: _Listener | None = None
-        self._conversations: set[Conversation] = set()
+        self._connections: set[ControlConnection] = set()
 
     @property
     def lock(self) -> int | None:
         """The descriptor of the place's lock; None while it is not ours."""
-        return None if self._claim is None else self._claim.lock
+        return None if self._path_lock is None else self._path_lock.descriptor
 
     def startService(self) -> None:
         """Listen.
@@ -60,8 +60,8 @@ class ControlSocket(Service):
         :raises OrphansError: workers of a supervisor that is gone are still there.
         :raises ControlError: the place cannot be had, or another process has it.
         """
-        self._claim = Claim.take(self._path)
-        self._listener = _Listener(self._claim.socket, self._accept, self._reactor)
+        self._path_lock = PathLock.acquire(self._path)
+        self._listener = _Listener(self._path_lock.socket, self._accept, self._reactor)
         self._listener.startReading()
         super().startService()
 
@@ -71,39 +71,39 @@ class ControlSocket(Service):
         :return: fired when they are closed.
         """
         super().stopService()
-        if self._claim is not None and self._listener is not None:
+        if self._path_lock is not None and self._listener is not None:
             self._listener.stop()
-            self._claim.release()
-            self._claim = self._listener = None
+            self._path_lock.release()
+            self._path_lock = self._listener = None
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
         """Let those who ask have their last answer, if they take it soon."""
-        conversations = tuple(self._conversations)
+        connections = tuple(self._connections)
 
         def abort() -> None:
-            for conversation in conversations:
-                conversation.abort()
+            for connection in connections:
+                connection.abort()
 
         timer = self._reactor.callLater(_FAREWELL, abort)
-        for conversation in conversations:
-            conversation.finish()
-        await DeferredList([conversation.gone for conversation in conversations])
+        for connection in connections:
+            connection.finish()
+        await DeferredList([connection.gone for connection in connections])
         if timer.active():
             timer.cancel()
 
     def _accept(self, accepted: socket.socket) -> None:
         """Talk to who has connected, or say why not."""
-        pid, uid = peer(accepted)
+        pid, uid = peer_credentials(accepted)
         own = os.geteuid()
         if uid not in {0, own}:
             _log.warn("uid {uid} (pid {pid}) may not use the control socket", uid=uid, pid=pid)
             problem, remedy = f"uid {uid} may not ask", f"ask as uid {own} or as root"
-        elif len(self._conversations) >= CONNECTIONS:
+        elif len(self._connections) >= CONNECTIONS:
             problem, remedy = f"{CONNECTIONS} others ask at this moment", "try again when one of them has its answer"
         else:
-            conversation = Conversation(self._supervisor, f"uid {uid}, pid {pid}", self._conversations, self._reactor)
-            factory = Factory.forProtocol(lambda: conversation)
+            connection = ControlConnection(self._supervisor, f"uid {uid}, pid {pid}", self._connections, self._reactor)
+            factory = Factory.forProtocol(lambda: connection)
             self._reactor.adoptStreamConnection(accepted.fileno(), socket.AF_UNIX, factory)
             return
         accepted.send(error_line(ControlError(str(self._path), problem, remedy)) + b"\n")

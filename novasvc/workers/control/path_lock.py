@@ -35,28 +35,28 @@ _ELSEWHERE = "set control_socket, or state_dir, to another place"
 
 
 @attrs.define
-class Claim:
+class PathLock:
     """A unix socket that listens at a path, of this process alone: see Note [One listener].
 
     :param path: absolute.
     :param socket: does not block; mode 0600 from its first moment.
-    :param lock: descriptor of the lock; whoever has it open, too, holds the lock.
+    :param descriptor: of the lock file; every process that has it open holds the lock.
     """
 
     path: Path
     socket: socket.socket
-    lock: int
+    descriptor: int
     _identity: tuple[int, int]
 
     @classmethod
-    def take(cls, path: Path) -> "Claim":
+    def acquire(cls, path: Path) -> "PathLock":
         """Bind a socket at a path, in a directory that is made for nobody else if it is missing.
 
         :raises OrphansError: workers of a supervisor that is gone are still there.
         :raises ControlError: it cannot be had.
         """
         path = path.absolute()
-        see_path(path)
+        check_path(path)
         lock = _lock(path)
         try:
             _clear(path)
@@ -74,12 +74,12 @@ class Claim:
                 self.path.unlink()
         self.socket.close()
         with suppress(OSError):
-            os.ftruncate(self.lock, 0)  # who finds it locked, before its next holder has signed, is not to read us
-            fcntl.flock(self.lock, fcntl.LOCK_UN)  # whoever else has it open
-        os.close(self.lock)
+            os.ftruncate(self.descriptor, 0)  # the next holder may not have written its pid yet
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)  # whoever else has it open
+        os.close(self.descriptor)
 
 
-def see_path(path: Path) -> None:
+def check_path(path: Path) -> None:
     """See that a socket can have this path.
 
     :param path: absolute.
@@ -91,7 +91,7 @@ def see_path(path: Path) -> None:
         raise ControlError(str(path), problem, _ELSEWHERE)
 
 
-def peer(connected: socket.socket) -> tuple[int, int]:
+def peer_credentials(connected: socket.socket) -> tuple[int, int]:
     """Return (pid, uid) of the other end, as the system knows it; pid 0 is one that this container does not see."""
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", credentials)
@@ -162,7 +162,7 @@ def _clear(path: Path) -> None:
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
-            pid, _ = peer(probe)
+            pid, _ = peer_credentials(probe)
             problem = f"process {pid} listens there" if pid else "a process of another container listens there"
         except ConnectionRefusedError:
             path.unlink()

@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
 from novasvc.workers.control.client import ask
-from novasvc.workers.errors import ControlError, RefusedError
+from novasvc.workers.errors import CommandRejectedError, ControlError
 from tests.support.control_rig import ControlCase, until
 
 
@@ -43,7 +43,7 @@ class AskTests(ControlCase):
 
     async def test_refused(self) -> None:
         """What it refuses is said in its own words."""
-        error = await self.assertFailure(ask(reactor, self.path, "drain", number=7), RefusedError)
+        error = await self.assertFailure(ask(reactor, self.path, "drain", number=7), CommandRejectedError)
         self.assertEqual((error.kind, str(error)), ("NoSuchWorkerError", error.problem))
         self.assertIn("there is no worker 7", str(error))
 
@@ -53,7 +53,7 @@ class AskTests(ControlCase):
         error = await self.assertFailure(ask(reactor, self.path, "reload", timeout=0.05), ControlError)
         self.assertIn("reload was not answered within 0.05 s", str(error))
         pending.callback([])
-        await until(lambda: not self.control._conversations)
+        await until(lambda: not self.control._connections)
 
     async def test_cancelled(self) -> None:
         """Who cancels waits no longer."""
@@ -63,7 +63,7 @@ class AskTests(ControlCase):
         asking.cancel()
         await self.assertFailure(asking, CancelledError)
         pending.callback([])
-        await until(lambda: not self.control._conversations)
+        await until(lambda: not self.control._connections)
 
     async def test_side_by_side(self) -> None:
         """Many can ask at the same time."""

@@ -14,28 +14,28 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from novasvc.interfaces import ISupervisor
-from novasvc.workers.control.commands import Request, RequestError
-from novasvc.workers.control.connection import IDLE, LONGEST, Conversation
+from novasvc.workers.control.commands import Command, RequestError
+from novasvc.workers.control.connection import IDLE, LONGEST, ControlConnection
 from novasvc.workers.errors import ReloadError, ResizeError
 from tests.support.control_rig import StandInSupervisor
 
 
 class Talk:
-    """A conversation that was begun."""
+    """A connection that was begun."""
 
     def __init__(self) -> None:
         self.supervisor = StandInSupervisor()
         self.clock = Clock()
-        self.others: set[Conversation] = set()
-        self.conversation = Conversation(self.supervisor, "uid 0, pid 1", self.others, self.clock)
+        self.others: set[ControlConnection] = set()
+        self.connection = ControlConnection(self.supervisor, "uid 0, pid 1", self.others, self.clock)
         self.transport = StringTransport()
-        self.conversation.makeConnection(self.transport)
+        self.connection.makeConnection(self.transport)
 
     def say(self, *requests: Any) -> None:
         """Send bytes as they are, and all else as a line of JSON."""
         for request in requests:
             data = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
-            self.conversation.dataReceived(data)
+            self.connection.dataReceived(data)
 
     def answers(self) -> list[Any]:
         """Return what was answered since."""
@@ -52,7 +52,7 @@ class Talk:
 
     def lose(self) -> None:
         """Let the other end go."""
-        self.conversation.connectionLost(Failure(ConnectionAborted()))
+        self.connection.connectionLost(Failure(ConnectionAborted()))
 
 
 class StandInTests(SynchronousTestCase):
@@ -62,22 +62,22 @@ class StandInTests(SynchronousTestCase):
 
 
 class RequestTests(SynchronousTestCase):
-    """Tests for novasvc.workers.control.commands.Request.read."""
+    """Tests for novasvc.workers.control.commands.Command.parse."""
 
     def refusal(self, line: bytes) -> str:
-        return str(self.assertRaises(RequestError, Request.read, line))
+        return str(self.assertRaises(RequestError, Command.parse, line))
 
     def test_arguments(self) -> None:
         """Arguments go by name; one that is not required may be left out, or be null."""
         for line, expected in (
-            (b'{"command": "workers"}', Request("workers", {})),
-            (b'{"command": "resize", "count": 3}\r', Request("resize", {"count": 3, "server": None})),
-            (b'{"server": "api", "count": 3, "command": "resize"}', Request("resize", {"count": 3, "server": "api"})),
-            (b'{"command": "drain"}', Request("drain", {"number": None})),
-            (b'{"command": "drain", "number": null}', Request("drain", {"number": None})),
-            (b'{"command": "drain", "number": 0}', Request("drain", {"number": 0})),
+            (b'{"command": "workers"}', Command("workers", {})),
+            (b'{"command": "resize", "count": 3}\r', Command("resize", {"count": 3, "server": None})),
+            (b'{"server": "api", "count": 3, "command": "resize"}', Command("resize", {"count": 3, "server": "api"})),
+            (b'{"command": "drain"}', Command("drain", {"number": None})),
+            (b'{"command": "drain", "number": null}', Command("drain", {"number": None})),
+            (b'{"command": "drain", "number": 0}', Command("drain", {"number": 0})),
         ):
-            self.assertEqual(Request.read(line), expected)
+            self.assertEqual(Command.parse(line), expected)
 
     def test_no_request(self) -> None:
         """What is no object with a command is refused, and one that would do is shown."""
@@ -122,7 +122,7 @@ class RequestTests(SynchronousTestCase):
 
 
 class ConversationTests(SynchronousTestCase):
-    """Tests for novasvc.workers.control.connection.Conversation."""
+    """Tests for novasvc.workers.control.connection.ControlConnection."""
 
     def setUp(self) -> None:
         self.talk = Talk()
@@ -205,24 +205,24 @@ class ConversationTests(SynchronousTestCase):
 
     def test_answers_not_taken(self) -> None:
         """While answers wait to be taken, no request is begun."""
-        self.talk.conversation.pauseProducing()
+        self.talk.connection.pauseProducing()
         self.talk.say({"command": "workers"}, {"command": "workers"})
         self.assertEqual(self.supervisor.asked, [])
-        self.talk.conversation.resumeProducing()
+        self.talk.connection.resumeProducing()
         self.assertEqual(len(self.talk.answers()), 2)
 
     def test_answers_not_taken_while_busy(self) -> None:
         """Answers that are taken while a request is under way do not begin the next."""
         reloading = self.supervisor.wait()
         self.talk.say({"command": "reload"})
-        self.talk.conversation.pauseProducing()
-        self.talk.conversation.resumeProducing()
+        self.talk.connection.pauseProducing()
+        self.talk.connection.resumeProducing()
         self.talk.say({"command": "workers"})
         self.assertEqual(self.supervisor.asked, [("reload",)])
-        self.talk.conversation.pauseProducing()
+        self.talk.connection.pauseProducing()
         reloading.callback([])
         self.assertEqual(self.supervisor.asked, [("reload",)])
-        self.talk.conversation.resumeProducing()
+        self.talk.connection.resumeProducing()
         self.assertEqual(self.supervisor.asked, [("reload",), ("workers",)])
 
     def test_too_long(self) -> None:
@@ -275,7 +275,7 @@ class ConversationTests(SynchronousTestCase):
             talk = Talk()
             reloading: Deferred[Any] = talk.supervisor.wait()
             talk.say({"command": "reload"}, {"command": "workers"})
-            self.assertEqual(talk.others, {talk.conversation})
+            self.assertEqual(talk.others, {talk.connection})
             talk.lose()
             self.assertFalse(talk.supervisor.cancelled)
             self.assertEqual((talk.others, talk.clock.getDelayedCalls()), (set(), []))
@@ -287,20 +287,20 @@ class ConversationTests(SynchronousTestCase):
     def test_end_of_requests(self) -> None:
         """Who sends no more still gets its answer, and then the end."""
         self.talk.say({"command": "workers"})
-        self.talk.conversation.readConnectionLost()
+        self.talk.connection.readConnectionLost()
         self.assertEqual(self.talk.answers(), [{"result": self.supervisor.rows}])
         self.assertTrue(self.talk.transport.disconnecting)
 
     def test_nobody_reads(self) -> None:
         """Who reads no more is closed."""
-        self.talk.conversation.writeConnectionLost()
+        self.talk.connection.writeConnectionLost()
         self.assertTrue(self.talk.transport.disconnected)
 
     def test_finish(self) -> None:
         """When the service stops, a request under way is answered with that, once, and it is not cancelled."""
         reloading = self.supervisor.wait()
         self.talk.say({"command": "reload"})
-        self.talk.conversation.finish()
+        self.talk.connection.finish()
         (answer,) = self.talk.answers()
         self.assertEqual(
             answer["error"],

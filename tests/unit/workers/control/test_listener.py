@@ -146,14 +146,14 @@ class ConnectionTests(ControlCase):
         self.assertIn("result", await self.connect().ask({"command": "who"}))
         self.assertFalse(self.supervisor.cancelled)
         reloading.callback([])
-        await until(lambda: len(self.control._conversations) == 1)
+        await until(lambda: len(self.control._connections) == 1)
 
     async def test_gone_at_once(self) -> None:
         """Those who connect and go leave nothing."""
         for _ in range(100):
             Client(self.path).socket.close()
         self.assertIn("result", await self.connect().ask({"command": "who"}))
-        await until(lambda: len(self.control._conversations) == 1)
+        await until(lambda: len(self.control._connections) == 1)
 
     async def test_bounded(self) -> None:
         """One more than may ask is told so, and is let in when another has gone."""
@@ -166,7 +166,7 @@ class ConnectionTests(ControlCase):
         self.assertIn("16 others ask at this moment; try again when", error["message"])
         await late.end()
         clients[0].socket.close()
-        await until(lambda: len(self.control._conversations) < CONNECTIONS)
+        await until(lambda: len(self.control._connections) < CONNECTIONS)
         self.assertIn("result", await self.connect().ask({"command": "who"}))
 
     async def starve(self) -> Client:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.control.path_lock import PathLock
 from novasvc.workers.errors import ControlError, OrphansError
 
 _NOBODY = 65534
@@ -22,7 +22,7 @@ _NOBODY = 65534
 _CLAIMANT = """
 import sys, time
 from pathlib import Path
-from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.control.path_lock import PathLock
 from novasvc.workers.errors import ControlError
 
 print("here", flush=True)
@@ -31,15 +31,15 @@ for line in sys.stdin:
     while time.monotonic() < moment:
         pass
     try:
-        claim = Claim.take(Path(sys.argv[1]))
+        lock = PathLock.acquire(Path(sys.argv[1]))
     except ControlError as error:
-        claim = None
+        lock = None
         print(error, flush=True)
     else:
         print("won", flush=True)
     sys.stdin.readline()
-    if claim is not None:
-        claim.release()
+    if lock is not None:
+        lock.release()
     print("done", flush=True)
 """
 
@@ -47,11 +47,11 @@ for line in sys.stdin:
 _ORPHANING = """
 import os, signal, sys
 from pathlib import Path
-from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.control.path_lock import PathLock
 
-claim = Claim.take(Path(sys.argv[1]))
+lock = PathLock.acquire(Path(sys.argv[1]))
 if not os.fork():
-    claim.socket.close()
+    lock.socket.close()
     print(os.getpid(), flush=True)
     os.close(1)
 signal.pause()
@@ -86,19 +86,19 @@ class ClaimCase(SynchronousTestCase):
         self.directory = Path(directory.name)
         self.path = self.directory / "state" / "control"
 
-    def take(self) -> Claim:
+    def take(self) -> PathLock:
         """Take the place until the test ends."""
-        claim = Claim.take(self.path)
-        self.addCleanup(self._release, claim)
-        return claim
+        lock = PathLock.acquire(self.path)
+        self.addCleanup(self._release, lock)
+        return lock
 
-    def _release(self, claim: Claim) -> None:
-        if claim.socket.fileno() != -1:
-            claim.release()
+    def _release(self, lock: PathLock) -> None:
+        if lock.socket.fileno() != -1:
+            lock.release()
 
     def refusal(self, path: Path | None = None) -> str:
         """Return why it cannot be taken."""
-        return str(self.assertRaises(ControlError, Claim.take, path or self.path))
+        return str(self.assertRaises(ControlError, PathLock.acquire, path or self.path))
 
     def claimant(self) -> Claimant:
         claimant = Claimant(self.path)
@@ -118,7 +118,7 @@ class ClaimCase(SynchronousTestCase):
 
 
 class TakeTests(ClaimCase):
-    """Tests for novasvc.workers.control.path_lock.Claim.take."""
+    """Tests for novasvc.workers.control.path_lock.PathLock.acquire."""
 
     def test_modes(self) -> None:
         """The socket is for its user alone, and so is the directory that is made for it, whatever the umask is."""
@@ -137,10 +137,10 @@ class TakeTests(ClaimCase):
 
     def test_listens(self) -> None:
         """Connections are accepted as soon as it is taken."""
-        claim = self.take()
+        lock = self.take()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(self.path))
-            accepted, _ = claim.socket.accept()
+            accepted, _ = lock.socket.accept()
             accepted.close()
 
     def test_stale(self) -> None:
@@ -207,8 +207,8 @@ class TakeTests(ClaimCase):
     def test_long(self) -> None:
         """A path that no socket can have is refused with both lengths; the longest that one can have is taken."""
         name = "x" * (107 - len(str(self.directory)) - 1)
-        claim = Claim.take(self.directory / name)
-        claim.release()
+        lock = PathLock.acquire(self.directory / name)
+        lock.release()
         self.assertIn("a path of 108 bytes is longer", self.refusal(self.directory / f"{name}x"))
         self.assertIn("a path of 108 bytes", self.refusal(self.directory / f"{name[:-1]}é"))
 
@@ -245,7 +245,7 @@ class TakeTests(ClaimCase):
 
 
 class ReleaseTests(ClaimCase):
-    """Tests for novasvc.workers.control.path_lock.Claim.release."""
+    """Tests for novasvc.workers.control.path_lock.PathLock.release."""
 
     def test_release(self) -> None:
         """The socket's file is gone, and the place can be taken again."""
@@ -255,10 +255,10 @@ class ReleaseTests(ClaimCase):
 
     def test_another_file(self) -> None:
         """A file that another process has put there stays, and so does no file at all."""
-        claim = self.take()
+        lock = self.take()
         self.path.unlink()
         self.bind()
-        claim.release()
+        lock.release()
         self.assertTrue(self.path.is_socket())
         again = self.take()
         self.path.unlink()
@@ -275,9 +275,9 @@ class ProcessTests(ClaimCase):
         ) as supervisor:
             assert supervisor.stdout is not None
             worker = int(supervisor.stdout.readline())
-            self.assertRaises(ControlError, Claim.take, self.path)
+            self.assertRaises(ControlError, PathLock.acquire, self.path)
             supervisor.kill()
-        error = self.assertRaises(OrphansError, Claim.take, self.path)
+        error = self.assertRaises(OrphansError, PathLock.acquire, self.path)
         self.assertEqual(
             str(error),
             f"control socket '{self.path}': the workers of the killed supervisor (pid {supervisor.pid}) still drain; "
@@ -294,10 +294,10 @@ class ProcessTests(ClaimCase):
 
     def test_released(self) -> None:
         """A supervisor that ends well gives the place back, whoever else still has the lock open."""
-        claim = self.take()
-        kept = os.dup(claim.lock)
+        lock = self.take()
+        kept = os.dup(lock.descriptor)
         self.addCleanup(os.close, kept)
-        claim.release()
+        lock.release()
         self.take()
 
     def test_same_moment(self) -> None:
