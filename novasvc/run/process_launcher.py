@@ -28,16 +28,16 @@ from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
 from novasvc.workers.signals import Signals
-from novasvc.workers.slot import HURRY_PATIENCE
-from novasvc.workers.specification import pack
+from novasvc.workers.slot import HURRY_TIMEOUT
+from novasvc.workers.specification import make_specification
 from novasvc.workers.supervisor import (
     Reread,
     ServerWrapper,
     Sockets,
     Supervisor,
+    check_names,
+    check_workers,
     open_sockets,
-    see_names,
-    see_number,
 )
 from novasvc.workers.systemd import Notifier, Watchdog
 from novasvc.workers.title import set_title
@@ -50,7 +50,7 @@ _CHECK_INTERVAL = 1.0
 _ORPHANS_INTERVAL = 0.1
 """Seconds between two looks whether the workers of a supervisor that was killed are gone."""
 
-_ORPHANS_PATIENCE = 5.0
+_ORPHANS_TIMEOUT = 5.0
 """Seconds that are waited for that beyond the grace which they have."""
 
 _PROGRESS_INTERVAL = 5.0
@@ -152,9 +152,9 @@ class ProcessLauncher(service.Service):
         wrapper = ServerWrapper(server, workers)
         if self.state != "initial":
             raise StateError("the launcher", self.state, "take another server")
-        see_names([*self._wrappers, wrapper])
-        see_number(workers)
-        pack(server)
+        check_names([*self._wrappers, wrapper])
+        check_workers(workers)
+        make_specification(server)
         self._wrappers.append(wrapper)
 
     def wait(self) -> Deferred[None] | None:
@@ -219,7 +219,7 @@ class ProcessLauncher(service.Service):
     def hurry(self) -> None:
         """End at once: workers cut short what they do, and are killed after two seconds."""
         self._cut = True
-        self._end_within(HURRY_PATIENCE)
+        self._end_within(HURRY_TIMEOUT)
         self._supervisor.hurry()
 
     def _end_within(self, seconds: float) -> None:
@@ -280,7 +280,7 @@ class ProcessLauncher(service.Service):
 
         :raises ControlError: the place cannot be had, or workers of another supervisor do not end.
         """
-        patience = _ORPHANS_PATIENCE + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
+        patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
         deadline = self._reactor.seconds() + patience
         for attempt in count():
             try:

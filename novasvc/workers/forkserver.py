@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from novasvc.workers.exit_status import UNSUPERVISED
-from novasvc.workers.orphan import at_hangup
+from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.title import set_title
 
 _MAIN = "__novasvc_main__"
@@ -66,7 +66,7 @@ PRELOAD = (
 _SLACK = 0.5
 """Seconds after the time that a worker has to end by itself when the supervisor is gone; then it is killed."""
 
-_LET_GO = 1.0
+_RETIRED_GRACE = 1.0
 """Seconds that they have instead if the supervisor lives, and has let this forkserver go: they should have ended."""
 
 _LOOK_INTERVAL = 0.05
@@ -139,9 +139,9 @@ class ForkServer:
     """Answers requests to fork, and tells of the ends of what it forked.
 
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": [kind, name] or null}`` once, then
-    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors,
-    ``{"log": 1}`` with the descriptor of the new log file, and ``{"let go": true}`` if the end is no accident.
-    Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
+    ``{"fork": key, "descriptors": number, "parameters": ...}``, each with that many descriptors,
+    ``{"log": 1}`` with the descriptor of the new log file, and ``{"retire": true}`` if the end is no accident.
+    Out: ``{"forked": key, "pid": pid}``, ``{"failed": key, "problem": text}``,
     ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
     for each.
 
@@ -157,18 +157,18 @@ class ForkServer:
         self._problem: str | None = None
         self._backlog: Any = None
         self._selector = selectors.DefaultSelector()
-        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self) -> None:
         """Answer until the supervisor is gone; returns when no child is left."""
-        awake, wake = self._pipe
+        awake, wake = self._wakeup
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        at_hangup(self._control.fileno(), self._end_childless)
+        call_when_orphaned(self._control.fileno(), self._end_childless)
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(awake, selectors.EVENT_READ)
         while True:
@@ -198,10 +198,10 @@ class ForkServer:
     def _take(self, message: dict[str, Any]) -> None:
         if "fork" in message:
             descriptors = [self._descriptors.popleft() for _ in range(message["descriptors"])]
-            self._fork(message["fork"], message["order"], descriptors)
+            self._fork(message["fork"], message["parameters"], descriptors)
             return
-        if "let go" in message:
-            self._grace = _LET_GO
+        if "retire" in message:
+            self._grace = _RETIRED_GRACE
             return
         if "log" in message:
             # Another file has the log's name: see novasvc.telemetry.logfiles. Workers look by themselves.
@@ -217,7 +217,7 @@ class ForkServer:
             self._say_importing(message["main"][1])
             self._problem = run_main(*message["main"])
         self._say_importing(None)
-        self._outlet = importlib.import_module("novasvc.workers.worker").Outlet()
+        self._observer = importlib.import_module("novasvc.workers.worker").SwitchableObserver()
         # Made here so that all workers inherit it: a worker finds in it what a dead sibling never began.
         self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
         with installing_none(), contextlib.suppress(Exception):
@@ -225,25 +225,25 @@ class ForkServer:
         gc.collect()
         gc.freeze()
 
-    def _fork(self, key: int, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+    def _fork(self, key: int, parameters: dict[str, Any], descriptors: Sequence[int]) -> None:
         page = self._backlog.free_page(self._children)
-        self._grace = max(self._grace, order["grace"] or UNSUPERVISED)
+        self._grace = max(self._grace, parameters["grace"] or UNSUPERVISED)
         # A signal that comes before the child has its own handlers, waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             pid = os.fork()
         except OSError as error:
-            self._say({"refused": key, "problem": f"the system forks no process: {error.strerror}"})
+            self._say({"failed": key, "problem": f"the system forks no process: {error.strerror}"})
         else:
             if pid == 0:
-                self._be_worker(order, descriptors, page)
+                self._be_worker(parameters, descriptors, page)
             self._children.add(pid)
-            self._say({"born": key, "pid": pid})
+            self._say({"forked": key, "pid": pid})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _be_worker(self, order: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
+    def _be_worker(self, parameters: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
         """Become a worker; see :func:`novasvc.workers.worker.run`.
 
         :param page: of the shared backlog; None if it has no room for one more process.
@@ -262,7 +262,7 @@ class ForkServer:
             from novasvc.workers.worker import run  # noqa: PLC0415 - preloaded by now
 
             backlog = None if page is None else self._backlog.join(page, os.getpid())
-            status = run(self._outlet, {**order, "problem": self._problem}, descriptors, backlog)
+            status = run(self._observer, {**parameters, "problem": self._problem}, descriptors, backlog)
         except BaseException:  # noqa: BLE001 - nothing of the forkserver may run in this process
             traceback.print_exc(file=sys.__stderr__)
         finally:
@@ -276,7 +276,7 @@ class ForkServer:
         # The end of a worker is seen by the end of its channel: so nobody else may have that.
         self._selector.close()
         self._control.close()
-        for descriptor in (*self._pipe, *self._descriptors):
+        for descriptor in (*self._wakeup, *self._descriptors):
             os.close(descriptor)
 
     def _reap(self) -> None:

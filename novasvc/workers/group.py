@@ -12,16 +12,16 @@ from twisted.logger import Logger
 
 from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.pipe import Message
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import ProcessListener, WorkerProcess
 from novasvc.workers.restart_policy import RestartPolicy, Throttle
-from novasvc.workers.slot import ABORT_PATIENCE, Limits, Slot
-from novasvc.workers.specification import Package
+from novasvc.workers.slot import ABORT_TIMEOUT, Slot, WorkerTimeouts
+from novasvc.workers.specification import ServerSpecification
 
 _log = Logger()
 
-OPERATIONS_PATIENCE = 0.5
+OPERATIONS_TIMEOUT = 0.5
 """Seconds that the workers have to say which operations are under way in them; they are waited for with a call."""
 
 _LATER = 1.0
@@ -29,43 +29,43 @@ _LATER = 1.0
 
 
 @attrs.frozen(eq=False)
-class Generation:
+class WorkerTemplate:
     """What the workers are made from that were begun between two reloads.
 
-    :param package: their server.
+    :param specification: their server.
     :param sockets: those that listen for it.
-    :param forks: forks them.
-    :param order: what they are told beside their number and their server.
+    :param forkserver: forks them.
+    :param parameters: what they are told beside their number and their server.
     """
 
-    package: Package
+    specification: ServerSpecification
     sockets: Sequence[socket.socket]
-    forks: Forks
+    forkserver: ForkserverClient
     policy: RestartPolicy
-    limits: Limits
-    order: Mapping[str, Any]
+    timeouts: WorkerTimeouts
+    parameters: Mapping[str, Any]
 
 
 @attrs.define(eq=False)
-class Fleet:
+class WorkerGroup:
     """Keeps a number of workers of one server running.
 
     :param size: that number, > 0.
-    :param generation: what the next worker is made from.
+    :param template: what the next worker is made from.
     :param take_number: returns the least number that no worker has.
     :param give_up: see :class:`novasvc.workers.slot.Slot`.
     :ivar proven: a worker has been ready.
     """
 
     size: int
-    generation: Generation
+    template: WorkerTemplate
     _reactor: Any
     _take_number: Callable[[], int]
     _give_up: Callable[[Slot, str], bool]
     slots: list[Slot] = attrs.field(factory=list, init=False)
     proven: bool = attrs.field(default=False, init=False)
     _others: list[Slot] = attrs.field(factory=list, init=False)
-    _origins: WeakKeyDictionary[Slot, Generation] = attrs.field(factory=WeakKeyDictionary, init=False)
+    _templates: WeakKeyDictionary[Slot, WorkerTemplate] = attrs.field(factory=WeakKeyDictionary, init=False)
     throttle: Throttle = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Fleet:
     @property
     def name(self) -> str:
         """The server's name."""
-        return self.generation.package.name
+        return self.template.specification.name
 
     def __iter__(self) -> Iterator[Slot]:
         """Return all places of workers, also those that come to replace others, and those that leave."""
@@ -97,22 +97,22 @@ class Fleet:
         while len(self.slots) < size:
             slot = self._make(self._take_number())
             self.slots.append(slot)
-            begun.append(slot.reaches("ready", "ended").addCallback(self._prove))
+            begun.append(slot.reaches("ready", "ended").addCallback(self._note_ready))
             slot.start()
         while len(self.slots) > size:
             self._leave(self.slots.pop())
         return gatherResults(begun, consumeErrors=True).addCallback(lambda _: None)
 
-    async def start_surely(self) -> None:
+    async def start_and_wait(self) -> None:
         """Start the workers, and wait until each is ready.
 
         :raises ReloadError: one did not become ready.
         """
         self.start()
-        # All at once, or one that fails while another is waited for would be given up by its fleet.
+        # All at once, or one that fails while another is waited for would be given up by its group.
         try:
             await gatherResults(
-                [Deferred.fromCoroutine(self._see_ready(slot)) for slot in self.slots], consumeErrors=True
+                [Deferred.fromCoroutine(self._wait_until_ready(slot)) for slot in self.slots], consumeErrors=True
             )
         except FirstError as error:
             error.subFailure.raiseException()
@@ -126,7 +126,7 @@ class Fleet:
         self._others.append(new)
         new.start()
         try:
-            await self._see_ready(new)
+            await self._wait_until_ready(new)
         except (CancelledError, ReloadError):
             self._leave(new)
             raise
@@ -135,22 +135,22 @@ class Fleet:
         if slot in self.slots:
             self.slots[self.slots.index(slot)] = new
             self._leave(slot)
-        else:  # it had to leave meanwhile: the fleet has become smaller
+        else:  # it had to leave meanwhile: the group has become smaller
             self._leave(new)
 
-    async def replace_all(self, generation: Generation) -> None:
-        """Replace all workers that are of another generation, one after the other.
+    async def replace_all(self, template: WorkerTemplate) -> None:
+        """Replace all workers that are of another template, one after the other.
 
         :raises ReloadError: one did not become ready; it stays as it was, and so do those after it.
         """
-        self.generation = generation
+        self.template = template
         # Others may be replaced, come or go meanwhile.
-        while old := [slot for slot in self.slots if self._origins[slot] is not generation]:
+        while old := [slot for slot in self.slots if self._templates[slot] is not template]:
             await self.replace(old[0])
 
-    def made_by(self, forks: Forks) -> list[Slot]:
+    def forked_by(self, forkserver: ForkserverClient) -> list[Slot]:
         """Return the places whose workers come from a forkserver."""
-        return [slot for slot in self if self._origins[slot].forks is forks]
+        return [slot for slot in self if self._templates[slot].forkserver is forkserver]
 
     def drain(self) -> Deferred[None]:
         """Drain all workers.
@@ -168,29 +168,29 @@ class Fleet:
             slot.hurry()
 
     def _make(self, number: int) -> Slot:
-        generation = self.generation
+        template = self.template
 
         def launch(listener: ProcessListener) -> WorkerProcess:
-            package = generation.package
-            order = {**generation.order, "number": number, "name": package.name, "server": package.server}
-            return WorkerProcess(generation.forks, self._reactor, order, generation.sockets, listener)
+            server = template.specification
+            parameters = {**template.parameters, "number": number, "name": server.name, "server": server.server}
+            return WorkerProcess(template.forkserver, self._reactor, parameters, template.sockets, listener)
 
-        policy, limits = generation.policy, generation.limits
+        policy, timeouts = template.policy, template.timeouts
         slot = Slot(
             number,
             self.name,
             self._reactor,
             launch,
             policy,
-            limits,
+            timeouts,
             self.throttle,
             self._give_up,
             self._tell_of_siblings,
         )
-        self._origins[slot] = generation
+        self._templates[slot] = template
         return slot
 
-    def _tell_of_siblings(self, slot: Slot, message: Message) -> None:
+    def _tell_of_siblings(self, slot: Slot, message: PipeMessage) -> None:
         """Answer a worker that drains and was sent what belongs to nothing there."""
         telling = Deferred.fromCoroutine(self._look_at_siblings(slot, message["request_id"]))
 
@@ -207,7 +207,7 @@ class Fleet:
         if any(other.state == "ready" for other in others):
             return READY
         asking = [
-            other.process.ask("operations", OPERATIONS_PATIENCE)
+            other.process.ask("operations", OPERATIONS_TIMEOUT)
             for other in others
             if other.process is not None and other.state == "draining"
         ]
@@ -228,20 +228,20 @@ class Fleet:
 
         return slot.drain().addCallback(gone)
 
-    def _prove(self, state: str) -> None:
+    def _note_ready(self, state: str) -> None:
         self.proven = self.proven or state == "ready"
 
-    async def _see_ready(self, slot: Slot) -> None:
+    async def _wait_until_ready(self, slot: Slot) -> None:
         """Wait until a worker of a reload is ready. Others do its work, so that one waits for nothing for ever."""
         reached = slot.reaches("ready", "backing off", "failed", "ended")
-        if slot.limits.start:
+        if slot.timeouts.start:
             # One that hangs is seen by its place, which has it write down its stacks.
-            reached.addTimeout(slot.limits.start + ABORT_PATIENCE + _LATER, self._reactor)
+            reached.addTimeout(slot.timeouts.start + ABORT_TIMEOUT + _LATER, self._reactor)
         problem = ""
         try:
             state = await reached
         except DeferredTimeoutError:
-            state, problem = "late", f" within worker_start_timeout ({slot.limits.start:g} s)"
+            state, problem = "late", f" within worker_start_timeout ({slot.timeouts.start:g} s)"
         if state != "ready":
             raise ReloadError(
                 f"the new worker {slot.number} of {slot.name} did not become ready{problem}: {slot.trouble}"

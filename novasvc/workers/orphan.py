@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable
 
 
-def at_hangup(descriptor: int, act: Callable[[], object]) -> None:
+def call_when_orphaned(descriptor: int, act: Callable[[], object]) -> None:
     """Call a function, in a handler of SIGIO, when the other end is closed; maybe more than once.
 
     One for a process, in its main thread.

@@ -12,13 +12,13 @@ from twisted.python.failure import Failure
 
 _log = Logger()
 
-Message = dict[str, Any]
+PipeMessage = dict[str, Any]
 
 LONGEST = 1 << 20
 """Octets in a line that is taken; a longer one is the end of the channel, so nobody may say such a one."""
 
 
-class Channel(LineOnlyReceiver):
+class Pipe(LineOnlyReceiver):
     """One end of a socket pair, in a process with a reactor.
 
     :param receive: takes each message of the other end.
@@ -28,11 +28,11 @@ class Channel(LineOnlyReceiver):
     delimiter = b"\n"
     MAX_LENGTH = LONGEST
 
-    def __init__(self, receive: Callable[[Message], None], lost: Callable[[], None]) -> None:
+    def __init__(self, receive: Callable[[PipeMessage], None], lost: Callable[[], None]) -> None:
         self._receive = receive
         self._lost = lost
 
-    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+    def send(self, message: PipeMessage, descriptors: tuple[int, ...] = ()) -> None:
         """Say something; nothing happens if the other end is gone.
 
         :param descriptors: go with it; they are to stay open until there is an answer.
@@ -60,19 +60,19 @@ class Channel(LineOnlyReceiver):
         self._lost()
 
 
-class _Given(Factory):
+class _PipeFactory(Factory):
     """Makes no protocol, but has one."""
 
     noisy = False
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
 
-    def buildProtocol(self, addr: object) -> Channel:
-        return self._channel
+    def buildProtocol(self, addr: object) -> Pipe:
+        return self._pipe
 
 
-def adopt(reactor: Any, end: socket.socket, channel: Channel) -> Channel:
+def adopt(reactor: Any, end: socket.socket, pipe: Pipe) -> Pipe:
     """Connect a channel to one end of a socket pair; the socket itself is closed.
 
     :param reactor: provides IReactorSocket.
@@ -80,5 +80,5 @@ def adopt(reactor: Any, end: socket.socket, channel: Channel) -> Channel:
     """
     with end:
         end.setblocking(False)
-        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _Given(channel))
-    return channel
+        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _PipeFactory(pipe))
+    return pipe

@@ -17,21 +17,21 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from novasvc.telemetry.flight import Event
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.last_record import DUMP, Record
-from novasvc.workers.pipe import Channel, Message, adopt
+from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 
-_PATIENCE = 1.0
+_REAP_TIMEOUT = 1.0
 """Seconds between the end of a worker's channel and the news of its own end; mostly they come together."""
 
-_FAREWELL = 60.0
+_DONE_TIMEOUT = 60.0
 """Seconds between the two of a worker that has said that it ends: its threads and exit handlers may take their time."""
 
 _LOOK_INTERVAL = 0.02
 _LOOKS = 50
 """Times that a record is looked at for stacks, and seconds between two of them."""
 
-_ANSWER_PATIENCE = 1.0
+_ANSWER_TIMEOUT = 1.0
 """Seconds that a worker has to say which calls are under way."""
 
 
@@ -68,13 +68,13 @@ class Exit:
 class ProcessListener(Protocol):
     """Who is told of a process."""
 
-    def born(self) -> None:
+    def forked(self) -> None:
         """See that it exists."""
 
-    def refused(self, problem: str) -> None:
+    def fork_failed(self, problem: str) -> None:
         """See that it could not be forked."""
 
-    def said(self, message: Message) -> None:
+    def received(self, message: PipeMessage) -> None:
         """Take what it said; see :mod:`novasvc.workers.worker`."""
 
     def ended(self, how: Exit) -> None:
@@ -84,7 +84,7 @@ class ProcessListener(Protocol):
 class WorkerProcess:
     """A process, from the request to fork it to its end.
 
-    :param order: what it is to do; see :func:`novasvc.workers.worker.run`.
+    :param parameters: what it is to do; see :func:`novasvc.workers.worker.run`.
     :param sockets: listening ones, for its server.
     :ivar finished: its server has stopped; what is left is the end of its threads, and of the process.
     :raises OSError: there are no descriptors left.
@@ -92,43 +92,43 @@ class WorkerProcess:
 
     def __init__(
         self,
-        forks: Forks,
+        forkserver: ForkserverClient,
         reactor: Any,
-        order: Mapping[str, Any],
+        parameters: Mapping[str, Any],
         sockets: Sequence[socket.socket],
         listener: ProcessListener,
     ) -> None:
         self.pid: int | None = None
         self.finished = False
-        self._forks = forks
+        self._forkserver = forkserver
         self._reactor = reactor
         self._listener = listener
         self._over = self._closed = False
         self._connected = True
-        self._patience = _PATIENCE
-        self._early: list[Message] = []
+        self._reap_timeout = _REAP_TIMEOUT
+        self._early: list[PipeMessage] = []
         self._deadline = 0.0
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
         self._questions: dict[int, Deferred[Any]] = {}
         with contextlib.ExitStack() as undo:
-            self.record = Record()
-            undo.callback(self.record.close)
+            self.diagnostics = DiagnosticsFile()
+            undo.callback(self.diagnostics.close)
             ours, theirs = socket.socketpair()
             with ours, theirs:  # there are copies
-                self._channel = adopt(reactor, ours, Channel(self._said, self._lost))
-                undo.callback(self._channel.close)
-                descriptors = [theirs.fileno(), self.record.descriptor, *(shared.fileno() for shared in sockets)]
-                answer = forks.fork(order, descriptors, self._reaped)
+                self._pipe = adopt(reactor, ours, Pipe(self._received, self._lost))
+                undo.callback(self._pipe.close)
+                descriptors = [theirs.fileno(), self.diagnostics.descriptor, *(shared.fileno() for shared in sockets)]
+                answer = forkserver.fork(parameters, descriptors, self._reaped)
             undo.pop_all()
-        answer.addCallbacks(self._born, self._refused)
+        answer.addCallbacks(self._forked, self._fork_failed)
 
     @property
-    def silent(self) -> float:
+    def stalled(self) -> float:
         """Seconds since its reactor turned last; 0 before its first sign of life."""
         # One that is done may wait for its threads, without a reactor; its end has a deadline of its own.
-        beaten = 0.0 if self._closed or self.finished else self.record.recorder.beaten
+        beaten = 0.0 if self._closed or self.finished else self.diagnostics.recorder.beaten
         return time.monotonic() - beaten if beaten else 0.0
 
     @property
@@ -143,7 +143,7 @@ class WorkerProcess:
     @property
     def stacks(self) -> str:
         """What faulthandler wrote into its record; "" when that is gone."""
-        return "" if self._closed else self.record.stacks
+        return "" if self._closed else self.diagnostics.stacks
 
     @property
     def events(self) -> list[Event]:
@@ -152,7 +152,7 @@ class WorkerProcess:
 
     def last_events(self, most: int = sys.maxsize) -> list[Event]:
         """Return the last of them, at most so many."""
-        return [] if self._closed else self.record.recorder.events(most)
+        return [] if self._closed else self.diagnostics.recorder.events(most)
 
     def signal(self, number: int) -> None:
         """Send it a signal; before it is born, every signal ends it."""
@@ -164,7 +164,7 @@ class WorkerProcess:
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
-            if self._connected and not self._forks.reports(self.pid):
+            if self._connected and not self._forkserver.reports(self.pid):
                 # Nobody else will tell: a process that it started holds its channel, and its forkserver is gone.
                 self._reaped(None)
 
@@ -174,16 +174,16 @@ class WorkerProcess:
         :param seconds: that it has for that.
         """
         if not self._over:
-            self._channel.send({"end": "at once", "seconds": seconds})
+            self._pipe.send({"end": "at once", "seconds": seconds})
 
     def answer(self, key: int, answer: str) -> None:
         """Answer a question of its own; nothing happens if it has ended."""
         if not self._over:
-            self._channel.send({"answer": key, "said": answer})
+            self._pipe.send({"answer": key, "said": answer})
 
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
         """Ask which calls are under way; see :meth:`ask`."""
-        return self.ask("calls", _ANSWER_PATIENCE)
+        return self.ask("calls", _ANSWER_TIMEOUT)
 
     def ask(self, what: str, patience: float) -> Deferred[Any]:
         """Ask the worker something.
@@ -197,7 +197,7 @@ class WorkerProcess:
         key = next(self._keys)
         answer: Deferred[Any] = Deferred()
         self._questions[key] = answer
-        self._channel.send({"ask": key, "what": what})
+        self._pipe.send({"ask": key, "what": what})
 
         def unanswered(_: object, __: float) -> None:
             self._questions.pop(key, None)
@@ -208,7 +208,7 @@ class WorkerProcess:
         """Have faulthandler write the stacks of all threads, and return them; "" if it does not run at all."""
         if self._over or self.pid is None:
             return ""
-        self.record.forget_stacks()
+        self.diagnostics.clear_stacks()
         self.signal(DUMP)
         before = ""
         for _ in range(_LOOKS):
@@ -222,28 +222,28 @@ class WorkerProcess:
     def _abandon(self) -> None:
         """Wait for it no more. If it is born all the same, it finds its channel closed, and ends."""
         self._over = True
-        self._reactor.callLater(0, self._listener.refused, "it was to end before")
+        self._reactor.callLater(0, self._listener.fork_failed, "it was to end before")
         self._close()
 
-    def _born(self, pid: int) -> None:
+    def _forked(self, pid: int) -> None:
         if self._over:
             return
         self.pid = pid
-        self._listener.born()
+        self._listener.forked()
         early, self._early = self._early, []
         for message in early:
-            self._said(message)
+            self._received(message)
         if not self._connected:
             self._lost()
 
-    def _refused(self, failure: Failure) -> None:
+    def _fork_failed(self, failure: Failure) -> None:
         if self._over:
             return
         self._over = True
         self._close()
-        self._listener.refused(str(failure.value))
+        self._listener.fork_failed(str(failure.value))
 
-    def _said(self, message: Message) -> None:
+    def _received(self, message: PipeMessage) -> None:
         if self.pid is None:
             # It may speak before its forkserver has told that it is born: seen once in 800 births.
             self._early.append(message)
@@ -253,10 +253,10 @@ class WorkerProcess:
             if question is not None:
                 question.callback(message["calls"] if "calls" in message else message["answer"])
         elif message["is"] == "done":
-            self._patience = _FAREWELL
+            self._reap_timeout = _DONE_TIMEOUT
             self.finished = True
         elif not self._over:
-            self._listener.said(message)
+            self._listener.received(message)
 
     # Its end is seen twice: by the end of its channel, behind its last words, and by what its
     # forkserver says of it. Either may come first, and either may fail to come: a process that it
@@ -267,13 +267,13 @@ class WorkerProcess:
         if self._exit is not None:
             self._finish()
         elif self.pid is not None:
-            self._deadline = self._reactor.seconds() + self._patience
-            self._wait(self._unreported, _PATIENCE if self._forks.reports(self.pid) else 0)
+            self._deadline = self._reactor.seconds() + self._reap_timeout
+            self._wait(self._unreported, _REAP_TIMEOUT if self._forkserver.reports(self.pid) else 0)
 
     def _reaped(self, status: int | None) -> None:
         self._exit = Exit(status)
         if self._connected:
-            self._wait(self._finish, _PATIENCE)
+            self._wait(self._finish, _REAP_TIMEOUT)
         else:
             self._finish()
 
@@ -283,11 +283,11 @@ class WorkerProcess:
 
     def _unreported(self) -> None:
         status = None
-        if self.pid is not None and self._forks.reports(self.pid):
+        if self.pid is not None and self._forkserver.reports(self.pid):
             status = _status(self.pid)
             if status is None and self._reactor.seconds() < self._deadline:
                 self._timer = None
-                self._wait(self._unreported, _PATIENCE)
+                self._wait(self._unreported, _REAP_TIMEOUT)
                 return
             if status is None:
                 self.signal(signal.SIGKILL)  # it may live, and nobody else has its number
@@ -305,8 +305,8 @@ class WorkerProcess:
 
     def _close(self) -> None:
         self._closed = True
-        self._channel.close()
-        self.record.close()
+        self._pipe.close()
+        self.diagnostics.close()
         questions, self._questions = self._questions, {}
         for question in questions.values():
             question.callback(None)

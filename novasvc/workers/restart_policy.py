@@ -83,7 +83,7 @@ def _keep(times: "deque[float]", now: float, policy: RestartPolicy) -> None:
 class Throttle:
     """After deaths at most as many forks as there are workers within as many seconds, as in Nova.
 
-    Forks that were planned, of a start, a resize or a reload, count for nothing: a worker that dies
+    ForkserverClient that were planned, of a start, a resize or a reload, count for nothing: a worker that dies
     after them is replaced at once.
 
     :param workers: the number.

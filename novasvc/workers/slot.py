@@ -15,19 +15,19 @@ from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import counted
 from novasvc.workers.exit_status import ABANDONED, FORCED
-from novasvc.workers.pipe import Message
+from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import Exit, Launch, WorkerProcess
 from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
 
 _log = Logger()
 
-ABORT_PATIENCE = 2.0
+ABORT_TIMEOUT = 2.0
 """Seconds between SIGABRT, at which a process writes down its stacks, and SIGKILL."""
 
-HURRY_PATIENCE = 2.0
+HURRY_TIMEOUT = 2.0
 """Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
 
-SLOWLY = 30.0
+EXHAUSTED_PAUSE = 30.0
 """Seconds between two attempts when the budget is used up."""
 
 _LAST_EVENTS = 30
@@ -35,7 +35,7 @@ _LAST_EVENTS = 30
 
 
 @attrs.frozen
-class Limits:
+class WorkerTimeouts:
     """Seconds that a worker is given; 0 is without limit.
 
     :param start: to be ready.
@@ -45,7 +45,7 @@ class Limits:
 
     start: float = 60.0
     drain: float = 60.0
-    silence: float = 30.0
+    watchdog: float = 30.0
 
 
 class SlotInput(Protocol):
@@ -60,7 +60,7 @@ class SlotInput(Protocol):
     def ended(self, how: str) -> None:
         """Note that there is no process, because it ended or could not be forked."""
 
-    def silent(self, seconds: float) -> None:
+    def stalled(self, seconds: float) -> None:
         """Note that the process's reactor does not turn."""
 
     def elapsed(self) -> None:
@@ -102,10 +102,10 @@ class Slot:
     _clock: Any
     _launch: Launch
     _policy: RestartPolicy
-    limits: Limits
+    timeouts: WorkerTimeouts
     _throttle: Throttle
     _give_up: Callable[["Slot", str], bool]
-    _tell_of_siblings: Callable[["Slot", Message], object] = lambda _slot, _message: None
+    _tell_of_siblings: Callable[["Slot", PipeMessage], object] = lambda _slot, _message: None
     state: str = attrs.field(default="idle", init=False)
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
@@ -113,7 +113,7 @@ class Slot:
     cut: bool = attrs.field(default=False, init=False)
     process: WorkerProcess | None = attrs.field(default=None, init=False)
     _final: str = attrs.field(default="", init=False)
-    _epitaph: str = attrs.field(default="", init=False)
+    _exit_summary: str = attrs.field(default="", init=False)
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
@@ -158,11 +158,11 @@ class Slot:
 
     def check(self) -> None:
         """See whether the worker's reactor turns. Called about once a second."""
-        if self.process is None or not self.limits.silence:
+        if self.process is None or not self.timeouts.watchdog:
             return
-        silent = self.process.silent
-        if silent > self.limits.silence:
-            self._machine.silent(silent)
+        stalled = self.process.stalled
+        if stalled > self.timeouts.watchdog:
+            self._machine.stalled(stalled)
 
     def reaches(self, *states: str) -> Deferred[str]:
         """Wait for one of some states; fires with its name, at once if it is that already."""
@@ -175,15 +175,15 @@ class Slot:
 
     # -- for the process -----------------------------------------------------------------------
 
-    def born(self) -> None:
+    def forked(self) -> None:
         """See it born."""
         _log.debug("forked {worker}", worker=self)
 
-    def refused(self, problem: str) -> None:
+    def fork_failed(self, problem: str) -> None:
         """See that it could not be forked."""
         self._machine.ended(f"could not be forked: {problem}")
 
-    def said(self, message: Message) -> None:
+    def received(self, message: PipeMessage) -> None:
         """Take what it says of itself."""
         match message:
             case {"is": "ready"}:
@@ -194,7 +194,7 @@ class Slot:
             case {"is": "waiting", "for": leg} if self.state == "starting":
                 self.trouble = None if leg is None else f"waits for the {leg}"
                 # An outage is not the worker's fault: its time to start begins when it is over.
-                self.arm(self.limits.start if leg is None else 0)
+                self.arm(self.timeouts.start if leg is None else 0)
             case {"is": "asking", "key": _, "request_id": _}:
                 self._tell_of_siblings(self, message)
             case {"is": "draining", "calls": calls}:
@@ -209,12 +209,12 @@ class Slot:
         """See it end."""
         self._ended_by = how.signal
         crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
-        murdered = how.signal == SIGKILL and self.state in {
+        killed_externally = how.signal == SIGKILL and self.state in {
             "starting",
             "ready",
         }  # by the kernel for want of memory, say
         assert self.process is not None
-        if crashed or murdered:
+        if crashed or killed_externally:
             self._log_remains(how, self.process.stacks or "none were written" if crashed else "")
         self._machine.ended(str(how))
 
@@ -272,11 +272,11 @@ class Slot:
         self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
         self._aborted = self._pressed = self._killed = self._failed = False
-        self.arm(self.limits.start)
+        self.arm(self.timeouts.start)
         try:
             self.process = self._launch(self)
         except OSError as error:  # out of descriptors, most likely
-            self.refused(str(error.strerror))
+            self.fork_failed(str(error.strerror))
 
     def note_ready(self) -> None:
         """Remember that it lives."""
@@ -291,7 +291,7 @@ class Slot:
         self._aborted = self._pressed = True
         metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
-        self.arm(ABORT_PATIENCE)
+        self.arm(ABORT_TIMEOUT)
 
     def abort_once(self, problem: str) -> None:
         """Abort it, unless that was done."""
@@ -305,13 +305,13 @@ class Slot:
 
     def limit_drain(self) -> None:
         """Give the process its time to finish."""
-        self.arm(self.limits.drain)
+        self.arm(self.timeouts.drain)
 
     def press(self) -> None:
         """Tell the process to end at once."""
-        self._tell_to_hurry(HURRY_PATIENCE / 2)
-        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_PATIENCE:
-            self.arm(HURRY_PATIENCE)
+        self._tell_to_hurry(HURRY_TIMEOUT / 2)
+        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
+            self.arm(HURRY_TIMEOUT)
 
     def _tell_to_hurry(self, seconds: float) -> None:
         self._pressed = True
@@ -340,7 +340,7 @@ class Slot:
 
     def note_end(self, how: str) -> None:
         """Remember how the process ended, which is the trouble unless it said one itself."""
-        self._epitaph = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
+        self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
         self.trouble = self.trouble or f"it {how}"
         self.restarts += 1
         metrics.worker_restarts.at(self.name).value += 1
@@ -356,10 +356,10 @@ class Slot:
                 self.log_last_end()
                 self._machine.give_up()
                 return
-            pause = SLOWLY
+            pause = EXHAUSTED_PAUSE
         pause = max(pause, self._throttle.wait(now))
         when = f"again in {pause:.1f} s" if pause else "again at once"
-        _log.error("{what}; it is started {when}", what=self._epitaph, when=when)
+        _log.error("{what}; it is started {when}", what=self._exit_summary, when=when)
         if pause:
             self.arm(pause)
         else:
@@ -367,7 +367,7 @@ class Slot:
 
     def log_last_end(self) -> None:
         """Log the end of a process that no other follows."""
-        _log.critical("{what}; it is not started again", what=self._epitaph)
+        _log.critical("{what}; it is not started again", what=self._exit_summary)
 
     def log_drained(self, how: str) -> None:
         """Log how a process ended that was told to."""
@@ -414,11 +414,11 @@ def _build() -> Callable[[Slot], SlotInput]:
     @starting.upon(SlotInput.elapsed).to(hung)
     def too_late(machine: SlotInput, slot: Slot) -> None:
         slot.enter("hung")
-        slot.abort(f"it was not ready within worker_start_timeout ({slot.limits.start:g} s)")
+        slot.abort(f"it was not ready within worker_start_timeout ({slot.timeouts.start:g} s)")
 
     for alive in (starting, ready):
 
-        @alive.upon(SlotInput.silent).to(hung)
+        @alive.upon(SlotInput.stalled).to(hung)
         def stuck(machine: SlotInput, slot: Slot, seconds: float) -> None:
             slot.enter("hung")
             slot.abort(f"its reactor did not turn for {seconds:.0f} s")
@@ -447,7 +447,7 @@ def _build() -> Callable[[Slot], SlotInput]:
     def drain_leaving(machine: SlotInput, slot: Slot) -> None:
         pass  # it drains already; its place is not filled again
 
-    @leaving.upon(SlotInput.silent).loop()
+    @leaving.upon(SlotInput.stalled).loop()
     def stuck_in_leave(machine: SlotInput, slot: Slot, seconds: float) -> None:
         slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
 
@@ -485,7 +485,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.enter("draining")
         slot.signal(SIGKILL)
 
-    @draining.upon(SlotInput.silent).loop()
+    @draining.upon(SlotInput.stalled).loop()
     def stuck_in_drain(machine: SlotInput, slot: Slot, seconds: float) -> None:
         # It finishes nothing; and it may have been given no deadline.
         slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
@@ -509,7 +509,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         state.upon(SlotInput.leave).loop().returns(None)
     for state in (ready, hung, draining, leaving):
         state.upon(SlotInput.ready).loop().returns(None)
-    hung.upon(SlotInput.silent).loop().returns(None)
+    hung.upon(SlotInput.stalled).loop().returns(None)
     for state in (draining, ended):
         state.upon(SlotInput.drain).loop().returns(None)
     for state in (idle, starting, ready, hung, leaving, backing_off, failed, ended):

@@ -15,7 +15,7 @@ from novasvc.workers.errors import NotPreforkableError
 
 
 @attrs.frozen
-class Package:
+class ServerSpecification:
     """A server on its way.
 
     :param name: of the server, for people.
@@ -42,7 +42,7 @@ class Package:
         return None if path is None else ("path", path)
 
 
-class _Packer(pickle.Pickler):
+class _ModuleRecorder(pickle.Pickler):
     """Remembers the modules that classes and functions come from."""
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -55,32 +55,32 @@ class _Packer(pickle.Pickler):
             self.modules.add(obj.__module__)
 
 
-def pack(server: Any) -> Package:
+def make_specification(server: Any) -> ServerSpecification:
     """Pickle a server.
 
     :param server: provides IService, or takes a reactor and returns such a one.
     :raises NotPreforkableError: it is neither, or pickle cannot carry it.
     """
-    name = name_of(server)
+    name = server_name(server)
     if not IService.providedBy(server) and not callable(server):
         problem = f"{type(server).__name__} provides no IService, and makes none"
         raise NotPreforkableError(name, problem, "give a service, or a function that takes the reactor and returns one")
     file = io.BytesIO()
-    packer = _Packer(file)
+    packer = _ModuleRecorder(file)
     try:
         packer.dump(server)
     except Exception as error:
         remedy = "make it of what pickle can carry, or give a function of a module that takes the reactor and makes it"
         raise NotPreforkableError(name, f"it cannot be pickled: {describe(error)}", remedy) from error
     modules = packer.modules.union(getattr(server, "preload", ()))
-    package = Package(name, base64.b64encode(file.getvalue()).decode(), frozenset(modules))
-    if "__main__" in modules and package.main is None:
+    specification = ServerSpecification(name, base64.b64encode(file.getvalue()).decode(), frozenset(modules))
+    if "__main__" in modules and specification.main is None:
         remedy = "define it in a module that can be imported"
         raise NotPreforkableError(name, "it is made of what an interactive program defines", remedy)
-    return package
+    return specification
 
 
-def name_of(server: Any) -> str:
+def server_name(server: Any) -> str:
     """Name a server: its own name, a node's topic, or its class."""
     for attribute in ("name", "topic", "__name__"):
         name = getattr(server, attribute, None)

@@ -18,6 +18,7 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.telemetry.logs import counted
+from novasvc.workers.aggregation import collect_health, collect_metrics, row
 from novasvc.workers.errors import (
     DrainError,
     NoSuchWorkerError,
@@ -26,17 +27,16 @@ from novasvc.workers.errors import (
     ResizeError,
     WorkerFailedError,
 )
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.group import Fleet, Generation
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.group import WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
-from novasvc.workers.slot import Limits, Slot
-from novasvc.workers.specification import name_of, pack
-from novasvc.workers.survey import row, survey_figures, survey_health
+from novasvc.workers.slot import Slot, WorkerTimeouts
+from novasvc.workers.specification import make_specification, server_name
 from novasvc.workers.systemd import CHILD_VARIABLES
 
 _log = Logger()
 
-MOST_WORKERS = 1024
+MAX_WORKERS = 1024
 """Workers of a server; more is a slip of the pen."""
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ class ServerWrapper:
     """A server, and in how many processes it runs.
 
     :param server: provides IService, or takes a reactor and returns such a one; see
-        :func:`novasvc.workers.specification.pack`.
+        :func:`novasvc.workers.specification.make_specification`.
     :param workers: their number.
     :ivar children: process ids of its workers now. Those of a wrapper that a launcher runs: see
         :attr:`novasvc.service.ProcessLauncher.children`.
@@ -61,7 +61,7 @@ class ServerWrapper:
     server: Any
     workers: int
     configured: int = attrs.field(init=False, repr=False)
-    fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+    group: WorkerGroup | None = attrs.field(default=None, init=False, repr=False)
 
     @configured.default
     def _as_given(self) -> int:
@@ -70,17 +70,17 @@ class ServerWrapper:
     @property
     def name(self) -> str:
         """What operators call the server."""
-        return name_of(self.server)
+        return server_name(self.server)
 
     @property
     def children(self) -> set[int]:
         """The process ids of the workers."""
-        return {slot.process.pid for slot in self.fleet or () if slot.process is not None and slot.process.pid}
+        return {slot.process.pid for slot in self.group or () if slot.process is not None and slot.process.pid}
 
     @property
     def forktimes(self) -> list[float]:
         """The reactor's seconds of the last forks."""
-        return [] if self.fleet is None else list(self.fleet.throttle.times)
+        return [] if self.group is None else list(self.group.throttle.times)
 
 
 Reread = Callable[[], tuple[Configuration, Sequence[ServerWrapper] | None]]
@@ -145,9 +145,9 @@ class Supervisor:
         self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - the name, whatever links there are
         self._log_file = LogFile(log_file) if log_file else None
         self._owner = owner
-        self._fleets: list[Fleet] = []
-        self._leaving: list[Fleet] = []
-        self._forks: list[Forks] = []
+        self._groups: list[WorkerGroup] = []
+        self._leaving: list[WorkerGroup] = []
+        self._forkservers: list[ForkserverClient] = []
         self._sockets: Sockets = {}
         self._lock: int | None = None
         self.wrappers: Sequence[ServerWrapper] = ()
@@ -161,14 +161,14 @@ class Supervisor:
     @property
     def slots(self) -> list[Slot]:
         """All places of workers."""
-        return [slot for fleet in (*self._fleets, *self._leaving) for slot in fleet]
+        return [slot for group in (*self._groups, *self._leaving) for slot in group]
 
     @property
     def status(self) -> str:
         """How it goes, in a line."""
         if self._ending:
             return f"draining: {counted(len(self.slots), 'worker')} left"
-        slots = [slot for fleet in self._fleets for slot in fleet.slots]
+        slots = [slot for group in self._groups for slot in group.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
     @property
@@ -194,9 +194,9 @@ class Supervisor:
         """
         self._lock = lock
         self.wrappers, self._sockets = list(wrappers), sockets
-        for wrapper, generation in zip(wrappers, self._generations(wrappers, sockets), strict=True):
-            self._fleets.append(self._make_fleet(wrapper, generation))
-        started = [fleet.start() for fleet in self._fleets]
+        for wrapper, template in zip(wrappers, self._make_templates(wrappers, sockets), strict=True):
+            self._groups.append(self._make_group(wrapper, template))
+        started = [group.start() for group in self._groups]
         return gatherResults(started, consumeErrors=True).addCallback(self._note_started)
 
     def _note_started(self, _: object) -> None:
@@ -210,7 +210,7 @@ class Supervisor:
         self._ending = True
         if self._reloading is not None:
             self._reloading.cancel()
-        drained = DeferredList([fleet.drain() for fleet in (*self._fleets, *self._leaving)], consumeErrors=True)
+        drained = DeferredList([group.drain() for group in (*self._groups, *self._leaving)], consumeErrors=True)
         # Each worker takes in those who have connected, and the last one closes the address: who comes
         # now is to go elsewhere, and not to wait here for nobody.
         _close(self._sockets, but={})
@@ -221,8 +221,8 @@ class Supervisor:
 
     def hurry(self) -> None:
         """Let all workers end at once."""
-        for fleet in (*self._fleets, *self._leaving):
-            fleet.hurry()
+        for group in (*self._groups, *self._leaving):
+            group.hurry()
 
     def check(self) -> None:
         """See whether the workers' reactors turn, and which file the log is. Called about once a second."""
@@ -237,13 +237,13 @@ class Supervisor:
             self._pass_on_log()
 
     def _pass_on_log(self) -> None:
-        for forks in self._forks:
-            forks.pass_on_log()
+        for forkserver in self._forkservers:
+            forkserver.pass_on_log()
 
     def _close(self) -> Deferred[None]:
-        closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
+        closed = DeferredList([forkserver.close() for forkserver in self._forkservers], consumeErrors=True)
         _close(self._sockets, but={})
-        self._forks, self._fleets, self._leaving, self._sockets = [], [], [], {}
+        self._forkservers, self._groups, self._leaving, self._sockets = [], [], [], {}
         return closed.addCallback(lambda _: self._close_log())
 
     def _close_log(self) -> None:
@@ -253,28 +253,38 @@ class Supervisor:
 
     # -- what workers are made from ------------------------------------------------------------
 
-    def _make_fleet(self, wrapper: ServerWrapper, generation: Generation) -> Fleet:
-        wrapper.fleet = Fleet(wrapper.workers, generation, self._reactor, self._take_number, self._give_up)
-        return wrapper.fleet
+    def _make_group(self, wrapper: ServerWrapper, template: WorkerTemplate) -> WorkerGroup:
+        wrapper.group = WorkerGroup(wrapper.workers, template, self._reactor, self._take_number, self._give_up)
+        return wrapper.group
 
-    def _generations(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[Generation]:
+    def _make_templates(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[WorkerTemplate]:
         settings = self._settings
-        packages = [pack(wrapper.server) for wrapper in wrappers]
-        modules = frozenset[str]().union(*(package.modules for package in packages)) - {"__main__", "builtins"}
-        main = next((package.main for package in packages if package.main is not None), None)
+        specifications = [make_specification(wrapper.server) for wrapper in wrappers]
+        modules = frozenset[str]().union(*(each.modules for each in specifications)) - {
+            "__main__",
+            "builtins",
+        }
+        main = next((each.main for each in specifications if each.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
-        forks = Forks(self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock)
-        forks.start()
-        self._forks.append(forks)
-        order = {
+        forkserver = ForkserverClient(
+            self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock
+        )
+        forkserver.start()
+        self._forkservers.append(forkserver)
+        parameters = {
             "reactor": _module_of(self._reactor),
             "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
             "grace": settings.graceful_shutdown_timeout,
-            "silence": settings.worker_watchdog,
+            "watchdog": settings.worker_watchdog,
         }
-        limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
+        timeouts = WorkerTimeouts(
+            settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog
+        )
         policy = RestartPolicy.from_settings(settings)
-        return [Generation(package, sockets[package.name], forks, policy, limits, order) for package in packages]
+        return [
+            WorkerTemplate(each, sockets[each.name], forkserver, policy, timeouts, parameters)
+            for each in specifications
+        ]
 
     def _take_number(self) -> int:
         taken = {slot.number for slot in self.slots}
@@ -285,20 +295,20 @@ class Supervisor:
 
         :param problem: what is wrong with its configuration; "" is that it has died too often.
         """
-        fleet = next((fleet for fleet in self._fleets if slot in fleet.slots), None)
-        if fleet is None:
+        group = next((group for group in self._groups if slot in group.slots), None)
+        if group is None:
             return True  # it was to replace another, which stays
         settings = self._settings
-        proven = fleet.proven and self._started
+        proven = group.proven and self._started
         if problem:
             if not proven:
-                self._fail(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
+                self._fail(WorkerFailedError(group.name, problem, "mend that, and start again"))
             return True
         if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and proven):
             return False
         budget, window = settings.worker_restart_budget, settings.worker_restart_window
         died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
-        self._fail(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
+        self._fail(WorkerFailedError(group.name, died, "the log above has the reason of each"))
         return True
 
     def _fail(self, error: WorkerFailedError) -> None:
@@ -313,33 +323,33 @@ class Supervisor:
 
     def resize(self, count: int, server: str | None) -> None:
         """See :meth:`novasvc.interfaces.ISupervisor.resize`."""
-        see_number(count)
-        names = ", ".join(fleet.name for fleet in self._fleets) or "none"
-        fleets = [fleet for fleet in self._fleets if server in {None, fleet.name}]
-        if server is not None and not fleets:
+        check_workers(count)
+        names = ", ".join(group.name for group in self._groups) or "none"
+        groups = [group for group in self._groups if server in {None, group.name}]
+        if server is not None and not groups:
             raise NoSuchWorkerError(f"server {server!r}", names)
-        if len(fleets) != 1:
+        if len(groups) != 1:
             raise ResizeError(str(count), f"say which server is meant; there are: {names}")
-        self._resize(fleets[0], count)
+        self._resize(groups[0], count)
 
     def resize_all(self, more: int) -> None:
         """Give each server some more workers, or less; each keeps at least one."""
-        for fleet in self._fleets:
-            if 1 <= fleet.size + more <= MOST_WORKERS and not self._ending:
-                self._resize(fleet, fleet.size + more)
+        for group in self._groups:
+            if 1 <= group.size + more <= MAX_WORKERS and not self._ending:
+                self._resize(group, group.size + more)
             else:
-                _log.warn("{name} keeps its {workers}", name=fleet.name, workers=counted(fleet.size, "worker"))
+                _log.warn("{name} keeps its {workers}", name=group.name, workers=counted(group.size, "worker"))
 
-    def _resize(self, fleet: Fleet, count: int) -> None:
+    def _resize(self, group: WorkerGroup, count: int) -> None:
         if self._ending:
             raise ResizeError(str(count), "the supervisor ends")
         _log.info(
             "{name} has {workers} from now on, before: {size}",
-            name=fleet.name,
+            name=group.name,
             workers=counted(count, "worker"),
-            size=fleet.size,
+            size=group.size,
         )
-        fleet.resize(count)
+        group.resize(count)
 
     def drain(self, number: int | None) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.ISupervisor.drain`."""
@@ -348,11 +358,11 @@ class Supervisor:
             return succeed(None)
         if self._ending:
             raise DrainError(number, "the supervisor ends, and this worker with it")
-        for fleet in self._fleets:
-            for slot in fleet.slots:
+        for group in self._groups:
+            for slot in group.slots:
                 if slot.number == number:
-                    return Deferred.fromCoroutine(_replace(fleet, slot))
-        numbers = ", ".join(str(slot.number) for fleet in self._fleets for slot in fleet.slots) or "none"
+                    return Deferred.fromCoroutine(_replace(group, slot))
+        numbers = ", ".join(str(slot.number) for group in self._groups for slot in group.slots) or "none"
         raise NoSuchWorkerError(f"worker {number}", numbers)
 
     def dump(self) -> Deferred[Sequence[Row]]:
@@ -362,11 +372,11 @@ class Supervisor:
 
     def metrics(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.metrics`."""
-        return Deferred.fromCoroutine(survey_figures(self.slots))
+        return Deferred.fromCoroutine(collect_metrics(self.slots))
 
     def health(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.health`."""
-        return Deferred.fromCoroutine(survey_health(self.slots))
+        return Deferred.fromCoroutine(collect_health(self.slots))
 
     def reload(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.reload`."""
@@ -396,7 +406,7 @@ class Supervisor:
         """Read, check, replace; whatever goes wrong leaves what is there."""
         try:
             configuration, wrappers = self._reread()
-            see_names(wrappers or ())
+            check_names(wrappers or ())
             sockets = self._sockets if wrappers is None else open_sockets(wrappers, self._sockets)
         except (NovasvcError, SystemExit) as error:
             raise ReloadError(str(error)) from error
@@ -424,70 +434,70 @@ class Supervisor:
         return rows
 
     async def _replace_all(self, configured: Mapping[str, int]) -> None:
-        """Have fleets of the servers that there are to be, and of no others.
+        """Have groups of the servers that there are to be, and of no others.
 
         :param configured: by name, how many workers there were to be; an operator's number outlives one that stays.
         """
-        before = {fleet.name: (fleet, fleet.generation) for fleet in self._fleets}
-        after: list[tuple[ServerWrapper, Fleet]] = []
-        generations = self._generations(self.wrappers, self._sockets)
-        forks = self._forks[-1]
+        before = {group.name: (group, group.template) for group in self._groups}
+        after: list[tuple[ServerWrapper, WorkerGroup]] = []
+        templates = self._make_templates(self.wrappers, self._sockets)
+        forkserver = self._forkservers[-1]
         try:
-            for wrapper, generation in zip(self.wrappers, generations, strict=True):
+            for wrapper, template in zip(self.wrappers, templates, strict=True):
                 if wrapper.name in before:
-                    fleet, _ = before[wrapper.name]
-                    await fleet.replace_all(generation)
+                    group, _ = before[wrapper.name]
+                    await group.replace_all(template)
                 else:
-                    fleet = self._make_fleet(wrapper, generation)
-                    self._fleets.append(fleet)
-                    await fleet.start_surely()
-                after.append((wrapper, fleet))
+                    group = self._make_group(wrapper, template)
+                    self._groups.append(group)
+                    await group.start_and_wait()
+                after.append((wrapper, group))
         except BaseException as error:
             await self._put_back(before.values(), replace=isinstance(error, ReloadError))
-            self._retire(forks)
+            self._retire(forkserver)
             raise
-        for fleet in [fleet for fleet in self._fleets if all(fleet is not kept for _, kept in after)]:
-            self._drop(fleet)
-        for wrapper, fleet in after:
-            if wrapper.fleet is None:
-                wrapper.fleet = fleet
+        for group in [group for group in self._groups if all(group is not kept for _, kept in after)]:
+            self._drop(group)
+        for wrapper, group in after:
+            if wrapper.group is None:
+                wrapper.group = group
                 if configured.get(wrapper.name) != wrapper.configured:
-                    fleet.resize(wrapper.workers)
-            wrapper.workers = fleet.size
-        for other in self._forks:
-            if other is not forks:
+                    group.resize(wrapper.workers)
+            wrapper.workers = group.size
+        for other in self._forkservers:
+            if other is not forkserver:
                 self._retire(other)
 
-    async def _put_back(self, before: Collection[tuple[Fleet, Generation]], *, replace: bool) -> None:
-        """Have the fleets that there were.
+    async def _put_back(self, before: Collection[tuple[WorkerGroup, WorkerTemplate]], *, replace: bool) -> None:
+        """Have the groups that there were.
 
         :param before: they, and what their workers were made from.
         :param replace: the workers that are made from something else; otherwise all end anyway.
         """
-        for fleet in [fleet for fleet in self._fleets if all(fleet is not former for former, _ in before)]:
-            self._drop(fleet)
-        for fleet, generation in before:
-            fleet.generation = generation
-        for fleet, generation in before if replace else ():
+        for group in [group for group in self._groups if all(group is not former for former, _ in before)]:
+            self._drop(group)
+        for group, template in before:
+            group.template = template
+        for group, template in before if replace else ():
             try:
-                await fleet.replace_all(generation)
+                await group.replace_all(template)
             except ReloadError as error:
-                _log.error("not all workers of {name} were put back: {error}", name=fleet.name, error=error)
+                _log.error("not all workers of {name} were put back: {error}", name=group.name, error=error)
 
-    def _drop(self, fleet: Fleet) -> None:
+    def _drop(self, group: WorkerGroup) -> None:
         """Let the workers of a server go that is there no more."""
-        self._fleets.remove(fleet)
-        self._leaving.append(fleet)
-        fleet.drain().addCallback(lambda _: self._leaving.remove(fleet) if fleet in self._leaving else None)
+        self._groups.remove(group)
+        self._leaving.append(group)
+        group.drain().addCallback(lambda _: self._leaving.remove(group) if group in self._leaving else None)
 
-    def _retire(self, forks: Forks) -> None:
+    def _retire(self, forkserver: ForkserverClient) -> None:
         """Let a forkserver go of which no more is wanted, when all workers have ended that came from it."""
-        slots = [slot for fleet in (*self._fleets, *self._leaving) for slot in fleet.made_by(forks)]
+        slots = [slot for group in (*self._groups, *self._leaving) for slot in group.forked_by(forkserver)]
 
         def close(_: object) -> None:
-            if forks in self._forks:
-                self._forks.remove(forks)
-                forks.close()
+            if forkserver in self._forkservers:
+                self._forkservers.remove(forkserver)
+                forkserver.close()
 
         DeferredList([slot.reaches("ended") for slot in slots], consumeErrors=True).addCallback(close)
 
@@ -500,7 +510,7 @@ def _close(sockets: Sockets, *, but: Sockets) -> None:
             shared.close()
 
 
-def see_names(wrappers: Sequence[ServerWrapper]) -> None:
+def check_names(wrappers: Sequence[ServerWrapper]) -> None:
     """See that servers can be told apart.
 
     :raises NotPreforkableError: two have the same name.
@@ -515,18 +525,18 @@ def see_names(wrappers: Sequence[ServerWrapper]) -> None:
             raise NotPreforkableError(name, problem, remedy)
 
 
-def see_number(workers: object) -> None:
+def check_workers(workers: object) -> None:
     """See that this is a number of workers.
 
     :raises ResizeError: otherwise.
     """
-    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_WORKERS:
-        raise ResizeError(repr(workers), f"give a number from 1 to {MOST_WORKERS}")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MAX_WORKERS:
+        raise ResizeError(repr(workers), f"give a number from 1 to {MAX_WORKERS}")
 
 
-async def _replace(fleet: Fleet, slot: Slot) -> None:
+async def _replace(group: WorkerGroup, slot: Slot) -> None:
     try:
-        await fleet.replace(slot)
+        await group.replace(slot)
     except ReloadError as error:
         raise DrainError(slot.number, f"it stays, as {error.problem}") from error
     await slot.reaches("ended")

@@ -39,11 +39,11 @@ from novasvc.telemetry.logs import NOBODY as NO_NODE
 from novasvc.telemetry.logs import make_observer
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.current import CurrentWorker, set_current_worker
+from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
 from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
-from novasvc.workers.last_record import DUMP, Record
-from novasvc.workers.orphan import at_hangup
-from novasvc.workers.pipe import LONGEST, Channel, Message, adopt
+from novasvc.workers.orphan import call_when_orphaned
+from novasvc.workers.pipe import LONGEST, Pipe, PipeMessage, adopt
 from novasvc.workers.title import set_title
 
 _log = Logger()
@@ -52,12 +52,12 @@ TICK = 1.0
 """Seconds between two proofs that the reactor turns."""
 
 STANDARD_OUTPUT = 1
-"""The descriptor of the log, if there is a file of it: see :class:`novasvc.workers.forkserver_client.Forks`."""
+"""The descriptor of the log file, if there is one; see :class:`~novasvc.workers.forkserver_client.ForkserverClient`."""
 
-_LAST_WISHES = 1.0
+_EXIT_TIMEOUT = 1.0
 """Seconds that a worker has to end which has begun nothing, or has finished it."""
 
-_SIBLINGS_PATIENCE = 1.0
+_SIBLINGS_TIMEOUT = 1.0
 """Seconds that the supervisor has to tell of the other workers; it gives them half of it."""
 
 _MOST_OPERATIONS = 10_000
@@ -79,34 +79,39 @@ UNHANDLED = 2
 """The exit status of a worker that ends by an exception nobody expected, as in Nova."""
 
 
-def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], backlog: Backlog | None = None) -> int:
+def run(
+    observer: "SwitchableObserver",
+    parameters: Mapping[str, Any],
+    descriptors: Sequence[int],
+    backlog: Backlog | None = None,
+) -> int:
     """Be a worker, from just after the fork to the end of the process.
 
-    :param outlet: of the log.
-    :param order: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
-        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "silence": seconds that its
+    :param observer: logs; it is switched to the worker's own log.
+    :param parameters: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
+        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "watchdog": seconds that its
         reactor may be blocked; 0 is without limit}; see :mod:`novasvc.workers.group`.
     :param descriptors: the channel to the supervisor, the record, and the listening sockets.
     :param backlog: this process's record of requests that it has received and not begun.
     :return: the exit status.
     """
-    channel_end, record_file, *sockets = descriptors
-    record = Record(record_file)
-    flight.install(record.recorder)
-    record.recorder.beat(time.monotonic())
-    faulthandler.enable(record.descriptor)
-    faulthandler.register(DUMP, record.descriptor)
+    pipe_end, diagnostics_file, *sockets = descriptors
+    diagnostics = DiagnosticsFile(diagnostics_file)
+    flight.install(diagnostics.recorder)
+    diagnostics.recorder.beat(time.monotonic())
+    faulthandler.enable(diagnostics.descriptor)
+    faulthandler.register(DUMP, diagnostics.descriptor)
     metrics.forget()
-    set_title(f"novasvc: worker {order['number']} ({order['name']})")
+    set_title(f"novasvc: worker {parameters['number']} ({parameters['name']})")
 
-    importlib.import_module(order["reactor"]).install()
+    importlib.import_module(parameters["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
     count_steadily(reactor)
-    outlet.turn(order, reactor)
-    worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
-    set_current_worker(CurrentWorker(order["number"], order["grace"], backlog, worker.ask_of_siblings))
-    worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
-    at_hangup(cast(Any, worker.channel.transport).fileno(), worker.hung_up)
+    observer.switch(parameters, reactor)
+    worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
+    set_current_worker(CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_of_siblings))
+    worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
+    call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
     atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
@@ -114,7 +119,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
 
 
 @implementer(ILogObserver)
-class Outlet:
+class SwitchableObserver:
     """Where a forkserver logs to: nowhere, unless it is bad news; and a worker, to where it was told."""
 
     def __init__(self) -> None:
@@ -126,36 +131,38 @@ class Outlet:
         """Pass an event on."""
         self.observer(event)
 
-    def turn(self, order: Mapping[str, Any], reactor: Any) -> None:
+    def switch(self, parameters: Mapping[str, Any], reactor: Any) -> None:
         """Log to where a worker is told to."""
-        log = order["log"]
+        log = parameters["log"]
         file: TextIO | None = sys.__stdout__
         if log["file"]:
             log_file = LogFile(log["file"], STANDARD_OUTPUT)
             log_file.watch(reactor)
             file = cast(TextIO, log_file)
         assert file is not None
-        default = {**NO_NODE, "worker_number": order["number"]}
+        default = {**NO_NODE, "worker_number": parameters["number"]}
         self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 
 
 class Worker:
     """Starts the server, and ends the process when that has stopped.
 
-    :param order: see :func:`run`.
+    :param parameters: see :func:`run`.
     :param sockets: for the server to adopt.
     """
 
-    channel: Channel
+    pipe: Pipe
 
-    def __init__(self, order: Mapping[str, Any], reactor: Any, record: Record, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any], reactor: Any, diagnostics: DiagnosticsFile, sockets: list[socket.socket]
+    ) -> None:
         self.status = 0
-        self._order = order
+        self._parameters = parameters
         self._reactor = reactor
-        self._record = record
+        self._diagnostics = diagnostics
         self._sockets = sockets
         self._server: IService | None = None
-        self._told: Message = {}
+        self._told: PipeMessage = {}
         self._keys = count()
         self._questions: dict[int, Deferred[str]] = {}
         self._ending = self._over = self._stopped = self._orphan = False
@@ -169,8 +176,8 @@ class Worker:
         for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
             signal.signal(number, partial(self._pass_on, handler))
         # In front of ours: what it writes, it writes even while the reactor hangs.
-        faulthandler.register(signal.SIGUSR2, self._record.descriptor, chain=True)
-        StallWatch(self._record.recorder, self._reactor, interval=TICK).start()
+        faulthandler.register(signal.SIGUSR2, self._diagnostics.descriptor, chain=True)
+        StallWatch(self._diagnostics.recorder, self._reactor, interval=TICK).start()
         ticking = LoopingCall(self._tick)
         ticking.clock = self._reactor
         ticking.start(TICK).addErrback(lambda failure: _log.failure("the supervisor hears nothing more", failure))
@@ -180,7 +187,7 @@ class Worker:
         self._reactor.callFromThread(handler)
 
     async def _start(self) -> None:
-        server = make_server(self._order, self._sockets, self._reactor)
+        server = make_server(self._parameters, self._sockets, self._reactor)
         self._server = server
         server.privilegedStartService()
         server.startService()
@@ -229,19 +236,19 @@ class Worker:
             return  # what was said last, stays
         legs = (getattr(part, "waiting_for", None) for part in parts(self._server))
         waiting = next((leg for leg in legs if isinstance(leg, str)), None)
-        news: Message = {"is": "waiting", "for": waiting}
+        news: PipeMessage = {"is": "waiting", "for": waiting}
         if self._ending:
             news = {"is": "draining", "calls": len(self._calls())}
         if news != self._told:
             self._told = news
             self._say(news)
 
-    def _say(self, message: Message) -> None:
+    def _say(self, message: PipeMessage) -> None:
         if "problem" in message:
             message["problem"] = message["problem"][:_LONGEST_PROBLEM]
-        self.channel.send(message)
+        self.pipe.send(message)
 
-    def receive(self, message: Message) -> None:
+    def receive(self, message: PipeMessage) -> None:
         """Take what the supervisor says: a question, or that the end is to come at once.
 
         It may ask for the calls under way, for the request ids of all operations, for the figures, and for the health
@@ -277,7 +284,7 @@ class Worker:
             self._questions.pop(key, None)
             return NOBODY
 
-        return question.addTimeout(_SIBLINGS_PATIENCE, self._reactor, unanswered)
+        return question.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, unanswered)
 
     def _operations(self) -> set[str]:
         told = (getattr(part, "operations_under_way", None) for part in parts(self._server))
@@ -296,11 +303,9 @@ class Worker:
 
     def dump_to_log(self) -> None:
         """Log what happened last, for who sent SIGUSR2 to this process."""
-        stacks = self._record.stacks
-        self._record.forget_stacks()
-        _log.info(
-            "stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=flight.dump_text(self._record.recorder)
-        )
+        stacks, events = self._diagnostics.stacks, flight.dump_text(self._diagnostics.recorder)
+        self._diagnostics.clear_stacks()
+        _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
 
     # -- the way down --------------------------------------------------------------------------
     #
@@ -349,7 +354,7 @@ class Worker:
         if not self._ready:
             _log.error("supervisor gone before this worker was ready; exiting")
             self.terminate()
-            self._hurry(_LAST_WISHES)
+            self._hurry(_EXIT_TIMEOUT)
             return
         grace = self._grace
         _log.error("the supervisor is gone: this worker finishes what it has begun, within {s:g} s, and ends", s=grace)
@@ -361,13 +366,13 @@ class Worker:
 
     @property
     def _grace(self) -> float:
-        return float(self._order["grace"] or UNSUPERVISED)
+        return float(self._parameters["grace"] or UNSUPERVISED)
 
     def hung_up(self) -> None:
         """See the channel's end, in a signal's handler: see :mod:`novasvc.workers.orphan`."""
         # If it is over, the channel's end is our own, and threads and exit handlers may take their time.
         if not self._over and not self._orphan:
-            self._end_within(min(self._order["silence"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
+            self._end_within(min(self._parameters["watchdog"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
 
     def _end_within(self, seconds: float, handler: Any) -> None:
         """End, even if the reactor does not turn any more. An earlier end that was set stays.
@@ -400,8 +405,8 @@ class Worker:
         # Threads and exit handlers may take their time. What is said last is to arrive: the reactor is
         # stopped when the channel has been closed.
         self._say({"is": "done"})
-        self.channel.close()
-        self._reactor.callLater(_LAST_WISHES, self._stop)
+        self.pipe.close()
+        self._reactor.callLater(_EXIT_TIMEOUT, self._stop)
 
     def _stop(self) -> None:
         if not self._stopped:
@@ -436,18 +441,18 @@ async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
     return await gatherResults([part.health() for part in healthy], consumeErrors=True)
 
 
-def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
+def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
     """Unpickle what launch_server was given, hand it its sockets, and call it if it makes the server.
 
     :raises NovasvcError: the server says what is wrong with it.
     """
-    if order["problem"]:
+    if parameters["problem"]:
         remedy = (
             'put what starts the program under `if __name__ == "__main__":`, and what needs a reactor, '
             "or starts threads, into a module of its own"
         )
-        raise NotPreforkableError(order["name"], order["problem"], remedy)
-    server = pickle.loads(base64.b64decode(order["server"]))  # noqa: S301 - see the import
+        raise NotPreforkableError(parameters["name"], parameters["problem"], remedy)
+    server = pickle.loads(base64.b64decode(parameters["server"]))  # noqa: S301 - see the import
     if IPreforkable.providedBy(server):
         server.adopt_sockets(sockets)
     return server if IService.providedBy(server) else server(reactor)

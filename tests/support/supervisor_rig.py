@@ -154,7 +154,9 @@ class SupervisorCase(SynchronousTestCase):
 
     def staying(self, server: str | None = None) -> list[StandInWorker]:
         """Return the workers that were not told to end."""
-        return [worker for worker in self.host.living if not worker.signals and server in {None, worker.order["name"]}]
+        return [
+            worker for worker in self.host.living if not worker.signals and server in {None, worker.parameters["name"]}
+        ]
 
     def rows(self, *columns: str) -> list[tuple[Any, ...]]:
         return [tuple(row[column] for column in columns) for row in self.supervisor.workers()]

@@ -26,7 +26,7 @@ CONNECTIONS = 16
 _PAUSE = 1.0
 """Seconds without new connections when the system has no descriptor for one."""
 
-_FAREWELL = 1.0
+_CLOSE_TIMEOUT = 1.0
 """Seconds that the last answers have to be taken, when the service stops."""
 
 
@@ -85,7 +85,7 @@ class ControlSocket(Service):
             for connection in connections:
                 connection.abort()
 
-        timer = self._reactor.callLater(_FAREWELL, abort)
+        timer = self._reactor.callLater(_CLOSE_TIMEOUT, abort)
         for connection in connections:
             connection.finish()
         await DeferredList([connection.gone for connection in connections])

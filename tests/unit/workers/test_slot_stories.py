@@ -1,4 +1,4 @@
-"""Tests for novasvc.workers.slot: its whole table, and whatever happens in whatever order."""
+"""Tests for novasvc.workers.slot: its whole table, and whatever happens in whatever parameters."""
 
 from collections.abc import Callable
 from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
@@ -21,7 +21,7 @@ def be_ready(rig: SlotRig) -> None:
 
 
 def hang(rig: SlotRig) -> None:
-    rig.ready().silent = 11.0
+    rig.ready().stalled = 11.0
     rig.slot.check()
 
 
@@ -43,7 +43,7 @@ def drain(rig: SlotRig) -> None:
 
 
 def leave(rig: SlotRig) -> None:
-    rig.ready().listener.said({"is": "draining", "calls": 1})
+    rig.ready().listener.received({"is": "draining", "calls": 1})
 
 
 WAYS: dict[str, Callable[[SlotRig], object]] = {
@@ -183,13 +183,13 @@ class SlotStories(RuleBasedStateMachine):
 
     @precondition(has_process)
     @rule()
-    def bear(self) -> None:
-        self.rig.process.be_born()
+    def be_forked(self) -> None:
+        self.rig.process.be_forked()
 
     @precondition(has_process)
     @rule()
-    def refuse(self) -> None:
-        self.rig.process.listener.refused("the system forks no process")
+    def fail_fork(self) -> None:
+        self.rig.process.listener.fork_failed("the system forks no process")
 
     @rule()
     def run_short(self) -> None:
@@ -203,12 +203,12 @@ class SlotStories(RuleBasedStateMachine):
     @precondition(has_process)
     @rule(leg=st.sampled_from(["broker", "database", None]))
     def wait(self, leg: str | None) -> None:
-        self.rig.process.listener.said({"is": "waiting", "for": leg})
+        self.rig.process.listener.received({"is": "waiting", "for": leg})
 
     @precondition(has_process)
     @rule(calls=st.integers(0, 2))
     def leave(self, calls: int) -> None:
-        self.rig.process.listener.said({"is": "draining", "calls": calls})
+        self.rig.process.listener.received({"is": "draining", "calls": calls})
 
     @precondition(has_process)
     @rule(final=st.booleans(), gives_up=st.booleans())
@@ -224,7 +224,7 @@ class SlotStories(RuleBasedStateMachine):
     @precondition(has_process)
     @rule(seconds=st.sampled_from([0.0, 31.0]))
     def check(self, seconds: float) -> None:
-        self.rig.process.silent = seconds
+        self.rig.process.stalled = seconds
         self.slot.check()
 
     @rule(drains=st.booleans(), state=st.sampled_from(["ready", "backing off", "hung", "starting", "failed"]))

@@ -46,8 +46,8 @@ class ReloadTests(SupervisorCase):
         self.assertEqual(len(rows), 2)
         self.assertIn("reloaded: the workers were replaced", log.text)
         (worker,) = self.staying()
-        self.assertEqual(worker.order["log"]["level"], "debug")
-        worker.record.recorder.beat(time.monotonic() - 15)
+        self.assertEqual(worker.parameters["log"]["level"], "debug")
+        worker.diagnostics.recorder.beat(time.monotonic() - 15)
         self.supervisor.check()
         self.assertEqual(self.rows("state")[0], ("ready",))
 
@@ -164,9 +164,9 @@ class ReloadTests(SupervisorCase):
         self.run_all((Server("api"), 3))
         self.supervisor.resize(1, None)
         self.end_told()
-        for said, expected in ((3, 1), (3, 1), (2, 2)):
+        for received, expected in ((3, 1), (3, 1), (2, 2)):
             self.host.pass_time(10)
-            self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), said)])))
+            self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), received)])))
             self.host.pass_time(10)
             self.host.ready_all()
             self.end_told()
@@ -194,10 +194,10 @@ class ReloadTests(SupervisorCase):
         self.run_all((Server("api"), 1), (Server("agent"), 1))
         reload = self.reload((self.configuration, [ServerWrapper(Server("api"), 1), ServerWrapper(Server("web"), 2)]))
         self.pass_reload(reload)
-        self.assertEqual({worker.order["name"] for worker in self.staying()}, {"api", "web"})
+        self.assertEqual({worker.parameters["name"] for worker in self.staying()}, {"api", "web"})
         self.supervisor.resize_all(+1)
         self.host.pass_time(5)
-        self.assertEqual([worker.order["name"] for worker in self.staying()].count("agent"), 0)
+        self.assertEqual([worker.parameters["name"] for worker in self.staying()].count("agent"), 0)
         self.assertRaises(NoSuchWorkerError, self.supervisor.resize, 2, "agent")
         self.assertIn(("agent", "draining"), self.rows("server", "state"))
         self.end_told()
@@ -298,7 +298,7 @@ class FailingReloadTests(SupervisorCase):
         self.supervisor.resize_all(+1)
         self.host.pass_time(5)
         self.assertEqual(self.origins(), [0] * 6)
-        self.assertEqual({worker.order["log"]["level"] for worker in self.staying()}, {"info"})
+        self.assertEqual({worker.parameters["log"]["level"] for worker in self.staying()}, {"info"})
 
     def test_new_server(self) -> None:
         """A new server that cannot run is dropped, those that were replaced are put back, and nobody gives up."""
@@ -424,7 +424,7 @@ class EndAmidReloadTests(SupervisorCase):
         self.host.pass_time(5)
         drained = self.supervisor.drain_all()
         for worker in list(self.host.living):
-            if worker.order["name"] == "api":
+            if worker.parameters["name"] == "api":
                 worker.end()
         self.host.pass_time(0)
         self.assertNoResult(drained)

@@ -10,10 +10,10 @@ from novasvc.telemetry.instruments import Document
 from novasvc.workers.process import WorkerProcess
 from novasvc.workers.slot import Slot
 
-FIGURES_PATIENCE = 1.0
+METRICS_TIMEOUT = 1.0
 """Seconds that workers have to tell their figures; who has not by then is left out."""
 
-HEALTH_PATIENCE = 3.0
+HEALTH_TIMEOUT = 3.0
 """Seconds that workers have to see how they are; they give each leg two."""
 
 _SILENCE = 3.0
@@ -25,7 +25,7 @@ _OURS = "supervisor"
 Row = dict[str, Any]
 
 
-async def survey_figures(slots: Iterable[Slot]) -> list[Document]:
+async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
     """Ask all workers for their figures, and add the supervisor's own.
 
     Each sample has the label "worker": a number, or "supervisor"; what is said of workers (novasvc_worker*) has that
@@ -34,7 +34,7 @@ async def survey_figures(slots: Iterable[Slot]) -> list[Document]:
     :return: documents, each name once.
     """
     places = _places(slots)
-    answers = await _ask(places, "figures", FIGURES_PATIENCE)
+    answers = await _ask(places, "figures", METRICS_TIMEOUT)
     metrics.workers.clear()
     metrics.worker_up.clear()
     metrics.worker_memory.clear()
@@ -50,14 +50,14 @@ async def survey_figures(slots: Iterable[Slot]) -> list[Document]:
     return list(merged.values())
 
 
-async def survey_health(slots: Iterable[Slot]) -> list[Row]:
+async def collect_health(slots: Iterable[Slot]) -> list[Row]:
     """Ask all workers how they are.
 
     :return: a row for each: number, server, pid, state; "services": [{"service": str, "legs": see
         novasvc.node.health.Leg}], or None if it does not answer.
     """
     places = _places(slots)
-    answers = await _ask(places, "health", HEALTH_PATIENCE)
+    answers = await _ask(places, "health", HEALTH_TIMEOUT)
     return [{**row(slot), "services": answer} for slot, answer in zip(places, answers, strict=True)]
 
 
@@ -82,7 +82,7 @@ async def _ask(slots: Sequence[Slot], what: str, patience: float) -> list[Any]:
 
 def _asked(process: WorkerProcess | None, what: str, patience: float) -> Deferred[Any]:
     answer: Deferred[Any] = Deferred()
-    if process is None or process.silent > _SILENCE:
+    if process is None or process.stalled > _SILENCE:
         answer.callback(None)
         return answer
     return process.ask(what, patience)

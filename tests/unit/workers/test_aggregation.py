@@ -1,4 +1,4 @@
-"""Tests for novasvc.workers.survey: figures and health of all workers, as their supervisor tells them."""
+"""Tests for novasvc.workers.aggregation: figures and health of all workers, as their supervisor tells them."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class SurveyCase(SupervisorCase):
 
 
 class FiguresTests(SurveyCase):
-    """Tests for survey_figures."""
+    """Tests for collect_metrics."""
 
     def test_all(self) -> None:
         """Figures of the same name are one, and each sample says which worker it is of."""
@@ -85,7 +85,7 @@ class FiguresTests(SurveyCase):
         """One whose reactor is known not to turn is not even asked."""
         self.run_all((Server("api"), 2))
         one, two = self.host.workers
-        two.record.recorder.beat(two.record.recorder.beaten - 10)
+        two.diagnostics.recorder.beat(two.diagnostics.recorder.beaten - 10)
         asking = self.asked(self.supervisor.metrics())
         self.tell(one, "figures", [document()])
         told = self.successResultOf(asking)
@@ -125,7 +125,7 @@ class FiguresTests(SurveyCase):
 
 
 class HealthTests(SurveyCase):
-    """Tests for survey_health."""
+    """Tests for collect_health."""
 
     def test_rows(self) -> None:
         """There is a row for each worker, with what it tells of its services, None if it does not answer."""

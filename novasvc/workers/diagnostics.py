@@ -12,7 +12,7 @@ _LONGEST = 256 * 1024
 """Octets of stacks that are read; faulthandler itself writes 100 frames of 100 threads at the most."""
 
 
-class Record:
+class DiagnosticsFile:
     """A file in memory that a worker and its supervisor share; it goes with the last of them.
 
     The flight recorder and the heartbeat are its first part, which both map. What faulthandler
@@ -40,7 +40,7 @@ class Record:
         """What faulthandler has written so far."""
         return os.pread(self.descriptor, _LONGEST, SIZE).decode("utf-8", "replace")
 
-    def forget_stacks(self) -> None:
+    def clear_stacks(self) -> None:
         """Make room for those that come next."""
         os.ftruncate(self.descriptor, SIZE)
         os.lseek(self.descriptor, SIZE, os.SEEK_SET)
