@@ -129,9 +129,9 @@ class Launcher(ServiceTree):
 
         :return: Deferred[None]; fails if a server did not start.
         """
-        return self._course.when_ended().addCallback(self._see_failed)
+        return self._course.when_ended().addCallback(self._raise_failure)
 
-    def _see_failed(self, _: None) -> None:
+    def _raise_failure(self, _: None) -> None:
         problem = self._problem or (self._course.reason if self.state == "failed" else None)
         if problem is not None:
             raise problem

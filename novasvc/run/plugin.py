@@ -298,7 +298,7 @@ class ProcessTree(ServiceTree):
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
-            self._see_api(wrapper.server)
+            self._remember_api(wrapper.server)
         launcher.setServiceParent(self)
         # Once it has run, it ends by itself only because no worker can run any more.
         launcher.when_ended().addErrback(lambda _: self._end_failed())
@@ -326,7 +326,7 @@ class ProcessTree(ServiceTree):
 
         log_settings(self._configuration)
         for part in [*make_front(runtime, self), *applications]:
-            self._see_api(part)
+            self._remember_api(part)
             part.setServiceParent(self)
         self._plant = plant
         if not later:
@@ -345,7 +345,7 @@ class ProcessTree(ServiceTree):
         self._configuration = after
         self._api = None
         for part in parts:
-            self._see_api(part)
+            self._remember_api(part)
         await self.restart(parts).addErrback(self._not_restarted)
 
     def _prepare(self, read: Callable[[], Configuration]) -> tuple[Configuration, list[IService]]:
@@ -357,7 +357,7 @@ class ProcessTree(ServiceTree):
         self.hand_over(parts)
         return after, parts
 
-    def _see_api(self, part: Any) -> None:
+    def _remember_api(self, part: Any) -> None:
         if getattr(part, "name", None) == "api":
             self._api = part
 

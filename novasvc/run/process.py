@@ -25,7 +25,7 @@ from novasvc.telemetry import flight
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.exit_status import ABANDONED, FORCED, hurry
 from novasvc.workers.signals import Signals
-from novasvc.workers.systemd import Notifier, Watchdog
+from novasvc.workers.systemd import SystemdNotifier, Watchdog
 
 _log = Logger()
 
@@ -129,7 +129,7 @@ class Process(MultiService):
         self._trigger: Any = None
         self._late: IDelayedCall | None = None
         self._last: IDelayedCall | None = None
-        self._notifier = Notifier(environ)
+        self._notifier = SystemdNotifier(environ)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._signals = Signals(
             reactor,
@@ -181,12 +181,12 @@ class Process(MultiService):
         if self.signo is None:
             _log.info("SIGTERM: draining; the process exits when running work is done")
             if grace := self._grace():
-                self._late = self._reactor.callLater(grace, self._be_late, grace)
+                self._late = self._reactor.callLater(grace, self._drain_timed_out, grace)
             self._end(signal.SIGTERM)
         else:
             self._end_at_once(signal.SIGTERM)
 
-    def _be_late(self, grace: float) -> None:
+    def _drain_timed_out(self, grace: float) -> None:
         """Cut short what is left."""
         self._late = None
         _log.error(

@@ -39,7 +39,7 @@ from novasvc.workers.supervisor import (
     check_workers,
     open_sockets,
 )
-from novasvc.workers.systemd import Notifier, Watchdog
+from novasvc.workers.systemd import SystemdNotifier, Watchdog
 from novasvc.workers.title import set_title
 
 _log = Logger()
@@ -94,8 +94,8 @@ class ProcessLauncher(service.Service):
         self.configuration = configuration or _from_environment()[0]
         self._reread = reread or self._reread_environment
         self._log_file = log_file
-        self._renew()
-        self._notifier = Notifier(os.environ)
+        self._reset()
+        self._notifier = SystemdNotifier(os.environ)
         self._watchdog = Watchdog(self._notifier, os.environ, reactor)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._status = ""
@@ -113,10 +113,10 @@ class ProcessLauncher(service.Service):
         self._checks = self._loop(self._check)
         self._progress = self._loop(self._log_progress)
 
-    def _renew(self) -> None:
+    def _reset(self) -> None:
         """Make what is of one life, from a start to its stop."""
         self._sockets: Sockets | None = None
-        self._refusal: NovasvcError | None = None
+        self._listen_error: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
         self._ends_at: float | None = None
         self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
@@ -177,12 +177,12 @@ class ProcessLauncher(service.Service):
     def privilegedStartService(self) -> None:
         """Open the listening sockets, with the rights that the process has now. If one cannot be, the start fails."""
         super().privilegedStartService()
-        if self._sockets is None and self._refusal is None:
+        if self._sockets is None and self._listen_error is None:
             try:
                 self._sockets = open_sockets(self._wrappers, {})
             except NovasvcError as error:
                 # Whoever drives us has no answer here but a traceback. It has one for a start.
-                self._refusal = error
+                self._listen_error = error
 
     def startService(self) -> None:
         """Begin to start the workers; :meth:`when_started` tells the outcome, and so does the log."""
@@ -209,12 +209,12 @@ class ProcessLauncher(service.Service):
         :return: Deferred[None]; fails if that is because they could not start, or run.
         """
 
-        def see_error(_: None) -> None:
+        def raise_error(_: None) -> None:
             error = self._error or (self._course.reason if self.state == "failed" else None)
             if error is not None:
                 raise error
 
-        return self._course.when_ended().addCallback(see_error)
+        return self._course.when_ended().addCallback(raise_error)
 
     def hurry(self) -> None:
         """End at once: workers cut short what they do, and are killed after two seconds."""
@@ -236,7 +236,7 @@ class ProcessLauncher(service.Service):
 
     async def _begin(self) -> None:
         try:
-            await self._walk_up()
+            await self._start_up()
         except CancelledError:
             raise
         except Exception as error:
@@ -245,7 +245,7 @@ class ProcessLauncher(service.Service):
             _log.failure("where it was raised", level=LogLevel.debug)
             raise
 
-    async def _walk_up(self) -> None:
+    async def _start_up(self) -> None:
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
@@ -256,10 +256,10 @@ class ProcessLauncher(service.Service):
         if self._log_file:
             # Where the log of this process is another file, or another program's to rotate.
             rotate_at_signal(self._rotate_log, self._reactor)
-        await self._take_control()
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            self._open_again(refusal)
+        await self._listen_for_control()
+        listen_error, self._listen_error = self._listen_error, None
+        if listen_error is not None:
+            self._retry_sockets(listen_error)
         assert self._sockets is not None
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
@@ -275,7 +275,7 @@ class ProcessLauncher(service.Service):
         self._notifier.ready(self._supervisor.status)
         self._reload_if_asked()
 
-    async def _take_control(self) -> None:
+    async def _listen_for_control(self) -> None:
         """Listen at the control socket, when nothing is left of a supervisor before this one.
 
         :raises ControlError: the place cannot be had, or workers of another supervisor do not end.
@@ -301,7 +301,7 @@ class ProcessLauncher(service.Service):
                     _log.info("nothing is left of the supervisor before this one")
                 return
 
-    def _open_again(self, refusal: NovasvcError) -> None:
+    def _retry_sockets(self, listen_error: NovasvcError) -> None:
         """Open the listening sockets that could not be opened: what had them may have been waited for.
 
         :raises NovasvcError: the refusal, if they still cannot be.
@@ -309,7 +309,7 @@ class ProcessLauncher(service.Service):
         try:
             self._sockets = open_sockets(self._wrappers, {})
         except NovasvcError:
-            raise refusal from None  # it says more: there may have been other rights then
+            raise listen_error from None  # it says more: there may have been other rights then
 
     def _settle(self) -> None:
         if not self._settled.called:
@@ -370,7 +370,7 @@ class ProcessLauncher(service.Service):
         await self._control.stopService()
         self._signals.stopService()
         self.configuration, self._wrappers = self._supervisor.configuration, list(self._supervisor.wrappers)
-        self._renew()
+        self._reset()
 
     def _log_progress(self) -> None:
         left = self._supervisor.slots
@@ -407,7 +407,7 @@ class ProcessLauncher(service.Service):
         self._reactor.callLater(0, self.hurry)
 
     def _hung_up(self) -> None:
-        if self._supervisor.reloads or self._supervisor.comes_up:
+        if self._supervisor.is_reloading or self._supervisor.is_starting:
             # What was read for that may be older than what this is for.
             _log.info("SIGHUP: a reload follows what is under way")
             self._reload_again = True
@@ -423,7 +423,7 @@ class ProcessLauncher(service.Service):
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
-            servers = [_renewed(wrapper.server) for wrapper in self._supervisor.wrappers]
+            servers = [_rebuilt(wrapper.server) for wrapper in self._supervisor.wrappers]
         except BaseException:
             set_process_runtime(before)
             raise
@@ -431,18 +431,18 @@ class ProcessLauncher(service.Service):
             ServerWrapper(server, wrapper.configured)
             for server, wrapper in zip(servers, self._supervisor.wrappers, strict=True)
         ]
-        return configuration, wrappers if any(map(_is_renewed, servers)) else None
+        return configuration, wrappers if any(map(_can_rebuild, servers)) else None
 
     def _asked_to_dump(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
         dumped.addErrback(lambda failure: _log.failure("there is no dump", failure))
 
 
-def _renewed(server: Any) -> Any:
-    return server.made_again() if _is_renewed(server) else server
+def _rebuilt(server: Any) -> Any:
+    return server.made_again() if _can_rebuild(server) else server
 
 
-def _is_renewed(server: Any) -> bool:
+def _can_rebuild(server: Any) -> bool:
     """Whether a server has read files, and looked where it is to listen; others are made again in the workers."""
     return IReplaceable.providedBy(server) and callable(getattr(server, "made_again", None))
 

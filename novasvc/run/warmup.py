@@ -1,6 +1,6 @@
 """A node's whole life in small, before workers are forked: what it builds on its way, they share."""
 
-# Note [A rehearsal]
+# Note [Warming up the forkserver]
 #
 # The first start of a node in a process builds a lot that stays, of SQLAlchemy's, of Twisted's and
 # of ours, and imports what is only imported when it is needed. So the forkserver lives through it
@@ -29,23 +29,23 @@ from novasvc.telemetry import metrics
 
 _log = Logger()
 
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 """Seconds that it may take; it takes a tenth of one."""
 
 
-class _Understudy(Manager):
+class _PingManager(Manager):
     @rpc.expose
     def ping(self, context: RequestContext, value: int) -> int:
         return value
 
 
-def rehearse() -> None:
+def warm_up() -> None:
     """Start a node, call it, stop it."""
     reactor = SelectReactor()
-    with _installed(reactor), tempfile.TemporaryDirectory(prefix="novasvc-rehearsal-") as folder:
-        options = {"state-dir": folder, "host": "rehearsal", "periodic-fuzzy-delay": 0}
+    with _installed(reactor), tempfile.TemporaryDirectory(prefix="novasvc-warmup-") as folder:
+        options = {"state-dir": folder, "host": "warmup", "periodic-fuzzy-delay": 0}
         runtime = Runtime.from_settings(load((), {}, options).settings, reactor)
-        ended = Deferred.fromCoroutine(_live(runtime)).addTimeout(_PATIENCE, reactor)
+        ended = Deferred.fromCoroutine(_run_node(runtime)).addTimeout(_TIMEOUT, reactor)
         ended.addErrback(lambda failure: _log.failure("the rehearsal failed; workers start without it", failure))
         ended.addBoth(lambda _: reactor.callWhenRunning(reactor.stop))
         reactor.run(installSignalHandlers=False)
@@ -61,13 +61,13 @@ def _installed(reactor: SelectReactor) -> Iterator[None]:
         del sys.modules["twisted.internet.reactor"], twisted.internet.reactor
 
 
-async def _live(runtime: Runtime) -> None:
-    tree = ServiceTree("rehearsal")
-    node = Service("rehearsal", "novasvc-rehearsal", "rehearsal", _Understudy, runtime=runtime)
+async def _run_node(runtime: Runtime) -> None:
+    tree = ServiceTree("warmup")
+    node = Service("warmup", "novasvc-warmup", "warmup", _PingManager, runtime=runtime)
     node.setServiceParent(tree)
     tree.startService()
     await tree.when_started()
-    await node.rpc.prepare(topic="rehearsal", timeout=_PATIENCE).call(RequestContext(), "ping", value=1)
+    await node.rpc.prepare(topic="warmup", timeout=_TIMEOUT).call(RequestContext(), "ping", value=1)
     await node.periodic_tasks()
     await node.health()
     metrics.documents()

@@ -48,12 +48,12 @@ CONTROL = 3
 LOCK = 4
 """The descriptor of the supervisor's lock, if there is one: held as long as a process has it open."""
 
-_REHEARSAL = "novasvc.run.rehearsal"
+_WARMUP = "novasvc.run.warmup"
 """Has what workers live through before they are born; see there."""
 
 PRELOAD = (
     "novasvc.service",
-    _REHEARSAL,
+    _WARMUP,
     "novasvc.workers.worker",
     "novasvc.run.plugin",
     "novasvc.registry.sql.services",
@@ -221,7 +221,7 @@ class ForkServer:
         # Made here so that all workers inherit it: a worker finds in it what a dead sibling never began.
         self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
         with installing_none(), contextlib.suppress(Exception):
-            importlib.import_module(_REHEARSAL).rehearse()
+            importlib.import_module(_WARMUP).warm_up()
         gc.collect()
         gc.freeze()
 

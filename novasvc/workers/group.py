@@ -185,14 +185,14 @@ class WorkerGroup:
             timeouts,
             self.throttle,
             self._give_up,
-            self._tell_of_siblings,
+            self._answer_sibling_query,
         )
         self._templates[slot] = template
         return slot
 
-    def _tell_of_siblings(self, slot: Slot, message: PipeMessage) -> None:
+    def _answer_sibling_query(self, slot: Slot, message: PipeMessage) -> None:
         """Answer a worker that drains and was sent what belongs to nothing there."""
-        telling = Deferred.fromCoroutine(self._look_at_siblings(slot, message["request_id"]))
+        telling = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
 
         def tell(answer: str) -> None:
             if slot.process is not None:
@@ -201,7 +201,7 @@ class WorkerGroup:
         telling.addCallback(tell)
         telling.addErrback(lambda failure: _log.failure("{worker} is not told of the others", failure, worker=slot))
 
-    async def _look_at_siblings(self, slot: Slot, request_id: str) -> str:
+    async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
         """Return what the other workers are to an operation; see :mod:`novasvc.rpc.admission`."""
         others = [other for other in self if other is not slot and other.process is not None]
         if any(other.state == "ready" for other in others):

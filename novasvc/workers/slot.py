@@ -66,7 +66,7 @@ class SlotInput(Protocol):
     def elapsed(self) -> None:
         """Note that the time of this state is over."""
 
-    def plan(self) -> None:
+    def plan_restart(self) -> None:
         """Decide what follows the end of the process."""
 
     def give_up(self) -> None:
@@ -105,7 +105,7 @@ class Slot:
     timeouts: WorkerTimeouts
     _throttle: Throttle
     _give_up: Callable[["Slot", str], bool]
-    _tell_of_siblings: Callable[["Slot", PipeMessage], object] = lambda _slot, _message: None
+    _answer_sibling_query: Callable[["Slot", PipeMessage], object] = lambda _slot, _message: None
     state: str = attrs.field(default="idle", init=False)
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
@@ -117,10 +117,10 @@ class Slot:
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
-    _pressed: bool = attrs.field(default=False, init=False)
+    _told_to_end_now: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
     _failed: bool = attrs.field(default=False, init=False)
-    _ended_by: int | None = attrs.field(default=None, init=False)
+    _exit_signal: int | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
@@ -196,7 +196,7 @@ class Slot:
                 # An outage is not the worker's fault: its time to start begins when it is over.
                 self.arm(self.timeouts.start if leg is None else 0)
             case {"is": "asking", "key": _, "request_id": _}:
-                self._tell_of_siblings(self, message)
+                self._answer_sibling_query(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()
                 under_way = f"{counted(calls, 'call')} under way" if calls else None
@@ -207,7 +207,7 @@ class Slot:
 
     def ended(self, how: Exit) -> None:
         """See it end."""
-        self._ended_by = how.signal
+        self._exit_signal = how.signal
         crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
         killed_externally = how.signal == SIGKILL and self.state in {
             "starting",
@@ -271,7 +271,7 @@ class Slot:
         """Have a process forked."""
         self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._pressed = self._killed = self._failed = False
+        self._aborted = self._told_to_end_now = self._killed = self._failed = False
         self.arm(self.timeouts.start)
         try:
             self.process = self._launch(self)
@@ -288,7 +288,7 @@ class Slot:
         """Have the process write down its stacks and end; it is killed if it does not."""
         _log.error("{worker} hangs: {problem}; it is aborted", worker=self, problem=problem)
         self.trouble = problem
-        self._aborted = self._pressed = True
+        self._aborted = self._told_to_end_now = True
         metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
         self.arm(ABORT_TIMEOUT)
@@ -307,20 +307,20 @@ class Slot:
         """Give the process its time to finish."""
         self.arm(self.timeouts.drain)
 
-    def press(self) -> None:
+    def end_now(self) -> None:
         """Tell the process to end at once."""
         self._tell_to_hurry(HURRY_TIMEOUT / 2)
         if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
             self.arm(HURRY_TIMEOUT)
 
     def _tell_to_hurry(self, seconds: float) -> None:
-        self._pressed = True
+        self._told_to_end_now = True
         if self.process is not None:
             self.process.hurry(seconds)
 
-    def be_late(self) -> None:
+    def drain_timed_out(self) -> None:
         """Have the process cut short what it does, and kill it if that did not help."""
-        if self._pressed:
+        if self._told_to_end_now:
             self.kill()
         else:
             self._tell_to_hurry(ABANDONED)
@@ -338,7 +338,7 @@ class Slot:
         if self.process is not None:
             self.process.signal(number)
 
-    def note_end(self, how: str) -> None:
+    def note_exit(self, how: str) -> None:
         """Remember how the process ended, which is the trouble unless it said one itself."""
         self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
         self.trouble = self.trouble or f"it {how}"
@@ -346,11 +346,11 @@ class Slot:
         metrics.worker_restarts.at(self.name).value += 1
         self.process = None
 
-    def plan(self) -> None:
+    def plan_restart(self) -> None:
         """Decide what follows the end of the process."""
         now = self._clock.seconds()
         lived = None if self._ready_at is None else now - self._ready_at
-        pause = self._history.died(now, lived, killed=self._ended_by == SIGKILL)
+        pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
         if self._final or self._history.exhausted:
             if self._give_up(self, self._final):
                 self.log_last_end()
@@ -372,7 +372,7 @@ class Slot:
     def log_drained(self, how: str) -> None:
         """Log how a process ended that was told to."""
         finished = self.process is None or self.process.finished or self._ready_at is None
-        self.cut = self._pressed and not finished
+        self.cut = self._told_to_end_now and not finished
         if self.cut and not self._killed:  # what is killed was told already
             lost = "what it had begun is lost, or runs again elsewhere"
             _log.warn("{worker} was cut short: it {how}; {lost}", worker=self, how=how, lost=lost)
@@ -433,7 +433,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         # It has begun nothing for others that would have to be finished.
         slot.enter("draining")
         slot.begin_drain()
-        slot.press()
+        slot.end_now()
 
     # One that was told to end by somebody else: it has as long as any other, and is replaced.
     leaving = builder.state("leaving")
@@ -453,22 +453,22 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @leaving.upon(SlotInput.elapsed).loop()
     def late_in_leave(machine: SlotInput, slot: Slot) -> None:
-        slot.be_late()
+        slot.drain_timed_out()
 
     for dying in (starting, ready, hung, leaving):
 
         @dying.upon(SlotInput.ended).to(backing_off)
         def died(machine: SlotInput, slot: Slot, how: str) -> None:
-            slot.note_end(how)
+            slot.note_exit(how)
             slot.enter("backing off")
             # Behind what those want who waited for this: who gives the place up, wants no other process.
-            machine.plan()
+            machine.plan_restart()
 
-    @backing_off.upon(SlotInput.plan).loop()
-    def plan(machine: SlotInput, slot: Slot) -> None:
-        slot.plan()
+    @backing_off.upon(SlotInput.plan_restart).loop()
+    def plan_restart(machine: SlotInput, slot: Slot) -> None:
+        slot.plan_restart()
 
-    @ended.upon(SlotInput.plan).loop()
+    @ended.upon(SlotInput.plan_restart).loop()
     def plan_nothing(machine: SlotInput, slot: Slot) -> None:
         slot.log_last_end()
 
@@ -492,11 +492,11 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @draining.upon(SlotInput.elapsed).loop()
     def late(machine: SlotInput, slot: Slot) -> None:
-        slot.be_late()
+        slot.drain_timed_out()
 
     @draining.upon(SlotInput.hurry).loop()
     def hurry(machine: SlotInput, slot: Slot) -> None:
-        slot.press()
+        slot.end_now()
 
     @draining.upon(SlotInput.ended).to(ended)
     def end(machine: SlotInput, slot: Slot, how: str) -> None:

@@ -172,13 +172,13 @@ class Supervisor:
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
     @property
-    def comes_up(self) -> bool:
+    def is_starting(self) -> bool:
         """Whether the start is under way: workers that only wait for the next try may get another configuration."""
         slots = self.slots
         return not self._started and (not slots or any(slot.state in {"idle", "starting"} for slot in slots))
 
     @property
-    def reloads(self) -> bool:
+    def is_reloading(self) -> bool:
         """Whether a reload is under way."""
         return self._reloading is not None
 
@@ -387,12 +387,12 @@ class Supervisor:
     async def _reload(self) -> list[Row]:
         if self._ending:
             raise ReloadError("the supervisor ends")
-        if self.comes_up:
+        if self.is_starting:
             raise ReloadError("its workers have not all been ready since its start; wait for that, or start it again")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")
         self._owner.reloading(under_way=True)
-        self._reloading = Deferred.fromCoroutine(self._take_over())
+        self._reloading = Deferred.fromCoroutine(self._reload_all())
         try:
             return await self._reloading
         except CancelledError:
@@ -402,7 +402,7 @@ class Supervisor:
             if not self._ending:
                 self._owner.reloading(under_way=False)
 
-    async def _take_over(self) -> list[Row]:
+    async def _reload_all(self) -> list[Row]:
         """Read, check, replace; whatever goes wrong leaves what is there."""
         try:
             configuration, wrappers = self._reread()
@@ -453,7 +453,7 @@ class Supervisor:
                     await group.start_and_wait()
                 after.append((wrapper, group))
         except BaseException as error:
-            await self._put_back(before.values(), replace=isinstance(error, ReloadError))
+            await self._roll_back(before.values(), replace=isinstance(error, ReloadError))
             self._retire(forkserver)
             raise
         for group in [group for group in self._groups if all(group is not kept for _, kept in after)]:
@@ -468,7 +468,7 @@ class Supervisor:
             if other is not forkserver:
                 self._retire(other)
 
-    async def _put_back(self, before: Collection[tuple[WorkerGroup, WorkerTemplate]], *, replace: bool) -> None:
+    async def _roll_back(self, before: Collection[tuple[WorkerGroup, WorkerTemplate]], *, replace: bool) -> None:
         """Have the groups that there were.
 
         :param before: they, and what their workers were made from.

@@ -29,7 +29,7 @@ _LONGEST = 1024
 """Characters of a status; ``systemctl status`` has one line for it."""
 
 
-class Notifier:
+class SystemdNotifier:
     """Tells systemd, if there is one that wants to know. Nothing here waits or raises.
 
     :param environ: NOTIFY_SOCKET is used: a path, or a name in the kernel with "@" in front.
@@ -108,7 +108,7 @@ class Watchdog(service.Service):
 
     def __init__(
         self,
-        notifier: Notifier,
+        notifier: SystemdNotifier,
         environ: Mapping[str, str],
         clock: Any,
         pid: int | None = None,

@@ -109,7 +109,7 @@ def run(
     count_steadily(reactor)
     observer.switch(parameters, reactor)
     worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
-    set_current_worker(CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_of_siblings))
+    set_current_worker(CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings))
     worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
     call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
@@ -274,7 +274,7 @@ class Worker:
                 self.terminate()
                 self._hurry(seconds)
 
-    def ask_of_siblings(self, request_id: str) -> Deferred[str]:
+    def ask_siblings(self, request_id: str) -> Deferred[str]:
         """Ask the supervisor about the other workers; see :data:`novasvc.rpc.admission.Siblings`."""
         key = next(self._keys)
         question = self._questions[key] = Deferred[str]()

@@ -66,7 +66,7 @@ class Owner:
     def __init__(self) -> None:
         self.errors: list[WorkerFailedError] = []
         self.terminated = 0
-        self.reloads: list[bool] = []
+        self.is_reloading: list[bool] = []
 
     def failed(self, error: WorkerFailedError) -> None:
         self.errors.append(error)
@@ -75,7 +75,7 @@ class Owner:
         self.terminated += 1
 
     def reloading(self, *, under_way: bool) -> None:
-        self.reloads.append(under_way)
+        self.is_reloading.append(under_way)
 
 
 def configuration(**settings: Any) -> Configuration:

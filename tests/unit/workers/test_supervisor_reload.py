@@ -33,7 +33,7 @@ class ReloadTests(SupervisorCase):
             self.host.ready_all()
         self.assertEqual((set(ready), len(self.host.workers), len(self.staying())), ({4}, 8, 4))
         self.assertEqual(self.successResultOf(reload), [])
-        self.assertEqual(self.owner.reloads, [True, False])
+        self.assertEqual(self.owner.is_reloading, [True, False])
 
     def test_changes(self) -> None:
         """What has changed is told and logged, and is what the new workers and the supervisor go by."""
@@ -68,7 +68,7 @@ class ReloadTests(SupervisorCase):
             reload = self.reload(error)
             self.assertIn(str(error), str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual((len(self.host.workers), self.forkservers()), (1, [True]))
-        self.assertEqual(self.owner.reloads, [True, False] * 2)
+        self.assertEqual(self.owner.is_reloading, [True, False] * 2)
 
     def test_a_mistake(self) -> None:
         """An error that nobody expected is passed on, and the next reload is not refused for it."""
@@ -123,7 +123,7 @@ class ReloadTests(SupervisorCase):
         self.assertIn("another reload is under way", str(self.failureResultOf(second, ReloadError).value))
         self.pass_reload(first)
         self.successResultOf(first)
-        self.assertEqual(self.owner.reloads, [True, False])
+        self.assertEqual(self.owner.is_reloading, [True, False])
 
     def test_again_and_again(self) -> None:
         """Forkservers and descriptors do not pile up."""
@@ -283,7 +283,7 @@ class FailingReloadTests(SupervisorCase):
             "not reloaded, what ran before goes on: the new worker 1 of api did not become ready: no such table",
         )
         self.assertEqual((self.origins(), self.forkservers()), ([0, 0], [True, False]))
-        self.assertEqual((self.owner.errors, self.owner.reloads), ([], [True, False]))
+        self.assertEqual((self.owner.errors, self.owner.is_reloading), ([], [True, False]))
 
     def test_later(self) -> None:
         """Those that were replaced are put back, of all servers, and what comes later is of the old kind."""
@@ -379,7 +379,7 @@ class EndAmidReloadTests(SupervisorCase):
         self.run_all((Server("api"), 1))
         self.supervisor.drain_all()
         self.assertIn("the supervisor ends", str(self.failureResultOf(self.reload(), ReloadError).value))
-        self.assertEqual(self.owner.reloads, [])
+        self.assertEqual(self.owner.is_reloading, [])
 
     def test_ends(self) -> None:
         """The reload is given up, and all workers are drained, old and new, with all the time they have."""
@@ -391,7 +391,7 @@ class EndAmidReloadTests(SupervisorCase):
         drained = self.supervisor.drain_all()
         self.assertIn("the supervisor ends", str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 5)
-        self.assertEqual(self.owner.reloads, [True])
+        self.assertEqual(self.owner.is_reloading, [True])
         # Those that leave first take no forkserver along that others come from.
         *gone, last = sorted(self.host.living, key=lambda worker: worker is self.host.workers[3])
         for worker in gone:
