@@ -25,6 +25,7 @@ from novasvc.http.body import Body
 from novasvc.http.head import Head, read_head, request_line, see_partial
 from novasvc.http.peer import Backlog, has_arrived, is_gone, probe, unsent
 from novasvc.http.refusal import RefusedError, error_body, error_head
+from novasvc.interfaces import IDrainable
 
 _log = Logger()
 
@@ -45,7 +46,7 @@ _INQUIRY = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainable)
 class Channel(HTTPChannel):
     """Reads requests and gives them to its site; their answers go the way that they go in HTTPChannel.
 

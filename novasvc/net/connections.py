@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
+from novasvc.interfaces import IDrainable
 from novasvc.telemetry.logs import counted
 
 _log = Logger()
@@ -102,8 +103,9 @@ class Connections(WrappingFactory):
         protocol: Any = wrapper.wrappedProtocol
         while isinstance(protocol, ProtocolWrapper):  # TLS is one
             protocol = protocol.wrappedProtocol
-        if callable(drain := getattr(protocol, "drain", None)):
-            drain()
+        # A user's protocol need not know the interface: docs/workers.md promises that the method is enough.
+        if IDrainable.providedBy(protocol) or callable(getattr(protocol, "drain", None)):
+            protocol.drain()
             return
         web = sys.modules.get("twisted.web.http")  # who speaks it has imported it
         # What Site builds finds out which version is spoken, and has the channel of that one.

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IReplaceable
+from novasvc.interfaces import IInterruptible, IReplaceable
 from novasvc.net.connections import Connections
 from novasvc.net.sockets import address_of, described, keep_alive, port_of
 from novasvc.net.unix import UNIXPort
@@ -27,7 +27,7 @@ _CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "hos
 """What a copy in another process is made from."""
 
 
-@implementer(IReplaceable)
+@implementer(IReplaceable, IInterruptible)
 class StreamServer(service.Service):
     """Listens on an endpoint, in one process, or in as many workers as share it.
 

@@ -9,7 +9,7 @@ from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import describe
-from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.interfaces import IExitRequester, IInterruptible, IReplaceable, IStartable
 from novasvc.node.handover import hand_over
 from novasvc.node.lifecycle import Course
 from novasvc.reactor.abandon import abandon_on_cancel
@@ -18,7 +18,7 @@ from novasvc.workers.exit_status import hurry
 _log = Logger()
 
 
-@implementer(IStartable)
+@implementer(IStartable, IExitRequester, IInterruptible)
 class ServiceTree(MultiService):
     """Start the parts in their order, each when the one before runs; stop them in reverse.
 

@@ -12,7 +12,15 @@ from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, SettingError, StartError, describe
-from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITransport
+from novasvc.interfaces import (
+    IInterruptible,
+    IPreloading,
+    IRebuildable,
+    IReplaceable,
+    IServiceRegistry,
+    IStartable,
+    ITransport,
+)
 from novasvc.manager import Attachments, make_manager
 from novasvc.node.lifecycle import Course
 from novasvc.node.paste import Loader
@@ -30,7 +38,7 @@ _BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted."""
 
 
-@implementer(IStartable, IReplaceable)
+@implementer(IStartable, IReplaceable, IInterruptible, IPreloading, IRebuildable)
 class WSGIService(service.Service):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 

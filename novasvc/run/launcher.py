@@ -15,12 +15,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ReactorNotRestartable
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from novasvc.config import Configuration, Settings, load
 from novasvc.config.show import changes, rows
 from novasvc.config.spec import text_of
 from novasvc.errors import NovasvcError, SettingsError, describe
-from novasvc.interfaces import IStartable
+from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
@@ -48,6 +49,7 @@ class SignalExit(SystemExit):
         self.signo = signo
 
 
+@implementer(IWaitable)
 class Launcher(ServiceTree):
     """Run services in this process, and wait for their end.
 
@@ -256,17 +258,27 @@ class ServiceLauncher(Launcher):
     def _made_again(self, configuration: Configuration) -> list[IService]:
         """Make those that go by the environment again; without any, what is there stays."""
         servers = list(self)
-        if not any(getattr(server, "by_environment", False) for server in servers):
+        if not any(_follows_environment(server) for server in servers):
             return servers
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
-            again = [server.made_again() if getattr(server, "by_environment", False) else server for server in servers]
+            again = [
+                IRebuildable(server).made_again() if _follows_environment(server) else server for server in servers
+            ]
             self.hand_over(again)
         except BaseException:
             set_process_runtime(before)
             raise
         return again
+
+
+def _follows_environment(server: Any) -> bool:
+    return IRebuildable.providedBy(server) and IRebuildable(server).by_environment
+
+
+def _rebuilt(server: IService) -> Any:
+    return IRebuildable(server).made_again() if _follows_environment(server) else server
 
 
 def log_changes(before: Configuration, after: Configuration) -> None:

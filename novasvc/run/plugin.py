@@ -15,10 +15,12 @@ from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from novasvc._version import __version__
 from novasvc.config import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.errors import NovasvcError
+from novasvc.interfaces import IPreloading
 from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
@@ -187,6 +189,7 @@ def make_services(services: Iterable[ServiceSettings], runtime: Runtime) -> list
     ]
 
 
+@implementer(IPreloading)
 @attrs.frozen
 class Deployment:
     """What a worker runs: some of the services that the settings name. Goes to it by pickle.

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from novasvc.config import Configuration, load
 from novasvc.errors import NovasvcError, StateError, describe
-from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IStartable, IWaitable
 from novasvc.node.lifecycle import Course
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.run.launcher import SignalExit, keep_status, log_settings, run_until_ended
@@ -57,7 +57,7 @@ _PROGRESS_INTERVAL = 5.0
 """Seconds between two lines of the log about workers that drain."""
 
 
-@implementer(IStartable)
+@implementer(IStartable, IInterruptible, IWaitable)
 class ProcessLauncher(service.Service):
     """Run each server in a number of worker processes, and start again whatever dies.
 
@@ -444,7 +444,7 @@ def _rebuilt(server: Any) -> Any:
 
 def _can_rebuild(server: Any) -> bool:
     """Whether a server has read files, and looked where it is to listen; others are made again in the workers."""
-    return IReplaceable.providedBy(server) and callable(getattr(server, "made_again", None))
+    return IReplaceable.providedBy(server) and IRebuildable.providedBy(server)
 
 
 def _logs_to_nothing() -> bool:

@@ -1,10 +1,12 @@
 """How servers end, and with which status that ends their process."""
 
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import IService, IServiceCollection
 from twisted.internet.defer import Deferred
+
+from novasvc.interfaces import IInterruptible, IWaitable
 
 # Note [The deadline of a drain]
 #
@@ -24,7 +26,8 @@ UNSUPERVISED = 60.0
 
 def end_of(server: Any) -> Deferred[Any] | None:
     """Return a Deferred of the end of a server, if it knows of one: Nova's have ``wait`` for that."""
-    wait = getattr(server, "when_ended", None) or getattr(server, "wait", None)
+    # Nova's servers, and users', have a plain method wait() and know no interface; see Launcher.launch_server.
+    wait = server.when_ended if IWaitable.providedBy(server) else getattr(server, "wait", None)
     try:
         ended = wait() if callable(wait) else None
     except Exception:  # noqa: BLE001 - it is something else that has this name
@@ -37,10 +40,11 @@ def end_of(server: Any) -> Deferred[Any] | None:
 def hurry(server: IService) -> None:
     """Have a server, and all that is in it, cut short what it does. It was told to stop before.
 
-    :param server: its ``hurry()`` is called if it has one, else it is asked for its parts.
+    :param server: provides IInterruptible, or has a plain method ``hurry()``; otherwise its parts are told.
     """
-    if callable(cut_short := getattr(server, "hurry", None)):
-        cut_short()
+    # A user's service need not know the interface: docs/workers.md promises that the method is enough.
+    if IInterruptible.providedBy(server) or callable(getattr(server, "hurry", None)):
+        cast(IInterruptible, server).hurry()
     elif IServiceCollection.providedBy(server):
         for part in list(server):
             hurry(part)

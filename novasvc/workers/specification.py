@@ -11,6 +11,7 @@ import attrs
 from twisted.application.service import IService
 
 from novasvc.errors import describe
+from novasvc.interfaces import IPreloading
 from novasvc.workers.errors import NotPreforkableError
 
 
@@ -72,7 +73,7 @@ def make_specification(server: Any) -> ServerSpecification:
     except Exception as error:
         remedy = "make it of what pickle can carry, or give a function of a module that takes the reactor and makes it"
         raise NotPreforkableError(name, f"it cannot be pickled: {describe(error)}", remedy) from error
-    modules = packer.modules.union(getattr(server, "preload", ()))
+    modules = packer.modules.union(IPreloading(server).preload if IPreloading.providedBy(server) else ())
     specification = ServerSpecification(name, base64.b64encode(file.getvalue()).decode(), frozenset(modules))
     if "__main__" in modules and specification.main is None:
         remedy = "define it in a module that can be imported"

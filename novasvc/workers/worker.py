@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
-from novasvc.interfaces import IHealthy, IPreforkable, IStartable
+from novasvc.interfaces import IExitRequester, IHealthy, IInspectable, IPreforkable, IStartable
 from novasvc.reactor.monotonic import count_steadily
 from novasvc.rpc.admission import NOBODY
 from novasvc.rpc.backlog import Backlog
@@ -234,8 +234,7 @@ class Worker:
     def _tick(self) -> None:
         if self._over:
             return  # what was said last, stays
-        legs = (getattr(part, "waiting_for", None) for part in parts(self._server))
-        waiting = next((leg for leg in legs if isinstance(leg, str)), None)
+        waiting = next((part.waiting_for for part in self._inspectable() if part.waiting_for), None)
         news: PipeMessage = {"is": "waiting", "for": waiting}
         if self._ending:
             news = {"is": "draining", "calls": len(self._calls())}
@@ -287,19 +286,16 @@ class Worker:
         return question.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, unanswered)
 
     def _operations(self) -> set[str]:
-        told = (getattr(part, "operations_under_way", None) for part in parts(self._server))
-        return {request_id for operations in told if callable(operations) for request_id in operations()}
+        return {request_id for part in self._inspectable() for request_id in part.operations_under_way()}
 
     async def _tell_health(self, key: int) -> None:
         self._say({"is": "asked", "key": key, "answer": await health_of(parts(self._server))})
 
     def _calls(self) -> list[dict[str, Any]]:
-        return [
-            call
-            for part in parts(self._server)
-            if callable(running := getattr(part, "running_calls", None))
-            for call in running()
-        ]
+        return [call for part in self._inspectable() for call in part.running_calls()]
+
+    def _inspectable(self) -> Iterator[IInspectable]:
+        return (IInspectable(part) for part in parts(self._server) if IInspectable.providedBy(part))
 
     def dump_to_log(self) -> None:
         """Log what happened last, for who sent SIGUSR2 to this process."""
@@ -335,7 +331,7 @@ class Worker:
 
     def _stopped_all(self, _: object) -> None:
         for part in parts(self._server):
-            if isinstance(leaving := getattr(part, "leaving", None), SystemExit):
+            if IExitRequester.providedBy(part) and (leaving := IExitRequester(part).leaving) is not None:
                 self.status = self.status or status_of(leaving)
         self._end()
 

@@ -13,7 +13,9 @@ from typing import Any
 import attrs
 from twisted.application.service import IService, MultiService, Service
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
+from novasvc.interfaces import IPreloading
 from novasvc.workers.errors import NotPreforkableError
 from novasvc.workers.specification import ServerSpecification, make_specification, server_name
 
@@ -27,6 +29,7 @@ class Sleeper(Service):
         self.options = options
 
 
+@implementer(IPreloading)
 @attrs.define
 class Maker:
     """Makes a service in the worker."""
