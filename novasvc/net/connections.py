@@ -87,7 +87,7 @@ class Connections(WrappingFactory):
 
     def _late(self, seconds: float) -> None:
         _log.warn(
-            "{connections} not ended after {s:g} s: cut",
+            "aborting {connections} still open after {s:g} s",
             connections=counted(len(self.protocols), "connection"),
             s=seconds,
         )

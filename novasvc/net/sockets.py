@@ -32,7 +32,7 @@ from novasvc.net.unix import open_unix
 
 _REMEDIES = {
     errno.EADDRINUSE: "end the process that listens there (`ss -lptn` and `ss -lpx` name it), or give another address",
-    errno.EACCES: "run it as a user who may do that, let systemd pass the socket, or give another address",
+    errno.EACCES: "run as a user with permission, pass the socket from systemd, or give another address",
     errno.EADDRNOTAVAIL: "give an address of this host",
     errno.ENOENT: "create the directory, or give another path",
 }
@@ -63,10 +63,10 @@ def described(description: str, factory: Any) -> Description:
         endpoint = serverFromString(asked, description)
     except Exception as error:
         if description.startswith("systemd:") and isinstance(error, LookupError):
-            problem = "systemd has passed no such socket to this process"
-            remedy = "start it through its .socket unit, and name the socket as FileDescriptorName= does there"
+            problem = "systemd passed no socket of that name to this process"
+            remedy = "start the process through its .socket unit, and use the name from its FileDescriptorName="
         else:
-            problem = f"it is not understood ({_line(error)})"
+            problem = f"invalid endpoint description ({_line(error)})"
             remedy = 'give one such as "tcp:8000:interface=127.0.0.1" or "unix:/run/novasvc/api.socket:mode=660"'
         raise ListenError(description, problem, remedy) from error
     if isinstance(endpoint, AdoptedStreamServerEndpoint):
@@ -78,8 +78,8 @@ def described(description: str, factory: Any) -> Description:
     if asked.answer is None:
         failed = outcome[0].value if outcome and isinstance(outcome[0], Failure) else None
         why = "" if failed is None else f" ({_line(failed)})"
-        remedy = "give a tcp, unix or systemd endpoint, or run Twisted's StreamServerEndpointService"
-        raise ListenError(description, f"its endpoint does not simply listen on one socket{why}", remedy)
+        remedy = "give a tcp, unix or systemd endpoint, or use Twisted's StreamServerEndpointService"
+        raise ListenError(description, f"the endpoint does not listen on exactly one socket{why}", remedy)
     return asked.answer
 
 
@@ -200,8 +200,8 @@ def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket
     if listening.type != socket.SOCK_STREAM or not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         listening.close()
         problem, remedy = (
-            "what systemd has passed does not listen",
-            "give ListenStream= in the .socket unit, no Accept=",
+            "the socket from systemd is not listening",
+            "use ListenStream= without Accept= in the .socket unit",
         )
         raise ListenError(description, problem, remedy)
     listening.setblocking(False)

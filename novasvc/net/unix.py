@@ -120,7 +120,7 @@ def _make_room(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        problem, remedy = "a file that is no socket is in the way", "move it away, or give another path"
+        problem, remedy = "the file there is not a socket", "remove it, or give another path"
         raise ListenError(f"unix socket {path}", problem, remedy)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -184,7 +184,7 @@ class UNIXPort:
                 self.numberAccepts = max(1, accepted)
                 return
             except OSError as error:
-                _log.warn("no connection is accepted for {s:g} s: {why}", s=_PAUSE, why=error.strerror)
+                _log.warn("cannot accept connections for {s:g} s: {why}", s=_PAUSE, why=error.strerror)
                 self._reactor.removeReader(self)
                 self._pause = self._reactor.callLater(_PAUSE, self._go_on)
                 return
@@ -193,7 +193,7 @@ class UNIXPort:
                 try:
                     self._reactor.adoptStreamConnection(connection.fileno(), socket.AF_UNIX, self._factory)
                 except Exception:  # noqa: BLE001 - the others are accepted whatever this one does
-                    _log.failure("a connection to a unix socket could not be served")
+                    _log.failure("serving a connection on a unix socket failed")
         self.numberAccepts += _MORE
 
     def connectionLost(self, reason: Failure) -> None:

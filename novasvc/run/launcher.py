@@ -76,13 +76,13 @@ class Launcher(ServiceTree):
         """
         if not IService.providedBy(server):
             raise TypeError(
-                f"{server!r} provides no IService: give a twisted.application.service.Service, or a Service"
+                f"{server!r} does not provide IService: give a twisted.application.service.Service or a novasvc Service"
             )
         try:
             server.setServiceParent(self)
         except Exception as error:  # noqa: BLE001 - the launcher runs, and so did the server's startService
             _log.critical("{server} did not start: {why}", server=server, why=describe(error))
-            _log.failure("where it was raised", level=LogLevel.debug)
+            _log.failure("traceback of the failed start", level=LogLevel.debug)
             self._not_started(server, Failure(error))
             return
         if self.state == "running":
@@ -113,7 +113,7 @@ class Launcher(ServiceTree):
         try:
             return _from_environment().settings
         except SettingsError as error:
-            _log.error("the log has its defaults: {error}", error=error)
+            _log.error("logging with default settings: {error}", error=error)
             return Settings()
 
     @staticmethod
@@ -158,7 +158,7 @@ class Launcher(ServiceTree):
         if self.state == "running":
             self._problem = failure.value
             if not isinstance(failure.value, SystemExit):
-                _log.failure("a server has ended by an error; all are stopped", failure, level=LogLevel.critical)
+                _log.failure("a server failed; stopping all servers", failure, level=LogLevel.critical)
             self.stopService()
 
     def _not_started(self, server: Any, failure: Failure) -> None:
@@ -284,14 +284,14 @@ def _rebuilt(server: IService) -> Any:
 def log_changes(before: Configuration, after: Configuration) -> None:
     """Log the settings that differ, secrets masked, and warnings that are new."""
     for row in changes(before, after):
-        _log.info("reload: {setting} changes from {before} to {after}", **row)
+        _log.info("reload: {setting} changed from {before} to {after}", **row)
     _log_warnings(warning for warning in after.warnings if warning not in before.warnings)
 
 
 def log_settings(configuration: Configuration) -> None:
     """Log all settings, at the debug level, secrets masked; and what was passed over in their files, as a warning."""
     _log_warnings(configuration.warnings)
-    _log.debug("the settings:")
+    _log.debug("effective settings:")
     for row in rows(configuration):
         _log.debug(
             "{name} = {value} ({origin})", name=row["Setting"], value=text_of(row["Value"]), origin=row["Origin"]
@@ -339,7 +339,7 @@ def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings
             reactor.run()
         except ReactorNotRestartable:
             raise RuntimeError(
-                "the reactor of this process was run before, and cannot be run again: wait once, for all servers"
+                "the reactor has already run and cannot be restarted: call wait() once, for all servers"
             ) from None
     if outcome and outcome[0] is not None:
         raise SystemExit(_status_of(outcome[0].value))

@@ -44,7 +44,7 @@ class Options(usage.Options):
     """The options of `twistd novasvc`: one for each setting."""
 
     synopsis = "[options]"
-    longdesc = "Runs services on this host. Without any option: the bundled host agent, on an SQLite file."
+    longdesc = "Run services on this host. Without options: the bundled host agent, with an SQLite file."
     optParameters: ClassVar = [[option.name, None, None, option.help] for option in option_table() if not option.flag]
     optFlags: ClassVar = [[option.name, None, option.help] for option in option_table() if option.flag]
 
@@ -297,7 +297,9 @@ class ProcessTree(ServiceTree):
         """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
         settings = self._configuration.settings
         if settings.services and settings.transport_url.startswith("memory:"):
-            _log.warn("memory: reaches nobody outside of a process, so workers share no messages; give them a broker")
+            _log.warn(
+                "transport_url memory: reaches no other process: workers cannot exchange messages; set up a broker"
+            )
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
@@ -355,7 +357,7 @@ class ProcessTree(ServiceTree):
         """Make what is to take the place of what runs, and have it listen; nothing has stopped yet."""
         after = read()
         if after.settings.supervised:
-            raise ReloadError("the configuration wants workers; to run them takes a new start")
+            raise ReloadError("the configuration asks for workers; restart to run them")
         parts = make_parts(after.settings, self._reactor, self)
         self.hand_over(parts)
         return after, parts
@@ -483,7 +485,7 @@ def warn_of_unreadable(settings: Settings) -> None:
         path: Path | None = getattr(settings, name)
         if path is not None and not os.access(path, os.R_OK, effective_ids=True):
             _log.warn(
-                "{name} {path} cannot be read by uid {uid}: reloads will be refused, until that user may read it",
+                "{name} {path} is not readable by uid {uid}: reloads will fail until it is",
                 name=name,
                 path=str(path),
                 uid=os.geteuid(),

@@ -74,7 +74,7 @@ def lift_limit() -> None:
 
 def _end_by_force(number: int, status: int | None, _alarm: int, _frame: object) -> None:
     name = signal.Signals(number).name
-    said = f"novasvc: {name}: this process has not ended in time, and is ended by force. Stacks:\n"
+    said = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
     with suppress(OSError, ValueError, RuntimeError):  # it may have no standard error, or be writing to it
         os.write(2, said.encode())
         faulthandler.dump_traceback(2)
@@ -179,7 +179,7 @@ class Process(MultiService):
 
     def _terminated(self) -> None:
         if self.signo is None:
-            _log.info("SIGTERM: draining; the process exits when running work is done")
+            _log.info("SIGTERM: draining; exiting when running work is done")
             if grace := self._grace():
                 self._late = self._reactor.callLater(grace, self._drain_timed_out, grace)
             self._end(signal.SIGTERM)
@@ -190,7 +190,7 @@ class Process(MultiService):
         """Cut short what is left."""
         self._late = None
         _log.error(
-            "graceful_shutdown_timeout ({grace:g} s) is over: cancelling what still runs",
+            "graceful_shutdown_timeout ({grace:g} s) expired: cancelling running work",
             grace=grace,
         )
         self._hurry(ABANDONED)
@@ -206,7 +206,7 @@ class Process(MultiService):
             stop_reactor(self._reactor)
 
     def _end_at_once(self, number: signal.Signals) -> None:
-        _log.warn("{signal}: this process ends at once", signal=number.name)
+        _log.warn("{signal}: stopping this process now", signal=number.name)
         self.hurried = True
         if self.signo is None:
             self._end(number)
@@ -234,10 +234,10 @@ class Process(MultiService):
 
     def _hung_up(self) -> None:
         if not self._tree.can_restart:
-            _log.warn("SIGHUP: nothing is restarted: the services are {state}", state=self._tree.state)
+            _log.warn("SIGHUP ignored: the services are {state}", state=self._tree.state)
             return
         if self._restarting:
-            _log.info("SIGHUP: another restart takes the place of the one under way")
+            _log.info("SIGHUP: superseding the restart under way")
         self._restarting += 1
         self._notifier.reloading()
         Deferred.fromCoroutine(self._restart()).addBoth(self._restarted)
@@ -247,11 +247,11 @@ class Process(MultiService):
         if self.signo is not None or (self._restarting and not isinstance(result, Failure)):
             return
         if not isinstance(result, Failure):
-            _log.info("the services were restarted")
+            _log.info("services restarted")
         elif result.check(NovasvcError):
             _log.error("SIGHUP: {error}", error=result.value)
         else:
-            _log.failure("SIGHUP: the services could not be restarted", result)
+            _log.failure("SIGHUP: restarting the services failed", result)
         if self._tree.state == "running":
             self._notifier.ready("running")
 

@@ -242,7 +242,7 @@ class ProcessLauncher(service.Service):
         except Exception as error:
             problem = str(error) if isinstance(error, NovasvcError) else describe(error)
             _log.critical("the supervisor did not start: {problem}", problem=problem)
-            _log.failure("where it was raised", level=LogLevel.debug)
+            _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise
 
     async def _start_up(self) -> None:
@@ -263,7 +263,7 @@ class ProcessLauncher(service.Service):
         assert self._sockets is not None
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
-            _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)
+            _log.warn("workers log to standard output, which is {null}: set log_file", null=os.devnull)
         self._watchdog.startService()
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
@@ -298,7 +298,7 @@ class ProcessLauncher(service.Service):
                 await deferLater(self._reactor, _ORPHANS_INTERVAL)
             else:
                 if attempt > 1:
-                    _log.info("nothing is left of the supervisor before this one")
+                    _log.info("the workers of the previous supervisor have exited")
                 return
 
     def _retry_sockets(self, listen_error: NovasvcError) -> None:
@@ -375,9 +375,9 @@ class ProcessLauncher(service.Service):
     def _log_progress(self) -> None:
         left = self._supervisor.slots
         if left:
-            limit = "without a limit"
+            limit = "no deadline"
             if self._ends_at is not None:
-                limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
+                limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s left"
             _log.info(
                 "draining: {count} left, {limit}: {workers}",
                 count=counted(len(left), "worker"),
@@ -390,17 +390,17 @@ class ProcessLauncher(service.Service):
     def terminate(self) -> None:
         """Drain, and end; a second time, end at once."""
         if self._signo is None and self.state in {"starting", "running"}:
-            _log.info("all workers are to finish what they have begun, and to end")
+            _log.info("SIGTERM: draining all workers")
             self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
         else:
-            _log.warn("SIGTERM while the workers drain: all workers end at once")
+            _log.warn("SIGTERM while draining: stopping all workers now")
             self._signo = self._signo or signal.SIGTERM
             self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
 
     def _interrupted(self) -> None:
-        _log.warn("interrupted: all workers end at once")
+        _log.warn("SIGINT: stopping all workers now")
         self._signo = self._signo or signal.SIGINT
         if self.state in {"starting", "running"} and not self._signals.resume(signal.SIGINT):
             stop_reactor(self._reactor)
@@ -409,7 +409,7 @@ class ProcessLauncher(service.Service):
     def _hung_up(self) -> None:
         if self._supervisor.is_reloading or self._supervisor.is_starting:
             # What was read for that may be older than what this is for.
-            _log.info("SIGHUP: a reload follows what is under way")
+            _log.info("SIGHUP: reloading again after the start or reload under way")
             self._reload_again = True
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
@@ -435,7 +435,7 @@ class ProcessLauncher(service.Service):
 
     def _asked_to_dump(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
-        dumped.addErrback(lambda failure: _log.failure("there is no dump", failure))
+        dumped.addErrback(lambda failure: _log.failure("cannot collect the dump", failure))
 
 
 def _rebuilt(server: Any) -> Any:
@@ -466,7 +466,7 @@ def _log_dump(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _checks_broke(failure: Failure) -> None:
-    _log.failure("workers that hang are not seen any more", failure)
+    _log.failure("watchdog checks of the workers stopped", failure)
 
 
 def _from_environment() -> tuple[Configuration, None]:

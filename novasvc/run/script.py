@@ -28,7 +28,7 @@ def serve(server: Any, workers: int | None = None) -> None:
     """
     global _launcher  # noqa: PLW0603 - Nova's scripts have no object to hold it
     if _launcher is not None:
-        raise RuntimeError("serve() was called before, and can be called once: use a launcher for several servers")
+        raise RuntimeError("serve() was already called; use a launcher to run several servers")
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
     count_steadily(reactor)
@@ -52,7 +52,7 @@ def wait() -> Deferred[None] | None:
     Source: nova.service.wait.
     """
     if _launcher is None:
-        raise RuntimeError("nothing was served: call serve(server) before wait()")
+        raise RuntimeError("nothing to wait for: call serve(server) before wait()")
     try:
         waiting = _launcher.wait()
     except BaseException:

@@ -46,7 +46,7 @@ def warm_up() -> None:
         options = {"state-dir": folder, "host": "warmup", "periodic-fuzzy-delay": 0}
         runtime = Runtime.from_settings(load((), {}, options).settings, reactor)
         ended = Deferred.fromCoroutine(_run_node(runtime)).addTimeout(_TIMEOUT, reactor)
-        ended.addErrback(lambda failure: _log.failure("the rehearsal failed; workers start without it", failure))
+        ended.addErrback(lambda failure: _log.failure("warm-up failed; workers will start more slowly", failure))
         ended.addBoth(lambda _: reactor.callWhenRunning(reactor.stop))
         reactor.run(installSignalHandlers=False)
 

@@ -53,7 +53,7 @@ class ReloadError(SupervisionError):
     problem: str
 
     def __str__(self) -> str:
-        return f"not reloaded, what ran before goes on: {self.problem}"
+        return f"reload failed, previous configuration kept: {self.problem}"
 
 
 @attrs.define
@@ -68,7 +68,7 @@ class DrainError(SupervisionError):
     problem: str
 
     def __str__(self) -> str:
-        return f"worker {self.number} is not drained: {self.problem}"
+        return f"cannot drain worker {self.number}: {self.problem}"
 
 
 @attrs.define

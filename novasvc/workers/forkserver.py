@@ -91,7 +91,7 @@ class NoReactor(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         """Refuse the one module; let others find the rest."""
         if fullname == "twisted.internet.reactor":
-            raise ImportError("no reactor is installed in a forkserver")
+            raise ImportError("a forkserver must not install a reactor")
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def run_main(kind: str, name: str) -> str | None:
         with installing_none():
             module.__dict__.update(run(name, run_name=_MAIN))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the program's
-        return f"the program's main module cannot be run again, for workers to know it: {type(error).__name__}: {error}"
+        return f"the program's main module cannot be imported by workers: {type(error).__name__}: {error}"
     return None
 
 
@@ -233,7 +233,7 @@ class ForkServer:
         try:
             pid = os.fork()
         except OSError as error:
-            self._say({"failed": key, "problem": f"the system forks no process: {error.strerror}"})
+            self._say({"failed": key, "problem": f"fork failed: {error.strerror}"})
         else:
             if pid == 0:
                 self._be_worker(parameters, descriptors, page)

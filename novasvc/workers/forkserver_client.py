@@ -146,7 +146,7 @@ class ForkserverClient:
         :raises OSError: there are no descriptors left.
         """
         if self._closed:
-            return fail(ForkError("the forkserver was let go"))
+            return fail(ForkError("the forkserver was shut down"))
         request = _PendingFork(parameters, ended)
         try:
             for descriptor in descriptors:
@@ -206,7 +206,7 @@ class ForkserverClient:
     def _unresponsive(self, seconds: float) -> None:
         self._timer = None
         _log.error(
-            "the forkserver (pid {pid}) has not answered for {s:g} s{doing}; another takes its place",
+            "the forkserver (pid {pid}) did not answer for {s:g} s{doing}; replacing it",
             pid=self.pid,
             s=seconds,
             doing=self._doing,
@@ -216,7 +216,7 @@ class ForkserverClient:
 
     @property
     def _doing(self) -> str:
-        return "" if self._importing is None else f", while it imported {self._importing}"
+        return "" if self._importing is None else f" while importing {self._importing}"
 
     def _receive(self, message: PipeMessage) -> None:
         if "importing" in message:
@@ -252,14 +252,14 @@ class ForkserverClient:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
-            request.answer.errback(ForkError(f"the forkserver (pid {pid}) is gone{self._doing}"))
+            request.answer.errback(ForkError(f"the forkserver (pid {pid}) died{self._doing}"))
         if self._closed:
             return
         self._early_exits += 1
         pause = 0.0 if self._early_exits == 1 else self._retry(self._early_exits - 1)
-        when = f"in {pause:.1f} s" if pause else "at once"
+        when = f"in {pause:.1f} s" if pause else "now"
         _log.error(
-            "the forkserver (pid {pid}) is gone{doing}; another is started {when}",
+            "the forkserver (pid {pid}) died{doing}; starting another {when}",
             pid=pid,
             doing=self._doing,
             when=when,
@@ -273,7 +273,7 @@ class ForkserverClient:
         except OSError as error:
             self._early_exits += 1
             pause = self._retry(self._early_exits)
-            _log.error("no forkserver can be started: {error}; again in {s:.1f} s", error=error, s=pause)
+            _log.error("cannot start a forkserver: {error}; retrying in {s:.1f} s", error=error, s=pause)
             self._timer = self._reactor.callLater(pause, self._start_again)
 
 

@@ -199,7 +199,7 @@ class WorkerGroup:
                 slot.process.answer(message["key"], answer)
 
         telling.addCallback(tell)
-        telling.addErrback(lambda failure: _log.failure("{worker} is not told of the others", failure, worker=slot))
+        telling.addErrback(lambda failure: _log.failure("cannot tell {worker} about siblings", failure, worker=slot))
 
     async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
         """Return what the other workers are to an operation; see :mod:`novasvc.rpc.admission`."""

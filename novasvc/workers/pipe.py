@@ -53,7 +53,7 @@ class Pipe(LineOnlyReceiver):
         try:
             self._receive(json.loads(line))
         except Exception:  # noqa: BLE001 - the processes go on, whatever one of them says
-            _log.failure("a message of another process of ours was not understood")
+            _log.failure("handling a message from a related process failed")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """See the other end go."""

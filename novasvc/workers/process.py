@@ -56,7 +56,7 @@ class Exit:
 
     def __str__(self) -> str:
         if self.status is None:
-            return "ended, how is not known"
+            return "exited with an unknown status"
         if self.code is not None:
             return f"exited with status {self.code}"
         number = self.signal or 0
@@ -222,7 +222,7 @@ class WorkerProcess:
     def _abandon(self) -> None:
         """Wait for it no more. If it is born all the same, it finds its channel closed, and ends."""
         self._over = True
-        self._reactor.callLater(0, self._listener.fork_failed, "it was to end before")
+        self._reactor.callLater(0, self._listener.fork_failed, "stopped before it was forked")
         self._close()
 
     def _forked(self, pid: int) -> None:

@@ -118,11 +118,11 @@ class Signals(service.Service):
         if not self.running or self._mine:
             return
         if threading.current_thread() is not threading.main_thread():
-            _log.warn("signals are not taken: the reactor does not run in the main thread")
+            _log.warn("signal handlers not installed: the reactor does not run in the main thread")
             return
         for number in self._handlers:
             if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
-                _log.info("SIGINT is ignored, as it was when this process was started; SIGTERM ends it")
+                _log.info("SIGINT stays ignored, as this process inherited it; use SIGTERM to stop")
                 continue
             taken = _taken.get(number)
             if taken is None or signal.getsignal(number) != taken.see:

@@ -192,7 +192,7 @@ class Slot:
                 self.trouble, self._failed = problem, True
                 self._final = problem if final else ""
             case {"is": "waiting", "for": leg} if self.state == "starting":
-                self.trouble = None if leg is None else f"waits for the {leg}"
+                self.trouble = None if leg is None else f"waiting for the {leg}"
                 # An outage is not the worker's fault: its time to start begins when it is over.
                 self.arm(self.timeouts.start if leg is None else 0)
             case {"is": "asking", "key": _, "request_id": _}:
@@ -225,10 +225,10 @@ class Slot:
         """
         assert self.process is not None
         _log.error(
-            "{worker} {how}; {stacks}its last events:\n{events}",
+            "{worker} {how}; {stacks}last events:\n{events}",
             worker=self,
             how=how,
-            stacks=f"its stacks:\n{stacks}\n" if stacks else "",
+            stacks=f"stacks:\n{stacks}\n" if stacks else "",
             events=format_events(self.process.last_events(_LAST_EVENTS)) or "none",
         )
 
@@ -286,7 +286,7 @@ class Slot:
 
     def abort(self, problem: str) -> None:
         """Have the process write down its stacks and end; it is killed if it does not."""
-        _log.error("{worker} hangs: {problem}; it is aborted", worker=self, problem=problem)
+        _log.error("{worker} hangs: {problem}; aborting it", worker=self, problem=problem)
         self.trouble = problem
         self._aborted = self._told_to_end_now = True
         metrics.worker_hangs.at(self.name).value += 1
@@ -329,8 +329,8 @@ class Slot:
     def kill(self) -> None:
         """End the process by force."""
         self._killed = True
-        lost = "what it had begun is lost, or runs again elsewhere"
-        _log.error("{worker} has not ended in time, and is killed; {lost}", worker=self, lost=lost)
+        lost = "its running work is lost, or is redelivered to another worker"
+        _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=lost)
         self.signal(SIGKILL)
 
     def signal(self, number: int) -> None:
@@ -358,8 +358,8 @@ class Slot:
                 return
             pause = EXHAUSTED_PAUSE
         pause = max(pause, self._throttle.wait(now))
-        when = f"again in {pause:.1f} s" if pause else "again at once"
-        _log.error("{what}; it is started {when}", what=self._exit_summary, when=when)
+        when = f"in {pause:.1f} s" if pause else "now"
+        _log.error("{what}; restarting it {when}", what=self._exit_summary, when=when)
         if pause:
             self.arm(pause)
         else:
@@ -367,17 +367,17 @@ class Slot:
 
     def log_last_end(self) -> None:
         """Log the end of a process that no other follows."""
-        _log.critical("{what}; it is not started again", what=self._exit_summary)
+        _log.critical("{what}; not restarting it", what=self._exit_summary)
 
     def log_drained(self, how: str) -> None:
         """Log how a process ended that was told to."""
         finished = self.process is None or self.process.finished or self._ready_at is None
         self.cut = self._told_to_end_now and not finished
         if self.cut and not self._killed:  # what is killed was told already
-            lost = "what it had begun is lost, or runs again elsewhere"
-            _log.warn("{worker} was cut short: it {how}; {lost}", worker=self, how=how, lost=lost)
+            lost = "its running work is lost, or is redelivered to another worker"
+            _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=lost)
         else:
-            _log.info("{worker} is drained: it {how}", worker=self, how=how)
+            _log.info("{worker} drained: it {how}", worker=self, how=how)
 
     def finish(self) -> None:
         """Be without a process for good."""
@@ -414,14 +414,14 @@ def _build() -> Callable[[Slot], SlotInput]:
     @starting.upon(SlotInput.elapsed).to(hung)
     def too_late(machine: SlotInput, slot: Slot) -> None:
         slot.enter("hung")
-        slot.abort(f"it was not ready within worker_start_timeout ({slot.timeouts.start:g} s)")
+        slot.abort(f"not ready within worker_start_timeout ({slot.timeouts.start:g} s)")
 
     for alive in (starting, ready):
 
         @alive.upon(SlotInput.stalled).to(hung)
         def stuck(machine: SlotInput, slot: Slot, seconds: float) -> None:
             slot.enter("hung")
-            slot.abort(f"its reactor did not turn for {seconds:.0f} s")
+            slot.abort(f"its reactor was blocked for {seconds:.0f} s")
 
     @ready.upon(SlotInput.drain).to(draining)
     def drain(machine: SlotInput, slot: Slot) -> None:
@@ -449,7 +449,7 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @leaving.upon(SlotInput.stalled).loop()
     def stuck_in_leave(machine: SlotInput, slot: Slot, seconds: float) -> None:
-        slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
+        slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
 
     @leaving.upon(SlotInput.elapsed).loop()
     def late_in_leave(machine: SlotInput, slot: Slot) -> None:
@@ -488,7 +488,7 @@ def _build() -> Callable[[Slot], SlotInput]:
     @draining.upon(SlotInput.stalled).loop()
     def stuck_in_drain(machine: SlotInput, slot: Slot, seconds: float) -> None:
         # It finishes nothing; and it may have been given no deadline.
-        slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
+        slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
 
     @draining.upon(SlotInput.elapsed).loop()
     def late(machine: SlotInput, slot: Slot) -> None:

@@ -64,20 +64,20 @@ def make_specification(server: Any) -> ServerSpecification:
     """
     name = server_name(server)
     if not IService.providedBy(server) and not callable(server):
-        problem = f"{type(server).__name__} provides no IService, and makes none"
+        problem = f"{type(server).__name__} is neither an IService nor a function that makes one"
         raise NotPreforkableError(name, problem, "give a service, or a function that takes the reactor and returns one")
     file = io.BytesIO()
     packer = _ModuleRecorder(file)
     try:
         packer.dump(server)
     except Exception as error:
-        remedy = "make it of what pickle can carry, or give a function of a module that takes the reactor and makes it"
+        remedy = "use picklable values, or give a module-level function that takes the reactor and returns a service"
         raise NotPreforkableError(name, f"it cannot be pickled: {describe(error)}", remedy) from error
     modules = packer.modules.union(IPreloading(server).preload if IPreloading.providedBy(server) else ())
     specification = ServerSpecification(name, base64.b64encode(file.getvalue()).decode(), frozenset(modules))
     if "__main__" in modules and specification.main is None:
-        remedy = "define it in a module that can be imported"
-        raise NotPreforkableError(name, "it is made of what an interactive program defines", remedy)
+        remedy = "define it in an importable module"
+        raise NotPreforkableError(name, "it uses classes or functions defined in an interactive session", remedy)
     return specification
 
 

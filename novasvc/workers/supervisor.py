@@ -302,13 +302,13 @@ class Supervisor:
         proven = group.proven and self._started
         if problem:
             if not proven:
-                self._fail(WorkerFailedError(group.name, problem, "mend that, and start again"))
+                self._fail(WorkerFailedError(group.name, problem, "fix that and start again"))
             return True
         if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and proven):
             return False
         budget, window = settings.worker_restart_budget, settings.worker_restart_window
-        died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
-        self._fail(WorkerFailedError(group.name, died, "the log above has the reason of each"))
+        died = f"worker {slot.number} exited {budget} times within {window:g} s, at last: {slot.trouble}"
+        self._fail(WorkerFailedError(group.name, died, "see the log above for the reason of each exit"))
         return True
 
     def _fail(self, error: WorkerFailedError) -> None:
@@ -329,7 +329,7 @@ class Supervisor:
         if server is not None and not groups:
             raise NoSuchWorkerError(f"server {server!r}", names)
         if len(groups) != 1:
-            raise ResizeError(str(count), f"say which server is meant; there are: {names}")
+            raise ResizeError(str(count), f"name the server; there are: {names}")
         self._resize(groups[0], count)
 
     def resize_all(self, more: int) -> None:
@@ -338,13 +338,17 @@ class Supervisor:
             if 1 <= group.size + more <= MAX_WORKERS and not self._ending:
                 self._resize(group, group.size + more)
             else:
-                _log.warn("{name} keeps its {workers}", name=group.name, workers=counted(group.size, "worker"))
+                _log.warn(
+                    "{name} keeps {workers}: out of range, or shutting down",
+                    name=group.name,
+                    workers=counted(group.size, "worker"),
+                )
 
     def _resize(self, group: WorkerGroup, count: int) -> None:
         if self._ending:
-            raise ResizeError(str(count), "the supervisor ends")
+            raise ResizeError(str(count), "the supervisor is shutting down")
         _log.info(
-            "{name} has {workers} from now on, before: {size}",
+            "resizing {name} from {size} to {workers}",
             name=group.name,
             workers=counted(count, "worker"),
             size=group.size,
@@ -357,7 +361,7 @@ class Supervisor:
             self._reactor.callLater(0, self._owner.terminate)
             return succeed(None)
         if self._ending:
-            raise DrainError(number, "the supervisor ends, and this worker with it")
+            raise DrainError(number, "the supervisor is shutting down, and this worker with it")
         for group in self._groups:
             for slot in group.slots:
                 if slot.number == number:
@@ -386,9 +390,9 @@ class Supervisor:
 
     async def _reload(self) -> list[Row]:
         if self._ending:
-            raise ReloadError("the supervisor ends")
+            raise ReloadError("the supervisor is shutting down")
         if self.is_starting:
-            raise ReloadError("its workers have not all been ready since its start; wait for that, or start it again")
+            raise ReloadError("the first start has not finished; wait until all workers are ready")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")
         self._owner.reloading(under_way=True)
@@ -396,7 +400,7 @@ class Supervisor:
         try:
             return await self._reloading
         except CancelledError:
-            raise ReloadError("the supervisor ends") from None
+            raise ReloadError("the supervisor is shutting down") from None
         finally:
             self._reloading = None
             if not self._ending:
@@ -411,10 +415,10 @@ class Supervisor:
         except (NovasvcError, SystemExit) as error:
             raise ReloadError(str(error)) from error
         if wrappers is not None and not wrappers:
-            raise ReloadError("the configuration wants no workers; to run all in one process takes a new start")
+            raise ReloadError("the configuration asks for no workers; restart to run everything in one process")
         rows = changes(self.configuration, configuration)
         for change in rows:
-            _log.info("reload: {setting} changes from {before} to {after}", **change)
+            _log.info("reload: {setting} changed from {before} to {after}", **change)
         before = self.configuration, self.wrappers, self._sockets
         self.configuration, self.wrappers, self._sockets = (
             configuration,
@@ -430,7 +434,7 @@ class Supervisor:
                 raise ReloadError(str(error)) from error
             raise
         _close(before[2], but=self._sockets)
-        _log.info("reloaded: the workers were replaced; those that were there before finish what they have begun")
+        _log.info("reloaded: all workers were replaced; the old ones are draining")
         return rows
 
     async def _replace_all(self, configured: Mapping[str, int]) -> None:
@@ -482,7 +486,7 @@ class Supervisor:
             try:
                 await group.replace_all(template)
             except ReloadError as error:
-                _log.error("not all workers of {name} were put back: {error}", name=group.name, error=error)
+                _log.error("rolling back the workers of {name} failed: {error}", name=group.name, error=error)
 
     def _drop(self, group: WorkerGroup) -> None:
         """Let the workers of a server go that is there no more."""
@@ -519,8 +523,8 @@ def check_names(wrappers: Sequence[ServerWrapper]) -> None:
     for name in names:
         if names.count(name) > 1:
             problem, remedy = (
-                "another server has this name",
-                "give each a name of its own: setName, or an attribute name",
+                "another server has the same name",
+                "give each server its own name, by setName or an attribute `name`",
             )
             raise NotPreforkableError(name, problem, remedy)
 
@@ -538,7 +542,7 @@ async def _replace(group: WorkerGroup, slot: Slot) -> None:
     try:
         await group.replace(slot)
     except ReloadError as error:
-        raise DrainError(slot.number, f"it stays, as {error.problem}") from error
+        raise DrainError(slot.number, f"it keeps running: {error.problem}") from error
     await slot.reaches("ended")
 
 

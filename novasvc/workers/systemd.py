@@ -80,7 +80,7 @@ class SystemdNotifier:
         except (OSError, ValueError) as error:
             trouble = getattr(error, "strerror", None) or str(error)
             if trouble != self._trouble:
-                _log.warn("systemd could not be told {what}: {why}", what=assignments[0], why=trouble)
+                _log.warn("cannot notify systemd of {what}: {why}", what=assignments[0], why=trouble)
             self._trouble = trouble
         else:
             self._trouble = None
@@ -123,7 +123,7 @@ class Watchdog(service.Service):
         super().startService()
         if self.interval is not None and not self._beats.running:
             beating = self._beats.start(self.interval)
-            beating.addErrback(lambda failure: _log.failure("no more signs of life for systemd", failure))
+            beating.addErrback(lambda failure: _log.failure("systemd watchdog notifications stopped", failure))
 
     def stopService(self) -> None:
         """Give no more. systemd expects none from a service that stops."""

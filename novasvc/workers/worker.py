@@ -180,7 +180,9 @@ class Worker:
         StallWatch(self._diagnostics.recorder, self._reactor, interval=TICK).start()
         ticking = LoopingCall(self._tick)
         ticking.clock = self._reactor
-        ticking.start(TICK).addErrback(lambda failure: _log.failure("the supervisor hears nothing more", failure))
+        ticking.start(TICK).addErrback(
+            lambda failure: _log.failure("no more status reports to the supervisor", failure)
+        )
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
     def _pass_on(self, handler: Callable[[], object], _number: int, _frame: object) -> None:
@@ -205,7 +207,7 @@ class Worker:
     def _ended_badly(self, failure: Failure) -> None:
         """See a server end by itself, and not well."""
         if not self._ending:
-            self._tell(failure, "the server has ended by an error", final=False)
+            self._tell(failure, "the server failed while running", final=False)
 
     def _failed(self, failure: Failure) -> None:
         if not self._ending:
@@ -221,7 +223,7 @@ class Worker:
         error = cast(BaseException, failure.value)
         known = isinstance(error, NovasvcError)
         if isinstance(error, SystemExit):
-            self.status, problem = status_of(error), f"it ended with SystemExit({error.code!r})"
+            self.status, problem = status_of(error), f"it raised SystemExit({error.code!r})"
         elif known:
             self.status, problem = 1, str(error)
         else:
@@ -265,7 +267,7 @@ class Worker:
                 self._say({"is": "asked", "key": key, "answer": fitting(metrics.documents())})
             case {"ask": key, "what": "health"}:
                 telling = Deferred.fromCoroutine(self._tell_health(key))
-                telling.addErrback(lambda failure: _log.failure("how the services are is not known", failure))
+                telling.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
             case {"ask": key}:
                 calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
                 self._say({"is": "asked", "key": key, "calls": calls})
@@ -353,7 +355,7 @@ class Worker:
             self._hurry(_EXIT_TIMEOUT)
             return
         grace = self._grace
-        _log.error("the supervisor is gone: this worker finishes what it has begun, within {s:g} s, and ends", s=grace)
+        _log.error("supervisor gone: draining within {s:g} s, then exiting", s=grace)
         if not self._hurried:
             self._ends_at = math.inf  # the reactor turns
             self._end_within(grace + FORCED, self._exit)
@@ -422,7 +424,7 @@ def fitting(documents: list[Document]) -> list[Document]:
     sizes = {document["name"]: len(json.dumps(document)) for document in documents}
     while sum(sizes.values()) > LONGEST - _ENVELOPE:
         largest = max(sizes, key=lambda name: sizes[name])
-        _log.error("the figures {name} are left out: they are too many", name=largest)
+        _log.error("dropping metric {name}: the report is too large for one message", name=largest)
         del sizes[largest]
     return [document for document in documents if document["name"] in sizes]
 
@@ -444,8 +446,8 @@ def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket],
     """
     if parameters["problem"]:
         remedy = (
-            'put what starts the program under `if __name__ == "__main__":`, and what needs a reactor, '
-            "or starts threads, into a module of its own"
+            'put the code that starts the program under `if __name__ == "__main__":`, and code that needs a reactor '
+            "or starts threads into a module of its own"
         )
         raise NotPreforkableError(parameters["name"], parameters["problem"], remedy)
     server = pickle.loads(base64.b64decode(parameters["server"]))  # noqa: S301 - see the import

@@ -290,7 +290,7 @@ class EndingTests(FleetCase):
         fleet = self.begin(1, 1, "Endless()", stop)
         fleet.wait_for(r"draining: 1 worker left, at most 60 s more: 1 \(ready\)")
         os.kill(fleet.pid, signal.SIGTERM)
-        fleet.wait_for("SIGTERM while the workers drain: all workers end at once")
+        fleet.wait_for("SIGTERM while draining: stopping all workers now")
         self.assert_ended(fleet, "1", 1)
 
     def test_failed_start(self) -> None:

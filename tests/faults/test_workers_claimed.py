@@ -38,9 +38,7 @@ class ClaimTests(FleetCase):
         """What is at the control socket's place and is no socket stays there, and is named."""
         place = self.folder / "novasvc.control"
         place.write_text("precious")
-        self.assert_ends(
-            self.script("obedient:one=1"), "control socket .*: something is there that is not a socket; rem"
-        )
+        self.assert_ends(self.script("obedient:one=1"), "control socket .*: the file there is not a socket; rem")
         self.assertEqual(place.read_text(), "precious")
 
     def test_port(self) -> None:

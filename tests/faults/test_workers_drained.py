@@ -135,4 +135,4 @@ class StartTests(FleetCase):
         """A supervisor ends promptly while its workers wait for a broker."""
         (port,) = free_ports(1)
         fleet = self.twistd("--workers", "2", "--transport-url", f"amqp://guest:guest@127.0.0.1:{port}//")
-        self.assert_prompt(fleet, "waits for the broker")
+        self.assert_prompt(fleet, "waiting for the broker")

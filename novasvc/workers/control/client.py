@@ -25,10 +25,10 @@ LONGEST = 64 * 1024 * 1024
 """Octets in an answer: the stacks of all workers."""
 
 START = (
-    "start one with `twistd -n novasvc --workers N`, or say where its socket is with --control-socket or --state-dir"
+    "start a supervisor with `twistd -n novasvc --workers N`, or name its socket with --control-socket or --state-dir"
 )
 
-LOG = "the log of the supervisor may say why"
+LOG = "see the supervisor's log for the reason"
 
 
 def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **arguments: Any) -> Deferred[Any]:
@@ -155,35 +155,35 @@ def result_of(path: Path, line: bytes) -> Any:
 
 def not_a_supervisor(path: Path) -> ControlError:
     """Say that this is no supervisor."""
-    return ControlError(str(path), "what answers there is no supervisor", START)
+    return ControlError(str(path), "the process that listens there is not a novasvc supervisor", START)
 
 
 def ended_early(path: Path, command: str) -> ControlError:
     """Say that the connection was closed without an answer."""
-    return ControlError(str(path), f"the supervisor ended before it answered {command}", LOG)
+    return ControlError(str(path), f"the supervisor exited before it answered {command}", LOG)
 
 
 def unanswered(path: Path, late: str) -> ControlError:
     """Say that nothing came in time."""
-    remedy = "it goes on with it; `novasvc workers` shows how far it is, unless it hangs"
+    remedy = "the supervisor is still working on it; `novasvc workers` shows the progress"
     return ControlError(str(path), late, remedy)
 
 
 def unreachable(path: Path, error: OSError) -> ControlError:
     """Say why nobody could be reached."""
-    problem, remedy = f"it cannot be reached: {error.strerror or error}", START
+    problem, remedy = f"cannot connect: {error.strerror or error}", START
     match error:
         case FileNotFoundError() | NotADirectoryError():
             problem = "no supervisor listens there"
         case ConnectionRefusedError():
-            problem = "no supervisor listens there any more: the last one did not end by itself"
+            problem = "no supervisor listens there any more: the last one was killed"
             if not _is_socket(path):
-                problem = "something is there that is not a socket"
+                problem = "the file there is not a socket"
         case PermissionError():
-            problem = f"uid {os.geteuid()} may not use it"
-            remedy = "ask as the user that the supervisor runs as, or as root"
+            problem = f"uid {os.geteuid()} may not connect to it"
+            remedy = "run this as the supervisor's user or as root"
         case BlockingIOError():
-            problem, remedy = "its supervisor does not answer, and others wait, too", LOG
+            problem, remedy = "the supervisor does not accept connections: its backlog is full", LOG
     return ControlError(str(path), problem, remedy)
 
 

@@ -38,7 +38,7 @@ class UnfinishedError(SupervisionError):
     command: str
 
     def __str__(self) -> str:
-        return f"the supervisor ends, and {self.command} may not have been done"
+        return f"the supervisor is shutting down; {self.command} may be incomplete"
 
 
 @attrs.frozen
@@ -65,10 +65,10 @@ def _is_integer(value: Any, lowest: int) -> bool:
 _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
     "workers": {},
     "resize": {
-        "count": _Argument("an integer from 1", lambda value: _is_integer(value, 1), required=True),
-        "server": _Argument("a text, or null", lambda value: isinstance(value, str)),
+        "count": _Argument("an integer >= 1", lambda value: _is_integer(value, 1), required=True),
+        "server": _Argument("a string, or null", lambda value: isinstance(value, str)),
     },
-    "drain": {"number": _Argument("an integer from 0, or null", lambda value: _is_integer(value, 0))},
+    "drain": {"number": _Argument("an integer >= 0, or null", lambda value: _is_integer(value, 0))},
     "reload": {},
     "dump": {},
     "metrics": {},
@@ -108,9 +108,9 @@ class Command:
         try:
             given = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"this is not JSON: {error}", example) from None
+            raise RequestError(f"the request is not JSON: {error}", example) from None
         if not isinstance(given, dict) or "command" not in given:
-            raise RequestError("this is not an object with a command", example)
+            raise RequestError('the request is not an object with the key "command"', example)
         command = given.pop("command")
         if not isinstance(command, str) or command not in _COMMANDS:
             raise RequestError(f"there is no command {reprlib.repr(command)}", f"there are: {names}")
@@ -119,10 +119,10 @@ class Command:
             if name not in takes:
                 raise RequestError(f"{command} takes no argument {reprlib.repr(name)}", _usage(command))
             if not takes[name].takes(value):
-                raise RequestError(f"{name} of {command} cannot be {reprlib.repr(value)}", f"it is {takes[name].kind}")
+                raise RequestError(f"{command}: invalid {name} {reprlib.repr(value)}", f"give {takes[name].kind}")
         missing = [name for name, argument in takes.items() if argument.required and name not in given]
         if missing:
-            raise RequestError(f"{command} lacks its argument {missing[0]}", _usage(command))
+            raise RequestError(f"{command} lacks the argument {missing[0]}", _usage(command))
         return cls(command, {name: given.get(name) for name in takes})
 
     async def execute(self, supervisor: ISupervisor) -> Any:
@@ -160,5 +160,5 @@ class Command:
 def _usage(command: str) -> str:
     takes = _COMMANDS[command]
     if not takes:
-        return "it takes none"
+        return "it takes no arguments"
     return "it takes " + " and ".join(f"{name} ({argument.kind})" for name, argument in takes.items())

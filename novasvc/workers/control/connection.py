@@ -76,11 +76,11 @@ class ControlConnection(LineReceiver, TimeoutMixin):
         self.setTimeout(None)
         answering = Deferred.fromCoroutine(answer(self._supervisor, request, self._asker))
         answering.addCallback(self._answered, request)
-        answering.addErrback(lambda failure: _log.failure("no answer could be given", failure))
+        answering.addErrback(lambda failure: _log.failure("could not answer a control command", failure))
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Say so and close: where the next request begins is not known."""
-        self.sendLine(error_line(RequestError("this request is too long", f"one has at most {LONGEST} bytes")))
+        self.sendLine(error_line(RequestError("the request is too long", f"the maximum is {LONGEST} bytes")))
         self._close()
 
     def _answered(self, line: bytes, request: Command) -> None:
@@ -149,11 +149,11 @@ async def answer(supervisor: ISupervisor, request: Command, asker: str) -> bytes
     :param asker: for the log.
     """
     if request.changes:
-        _log.info("{request} is asked for by {asker}", request=str(request), asker=asker)
+        _log.info("{request} requested by {asker}", request=str(request), asker=asker)
     try:
         return json.dumps({"result": await request.execute(supervisor)}).encode()
     except NovasvcError as error:
-        _log.info("{request} is refused: {error}", request=str(request), error=str(error))
+        _log.info("{request} rejected: {error}", request=str(request), error=str(error))
         return error_line(error)
     except Exception as error:  # noqa: BLE001 - nothing that an operator asks for may end the supervisor
         _log.failure("{request} failed", request=str(request))

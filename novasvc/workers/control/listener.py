@@ -97,10 +97,10 @@ class ControlSocket(Service):
         pid, uid = peer_credentials(accepted)
         own = os.geteuid()
         if uid not in {0, own}:
-            _log.warn("uid {uid} (pid {pid}) may not use the control socket", uid=uid, pid=pid)
-            problem, remedy = f"uid {uid} may not ask", f"ask as uid {own} or as root"
+            _log.warn("control connection from uid {uid} (pid {pid}) rejected", uid=uid, pid=pid)
+            problem, remedy = f"uid {uid} may not connect", f"connect as uid {own} or as root"
         elif len(self._connections) >= CONNECTIONS:
-            problem, remedy = f"{CONNECTIONS} others ask at this moment", "try again when one of them has its answer"
+            problem, remedy = f"all {CONNECTIONS} connections are in use", "try again later"
         else:
             connection = ControlConnection(self._supervisor, f"uid {uid}, pid {pid}", self._connections, self._reactor)
             factory = Factory.forProtocol(lambda: connection)
@@ -140,10 +140,10 @@ class _Listener(FileDescriptor):
         except BlockingIOError:
             return
         except ConnectionError as error:
-            _log.debug("a connection was lost before it was used: {error}", error=error.strerror)
+            _log.debug("a connection was lost before it was accepted: {error}", error=error.strerror)
         except OSError as error:
             # It would be readable again at once, and nothing else would be done any more.
-            _log.warn("no connection can be accepted: {error}; again in {s:g} s", error=error.strerror, s=_PAUSE)
+            _log.warn("cannot accept connections: {error}; retrying in {s:g} s", error=error.strerror, s=_PAUSE)
             self.stopReading()
             self._timer = self._clock.callLater(_PAUSE, self._go_on)
 

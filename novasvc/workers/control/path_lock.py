@@ -65,7 +65,7 @@ class PathLock:
             os.close(lock)
             if not isinstance(error, OSError):
                 raise
-            raise ControlError(str(path), f"no socket can be made there: {error.strerror}", _ELSEWHERE) from error
+            raise ControlError(str(path), f"cannot create a socket there: {error.strerror}", _ELSEWHERE) from error
 
     def release(self) -> None:
         """Stop listening, and remove the socket's file if it is still ours."""
@@ -87,7 +87,7 @@ def check_path(path: Path) -> None:
     """
     size = len(os.fsencode(path))
     if size > _LONGEST:
-        problem = f"a path of {size} bytes is longer than a socket's can be, {_LONGEST}"
+        problem = f"a path of {size} bytes exceeds the maximum for a unix socket, {_LONGEST}"
         raise ControlError(str(path), problem, _ELSEWHERE)
 
 
@@ -105,7 +105,7 @@ def _lock(path: Path) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        problem = f"nothing can be made there: {error.strerror}: {error.filename}"
+        problem = f"cannot create files there: {error.strerror}: {error.filename}"
         raise ControlError(str(path), problem, f"make its directory writable for this user, or {_ELSEWHERE}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +114,7 @@ def _lock(path: Path) -> int:
         os.close(lock)
         if holder == str(os.getpid()):
             problem, remedy = (
-                "this process has it, for another launcher",
+                "another launcher of this process already uses it",
                 "give each launcher a control_socket of its own",
             )
             raise ControlError(str(path), problem, remedy) from None
@@ -123,8 +123,8 @@ def _lock(path: Path) -> int:
             # No -k: whoever waits for the lock opens the file, too, and would be killed with them.
             remedy = f"wait for them; `fuser {file}` lists them"
             raise OrphansError(str(path), f"the workers of {killed} still drain", remedy, killed, file) from None
-        problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} has it"
-        raise ControlError(str(path), problem, f"stop that one, or {_ELSEWHERE}") from None
+        problem = f"another supervisor{f', pid {holder},' if holder.isdecimal() else ''} already uses it"
+        raise ControlError(str(path), problem, f"stop it, or {_ELSEWHERE}") from None
     except OSError as error:
         os.close(lock)
         raise ControlError(str(path), f"{file} cannot be locked: {error.strerror}", _ELSEWHERE) from error
@@ -156,23 +156,23 @@ def _clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ControlError(str(path), "something is there that is not a socket", f"remove it, or {_ELSEWHERE}")
+        raise ControlError(str(path), "the file there is not a socket", f"remove it, or {_ELSEWHERE}")
     with socket.socket(socket.AF_UNIX) as probe:
         # A connection to a unix socket is there at once, or not at all: nothing here waits.
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
             pid, _ = peer_credentials(probe)
-            problem = f"process {pid} listens there" if pid else "a process of another container listens there"
+            problem = f"process {pid} listens there" if pid else "a process in another container listens there"
         except ConnectionRefusedError:
             path.unlink()
             return
         except FileNotFoundError:  # its owner has just left
             return
         except BlockingIOError:
-            problem = "a process listens there that more want to reach than it accepts"
+            problem = "a process listens there, and its backlog is full"
         except OSError as error:
-            problem = f"a socket is there that cannot be asked who listens: {error.strerror}"
+            problem = f"cannot find out who listens there: {error.strerror}"
     raise ControlError(str(path), problem, f"stop that process, or {_ELSEWHERE}")
 
 

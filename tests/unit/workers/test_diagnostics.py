@@ -116,7 +116,7 @@ class ExitTests(SynchronousTestCase):
             (9, None, 9, "was killed by SIGKILL"),
             (11 | 128, None, 11, "was killed by SIGSEGV"),  # and left a core
             (35, None, 35, "was killed by signal 35"),
-            (None, None, None, "ended, how is not known"),
+            (None, None, None, "exited with an unknown status"),
         ):
             how = Exit(status)
             self.assertEqual((how.code, how.signal, str(how)), (code, number, text))
@@ -149,16 +149,16 @@ class ProcessCase(SynchronousTestCase):
         self.host = Host()
         self.patch(os, "kill", self.host.kill)
         self.listener = Listener()
-        self.forkserver = ForkserverClient(self.host, ["os"], None, {}, retry=float)
-        self.forkserver.start()
+        self.client = ForkserverClient(self.host, ["os"], None, {}, retry=float)
+        self.client.start()
         self.host.settle()
 
     def tearDown(self) -> None:
-        self.forkserver.close()
+        self.client.close()
         self.host.tear_down()
 
     def begin(self, *sockets: socket.socket) -> WorkerProcess:
-        process = WorkerProcess(self.forkserver, self.host, {"number": 1}, sockets, self.listener)
+        process = WorkerProcess(self.client, self.host, {"number": 1}, sockets, self.listener)
         self.host.settle()
         return process
 
@@ -207,13 +207,13 @@ class BirthTests(ProcessCase):
         process.signal(signal.SIGTERM)
         process.signal(signal.SIGKILL)
         self.pass_time(0)
-        self.assertEqual(self.listener.told, ["refused: it was to end before"])
+        self.assertEqual(self.listener.told, ["refused: stopped before it was forked"])
         self.worker.be_forked()
         self.host.settle()
         self.assertTrue(self.worker.orphaned)
         self.worker.end(0)
         self.pass_time(10)
-        self.assertEqual((self.listener.told, self.worker.signals), (["refused: it was to end before"], []))
+        self.assertEqual((self.listener.told, self.worker.signals), (["refused: stopped before it was forked"], []))
 
     def test_refused_after_a_signal(self) -> None:
         """One that is not born after it was given up, is not told of again."""
@@ -221,14 +221,14 @@ class BirthTests(ProcessCase):
         self.begin().signal(signal.SIGTERM)
         self.worker.fail_fork("no more processes")
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["refused: it was to end before"])
+        self.assertEqual(self.listener.told, ["refused: stopped before it was forked"])
 
     def test_few_descriptors(self) -> None:
         """For want of descriptors none is begun, at whatever step, and nothing is left open."""
         before = descriptors()
         for left in range(6):
             with few_descriptors(left):
-                error = self.assertRaises(OSError, WorkerProcess, self.forkserver, self.host, {}, (), self.listener)
+                error = self.assertRaises(OSError, WorkerProcess, self.client, self.host, {}, (), self.listener)
             self.assertEqual(error.errno, errno.EMFILE)
             self.host.settle()
             self.assertEqual(descriptors(), before, left)
@@ -236,9 +236,9 @@ class BirthTests(ProcessCase):
 
     def test_let_go(self) -> None:
         """Of a forkserver that was let go, none is born."""
-        self.forkserver.close()
+        self.client.close()
         self.begin()
-        self.assertEqual(self.listener.told, ["refused: the forkserver was let go"])
+        self.assertEqual(self.listener.told, ["refused: the forkserver was shut down"])
 
 
 class LifeTests(ProcessCase):
@@ -389,7 +389,7 @@ class EndTests(ProcessCase):
     def test_nothing_open(self) -> None:
         """Nothing of it stays open."""
         self.worker.end()
-        self.forkserver.close()
+        self.client.close()
         self.host.tear_down()
         self.pass_time(0)
         self.assertEqual(descriptors(), self.before)
@@ -416,7 +416,7 @@ class EndTests(ProcessCase):
         self.pass_time(0)
         self.lose_channel()
         self.pass_time(0)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
 
     def test_forkserver_gone_afterwards(self) -> None:
         """A forkserver that goes between the two is waited for a second."""
@@ -425,13 +425,13 @@ class EndTests(ProcessCase):
         self.pass_time(0.75)
         self.assertEqual(self.listener.told, [])
         self.pass_time(0.25)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
 
     def test_forkserver_stopped(self) -> None:
         """One whose channel has ended is killed a second later, if its forkserver does not say that it has."""
         self.lose_channel()
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
         self.assertEqual(self.worker.signals, [signal.SIGKILL])
 
     def test_farewell(self) -> None:
@@ -441,7 +441,7 @@ class EndTests(ProcessCase):
         self.pass_time(59)
         self.assertEqual((self.listener.told, self.worker.signals), ([], []))
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
         self.assertEqual(self.worker.signals, [signal.SIGKILL])
 
     def test_end_of_a_farewell(self) -> None:
@@ -462,7 +462,7 @@ class EndTests(ProcessCase):
         self.process.signal(signal.SIGABRT)
         self.process.signal(signal.SIGKILL)
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
 
     def test_gone_before_the_news(self) -> None:
         """A signal that finds nobody, while there is a forkserver to tell, changes nothing."""
@@ -486,7 +486,7 @@ class EarlyEndTests(ProcessCase):
         self.host.settle()
         self.forkserver.end()
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["forked", "ended, how is not known"])
+        self.assertEqual(self.listener.told, ["forked", "exited with an unknown status"])
 
     def test_event_type(self) -> None:
         """What it has noted is found as events."""

@@ -104,9 +104,9 @@ class ForkTests(ForksCase):
     def test_refused(self) -> None:
         """Who asks for a worker is told why there is none."""
         self.start()
-        self.host.answer = lambda worker: worker.fail_fork("the system forks no process")
+        self.host.answer = lambda worker: worker.fail_fork("fork failed")
         error = self.failureResultOf(self.fork(), ForkError).value
-        self.assertEqual(str(error), "the system forks no process")
+        self.assertEqual(str(error), "fork failed")
 
     def test_in_any_order(self) -> None:
         """Each answer goes to who asked."""
@@ -145,7 +145,7 @@ class GoneTests(ForksCase):
         with logged() as log:
             first.end()
             self.host.settle()
-        self.assertIn("is gone; another is started", log.text)
+        self.assertIn("died; starting another", log.text)
         self.assertIsNone(self.forkserver.pid)
         self.host.pass_time(0)
         self.assertEqual((len(self.host.forkservers), self.server.started), (2, first.started))
@@ -215,7 +215,7 @@ class GoneTests(ForksCase):
         with logged() as log:
             self.host.pass_time(1)
         self.assertIn(
-            "no forkserver can be started: [Errno 11] Resource temporarily unavailable; again in 2.0 s", log.text
+            "cannot start a forkserver: [Errno 11] Resource temporarily unavailable; retrying in 2.0 s", log.text
         )
         self.assertEqual(descriptors(), before)
         fork = self.fork()
@@ -233,8 +233,8 @@ class GoneTests(ForksCase):
         with logged() as log:
             self.server.end()
             self.host.settle()
-        self.assertIn("is gone, while it imported wave", str(self.failureResultOf(asked, ForkError).value))
-        self.assertIn("is gone, while it imported wave; another is started", log.text)
+        self.assertIn("died while importing wave", str(self.failureResultOf(asked, ForkError).value))
+        self.assertIn("died while importing wave; starting another", log.text)
 
 
 class StoppedTests(ForksCase):
@@ -253,7 +253,7 @@ class StoppedTests(ForksCase):
         with logged() as log:
             self.host.pass_time(0.5)
         self.failureResultOf(asked, ForkError)
-        self.assertIn("has not answered for 30 s; another takes its place", log.text)
+        self.assertIn("did not answer for 30 s; replacing it", log.text)
         self.host.pass_time(0)
         self.assertEqual([server.alive for server in self.host.forkservers], [False, True])
 
@@ -481,9 +481,9 @@ class WorkerTests(ProcessCase):
         fails = {
             "of ours": (1, "cannot start the manager: it is broken", True),
             "a mistake": (2, "ZeroDivisionError: a mistake", False),
-            "SystemExit(3)": (3, "it ended with SystemExit(3)", False),
-            "SystemExit()": (0, "it ended with SystemExit(None)", False),
-            "SystemExit('text')": (1, "it ended with SystemExit('text')", False),
+            "SystemExit(3)": (3, "it raised SystemExit(3)", False),
+            "SystemExit()": (0, "it raised SystemExit(None)", False),
+            "SystemExit('text')": (1, "it raised SystemExit('text')", False),
         }
         for error, (status, problem, final) in fails.items():
             witness = self.worker(Raises(error))
@@ -552,7 +552,7 @@ class WorkerTests(ProcessCase):
         forkserver = psutil.Process(self.forkserver.pid)
         witness = self.worker(Sleeper())
         witness.process.signal(signal.SIGTERM)
-        self.assertEqual(await witness.over, "refused: it was to end before")
+        self.assertEqual(await witness.over, "refused: stopped before it was forked")
         await until(lambda: not self.forkserver._requests)
         await until(lambda: not forkserver.children())
 
@@ -575,7 +575,7 @@ class ForkserverTests(ProcessCase):
         self.assertNotIn(self.forkserver.pid, {first, None})
         self.assertEqual(await process.calls(), [])
         process.signal(signal.SIGTERM)
-        self.assertEqual(await old.over, "ended, how is not known")
+        self.assertEqual(await old.over, "exited with an unknown status")
         new.process.signal(signal.SIGTERM)
         self.assertEqual(await new.over, "exited with status 0")
 
@@ -590,9 +590,9 @@ class ForkserverTests(ProcessCase):
         fork_failed = self.worker(Sleeper())
         with logged() as log:
             self.assertIn("is gone", await fork_failed.over)
-        self.assertIn("has not answered for 0.5 s", log.text)
+        self.assertIn("did not answer for 0.5 s", log.text)
         process.signal(signal.SIGKILL)
-        self.assertEqual(await old.over, "ended, how is not known")
+        self.assertEqual(await old.over, "exited with an unknown status")
         await until(lambda: not alive(first))
 
     async def test_stopped_at_the_end(self) -> None:
@@ -613,7 +613,7 @@ class ForkserverTests(ProcessCase):
             self.forkserver = self.make("tests.support.forks_full", environment={"NOVASVC_TEST_FULL": full.name})
             for _ in range(2):
                 received = await self.worker(Sleeper()).over
-                self.assertEqual(received, "refused: the system forks no process: Resource temporarily unavailable")
+                self.assertEqual(received, "refused: fork failed: Resource temporarily unavailable")
             pid = self.forkserver.pid
         self.assertEqual(await self.worker(Exits(0)).over, "exited with status 0")
         self.assertEqual(self.forkserver.pid, pid)
@@ -632,7 +632,7 @@ class ForkserverTests(ProcessCase):
         await self.forkserver.close()
         self.assertLess(reactor.seconds() - began, 5)
         for witness in witnesses:
-            self.assertEqual(await witness.over, "ended, how is not known")
+            self.assertEqual(await witness.over, "exited with an unknown status")
             pid = witness.process.pid
             assert pid is not None
             await until(lambda: not alive(pid))  # noqa: B023 - its channel ends a moment before

@@ -355,7 +355,7 @@ class ReplaceTests(FleetCase):
         self.host.obeys = True
         self.host.pass_time(TIMEOUTS.start + 1)
         error = self.failureResultOf(done, ReloadError).value
-        self.assertIn("did not become ready: it was not ready within worker_start_timeout (60 s)", str(error))
+        self.assertIn("did not become ready: not ready within worker_start_timeout (60 s)", str(error))
         self.assertEqual(self.states(), [(1, "ready"), (2, "ready"), (3, "ready")])
 
     def test_all(self) -> None:
@@ -387,7 +387,7 @@ class ReplaceTests(FleetCase):
         self.assertNoResult(done)
         self.host.pass_time(TIMEOUTS.start)
         problem = str(self.failureResultOf(done, ReloadError).value)
-        self.assertIn("within worker_start_timeout (60 s): waits for the broker", problem)
+        self.assertIn("within worker_start_timeout (60 s): waiting for the broker", problem)
         self.assertEqual(self.servers(), ["old", "old", "old"])
 
     def test_deadline(self) -> None:

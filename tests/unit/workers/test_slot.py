@@ -67,7 +67,7 @@ class StartTests(SynchronousTestCase):
         self.rig.process.be_forked()
         self.rig.process.listener.received({"is": "waiting", "for": "broker"})
         self.rig.clock.advance(1000)
-        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("starting", "waits for the broker"))
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("starting", "waiting for the broker"))
         self.rig.process.listener.received({"is": "waiting", "for": None})
         self.assertIsNone(self.rig.slot.trouble)
         self.rig.clock.advance(59)
@@ -134,9 +134,7 @@ class DeathTests(SynchronousTestCase):
         with capturedLogs() as events:
             self.rig.process.fail("no hypervisor", final=False)
         (told,) = [formatEvent(event) for event in events if "started" in formatEvent(event)]
-        self.assertEqual(
-            told, "worker 1 (pid 100) of agent exited with status 1: no hypervisor; it is started again at once"
-        )
+        self.assertEqual(told, "worker 1 (pid 100) of agent exited with status 1: no hypervisor; restarting it now")
 
     def test_backs_off(self) -> None:
         """One that dies young again and again waits longer each time."""
@@ -213,7 +211,7 @@ class DeathTests(SynchronousTestCase):
             self.rig.process.die_of(SIGKILL)
         told = "\n".join(formatEvent(event) for event in events)
         self.assertNotIn("stacks", told)
-        self.assertIn("was killed by SIGKILL; its last events:\n1970-01-01T00:00:00.000Z call greet began", told)
+        self.assertIn("was killed by SIGKILL; last events:\n1970-01-01T00:00:00.000Z call greet began", told)
 
     def test_kill_by_ourselves_is_no_crash(self) -> None:
         """Of one that we killed, as it did not end in time, there is nothing to tell."""
@@ -526,7 +524,7 @@ class WaiterTests(SynchronousTestCase):
         self.assertEqual(self.rig.state, "ready")
 
     def test_gives_up_one_that_died(self) -> None:
-        """Who sees it die may give its place up: then it is not started again, and nobody is asked about that."""
+        """Who sees it die may give its place up: then not restarting it, and nobody is asked about that."""
         for deaths in (1, 2, 3):
             rig = SlotRig()
             rig.slot.start()
@@ -540,5 +538,5 @@ class WaiterTests(SynchronousTestCase):
             self.assertEqual((rig.state, len(rig.processes), rig.questions, rig.clock.calls), ("ended", deaths, [], []))
             self.assertEqual(
                 [formatEvent(event) for event in events],
-                ["worker 1 of agent exited with status 1; it is not started again"],
+                ["worker 1 of agent exited with status 1; not restarting it"],
             )

@@ -189,7 +189,7 @@ class SlotStories(RuleBasedStateMachine):
     @precondition(has_process)
     @rule()
     def fail_fork(self) -> None:
-        self.rig.process.listener.fork_failed("the system forks no process")
+        self.rig.process.listener.fork_failed("fork failed")
 
     @rule()
     def run_short(self) -> None:

@@ -106,7 +106,7 @@ class PackTests(SynchronousTestCase):
         """What is no service and makes none is refused."""
         self.assertEqual(
             self.problem(7),
-            "int cannot run in a worker: int provides no IService, and makes none; "
+            "int cannot run in a worker: int is neither an IService nor a function that makes one; "
             "give a service, or a function that takes the reactor and returns one",
         )
 
@@ -126,7 +126,7 @@ class PackTests(SynchronousTestCase):
             problem = self.problem(server)
             self.assertIn(f"{name} cannot run in a worker: it cannot be pickled: ", problem)
             self.assertIn(reason, problem)
-            self.assertIn("give a function of a module that takes the reactor and makes it", problem)
+            self.assertIn("give a module-level function that takes the reactor and returns a service", problem)
 
     def test_raises_when_pickled(self) -> None:
         """Whatever its own reduction raises, is told as the reason."""
@@ -179,8 +179,8 @@ class MainTests(SynchronousTestCase):
         error = self.assertRaises(NotPreforkableError, make_specification, self.server(self.main(None)))
         self.assertEqual(
             str(error),
-            "mine cannot run in a worker: it is made of what an interactive program defines; "
-            "define it in a module that can be imported",
+            "mine cannot run in a worker: it uses classes or functions defined in an interactive session; "
+            "define it in an importable module",
         )
 
 

@@ -168,7 +168,7 @@ class ResizeTests(SupervisorCase):
         """Numbers, and names, that cannot be had are refused, and the right ones named."""
         self.run_all((Server("api"), 2), (Server("agent"), 2))
         for count, server, error, text in (
-            (2, None, ResizeError, "cannot run 2 workers: say which server is meant; there are: api, agent"),
+            (2, None, ResizeError, "cannot run 2 workers: name the server; there are: api, agent"),
             (2, "web", NoSuchWorkerError, "there is no server 'web'; there are: api, agent"),
             (0, "api", ResizeError, f"cannot run 0 workers: give a number from 1 to {MAX_WORKERS}"),
             (MAX_WORKERS + 1, "api", ResizeError, "give a number from 1"),
@@ -194,7 +194,7 @@ class ResizeTests(SupervisorCase):
         with logged() as log:
             self.supervisor.resize_all(-1)
         self.assertEqual((len(self.staying("api")), len(self.staying("agent"))), (1, 1))
-        self.assertIn("api keeps its 1 worker", log.text)
+        self.assertIn("api keeps 1 worker", log.text)
 
     def test_while_it_ends(self) -> None:
         """While it ends, there are no more workers, and who signals for that breaks nothing."""
@@ -232,7 +232,7 @@ class AutoTests(GiveUpCase):
         (error,) = self.owner.errors
         self.assertEqual(
             str(error),
-            "the workers of api cannot run: api_manager: no such module; mend that, and start again",
+            "the workers of api cannot run: api_manager: no such module; fix that and start again",
         )
         self.assertEqual(self.rows("state"), [("failed",)])
 
@@ -251,7 +251,7 @@ class AutoTests(GiveUpCase):
         self.start((Server("api"), 1))
         self.die(5)
         (error,) = self.owner.errors
-        self.assertIn("worker 1 died 5 times within 60 s, at last: it exited with status 1", str(error))
+        self.assertIn("worker 1 exited 5 times within 60 s, at last: it exited with status 1", str(error))
         self.assertEqual(self.rows("state"), [("failed",)])
 
     def test_later(self) -> None:
@@ -417,7 +417,7 @@ class DrainTests(SupervisorCase):
         self.host.pass_time(100)
         problem = str(self.failureResultOf(drained, DrainError).value)
         new = "the new worker 1 of api did not become ready: no such table"
-        self.assertEqual(problem, f"worker 1 is not drained: it stays, as {new}")
+        self.assertEqual(problem, f"cannot drain worker 1: it keeps running: {new}")
         self.assertEqual((self.rows("state"), self.owner.errors), ([("ready",)], []))
 
     def test_unknown(self) -> None:

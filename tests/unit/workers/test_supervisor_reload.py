@@ -44,7 +44,7 @@ class ReloadTests(SupervisorCase):
         rows = self.successResultOf(reload)
         self.assertIn({"setting": "worker_watchdog", "before": "10", "after": "20"}, rows)
         self.assertEqual(len(rows), 2)
-        self.assertIn("reloaded: the workers were replaced", log.text)
+        self.assertIn("reloaded: all workers were replaced", log.text)
         (worker,) = self.staying()
         self.assertEqual(worker.parameters["log"]["level"], "debug")
         worker.diagnostics.recorder.beat(time.monotonic() - 15)
@@ -82,7 +82,7 @@ class ReloadTests(SupervisorCase):
         """A configuration without workers is refused: that takes another process."""
         self.run_all((Server("api"), 1))
         reload = self.reload((self.configuration, []))
-        self.assertIn("wants no workers", str(self.failureResultOf(reload, ReloadError).value))
+        self.assertIn("asks for no workers", str(self.failureResultOf(reload, ReloadError).value))
 
     def test_address_taken(self) -> None:
         """A server whose address cannot be had is refused; what was opened before it is closed."""
@@ -280,7 +280,7 @@ class FailingReloadTests(SupervisorCase):
         self.fail_newest()
         self.assertEqual(
             self.pass_back(reload),
-            "not reloaded, what ran before goes on: the new worker 1 of api did not become ready: no such table",
+            "reload failed, previous configuration kept: the new worker 1 of api did not become ready: no such table",
         )
         self.assertEqual((self.origins(), self.forkservers()), ([0, 0], [True, False]))
         self.assertEqual((self.owner.errors, self.owner.is_reloading), ([], [True, False]))
@@ -332,7 +332,7 @@ class FailingReloadTests(SupervisorCase):
         self.fail_newest()  # of agent
         with logged() as log:
             self.fail_newest("the table has changed")  # the first of api, on its way back
-        self.assertIn("not all workers of api were put back", log.text)
+        self.assertIn("rolling back the workers of api failed", log.text)
         self.assertIn("did not become ready: no such table", self.pass_back(reload))
         self.host.pass_time(60)
         self.assertEqual((self.origins(), self.forkservers()), ([1, 1, 0], [True, True]))

@@ -98,12 +98,12 @@ class NobodyTests(TestCase):
         left = socket.socket(socket.AF_UNIX)
         self.addCleanup(left.close)
         left.bind(str(self.path))
-        self.assertIn("the last one did not end by itself", await self.told())
+        self.assertIn("the last one was killed", await self.told())
 
     async def test_no_socket(self) -> None:
         """Something else is there."""
         self.path.write_text("x")
-        self.assertIn("something is there that is not a socket", await self.told())
+        self.assertIn("the file there is not a socket", await self.told())
 
     async def test_long_path(self) -> None:
         """A path that no socket can have is an error as others are."""
@@ -119,7 +119,7 @@ class NobodyTests(TestCase):
             def connectionMade(self) -> None:
                 self.transport.loseConnection()
 
-        self.assertIn("the supervisor ended before it answered workers", await self.answered(HangsUp))
+        self.assertIn("the supervisor exited before it answered workers", await self.answered(HangsUp))
 
     async def test_strange(self) -> None:
         """What answers there speaks another language."""
@@ -130,7 +130,7 @@ class NobodyTests(TestCase):
             def connectionMade(self) -> None:
                 self.transport.write(b"220 mail.example ESMTP\n")
 
-        self.assertIn("what answers there is no supervisor", await self.answered(Strange))
+        self.assertIn("the process that listens there is not a novasvc supervisor", await self.answered(Strange))
 
     async def test_silent(self) -> None:
         """It takes the connection, and says nothing."""

@@ -84,10 +84,10 @@ class RequestTests(SynchronousTestCase):
         example = 'a request is one line, such as {"command": "workers"}'
         for line in (b"", b"x", b"\xff", b"[" * 60000, b"9" * 5000, b'{"command"', b'"\\ud800'):
             refusal = self.refusal(line)
-            self.assertRegex(refusal, "^this is not JSON: .{1,200}; ")
+            self.assertRegex(refusal, "^the request is not JSON: .{1,200}; ")
             self.assertIn(example, refusal)
         for line in (b"null", b"[]", b"{}", b'"workers"', b'[{"command": "workers"}]'):
-            self.assertEqual(self.refusal(line), f"this is not an object with a command; {example}")
+            self.assertEqual(self.refusal(line), f'the request is not an object with the key "command"; {example}')
 
     def test_unknown_command(self) -> None:
         """A command that there is not is refused, and those that there are, are listed."""
@@ -98,20 +98,20 @@ class RequestTests(SynchronousTestCase):
 
     def test_wrong_arguments(self) -> None:
         """An argument that is wrong, unknown or missing is refused, and what would be right is said."""
-        takes = "it takes count (an integer from 1) and server (a text, or null)"
+        takes = "it takes count (an integer >= 1) and server (a string, or null)"
         for given_, expected in (
-            ({"count": "3"}, "count of resize cannot be '3'; it is an integer from 1"),
-            ({"count": True}, "count of resize cannot be True; it is an integer from 1"),
-            ({"count": 0}, "count of resize cannot be 0; it is an integer from 1"),
-            ({"count": 1.0}, "count of resize cannot be 1.0; it is an integer from 1"),
-            ({"count": None}, "count of resize cannot be None; it is an integer from 1"),
-            ({"count": 1, "server": 1}, "server of resize cannot be 1; it is a text, or null"),
-            ({}, f"resize lacks its argument count; {takes}"),
+            ({"count": "3"}, "resize: invalid count '3'; give an integer >= 1"),
+            ({"count": True}, "resize: invalid count True; give an integer >= 1"),
+            ({"count": 0}, "resize: invalid count 0; give an integer >= 1"),
+            ({"count": 1.0}, "resize: invalid count 1.0; give an integer >= 1"),
+            ({"count": None}, "resize: invalid count None; give an integer >= 1"),
+            ({"count": 1, "server": 1}, "resize: invalid server 1; give a string, or null"),
+            ({}, f"resize lacks the argument count; {takes}"),
             ({"count": 1, "sever": "api"}, f"resize takes no argument 'sever'; {takes}"),
         ):
             self.assertEqual(self.refusal(json.dumps({"command": "resize", **given_}).encode()), expected)
         self.assertEqual(
-            self.refusal(b'{"command": "reload", "now": true}'), "reload takes no argument 'now'; it takes none"
+            self.refusal(b'{"command": "reload", "now": true}'), "reload takes no argument 'now'; it takes no arguments"
         )
 
     def test_long_value(self) -> None:
@@ -121,7 +121,7 @@ class RequestTests(SynchronousTestCase):
         self.assertLess(len(self.refusal(b'{"command": "drain", "number": ' + b"[" * 900 + b"]" * 900 + b"}")), 300)
 
 
-class ConversationTests(SynchronousTestCase):
+class ControlConnectionTests(SynchronousTestCase):
     """Tests for novasvc.workers.control.connection.ControlConnection."""
 
     def setUp(self) -> None:
@@ -156,7 +156,7 @@ class ConversationTests(SynchronousTestCase):
         )
         self.supervisor.failing = None
         self.supervisor.pending = fail(ReloadError("it is broken"))
-        message = "not reloaded, what ran before goes on: it is broken"
+        message = "reload failed, previous configuration kept: it is broken"
         self.assertEqual(self.talk.ask({"command": "reload"}), {"error": {"type": "ReloadError", "message": message}})
         self.supervisor.pending = None
         self.assertIn("result", self.talk.ask({"command": "workers"}))
@@ -231,7 +231,7 @@ class ConversationTests(SynchronousTestCase):
             talk = Talk()
             talk.say(data)
             (answer,) = talk.answers()
-            self.assertEqual(answer["error"]["message"], "this request is too long; one has at most 65536 bytes")
+            self.assertEqual(answer["error"]["message"], "the request is too long; the maximum is 65536 bytes")
             self.assertTrue(talk.transport.disconnecting)
             talk.lose()
             self.assertEqual(talk.clock.getDelayedCalls(), [])
@@ -304,7 +304,10 @@ class ConversationTests(SynchronousTestCase):
         (answer,) = self.talk.answers()
         self.assertEqual(
             answer["error"],
-            {"type": "UnfinishedError", "message": "the supervisor ends, and reload() may not have been done"},
+            {
+                "type": "UnfinishedError",
+                "message": "the supervisor is shutting down; reload() may be incomplete",
+            },
         )
         self.assertTrue(self.talk.transport.disconnecting)
         reloading.callback([])

@@ -162,7 +162,7 @@ class TakeTests(ClaimCase):
         before = self.path.stat().st_ino
         self.assertEqual(
             self.refusal(),
-            f"control socket '{self.path}': this process has it, for another launcher; "
+            f"control socket '{self.path}': another launcher of this process already uses it; "
             "give each launcher a control_socket of its own",
         )
         self.assertEqual(self.path.stat().st_ino, before)
@@ -181,13 +181,13 @@ class TakeTests(ClaimCase):
             self.addCleanup(client.close)
             client.setblocking(False)
             client.connect_ex(str(self.path))
-        self.assertIn("more want to reach than it accepts", self.refusal())
+        self.assertIn("its backlog is full", self.refusal())
         self.assertTrue(self.path.is_socket())
 
     def test_other_kind(self) -> None:
         """A socket of datagrams is left alone."""
         self.bind(socket.SOCK_DGRAM)
-        self.assertIn("cannot be asked who listens: Protocol wrong type", self.refusal())
+        self.assertIn("cannot find out who listens there: Protocol wrong type", self.refusal())
         self.assertTrue(self.path.is_socket())
 
     def test_no_socket(self) -> None:
@@ -200,7 +200,7 @@ class TakeTests(ClaimCase):
         ):
             make()
             before = self.path.lstat()
-            self.assertIn("something is there that is not a socket; remove it, or set", self.refusal())
+            self.assertIn("the file there is not a socket; remove it, or set", self.refusal())
             self.assertEqual(self.path.lstat(), before)
             self.path.rmdir() if self.path.is_dir() else self.path.unlink()
 
@@ -209,7 +209,7 @@ class TakeTests(ClaimCase):
         name = "x" * (107 - len(str(self.directory)) - 1)
         lock = PathLock.acquire(self.directory / name)
         lock.release()
-        self.assertIn("a path of 108 bytes is longer", self.refusal(self.directory / f"{name}x"))
+        self.assertIn("a path of 108 bytes exceeds", self.refusal(self.directory / f"{name}x"))
         self.assertIn("a path of 108 bytes", self.refusal(self.directory / f"{name[:-1]}é"))
 
     def test_directory_that_is_none(self) -> None:
@@ -233,7 +233,7 @@ class TakeTests(ClaimCase):
         """A lock file that is a link is not followed."""
         self.path.parent.mkdir()
         Path(f"{self.path}.lock").symlink_to(self.directory / "elsewhere")
-        self.assertIn("nothing can be made there", self.refusal())
+        self.assertIn("cannot create files there", self.refusal())
         self.assertFalse((self.directory / "elsewhere").exists())
 
     def test_no_descriptor_left(self) -> None:
@@ -325,7 +325,7 @@ class ProcessTests(ClaimCase):
         claimant = self.claimant()
         claimant.write("0")
         self.assertEqual(claimant.read(), "won")
-        self.assertIn(f"another supervisor, pid {claimant.process.pid}, has it", self.refusal())
+        self.assertIn(f"another supervisor, pid {claimant.process.pid}, already uses it", self.refusal())
         claimant.process.send_signal(signal.SIGKILL)
         claimant.process.wait()
         self.assertTrue(self.path.is_socket())
