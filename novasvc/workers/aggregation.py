@@ -1,4 +1,4 @@
-"""What a supervisor tells of all its workers at once: their figures in one scrape, and their health."""
+"""Metrics and health of all workers, aggregated by the supervisor."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,27 +11,28 @@ from novasvc.workers.process import WorkerProcess
 from novasvc.workers.slot import Slot
 
 METRICS_TIMEOUT = 1.0
-"""Seconds that workers have to tell their figures; who has not by then is left out."""
+"""Seconds for workers to report metrics; a worker that is late is left out."""
 
 HEALTH_TIMEOUT = 3.0
-"""Seconds that workers have to see how they are; they give each leg two."""
+"""Seconds for workers to check their health; each dependency gets two of them."""
 
 _SILENCE = 3.0
-"""Seconds without a turn of its reactor after which a worker is not even asked: it hangs, or was stopped."""
+"""A worker whose reactor is blocked for longer than this many seconds is not asked: it hangs, or is stopped."""
 
 _OURS = "supervisor"
-"""The label of the supervisor's own figures, where those of workers have their number."""
+"""Value of the label "worker" for the supervisor's own metrics."""
 
 Row = dict[str, Any]
 
 
 async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
-    """Ask all workers for their figures, and add the supervisor's own.
+    """Collect the metrics of all workers and of the supervisor.
 
-    Each sample has the label "worker": a number, or "supervisor"; what is said of workers (novasvc_worker*) has that
-    already where it is meant. A worker that does not answer in time is left out, and novasvc_worker_up is 0 for it.
+    The label "worker" is added to each sample: a number, or "supervisor". The supervisor's own novasvc_worker* metrics
+    are about workers, and are left as they are. A worker that does not answer in time is left out, and its
+    novasvc_worker_up is 0.
 
-    :return: documents, each name once.
+    :return: one document per metric name.
     """
     places = _places(slots)
     answers = await _ask(places, "figures", METRICS_TIMEOUT)
@@ -51,9 +52,9 @@ async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
 
 
 async def collect_health(slots: Iterable[Slot]) -> list[Row]:
-    """Ask all workers how they are.
+    """Collect the health of all workers.
 
-    :return: a row for each: number, server, pid, state; "services": [{"service": str, "legs": see
+    :return: a row per worker: number, server, pid, state; "services": [{"service": str, "legs": see
         novasvc.node.health.Leg}], or None if it does not answer.
     """
     places = _places(slots)
@@ -62,13 +63,13 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
 
 
 def row(slot: Slot) -> Row:
-    """Say which worker it is."""
+    """Return the columns that identify a worker."""
     pid = None if slot.process is None else slot.process.pid
     return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
 
 
 def _places(slots: Iterable[Slot]) -> list[Slot]:
-    """Return one place for each number: of two, the one whose worker stays."""
+    """Return one slot per number: during a replacement, the one that is not draining."""
     places: dict[int, Slot] = {}
     for slot in sorted(slots, key=lambda slot: (slot.number, slot.state == "draining")):
         places.setdefault(slot.number, slot)
@@ -93,7 +94,7 @@ def _merge(merged: dict[str, Document], documents: Iterable[Document], worker: s
         own = document["name"].startswith("novasvc_worker")
         told = document if own else _labelled(document, worker)
         known = merged.setdefault(told["name"], {**told, "samples": []})
-        # Of another version, after a reload, it may be another thing with the same name.
+        # A worker of another version may have the same metric name with other labels: drop it rather than mix.
         if _shape(known) == _shape(told):
             known["samples"].extend(told["samples"])
 

@@ -1,4 +1,4 @@
-"""The forkserver as its supervisor sees it: it is asked for workers, and started again when it is gone."""
+"""The supervisor's side of the forkserver: requests forks, and restarts the forkserver if it dies."""
 
 import os
 import signal
@@ -24,21 +24,21 @@ from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 _log = Logger()
 
 _EXIT_TIMEOUT = 2.0
-"""Seconds that a forkserver may take to end."""
+"""Seconds for a forkserver to exit."""
 
 _ANSWER_TIMEOUT = 5.0
-"""Seconds that a forkserver may take to answer when it has imported all; a fork takes a hundredth of one."""
+"""Seconds for a forkserver to answer once its imports are done; a fork takes about 10 ms."""
 
 
 class ForkError(Exception):
-    """The system forks no process now."""
+    """A worker could not be forked."""
 
 
 @attrs.define(eq=False)
 class _PendingFork:
-    """A worker that was asked for.
+    """A request to fork that is not answered yet.
 
-    :ivar descriptors: copies, open until the answer is here.
+    :ivar descriptors: duplicates, kept open until the answer.
     """
 
     parameters: Mapping[str, Any]
@@ -53,20 +53,20 @@ class _PendingFork:
 
 @attrs.define(eq=False)
 class ForkserverClient:
-    """Has workers forked, by a process that is executed for that: see Note [A forkserver].
+    """Starts a forkserver and requests forks from it; see Note [A forkserver].
 
-    Nothing here blocks. A forkserver that is gone, or does not answer, is replaced; its workers
-    are not harmed by that, but how they end is not known any more.
+    Nothing here blocks. A forkserver that dies or does not answer is replaced. Its workers keep running, but
+    their exit status can no longer be known.
 
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
-    :param preload: modules that the workers import.
+    :param preload: modules to import before the first fork.
     :param main: the program's main module, if workers need what it defines; see
         :attr:`novasvc.workers.specification.ServerSpecification.main`.
-    :param environment: of the forkserver and the workers.
-    :param log_file: is their standard output and standard error; None is what ours are.
-    :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
-    :param patience: seconds that a forkserver may take to import a module, or to answer for the first time.
-    :param lock: descriptor that forkserver and workers keep open; None is none.
+    :param environment: for the forkserver and the workers.
+    :param log_file: their standard output and standard error; None inherits ours.
+    :param retry: backoff in seconds before a restart, after the nth early death in a row.
+    :param patience: seconds for the import of one module, and for the first answer.
+    :param lock: descriptor of the lock file for forkserver and workers to inherit, or None.
     """
 
     _reactor: Any
@@ -96,13 +96,13 @@ class ForkserverClient:
         return None if self._process is None else self._process.pid
 
     def reports(self, pid: int) -> bool:
-        """Tell whether the end of a worker will be known: its forkserver lives."""
+        """Return whether the exit of a worker will be reported: its forkserver lives."""
         return pid in self._ended
 
     def start(self) -> None:
-        """Start the forkserver; it imports what workers need.
+        """Start the forkserver, and send it the modules to import.
 
-        :raises OSError: the system starts no process now.
+        :raises OSError: no process can be started.
         """
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.workers.forkserver import main; main()"
         out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
@@ -130,20 +130,20 @@ class ForkserverClient:
             self._ask(key)
 
     def pass_on_log(self) -> None:
-        """Give the forkserver the log file that is there now, for its standard output and standard error."""
+        """Send the forkserver the reopened log file, for its standard output and standard error."""
         if self._pipe is not None and self._log_file is not None:
             self._pipe.send({"log": 1}, (self._log_file.fileno(),))
 
     def fork(
         self, parameters: Mapping[str, Any], descriptors: Sequence[int], ended: Callable[[int | None], None]
     ) -> Deferred[int]:
-        """Have a worker forked.
+        """Fork a worker.
 
-        :param parameters: what :func:`novasvc.workers.worker.run` is given; JSON.
-        :param descriptors: it gets copies of them.
-        :param ended: called once when the worker has ended, with its wait status.
+        :param parameters: for :func:`novasvc.workers.worker.run`; JSON.
+        :param descriptors: duplicated for the worker.
+        :param ended: called once with the wait status when the worker has exited.
         :return: Deferred[int], the process id; fails with ForkError.
-        :raises OSError: there are no descriptors left.
+        :raises OSError: out of file descriptors.
         """
         if self._closed:
             return fail(ForkError("the forkserver was shut down"))
@@ -161,9 +161,9 @@ class ForkserverClient:
         return request.answer
 
     def close(self) -> Deferred[None]:
-        """Let the forkserver go; its workers should have ended, for it ends those that have not.
+        """Shut the forkserver down; it kills workers that have not exited.
 
-        :return: Deferred[None], fired when it has ended, or after a while all the same.
+        :return: Deferred[None], fired when it has exited; it is killed after two seconds.
         """
         self._closed = True
         if self._timer is not None:
@@ -177,12 +177,12 @@ class ForkserverClient:
         self._pipe.send({"retire": True})
         self._pipe.close()
         if not self._ended and self._process.pid is not None:
-            self._process.signalProcess("KILL")  # it has no child, and may be busy importing
+            self._process.signalProcess("KILL")  # no child, and perhaps a long import
         process = self._process
 
         def end(_: object, __: float) -> None:
             if process.pid is not None:
-                process.signalProcess("KILL")  # it is stopped, most likely
+                process.signalProcess("KILL")  # probably stopped by SIGSTOP
 
         return self._protocol.ended.addTimeout(_EXIT_TIMEOUT, self._reactor, onTimeoutCancel=end)
 
@@ -191,11 +191,11 @@ class ForkserverClient:
         request = self._requests[key]
         message = {"fork": key, "descriptors": len(request.descriptors), "parameters": dict(request.parameters)}
         self._pipe.send(message, tuple(request.descriptors))
-        if self._timer is None:  # what is asked for later, gives it no more time
+        if self._timer is None:  # a later request must not extend the timeout
             self._watch()
 
     def _watch(self) -> None:
-        """Give the forkserver time for its next answer, if it owes one."""
+        """Restart the answer timeout, if an answer is due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -211,7 +211,7 @@ class ForkserverClient:
             s=seconds,
             doing=self._doing,
         )
-        if self.pid is not None:  # it may have ended in this very moment
+        if self.pid is not None:  # it may just have exited
             os.kill(self.pid, signal.SIGKILL)
 
     @property
@@ -241,14 +241,14 @@ class ForkserverClient:
     def _lost(self, pipe: Pipe) -> None:
         if pipe is not self._pipe:
             return
-        # The process itself has no number any more, if it was reaped before.
+        # The process object has no pid any more, if it was reaped first.
         pid, self._pipe, self._process = self._last_pid, None, None
-        # Its workers live on; that they end is seen by their own channels.
+        # Its workers live on; their exits are seen by their own pipes.
         self._ended.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        # One of them may have been forked; it ends when it finds nobody at the other end of its channel.
+        # A worker may have been forked all the same; it exits when it finds its pipe closed.
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
@@ -278,18 +278,18 @@ class ForkserverClient:
 
 
 class _Reaper(ProcessProtocol):
-    """A process whose end is seen by the channel to it; this has it reaped."""
+    """Reaps the forkserver; its death is noticed by the close of its pipe."""
 
     def __init__(self) -> None:
         self.ended: Deferred[None] = Deferred()
 
     def processEnded(self, reason: Failure) -> None:
-        """See that it is no zombie any more."""
+        """Fire the Deferred when the process has been reaped."""
         self.ended.callback(None)
 
 
 def _interpreter_options() -> list[str]:
-    """Return the options that this interpreter was given and that its child needs, too: -W, -X, -O."""
+    """Return the interpreter options to pass on to the child, such as -W, -X and -O."""
     import subprocess  # noqa: PLC0415 - for this alone
 
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The workers of one server: started, counted, replaced one after the other."""
+"""The workers of one server: start, resize, rolling replacement and drain."""
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,20 +22,20 @@ from novasvc.workers.specification import ServerSpecification
 _log = Logger()
 
 OPERATIONS_TIMEOUT = 0.5
-"""Seconds that the workers have to say which operations are under way in them; they are waited for with a call."""
+"""Seconds for workers to report their running operations; a caller waits meanwhile, so it is short."""
 
 _LATER = 1.0
-"""Seconds that a place has to see by itself that its worker is late."""
+"""Seconds of slack in which the slot itself reports a late worker, with its stacks."""
 
 
 @attrs.frozen(eq=False)
 class WorkerTemplate:
-    """What the workers are made from that were begun between two reloads.
+    """What workers are started from; a reload makes a new template.
 
-    :param specification: their server.
-    :param sockets: those that listen for it.
-    :param forkserver: forks them.
-    :param parameters: what they are told beside their number and their server.
+    :param specification: the pickled server.
+    :param sockets: the server's listening sockets.
+    :param forkserver: forks the workers.
+    :param parameters: for :func:`novasvc.workers.worker.run`, without the number and the server.
     """
 
     specification: ServerSpecification
@@ -50,11 +50,11 @@ class WorkerTemplate:
 class WorkerGroup:
     """Keeps a number of workers of one server running.
 
-    :param size: that number, > 0.
-    :param template: what the next worker is made from.
-    :param take_number: returns the least number that no worker has.
+    :param size: the number of workers, > 0.
+    :param template: for the workers that start from now on.
+    :param take_number: returns the lowest free worker number.
     :param give_up: see :class:`novasvc.workers.slot.Slot`.
-    :ivar proven: a worker has been ready.
+    :ivar proven: at least one worker has been ready.
     """
 
     size: int
@@ -77,20 +77,20 @@ class WorkerGroup:
         return self.template.specification.name
 
     def __iter__(self) -> Iterator[Slot]:
-        """Return all places of workers, also those that come to replace others, and those that leave."""
+        """Iterate over all slots, including replacements that start and old workers that drain."""
         yield from sorted([*self.slots, *self._others], key=lambda slot: slot.number)
 
     def start(self) -> Deferred[None]:
-        """Begin to start the workers.
+        """Start the workers.
 
-        :return: fires when all of them have been ready.
+        :return: Deferred, fired when each has been ready.
         """
         return self.resize(self.size)
 
     def resize(self, size: int) -> Deferred[None]:
-        """Run that many workers; those with the highest numbers leave.
+        """Change the number of workers; those with the highest numbers are drained.
 
-        :return: fires when all that were begun have been ready.
+        :return: Deferred, fired when each new worker has been ready.
         """
         self.size = self.throttle.workers = size
         begun = []
@@ -106,10 +106,10 @@ class WorkerGroup:
     async def start_and_wait(self) -> None:
         """Start the workers, and wait until each is ready.
 
-        :raises ReloadError: one did not become ready.
+        :raises ReloadError: a worker did not become ready.
         """
         self.start()
-        # All at once, or one that fails while another is waited for would be given up by its group.
+        # Wait for all concurrently: a failure must be seen even while another worker is awaited.
         try:
             await gatherResults(
                 [Deferred.fromCoroutine(self._wait_until_ready(slot)) for slot in self.slots], consumeErrors=True
@@ -118,7 +118,7 @@ class WorkerGroup:
             error.subFailure.raiseException()
 
     async def replace(self, slot: Slot) -> None:
-        """Start a worker with the number of another, and drain that one when the new one is ready.
+        """Start a replacement with the same number; drain the old worker when the new one is ready.
 
         :raises ReloadError: the new one did not become ready; the old one stays.
         """
@@ -135,27 +135,27 @@ class WorkerGroup:
         if slot in self.slots:
             self.slots[self.slots.index(slot)] = new
             self._leave(slot)
-        else:  # it had to leave meanwhile: the group has become smaller
+        else:  # the group was resized meanwhile, and the slot is drained already
             self._leave(new)
 
     async def replace_all(self, template: WorkerTemplate) -> None:
-        """Replace all workers that are of another template, one after the other.
+        """Replace the workers of other templates, one after the other.
 
-        :raises ReloadError: one did not become ready; it stays as it was, and so do those after it.
+        :raises ReloadError: a new worker did not become ready; the old one and those after it keep running.
         """
         self.template = template
-        # Others may be replaced, come or go meanwhile.
+        # Look again each time: slots may come, go or be replaced while this waits.
         while old := [slot for slot in self.slots if self._templates[slot] is not template]:
             await self.replace(old[0])
 
     def forked_by(self, forkserver: ForkserverClient) -> list[Slot]:
-        """Return the places whose workers come from a forkserver."""
+        """Return the slots whose workers this forkserver forks."""
         return [slot for slot in self if self._templates[slot].forkserver is forkserver]
 
     def drain(self) -> Deferred[None]:
         """Drain all workers.
 
-        :return: fires when there are none any more.
+        :return: Deferred, fired when all have exited.
         """
         self._others += self.slots
         self.slots.clear()
@@ -163,7 +163,7 @@ class WorkerGroup:
         return drained.addCallback(lambda _: None)
 
     def hurry(self) -> None:
-        """Let all workers end at once."""
+        """Make all workers cancel their work and exit now."""
         for slot in self:
             slot.hurry()
 
@@ -191,7 +191,7 @@ class WorkerGroup:
         return slot
 
     def _answer_sibling_query(self, slot: Slot, message: PipeMessage) -> None:
-        """Answer a worker that drains and was sent what belongs to nothing there."""
+        """Answer a draining worker that received a request of an operation that it does not know."""
         telling = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
 
         def tell(answer: str) -> None:
@@ -202,7 +202,7 @@ class WorkerGroup:
         telling.addErrback(lambda failure: _log.failure("cannot tell {worker} about siblings", failure, worker=slot))
 
     async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
-        """Return what the other workers are to an operation; see :mod:`novasvc.rpc.admission`."""
+        """Return whether a sibling can take the operation's request; see :mod:`novasvc.rpc.admission`."""
         others = [other for other in self if other is not slot and other.process is not None]
         if any(other.state == "ready" for other in others):
             return READY
@@ -212,7 +212,7 @@ class WorkerGroup:
             if other.process is not None and other.state == "draining"
         ]
         told = await gatherResults(asking, consumeErrors=True)
-        # A worker of another version may not know the question, and answers another one.
+        # A worker of another version may not know this query: accept only a list.
         known = any(isinstance(operations, list) and request_id in operations for operations in told)
         return UNDER_WAY if request_id and known else NOBODY
 
@@ -232,10 +232,10 @@ class WorkerGroup:
         self.proven = self.proven or state == "ready"
 
     async def _wait_until_ready(self, slot: Slot) -> None:
-        """Wait until a worker of a reload is ready. Others do its work, so that one waits for nothing for ever."""
+        """Wait until a replacement is ready, with a deadline: the old workers serve meanwhile."""
         reached = slot.reaches("ready", "backing off", "failed", "ended")
         if slot.timeouts.start:
-            # One that hangs is seen by its place, which has it write down its stacks.
+            # Later than the slot's own timeout, which aborts a hanging worker and logs its stacks.
             reached.addTimeout(slot.timeouts.start + ABORT_TIMEOUT + _LATER, self._reactor)
         problem = ""
         try:

@@ -1,4 +1,4 @@
-"""One worker process as its supervisor sees it: how it is born, what it says, how it ends."""
+"""The supervisor's side of one worker process: fork, messages, queries, exit."""
 
 import contextlib
 import os
@@ -22,36 +22,36 @@ from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 
 _REAP_TIMEOUT = 1.0
-"""Seconds between the end of a worker's channel and the news of its own end; mostly they come together."""
+"""Seconds to wait for the exit report after the pipe has closed, or the reverse; usually both come together."""
 
 _DONE_TIMEOUT = 60.0
-"""Seconds between the two of a worker that has said that it ends: its threads and exit handlers may take their time."""
+"""The same for a worker that has reported that it is done: its threads and exit handlers may take long."""
 
 _LOOK_INTERVAL = 0.02
 _LOOKS = 50
-"""Times that a record is looked at for stacks, and seconds between two of them."""
+"""Number of polls of the diagnostics file for stacks; _LOOK_INTERVAL is the seconds between two polls."""
 
 _ANSWER_TIMEOUT = 1.0
-"""Seconds that a worker has to say which calls are under way."""
+"""Seconds for a worker to report its running calls."""
 
 
 @attrs.frozen
 class Exit:
     """How a process ended.
 
-    :param status: as waitpid gives it; None if nobody knows.
+    :param status: wait status, as from waitpid; None if unknown.
     """
 
     status: int | None
 
     @property
     def signal(self) -> int | None:
-        """The signal that ended it; None if none did."""
+        """The signal that killed it, or None."""
         return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
 
     @property
     def code(self) -> int | None:
-        """Its exit status; None if it has none."""
+        """Its exit status, or None."""
         return os.WEXITSTATUS(self.status) if self.status is not None and os.WIFEXITED(self.status) else None
 
     def __str__(self) -> str:
@@ -66,28 +66,28 @@ class Exit:
 
 
 class ProcessListener(Protocol):
-    """Who is told of a process."""
+    """Receives the events of a process."""
 
     def forked(self) -> None:
-        """See that it exists."""
+        """Handle a successful fork."""
 
     def fork_failed(self, problem: str) -> None:
-        """See that it could not be forked."""
+        """Handle a failed fork; no other event follows."""
 
     def received(self, message: PipeMessage) -> None:
-        """Take what it said; see :mod:`novasvc.workers.worker`."""
+        """Handle a message; see :mod:`novasvc.workers.worker`."""
 
     def ended(self, how: Exit) -> None:
-        """See that it has ended. Nothing comes after that."""
+        """Handle the exit; no other event follows."""
 
 
 class WorkerProcess:
-    """A process, from the request to fork it to its end.
+    """A worker process, from the fork request to its exit.
 
-    :param parameters: what it is to do; see :func:`novasvc.workers.worker.run`.
-    :param sockets: listening ones, for its server.
-    :ivar finished: its server has stopped; what is left is the end of its threads, and of the process.
-    :raises OSError: there are no descriptors left.
+    :param parameters: see :func:`novasvc.workers.worker.run`.
+    :param sockets: listening sockets of its server.
+    :ivar finished: its server has stopped; only threads and exit handlers remain.
+    :raises OSError: out of file descriptors.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class WorkerProcess:
             self.diagnostics = DiagnosticsFile()
             undo.callback(self.diagnostics.close)
             ours, theirs = socket.socketpair()
-            with ours, theirs:  # there are copies
+            with ours, theirs:  # both are duplicated
                 self._pipe = adopt(reactor, ours, Pipe(self._received, self._lost))
                 undo.callback(self._pipe.close)
                 descriptors = [theirs.fileno(), self.diagnostics.descriptor, *(shared.fileno() for shared in sockets)]
@@ -126,14 +126,14 @@ class WorkerProcess:
 
     @property
     def stalled(self) -> float:
-        """Seconds since its reactor turned last; 0 before its first sign of life."""
-        # One that is done may wait for its threads, without a reactor; its end has a deadline of its own.
+        """Seconds since its last heartbeat; 0 before the first one."""
+        # A finished worker may wait for threads without a reactor; _DONE_TIMEOUT limits that.
         beaten = 0.0 if self._closed or self.finished else self.diagnostics.recorder.beaten
         return time.monotonic() - beaten if beaten else 0.0
 
     @property
     def memory(self) -> int | None:
-        """Bytes that it shares with no other process; None if it is gone."""
+        """Private memory in bytes; None if the process is gone."""
         try:
             with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as figures:  # noqa: PTH123 - no file for a Path
                 return sum(int(line.split()[1]) * 1024 for line in figures if line.startswith("Private_"))
@@ -142,20 +142,20 @@ class WorkerProcess:
 
     @property
     def stacks(self) -> str:
-        """What faulthandler wrote into its record; "" when that is gone."""
+        """The stacks that faulthandler wrote; "" after the exit was handled."""
         return "" if self._closed else self.diagnostics.stacks
 
     @property
     def events(self) -> list[Event]:
-        """What happened last in it; nothing when its record is gone."""
+        """Its flight recorder events; empty after the exit was handled."""
         return self.last_events()
 
     def last_events(self, most: int = sys.maxsize) -> list[Event]:
-        """Return the last of them, at most so many."""
+        """Return the last events, at most ``most``."""
         return [] if self._closed else self.diagnostics.recorder.events(most)
 
     def signal(self, number: int) -> None:
-        """Send it a signal; before it is born, every signal ends it."""
+        """Send a signal; before the fork is confirmed, any signal cancels it."""
         if self._over:
             return
         if self.pid is None:
@@ -165,32 +165,32 @@ class WorkerProcess:
             os.kill(self.pid, number)
         except ProcessLookupError:
             if self._connected and not self._forkserver.reports(self.pid):
-                # Nobody else will tell: a process that it started holds its channel, and its forkserver is gone.
+                # A grandchild holds the pipe open and the forkserver is gone: only ESRCH tells that it has exited.
                 self._reaped(None)
 
     def hurry(self, seconds: float) -> None:
-        """Tell it to end at once.
+        """Tell it to cancel its work and exit.
 
-        :param seconds: that it has for that.
+        :param seconds: until it kills itself.
         """
         if not self._over:
             self._pipe.send({"end": "at once", "seconds": seconds})
 
     def answer(self, key: int, answer: str) -> None:
-        """Answer a question of its own; nothing happens if it has ended."""
+        """Answer a query of the worker; does nothing after its exit."""
         if not self._over:
             self._pipe.send({"answer": key, "said": answer})
 
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
-        """Ask which calls are under way; see :meth:`ask`."""
+        """Query the running calls; see :meth:`ask`."""
         return self.ask("calls", _ANSWER_TIMEOUT)
 
     def ask(self, what: str, patience: float) -> Deferred[Any]:
-        """Ask the worker something.
+        """Query the worker.
 
         :param what: "calls", "figures", "health", "operations"; see :meth:`novasvc.workers.worker.Worker.receive`.
         :param patience: seconds to wait.
-        :return: fires with JSON, or with None if it does not answer in time.
+        :return: Deferred of the answer, JSON; None if it does not answer in time.
         """
         if self._over:
             return succeed(None)
@@ -205,7 +205,7 @@ class WorkerProcess:
         return answer.addTimeout(patience, self._reactor, unanswered)
 
     async def dump(self) -> str:
-        """Have faulthandler write the stacks of all threads, and return them; "" if it does not run at all."""
+        """Make faulthandler write the stacks of all threads, and return them; "" if there is no process."""
         if self._over or self.pid is None:
             return ""
         self.diagnostics.clear_stacks()
@@ -220,7 +220,7 @@ class WorkerProcess:
         return before
 
     def _abandon(self) -> None:
-        """Wait for it no more. If it is born all the same, it finds its channel closed, and ends."""
+        """Give up the fork. A process that is forked all the same exits, because its pipe is closed."""
         self._over = True
         self._reactor.callLater(0, self._listener.fork_failed, "stopped before it was forked")
         self._close()
@@ -245,7 +245,7 @@ class WorkerProcess:
 
     def _received(self, message: PipeMessage) -> None:
         if self.pid is None:
-            # It may speak before its forkserver has told that it is born: seen once in 800 births.
+            # Its first message can overtake the forkserver's report of the fork (seen once in 800).
             self._early.append(message)
             return
         if message["is"] == "asked":
@@ -258,9 +258,9 @@ class WorkerProcess:
         elif not self._over:
             self._listener.received(message)
 
-    # Its end is seen twice: by the end of its channel, behind its last words, and by what its
-    # forkserver says of it. Either may come first, and either may fail to come: a process that it
-    # started can hold the channel, and a forkserver can be killed or stopped.
+    # An exit has two signs: the pipe closes, behind the last messages; and the forkserver reports the wait status.
+    # They come in any order, and either may be missing: a grandchild can hold the pipe open, and a forkserver can
+    # be killed or stopped. Hence the timer after the first sign.
 
     def _lost(self) -> None:
         self._connected = False
@@ -290,7 +290,7 @@ class WorkerProcess:
                 self._wait(self._unreported, _REAP_TIMEOUT)
                 return
             if status is None:
-                self.signal(signal.SIGKILL)  # it may live, and nobody else has its number
+                self.signal(signal.SIGKILL)  # it may still run, and its slot is about to be reused
         self._exit = Exit(status)
         self._finish()
 
@@ -313,7 +313,7 @@ class WorkerProcess:
 
 
 def _status(pid: int) -> int | None:
-    """Return the wait status of a process that has ended and that its forkserver, stopped maybe, has not reaped."""
+    """Return the wait status of a zombie that its (perhaps stopped) forkserver has not reaped; None otherwise."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as figures:  # noqa: PTH123 - no file for a Path
             state, *_, status = figures.read().rpartition(")")[2].split()
@@ -323,4 +323,4 @@ def _status(pid: int) -> int | None:
 
 
 Launch = Callable[[ProcessListener], WorkerProcess]
-"""Begins a process for a listener."""
+"""Starts a process whose events go to a listener."""

@@ -1,4 +1,4 @@
-"""The place of one worker, as an Automat machine: its process is born, watched, drained, replaced."""
+"""The slot of one worker: an Automat machine that starts, watches, drains and replaces its process."""
 
 import time
 from collections.abc import Callable
@@ -22,25 +22,25 @@ from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
 _log = Logger()
 
 ABORT_TIMEOUT = 2.0
-"""Seconds between SIGABRT, at which a process writes down its stacks, and SIGKILL."""
+"""Seconds between SIGABRT, at which a process writes its stacks, and SIGKILL."""
 
 HURRY_TIMEOUT = 2.0
-"""Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
+"""Seconds that a worker has to cancel its work when it must stop now; then comes SIGKILL."""
 
 EXHAUSTED_PAUSE = 30.0
-"""Seconds between two attempts when the budget is used up."""
+"""Seconds between two restarts once the restart budget is exhausted."""
 
 _LAST_EVENTS = 30
-"""Events of the flight recorder that are logged for a worker that crashed."""
+"""Flight recorder events that are logged when a worker crashes."""
 
 
 @attrs.frozen
 class WorkerTimeouts:
-    """Seconds that a worker is given; 0 is without limit.
+    """Time limits for a worker, in seconds; 0 is no limit.
 
-    :param start: to be ready.
-    :param drain: to finish what it has begun.
-    :param silence: between two turns of its reactor.
+    :param start: from fork to ready.
+    :param drain: to finish running work.
+    :param watchdog: for which its reactor may be blocked.
     """
 
     start: float = 60.0
@@ -49,52 +49,52 @@ class WorkerTimeouts:
 
 
 class SlotInput(Protocol):
-    """What happens to a worker's place."""
+    """The inputs of the slot's state machine."""
 
     def start(self) -> None:
-        """Have a process forked."""
+        """Fork a process."""
 
     def ready(self) -> None:
-        """Note that the process does its work."""
+        """Note that the process is ready."""
 
     def ended(self, how: str) -> None:
-        """Note that there is no process, because it ended or could not be forked."""
+        """Note that the process exited, or could not be forked."""
 
     def stalled(self, seconds: float) -> None:
-        """Note that the process's reactor does not turn."""
+        """Note that the process's reactor is blocked."""
 
     def elapsed(self) -> None:
-        """Note that the time of this state is over."""
+        """Note that the timer of this state has expired."""
 
     def plan_restart(self) -> None:
-        """Decide what follows the end of the process."""
+        """Decide when to start the next process."""
 
     def give_up(self) -> None:
-        """Start no more."""
+        """Start no further process."""
 
     def drain(self) -> None:
-        """Let the process finish what it has begun, and start no other."""
+        """Drain the process, and start no other."""
 
     def leave(self) -> None:
-        """Note that the process drains, whoever has told it to."""
+        """Note that the process has begun to drain, though this slot did not ask for it."""
 
     def hurry(self) -> None:
-        """Let the process end at once."""
+        """Stop the draining process now."""
 
 
 @attrs.define(eq=False)
 class Slot:
-    """A worker's place: its number, its process, what became of those before.
+    """One worker slot: a stable number, the current process, and the history of earlier ones.
 
-    It listens to its process; see :class:`novasvc.workers.process.ProcessListener`.
+    Provides :class:`novasvc.workers.process.ProcessListener` for its process.
 
-    :param number: stable: whoever takes the place of a worker has its number.
-    :param name: of the server.
-    :param launch: begins a process.
-    :param give_up: told of a problem with which no worker can run ("" is none, but the budget is used up);
-        returns whether to start no more.
-    :param tell_of_siblings: answers a worker that asks about the other workers of its server.
-    :ivar cut: its process, which was to end, has not ended by itself, but was cut short or killed.
+    :param number: stable: a replacement worker has the same number.
+    :param name: the server's name.
+    :param launch: forks a process; called for each start.
+    :param give_up: called with a problem that no worker can survive, or with "" when the restart budget is
+        exhausted; returns whether to stop restarting.
+    :param tell_of_siblings: answers a worker's query about the other workers of its server.
+    :ivar cut: the last process did not finish its drain: it was interrupted or killed.
     """
 
     number: int
@@ -127,7 +127,7 @@ class Slot:
     _machine: SlotInput = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # There before they count: an increase is reckoned from the first value that is seen.
+        # Export the counters at zero, so that alerts see the first increase.
         metrics.worker_restarts.at(self.name)
         metrics.worker_hangs.at(self.name)
         self._history = History(self._policy)
@@ -140,24 +140,24 @@ class Slot:
     # -- for the outside -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have a process forked."""
+        """Fork a process."""
         self._machine.start()
 
     def drain(self) -> Deferred[str]:
-        """Let the worker finish what it has begun; its place is given up.
+        """Drain the worker, and close the slot.
 
-        :return: fires when there is no process any more.
+        :return: Deferred, fired when the process has exited.
         """
         self._machine.drain()
         return self.reaches("ended")
 
     def hurry(self) -> None:
-        """Drain in no time."""
+        """Drain, and cancel running work now."""
         self._machine.drain()
         self._machine.hurry()
 
     def check(self) -> None:
-        """See whether the worker's reactor turns. Called about once a second."""
+        """Check that the worker's reactor is not blocked. Called about once a second."""
         if self.process is None or not self.timeouts.watchdog:
             return
         stalled = self.process.stalled
@@ -165,7 +165,7 @@ class Slot:
             self._machine.stalled(stalled)
 
     def reaches(self, *states: str) -> Deferred[str]:
-        """Wait for one of some states; fires with its name, at once if it is that already."""
+        """Wait for any of these states; fires with its name, immediately if the slot is in it."""
         waiter: Deferred[str] = Deferred(lambda waiter: self._waiters.remove((frozenset(states), waiter)))
         if self.state in states:
             waiter.callback(self.state)
@@ -176,15 +176,15 @@ class Slot:
     # -- for the process -----------------------------------------------------------------------
 
     def forked(self) -> None:
-        """See it born."""
+        """Handle a successful fork."""
         _log.debug("forked {worker}", worker=self)
 
     def fork_failed(self, problem: str) -> None:
-        """See that it could not be forked."""
+        """Handle a failed fork."""
         self._machine.ended(f"could not be forked: {problem}")
 
     def received(self, message: PipeMessage) -> None:
-        """Take what it says of itself."""
+        """Handle a status message from the process."""
         match message:
             case {"is": "ready"}:
                 self._machine.ready()
@@ -193,7 +193,7 @@ class Slot:
                 self._final = problem if final else ""
             case {"is": "waiting", "for": leg} if self.state == "starting":
                 self.trouble = None if leg is None else f"waiting for the {leg}"
-                # An outage is not the worker's fault: its time to start begins when it is over.
+                # An outage is not the worker's fault: restart the start timeout when it is over.
                 self.arm(self.timeouts.start if leg is None else 0)
             case {"is": "asking", "key": _, "request_id": _}:
                 self._answer_sibling_query(self, message)
@@ -206,7 +206,7 @@ class Slot:
                     self.trouble = under_way
 
     def ended(self, how: Exit) -> None:
-        """See it end."""
+        """Handle the exit of the process."""
         self._exit_signal = how.signal
         crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
         killed_externally = how.signal == SIGKILL and self.state in {
@@ -219,9 +219,9 @@ class Slot:
         self._machine.ended(str(how))
 
     def _log_remains(self, how: Exit, stacks: str) -> None:
-        """Log what a process has left.
+        """Log the stacks and last events of a dead process.
 
-        :param stacks: "" for one that had no time to write any.
+        :param stacks: "" if it was killed before it could write them.
         """
         assert self.process is not None
         _log.error(
@@ -235,18 +235,18 @@ class Slot:
     # -- for the machine -----------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
-        """Be in a state from now on, and let those know who wait for it."""
+        """Enter a state, and fire the Deferreds that wait for it."""
         self.arm(0)
         self.state, self.since, self._entered_at = state, time.time(), self._clock.seconds()
         waiters = [waiter for waiter in self._waiters if state in waiter[0]]
         for waiter in waiters:
-            if waiter in self._waiters:  # who was told before it, may have cancelled it
+            if waiter in self._waiters:  # an earlier callback may have cancelled it
                 self._waiters.remove(waiter)
-                # Who waited may give the machine another input; it is taken when this one has been.
+                # A callback may feed the machine: Automat queues that input behind the current one.
                 waiter[1].callback(state)
 
     def arm(self, seconds: float) -> None:
-        """Have the time of this state be over in some seconds; 0 is never."""
+        """Set the timer of this state; 0 clears it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -261,14 +261,14 @@ class Slot:
             self._machine.elapsed()
 
     def _start_again(self) -> None:
-        """Have a process forked that follows one, as soon as the throttle allows it."""
+        """Start the next process as soon as the throttle allows."""
         if wait := self._throttle.wait(self._clock.seconds()):
             self.arm(wait)
         else:
             self._machine.start()
 
     def launch(self) -> None:
-        """Have a process forked."""
+        """Fork a process."""
         self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
         self._aborted = self._told_to_end_now = self._killed = self._failed = False
@@ -279,13 +279,13 @@ class Slot:
             self.fork_failed(str(error.strerror))
 
     def note_ready(self) -> None:
-        """Remember that it lives."""
+        """Record that the process is ready."""
         now = self._clock.seconds()
         _log.info("{worker} is ready after {seconds:.3f} s", worker=self, seconds=now - self._entered_at)
         self._ready_at, self.trouble = now, None
 
     def abort(self, problem: str) -> None:
-        """Have the process write down its stacks and end; it is killed if it does not."""
+        """Send SIGABRT, at which faulthandler writes the stacks; SIGKILL follows."""
         _log.error("{worker} hangs: {problem}; aborting it", worker=self, problem=problem)
         self.trouble = problem
         self._aborted = self._told_to_end_now = True
@@ -294,21 +294,21 @@ class Slot:
         self.arm(ABORT_TIMEOUT)
 
     def abort_once(self, problem: str) -> None:
-        """Abort it, unless that was done."""
+        """Abort the process, unless that was done before."""
         if not self._aborted:
             self.abort(problem)
 
     def begin_drain(self) -> None:
-        """Ask the process to finish."""
+        """Send SIGTERM: finish running work, then exit."""
         self.signal(SIGTERM)
         self.limit_drain()
 
     def limit_drain(self) -> None:
-        """Give the process its time to finish."""
+        """Start the drain timeout."""
         self.arm(self.timeouts.drain)
 
     def end_now(self) -> None:
-        """Tell the process to end at once."""
+        """Tell the process to cancel its work and exit; SIGKILL follows."""
         self._tell_to_hurry(HURRY_TIMEOUT / 2)
         if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
             self.arm(HURRY_TIMEOUT)
@@ -319,7 +319,7 @@ class Slot:
             self.process.hurry(seconds)
 
     def drain_timed_out(self) -> None:
-        """Have the process cut short what it does, and kill it if that did not help."""
+        """Handle the drain timeout: cancel running work first, kill on the second expiry."""
         if self._told_to_end_now:
             self.kill()
         else:
@@ -327,7 +327,7 @@ class Slot:
             self.arm(FORCED)
 
     def kill(self) -> None:
-        """End the process by force."""
+        """Kill the process with SIGKILL."""
         self._killed = True
         lost = "its running work is lost, or is redelivered to another worker"
         _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=lost)
@@ -339,7 +339,7 @@ class Slot:
             self.process.signal(number)
 
     def note_exit(self, how: str) -> None:
-        """Remember how the process ended, which is the trouble unless it said one itself."""
+        """Record how the process exited; that is the trouble, unless it reported one itself."""
         self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
         self.trouble = self.trouble or f"it {how}"
         self.restarts += 1
@@ -347,7 +347,7 @@ class Slot:
         self.process = None
 
     def plan_restart(self) -> None:
-        """Decide what follows the end of the process."""
+        """Decide when to start the next process, or give up."""
         now = self._clock.seconds()
         lived = None if self._ready_at is None else now - self._ready_at
         pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
@@ -366,21 +366,21 @@ class Slot:
             self._machine.start()
 
     def log_last_end(self) -> None:
-        """Log the end of a process that no other follows."""
+        """Log the exit of a process that is not replaced."""
         _log.critical("{what}; not restarting it", what=self._exit_summary)
 
     def log_drained(self, how: str) -> None:
-        """Log how a process ended that was told to."""
+        """Log how a drained process exited."""
         finished = self.process is None or self.process.finished or self._ready_at is None
         self.cut = self._told_to_end_now and not finished
-        if self.cut and not self._killed:  # what is killed was told already
+        if self.cut and not self._killed:  # a kill has been logged already
             lost = "its running work is lost, or is redelivered to another worker"
             _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=lost)
         else:
             _log.info("{worker} drained: it {how}", worker=self, how=how)
 
     def finish(self) -> None:
-        """Be without a process for good."""
+        """Forget the process."""
         self.process = None
 
 
@@ -430,12 +430,12 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @starting.upon(SlotInput.drain).to(draining)
     def drain_unready(machine: SlotInput, slot: Slot) -> None:
-        # It has begun nothing for others that would have to be finished.
+        # Not ready means that it serves nobody yet: nothing to finish.
         slot.enter("draining")
         slot.begin_drain()
         slot.end_now()
 
-    # One that was told to end by somebody else: it has as long as any other, and is replaced.
+    # Signalled by somebody else: it gets the same drain timeout, and is then replaced.
     leaving = builder.state("leaving")
 
     @ready.upon(SlotInput.leave).to(leaving)
@@ -445,7 +445,7 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @leaving.upon(SlotInput.drain).to(draining)
     def drain_leaving(machine: SlotInput, slot: Slot) -> None:
-        pass  # it drains already; its place is not filled again
+        pass  # it drains already; only the replacement is cancelled
 
     @leaving.upon(SlotInput.stalled).loop()
     def stuck_in_leave(machine: SlotInput, slot: Slot, seconds: float) -> None:
@@ -461,7 +461,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         def died(machine: SlotInput, slot: Slot, how: str) -> None:
             slot.note_exit(how)
             slot.enter("backing off")
-            # Behind what those want who waited for this: who gives the place up, wants no other process.
+            # Queued behind inputs of callbacks on this state: one that drains the slot must win over a restart.
             machine.plan_restart()
 
     @backing_off.upon(SlotInput.plan_restart).loop()
@@ -487,7 +487,7 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @draining.upon(SlotInput.stalled).loop()
     def stuck_in_drain(machine: SlotInput, slot: Slot, seconds: float) -> None:
-        # It finishes nothing; and it may have been given no deadline.
+        # A blocked reactor finishes nothing, and the drain may have no deadline.
         slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
 
     @draining.upon(SlotInput.elapsed).loop()
@@ -504,7 +504,7 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.finish()
         slot.enter("ended")
 
-    # What comes too late, or is known.
+    # Inputs that come too late, or repeat what is known, are ignored.
     for state in (idle, starting, hung, draining, leaving, backing_off, failed, ended):
         state.upon(SlotInput.leave).loop().returns(None)
     for state in (ready, hung, draining, leaving):

@@ -1,4 +1,4 @@
-"""What a worker is told to do: its server, made fit for the way into another process."""
+"""The specification of a server: pickled, with the modules that a worker imports to rebuild it."""
 
 import base64
 import io
@@ -17,11 +17,11 @@ from novasvc.workers.errors import NotPreforkableError
 
 @attrs.frozen
 class ServerSpecification:
-    """A server on its way.
+    """A pickled server.
 
-    :param name: of the server, for people.
-    :param server: pickled, in base64.
-    :param modules: that it is made of.
+    :param name: the server's name.
+    :param server: the pickle, in base64.
+    :param modules: modules of its classes and functions, and those that it names to preload.
     """
 
     name: str
@@ -30,9 +30,9 @@ class ServerSpecification:
 
     @property
     def main(self) -> tuple[str, str] | None:
-        """The program's main module, if the server is made of what that defines.
+        """The program's main module, if the server uses what it defines.
 
-        :return: "module" and its name, if it was run by ``python -m``; else "path" and its path.
+        :return: ("module", its name) if it was run by ``python -m``, else ("path", its path); or None.
         """
         main = sys.modules["__main__"]
         if "__main__" not in self.modules:
@@ -44,14 +44,14 @@ class ServerSpecification:
 
 
 class _ModuleRecorder(pickle.Pickler):
-    """Remembers the modules that classes and functions come from."""
+    """A pickler that records the modules of classes and functions."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
         self.modules: set[str] = set()
 
     def persistent_id(self, obj: Any) -> None:
-        """Look at each object; all are pickled by value or by name."""
+        """Record the module of each object; return None, so that pickling is unchanged."""
         if isinstance(obj, type | FunctionType):
             self.modules.add(obj.__module__)
 
@@ -59,8 +59,8 @@ class _ModuleRecorder(pickle.Pickler):
 def make_specification(server: Any) -> ServerSpecification:
     """Pickle a server.
 
-    :param server: provides IService, or takes a reactor and returns such a one.
-    :raises NotPreforkableError: it is neither, or pickle cannot carry it.
+    :param server: provides IService, or is a function that takes a reactor and returns an IService.
+    :raises NotPreforkableError: it is neither, or cannot be pickled.
     """
     name = server_name(server)
     if not IService.providedBy(server) and not callable(server):
@@ -82,7 +82,7 @@ def make_specification(server: Any) -> ServerSpecification:
 
 
 def server_name(server: Any) -> str:
-    """Name a server: its own name, a node's topic, or its class."""
+    """Return the name of a server: its name, topic or ``__name__``, or else its class's name."""
     for attribute in ("name", "topic", "__name__"):
         name = getattr(server, attribute, None)
         if isinstance(name, str):

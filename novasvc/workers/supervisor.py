@@ -1,4 +1,4 @@
-"""The workers of all servers together: what starts, replaces, counts and ends them."""
+"""The supervisor: starts, replaces, resizes, reloads and drains the workers of all servers."""
 
 import os
 import socket
@@ -37,24 +37,24 @@ from novasvc.workers.systemd import CHILD_VARIABLES
 _log = Logger()
 
 MAX_WORKERS = 1024
-"""Workers of a server; more is a slip of the pen."""
+"""Workers per server; a larger number is taken for a typing error."""
 
 Row = dict[str, Any]
 Sockets = Mapping[str, Sequence[socket.socket]]
-"""By the name of the server that they listen for."""
+"""Listening sockets by the name of their server."""
 
 
 @attrs.define(eq=False)
 class ServerWrapper:
-    """A server, and in how many processes it runs.
+    """A server and its number of worker processes.
 
     :param server: provides IService, or takes a reactor and returns such a one; see
         :func:`novasvc.workers.specification.make_specification`.
-    :param workers: their number.
-    :ivar children: process ids of its workers now. Those of a wrapper that a launcher runs: see
+    :param workers: number of processes, > 0.
+    :ivar children: process ids of its current workers. For those of all servers of a launcher, see
         :attr:`novasvc.service.ProcessLauncher.children`.
-    :ivar forktimes: the reactor's seconds of its last forks, of any reason.
-    :ivar configured: the number as it was given; an operator may have changed the other.
+    :ivar forktimes: reactor times of recent forks, for whatever reason.
+    :ivar configured: the number given at construction; an operator may change ``workers`` at run time.
     Source: nova.service.ServerWrapper.
     """
 
@@ -69,7 +69,7 @@ class ServerWrapper:
 
     @property
     def name(self) -> str:
-        """What operators call the server."""
+        """The server's name, as operators see it."""
         return server_name(self.server)
 
     @property
@@ -79,19 +79,19 @@ class ServerWrapper:
 
     @property
     def forktimes(self) -> list[float]:
-        """The reactor's seconds of the last forks."""
+        """Reactor times of recent forks."""
         return [] if self.group is None else list(self.group.throttle.times)
 
 
 Reread = Callable[[], tuple[Configuration, Sequence[ServerWrapper] | None]]
-"""Reads the configuration again; returns the servers that it describes, or None for those that are there."""
+"""Reads the configuration again; returns it with its servers, or with None to keep the present servers."""
 
 
 def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
-    """Have the servers that share sockets open them.
+    """Open the listening sockets of preforkable servers.
 
-    :param held: those of the servers that they replace.
-    :raises NovasvcError: an address cannot be had; none is left open.
+    :param held: sockets of the servers being replaced, to reuse.
+    :raises NovasvcError: an address cannot be bound; all new sockets are closed again.
     """
     opened: dict[str, Sequence[socket.socket]] = {}
     try:
@@ -105,30 +105,30 @@ def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
 
 
 class Owner(Protocol):
-    """Who has a supervisor: the process around it."""
+    """The owner of a supervisor: the launcher of this process."""
 
     def failed(self, error: WorkerFailedError) -> None:
-        """See that no worker of a server can run; nothing goes on from there."""
+        """Handle workers that cannot run: the supervisor cannot continue."""
 
     def terminate(self) -> None:
-        """Drain all and end: an operator wants it."""
+        """Drain all workers and exit, on an operator's request."""
 
     def reloading(self, *, under_way: bool) -> None:
-        """See a reload begin or end."""
+        """Handle the begin or the end of a reload."""
 
 
 @implementer(ISupervisor)
 class Supervisor:
-    """Keeps the workers of some servers running.
+    """Keeps the workers of all servers running, and answers operators.
 
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
-    :param configuration: what it goes by.
+    :param configuration: the settings at start.
     :param reread: see :data:`Reread`.
-    :param log_file: where workers log to; "" is standard output.
-    :param owner: is told what is more than its business.
-    :ivar configuration: what it goes by now.
-    :ivar wrappers: the servers that it runs now.
-    :ivar cut: when all were drained, a worker did not end by itself, but was cut short or killed.
+    :param log_file: path of the workers' log; "" is standard output.
+    :param owner: is told of failures, requests to terminate, and reloads.
+    :ivar configuration: the settings now.
+    :ivar wrappers: the servers now.
+    :ivar cut: a worker did not finish the last drain: it was interrupted or killed.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Supervisor:
         self._reactor = reactor
         self.configuration = configuration
         self._reread = reread
-        self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - the name, whatever links there are
+        self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - links are kept: the name is reopened
         self._log_file = LogFile(log_file) if log_file else None
         self._owner = owner
         self._groups: list[WorkerGroup] = []
@@ -160,12 +160,12 @@ class Supervisor:
 
     @property
     def slots(self) -> list[Slot]:
-        """All places of workers."""
+        """All worker slots."""
         return [slot for group in (*self._groups, *self._leaving) for slot in group]
 
     @property
     def status(self) -> str:
-        """How it goes, in a line."""
+        """A one-line status, for systemd."""
         if self._ending:
             return f"draining: {counted(len(self.slots), 'worker')} left"
         slots = [slot for group in self._groups for slot in group.slots]
@@ -173,7 +173,7 @@ class Supervisor:
 
     @property
     def is_starting(self) -> bool:
-        """Whether the start is under way: workers that only wait for the next try may get another configuration."""
+        """Whether the first start is under way; not if all workers are backing off, since a reload may fix them."""
         slots = self.slots
         return not self._started and (not slots or any(slot.state in {"idle", "starting"} for slot in slots))
 
@@ -182,15 +182,15 @@ class Supervisor:
         """Whether a reload is under way."""
         return self._reloading is not None
 
-    # -- the way up and down -------------------------------------------------------------------
+    # -- start and stop -------------------------------------------------------------------
 
     def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets, lock: int | None = None) -> Deferred[None]:
-        """Begin to start the workers.
+        """Start the workers.
 
-        :param sockets: theirs from now on.
-        :param lock: descriptor of a lock that is held until the last of the workers has ended, should this process be
-            killed: see :class:`novasvc.workers.control.path_lock.PathLock`.
-        :return: fires when all of them have been ready.
+        :param sockets: the listening sockets; the supervisor owns them from now on.
+        :param lock: descriptor of the lock file, which workers inherit: if this process is killed, they hold the lock
+            until the last of them exits. See :class:`novasvc.workers.control.path_lock.PathLock`.
+        :return: Deferred, fired when each worker has been ready.
         """
         self._lock = lock
         self.wrappers, self._sockets = list(wrappers), sockets
@@ -203,16 +203,16 @@ class Supervisor:
         self._started = True
 
     def drain_all(self) -> Deferred[None]:
-        """Let all workers finish what they have begun.
+        """Drain all workers.
 
-        :return: fires when there is none any more.
+        :return: Deferred, fired when all have exited.
         """
         self._ending = True
         if self._reloading is not None:
             self._reloading.cancel()
         drained = DeferredList([group.drain() for group in (*self._groups, *self._leaving)], consumeErrors=True)
-        # Each worker takes in those who have connected, and the last one closes the address: who comes
-        # now is to go elsewhere, and not to wait here for nobody.
+        # Workers still accept what is in the backlog. With our copies closed, the last worker to exit closes the
+        # address, so new clients are refused instead of waiting in a backlog that nobody serves.
         _close(self._sockets, but={})
         return drained.addCallback(self._note_cut, self.slots).addCallback(lambda _: self._close())
 
@@ -220,19 +220,19 @@ class Supervisor:
         self.cut = any(slot.cut for slot in slots)
 
     def hurry(self) -> None:
-        """Let all workers end at once."""
+        """Make all workers cancel their work and exit now."""
         for group in (*self._groups, *self._leaving):
             group.hurry()
 
     def check(self) -> None:
-        """See whether the workers' reactors turn, and which file the log is. Called about once a second."""
+        """Check for blocked workers, and for a rotated log file. Called about once a second."""
         for slot in self.slots:
             slot.check()
         if self._log_file is not None and self._log_file.follow():
             self._pass_on_log()
 
     def rotate_log(self) -> None:
-        """Begin a new log file, unless another program has done so."""
+        """Reopen the log file, unless that has been done."""
         if self._log_file is not None and self._log_file.rotate():
             self._pass_on_log()
 
@@ -251,7 +251,7 @@ class Supervisor:
         if log_file is not None:
             log_file.close()
 
-    # -- what workers are made from ------------------------------------------------------------
+    # -- templates and groups ------------------------------------------------------------
 
     def _make_group(self, wrapper: ServerWrapper, template: WorkerTemplate) -> WorkerGroup:
         wrapper.group = WorkerGroup(wrapper.workers, template, self._reactor, self._take_number, self._give_up)
@@ -291,13 +291,14 @@ class Supervisor:
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
 
     def _give_up(self, slot: Slot, problem: str) -> bool:
-        """Decide whether a worker that cannot run is started no more.
+        """Decide whether to stop restarting a worker.
 
-        :param problem: what is wrong with its configuration; "" is that it has died too often.
+        :param problem: a fatal problem of its configuration; "" if its restart budget is exhausted.
+        :return: True to give it up.
         """
         group = next((group for group in self._groups if slot in group.slots), None)
         if group is None:
-            return True  # it was to replace another, which stays
+            return True  # a replacement in a reload: the old worker keeps running
         settings = self._settings
         proven = group.proven and self._started
         if problem:
@@ -312,7 +313,7 @@ class Supervisor:
         return True
 
     def _fail(self, error: WorkerFailedError) -> None:
-        # In a turn of its own: who is told, drains all workers, and this one is in the midst of its end.
+        # Not re-entrant: the owner drains all workers, and this slot is still handling an exit.
         self._reactor.callLater(0, self._owner.failed, error)
 
     # -- ISupervisor ---------------------------------------------------------------------------
@@ -333,7 +334,7 @@ class Supervisor:
         self._resize(groups[0], count)
 
     def resize_all(self, more: int) -> None:
-        """Give each server some more workers, or less; each keeps at least one."""
+        """Add (or remove) workers of each server, within 1 and the maximum."""
         for group in self._groups:
             if 1 <= group.size + more <= MAX_WORKERS and not self._ending:
                 self._resize(group, group.size + more)
@@ -407,7 +408,7 @@ class Supervisor:
                 self._owner.reloading(under_way=False)
 
     async def _reload_all(self) -> list[Row]:
-        """Read, check, replace; whatever goes wrong leaves what is there."""
+        """Read the configuration, check it, replace all workers; roll back on any error."""
         try:
             configuration, wrappers = self._reread()
             check_names(wrappers or ())
@@ -438,9 +439,10 @@ class Supervisor:
         return rows
 
     async def _replace_all(self, configured: Mapping[str, int]) -> None:
-        """Have groups of the servers that there are to be, and of no others.
+        """Replace the workers of servers that stay, start those that are new, drop the others.
 
-        :param configured: by name, how many workers there were to be; an operator's number outlives one that stays.
+        :param configured: number of workers by server before the reload: a resize by an operator survives the reload
+            unless the configured number changed.
         """
         before = {group.name: (group, group.template) for group in self._groups}
         after: list[tuple[ServerWrapper, WorkerGroup]] = []
@@ -473,10 +475,10 @@ class Supervisor:
                 self._retire(other)
 
     async def _roll_back(self, before: Collection[tuple[WorkerGroup, WorkerTemplate]], *, replace: bool) -> None:
-        """Have the groups that there were.
+        """Restore the groups from before a failed reload.
 
-        :param before: they, and what their workers were made from.
-        :param replace: the workers that are made from something else; otherwise all end anyway.
+        :param before: the groups and their templates.
+        :param replace: replace workers of the failed template, too; False if the supervisor is shutting down.
         """
         for group in [group for group in self._groups if all(group is not former for former, _ in before)]:
             self._drop(group)
@@ -489,13 +491,13 @@ class Supervisor:
                 _log.error("rolling back the workers of {name} failed: {error}", name=group.name, error=error)
 
     def _drop(self, group: WorkerGroup) -> None:
-        """Let the workers of a server go that is there no more."""
+        """Drain the workers of a server that the configuration no longer has."""
         self._groups.remove(group)
         self._leaving.append(group)
         group.drain().addCallback(lambda _: self._leaving.remove(group) if group in self._leaving else None)
 
     def _retire(self, forkserver: ForkserverClient) -> None:
-        """Let a forkserver go of which no more is wanted, when all workers have ended that came from it."""
+        """Shut down a superseded forkserver when the last of its workers has exited."""
         slots = [slot for group in (*self._groups, *self._leaving) for slot in group.forked_by(forkserver)]
 
         def close(_: object) -> None:
@@ -507,7 +509,7 @@ class Supervisor:
 
 
 def _close(sockets: Sockets, *, but: Sockets) -> None:
-    """Close sockets, except those that are among others."""
+    """Close sockets, except those that are also in ``but``."""
     kept = {id(shared) for these in but.values() for shared in these}
     for shared in (shared for these in sockets.values() for shared in these):
         if id(shared) not in kept:
@@ -515,9 +517,9 @@ def _close(sockets: Sockets, *, but: Sockets) -> None:
 
 
 def check_names(wrappers: Sequence[ServerWrapper]) -> None:
-    """See that servers can be told apart.
+    """Check that server names are unique.
 
-    :raises NotPreforkableError: two have the same name.
+    :raises NotPreforkableError: two servers have the same name.
     """
     names = [wrapper.name for wrapper in wrappers]
     for name in names:
@@ -530,9 +532,9 @@ def check_names(wrappers: Sequence[ServerWrapper]) -> None:
 
 
 def check_workers(workers: object) -> None:
-    """See that this is a number of workers.
+    """Check a number of workers.
 
-    :raises ResizeError: otherwise.
+    :raises ResizeError: it is not an integer from 1 to the maximum.
     """
     if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MAX_WORKERS:
         raise ResizeError(repr(workers), f"give a number from 1 to {MAX_WORKERS}")
@@ -547,7 +549,7 @@ async def _replace(group: WorkerGroup, slot: Slot) -> None:
 
 
 def _module_of(reactor: Any) -> str:
-    """Return the module whose ``install`` makes such a reactor; of one that has none, Twisted's default."""
+    """Return the module whose ``install`` makes this kind of reactor, or Twisted's default module."""
     module = type(reactor).__module__
     return module if hasattr(sys.modules.get(module), "install") else "twisted.internet.default"
 

@@ -1,4 +1,4 @@
-"""The worker's side: a process of its own reactor, that runs one server and tells the supervisor how it does."""
+"""The worker process: runs one server on its own reactor, and reports to the supervisor."""
 
 import atexit
 import base64
@@ -49,34 +49,34 @@ from novasvc.workers.title import set_title
 _log = Logger()
 
 TICK = 1.0
-"""Seconds between two proofs that the reactor turns."""
+"""Seconds between two heartbeats, which prove that the reactor is not blocked."""
 
 STANDARD_OUTPUT = 1
 """The descriptor of the log file, if there is one; see :class:`~novasvc.workers.forkserver_client.ForkserverClient`."""
 
 _EXIT_TIMEOUT = 1.0
-"""Seconds that a worker has to end which has begun nothing, or has finished it."""
+"""Seconds to exit for a worker without running work."""
 
 _SIBLINGS_TIMEOUT = 1.0
-"""Seconds that the supervisor has to tell of the other workers; it gives them half of it."""
+"""Seconds for the supervisor to answer about siblings; it gives them half of that."""
 
 _MOST_OPERATIONS = 10_000
-"""Request ids of operations under way that are told."""
+"""Request ids of running operations in one report."""
 
 _MOST_CALLS = 200
-"""Calls under way that the supervisor is told of, when it asks which."""
+"""Running calls in one report to the supervisor."""
 
 _LONGEST_NAME = 200
-"""Characters of the names in a call."""
+"""Characters of each text in a report of calls."""
 
 _LONGEST_PROBLEM = 16 * 1024
-"""Characters of a reason for a failed start."""
+"""Characters of a reported problem."""
 
 _ENVELOPE = 16 * 1024
-"""Octets of a message that are not the figures in it, commas between them included."""
+"""Bytes of a metrics message reserved for everything but the metrics, separators included."""
 
 UNHANDLED = 2
-"""The exit status of a worker that ends by an exception nobody expected, as in Nova."""
+"""Exit status after an unexpected exception, as in Nova."""
 
 
 def run(
@@ -85,14 +85,14 @@ def run(
     descriptors: Sequence[int],
     backlog: Backlog | None = None,
 ) -> int:
-    """Be a worker, from just after the fork to the end of the process.
+    """Run as a worker, from just after the fork until the process exits.
 
     :param observer: logs; it is switched to the worker's own log.
-    :param parameters: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
-        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "watchdog": seconds that its
-        reactor may be blocked; 0 is without limit}; see :mod:`novasvc.workers.group`.
-    :param descriptors: the channel to the supervisor, the record, and the listening sockets.
-    :param backlog: this process's record of requests that it has received and not begun.
+    :param parameters: {"number": int, "name": of the server, "server": pickled, in base64, "reactor": name of a module
+        with an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "watchdog": seconds for
+        which the reactor may be blocked}; 0 is no limit. See :mod:`novasvc.workers.group`.
+    :param descriptors: the pipe to the supervisor, the diagnostics file, and the listening sockets.
+    :param backlog: shared record of requests that this process has received but not begun.
     :return: the exit status.
     """
     pipe_end, diagnostics_file, *sockets = descriptors
@@ -114,25 +114,25 @@ def run(
     call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
-    atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
+    atexit._run_exitfuncs()  # noqa: SLF001 - a forked child leaves by os._exit
     return worker.status
 
 
 @implementer(ILogObserver)
 class SwitchableObserver:
-    """Where a forkserver logs to: nowhere, unless it is bad news; and a worker, to where it was told."""
+    """A log observer whose target changes: warnings to stderr in a forkserver, the configured log in a worker."""
 
     def __init__(self) -> None:
         self.observer: Callable[[LogEvent], None] = make_observer(sys.stderr, level="warn")
-        # Once in a process is all that Twisted allows, and the worker's part comes after the fork.
+        # Twisted allows beginLoggingTo once per process, and a worker learns its log only after the fork.
         globalLogBeginner.beginLoggingTo([self], discardBuffer=True)
 
     def __call__(self, event: LogEvent) -> None:
-        """Pass an event on."""
+        """Pass an event to the current target."""
         self.observer(event)
 
     def switch(self, parameters: Mapping[str, Any], reactor: Any) -> None:
-        """Log to where a worker is told to."""
+        """Switch to the log of a worker."""
         log = parameters["log"]
         file: TextIO | None = sys.__stdout__
         if log["file"]:
@@ -145,10 +145,11 @@ class SwitchableObserver:
 
 
 class Worker:
-    """Starts the server, and ends the process when that has stopped.
+    """Starts the server, reports to the supervisor, and exits when the server has stopped.
 
     :param parameters: see :func:`run`.
-    :param sockets: for the server to adopt.
+    :param diagnostics: shared with the supervisor.
+    :param sockets: listening sockets for the server to adopt.
     """
 
     pipe: Pipe
@@ -169,13 +170,13 @@ class Worker:
         self._ready = self._hurried = False
         self._ends_at = math.inf
 
-    # -- the way up ----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make the server and start it. Called when the reactor runs."""
+        """Construct and start the server. Called when the reactor runs."""
         for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
             signal.signal(number, partial(self._pass_on, handler))
-        # In front of ours: what it writes, it writes even while the reactor hangs.
+        # chain=True: faulthandler writes the stacks first, even while the reactor is blocked, then calls our handler.
         faulthandler.register(signal.SIGUSR2, self._diagnostics.descriptor, chain=True)
         StallWatch(self._diagnostics.recorder, self._reactor, interval=TICK).start()
         ticking = LoopingCall(self._tick)
@@ -201,11 +202,11 @@ class Worker:
         self._say({"is": "ready"})
         flight.note("worker", "ready")
         if (ended := end_of(server)) is not None:
-            # A server that says when it has ended, ends its worker.
+            # A server that can report its end ends its worker.
             ended.addErrback(self._ended_badly).addCallback(lambda _: self.terminate())
 
     def _ended_badly(self, failure: Failure) -> None:
-        """See a server end by itself, and not well."""
+        """Handle a server that failed while running."""
         if not self._ending:
             self._tell(failure, "the server failed while running", final=False)
 
@@ -215,10 +216,10 @@ class Worker:
             self._end()
 
     def _tell(self, failure: Failure, what: str, *, final: bool) -> None:
-        """Tell the supervisor of a failure, and end with the status for it.
+        """Report a failure to the supervisor, and set the exit status.
 
-        :param what: happened, for the log.
-        :param final: whether no worker can run, if it is an error that is known.
+        :param what: what happened, for the log.
+        :param final: a NovasvcError here means that no other worker could run either.
         """
         error = cast(BaseException, failure.value)
         known = isinstance(error, NovasvcError)
@@ -231,11 +232,11 @@ class Worker:
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
         self._say({"is": "failed", "problem": problem, "final": known and final})
 
-    # -- signs of life -------------------------------------------------------------------------
+    # -- reports -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         if self._over:
-            return  # what was said last, stays
+            return  # the last report must stay the last
         waiting = next((part.waiting_for for part in self._inspectable() if part.waiting_for), None)
         news: PipeMessage = {"is": "waiting", "for": waiting}
         if self._ending:
@@ -250,10 +251,10 @@ class Worker:
         self.pipe.send(message)
 
     def receive(self, message: PipeMessage) -> None:
-        """Take what the supervisor says: a question, or that the end is to come at once.
+        """Handle a message from the supervisor.
 
-        It may ask for the calls under way, for the request ids of all operations, for the figures, and for the health
-        of the services; or answer a question.
+        It queries running calls, request ids of operations, metrics or health; answers a query of this worker;
+        or tells it to stop now.
         """
         match message:
             case {"answer": key, "said": answer}:
@@ -276,7 +277,7 @@ class Worker:
                 self._hurry(seconds)
 
     def ask_siblings(self, request_id: str) -> Deferred[str]:
-        """Ask the supervisor about the other workers; see :data:`novasvc.rpc.admission.Siblings`."""
+        """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.admission.Siblings`."""
         key = next(self._keys)
         question = self._questions[key] = Deferred[str]()
         self._say({"is": "asking", "key": key, "request_id": _short(request_id)})
@@ -300,29 +301,29 @@ class Worker:
         return (IInspectable(part) for part in parts(self._server) if IInspectable.providedBy(part))
 
     def dump_to_log(self) -> None:
-        """Log what happened last, for who sent SIGUSR2 to this process."""
+        """Log the stacks and last events, on SIGUSR2."""
         stacks, events = self._diagnostics.stacks, flight.dump_text(self._diagnostics.recorder)
         self._diagnostics.clear_stacks()
         _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
 
-    # -- the way down --------------------------------------------------------------------------
+    # -- stop -----------------------------------------------------------------------------------
     #
-    # Note [Who says at once]
+    # Note [Only the supervisor hurries]
     #
-    # A worker may be told to end many times: by its supervisor, by an operator, by a terminal or a
-    # system that sends SIGTERM to the whole group of processes. All of these let it finish what it
-    # has begun. That it is to end at once is for the supervisor alone to say, over the channel.
+    # A worker may get SIGTERM several times: from its supervisor, from an operator, from a terminal or an init
+    # system that signals the whole process group. Each only starts the drain. Only the supervisor may order an
+    # immediate stop, and it does so over the pipe.
     #
     # Note [Workers without a supervisor]
     #
-    # A worker whose supervisor was killed finishes what it has begun, too, within the grace that it
-    # has anyway. Nobody watches it any more, so it sets itself a limit that holds without a reactor:
-    # first, where it sees the end of its supervisor, the time that a reactor may be blocked; then, in
-    # the reactor's turn, the grace. Its forkserver, if it lives, kills what is left after that. The
-    # next supervisor waits meanwhile: see Note [One listener] in workers/control/path_lock.py.
+    # A worker whose supervisor was killed drains, too, within its normal grace. Nobody watches it any more, so it
+    # limits itself with SIGALRM, which works even if the reactor is blocked: the signal handler that sees the pipe
+    # close allows the watchdog time; the reactor, when it handles the close, extends that to the grace. The
+    # forkserver, if it lives, kills workers that remain after that. The next supervisor waits meanwhile:
+    # see Note [One listener] in workers/control/path_lock.py.
 
     def terminate(self) -> None:
-        """Drain. See Note [Who says at once]."""
+        """Drain. See Note [Only the supervisor hurries]."""
         if self._ending:
             return
         self._ending = True
@@ -344,7 +345,7 @@ class Worker:
             _log.failure("the server did not stop cleanly", failure)
 
     def orphaned(self) -> None:
-        """Finish what was begun, and end: there is no supervisor any more. See Note [Workers without a supervisor]."""
+        """Drain and exit, because the supervisor is gone. See Note [Workers without a supervisor]."""
         if self._over:
             self._stop()
             return
@@ -357,7 +358,7 @@ class Worker:
         grace = self._grace
         _log.error("supervisor gone: draining within {s:g} s, then exiting", s=grace)
         if not self._hurried:
-            self._ends_at = math.inf  # the reactor turns
+            self._ends_at = math.inf  # the reactor works: replace the watchdog limit by the grace
             self._end_within(grace + FORCED, self._exit)
             self._reactor.callLater(grace, self._hurry, ABANDONED)
         self.terminate()
@@ -367,15 +368,15 @@ class Worker:
         return float(self._parameters["grace"] or UNSUPERVISED)
 
     def hung_up(self) -> None:
-        """See the channel's end, in a signal's handler: see :mod:`novasvc.workers.orphan`."""
-        # If it is over, the channel's end is our own, and threads and exit handlers may take their time.
+        """Limit the remaining lifetime; called by a signal handler when the pipe closes. See novasvc.workers.orphan."""
+        # After _end() the pipe was closed by us: exit handlers may take their time.
         if not self._over and not self._orphan:
             self._end_within(min(self._parameters["watchdog"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
 
     def _end_within(self, seconds: float, handler: Any) -> None:
-        """End, even if the reactor does not turn any more. An earlier end that was set stays.
+        """Exit within some seconds, even if the reactor is blocked. An earlier limit stays.
 
-        :param handler: of SIGALRM.
+        :param handler: for SIGALRM.
         """
         ends_at = time.monotonic() + seconds
         if ends_at < self._ends_at:
@@ -390,7 +391,7 @@ class Worker:
         self._hurried = True
         if self._server is not None:
             hurry(self._server)
-        # Not by the reactor: what is to be cut short may have stopped it, or keep it busy.
+        # By SIGALRM, not by the reactor: the work to cancel may be what blocks it.
         self._end_within(seconds, self._exit)
 
     def _end(self) -> None:
@@ -400,8 +401,7 @@ class Worker:
         if self._orphan:
             self._stop()
             return
-        # Threads and exit handlers may take their time. What is said last is to arrive: the reactor is
-        # stopped when the channel has been closed.
+        # The last report must be written before the reactor stops: the close of the pipe stops it (see orphaned).
         self._say({"is": "done"})
         self.pipe.close()
         self._reactor.callLater(_EXIT_TIMEOUT, self._stop)
@@ -409,18 +409,18 @@ class Worker:
     def _stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            # A SIGTERM that comes before ours is the handler, has stopped it.
+            # A SIGTERM that came before our handler was installed has stopped it already.
             with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()
 
 
 def _short(value: Any) -> Any:
-    """Bound what callers may have made long: an id of a request is theirs."""
+    """Truncate values that callers choose, such as request ids."""
     return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_NAME]
 
 
 def fitting(documents: list[Document]) -> list[Document]:
-    """Return what fits into a message: without the largest, should it ever be too much."""
+    """Return the metrics that fit into one message; drop the largest ones if they do not."""
     sizes = {document["name"]: len(json.dumps(document)) for document in documents}
     while sum(sizes.values()) > LONGEST - _ENVELOPE:
         largest = max(sizes, key=lambda name: sizes[name])
@@ -430,19 +430,20 @@ def fitting(documents: list[Document]) -> list[Document]:
 
 
 async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
-    """Ask services how they are, side by side.
+    """Collect the health of services, concurrently.
 
-    :param services: those that are :class:`~novasvc.interfaces.IHealthy` are asked.
-    :return: what each tells.
+    :param services: those that provide :class:`~novasvc.interfaces.IHealthy` are asked.
+    :return: one report per service.
     """
     healthy = [IHealthy(part) for part in services if IHealthy.providedBy(part)]
     return await gatherResults([part.health() for part in healthy], consumeErrors=True)
 
 
 def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
-    """Unpickle what launch_server was given, hand it its sockets, and call it if it makes the server.
+    """Unpickle the server of launch_server, or the function that makes it, and pass it the sockets.
 
-    :raises NovasvcError: the server says what is wrong with it.
+    :raises NotPreforkableError: the program's main module could not be imported here.
+    :raises NovasvcError: the server cannot be made.
     """
     if parameters["problem"]:
         remedy = (
@@ -457,7 +458,7 @@ def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket],
 
 
 def parts(server: IService | None) -> Iterator[IService]:
-    """Return a server and all that is in it."""
+    """Iterate over a server and, recursively, its child services."""
     if server is None:
         return
     yield server

@@ -215,7 +215,8 @@ class ReloadTests(CommandCase):
         """After --timeout the command ends, and the reload goes on."""
         reloading = self.supervisor.wait()
         self.assertIn(
-            "reload was not answered within 0.1 s; it goes on", await self.failure("reload", "--timeout", "0.1")
+            "reload was not answered within 0.1 s; the supervisor is still working on it",
+            await self.failure("reload", "--timeout", "0.1"),
         )
         self.assertFalse(self.supervisor.cancelled)
         reloading.callback([])
@@ -339,7 +340,7 @@ class UnreachableTests(SynchronousTestCase):
 
     def test_long(self) -> None:
         """A path that no socket can have."""
-        self.assertIn("cannot be reached: AF_UNIX path too long", self.refusal(self.path / ("x" * 200)))
+        self.assertIn("cannot connect: AF_UNIX path too long", self.refusal(self.path / ("x" * 200)))
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user")
     def test_permission(self) -> None:

@@ -400,7 +400,7 @@ class UNIXSocketTests(ServerTestCase):
         """A file that is no socket stays, and fails the start."""
         self.path.write_text("precious")
         error = self.assertRaises(ListenError, self.make(f"unix:{self.path}").startService)
-        self.assertIn("no socket", str(error))
+        self.assertIn("not a socket", str(error))
         self.assertEqual(self.path.read_text(), "precious")
 
     def test_no_directory(self) -> None:

@@ -161,7 +161,7 @@ class GoneTests(ForksCase):
         self.server.control.close()
         self.host.settle()
         error = self.failureResultOf(asked, ForkError).value
-        self.assertEqual(str(error), f"the forkserver (pid {pid}) is gone")
+        self.assertEqual(str(error), f"the forkserver (pid {pid}) died")
 
     def test_in_flight(self) -> None:
         """What was asked of it is refused; what is asked for meanwhile waits for the next."""
@@ -171,7 +171,7 @@ class GoneTests(ForksCase):
         self.server.end()
         self.host.settle()
         error = self.failureResultOf(asked, ForkError).value
-        self.assertIn("is gone", str(error))
+        self.assertIn("died", str(error))
         again = self.fork()
         self.assertNoResult(again)
         self.host.pass_time(0)
@@ -569,7 +569,7 @@ class ForkserverTests(ProcessCase):
         os.kill(first, signal.SIGSTOP)
         in_flight = self.worker(Sleeper())
         os.kill(first, signal.SIGKILL)
-        self.assertEqual(await in_flight.over, f"refused: the forkserver (pid {first}) is gone")
+        self.assertEqual(await in_flight.over, f"refused: the forkserver (pid {first}) died")
         new = self.worker(Sleeper())
         await new.ready
         self.assertNotIn(self.forkserver.pid, {first, None})
@@ -589,7 +589,7 @@ class ForkserverTests(ProcessCase):
         os.kill(first, signal.SIGSTOP)
         fork_failed = self.worker(Sleeper())
         with logged() as log:
-            self.assertIn("is gone", await fork_failed.over)
+            self.assertIn("died", await fork_failed.over)
         self.assertIn("did not answer for 0.5 s", log.text)
         process.signal(signal.SIGKILL)
         self.assertEqual(await old.over, "exited with an unknown status")

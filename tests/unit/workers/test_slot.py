@@ -133,7 +133,7 @@ class DeathTests(SynchronousTestCase):
         self.rig.slot.start()
         with capturedLogs() as events:
             self.rig.process.fail("no hypervisor", final=False)
-        (told,) = [formatEvent(event) for event in events if "started" in formatEvent(event)]
+        (told,) = [formatEvent(event) for event in events if "restarting" in formatEvent(event)]
         self.assertEqual(told, "worker 1 (pid 100) of agent exited with status 1: no hypervisor; restarting it now")
 
     def test_backs_off(self) -> None:

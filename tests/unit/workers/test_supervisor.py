@@ -201,7 +201,7 @@ class ResizeTests(SupervisorCase):
         self.run_all((Server("api"), 1))
         self.supervisor.drain_all()
         error = self.assertRaises(ResizeError, self.supervisor.resize, 2, None)
-        self.assertIn("the supervisor ends", str(error))
+        self.assertIn("the supervisor is shutting down", str(error))
         self.supervisor.resize_all(+1)
         self.assertEqual(len(self.host.workers), 1)
 
@@ -282,7 +282,7 @@ class ExitTests(GiveUpCase):
         """At first, a budget that is used up ends all."""
         self.start((Server("api"), 1))
         self.die(2)
-        self.assertIn("worker 1 died 2 times within 30 s", str(self.owner.errors[0]))
+        self.assertIn("worker 1 exited 2 times within 30 s", str(self.owner.errors[0]))
 
     def test_later(self) -> None:
         """Later, too, a budget that is used up ends all."""
@@ -427,7 +427,7 @@ class DrainTests(SupervisorCase):
         self.assertEqual(str(error), "there is no worker 7; there are: 1, 2")
         self.supervisor.drain_all()
         error = self.assertRaises(DrainError, self.supervisor.drain, 1)
-        self.assertIn("the supervisor ends", str(error))
+        self.assertIn("the supervisor is shutting down", str(error))
 
     def test_all_by_an_operator(self) -> None:
         """To drain all is its owner's business, in a turn of its own."""

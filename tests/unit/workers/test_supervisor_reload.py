@@ -378,7 +378,7 @@ class EndAmidReloadTests(SupervisorCase):
         """When it ends, no reload begins."""
         self.run_all((Server("api"), 1))
         self.supervisor.drain_all()
-        self.assertIn("the supervisor ends", str(self.failureResultOf(self.reload(), ReloadError).value))
+        self.assertIn("the supervisor is shutting down", str(self.failureResultOf(self.reload(), ReloadError).value))
         self.assertEqual(self.owner.is_reloading, [])
 
     def test_ends(self) -> None:
@@ -389,7 +389,7 @@ class EndAmidReloadTests(SupervisorCase):
         self.host.living[-1].be_ready()
         self.host.pass_time(5)
         drained = self.supervisor.drain_all()
-        self.assertIn("the supervisor ends", str(self.failureResultOf(reload, ReloadError).value))
+        self.assertIn("the supervisor is shutting down", str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 5)
         self.assertEqual(self.owner.is_reloading, [True])
         # Those that leave first take no forkserver along that others come from.

@@ -203,7 +203,7 @@ class ConnectionTests(ControlCase):
         finally:
             os.seteuid(0)
         answer = await client.answer()
-        self.assertIn(f"uid {_NOBODY} may not ask; ask as uid 0 or as root", answer["error"]["message"])
+        self.assertIn(f"uid {_NOBODY} may not connect; connect as uid 0 or as root", answer["error"]["message"])
         self.assertIsNone(await client.answer())
         self.assertEqual(self.supervisor.asked, [])
 
@@ -211,6 +211,6 @@ class ConnectionTests(ControlCase):
         """The supervisor's own user is answered; one that is neither that nor root is not."""
         own = os.geteuid()
         self.patch(control, "peer_credentials", lambda _: (1, own + 1))
-        self.assertIn(f"uid {own + 1} may not ask", (await self.connect().answer())["error"]["message"])
+        self.assertIn(f"uid {own + 1} may not connect", (await self.connect().answer())["error"]["message"])
         self.patch(control, "peer_credentials", lambda _: (1, 0))
         self.assertIn("result", await self.connect().ask({"command": "who"}))
