@@ -1,4 +1,4 @@
-"""What can be asked of a supervisor from outside: the commands, their arguments, and how they are answered."""
+"""The commands of the control protocol: arguments, validation, execution."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from novasvc.workers.errors import SupervisionError
 
 @attrs.define
 class RequestError(SupervisionError):
-    """A request that nobody understands.
+    """A malformed request, or one with an unknown command or invalid arguments.
 
-    :param problem: what is wrong with it.
-    :param remedy: what would be right.
+    :param problem: what is wrong.
+    :param remedy: what to send instead.
     """
 
     problem: str
@@ -30,9 +30,9 @@ class RequestError(SupervisionError):
 
 @attrs.define
 class UnfinishedError(SupervisionError):
-    """A request that was under way when the supervisor ended.
+    """A command that was running when the supervisor shut down.
 
-    :param command: what was asked for.
+    :param command: the command with its arguments.
     """
 
     command: str
@@ -43,11 +43,11 @@ class UnfinishedError(SupervisionError):
 
 @attrs.frozen
 class _Argument:
-    """What a command takes.
+    """An argument of a command.
 
-    :param kind: what it is, for people.
-    :param fits: tells whether a JSON value is that.
-    :param required: it has to be given; otherwise null is the same as nothing.
+    :param kind: description of valid values, for messages.
+    :param fits: returns whether a JSON value is valid.
+    :param required: must be given; an optional argument may also be null.
     """
 
     kind: str
@@ -79,9 +79,9 @@ _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
 
 @attrs.frozen
 class Command:
-    """A request that was understood.
+    """A valid command.
 
-    :param arguments: all that the command takes, None for what was not given.
+    :param arguments: all arguments of the command; None for those not given.
     """
 
     command: str
@@ -89,19 +89,19 @@ class Command:
 
     @property
     def changes(self) -> bool:
-        """Whether something is different afterwards."""
+        """Whether it changes the supervisor, and so is logged."""
         return self.command in {"resize", "drain", "reload"}
 
     @property
     def drains_all(self) -> bool:
-        """Whether the supervisor ends after this."""
+        """Whether the supervisor shuts down after it."""
         return self.command == "drain" and self.arguments["number"] is None
 
     @classmethod
     def parse(cls, line: bytes) -> "Command":
-        """Understand a line.
+        """Parse and validate a line.
 
-        :raises RequestError: it is no request.
+        :raises RequestError: the line is not a valid request.
         """
         names = ", ".join(_COMMANDS)
         example = 'a request is one line, such as {"command": "workers"}'
@@ -126,10 +126,10 @@ class Command:
         return cls(command, {name: given.get(name) for name in takes})
 
     async def execute(self, supervisor: ISupervisor) -> Any:
-        """Do what is asked for.
+        """Execute the command.
 
-        :return: JSON.
-        :raises NovasvcError: the supervisor refuses.
+        :return: the result, as JSON types.
+        :raises NovasvcError: the supervisor rejects it.
         """
         match self.command:
             case "workers":
