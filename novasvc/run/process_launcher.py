@@ -1,4 +1,4 @@
-"""Several processes: the launcher that forks workers, and sees that they are there."""
+"""The launcher for worker processes: connects a supervisor to signals, systemd and the control socket."""
 
 import os
 import signal
@@ -45,32 +45,32 @@ from novasvc.workers.title import set_title
 _log = Logger()
 
 _CHECK_INTERVAL = 1.0
-"""Seconds between two looks at the workers."""
+"""Seconds between two checks of the workers."""
 
 _ORPHANS_INTERVAL = 0.1
-"""Seconds between two looks whether the workers of a supervisor that was killed are gone."""
+"""Seconds between two attempts to take over the control socket from orphaned workers."""
 
 _ORPHANS_TIMEOUT = 5.0
-"""Seconds that are waited for that beyond the grace which they have."""
+"""Seconds to wait for orphaned workers beyond their drain timeout."""
 
 _PROGRESS_INTERVAL = 5.0
-"""Seconds between two lines of the log about workers that drain."""
+"""Seconds between two progress lines during a drain."""
 
 
 @implementer(IStartable, IInterruptible, IWaitable)
 class ProcessLauncher(service.Service):
-    """Run each server in a number of worker processes, and start again whatever dies.
+    """Run each server in several worker processes, and restart those that exit.
 
-    A service like others: ``twistd novasvc --workers``, a .tac file and any application can have one.
+    An ordinary service: for ``twistd novasvc --workers``, a .tac file, or any application.
     ``launch_server`` and ``wait`` are Nova's names.
 
-    If it is all that an application has, as in a .tac file of its own, the process ends with status 1
-    when it fails; beside other services it does not harm these, and :meth:`when_ended` tells.
+    If it is the only service of its application, a failure ends the process with status 1. Beside other
+    services a failure is only reported by :meth:`when_ended`.
 
-    :param configuration: the settings, for what a supervisor does; None is what the environment says.
+    :param configuration: the supervisor's settings; None reads the environment.
     :param reactor: None is the global one.
-    :param reread: reads the configuration again at SIGHUP; None reads the environment, and keeps the servers.
-    :param log_file: where workers log to; "" is standard output.
+    :param reread: reads the configuration on SIGHUP; None reads the environment, and rebuilds the servers.
+    :param log_file: path of the workers' log; "" is standard output.
     Source: nova.service.ProcessLauncher.
     """
 
@@ -114,7 +114,7 @@ class ProcessLauncher(service.Service):
         self._progress = self._loop(self._log_progress)
 
     def _reset(self) -> None:
-        """Make what is of one life, from a start to its stop."""
+        """Create the state of one run, from start to stop."""
         self._sockets: Sockets | None = None
         self._listen_error: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
@@ -136,18 +136,18 @@ class ProcessLauncher(service.Service):
 
     @property
     def children(self) -> dict[int, ServerWrapper]:
-        """The workers' process ids now, each with the wrapper of its server."""
+        """Process ids of the current workers, each with its server's wrapper."""
         return {pid: wrapper for wrapper in self._supervisor.wrappers for pid in wrapper.children}
 
     def launch_server(self, server: Any, workers: int = 1) -> None:
-        """Run a server in worker processes, from the start of this launcher on.
+        """Add a server, to run in worker processes when this launcher starts.
 
-        :param server: provides IService and can be pickled; or a function of a module, or another
-            callable that can be pickled, which takes the worker's reactor and returns an IService.
-        :param workers: > 0.
-        :raises NotPreforkableError: the server cannot be brought into another process, or another has its name.
-        :raises ResizeError: the number cannot be had.
-        :raises StateError: the launcher has been started.
+        :param server: provides IService and can be pickled; or a picklable callable, such as a module-level
+            function, that takes the worker's reactor and returns an IService.
+        :param workers: number of processes, > 0.
+        :raises NotPreforkableError: the server cannot be pickled, or another one has its name.
+        :raises ResizeError: the number is invalid.
+        :raises StateError: the launcher has started.
         """
         wrapper = ServerWrapper(server, workers)
         if self.state != "initial":
@@ -160,8 +160,8 @@ class ProcessLauncher(service.Service):
     def wait(self) -> Deferred[None] | None:
         """Run the workers until the launcher is stopped.
 
-        :return: None, if this ran the reactor; where it runs already, a Deferred that fires at the end.
-        :raises SignalExit: a signal ended it at once, or a worker did not end by itself: work may be lost.
+        :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end.
+        :raises SignalExit: a signal stopped it immediately, or a worker was killed: work may be lost.
         :raises SystemExit: with status 1, if the workers cannot run.
         """
         ran = not self._reactor.running
@@ -175,17 +175,17 @@ class ProcessLauncher(service.Service):
     # -- Twisted's names -----------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
-        """Open the listening sockets, with the rights that the process has now. If one cannot be, the start fails."""
+        """Open the listening sockets with the current privileges. An error is raised by the start."""
         super().privilegedStartService()
         if self._sockets is None and self._listen_error is None:
             try:
                 self._sockets = open_sockets(self._wrappers, {})
             except NovasvcError as error:
-                # Whoever drives us has no answer here but a traceback. It has one for a start.
+                # twistd would only print a traceback here; a failed start is reported properly.
                 self._listen_error = error
 
     def startService(self) -> None:
-        """Begin to start the workers; :meth:`when_started` tells the outcome, and so does the log."""
+        """Start the workers in the background; :meth:`when_started` and the log report the outcome."""
         super().startService()
         self._course.start().addErrback(lambda _: None)
 
@@ -196,7 +196,7 @@ class ProcessLauncher(service.Service):
     def stopService(self) -> Deferred[None]:
         """Drain the workers, up to graceful_shutdown_timeout.
 
-        :return: Deferred[None], fired when there is none any more.
+        :return: Deferred[None], fired when all have exited.
         """
         super().stopService()
         return self._course.stop()
@@ -204,9 +204,9 @@ class ProcessLauncher(service.Service):
     stop = stopService
 
     def when_ended(self) -> Deferred[None]:
-        """Wait until there is no worker any more.
+        """Wait until all workers have exited.
 
-        :return: Deferred[None]; fails if that is because they could not start, or run.
+        :return: Deferred[None]; fails if they could not start or run.
         """
 
         def raise_error(_: None) -> None:
@@ -217,13 +217,13 @@ class ProcessLauncher(service.Service):
         return self._course.when_ended().addCallback(raise_error)
 
     def hurry(self) -> None:
-        """End at once: workers cut short what they do, and are killed after two seconds."""
+        """Stop now: workers cancel their work, and are killed after two seconds."""
         self._cut = True
         self._end_within(HURRY_TIMEOUT)
         self._supervisor.hurry()
 
     def _end_within(self, seconds: float) -> None:
-        """Note for the log when the workers will have ended."""
+        """Record the deadline, for progress lines."""
         ends_at = self._reactor.seconds() + seconds
         self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
 
@@ -232,7 +232,7 @@ class ProcessLauncher(service.Service):
         if (state == "failed" or (state == "stopped" and self._error is not None)) and is_alone(self):
             end_process(self._reactor, 1)
 
-    # -- the way up ----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
         try:
@@ -254,7 +254,7 @@ class ProcessLauncher(service.Service):
         self.privilegedStartService()
         self._signals.startService()
         if self._log_file:
-            # Where the log of this process is another file, or another program's to rotate.
+            # The workers' log is ours to rotate, even if this process logs elsewhere.
             rotate_at_signal(self._rotate_log, self._reactor)
         await self._listen_for_control()
         listen_error, self._listen_error = self._listen_error, None
@@ -267,7 +267,7 @@ class ProcessLauncher(service.Service):
         self._watchdog.startService()
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
-        # Not awaited itself: to cancel it would be to forget the workers.
+        # Not awaited: a cancelled start must still drain these workers.
         self._supervisor.start(self._wrappers, self._sockets, self._control.lock).addCallback(lambda _: self._settle())
         await self._settled
         if self._error is not None:
@@ -276,9 +276,9 @@ class ProcessLauncher(service.Service):
         self._reload_if_asked()
 
     async def _listen_for_control(self) -> None:
-        """Listen at the control socket, when nothing is left of a supervisor before this one.
+        """Listen on the control socket; wait for the orphaned workers of a killed supervisor first.
 
-        :raises ControlError: the place cannot be had, or workers of another supervisor do not end.
+        :raises ControlError: the path cannot be used, or the orphans do not exit in time.
         """
         patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
         deadline = self._reactor.seconds() + patience
@@ -288,7 +288,7 @@ class ProcessLauncher(service.Service):
             except OrphansError as error:
                 if self._reactor.seconds() >= deadline:
                     raise
-                if attempt == 1:  # at the first it may be a supervisor that is about to listen
+                if attempt == 1:  # the first failure may be a supervisor that is about to listen
                     _log.warn(
                         "waiting up to {s:g} s for the workers of {supervisor} to drain; list them with `fuser {lock}`",
                         s=patience,
@@ -302,14 +302,14 @@ class ProcessLauncher(service.Service):
                 return
 
     def _retry_sockets(self, listen_error: NovasvcError) -> None:
-        """Open the listening sockets that could not be opened: what had them may have been waited for.
+        """Retry to open the listening sockets: orphans, which have exited by now, may have held them.
 
-        :raises NovasvcError: the refusal, if they still cannot be.
+        :raises NovasvcError: the first error, if it fails again.
         """
         try:
             self._sockets = open_sockets(self._wrappers, {})
         except NovasvcError:
-            raise listen_error from None  # it says more: there may have been other rights then
+            raise listen_error from None  # the first attempt may have had more privileges, so its error says more
 
     def _settle(self) -> None:
         if not self._settled.called:
@@ -322,14 +322,14 @@ class ProcessLauncher(service.Service):
             self._notifier.status(status)
         now = self._reactor.seconds()
         late, self._checked_at = now - self._checked_at > 2 * _CHECK_INTERVAL, now
-        # If we did not run, maybe nobody did: the workers get another second to prove themselves.
+        # If this process was suspended, so were the workers, probably: give them a second to send a heartbeat.
         if not late:
             self._supervisor.check()
 
-    # -- the way down --------------------------------------------------------------------------
+    # -- stop -----------------------------------------------------------------------------------
 
     def failed(self, error: WorkerFailedError) -> None:
-        """End everything: no worker can run. Called by the supervisor, as are the two below."""
+        """Stop everything: no worker can run. Called by the supervisor."""
         if self._error is not None:
             return
         self._error = error
@@ -341,7 +341,7 @@ class ProcessLauncher(service.Service):
 
     def reloading(self, *, under_way: bool) -> None:
         """Tell systemd that a reload has begun or ended."""
-        if self.state == "running":  # whoever waits for the start is not to take this for its end
+        if self.state == "running":  # during the start, READY=1 would announce it as finished
             if under_way:
                 self._notifier.reloading()
             else:
@@ -388,7 +388,7 @@ class ProcessLauncher(service.Service):
     # -- signals -------------------------------------------------------------------------------
 
     def terminate(self) -> None:
-        """Drain, and end; a second time, end at once."""
+        """Drain and exit; the second time, stop now."""
         if self._signo is None and self.state in {"starting", "running"}:
             _log.info("SIGTERM: draining all workers")
             self._signo = signal.SIGTERM
@@ -397,7 +397,7 @@ class ProcessLauncher(service.Service):
         else:
             _log.warn("SIGTERM while draining: stopping all workers now")
             self._signo = self._signo or signal.SIGTERM
-            self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
+            self._reactor.callLater(0, self.hurry)  # let the reactor begin to stop first
 
     def _interrupted(self) -> None:
         _log.warn("SIGINT: stopping all workers now")
@@ -408,7 +408,7 @@ class ProcessLauncher(service.Service):
 
     def _hung_up(self) -> None:
         if self._supervisor.is_reloading or self._supervisor.is_starting:
-            # What was read for that may be older than what this is for.
+            # The reload under way may have read an older configuration: follow it with another.
             _log.info("SIGHUP: reloading again after the start or reload under way")
             self._reload_again = True
             return
@@ -419,7 +419,7 @@ class ProcessLauncher(service.Service):
 
     def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
         configuration, _ = _from_environment()
-        # Services that were given no settings go to the new workers with these.
+        # Services without settings of their own take them from the process runtime when they are rebuilt.
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
@@ -443,7 +443,7 @@ def _rebuilt(server: Any) -> Any:
 
 
 def _can_rebuild(server: Any) -> bool:
-    """Whether a server has read files, and looked where it is to listen; others are made again in the workers."""
+    """Return whether a server is rebuilt here: it reads files or binds addresses. Others are rebuilt in workers."""
     return IReplaceable.providedBy(server) and IRebuildable.providedBy(server)
 
 

@@ -1,12 +1,11 @@
-"""A node's whole life in small, before workers are forked: what it builds on its way, they share."""
+"""Warm-up of the forkserver: run a node once before the first fork, so that workers share its caches."""
 
 # Note [Warming up the forkserver]
 #
-# The first start of a node in a process builds a lot that stays, of SQLAlchemy's, of Twisted's and
-# of ours, and imports what is only imported when it is needed. So the forkserver lives through it
-# once, and its workers do not have to: a node on the memory transport, with an SQLite file of its
-# own in a temporary directory, on a reactor that nobody keeps. All its threads have ended when it
-# returns.
+# The first start of a node in a process fills caches of SQLAlchemy, Twisted and this package, and runs lazy imports.
+# The forkserver does that once, and its workers inherit the result: it runs a node on the memory transport, with an
+# SQLite file in a temporary directory, on a temporary reactor. All threads have ended when it returns, so forking
+# is safe.
 
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from novasvc.telemetry import metrics
 _log = Logger()
 
 _TIMEOUT = 10.0
-"""Seconds that it may take; it takes a tenth of one."""
+"""Seconds for the whole warm-up; it usually takes 0.1."""
 
 
 class _PingManager(Manager):
@@ -40,7 +39,7 @@ class _PingManager(Manager):
 
 
 def warm_up() -> None:
-    """Start a node, call it, stop it."""
+    """Start a node, call it, run its tasks, stop it."""
     reactor = SelectReactor()
     with _installed(reactor), tempfile.TemporaryDirectory(prefix="novasvc-warmup-") as folder:
         options = {"state-dir": folder, "host": "warmup", "periodic-fuzzy-delay": 0}
@@ -53,7 +52,7 @@ def warm_up() -> None:
 
 @contextmanager
 def _installed(reactor: SelectReactor) -> Iterator[None]:
-    """Have this as the global reactor for a while: Twisted's LoopingCall asks for one, whatever it is given."""
+    """Make this the global reactor in this context: LoopingCall imports it, even when it is given a clock."""
     sys.modules["twisted.internet.reactor"] = twisted.internet.reactor = reactor
     try:
         yield
