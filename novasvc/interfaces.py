@@ -408,6 +408,12 @@ class IWaitable(Interface):
         """
 
 
+class ILoginLink(Interface):
+    """A service with a web page to which the operator of this terminal can log in."""
+
+    login_url = Attribute("str: URL of the page, perhaps with a one-time login code.")
+
+
 class IDrainable(Interface):
     """A protocol that can end its connection when the work on it is done."""
 

@@ -22,7 +22,7 @@ from novasvc.config import Settings
 from novasvc.errors import NovasvcError, StartError, describe
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_of
-from novasvc.interfaces import IHealthy, IInterruptible, IPreloading, IReplaceable, IStartable
+from novasvc.interfaces import IHealthy, IInterruptible, ILoginLink, IPreloading, IReplaceable, IStartable
 from novasvc.node.lifecycle import Course
 from novasvc.node.runtime import Runtime
 from novasvc.node.stream_server import StreamServer
@@ -34,7 +34,7 @@ _BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted."""
 
 
-@implementer(IStartable, IReplaceable, IHealthy, IInterruptible, IPreloading)
+@implementer(IStartable, IReplaceable, IHealthy, IInterruptible, ILoginLink, IPreloading)
 class APIService(service.Service):
     """Serves the API of ``twistd novasvc --api``, in one process, or in as many workers as share its port.
 

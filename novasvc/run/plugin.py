@@ -20,7 +20,7 @@ from zope.interface import implementer
 from novasvc._version import __version__
 from novasvc.config import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IPreloading
+from novasvc.interfaces import ILoginLink, IPreloading
 from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
@@ -290,7 +290,7 @@ class ProcessTree(ServiceTree):
         self._helpers = MultiService()
         self._process: Process | None = None
         self._observer_beside: ILogObserver | None = None
-        self._api: APIService | None = None
+        self._api: ILoginLink | None = None
         self._failed = False
 
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
@@ -363,8 +363,8 @@ class ProcessTree(ServiceTree):
         return after, parts
 
     def _remember_api(self, part: Any) -> None:
-        if getattr(part, "name", None) == "api":
-            self._api = part
+        if ILoginLink.providedBy(part):
+            self._api = ILoginLink(part)
 
     def setServiceParent(self, parent: Any) -> None:
         """Join an application, and give it our log observer, for which twistd asks when it begins to log."""

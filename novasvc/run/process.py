@@ -136,7 +136,7 @@ class Process(MultiService):
                 signal.SIGHUP: self._hung_up,
                 signal.SIGUSR2: log_dump,
             },
-            self._see,
+            self._handle_signal,
         )
         self._signals.setServiceParent(self)
         Watchdog(self._notifier, environ, reactor).setServiceParent(self)
@@ -163,7 +163,7 @@ class Process(MultiService):
 
     # -- stop ----------------------------------------------------------------------------------
 
-    def _see(self, number: int) -> None:
+    def _handle_signal(self, number: int) -> None:
         """Handle a signal at whatever point it interrupts the process; see Note [Forced exit]."""
         self._terms += number == signal.SIGTERM
         if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):

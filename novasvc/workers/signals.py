@@ -22,25 +22,25 @@ class _Taken:
     def __init__(self, number: int) -> None:
         self.takers: list[Signals] = []
         self.resumed = False
-        self.former = signal.signal(number, self.see)
+        self.former = signal.signal(number, self.handle)
 
-    def see(self, number: int, _frame: object) -> None:
+    def handle(self, number: int, _frame: object) -> None:
         """Call all listeners."""
         for taker in list(self.takers):
-            taker.see(number)
+            taker.handle(number)
 
     def give_back(self, number: int) -> None:
         """Restore the former handler, unless somebody else has replaced ours meanwhile."""
-        if signal.getsignal(number) == self.see:
+        if signal.getsignal(number) == self.handle:
             signal.signal(number, signal.SIG_DFL if self.former is None else self.former)
 
 
 # Note [Background jobs]
 #
-# A shell starts `program &` in a script with SIGINT ignored, so that a Ctrl-C that is meant for the foreground does not
-# end what runs in the background. Programs keep that, and so do Python and Twisted: neither sets a handler for a SIGINT
-# that is ignored. To take it all the same would be to cut calls short at a Ctrl-C that was meant for somebody else.
-# SIGTERM and SIGHUP are taken in any case: nohup ignores SIGHUP because it would end the program, and ours reloads.
+# In a script, a shell starts `program &` with SIGINT ignored, so that Ctrl-C ends the foreground job only. Python and
+# Twisted respect that: neither sets a handler for an ignored SIGINT. Handling it here would cancel calls at a Ctrl-C
+# meant for another job. SIGTERM and SIGHUP are handled in any case: nohup ignores SIGHUP because its default action
+# kills the program, but ours reloads.
 
 _taken: dict[int, _Taken] = {}
 """By signal number. Module state, because signal handlers belong to the process."""
@@ -49,7 +49,7 @@ _taken: dict[int, _Taken] = {}
 def is_taken(number: int) -> bool:
     """Return whether this package handles the signal in this process."""
     taken = _taken.get(number)
-    return taken is not None and signal.getsignal(number) == taken.see
+    return taken is not None and signal.getsignal(number) == taken.handle
 
 
 class Signals(service.Service):
@@ -108,7 +108,7 @@ class Signals(service.Service):
             former(number, None)
         return True
 
-    def see(self, number: int) -> None:
+    def handle(self, number: int) -> None:
         """Handle a signal, at whatever point it interrupts the process."""
         self._at_once(number)
         self._reactor.callFromThread(self._handlers[number])
@@ -124,7 +124,7 @@ class Signals(service.Service):
                 _log.info("SIGINT stays ignored, as this process inherited it; use SIGTERM to stop")
                 continue
             taken = _taken.get(number)
-            if taken is None or signal.getsignal(number) != taken.see:
+            if taken is None or signal.getsignal(number) != taken.handle:
                 taken = _taken[number] = _Taken(number)
             taken.takers.append(self)
             self._mine[number] = taken

@@ -14,6 +14,7 @@ from novasvc.interfaces import (
     IExitRequester,
     IInspectable,
     IInterruptible,
+    ILoginLink,
     IPreloading,
     IRebuildable,
     IWaitable,
@@ -52,7 +53,7 @@ class ProvidersTests(SynchronousTestCase):
     def test_classes(self) -> None:
         """Servers that need files, ports or signals to be made declare what their classes have."""
         declared: list[tuple[type[Any], tuple[Any, ...]]] = [
-            (APIService, (IInterruptible, IPreloading)),
+            (APIService, (IInterruptible, ILoginLink, IPreloading)),
             (Channel, (IDrainable,)),
             (ProcessLauncher, (IInterruptible, IWaitable)),
             (StreamServer, (IInterruptible,)),
