@@ -15,7 +15,7 @@ from novasvc.config.model import SPECS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
 from novasvc.manager import see_manager
-from novasvc.net.sockets import address_of, bound, port_of
+from novasvc.net.sockets import address_of, bind_tcp, port_of
 from novasvc.node.paste import Loader
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
@@ -165,7 +165,7 @@ def _addresses(settings: Settings, unsure: Collection[str]) -> Iterator[ListenEr
             if {f"{name}_listen", f"{name}_listen_port"} & {*unsure}:
                 continue
             try:
-                made = stack.enter_context(closing(bound(host, port)))
+                made = stack.enter_context(closing(bind_tcp(host, port)))
             except ListenError as error:
                 yield error
                 continue

@@ -38,7 +38,7 @@ _REMEDIES = {
 
 
 @attrs.define
-class Description:
+class ParsedEndpoint:
     """A parsed endpoint description.
 
     :param open: returns a non-blocking listening socket. It takes the sockets of a predecessor, and returns the one
@@ -50,7 +50,7 @@ class Description:
     factory: Any
 
 
-def described(description: str, factory: Any) -> Description:
+def parse_endpoint(description: str, factory: Any) -> ParsedEndpoint:
     """Parse the description of a server endpoint; nothing is opened yet.
 
     :param description: as :func:`twisted.internet.endpoints.serverFromString` takes it.
@@ -70,7 +70,7 @@ def described(description: str, factory: Any) -> Description:
         raise ListenError(description, problem, remedy) from error
     if isinstance(endpoint, AdoptedStreamServerEndpoint):
         # Its listen() would close the inherited descriptor, which the next reload needs.
-        return Description(partial(_open_inherited, description, endpoint.fileno), factory)
+        return ParsedEndpoint(partial(_open_inherited, description, endpoint.fileno), factory)
     outcome: list[object] = []
     listening = maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
     listening.cancel()
@@ -85,12 +85,12 @@ def described(description: str, factory: Any) -> Description:
 class _RecordingReactor:
     """A stand-in for a reactor that records what an endpoint would listen on."""
 
-    answer: Description | None = None
+    answer: ParsedEndpoint | None = None
 
     def listenTCP(  # noqa: N802 - IReactorTCP
         self, port: int, factory: Any, backlog: int = 50, interface: str = ""
     ) -> None:
-        self.answer = Description(partial(_open_tcp, interface, port, backlog), factory)
+        self.answer = ParsedEndpoint(partial(_open_tcp, interface, port, backlog), factory)
 
     def listenSSL(  # noqa: N802 - IReactorSSL
         self,
@@ -116,7 +116,7 @@ class _RecordingReactor:
             with _explained(f"unix socket {address}"):
                 return open_unix(address, mode, backlog, held)
 
-        self.answer = Description(opened, factory)
+        self.answer = ParsedEndpoint(opened, factory)
 
 
 def port_of(listening: socket.socket) -> int | None:
@@ -165,7 +165,7 @@ def _open_tcp(interface: str, port: int, backlog: int, held: Sequence[socket.soc
         return listening
 
 
-def bound(interface: str, port: int) -> socket.socket:
+def bind_tcp(interface: str, port: int) -> socket.socket:
     """Return a socket that is bound to an address, but does not listen.
 
     :param interface: an address of this host, or "localhost".

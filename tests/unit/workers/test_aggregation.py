@@ -15,7 +15,7 @@ def document(name: str = "novasvc_x_total", value: float = 1, **changed: Any) ->
     return {**usual, **changed}
 
 
-class SurveyCase(SupervisorCase):
+class AggregationCase(SupervisorCase):
     """Workers that answer when the test says so."""
 
     def setUp(self) -> None:
@@ -40,7 +40,7 @@ class SurveyCase(SupervisorCase):
         return sorted(found[0]["samples"])
 
 
-class FiguresTests(SurveyCase):
+class MetricsTests(AggregationCase):
     """Tests for collect_metrics."""
 
     def test_all(self) -> None:
@@ -124,7 +124,7 @@ class FiguresTests(SurveyCase):
         self.assertEqual(self.samples(self.successResultOf(asking), "novasvc_x_total"), [[["m", "1"], 2]])
 
 
-class HealthTests(SurveyCase):
+class HealthTests(AggregationCase):
     """Tests for collect_health."""
 
     def test_rows(self) -> None:

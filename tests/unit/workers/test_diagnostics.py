@@ -44,7 +44,7 @@ def few_descriptors(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
-class RecordTests(SynchronousTestCase):
+class DiagnosticsFileTests(SynchronousTestCase):
     """The file in memory."""
 
     def make(self, descriptor: int | None = None) -> DiagnosticsFile:
@@ -178,7 +178,7 @@ class ProcessCase(SynchronousTestCase):
         self.host.settle()
 
 
-class BirthTests(ProcessCase):
+class ForkTests(ProcessCase):
     """From the request to the birth."""
 
     def test_born(self) -> None:

@@ -42,7 +42,7 @@ async def until(condition: Callable[[], object]) -> None:
         await deferLater(reactor, 0.005)
 
 
-class ForksCase(SynchronousTestCase):
+class ForkserverClientCase(SynchronousTestCase):
     """ForkserverClient whose forkserver stands in."""
 
     def setUp(self) -> None:
@@ -78,7 +78,7 @@ class ForksCase(SynchronousTestCase):
         return self.host.forkservers[-1]
 
 
-class ForkTests(ForksCase):
+class ForkTests(ForkserverClientCase):
     """What is asked of a forkserver."""
 
     def test_start(self) -> None:
@@ -135,7 +135,7 @@ class ForkTests(ForksCase):
         self.assertEqual(descriptors(), before)
 
 
-class GoneTests(ForksCase):
+class GoneTests(ForkserverClientCase):
     """A forkserver that ends."""
 
     def test_another(self) -> None:
@@ -237,7 +237,7 @@ class GoneTests(ForksCase):
         self.assertIn("died while importing wave; starting another", log.text)
 
 
-class StoppedTests(ForksCase):
+class StoppedTests(ForkserverClientCase):
     """A forkserver that does not answer."""
 
     def setUp(self) -> None:
@@ -295,7 +295,7 @@ class StoppedTests(ForksCase):
         self.assertTrue(self.server.alive)
 
 
-class CloseTests(ForksCase):
+class CloseTests(ForkserverClientCase):
     """The end."""
 
     def test_close(self) -> None:
@@ -359,7 +359,7 @@ class CloseTests(ForksCase):
         self.failureResultOf(self.fork(), ForkError)
 
 
-class ChannelTests(TestCase):
+class PipeTests(TestCase):
     """Two ends of a socket pair, on the real reactor."""
 
     timeout = 30

@@ -20,7 +20,7 @@ from tests.support.supervision_rig import Host, StandInWorker, exited
 TIMEOUTS = WorkerTimeouts(start=60, drain=40, watchdog=30)
 
 
-class FleetCase(SynchronousTestCase):
+class GroupCase(SynchronousTestCase):
     """A group of three workers."""
 
     def setUp(self) -> None:
@@ -72,7 +72,7 @@ class FleetCase(SynchronousTestCase):
         return [(slot.number, slot.state) for slot in self.group]
 
 
-class StartTests(FleetCase):
+class StartTests(GroupCase):
     """How the workers come."""
 
     def test_orders(self) -> None:
@@ -150,7 +150,7 @@ class StartTests(FleetCase):
         self.assertEqual(error.problem, "the new worker 3 of api did not become ready: no such table")
 
 
-class SiblingTests(FleetCase):
+class SiblingTests(GroupCase):
     """What a worker that drains is told of the others."""
 
     def setUp(self) -> None:
@@ -226,7 +226,7 @@ class SiblingTests(FleetCase):
         self.assertEqual(self.gave_up, [])
 
 
-class NumberTests(FleetCase):
+class NumberTests(GroupCase):
     """Who has which number."""
 
     def test_stable(self) -> None:
@@ -249,7 +249,7 @@ class NumberTests(FleetCase):
         self.assertEqual([state for number, state in self.states() if number != 1], ["ready", "ready"])
 
 
-class ResizeTests(FleetCase):
+class ResizeTests(GroupCase):
     """More workers, and less."""
 
     def test_more(self) -> None:
@@ -317,7 +317,7 @@ class ResizeTests(FleetCase):
         self.assertEqual([state for _, state in self.states()], ["starting"] * 3)
 
 
-class ReplaceTests(FleetCase):
+class ReplaceTests(GroupCase):
     """One after the other."""
 
     def setUp(self) -> None:
@@ -507,7 +507,7 @@ class ReplaceTests(FleetCase):
         self.assertEqual(self.servers(), ["old"] * 3)
 
 
-class DrainTests(FleetCase):
+class DrainTests(GroupCase):
     """The way down."""
 
     def test_drain(self) -> None:

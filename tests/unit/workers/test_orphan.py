@@ -14,7 +14,7 @@ from novasvc.workers.orphan import call_when_orphaned
 PATIENCE = 30.0
 
 
-class HangupTests(SynchronousTestCase):
+class CallWhenOrphanedTests(SynchronousTestCase):
     """SIGIO."""
 
     def setUp(self) -> None:

@@ -108,7 +108,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual((rig.state, len(rig.processes)), ("starting", 3))
 
 
-class DeathTests(SynchronousTestCase):
+class ExitTests(SynchronousTestCase):
     """What follows an end that nobody asked for."""
 
     def setUp(self) -> None:

@@ -49,7 +49,7 @@ def unpacked(specification: ServerSpecification) -> Any:
     return pickle.loads(base64.b64decode(specification.server))  # noqa: S301 - our own
 
 
-class PackTests(SynchronousTestCase):
+class MakeSpecificationTests(SynchronousTestCase):
     """What pickle can carry."""
 
     def problem(self, server: Any) -> str:

@@ -61,7 +61,7 @@ class StandInTests(SynchronousTestCase):
         self.assertTrue(verifyObject(ISupervisor, StandInSupervisor()))
 
 
-class RequestTests(SynchronousTestCase):
+class ParseTests(SynchronousTestCase):
     """Tests for novasvc.workers.control.commands.Command.parse."""
 
     def refusal(self, line: bytes) -> str:

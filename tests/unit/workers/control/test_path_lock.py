@@ -58,7 +58,7 @@ signal.pause()
 """
 
 
-class Claimant:
+class LockHolder:
     """A process that claims the place when it is told to."""
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class Claimant:
         self.process.communicate()
 
 
-class ClaimCase(SynchronousTestCase):
+class PathLockCase(SynchronousTestCase):
     def setUp(self) -> None:
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
@@ -100,11 +100,11 @@ class ClaimCase(SynchronousTestCase):
         """Return why it cannot be taken."""
         return str(self.assertRaises(ControlError, PathLock.acquire, path or self.path))
 
-    def claimant(self) -> Claimant:
-        claimant = Claimant(self.path)
-        self.addCleanup(claimant.end)
-        self.assertEqual(claimant.read(), "here")
-        return claimant
+    def holder(self) -> LockHolder:
+        holder = LockHolder(self.path)
+        self.addCleanup(holder.end)
+        self.assertEqual(holder.read(), "here")
+        return holder
 
     def bind(self, kind: int = socket.SOCK_STREAM, backlog: int | None = None) -> socket.socket:
         """Have a socket of somebody else there."""
@@ -117,7 +117,7 @@ class ClaimCase(SynchronousTestCase):
         return other
 
 
-class TakeTests(ClaimCase):
+class AcquireTests(PathLockCase):
     """Tests for novasvc.workers.control.path_lock.PathLock.acquire."""
 
     def test_modes(self) -> None:
@@ -244,7 +244,7 @@ class TakeTests(ClaimCase):
         self.assertEqual(len([*Path("/proc/self/fd").iterdir()]), before)
 
 
-class ReleaseTests(ClaimCase):
+class ReleaseTests(PathLockCase):
     """Tests for novasvc.workers.control.path_lock.PathLock.release."""
 
     def test_release(self) -> None:
@@ -265,7 +265,7 @@ class ReleaseTests(ClaimCase):
         again.release()
 
 
-class ProcessTests(ClaimCase):
+class ProcessTests(PathLockCase):
     """Tests for claims of several processes."""
 
     def test_orphans(self) -> None:
@@ -302,31 +302,31 @@ class ProcessTests(ClaimCase):
 
     def test_same_moment(self) -> None:
         """Of several that start at the same moment exactly one wins, with a stale socket or none."""
-        claimants = [self.claimant() for _ in range(4)]
+        claimants = [self.holder() for _ in range(4)]
         for number in range(30):
             if number % 2:
                 self.bind(backlog=1).close()
             moment = time.monotonic() + 0.005
-            for claimant in claimants:
-                claimant.write(repr(moment))
-            outcomes = [claimant.read() for claimant in claimants]
+            for holder in claimants:
+                holder.write(repr(moment))
+            outcomes = [holder.read() for holder in claimants]
             lost = sorted(outcome for outcome in outcomes if outcome != "won")
             self.assertEqual(len(lost), 3, outcomes)
             self.assertTrue(all(re.search("(another|killed) supervisor", outcome) for outcome in lost), lost)
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(self.path))
-            for claimant in claimants:
-                claimant.write("")
-            self.assertEqual([claimant.read() for claimant in claimants], ["done"] * 4)
+            for holder in claimants:
+                holder.write("")
+            self.assertEqual([holder.read() for holder in claimants], ["done"] * 4)
             self.assertFalse(self.path.exists())
 
     def test_killed(self) -> None:
         """After kill -9 the socket and the lock file are there, and hinder nobody."""
-        claimant = self.claimant()
-        claimant.write("0")
-        self.assertEqual(claimant.read(), "won")
-        self.assertIn(f"another supervisor, pid {claimant.process.pid}, already uses it", self.refusal())
-        claimant.process.send_signal(signal.SIGKILL)
-        claimant.process.wait()
+        holder = self.holder()
+        holder.write("0")
+        self.assertEqual(holder.read(), "won")
+        self.assertIn(f"another supervisor, pid {holder.process.pid}, already uses it", self.refusal())
+        holder.process.send_signal(signal.SIGKILL)
+        holder.process.wait()
         self.assertTrue(self.path.is_socket())
         self.take()
