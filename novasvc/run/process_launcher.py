@@ -390,7 +390,7 @@ class ProcessLauncher(service.Service):
     def terminate(self) -> None:
         """Drain and exit; the second time, stop now."""
         if self._signo is None and self.state in {"starting", "running"}:
-            _log.info("SIGTERM: draining all workers")
+            _log.info("draining all workers, then exiting")
             self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)

@@ -367,7 +367,7 @@ class Slot:
 
     def log_last_end(self) -> None:
         """Log the exit of a process that is not replaced."""
-        _log.critical("{what}; not restarting it", what=self._exit_summary)
+        _log.critical("{what}; giving up", what=self._exit_summary)
 
     def log_drained(self, how: str) -> None:
         """Log how a drained process exited."""

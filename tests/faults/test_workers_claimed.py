@@ -24,7 +24,7 @@ class ClaimTests(FleetCase):
         self.assert_ends(self.node("one.pid"), f"Another twistd server is running, PID {first.pid}")
         self.assert_ends(
             self.node("two.pid"),
-            rf"control socket '.*novasvc.control': another supervisor, pid {first.pid}, has it; stop",
+            rf"control socket '.*novasvc.control': another supervisor, pid {first.pid}, already uses it; stop",
         )
         self.assertEqual(first.ready(1), before)
         first.stop(signal.SIGKILL)

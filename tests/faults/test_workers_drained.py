@@ -116,7 +116,7 @@ class StartTests(FleetCase):
         self.assertEqual(fleet.stop(), -signal.SIGTERM)
         self.assertLess(time.monotonic() - began, AT_ONCE)
         self.assertNotIn("Traceback", fleet.output)
-        self.assertNotIn("is started again", fleet.output)
+        self.assertNotIn("restarting it", fleet.output)
 
     def test_forkserver(self) -> None:
         """A supervisor ends promptly while its forkserver is held up by a module."""

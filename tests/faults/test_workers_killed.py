@@ -13,7 +13,7 @@ BUDGET = 5
 """The setting worker_restart_budget's default."""
 ROUNDS = 30
 
-AGAIN = r"started again (?:at once|in ([\d.]+) s)"
+AGAIN = r"restarting it (?:now|in ([\d.]+) s)"
 
 KILLS = {
     number

@@ -524,7 +524,7 @@ class WaiterTests(SynchronousTestCase):
         self.assertEqual(self.rig.state, "ready")
 
     def test_gives_up_one_that_died(self) -> None:
-        """Who sees it die may give its place up: then not restarting it, and nobody is asked about that."""
+        """Who sees it die may give its place up: then giving up, and nobody is asked about that."""
         for deaths in (1, 2, 3):
             rig = SlotRig()
             rig.slot.start()
@@ -538,5 +538,5 @@ class WaiterTests(SynchronousTestCase):
             self.assertEqual((rig.state, len(rig.processes), rig.questions, rig.clock.calls), ("ended", deaths, [], []))
             self.assertEqual(
                 [formatEvent(event) for event in events],
-                ["worker 1 of agent exited with status 1; not restarting it"],
+                ["worker 1 of agent exited with status 1; giving up"],
             )
