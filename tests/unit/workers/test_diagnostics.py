@@ -182,7 +182,7 @@ class ForkTests(ProcessCase):
     """From the request to the birth."""
 
     def test_born(self) -> None:
-        """It is born with its parameters, a channel, a record and its sockets, and has the number of its process."""
+        """It is forked with its parameters, a pipe, a diagnostics file and its sockets, and has the number of its process."""
         with socket.socket() as shared:
             process = self.begin(shared)
             self.assertEqual(self.worker.sockets[0].fileno() != shared.fileno(), True)
@@ -245,7 +245,7 @@ class LifeTests(ProcessCase):
     """What it says, and what can be known of it."""
 
     def test_says(self) -> None:
-        """What it says is passed on, in its parameters."""
+        """What it says is passed on, in order."""
         self.begin()
         self.worker.say("waiting", **{"for": "broker"})
         self.worker.say("ready")

@@ -359,7 +359,7 @@ class ReplaceTests(GroupCase):
         self.assertEqual(self.states(), [(1, "ready"), (2, "ready"), (3, "ready")])
 
     def test_all(self) -> None:
-        """All are replaced, in their parameters, each when the one before it has been."""
+        """All are replaced, in order, each when the one before it has been."""
         done = self.run_reload(self.group.replace_all(self.template("new")))
         served = []
         for _ in range(3):

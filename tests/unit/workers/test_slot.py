@@ -524,7 +524,7 @@ class WaiterTests(SynchronousTestCase):
         self.assertEqual(self.rig.state, "ready")
 
     def test_gives_up_one_that_died(self) -> None:
-        """Who sees it die may give its place up: then giving up, and nobody is asked about that."""
+        """Who sees it die may give its place up: then it is not restarted, and give_up is not called."""
         for deaths in (1, 2, 3):
             rig = SlotRig()
             rig.slot.start()

@@ -65,7 +65,7 @@ class StartTests(SupervisorCase):
         self.assertEqual([len(worker.sockets) for worker in self.host.workers], [1, 1, 0])
 
     def test_wrapper(self) -> None:
-        """Nova's ServerWrapper tells the processes and the times of its server's forkserver."""
+        """Nova's ServerWrapper tells the processes and the times of its server's forks."""
         wrapper = ServerWrapper(Server("web"), 2)
         self.assertEqual((wrapper.name, wrapper.children, wrapper.forktimes), ("web", set(), []))
         self.start((Server("api"), 2))
