@@ -414,7 +414,8 @@ import sys
 from twisted.application.service import Service
 from twisted.internet import reactor, task
 from twisted.logger import globalLogBeginner, textFileLogObserver
-from novasvc.service import script, serve, wait
+from novasvc.run import script
+from novasvc.service import serve, wait
 
 globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
 
