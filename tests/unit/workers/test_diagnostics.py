@@ -182,7 +182,7 @@ class ForkTests(ProcessCase):
     """From the request to the birth."""
 
     def test_born(self) -> None:
-        """It is forked with its parameters, a pipe, a diagnostics file and its sockets, and has the number of its process."""
+        """A worker gets its parameters, a pipe, a diagnostics file and its sockets, and has the pid of its process."""
         with socket.socket() as shared:
             process = self.begin(shared)
             self.assertEqual(self.worker.sockets[0].fileno() != shared.fileno(), True)
