@@ -382,6 +382,66 @@ class IWebPage(Interface):
     login_url = Attribute("str: a link that logs one browser in, once; the page itself if it needs no login.")
 
 
+class IInspectable(Interface):
+    """A service whose work its worker reports to the supervisor."""
+
+    waiting_for = Attribute('str | None: what its start waits for, such as "database"; None if it waits for nothing.')
+
+    def running_calls() -> list[dict[str, Any]]:
+        """Return the calls under way: [{"method": str, "request_id": str or None, "seconds": float}]."""
+
+    def operations_under_way() -> set[str]:
+        """Return the request ids of the operations under way; see :mod:`novasvc.rpc.admission`."""
+
+
+class IExitRequester(Interface):
+    """A service that may ask for the exit status of its process. Asked after it has stopped."""
+
+    leaving = Attribute("SystemExit | None: what a part raised when it was stopped; None if nothing.")
+
+
+class IInterruptible(Interface):
+    """A service that can cut its work short once it has been told to stop."""
+
+    def hurry() -> None:
+        """Cancel what is still running. Called after stopService, maybe more than once; must not raise or block."""
+
+
+class IWaitable(Interface):
+    """A server that tells when it has ended by itself."""
+
+    def when_ended() -> Deferred[None]:
+        """Wait for the end.
+
+        :return: a new Deferred[None] each time; fails with the reason if the server failed.
+        """
+
+
+class IDrainable(Interface):
+    """A protocol that can end its connection when the work on it is done."""
+
+    def drain() -> None:
+        """Finish what is under way, then close. Called once, when its server stops."""
+
+
+class IPreloading(Interface):
+    """A server, or a function that makes one, that names modules for the forkserver to import before it forks."""
+
+    preload = Attribute("iterable of str: dotted names of modules.")
+
+
+class IRebuildable(Interface):
+    """A server that can be constructed again from its own arguments, to follow a changed configuration."""
+
+    by_environment = Attribute("bool: its settings came from the environment, not from its caller.")
+
+    def made_again() -> Any:
+        """Construct another server from the same arguments; files are read again.
+
+        :raises NovasvcError: it cannot be made.
+        """
+
+
 class IPreforkable(Interface):
     """A server whose listening sockets are opened once, in the supervisor, and shared by all its workers.
 

@@ -14,7 +14,7 @@ from novasvc.workers.control import client as protocol
 from novasvc.workers.control.client import ANSWER, LONGEST
 
 
-class RefusedError(errors.RefusedError):
+class RefusedError(errors.CommandRejectedError):
     """The error of the same name, with control characters escaped for the terminal."""
 
     def __str__(self) -> str:
@@ -56,14 +56,14 @@ class Connection:
             self._socket.sendall(request)
         while b"\n" not in self._received:
             if len(self._received) > LONGEST:
-                raise protocol.strange(self._path)
+                raise protocol.not_a_supervisor(self._path)
             if not self._receive(deadline, f"{command} was not answered within {timeout:g} s" if timeout else ""):
                 raise protocol.ended_early(self._path, command)
         line, _, rest = self._received.partition(b"\n")
         self._received = rest
         try:
             return protocol.result_of(self._path, bytes(line))
-        except errors.RefusedError as error:
+        except errors.CommandRejectedError as error:
             raise RefusedError(error.kind, error.problem) from None
 
     def wait_for_end(self, timeout: float | None) -> None:

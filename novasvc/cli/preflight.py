@@ -15,13 +15,13 @@ from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
 from novasvc.manager import see_manager
-from novasvc.net.sockets import address_of, bound, port_of
+from novasvc.net.sockets import address_of, bind_tcp, port_of
 from novasvc.node.paste import Loader
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.transport.amqp.configured import broker_options
 from novasvc.transport.amqp.tls import check_files
-from novasvc.workers.control.path_lock import see_path
+from novasvc.workers.control.path_lock import check_path
 from novasvc.workers.errors import ControlError
 
 _PATIENCE = 2.0
@@ -82,7 +82,7 @@ def _directories(settings: Settings) -> Iterator[_Check]:
         yield names, partial(_check_writable, "state directory", settings.state_dir, "state_dir")
     if settings.supervised:
         names = ("control_socket", "state_dir", "workers", "api_workers")
-        yield names, partial(see_path, settings.control_socket.absolute())
+        yield names, partial(check_path, settings.control_socket.absolute())
         folder = settings.control_socket.parent
         yield names, partial(_check_writable, "directory of the control socket", folder, "control_socket")
 
@@ -168,7 +168,7 @@ def _addresses(settings: Settings, invalid: Collection[str]) -> Iterator[ListenE
             if {f"{name}_listen", f"{name}_listen_port"} & {*invalid}:
                 continue
             try:
-                made = stack.enter_context(closing(bound(host, port)))
+                made = stack.enter_context(closing(bind_tcp(host, port)))
             except ListenError as error:
                 yield error
                 continue

@@ -34,6 +34,7 @@ from novasvc.http.body import Body
 from novasvc.http.errors import HTTPError, error_body, error_head
 from novasvc.http.head import Head, check_partial_head, read_head, request_line
 from novasvc.http.peer import SendQueue, has_arrived, is_gone, probe, unsent
+from novasvc.interfaces import IDrainable
 
 _log = Logger()
 
@@ -54,7 +55,7 @@ _HALF_CLOSE_PROBE = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IDrainable)
 class LimitedChannel(HTTPChannel):
     """Parses requests and hands them to its site; responses are written through HTTPChannel's methods.
 

@@ -1,1 +1,1 @@
-"""Listening sockets that processes share, and the servers that accept from them."""
+"""Listening sockets that processes can share, and ports that accept from them."""

@@ -1,4 +1,4 @@
-"""The connections of a server, seen to their end."""
+"""Track and drain the connections of a server."""
 
 import sys
 from typing import Any
@@ -9,27 +9,27 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
+from novasvc.interfaces import IDrainable
 from novasvc.telemetry.logs import counted
 
 _log = Logger()
 
 _LAST_REQUEST = 1.0
-"""Seconds that a client has to send its request, on a connection that was open when the server was told to stop."""
+"""Seconds for a request on a connection that was idle when the server began to stop."""
 
 
 class Connections(WrappingFactory):
-    """Wraps a factory, and knows what is open.
+    """Wraps a factory, and tracks its open connections.
 
-    A server that stops accepts nothing more, but whoever is connected has been accepted. So each
-    connection is asked to end when it has done what it is there for:
+    A stopping server accepts no new connections, and drains those it has:
 
-    - a protocol that has a method ``drain()`` is told by that;
-    - one of twisted.web's (HTTP/1) answers the request that is under way, and one that comes within
-      a second, and closes then;
-    - of others nobody knows, and they are waited for.
+    - a protocol that provides :class:`~novasvc.interfaces.IDrainable`, or has a method ``drain()``, is told so;
+    - a twisted.web channel (HTTP/1) answers the request under way, or one that comes within a second, with
+      ``Connection: close``;
+    - any other protocol is waited for until the deadline.
 
-    :param factory: what is wrapped.
-    :param reactor: measures the time.
+    :param factory: the wrapped factory.
+    :param reactor: for timeouts.
     """
 
     noisy = False
@@ -41,7 +41,7 @@ class Connections(WrappingFactory):
         self._web: list[Any] = []
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Wrap a protocol of the factory; None where that wants no connection."""
+        """Wrap a protocol of the factory; None if the factory rejects the connection."""
         protocol = self.wrappedFactory.buildProtocol(addr)
         if protocol is None:
             return None
@@ -49,7 +49,7 @@ class Connections(WrappingFactory):
         return kind(self, protocol)
 
     def unregisterProtocol(self, p: Any) -> None:
-        """See a connection end."""
+        """Handle the end of a connection."""
         super().unregisterProtocol(p)
         drained = self._drained
         if drained is not None and not self.protocols:
@@ -57,10 +57,10 @@ class Connections(WrappingFactory):
             drained.callback(None)
 
     def drain(self, seconds: float) -> Deferred[None]:
-        """Have all connections end. Called once, when no more are accepted.
+        """Drain all connections. Called once, after the last accept.
 
-        :param seconds: that they may take; then they are cut. 0 is without limit.
-        :return: Deferred[None], fired when none is open.
+        :param seconds: until connections that remain are aborted; 0 is no limit.
+        :return: Deferred[None], fired when all are closed.
         """
         for wrapper in list(self.protocols):
             self._finish(wrapper)
@@ -80,20 +80,20 @@ class Connections(WrappingFactory):
         return drained.addCallback(cancel)
 
     def abort(self) -> None:
-        """Cut all connections."""
+        """Abort all connections."""
         for wrapper in list(self.protocols):
             wrapper.transport.abortConnection()
 
     def _late(self, seconds: float) -> None:
         _log.warn(
-            "{connections} not ended after {s:g} s: cut",
+            "aborting {connections} still open after {s:g} s",
             connections=counted(len(self.protocols), "connection"),
             s=seconds,
         )
         self.abort()
 
     def _close_idle(self) -> None:
-        """Close connections without a request; one with a request closes when that is answered."""
+        """Close idle web connections; one with a request closes after its response."""
         for channel in self._web:
             if not channel.requests and channel.transport is not None:
                 channel.loseConnection()
@@ -102,25 +102,26 @@ class Connections(WrappingFactory):
         protocol: Any = wrapper.wrappedProtocol
         while isinstance(protocol, ProtocolWrapper):  # TLS is one
             protocol = protocol.wrappedProtocol
-        if callable(drain := getattr(protocol, "drain", None)):
-            drain()
+        # A user's protocol need not know the interface: docs/workers.md promises that the method is enough.
+        if IDrainable.providedBy(protocol) or callable(getattr(protocol, "drain", None)):
+            protocol.drain()
             return
-        web = sys.modules.get("twisted.web.http")  # who speaks it has imported it
-        # What Site builds finds out which version is spoken, and has the channel of that one.
+        web = sys.modules.get("twisted.web.http")  # not imported: no protocol can be its channel
+        # Site builds a wrapper that selects HTTP/1 or 2 and holds the real channel in _channel.
         channel = getattr(protocol, "_channel", protocol)
         if web is not None and isinstance(channel, web.HTTPChannel):
             channel.checkPersistence = _for_the_last_time
             for request in channel.requests:
                 if not request.startedWriting:
                     _for_the_last_time(request, b"")
-            if channel.requests:  # otherwise it would take no request at all
+            if channel.requests:  # an idle channel that is not persistent would drop its next request
                 channel.persistent = False
             self._web.append(channel)
 
 
 @implementer(IHalfCloseableProtocol)
 class _HalfCloseable(ProtocolWrapper):
-    """Wraps a protocol that may hear of the end of one direction, which Twisted's wrapper does not pass on."""
+    """Forwards half-close events, which Twisted's ProtocolWrapper does not."""
 
     wrappedProtocol: Any  # noqa: N815 - ProtocolWrapper has it
 
@@ -134,6 +135,6 @@ class _HalfCloseable(ProtocolWrapper):
 
 
 def _for_the_last_time(request: Any, _version: bytes) -> bool:
-    """Take no further request after this one, and tell the client so; in place of HTTPChannel.checkPersistence."""
+    """Replace HTTPChannel.checkPersistence: send Connection: close, and end after this request."""
     request.responseHeaders.setRawHeaders(b"connection", [b"close"])
     return False

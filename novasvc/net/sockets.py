@@ -1,17 +1,16 @@
-"""Sockets that listen as an endpoint's description says, and that other processes may share."""
+"""Listening sockets from endpoint descriptions, which other processes may share."""
 
 # Note [Shared sockets]
 #
-# An endpoint's own port is not made to be shared. That of TCP shuts its socket down when it closes,
-# and then no other process can accept from it either. That of a unix socket unlinks the file when
-# it closes, adopted or not, and gives an adopted one the mode 666 whatever it had; what it takes
-# for stale it finds out by a process id, which may be another process's by now, or have been that
-# of a supervisor whose workers still listen. So endpoints are only asked what they would listen on,
-# and the sockets are made here. Those of TCP are accepted from by Twisted's adopted port, which
-# shuts nothing down; unix sockets by :class:`~novasvc.net.unix.UNIXPort`.
+# The ports that Twisted's endpoints make cannot be shared between processes. A TCP port calls shutdown() when it
+# closes, after which no other process can accept from the socket. A unix port unlinks the file when it closes, even
+# if it was adopted, and sets an adopted one to mode 666. Its lock file names a pid, which may be reused by now, or be
+# that of a dead supervisor whose workers still listen. So endpoints are only asked what they would listen on
+# (see _RecordingReactor), and the sockets are made here. TCP sockets are accepted from by Twisted's adopted port,
+# which does not call shutdown(); unix sockets by :class:`~novasvc.net.unix.UNIXPort`.
 #
-# The file of a unix socket goes when the object that bound it is closed, in the process that bound
-# it. Copies in other processes come and go without that.
+# A unix socket's file is unlinked when the object that bound it is closed in the process that bound it. Duplicates in
+# other processes never unlink it.
 
 import errno
 import os
@@ -32,66 +31,66 @@ from novasvc.net.unix import open_unix
 
 _REMEDIES = {
     errno.EADDRINUSE: "end the process that listens there (`ss -lptn` and `ss -lpx` name it), or give another address",
-    errno.EACCES: "run it as a user who may do that, let systemd pass the socket, or give another address",
+    errno.EACCES: "run as a user with permission, pass the socket from systemd, or give another address",
     errno.EADDRNOTAVAIL: "give an address of this host",
     errno.ENOENT: "create the directory, or give another path",
 }
 
 
 @attrs.define
-class Description:
-    """What an endpoint's description comes to.
+class ParsedEndpoint:
+    """A parsed endpoint description.
 
-    :param open: returns a socket that listens and does not block. It is given the sockets of a
-        predecessor, and returns one of those if it is bound to the same address.
-    :param factory: what it would listen with: the factory that was given, or one that wraps it.
+    :param open: returns a non-blocking listening socket. It takes the sockets of a predecessor, and returns the one
+        that is bound to the same address, if any.
+    :param factory: the given factory, or the wrapper that the endpoint adds, as for TLS.
     """
 
     open: Callable[[Sequence[socket.socket]], socket.socket]
     factory: Any
 
 
-def described(description: str, factory: Any) -> Description:
-    """Read the description of a server endpoint. Nothing is opened yet.
+def parse_endpoint(description: str, factory: Any) -> ParsedEndpoint:
+    """Parse the description of a server endpoint; nothing is opened yet.
 
     :param description: as :func:`twisted.internet.endpoints.serverFromString` takes it.
     :param factory: provides IProtocolFactory.
-    :raises ListenError: it is no such description, or it comes to something else than one socket.
+    :raises ListenError: the description is invalid, or does not listen on exactly one socket.
     """
-    asked = _Asked()
+    asked = _RecordingReactor()
     try:
         endpoint = serverFromString(asked, description)
     except Exception as error:
         if description.startswith("systemd:") and isinstance(error, LookupError):
-            problem = "systemd has passed no such socket to this process"
-            remedy = "start it through its .socket unit, and name the socket as FileDescriptorName= does there"
+            problem = "systemd passed no socket of that name to this process"
+            remedy = "start the process through its .socket unit, and use the name from its FileDescriptorName="
         else:
-            problem = f"it is not understood ({_line(error)})"
+            problem = f"invalid endpoint description ({_line(error)})"
             remedy = 'give one such as "tcp:8000:interface=127.0.0.1" or "unix:/run/novasvc/api.socket:mode=660"'
         raise ListenError(description, problem, remedy) from error
     if isinstance(endpoint, AdoptedStreamServerEndpoint):
-        # Its listen() would close the descriptor, and a reload would find another file in its place.
-        return Description(partial(_open_inherited, description, endpoint.fileno), factory)
+        # Its listen() would close the inherited descriptor, which the next reload needs.
+        return ParsedEndpoint(partial(_open_inherited, description, endpoint.fileno), factory)
     outcome: list[object] = []
     listening = maybeDeferred(endpoint.listen, factory).addBoth(outcome.append)
     listening.cancel()
     if asked.answer is None:
         failed = outcome[0].value if outcome and isinstance(outcome[0], Failure) else None
         why = "" if failed is None else f" ({_line(failed)})"
-        remedy = "give a tcp, unix or systemd endpoint, or run Twisted's StreamServerEndpointService"
-        raise ListenError(description, f"its endpoint does not simply listen on one socket{why}", remedy)
+        remedy = "give a tcp, unix or systemd endpoint, or use Twisted's StreamServerEndpointService"
+        raise ListenError(description, f"the endpoint does not listen on exactly one socket{why}", remedy)
     return asked.answer
 
 
-class _Asked:
-    """Stands in for a reactor: notes what an endpoint asks it for."""
+class _RecordingReactor:
+    """A stand-in for a reactor that records what an endpoint would listen on."""
 
-    answer: Description | None = None
+    answer: ParsedEndpoint | None = None
 
     def listenTCP(  # noqa: N802 - IReactorTCP
         self, port: int, factory: Any, backlog: int = 50, interface: str = ""
     ) -> None:
-        self.answer = Description(partial(_open_tcp, interface, port, backlog), factory)
+        self.answer = ParsedEndpoint(partial(_open_tcp, interface, port, backlog), factory)
 
     def listenSSL(  # noqa: N802 - IReactorSSL
         self,
@@ -101,7 +100,7 @@ class _Asked:
         backlog: int = 50,
         interface: str = "",
     ) -> None:
-        from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415 - who has no TLS does without
+        from twisted.protocols.tls import TLSMemoryBIOFactory  # noqa: PLC0415 - TLS is imported only if used
 
         self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
 
@@ -111,24 +110,24 @@ class _Asked:
         factory: Any,
         backlog: int = 50,
         mode: int = 0o666,
-        wantPID: object = None,  # noqa: N803 - see Note [Shared sockets] why it is not heeded
+        wantPID: object = None,  # noqa: N803 - ignored: see Note [Shared sockets]
     ) -> None:
         def opened(held: Sequence[socket.socket]) -> socket.socket:
             with _explained(f"unix socket {address}"):
                 return open_unix(address, mode, backlog, held)
 
-        self.answer = Description(opened, factory)
+        self.answer = ParsedEndpoint(opened, factory)
 
 
 def port_of(listening: socket.socket) -> int | None:
-    """Return the number of the port; None for a unix socket."""
+    """Return the port number; None for a unix socket."""
     return None if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
 
 def keep_alive(listening: socket.socket, seconds: int) -> None:
-    """Have the connections of a listening socket probed when they are silent; they take it over from that.
+    """Enable TCP keepalive on a listening socket; accepted connections inherit it.
 
-    :param seconds: of silence; 0 is never.
+    :param seconds: idle seconds before the first probe (TCP_KEEPIDLE); 0 disables keepalive.
     """
     if seconds:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -137,7 +136,7 @@ def keep_alive(listening: socket.socket, seconds: int) -> None:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Say where it listens."""
+    """Return the address of a listening socket, for messages."""
     name = listening.getsockname()
     return f"unix socket {os.fsdecode(name)}" if listening.family == socket.AF_UNIX else _shown(*name[:2])
 
@@ -148,11 +147,11 @@ def _shown(host: str, port: int) -> str:
 
 def _open_tcp(interface: str, port: int, backlog: int, held: Sequence[socket.socket]) -> socket.socket:
     family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
-    with _explained(_shown(interface or "0.0.0.0", port)):  # noqa: S104 - it is what was asked for
+    with _explained(_shown(interface or "0.0.0.0", port)):  # noqa: S104 - only shown
         found = socket.getaddrinfo(interface or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         address = found[0][4]
         for one in held:
-            # What port 0 was the last time is as good as any, and clients know it.
+            # Port 0 matches whatever port the predecessor got, since clients know that one.
             if one.family == family and one.getsockname()[0] == address[0] and port in {0, one.getsockname()[1]}:
                 one.listen(backlog)
                 return one
@@ -166,11 +165,11 @@ def _open_tcp(interface: str, port: int, backlog: int, held: Sequence[socket.soc
         return listening
 
 
-def bound(interface: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address, and does not listen.
+def bind_tcp(interface: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address, but does not listen.
 
     :param interface: an address of this host, or "localhost".
-    :raises ListenError: it cannot be bound: another process listens there, most likely.
+    :raises ListenError: the address cannot be bound, most likely because another process listens there.
     """
     family = socket.AF_INET6 if isIPv6Address(interface) else socket.AF_INET
     with _explained(_shown(interface, port)):
@@ -189,7 +188,7 @@ def _bind(family: socket.AddressFamily, address: Any) -> socket.socket:
 
 
 def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket]) -> socket.socket:
-    """Copy a socket that systemd has passed. The original stays open, so it is there at the next reload."""
+    """Duplicate a socket passed by systemd; the original stays open for the next reload."""
     with _explained(description):
         original = socket.socket(fileno=descriptor)
         try:
@@ -200,8 +199,8 @@ def _open_inherited(description: str, descriptor: int, _: Sequence[socket.socket
     if listening.type != socket.SOCK_STREAM or not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         listening.close()
         problem, remedy = (
-            "what systemd has passed does not listen",
-            "give ListenStream= in the .socket unit, no Accept=",
+            "the socket from systemd is not listening",
+            "use ListenStream= without Accept= in the .socket unit",
         )
         raise ListenError(description, problem, remedy)
     listening.setblocking(False)

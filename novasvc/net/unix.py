@@ -1,4 +1,4 @@
-"""Unix sockets of servers: bound without harm to one that lives, accepted from without harm to the file."""
+"""Unix sockets of servers: bind without breaking a live listener, accept without touching the file."""
 
 import errno
 import hashlib
@@ -21,32 +21,32 @@ from novasvc.errors import ListenError
 _log = Logger()
 
 _ACCEPTS = 32
-"""Connections that are accepted in one turn of the reactor at first; it has other things to do."""
+"""Connections accepted per reactor iteration at first, so that other work is not starved."""
 _MORE = 20
-"""Connections that are added to that as long as more wait."""
+"""Increment of that number while the backlog is not empty."""
 
 _PAUSE = 0.5
-"""Seconds in which nothing is accepted when there is no descriptor left for it. Other processes may go on."""
+"""Seconds to stop accepting when out of file descriptors; other processes may go on."""
 
 
 class UNIXListener(socket.socket):
-    """A listening unix socket that takes its file along when it is closed by the process that bound it."""
+    """A listening unix socket that unlinks its file when closed by the process that bound it."""
 
     _bound: tuple[int, Path, tuple[int, int]] | None = None
 
     def bind(self, address: Any) -> None:
-        """Bind it; the file is this object's from now on."""
+        """Bind, and own the socket file from now on."""
         super().bind(address)
         if not address.startswith("\0"):
             path = Path(address).absolute()
             self._bound = (os.getpid(), path, _identity(path))
 
     def close(self) -> None:
-        """Close it, and unlink its file if that is still its own."""
+        """Unlink the file if it is still ours, and close."""
         if self._bound is not None:
             process, path, identity = self._bound
             self._bound = None
-            # It still listens, so nobody has taken it for stale and bound another in its place meanwhile.
+            # Unlink before closing: while it listens, no other process takes the file for stale and replaces it.
             if process == os.getpid() and _identity(path) == identity:
                 path.unlink()
         super().close()
@@ -61,17 +61,17 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def open_unix(path: str, mode: int, backlog: int, held: Sequence[socket.socket]) -> socket.socket:
-    """Return a socket that listens there.
+    """Return a socket that listens on a path.
 
-    :param path: a NUL in front makes it a name in the kernel, which has no file and no mode.
-    :param mode: of the file.
-    :param held: one of them that is bound to the path is returned, if its file is still there.
+    :param path: with a leading NUL it is an abstract name, without file and mode.
+    :param mode: of the socket file.
+    :param held: sockets of a predecessor; one that is bound to the path is reused if its file still exists.
     :raises OSError: EADDRINUSE if another process listens there.
-    :raises ListenError: a file that is no socket is there.
+    :raises ListenError: the path is a file that is not a socket.
     """
     has_file = not path.startswith("\0")
     for one in held:
-        # A file that somebody has removed cannot be given back: that needs another socket.
+        # A deleted socket file cannot be restored: bind a new socket.
         if _is_bound(one, path) and (not has_file or Path(path).is_socket()):
             if has_file:
                 Path(path).chmod(mode)
@@ -84,7 +84,7 @@ def open_unix(path: str, mode: int, backlog: int, held: Sequence[socket.socket])
             with _only_one(Path(path)):
                 _make_room(Path(path))
                 listening.bind(path)
-                # Nobody can connect before it listens, so there is no moment with another mode.
+                # chmod before listen(): nobody can connect with the wrong mode in between.
                 Path(path).chmod(mode)
                 listening.listen(backlog)
         else:
@@ -102,9 +102,9 @@ def _is_bound(one: socket.socket, path: str) -> bool:
 
 @contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    """Keep out others who bind the same path: what was seen to be stale could be theirs when it is unlinked.
+    """Lock a path against concurrent binders: one could unlink the socket that another has just bound.
 
-    A name in the kernel is the lock: it goes with its process, however that ends.
+    The lock is an abstract socket name, which the kernel releases when the process exits.
     """
     directory = path.parent.stat()
     key = f"{directory.st_dev}:{directory.st_ino}:{path.name}"
@@ -114,13 +114,13 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 def _make_room(path: Path) -> None:
-    """Remove the file of a socket on which nobody listens any more; any other is left to fail the bind."""
+    """Unlink a stale socket file; a live one is left, and makes bind() fail."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        problem, remedy = "a file that is no socket is in the way", "move it away, or give another path"
+        problem, remedy = "the file there is not a socket", "remove it, or give another path"
         raise ListenError(f"unix socket {path}", problem, remedy)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -130,12 +130,12 @@ def _make_room(path: Path) -> None:
 
 @implementer(IReadDescriptor)
 class UNIXPort:
-    """Accepts from a listening unix socket, as other processes may do as well; see Note [Shared sockets].
+    """Accepts from a unix socket that other processes may share; see Note [Shared sockets].
 
     :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
-    :param listening: does not block. It stays open when this stops.
+    :param listening: non-blocking; stays open when this stops.
     :param factory: provides IProtocolFactory.
-    :ivar numberAccepts: connections that are accepted in one turn of the reactor, at the most.
+    :ivar numberAccepts: maximum of connections accepted per reactor iteration.
     """
 
     def __init__(self, reactor: Any, listening: socket.socket, factory: Any) -> None:
@@ -147,15 +147,15 @@ class UNIXPort:
         self._pause: IDelayedCall | None = None
 
     def startListening(self) -> None:  # noqa: N802 - as a port of Twisted
-        """Accept connections."""
+        """Start accepting."""
         self._factory.doStart()
         self._accepting = True
         self._reactor.addReader(self)
 
     def stopListening(self) -> Deferred[None]:  # noqa: N802 - as a port of Twisted
-        """Accept no more.
+        """Stop accepting.
 
-        :return: Deferred[None], fired.
+        :return: Deferred[None], already fired.
         """
         self._accepting = False
         self._reactor.removeReader(self)
@@ -170,13 +170,13 @@ class UNIXPort:
         return self._listening.fileno()
 
     def logPrefix(self) -> str:
-        """Return what is put before lines of the log."""
+        """Return the prefix of log lines."""
         return type(self._factory).__name__
 
     def doRead(self) -> None:
-        """Accept those who wait. Another process may have been faster."""
+        """Accept pending connections; another process may have taken them."""
         for accepted in range(self.numberAccepts):
-            if not self._accepting:  # the last one has had it stopped
+            if not self._accepting:  # stopped by the previous connection
                 return
             try:
                 connection, _address = self._listening.accept()
@@ -184,7 +184,7 @@ class UNIXPort:
                 self.numberAccepts = max(1, accepted)
                 return
             except OSError as error:
-                _log.warn("no connection is accepted for {s:g} s: {why}", s=_PAUSE, why=error.strerror)
+                _log.warn("cannot accept connections for {s:g} s: {why}", s=_PAUSE, why=error.strerror)
                 self._reactor.removeReader(self)
                 self._pause = self._reactor.callLater(_PAUSE, self._go_on)
                 return
@@ -192,12 +192,12 @@ class UNIXPort:
                 connection.setblocking(False)
                 try:
                     self._reactor.adoptStreamConnection(connection.fileno(), socket.AF_UNIX, self._factory)
-                except Exception:  # noqa: BLE001 - the others are accepted whatever this one does
-                    _log.failure("a connection to a unix socket could not be served")
+                except Exception:  # noqa: BLE001 - one bad connection must not stop the others
+                    _log.failure("serving a connection on a unix socket failed")
         self.numberAccepts += _MORE
 
     def connectionLost(self, reason: Failure) -> None:
-        """See the reactor end; the socket is its owner's to close."""
+        """Ignore the reactor's shutdown; the owner closes the socket."""
 
     def _go_on(self) -> None:
         self._pause = None

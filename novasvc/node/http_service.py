@@ -10,7 +10,7 @@ from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, StartError, describe
-from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.interfaces import IInterruptible, IPreloading, IReplaceable, IStartable
 from novasvc.node.lifecycle import Course
 from novasvc.node.runtime import Runtime
 
@@ -20,7 +20,7 @@ _BACKLOG = 1024
 """Connections that wait in the kernel to be accepted."""
 
 
-@implementer(IStartable, IReplaceable)
+@implementer(IStartable, IReplaceable, IInterruptible, IPreloading)
 class HTTPService(service.Service):
     """The base class of services with one HTTP server.
 
@@ -33,6 +33,7 @@ class HTTPService(service.Service):
     runtime: Runtime
     server: Any
     replaceable = True
+    preload: Sequence[str] = ()
     _title: str
     _course: Course
 

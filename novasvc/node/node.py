@@ -32,7 +32,7 @@ from novasvc.node.lifecycle import Course
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Leg, Runtime
 from novasvc.periodic import TaskRunner
-from novasvc.reactor.abandon import heedless
+from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.membership import Identity, Membership
 from novasvc.registry.record import ServiceRecord
@@ -270,7 +270,7 @@ class Node:
         self._step = name
         hook = maybeDeferred(getattr(self.manager, name))
         try:
-            await heedless(hook)
+            await abandon_on_cancel(hook)
         except CancelledError:
             # The hook is cancelled, and may tidy up; but the start does not go on, whatever it returns.
             await self._tidy(name, lambda: hook)
@@ -405,7 +405,7 @@ class Node:
         :raises _TooLate: it has not ended by then, and was cancelled.
         """
         clock = self.runtime.reactor
-        waiter = heedless(step)
+        waiter = abandon_on_cancel(step)
         late = False
         timer: IDelayedCall | None = None
 

@@ -12,7 +12,15 @@ from zope.interface import implementer
 
 from novasvc.context import RequestContext
 from novasvc.errors import SettingError, StateError
-from novasvc.interfaces import IHealthy, IStartable
+from novasvc.interfaces import (
+    IExitRequester,
+    IHealthy,
+    IInspectable,
+    IInterruptible,
+    IPreloading,
+    IRebuildable,
+    IStartable,
+)
 from novasvc.manager import make_manager
 from novasvc.node.node import Node
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
@@ -22,7 +30,7 @@ from novasvc.registry.membership import Identity
 from novasvc.rpc import Client
 
 
-@implementer(IStartable, IHealthy)
+@implementer(IStartable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable)
 class Service(service.Service):
     """A node: takes a manager, serves RPC on its topic, runs its tasks, reports its state.
 

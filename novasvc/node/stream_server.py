@@ -12,9 +12,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IReplaceable
+from novasvc.interfaces import IInterruptible, IReplaceable
 from novasvc.net.connections import Connections
-from novasvc.net.sockets import address_of, described, keep_alive, port_of
+from novasvc.net.sockets import address_of, keep_alive, parse_endpoint, port_of
 from novasvc.net.unix import UNIXPort
 from novasvc.node.runtime import drain_time
 from novasvc.workers.errors import NotPreforkableError
@@ -27,7 +27,7 @@ _CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "hos
 """What a copy in another process is made from."""
 
 
-@implementer(IReplaceable)
+@implementer(IReplaceable, IInterruptible)
 class StreamServer(service.Service):
     """Listens on an endpoint, in one process, or in as many workers as share it.
 
@@ -93,7 +93,7 @@ class StreamServer(service.Service):
         :raises NotPreforkableError: the endpoint does more than to listen.
         """
         nothing = Factory()
-        description = described(self.endpoint, nothing)
+        description = parse_endpoint(self.endpoint, nothing)
         if description.factory is not nothing:
             problem = "its endpoint wraps connections, and what a worker gets is the bare socket"
             remedy = "give a tcp, unix or systemd endpoint, and wrap the factory (TLSMemoryBIOFactory for TLS)"
@@ -193,10 +193,10 @@ class StreamServer(service.Service):
         if self._sockets:
             return
         nothing = Factory()
-        description = described(self.endpoint, nothing)
+        description = parse_endpoint(self.endpoint, nothing)
         if description.factory is not nothing:
             # It wraps what is there now, and may read a key that only privileges can read.
-            description = described(self.endpoint, self._make_factory())
+            description = parse_endpoint(self.endpoint, self._make_factory())
             self._wrapped = description.factory
         self._sockets = [description.open(())]
         self._note_address(self._sockets[0])

@@ -9,16 +9,16 @@ from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import describe
-from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.interfaces import IExitRequester, IInterruptible, IReplaceable, IStartable
 from novasvc.node.handover import hand_over
 from novasvc.node.lifecycle import Course
-from novasvc.reactor.abandon import heedless
+from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.workers.exit_status import hurry
 
 _log = Logger()
 
 
-@implementer(IStartable)
+@implementer(IStartable, IExitRequester, IInterruptible)
 class ServiceTree(MultiService):
     """Start the parts in their order, each when the one before runs; stop them in reverse.
 
@@ -263,7 +263,7 @@ class ServiceTree(MultiService):
     def _begin_stop(self, part: IService) -> Deferred[Any]:
         """Tell a part to stop, once; :meth:`_stop` waits for it."""
         if part not in self._stops:
-            self._stops[part] = heedless(maybeDeferred(part.stopService))
+            self._stops[part] = abandon_on_cancel(maybeDeferred(part.stopService))
         return self._stops[part]
 
     def _entered(self, state: str) -> None:

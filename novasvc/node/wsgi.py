@@ -7,9 +7,10 @@ from typing import Any, Self
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from novasvc.errors import SettingError
-from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.interfaces import IRebuildable, IServiceRegistry, ITransport
 from novasvc.manager import Attachments, make_manager
 from novasvc.node.http_service import HTTPService
 from novasvc.node.paste import Loader
@@ -24,6 +25,7 @@ from novasvc.telemetry.logs import counted
 _log = Logger()
 
 
+@implementer(IRebuildable)
 class WSGIService(HTTPService):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 

@@ -1,4 +1,4 @@
-"""Waiting that ends when it is cancelled, whatever becomes of what was waited for."""
+"""Stop waiting on cancellation, even if the step keeps running."""
 
 from typing import TypeVar
 
@@ -10,13 +10,13 @@ _log = Logger()
 _T = TypeVar("_T")
 
 
-def heedless(step: Deferred[_T]) -> Deferred[_T]:
-    """Wait for a step; to cancel that cancels the step, and does not wait for it any more.
+def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
+    """Return a Deferred whose cancellation cancels a step, and does not wait for the step to end.
 
-    To cancel a coroutine is to ask it: one that awaits in a ``finally`` goes on, and with it
-    whoever awaits it, addTimeout or not.
+    Cancellation is only a request to a coroutine: one that awaits in a ``finally`` block keeps running, and
+    so does everything that awaits it, even with addTimeout.
 
-    :param step: the result is taken from it; who waits for it as well sees None.
+    :param step: its result is consumed; a callback added later sees None.
     :return: Deferred of the step's result; fails with CancelledError as soon as it is cancelled.
     """
     waiter: Deferred[_T] = Deferred(lambda _: step.cancel())
@@ -25,7 +25,7 @@ def heedless(step: Deferred[_T]) -> Deferred[_T]:
         if not waiter.called:
             waiter.callback(result)
         elif isinstance(result, Failure) and not result.check(CancelledError):
-            _log.failure("it failed when it was no longer waited for", result)
+            _log.failure("an abandoned step failed", result)
 
     step.addBoth(pass_on)
     return waiter

@@ -1,4 +1,4 @@
-"""One process: launchers that run services, wait for them, and end with a status that says why."""
+"""Launchers for one process: run services, wait for them, exit with a meaningful status."""
 
 import atexit
 import os
@@ -15,12 +15,13 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ReactorNotRestartable
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from novasvc.config import Configuration, Settings, load
 from novasvc.config.definition import text_of
 from novasvc.config.show import changes, rows
 from novasvc.errors import NovasvcError, SettingsError, describe
-from novasvc.interfaces import IStartable
+from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
@@ -32,11 +33,11 @@ _log = Logger()
 
 
 _SIGNALLED = 1
-"""The exit status of a process that a signal has ended, as in Nova."""
+"""Exit status after a signal, as in Nova."""
 
 
 class SignalExit(SystemExit):
-    """The end of a process by a signal.
+    """Raised when a signal ended the process.
 
     :param signo: the signal's number.
     :param exccode: the exit status.
@@ -48,13 +49,14 @@ class SignalExit(SystemExit):
         self.signo = signo
 
 
+@implementer(IWaitable)
 class Launcher(ServiceTree):
-    """Run services in this process, and wait for their end.
+    """Run services in this process, and wait until they end.
 
-    A service like others, too: stop it as a part of an application, or by :meth:`stop`. If one of
-    its servers does not start, all are stopped.
+    A launcher is itself a service: stop it as part of an application, or by :meth:`stop`. If one server
+    fails to start, all are stopped.
 
-    :param reactor: None is the global one.
+    :param reactor: None is the global reactor.
     Source: nova.service.Launcher.
     """
 
@@ -66,21 +68,21 @@ class Launcher(ServiceTree):
         self._problem: BaseException | None = None
 
     def launch_server(self, server: Any) -> None:
-        """Begin to start a server; the log tells if that fails, and so does :meth:`wait`.
+        """Start a server in the background; the log and :meth:`wait` report a failure.
 
-        :param server: provides IService. It is waited for as long as it runs: if it has a method
-            ``wait``, as Nova's servers do, until the Deferred is fired that this returns.
-        :raises TypeError: it does not.
+        :param server: provides IService. If it also has a method ``wait``, as Nova's servers do, it counts as
+            ended when the Deferred of ``wait()`` fires.
+        :raises TypeError: it does not provide IService.
         """
         if not IService.providedBy(server):
             raise TypeError(
-                f"{server!r} provides no IService: give a twisted.application.service.Service, or a Service"
+                f"{server!r} does not provide IService: give a twisted.application.service.Service or a novasvc Service"
             )
         try:
             server.setServiceParent(self)
-        except Exception as error:  # noqa: BLE001 - the launcher runs, and so did the server's startService
+        except Exception as error:  # noqa: BLE001 - the running launcher has called the server's startService
             _log.critical("{server} did not start: {why}", server=server, why=describe(error))
-            _log.failure("where it was raised", level=LogLevel.debug)
+            _log.failure("traceback of the failed start", level=LogLevel.debug)
             self._not_started(server, Failure(error))
             return
         if self.state == "running":
@@ -97,26 +99,26 @@ class Launcher(ServiceTree):
     def wait(self) -> Deferred[None] | None:
         """Wait until all servers have stopped.
 
-        :return: None, if nobody runs the reactor: then this does, and returns at the end. Else a
-            Deferred that fires at the end, and fails if a server did not start.
+        :return: if the reactor is not running, this runs it and returns None at the end. Otherwise a Deferred that
+            fires at the end, and fails if a server did not start.
         :raises SystemExit: with status 1, if a server did not start.
-        :raises RuntimeError: the reactor was run before, and stopped.
+        :raises RuntimeError: the reactor has run before, and cannot be restarted.
         """
         if self.state == "initial" and not list(self):
             return succeed(None) if self._reactor.running else None
         return run_until_ended(self, self._reactor, self._settings)
 
     def _settings(self) -> Settings:
-        """Read how to log; an error is logged, but ends nothing: the servers may need no settings, and run by now."""
+        """Read the log settings. An error is only logged: the servers run by now, and may need no settings."""
         try:
             return _from_environment().settings
         except SettingsError as error:
-            _log.error("the log has its defaults: {error}", error=error)
+            _log.error("logging with default settings: {error}", error=error)
             return Settings()
 
     @staticmethod
     def run_server(server: Any) -> Deferred[None] | None:
-        """Start a server, and wait until it has stopped, as :meth:`wait` does.
+        """Start a server, and wait until it has stopped; see :meth:`wait`.
 
         :param server: provides IService.
         """
@@ -129,9 +131,9 @@ class Launcher(ServiceTree):
 
         :return: Deferred[None]; fails if a server did not start.
         """
-        return self._course.when_ended().addCallback(self._see_failed)
+        return self._course.when_ended().addCallback(self._raise_failure)
 
-    def _see_failed(self, _: None) -> None:
+    def _raise_failure(self, _: None) -> None:
         problem = self._problem or (self._course.reason if self.state == "failed" else None)
         if problem is not None:
             raise problem
@@ -143,7 +145,7 @@ class Launcher(ServiceTree):
                 self._watch(server)
 
     def _watch(self, server: Any) -> None:
-        """See a server end by itself, or not start, which those do late that were launched late."""
+        """Watch for a server that ends by itself, or fails to start after the launcher has started."""
         if IStartable.providedBy(server):
             started: Deferred[None] = server.when_started()
             started.addErrback(partial(self._not_started, server))
@@ -152,11 +154,11 @@ class Launcher(ServiceTree):
             ended.addErrback(self._ended_badly).addCallback(lambda _: self._ended(server))
 
     def _ended_badly(self, failure: Failure) -> None:
-        """See a server end by itself, and not well: all are stopped, and whoever waits is told."""
+        """Handle a server that failed while running: stop all, and fail the waiters."""
         if self.state == "running":
             self._problem = failure.value
             if not isinstance(failure.value, SystemExit):
-                _log.failure("a server has ended by an error; all are stopped", failure, level=LogLevel.critical)
+                _log.failure("a server failed; stopping all servers", failure, level=LogLevel.critical)
             self.stopService()
 
     def _not_started(self, server: Any, failure: Failure) -> None:
@@ -176,15 +178,15 @@ def _status_of(problem: BaseException | None) -> int:
 
 
 class ServiceLauncher(Launcher):
-    """A launcher that is all there is in its process: it answers to signals, and ends with a status.
+    """A launcher that owns its process: it handles signals, and sets the exit status.
 
-    SIGTERM drains, up to graceful_shutdown_timeout. A second one, or SIGINT, ends at once. SIGHUP
-    reads the configuration again, and restarts the servers if it is good: a Service, or a WSGIService, that took its
-    settings from the environment is made again, others go on with what they were given. SIGUSR2
-    logs the stacks of all threads and what happened last.
+    SIGTERM drains, up to graceful_shutdown_timeout. A second SIGTERM, or SIGINT, stops immediately. SIGHUP
+    reads the configuration again, and restarts the servers if it is valid: servers that took their settings from
+    the environment (see :class:`~novasvc.interfaces.IRebuildable`) are rebuilt, others keep their settings.
+    SIGUSR2 logs the stacks of all threads and the last events.
 
-    :param configuration: the settings; None is what the environment says.
-    :param reread: reads them again at SIGHUP; None reads the environment.
+    :param configuration: the settings; None reads the environment.
+    :param reread: reads the settings on SIGHUP; None reads the environment.
     Source: nova.service.ServiceLauncher.
     """
 
@@ -210,7 +212,7 @@ class ServiceLauncher(Launcher):
         return self.configuration.settings
 
     def startService(self) -> None:
-        """Begin to start the servers; the settings are in the log then, at its debug level."""
+        """Start the servers, and log the settings at debug level."""
         if not self._process.running:
             log_settings(self.configuration)
             self._process.startService()
@@ -219,7 +221,7 @@ class ServiceLauncher(Launcher):
     def wait(self) -> Deferred[None] | None:
         """Wait until all servers have stopped; see :meth:`Launcher.wait`.
 
-        :raises SignalExit: a signal was what ended them.
+        :raises SignalExit: a signal ended them.
         """
         self._ran = not self._reactor.running
         try:
@@ -239,7 +241,7 @@ class ServiceLauncher(Launcher):
         if state in {"stopped", "failed"} and self._process.running:
             self._process.stopService()
             if not (self._ran or self._process.hurried or is_alone(self)):
-                lift_limit()  # what else there is in this process may take longer
+                lift_limit()  # other services of this process may take longer
             if (state == "failed" or self._problem is not None) and is_alone(self):
                 end_process(self._reactor, _status_of(self._problem))
 
@@ -254,14 +256,16 @@ class ServiceLauncher(Launcher):
         await self.restart(servers)
 
     def _made_again(self, configuration: Configuration) -> list[IService]:
-        """Make those that go by the environment again; without any, what is there stays."""
+        """Rebuild the servers that follow the environment; keep the others."""
         servers = list(self)
-        if not any(getattr(server, "by_environment", False) for server in servers):
+        if not any(_follows_environment(server) for server in servers):
             return servers
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
-            again = [server.made_again() if getattr(server, "by_environment", False) else server for server in servers]
+            again = [
+                IRebuildable(server).made_again() if _follows_environment(server) else server for server in servers
+            ]
             self.hand_over(again)
         except BaseException:
             set_process_runtime(before)
@@ -269,17 +273,25 @@ class ServiceLauncher(Launcher):
         return again
 
 
+def _follows_environment(server: Any) -> bool:
+    return IRebuildable.providedBy(server) and IRebuildable(server).by_environment
+
+
+def _rebuilt(server: IService) -> Any:
+    return IRebuildable(server).made_again() if _follows_environment(server) else server
+
+
 def log_changes(before: Configuration, after: Configuration) -> None:
-    """Log the settings that differ, secrets masked, and warnings that are new."""
+    """Log changed settings, with secrets masked, and new warnings."""
     for row in changes(before, after):
-        _log.info("reload: {setting} changes from {before} to {after}", **row)
+        _log.info("reload: {setting} changed from {before} to {after}", **row)
     _log_warnings(warning for warning in after.warnings if warning not in before.warnings)
 
 
 def log_settings(configuration: Configuration) -> None:
-    """Log all settings, at the debug level, secrets masked; and what was passed over in their files, as a warning."""
+    """Log all settings at debug level, with secrets masked, and the warnings of their files."""
     _log_warnings(configuration.warnings)
-    _log.debug("the settings:")
+    _log.debug("effective settings:")
     for row in rows(configuration):
         _log.debug(
             "{name} = {value} ({origin})", name=row["Setting"], value=text_of(row["Value"]), origin=row["Origin"]
@@ -292,15 +304,15 @@ def _log_warnings(warnings: Iterable[str]) -> None:
 
 
 def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings]) -> Deferred[None] | None:
-    """Wait for the end of a launcher; run the reactor for that, unless it runs.
+    """Wait for the end of a launcher; run the reactor unless it is running.
 
-    The log goes to standard output, if nobody has begun to log: see :func:`novasvc.run.script_log.begin_log`.
+    Logs to standard output if logging has not begun: see :func:`novasvc.run.script_log.begin_log`.
 
-    :param launcher: has startService, stopService, when_ended and state.
-    :param settings: returns those that say how to log; called only for that.
-    :return: None if this ran the reactor, else a Deferred of the end.
-    :raises SystemExit: with status 1, if the launcher failed; a server's own, if it ended with one.
-    :raises RuntimeError: the reactor was run before, and stopped.
+    :param launcher: provides IWaitable, and has startService, stopService and state.
+    :param settings: returns the log settings; called only if logging has not begun.
+    :return: None if this ran the reactor, else a Deferred that fires at the end.
+    :raises SystemExit: with status 1 if the launcher failed, or with the status of a server's own SystemExit.
+    :raises RuntimeError: the reactor has run before, and cannot be restarted.
     """
 
     def begin() -> Deferred[None]:
@@ -310,7 +322,7 @@ def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings
         ended: Deferred[None] = launcher.when_ended()
         return ended
 
-    # A reactor that is not the process's is one of a test, and so is the log.
+    # Another reactor than the global one is a test's, and so is the log.
     if reactor is sys.modules.get("twisted.internet.reactor") and not is_log_begun():
         begin_log(settings())
     if reactor.running:
@@ -327,7 +339,7 @@ def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings
             reactor.run()
         except ReactorNotRestartable:
             raise RuntimeError(
-                "the reactor of this process was run before, and cannot be run again: wait once, for all servers"
+                "the reactor has already run and cannot be restarted: call wait() once, for all servers"
             ) from None
     if outcome and outcome[0] is not None:
         raise SystemExit(_status_of(outcome[0].value))
@@ -336,7 +348,7 @@ def run_until_ended(launcher: Any, reactor: Any, settings: Callable[[], Settings
 
 @contextmanager
 def _handlers_given_back() -> Iterator[None]:
-    """Have the signals be what they were: Twisted's handlers stay behind, and would swallow them from then on."""
+    """Restore signal handlers after reactor.run(): Twisted leaves its own, which would swallow later signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -350,16 +362,16 @@ def _handlers_given_back() -> Iterator[None]:
 
 # Note [Signals after the end]
 #
-# When wait() is over, the signals are the script's again, and SIGTERM ends it as it ends any program. But a script that
-# a signal has ended, and that has nothing more to do, is about to tell its status. Whoever sends SIGTERM twice (a
-# process group and its leader, an impatient script of an operator) would see "killed by SIGTERM" in place of a drain
-# that went well, if the second one came while the interpreter tidies up. So that ignores both.
+# After wait(), the script has its own handlers again, and SIGTERM kills it like any program. But a script whose wait()
+# was ended by a signal is about to exit with its status. A second SIGTERM during interpreter shutdown (sent to a
+# process group and to its leader, or by an impatient operator) would turn a clean drain into "killed by SIGTERM".
+# So interpreter shutdown ignores both signals.
 
 
 def keep_status() -> None:
-    """Have the end of the interpreter ignore SIGTERM and SIGINT, unless the script has handlers of its own.
+    """Ignore SIGTERM and SIGINT during interpreter shutdown, unless the script has its own handlers.
 
-    Called when a signal has ended what a script waited for. See Note [Signals after the end].
+    Called when a signal has ended wait(). See Note [Signals after the end].
     """
 
     @atexit.register

@@ -1,4 +1,4 @@
-"""How `twistd novasvc` and .tac files make the tree of services: only wiring."""
+"""The wiring of `twistd novasvc` and .tac files: from options to a service tree."""
 
 import gc
 import os
@@ -15,11 +15,12 @@ from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from novasvc._version import __version__
 from novasvc.config import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IWebPage
+from novasvc.interfaces import IPreloading, IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
@@ -40,10 +41,10 @@ _log = Logger()
 
 
 class Options(usage.Options):
-    """The options of `twistd novasvc`: one for each setting."""
+    """The options of `twistd novasvc`, one per setting."""
 
     synopsis = "[options]"
-    longdesc = "Runs services on this host. Without any option: the bundled host agent, on an SQLite file."
+    longdesc = "Run services on this host. Without options: the bundled host agent, with an SQLite file."
     optParameters: ClassVar = [[option.name, None, None, option.help] for option in option_table() if not option.flag]
     optFlags: ClassVar = [[option.name, None, option.help] for option in option_table() if option.flag]
 
@@ -61,14 +62,14 @@ class Options(usage.Options):
         sys.exit(0)
 
     def parseOptions(self, options: Any = None) -> None:
-        """Parse; an unknown option ends the process with status 1, where twistd's own way is 0."""
+        """Parse; exit with status 1 on an unknown option, where twistd exits with 0."""
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
             sys.exit(f"novasvc: {str(error).rstrip('.')}; `twistd novasvc --help` lists the options")
 
     def postOptions(self) -> None:
-        """Check the settings; a process that cannot use them ends here."""
+        """Load the settings; exit if they are invalid."""
         try:
             self.configuration = read(self)
         except NovasvcError as error:
@@ -78,21 +79,21 @@ class Options(usage.Options):
 def read(options: Mapping[str, Any]) -> Configuration:
     """Read the settings from options, the environment and files.
 
-    :param options: option name, without dashes in front, to its value; "config" is a list of paths,
-        "logfile" is where workers log to in a daemon that a .tac file is run by.
-    :raises SettingsError: all that is wrong with them.
+    :param options: values by option name, without leading dashes; "config" is a list of paths,
+        "logfile" is the workers' log when a .tac file runs as a daemon.
+    :raises SettingsError: lists all errors of the settings.
     """
     given = {name: value for name, value in options.items() if name not in {"config", "logfile"}}
     return load([Path(path) for path in options.get("config", ())], os.environ, given)
 
 
 def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
-    """Make a tree of services to live in an application of yours, beside its own services.
+    """Make a service tree to embed in your own application.
 
-    :param options: as :func:`read` takes them.
-    :param reactor: None is the global one.
-    :return: a tree that waits: see :class:`novasvc.ServiceTree`.
-    :raises NovasvcError: the settings or a manager have an error.
+    :param options: see :func:`read`.
+    :param reactor: None is the global reactor.
+    :return: a tree that starts its parts in order; see :class:`novasvc.ServiceTree`.
+    :raises NovasvcError: the settings are invalid, or a manager cannot be made.
     """
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
@@ -113,41 +114,41 @@ def compose(options: Mapping[str, Any], reactor: Any = None) -> ServiceTree:
 
 
 def make_parts(settings: Settings, reactor: Any, beside: Iterable[IService]) -> list[IService]:
-    """Make all that the settings name, to run in one process.
+    """Make all services of the settings, to run in this process.
 
-    :param beside: the services of this process, as the API is to see them.
-    :raises NovasvcError: a manager has an error, or the API's tokens cannot be read.
+    :param beside: the services of this process, for the API's health and metrics.
+    :raises NovasvcError: a manager cannot be made, or the API's tokens cannot be read.
     """
     runtime = Runtime.from_settings(settings, reactor)
-    # First in the tree: it says what the others wait for.
+    # First in the tree: the API can report what the others wait for.
     front = make_front(runtime, beside)
     return [*front, *make_own(runtime, make_applications(runtime))]
 
 
 def make_front(runtime: Runtime, beside: Iterable[IService]) -> list[IService]:
-    """Make the API, if there is to be one.
+    """Make the API, if it is enabled.
 
-    :raises SettingError: its tokens cannot be read, or not what it needs for TLS.
+    :raises SettingError: its tokens or TLS files cannot be read.
     """
     return [make_api(runtime, lambda: beside)] if runtime.settings.api else []
 
 
 def make_own(runtime: Runtime, applications: Sequence[WSGIService]) -> list[IService]:
-    """Make what users wrote: the services, and the managers of the applications.
+    """Make what users wrote: the services, and the managers of WSGI applications.
 
-    :param applications: made before; none of theirs is called by that.
+    :param applications: WSGI services whose managers are not made yet.
     :return: the services, followed by the applications.
-    :raises NovasvcError: a manager has an error.
+    :raises NovasvcError: a manager cannot be made.
     """
     for application in applications:
-        application.manager  # noqa: B018 - one that cannot be made ends the start, as those of services do
+        application.manager  # noqa: B018 - make it now: an error must fail the start
     return [*make_services(runtime.settings.services, runtime), *applications]
 
 
 def make_applications(runtime: Runtime) -> list[WSGIService]:
-    """Make the enabled_apis.
+    """Make the WSGI services of enabled_apis.
 
-    :raises NovasvcError: one cannot be served.
+    :raises NovasvcError: an application or its TLS files cannot be loaded.
     """
     settings = runtime.settings
     secure = settings.enabled_ssl_apis
@@ -166,9 +167,9 @@ def make_api(runtime: Runtime, beside: Callable[[], Iterable[IService]] = tuple)
 
 
 def make_services(services: Iterable[ServiceSettings], runtime: Runtime) -> list[IService]:
-    """Make services that the settings name.
+    """Make nodes from their settings.
 
-    :raises NovasvcError: a manager has an error.
+    :raises NovasvcError: a manager cannot be made.
     """
     return [
         Service(
@@ -188,12 +189,13 @@ def make_services(services: Iterable[ServiceSettings], runtime: Runtime) -> list
     ]
 
 
+@implementer(IPreloading)
 @attrs.frozen
 class Deployment:
-    """What a worker runs: some of the services that the settings name. Goes to it by pickle.
+    """The nodes that run together in one worker; pickled, and called there to make them.
 
-    :param settings: of the whole.
-    :param services: those that run in this worker.
+    :param settings: all settings.
+    :param services: settings of the nodes in this worker.
     """
 
     settings: Settings
@@ -201,7 +203,7 @@ class Deployment:
 
     @property
     def name(self) -> str:
-        """What an operator calls it: the binaries of its services, with their hosts where several have one."""
+        """The server name: binaries joined by "+", with "@host" where several nodes have the same binary."""
         binaries = [part.binary for part in self.settings.services]
         return "+".join(
             part.binary if binaries.count(part.binary) == 1 else f"{part.binary}@{part.host}" for part in self.services
@@ -209,13 +211,13 @@ class Deployment:
 
     @property
     def preload(self) -> list[str]:
-        """The modules of its managers."""
+        """The modules of its managers, imported before the fork."""
         return [part.manager.rpartition(".")[0] for part in self.services]
 
     def __call__(self, reactor: Any) -> ServiceTree:
-        """Make the services, in the worker.
+        """Make the nodes, in the worker.
 
-        :raises NovasvcError: a manager has an error.
+        :raises NovasvcError: a manager cannot be made.
         """
         tree = ServiceTree(self.name)
         for service in make_services(self.services, Runtime.from_settings(self.settings, reactor)):
@@ -224,9 +226,9 @@ class Deployment:
 
 
 def deployments(settings: Settings, reactor: Any) -> list[ServerWrapper]:
-    """Return what runs in workers, and in how many; nothing if all is to run in one process.
+    """Return the servers to run in workers; empty if everything runs in one process.
 
-    A service whose table says its number of workers has processes of its own; the others share theirs.
+    A service with its own ``workers`` setting has processes of its own; the others share theirs.
     """
     if not settings.supervised:
         return []
@@ -243,11 +245,11 @@ def deployments(settings: Settings, reactor: Any) -> list[ServerWrapper]:
 
 
 def makeService(options: Mapping[str, Any]) -> ServiceTree:
-    """Make the tree that is a whole process: it says when it runs, and ends with it.
+    """Make the service tree of a whole process, for twistd.
 
     :param options: as :func:`read` takes them; :class:`Options` when twistd calls.
-    :return: a tree whose failed start stops the reactor, and ends the process with status 1.
-    :raises SystemExit: the settings or a manager have an error; the text names it.
+    :return: a tree whose failed start stops the reactor, and exits with status 1.
+    :raises SystemExit: the settings are invalid or a manager cannot be made; the message has the reason.
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
@@ -273,10 +275,10 @@ def _read_again(options: Mapping[str, Any], reactor: Any) -> tuple[Configuration
 
 
 class ProcessTree(ServiceTree):
-    """A tree that is all there is in its process: it answers to signals, and ends with it.
+    """The service tree of a whole process: handles signals, and sets the exit status.
 
-    :param observer: what the application that it becomes part of logs through; None leaves that to it. In a parent that
-        is no application, it gets what is logged while the tree runs, beside what twistd logs to.
+    :param observer: log observer to install in the application that becomes its parent; None installs none. If the
+        parent is not an application, the observer is added to the global publisher while the tree runs.
     """
 
     def __init__(self, configuration: Configuration, reactor: Any, observer: ILogObserver | None = None) -> None:
@@ -292,25 +294,27 @@ class ProcessTree(ServiceTree):
         self._failed = False
 
     def supervise(self, wrappers: Sequence[ServerWrapper], read: Reread, log_file: str) -> None:
-        """Run servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
+        """Run the servers in workers; see :class:`novasvc.service.ProcessLauncher`."""
         settings = self._configuration.settings
         if settings.services and settings.transport_url.startswith("memory:"):
-            _log.warn("memory: reaches nobody outside of a process, so workers share no messages; give them a broker")
+            _log.warn(
+                "transport_url memory: reaches no other process: workers cannot exchange messages; set up a broker"
+            )
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:
             launcher.launch_server(wrapper.server, wrapper.workers)
-            self._see_api(wrapper.server)
+            self._remember_api(wrapper.server)
         launcher.setServiceParent(self)
-        # Once it has run, it ends by itself only because no worker can run any more.
+        # A running launcher ends by itself only if no worker can run any more.
         launcher.when_ended().addErrback(lambda _: self._end_failed())
 
     def run_here(self, read: Callable[[], Configuration], *, later: bool) -> None:
         """Run the services in this process.
 
-        :param read: reads the configuration again.
-        :param later: twistd has rights that it gives up before the tree starts. What binds ports is made at once, and
-            what users wrote when the tree starts: it is not to run with them.
-        :raises NovasvcError: a manager has an error.
+        :param read: reads the configuration again, for SIGHUP.
+        :param later: twistd will drop privileges before the tree starts. Parts that bind ports are made now; users'
+            code is made only when the tree starts, so that it never runs with those privileges.
+        :raises NovasvcError: a manager cannot be made.
         """
         runtime = Runtime.from_settings(self._configuration.settings, self._reactor)
         applications = make_applications(runtime)
@@ -318,7 +322,7 @@ class ProcessTree(ServiceTree):
         def plant() -> None:
             self._plant = nothing
             for application in applications:
-                application.disownServiceParent()  # they come after the services
+                application.disownServiceParent()  # to add them again behind the services
             for part in make_own(runtime, applications):
                 part.setServiceParent(self)
 
@@ -327,7 +331,7 @@ class ProcessTree(ServiceTree):
 
         log_settings(self._configuration)
         for part in [*make_front(runtime, self), *applications]:
-            self._see_api(part)
+            self._remember_api(part)
             part.setServiceParent(self)
         self._plant = plant
         if not later:
@@ -346,25 +350,25 @@ class ProcessTree(ServiceTree):
         self._configuration = after
         self._api = None
         for part in parts:
-            self._see_api(part)
+            self._remember_api(part)
         await self.restart(parts).addErrback(self._not_restarted)
 
     def _prepare(self, read: Callable[[], Configuration]) -> tuple[Configuration, list[IService]]:
-        """Make what is to take the place of what runs, and have it listen; nothing has stopped yet."""
+        """Make the new parts, and hand the listening sockets over to them; nothing is stopped yet."""
         after = read()
         if after.settings.supervised:
-            raise ReloadError("the configuration wants workers; to run them takes a new start")
+            raise ReloadError("the configuration asks for workers; restart to run them")
         parts = make_parts(after.settings, self._reactor, self)
         self.hand_over(parts)
         return after, parts
 
-    def _see_api(self, part: Any) -> None:
+    def _remember_api(self, part: Any) -> None:
         if IWebPage.providedBy(part):
-            self._api = part
+            self._api = IWebPage(part)
 
     def setServiceParent(self, parent: Any) -> None:
-        """Become part of an application; twistd asks that for its observer when it begins to log."""
-        # A collection, even IServiceCollection(application), does not lead to its application.
+        """Join an application, and give it our log observer, for which twistd asks when it begins to log."""
+        # From a plain collection, even IServiceCollection(application), the application cannot be reached.
         if not isinstance(parent, Componentized):
             self._observer_beside = self._observer
         elif self._observer is not None and parent.getComponent(ILogObserver, None) is None:
@@ -372,7 +376,7 @@ class ProcessTree(ServiceTree):
         super().setServiceParent(parent)
 
     def startService(self) -> None:
-        """Start; then greet, or give up."""
+        """Start the parts; then print the greeting, or exit with status 1."""
         if self._observer_beside is not None:
             globalLogPublisher.addObserver(self._observer_beside)
         warn_of_unreadable(self._configuration.settings)
@@ -387,24 +391,24 @@ class ProcessTree(ServiceTree):
         self.when_started().addCallbacks(self._greet, self._give_up)
 
     def stopService(self) -> Deferred[None]:
-        """Stop the parts; the signals are answered to until they have stopped."""
+        """Stop the parts; signals are handled until they have stopped."""
         return super().stopService().addCallback(lambda _: self._helpers.stopService()).addCallback(self._stopped)
 
     def _stopped(self, _: object) -> None:
         if self._process is not None and not self._process.hurried and not is_alone(self):
-            lift_limit()  # what else there is in this process may take longer
+            lift_limit()  # other services of this process may take longer
         if self._observer_beside is not None:
             globalLogPublisher.removeObserver(self._observer_beside)
 
     def _greet(self, _: None) -> None:
         settle_collector()
-        # To the terminal itself: twistd has turned sys.stdout into log events by now.
+        # Not sys.stdout: twistd has redirected that to the log.
         if not self._configuration.settings.log_json and sys.__stdout__ is not None:
             sys.__stdout__.write(greeting(self._configuration, "" if self._api is None else self._api.login_url))
             sys.__stdout__.flush()
 
     def _give_up(self, failure: Failure) -> None:
-        # The part that failed has logged why. A stop that came first is no failure.
+        # The failed part has logged the reason. A start that was stopped is not a failure.
         if self.state in {"failed", "running"}:
             self._end_failed()
 
@@ -419,14 +423,14 @@ class ProcessTree(ServiceTree):
 
 
 def greeting(configuration: Configuration, page: str = "") -> str:
-    """Return the block that a first run prints: what runs, where its state lives, what to try.
+    """Return the greeting for a terminal: what runs, where its state is, which commands to try.
 
-    :param page: where a browser finds the API's page; it may hold a code that logs in once.
+    :param page: URL of the API's page, perhaps with a one-time login code.
     """
     settings, origins = configuration.settings, configuration.origins
     command = Path(sys.argv[0]).with_name("novasvc")
     novasvc = str(command) if command.exists() else "novasvc"
-    # The command reads the same variables, but knows nothing of this process's options and files.
+    # The command reads the same environment, but not this process's options and files: repeat those.
     for name, value in (("state_dir", str(settings.state_dir)), ("database_url", masked_url(settings.database_url))):
         if origins[name].startswith(("option", "file")):
             novasvc += f" --{name.replace('_', '-')} {shlex.quote(value)}"
@@ -446,18 +450,18 @@ def greeting(configuration: Configuration, page: str = "") -> str:
 
 
 def _observer(settings: Settings, reactor: Any, options: Mapping[str, Any]) -> ILogObserver | None:
-    """Make the observer of a process that `twistd novasvc` runs, unless twistd was told to use another.
+    """Make the log observer for `twistd novasvc`; None if twistd's options name another log.
 
-    :param options: see :func:`makeService`. In a .tac file, which may have an observer of its own, there are none of
-        twistd's, and "logfile" is where to log to.
+    :param options: see :func:`makeService`. A .tac file, which may set its own observer, has no twistd options here;
+        its "logfile" says where to log.
     """
     twistd = getattr(options, "parent", None)
     if twistd is None and options.get("logfile"):
         twistd = {"logfile": options["logfile"], "nodaemon": True, "debug": False}
-    # twist, the other runner, logs in its own way: it has no such options.
+    # twist(1) has its own log options, and none of these.
     if twistd is None or "nodaemon" not in twistd or twistd.get("logger") or twistd.get("syslog"):
         return None
-    # A supervisor is no node, whatever its workers are.
+    # A supervisor itself is not a node.
     only = settings.services[0] if len(settings.services) == 1 and not settings.supervised else None
     default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
@@ -466,22 +470,22 @@ def _observer(settings: Settings, reactor: Any, options: Mapping[str, Any]) -> I
 
 
 def _log_file(twistd: Mapping[str, Any] | None) -> str:
-    """Return the file that twistd's --logfile names, as a path that stays right; "" is standard output."""
+    """Return the absolute path of twistd's --logfile; "" is standard output."""
     if twistd is None or "nodaemon" not in twistd:
         return ""
     name = twistd["logfile"] or ("" if twistd["nodaemon"] or twistd["debug"] else "twistd.log")
-    return "" if name in {"", "-"} else os.path.abspath(name)  # noqa: PTH100 - the name, whatever links there are
+    return "" if name in {"", "-"} else os.path.abspath(name)  # noqa: PTH100 - links are kept: the name is reopened
 
 
 def warn_of_unreadable(settings: Settings) -> None:
-    """Say which files were read with rights that this process has given up: a reload will want to read them again."""
+    """Warn about files that were readable only with dropped privileges: a reload reads them again."""
     secure = settings.enabled_ssl_apis or (settings.api and settings.api_use_ssl)
     names = ["api_token_file"] if settings.api else []
     for name in [*names, *(["ssl_cert_file", "ssl_key_file", "ssl_ca_file"] if secure else [])]:
         path: Path | None = getattr(settings, name)
         if path is not None and not os.access(path, os.R_OK, effective_ids=True):
             _log.warn(
-                "{name} {path} cannot be read by uid {uid}: reloads will be refused, until that user may read it",
+                "{name} {path} is not readable by uid {uid}: reloads will fail until it is",
                 name=name,
                 path=str(path),
                 uid=os.geteuid(),
@@ -489,16 +493,16 @@ def warn_of_unreadable(settings: Settings) -> None:
 
 
 def nothing() -> None:
-    """Do nothing: there is nothing to be made later."""
+    """Do nothing: no part is left to make."""
 
 
 def settle_collector() -> None:
-    """Let the garbage collector look at what comes and goes, not at what a start has left."""
+    """Exempt the objects of the start from garbage collection, and collect less often."""
     # Note [Garbage collection]
     #
-    # Modules, classes and the tree stay as long as the process. To look through them at every full
-    # collection stops the reactor for tens of milliseconds, and a node makes few cycles. So they are
-    # taken out of its service once, and it looks less often: docs/performance.md has the figures.
+    # Modules, classes and the tree live as long as the process. Traversing them in each full collection blocks the
+    # reactor for tens of milliseconds, and a node makes few reference cycles. So gc.freeze() exempts them, and the
+    # thresholds are raised: docs/performance.md has the measurements.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -1,4 +1,4 @@
-"""What a process with one tree of services owes to those around it: answers to signals, and signs of life."""
+"""Signal handling and systemd notification for a process with one service tree."""
 
 import atexit
 import faulthandler
@@ -25,38 +25,36 @@ from novasvc.telemetry import flight
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.exit_status import ABANDONED, FORCED, hurry
 from novasvc.workers.signals import Signals
-from novasvc.workers.systemd import Notifier, Watchdog
+from novasvc.workers.systemd import SystemdNotifier, Watchdog
 
 _log = Logger()
 
 AT_ONCE = 2.0
-"""Seconds that a process has to end when it is to end at once."""
+"""Seconds for a process to exit when it must stop immediately."""
 
 _LEFT_BEHIND = 1.5
-"""Seconds of those after which a part that has not stopped is left behind."""
+"""Seconds of AT_ONCE after which parts that have not stopped are abandoned."""
 
-# Note [The end by force]
+# Note [Forced exit]
 #
-# A process that is told to end at once ends, whatever it does. A reactor that is kept busy never
-# gets to what is to be done in its turn, and when it has been stopped it waits for its threads. The
-# same is true of one whose deadline has passed. So the signal's handler itself does two things, and
-# both work without the reactor. When the end is to come at once, it gives SIGTERM and SIGINT back to
-# the system: a third one ends the process like any other. And it sets a timer of the system, which
-# ends the process with the status that it would have had: by the signal that was to end it under
-# twistd, which ends well like that, too, and with SignalExit's in a script. What the process was
-# doing then is on its standard error: it is what somebody will want to mend.
+# A process that must stop now, or whose drain deadline has passed, must exit whatever it is doing. A blocked reactor
+# never runs scheduled calls, and a stopped one waits for its threads. So the signal handler itself does two things
+# that work without the reactor. For an immediate stop it restores the default action of SIGTERM and SIGINT: a third
+# signal kills the process. And it sets an interval timer (SIGALRM) that ends the process with the status that a
+# clean exit would have had: killed by the same signal under twistd, SignalExit's status in a script. The stacks of
+# that moment go to standard error, because they show what has to be fixed.
 
 _ends_at: float | None = None
-"""Seconds of time.monotonic() at which this process ends by force; None is never."""
+"""time.monotonic() of the forced exit; None is never."""
 
 
 def limit_end(number: int, seconds: float, status: int | None = None) -> None:
-    """Have this process end within some seconds, or sooner if that was set before; called from a signal's handler.
+    """Force this process to exit within some seconds; an earlier limit stays. Called from a signal handler.
 
-    :param number: of the signal that is the reason.
-    :param status: the exit status; None ends it by the signal.
+    :param number: the signal that is the reason.
+    :param status: exit status; None kills the process with the signal.
     """
-    global _ends_at  # noqa: PLW0603 - a process ends once
+    global _ends_at  # noqa: PLW0603 - a process exits once
     ends_at = time.monotonic() + seconds
     if _ends_at is None or ends_at < _ends_at:
         _ends_at = ends_at
@@ -65,7 +63,7 @@ def limit_end(number: int, seconds: float, status: int | None = None) -> None:
 
 
 def lift_limit() -> None:
-    """Let this process go on: the end of what was to end did not take so long."""
+    """Cancel the forced exit: the tree has stopped in time, and the process goes on."""
     global _ends_at  # noqa: PLW0603 - see limit_end
     if _ends_at is not None:
         _ends_at = None
@@ -74,8 +72,8 @@ def lift_limit() -> None:
 
 def _end_by_force(number: int, status: int | None, _alarm: int, _frame: object) -> None:
     name = signal.Signals(number).name
-    said = f"novasvc: {name}: this process has not ended in time, and is ended by force. Stacks:\n"
-    with suppress(OSError, ValueError, RuntimeError):  # it may have no standard error, or be writing to it
+    said = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
+    with suppress(OSError, ValueError, RuntimeError):  # standard error may be closed, or be in use
         os.write(2, said.encode())
         faulthandler.dump_traceback(2)
     for stream in (sys.__stdout__, sys.__stderr__):
@@ -88,21 +86,20 @@ def _end_by_force(number: int, status: int | None, _alarm: int, _frame: object) 
 
 
 class Process(MultiService):
-    """Has a process of one tree answer to signals, and tell systemd how it does. Runs as long as the tree.
+    """Handles signals and notifies systemd for a process with one service tree.
 
-    SIGTERM ends the process as the reactor would, and so drains the tree; what has not ended in time
-    is cut short. A second one, or SIGINT, ends it at once. SIGHUP restarts the tree. SIGUSR2 logs what it does.
+    SIGTERM stops the reactor, which drains the tree; work that outlasts the deadline is cancelled. A second
+    SIGTERM, or SIGINT, stops immediately. SIGHUP restarts the tree. SIGUSR2 logs stacks and events.
 
     :param reactor: provides IReactorCore, IReactorFromThreads and IReactorTime.
-    :param tree: all there is in the process; its parts may have ``hurry``: see
-        :func:`novasvc.workers.exit_status.hurry`.
+    :param tree: the whole process; for its parts see :class:`~novasvc.interfaces.IInterruptible`.
     :param restart: coroutine function: reads the configuration again, and restarts the tree.
-    :param grace: returns the seconds that the tree has to drain, 0 for no limit.
-    :param environ: what systemd says.
-    :param limit: called with the number of the signal that ends the process, and the seconds after which
-        it is to have ended, as :func:`limit_end` is.
-    :ivar signo: the signal that ends the process; None if none does.
-    :ivar hurried: the end is to come at once.
+    :param grace: returns the drain timeout in seconds, 0 for no limit.
+    :param environ: has systemd's variables; None is os.environ.
+    :param limit: called with the number of the signal and the seconds until the forced exit, as
+        :func:`limit_end` is.
+    :ivar signo: the signal that ends the process; None if none has come.
+    :ivar hurried: an immediate stop was requested.
     """
 
     def __init__(
@@ -129,7 +126,7 @@ class Process(MultiService):
         self._trigger: Any = None
         self._late: IDelayedCall | None = None
         self._last: IDelayedCall | None = None
-        self._notifier = Notifier(environ)
+        self._notifier = SystemdNotifier(environ)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._signals = Signals(
             reactor,
@@ -139,21 +136,21 @@ class Process(MultiService):
                 signal.SIGHUP: self._hung_up,
                 signal.SIGUSR2: log_dump,
             },
-            self._see,
+            self._handle_signal,
         )
         self._signals.setServiceParent(self)
         Watchdog(self._notifier, environ, reactor).setServiceParent(self)
 
     def startService(self) -> None:
-        """Answer from now on; called when the tree is about to start."""
+        """Install the handlers; called just before the tree starts."""
         super().startService()
         self._trigger = self._reactor.addSystemEventTrigger("before", "shutdown", self._shutting_down)
         self._reactor.callWhenRunning(self._stalls.start)
-        # A failed start is told by the tree.
+        # The tree logs a failed start.
         self._tree.when_started().addCallbacks(lambda _: self._notifier.ready("running"), lambda _: None)
 
     def stopService(self) -> Deferred[Any]:
-        """Answer no more; called when the tree has stopped."""
+        """Remove the handlers; called when the tree has stopped."""
         self._stalls.stop()
         for timer in (self._late, self._last):
             if timer is not None and timer.active():
@@ -164,14 +161,14 @@ class Process(MultiService):
         stopped: Deferred[Any] = super().stopService()
         return stopped
 
-    # -- the end -------------------------------------------------------------------------------
+    # -- stop ----------------------------------------------------------------------------------
 
-    def _see(self, number: int) -> None:
-        """See a signal, wherever it finds the process; see Note [The end by force]."""
+    def _handle_signal(self, number: int) -> None:
+        """Handle a signal at whatever point it interrupts the process; see Note [Forced exit]."""
         self._terms += number == signal.SIGTERM
         if number == signal.SIGINT or (number == signal.SIGTERM and self._terms > 1):
             for each in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(each) != signal.SIG_IGN:  # a job in the background of a script ignores SIGINT
+                if signal.getsignal(each) != signal.SIG_IGN:  # a background job ignores SIGINT
                     signal.signal(each, signal.SIG_DFL)
             self._limit(number, AT_ONCE)
         elif number == signal.SIGTERM and (grace := self._grace()):
@@ -179,18 +176,18 @@ class Process(MultiService):
 
     def _terminated(self) -> None:
         if self.signo is None:
-            _log.info("SIGTERM: draining; the process exits when running work is done")
+            _log.info("SIGTERM: draining; exiting when running work is done")
             if grace := self._grace():
-                self._late = self._reactor.callLater(grace, self._be_late, grace)
+                self._late = self._reactor.callLater(grace, self._drain_timed_out, grace)
             self._end(signal.SIGTERM)
         else:
             self._end_at_once(signal.SIGTERM)
 
-    def _be_late(self, grace: float) -> None:
-        """Cut short what is left."""
+    def _drain_timed_out(self, grace: float) -> None:
+        """Cancel work that remains after the drain deadline."""
         self._late = None
         _log.error(
-            "graceful_shutdown_timeout ({grace:g} s) is over: cancelling what still runs",
+            "graceful_shutdown_timeout ({grace:g} s) expired: cancelling running work",
             grace=grace,
         )
         self._hurry(ABANDONED)
@@ -201,12 +198,12 @@ class Process(MultiService):
     def _end(self, number: int) -> None:
         self.signo = number
         self._notifier.stopping()
-        # The reactor's own answer is what has twistd end by the signal. It is not for a reactor that stops already.
+        # The reactor's own handler makes twistd exit by the signal. Not if the reactor is stopping already.
         if self._trigger is not None and not self._signals.resume(number):
             stop_reactor(self._reactor)
 
     def _end_at_once(self, number: signal.Signals) -> None:
-        _log.warn("{signal}: this process ends at once", signal=number.name)
+        _log.warn("{signal}: stopping this process now", signal=number.name)
         self.hurried = True
         if self.signo is None:
             self._end(number)
@@ -219,9 +216,9 @@ class Process(MultiService):
             self._hurry(_LEFT_BEHIND)
 
     def _hurry(self, seconds: float) -> None:
-        """Have the tree cut short what it does.
+        """Make the tree cancel its work.
 
-        :param seconds: after which no part is waited for any more.
+        :param seconds: after which parts are abandoned.
         """
         self._tree.stopService()
         hurry(self._tree)
@@ -234,10 +231,10 @@ class Process(MultiService):
 
     def _hung_up(self) -> None:
         if not self._tree.can_restart:
-            _log.warn("SIGHUP: nothing is restarted: the services are {state}", state=self._tree.state)
+            _log.warn("SIGHUP ignored: the services are {state}", state=self._tree.state)
             return
         if self._restarting:
-            _log.info("SIGHUP: another restart takes the place of the one under way")
+            _log.info("SIGHUP: superseding the restart under way")
         self._restarting += 1
         self._notifier.reloading()
         Deferred.fromCoroutine(self._restart()).addBoth(self._restarted)
@@ -247,17 +244,17 @@ class Process(MultiService):
         if self.signo is not None or (self._restarting and not isinstance(result, Failure)):
             return
         if not isinstance(result, Failure):
-            _log.info("the services were restarted")
+            _log.info("services restarted")
         elif result.check(NovasvcError):
             _log.error("SIGHUP: {error}", error=result.value)
         else:
-            _log.failure("SIGHUP: the services could not be restarted", result)
+            _log.failure("SIGHUP: restarting the services failed", result)
         if self._tree.state == "running":
             self._notifier.ready("running")
 
 
 def log_dump() -> None:
-    """Log the stacks of all threads, and what happened last."""
+    """Log the stacks of all threads and the last events."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file)
         file.seek(0)
@@ -267,10 +264,10 @@ def log_dump() -> None:
 
 
 def end_process(reactor: Any, status: int) -> None:
-    """Have the process end with this status, although it ends in twistd's good order.
+    """Stop the reactor, and make the process exit with this status.
 
-    twistd returns 0 whatever its services did, and catches a SystemExit in the reactor. What is
-    left to say otherwise is the interpreter's own end, after twistd has removed its pid file.
+    twistd exits with 0 whatever its services did, and catches SystemExit in the reactor. An atexit handler is
+    the only place left: it runs after twistd has removed its pid file.
     """
 
     @atexit.register
@@ -284,12 +281,12 @@ def end_process(reactor: Any, status: int) -> None:
 
 
 def is_alone(service: Any) -> bool:
-    """Tell whether a service is all that an application has, as in a .tac file of its own."""
+    """Return whether a service is the only one of its application, as in a .tac file of its own."""
     parent = service.parent
     return parent is not None and getattr(parent, "parent", None) is None and list(parent) == [service]
 
 
 def stop_reactor(reactor: Any) -> None:
-    """Stop a reactor, if nobody else has done that before."""
+    """Stop a reactor, unless it is stopped."""
     with suppress(ReactorNotRunning):
         reactor.stop()

@@ -1,4 +1,4 @@
-"""Several processes: the launcher that forks workers, and sees that they are there."""
+"""The launcher for worker processes: connects a supervisor to signals, systemd and the control socket."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from novasvc.config import Configuration, load
 from novasvc.errors import NovasvcError, StateError, describe
-from novasvc.interfaces import IReplaceable, IStartable
+from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IStartable, IWaitable
 from novasvc.node.lifecycle import Course
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.run.launcher import SignalExit, keep_status, log_settings, run_until_ended
@@ -28,49 +28,49 @@ from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
 from novasvc.workers.signals import Signals
-from novasvc.workers.slot import HURRY_PATIENCE
-from novasvc.workers.specification import pack
+from novasvc.workers.slot import HURRY_TIMEOUT
+from novasvc.workers.specification import make_specification
 from novasvc.workers.supervisor import (
     Reread,
     ServerWrapper,
     Sockets,
     Supervisor,
+    check_names,
+    check_workers,
     open_sockets,
-    see_names,
-    see_number,
 )
-from novasvc.workers.systemd import Notifier, Watchdog
+from novasvc.workers.systemd import SystemdNotifier, Watchdog
 from novasvc.workers.title import set_title
 
 _log = Logger()
 
 _CHECK_INTERVAL = 1.0
-"""Seconds between two looks at the workers."""
+"""Seconds between two checks of the workers."""
 
 _ORPHANS_INTERVAL = 0.1
-"""Seconds between two looks whether the workers of a supervisor that was killed are gone."""
+"""Seconds between two attempts to take over the control socket from orphaned workers."""
 
-_ORPHANS_PATIENCE = 5.0
-"""Seconds that are waited for that beyond the grace which they have."""
+_ORPHANS_TIMEOUT = 5.0
+"""Seconds to wait for orphaned workers beyond their drain timeout."""
 
 _PROGRESS_INTERVAL = 5.0
-"""Seconds between two lines of the log about workers that drain."""
+"""Seconds between two progress lines during a drain."""
 
 
-@implementer(IStartable)
+@implementer(IStartable, IInterruptible, IWaitable)
 class ProcessLauncher(service.Service):
-    """Run each server in a number of worker processes, and start again whatever dies.
+    """Run each server in several worker processes, and restart those that exit.
 
-    A service like others: ``twistd novasvc --workers``, a .tac file and any application can have one.
+    An ordinary service: for ``twistd novasvc --workers``, a .tac file, or any application.
     ``launch_server`` and ``wait`` are Nova's names.
 
-    If it is all that an application has, as in a .tac file of its own, the process ends with status 1
-    when it fails; beside other services it does not harm these, and :meth:`when_ended` tells.
+    If it is the only service of its application, a failure ends the process with status 1. Beside other
+    services a failure is only reported by :meth:`when_ended`.
 
-    :param configuration: the settings, for what a supervisor does; None is what the environment says.
+    :param configuration: the supervisor's settings; None reads the environment.
     :param reactor: None is the global one.
-    :param reread: reads the configuration again at SIGHUP; None reads the environment, and keeps the servers.
-    :param log_file: where workers log to; "" is standard output.
+    :param reread: reads the configuration on SIGHUP; None reads the environment, and rebuilds the servers.
+    :param log_file: path of the workers' log; "" is standard output.
     Source: nova.service.ProcessLauncher.
     """
 
@@ -94,8 +94,8 @@ class ProcessLauncher(service.Service):
         self.configuration = configuration or _from_environment()[0]
         self._reread = reread or self._reread_environment
         self._log_file = log_file
-        self._renew()
-        self._notifier = Notifier(os.environ)
+        self._reset()
+        self._notifier = SystemdNotifier(os.environ)
         self._watchdog = Watchdog(self._notifier, os.environ, reactor)
         self._stalls = StallWatch(flight.installed(), reactor)
         self._status = ""
@@ -113,10 +113,10 @@ class ProcessLauncher(service.Service):
         self._checks = self._loop(self._check)
         self._progress = self._loop(self._log_progress)
 
-    def _renew(self) -> None:
-        """Make what is of one life, from a start to its stop."""
+    def _reset(self) -> None:
+        """Create the state of one run, from start to stop."""
         self._sockets: Sockets | None = None
-        self._refusal: NovasvcError | None = None
+        self._listen_error: NovasvcError | None = None
         self._settled: Deferred[None] = Deferred()
         self._ends_at: float | None = None
         self._supervisor = Supervisor(self._reactor, self.configuration, self._reread, self._log_file, self)
@@ -136,32 +136,32 @@ class ProcessLauncher(service.Service):
 
     @property
     def children(self) -> dict[int, ServerWrapper]:
-        """The workers' process ids now, each with the wrapper of its server."""
+        """Process ids of the current workers, each with its server's wrapper."""
         return {pid: wrapper for wrapper in self._supervisor.wrappers for pid in wrapper.children}
 
     def launch_server(self, server: Any, workers: int = 1) -> None:
-        """Run a server in worker processes, from the start of this launcher on.
+        """Add a server, to run in worker processes when this launcher starts.
 
-        :param server: provides IService and can be pickled; or a function of a module, or another
-            callable that can be pickled, which takes the worker's reactor and returns an IService.
-        :param workers: > 0.
-        :raises NotPreforkableError: the server cannot be brought into another process, or another has its name.
-        :raises ResizeError: the number cannot be had.
-        :raises StateError: the launcher has been started.
+        :param server: provides IService and can be pickled; or a picklable callable, such as a module-level
+            function, that takes the worker's reactor and returns an IService.
+        :param workers: number of processes, > 0.
+        :raises NotPreforkableError: the server cannot be pickled, or another one has its name.
+        :raises ResizeError: the number is invalid.
+        :raises StateError: the launcher has started.
         """
         wrapper = ServerWrapper(server, workers)
         if self.state != "initial":
             raise StateError("the launcher", self.state, "take another server")
-        see_names([*self._wrappers, wrapper])
-        see_number(workers)
-        pack(server)
+        check_names([*self._wrappers, wrapper])
+        check_workers(workers)
+        make_specification(server)
         self._wrappers.append(wrapper)
 
     def wait(self) -> Deferred[None] | None:
         """Run the workers until the launcher is stopped.
 
-        :return: None, if this ran the reactor; where it runs already, a Deferred that fires at the end.
-        :raises SignalExit: a signal ended it at once, or a worker did not end by itself: work may be lost.
+        :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end.
+        :raises SignalExit: a signal stopped it immediately, or a worker was killed: work may be lost.
         :raises SystemExit: with status 1, if the workers cannot run.
         """
         ran = not self._reactor.running
@@ -175,17 +175,17 @@ class ProcessLauncher(service.Service):
     # -- Twisted's names -----------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
-        """Open the listening sockets, with the rights that the process has now. If one cannot be, the start fails."""
+        """Open the listening sockets with the current privileges. An error is raised by the start."""
         super().privilegedStartService()
-        if self._sockets is None and self._refusal is None:
+        if self._sockets is None and self._listen_error is None:
             try:
                 self._sockets = open_sockets(self._wrappers, {})
             except NovasvcError as error:
-                # Whoever drives us has no answer here but a traceback. It has one for a start.
-                self._refusal = error
+                # twistd would only print a traceback here; a failed start is reported properly.
+                self._listen_error = error
 
     def startService(self) -> None:
-        """Begin to start the workers; :meth:`when_started` tells the outcome, and so does the log."""
+        """Start the workers in the background; :meth:`when_started` and the log report the outcome."""
         super().startService()
         self._course.start().addErrback(lambda _: None)
 
@@ -196,7 +196,7 @@ class ProcessLauncher(service.Service):
     def stopService(self) -> Deferred[None]:
         """Drain the workers, up to graceful_shutdown_timeout.
 
-        :return: Deferred[None], fired when there is none any more.
+        :return: Deferred[None], fired when all have exited.
         """
         super().stopService()
         return self._course.stop()
@@ -204,26 +204,26 @@ class ProcessLauncher(service.Service):
     stop = stopService
 
     def when_ended(self) -> Deferred[None]:
-        """Wait until there is no worker any more.
+        """Wait until all workers have exited.
 
-        :return: Deferred[None]; fails if that is because they could not start, or run.
+        :return: Deferred[None]; fails if they could not start or run.
         """
 
-        def see_error(_: None) -> None:
+        def raise_error(_: None) -> None:
             error = self._error or (self._course.reason if self.state == "failed" else None)
             if error is not None:
                 raise error
 
-        return self._course.when_ended().addCallback(see_error)
+        return self._course.when_ended().addCallback(raise_error)
 
     def hurry(self) -> None:
-        """End at once: workers cut short what they do, and are killed after two seconds."""
+        """Stop now: workers cancel their work, and are killed after two seconds."""
         self._cut = True
-        self._end_within(HURRY_PATIENCE)
+        self._end_within(HURRY_TIMEOUT)
         self._supervisor.hurry()
 
     def _end_within(self, seconds: float) -> None:
-        """Note for the log when the workers will have ended."""
+        """Record the deadline, for progress lines."""
         ends_at = self._reactor.seconds() + seconds
         self._ends_at = ends_at if self._ends_at is None else min(self._ends_at, ends_at)
 
@@ -232,20 +232,20 @@ class ProcessLauncher(service.Service):
         if (state == "failed" or (state == "stopped" and self._error is not None)) and is_alone(self):
             end_process(self._reactor, 1)
 
-    # -- the way up ----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
         try:
-            await self._walk_up()
+            await self._start_up()
         except CancelledError:
             raise
         except Exception as error:
             problem = str(error) if isinstance(error, NovasvcError) else describe(error)
             _log.critical("the supervisor did not start: {problem}", problem=problem)
-            _log.failure("where it was raised", level=LogLevel.debug)
+            _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise
 
-    async def _walk_up(self) -> None:
+    async def _start_up(self) -> None:
         if not self._wrappers:
             raise StateError("the launcher", "without a server", "start: give it one by launch_server")
         self._error = self._signo = None
@@ -254,20 +254,20 @@ class ProcessLauncher(service.Service):
         self.privilegedStartService()
         self._signals.startService()
         if self._log_file:
-            # Where the log of this process is another file, or another program's to rotate.
+            # The workers' log is ours to rotate, even if this process logs elsewhere.
             rotate_at_signal(self._rotate_log, self._reactor)
-        await self._take_control()
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            self._open_again(refusal)
+        await self._listen_for_control()
+        listen_error, self._listen_error = self._listen_error, None
+        if listen_error is not None:
+            self._retry_sockets(listen_error)
         assert self._sockets is not None
         set_title("novasvc: supervisor")
         if not self._log_file and _logs_to_nothing():
-            _log.warn("workers log to standard output, which is {null} here: give a log_file", null=os.devnull)
+            _log.warn("workers log to standard output, which is {null}: set log_file", null=os.devnull)
         self._watchdog.startService()
         self._stalls.start()
         self._checks.start(_CHECK_INTERVAL).addErrback(_checks_broke)
-        # Not awaited itself: to cancel it would be to forget the workers.
+        # Not awaited: a cancelled start must still drain these workers.
         self._supervisor.start(self._wrappers, self._sockets, self._control.lock).addCallback(lambda _: self._settle())
         await self._settled
         if self._error is not None:
@@ -275,12 +275,12 @@ class ProcessLauncher(service.Service):
         self._notifier.ready(self._supervisor.status)
         self._reload_if_asked()
 
-    async def _take_control(self) -> None:
-        """Listen at the control socket, when nothing is left of a supervisor before this one.
+    async def _listen_for_control(self) -> None:
+        """Listen on the control socket; wait for the orphaned workers of a killed supervisor first.
 
-        :raises ControlError: the place cannot be had, or workers of another supervisor do not end.
+        :raises ControlError: the path cannot be used, or the orphans do not exit in time.
         """
-        patience = _ORPHANS_PATIENCE + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
+        patience = _ORPHANS_TIMEOUT + (self.configuration.settings.graceful_shutdown_timeout or UNSUPERVISED)
         deadline = self._reactor.seconds() + patience
         for attempt in count():
             try:
@@ -288,7 +288,7 @@ class ProcessLauncher(service.Service):
             except OrphansError as error:
                 if self._reactor.seconds() >= deadline:
                     raise
-                if attempt == 1:  # at the first it may be a supervisor that is about to listen
+                if attempt == 1:  # the first failure may be a supervisor that is about to listen
                     _log.warn(
                         "waiting up to {s:g} s for the workers of {supervisor} to drain; list them with `fuser {lock}`",
                         s=patience,
@@ -298,18 +298,18 @@ class ProcessLauncher(service.Service):
                 await deferLater(self._reactor, _ORPHANS_INTERVAL)
             else:
                 if attempt > 1:
-                    _log.info("nothing is left of the supervisor before this one")
+                    _log.info("the workers of the previous supervisor have exited")
                 return
 
-    def _open_again(self, refusal: NovasvcError) -> None:
-        """Open the listening sockets that could not be opened: what had them may have been waited for.
+    def _retry_sockets(self, listen_error: NovasvcError) -> None:
+        """Retry to open the listening sockets: orphans, which have exited by now, may have held them.
 
-        :raises NovasvcError: the refusal, if they still cannot be.
+        :raises NovasvcError: the first error, if it fails again.
         """
         try:
             self._sockets = open_sockets(self._wrappers, {})
         except NovasvcError:
-            raise refusal from None  # it says more: there may have been other rights then
+            raise listen_error from None  # the first attempt may have had more privileges, so its error says more
 
     def _settle(self) -> None:
         if not self._settled.called:
@@ -322,14 +322,14 @@ class ProcessLauncher(service.Service):
             self._notifier.status(status)
         now = self._reactor.seconds()
         late, self._checked_at = now - self._checked_at > 2 * _CHECK_INTERVAL, now
-        # If we did not run, maybe nobody did: the workers get another second to prove themselves.
+        # If this process was suspended, so were the workers, probably: give them a second to send a heartbeat.
         if not late:
             self._supervisor.check()
 
-    # -- the way down --------------------------------------------------------------------------
+    # -- stop -----------------------------------------------------------------------------------
 
     def failed(self, error: WorkerFailedError) -> None:
-        """End everything: no worker can run. Called by the supervisor, as are the two below."""
+        """Stop everything: no worker can run. Called by the supervisor."""
         if self._error is not None:
             return
         self._error = error
@@ -341,7 +341,7 @@ class ProcessLauncher(service.Service):
 
     def reloading(self, *, under_way: bool) -> None:
         """Tell systemd that a reload has begun or ended."""
-        if self.state == "running":  # whoever waits for the start is not to take this for its end
+        if self.state == "running":  # during the start, READY=1 would announce it as finished
             if under_way:
                 self._notifier.reloading()
             else:
@@ -370,14 +370,14 @@ class ProcessLauncher(service.Service):
         await self._control.stopService()
         self._signals.stopService()
         self.configuration, self._wrappers = self._supervisor.configuration, list(self._supervisor.wrappers)
-        self._renew()
+        self._reset()
 
     def _log_progress(self) -> None:
         left = self._supervisor.slots
         if left:
-            limit = "without a limit"
+            limit = "no deadline"
             if self._ends_at is not None:
-                limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
+                limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s left"
             _log.info(
                 "draining: {count} left, {limit}: {workers}",
                 count=counted(len(left), "worker"),
@@ -388,28 +388,28 @@ class ProcessLauncher(service.Service):
     # -- signals -------------------------------------------------------------------------------
 
     def terminate(self) -> None:
-        """Drain, and end; a second time, end at once."""
+        """Drain and exit; the second time, stop now."""
         if self._signo is None and self.state in {"starting", "running"}:
-            _log.info("all workers are to finish what they have begun, and to end")
+            _log.info("draining all workers, then exiting")
             self._signo = signal.SIGTERM
             if not self._signals.resume(signal.SIGTERM):
                 stop_reactor(self._reactor)
         else:
-            _log.warn("SIGTERM while the workers drain: all workers end at once")
+            _log.warn("SIGTERM while draining: stopping all workers now")
             self._signo = self._signo or signal.SIGTERM
-            self._reactor.callLater(0, self.hurry)  # the reactor may not have begun to stop
+            self._reactor.callLater(0, self.hurry)  # let the reactor begin to stop first
 
     def _interrupted(self) -> None:
-        _log.warn("interrupted: all workers end at once")
+        _log.warn("SIGINT: stopping all workers now")
         self._signo = self._signo or signal.SIGINT
         if self.state in {"starting", "running"} and not self._signals.resume(signal.SIGINT):
             stop_reactor(self._reactor)
         self._reactor.callLater(0, self.hurry)
 
     def _hung_up(self) -> None:
-        if self._supervisor.reloads or self._supervisor.comes_up:
-            # What was read for that may be older than what this is for.
-            _log.info("SIGHUP: a reload follows what is under way")
+        if self._supervisor.is_reloading or self._supervisor.is_starting:
+            # The reload under way may have read an older configuration: follow it with another.
+            _log.info("SIGHUP: reloading again after the start or reload under way")
             self._reload_again = True
             return
         self._supervisor.reload().addErrback(lambda failure: _log.error("{error}", error=failure.value))
@@ -419,11 +419,11 @@ class ProcessLauncher(service.Service):
 
     def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
         configuration, _ = _from_environment()
-        # Services that were given no settings go to the new workers with these.
+        # Services without settings of their own take them from the process runtime when they are rebuilt.
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
-            servers = [_renewed(wrapper.server) for wrapper in self._supervisor.wrappers]
+            servers = [_rebuilt(wrapper.server) for wrapper in self._supervisor.wrappers]
         except BaseException:
             set_process_runtime(before)
             raise
@@ -431,20 +431,20 @@ class ProcessLauncher(service.Service):
             ServerWrapper(server, wrapper.configured)
             for server, wrapper in zip(servers, self._supervisor.wrappers, strict=True)
         ]
-        return configuration, wrappers if any(map(_is_renewed, servers)) else None
+        return configuration, wrappers if any(map(_can_rebuild, servers)) else None
 
     def _asked_to_dump(self) -> None:
         dumped = self._supervisor.dump().addCallback(_log_dump)
-        dumped.addErrback(lambda failure: _log.failure("there is no dump", failure))
+        dumped.addErrback(lambda failure: _log.failure("cannot collect the dump", failure))
 
 
-def _renewed(server: Any) -> Any:
-    return server.made_again() if _is_renewed(server) else server
+def _rebuilt(server: Any) -> Any:
+    return server.made_again() if _can_rebuild(server) else server
 
 
-def _is_renewed(server: Any) -> bool:
-    """Whether a server has read files, and looked where it is to listen; others are made again in the workers."""
-    return IReplaceable.providedBy(server) and callable(getattr(server, "made_again", None))
+def _can_rebuild(server: Any) -> bool:
+    """Return whether a server is rebuilt here: it reads files or binds addresses. Others are rebuilt in workers."""
+    return IReplaceable.providedBy(server) and IRebuildable.providedBy(server)
 
 
 def _logs_to_nothing() -> bool:
@@ -466,7 +466,7 @@ def _log_dump(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _checks_broke(failure: Failure) -> None:
-    _log.failure("workers that hang are not seen any more", failure)
+    _log.failure("watchdog checks of the workers stopped", failure)
 
 
 def _from_environment() -> tuple[Configuration, None]:

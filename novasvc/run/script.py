@@ -1,4 +1,4 @@
-"""What a plain script needs: serve a server, and wait."""
+"""Nova's ``serve`` and ``wait``, for plain scripts."""
 
 from typing import Any, TypeVar
 
@@ -11,24 +11,24 @@ from novasvc.run.process_launcher import ProcessLauncher
 _T = TypeVar("_T")
 
 _launcher: ServiceLauncher | ProcessLauncher | None = None
-"""What serve has made, until wait is over. One in a process, as there is one reactor."""
+"""The launcher of serve(), until wait() returns. One per process, like the reactor."""
 
 
 def serve(server: Any, workers: int | None = None) -> None:
     """Launch a server; :func:`wait` runs it.
 
-    The log goes to standard output, as the settings log_level and log_json say, as it does with a launcher of your own.
+    Logs to standard output, by the settings log_level and log_json.
 
     :param server: provides IService; see :meth:`novasvc.service.Launcher.launch_server` and, with
         workers, :meth:`novasvc.service.ProcessLauncher.launch_server`.
-    :param workers: processes that run it, supervised; None or 0 is this one process.
-    :raises RuntimeError: another server is being served.
-    :raises NovasvcError: the settings have an error, or the server cannot run in workers.
+    :param workers: number of supervised processes; None or 0 runs the server in this process.
+    :raises RuntimeError: serve() was called before.
+    :raises NovasvcError: the settings are invalid, or the server cannot run in workers.
     Source: nova.service.serve.
     """
-    global _launcher  # noqa: PLW0603 - Nova's scripts have no object to hold it
+    global _launcher  # noqa: PLW0603 - Nova's API has no object that could hold it
     if _launcher is not None:
-        raise RuntimeError("serve() was called before, and can be called once: use a launcher for several servers")
+        raise RuntimeError("serve() was already called; use a launcher to run several servers")
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
     count_steadily(reactor)
@@ -43,16 +43,16 @@ def serve(server: Any, workers: int | None = None) -> None:
 
 
 def wait() -> Deferred[None] | None:
-    """Run what was served until it has ended.
+    """Run the server of serve() until it ends.
 
-    :return: None, if this ran the reactor; where it runs already, a Deferred that fires at the end.
-    :raises SignalExit: a signal ended it, where it ran in this one process.
+    :return: None if this ran the reactor; if it is running already, a Deferred that fires at the end.
+    :raises SignalExit: a signal ended it (without workers).
     :raises SystemExit: with status 1, if it did not start, or its workers could not run.
-    :raises RuntimeError: nothing was served.
+    :raises RuntimeError: serve() was not called.
     Source: nova.service.wait.
     """
     if _launcher is None:
-        raise RuntimeError("nothing was served: call serve(server) before wait()")
+        raise RuntimeError("nothing to wait for: call serve(server) before wait()")
     try:
         waiting = _launcher.wait()
     except BaseException:

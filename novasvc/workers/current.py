@@ -1,7 +1,7 @@
-"""Which worker this process is, if a supervisor started it.
+"""The worker that this process is, if a supervisor forked it.
 
-The one value of the package that belongs to the process: a process is one worker for its whole life, and what is
-made in it (runtimes, servers of streams) has to know that without being handed it, as users make these parts.
+Process-wide state on purpose: a process is one worker for its whole life, and parts that users construct themselves
+(runtimes, stream servers) need this without being passed it.
 """
 
 import attrs
@@ -12,12 +12,12 @@ from novasvc.rpc.backlog import Backlog
 
 @attrs.frozen
 class CurrentWorker:
-    """A worker process, as its supervisor sees it.
+    """A worker process; all fields are None in a process without a supervisor.
 
-    :param number: from 0; None in a process without a supervisor.
-    :param grace: seconds that it has to drain, 0 for no limit; None in a process without a supervisor.
-    :param backlog: this process's record of requests that it has received and not begun; None without siblings.
-    :param siblings: asks the other workers of this node; None if there are none.
+    :param number: the worker number, from 1.
+    :param grace: seconds to drain; 0 is no limit.
+    :param backlog: shared record of requests that this process has received but not begun.
+    :param siblings: queries the other workers of this node.
     """
 
     number: int | None = None
@@ -30,11 +30,11 @@ _current = CurrentWorker()
 
 
 def current_worker() -> CurrentWorker:
-    """Return which worker this process is."""
+    """Return the worker that this process is."""
     return _current
 
 
 def set_current_worker(worker: CurrentWorker) -> None:
-    """Have this process be a worker, before anything is made in it."""
+    """Declare which worker this process is, before any part is constructed in it."""
     global _current  # noqa: PLW0603 - see the module's docstring
     _current = worker

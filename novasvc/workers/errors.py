@@ -1,4 +1,4 @@
-"""What can go wrong with a supervisor and its workers."""
+"""Errors of supervisors and workers."""
 
 import attrs
 
@@ -6,15 +6,15 @@ from novasvc.errors import NovasvcError
 
 
 class SupervisionError(NovasvcError):
-    """The root of what a supervisor refuses, and of what ends it."""
+    """Base class of errors of supervisors and workers."""
 
 
 @attrs.define
 class NotPreforkableError(SupervisionError):
-    """A server that cannot be brought into a worker.
+    """A server that cannot run in a worker process.
 
-    :param server: its name.
-    :param problem: why, in one line.
+    :param server: the server's name.
+    :param problem: the reason, in one line.
     :param remedy: what to do.
     """
 
@@ -28,9 +28,9 @@ class NotPreforkableError(SupervisionError):
 
 @attrs.define
 class WorkerFailedError(SupervisionError):
-    """Workers that cannot run, so that the supervisor ends.
+    """Workers that cannot run; the supervisor shuts down.
 
-    :param server: the name of what they were to run.
+    :param server: the server's name.
     :param problem: why, in one line.
     :param remedy: what to do.
     """
@@ -45,7 +45,7 @@ class WorkerFailedError(SupervisionError):
 
 @attrs.define
 class ReloadError(SupervisionError):
-    """A reload that was refused or given up; what ran before goes on.
+    """A reload that was rejected or rolled back; the previous configuration stays.
 
     :param problem: why.
     """
@@ -53,30 +53,30 @@ class ReloadError(SupervisionError):
     problem: str
 
     def __str__(self) -> str:
-        return f"not reloaded, what ran before goes on: {self.problem}"
+        return f"reload failed, previous configuration kept: {self.problem}"
 
 
 @attrs.define
 class DrainError(SupervisionError):
-    """A worker that cannot be drained by itself.
+    """A worker that cannot be drained and replaced.
 
     :param number: of the worker.
-    :param problem: why, and what comes of it.
+    :param problem: the reason, and the consequence.
     """
 
     number: int
     problem: str
 
     def __str__(self) -> str:
-        return f"worker {self.number} is not drained: {self.problem}"
+        return f"cannot drain worker {self.number}: {self.problem}"
 
 
 @attrs.define
 class NoSuchWorkerError(SupervisionError):
-    """No worker, or no server, has this number or name.
+    """No worker has this number, or no server this name.
 
     :param wanted: "worker 7", "server 'api'".
-    :param known: those that there are.
+    :param known: the existing ones.
     """
 
     wanted: str
@@ -88,10 +88,10 @@ class NoSuchWorkerError(SupervisionError):
 
 @attrs.define
 class ResizeError(SupervisionError):
-    """A number of workers that cannot be had.
+    """An impossible number of workers.
 
-    :param wanted: the number, or what was given for one.
-    :param problem: why, and what would be right.
+    :param wanted: the rejected value.
+    :param problem: the reason, and what to give instead.
     """
 
     wanted: str
@@ -103,7 +103,7 @@ class ResizeError(SupervisionError):
 
 @attrs.define
 class ControlError(SupervisionError):
-    """The control socket cannot be made, or nobody answers there.
+    """The control socket cannot be created, or no supervisor answers there.
 
     :param path: of the socket.
     :param problem: what happened.
@@ -120,10 +120,10 @@ class ControlError(SupervisionError):
 
 @attrs.define
 class OrphansError(ControlError):
-    """A supervisor was killed, and its workers still finish their work.
+    """A supervisor was killed, and its workers are still draining.
 
-    :param supervisor: names it, with its pid if that is known.
-    :param lock: path of the file that the workers have open.
+    :param supervisor: "the killed supervisor", with its pid if known.
+    :param lock: path of the lock file that the workers hold.
     """
 
     supervisor: str
@@ -131,11 +131,11 @@ class OrphansError(ControlError):
 
 
 @attrs.define
-class RefusedError(SupervisionError):
-    """A supervisor did not do what was asked for.
+class CommandRejectedError(SupervisionError):
+    """The supervisor rejected a command.
 
-    :param kind: name of the error's class over there.
-    :param problem: its text, which says what to do.
+    :param kind: class name of the supervisor's error.
+    :param problem: the error's text.
     """
 
     kind: str

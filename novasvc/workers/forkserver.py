@@ -1,21 +1,20 @@
-"""The process that workers are forked from: it has imported what they need, and does nothing else.
+"""The process that forks workers: single-threaded, without a reactor, with the workers' modules imported.
 
-Run by :mod:`novasvc.workers.forkserver_client`, with a socket pair as descriptor 3.
+Started by :mod:`novasvc.workers.forkserver_client`, with one end of a socket pair as descriptor 3.
 """
 
 # Note [A forkserver]
 #
-# A process whose reactor runs cannot be forked: its threads vanish, its locks stay locked, its
-# epoll is shared. And to begin each worker from nothing costs a second of processor time and all
-# its memory. So there is one process between: it is executed anew, imports what workers need,
-# installs no reactor, has no thread, and forks when it is told to. Workers share its memory.
+# A process with a running reactor must not fork: threads vanish, locks stay locked, and parent and child share
+# the epoll descriptor. Executing each worker anew costs a second of CPU time and shares no memory. So there is an
+# intermediate process: executed once, it imports what workers need, installs no reactor, starts no thread, and
+# forks on request. Workers share its memory copy-on-write.
 #
-# The one of multiprocessing is such a process, too, and was tried. Its caller waits until the fork
-# is made, so one that still imports, or is stopped, blocks the supervisor's reactor. When it is
-# killed, all its children look as if they had ended. And it runs the program's main module again,
-# twistd's too. Here nothing waits but the Deferred of who asked. The end of a forkserver ends no
-# worker, for each has a channel of its own to the supervisor. And the main module is run again
-# only for a server that is made of what it defines.
+# The forkserver of multiprocessing was tried. Its client blocks until the fork is done, so a forkserver that is
+# importing or stopped would block the supervisor's reactor. When it is killed, all its children seem to have
+# exited. And it always runs the program's main module again, twistd's included. Here only a Deferred waits;
+# workers survive their forkserver, because each has its own pipe to the supervisor; and the main module is run
+# again only if the server uses what it defines.
 
 import contextlib
 import gc
@@ -36,24 +35,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from novasvc.workers.exit_status import UNSUPERVISED
-from novasvc.workers.orphan import at_hangup
+from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.title import set_title
 
 _MAIN = "__novasvc_main__"
-"""What the main module is called when it is run again, so that what is for the first run does not run."""
+"""__name__ of the main module when it is run again, so that code under __main__ does not run."""
 
 CONTROL = 3
 """The descriptor of the socket pair."""
 
 LOCK = 4
-"""The descriptor of the supervisor's lock, if there is one: held as long as a process has it open."""
+"""The descriptor of the supervisor's lock file, if there is one; held while any process has it open."""
 
-_REHEARSAL = "novasvc.run.rehearsal"
-"""Has what workers live through before they are born; see there."""
+_WARMUP = "novasvc.run.warmup"
+"""Runs a node once before the first fork; see that module."""
 
 PRELOAD = (
     "novasvc.service",
-    _REHEARSAL,
+    _WARMUP,
     "novasvc.workers.worker",
     "novasvc.run.plugin",
     "novasvc.registry.sql.services",
@@ -61,13 +60,13 @@ PRELOAD = (
     "twisted.internet.default",
     "twisted.internet.epollreactor",
 )
-"""What most workers import. That the reactor's modules are imported installs none."""
+"""Modules that most workers import. Importing the reactors' modules installs no reactor."""
 
 _SLACK = 0.5
-"""Seconds after the time that a worker has to end by itself when the supervisor is gone; then it is killed."""
+"""Seconds beyond an orphan's drain timeout after which it is killed."""
 
-_LET_GO = 1.0
-"""Seconds that they have instead if the supervisor lives, and has let this forkserver go: they should have ended."""
+_RETIRED_GRACE = 1.0
+"""Drain timeout instead, if a living supervisor shut this forkserver down: its workers should have exited."""
 
 _LOOK_INTERVAL = 0.05
 
@@ -82,21 +81,24 @@ _BLOCKED = {
     signal.SIGCHLD,
 }
 _IGNORED = _BLOCKED - {signal.SIGCHLD} | {signal.SIGINT}
-"""Signals that a terminal or an operator sends to all processes of a group; the supervisor answers to them."""
+"""Signals that may be sent to the whole process group; the supervisor handles them."""
 
 
 class NoReactor(importlib.abc.MetaPathFinder):
-    """Refuse to install a reactor, which all workers would share; who needs one is imported in the worker."""
+    """Prevents the import that installs a reactor: all workers would share it.
+
+    Modules that need the reactor are imported in the worker.
+    """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Refuse the one module; let others find the rest."""
+        """Raise ImportError for twisted.internet.reactor; ignore other modules."""
         if fullname == "twisted.internet.reactor":
-            raise ImportError("no reactor is installed in a forkserver")
+            raise ImportError("a forkserver must not install a reactor")
 
 
 @contextlib.contextmanager
 def installing_none() -> Iterator[None]:
-    """See to it that nothing installs a reactor."""
+    """Prevent the installation of a reactor in this context."""
     finder = NoReactor()
     sys.meta_path.insert(0, finder)
     try:
@@ -106,9 +108,9 @@ def installing_none() -> Iterator[None]:
 
 
 def preload(modules: Iterable[str], begin: Callable[[str], object]) -> None:
-    """Import modules; what cannot be imported here is left to the worker, which tells what is wrong with it.
+    """Import modules. Errors are ignored: the worker imports the module again, and reports them.
 
-    :param begin: called with each before it is imported: maybe nothing comes afterwards.
+    :param begin: called with each name before the import, which may hang or kill the process.
     """
     with installing_none():
         for module in modules:
@@ -118,11 +120,11 @@ def preload(modules: Iterable[str], begin: Callable[[str], object]) -> None:
 
 
 def run_main(kind: str, name: str) -> str | None:
-    """Run a program's main module again, under another name, so that what it defines can be unpickled.
+    """Run a program's main module under another name, so that its classes can be unpickled.
 
     :param kind: "module" for one that was run by ``python -m``, else "path".
     :param name: of the module, or its path.
-    :return: why that is not possible; None if it was.
+    :return: the problem; None on success.
     """
     module = types.ModuleType(_MAIN)
     sys.modules["__main__"] = sys.modules[_MAIN] = module
@@ -130,22 +132,22 @@ def run_main(kind: str, name: str) -> str | None:
     try:
         with installing_none():
             module.__dict__.update(run(name, run_name=_MAIN))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the program's
-        return f"the program's main module cannot be run again, for workers to know it: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code
+        return f"the program's main module cannot be imported by workers: {type(error).__name__}: {error}"
     return None
 
 
 class ForkServer:
-    """Answers requests to fork, and tells of the ends of what it forked.
+    """Forks workers on request, and reports their exits.
 
     In: ``{"preload": [module], "path": sys.path, "argv": sys.argv, "main": [kind, name] or null}`` once, then
-    ``{"fork": key, "descriptors": number, "order": ...}``, each with that many descriptors,
-    ``{"log": 1}`` with the descriptor of the new log file, and ``{"let go": true}`` if the end is no accident.
-    Out: ``{"born": key, "pid": pid}``, ``{"refused": key, "problem": text}``,
+    ``{"fork": key, "descriptors": number, "parameters": ...}``, each with that many descriptors,
+    ``{"log": 1}`` with the descriptor of the new log file, and ``{"retire": true}`` before a planned shutdown.
+    Out: ``{"forked": key, "pid": pid}``, ``{"failed": key, "problem": text}``,
     ``{"ended": pid, "status": wait status}``, and first ``{"importing": module, path of the main one, or null}``
     for each.
 
-    :param control: the socket pair.
+    :param control: one end of the socket pair.
     """
 
     def __init__(self, control: socket.socket) -> None:
@@ -157,18 +159,18 @@ class ForkServer:
         self._problem: str | None = None
         self._backlog: Any = None
         self._selector = selectors.DefaultSelector()
-        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self) -> None:
-        """Answer until the supervisor is gone; returns when no child is left."""
-        awake, wake = self._pipe
+        """Serve until the supervisor closes the pipe; return when all children have exited."""
+        awake, wake = self._wakeup
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        at_hangup(self._control.fileno(), self._end_childless)
+        call_when_orphaned(self._control.fileno(), self._end_childless)
         self._selector.register(self._control, selectors.EVENT_READ)
         self._selector.register(awake, selectors.EVENT_READ)
         while True:
@@ -181,13 +183,13 @@ class ForkServer:
         self._outlive()
 
     def _receive(self) -> bool:
-        """Take what has come; False if the supervisor is gone."""
+        """Read and handle messages; return False if the supervisor is gone."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._control, 65536, 64)
         except ConnectionError:
             return False
         for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)  # by programs that a worker runs
+            os.set_inheritable(descriptor, False)  # not for programs that a worker executes
         self._descriptors.extend(descriptors)
         self._received += data
         *lines, self._received = self._received.split(b"\n")
@@ -198,13 +200,13 @@ class ForkServer:
     def _take(self, message: dict[str, Any]) -> None:
         if "fork" in message:
             descriptors = [self._descriptors.popleft() for _ in range(message["descriptors"])]
-            self._fork(message["fork"], message["order"], descriptors)
+            self._fork(message["fork"], message["parameters"], descriptors)
             return
-        if "let go" in message:
-            self._grace = _LET_GO
+        if "retire" in message:
+            self._grace = _RETIRED_GRACE
             return
         if "log" in message:
-            # Another file has the log's name: see novasvc.telemetry.logfiles. Workers look by themselves.
+            # The log was rotated: see novasvc.telemetry.logfiles. Workers follow the file themselves.
             descriptor = self._descriptors.popleft()
             for standard in (1, 2):
                 os.dup2(descriptor, standard)
@@ -217,44 +219,44 @@ class ForkServer:
             self._say_importing(message["main"][1])
             self._problem = run_main(*message["main"])
         self._say_importing(None)
-        self._outlet = importlib.import_module("novasvc.workers.worker").Outlet()
-        # Made here so that all workers inherit it: a worker finds in it what a dead sibling never began.
+        self._observer = importlib.import_module("novasvc.workers.worker").SwitchableObserver()
+        # Made before the first fork, so that all workers share it: they find requests that a dead sibling never began.
         self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
         with installing_none(), contextlib.suppress(Exception):
-            importlib.import_module(_REHEARSAL).rehearse()
+            importlib.import_module(_WARMUP).warm_up()
         gc.collect()
         gc.freeze()
 
-    def _fork(self, key: int, order: dict[str, Any], descriptors: Sequence[int]) -> None:
+    def _fork(self, key: int, parameters: dict[str, Any], descriptors: Sequence[int]) -> None:
         page = self._backlog.free_page(self._children)
-        self._grace = max(self._grace, order["grace"] or UNSUPERVISED)
-        # A signal that comes before the child has its own handlers, waits for them.
+        self._grace = max(self._grace, parameters["grace"] or UNSUPERVISED)
+        # Block signals until the child has its own handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             pid = os.fork()
         except OSError as error:
-            self._say({"refused": key, "problem": f"the system forks no process: {error.strerror}"})
+            self._say({"failed": key, "problem": f"fork failed: {error.strerror}"})
         else:
             if pid == 0:
-                self._be_worker(order, descriptors, page)
+                self._be_worker(parameters, descriptors, page)
             self._children.add(pid)
-            self._say({"born": key, "pid": pid})
+            self._say({"forked": key, "pid": pid})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _be_worker(self, order: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
+    def _be_worker(self, parameters: dict[str, Any], descriptors: Sequence[int], page: int | None) -> NoReturn:
         """Become a worker; see :func:`novasvc.workers.worker.run`.
 
-        :param page: of the shared backlog; None if it has no room for one more process.
+        :param page: of the shared backlog; None if it has no free page.
         """
         status = 2
         try:
             signal.set_wakeup_fd(-1)
             for number in (*_IGNORED, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            # SIGTERM ends it until it can drain. SIGINT and SIGHUP are the supervisor's; the others' handlers come.
-            # Not SIG_IGN, which programs inherit that a worker starts.
+            # SIGTERM kills until the drain handler is set. SIGINT and SIGHUP are for the supervisor; the other handlers
+            # follow later. Not SIG_IGN: programs that a worker executes would inherit it.
             for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
                 signal.signal(number, lambda _number, _frame: None)
             self._leave_to_others()
@@ -262,8 +264,8 @@ class ForkServer:
             from novasvc.workers.worker import run  # noqa: PLC0415 - preloaded by now
 
             backlog = None if page is None else self._backlog.join(page, os.getpid())
-            status = run(self._outlet, {**order, "problem": self._problem}, descriptors, backlog)
-        except BaseException:  # noqa: BLE001 - nothing of the forkserver may run in this process
+            status = run(self._observer, {**parameters, "problem": self._problem}, descriptors, backlog)
+        except BaseException:  # noqa: BLE001 - the child must never return into the forkserver's code
             traceback.print_exc(file=sys.__stderr__)
         finally:
             for stream in (sys.__stdout__, sys.__stderr__):
@@ -272,11 +274,11 @@ class ForkServer:
             os._exit(status & 0xFF)
 
     def _leave_to_others(self) -> None:
-        """Close, in a worker, what is the forkserver's, and what is for workers that come next."""
-        # The end of a worker is seen by the end of its channel: so nobody else may have that.
+        """Close the forkserver's own descriptors in a worker, and those queued for later workers."""
+        # The supervisor detects a worker's exit by the close of its pipe: no sibling may keep a copy of it.
         self._selector.close()
         self._control.close()
-        for descriptor in (*self._pipe, *self._descriptors):
+        for descriptor in (*self._wakeup, *self._descriptors):
             os.close(descriptor)
 
     def _reap(self) -> None:
@@ -290,16 +292,16 @@ class ForkServer:
         self._say({"importing": what})
 
     def _say(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # it is gone, and seen to be gone at the next turn
+        with contextlib.suppress(OSError):  # the supervisor is gone; the next read notices
             self._control.sendall(json.dumps(message).encode() + b"\n")
 
     def _end_childless(self) -> None:
-        """End at once when the supervisor is gone, were it in the middle of an import."""
+        """Exit without children when the supervisor is gone, even in the middle of an import."""
         if not self._children:
             os._exit(1)
 
     def _outlive(self) -> None:
-        """See that no worker outlives the supervisor; each sees by itself that it is gone, unless it hangs."""
+        """Reap orphaned workers until the grace is over, then kill those that remain."""
         deadline = time.monotonic() + self._grace + _SLACK
         while self._children and time.monotonic() < deadline:
             self._reap()
@@ -310,10 +312,10 @@ class ForkServer:
 
 
 def main() -> None:
-    """Serve at descriptor 3."""
+    """Run a forkserver on descriptor 3."""
     set_title("novasvc: forkserver")
     control = socket.socket(fileno=CONTROL)
     control.set_inheritable(False)
     with contextlib.suppress(OSError):
-        os.set_inheritable(LOCK, False)  # workers have it, and programs that they run do not
+        os.set_inheritable(LOCK, False)  # inherited by workers, not by programs that they execute
     ForkServer(control).serve()

@@ -1,4 +1,4 @@
-"""The forkserver as its supervisor sees it: it is asked for workers, and started again when it is gone."""
+"""The supervisor's side of the forkserver: requests forks, and restarts the forkserver if it dies."""
 
 import os
 import signal
@@ -19,29 +19,29 @@ from twisted.python.failure import Failure
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.workers.forkserver import CONTROL, LOCK
-from novasvc.workers.pipe import Channel, Message, adopt
+from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 
 _log = Logger()
 
-_FAREWELL = 2.0
-"""Seconds that a forkserver may take to end."""
+_EXIT_TIMEOUT = 2.0
+"""Seconds for a forkserver to exit."""
 
-_PROMPT = 5.0
-"""Seconds that a forkserver may take to answer when it has imported all; a fork takes a hundredth of one."""
+_ANSWER_TIMEOUT = 5.0
+"""Seconds for a forkserver to answer once its imports are done; a fork takes about 10 ms."""
 
 
-class RefusedForkError(Exception):
-    """The system forks no process now."""
+class ForkError(Exception):
+    """A worker could not be forked."""
 
 
 @attrs.define(eq=False)
-class _Request:
-    """A worker that was asked for.
+class _PendingFork:
+    """A request to fork that is not answered yet.
 
-    :ivar descriptors: copies, open until the answer is here.
+    :ivar descriptors: duplicates, kept open until the answer.
     """
 
-    order: Mapping[str, Any]
+    parameters: Mapping[str, Any]
     ended: Callable[[int | None], None]
     descriptors: list[int] = attrs.field(factory=list, init=False)
     answer: Deferred[int] = attrs.field(factory=Deferred, init=False)
@@ -52,21 +52,21 @@ class _Request:
 
 
 @attrs.define(eq=False)
-class Forks:
-    """Has workers forked, by a process that is executed for that: see Note [A forkserver].
+class ForkserverClient:
+    """Starts a forkserver and requests forks from it; see Note [A forkserver].
 
-    Nothing here blocks. A forkserver that is gone, or does not answer, is replaced; its workers
-    are not harmed by that, but how they end is not known any more.
+    Nothing here blocks. A forkserver that dies or does not answer is replaced. Its workers keep running, but
+    their exit status can no longer be known.
 
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
-    :param preload: modules that the workers import.
+    :param preload: modules to import before the first fork.
     :param main: the program's main module, if workers need what it defines; see
-        :attr:`novasvc.workers.specification.Package.main`.
-    :param environment: of the forkserver and the workers.
-    :param log_file: is their standard output and standard error; None is what ours are.
-    :param retry: seconds to wait before the next forkserver is started, after the nth that died young.
-    :param patience: seconds that a forkserver may take to import a module, or to answer for the first time.
-    :param lock: descriptor that forkserver and workers keep open; None is none.
+        :attr:`novasvc.workers.specification.ServerSpecification.main`.
+    :param environment: for the forkserver and the workers.
+    :param log_file: their standard output and standard error; None inherits ours.
+    :param retry: backoff in seconds before a restart, after the nth early death in a row.
+    :param patience: seconds for the import of one module, and for the first answer.
+    :param lock: descriptor of the lock file for forkserver and workers to inherit, or None.
     """
 
     _reactor: Any
@@ -77,14 +77,14 @@ class Forks:
     _retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     _patience: float = 30.0
     _lock: int | None = attrs.field(default=None, kw_only=True)
-    _channel: Channel | None = attrs.field(default=None, init=False)
-    _protocol: "_Ending | None" = attrs.field(default=None, init=False)
+    _pipe: Pipe | None = attrs.field(default=None, init=False)
+    _protocol: "_Reaper | None" = attrs.field(default=None, init=False)
     _last_pid: int | None = attrs.field(default=None, init=False)
     _process: Any = attrs.field(default=None, init=False)
     _numbers: "count[int]" = attrs.field(factory=count, init=False)
-    _requests: dict[int, _Request] = attrs.field(factory=dict, init=False)
+    _requests: dict[int, _PendingFork] = attrs.field(factory=dict, init=False)
     _ended: dict[int, Callable[[int | None], None]] = attrs.field(factory=dict, init=False)
-    _young: int = attrs.field(default=0, init=False)
+    _early_exits: int = attrs.field(default=0, init=False)
     _importing: str | None = attrs.field(default=None, init=False)
     _answered: bool = attrs.field(default=False, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
@@ -96,22 +96,22 @@ class Forks:
         return None if self._process is None else self._process.pid
 
     def reports(self, pid: int) -> bool:
-        """Tell whether the end of a worker will be known: its forkserver lives."""
+        """Return whether the exit of a worker will be reported: its forkserver lives."""
         return pid in self._ended
 
     def start(self) -> None:
-        """Start the forkserver; it imports what workers need.
+        """Start the forkserver, and send it the modules to import.
 
-        :raises OSError: the system starts no process now.
+        :raises OSError: no process can be started.
         """
         code = f"import sys; sys.path[:] = {sys.path!r}; from novasvc.workers.forkserver import main; main()"
         out, err = (1, 2) if self._log_file is None else (self._log_file.fileno(),) * 2
-        channel = Channel(self._receive, lambda: self._lost(channel))
+        pipe = Pipe(self._receive, lambda: self._lost(pipe))
         kept = {} if self._lock is None else {LOCK: self._lock}
         ours, theirs = socket.socketpair()
         with ours, theirs, Path(os.devnull).open("rb") as nothing:
-            protocol = _Ending()
-            adopt(self._reactor, ours, channel)
+            protocol = _Reaper()
+            adopt(self._reactor, ours, pipe)
             try:
                 process = self._reactor.spawnProcess(
                     protocol,
@@ -121,33 +121,33 @@ class Forks:
                     childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno(), **kept},
                 )
             except OSError:
-                channel.close()
+                pipe.close()
                 raise
-        self._channel, self._protocol, self._process, self._last_pid = channel, protocol, process, process.pid
+        self._pipe, self._protocol, self._process, self._last_pid = pipe, protocol, process, process.pid
         self._importing, self._answered = None, False
-        channel.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
+        pipe.send({"preload": [*self._preload], "path": sys.path, "argv": sys.argv, "main": self._main})
         for key in self._requests:
             self._ask(key)
 
     def pass_on_log(self) -> None:
-        """Give the forkserver the log file that is there now, for its standard output and standard error."""
-        if self._channel is not None and self._log_file is not None:
-            self._channel.send({"log": 1}, (self._log_file.fileno(),))
+        """Send the forkserver the reopened log file, for its standard output and standard error."""
+        if self._pipe is not None and self._log_file is not None:
+            self._pipe.send({"log": 1}, (self._log_file.fileno(),))
 
     def fork(
-        self, order: Mapping[str, Any], descriptors: Sequence[int], ended: Callable[[int | None], None]
+        self, parameters: Mapping[str, Any], descriptors: Sequence[int], ended: Callable[[int | None], None]
     ) -> Deferred[int]:
-        """Have a worker forked.
+        """Fork a worker.
 
-        :param order: what :func:`novasvc.workers.worker.run` is given; JSON.
-        :param descriptors: it gets copies of them.
-        :param ended: called once when the worker has ended, with its wait status.
-        :return: Deferred[int], the process id; fails with RefusedForkError.
-        :raises OSError: there are no descriptors left.
+        :param parameters: for :func:`novasvc.workers.worker.run`; JSON.
+        :param descriptors: duplicated for the worker.
+        :param ended: called once with the wait status when the worker has exited.
+        :return: Deferred[int], the process id; fails with ForkError.
+        :raises OSError: out of file descriptors.
         """
         if self._closed:
-            return fail(RefusedForkError("the forkserver was let go"))
-        request = _Request(order, ended)
+            return fail(ForkError("the forkserver was shut down"))
+        request = _PendingFork(parameters, ended)
         try:
             for descriptor in descriptors:
                 request.descriptors.append(os.dup(descriptor))
@@ -156,14 +156,14 @@ class Forks:
             raise
         key = next(self._numbers)
         self._requests[key] = request
-        if self._channel is not None:
+        if self._pipe is not None:
             self._ask(key)
         return request.answer
 
     def close(self) -> Deferred[None]:
-        """Let the forkserver go; its workers should have ended, for it ends those that have not.
+        """Shut the forkserver down; it kills workers that have not exited.
 
-        :return: Deferred[None], fired when it has ended, or after a while all the same.
+        :return: Deferred[None], fired when it has exited; it is killed after two seconds.
         """
         self._closed = True
         if self._timer is not None:
@@ -172,94 +172,94 @@ class Forks:
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
-        if self._channel is None or self._protocol is None:
+        if self._pipe is None or self._protocol is None:
             return succeed(None)
-        self._channel.send({"let go": True})
-        self._channel.close()
+        self._pipe.send({"retire": True})
+        self._pipe.close()
         if not self._ended and self._process.pid is not None:
-            self._process.signalProcess("KILL")  # it has no child, and may be busy importing
+            self._process.signalProcess("KILL")  # no child, and perhaps a long import
         process = self._process
 
         def end(_: object, __: float) -> None:
             if process.pid is not None:
-                process.signalProcess("KILL")  # it is stopped, most likely
+                process.signalProcess("KILL")  # probably stopped by SIGSTOP
 
-        return self._protocol.ended.addTimeout(_FAREWELL, self._reactor, onTimeoutCancel=end)
+        return self._protocol.ended.addTimeout(_EXIT_TIMEOUT, self._reactor, onTimeoutCancel=end)
 
     def _ask(self, key: int) -> None:
-        assert self._channel is not None
+        assert self._pipe is not None
         request = self._requests[key]
-        message = {"fork": key, "descriptors": len(request.descriptors), "order": dict(request.order)}
-        self._channel.send(message, tuple(request.descriptors))
-        if self._timer is None:  # what is asked for later, gives it no more time
+        message = {"fork": key, "descriptors": len(request.descriptors), "parameters": dict(request.parameters)}
+        self._pipe.send(message, tuple(request.descriptors))
+        if self._timer is None:  # a later request must not extend the timeout
             self._watch()
 
     def _watch(self) -> None:
-        """Give the forkserver time for its next answer, if it owes one."""
+        """Restart the answer timeout, if an answer is due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._requests and self._channel is not None:
-            seconds = min(self._patience, _PROMPT) if self._answered else self._patience
+        if self._requests and self._pipe is not None:
+            seconds = min(self._patience, _ANSWER_TIMEOUT) if self._answered else self._patience
             self._timer = self._reactor.callLater(seconds, self._unresponsive, seconds)
 
     def _unresponsive(self, seconds: float) -> None:
         self._timer = None
         _log.error(
-            "the forkserver (pid {pid}) has not answered for {s:g} s{doing}; another takes its place",
+            "the forkserver (pid {pid}) did not answer for {s:g} s{doing}; replacing it",
             pid=self.pid,
             s=seconds,
             doing=self._doing,
         )
-        if self.pid is not None:  # it may have ended in this very moment
+        if self.pid is not None:  # it may just have exited
             os.kill(self.pid, signal.SIGKILL)
 
     @property
     def _doing(self) -> str:
-        return "" if self._importing is None else f", while it imported {self._importing}"
+        return "" if self._importing is None else f" while importing {self._importing}"
 
-    def _receive(self, message: Message) -> None:
+    def _receive(self, message: PipeMessage) -> None:
         if "importing" in message:
             self._importing = message["importing"]
             self._watch()
             return
-        self._young, self._answered = 0, True
+        self._early_exits, self._answered = 0, True
         if "ended" in message:
             ended = self._ended.pop(message["ended"], None)
             if ended is not None:
                 ended(message["status"])
             return
-        request = self._requests.pop(message["born"] if "born" in message else message["refused"])
+        request = self._requests.pop(message["forked"] if "forked" in message else message["failed"])
         request.close()
         self._watch()
-        if "born" in message:
+        if "forked" in message:
             self._ended[message["pid"]] = request.ended
             request.answer.callback(message["pid"])
         else:
-            request.answer.errback(RefusedForkError(message["problem"]))
+            request.answer.errback(ForkError(message["problem"]))
 
-    def _lost(self, channel: Channel) -> None:
-        if channel is not self._channel:
+    def _lost(self, pipe: Pipe) -> None:
+        if pipe is not self._pipe:
             return
-        # The process itself has no number any more, if it was reaped before.
-        pid, self._channel, self._process = self._last_pid, None, None
-        # Its workers live on; that they end is seen by their own channels.
+        # The process object has no pid any more, if it was reaped first.
+        pid, self._pipe, self._process = self._last_pid, None, None
+        # Its workers live on; their exits are seen by their own pipes.
         self._ended.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        # One of them may have been forked; it ends when it finds nobody at the other end of its channel.
+        # A worker may have been forked all the same; it exits when it finds its pipe closed.
         requests, self._requests = self._requests, {}
         for request in requests.values():
             request.close()
-            request.answer.errback(RefusedForkError(f"the forkserver (pid {pid}) is gone{self._doing}"))
+            request.answer.errback(ForkError(f"the forkserver (pid {pid}) died{self._doing}"))
         if self._closed:
             return
-        self._young += 1
-        pause = 0.0 if self._young == 1 else self._retry(self._young - 1)
-        when = f"in {pause:.1f} s" if pause else "at once"
+        self._early_exits += 1
+        pause = 0.0 if self._early_exits == 1 else self._retry(self._early_exits - 1)
+        when = f"in {pause:.1f} s" if pause else "now"
         _log.error(
-            "the forkserver (pid {pid}) is gone{doing}; another is started {when}",
+            "the forkserver (pid {pid}) died{doing}; starting another {when}",
             pid=pid,
             doing=self._doing,
             when=when,
@@ -271,25 +271,25 @@ class Forks:
         try:
             self.start()
         except OSError as error:
-            self._young += 1
-            pause = self._retry(self._young)
-            _log.error("no forkserver can be started: {error}; again in {s:.1f} s", error=error, s=pause)
+            self._early_exits += 1
+            pause = self._retry(self._early_exits)
+            _log.error("cannot start a forkserver: {error}; retrying in {s:.1f} s", error=error, s=pause)
             self._timer = self._reactor.callLater(pause, self._start_again)
 
 
-class _Ending(ProcessProtocol):
-    """A process whose end is seen by the channel to it; this has it reaped."""
+class _Reaper(ProcessProtocol):
+    """Reaps the forkserver; its death is noticed by the close of its pipe."""
 
     def __init__(self) -> None:
         self.ended: Deferred[None] = Deferred()
 
     def processEnded(self, reason: Failure) -> None:
-        """See that it is no zombie any more."""
+        """Fire the Deferred when the process has been reaped."""
         self.ended.callback(None)
 
 
 def _interpreter_options() -> list[str]:
-    """Return the options that this interpreter was given and that its child needs, too: -W, -X, -O."""
+    """Return the interpreter options to pass on to the child, such as -W, -X and -O."""
     import subprocess  # noqa: PLC0415 - for this alone
 
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001

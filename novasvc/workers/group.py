@@ -1,4 +1,4 @@
-"""The workers of one server: started, counted, replaced one after the other."""
+"""The workers of one server: start, resize, rolling replacement and drain."""
 
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,60 +12,60 @@ from twisted.logger import Logger
 
 from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.pipe import Message
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import ProcessListener, WorkerProcess
 from novasvc.workers.restart_policy import RestartPolicy, Throttle
-from novasvc.workers.slot import ABORT_PATIENCE, Limits, Slot
-from novasvc.workers.specification import Package
+from novasvc.workers.slot import ABORT_TIMEOUT, Slot, WorkerTimeouts
+from novasvc.workers.specification import ServerSpecification
 
 _log = Logger()
 
-OPERATIONS_PATIENCE = 0.5
-"""Seconds that the workers have to say which operations are under way in them; they are waited for with a call."""
+OPERATIONS_TIMEOUT = 0.5
+"""Seconds for workers to report their running operations; a caller waits meanwhile, so it is short."""
 
 _LATER = 1.0
-"""Seconds that a place has to see by itself that its worker is late."""
+"""Seconds of slack in which the slot itself reports a late worker, with its stacks."""
 
 
 @attrs.frozen(eq=False)
-class Generation:
-    """What the workers are made from that were begun between two reloads.
+class WorkerTemplate:
+    """What workers are started from; a reload makes a new template.
 
-    :param package: their server.
-    :param sockets: those that listen for it.
-    :param forks: forks them.
-    :param order: what they are told beside their number and their server.
+    :param specification: the pickled server.
+    :param sockets: the server's listening sockets.
+    :param forkserver: forks the workers.
+    :param parameters: for :func:`novasvc.workers.worker.run`, without the number and the server.
     """
 
-    package: Package
+    specification: ServerSpecification
     sockets: Sequence[socket.socket]
-    forks: Forks
+    forkserver: ForkserverClient
     policy: RestartPolicy
-    limits: Limits
-    order: Mapping[str, Any]
+    timeouts: WorkerTimeouts
+    parameters: Mapping[str, Any]
 
 
 @attrs.define(eq=False)
-class Fleet:
+class WorkerGroup:
     """Keeps a number of workers of one server running.
 
-    :param size: that number, > 0.
-    :param generation: what the next worker is made from.
-    :param take_number: returns the least number that no worker has.
+    :param size: the number of workers, > 0.
+    :param template: for the workers that start from now on.
+    :param take_number: returns the lowest free worker number.
     :param give_up: see :class:`novasvc.workers.slot.Slot`.
-    :ivar proven: a worker has been ready.
+    :ivar proven: at least one worker has been ready.
     """
 
     size: int
-    generation: Generation
+    template: WorkerTemplate
     _reactor: Any
     _take_number: Callable[[], int]
     _give_up: Callable[[Slot, str], bool]
     slots: list[Slot] = attrs.field(factory=list, init=False)
     proven: bool = attrs.field(default=False, init=False)
     _others: list[Slot] = attrs.field(factory=list, init=False)
-    _origins: WeakKeyDictionary[Slot, Generation] = attrs.field(factory=WeakKeyDictionary, init=False)
+    _templates: WeakKeyDictionary[Slot, WorkerTemplate] = attrs.field(factory=WeakKeyDictionary, init=False)
     throttle: Throttle = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -74,51 +74,51 @@ class Fleet:
     @property
     def name(self) -> str:
         """The server's name."""
-        return self.generation.package.name
+        return self.template.specification.name
 
     def __iter__(self) -> Iterator[Slot]:
-        """Return all places of workers, also those that come to replace others, and those that leave."""
+        """Iterate over all slots, including replacements that start and old workers that drain."""
         yield from sorted([*self.slots, *self._others], key=lambda slot: slot.number)
 
     def start(self) -> Deferred[None]:
-        """Begin to start the workers.
+        """Start the workers.
 
-        :return: fires when all of them have been ready.
+        :return: Deferred, fired when each has been ready.
         """
         return self.resize(self.size)
 
     def resize(self, size: int) -> Deferred[None]:
-        """Run that many workers; those with the highest numbers leave.
+        """Change the number of workers; those with the highest numbers are drained.
 
-        :return: fires when all that were begun have been ready.
+        :return: Deferred, fired when each new worker has been ready.
         """
         self.size = self.throttle.workers = size
         begun = []
         while len(self.slots) < size:
             slot = self._make(self._take_number())
             self.slots.append(slot)
-            begun.append(slot.reaches("ready", "ended").addCallback(self._prove))
+            begun.append(slot.reaches("ready", "ended").addCallback(self._note_ready))
             slot.start()
         while len(self.slots) > size:
             self._leave(self.slots.pop())
         return gatherResults(begun, consumeErrors=True).addCallback(lambda _: None)
 
-    async def start_surely(self) -> None:
+    async def start_and_wait(self) -> None:
         """Start the workers, and wait until each is ready.
 
-        :raises ReloadError: one did not become ready.
+        :raises ReloadError: a worker did not become ready.
         """
         self.start()
-        # All at once, or one that fails while another is waited for would be given up by its fleet.
+        # Wait for all concurrently: a failure must be seen even while another worker is awaited.
         try:
             await gatherResults(
-                [Deferred.fromCoroutine(self._see_ready(slot)) for slot in self.slots], consumeErrors=True
+                [Deferred.fromCoroutine(self._wait_until_ready(slot)) for slot in self.slots], consumeErrors=True
             )
         except FirstError as error:
             error.subFailure.raiseException()
 
     async def replace(self, slot: Slot) -> None:
-        """Start a worker with the number of another, and drain that one when the new one is ready.
+        """Start a replacement with the same number; drain the old worker when the new one is ready.
 
         :raises ReloadError: the new one did not become ready; the old one stays.
         """
@@ -126,7 +126,7 @@ class Fleet:
         self._others.append(new)
         new.start()
         try:
-            await self._see_ready(new)
+            await self._wait_until_ready(new)
         except (CancelledError, ReloadError):
             self._leave(new)
             raise
@@ -135,27 +135,27 @@ class Fleet:
         if slot in self.slots:
             self.slots[self.slots.index(slot)] = new
             self._leave(slot)
-        else:  # it had to leave meanwhile: the fleet has become smaller
+        else:  # the group was resized meanwhile, and the slot is drained already
             self._leave(new)
 
-    async def replace_all(self, generation: Generation) -> None:
-        """Replace all workers that are of another generation, one after the other.
+    async def replace_all(self, template: WorkerTemplate) -> None:
+        """Replace the workers of other templates, one after the other.
 
-        :raises ReloadError: one did not become ready; it stays as it was, and so do those after it.
+        :raises ReloadError: a new worker did not become ready; the old one and those after it keep running.
         """
-        self.generation = generation
-        # Others may be replaced, come or go meanwhile.
-        while old := [slot for slot in self.slots if self._origins[slot] is not generation]:
+        self.template = template
+        # Look again each time: slots may come, go or be replaced while this waits.
+        while old := [slot for slot in self.slots if self._templates[slot] is not template]:
             await self.replace(old[0])
 
-    def made_by(self, forks: Forks) -> list[Slot]:
-        """Return the places whose workers come from a forkserver."""
-        return [slot for slot in self if self._origins[slot].forks is forks]
+    def forked_by(self, forkserver: ForkserverClient) -> list[Slot]:
+        """Return the slots whose workers this forkserver forks."""
+        return [slot for slot in self if self._templates[slot].forkserver is forkserver]
 
     def drain(self) -> Deferred[None]:
         """Drain all workers.
 
-        :return: fires when there are none any more.
+        :return: Deferred, fired when all have exited.
         """
         self._others += self.slots
         self.slots.clear()
@@ -163,56 +163,56 @@ class Fleet:
         return drained.addCallback(lambda _: None)
 
     def hurry(self) -> None:
-        """Let all workers end at once."""
+        """Make all workers cancel their work and exit now."""
         for slot in self:
             slot.hurry()
 
     def _make(self, number: int) -> Slot:
-        generation = self.generation
+        template = self.template
 
         def launch(listener: ProcessListener) -> WorkerProcess:
-            package = generation.package
-            order = {**generation.order, "number": number, "name": package.name, "server": package.server}
-            return WorkerProcess(generation.forks, self._reactor, order, generation.sockets, listener)
+            server = template.specification
+            parameters = {**template.parameters, "number": number, "name": server.name, "server": server.server}
+            return WorkerProcess(template.forkserver, self._reactor, parameters, template.sockets, listener)
 
-        policy, limits = generation.policy, generation.limits
+        policy, timeouts = template.policy, template.timeouts
         slot = Slot(
             number,
             self.name,
             self._reactor,
             launch,
             policy,
-            limits,
+            timeouts,
             self.throttle,
             self._give_up,
-            self._tell_of_siblings,
+            self._answer_sibling_query,
         )
-        self._origins[slot] = generation
+        self._templates[slot] = template
         return slot
 
-    def _tell_of_siblings(self, slot: Slot, message: Message) -> None:
-        """Answer a worker that drains and was sent what belongs to nothing there."""
-        telling = Deferred.fromCoroutine(self._look_at_siblings(slot, message["request_id"]))
+    def _answer_sibling_query(self, slot: Slot, message: PipeMessage) -> None:
+        """Answer a draining worker that received a request of an operation that it does not know."""
+        telling = Deferred.fromCoroutine(self._state_of_siblings(slot, message["request_id"]))
 
         def tell(answer: str) -> None:
             if slot.process is not None:
                 slot.process.answer(message["key"], answer)
 
         telling.addCallback(tell)
-        telling.addErrback(lambda failure: _log.failure("{worker} is not told of the others", failure, worker=slot))
+        telling.addErrback(lambda failure: _log.failure("cannot tell {worker} about siblings", failure, worker=slot))
 
-    async def _look_at_siblings(self, slot: Slot, request_id: str) -> str:
-        """Return what the other workers are to an operation; see :mod:`novasvc.rpc.admission`."""
+    async def _state_of_siblings(self, slot: Slot, request_id: str) -> str:
+        """Return whether a sibling can take the operation's request; see :mod:`novasvc.rpc.admission`."""
         others = [other for other in self if other is not slot and other.process is not None]
         if any(other.state == "ready" for other in others):
             return READY
         asking = [
-            other.process.ask("operations", OPERATIONS_PATIENCE)
+            other.process.ask("operations", OPERATIONS_TIMEOUT)
             for other in others
             if other.process is not None and other.state == "draining"
         ]
         told = await gatherResults(asking, consumeErrors=True)
-        # A worker of another version may not know the question, and answers another one.
+        # A worker of another version may not know this query: accept only a list.
         known = any(isinstance(operations, list) and request_id in operations for operations in told)
         return UNDER_WAY if request_id and known else NOBODY
 
@@ -228,20 +228,20 @@ class Fleet:
 
         return slot.drain().addCallback(gone)
 
-    def _prove(self, state: str) -> None:
+    def _note_ready(self, state: str) -> None:
         self.proven = self.proven or state == "ready"
 
-    async def _see_ready(self, slot: Slot) -> None:
-        """Wait until a worker of a reload is ready. Others do its work, so that one waits for nothing for ever."""
+    async def _wait_until_ready(self, slot: Slot) -> None:
+        """Wait until a replacement is ready, with a deadline: the old workers serve meanwhile."""
         reached = slot.reaches("ready", "backing off", "failed", "ended")
-        if slot.limits.start:
-            # One that hangs is seen by its place, which has it write down its stacks.
-            reached.addTimeout(slot.limits.start + ABORT_PATIENCE + _LATER, self._reactor)
+        if slot.timeouts.start:
+            # Later than the slot's own timeout, which aborts a hanging worker and logs its stacks.
+            reached.addTimeout(slot.timeouts.start + ABORT_TIMEOUT + _LATER, self._reactor)
         problem = ""
         try:
             state = await reached
         except DeferredTimeoutError:
-            state, problem = "late", f" within worker_start_timeout ({slot.limits.start:g} s)"
+            state, problem = "late", f" within worker_start_timeout ({slot.timeouts.start:g} s)"
         if state != "ready":
             raise ReloadError(
                 f"the new worker {slot.number} of {slot.name} did not become ready{problem}: {slot.trouble}"

@@ -1,11 +1,11 @@
-"""The end of who is at the other end of a socket pair, seen by a process that does not look."""
+"""Detect by signal that the peer of a socket pair has gone, even in a blocked process."""
 
-# Note [Who sees a hangup]
+# Note [Detecting orphans]
 #
-# A worker sees by its channel that its supervisor is gone. One that hangs sees nothing; the
-# forkserver kills it. But the two can be killed at once, and a forkserver that imports does not
-# look either. So the system is asked for a signal whenever something happens at the socket. Its
-# handler runs between two steps of Python, whatever that is doing.
+# A worker normally sees its pipe close when the supervisor dies. A blocked worker does not; then the forkserver
+# kills it. But supervisor and forkserver can be killed together, and a forkserver that is importing does not look
+# either. So the kernel is asked for SIGIO on any event at the socket (O_ASYNC). Its handler runs between two
+# bytecodes, whatever Python code is running.
 
 import fcntl
 import os
@@ -14,19 +14,19 @@ import signal
 from collections.abc import Callable
 
 
-def at_hangup(descriptor: int, act: Callable[[], object]) -> None:
-    """Call a function, in a handler of SIGIO, when the other end is closed; maybe more than once.
+def call_when_orphaned(descriptor: int, act: Callable[[], object]) -> None:
+    """Call a function, in a SIGIO handler, when the other end is closed; possibly several times.
 
-    One for a process, in its main thread.
+    Use it once per process, in the main thread.
 
-    :param descriptor: of one end of a socket pair, open as long as this is wanted.
+    :param descriptor: one end of a socket pair; keep it open.
     """
     poll = select.poll()
-    poll.register(descriptor, 0)  # the end is always told
+    poll.register(descriptor, 0)  # POLLHUP is always reported
     looking = again = False
 
     def look(_number: int, _frame: object) -> None:
-        # Signals come in the midst of this, too, and poll objects are not for two at a time.
+        # A signal can interrupt this handler, and poll objects are not re-entrant.
         nonlocal looking, again
         again = True
         if looking:
@@ -43,4 +43,4 @@ def at_hangup(descriptor: int, act: Callable[[], object]) -> None:
     signal.signal(signal.SIGIO, look)
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
-    signal.raise_signal(signal.SIGIO)  # maybe it was closed before
+    signal.raise_signal(signal.SIGIO)  # the peer may have closed before the handler was set

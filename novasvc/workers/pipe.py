@@ -1,4 +1,4 @@
-"""What two processes of a supervisor say to each other: JSON objects, one a line, over a socket pair."""
+"""Messages between supervisor, forkserver and workers: JSON objects, one per line, over a socket pair."""
 
 import json
 import socket
@@ -12,30 +12,30 @@ from twisted.python.failure import Failure
 
 _log = Logger()
 
-Message = dict[str, Any]
+PipeMessage = dict[str, Any]
 
 LONGEST = 1 << 20
-"""Octets in a line that is taken; a longer one is the end of the channel, so nobody may say such a one."""
+"""Bytes per line; a longer line closes the pipe, so senders must bound their messages."""
 
 
-class Channel(LineOnlyReceiver):
+class Pipe(LineOnlyReceiver):
     """One end of a socket pair, in a process with a reactor.
 
-    :param receive: takes each message of the other end.
-    :param lost: called once, when the other end is closed, which the end of its process does as well.
+    :param receive: called with each message from the other end.
+    :param lost: called once, when the other end is closed, also by the exit of its process.
     """
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST
 
-    def __init__(self, receive: Callable[[Message], None], lost: Callable[[], None]) -> None:
+    def __init__(self, receive: Callable[[PipeMessage], None], lost: Callable[[], None]) -> None:
         self._receive = receive
         self._lost = lost
 
-    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
-        """Say something; nothing happens if the other end is gone.
+    def send(self, message: PipeMessage, descriptors: tuple[int, ...] = ()) -> None:
+        """Send a message; does nothing if the other end is gone.
 
-        :param descriptors: go with it; they are to stay open until there is an answer.
+        :param descriptors: file descriptors to pass along; keep them open until the peer has answered.
         """
         if self.transport is None or not self.connected:
             return
@@ -44,41 +44,41 @@ class Channel(LineOnlyReceiver):
         self.sendLine(json.dumps(message, default=str).encode())
 
     def close(self) -> None:
-        """Close this end; what was said before still arrives."""
+        """Close this end after pending messages are written."""
         if self.transport is not None:
             self.transport.loseConnection()
 
     def lineReceived(self, line: bytes) -> None:
-        """Take a message; one that fails harms no other."""
+        """Handle a message; an error is logged, and the pipe stays open."""
         try:
             self._receive(json.loads(line))
-        except Exception:  # noqa: BLE001 - the processes go on, whatever one of them says
-            _log.failure("a message of another process of ours was not understood")
+        except Exception:  # noqa: BLE001 - a bad message must not end this process
+            _log.failure("handling a message from a related process failed")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        """See the other end go."""
+        """Handle the close of the other end."""
         self._lost()
 
 
-class _Given(Factory):
-    """Makes no protocol, but has one."""
+class _PipeFactory(Factory):
+    """Returns the protocol that it was given."""
 
     noisy = False
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
 
-    def buildProtocol(self, addr: object) -> Channel:
-        return self._channel
+    def buildProtocol(self, addr: object) -> Pipe:
+        return self._pipe
 
 
-def adopt(reactor: Any, end: socket.socket, channel: Channel) -> Channel:
-    """Connect a channel to one end of a socket pair; the socket itself is closed.
+def adopt(reactor: Any, end: socket.socket, pipe: Pipe) -> Pipe:
+    """Attach a pipe to one end of a socket pair; the reactor gets a duplicate, and the socket is closed.
 
     :param reactor: provides IReactorSocket.
-    :raises OSError: there is no descriptor left.
+    :raises OSError: out of file descriptors.
     """
     with end:
         end.setblocking(False)
-        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _Given(channel))
-    return channel
+        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _PipeFactory(pipe))
+    return pipe

@@ -1,4 +1,4 @@
-"""One worker process as its supervisor sees it: how it is born, what it says, how it ends."""
+"""The supervisor's side of one worker process: fork, messages, queries, exit."""
 
 import contextlib
 import os
@@ -17,46 +17,46 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from novasvc.telemetry.flight import Event
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.last_record import DUMP, Record
-from novasvc.workers.pipe import Channel, Message, adopt
+from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 
-_PATIENCE = 1.0
-"""Seconds between the end of a worker's channel and the news of its own end; mostly they come together."""
+_REAP_TIMEOUT = 1.0
+"""Seconds to wait for the exit report after the pipe has closed, or the reverse; usually both come together."""
 
-_FAREWELL = 60.0
-"""Seconds between the two of a worker that has said that it ends: its threads and exit handlers may take their time."""
+_DONE_TIMEOUT = 60.0
+"""The same for a worker that has reported that it is done: its threads and exit handlers may take long."""
 
 _LOOK_INTERVAL = 0.02
 _LOOKS = 50
-"""Times that a record is looked at for stacks, and seconds between two of them."""
+"""Number of polls of the diagnostics file for stacks; _LOOK_INTERVAL is the seconds between two polls."""
 
-_ANSWER_PATIENCE = 1.0
-"""Seconds that a worker has to say which calls are under way."""
+_ANSWER_TIMEOUT = 1.0
+"""Seconds for a worker to report its running calls."""
 
 
 @attrs.frozen
 class Exit:
     """How a process ended.
 
-    :param status: as waitpid gives it; None if nobody knows.
+    :param status: wait status, as from waitpid; None if unknown.
     """
 
     status: int | None
 
     @property
     def signal(self) -> int | None:
-        """The signal that ended it; None if none did."""
+        """The signal that killed it, or None."""
         return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else None
 
     @property
     def code(self) -> int | None:
-        """Its exit status; None if it has none."""
+        """Its exit status, or None."""
         return os.WEXITSTATUS(self.status) if self.status is not None and os.WIFEXITED(self.status) else None
 
     def __str__(self) -> str:
         if self.status is None:
-            return "ended, how is not known"
+            return "exited with an unknown status"
         if self.code is not None:
             return f"exited with status {self.code}"
         number = self.signal or 0
@@ -66,74 +66,74 @@ class Exit:
 
 
 class ProcessListener(Protocol):
-    """Who is told of a process."""
+    """Receives the events of a process."""
 
-    def born(self) -> None:
-        """See that it exists."""
+    def forked(self) -> None:
+        """Handle a successful fork."""
 
-    def refused(self, problem: str) -> None:
-        """See that it could not be forked."""
+    def fork_failed(self, problem: str) -> None:
+        """Handle a failed fork; no other event follows."""
 
-    def said(self, message: Message) -> None:
-        """Take what it said; see :mod:`novasvc.workers.worker`."""
+    def received(self, message: PipeMessage) -> None:
+        """Handle a message; see :mod:`novasvc.workers.worker`."""
 
     def ended(self, how: Exit) -> None:
-        """See that it has ended. Nothing comes after that."""
+        """Handle the exit; no other event follows."""
 
 
 class WorkerProcess:
-    """A process, from the request to fork it to its end.
+    """A worker process, from the fork request to its exit.
 
-    :param order: what it is to do; see :func:`novasvc.workers.worker.run`.
-    :param sockets: listening ones, for its server.
-    :ivar finished: its server has stopped; what is left is the end of its threads, and of the process.
-    :raises OSError: there are no descriptors left.
+    :param parameters: see :func:`novasvc.workers.worker.run`.
+    :param sockets: listening sockets of its server.
+    :ivar finished: its server has stopped; only threads and exit handlers remain.
+    :raises OSError: out of file descriptors.
     """
 
     def __init__(
         self,
-        forks: Forks,
+        forkserver: ForkserverClient,
         reactor: Any,
-        order: Mapping[str, Any],
+        parameters: Mapping[str, Any],
         sockets: Sequence[socket.socket],
         listener: ProcessListener,
     ) -> None:
         self.pid: int | None = None
         self.finished = False
-        self._forks = forks
+        self._forkserver = forkserver
         self._reactor = reactor
         self._listener = listener
         self._over = self._closed = False
         self._connected = True
-        self._patience = _PATIENCE
-        self._early: list[Message] = []
+        self._reap_timeout = _REAP_TIMEOUT
+        self._early: list[PipeMessage] = []
         self._deadline = 0.0
         self._exit: Exit | None = None
         self._timer: IDelayedCall | None = None
         self._keys = count()
         self._questions: dict[int, Deferred[Any]] = {}
         with contextlib.ExitStack() as undo:
-            self.record = Record()
-            undo.callback(self.record.close)
+            self.diagnostics = DiagnosticsFile()
+            undo.callback(self.diagnostics.close)
             ours, theirs = socket.socketpair()
-            with ours, theirs:  # there are copies
-                self._channel = adopt(reactor, ours, Channel(self._said, self._lost))
-                undo.callback(self._channel.close)
-                descriptors = [theirs.fileno(), self.record.descriptor, *(shared.fileno() for shared in sockets)]
-                answer = forks.fork(order, descriptors, self._reaped)
+            with ours, theirs:  # both are duplicated
+                self._pipe = adopt(reactor, ours, Pipe(self._received, self._lost))
+                undo.callback(self._pipe.close)
+                descriptors = [theirs.fileno(), self.diagnostics.descriptor, *(shared.fileno() for shared in sockets)]
+                answer = forkserver.fork(parameters, descriptors, self._reaped)
             undo.pop_all()
-        answer.addCallbacks(self._born, self._refused)
+        answer.addCallbacks(self._forked, self._fork_failed)
 
     @property
-    def silent(self) -> float:
-        """Seconds since its reactor turned last; 0 before its first sign of life."""
-        # One that is done may wait for its threads, without a reactor; its end has a deadline of its own.
-        beaten = 0.0 if self._closed or self.finished else self.record.recorder.beaten
+    def stalled(self) -> float:
+        """Seconds since its last heartbeat; 0 before the first one."""
+        # A finished worker may wait for threads without a reactor; _DONE_TIMEOUT limits that.
+        beaten = 0.0 if self._closed or self.finished else self.diagnostics.recorder.beaten
         return time.monotonic() - beaten if beaten else 0.0
 
     @property
     def memory(self) -> int | None:
-        """Bytes that it shares with no other process; None if it is gone."""
+        """Private memory in bytes; None if the process is gone."""
         try:
             with open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as figures:  # noqa: PTH123 - no file for a Path
                 return sum(int(line.split()[1]) * 1024 for line in figures if line.startswith("Private_"))
@@ -142,20 +142,20 @@ class WorkerProcess:
 
     @property
     def stacks(self) -> str:
-        """What faulthandler wrote into its record; "" when that is gone."""
-        return "" if self._closed else self.record.stacks
+        """The stacks that faulthandler wrote; "" after the exit was handled."""
+        return "" if self._closed else self.diagnostics.stacks
 
     @property
     def events(self) -> list[Event]:
-        """What happened last in it; nothing when its record is gone."""
+        """Its flight recorder events; empty after the exit was handled."""
         return self.last_events()
 
     def last_events(self, most: int = sys.maxsize) -> list[Event]:
-        """Return the last of them, at most so many."""
-        return [] if self._closed else self.record.recorder.events(most)
+        """Return the last events, at most ``most``."""
+        return [] if self._closed else self.diagnostics.recorder.events(most)
 
     def signal(self, number: int) -> None:
-        """Send it a signal; before it is born, every signal ends it."""
+        """Send a signal; before the fork is confirmed, any signal cancels it."""
         if self._over:
             return
         if self.pid is None:
@@ -164,40 +164,40 @@ class WorkerProcess:
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
-            if self._connected and not self._forks.reports(self.pid):
-                # Nobody else will tell: a process that it started holds its channel, and its forkserver is gone.
+            if self._connected and not self._forkserver.reports(self.pid):
+                # A grandchild holds the pipe open and the forkserver is gone: only ESRCH tells that it has exited.
                 self._reaped(None)
 
     def hurry(self, seconds: float) -> None:
-        """Tell it to end at once.
+        """Tell it to cancel its work and exit.
 
-        :param seconds: that it has for that.
+        :param seconds: until it kills itself.
         """
         if not self._over:
-            self._channel.send({"end": "at once", "seconds": seconds})
+            self._pipe.send({"end": "at once", "seconds": seconds})
 
     def answer(self, key: int, answer: str) -> None:
-        """Answer a question of its own; nothing happens if it has ended."""
+        """Answer a query of the worker; does nothing after its exit."""
         if not self._over:
-            self._channel.send({"answer": key, "said": answer})
+            self._pipe.send({"answer": key, "said": answer})
 
     def calls(self) -> Deferred[list[dict[str, Any]] | None]:
-        """Ask which calls are under way; see :meth:`ask`."""
-        return self.ask("calls", _ANSWER_PATIENCE)
+        """Query the running calls; see :meth:`ask`."""
+        return self.ask("calls", _ANSWER_TIMEOUT)
 
     def ask(self, what: str, patience: float) -> Deferred[Any]:
-        """Ask the worker something.
+        """Query the worker.
 
         :param what: "calls", "figures", "health", "operations"; see :meth:`novasvc.workers.worker.Worker.receive`.
         :param patience: seconds to wait.
-        :return: fires with JSON, or with None if it does not answer in time.
+        :return: Deferred of the answer, JSON; None if it does not answer in time.
         """
         if self._over:
             return succeed(None)
         key = next(self._keys)
         answer: Deferred[Any] = Deferred()
         self._questions[key] = answer
-        self._channel.send({"ask": key, "what": what})
+        self._pipe.send({"ask": key, "what": what})
 
         def unanswered(_: object, __: float) -> None:
             self._questions.pop(key, None)
@@ -205,10 +205,10 @@ class WorkerProcess:
         return answer.addTimeout(patience, self._reactor, unanswered)
 
     async def dump(self) -> str:
-        """Have faulthandler write the stacks of all threads, and return them; "" if it does not run at all."""
+        """Make faulthandler write the stacks of all threads, and return them; "" if there is no process."""
         if self._over or self.pid is None:
             return ""
-        self.record.forget_stacks()
+        self.diagnostics.clear_stacks()
         self.signal(DUMP)
         before = ""
         for _ in range(_LOOKS):
@@ -220,32 +220,32 @@ class WorkerProcess:
         return before
 
     def _abandon(self) -> None:
-        """Wait for it no more. If it is born all the same, it finds its channel closed, and ends."""
+        """Give up the fork. A process that is forked all the same exits, because its pipe is closed."""
         self._over = True
-        self._reactor.callLater(0, self._listener.refused, "it was to end before")
+        self._reactor.callLater(0, self._listener.fork_failed, "stopped before it was forked")
         self._close()
 
-    def _born(self, pid: int) -> None:
+    def _forked(self, pid: int) -> None:
         if self._over:
             return
         self.pid = pid
-        self._listener.born()
+        self._listener.forked()
         early, self._early = self._early, []
         for message in early:
-            self._said(message)
+            self._received(message)
         if not self._connected:
             self._lost()
 
-    def _refused(self, failure: Failure) -> None:
+    def _fork_failed(self, failure: Failure) -> None:
         if self._over:
             return
         self._over = True
         self._close()
-        self._listener.refused(str(failure.value))
+        self._listener.fork_failed(str(failure.value))
 
-    def _said(self, message: Message) -> None:
+    def _received(self, message: PipeMessage) -> None:
         if self.pid is None:
-            # It may speak before its forkserver has told that it is born: seen once in 800 births.
+            # Its first message can overtake the forkserver's report of the fork (seen once in 800).
             self._early.append(message)
             return
         if message["is"] == "asked":
@@ -253,27 +253,27 @@ class WorkerProcess:
             if question is not None:
                 question.callback(message["calls"] if "calls" in message else message["answer"])
         elif message["is"] == "done":
-            self._patience = _FAREWELL
+            self._reap_timeout = _DONE_TIMEOUT
             self.finished = True
         elif not self._over:
-            self._listener.said(message)
+            self._listener.received(message)
 
-    # Its end is seen twice: by the end of its channel, behind its last words, and by what its
-    # forkserver says of it. Either may come first, and either may fail to come: a process that it
-    # started can hold the channel, and a forkserver can be killed or stopped.
+    # An exit has two signs: the pipe closes, behind the last messages; and the forkserver reports the wait status.
+    # They come in any order, and either may be missing: a grandchild can hold the pipe open, and a forkserver can
+    # be killed or stopped. Hence the timer after the first sign.
 
     def _lost(self) -> None:
         self._connected = False
         if self._exit is not None:
             self._finish()
         elif self.pid is not None:
-            self._deadline = self._reactor.seconds() + self._patience
-            self._wait(self._unreported, _PATIENCE if self._forks.reports(self.pid) else 0)
+            self._deadline = self._reactor.seconds() + self._reap_timeout
+            self._wait(self._unreported, _REAP_TIMEOUT if self._forkserver.reports(self.pid) else 0)
 
     def _reaped(self, status: int | None) -> None:
         self._exit = Exit(status)
         if self._connected:
-            self._wait(self._finish, _PATIENCE)
+            self._wait(self._finish, _REAP_TIMEOUT)
         else:
             self._finish()
 
@@ -283,14 +283,14 @@ class WorkerProcess:
 
     def _unreported(self) -> None:
         status = None
-        if self.pid is not None and self._forks.reports(self.pid):
+        if self.pid is not None and self._forkserver.reports(self.pid):
             status = _status(self.pid)
             if status is None and self._reactor.seconds() < self._deadline:
                 self._timer = None
-                self._wait(self._unreported, _PATIENCE)
+                self._wait(self._unreported, _REAP_TIMEOUT)
                 return
             if status is None:
-                self.signal(signal.SIGKILL)  # it may live, and nobody else has its number
+                self.signal(signal.SIGKILL)  # it may still run, and its slot is about to be reused
         self._exit = Exit(status)
         self._finish()
 
@@ -305,15 +305,15 @@ class WorkerProcess:
 
     def _close(self) -> None:
         self._closed = True
-        self._channel.close()
-        self.record.close()
+        self._pipe.close()
+        self.diagnostics.close()
         questions, self._questions = self._questions, {}
         for question in questions.values():
             question.callback(None)
 
 
 def _status(pid: int) -> int | None:
-    """Return the wait status of a process that has ended and that its forkserver, stopped maybe, has not reaped."""
+    """Return the wait status of a zombie that its (perhaps stopped) forkserver has not reaped; None otherwise."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as figures:  # noqa: PTH123 - no file for a Path
             state, *_, status = figures.read().rpartition(")")[2].split()
@@ -323,4 +323,4 @@ def _status(pid: int) -> int | None:
 
 
 Launch = Callable[[ProcessListener], WorkerProcess]
-"""Begins a process for a listener."""
+"""Starts a process whose events go to a listener."""

@@ -1,4 +1,4 @@
-"""When a worker that died is started again: at once, later, or not any more."""
+"""When to restart a worker that exited: now, later, or never."""
 
 from collections import deque
 
@@ -8,21 +8,21 @@ from novasvc.config import Settings
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 
 _REMEMBERED = 1000
-"""Times of forks that are told."""
+"""Fork times that are kept."""
 
 STABLE = 1.0
-"""Seconds that a worker has to be ready for its death not to count as the start's."""
+"""A worker that was ready for this many seconds counts as started; an earlier exit is an early exit."""
 
 
 @attrs.define
 class RestartPolicy:
-    """What the settings say of workers that die.
+    """The settings for restarts.
 
-    :param budget: deaths within ``window`` that are borne.
+    :param budget: tolerated exits within ``window``.
     :param window: seconds.
-    :param crash_loop: "auto", "exit" or "retry": what follows.
-    :param retry: seconds to wait after the nth young death in a row but one, and after the nth death beyond the budget
-        of those that lived.
+    :param crash_loop: "auto", "exit" or "retry": what to do when the budget is exhausted.
+    :param retry: backoff in seconds, for the nth restart after consecutive early exits (the first is immediate), and
+        for the nth exit beyond the budget of workers that had started.
     """
 
     budget: int = 5
@@ -38,9 +38,9 @@ class RestartPolicy:
 
 @attrs.define
 class History:
-    """The deaths of one worker's place.
+    """The exits of one worker slot.
 
-    :ivar exhausted: the last death has used up the budget.
+    :ivar exhausted: the last exit used up the restart budget.
     """
 
     policy: RestartPolicy
@@ -51,13 +51,13 @@ class History:
     _lives: deque[float] = attrs.field(factory=deque, init=False)
 
     def died(self, now: float, lived: float | None, *, killed: bool = False) -> float:
-        """Note a death.
+        """Record an exit.
 
-        :param now: seconds of a clock.
-        :param lived: seconds that it was ready; None if it never was.
-        :param killed: by SIGKILL, which is not of its own doing.
-        :return: seconds to wait before the next start: 0 after a life, or after the first young death. Of lives that
-            it ended itself, and that are short as well, the budget is borne; after that, pauses grow.
+        :param now: clock time in seconds.
+        :param lived: seconds that the worker was ready; None if it never was.
+        :param killed: by SIGKILL, which does not count against the worker.
+        :return: seconds to wait before the restart: 0 for a worker that had started, and for the first early exit.
+            A started worker that exits by itself more often than the budget allows is delayed with backoff, too.
         """
         if lived is not None and lived >= STABLE:
             self._young, self.exhausted = 0, False
@@ -73,7 +73,7 @@ class History:
 
 
 def _keep(times: "deque[float]", now: float, policy: RestartPolicy) -> None:
-    """Note a time among those within the policy's window; there is no need for more than one over its budget."""
+    """Append a time, and drop those outside the window; one more than the budget is enough to know."""
     times.append(now)
     while len(times) > policy.budget + 1 or now - times[0] > policy.window:
         times.popleft()
@@ -81,13 +81,13 @@ def _keep(times: "deque[float]", now: float, policy: RestartPolicy) -> None:
 
 @attrs.define
 class Throttle:
-    """After deaths at most as many forks as there are workers within as many seconds, as in Nova.
+    """Limit restarts to ``workers`` forks per ``workers`` seconds, as Nova does.
 
-    Forks that were planned, of a start, a resize or a reload, count for nothing: a worker that dies
-    after them is replaced at once.
+    Planned forks (start, resize, reload) do not count: a worker that exits right after them is
+    replaced immediately.
 
-    :param workers: the number.
-    :ivar times: of the last forks of either kind.
+    :param workers: size of the group.
+    :ivar times: of recent forks, planned or not.
     """
 
     workers: int
@@ -95,13 +95,13 @@ class Throttle:
     _after_deaths: deque[float] = attrs.field(factory=deque, init=False)
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next fork after a death is allowed; 0 is now."""
+        """Return the seconds until the next restart is allowed; 0 is now."""
         while self._after_deaths and now - self._after_deaths[0] >= self.workers:
             self._after_deaths.popleft()
         return 0.0 if len(self._after_deaths) < self.workers else self._after_deaths[0] + self.workers - now
 
     def forked(self, now: float, *, after_death: bool) -> None:
-        """Note a fork."""
+        """Record a fork."""
         self.times.append(now)
         if after_death:
             self._after_deaths.append(now)

@@ -1,4 +1,4 @@
-"""Signals of the process, as calls in the reactor's turn."""
+"""Signal handlers that run as ordinary calls of the reactor."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ Handler = Callable[[], object]
 
 
 class _Taken:
-    """A signal that is taken. A process has one handler for each, however many want to know of it.
+    """The process-wide handler of one signal, shared by all services that listen for it.
 
     :param number: of the signal.
     """
@@ -22,48 +22,47 @@ class _Taken:
     def __init__(self, number: int) -> None:
         self.takers: list[Signals] = []
         self.resumed = False
-        self.former = signal.signal(number, self.see)
+        self.former = signal.signal(number, self.handle)
 
-    def see(self, number: int, _frame: object) -> None:
-        """Tell all who want to know."""
+    def handle(self, number: int, _frame: object) -> None:
+        """Call all listeners."""
         for taker in list(self.takers):
-            taker.see(number)
+            taker.handle(number)
 
     def give_back(self, number: int) -> None:
-        """Have the former handler back, unless somebody else has taken the signal meanwhile."""
-        if signal.getsignal(number) == self.see:
+        """Restore the former handler, unless somebody else has replaced ours meanwhile."""
+        if signal.getsignal(number) == self.handle:
             signal.signal(number, signal.SIG_DFL if self.former is None else self.former)
 
 
 # Note [Background jobs]
 #
-# A shell starts `program &` in a script with SIGINT ignored, so that a Ctrl-C that is meant for the foreground does not
-# end what runs in the background. Programs keep that, and so do Python and Twisted: neither sets a handler for a SIGINT
-# that is ignored. To take it all the same would be to cut calls short at a Ctrl-C that was meant for somebody else.
-# SIGTERM and SIGHUP are taken in any case: nohup ignores SIGHUP because it would end the program, and ours reloads.
+# In a script, a shell starts `program &` with SIGINT ignored, so that Ctrl-C ends the foreground job only. Python and
+# Twisted respect that: neither sets a handler for an ignored SIGINT. Handling it here would cancel calls at a Ctrl-C
+# meant for another job. SIGTERM and SIGHUP are handled in any case: nohup ignores SIGHUP because its default action
+# kills the program, but ours reloads.
 
 _taken: dict[int, _Taken] = {}
-"""By number. The handlers of signals are the process's, and so is this."""
+"""By signal number. Module state, because signal handlers belong to the process."""
 
 
 def is_taken(number: int) -> bool:
-    """Tell whether somebody of ours answers to a signal in this process."""
+    """Return whether this package handles the signal in this process."""
     taken = _taken.get(number)
-    return taken is not None and signal.getsignal(number) == taken.see
+    return taken is not None and signal.getsignal(number) == taken.handle
 
 
 class Signals(service.Service):
-    """Calls a function for each signal, in the reactor, for as long as it runs.
+    """Handles signals in the reactor while the service runs.
 
-    The reactor has handlers of its own, which it sets when it begins to run; these come after, and
-    the former ones are given back when nobody wants to know any more. SIGINT stays ignored where it is
+    The reactor installs its own handlers when it starts to run; these replace them afterwards, and
+    the former ones are restored when the last listener stops. SIGINT stays ignored where it is
     ignored: see Note [Background jobs].
 
     :param reactor: provides IReactorCore and IReactorFromThreads.
     :param handlers: function by number of the signal.
-    :param at_once: called with a signal's number before that, right where the signal finds the
-        process, and even if the reactor's turn never comes. It may set signals and timers, no more:
-        whatever it interrupts is half done.
+    :param at_once: called with the signal's number directly in the handler, even if the reactor is blocked.
+        It may set signals and timers only: the code that it interrupts is in an unknown state.
     """
 
     def __init__(
@@ -75,12 +74,12 @@ class Signals(service.Service):
         self._mine: dict[int, _Taken] = {}
 
     def startService(self) -> None:
-        """Take the signals, as soon as the reactor runs."""
+        """Install the handlers as soon as the reactor runs."""
         super().startService()
         self._reactor.callWhenRunning(self._install)
 
     def stopService(self) -> None:
-        """Give the signals back, but for those that somebody else has taken meanwhile."""
+        """Restore the former handlers, except where somebody else has replaced ours."""
         super().stopService()
         mine, self._mine = self._mine, {}
         for number, taken in mine.items():
@@ -91,14 +90,14 @@ class Signals(service.Service):
                     del _taken[number]
 
     def former(self, number: int) -> Any:
-        """Return what would have been done at a signal, as signal.getsignal does; None while it is not taken."""
+        """Return the handler before ours, as signal.getsignal does; None while ours is not installed."""
         taken = self._mine.get(number)
         return None if taken is None else taken.former
 
     def resume(self, number: int) -> bool:
-        """Do what would have been done, had nobody taken the signal; once, whoever asks for it.
+        """Call the handler before ours, at most once per signal.
 
-        :return: False if that is nothing, or the sudden end of the process: then it is not done.
+        :return: False, without a call, if there was none or it would end the process abruptly.
         """
         former = self.former(number)
         if not callable(former) or former is signal.default_int_handler:
@@ -109,8 +108,8 @@ class Signals(service.Service):
             former(number, None)
         return True
 
-    def see(self, number: int) -> None:
-        """See a signal, wherever it finds the process."""
+    def handle(self, number: int) -> None:
+        """Handle a signal, at whatever point it interrupts the process."""
         self._at_once(number)
         self._reactor.callFromThread(self._handlers[number])
 
@@ -118,14 +117,14 @@ class Signals(service.Service):
         if not self.running or self._mine:
             return
         if threading.current_thread() is not threading.main_thread():
-            _log.warn("signals are not taken: the reactor does not run in the main thread")
+            _log.warn("signal handlers not installed: the reactor does not run in the main thread")
             return
         for number in self._handlers:
             if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
-                _log.info("SIGINT is ignored, as it was when this process was started; SIGTERM ends it")
+                _log.info("SIGINT stays ignored, as this process inherited it; use SIGTERM to stop")
                 continue
             taken = _taken.get(number)
-            if taken is None or signal.getsignal(number) != taken.see:
+            if taken is None or signal.getsignal(number) != taken.handle:
                 taken = _taken[number] = _Taken(number)
             taken.takers.append(self)
             self._mine[number] = taken

@@ -1,4 +1,4 @@
-"""The place of one worker, as an Automat machine: its process is born, watched, drained, replaced."""
+"""The slot of one worker: an Automat machine that starts, watches, drains and replaces its process."""
 
 import time
 from collections.abc import Callable
@@ -15,86 +15,86 @@ from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import counted
 from novasvc.workers.exit_status import ABANDONED, FORCED
-from novasvc.workers.pipe import Message
+from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import Exit, Launch, WorkerProcess
 from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
 
 _log = Logger()
 
-ABORT_PATIENCE = 2.0
-"""Seconds between SIGABRT, at which a process writes down its stacks, and SIGKILL."""
+ABORT_TIMEOUT = 2.0
+"""Seconds between SIGABRT, at which a process writes its stacks, and SIGKILL."""
 
-HURRY_PATIENCE = 2.0
-"""Seconds that a worker has, when it is to end at once, to cut short what it does; then comes SIGKILL."""
+HURRY_TIMEOUT = 2.0
+"""Seconds that a worker has to cancel its work when it must stop now; then comes SIGKILL."""
 
-SLOWLY = 30.0
-"""Seconds between two attempts when the budget is used up."""
+EXHAUSTED_PAUSE = 30.0
+"""Seconds between two restarts once the restart budget is exhausted."""
 
 _LAST_EVENTS = 30
-"""Events of the flight recorder that are logged for a worker that crashed."""
+"""Flight recorder events that are logged when a worker crashes."""
 
 
 @attrs.frozen
-class Limits:
-    """Seconds that a worker is given; 0 is without limit.
+class WorkerTimeouts:
+    """Time limits for a worker, in seconds; 0 is no limit.
 
-    :param start: to be ready.
-    :param drain: to finish what it has begun.
-    :param silence: between two turns of its reactor.
+    :param start: from fork to ready.
+    :param drain: to finish running work.
+    :param watchdog: for which its reactor may be blocked.
     """
 
     start: float = 60.0
     drain: float = 60.0
-    silence: float = 30.0
+    watchdog: float = 30.0
 
 
 class SlotInput(Protocol):
-    """What happens to a worker's place."""
+    """The inputs of the slot's state machine."""
 
     def start(self) -> None:
-        """Have a process forked."""
+        """Fork a process."""
 
     def ready(self) -> None:
-        """Note that the process does its work."""
+        """Note that the process is ready."""
 
     def ended(self, how: str) -> None:
-        """Note that there is no process, because it ended or could not be forked."""
+        """Note that the process exited, or could not be forked."""
 
-    def silent(self, seconds: float) -> None:
-        """Note that the process's reactor does not turn."""
+    def stalled(self, seconds: float) -> None:
+        """Note that the process's reactor is blocked."""
 
     def elapsed(self) -> None:
-        """Note that the time of this state is over."""
+        """Note that the timer of this state has expired."""
 
-    def plan(self) -> None:
-        """Decide what follows the end of the process."""
+    def plan_restart(self) -> None:
+        """Decide when to start the next process."""
 
     def give_up(self) -> None:
-        """Start no more."""
+        """Start no further process."""
 
     def drain(self) -> None:
-        """Let the process finish what it has begun, and start no other."""
+        """Drain the process, and start no other."""
 
     def leave(self) -> None:
-        """Note that the process drains, whoever has told it to."""
+        """Note that the process has begun to drain, though this slot did not ask for it."""
 
     def hurry(self) -> None:
-        """Let the process end at once."""
+        """Stop the draining process now."""
 
 
 @attrs.define(eq=False)
 class Slot:
-    """A worker's place: its number, its process, what became of those before.
+    """One worker slot: a stable number, the current process, and the history of earlier ones.
 
-    It listens to its process; see :class:`novasvc.workers.process.ProcessListener`.
+    Provides :class:`novasvc.workers.process.ProcessListener` for its process.
 
-    :param number: stable: whoever takes the place of a worker has its number.
-    :param name: of the server.
-    :param launch: begins a process.
-    :param give_up: told of a problem with which no worker can run ("" is none, but the budget is used up);
-        returns whether to start no more.
-    :param tell_of_siblings: answers a worker that asks about the other workers of its server.
-    :ivar cut: its process, which was to end, has not ended by itself, but was cut short or killed.
+    :param number: stable: a replacement worker has the same number.
+    :param name: the server's name.
+    :param launch: forks a process; called for each start.
+    :param give_up: called with a problem that no worker can survive, or with "" when the restart budget is
+        exhausted; returns whether to stop restarting.
+    :param tell_of_siblings: answers a worker's query about the other workers of its server.
+    :ivar cut: the last process did not finish its drain: it was interrupted or killed.
     """
 
     number: int
@@ -102,10 +102,10 @@ class Slot:
     _clock: Any
     _launch: Launch
     _policy: RestartPolicy
-    limits: Limits
+    timeouts: WorkerTimeouts
     _throttle: Throttle
     _give_up: Callable[["Slot", str], bool]
-    _tell_of_siblings: Callable[["Slot", Message], object] = lambda _slot, _message: None
+    _answer_sibling_query: Callable[["Slot", PipeMessage], object] = lambda _slot, _message: None
     state: str = attrs.field(default="idle", init=False)
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
@@ -113,21 +113,21 @@ class Slot:
     cut: bool = attrs.field(default=False, init=False)
     process: WorkerProcess | None = attrs.field(default=None, init=False)
     _final: str = attrs.field(default="", init=False)
-    _epitaph: str = attrs.field(default="", init=False)
+    _exit_summary: str = attrs.field(default="", init=False)
     _entered_at: float = attrs.field(default=0.0, init=False)
     _ready_at: float | None = attrs.field(default=None, init=False)
     _aborted: bool = attrs.field(default=False, init=False)
-    _pressed: bool = attrs.field(default=False, init=False)
+    _told_to_end_now: bool = attrs.field(default=False, init=False)
     _killed: bool = attrs.field(default=False, init=False)
     _failed: bool = attrs.field(default=False, init=False)
-    _ended_by: int | None = attrs.field(default=None, init=False)
+    _exit_signal: int | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _waiters: list[tuple[frozenset[str], Deferred[str]]] = attrs.field(factory=list, init=False)
     _history: History = attrs.field(init=False)
     _machine: SlotInput = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # There before they count: an increase is reckoned from the first value that is seen.
+        # Export the counters at zero, so that alerts see the first increase.
         metrics.worker_restarts.at(self.name)
         metrics.worker_hangs.at(self.name)
         self._history = History(self._policy)
@@ -140,32 +140,32 @@ class Slot:
     # -- for the outside -----------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have a process forked."""
+        """Fork a process."""
         self._machine.start()
 
     def drain(self) -> Deferred[str]:
-        """Let the worker finish what it has begun; its place is given up.
+        """Drain the worker, and close the slot.
 
-        :return: fires when there is no process any more.
+        :return: Deferred, fired when the process has exited.
         """
         self._machine.drain()
         return self.reaches("ended")
 
     def hurry(self) -> None:
-        """Drain in no time."""
+        """Drain, and cancel running work now."""
         self._machine.drain()
         self._machine.hurry()
 
     def check(self) -> None:
-        """See whether the worker's reactor turns. Called about once a second."""
-        if self.process is None or not self.limits.silence:
+        """Check that the worker's reactor is not blocked. Called about once a second."""
+        if self.process is None or not self.timeouts.watchdog:
             return
-        silent = self.process.silent
-        if silent > self.limits.silence:
-            self._machine.silent(silent)
+        stalled = self.process.stalled
+        if stalled > self.timeouts.watchdog:
+            self._machine.stalled(stalled)
 
     def reaches(self, *states: str) -> Deferred[str]:
-        """Wait for one of some states; fires with its name, at once if it is that already."""
+        """Wait for any of these states; fires with its name, immediately if the slot is in it."""
         waiter: Deferred[str] = Deferred(lambda waiter: self._waiters.remove((frozenset(states), waiter)))
         if self.state in states:
             waiter.callback(self.state)
@@ -175,16 +175,16 @@ class Slot:
 
     # -- for the process -----------------------------------------------------------------------
 
-    def born(self) -> None:
-        """See it born."""
+    def forked(self) -> None:
+        """Handle a successful fork."""
         _log.debug("forked {worker}", worker=self)
 
-    def refused(self, problem: str) -> None:
-        """See that it could not be forked."""
+    def fork_failed(self, problem: str) -> None:
+        """Handle a failed fork."""
         self._machine.ended(f"could not be forked: {problem}")
 
-    def said(self, message: Message) -> None:
-        """Take what it says of itself."""
+    def received(self, message: PipeMessage) -> None:
+        """Handle a status message from the process."""
         match message:
             case {"is": "ready"}:
                 self._machine.ready()
@@ -192,11 +192,11 @@ class Slot:
                 self.trouble, self._failed = problem, True
                 self._final = problem if final else ""
             case {"is": "waiting", "for": leg} if self.state == "starting":
-                self.trouble = None if leg is None else f"waits for the {leg}"
-                # An outage is not the worker's fault: its time to start begins when it is over.
-                self.arm(self.limits.start if leg is None else 0)
+                self.trouble = None if leg is None else f"waiting for the {leg}"
+                # An outage is not the worker's fault: restart the start timeout when it is over.
+                self.arm(self.timeouts.start if leg is None else 0)
             case {"is": "asking", "key": _, "request_id": _}:
-                self._tell_of_siblings(self, message)
+                self._answer_sibling_query(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()
                 under_way = f"{counted(calls, 'call')} under way" if calls else None
@@ -206,47 +206,47 @@ class Slot:
                     self.trouble = under_way
 
     def ended(self, how: Exit) -> None:
-        """See it end."""
-        self._ended_by = how.signal
+        """Handle the exit of the process."""
+        self._exit_signal = how.signal
         crashed = how.signal not in {None, SIGTERM, SIGKILL} or self.state == "hung"
-        murdered = how.signal == SIGKILL and self.state in {
+        killed_externally = how.signal == SIGKILL and self.state in {
             "starting",
             "ready",
         }  # by the kernel for want of memory, say
         assert self.process is not None
-        if crashed or murdered:
+        if crashed or killed_externally:
             self._log_remains(how, self.process.stacks or "none were written" if crashed else "")
         self._machine.ended(str(how))
 
     def _log_remains(self, how: Exit, stacks: str) -> None:
-        """Log what a process has left.
+        """Log the stacks and last events of a dead process.
 
-        :param stacks: "" for one that had no time to write any.
+        :param stacks: "" if it was killed before it could write them.
         """
         assert self.process is not None
         _log.error(
-            "{worker} {how}; {stacks}its last events:\n{events}",
+            "{worker} {how}; {stacks}last events:\n{events}",
             worker=self,
             how=how,
-            stacks=f"its stacks:\n{stacks}\n" if stacks else "",
+            stacks=f"stacks:\n{stacks}\n" if stacks else "",
             events=format_events(self.process.last_events(_LAST_EVENTS)) or "none",
         )
 
     # -- for the machine -----------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
-        """Be in a state from now on, and let those know who wait for it."""
+        """Enter a state, and fire the Deferreds that wait for it."""
         self.arm(0)
         self.state, self.since, self._entered_at = state, time.time(), self._clock.seconds()
         waiters = [waiter for waiter in self._waiters if state in waiter[0]]
         for waiter in waiters:
-            if waiter in self._waiters:  # who was told before it, may have cancelled it
+            if waiter in self._waiters:  # an earlier callback may have cancelled it
                 self._waiters.remove(waiter)
-                # Who waited may give the machine another input; it is taken when this one has been.
+                # A callback may feed the machine: Automat queues that input behind the current one.
                 waiter[1].callback(state)
 
     def arm(self, seconds: float) -> None:
-        """Have the time of this state be over in some seconds; 0 is never."""
+        """Set the timer of this state; 0 clears it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -261,76 +261,76 @@ class Slot:
             self._machine.elapsed()
 
     def _start_again(self) -> None:
-        """Have a process forked that follows one, as soon as the throttle allows it."""
+        """Start the next process as soon as the throttle allows."""
         if wait := self._throttle.wait(self._clock.seconds()):
             self.arm(wait)
         else:
             self._machine.start()
 
     def launch(self) -> None:
-        """Have a process forked."""
+        """Fork a process."""
         self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
         self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._pressed = self._killed = self._failed = False
-        self.arm(self.limits.start)
+        self._aborted = self._told_to_end_now = self._killed = self._failed = False
+        self.arm(self.timeouts.start)
         try:
             self.process = self._launch(self)
         except OSError as error:  # out of descriptors, most likely
-            self.refused(str(error.strerror))
+            self.fork_failed(str(error.strerror))
 
     def note_ready(self) -> None:
-        """Remember that it lives."""
+        """Record that the process is ready."""
         now = self._clock.seconds()
         _log.info("{worker} is ready after {seconds:.3f} s", worker=self, seconds=now - self._entered_at)
         self._ready_at, self.trouble = now, None
 
     def abort(self, problem: str) -> None:
-        """Have the process write down its stacks and end; it is killed if it does not."""
-        _log.error("{worker} hangs: {problem}; it is aborted", worker=self, problem=problem)
+        """Send SIGABRT, at which faulthandler writes the stacks; SIGKILL follows."""
+        _log.error("{worker} hangs: {problem}; aborting it", worker=self, problem=problem)
         self.trouble = problem
-        self._aborted = self._pressed = True
+        self._aborted = self._told_to_end_now = True
         metrics.worker_hangs.at(self.name).value += 1
         self.signal(SIGABRT)
-        self.arm(ABORT_PATIENCE)
+        self.arm(ABORT_TIMEOUT)
 
     def abort_once(self, problem: str) -> None:
-        """Abort it, unless that was done."""
+        """Abort the process, unless that was done before."""
         if not self._aborted:
             self.abort(problem)
 
     def begin_drain(self) -> None:
-        """Ask the process to finish."""
+        """Send SIGTERM: finish running work, then exit."""
         self.signal(SIGTERM)
         self.limit_drain()
 
     def limit_drain(self) -> None:
-        """Give the process its time to finish."""
-        self.arm(self.limits.drain)
+        """Start the drain timeout."""
+        self.arm(self.timeouts.drain)
 
-    def press(self) -> None:
-        """Tell the process to end at once."""
-        self._tell_to_hurry(HURRY_PATIENCE / 2)
-        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_PATIENCE:
-            self.arm(HURRY_PATIENCE)
+    def end_now(self) -> None:
+        """Tell the process to cancel its work and exit; SIGKILL follows."""
+        self._tell_to_hurry(HURRY_TIMEOUT / 2)
+        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
+            self.arm(HURRY_TIMEOUT)
 
     def _tell_to_hurry(self, seconds: float) -> None:
-        self._pressed = True
+        self._told_to_end_now = True
         if self.process is not None:
             self.process.hurry(seconds)
 
-    def be_late(self) -> None:
-        """Have the process cut short what it does, and kill it if that did not help."""
-        if self._pressed:
+    def drain_timed_out(self) -> None:
+        """Handle the drain timeout: cancel running work first, kill on the second expiry."""
+        if self._told_to_end_now:
             self.kill()
         else:
             self._tell_to_hurry(ABANDONED)
             self.arm(FORCED)
 
     def kill(self) -> None:
-        """End the process by force."""
+        """Kill the process with SIGKILL."""
         self._killed = True
-        lost = "what it had begun is lost, or runs again elsewhere"
-        _log.error("{worker} has not ended in time, and is killed; {lost}", worker=self, lost=lost)
+        lost = "its running work is lost, or is redelivered to another worker"
+        _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=lost)
         self.signal(SIGKILL)
 
     def signal(self, number: int) -> None:
@@ -338,49 +338,49 @@ class Slot:
         if self.process is not None:
             self.process.signal(number)
 
-    def note_end(self, how: str) -> None:
-        """Remember how the process ended, which is the trouble unless it said one itself."""
-        self._epitaph = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
+    def note_exit(self, how: str) -> None:
+        """Record how the process exited; that is the trouble, unless it reported one itself."""
+        self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
         self.trouble = self.trouble or f"it {how}"
         self.restarts += 1
         metrics.worker_restarts.at(self.name).value += 1
         self.process = None
 
-    def plan(self) -> None:
-        """Decide what follows the end of the process."""
+    def plan_restart(self) -> None:
+        """Decide when to start the next process, or give up."""
         now = self._clock.seconds()
         lived = None if self._ready_at is None else now - self._ready_at
-        pause = self._history.died(now, lived, killed=self._ended_by == SIGKILL)
+        pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
         if self._final or self._history.exhausted:
             if self._give_up(self, self._final):
                 self.log_last_end()
                 self._machine.give_up()
                 return
-            pause = SLOWLY
+            pause = EXHAUSTED_PAUSE
         pause = max(pause, self._throttle.wait(now))
-        when = f"again in {pause:.1f} s" if pause else "again at once"
-        _log.error("{what}; it is started {when}", what=self._epitaph, when=when)
+        when = f"in {pause:.1f} s" if pause else "now"
+        _log.error("{what}; restarting it {when}", what=self._exit_summary, when=when)
         if pause:
             self.arm(pause)
         else:
             self._machine.start()
 
     def log_last_end(self) -> None:
-        """Log the end of a process that no other follows."""
-        _log.critical("{what}; it is not started again", what=self._epitaph)
+        """Log the exit of a process that is not replaced."""
+        _log.critical("{what}; giving up", what=self._exit_summary)
 
     def log_drained(self, how: str) -> None:
-        """Log how a process ended that was told to."""
+        """Log how a drained process exited."""
         finished = self.process is None or self.process.finished or self._ready_at is None
-        self.cut = self._pressed and not finished
-        if self.cut and not self._killed:  # what is killed was told already
-            lost = "what it had begun is lost, or runs again elsewhere"
-            _log.warn("{worker} was cut short: it {how}; {lost}", worker=self, how=how, lost=lost)
+        self.cut = self._told_to_end_now and not finished
+        if self.cut and not self._killed:  # a kill has been logged already
+            lost = "its running work is lost, or is redelivered to another worker"
+            _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=lost)
         else:
-            _log.info("{worker} is drained: it {how}", worker=self, how=how)
+            _log.info("{worker} drained: it {how}", worker=self, how=how)
 
     def finish(self) -> None:
-        """Be without a process for good."""
+        """Forget the process."""
         self.process = None
 
 
@@ -414,14 +414,14 @@ def _build() -> Callable[[Slot], SlotInput]:
     @starting.upon(SlotInput.elapsed).to(hung)
     def too_late(machine: SlotInput, slot: Slot) -> None:
         slot.enter("hung")
-        slot.abort(f"it was not ready within worker_start_timeout ({slot.limits.start:g} s)")
+        slot.abort(f"not ready within worker_start_timeout ({slot.timeouts.start:g} s)")
 
     for alive in (starting, ready):
 
-        @alive.upon(SlotInput.silent).to(hung)
+        @alive.upon(SlotInput.stalled).to(hung)
         def stuck(machine: SlotInput, slot: Slot, seconds: float) -> None:
             slot.enter("hung")
-            slot.abort(f"its reactor did not turn for {seconds:.0f} s")
+            slot.abort(f"its reactor was blocked for {seconds:.0f} s")
 
     @ready.upon(SlotInput.drain).to(draining)
     def drain(machine: SlotInput, slot: Slot) -> None:
@@ -430,12 +430,12 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @starting.upon(SlotInput.drain).to(draining)
     def drain_unready(machine: SlotInput, slot: Slot) -> None:
-        # It has begun nothing for others that would have to be finished.
+        # Not ready means that it serves nobody yet: nothing to finish.
         slot.enter("draining")
         slot.begin_drain()
-        slot.press()
+        slot.end_now()
 
-    # One that was told to end by somebody else: it has as long as any other, and is replaced.
+    # Signalled by somebody else: it gets the same drain timeout, and is then replaced.
     leaving = builder.state("leaving")
 
     @ready.upon(SlotInput.leave).to(leaving)
@@ -445,30 +445,30 @@ def _build() -> Callable[[Slot], SlotInput]:
 
     @leaving.upon(SlotInput.drain).to(draining)
     def drain_leaving(machine: SlotInput, slot: Slot) -> None:
-        pass  # it drains already; its place is not filled again
+        pass  # it drains already; only the replacement is cancelled
 
-    @leaving.upon(SlotInput.silent).loop()
+    @leaving.upon(SlotInput.stalled).loop()
     def stuck_in_leave(machine: SlotInput, slot: Slot, seconds: float) -> None:
-        slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
+        slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
 
     @leaving.upon(SlotInput.elapsed).loop()
     def late_in_leave(machine: SlotInput, slot: Slot) -> None:
-        slot.be_late()
+        slot.drain_timed_out()
 
     for dying in (starting, ready, hung, leaving):
 
         @dying.upon(SlotInput.ended).to(backing_off)
         def died(machine: SlotInput, slot: Slot, how: str) -> None:
-            slot.note_end(how)
+            slot.note_exit(how)
             slot.enter("backing off")
-            # Behind what those want who waited for this: who gives the place up, wants no other process.
-            machine.plan()
+            # Queued behind inputs of callbacks on this state: one that drains the slot must win over a restart.
+            machine.plan_restart()
 
-    @backing_off.upon(SlotInput.plan).loop()
-    def plan(machine: SlotInput, slot: Slot) -> None:
-        slot.plan()
+    @backing_off.upon(SlotInput.plan_restart).loop()
+    def plan_restart(machine: SlotInput, slot: Slot) -> None:
+        slot.plan_restart()
 
-    @ended.upon(SlotInput.plan).loop()
+    @ended.upon(SlotInput.plan_restart).loop()
     def plan_nothing(machine: SlotInput, slot: Slot) -> None:
         slot.log_last_end()
 
@@ -485,18 +485,18 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.enter("draining")
         slot.signal(SIGKILL)
 
-    @draining.upon(SlotInput.silent).loop()
+    @draining.upon(SlotInput.stalled).loop()
     def stuck_in_drain(machine: SlotInput, slot: Slot, seconds: float) -> None:
-        # It finishes nothing; and it may have been given no deadline.
-        slot.abort_once(f"its reactor did not turn for {seconds:.0f} s while it drained")
+        # A blocked reactor finishes nothing, and the drain may have no deadline.
+        slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
 
     @draining.upon(SlotInput.elapsed).loop()
     def late(machine: SlotInput, slot: Slot) -> None:
-        slot.be_late()
+        slot.drain_timed_out()
 
     @draining.upon(SlotInput.hurry).loop()
     def hurry(machine: SlotInput, slot: Slot) -> None:
-        slot.press()
+        slot.end_now()
 
     @draining.upon(SlotInput.ended).to(ended)
     def end(machine: SlotInput, slot: Slot, how: str) -> None:
@@ -504,12 +504,12 @@ def _build() -> Callable[[Slot], SlotInput]:
         slot.finish()
         slot.enter("ended")
 
-    # What comes too late, or is known.
+    # Inputs that come too late, or repeat what is known, are ignored.
     for state in (idle, starting, hung, draining, leaving, backing_off, failed, ended):
         state.upon(SlotInput.leave).loop().returns(None)
     for state in (ready, hung, draining, leaving):
         state.upon(SlotInput.ready).loop().returns(None)
-    hung.upon(SlotInput.silent).loop().returns(None)
+    hung.upon(SlotInput.stalled).loop().returns(None)
     for state in (draining, ended):
         state.upon(SlotInput.drain).loop().returns(None)
     for state in (idle, starting, ready, hung, leaving, backing_off, failed, ended):

@@ -1,4 +1,4 @@
-"""The workers of all servers together: what starts, replaces, counts and ends them."""
+"""The supervisor: starts, replaces, resizes, reloads and drains the workers of all servers."""
 
 import os
 import socket
@@ -18,6 +18,7 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.telemetry.logs import counted
+from novasvc.workers.aggregation import collect_health, collect_metrics, row
 from novasvc.workers.errors import (
     DrainError,
     NoSuchWorkerError,
@@ -26,42 +27,41 @@ from novasvc.workers.errors import (
     ResizeError,
     WorkerFailedError,
 )
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.group import Fleet, Generation
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.group import WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
-from novasvc.workers.slot import Limits, Slot
-from novasvc.workers.specification import name_of, pack
-from novasvc.workers.survey import row, survey_figures, survey_health
+from novasvc.workers.slot import Slot, WorkerTimeouts
+from novasvc.workers.specification import make_specification, server_name
 from novasvc.workers.systemd import CHILD_VARIABLES
 
 _log = Logger()
 
-MOST_WORKERS = 1024
-"""Workers of a server; more is a slip of the pen."""
+MAX_WORKERS = 1024
+"""Workers per server; a larger number is taken for a typing error."""
 
 Row = dict[str, Any]
 Sockets = Mapping[str, Sequence[socket.socket]]
-"""By the name of the server that they listen for."""
+"""Listening sockets by the name of their server."""
 
 
 @attrs.define(eq=False)
 class ServerWrapper:
-    """A server, and in how many processes it runs.
+    """A server and its number of worker processes.
 
     :param server: provides IService, or takes a reactor and returns such a one; see
-        :func:`novasvc.workers.specification.pack`.
-    :param workers: their number.
-    :ivar children: process ids of its workers now. Those of a wrapper that a launcher runs: see
+        :func:`novasvc.workers.specification.make_specification`.
+    :param workers: number of processes, > 0.
+    :ivar children: process ids of its current workers. For those of all servers of a launcher, see
         :attr:`novasvc.service.ProcessLauncher.children`.
-    :ivar forktimes: the reactor's seconds of its last forks, of any reason.
-    :ivar configured: the number as it was given; an operator may have changed the other.
+    :ivar forktimes: reactor times of recent forks, for whatever reason.
+    :ivar configured: the number given at construction; an operator may change ``workers`` at run time.
     Source: nova.service.ServerWrapper.
     """
 
     server: Any
     workers: int
     configured: int = attrs.field(init=False, repr=False)
-    fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+    group: WorkerGroup | None = attrs.field(default=None, init=False, repr=False)
 
     @configured.default
     def _as_given(self) -> int:
@@ -69,29 +69,29 @@ class ServerWrapper:
 
     @property
     def name(self) -> str:
-        """What operators call the server."""
-        return name_of(self.server)
+        """The server's name, as operators see it."""
+        return server_name(self.server)
 
     @property
     def children(self) -> set[int]:
         """The process ids of the workers."""
-        return {slot.process.pid for slot in self.fleet or () if slot.process is not None and slot.process.pid}
+        return {slot.process.pid for slot in self.group or () if slot.process is not None and slot.process.pid}
 
     @property
     def forktimes(self) -> list[float]:
-        """The reactor's seconds of the last forks."""
-        return [] if self.fleet is None else list(self.fleet.throttle.times)
+        """Reactor times of recent forks."""
+        return [] if self.group is None else list(self.group.throttle.times)
 
 
 Reread = Callable[[], tuple[Configuration, Sequence[ServerWrapper] | None]]
-"""Reads the configuration again; returns the servers that it describes, or None for those that are there."""
+"""Reads the configuration again; returns it with its servers, or with None to keep the present servers."""
 
 
 def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
-    """Have the servers that share sockets open them.
+    """Open the listening sockets of preforkable servers.
 
-    :param held: those of the servers that they replace.
-    :raises NovasvcError: an address cannot be had; none is left open.
+    :param held: sockets of the servers being replaced, to reuse.
+    :raises NovasvcError: an address cannot be bound; all new sockets are closed again.
     """
     opened: dict[str, Sequence[socket.socket]] = {}
     try:
@@ -105,30 +105,30 @@ def open_sockets(wrappers: Sequence[ServerWrapper], held: Sockets) -> Sockets:
 
 
 class Owner(Protocol):
-    """Who has a supervisor: the process around it."""
+    """The owner of a supervisor: the launcher of this process."""
 
     def failed(self, error: WorkerFailedError) -> None:
-        """See that no worker of a server can run; nothing goes on from there."""
+        """Handle workers that cannot run: the supervisor cannot continue."""
 
     def terminate(self) -> None:
-        """Drain all and end: an operator wants it."""
+        """Drain all workers and exit, on an operator's request."""
 
     def reloading(self, *, under_way: bool) -> None:
-        """See a reload begin or end."""
+        """Handle the begin or the end of a reload."""
 
 
 @implementer(ISupervisor)
 class Supervisor:
-    """Keeps the workers of some servers running.
+    """Keeps the workers of all servers running, and answers operators.
 
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
-    :param configuration: what it goes by.
+    :param configuration: the settings at start.
     :param reread: see :data:`Reread`.
-    :param log_file: where workers log to; "" is standard output.
-    :param owner: is told what is more than its business.
-    :ivar configuration: what it goes by now.
-    :ivar wrappers: the servers that it runs now.
-    :ivar cut: when all were drained, a worker did not end by itself, but was cut short or killed.
+    :param log_file: path of the workers' log; "" is standard output.
+    :param owner: is told of failures, requests to terminate, and reloads.
+    :ivar configuration: the settings now.
+    :ivar wrappers: the servers now.
+    :ivar cut: a worker did not finish the last drain: it was interrupted or killed.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class Supervisor:
         self._reactor = reactor
         self.configuration = configuration
         self._reread = reread
-        self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - the name, whatever links there are
+        self._log_path = os.path.abspath(log_file) if log_file else ""  # noqa: PTH100 - links are kept: the name is reopened
         self._log_file = LogFile(log_file) if log_file else None
         self._owner = owner
-        self._fleets: list[Fleet] = []
-        self._leaving: list[Fleet] = []
-        self._forks: list[Forks] = []
+        self._groups: list[WorkerGroup] = []
+        self._leaving: list[WorkerGroup] = []
+        self._forkservers: list[ForkserverClient] = []
         self._sockets: Sockets = {}
         self._lock: int | None = None
         self.wrappers: Sequence[ServerWrapper] = ()
@@ -160,59 +160,59 @@ class Supervisor:
 
     @property
     def slots(self) -> list[Slot]:
-        """All places of workers."""
-        return [slot for fleet in (*self._fleets, *self._leaving) for slot in fleet]
+        """All worker slots."""
+        return [slot for group in (*self._groups, *self._leaving) for slot in group]
 
     @property
     def status(self) -> str:
-        """How it goes, in a line."""
+        """A one-line status, for systemd."""
         if self._ending:
             return f"draining: {counted(len(self.slots), 'worker')} left"
-        slots = [slot for fleet in self._fleets for slot in fleet.slots]
+        slots = [slot for group in self._groups for slot in group.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
     @property
-    def comes_up(self) -> bool:
-        """Whether the start is under way: workers that only wait for the next try may get another configuration."""
+    def is_starting(self) -> bool:
+        """Whether the first start is under way; not if all workers are backing off, since a reload may fix them."""
         slots = self.slots
         return not self._started and (not slots or any(slot.state in {"idle", "starting"} for slot in slots))
 
     @property
-    def reloads(self) -> bool:
+    def is_reloading(self) -> bool:
         """Whether a reload is under way."""
         return self._reloading is not None
 
-    # -- the way up and down -------------------------------------------------------------------
+    # -- start and stop -------------------------------------------------------------------
 
     def start(self, wrappers: Sequence[ServerWrapper], sockets: Sockets, lock: int | None = None) -> Deferred[None]:
-        """Begin to start the workers.
+        """Start the workers.
 
-        :param sockets: theirs from now on.
-        :param lock: descriptor of a lock that is held until the last of the workers has ended, should this process be
-            killed: see :class:`novasvc.workers.control.path_lock.Claim`.
-        :return: fires when all of them have been ready.
+        :param sockets: the listening sockets; the supervisor owns them from now on.
+        :param lock: descriptor of the lock file, which workers inherit: if this process is killed, they hold the lock
+            until the last of them exits. See :class:`novasvc.workers.control.path_lock.PathLock`.
+        :return: Deferred, fired when each worker has been ready.
         """
         self._lock = lock
         self.wrappers, self._sockets = list(wrappers), sockets
-        for wrapper, generation in zip(wrappers, self._generations(wrappers, sockets), strict=True):
-            self._fleets.append(self._make_fleet(wrapper, generation))
-        started = [fleet.start() for fleet in self._fleets]
+        for wrapper, template in zip(wrappers, self._make_templates(wrappers, sockets), strict=True):
+            self._groups.append(self._make_group(wrapper, template))
+        started = [group.start() for group in self._groups]
         return gatherResults(started, consumeErrors=True).addCallback(self._note_started)
 
     def _note_started(self, _: object) -> None:
         self._started = True
 
     def drain_all(self) -> Deferred[None]:
-        """Let all workers finish what they have begun.
+        """Drain all workers.
 
-        :return: fires when there is none any more.
+        :return: Deferred, fired when all have exited.
         """
         self._ending = True
         if self._reloading is not None:
             self._reloading.cancel()
-        drained = DeferredList([fleet.drain() for fleet in (*self._fleets, *self._leaving)], consumeErrors=True)
-        # Each worker takes in those who have connected, and the last one closes the address: who comes
-        # now is to go elsewhere, and not to wait here for nobody.
+        drained = DeferredList([group.drain() for group in (*self._groups, *self._leaving)], consumeErrors=True)
+        # Workers still accept what is in the backlog. With our copies closed, the last worker to exit closes the
+        # address, so new clients are refused instead of waiting in a backlog that nobody serves.
         _close(self._sockets, but={})
         return drained.addCallback(self._note_cut, self.slots).addCallback(lambda _: self._close())
 
@@ -220,30 +220,30 @@ class Supervisor:
         self.cut = any(slot.cut for slot in slots)
 
     def hurry(self) -> None:
-        """Let all workers end at once."""
-        for fleet in (*self._fleets, *self._leaving):
-            fleet.hurry()
+        """Make all workers cancel their work and exit now."""
+        for group in (*self._groups, *self._leaving):
+            group.hurry()
 
     def check(self) -> None:
-        """See whether the workers' reactors turn, and which file the log is. Called about once a second."""
+        """Check for blocked workers, and for a rotated log file. Called about once a second."""
         for slot in self.slots:
             slot.check()
         if self._log_file is not None and self._log_file.follow():
             self._pass_on_log()
 
     def rotate_log(self) -> None:
-        """Begin a new log file, unless another program has done so."""
+        """Reopen the log file, unless that has been done."""
         if self._log_file is not None and self._log_file.rotate():
             self._pass_on_log()
 
     def _pass_on_log(self) -> None:
-        for forks in self._forks:
-            forks.pass_on_log()
+        for forkserver in self._forkservers:
+            forkserver.pass_on_log()
 
     def _close(self) -> Deferred[None]:
-        closed = DeferredList([forks.close() for forks in self._forks], consumeErrors=True)
+        closed = DeferredList([forkserver.close() for forkserver in self._forkservers], consumeErrors=True)
         _close(self._sockets, but={})
-        self._forks, self._fleets, self._leaving, self._sockets = [], [], [], {}
+        self._forkservers, self._groups, self._leaving, self._sockets = [], [], [], {}
         return closed.addCallback(lambda _: self._close_log())
 
     def _close_log(self) -> None:
@@ -251,58 +251,69 @@ class Supervisor:
         if log_file is not None:
             log_file.close()
 
-    # -- what workers are made from ------------------------------------------------------------
+    # -- templates and groups ------------------------------------------------------------
 
-    def _make_fleet(self, wrapper: ServerWrapper, generation: Generation) -> Fleet:
-        wrapper.fleet = Fleet(wrapper.workers, generation, self._reactor, self._take_number, self._give_up)
-        return wrapper.fleet
+    def _make_group(self, wrapper: ServerWrapper, template: WorkerTemplate) -> WorkerGroup:
+        wrapper.group = WorkerGroup(wrapper.workers, template, self._reactor, self._take_number, self._give_up)
+        return wrapper.group
 
-    def _generations(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[Generation]:
+    def _make_templates(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[WorkerTemplate]:
         settings = self._settings
-        packages = [pack(wrapper.server) for wrapper in wrappers]
-        modules = frozenset[str]().union(*(package.modules for package in packages)) - {"__main__", "builtins"}
-        main = next((package.main for package in packages if package.main is not None), None)
+        specifications = [make_specification(wrapper.server) for wrapper in wrappers]
+        modules = frozenset[str]().union(*(each.modules for each in specifications)) - {
+            "__main__",
+            "builtins",
+        }
+        main = next((each.main for each in specifications if each.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
-        forks = Forks(self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock)
-        forks.start()
-        self._forks.append(forks)
-        order = {
+        forkserver = ForkserverClient(
+            self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock
+        )
+        forkserver.start()
+        self._forkservers.append(forkserver)
+        parameters = {
             "reactor": _module_of(self._reactor),
             "log": {"file": self._log_path, "json": settings.log_json, "level": settings.log_level},
             "grace": settings.graceful_shutdown_timeout,
-            "silence": settings.worker_watchdog,
+            "watchdog": settings.worker_watchdog,
         }
-        limits = Limits(settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog)
+        timeouts = WorkerTimeouts(
+            settings.worker_start_timeout, settings.graceful_shutdown_timeout, settings.worker_watchdog
+        )
         policy = RestartPolicy.from_settings(settings)
-        return [Generation(package, sockets[package.name], forks, policy, limits, order) for package in packages]
+        return [
+            WorkerTemplate(each, sockets[each.name], forkserver, policy, timeouts, parameters)
+            for each in specifications
+        ]
 
     def _take_number(self) -> int:
         taken = {slot.number for slot in self.slots}
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
 
     def _give_up(self, slot: Slot, problem: str) -> bool:
-        """Decide whether a worker that cannot run is started no more.
+        """Decide whether to stop restarting a worker.
 
-        :param problem: what is wrong with its configuration; "" is that it has died too often.
+        :param problem: a fatal problem of its configuration; "" if its restart budget is exhausted.
+        :return: True to give it up.
         """
-        fleet = next((fleet for fleet in self._fleets if slot in fleet.slots), None)
-        if fleet is None:
-            return True  # it was to replace another, which stays
+        group = next((group for group in self._groups if slot in group.slots), None)
+        if group is None:
+            return True  # a replacement in a reload: the old worker keeps running
         settings = self._settings
-        proven = fleet.proven and self._started
+        proven = group.proven and self._started
         if problem:
             if not proven:
-                self._fail(WorkerFailedError(fleet.name, problem, "mend that, and start again"))
+                self._fail(WorkerFailedError(group.name, problem, "fix that and start again"))
             return True
         if settings.worker_crash_loop == "retry" or (settings.worker_crash_loop == "auto" and proven):
             return False
         budget, window = settings.worker_restart_budget, settings.worker_restart_window
-        died = f"worker {slot.number} died {budget} times within {window:g} s, at last: {slot.trouble}"
-        self._fail(WorkerFailedError(fleet.name, died, "the log above has the reason of each"))
+        died = f"worker {slot.number} exited {budget} times within {window:g} s, at last: {slot.trouble}"
+        self._fail(WorkerFailedError(group.name, died, "see the log above for the reason of each exit"))
         return True
 
     def _fail(self, error: WorkerFailedError) -> None:
-        # In a turn of its own: who is told, drains all workers, and this one is in the midst of its end.
+        # Not re-entrant: the owner drains all workers, and this slot is still handling an exit.
         self._reactor.callLater(0, self._owner.failed, error)
 
     # -- ISupervisor ---------------------------------------------------------------------------
@@ -313,33 +324,37 @@ class Supervisor:
 
     def resize(self, count: int, server: str | None) -> None:
         """See :meth:`novasvc.interfaces.ISupervisor.resize`."""
-        see_number(count)
-        names = ", ".join(fleet.name for fleet in self._fleets) or "none"
-        fleets = [fleet for fleet in self._fleets if server in {None, fleet.name}]
-        if server is not None and not fleets:
+        check_workers(count)
+        names = ", ".join(group.name for group in self._groups) or "none"
+        groups = [group for group in self._groups if server in {None, group.name}]
+        if server is not None and not groups:
             raise NoSuchWorkerError(f"server {server!r}", names)
-        if len(fleets) != 1:
-            raise ResizeError(str(count), f"say which server is meant; there are: {names}")
-        self._resize(fleets[0], count)
+        if len(groups) != 1:
+            raise ResizeError(str(count), f"name the server; there are: {names}")
+        self._resize(groups[0], count)
 
     def resize_all(self, more: int) -> None:
-        """Give each server some more workers, or less; each keeps at least one."""
-        for fleet in self._fleets:
-            if 1 <= fleet.size + more <= MOST_WORKERS and not self._ending:
-                self._resize(fleet, fleet.size + more)
+        """Add (or remove) workers of each server, within 1 and the maximum."""
+        for group in self._groups:
+            if 1 <= group.size + more <= MAX_WORKERS and not self._ending:
+                self._resize(group, group.size + more)
             else:
-                _log.warn("{name} keeps its {workers}", name=fleet.name, workers=counted(fleet.size, "worker"))
+                _log.warn(
+                    "{name} keeps {workers}: out of range, or shutting down",
+                    name=group.name,
+                    workers=counted(group.size, "worker"),
+                )
 
-    def _resize(self, fleet: Fleet, count: int) -> None:
+    def _resize(self, group: WorkerGroup, count: int) -> None:
         if self._ending:
-            raise ResizeError(str(count), "the supervisor ends")
+            raise ResizeError(str(count), "the supervisor is shutting down")
         _log.info(
-            "{name} has {workers} from now on, before: {size}",
-            name=fleet.name,
+            "resizing {name} from {size} to {workers}",
+            name=group.name,
             workers=counted(count, "worker"),
-            size=fleet.size,
+            size=group.size,
         )
-        fleet.resize(count)
+        group.resize(count)
 
     def drain(self, number: int | None) -> Deferred[None]:
         """See :meth:`novasvc.interfaces.ISupervisor.drain`."""
@@ -347,12 +362,12 @@ class Supervisor:
             self._reactor.callLater(0, self._owner.terminate)
             return succeed(None)
         if self._ending:
-            raise DrainError(number, "the supervisor ends, and this worker with it")
-        for fleet in self._fleets:
-            for slot in fleet.slots:
+            raise DrainError(number, "the supervisor is shutting down, and this worker with it")
+        for group in self._groups:
+            for slot in group.slots:
                 if slot.number == number:
-                    return Deferred.fromCoroutine(_replace(fleet, slot))
-        numbers = ", ".join(str(slot.number) for fleet in self._fleets for slot in fleet.slots) or "none"
+                    return Deferred.fromCoroutine(_replace(group, slot))
+        numbers = ", ".join(str(slot.number) for group in self._groups for slot in group.slots) or "none"
         raise NoSuchWorkerError(f"worker {number}", numbers)
 
     def dump(self) -> Deferred[Sequence[Row]]:
@@ -362,11 +377,11 @@ class Supervisor:
 
     def metrics(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.metrics`."""
-        return Deferred.fromCoroutine(survey_figures(self.slots))
+        return Deferred.fromCoroutine(collect_metrics(self.slots))
 
     def health(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.health`."""
-        return Deferred.fromCoroutine(survey_health(self.slots))
+        return Deferred.fromCoroutine(collect_health(self.slots))
 
     def reload(self) -> Deferred[Sequence[Row]]:
         """See :meth:`novasvc.interfaces.ISupervisor.reload`."""
@@ -376,35 +391,35 @@ class Supervisor:
 
     async def _reload(self) -> list[Row]:
         if self._ending:
-            raise ReloadError("the supervisor ends")
-        if self.comes_up:
-            raise ReloadError("its workers have not all been ready since its start; wait for that, or start it again")
+            raise ReloadError("the supervisor is shutting down")
+        if self.is_starting:
+            raise ReloadError("the first start has not finished; wait until all workers are ready")
         if self._reloading is not None:
             raise ReloadError("another reload is under way")
         self._owner.reloading(under_way=True)
-        self._reloading = Deferred.fromCoroutine(self._take_over())
+        self._reloading = Deferred.fromCoroutine(self._reload_all())
         try:
             return await self._reloading
         except CancelledError:
-            raise ReloadError("the supervisor ends") from None
+            raise ReloadError("the supervisor is shutting down") from None
         finally:
             self._reloading = None
             if not self._ending:
                 self._owner.reloading(under_way=False)
 
-    async def _take_over(self) -> list[Row]:
-        """Read, check, replace; whatever goes wrong leaves what is there."""
+    async def _reload_all(self) -> list[Row]:
+        """Read the configuration, check it, replace all workers; roll back on any error."""
         try:
             configuration, wrappers = self._reread()
-            see_names(wrappers or ())
+            check_names(wrappers or ())
             sockets = self._sockets if wrappers is None else open_sockets(wrappers, self._sockets)
         except (NovasvcError, SystemExit) as error:
             raise ReloadError(str(error)) from error
         if wrappers is not None and not wrappers:
-            raise ReloadError("the configuration wants no workers; to run all in one process takes a new start")
+            raise ReloadError("the configuration asks for no workers; restart to run everything in one process")
         rows = changes(self.configuration, configuration)
         for change in rows:
-            _log.info("reload: {setting} changes from {before} to {after}", **change)
+            _log.info("reload: {setting} changed from {before} to {after}", **change)
         before = self.configuration, self.wrappers, self._sockets
         self.configuration, self.wrappers, self._sockets = (
             configuration,
@@ -420,120 +435,121 @@ class Supervisor:
                 raise ReloadError(str(error)) from error
             raise
         _close(before[2], but=self._sockets)
-        _log.info("reloaded: the workers were replaced; those that were there before finish what they have begun")
+        _log.info("reloaded: all workers were replaced; the old ones are draining")
         return rows
 
     async def _replace_all(self, configured: Mapping[str, int]) -> None:
-        """Have fleets of the servers that there are to be, and of no others.
+        """Replace the workers of servers that stay, start those that are new, drop the others.
 
-        :param configured: by name, how many workers there were to be; an operator's number outlives one that stays.
+        :param configured: number of workers by server before the reload: a resize by an operator survives the reload
+            unless the configured number changed.
         """
-        before = {fleet.name: (fleet, fleet.generation) for fleet in self._fleets}
-        after: list[tuple[ServerWrapper, Fleet]] = []
-        generations = self._generations(self.wrappers, self._sockets)
-        forks = self._forks[-1]
+        before = {group.name: (group, group.template) for group in self._groups}
+        after: list[tuple[ServerWrapper, WorkerGroup]] = []
+        templates = self._make_templates(self.wrappers, self._sockets)
+        forkserver = self._forkservers[-1]
         try:
-            for wrapper, generation in zip(self.wrappers, generations, strict=True):
+            for wrapper, template in zip(self.wrappers, templates, strict=True):
                 if wrapper.name in before:
-                    fleet, _ = before[wrapper.name]
-                    await fleet.replace_all(generation)
+                    group, _ = before[wrapper.name]
+                    await group.replace_all(template)
                 else:
-                    fleet = self._make_fleet(wrapper, generation)
-                    self._fleets.append(fleet)
-                    await fleet.start_surely()
-                after.append((wrapper, fleet))
+                    group = self._make_group(wrapper, template)
+                    self._groups.append(group)
+                    await group.start_and_wait()
+                after.append((wrapper, group))
         except BaseException as error:
-            await self._put_back(before.values(), replace=isinstance(error, ReloadError))
-            self._retire(forks)
+            await self._roll_back(before.values(), replace=isinstance(error, ReloadError))
+            self._retire(forkserver)
             raise
-        for fleet in [fleet for fleet in self._fleets if all(fleet is not kept for _, kept in after)]:
-            self._drop(fleet)
-        for wrapper, fleet in after:
-            if wrapper.fleet is None:
-                wrapper.fleet = fleet
+        for group in [group for group in self._groups if all(group is not kept for _, kept in after)]:
+            self._drop(group)
+        for wrapper, group in after:
+            if wrapper.group is None:
+                wrapper.group = group
                 if configured.get(wrapper.name) != wrapper.configured:
-                    fleet.resize(wrapper.workers)
-            wrapper.workers = fleet.size
-        for other in self._forks:
-            if other is not forks:
+                    group.resize(wrapper.workers)
+            wrapper.workers = group.size
+        for other in self._forkservers:
+            if other is not forkserver:
                 self._retire(other)
 
-    async def _put_back(self, before: Collection[tuple[Fleet, Generation]], *, replace: bool) -> None:
-        """Have the fleets that there were.
+    async def _roll_back(self, before: Collection[tuple[WorkerGroup, WorkerTemplate]], *, replace: bool) -> None:
+        """Restore the groups from before a failed reload.
 
-        :param before: they, and what their workers were made from.
-        :param replace: the workers that are made from something else; otherwise all end anyway.
+        :param before: the groups and their templates.
+        :param replace: replace workers of the failed template, too; False if the supervisor is shutting down.
         """
-        for fleet in [fleet for fleet in self._fleets if all(fleet is not former for former, _ in before)]:
-            self._drop(fleet)
-        for fleet, generation in before:
-            fleet.generation = generation
-        for fleet, generation in before if replace else ():
+        for group in [group for group in self._groups if all(group is not former for former, _ in before)]:
+            self._drop(group)
+        for group, template in before:
+            group.template = template
+        for group, template in before if replace else ():
             try:
-                await fleet.replace_all(generation)
+                await group.replace_all(template)
             except ReloadError as error:
-                _log.error("not all workers of {name} were put back: {error}", name=fleet.name, error=error)
+                _log.error("rolling back the workers of {name} failed: {error}", name=group.name, error=error)
 
-    def _drop(self, fleet: Fleet) -> None:
-        """Let the workers of a server go that is there no more."""
-        self._fleets.remove(fleet)
-        self._leaving.append(fleet)
-        fleet.drain().addCallback(lambda _: self._leaving.remove(fleet) if fleet in self._leaving else None)
+    def _drop(self, group: WorkerGroup) -> None:
+        """Drain the workers of a server that the configuration no longer has."""
+        self._groups.remove(group)
+        self._leaving.append(group)
+        group.drain().addCallback(lambda _: self._leaving.remove(group) if group in self._leaving else None)
 
-    def _retire(self, forks: Forks) -> None:
-        """Let a forkserver go of which no more is wanted, when all workers have ended that came from it."""
-        slots = [slot for fleet in (*self._fleets, *self._leaving) for slot in fleet.made_by(forks)]
+    def _retire(self, forkserver: ForkserverClient) -> None:
+        """Shut down a superseded forkserver when the last of its workers has exited."""
+        slots = [slot for group in (*self._groups, *self._leaving) for slot in group.forked_by(forkserver)]
 
         def close(_: object) -> None:
-            if forks in self._forks:
-                self._forks.remove(forks)
-                forks.close()
+            if forkserver in self._forkservers:
+                self._forkservers.remove(forkserver)
+                forkserver.close()
 
         DeferredList([slot.reaches("ended") for slot in slots], consumeErrors=True).addCallback(close)
 
 
 def _close(sockets: Sockets, *, but: Sockets) -> None:
-    """Close sockets, except those that are among others."""
+    """Close sockets, except those that are also in ``but``."""
     kept = {id(shared) for these in but.values() for shared in these}
     for shared in (shared for these in sockets.values() for shared in these):
         if id(shared) not in kept:
             shared.close()
 
 
-def see_names(wrappers: Sequence[ServerWrapper]) -> None:
-    """See that servers can be told apart.
+def check_names(wrappers: Sequence[ServerWrapper]) -> None:
+    """Check that server names are unique.
 
-    :raises NotPreforkableError: two have the same name.
+    :raises NotPreforkableError: two servers have the same name.
     """
     names = [wrapper.name for wrapper in wrappers]
     for name in names:
         if names.count(name) > 1:
             problem, remedy = (
-                "another server has this name",
-                "give each a name of its own: setName, or an attribute name",
+                "another server has the same name",
+                "give each server its own name, by setName or an attribute `name`",
             )
             raise NotPreforkableError(name, problem, remedy)
 
 
-def see_number(workers: object) -> None:
-    """See that this is a number of workers.
+def check_workers(workers: object) -> None:
+    """Check a number of workers.
 
-    :raises ResizeError: otherwise.
+    :raises ResizeError: it is not an integer from 1 to the maximum.
     """
-    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MOST_WORKERS:
-        raise ResizeError(repr(workers), f"give a number from 1 to {MOST_WORKERS}")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 1 <= workers <= MAX_WORKERS:
+        raise ResizeError(repr(workers), f"give a number from 1 to {MAX_WORKERS}")
 
 
-async def _replace(fleet: Fleet, slot: Slot) -> None:
+async def _replace(group: WorkerGroup, slot: Slot) -> None:
     try:
-        await fleet.replace(slot)
+        await group.replace(slot)
     except ReloadError as error:
-        raise DrainError(slot.number, f"it stays, as {error.problem}") from error
+        raise DrainError(slot.number, f"it keeps running: {error.problem}") from error
     await slot.reaches("ended")
 
 
 def _module_of(reactor: Any) -> str:
-    """Return the module whose ``install`` makes such a reactor; of one that has none, Twisted's default."""
+    """Return the module whose ``install`` makes this kind of reactor, or Twisted's default module."""
     module = type(reactor).__module__
     return module if hasattr(sys.modules.get(module), "install") else "twisted.internet.default"
 

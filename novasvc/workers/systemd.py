@@ -1,4 +1,4 @@
-"""What systemd is told: that we are ready, that we reload, that we live. docs/systemd.md has the unit."""
+"""Notify systemd of readiness, reloads, shutdown and watchdog beats. docs/systemd.md has the unit."""
 
 import os
 import socket
@@ -23,16 +23,16 @@ CHILD_VARIABLES = frozenset(
         "LISTEN_PIDFDID",
     }
 )
-"""Variables that are for the process that systemd has started, and not for its children."""
+"""Variables meant for the process that systemd started; children must not inherit them."""
 
 _LONGEST = 1024
-"""Characters of a status; ``systemctl status`` has one line for it."""
+"""Characters of a status, which ``systemctl status`` shows in one line."""
 
 
-class Notifier:
-    """Tells systemd, if there is one that wants to know. Nothing here waits or raises.
+class SystemdNotifier:
+    """Sends notifications to systemd, if it started this process. Never blocks, never raises.
 
-    :param environ: NOTIFY_SOCKET is used: a path, or a name in the kernel with "@" in front.
+    :param environ: NOTIFY_SOCKET is used: a path, or an abstract socket name with "@" in front.
     :param monotonic: returns seconds by CLOCK_MONOTONIC, which systemd compares with its own.
     Source: sd_notify(3).
     """
@@ -44,71 +44,69 @@ class Notifier:
         self._trouble: str | None = None
 
     def ready(self, status: str) -> None:
-        """Say that the services run, or run again after a reload.
+        """Notify that the services run, or run again after a reload.
 
         :param status: a line for ``systemctl status``.
         """
         self._send("READY=1", _status(status))
 
     def status(self, status: str) -> None:
-        """Say how it goes.
+        """Update the status.
 
         :param status: a line for ``systemctl status``.
         """
         self._send(_status(status))
 
     def reloading(self) -> None:
-        """Say that a reload has begun; :meth:`ready` ends it, whatever came of it."""
+        """Notify that a reload has begun; :meth:`ready` ends it, successful or not."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={int(self._monotonic() * 1_000_000)}")
 
     def stopping(self) -> None:
-        """Say that the end has begun."""
+        """Notify that the shutdown has begun."""
         self._send("STOPPING=1")
 
     def watchdog(self) -> None:
-        """Say that we live."""
+        """Send a watchdog beat."""
         self._send("WATCHDOG=1")
 
     def _send(self, *assignments: str) -> None:
         if not self._address:
             return
         try:
-            # A socket each time: one that is kept would have to be kept from children and user changes, too.
+            # A new socket each time: a kept one would have to be hidden from children and survive a change of user.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
                 end.setblocking(False)
                 end.sendto("\n".join(assignments).encode("utf-8", "replace"), self._address)
         except (OSError, ValueError) as error:
             trouble = getattr(error, "strerror", None) or str(error)
             if trouble != self._trouble:
-                _log.warn("systemd could not be told {what}: {why}", what=assignments[0], why=trouble)
+                _log.warn("cannot notify systemd of {what}: {why}", what=assignments[0], why=trouble)
             self._trouble = trouble
         else:
             self._trouble = None
 
 
 def _status(text: str) -> str:
-    """Return the assignment, in one line: what follows a line's end would be taken for another one."""
+    """Return the assignment in one line: systemd parses each line as an assignment."""
     return "STATUS=" + " ".join(text.split())[:_LONGEST]
 
 
 class Watchdog(service.Service):
-    """Tells systemd that we live, twice in the time that WatchdogSec= of the unit allows.
+    """Sends watchdog beats at half the interval of WatchdogSec= in the unit.
 
-    ``interval`` is how many seconds that is; None where systemd does not want to know.
+    A blocked reactor sends none: systemd then kills the process, and restarts it if Restart= says so.
 
-    A reactor that does not turn gives no sign of life. systemd then ends the process, and starts
-    another if Restart= says so.
-
-    :param notifier: says it.
+    :param notifier: sends the beats.
     :param environ: WATCHDOG_USEC and WATCHDOG_PID are used.
     :param clock: provides IReactorTime.
-    :param pid: of this process; None asks the system.
+    :param pid: of this process; None is os.getpid().
+    :ivar interval: seconds between two beats; None if systemd expects none.
     Source: sd_watchdog_enabled(3).
     """
 
     def __init__(
         self,
-        notifier: Notifier,
+        notifier: SystemdNotifier,
         environ: Mapping[str, str],
         clock: Any,
         pid: int | None = None,
@@ -119,14 +117,14 @@ class Watchdog(service.Service):
         self._beats.clock = clock
 
     def startService(self) -> None:
-        """Begin to give signs of life."""
+        """Begin to send beats."""
         super().startService()
         if self.interval is not None and not self._beats.running:
             beating = self._beats.start(self.interval)
-            beating.addErrback(lambda failure: _log.failure("no more signs of life for systemd", failure))
+            beating.addErrback(lambda failure: _log.failure("systemd watchdog notifications stopped", failure))
 
     def stopService(self) -> None:
-        """Give no more. systemd expects none from a service that stops."""
+        """Send no more: systemd expects none after STOPPING=1."""
         super().stopService()
         if self._beats.running:
             self._beats.stop()

@@ -1,10 +1,10 @@
-"""What ``ps`` calls a process."""
+"""The title of a process in ``ps``."""
 
 
 def set_title(title: str) -> None:
-    """Call this process something, where setproctitle is installed.
+    """Set the process title, if setproctitle is installed.
 
-    :param title: holds no secrets: every user of the host can read it.
+    :param title: without secrets: every user of the host can read it.
     """
     try:
         from setproctitle import setproctitle  # noqa: PLC0415 - an extra

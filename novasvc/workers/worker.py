@@ -1,4 +1,4 @@
-"""The worker's side: a process of its own reactor, that runs one server and tells the supervisor how it does."""
+"""The worker process: runs one server on its own reactor, and reports to the supervisor."""
 
 import atexit
 import base64
@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
-from novasvc.interfaces import IHealthy, IPreforkable, IStartable
+from novasvc.interfaces import IExitRequester, IHealthy, IInspectable, IPreforkable, IStartable
 from novasvc.reactor.monotonic import count_steadily
 from novasvc.rpc.admission import NOBODY
 from novasvc.rpc.backlog import Backlog
@@ -39,148 +39,158 @@ from novasvc.telemetry.logs import NOBODY as NO_NODE
 from novasvc.telemetry.logs import make_observer
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.current import CurrentWorker, set_current_worker
+from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
 from novasvc.workers.errors import NotPreforkableError
 from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
-from novasvc.workers.last_record import DUMP, Record
-from novasvc.workers.orphan import at_hangup
-from novasvc.workers.pipe import LONGEST, Channel, Message, adopt
+from novasvc.workers.orphan import call_when_orphaned
+from novasvc.workers.pipe import LONGEST, Pipe, PipeMessage, adopt
 from novasvc.workers.title import set_title
 
 _log = Logger()
 
 TICK = 1.0
-"""Seconds between two proofs that the reactor turns."""
+"""Seconds between two heartbeats, which prove that the reactor is not blocked."""
 
 STANDARD_OUTPUT = 1
-"""The descriptor of the log, if there is a file of it: see :class:`novasvc.workers.forkserver_client.Forks`."""
+"""The descriptor of the log file, if there is one; see :class:`~novasvc.workers.forkserver_client.ForkserverClient`."""
 
-_LAST_WISHES = 1.0
-"""Seconds that a worker has to end which has begun nothing, or has finished it."""
+_EXIT_TIMEOUT = 1.0
+"""Seconds to exit for a worker without running work."""
 
-_SIBLINGS_PATIENCE = 1.0
-"""Seconds that the supervisor has to tell of the other workers; it gives them half of it."""
+_SIBLINGS_TIMEOUT = 1.0
+"""Seconds for the supervisor to answer about siblings; it gives them half of that."""
 
 _MOST_OPERATIONS = 10_000
-"""Request ids of operations under way that are told."""
+"""Request ids of running operations in one report."""
 
 _MOST_CALLS = 200
-"""Calls under way that the supervisor is told of, when it asks which."""
+"""Running calls in one report to the supervisor."""
 
 _LONGEST_NAME = 200
-"""Characters of the names in a call."""
+"""Characters of each text in a report of calls."""
 
 _LONGEST_PROBLEM = 16 * 1024
-"""Characters of a reason for a failed start."""
+"""Characters of a reported problem."""
 
 _ENVELOPE = 16 * 1024
-"""Octets of a message that are not the figures in it, commas between them included."""
+"""Bytes of a metrics message reserved for everything but the metrics, separators included."""
 
 UNHANDLED = 2
-"""The exit status of a worker that ends by an exception nobody expected, as in Nova."""
+"""Exit status after an unexpected exception, as in Nova."""
 
 
-def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], backlog: Backlog | None = None) -> int:
-    """Be a worker, from just after the fork to the end of the process.
+def run(
+    observer: "SwitchableObserver",
+    parameters: Mapping[str, Any],
+    descriptors: Sequence[int],
+    backlog: Backlog | None = None,
+) -> int:
+    """Run as a worker, from just after the fork until the process exits.
 
-    :param outlet: of the log.
-    :param order: {"number": int, "name": what it serves, "server": pickled, in base64, "reactor": module with
-        an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "silence": seconds that its
-        reactor may be blocked; 0 is without limit}; see :mod:`novasvc.workers.group`.
-    :param descriptors: the channel to the supervisor, the record, and the listening sockets.
-    :param backlog: this process's record of requests that it has received and not begun.
+    :param observer: logs; it is switched to the worker's own log.
+    :param parameters: {"number": int, "name": of the server, "server": pickled, in base64, "reactor": name of a module
+        with an install function, "log": {"file", "json", "level"}, "grace": seconds to drain, "watchdog": seconds for
+        which the reactor may be blocked}; 0 is no limit. See :mod:`novasvc.workers.group`.
+    :param descriptors: the pipe to the supervisor, the diagnostics file, and the listening sockets.
+    :param backlog: shared record of requests that this process has received but not begun.
     :return: the exit status.
     """
-    channel_end, record_file, *sockets = descriptors
-    record = Record(record_file)
-    flight.install(record.recorder)
-    record.recorder.beat(time.monotonic())
-    faulthandler.enable(record.descriptor)
-    faulthandler.register(DUMP, record.descriptor)
+    pipe_end, diagnostics_file, *sockets = descriptors
+    diagnostics = DiagnosticsFile(diagnostics_file)
+    flight.install(diagnostics.recorder)
+    diagnostics.recorder.beat(time.monotonic())
+    faulthandler.enable(diagnostics.descriptor)
+    faulthandler.register(DUMP, diagnostics.descriptor)
     metrics.forget()
-    set_title(f"novasvc: worker {order['number']} ({order['name']})")
+    set_title(f"novasvc: worker {parameters['number']} ({parameters['name']})")
 
-    importlib.import_module(order["reactor"]).install()
+    importlib.import_module(parameters["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
     count_steadily(reactor)
-    outlet.turn(order, reactor)
-    worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
-    set_current_worker(CurrentWorker(order["number"], order["grace"], backlog, worker.ask_of_siblings))
-    worker.channel = adopt(reactor, socket.socket(fileno=channel_end), Channel(worker.receive, worker.orphaned))
-    at_hangup(cast(Any, worker.channel.transport).fileno(), worker.hung_up)
+    observer.switch(parameters, reactor)
+    worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
+    set_current_worker(CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings))
+    worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
+    call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
-    atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does: this process does not end as others do
+    atexit._run_exitfuncs()  # noqa: SLF001 - a forked child leaves by os._exit
     return worker.status
 
 
 @implementer(ILogObserver)
-class Outlet:
-    """Where a forkserver logs to: nowhere, unless it is bad news; and a worker, to where it was told."""
+class SwitchableObserver:
+    """A log observer whose target changes: warnings to stderr in a forkserver, the configured log in a worker."""
 
     def __init__(self) -> None:
         self.observer: Callable[[LogEvent], None] = make_observer(sys.stderr, level="warn")
-        # Once in a process is all that Twisted allows, and the worker's part comes after the fork.
+        # Twisted allows beginLoggingTo once per process, and a worker learns its log only after the fork.
         globalLogBeginner.beginLoggingTo([self], discardBuffer=True)
 
     def __call__(self, event: LogEvent) -> None:
-        """Pass an event on."""
+        """Pass an event to the current target."""
         self.observer(event)
 
-    def turn(self, order: Mapping[str, Any], reactor: Any) -> None:
-        """Log to where a worker is told to."""
-        log = order["log"]
+    def switch(self, parameters: Mapping[str, Any], reactor: Any) -> None:
+        """Switch to the log of a worker."""
+        log = parameters["log"]
         file: TextIO | None = sys.__stdout__
         if log["file"]:
             log_file = LogFile(log["file"], STANDARD_OUTPUT)
             log_file.watch(reactor)
             file = cast(TextIO, log_file)
         assert file is not None
-        default = {**NO_NODE, "worker_number": order["number"]}
+        default = {**NO_NODE, "worker_number": parameters["number"]}
         self.observer = make_observer(file, as_json=log["json"], level=log["level"], default=default)
 
 
 class Worker:
-    """Starts the server, and ends the process when that has stopped.
+    """Starts the server, reports to the supervisor, and exits when the server has stopped.
 
-    :param order: see :func:`run`.
-    :param sockets: for the server to adopt.
+    :param parameters: see :func:`run`.
+    :param diagnostics: shared with the supervisor.
+    :param sockets: listening sockets for the server to adopt.
     """
 
-    channel: Channel
+    pipe: Pipe
 
-    def __init__(self, order: Mapping[str, Any], reactor: Any, record: Record, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any], reactor: Any, diagnostics: DiagnosticsFile, sockets: list[socket.socket]
+    ) -> None:
         self.status = 0
-        self._order = order
+        self._parameters = parameters
         self._reactor = reactor
-        self._record = record
+        self._diagnostics = diagnostics
         self._sockets = sockets
         self._server: IService | None = None
-        self._told: Message = {}
+        self._told: PipeMessage = {}
         self._keys = count()
         self._questions: dict[int, Deferred[str]] = {}
         self._ending = self._over = self._stopped = self._orphan = False
         self._ready = self._hurried = False
         self._ends_at = math.inf
 
-    # -- the way up ----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Make the server and start it. Called when the reactor runs."""
+        """Construct and start the server. Called when the reactor runs."""
         for number, handler in ((signal.SIGTERM, self.terminate), (signal.SIGUSR2, self.dump_to_log)):
             signal.signal(number, partial(self._pass_on, handler))
-        # In front of ours: what it writes, it writes even while the reactor hangs.
-        faulthandler.register(signal.SIGUSR2, self._record.descriptor, chain=True)
-        StallWatch(self._record.recorder, self._reactor, interval=TICK).start()
+        # chain=True: faulthandler writes the stacks first, even while the reactor is blocked, then calls our handler.
+        faulthandler.register(signal.SIGUSR2, self._diagnostics.descriptor, chain=True)
+        StallWatch(self._diagnostics.recorder, self._reactor, interval=TICK).start()
         ticking = LoopingCall(self._tick)
         ticking.clock = self._reactor
-        ticking.start(TICK).addErrback(lambda failure: _log.failure("the supervisor hears nothing more", failure))
+        ticking.start(TICK).addErrback(
+            lambda failure: _log.failure("no more status reports to the supervisor", failure)
+        )
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
     def _pass_on(self, handler: Callable[[], object], _number: int, _frame: object) -> None:
         self._reactor.callFromThread(handler)
 
     async def _start(self) -> None:
-        server = make_server(self._order, self._sockets, self._reactor)
+        server = make_server(self._parameters, self._sockets, self._reactor)
         self._server = server
         server.privilegedStartService()
         server.startService()
@@ -192,13 +202,13 @@ class Worker:
         self._say({"is": "ready"})
         flight.note("worker", "ready")
         if (ended := end_of(server)) is not None:
-            # A server that says when it has ended, ends its worker.
+            # A server that can report its end ends its worker.
             ended.addErrback(self._ended_badly).addCallback(lambda _: self.terminate())
 
     def _ended_badly(self, failure: Failure) -> None:
-        """See a server end by itself, and not well."""
+        """Handle a server that failed while running."""
         if not self._ending:
-            self._tell(failure, "the server has ended by an error", final=False)
+            self._tell(failure, "the server failed while running", final=False)
 
     def _failed(self, failure: Failure) -> None:
         if not self._ending:
@@ -206,15 +216,15 @@ class Worker:
             self._end()
 
     def _tell(self, failure: Failure, what: str, *, final: bool) -> None:
-        """Tell the supervisor of a failure, and end with the status for it.
+        """Report a failure to the supervisor, and set the exit status.
 
-        :param what: happened, for the log.
-        :param final: whether no worker can run, if it is an error that is known.
+        :param what: what happened, for the log.
+        :param final: a NovasvcError here means that no other worker could run either.
         """
         error = cast(BaseException, failure.value)
         known = isinstance(error, NovasvcError)
         if isinstance(error, SystemExit):
-            self.status, problem = status_of(error), f"it ended with SystemExit({error.code!r})"
+            self.status, problem = status_of(error), f"it raised SystemExit({error.code!r})"
         elif known:
             self.status, problem = 1, str(error)
         else:
@@ -222,30 +232,29 @@ class Worker:
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
         self._say({"is": "failed", "problem": problem, "final": known and final})
 
-    # -- signs of life -------------------------------------------------------------------------
+    # -- reports -------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         if self._over:
-            return  # what was said last, stays
-        legs = (getattr(part, "waiting_for", None) for part in parts(self._server))
-        waiting = next((leg for leg in legs if isinstance(leg, str)), None)
-        news: Message = {"is": "waiting", "for": waiting}
+            return  # the last report must stay the last
+        waiting = next((part.waiting_for for part in self._inspectable() if part.waiting_for), None)
+        news: PipeMessage = {"is": "waiting", "for": waiting}
         if self._ending:
             news = {"is": "draining", "calls": len(self._calls())}
         if news != self._told:
             self._told = news
             self._say(news)
 
-    def _say(self, message: Message) -> None:
+    def _say(self, message: PipeMessage) -> None:
         if "problem" in message:
             message["problem"] = message["problem"][:_LONGEST_PROBLEM]
-        self.channel.send(message)
+        self.pipe.send(message)
 
-    def receive(self, message: Message) -> None:
-        """Take what the supervisor says: a question, or that the end is to come at once.
+    def receive(self, message: PipeMessage) -> None:
+        """Handle a message from the supervisor.
 
-        It may ask for the calls under way, for the request ids of all operations, for the figures, and for the health
-        of the services; or answer a question.
+        It queries running calls, request ids of operations, metrics or health; answers a query of this worker;
+        or tells it to stop now.
         """
         match message:
             case {"answer": key, "said": answer}:
@@ -259,7 +268,7 @@ class Worker:
                 self._say({"is": "asked", "key": key, "answer": fitting(metrics.documents())})
             case {"ask": key, "what": "health"}:
                 telling = Deferred.fromCoroutine(self._tell_health(key))
-                telling.addErrback(lambda failure: _log.failure("how the services are is not known", failure))
+                telling.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
             case {"ask": key}:
                 calls = [{name: _short(value) for name, value in call.items()} for call in self._calls()[:_MOST_CALLS]]
                 self._say({"is": "asked", "key": key, "calls": calls})
@@ -267,8 +276,8 @@ class Worker:
                 self.terminate()
                 self._hurry(seconds)
 
-    def ask_of_siblings(self, request_id: str) -> Deferred[str]:
-        """Ask the supervisor about the other workers; see :data:`novasvc.rpc.admission.Siblings`."""
+    def ask_siblings(self, request_id: str) -> Deferred[str]:
+        """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.admission.Siblings`."""
         key = next(self._keys)
         question = self._questions[key] = Deferred[str]()
         self._say({"is": "asking", "key": key, "request_id": _short(request_id)})
@@ -277,49 +286,44 @@ class Worker:
             self._questions.pop(key, None)
             return NOBODY
 
-        return question.addTimeout(_SIBLINGS_PATIENCE, self._reactor, unanswered)
+        return question.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, unanswered)
 
     def _operations(self) -> set[str]:
-        told = (getattr(part, "operations_under_way", None) for part in parts(self._server))
-        return {request_id for operations in told if callable(operations) for request_id in operations()}
+        return {request_id for part in self._inspectable() for request_id in part.operations_under_way()}
 
     async def _tell_health(self, key: int) -> None:
         self._say({"is": "asked", "key": key, "answer": await health_of(parts(self._server))})
 
     def _calls(self) -> list[dict[str, Any]]:
-        return [
-            call
-            for part in parts(self._server)
-            if callable(running := getattr(part, "running_calls", None))
-            for call in running()
-        ]
+        return [call for part in self._inspectable() for call in part.running_calls()]
+
+    def _inspectable(self) -> Iterator[IInspectable]:
+        return (IInspectable(part) for part in parts(self._server) if IInspectable.providedBy(part))
 
     def dump_to_log(self) -> None:
-        """Log what happened last, for who sent SIGUSR2 to this process."""
-        stacks = self._record.stacks
-        self._record.forget_stacks()
-        _log.info(
-            "stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=flight.dump_text(self._record.recorder)
-        )
+        """Log the stacks and last events, on SIGUSR2."""
+        stacks, events = self._diagnostics.stacks, flight.dump_text(self._diagnostics.recorder)
+        self._diagnostics.clear_stacks()
+        _log.info("stacks:\n{stacks}\nlast events:\n{events}", stacks=stacks, events=events)
 
-    # -- the way down --------------------------------------------------------------------------
+    # -- stop -----------------------------------------------------------------------------------
     #
-    # Note [Who says at once]
+    # Note [Only the supervisor hurries]
     #
-    # A worker may be told to end many times: by its supervisor, by an operator, by a terminal or a
-    # system that sends SIGTERM to the whole group of processes. All of these let it finish what it
-    # has begun. That it is to end at once is for the supervisor alone to say, over the channel.
+    # A worker may get SIGTERM several times: from its supervisor, from an operator, from a terminal or an init
+    # system that signals the whole process group. Each only starts the drain. Only the supervisor may order an
+    # immediate stop, and it does so over the pipe.
     #
     # Note [Workers without a supervisor]
     #
-    # A worker whose supervisor was killed finishes what it has begun, too, within the grace that it
-    # has anyway. Nobody watches it any more, so it sets itself a limit that holds without a reactor:
-    # first, where it sees the end of its supervisor, the time that a reactor may be blocked; then, in
-    # the reactor's turn, the grace. Its forkserver, if it lives, kills what is left after that. The
-    # next supervisor waits meanwhile: see Note [One listener] in supervision/claim.py.
+    # A worker whose supervisor was killed drains, too, within its normal grace. Nobody watches it any more, so it
+    # limits itself with SIGALRM, which works even if the reactor is blocked: the signal handler that sees the pipe
+    # close allows the watchdog time; the reactor, when it handles the close, extends that to the grace. The
+    # forkserver, if it lives, kills workers that remain after that. The next supervisor waits meanwhile:
+    # see Note [One listener] in workers/control/path_lock.py.
 
     def terminate(self) -> None:
-        """Drain. See Note [Who says at once]."""
+        """Drain. See Note [Only the supervisor hurries]."""
         if self._ending:
             return
         self._ending = True
@@ -330,7 +334,7 @@ class Worker:
 
     def _stopped_all(self, _: object) -> None:
         for part in parts(self._server):
-            if isinstance(leaving := getattr(part, "leaving", None), SystemExit):
+            if IExitRequester.providedBy(part) and (leaving := IExitRequester(part).leaving) is not None:
                 self.status = self.status or status_of(leaving)
         self._end()
 
@@ -341,7 +345,7 @@ class Worker:
             _log.failure("the server did not stop cleanly", failure)
 
     def orphaned(self) -> None:
-        """Finish what was begun, and end: there is no supervisor any more. See Note [Workers without a supervisor]."""
+        """Drain and exit, because the supervisor is gone. See Note [Workers without a supervisor]."""
         if self._over:
             self._stop()
             return
@@ -349,30 +353,30 @@ class Worker:
         if not self._ready:
             _log.error("supervisor gone before this worker was ready; exiting")
             self.terminate()
-            self._hurry(_LAST_WISHES)
+            self._hurry(_EXIT_TIMEOUT)
             return
         grace = self._grace
-        _log.error("the supervisor is gone: this worker finishes what it has begun, within {s:g} s, and ends", s=grace)
+        _log.error("supervisor gone: draining within {s:g} s, then exiting", s=grace)
         if not self._hurried:
-            self._ends_at = math.inf  # the reactor turns
+            self._ends_at = math.inf  # the reactor works: replace the watchdog limit by the grace
             self._end_within(grace + FORCED, self._exit)
             self._reactor.callLater(grace, self._hurry, ABANDONED)
         self.terminate()
 
     @property
     def _grace(self) -> float:
-        return float(self._order["grace"] or UNSUPERVISED)
+        return float(self._parameters["grace"] or UNSUPERVISED)
 
     def hung_up(self) -> None:
-        """See the channel's end, in a signal's handler: see :mod:`novasvc.workers.orphan`."""
-        # If it is over, the channel's end is our own, and threads and exit handlers may take their time.
+        """Limit the remaining lifetime; called by a signal handler when the pipe closes. See novasvc.workers.orphan."""
+        # After _end() the pipe was closed by us: exit handlers may take their time.
         if not self._over and not self._orphan:
-            self._end_within(min(self._order["silence"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
+            self._end_within(min(self._parameters["watchdog"] or self._grace, self._grace) + FORCED, signal.SIG_DFL)
 
     def _end_within(self, seconds: float, handler: Any) -> None:
-        """End, even if the reactor does not turn any more. An earlier end that was set stays.
+        """Exit within some seconds, even if the reactor is blocked. An earlier limit stays.
 
-        :param handler: of SIGALRM.
+        :param handler: for SIGALRM.
         """
         ends_at = time.monotonic() + seconds
         if ends_at < self._ends_at:
@@ -387,7 +391,7 @@ class Worker:
         self._hurried = True
         if self._server is not None:
             hurry(self._server)
-        # Not by the reactor: what is to be cut short may have stopped it, or keep it busy.
+        # By SIGALRM, not by the reactor: the work to cancel may be what blocks it.
         self._end_within(seconds, self._exit)
 
     def _end(self) -> None:
@@ -397,64 +401,64 @@ class Worker:
         if self._orphan:
             self._stop()
             return
-        # Threads and exit handlers may take their time. What is said last is to arrive: the reactor is
-        # stopped when the channel has been closed.
+        # The last report must be written before the reactor stops: the close of the pipe stops it (see orphaned).
         self._say({"is": "done"})
-        self.channel.close()
-        self._reactor.callLater(_LAST_WISHES, self._stop)
+        self.pipe.close()
+        self._reactor.callLater(_EXIT_TIMEOUT, self._stop)
 
     def _stop(self) -> None:
         if not self._stopped:
             self._stopped = True
-            # A SIGTERM that comes before ours is the handler, has stopped it.
+            # A SIGTERM that came before our handler was installed has stopped it already.
             with contextlib.suppress(ReactorNotRunning):
                 self._reactor.stop()
 
 
 def _short(value: Any) -> Any:
-    """Bound what callers may have made long: an id of a request is theirs."""
+    """Truncate values that callers choose, such as request ids."""
     return value if value is None or isinstance(value, int | float) else str(value)[:_LONGEST_NAME]
 
 
 def fitting(documents: list[Document]) -> list[Document]:
-    """Return what fits into a message: without the largest, should it ever be too much."""
+    """Return the metrics that fit into one message; drop the largest ones if they do not."""
     sizes = {document["name"]: len(json.dumps(document)) for document in documents}
     while sum(sizes.values()) > LONGEST - _ENVELOPE:
         largest = max(sizes, key=lambda name: sizes[name])
-        _log.error("the figures {name} are left out: they are too many", name=largest)
+        _log.error("dropping metric {name}: the report is too large for one message", name=largest)
         del sizes[largest]
     return [document for document in documents if document["name"] in sizes]
 
 
 async def health_of(services: Iterable[IService]) -> list[dict[str, Any]]:
-    """Ask services how they are, side by side.
+    """Collect the health of services, concurrently.
 
-    :param services: those that are :class:`~novasvc.interfaces.IHealthy` are asked.
-    :return: what each tells.
+    :param services: those that provide :class:`~novasvc.interfaces.IHealthy` are asked.
+    :return: one report per service.
     """
     healthy = [IHealthy(part) for part in services if IHealthy.providedBy(part)]
     return await gatherResults([part.health() for part in healthy], consumeErrors=True)
 
 
-def make_server(order: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
-    """Unpickle what launch_server was given, hand it its sockets, and call it if it makes the server.
+def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket], reactor: Any) -> IService:
+    """Unpickle the server of launch_server, or the function that makes it, and pass it the sockets.
 
-    :raises NovasvcError: the server says what is wrong with it.
+    :raises NotPreforkableError: the program's main module could not be imported here.
+    :raises NovasvcError: the server cannot be made.
     """
-    if order["problem"]:
+    if parameters["problem"]:
         remedy = (
-            'put what starts the program under `if __name__ == "__main__":`, and what needs a reactor, '
-            "or starts threads, into a module of its own"
+            'put the code that starts the program under `if __name__ == "__main__":`, and code that needs a reactor '
+            "or starts threads into a module of its own"
         )
-        raise NotPreforkableError(order["name"], order["problem"], remedy)
-    server = pickle.loads(base64.b64decode(order["server"]))  # noqa: S301 - see the import
+        raise NotPreforkableError(parameters["name"], parameters["problem"], remedy)
+    server = pickle.loads(base64.b64decode(parameters["server"]))  # noqa: S301 - see the import
     if IPreforkable.providedBy(server):
         server.adopt_sockets(sockets)
     return server if IService.providedBy(server) else server(reactor)
 
 
 def parts(server: IService | None) -> Iterator[IService]:
-    """Return a server and all that is in it."""
+    """Iterate over a server and, recursively, its child services."""
     if server is None:
         return
     yield server

@@ -183,13 +183,13 @@ class EndingTests(FleetCase):
                 for place, number in enumerate(numbers, start=1):
                     os.kill(fleet.pid, number)
                     if place < len(numbers):
-                        fleet.wait_for("to finish what they have begun" if workers else "SIGTERM: draining")
+                        fleet.wait_for("draining all workers" if workers else "SIGTERM: draining")
                 self.assert_ended(fleet, TABLE[row][column], workers)
 
     def assert_ended(self, fleet: Fleet, expected: str, workers: int) -> None:
         if expected == "goes on":
             if workers:
-                fleet.says("is started again|the supervisor is stopped")
+                fleet.says("restarting it|the supervisor is stopped")
             else:
                 fleet.says("launcher: stopped")
             self.assertIsNone(fleet.popen.poll(), fleet.output)
@@ -274,7 +274,7 @@ class EndingTests(FleetCase):
                 fleet = self.begin(column, workers, "Blocking()")
                 fleet.wait_for("the supervisor is running" if workers else "the server is up")
                 os.kill(fleet.pid, signal.SIGTERM)
-                fleet.wait_for("to finish what they have begun" if workers else "SIGTERM: draining")
+                fleet.wait_for("draining all workers" if workers else "SIGTERM: draining")
                 began = time.monotonic()
                 while fleet.popen.poll() is None and time.monotonic() < began + 1.5:
                     os.kill(fleet.pid, signal.SIGTERM)
@@ -288,9 +288,9 @@ class EndingTests(FleetCase):
         """SIGTERM after `stop()` cuts short what drains, for the first time, too: with the status that says so."""
         stop = "launcher.when_started().addCallback(lambda _: (launcher.stop(), None)[1])"
         fleet = self.begin(1, 1, "Endless()", stop)
-        fleet.wait_for(r"draining: 1 worker left, at most 60 s more: 1 \(ready\)")
+        fleet.wait_for(r"draining: 1 worker left, at most 60 s left: 1 \(ready\)")
         os.kill(fleet.pid, signal.SIGTERM)
-        fleet.wait_for("SIGTERM while the workers drain: all workers end at once")
+        fleet.wait_for("SIGTERM while draining: stopping all workers now")
         self.assert_ended(fleet, "1", 1)
 
     def test_failed_start(self) -> None:

@@ -152,7 +152,7 @@ class TerminatedTests(ScriptTestCase):
             )
             command = ["sh", "-c", f"trap '' INT; exec {sys.executable} background.py"]
             job = Process(self, command, self.folder, NOVASVC_STATE_DIR="state")
-            job.wait_for("SIGINT is ignored, as it was when this process was started; SIGTERM ends it")
+            job.wait_for("SIGINT stays ignored, as this process inherited it; use SIGTERM to stop")
             job.wait_for("nova-worker@h1 is running" if workers is None else "the supervisor is running")
             job.popen.send_signal(signal.SIGINT)
             job.popen.send_signal(signal.SIGUSR2)
@@ -167,7 +167,7 @@ class TerminatedTests(ScriptTestCase):
         began = time.monotonic()
         self.assertEqual(script.stop(signal.SIGINT), 1)
         self.assertLess(time.monotonic() - began, 3)
-        self.assertRegex(script.output, r"(?s)SIGINT: this process has not ended in time.*managers.py.* in work")
+        self.assertRegex(script.output, r"(?s)SIGINT: did not exit in time.*managers.py.* in work")
 
     def test_third_signal(self) -> None:
         """A third signal does what it does to any process."""
@@ -187,7 +187,7 @@ class TerminatedTests(ScriptTestCase):
         began = time.monotonic()
         self.assertEqual(script.stop(signal.SIGINT), 1)
         self.assertLess(time.monotonic() - began, 3)
-        self.assertRegex(script.output, r"(?s)is stopped.*SIGINT: this process has not ended in time")
+        self.assertRegex(script.output, r"(?s)is stopped.*SIGINT: did not exit in time")
 
     def test_while_waiting(self) -> None:
         """SIGTERM while the start waits for the database ends the script promptly."""
@@ -303,10 +303,10 @@ class TwistdTests(ScriptTestCase):
         node.wait_for(r"SIGHUP: .*report_interval = 0.5 .*is too small")
         file.write_text("report_interval = 1\n")
         node.popen.send_signal(signal.SIGHUP)
-        node.wait_for("report_interval changes from 10 to 1")
+        node.wait_for("report_interval changed from 10 to 1")
         node.wait_for("is stopped")
         node.wait_for(RUNNING)
-        node.wait_for("the services were restarted")
+        node.wait_for("services restarted")
         self.assertEqual(node.stop(), -signal.SIGTERM)
         self.assertNotIn("Traceback", node.output)
 
@@ -322,9 +322,9 @@ class RestartTests(ScriptTestCase):
         script.wait_for("work is done")
         file.write_text("report_interval = 1\n")
         script.popen.send_signal(signal.SIGHUP)
-        script.wait_for("report_interval changes from 10 to 1")
+        script.wait_for("report_interval changed from 10 to 1")
         script.wait_for("is stopped")
-        script.wait_for("the services were restarted")
+        script.wait_for("services restarted")
         script.wait_for("work is done")
         deadline = time.monotonic() + 20
         while self.report_count() < 4:  # at intervals of 10 s it would take longer
@@ -400,11 +400,11 @@ says(wait)
 """)
         self.assertEqual(script.wait(), 0)
         said = [line.rstrip() for line in script.lines if "Error: " in line or "returned" in line]
-        self.assertEqual(said[0], "RuntimeError: nothing was served: call serve(server) before wait()")
-        self.assertRegex(said[1], "^TypeError: <object object at .*> provides no IService: give a ")
-        self.assertRegex(said[2], r"^RuntimeError: serve\(\) was called before")
+        self.assertEqual(said[0], "RuntimeError: nothing to wait for: call serve(server) before wait()")
+        self.assertRegex(said[1], "^TypeError: <object object at .*> does not provide IService: give a ")
+        self.assertRegex(said[2], r"^RuntimeError: serve\(\) was already called")
         self.assertEqual(said[3:5], ["returned None", said[0]])
-        self.assertRegex(said[5], "^RuntimeError: the reactor of this process was run before")
+        self.assertRegex(said[5], "^RuntimeError: the reactor has already run")
         self.assertEqual(len(said), 6)
 
     def test_running_reactor(self) -> None:
@@ -478,7 +478,7 @@ print("after", launcher.state, flush=True)
             NOVASVC_NONSENSE="1",
         )
         self.assertEqual(script.wait(), 0, script.output)
-        self.assertRegex(script.output, "the log has its defaults: the configuration has an error: .*NOVASVC_NONSENSE")
+        self.assertRegex(script.output, "logging with default settings: .* has an error: .*NOVASVC_NONSENSE")
         self.assertIn("after stopped", script.output)
         self.assertNotIn("Traceback", script.output)
 
@@ -487,7 +487,7 @@ print("after", launcher.state, flush=True)
         script = self.serve(
             "Working", NOVASVC_LOG_LEVEL="debug", NOVASVC_TRANSPORT_URL="amqp://me:tellnobody@localhost:1/"
         )
-        script.wait_for("the settings:")
+        script.wait_for("effective settings:")
         script.wait_for(r"report_interval = 10 \(default\)")
         script.wait_for("the broker is not there")  # the reactor runs, and answers to signals
         script.stop(signal.SIGINT)

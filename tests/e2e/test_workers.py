@@ -81,11 +81,11 @@ class ReloadTests(FleetCase):
         before = fleet.ready(2)
         self.configure("two")
         os.kill(fleet.pid, signal.SIGHUP)
-        fleet.says("reloaded: the workers were replaced")
+        fleet.says("reloaded: all workers were replaced")
         after = fleet.ready(2, but=[*before.values()])
         self.assertEqual(after.keys(), before.keys())
         self.assertEqual((len(fleet.said("the word is one")), len(fleet.said("the word is two"))), (2, 2))
-        fleet.says(r"reload: service\[0\].options changes from .*one.* to .*two")
+        fleet.says(r"reload: service\[0\].options changed from .*one.* to .*two")
         self.assertEqual(fleet.stop(), -signal.SIGTERM)
 
     def test_new_code(self) -> None:
@@ -104,7 +104,7 @@ class ReloadTests(FleetCase):
         before = fleet.ready(2)
         self.settings.write_text("report_interval = 0.5\n")
         os.kill(fleet.pid, signal.SIGHUP)
-        fleet.says("not reloaded, what ran before goes on: .*report_interval = 0.5 .*told.toml.*too small")
+        fleet.says("reload failed, previous configuration kept: .*report_interval = 0.5 .*told.toml.*too small")
         self.assertEqual(fleet.ready(2), before)
         fleet.stop()
 
@@ -114,7 +114,7 @@ class ReloadTests(FleetCase):
         before = fleet.ready(2)
         self.configure("two", manager="told.Nobody")
         os.kill(fleet.pid, signal.SIGHUP)
-        fleet.says("not reloaded, what ran before goes on: .*did not become ready.*Nobody")
+        fleet.says("reload failed, previous configuration kept: .*did not become ready.*Nobody")
         self.assertEqual(fleet.ready(2), before)
         self.configure("three")
         os.kill(fleet.pid, signal.SIGHUP)
@@ -130,7 +130,7 @@ class ReloadTests(FleetCase):
         fleet.says("reload: ")
         self.configure("three")
         os.kill(fleet.pid, signal.SIGHUP)
-        until(lambda: len(fleet.said("reloaded: the workers were replaced")) == 2)
+        until(lambda: len(fleet.said("reloaded: all workers were replaced")) == 2)
         fleet.ready(2)
         self.assertEqual(len(fleet.said("the word is three")), 2)
         fleet.stop()
@@ -194,7 +194,7 @@ class SizeTests(FleetCase):
         os.kill(fleet.pid, signal.SIGTTOU)
         self.assertEqual(fleet.ready(1), first)
         os.kill(fleet.pid, signal.SIGTTOU)
-        fleet.says("one keeps its 1 worker")
+        fleet.says("one keeps 1 worker")
         self.assertEqual(fleet.stop(), 0)
 
     def test_several_servers(self) -> None:
@@ -274,7 +274,7 @@ class OutsideTests(FleetCase):
         fleet = self.script("obedient:one=2")
         pid = fleet.kill(1, signal.SIGTERM)
         fleet.replaced(1, pid)
-        fleet.says(rf"worker 1 \(pid {pid}\) of one exited with status 0; it is started again at once")
+        fleet.says(rf"worker 1 \(pid {pid}\) of one exited with status 0; restarting it now")
         fleet.stop()
 
     def test_dump(self) -> None:

@@ -24,7 +24,7 @@ class ClaimTests(FleetCase):
         self.assert_ends(self.node("one.pid"), f"Another twistd server is running, PID {first.pid}")
         self.assert_ends(
             self.node("two.pid"),
-            rf"control socket '.*novasvc.control': another supervisor, pid {first.pid}, has it; stop",
+            rf"control socket '.*novasvc.control': another supervisor, pid {first.pid}, already uses it; stop",
         )
         self.assertEqual(first.ready(1), before)
         first.stop(signal.SIGKILL)
@@ -38,9 +38,7 @@ class ClaimTests(FleetCase):
         """What is at the control socket's place and is no socket stays there, and is named."""
         place = self.folder / "novasvc.control"
         place.write_text("precious")
-        self.assert_ends(
-            self.script("obedient:one=1"), "control socket .*: something is there that is not a socket; rem"
-        )
+        self.assert_ends(self.script("obedient:one=1"), "control socket .*: the file there is not a socket; rem")
         self.assertEqual(place.read_text(), "precious")
 
     def test_port(self) -> None:

@@ -22,11 +22,11 @@ class HangingTests(FleetCase):
         self.assertEqual(after[4], before[4])
         for number, sign in ((1, "SIGABRT"), (2, "SIGKILL"), (3, "SIGKILL")):
             worker = rf"worker {number} \(pid {before[number]}\) of one"
-            fleet.says(rf"{worker} hangs: its reactor did not turn for \d s; it is aborted")
+            fleet.says(rf"{worker} hangs: its reactor was blocked for \d s; aborting it")
             end = rf"{worker} was killed by {sign}"
             stacks = r"(?s:.)*fleet_parts.py\S+ line \d+ in spin" if number == 1 else r"\s+none were written"
-            fleet.says(rf"{end}; its stacks:{stacks}\s(?s:.)*its last events:\s.*Z worker ready")
-            fleet.says(rf"{end}: its reactor did not turn for \d s; it is started again at once")
+            fleet.says(rf"{end}; stacks:{stacks}\s(?s:.)*last events:\s.*Z worker ready")
+            fleet.says(rf"{end}: its reactor was blocked for \d s; restarting it now")
 
     def test_in_drain(self) -> None:
         """A worker that hangs when it is to drain delays the end by the watchdog, even without a deadline."""
@@ -34,8 +34,8 @@ class HangingTests(FleetCase):
         before = fleet.ready(2)
         fleet.tell("worker-1", "spin")
         self.assertEqual(fleet.stop(), 1)
-        fleet.says(rf"worker 1 \(pid {before[1]}\) of one hangs: .* while it drained; it is aborted")
-        fleet.says(rf"worker 2 \(pid {before[2]}\) of one is drained: it exited with status 0")
+        fleet.says(rf"worker 1 \(pid {before[1]}\) of one hangs: .* while draining; aborting it")
+        fleet.says(rf"worker 2 \(pid {before[2]}\) of one drained: it exited with status 0")
 
     def test_beats(self) -> None:
         """While a worker hangs its node does not beat; when the worker is replaced, it goes on."""

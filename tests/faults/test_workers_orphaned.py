@@ -100,7 +100,7 @@ class SuccessorTests(OrphanCase):
             "list them with `fuser .*control.lock`"
         )
         self.end(first)
-        second.says("nothing is left of the supervisor before this one")
+        second.says("the workers of the previous supervisor have exited")
         second.ready(WORKERS)
         self.assert_serves()
         self.assertEqual(second.stop(), 0, second.output)
@@ -186,11 +186,11 @@ class ForkserverTests(OrphanCase):
         for _ in range(2):
             forkserver = fleet.forkserver
             os.kill(forkserver, signal.SIGKILL)
-            fleet.says(rf"the forkserver \(pid {forkserver}\) is gone; another is started at once")
+            fleet.says(rf"the forkserver \(pid {forkserver}\) died; starting another now")
             fleet.replaced(1, fleet.kill(1))
         after = fleet.ready(WORKERS)
         self.assertEqual({**after, 1: 0}, {**before, 1: 0})
-        fleet.says(rf"worker 1 \(pid {before[1]}\) of one ended, how is not known; it is started again at once")
+        fleet.says(rf"worker 1 \(pid {before[1]}\) of one exited with an unknown status; restarting it now")
         self.assert_serves()
         self.assertEqual(fleet.stop(), 0)
 
@@ -202,7 +202,7 @@ class ForkserverTests(OrphanCase):
         os.kill(forkserver, signal.SIGSTOP)
         pid = fleet.kill(1)
         self.assert_serves()
-        fleet.says(rf"the forkserver \(pid {forkserver}\) has not answered for 5 s; another takes its place")
+        fleet.says(rf"the forkserver \(pid {forkserver}\) did not answer for 5 s; replacing it")
         fleet.replaced(1, pid)
         os.kill(fleet.forkserver, signal.SIGSTOP)
         self.assertEqual(fleet.stop(), 0)

@@ -93,7 +93,7 @@ class ProbedTests(FleetCase):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"rabbit://nova:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/"
         fleet = self.twistd("--workers", "1", "--api", "--api-listen-port", str(self.port), NOVASVC_TRANSPORT_URL=url)
-        until(lambda: any(row["trouble"] == "waits for the broker" for row in fleet.workers()))
+        until(lambda: any(row["trouble"] == "waiting for the broker" for row in fleet.workers()))
         until(lambda: socket.create_connection(("127.0.0.1", self.port)).close() is None)
         status, document = self.ready()
         self.assertEqual((status, document["ready"]), (503, False))

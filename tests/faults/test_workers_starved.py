@@ -78,11 +78,11 @@ class DescriptorTests(FleetCase):
             def ask() -> list[str]:
                 asking = askers.enter_context(socket.socket(socket.AF_UNIX))
                 asking.connect(str(fleet.folder / "novasvc.control"))
-                return fleet.said("no connection can be accepted: Too many open files; again in 1 s")
+                return fleet.said("cannot accept connections: Too many open files; retrying in 1 s")
 
             with limited(fleet.pid, resource.RLIMIT_NOFILE, descriptors(fleet.pid)):
                 fleet.popen.send_signal(signal.SIGTTIN)
-                fleet.says("worker 3 of one could not be forked: Too many open files; it is started again in")
+                fleet.says("worker 3 of one could not be forked: Too many open files; restarting it in")
                 until(ask)
                 with self.connect() as connection:
                     self.assertEqual(self.answer(connection), f"{before[2]} hello\n")
@@ -122,7 +122,7 @@ class UserTests(FleetCase):
         self.assertEqual(fleet.tell("worker-2", "think"), "thought")
         with limited(fleet.forkserver, resource.RLIMIT_NPROC, 1, prefix):
             killed = fleet.kill(1)
-            fleet.says("worker 1 of .* could not be forked: the system forks no process: .*; it is started again in")
+            fleet.says("worker 1 of .* could not be forked: fork failed: .*; restarting it in")
         fleet.replaced(1, killed)
         self.assertEqual(fleet.worker(2)["pid"], before[2])
         self.assertEqual(fleet.stop(), -signal.SIGTERM)

@@ -302,7 +302,7 @@ class StopTests(StoryCase):
         fleet.ready(2)
         self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(lasted(fleet), 1 + LATE)
-        self.assertEqual(len(fleet.said("has not ended in time, and is killed")), 2)
+        self.assertEqual(len(fleet.said("did not exit in time; killing it")), 2)
         self.assertNotIn("has stopped", fleet.output)
 
     def test_stopped(self) -> None:
@@ -311,7 +311,7 @@ class StopTests(StoryCase):
         os.kill(fleet.ready(2)[1], signal.SIGSTOP)
         self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(lasted(fleet), 1 + LATE)
-        self.assertEqual(len(fleet.said("has not ended in time, and is killed")), 1)
+        self.assertEqual(len(fleet.said("did not exit in time; killing it")), 1)
 
     def test_blocks_when_orphaned(self) -> None:
         """When the supervisor is killed, such a server ends in time, too."""
@@ -343,26 +343,26 @@ class StopTests(StoryCase):
         """One that calls sys.exit while it starts ends with its own status, and is tried a few times."""
         fleet = self.serve("parts.Leaving()", 1, NOVASVC_WORKER_RESTART_BUDGET="2")
         self.assertEqual(fleet.wait(), 1, fleet.output)
-        self.assertEqual(len(fleet.said(r"exited with status 42: it ended with SystemExit\(42\)")), 2)
+        self.assertEqual(len(fleet.said(r"exited with status 42: it raised SystemExit\(42\)")), 2)
 
     def test_ends(self) -> None:
         """One whose wait() fails ends its worker with a status that says so, and the log has the reason."""
         for error, status, reason in (
             ("LookupError('no such disk')", 2, "LookupError: no such disk"),
-            ("SystemExit(3)", 3, r"it ended with SystemExit\(3\)"),
+            ("SystemExit(3)", 3, r"it raised SystemExit\(3\)"),
         ):
             fleet = self.serve(
                 f"parts.Ending({error})", 1, NOVASVC_WORKER_RESTART_BUDGET="2", NOVASVC_WORKER_CRASH_LOOP="exit"
             )
             self.assertEqual(fleet.wait(), 1, fleet.output)
-            self.assertEqual(len(fleet.said(f"exited with status {status}: {reason}.*; it is ")), 2, fleet.output)
+            self.assertEqual(len(fleet.said(f"exited with status {status}: {reason}.*; ")), 2, fleet.output)
 
     def test_something_else(self) -> None:
         """A method of the name that takes something is none that tells of the end."""
         fleet = self.serve("parts.Waiter()", 1)
         fleet.ready(1)
         self.assertEqual(fleet.stop(), 0, fleet.output)
-        self.assertNotIn("is started again", fleet.output)
+        self.assertNotIn("restarting it", fleet.output)
 
     def test_late_reason(self) -> None:
         """However long it took to fail, the reason is told."""
@@ -392,7 +392,7 @@ class StopTests(StoryCase):
         fleet = self.serve("parts.Parting()")
         fleet.ready(2)
         self.assertEqual(fleet.stop(), 0, fleet.output)
-        self.assertEqual(len(fleet.said("is drained: it exited with status 43")), 2)
+        self.assertEqual(len(fleet.said("drained: it exited with status 43")), 2)
 
 
 class ApplicationTests(StoryCase):
@@ -429,7 +429,7 @@ class MomentTests(FleetCase):
             self.assertEqual(fleet.stop(), 0, fleet.output)
             self.assertLess(time.monotonic() - began, AT_ONCE)
             self.assertNotIn("Traceback", fleet.output)
-            self.assertNotIn("is started again", fleet.output)
+            self.assertNotIn("restarting it", fleet.output)
             until(lambda fleet=fleet: not fleet.family, ORPHANED)
 
     def reloading(self) -> Fleet:

@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from novasvc.errors import StateError
 from novasvc.telemetry import flight
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.pipe import Message
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import Exit, WorkerProcess
-from novasvc.workers.specification import pack
+from novasvc.workers.specification import make_specification
 
 
 class Sleeper(Service):
@@ -103,16 +103,16 @@ class TellsDescriptors(Sleeper):
 GRACE = 1.0
 
 
-def order(server: Any, number: int = 1) -> dict[str, Any]:
+def worker_parameters(server: Any, number: int = 1) -> dict[str, Any]:
     """Return what a worker is told."""
-    package = pack(server)
+    specification = make_specification(server)
     return {
         "number": number,
-        "name": package.name,
-        "server": package.server,
+        "name": specification.name,
+        "server": specification.server,
         "reactor": "twisted.internet.epollreactor",
         "grace": GRACE,
-        "silence": 30.0,
+        "watchdog": 30.0,
         "log": {"file": "", "json": False, "level": "critical"},
     }
 
@@ -124,21 +124,21 @@ class Witness:
     :ivar over: fires with how it ended, or that it was refused.
     """
 
-    def __init__(self, forks: Forks, reactor: Any, server: Any, number: int = 1) -> None:
-        self.heard: list[Message] = []
+    def __init__(self, forkserver: ForkserverClient, reactor: Any, server: Any, number: int = 1) -> None:
+        self.heard: list[PipeMessage] = []
         self.existing: Deferred[WorkerProcess] = Deferred()
         self.ready: Deferred[WorkerProcess] = Deferred()
         self.over: Deferred[str] = Deferred()
         self.events: list[flight.Event] = []
-        self.process = WorkerProcess(forks, reactor, order(server, number), (), self)
+        self.process = WorkerProcess(forkserver, reactor, worker_parameters(server, number), (), self)
 
-    def born(self) -> None:
+    def forked(self) -> None:
         self.existing.callback(self.process)
 
-    def refused(self, problem: str) -> None:
+    def fork_failed(self, problem: str) -> None:
         self.over.callback(f"refused: {problem}")
 
-    def said(self, message: Message) -> None:
+    def received(self, message: PipeMessage) -> None:
         self.heard.append(message)
         if message["is"] == "ready":
             self.ready.callback(self.process)
@@ -152,12 +152,12 @@ def main() -> None:
     """Be a supervisor of two workers, one of which hangs; tell the processes, and wait to be killed."""
     from twisted.internet import reactor  # noqa: PLC0415 - not in a forkserver, which imports this
 
-    forks = Forks(reactor, [__name__], None, dict(os.environ))
-    forks.start()
-    witnesses = [Witness(forks, reactor, server) for server in (Sleeper(), Hangs())]
+    forkserver = ForkserverClient(reactor, [__name__], None, dict(os.environ))
+    forkserver.start()
+    witnesses = [Witness(forkserver, reactor, server) for server in (Sleeper(), Hangs())]
 
     def tell() -> None:
-        pids = [forks.pid, *(witness.process.pid for witness in witnesses)]
+        pids = [forkserver.pid, *(witness.process.pid for witness in witnesses)]
         print(json.dumps(pids), flush=True)  # noqa: T201 - that is what it is for
 
     gatherResults([witness.ready for witness in witnesses]).addCallback(lambda _: reactor.callLater(0.2, tell))

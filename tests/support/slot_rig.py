@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from novasvc.telemetry.flight import Event
 from novasvc.workers.process import Exit, ProcessListener
 from novasvc.workers.restart_policy import RestartPolicy, Throttle
-from novasvc.workers.slot import Limits, Slot
+from novasvc.workers.slot import Slot, WorkerTimeouts
 
 
 class StubProcess:
@@ -21,7 +21,7 @@ class StubProcess:
         self.signals: list[int] = []
         self.hurried: float | None = None
         self.finished = False
-        self.silent = 0.0
+        self.stalled = 0.0
         self.stacks = ""
         self.events: list[Event] = []
         self._pid = pid
@@ -35,13 +35,13 @@ class StubProcess:
     def hurry(self, seconds: float) -> None:
         self.hurried = seconds
 
-    def be_born(self) -> None:
+    def be_forked(self) -> None:
         self.pid = self._pid
-        self.listener.born()
+        self.listener.forked()
 
     def be_ready(self) -> None:
-        self.be_born()
-        self.listener.said({"is": "ready"})
+        self.be_forked()
+        self.listener.received({"is": "ready"})
 
     def exit(self, code: int = 0) -> None:
         self.listener.ended(Exit(code << 8))
@@ -50,8 +50,8 @@ class StubProcess:
         self.listener.ended(Exit(number))
 
     def fail(self, problem: str, *, final: bool) -> None:
-        self.be_born()
-        self.listener.said({"is": "failed", "problem": problem, "final": final})
+        self.be_forked()
+        self.listener.received({"is": "failed", "problem": problem, "final": final})
         self.exit(1)
 
 
@@ -61,7 +61,9 @@ class SlotRig:
     :ivar scarce: times that there are no descriptors for another process.
     """
 
-    def __init__(self, *, number: int = 1, limits: Limits | None = None, workers: int = 10, budget: int = 3) -> None:
+    def __init__(
+        self, *, number: int = 1, timeouts: WorkerTimeouts | None = None, workers: int = 10, budget: int = 3
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
         self.processes: list[StubProcess] = []
@@ -74,7 +76,7 @@ class SlotRig:
             self.clock,
             self.launch,
             RestartPolicy(budget, 60.0, "auto", float),
-            limits or Limits(start=60.0, drain=30.0, silence=10.0),
+            timeouts or WorkerTimeouts(start=60.0, drain=30.0, watchdog=10.0),
             Throttle(workers),
             self.give_up,
         )

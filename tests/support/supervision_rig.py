@@ -23,8 +23,8 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc.workers.diagnostics import DiagnosticsFile
 from novasvc.workers.forkserver import CONTROL
-from novasvc.workers.last_record import Record
 
 _FIRST_PID = 1 << 23
 """Greater than any that Linux gives, so that a test that goes astray harms nobody."""
@@ -118,11 +118,11 @@ class StandInWorker:
         self.host = host
         self.server = server
         self.key = message["fork"]
-        self.order = message["order"]
+        self.parameters = message["parameters"]
         self.pid = next(host.pids)
-        self.channel = socket.socket(fileno=descriptors[0])
-        self.channel.setblocking(False)
-        self.record = Record(descriptors[1])
+        self.pipe = socket.socket(fileno=descriptors[0])
+        self.pipe.setblocking(False)
+        self.diagnostics = DiagnosticsFile(descriptors[1])
         self.sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[2:]]
         self.signals: list[int] = []
         self.alive = False
@@ -130,27 +130,27 @@ class StandInWorker:
 
     @property
     def number(self) -> int:
-        return self.order["number"]
+        return self.parameters["number"]
 
-    def bear(self) -> None:
+    def be_forked(self) -> None:
         """Be forked."""
         self.alive = True
-        self.record.recorder.beat(time.monotonic())
-        self.server.say({"born": self.key, "pid": self.pid})
+        self.diagnostics.recorder.beat(time.monotonic())
+        self.server.say({"forked": self.key, "pid": self.pid})
 
-    def refuse(self, problem: str) -> None:
+    def fail_fork(self, problem: str) -> None:
         """Be forked not."""
         self.let_go()
-        self.server.say({"refused": self.key, "problem": problem})
+        self.server.say({"failed": self.key, "problem": problem})
 
     def say(self, what: str, **more: Any) -> None:
-        self.channel.send(json.dumps({"is": what, **more}).encode() + b"\n")
+        self.pipe.send(json.dumps({"is": what, **more}).encode() + b"\n")
         self.host.settle()
 
     def hear(self) -> list[dict[str, Any]]:
         """Return what was asked."""
         try:
-            return [json.loads(line) for line in self.channel.recv(65536).splitlines()]
+            return [json.loads(line) for line in self.pipe.recv(65536).splitlines()]
         except BlockingIOError:
             return []
 
@@ -158,7 +158,7 @@ class StandInWorker:
     def orphaned(self) -> bool:
         """Whether the other end of its channel is closed."""
         try:
-            return self.channel.recv(65536, socket.MSG_PEEK) == b""
+            return self.pipe.recv(65536, socket.MSG_PEEK) == b""
         except BlockingIOError:
             return False
 
@@ -169,8 +169,8 @@ class StandInWorker:
         """Close whatever a process that ends would close."""
         if not self.closed:
             self.closed = True
-            self.channel.close()
-            self.record.close()
+            self.pipe.close()
+            self.diagnostics.close()
             for shared in self.sockets:
                 shared.close()
 
@@ -183,7 +183,7 @@ class StandInWorker:
 
 
 class StandInForkserver:
-    """What speaks at the other end of a :class:`~novasvc.workers.forkserver_client.Forks`."""
+    """What speaks at the other end of a :class:`~novasvc.workers.forkserver_client.ForkserverClient`."""
 
     def __init__(self, host: "Host", protocol: Any, arguments: list[str], environment: Any, control: int) -> None:
         self.host = host
@@ -261,7 +261,7 @@ class Host(Clock):
         self.forkservers: list[StandInForkserver] = []
         self.workers: list[StandInWorker] = []
         self.ended: list[StandInForkserver] = []
-        self.answer: Callable[[StandInWorker], None] = StandInWorker.bear
+        self.answer: Callable[[StandInWorker], None] = StandInWorker.be_forked
         self.spawning: OSError | None = None
         self.obeys = False
 

@@ -66,7 +66,7 @@ class Owner:
     def __init__(self) -> None:
         self.errors: list[WorkerFailedError] = []
         self.terminated = 0
-        self.reloads: list[bool] = []
+        self.is_reloading: list[bool] = []
 
     def failed(self, error: WorkerFailedError) -> None:
         self.errors.append(error)
@@ -75,7 +75,7 @@ class Owner:
         self.terminated += 1
 
     def reloading(self, *, under_way: bool) -> None:
-        self.reloads.append(under_way)
+        self.is_reloading.append(under_way)
 
 
 def configuration(**settings: Any) -> Configuration:
@@ -154,7 +154,9 @@ class SupervisorCase(SynchronousTestCase):
 
     def staying(self, server: str | None = None) -> list[StandInWorker]:
         """Return the workers that were not told to end."""
-        return [worker for worker in self.host.living if not worker.signals and server in {None, worker.order["name"]}]
+        return [
+            worker for worker in self.host.living if not worker.signals and server in {None, worker.parameters["name"]}
+        ]
 
     def rows(self, *columns: str) -> list[tuple[Any, ...]]:
         return [tuple(row[column] for column in columns) for row in self.supervisor.workers()]

@@ -1,1 +1,1 @@
-"""The unix socket by which operators see and steer a supervisor. The protocol is in docs/workers.md."""
+"""The control socket of a supervisor: a unix socket for operators. The protocol is in docs/workers.md."""

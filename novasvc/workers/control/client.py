@@ -1,6 +1,7 @@
-"""Questions to a supervisor, by its control socket: how they are put, and how answers are understood.
+"""Client of the control socket.
 
-:func:`ask` is for processes with a reactor. The protocol is in docs/workers.md.
+:func:`ask` needs a reactor; the functions after it are shared with clients without one. The protocol is in
+docs/workers.md.
 """
 
 import errno
@@ -16,31 +17,31 @@ from twisted.internet.protocol import ClientFactory
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from novasvc.workers.errors import ControlError, RefusedError
+from novasvc.workers.errors import CommandRejectedError, ControlError
 
 ANSWER = 10.0
-"""Seconds that a supervisor has to answer what it knows."""
+"""Seconds for a supervisor to answer a query."""
 
 LONGEST = 64 * 1024 * 1024
-"""Octets in an answer: the stacks of all workers."""
+"""Bytes per answer; the largest one has the stacks of all workers."""
 
 START = (
-    "start one with `twistd -n novasvc --workers N`, or say where its socket is with --control-socket or --state-dir"
+    "start a supervisor with `twistd -n novasvc --workers N`, or name its socket with --control-socket or --state-dir"
 )
 
-LOG = "the log of the supervisor may say why"
+LOG = "see the supervisor's log for the reason"
 
 
 def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **arguments: Any) -> Deferred[Any]:
-    """Ask a supervisor one thing.
+    """Send one command to a supervisor.
 
     :param reactor: provides IReactorUNIX and IReactorTime.
     :param path: of its control socket.
-    :param command: see docs/workers.md, as for the arguments.
-    :param timeout: seconds from now to the answer.
-    :return: Deferred of the result, JSON; cancelling it ends only the waiting.
-    :raises RefusedError: the supervisor says why it does not.
-    :raises ControlError: nobody is there, or there is no answer, or none that a supervisor would give.
+    :param command: see docs/workers.md, also for the arguments.
+    :param timeout: seconds until the answer must be here.
+    :return: Deferred of the result, JSON types; cancelling it does not cancel the command.
+    :raises CommandRejectedError: the supervisor rejected the command.
+    :raises ControlError: no supervisor listens, or it did not answer, or the answer is invalid.
     """
 
     def late(_: object, seconds: float) -> Any:
@@ -48,18 +49,18 @@ def ask(reactor: Any, path: Path, command: str, *, timeout: float = ANSWER, **ar
 
     if len(os.fsencode(path)) > _LONGEST_PATH:
         return fail(unreachable(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))))
-    question = _Question(path, command, request_line(command, arguments))
-    # Not an endpoint: to import those is to import TLS, 12 MiB in each node.
-    question.connector = reactor.connectUNIX(os.fspath(path), question, timeout)
-    return question.answer.addTimeout(timeout, reactor, onTimeoutCancel=late)
+    factory = _CommandFactory(path, command, request_line(command, arguments))
+    # Not an endpoint: importing twisted.internet.endpoints imports TLS, which costs each node 12 MiB.
+    factory.connector = reactor.connectUNIX(os.fspath(path), factory, timeout)
+    return factory.answer.addTimeout(timeout, reactor, onTimeoutCancel=late)
 
 
 _LONGEST_PATH = 107
-"""Octets in the path of a unix socket."""
+"""Bytes in the path of a unix socket."""
 
 
-class _Question(ClientFactory):
-    """One request, and its answer; makes its one connection."""
+class _CommandFactory(ClientFactory):
+    """Sends one command over one connection."""
 
     noisy = False
     connector: IConnector
@@ -71,8 +72,8 @@ class _Question(ClientFactory):
         self._command = command
         self._settled = False
 
-    def buildProtocol(self, addr: object) -> "_Line":
-        return _Line(self)
+    def buildProtocol(self, addr: object) -> "_CommandProtocol":
+        return _CommandProtocol(self)
 
     def clientConnectionFailed(self, connector: IConnector, reason: Failure) -> None:
         number = getattr(reason.value, "osError", None)
@@ -83,18 +84,18 @@ class _Question(ClientFactory):
         self.settle(Failure(ended_early(self._path, self._command)))
 
     def take(self, line: bytes) -> None:
-        """Understand the answer."""
+        """Handle the answer line."""
         try:
             self.settle(result_of(self._path, line))
-        except (ControlError, RefusedError):
+        except (ControlError, CommandRejectedError):
             self.settle(Failure())
 
-    def refuse(self) -> None:
-        """See an answer that is too long to be one."""
-        self.settle(Failure(strange(self._path)))
+    def too_long(self) -> None:
+        """Handle a line that is too long to be an answer."""
+        self.settle(Failure(not_a_supervisor(self._path)))
 
     def settle(self, outcome: Any) -> None:
-        """Answer, if nobody has."""
+        """Fire the Deferred, unless it has fired."""
         if not self._settled:
             self._settled = True
             self.answer.callback(outcome)
@@ -104,86 +105,86 @@ class _Question(ClientFactory):
         self.connector.disconnect()
 
 
-class _Line(LineOnlyReceiver):
-    """Sends a request, and takes a line."""
+class _CommandProtocol(LineOnlyReceiver):
+    """Sends the request line, and reads the answer line."""
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST
     transport: Any
 
-    def __init__(self, question: _Question) -> None:
-        self._question = question
+    def __init__(self, factory: _CommandFactory) -> None:
+        self._factory = factory
 
     def connectionMade(self) -> None:
-        self.transport.write(self._question.request)
+        self.transport.write(self._factory.request)
 
     def lineReceived(self, line: bytes) -> None:
-        self._question.take(line)
+        self._factory.take(line)
         self.transport.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._question.refuse()
+        self._factory.too_long()
         self.transport.abortConnection()
 
 
-# -- what all who ask have in common -----------------------------------------------------------------
+# -- shared by all clients ----------------------------------------------------------------------------
 
 
 def request_line(command: str, arguments: dict[str, Any]) -> bytes:
-    """Return what is sent."""
+    """Return the request line."""
     return json.dumps({"command": command, **arguments}).encode() + b"\n"
 
 
 def result_of(path: Path, line: bytes) -> Any:
-    """Understand what came back.
+    """Parse an answer line.
 
-    :return: JSON.
-    :raises RefusedError: the supervisor says why it does not.
-    :raises ControlError: no supervisor would answer so.
+    :return: the result, JSON types.
+    :raises CommandRejectedError: the answer is an error.
+    :raises ControlError: the line is not an answer of the protocol.
     """
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
-        raise strange(path) from None
+        raise not_a_supervisor(path) from None
     match answer:
         case {"result": result}:
             return result
         case {"error": {"type": str(kind), "message": str(problem)}}:
-            raise RefusedError(kind, problem)
-    raise strange(path)
+            raise CommandRejectedError(kind, problem)
+    raise not_a_supervisor(path)
 
 
-def strange(path: Path) -> ControlError:
-    """Say that this is no supervisor."""
-    return ControlError(str(path), "what answers there is no supervisor", START)
+def not_a_supervisor(path: Path) -> ControlError:
+    """Make the error for an answer that is not from a supervisor."""
+    return ControlError(str(path), "the process that listens there is not a novasvc supervisor", START)
 
 
 def ended_early(path: Path, command: str) -> ControlError:
-    """Say that the connection was closed without an answer."""
-    return ControlError(str(path), f"the supervisor ended before it answered {command}", LOG)
+    """Make the error for a connection closed without an answer."""
+    return ControlError(str(path), f"the supervisor exited before it answered {command}", LOG)
 
 
 def unanswered(path: Path, late: str) -> ControlError:
-    """Say that nothing came in time."""
-    remedy = "it goes on with it; `novasvc workers` shows how far it is, unless it hangs"
+    """Make the error for an answer that did not come in time."""
+    remedy = "the supervisor is still working on it; `novasvc workers` shows the progress"
     return ControlError(str(path), late, remedy)
 
 
 def unreachable(path: Path, error: OSError) -> ControlError:
-    """Say why nobody could be reached."""
-    problem, remedy = f"it cannot be reached: {error.strerror or error}", START
+    """Make the error for a failed connection attempt."""
+    problem, remedy = f"cannot connect: {error.strerror or error}", START
     match error:
         case FileNotFoundError() | NotADirectoryError():
             problem = "no supervisor listens there"
         case ConnectionRefusedError():
-            problem = "no supervisor listens there any more: the last one did not end by itself"
+            problem = "no supervisor listens there any more: the last one was killed"
             if not _is_socket(path):
-                problem = "something is there that is not a socket"
+                problem = "the file there is not a socket"
         case PermissionError():
-            problem = f"uid {os.geteuid()} may not use it"
-            remedy = "ask as the user that the supervisor runs as, or as root"
+            problem = f"uid {os.geteuid()} may not connect to it"
+            remedy = "run this as the supervisor's user or as root"
         case BlockingIOError():
-            problem, remedy = "its supervisor does not answer, and others wait, too", LOG
+            problem, remedy = "the supervisor does not accept connections: its backlog is full", LOG
     return ControlError(str(path), problem, remedy)
 
 
@@ -191,4 +192,4 @@ def _is_socket(path: Path) -> bool:
     try:
         return stat.S_ISSOCK(path.stat().st_mode)
     except OSError:
-        return True  # it has just gone
+        return True  # just unlinked: it was one

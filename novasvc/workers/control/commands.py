@@ -1,4 +1,4 @@
-"""What can be asked of a supervisor from outside: the commands, their arguments, and how they are answered."""
+"""The commands of the control protocol: arguments, validation, execution."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from novasvc.workers.errors import SupervisionError
 
 @attrs.define
 class RequestError(SupervisionError):
-    """A request that nobody understands.
+    """A malformed request, or one with an unknown command or invalid arguments.
 
-    :param problem: what is wrong with it.
-    :param remedy: what would be right.
+    :param problem: what is wrong.
+    :param remedy: what to send instead.
     """
 
     problem: str
@@ -30,24 +30,24 @@ class RequestError(SupervisionError):
 
 @attrs.define
 class UnfinishedError(SupervisionError):
-    """A request that was under way when the supervisor ended.
+    """A command that was running when the supervisor shut down.
 
-    :param command: what was asked for.
+    :param command: the command with its arguments.
     """
 
     command: str
 
     def __str__(self) -> str:
-        return f"the supervisor ends, and {self.command} may not have been done"
+        return f"the supervisor is shutting down; {self.command} may be incomplete"
 
 
 @attrs.frozen
 class _Argument:
-    """What a command takes.
+    """An argument of a command.
 
-    :param kind: what it is, for people.
-    :param fits: tells whether a JSON value is that.
-    :param required: it has to be given; otherwise null is the same as nothing.
+    :param kind: description of valid values, for messages.
+    :param fits: returns whether a JSON value is valid.
+    :param required: must be given; an optional argument may also be null.
     """
 
     kind: str
@@ -65,10 +65,10 @@ def _is_integer(value: Any, lowest: int) -> bool:
 _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
     "workers": {},
     "resize": {
-        "count": _Argument("an integer from 1", lambda value: _is_integer(value, 1), required=True),
-        "server": _Argument("a text, or null", lambda value: isinstance(value, str)),
+        "count": _Argument("an integer >= 1", lambda value: _is_integer(value, 1), required=True),
+        "server": _Argument("a string, or null", lambda value: isinstance(value, str)),
     },
-    "drain": {"number": _Argument("an integer from 0, or null", lambda value: _is_integer(value, 0))},
+    "drain": {"number": _Argument("an integer >= 0, or null", lambda value: _is_integer(value, 0))},
     "reload": {},
     "dump": {},
     "metrics": {},
@@ -78,10 +78,10 @@ _COMMANDS: Mapping[str, Mapping[str, _Argument]] = {
 
 
 @attrs.frozen
-class Request:
-    """A request that was understood.
+class Command:
+    """A valid command.
 
-    :param arguments: all that the command takes, None for what was not given.
+    :param arguments: all arguments of the command; None for those not given.
     """
 
     command: str
@@ -89,28 +89,28 @@ class Request:
 
     @property
     def changes(self) -> bool:
-        """Whether something is different afterwards."""
+        """Whether it changes the supervisor, and so is logged."""
         return self.command in {"resize", "drain", "reload"}
 
     @property
     def drains_all(self) -> bool:
-        """Whether the supervisor ends after this."""
+        """Whether the supervisor shuts down after it."""
         return self.command == "drain" and self.arguments["number"] is None
 
     @classmethod
-    def read(cls, line: bytes) -> "Request":
-        """Understand a line.
+    def parse(cls, line: bytes) -> "Command":
+        """Parse and validate a line.
 
-        :raises RequestError: it is no request.
+        :raises RequestError: the line is not a valid request.
         """
         names = ", ".join(_COMMANDS)
         example = 'a request is one line, such as {"command": "workers"}'
         try:
             given = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"this is not JSON: {error}", example) from None
+            raise RequestError(f"the request is not JSON: {error}", example) from None
         if not isinstance(given, dict) or "command" not in given:
-            raise RequestError("this is not an object with a command", example)
+            raise RequestError('the request is not an object with the key "command"', example)
         command = given.pop("command")
         if not isinstance(command, str) or command not in _COMMANDS:
             raise RequestError(f"there is no command {reprlib.repr(command)}", f"there are: {names}")
@@ -119,17 +119,17 @@ class Request:
             if name not in takes:
                 raise RequestError(f"{command} takes no argument {reprlib.repr(name)}", _usage(command))
             if not takes[name].takes(value):
-                raise RequestError(f"{name} of {command} cannot be {reprlib.repr(value)}", f"it is {takes[name].kind}")
+                raise RequestError(f"{command}: invalid {name} {reprlib.repr(value)}", f"give {takes[name].kind}")
         missing = [name for name, argument in takes.items() if argument.required and name not in given]
         if missing:
-            raise RequestError(f"{command} lacks its argument {missing[0]}", _usage(command))
+            raise RequestError(f"{command} lacks the argument {missing[0]}", _usage(command))
         return cls(command, {name: given.get(name) for name in takes})
 
-    async def perform(self, supervisor: ISupervisor) -> Any:
-        """Do what is asked for.
+    async def execute(self, supervisor: ISupervisor) -> Any:
+        """Execute the command.
 
-        :return: JSON.
-        :raises NovasvcError: the supervisor refuses.
+        :return: the result, as JSON types.
+        :raises NovasvcError: the supervisor rejects it.
         """
         match self.command:
             case "workers":
@@ -160,5 +160,5 @@ class Request:
 def _usage(command: str) -> str:
     takes = _COMMANDS[command]
     if not takes:
-        return "it takes none"
+        return "it takes no arguments"
     return "it takes " + " and ".join(f"{name} ({argument.kind})" for name, argument in takes.items())

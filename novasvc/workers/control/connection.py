@@ -1,4 +1,4 @@
-"""One connection to a supervisor's control socket: requests come in, answers go out, each a line of JSON."""
+"""A connection to the control socket: commands in, answers out, one line of JSON each."""
 
 import json
 from collections.abc import Callable
@@ -14,27 +14,27 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import ISupervisor
-from novasvc.workers.control.commands import Request, RequestError, UnfinishedError
+from novasvc.workers.control.commands import Command, RequestError, UnfinishedError
 
 _log = Logger()
 
 LONGEST = 64 * 1024
-"""Octets in a request."""
+"""Bytes per request."""
 
 IDLE = 60.0
-"""Seconds that a connection may take to send its next request."""
+"""Seconds without a request after which a connection is closed."""
 
 
 @implementer(IHalfCloseableProtocol)
-class Conversation(LineReceiver, TimeoutMixin):
-    """Reads a request, answers it, reads the next.
+class ControlConnection(LineReceiver, TimeoutMixin):
+    """Runs one command at a time.
 
-    While a request is under way, or answers wait to be taken, nothing is read: so a connection
-    holds a bounded amount of memory, and it keeps its place while its request runs, even if who asked is gone.
+    Reading is paused while a command runs or answers are unread: so memory per connection is bounded,
+    and a running command occupies its connection even if the client has gone.
 
-    :param supervisor: does what is asked for.
-    :param asker: who is at the other end, for the log.
-    :param others: the connections that there are; this one is among them while it is open.
+    :param supervisor: executes the commands.
+    :param asker: the client's uid and pid, for the log.
+    :param others: the set of open connections, to which this one belongs while it is open.
     :param reactor: provides IReactorTime.
     """
 
@@ -42,18 +42,18 @@ class Conversation(LineReceiver, TimeoutMixin):
     MAX_LENGTH = LONGEST
     transport: Any
 
-    def __init__(self, supervisor: ISupervisor, asker: str, others: "set[Conversation]", reactor: Any) -> None:
+    def __init__(self, supervisor: ISupervisor, asker: str, others: "set[ControlConnection]", reactor: Any) -> None:
         self.gone: Deferred[None] = Deferred()
         self._supervisor = supervisor
         self._asker = asker
         self._others = others
         self._reactor = reactor
-        self._request: Request | None = None
+        self._request: Command | None = None
         self._full = False
         self._open = False
 
     def callLater(self, period: float, func: Callable[[], None]) -> IDelayedCall:
-        """Let TimeoutMixin use the reactor that we were given."""
+        """Schedule TimeoutMixin's timeout on the reactor of the constructor."""
         delayed: IDelayedCall = self._reactor.callLater(period, func)
         return delayed
 
@@ -65,9 +65,9 @@ class Conversation(LineReceiver, TimeoutMixin):
         self.setTimeout(IDLE)
 
     def lineReceived(self, line: bytes) -> None:
-        """Begin with a request."""
+        """Parse and run a command."""
         try:
-            request = self._request = Request.read(line)
+            request = self._request = Command.parse(line)
         except RequestError as error:
             self.sendLine(error_line(error))
             self.resetTimeout()
@@ -76,30 +76,30 @@ class Conversation(LineReceiver, TimeoutMixin):
         self.setTimeout(None)
         answering = Deferred.fromCoroutine(answer(self._supervisor, request, self._asker))
         answering.addCallback(self._answered, request)
-        answering.addErrback(lambda failure: _log.failure("no answer could be given", failure))
+        answering.addErrback(lambda failure: _log.failure("could not answer a control command", failure))
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        """Say so and close: where the next request begins is not known."""
-        self.sendLine(error_line(RequestError("this request is too long", f"one has at most {LONGEST} bytes")))
+        """Reject and close: the start of the next request cannot be found."""
+        self.sendLine(error_line(RequestError("the request is too long", f"the maximum is {LONGEST} bytes")))
         self._close()
 
-    def _answered(self, line: bytes, request: Request) -> None:
+    def _answered(self, line: bytes, request: Command) -> None:
         self._request = None
         if not self._open:
             return
         self.sendLine(line)
         if not request.drains_all:
-            # Who drains all is told by the end of the connection that it is done.
+            # After a drain of everything, the close of the connection tells the client that it is done: no timeout.
             self.setTimeout(IDLE)
         self._go_on()
 
     def pauseProducing(self) -> None:
-        """Read no further: answers wait to be taken."""
+        """Stop reading: the client does not read its answers."""
         self._full = True
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on: the answers are taken."""
+        """Resume reading: the answers have been written."""
         self._full = False
         self._go_on()
 
@@ -108,59 +108,59 @@ class Conversation(LineReceiver, TimeoutMixin):
             super().resumeProducing()
 
     def readConnectionLost(self) -> None:
-        """Close when the last answer is out: who sends no more may still read, as a shell's pipe does."""
+        """Close after the last answer: a half-closed client, such as a shell pipe, still reads."""
         self._close()
 
     def writeConnectionLost(self) -> None:
-        """Close: nobody reads."""
+        """Abort: the client does not read any more."""
         self.abort()
 
     def timeoutConnection(self) -> None:
-        """Close: nothing was asked for in time, or the answer was not taken."""
+        """Abort: no command in time, or an answer that was not read."""
         self.abort()
 
     def finish(self) -> None:
-        """Say what is left to say, and close."""
+        """Answer a running command as unfinished, and close."""
         if self._request is not None:
             self.sendLine(error_line(UnfinishedError(str(self._request))))
         self._close()
 
     def _close(self) -> None:
         self._open = False
-        # The transport would wait for its producer.
+        # loseConnection waits for a registered producer.
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close now, and drop unsent answers."""
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        """Give up the place; what was asked for goes on."""
+        """Leave the set of connections; a running command goes on."""
         self._open = False
         self.setTimeout(None)
         self._others.discard(self)
         self.gone.callback(None)
 
 
-async def answer(supervisor: ISupervisor, request: Request, asker: str) -> bytes:
-    """Do what is asked for, and return the answer, whatever happens.
+async def answer(supervisor: ISupervisor, request: Command, asker: str) -> bytes:
+    """Execute a command, and return the answer line; never raises.
 
-    :param asker: for the log.
+    :param asker: the client, for the log.
     """
     if request.changes:
-        _log.info("{request} is asked for by {asker}", request=str(request), asker=asker)
+        _log.info("{request} requested by {asker}", request=str(request), asker=asker)
     try:
-        return json.dumps({"result": await request.perform(supervisor)}).encode()
+        return json.dumps({"result": await request.execute(supervisor)}).encode()
     except NovasvcError as error:
-        _log.info("{request} is refused: {error}", request=str(request), error=str(error))
+        _log.info("{request} rejected: {error}", request=str(request), error=str(error))
         return error_line(error)
-    except Exception as error:  # noqa: BLE001 - nothing that an operator asks for may end the supervisor
+    except Exception as error:  # noqa: BLE001 - a failing command must not end the supervisor
         _log.failure("{request} failed", request=str(request))
         return error_line(error)
 
 
 def error_line(error: Exception) -> bytes:
-    """Return the answer that says what went wrong."""
+    """Return the answer line for an error."""
     text = str(error) if isinstance(error, NovasvcError) else f"this is a bug, please report it: {describe(error)}"
     return json.dumps({"error": {"type": type(error).__name__, "message": text}}).encode()

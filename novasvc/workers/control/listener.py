@@ -1,4 +1,4 @@
-"""The unix socket by which operators see and steer a supervisor. The protocol is in docs/workers.md."""
+"""The control socket: listens, checks the peer's uid, limits connections. The protocol is in docs/workers.md."""
 
 import os
 import socket
@@ -14,30 +14,30 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from novasvc.interfaces import ISupervisor
-from novasvc.workers.control.connection import Conversation, error_line
-from novasvc.workers.control.path_lock import Claim, peer
+from novasvc.workers.control.connection import ControlConnection, error_line
+from novasvc.workers.control.path_lock import PathLock, peer_credentials
 from novasvc.workers.errors import ControlError
 
 _log = Logger()
 
 CONNECTIONS = 16
-"""Those who may ask at a time; each has one request under way."""
+"""Concurrent connections; each has at most one command running."""
 
 _PAUSE = 1.0
-"""Seconds without new connections when the system has no descriptor for one."""
+"""Seconds to stop accepting when out of file descriptors."""
 
-_FAREWELL = 1.0
-"""Seconds that the last answers have to be taken, when the service stops."""
+_CLOSE_TIMEOUT = 1.0
+"""Seconds for clients to read their last answer when the service stops."""
 
 
 class ControlSocket(Service):
-    """Answers operators' requests to a supervisor, from processes of the same user and of root.
+    """Runs commands for a supervisor, for clients of the same user and root.
 
-    What was asked for goes on when who asked is gone. Who drains the whole supervisor waits until
-    its connection is closed: so this is to be stopped when the workers have ended, not before.
+    A command goes on when its client disconnects. A client that drains the whole supervisor waits for
+    its connection to close: so stop this service only after the workers have exited.
 
-    :param path: of the socket; its directory is made if it is missing.
-    :param supervisor: does what is asked for.
+    :param path: of the socket; a missing directory is created.
+    :param supervisor: executes the commands.
     :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
     """
 
@@ -45,78 +45,78 @@ class ControlSocket(Service):
         self._path = path
         self._supervisor = supervisor
         self._reactor = reactor
-        self._claim: Claim | None = None
+        self._path_lock: PathLock | None = None
         self._listener: _Listener | None = None
-        self._conversations: set[Conversation] = set()
+        self._connections: set[ControlConnection] = set()
 
     @property
     def lock(self) -> int | None:
-        """The descriptor of the place's lock; None while it is not ours."""
-        return None if self._claim is None else self._claim.lock
+        """The descriptor of the lock file; None while the lock is not held."""
+        return None if self._path_lock is None else self._path_lock.descriptor
 
     def startService(self) -> None:
-        """Listen.
+        """Acquire the path and listen.
 
-        :raises OrphansError: workers of a supervisor that is gone are still there.
-        :raises ControlError: the place cannot be had, or another process has it.
+        :raises OrphansError: workers of a killed supervisor are still draining.
+        :raises ControlError: the path cannot be used, or another process uses it.
         """
-        self._claim = Claim.take(self._path)
-        self._listener = _Listener(self._claim.socket, self._accept, self._reactor)
+        self._path_lock = PathLock.acquire(self._path)
+        self._listener = _Listener(self._path_lock.socket, self._accept, self._reactor)
         self._listener.startReading()
         super().startService()
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, and close all connections.
 
-        :return: fired when they are closed.
+        :return: Deferred, fired when they are closed.
         """
         super().stopService()
-        if self._claim is not None and self._listener is not None:
+        if self._path_lock is not None and self._listener is not None:
             self._listener.stop()
-            self._claim.release()
-            self._claim = self._listener = None
+            self._path_lock.release()
+            self._path_lock = self._listener = None
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
-        """Let those who ask have their last answer, if they take it soon."""
-        conversations = tuple(self._conversations)
+        """Send pending clients their last answer, and abort those that do not read it in time."""
+        connections = tuple(self._connections)
 
         def abort() -> None:
-            for conversation in conversations:
-                conversation.abort()
+            for connection in connections:
+                connection.abort()
 
-        timer = self._reactor.callLater(_FAREWELL, abort)
-        for conversation in conversations:
-            conversation.finish()
-        await DeferredList([conversation.gone for conversation in conversations])
+        timer = self._reactor.callLater(_CLOSE_TIMEOUT, abort)
+        for connection in connections:
+            connection.finish()
+        await DeferredList([connection.gone for connection in connections])
         if timer.active():
             timer.cancel()
 
     def _accept(self, accepted: socket.socket) -> None:
-        """Talk to who has connected, or say why not."""
-        pid, uid = peer(accepted)
+        """Serve a new connection, or reject it with the reason."""
+        pid, uid = peer_credentials(accepted)
         own = os.geteuid()
         if uid not in {0, own}:
-            _log.warn("uid {uid} (pid {pid}) may not use the control socket", uid=uid, pid=pid)
-            problem, remedy = f"uid {uid} may not ask", f"ask as uid {own} or as root"
-        elif len(self._conversations) >= CONNECTIONS:
-            problem, remedy = f"{CONNECTIONS} others ask at this moment", "try again when one of them has its answer"
+            _log.warn("control connection from uid {uid} (pid {pid}) rejected", uid=uid, pid=pid)
+            problem, remedy = f"uid {uid} may not connect", f"connect as uid {own} or as root"
+        elif len(self._connections) >= CONNECTIONS:
+            problem, remedy = f"all {CONNECTIONS} connections are in use", "try again later"
         else:
-            conversation = Conversation(self._supervisor, f"uid {uid}, pid {pid}", self._conversations, self._reactor)
-            factory = Factory.forProtocol(lambda: conversation)
+            connection = ControlConnection(self._supervisor, f"uid {uid}, pid {pid}", self._connections, self._reactor)
+            factory = Factory.forProtocol(lambda: connection)
             self._reactor.adoptStreamConnection(accepted.fileno(), socket.AF_UNIX, factory)
             return
         accepted.send(error_line(ControlError(str(self._path), problem, remedy)) + b"\n")
 
 
 class _Listener(FileDescriptor):
-    """Accepts connections.
+    """Accepts connections on a unix socket that the caller owns.
 
-    Not Twisted's port: that makes the file of its unix socket writable for everybody, and removes
-    whatever is at its path when it closes.
+    Not Twisted's port: it makes the socket file world-writable, and unlinks whatever is at the path
+    when it closes.
 
-    :param listening: does not block.
-    :param accept: is called with each; the socket is closed afterwards.
+    :param listening: non-blocking.
+    :param accept: called with each connection, which is closed when it returns.
     """
 
     def __init__(self, listening: socket.socket, accept: Callable[[socket.socket], None], reactor: Any) -> None:
@@ -131,7 +131,7 @@ class _Listener(FileDescriptor):
         return self._listening.fileno()
 
     def doRead(self) -> None:
-        """Accept one who waits; the reactor comes again for the next."""
+        """Accept one connection; the reactor calls again while more wait."""
         try:
             accepted, _ = self._listening.accept()
             with accepted:
@@ -140,15 +140,15 @@ class _Listener(FileDescriptor):
         except BlockingIOError:
             return
         except ConnectionError as error:
-            _log.debug("a connection was lost before it was used: {error}", error=error.strerror)
+            _log.debug("a connection was lost before it was accepted: {error}", error=error.strerror)
         except OSError as error:
-            # It would be readable again at once, and nothing else would be done any more.
-            _log.warn("no connection can be accepted: {error}; again in {s:g} s", error=error.strerror, s=_PAUSE)
+            # EMFILE, most likely. The socket stays readable, so the reactor would spin: pause instead.
+            _log.warn("cannot accept connections: {error}; retrying in {s:g} s", error=error.strerror, s=_PAUSE)
             self.stopReading()
             self._timer = self._clock.callLater(_PAUSE, self._go_on)
 
     def stop(self) -> None:
-        """Accept no more; the socket is closed by who made it."""
+        """Stop accepting; the caller closes the socket."""
         self.stopReading()
         if self._timer is not None:
             self._timer.cancel()

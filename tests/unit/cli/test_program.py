@@ -360,7 +360,7 @@ class PreflightTests(ProgramCase):
     def test_control_socket(self) -> None:
         """A path that is too long for a socket is named, where there is a supervisor that would listen there."""
         long = f'control_socket = "{self.directory / ("x" * 100)}"'
-        self.assertIn("is longer than a socket's can be, 107", self.problem(long, "workers = 1"))
+        self.assertIn("exceeds the maximum for a unix socket, 107", self.problem(long, "workers = 1"))
         self.assertEqual(self.check(long).status, 0)
 
     def test_directories(self) -> None:

@@ -27,7 +27,7 @@ from tests.support.control_rig import HOSTILE, ControlCase, until, worker
 
 _NOBODY = 65534
 _START = (
-    "start one with `twistd -n novasvc --workers N`, or say where its socket is with --control-socket or --state-dir"
+    "start a supervisor with `twistd -n novasvc --workers N`, or name its socket with --control-socket or --state-dir"
 )
 
 
@@ -184,7 +184,7 @@ class DrainTests(CommandCase):
         self.assertEqual(
             await self.failure("drain", "--timeout", "0.1"),
             f"novasvc: control socket '{self.path}': the supervisor has not ended within 0.1 s; "
-            "it goes on with it; `novasvc workers` shows how far it is, unless it hangs\n",
+            "the supervisor is still working on it; `novasvc workers` shows the progress\n",
         )
 
 
@@ -209,7 +209,7 @@ class ReloadTests(CommandCase):
         self.supervisor.failing = ReloadError(str(ConfigurationError([error, error])))
         self.assertEqual(
             await self.failure("reload"),
-            "novasvc: not reloaded, what ran before goes on: the configuration has 2 errors:\n"
+            "novasvc: reload failed, previous configuration kept: the configuration has 2 errors:\n"
             + 2 * "  - workers = x (from file a.toml): it is no number; give one\n",
         )
 
@@ -217,7 +217,8 @@ class ReloadTests(CommandCase):
         """After --timeout the command ends, and the reload goes on."""
         reloading = self.supervisor.wait()
         self.assertIn(
-            "reload was not answered within 0.1 s; it goes on", await self.failure("reload", "--timeout", "0.1")
+            "reload was not answered within 0.1 s; the supervisor is still working on it",
+            await self.failure("reload", "--timeout", "0.1"),
         )
         self.assertFalse(self.supervisor.cancelled)
         reloading.callback([])
@@ -228,7 +229,7 @@ class ReloadTests(CommandCase):
         running = Deferred.fromCoroutine(self.failure("reload"))
         await until(lambda: self.supervisor.asked)
         await self.control.stopService()
-        self.assertEqual(await running, "novasvc: the supervisor ends, and reload() may not have been done\n")
+        self.assertEqual(await running, "novasvc: the supervisor is shutting down; reload() may be incomplete\n")
         reloading.callback([])
 
 
@@ -332,16 +333,16 @@ class UnreachableTests(SynchronousTestCase):
     def test_stale(self) -> None:
         """A socket that was left behind is told from one that was never there."""
         self.listen().close()
-        self.assertIn("no supervisor listens there any more: the last one did not end by itself; start", self.refusal())
+        self.assertIn("no supervisor listens there any more: the last one was killed; start", self.refusal())
 
     def test_no_socket(self) -> None:
         """A file is no socket."""
         self.path.touch()
-        self.assertIn("something is there that is not a socket", self.refusal())
+        self.assertIn("the file there is not a socket", self.refusal())
 
     def test_long(self) -> None:
         """A path that no socket can have."""
-        self.assertIn("cannot be reached: AF_UNIX path too long", self.refusal(self.path / ("x" * 200)))
+        self.assertIn("cannot connect: AF_UNIX path too long", self.refusal(self.path / ("x" * 200)))
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user")
     def test_permission(self) -> None:
@@ -354,15 +355,13 @@ class UnreachableTests(SynchronousTestCase):
             refusal = self.refusal()
         finally:
             os.seteuid(0)
-        self.assertEqual(
-            refusal, f"uid {_NOBODY} may not use it; ask as the user that the supervisor runs as, or as root"
-        )
+        self.assertEqual(refusal, f"uid {_NOBODY} may not connect to it; run this as the supervisor's user or as root")
 
     def test_busy(self) -> None:
         """A supervisor that accepts nobody is not waited for."""
         self.listen(0)
         with Connection(self.path):
-            self.assertIn("does not answer, and others wait, too", self.refusal())
+            self.assertIn("does not accept connections: its backlog is full", self.refusal())
 
     def test_hangs(self) -> None:
         """A supervisor that does not answer is waited for no longer than is said."""
@@ -408,7 +407,7 @@ class StrangeTests(TestCase):
         """An end without an answer is told, whether the request was read or not."""
         for read in (True, False):
             error = await self.assertFailure(Deferred.fromCoroutine(self.told(b'{"result"', read=read)), ControlError)
-            self.assertIn("the supervisor ended before it answered workers", str(error))
+            self.assertIn("the supervisor exited before it answered workers", str(error))
 
     async def test_refused_unread(self) -> None:
         """One that does not read the request may have said why."""
@@ -420,10 +419,10 @@ class StrangeTests(TestCase):
         """What no supervisor would answer is told as that."""
         for answer in (b"HTTP/1.1 400\n", b"[]\n", b"{}\n", b'{"error": "x"}\n', b"\xff\n", b"[" * 100_000 + b"\n"):
             error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer)), ControlError)
-            self.assertIn("what answers there is no supervisor; start one", str(error))
+            self.assertIn("the process that listens there is not a novasvc supervisor; start a", str(error))
 
     async def test_endless(self) -> None:
         """An answer without an end is not read to it."""
         self.patch(client, "LONGEST", 1000)
         error = await self.assertFailure(Deferred.fromCoroutine(self.told(b"x" * 2000)), ControlError)
-        self.assertIn("what answers there is no supervisor", str(error))
+        self.assertIn("the process that listens there is not a novasvc supervisor", str(error))

@@ -196,7 +196,7 @@ class AloneTests(ServerTestCase):
     def test_no_socket(self) -> None:
         """An endpoint that is no single socket is refused."""
         error = self.assertRaises(ListenError, self.make("stdio:").startService)
-        self.assertIn("does not simply listen on one socket", str(error))
+        self.assertIn("does not listen on exactly one socket", str(error))
 
     async def test_stop(self) -> None:
         """A stop frees the port at once; open connections go on, and are waited for."""
@@ -400,7 +400,7 @@ class UNIXSocketTests(ServerTestCase):
         """A file that is no socket stays, and fails the start."""
         self.path.write_text("precious")
         error = self.assertRaises(ListenError, self.make(f"unix:{self.path}").startService)
-        self.assertIn("no socket", str(error))
+        self.assertIn("not a socket", str(error))
         self.assertEqual(self.path.read_text(), "precious")
 
     def test_no_directory(self) -> None:
@@ -627,7 +627,7 @@ class ActivationTests(ServerTestCase):
         with socket.create_server(("127.0.0.1", 0)) as passed:
             process = self.activate("systemd:domain=INET:index=0", passed, "")
             self.assertEqual(await process.ended, 1)
-        self.assertIn(b"systemd has passed no such socket", process.said)
+        self.assertIn(b"systemd passed no socket of that name", process.said)
 
     async def test_not_listening(self) -> None:
         """A connection in place of a socket that listens, which is what Accept=yes gives, is refused."""

@@ -102,7 +102,7 @@ class LauncherTests(SignalsTestCase):
     def test_no_service(self) -> None:
         """What provides no IService is refused with the remedy."""
         error = self.assertRaises(TypeError, self.launcher.launch_server, object())
-        self.assertRegex(str(error), "<object object.* provides no IService: give a")
+        self.assertRegex(str(error), "<object object.* does not provide IService: give a")
 
     def test_stop(self) -> None:
         """stop() stops each server, and fires when all have stopped."""
@@ -144,7 +144,7 @@ class LauncherTests(SignalsTestCase):
         """A reactor that was run is not run again, and the error says what to do."""
         self.test_wait_runs_the_reactor()
         error = self.assertRaises(RuntimeError, self.launcher.wait)
-        self.assertIn("wait once, for all servers", str(error))
+        self.assertIn("call wait() once, for all servers", str(error))
 
     def test_wait_for_nothing(self) -> None:
         """There is nothing to wait for where nothing was launched, or all was stopped before."""
@@ -255,7 +255,7 @@ class ServiceLauncherTests(LauncherTests):
         self.reactor.begin()
         self.send(signal.SIGHUP)
         self.assertEqual(self.log, ["start a", "stop a", "start a"])
-        self.assertIn("reload: workers changes from 0 to 3", self.told)
+        self.assertIn("reload: workers changed from 0 to 3", self.told)
         self.assertEqual(self.launcher.configuration.settings.workers, 3)
 
     def test_end_seen_after_restart(self) -> None:

@@ -20,8 +20,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from novasvc.workers.forkserver_client import Forks, RefusedForkError
-from novasvc.workers.pipe import Channel, Message, adopt
+from novasvc.workers.forkserver_client import ForkError, ForkserverClient
+from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 from tests.support.forks_parts import GRACE, DiesOf, Exits, Hangs, Raises, Sleeper, TellsDescriptors, Witness
 from tests.support.supervision_rig import Host, StandInForkserver, descriptors, logged
 
@@ -42,50 +42,50 @@ async def until(condition: Callable[[], object]) -> None:
         await deferLater(reactor, 0.005)
 
 
-class ForksCase(SynchronousTestCase):
-    """Forks whose forkserver stands in."""
+class ForkserverClientCase(SynchronousTestCase):
+    """ForkserverClient whose forkserver stands in."""
 
     def setUp(self) -> None:
         self.before = descriptors()
         self.host = Host()
         self.patch(os, "kill", self.host.kill)
         self.addCleanup(self.host.tear_down)
-        self.forks = Forks(
+        self.forkserver = ForkserverClient(
             self.host, ["wave", "shelve"], ("path", "/srv/run.py"), {"A": "b"}, retry=float, patience=30.0
         )
         self.ended: list[int | None] = []
 
     def start(self) -> None:
-        self.forks.start()
+        self.forkserver.start()
         self.host.settle()
 
     def fork(self) -> Deferred[int]:
         """Ask for a worker."""
-        channel, record = socket.socket(), self.memory()
-        with channel:
-            fork = self.forks.fork({"number": 1}, [channel.fileno(), record], self.ended.append)
-        os.close(record)
+        pipe, diagnostics = socket.socket(), self.memory()
+        with pipe:
+            fork = self.forkserver.fork({"number": 1}, [pipe.fileno(), diagnostics], self.ended.append)
+        os.close(diagnostics)
         self.host.settle()
         return fork
 
     def memory(self) -> int:
-        record = os.memfd_create("record")
-        os.ftruncate(record, 1 << 20)
-        return record
+        diagnostics = os.memfd_create("record")
+        os.ftruncate(diagnostics, 1 << 20)
+        return diagnostics
 
     @property
     def server(self) -> StandInForkserver:
         return self.host.forkservers[-1]
 
 
-class ForkTests(ForksCase):
+class ForkTests(ForkserverClientCase):
     """What is asked of a forkserver."""
 
     def test_start(self) -> None:
         """It is executed anew, and told what to import, and what this program is."""
-        self.assertIsNone(self.forks.pid)
+        self.assertIsNone(self.forkserver.pid)
         self.start()
-        self.assertEqual((self.forks.pid, self.server.environment), (self.server.pid, {"A": "b"}))
+        self.assertEqual((self.forkserver.pid, self.server.environment), (self.server.pid, {"A": "b"}))
         expected = {"preload": ["wave", "shelve"], "path": sys.path, "argv": sys.argv, "main": ["path", "/srv/run.py"]}
         self.assertEqual(self.server.started, expected)
         self.assertEqual(self.server.arguments[-2], "-c")
@@ -95,18 +95,18 @@ class ForkTests(ForksCase):
         self.start()
         pid = self.successResultOf(self.fork())
         (worker,) = self.host.workers
-        self.assertEqual((pid, worker.order, self.forks.reports(pid)), (worker.pid, {"number": 1}, True))
+        self.assertEqual((pid, worker.parameters, self.forkserver.reports(pid)), (worker.pid, {"number": 1}, True))
         worker.end(9)
         self.server.say({"ended": pid, "status": 9})
         self.host.settle()
-        self.assertEqual((self.ended, self.forks.reports(pid)), ([9], False))
+        self.assertEqual((self.ended, self.forkserver.reports(pid)), ([9], False))
 
     def test_refused(self) -> None:
         """Who asks for a worker is told why there is none."""
         self.start()
-        self.host.answer = lambda worker: worker.refuse("the system forks no process")
-        error = self.failureResultOf(self.fork(), RefusedForkError).value
-        self.assertEqual(str(error), "the system forks no process")
+        self.host.answer = lambda worker: worker.fail_fork("fork failed")
+        error = self.failureResultOf(self.fork(), ForkError).value
+        self.assertEqual(str(error), "fork failed")
 
     def test_in_any_order(self) -> None:
         """Each answer goes to who asked."""
@@ -114,7 +114,7 @@ class ForkTests(ForksCase):
         self.host.answer = lambda _: None
         asked = [self.fork() for _ in range(3)]
         for worker in reversed(self.host.workers):
-            worker.bear()
+            worker.be_forked()
         self.host.settle()
         self.assertEqual([self.successResultOf(fork) for fork in asked], [worker.pid for worker in self.host.workers])
 
@@ -129,13 +129,13 @@ class ForkTests(ForksCase):
         """The copies of descriptors are closed when the answer is here."""
         self.start()
         before = descriptors()
-        self.host.answer = lambda worker: worker.refuse("no")
+        self.host.answer = lambda worker: worker.fail_fork("no")
         for _ in range(5):
-            self.failureResultOf(self.fork(), RefusedForkError)
+            self.failureResultOf(self.fork(), ForkError)
         self.assertEqual(descriptors(), before)
 
 
-class GoneTests(ForksCase):
+class GoneTests(ForkserverClientCase):
     """A forkserver that ends."""
 
     def test_another(self) -> None:
@@ -145,8 +145,8 @@ class GoneTests(ForksCase):
         with logged() as log:
             first.end()
             self.host.settle()
-        self.assertIn("is gone; another is started", log.text)
-        self.assertIsNone(self.forks.pid)
+        self.assertIn("died; starting another", log.text)
+        self.assertIsNone(self.forkserver.pid)
         self.host.pass_time(0)
         self.assertEqual((len(self.host.forkservers), self.server.started), (2, first.started))
         self.successResultOf(self.fork())
@@ -160,8 +160,8 @@ class GoneTests(ForksCase):
         self.server.reaped()
         self.server.control.close()
         self.host.settle()
-        error = self.failureResultOf(asked, RefusedForkError).value
-        self.assertEqual(str(error), f"the forkserver (pid {pid}) is gone")
+        error = self.failureResultOf(asked, ForkError).value
+        self.assertEqual(str(error), f"the forkserver (pid {pid}) died")
 
     def test_in_flight(self) -> None:
         """What was asked of it is refused; what is asked for meanwhile waits for the next."""
@@ -170,12 +170,12 @@ class GoneTests(ForksCase):
         asked = self.fork()
         self.server.end()
         self.host.settle()
-        error = self.failureResultOf(asked, RefusedForkError).value
-        self.assertIn("is gone", str(error))
+        error = self.failureResultOf(asked, ForkError).value
+        self.assertIn("died", str(error))
         again = self.fork()
         self.assertNoResult(again)
         self.host.pass_time(0)
-        self.host.workers[-1].bear()
+        self.host.workers[-1].be_forked()
         self.host.settle()
         self.assertEqual(self.successResultOf(again), self.host.workers[-1].pid)
 
@@ -185,7 +185,7 @@ class GoneTests(ForksCase):
         pid = self.successResultOf(self.fork())
         self.server.end()
         self.host.pass_time(0)
-        self.assertFalse(self.forks.reports(pid))
+        self.assertFalse(self.forkserver.reports(pid))
         self.assertEqual(self.ended, [])
 
     def test_again_and_again(self) -> None:
@@ -215,7 +215,7 @@ class GoneTests(ForksCase):
         with logged() as log:
             self.host.pass_time(1)
         self.assertIn(
-            "no forkserver can be started: [Errno 11] Resource temporarily unavailable; again in 2.0 s", log.text
+            "cannot start a forkserver: [Errno 11] Resource temporarily unavailable; retrying in 2.0 s", log.text
         )
         self.assertEqual(descriptors(), before)
         fork = self.fork()
@@ -233,11 +233,11 @@ class GoneTests(ForksCase):
         with logged() as log:
             self.server.end()
             self.host.settle()
-        self.assertIn("is gone, while it imported wave", str(self.failureResultOf(asked, RefusedForkError).value))
-        self.assertIn("is gone, while it imported wave; another is started", log.text)
+        self.assertIn("died while importing wave", str(self.failureResultOf(asked, ForkError).value))
+        self.assertIn("died while importing wave; starting another", log.text)
 
 
-class StoppedTests(ForksCase):
+class StoppedTests(ForkserverClientCase):
     """A forkserver that does not answer."""
 
     def setUp(self) -> None:
@@ -252,8 +252,8 @@ class StoppedTests(ForksCase):
         self.assertNoResult(asked)
         with logged() as log:
             self.host.pass_time(0.5)
-        self.failureResultOf(asked, RefusedForkError)
-        self.assertIn("has not answered for 30 s; another takes its place", log.text)
+        self.failureResultOf(asked, ForkError)
+        self.assertIn("did not answer for 30 s; replacing it", log.text)
         self.host.pass_time(0)
         self.assertEqual([server.alive for server in self.host.forkservers], [False, True])
 
@@ -265,7 +265,7 @@ class StoppedTests(ForksCase):
         self.host.pass_time(4.5)
         self.assertNoResult(asked)
         self.host.pass_time(0.5)
-        self.failureResultOf(asked, RefusedForkError)
+        self.failureResultOf(asked, ForkError)
 
     def test_more_and_more(self) -> None:
         """What is asked for later gives it no more time."""
@@ -273,8 +273,8 @@ class StoppedTests(ForksCase):
         asked = self.fork()
         for _ in range(6):
             self.host.pass_time(5)
-            self.fork().addErrback(lambda failure: failure.trap(RefusedForkError))
-        self.failureResultOf(asked, RefusedForkError)
+            self.fork().addErrback(lambda failure: failure.trap(ForkError))
+        self.failureResultOf(asked, ForkError)
 
     def test_imports(self) -> None:
         """It has half a minute for each module."""
@@ -286,7 +286,7 @@ class StoppedTests(ForksCase):
             self.host.settle()
         self.host.pass_time(29)
         self.assertNoResult(asked)
-        asked.addErrback(lambda failure: failure.trap(RefusedForkError))
+        asked.addErrback(lambda failure: failure.trap(ForkError))
 
     def test_nothing_asked(self) -> None:
         """Of whom nothing is asked, nothing is expected."""
@@ -295,14 +295,14 @@ class StoppedTests(ForksCase):
         self.assertTrue(self.server.alive)
 
 
-class CloseTests(ForksCase):
+class CloseTests(ForkserverClientCase):
     """The end."""
 
     def test_close(self) -> None:
         """It is let go, and it is over when it has ended; none comes after it."""
         self.start()
         self.successResultOf(self.fork())
-        closed = self.forks.close()
+        closed = self.forkserver.close()
         self.assertNoResult(closed)
         self.host.settle()
         self.successResultOf(closed)
@@ -313,7 +313,7 @@ class CloseTests(ForksCase):
         """One that has no worker is killed: it may be busy importing."""
         self.start()
         self.server.stopped = True
-        closed = self.forks.close()
+        closed = self.forkserver.close()
         self.host.settle()
         self.successResultOf(closed)
 
@@ -322,7 +322,7 @@ class CloseTests(ForksCase):
         self.start()
         self.successResultOf(self.fork())
         self.server.stopped = True
-        closed = self.forks.close()
+        closed = self.forkserver.close()
         self.host.pass_time(1.75)
         self.assertNoResult(closed)
         self.host.pass_time(0.25)
@@ -331,14 +331,14 @@ class CloseTests(ForksCase):
 
     def test_not_begun(self) -> None:
         """One that was never started is closed at once."""
-        self.successResultOf(self.forks.close())
+        self.successResultOf(self.forkserver.close())
 
     def test_between_two(self) -> None:
         """Between two forkservers it is closed at once, and the next one does not come."""
         self.start()
         self.server.end()
         self.host.settle()
-        self.successResultOf(self.forks.close())
+        self.successResultOf(self.forkserver.close())
         self.host.pass_time(10)
         self.assertEqual((len(self.host.forkservers), self.host.calls), (1, []))
 
@@ -347,7 +347,7 @@ class CloseTests(ForksCase):
         self.start()
         self.host.answer = lambda _: None
         self.fork()
-        self.forks.close()
+        self.forkserver.close()
         self.host.tear_down()
         self.host.pass_time(0)
         self.assertEqual(descriptors(), self.before)
@@ -355,39 +355,39 @@ class CloseTests(ForksCase):
     def test_afterwards(self) -> None:
         """Nothing can be asked for afterwards."""
         self.start()
-        self.forks.close()
-        self.failureResultOf(self.fork(), RefusedForkError)
+        self.forkserver.close()
+        self.failureResultOf(self.fork(), ForkError)
 
 
-class ChannelTests(TestCase):
+class PipeTests(TestCase):
     """Two ends of a socket pair, on the real reactor."""
 
     timeout = 30
 
     def setUp(self) -> None:
-        self.heard: list[Message] = []
+        self.heard: list[PipeMessage] = []
         self.lost: Deferred[None] = Deferred()
         ours, self.theirs = socket.socketpair()
         self.addCleanup(self.theirs.close)
-        self.channel = adopt(reactor, ours, Channel(self.heard.append, lambda: self.lost.callback(None)))
+        self.pipe = adopt(reactor, ours, Pipe(self.heard.append, lambda: self.lost.callback(None)))
 
     async def test_both_ways(self) -> None:
         """Messages go both ways, whole, however they are cut."""
-        self.channel.send({"is": "ready", "of": "\N{SNOWMAN}"})
+        self.pipe.send({"is": "ready", "of": "\N{SNOWMAN}"})
         data = json.dumps({"ask": 1}).encode() + b"\n"
         self.theirs.sendall(data[:3])
         self.theirs.sendall(data[3:] + data + data[:5])
         await until(lambda: len(self.heard) == 2)
         self.assertEqual(self.heard, [{"ask": 1}, {"ask": 1}])
         self.assertEqual(json.loads(self.theirs.recv(1000)), {"is": "ready", "of": "\N{SNOWMAN}"})
-        self.channel.close()
+        self.pipe.close()
         await self.lost
 
     async def test_descriptors(self) -> None:
         """Descriptors go with a message."""
         one, two = socket.socketpair()
         with one, two:
-            self.channel.send({"fork": 1}, (one.fileno(), two.fileno()))
+            self.pipe.send({"fork": 1}, (one.fileno(), two.fileno()))
             received: list[int] = []
             data = b""
             while not data.endswith(b"\n"):
@@ -398,15 +398,15 @@ class ChannelTests(TestCase):
         self.assertEqual((json.loads(data), len(received)), ({"fork": 1}, 2))
         for descriptor in received:
             os.close(descriptor)
-        self.channel.close()
+        self.pipe.close()
         await self.lost
 
     async def test_lost(self) -> None:
         """The end of the other side is seen, once; what is said then goes nowhere."""
         self.theirs.close()
         await self.lost
-        self.channel.send({"is": "ready"})
-        self.channel.close()
+        self.pipe.send({"is": "ready"})
+        self.pipe.close()
 
     async def test_last_words(self) -> None:
         """What was said before the end arrives, and nothing that is cut off."""
@@ -417,10 +417,10 @@ class ChannelTests(TestCase):
 
     def test_before_it_is_connected(self) -> None:
         """A channel without a transport says nothing."""
-        channel = Channel(self.heard.append, lambda: None)
-        channel.send({"is": "ready"})
-        channel.close()
-        self.channel.close()
+        pipe = Pipe(self.heard.append, lambda: None)
+        pipe.send({"is": "ready"})
+        pipe.close()
+        self.pipe.close()
         return self.lost
 
     async def test_endless_line(self) -> None:
@@ -445,16 +445,16 @@ class ProcessCase(TestCase):
     timeout = 60
 
     def setUp(self) -> None:
-        self.forks = self.make()
+        self.forkserver = self.make()
 
-    def make(self, *preload: str, environment: Mapping[str, str] = MappingProxyType({})) -> Forks:
-        forks = Forks(reactor, [PARTS, *preload], None, {**os.environ, **environment})
-        forks.start()
-        self.addCleanup(forks.close)
-        return forks
+    def make(self, *preload: str, environment: Mapping[str, str] = MappingProxyType({})) -> ForkserverClient:
+        forkserver = ForkserverClient(reactor, [PARTS, *preload], None, {**os.environ, **environment})
+        forkserver.start()
+        self.addCleanup(forkserver.close)
+        return forkserver
 
     def worker(self, server: Any, number: int = 1) -> Witness:
-        return Witness(self.forks, reactor, server, number)
+        return Witness(self.forkserver, reactor, server, number)
 
 
 class WorkerTests(ProcessCase):
@@ -481,9 +481,9 @@ class WorkerTests(ProcessCase):
         fails = {
             "of ours": (1, "cannot start the manager: it is broken", True),
             "a mistake": (2, "ZeroDivisionError: a mistake", False),
-            "SystemExit(3)": (3, "it ended with SystemExit(3)", False),
-            "SystemExit()": (0, "it ended with SystemExit(None)", False),
-            "SystemExit('text')": (1, "it ended with SystemExit('text')", False),
+            "SystemExit(3)": (3, "it raised SystemExit(3)", False),
+            "SystemExit()": (0, "it raised SystemExit(None)", False),
+            "SystemExit('text')": (1, "it raised SystemExit('text')", False),
         }
         for error, (status, problem, final) in fails.items():
             witness = self.worker(Raises(error))
@@ -497,7 +497,7 @@ class WorkerTests(ProcessCase):
         """A worker that is ready beats, answers, dumps its stacks, has little memory, and ends when it is told to."""
         witness = self.worker(Sleeper())
         process = await witness.ready
-        self.assertLess(process.silent, 5)
+        self.assertLess(process.stalled, 5)
         self.assertEqual(await process.calls(), [])
         self.assertIn("in run", await process.dump())
         memory = process.memory
@@ -525,7 +525,7 @@ class WorkerTests(ProcessCase):
         await deferLater(reactor, 0.2)
         self.assertIsNone(await process.calls())
         self.assertIn("in mainLoop", await process.dump())
-        process.record.forget_stacks()
+        process.diagnostics.clear_stacks()
         seen: list[str] = []
         witness.ended = lambda how: (seen.append(process.stacks), witness.over.callback(str(how)))
         process.signal(signal.SIGABRT)
@@ -549,11 +549,11 @@ class WorkerTests(ProcessCase):
     async def test_abandoned(self) -> None:
         """A worker that nobody waits for any more ends by itself."""
         await self.worker(Exits(0)).over
-        forkserver = psutil.Process(self.forks.pid)
+        forkserver = psutil.Process(self.forkserver.pid)
         witness = self.worker(Sleeper())
         witness.process.signal(signal.SIGTERM)
-        self.assertEqual(await witness.over, "refused: it was to end before")
-        await until(lambda: not self.forks._requests)
+        self.assertEqual(await witness.over, "refused: stopped before it was forked")
+        await until(lambda: not self.forkserver._requests)
         await until(lambda: not forkserver.children())
 
 
@@ -564,18 +564,18 @@ class ForkserverTests(ProcessCase):
         """One that is killed is replaced; its workers live on, and their ends are seen."""
         old = self.worker(Sleeper())
         process = await old.ready
-        first = self.forks.pid
+        first = self.forkserver.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
         in_flight = self.worker(Sleeper())
         os.kill(first, signal.SIGKILL)
-        self.assertEqual(await in_flight.over, f"refused: the forkserver (pid {first}) is gone")
+        self.assertEqual(await in_flight.over, f"refused: the forkserver (pid {first}) died")
         new = self.worker(Sleeper())
         await new.ready
-        self.assertNotIn(self.forks.pid, {first, None})
+        self.assertNotIn(self.forkserver.pid, {first, None})
         self.assertEqual(await process.calls(), [])
         process.signal(signal.SIGTERM)
-        self.assertEqual(await old.over, "ended, how is not known")
+        self.assertEqual(await old.over, "exited with an unknown status")
         new.process.signal(signal.SIGTERM)
         self.assertEqual(await new.over, "exited with status 0")
 
@@ -583,44 +583,44 @@ class ForkserverTests(ProcessCase):
         """One that does not answer is replaced; the end of its worker is seen all the same."""
         old = self.worker(Sleeper())
         process = await old.ready
-        self.forks._patience = 0.5
-        first = self.forks.pid
+        self.forkserver._patience = 0.5
+        first = self.forkserver.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        refused = self.worker(Sleeper())
+        fork_failed = self.worker(Sleeper())
         with logged() as log:
-            self.assertIn("is gone", await refused.over)
-        self.assertIn("has not answered for 0.5 s", log.text)
+            self.assertIn("died", await fork_failed.over)
+        self.assertIn("did not answer for 0.5 s", log.text)
         process.signal(signal.SIGKILL)
-        self.assertEqual(await old.over, "ended, how is not known")
+        self.assertEqual(await old.over, "exited with an unknown status")
         await until(lambda: not alive(first))
 
     async def test_stopped_at_the_end(self) -> None:
         """How a worker of one that is stopped has ended, is seen all the same; and that one is killed at the end."""
         witness = self.worker(Sleeper())
         await witness.ready
-        pid = self.forks.pid
+        pid = self.forkserver.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         witness.process.signal(signal.SIGTERM)
         self.assertEqual(await witness.over, "exited with status 0")
-        await self.forks.close()
+        await self.forkserver.close()
         await until(lambda: not alive(pid))
 
     async def test_full(self) -> None:
         """If the system forks none, that is said, and the forkserver goes on until it can."""
         with NamedTemporaryFile(prefix="novasvc-full-") as full:  # where nobody may look, too
-            self.forks = self.make("tests.support.forks_full", environment={"NOVASVC_TEST_FULL": full.name})
+            self.forkserver = self.make("tests.support.forks_full", environment={"NOVASVC_TEST_FULL": full.name})
             for _ in range(2):
-                said = await self.worker(Sleeper()).over
-                self.assertEqual(said, "refused: the system forks no process: Resource temporarily unavailable")
-            pid = self.forks.pid
+                received = await self.worker(Sleeper()).over
+                self.assertEqual(received, "refused: fork failed: Resource temporarily unavailable")
+            pid = self.forkserver.pid
         self.assertEqual(await self.worker(Exits(0)).over, "exited with status 0")
-        self.assertEqual(self.forks.pid, pid)
+        self.assertEqual(self.forkserver.pid, pid)
 
     async def test_does_not_import(self) -> None:
         """What cannot be imported harms no worker that does not need it."""
-        self.forks = self.make("no.such.module", "this.neither")
+        self.forkserver = self.make("no.such.module", "this.neither")
         self.assertEqual(await self.worker(Exits(0)).over, "exited with status 0")
 
     async def test_let_go(self) -> None:
@@ -629,10 +629,10 @@ class ForkserverTests(ProcessCase):
         await gatherResults([witness.ready for witness in witnesses])
         await deferLater(reactor, 0.1)
         began = reactor.seconds()
-        await self.forks.close()
+        await self.forkserver.close()
         self.assertLess(reactor.seconds() - began, 5)
         for witness in witnesses:
-            self.assertEqual(await witness.over, "ended, how is not known")
+            self.assertEqual(await witness.over, "exited with an unknown status")
             pid = witness.process.pid
             assert pid is not None
             await until(lambda: not alive(pid))  # noqa: B023 - its channel ends a moment before

@@ -10,36 +10,38 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.rpc.admission import NOBODY, READY, UNDER_WAY
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.exit_status import FORCED
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.group import OPERATIONS_PATIENCE, Fleet, Generation
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.group import OPERATIONS_TIMEOUT, WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
-from novasvc.workers.slot import Limits, Slot
-from novasvc.workers.specification import Package
+from novasvc.workers.slot import Slot, WorkerTimeouts
+from novasvc.workers.specification import ServerSpecification
 from tests.support.supervision_rig import Host, StandInWorker, exited
 
-LIMITS = Limits(start=60, drain=40, silence=30)
+TIMEOUTS = WorkerTimeouts(start=60, drain=40, watchdog=30)
 
 
-class FleetCase(SynchronousTestCase):
-    """A fleet of three workers."""
+class GroupCase(SynchronousTestCase):
+    """A group of three workers."""
 
     def setUp(self) -> None:
         self.host = Host()
         self.patch(os, "kill", self.host.kill)
         self.addCleanup(self.host.tear_down)
         self.gave_up: list[tuple[int, str]] = []
-        self.fleet = Fleet(3, self.generation("old"), self.host, self.take_number, self.give_up)
+        self.group = WorkerGroup(3, self.template("old"), self.host, self.take_number, self.give_up)
 
-    def generation(self, server: str, forks: Forks | None = None) -> Generation:
-        if forks is None:
-            forks = Forks(self.host, [], None, {}, retry=float)
-            forks.start()
-            self.addCleanup(forks.close)
+    def template(self, server: str, forkserver: ForkserverClient | None = None) -> WorkerTemplate:
+        if forkserver is None:
+            forkserver = ForkserverClient(self.host, [], None, {}, retry=float)
+            forkserver.start()
+            self.addCleanup(forkserver.close)
         policy = RestartPolicy(5, 60.0, "auto", float)
-        return Generation(Package("api", server, frozenset()), (), forks, policy, LIMITS, {"reactor": "r"})
+        return WorkerTemplate(
+            ServerSpecification("api", server, frozenset()), (), forkserver, policy, TIMEOUTS, {"reactor": "r"}
+        )
 
     def take_number(self) -> int:
-        taken = {slot.number for slot in self.fleet}
+        taken = {slot.number for slot in self.group}
         return min(number for number in range(1, 100) if number not in taken)
 
     def give_up(self, slot: Slot, problem: str) -> bool:
@@ -47,7 +49,7 @@ class FleetCase(SynchronousTestCase):
         return True
 
     def start(self) -> None:
-        self.fleet.start()
+        self.group.start()
         self.host.ready_all()
 
     def run_reload(self, coroutine: Any) -> Deferred[Any]:
@@ -57,7 +59,7 @@ class FleetCase(SynchronousTestCase):
 
     def servers(self) -> list[str]:
         """Return what each worker serves that was not told to end."""
-        return [worker.order["server"] for worker in sorted(self.staying(), key=lambda worker: worker.number)]
+        return [worker.parameters["server"] for worker in sorted(self.staying(), key=lambda worker: worker.number)]
 
     def staying(self) -> list[StandInWorker]:
         return [worker for worker in self.host.living if not worker.signals]
@@ -67,24 +69,24 @@ class FleetCase(SynchronousTestCase):
         return self.host.workers[-1]
 
     def states(self) -> list[tuple[int, str]]:
-        return [(slot.number, slot.state) for slot in self.fleet]
+        return [(slot.number, slot.state) for slot in self.group]
 
 
-class StartTests(FleetCase):
+class StartTests(GroupCase):
     """How the workers come."""
 
     def test_orders(self) -> None:
-        """Each worker is told its number, its name, its server, and what its generation is told."""
-        self.fleet.start()
+        """Each worker is told its number, its name, its server, and what its template is told."""
+        self.group.start()
         self.host.settle()
         self.assertEqual(
-            [worker.order for worker in self.host.workers],
+            [worker.parameters for worker in self.host.workers],
             [{"reactor": "r", "number": number, "name": "api", "server": "old"} for number in (1, 2, 3)],
         )
 
     def test_started(self) -> None:
         """It has started when all workers have been ready, even if one has died since."""
-        started = self.fleet.start()
+        started = self.group.start()
         self.host.settle()
         first, second, third = self.host.workers
         first.be_ready()
@@ -97,7 +99,7 @@ class StartTests(FleetCase):
 
     def test_started_by_a_restart(self) -> None:
         """One that dies on its way up is waited for until its successor is ready."""
-        started = self.fleet.start()
+        started = self.group.start()
         self.host.settle()
         for worker in self.host.living:
             worker.end(exited(1))
@@ -109,21 +111,21 @@ class StartTests(FleetCase):
 
     def test_proven(self) -> None:
         """It is proven as soon as one worker is ready."""
-        self.fleet.start()
+        self.group.start()
         self.host.settle()
-        self.assertFalse(self.fleet.proven)
+        self.assertFalse(self.group.proven)
         self.host.workers[1].be_ready()
-        self.assertTrue(self.fleet.proven)
+        self.assertTrue(self.group.proven)
 
     def test_not_proven(self) -> None:
         """A worker that is ended before it is ready proves nothing."""
-        self.fleet.start()
-        self.fleet.drain()
-        self.assertFalse(self.fleet.proven)
+        self.group.start()
+        self.group.drain()
+        self.assertFalse(self.group.proven)
 
     def test_start_is_cancelled(self) -> None:
         """Who waits no more for the start, changes nothing."""
-        started = self.fleet.start()
+        started = self.group.start()
         started.cancel()
         self.failureResultOf(started, FirstError)
         self.host.ready_all()
@@ -131,7 +133,7 @@ class StartTests(FleetCase):
 
     def test_surely(self) -> None:
         """A sure start is over when all are ready."""
-        started = self.run_reload(self.fleet.start_surely())
+        started = self.run_reload(self.group.start_and_wait())
         for worker in list(self.host.living)[:2]:
             worker.be_ready()
         self.assertNoResult(started)
@@ -140,7 +142,7 @@ class StartTests(FleetCase):
 
     def test_not_surely(self) -> None:
         """A sure start fails with the first worker that dies, whichever that is, and why."""
-        started = self.run_reload(self.fleet.start_surely())
+        started = self.run_reload(self.group.start_and_wait())
         third = self.host.living[2]
         third.say("failed", problem="no such table", final=True)
         third.end(exited(1))
@@ -148,7 +150,7 @@ class StartTests(FleetCase):
         self.assertEqual(error.problem, "the new worker 3 of api did not become ready: no such table")
 
 
-class SiblingTests(FleetCase):
+class SiblingTests(GroupCase):
     """What a worker that drains is told of the others."""
 
     def setUp(self) -> None:
@@ -203,12 +205,12 @@ class SiblingTests(FleetCase):
         self.drain(*self.others)
         self.ask()
         self.tell(self.others[0], {"calls": "of another version"})
-        self.host.pass_time(OPERATIONS_PATIENCE)
+        self.host.pass_time(OPERATIONS_TIMEOUT)
         self.assert_told(NOBODY)
 
     def test_alone(self) -> None:
         """One whose siblings have ended hears that there is nobody."""
-        self.fleet.drain()
+        self.group.drain()
         for worker in self.others:
             worker.end()
         self.ask()
@@ -224,7 +226,7 @@ class SiblingTests(FleetCase):
         self.assertEqual(self.gave_up, [])
 
 
-class NumberTests(FleetCase):
+class NumberTests(GroupCase):
     """Who has which number."""
 
     def test_stable(self) -> None:
@@ -235,7 +237,7 @@ class NumberTests(FleetCase):
         second.end(SIGKILL)
         self.host.ready_all()
         self.assertEqual(self.host.numbers(), [1, 2, 3])
-        self.assertEqual([(slot.number, slot.restarts) for slot in self.fleet], [(1, 0), (2, 1), (3, 0)])
+        self.assertEqual([(slot.number, slot.restarts) for slot in self.group], [(1, 0), (2, 1), (3, 0)])
 
     def test_independent(self) -> None:
         """A worker that dies again and again is no trouble for the others."""
@@ -247,23 +249,23 @@ class NumberTests(FleetCase):
         self.assertEqual([state for number, state in self.states() if number != 1], ["ready", "ready"])
 
 
-class ResizeTests(FleetCase):
+class ResizeTests(GroupCase):
     """More workers, and less."""
 
     def test_more(self) -> None:
         """More workers get the next numbers."""
         self.start()
         self.host.pass_time(5)
-        resized = self.fleet.resize(5)
+        resized = self.group.resize(5)
         self.assertNoResult(resized)
         self.host.ready_all()
         self.successResultOf(resized)
-        self.assertEqual((self.host.numbers(), self.fleet.size), ([1, 2, 3, 4, 5], 5))
+        self.assertEqual((self.host.numbers(), self.group.size), ([1, 2, 3, 4, 5], 5))
 
     def test_less(self) -> None:
         """Those with the highest numbers leave, when they have finished."""
         self.start()
-        self.successResultOf(self.fleet.resize(1))
+        self.successResultOf(self.group.resize(1))
         self.assertEqual(self.states(), [(1, "ready"), (2, "draining"), (3, "draining")])
         self.assertEqual([worker.signals for worker in self.host.workers], [[], [SIGTERM], [SIGTERM]])
         for worker in list(self.host.living)[1:]:
@@ -274,28 +276,28 @@ class ResizeTests(FleetCase):
         """Those that wait for their next start leave at once."""
         self.start()
         self.host.pass_time(5)
-        self.host.answer = lambda worker: worker.refuse("no more processes")
+        self.host.answer = lambda worker: worker.fail_fork("no more processes")
         for worker in list(self.host.living):
             worker.end(SIGKILL)
         self.host.settle()
-        self.fleet.resize(1)
+        self.group.resize(1)
         self.assertEqual(self.states(), [(1, "backing off")])
 
     def test_back_and_forth(self) -> None:
         """While those that leave are there, their numbers are theirs."""
         self.start()
-        self.fleet.resize(1)
-        self.fleet.resize(2)
+        self.group.resize(1)
+        self.group.resize(2)
         self.host.pass_time(5)
         self.assertEqual(self.states(), [(1, "ready"), (2, "draining"), (3, "draining"), (4, "starting")])
 
     def test_throttle(self) -> None:
         """The throttle goes by the new size."""
         self.start()
-        self.fleet.resize(1)
-        self.assertEqual(self.fleet.throttle.workers, 1)
-        self.fleet.resize(20)
-        self.assertEqual(self.fleet.throttle.workers, 20)
+        self.group.resize(1)
+        self.assertEqual(self.group.throttle.workers, 1)
+        self.group.resize(20)
+        self.assertEqual(self.group.throttle.workers, 20)
 
     def test_throttled(self) -> None:
         """Of many workers killed again and again some wait; one a second for each worker comes back, all in the end."""
@@ -315,7 +317,7 @@ class ResizeTests(FleetCase):
         self.assertEqual([state for _, state in self.states()], ["starting"] * 3)
 
 
-class ReplaceTests(FleetCase):
+class ReplaceTests(GroupCase):
     """One after the other."""
 
     def setUp(self) -> None:
@@ -326,7 +328,7 @@ class ReplaceTests(FleetCase):
     def test_one(self) -> None:
         """A worker is told to end when the one that comes for it is ready, and not before."""
         old = self.host.living[1]
-        done = self.run_reload(self.fleet.replace(self.fleet.slots[1]))
+        done = self.run_reload(self.group.replace(self.group.slots[1]))
         self.assertEqual(self.states(), [(1, "ready"), (2, "ready"), (2, "starting"), (3, "ready")])
         self.assertEqual(old.signals, [])
         self.newest().be_ready()
@@ -337,7 +339,7 @@ class ReplaceTests(FleetCase):
 
     def test_one_in_vain(self) -> None:
         """If the one that comes for it is not ready, the worker stays, and the other is not tried again."""
-        done = self.run_reload(self.fleet.replace(self.fleet.slots[1]))
+        done = self.run_reload(self.group.replace(self.group.slots[1]))
         new = self.newest()
         new.say("failed", problem="no such table", final=False)
         new.end(exited(1))
@@ -349,16 +351,16 @@ class ReplaceTests(FleetCase):
 
     def test_one_hangs(self) -> None:
         """One that is not ready in time is ended, and the worker stays."""
-        done = self.run_reload(self.fleet.replace(self.fleet.slots[1]))
+        done = self.run_reload(self.group.replace(self.group.slots[1]))
         self.host.obeys = True
-        self.host.pass_time(LIMITS.start + 1)
+        self.host.pass_time(TIMEOUTS.start + 1)
         error = self.failureResultOf(done, ReloadError).value
-        self.assertIn("did not become ready: it was not ready within worker_start_timeout (60 s)", str(error))
+        self.assertIn("did not become ready: not ready within worker_start_timeout (60 s)", str(error))
         self.assertEqual(self.states(), [(1, "ready"), (2, "ready"), (3, "ready")])
 
     def test_all(self) -> None:
-        """All are replaced, in their order, each when the one before it has been."""
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        """All are replaced, in order, each when the one before it has been."""
+        done = self.run_reload(self.group.replace_all(self.template("new")))
         served = []
         for _ in range(3):
             served.append(self.servers())
@@ -368,44 +370,44 @@ class ReplaceTests(FleetCase):
             served, [["old", "new", "old", "old"], ["new", "old", "new", "old"], ["new", "new", "old", "new"]]
         )
         self.assertEqual(self.servers(), ["new", "new", "new"])
-        self.assertEqual([slot.number for slot in self.fleet.slots], [1, 2, 3])
+        self.assertEqual([slot.number for slot in self.group.slots], [1, 2, 3])
 
     def test_old_ones_are_not_waited_for(self) -> None:
         """The next one is replaced while the one before it still finishes its work."""
-        self.run_reload(self.fleet.replace_all(self.generation("new")))
+        self.run_reload(self.group.replace_all(self.template("new")))
         self.newest().be_ready()
         self.newest().be_ready()
         self.assertEqual(sum(state == "draining" for _, state in self.states()), 2)
 
     def test_endless_wait(self) -> None:
         """A new one that waits for its broker for too long is let go; what it waited for is told."""
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        done = self.run_reload(self.group.replace_all(self.template("new")))
         self.newest().say("waiting", **{"for": "broker"})
-        self.host.pass_time(LIMITS.start / 2)
+        self.host.pass_time(TIMEOUTS.start / 2)
         self.assertNoResult(done)
-        self.host.pass_time(LIMITS.start)
+        self.host.pass_time(TIMEOUTS.start)
         problem = str(self.failureResultOf(done, ReloadError).value)
-        self.assertIn("within worker_start_timeout (60 s): waits for the broker", problem)
+        self.assertIn("within worker_start_timeout (60 s): waiting for the broker", problem)
         self.assertEqual(self.servers(), ["old", "old", "old"])
 
     def test_deadline(self) -> None:
         """Those that are replaced are killed at the deadline."""
         old = self.host.living[0]
-        self.run_reload(self.fleet.replace_all(self.generation("new")))
+        self.run_reload(self.group.replace_all(self.template("new")))
         self.newest().be_ready()
-        self.host.pass_time(LIMITS.drain)
+        self.host.pass_time(TIMEOUTS.drain)
         self.host.pass_time(FORCED)
         self.assertEqual(old.signals, [SIGTERM, SIGKILL])
 
     def test_all_in_vain(self) -> None:
         """If one does not become ready, that one and those after it stay; back is the way it came."""
-        before = self.fleet.generation
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        before = self.group.template
+        done = self.run_reload(self.group.replace_all(self.template("new")))
         self.newest().be_ready()
         self.newest().end(exited(1))
         self.failureResultOf(done, ReloadError)
         self.assertEqual(self.servers(), ["new", "old", "old"])
-        back = self.run_reload(self.fleet.replace_all(before))
+        back = self.run_reload(self.group.replace_all(before))
         self.newest().be_ready()
         self.successResultOf(back)
         self.assertEqual(self.servers(), ["old", "old", "old"])
@@ -413,11 +415,11 @@ class ReplaceTests(FleetCase):
     def test_old_one_dies_meanwhile(self) -> None:
         """A worker that dies while it is to be replaced is started again, and replaced nevertheless."""
         old = self.host.living[0]
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        done = self.run_reload(self.group.replace_all(self.template("new")))
         self.host.pass_time(5)
         old.end(SIGKILL)
         self.host.pass_time(5)
-        self.assertEqual([worker.order["server"] for worker in self.host.each(1)], ["new", "old"])
+        self.assertEqual([worker.parameters["server"] for worker in self.host.each(1)], ["new", "old"])
         for _ in range(3):
             self.host.ready_all()
             self.host.pass_time(5)
@@ -426,13 +428,13 @@ class ReplaceTests(FleetCase):
 
     def test_new_one_dies_later(self) -> None:
         """One that dies when it was ready is replaced by its like."""
-        self.run_reload(self.fleet.replace_all(self.generation("new")))
+        self.run_reload(self.group.replace_all(self.template("new")))
         new = self.newest()
         new.be_ready()
         self.host.pass_time(5)
         new.end(SIGKILL)
         self.host.pass_time(5)
-        self.assertEqual([worker.order["server"] for worker in self.host.each(1) if not worker.signals], ["new"])
+        self.assertEqual([worker.parameters["server"] for worker in self.host.each(1) if not worker.signals], ["new"])
 
     def test_failed_one(self) -> None:
         """A worker that was given up is replaced, too: what it could not run with may be mended."""
@@ -440,23 +442,23 @@ class ReplaceTests(FleetCase):
         first.say("failed", problem="no such manager", final=True)
         first.end(exited(1))
         self.assertEqual(self.states()[0], (1, "failed"))
-        done = self.run_reload(self.fleet.replace(self.fleet.slots[0]))
+        done = self.run_reload(self.group.replace(self.group.slots[0]))
         self.newest().be_ready()
         self.successResultOf(done)
         self.assertEqual(self.states(), [(1, "ready"), (2, "ready"), (3, "ready")])
 
     def test_smaller_meanwhile(self) -> None:
-        """One whose fleet has become smaller meanwhile is not replaced: who came for it leaves, too."""
-        done = self.run_reload(self.fleet.replace(self.fleet.slots[2]))
-        self.fleet.resize(2)
+        """One whose group has become smaller meanwhile is not replaced: who came for it leaves, too."""
+        done = self.run_reload(self.group.replace(self.group.slots[2]))
+        self.group.resize(2)
         self.newest().be_ready()
         self.successResultOf(done)
         self.assertEqual([worker.number for worker in self.staying()], [1, 2])
 
     def test_larger_meanwhile(self) -> None:
         """One that comes in the midst is of the new kind, and not replaced."""
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
-        self.fleet.resize(4)
+        done = self.run_reload(self.group.replace_all(self.template("new")))
+        self.group.resize(4)
         while not done.called:
             self.host.pass_time(1)
             self.host.ready_all()
@@ -466,9 +468,9 @@ class ReplaceTests(FleetCase):
     def test_one_amid_all(self) -> None:
         """A worker that an operator drains just before a reload is replaced by it as well, whoever is first."""
         for first in (0, 1):
-            one = self.run_reload(self.fleet.replace(self.fleet.slots[0]))
+            one = self.run_reload(self.group.replace(self.group.slots[0]))
             name = f"new {first}"
-            done = self.run_reload(self.fleet.replace_all(self.generation(name)))
+            done = self.run_reload(self.group.replace_all(self.template(name)))
             self.host.pass_time(10)
             comers = [worker for worker in self.host.each(1) if not worker.signals][-2:]
             comers[first].be_ready()
@@ -486,18 +488,18 @@ class ReplaceTests(FleetCase):
 
     def test_origin(self) -> None:
         """It is known whose workers come from a forkserver, until they have ended."""
-        old, new = self.fleet.generation.forks, self.generation("new")
-        self.assertEqual((len(self.fleet.made_by(old)), self.fleet.made_by(new.forks)), (3, []))
-        self.run_reload(self.fleet.replace_all(new))
+        old, new = self.group.template.forkserver, self.template("new")
+        self.assertEqual((len(self.group.forked_by(old)), self.group.forked_by(new.forkserver)), (3, []))
+        self.run_reload(self.group.replace_all(new))
         self.newest().be_ready()
-        self.assertEqual(len(self.fleet.made_by(new.forks)), 2)
-        self.assertEqual(len(self.fleet.made_by(old)), 3)
+        self.assertEqual(len(self.group.forked_by(new.forkserver)), 2)
+        self.assertEqual(len(self.group.forked_by(old)), 3)
         self.host.workers[0].end()
-        self.assertEqual(len(self.fleet.made_by(old)), 2)
+        self.assertEqual(len(self.group.forked_by(old)), 2)
 
     def test_cancelled(self) -> None:
         """If nobody wants it any more, the one that comes is ended, and the worker stays."""
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        done = self.run_reload(self.group.replace_all(self.template("new")))
         new = self.newest()
         done.cancel()
         self.failureResultOf(done, CancelledError)
@@ -505,62 +507,62 @@ class ReplaceTests(FleetCase):
         self.assertEqual(self.servers(), ["old"] * 3)
 
 
-class DrainTests(FleetCase):
+class DrainTests(GroupCase):
     """The way down."""
 
     def test_drain(self) -> None:
         """All are told to end, and it is over when the last has."""
         self.start()
-        drained = self.fleet.drain()
+        drained = self.group.drain()
         self.assertEqual([worker.signals for worker in self.host.workers], [[SIGTERM]] * 3)
         for worker in list(self.host.living):
             self.assertNoResult(drained)
             worker.end()
         self.successResultOf(drained)
-        self.assertEqual((list(self.fleet), self.fleet.slots), ([], []))
+        self.assertEqual((list(self.group), self.group.slots), ([], []))
 
     def test_while_it_starts(self) -> None:
         """Those that are not born yet are not waited for."""
         self.host.answer = lambda _: None
-        self.fleet.start()
-        drained = self.fleet.drain()
+        self.group.start()
+        drained = self.group.drain()
         self.host.pass_time(0)
         self.successResultOf(drained)
 
     def test_nobody(self) -> None:
         """Where nobody is, it is over at once."""
-        self.successResultOf(self.fleet.drain())
+        self.successResultOf(self.group.drain())
 
     def test_amid_a_replacement(self) -> None:
         """Those that come to replace others are drained as well, and the replacement fails."""
         self.start()
         self.host.pass_time(60)
-        done = self.run_reload(self.fleet.replace_all(self.generation("new")))
+        done = self.run_reload(self.group.replace_all(self.template("new")))
         self.host.pass_time(5)
-        drained = self.fleet.drain()
+        drained = self.group.drain()
         self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 4)
         for worker in list(self.host.living):
             worker.end()
         self.successResultOf(drained)
         self.failureResultOf(done, ReloadError)
-        self.assertEqual((list(self.fleet), len(self.host.workers)), ([], 4))
+        self.assertEqual((list(self.group), len(self.host.workers)), ([], 4))
 
     def test_hurry(self) -> None:
         """In a hurry all are told to end, also those that came to replace others, and killed."""
         self.start()
         self.host.pass_time(60)
-        self.run_reload(self.fleet.replace(self.fleet.slots[0])).addErrback(lambda failure: failure.trap(ReloadError))
+        self.run_reload(self.group.replace(self.group.slots[0])).addErrback(lambda failure: failure.trap(ReloadError))
         self.host.pass_time(5)
-        self.fleet.hurry()
+        self.group.hurry()
         self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 4)
-        drained = self.fleet.drain()
+        drained = self.group.drain()
         self.host.pass_time(2)
         self.successResultOf(drained)
 
     def test_again(self) -> None:
         """To be told twice is to wait twice."""
         self.start()
-        first, second = self.fleet.drain(), self.fleet.drain()
+        first, second = self.group.drain(), self.group.drain()
         for worker in list(self.host.living):
             worker.end()
         self.successResultOf(first)

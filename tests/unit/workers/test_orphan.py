@@ -9,12 +9,12 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.workers.orphan import at_hangup
+from novasvc.workers.orphan import call_when_orphaned
 
 PATIENCE = 30.0
 
 
-class HangupTests(SynchronousTestCase):
+class CallWhenOrphanedTests(SynchronousTestCase):
     """SIGIO."""
 
     def setUp(self) -> None:
@@ -40,7 +40,7 @@ class HangupTests(SynchronousTestCase):
 
     def test_close(self) -> None:
         """That the other end is closed is seen by who is busy."""
-        at_hangup(self.ours.fileno(), self.see)
+        call_when_orphaned(self.ours.fileno(), self.see)
         self.assertEqual(self.seen, 0)
         threading.Timer(0.05, self.theirs.close).start()
         self.keep_busy_until_seen()
@@ -49,19 +49,19 @@ class HangupTests(SynchronousTestCase):
     def test_closed_before(self) -> None:
         """That it was closed before is seen at once."""
         self.theirs.close()
-        at_hangup(self.ours.fileno(), self.see)
+        call_when_orphaned(self.ours.fileno(), self.see)
         self.assertTrue(self.seen)
 
     def test_data(self) -> None:
         """What comes through is no end, and stays for who reads it."""
-        at_hangup(self.ours.fileno(), self.see)
+        call_when_orphaned(self.ours.fileno(), self.see)
         self.theirs.send(b"hello")
         signal.raise_signal(signal.SIGIO)
         self.assertEqual((self.seen, self.ours.recv(100)), (0, b"hello"))
 
     def test_storm(self) -> None:
         """Signals that come while one is answered break nothing."""
-        at_hangup(self.ours.fileno(), self.see)
+        call_when_orphaned(self.ours.fileno(), self.see)
         over = threading.Event()
 
         def talk() -> None:
@@ -91,5 +91,5 @@ class HangupTests(SynchronousTestCase):
                 self.assertEqual(len(answers), 1)  # one after the other
 
         self.theirs.close()
-        at_hangup(self.ours.fileno(), answer)
+        call_when_orphaned(self.ours.fileno(), answer)
         self.assertEqual(answers, [0, 1])

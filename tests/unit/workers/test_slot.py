@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import Event
 from novasvc.workers.exit_status import ABANDONED, FORCED
-from novasvc.workers.slot import ABORT_PATIENCE, HURRY_PATIENCE, SLOWLY, Limits
+from novasvc.workers.slot import ABORT_TIMEOUT, EXHAUSTED_PAUSE, HURRY_TIMEOUT, WorkerTimeouts
 from tests.support.slot_rig import SlotRig
 
 
@@ -22,33 +22,33 @@ class StartTests(SynchronousTestCase):
         """A start asks for a process; the worker is ready when that says so, not when it exists."""
         self.rig.slot.start()
         self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 1))
-        self.rig.process.be_born()
+        self.rig.process.be_forked()
         self.assertEqual(self.rig.state, "starting")
-        self.rig.process.listener.said({"is": "ready"})
+        self.rig.process.listener.received({"is": "ready"})
         self.assertEqual((self.rig.state, self.rig.slot.restarts, self.rig.slot.trouble), ("ready", 0, None))
 
     def test_named(self) -> None:
         """A worker is named by its number, its process, once that exists, and its server."""
         self.rig.slot.start()
         self.assertEqual(str(self.rig.slot), "worker 1 of agent")
-        self.rig.process.be_born()
+        self.rig.process.be_forked()
         self.assertEqual(str(self.rig.slot), "worker 1 (pid 100) of agent")
 
     def test_ready_twice(self) -> None:
         """To be ready a second time, or to be started when it is, changes nothing."""
         process = self.rig.ready()
-        process.listener.said({"is": "ready"})
+        process.listener.received({"is": "ready"})
         self.rig.slot.start()
         self.assertEqual((self.rig.state, len(self.rig.processes)), ("ready", 1))
 
     def test_deadline(self) -> None:
         """A worker that is not ready in time is aborted, killed two seconds later, and replaced."""
         self.rig.slot.start()
-        self.rig.process.be_born()
+        self.rig.process.be_forked()
         self.rig.clock.advance(60)
         self.assertEqual((self.rig.state, self.rig.process.signals), ("hung", [SIGABRT]))
         self.assertIn("worker_start_timeout (60 s)", str(self.rig.slot.trouble))
-        self.rig.clock.advance(ABORT_PATIENCE)
+        self.rig.clock.advance(ABORT_TIMEOUT)
         self.assertEqual(self.rig.process.signals, [SIGABRT, SIGKILL])
         self.rig.process.die_of(SIGKILL)
         self.assertEqual((self.rig.state, len(self.rig.processes)), ("starting", 2))
@@ -56,7 +56,7 @@ class StartTests(SynchronousTestCase):
 
     def test_no_deadline(self) -> None:
         """Without a limit it may take for ever."""
-        rig = SlotRig(limits=Limits(start=0))
+        rig = SlotRig(timeouts=WorkerTimeouts(start=0))
         rig.slot.start()
         rig.clock.advance(1e6)
         self.assertEqual(rig.state, "starting")
@@ -64,11 +64,11 @@ class StartTests(SynchronousTestCase):
     def test_outage(self) -> None:
         """What waits for the database or the broker has all the time, and its own from when that is over."""
         self.rig.slot.start()
-        self.rig.process.be_born()
-        self.rig.process.listener.said({"is": "waiting", "for": "broker"})
+        self.rig.process.be_forked()
+        self.rig.process.listener.received({"is": "waiting", "for": "broker"})
         self.rig.clock.advance(1000)
-        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("starting", "waits for the broker"))
-        self.rig.process.listener.said({"is": "waiting", "for": None})
+        self.assertEqual((self.rig.state, self.rig.slot.trouble), ("starting", "waiting for the broker"))
+        self.rig.process.listener.received({"is": "waiting", "for": None})
         self.assertIsNone(self.rig.slot.trouble)
         self.rig.clock.advance(59)
         self.assertEqual(self.rig.state, "starting")
@@ -78,9 +78,9 @@ class StartTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """A fork that the system refuses is tried again, and its reason is known meanwhile."""
         self.rig.slot.start()
-        self.rig.process.listener.refused("no more processes")
+        self.rig.process.listener.fork_failed("no more processes")
         self.assertEqual(len(self.rig.processes), 2)
-        self.rig.process.listener.refused("no more processes")
+        self.rig.process.listener.fork_failed("no more processes")
         self.assertEqual(self.rig.state, "backing off")
         self.assertIn("no more processes", str(self.rig.slot.trouble))
         self.rig.clock.advance(1)
@@ -108,7 +108,7 @@ class StartTests(SynchronousTestCase):
         self.assertEqual((rig.state, len(rig.processes)), ("starting", 3))
 
 
-class DeathTests(SynchronousTestCase):
+class ExitTests(SynchronousTestCase):
     """What follows an end that nobody asked for."""
 
     def setUp(self) -> None:
@@ -133,10 +133,8 @@ class DeathTests(SynchronousTestCase):
         self.rig.slot.start()
         with capturedLogs() as events:
             self.rig.process.fail("no hypervisor", final=False)
-        (told,) = [formatEvent(event) for event in events if "started" in formatEvent(event)]
-        self.assertEqual(
-            told, "worker 1 (pid 100) of agent exited with status 1: no hypervisor; it is started again at once"
-        )
+        (told,) = [formatEvent(event) for event in events if "restarting" in formatEvent(event)]
+        self.assertEqual(told, "worker 1 (pid 100) of agent exited with status 1: no hypervisor; restarting it now")
 
     def test_backs_off(self) -> None:
         """One that dies young again and again waits longer each time."""
@@ -158,7 +156,7 @@ class DeathTests(SynchronousTestCase):
             self.rig.process.fail("no", final=False)
             self.rig.clock.advance(2)
         self.assertEqual((self.rig.questions, self.rig.state), ([""], "backing off"))
-        self.rig.clock.advance(SLOWLY - 3)
+        self.rig.clock.advance(EXHAUSTED_PAUSE - 3)
         self.assertEqual(self.rig.state, "backing off")
         self.rig.clock.advance(3)
         self.assertEqual(self.rig.state, "starting")
@@ -187,7 +185,7 @@ class DeathTests(SynchronousTestCase):
         """What was wrong with one process is not held against the next."""
         self.rig.slot.start()
         self.rig.process.fail("no such manager", final=True)
-        self.rig.clock.advance(SLOWLY)
+        self.rig.clock.advance(EXHAUSTED_PAUSE)
         self.rig.process.be_ready()
         self.rig.clock.advance(5)
         self.rig.process.die_of(SIGKILL)
@@ -213,7 +211,7 @@ class DeathTests(SynchronousTestCase):
             self.rig.process.die_of(SIGKILL)
         told = "\n".join(formatEvent(event) for event in events)
         self.assertNotIn("stacks", told)
-        self.assertIn("was killed by SIGKILL; its last events:\n1970-01-01T00:00:00.000Z call greet began", told)
+        self.assertIn("was killed by SIGKILL; last events:\n1970-01-01T00:00:00.000Z call greet began", told)
 
     def test_kill_by_ourselves_is_no_crash(self) -> None:
         """Of one that we killed, as it did not end in time, there is nothing to tell."""
@@ -233,38 +231,38 @@ class WatchdogTests(SynchronousTestCase):
 
     def test_alive(self) -> None:
         """One that gives signs of life within the bound is left alone."""
-        self.process.silent = 9.9
+        self.process.stalled = 9.9
         self.rig.slot.check()
         self.assertEqual((self.rig.state, self.process.signals), ("ready", []))
 
     def test_hung(self) -> None:
         """One that gives none is aborted, killed if it does not die of that, and replaced."""
-        self.process.silent = 11.0
+        self.process.stalled = 11.0
         self.rig.slot.check()
         self.assertEqual((self.rig.state, self.process.signals), ("hung", [SIGABRT]))
         self.rig.slot.check()
-        self.rig.clock.advance(ABORT_PATIENCE)
+        self.rig.clock.advance(ABORT_TIMEOUT)
         self.assertEqual(self.process.signals, [SIGABRT, SIGKILL])
         self.process.die_of(SIGKILL)
         self.assertEqual(self.rig.state, "starting")
 
     def test_never(self) -> None:
         """With worker_watchdog at 0 nobody hangs."""
-        rig = SlotRig(limits=Limits(silence=0))
-        rig.ready().silent = 1e6
+        rig = SlotRig(timeouts=WorkerTimeouts(watchdog=0))
+        rig.ready().stalled = 1e6
         rig.slot.check()
         self.assertEqual(rig.state, "ready")
 
     def test_ready_too_late(self) -> None:
         """That it is ready after all does not save one that is being ended."""
-        self.process.silent = 11.0
+        self.process.stalled = 11.0
         self.rig.slot.check()
-        self.process.listener.said({"is": "ready"})
+        self.process.listener.received({"is": "ready"})
         self.assertEqual(self.rig.state, "hung")
 
     def test_drained(self) -> None:
         """One that hangs and is to leave is killed at once, and not replaced."""
-        self.process.silent = 11.0
+        self.process.stalled = 11.0
         self.rig.slot.check()
         ended = self.rig.slot.drain()
         self.assertEqual(self.process.signals, [SIGABRT, SIGKILL])
@@ -299,7 +297,7 @@ class DrainTests(SynchronousTestCase):
         """How much is under way is known meanwhile."""
         process = self.rig.ready()
         self.rig.slot.drain()
-        process.listener.said({"is": "draining", "calls": 3})
+        process.listener.received({"is": "draining", "calls": 3})
         self.assertEqual(self.rig.slot.trouble, "3 calls under way")
 
     def test_deadline(self) -> None:
@@ -315,7 +313,7 @@ class DrainTests(SynchronousTestCase):
 
     def test_no_deadline(self) -> None:
         """Without a limit it is waited for as long as it takes."""
-        rig = SlotRig(limits=Limits(drain=0))
+        rig = SlotRig(timeouts=WorkerTimeouts(drain=0))
         process = rig.ready()
         rig.slot.drain()
         rig.clock.advance(1e6)
@@ -333,10 +331,10 @@ class DrainTests(SynchronousTestCase):
     def test_starting_for_long(self) -> None:
         """One that starts has nothing to finish: it is told to end at once."""
         self.rig.slot.start()
-        self.rig.process.be_born()
+        self.rig.process.be_forked()
         self.rig.slot.drain()
         self.assertTrue(self.rig.process.hurried)
-        self.rig.clock.advance(HURRY_PATIENCE)
+        self.rig.clock.advance(HURRY_TIMEOUT)
         self.assertEqual(self.rig.process.signals, [SIGTERM, SIGKILL])
 
     def test_cut_short(self) -> None:
@@ -383,13 +381,13 @@ class DrainTests(SynchronousTestCase):
         """One that is to end at once is told so, and killed two seconds later."""
         process = self.rig.ready()
         self.rig.slot.hurry()
-        self.assertEqual((process.signals, process.hurried), ([SIGTERM], HURRY_PATIENCE / 2))
-        self.rig.clock.advance(HURRY_PATIENCE)
+        self.assertEqual((process.signals, process.hurried), ([SIGTERM], HURRY_TIMEOUT / 2))
+        self.rig.clock.advance(HURRY_TIMEOUT)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_hurry_while_draining(self) -> None:
         """The time to end at once counts from then, but does not put off the end."""
-        for drained, left in ((10.0, HURRY_PATIENCE), (30 - 1, 1.0)):
+        for drained, left in ((10.0, HURRY_TIMEOUT), (30 - 1, 1.0)):
             rig = SlotRig()
             process = rig.ready()
             rig.slot.drain()
@@ -405,16 +403,16 @@ class DrainTests(SynchronousTestCase):
         process = self.rig.ready()
         for _ in range(4):
             self.rig.slot.hurry()
-            self.rig.clock.advance(HURRY_PATIENCE / 4)
+            self.rig.clock.advance(HURRY_TIMEOUT / 4)
         self.assertEqual(process.signals[-1], SIGKILL)
 
     def test_hurry_without_a_deadline(self) -> None:
         """One that may take for ever may not in a hurry."""
-        rig = SlotRig(limits=Limits(drain=0))
+        rig = SlotRig(timeouts=WorkerTimeouts(drain=0))
         process = rig.ready()
         rig.slot.drain()
         rig.slot.hurry()
-        rig.clock.advance(HURRY_PATIENCE)
+        rig.clock.advance(HURRY_TIMEOUT)
         self.assertEqual(process.signals, [SIGTERM, SIGKILL])
 
     def test_hurry_without_a_process(self) -> None:
@@ -424,15 +422,15 @@ class DrainTests(SynchronousTestCase):
 
     def test_silence(self) -> None:
         """One that hangs while it drains is aborted, and killed if it does not die of that, whatever its deadline."""
-        rig = SlotRig(limits=Limits(drain=0, silence=10.0))
+        rig = SlotRig(timeouts=WorkerTimeouts(drain=0, watchdog=10.0))
         process = rig.ready()
         rig.slot.drain()
-        process.silent = 11.0
+        process.stalled = 11.0
         rig.slot.check()
         self.assertEqual((rig.state, process.signals), ("draining", [SIGTERM, SIGABRT]))
-        rig.clock.advance(ABORT_PATIENCE / 2)
+        rig.clock.advance(ABORT_TIMEOUT / 2)
         rig.slot.check()
-        rig.clock.advance(ABORT_PATIENCE / 2)
+        rig.clock.advance(ABORT_TIMEOUT / 2)
         self.assertEqual(process.signals, [SIGTERM, SIGABRT, SIGKILL])
 
 
@@ -443,7 +441,7 @@ class LeavingTests(SynchronousTestCase):
         self.rig = SlotRig()
         self.process = self.rig.ready()
         self.rig.clock.advance(5)
-        self.process.listener.said({"is": "draining", "calls": 1})
+        self.process.listener.received({"is": "draining", "calls": 1})
 
     def test_replaced(self) -> None:
         """It is shown as draining, and replaced when it has ended."""
@@ -453,7 +451,7 @@ class LeavingTests(SynchronousTestCase):
 
     def test_progress(self) -> None:
         """It tells again how much is left."""
-        self.process.listener.said({"is": "draining", "calls": 0})
+        self.process.listener.received({"is": "draining", "calls": 0})
         self.assertEqual((self.rig.state, self.rig.slot.trouble), ("draining", None))
 
     def test_deadline(self) -> None:
@@ -463,7 +461,7 @@ class LeavingTests(SynchronousTestCase):
 
     def test_hangs(self) -> None:
         """If it hangs it is aborted."""
-        self.process.silent = 11.0
+        self.process.stalled = 11.0
         self.rig.slot.check()
         self.rig.slot.check()
         self.assertEqual(self.process.signals, [SIGABRT])
@@ -526,13 +524,13 @@ class WaiterTests(SynchronousTestCase):
         self.assertEqual(self.rig.state, "ready")
 
     def test_gives_up_one_that_died(self) -> None:
-        """Who sees it die may give its place up: then it is not started again, and nobody is asked about that."""
+        """Who sees it die may give its place up: then it is not restarted, and give_up is not called."""
         for deaths in (1, 2, 3):
             rig = SlotRig()
             rig.slot.start()
             for _ in range(deaths - 1):
                 rig.process.exit(1)
-                rig.clock.advance(SLOWLY)
+                rig.clock.advance(EXHAUSTED_PAUSE)
             gone = rig.slot.reaches("backing off").addCallback(lambda _, rig=rig: rig.slot.drain())
             with capturedLogs() as events:
                 rig.process.exit(1)
@@ -540,5 +538,5 @@ class WaiterTests(SynchronousTestCase):
             self.assertEqual((rig.state, len(rig.processes), rig.questions, rig.clock.calls), ("ended", deaths, [], []))
             self.assertEqual(
                 [formatEvent(event) for event in events],
-                ["worker 1 of agent exited with status 1; it is not started again"],
+                ["worker 1 of agent exited with status 1; giving up"],
             )

@@ -1,4 +1,4 @@
-"""Tests for novasvc.workers.slot: its whole table, and whatever happens in whatever order."""
+"""Tests for novasvc.workers.slot: its whole table, and whatever happens in whatever parameters."""
 
 from collections.abc import Callable
 from signal import SIGABRT, SIGKILL, SIGSEGV, SIGTERM
@@ -21,7 +21,7 @@ def be_ready(rig: SlotRig) -> None:
 
 
 def hang(rig: SlotRig) -> None:
-    rig.ready().silent = 11.0
+    rig.ready().stalled = 11.0
     rig.slot.check()
 
 
@@ -43,7 +43,7 @@ def drain(rig: SlotRig) -> None:
 
 
 def leave(rig: SlotRig) -> None:
-    rig.ready().listener.said({"is": "draining", "calls": 1})
+    rig.ready().listener.received({"is": "draining", "calls": 1})
 
 
 WAYS: dict[str, Callable[[SlotRig], object]] = {
@@ -61,9 +61,9 @@ INPUTS: dict[str, tuple[Any, ...]] = {
     "start": (),
     "ready": (),
     "ended": (ENDED,),
-    "silent": (31.0,),
+    "stalled": (31.0,),
     "elapsed": (),
-    "plan": (),
+    "plan_restart": (),
     "give_up": (),
     "drain": (),
     "leave": (),
@@ -75,7 +75,7 @@ TABLE = {
         "start": "starting",
         "ready": "ready",
         "ended": "starting",  # again, at once
-        "silent": "hung",
+        "stalled": "hung",
         "elapsed": "hung",
         "drain": "draining",
         "leave": "starting",
@@ -85,7 +85,7 @@ TABLE = {
         "start": "ready",
         "ready": "ready",
         "ended": "starting",
-        "silent": "hung",
+        "stalled": "hung",
         "elapsed": "ready",
         "drain": "draining",
         "leave": "leaving",
@@ -95,7 +95,7 @@ TABLE = {
         "start": "draining",
         "ready": "draining",
         "ended": "ended",
-        "silent": "draining",
+        "stalled": "draining",
         "elapsed": "draining",
         "drain": "draining",
         "leave": "draining",
@@ -105,7 +105,7 @@ TABLE = {
         "start": "leaving",
         "ready": "leaving",
         "ended": "starting",
-        "silent": "leaving",
+        "stalled": "leaving",
         "elapsed": "leaving",
         "drain": "draining",
         "leave": "leaving",
@@ -115,7 +115,7 @@ TABLE = {
         "start": "hung",
         "ready": "hung",
         "ended": "starting",
-        "silent": "hung",
+        "stalled": "hung",
         "elapsed": "hung",
         "drain": "draining",
         "leave": "hung",
@@ -124,14 +124,14 @@ TABLE = {
     "backing off": {
         "start": "starting",
         "elapsed": "backing off",
-        "plan": "backing off",
+        "plan_restart": "backing off",
         "give_up": "failed",
         "drain": "ended",
         "leave": "backing off",
         "hurry": "backing off",
     },
     "failed": {"start": "starting", "elapsed": "failed", "drain": "ended", "leave": "failed", "hurry": "failed"},
-    "ended": {"elapsed": "ended", "plan": "ended", "drain": "ended", "leave": "ended", "hurry": "ended"},
+    "ended": {"elapsed": "ended", "plan_restart": "ended", "drain": "ended", "leave": "ended", "hurry": "ended"},
 }
 """What is not here cannot happen: the end or a word of no process, the start of what was given up."""
 
@@ -183,13 +183,13 @@ class SlotStories(RuleBasedStateMachine):
 
     @precondition(has_process)
     @rule()
-    def bear(self) -> None:
-        self.rig.process.be_born()
+    def be_forked(self) -> None:
+        self.rig.process.be_forked()
 
     @precondition(has_process)
     @rule()
-    def refuse(self) -> None:
-        self.rig.process.listener.refused("the system forks no process")
+    def fail_fork(self) -> None:
+        self.rig.process.listener.fork_failed("fork failed")
 
     @rule()
     def run_short(self) -> None:
@@ -203,12 +203,12 @@ class SlotStories(RuleBasedStateMachine):
     @precondition(has_process)
     @rule(leg=st.sampled_from(["broker", "database", None]))
     def wait(self, leg: str | None) -> None:
-        self.rig.process.listener.said({"is": "waiting", "for": leg})
+        self.rig.process.listener.received({"is": "waiting", "for": leg})
 
     @precondition(has_process)
     @rule(calls=st.integers(0, 2))
     def leave(self, calls: int) -> None:
-        self.rig.process.listener.said({"is": "draining", "calls": calls})
+        self.rig.process.listener.received({"is": "draining", "calls": calls})
 
     @precondition(has_process)
     @rule(final=st.booleans(), gives_up=st.booleans())
@@ -224,7 +224,7 @@ class SlotStories(RuleBasedStateMachine):
     @precondition(has_process)
     @rule(seconds=st.sampled_from([0.0, 31.0]))
     def check(self, seconds: float) -> None:
-        self.rig.process.silent = seconds
+        self.rig.process.stalled = seconds
         self.slot.check()
 
     @rule(drains=st.booleans(), state=st.sampled_from(["ready", "backing off", "hung", "starting", "failed"]))

@@ -13,9 +13,11 @@ from typing import Any
 import attrs
 from twisted.application.service import IService, MultiService, Service
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
+from novasvc.interfaces import IPreloading
 from novasvc.workers.errors import NotPreforkableError
-from novasvc.workers.specification import Package, name_of, pack
+from novasvc.workers.specification import ServerSpecification, make_specification, server_name
 
 
 class Sleeper(Service):
@@ -27,6 +29,7 @@ class Sleeper(Service):
         self.options = options
 
 
+@implementer(IPreloading)
 @attrs.define
 class Maker:
     """Makes a service in the worker."""
@@ -42,21 +45,21 @@ def make_sleeper(reactor: Any) -> Service:
     return Sleeper()
 
 
-def unpacked(package: Package) -> Any:
-    return pickle.loads(base64.b64decode(package.server))  # noqa: S301 - our own
+def unpacked(specification: ServerSpecification) -> Any:
+    return pickle.loads(base64.b64decode(specification.server))  # noqa: S301 - our own
 
 
-class PackTests(SynchronousTestCase):
+class MakeSpecificationTests(SynchronousTestCase):
     """What pickle can carry."""
 
     def problem(self, server: Any) -> str:
-        return str(self.assertRaises(NotPreforkableError, pack, server))
+        return str(self.assertRaises(NotPreforkableError, make_specification, server))
 
     def test_service(self) -> None:
         """A service arrives as it was."""
-        package = pack(Sleeper(path=Path("/x")))
-        self.assertEqual(package.name, "sleeper")
-        arrived = unpacked(package)
+        specification = make_specification(Sleeper(path=Path("/x")))
+        self.assertEqual(specification.name, "sleeper")
+        arrived = unpacked(specification)
         self.assertTrue(IService.providedBy(arrived))
         self.assertEqual((arrived.name, arrived.options), ("sleeper", {"path": Path("/x")}))
 
@@ -65,45 +68,45 @@ class PackTests(SynchronousTestCase):
         tree = MultiService()
         tree.setName("tree")
         Sleeper().setServiceParent(tree)
-        arrived = unpacked(pack(tree))
+        arrived = unpacked(make_specification(tree))
         self.assertEqual([each.name for each in arrived], ["sleeper"])
 
     def test_function(self) -> None:
         """A function of a module arrives by its name."""
-        package = pack(make_sleeper)
-        self.assertEqual((package.name, package.modules), ("make_sleeper", {__name__}))
-        self.assertIs(unpacked(package), make_sleeper)
+        specification = make_specification(make_sleeper)
+        self.assertEqual((specification.name, specification.modules), ("make_sleeper", {__name__}))
+        self.assertIs(unpacked(specification), make_sleeper)
 
     def test_callable(self) -> None:
         """An object that makes the service arrives with what it knows."""
-        package = pack(Maker(2.5))
-        self.assertEqual((package.name, unpacked(package)), ("Maker", Maker(2.5)))
+        specification = make_specification(Maker(2.5))
+        self.assertEqual((specification.name, unpacked(specification)), ("Maker", Maker(2.5)))
 
     def test_partial(self) -> None:
         """A function with some of its arguments arrives with them."""
-        arrived = unpacked(pack(partial(Sleeper, "other")))
+        arrived = unpacked(make_specification(partial(Sleeper, "other")))
         self.assertEqual(arrived.args, ("other",))
 
     def test_modules(self) -> None:
         """It is known which modules it is made of, however deep they are in it."""
-        modules = pack(Sleeper(inner=[{"deep": Maker(1.0)}, SynchronousTestCase])).modules
+        modules = make_specification(Sleeper(inner=[{"deep": Maker(1.0)}, SynchronousTestCase])).modules
         self.assertTrue({__name__, "twisted.trial._synctest"} <= modules, modules)
 
     def test_preload(self) -> None:
         """It may name modules that only its workers import."""
-        self.assertIn("wave", pack(Maker(1.0, preload=("wave",))).modules)
+        self.assertIn("wave", make_specification(Maker(1.0, preload=("wave",))).modules)
 
     def test_changes_nothing(self) -> None:
         """The server itself is none the worse for it."""
         server = Sleeper(seconds=1)
-        pack(server)
+        make_specification(server)
         self.assertEqual((server.name, server.options, server.running), ("sleeper", {"seconds": 1}, 0))
 
     def test_no_service(self) -> None:
         """What is no service and makes none is refused."""
         self.assertEqual(
             self.problem(7),
-            "int cannot run in a worker: int provides no IService, and makes none; "
+            "int cannot run in a worker: int is neither an IService nor a function that makes one; "
             "give a service, or a function that takes the reactor and returns one",
         )
 
@@ -123,7 +126,7 @@ class PackTests(SynchronousTestCase):
             problem = self.problem(server)
             self.assertIn(f"{name} cannot run in a worker: it cannot be pickled: ", problem)
             self.assertIn(reason, problem)
-            self.assertIn("give a function of a module that takes the reactor and makes it", problem)
+            self.assertIn("give a module-level function that takes the reactor and returns a service", problem)
 
     def test_raises_when_pickled(self) -> None:
         """Whatever its own reduction raises, is told as the reason."""
@@ -157,27 +160,27 @@ class MainTests(SynchronousTestCase):
 
     def test_script(self) -> None:
         """A server of a script needs the script to be run again, and that is all that is told of it."""
-        package = pack(self.server(self.main("/srv/run.py")))
-        self.assertEqual((package.main, package.modules), (("path", "/srv/run.py"), {"__main__"}))
+        specification = make_specification(self.server(self.main("/srv/run.py")))
+        self.assertEqual((specification.main, specification.modules), (("path", "/srv/run.py"), {"__main__"}))
 
     def test_module(self) -> None:
         """So does one of a module that was run by ``python -m``."""
         main = self.main("/srv/program/__main__.py")
         main.__spec__ = ModuleSpec("program.__main__", None)
-        self.assertEqual(pack(self.server(main)).main, ("module", "program.__main__"))
+        self.assertEqual(make_specification(self.server(main)).main, ("module", "program.__main__"))
 
     def test_elsewhere(self) -> None:
         """A server of another module does not."""
         self.main("/srv/run.py")
-        self.assertIsNone(pack(make_sleeper).main)
+        self.assertIsNone(make_specification(make_sleeper).main)
 
     def test_interactive(self) -> None:
         """A server that was typed in cannot be had in another process."""
-        error = self.assertRaises(NotPreforkableError, pack, self.server(self.main(None)))
+        error = self.assertRaises(NotPreforkableError, make_specification, self.server(self.main(None)))
         self.assertEqual(
             str(error),
-            "mine cannot run in a worker: it is made of what an interactive program defines; "
-            "define it in a module that can be imported",
+            "mine cannot run in a worker: it uses classes or functions defined in an interactive session; "
+            "define it in an importable module",
         )
 
 
@@ -197,4 +200,4 @@ class NameTests(SynchronousTestCase):
             (Maker(1.0), "Maker"),
             (Sleeper(None), "Sleeper"),
         ):
-            self.assertEqual(name_of(server), name)
+            self.assertEqual(server_name(server), name)

@@ -13,9 +13,9 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import ListenError
 from novasvc.interfaces import ISupervisor
+from novasvc.workers.diagnostics import DUMP
 from novasvc.workers.errors import DrainError, NoSuchWorkerError, ResizeError
-from novasvc.workers.last_record import DUMP
-from novasvc.workers.supervisor import MOST_WORKERS, ServerWrapper, Supervisor, open_sockets, see_number
+from novasvc.workers.supervisor import MAX_WORKERS, ServerWrapper, Supervisor, check_workers, open_sockets
 from tests.support.supervision_rig import StandInWorker, descriptors, exited, logged
 from tests.support.supervisor_rig import Listening, Server, SupervisorCase
 
@@ -33,7 +33,7 @@ class StartTests(SupervisorCase):
         """Each server has its number of workers, which have numbers of their own."""
         started = self.start((Server("api"), 2), (Server("agent"), 3))
         self.assertEqual(
-            [(worker.order["name"], worker.number) for worker in self.host.workers],
+            [(worker.parameters["name"], worker.number) for worker in self.host.workers],
             [("api", 1), ("api", 2), ("agent", 3), ("agent", 4), ("agent", 5)],
         )
         self.assertNoResult(started)
@@ -45,8 +45,8 @@ class StartTests(SupervisorCase):
         """A worker is told where it logs to, and which reactor it has."""
         self.start((Server("api"), 1))
         (worker,) = self.host.workers
-        self.assertEqual(worker.order["log"], {"file": "", "json": True, "level": "warn"})
-        self.assertEqual(worker.order["reactor"], "twisted.internet.default")
+        self.assertEqual(worker.parameters["log"], {"file": "", "json": True, "level": "warn"})
+        self.assertEqual(worker.parameters["reactor"], "twisted.internet.default")
 
     def test_forkserver(self) -> None:
         """There is one forkserver for all, which imports what the servers are made of, and nothing of systemd's."""
@@ -135,7 +135,7 @@ class RowTests(SupervisorCase):
 
     def test_without_a_process(self) -> None:
         """A place without a process is a row, too, with its trouble."""
-        self.host.answer = lambda worker: worker.refuse("no more processes")
+        self.host.answer = lambda worker: worker.fail_fork("no more processes")
         self.start((Server("api"), 1))
         self.assertEqual(
             self.rows("number", "pid", "state", "restarts", "trouble"),
@@ -162,26 +162,26 @@ class ResizeTests(SupervisorCase):
         """One of several servers is named."""
         self.run_all((Server("api"), 2), (Server("agent"), 2))
         self.supervisor.resize(1, "agent")
-        self.assertEqual([worker.order["name"] for worker in self.host.living if worker.signals], ["agent"])
+        self.assertEqual([worker.parameters["name"] for worker in self.host.living if worker.signals], ["agent"])
 
     def test_refused(self) -> None:
         """Numbers, and names, that cannot be had are refused, and the right ones named."""
         self.run_all((Server("api"), 2), (Server("agent"), 2))
         for count, server, error, text in (
-            (2, None, ResizeError, "cannot run 2 workers: say which server is meant; there are: api, agent"),
+            (2, None, ResizeError, "cannot run 2 workers: name the server; there are: api, agent"),
             (2, "web", NoSuchWorkerError, "there is no server 'web'; there are: api, agent"),
-            (0, "api", ResizeError, f"cannot run 0 workers: give a number from 1 to {MOST_WORKERS}"),
-            (MOST_WORKERS + 1, "api", ResizeError, "give a number from 1"),
+            (0, "api", ResizeError, f"cannot run 0 workers: give a number from 1 to {MAX_WORKERS}"),
+            (MAX_WORKERS + 1, "api", ResizeError, "give a number from 1"),
         ):
             self.assertIn(text, str(self.assertRaises(error, self.supervisor.resize, count, server)))
         self.assertEqual(len(self.staying()), 4)
 
     def test_numbers(self) -> None:
         """A number of workers is a whole one within bounds."""
-        see_number(1)
-        see_number(MOST_WORKERS)
-        for wrong in (0, -1, MOST_WORKERS + 1, 1.0, True, "2", None):
-            self.assertRaises(ResizeError, see_number, wrong)
+        check_workers(1)
+        check_workers(MAX_WORKERS)
+        for wrong in (0, -1, MAX_WORKERS + 1, 1.0, True, "2", None):
+            self.assertRaises(ResizeError, check_workers, wrong)
 
     def test_by_signal(self) -> None:
         """All servers get a worker more or less; each keeps one."""
@@ -194,14 +194,14 @@ class ResizeTests(SupervisorCase):
         with logged() as log:
             self.supervisor.resize_all(-1)
         self.assertEqual((len(self.staying("api")), len(self.staying("agent"))), (1, 1))
-        self.assertIn("api keeps its 1 worker", log.text)
+        self.assertIn("api keeps 1 worker", log.text)
 
     def test_while_it_ends(self) -> None:
         """While it ends, there are no more workers, and who signals for that breaks nothing."""
         self.run_all((Server("api"), 1))
         self.supervisor.drain_all()
         error = self.assertRaises(ResizeError, self.supervisor.resize, 2, None)
-        self.assertIn("the supervisor ends", str(error))
+        self.assertIn("the supervisor is shutting down", str(error))
         self.supervisor.resize_all(+1)
         self.assertEqual(len(self.host.workers), 1)
 
@@ -232,7 +232,7 @@ class AutoTests(GiveUpCase):
         (error,) = self.owner.errors
         self.assertEqual(
             str(error),
-            "the workers of api cannot run: api_manager: no such module; mend that, and start again",
+            "the workers of api cannot run: api_manager: no such module; fix that and start again",
         )
         self.assertEqual(self.rows("state"), [("failed",)])
 
@@ -251,7 +251,7 @@ class AutoTests(GiveUpCase):
         self.start((Server("api"), 1))
         self.die(5)
         (error,) = self.owner.errors
-        self.assertIn("worker 1 died 5 times within 60 s, at last: it exited with status 1", str(error))
+        self.assertIn("worker 1 exited 5 times within 60 s, at last: it exited with status 1", str(error))
         self.assertEqual(self.rows("state"), [("failed",)])
 
     def test_later(self) -> None:
@@ -282,7 +282,7 @@ class ExitTests(GiveUpCase):
         """At first, a budget that is used up ends all."""
         self.start((Server("api"), 1))
         self.die(2)
-        self.assertIn("worker 1 died 2 times within 30 s", str(self.owner.errors[0]))
+        self.assertIn("worker 1 exited 2 times within 30 s", str(self.owner.errors[0]))
 
     def test_later(self) -> None:
         """Later, too, a budget that is used up ends all."""
@@ -325,8 +325,8 @@ class WatchTests(SupervisorCase):
         """Each worker is looked at."""
         self.run_all((Server("api"), 1), (Server("agent"), 1))
         for worker in self.host.living:
-            worker.record.recorder.beat(time.monotonic())
-        self.host.living[1].record.recorder.beat(time.monotonic() - 11)
+            worker.diagnostics.recorder.beat(time.monotonic())
+        self.host.living[1].diagnostics.recorder.beat(time.monotonic() - 11)
         self.supervisor.check()
         self.assertEqual(self.rows("state"), [("ready",), ("hung",)])
 
@@ -374,7 +374,7 @@ class DrainTests(SupervisorCase):
         (server,) = self.host.forkservers
         worker = self.host.living[0]
         drained = self.supervisor.drain_all()
-        worker.channel.close()
+        worker.pipe.close()
         server.stopped = True
         self.host.pass_time(1)
         self.assertNoResult(drained)
@@ -417,7 +417,7 @@ class DrainTests(SupervisorCase):
         self.host.pass_time(100)
         problem = str(self.failureResultOf(drained, DrainError).value)
         new = "the new worker 1 of api did not become ready: no such table"
-        self.assertEqual(problem, f"worker 1 is not drained: it stays, as {new}")
+        self.assertEqual(problem, f"cannot drain worker 1: it keeps running: {new}")
         self.assertEqual((self.rows("state"), self.owner.errors), ([("ready",)], []))
 
     def test_unknown(self) -> None:
@@ -427,7 +427,7 @@ class DrainTests(SupervisorCase):
         self.assertEqual(str(error), "there is no worker 7; there are: 1, 2")
         self.supervisor.drain_all()
         error = self.assertRaises(DrainError, self.supervisor.drain, 1)
-        self.assertIn("the supervisor ends", str(error))
+        self.assertIn("the supervisor is shutting down", str(error))
 
     def test_all_by_an_operator(self) -> None:
         """To drain all is its owner's business, in a turn of its own."""
@@ -454,11 +454,11 @@ class DumpTests(SupervisorCase):
         """A row has the stacks, the calls, and the events."""
         self.run_all((Server("api"), 1))
         (worker,) = self.host.workers
-        worker.record.recorder.note("call", "greet began")
+        worker.diagnostics.recorder.note("call", "greet began")
         dumped = self.dump()
         self.answer(worker)
         self.assertEqual(worker.signals, [DUMP])
-        os.write(worker.record.descriptor, b"Thread 1\n")
+        os.write(worker.diagnostics.descriptor, b"Thread 1\n")
         self.host.pass_time(0.1, 0.02)
         (row,) = self.successResultOf(dumped)
         (event,) = row.pop("events")
@@ -469,7 +469,7 @@ class DumpTests(SupervisorCase):
 
     def test_without_a_process(self) -> None:
         """A place without a process is a row, too."""
-        self.host.answer = lambda worker: worker.refuse("no more processes")
+        self.host.answer = lambda worker: worker.fail_fork("no more processes")
         self.start((Server("api"), 1))
         (row,) = self.successResultOf(self.dump())
         self.assertEqual((row["stacks"], row["calls"], row["events"]), ("", None, []))
@@ -483,7 +483,7 @@ class DumpTests(SupervisorCase):
         dumped = self.dump()
         self.answer(first)
         self.answer(second)
-        os.write(first.record.descriptor, b"Thread 1\n")
+        os.write(first.diagnostics.descriptor, b"Thread 1\n")
         second.end(SIGKILL)
         self.host.pass_time(3, 0.02)
         rows = self.successResultOf(dumped)

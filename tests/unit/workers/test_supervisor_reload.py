@@ -33,7 +33,7 @@ class ReloadTests(SupervisorCase):
             self.host.ready_all()
         self.assertEqual((set(ready), len(self.host.workers), len(self.staying())), ({4}, 8, 4))
         self.assertEqual(self.successResultOf(reload), [])
-        self.assertEqual(self.owner.reloads, [True, False])
+        self.assertEqual(self.owner.is_reloading, [True, False])
 
     def test_changes(self) -> None:
         """What has changed is told and logged, and is what the new workers and the supervisor go by."""
@@ -44,10 +44,10 @@ class ReloadTests(SupervisorCase):
         rows = self.successResultOf(reload)
         self.assertIn({"setting": "worker_watchdog", "before": "10", "after": "20"}, rows)
         self.assertEqual(len(rows), 2)
-        self.assertIn("reloaded: the workers were replaced", log.text)
+        self.assertIn("reloaded: all workers were replaced", log.text)
         (worker,) = self.staying()
-        self.assertEqual(worker.order["log"]["level"], "debug")
-        worker.record.recorder.beat(time.monotonic() - 15)
+        self.assertEqual(worker.parameters["log"]["level"], "debug")
+        worker.diagnostics.recorder.beat(time.monotonic() - 15)
         self.supervisor.check()
         self.assertEqual(self.rows("state")[0], ("ready",))
 
@@ -68,7 +68,7 @@ class ReloadTests(SupervisorCase):
             reload = self.reload(error)
             self.assertIn(str(error), str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual((len(self.host.workers), self.forkservers()), (1, [True]))
-        self.assertEqual(self.owner.reloads, [True, False] * 2)
+        self.assertEqual(self.owner.is_reloading, [True, False] * 2)
 
     def test_a_mistake(self) -> None:
         """An error that nobody expected is passed on, and the next reload is not refused for it."""
@@ -82,7 +82,7 @@ class ReloadTests(SupervisorCase):
         """A configuration without workers is refused: that takes another process."""
         self.run_all((Server("api"), 1))
         reload = self.reload((self.configuration, []))
-        self.assertIn("wants no workers", str(self.failureResultOf(reload, ReloadError).value))
+        self.assertIn("asks for no workers", str(self.failureResultOf(reload, ReloadError).value))
 
     def test_address_taken(self) -> None:
         """A server whose address cannot be had is refused; what was opened before it is closed."""
@@ -123,7 +123,7 @@ class ReloadTests(SupervisorCase):
         self.assertIn("another reload is under way", str(self.failureResultOf(second, ReloadError).value))
         self.pass_reload(first)
         self.successResultOf(first)
-        self.assertEqual(self.owner.reloads, [True, False])
+        self.assertEqual(self.owner.is_reloading, [True, False])
 
     def test_again_and_again(self) -> None:
         """Forkservers and descriptors do not pile up."""
@@ -164,9 +164,9 @@ class ReloadTests(SupervisorCase):
         self.run_all((Server("api"), 3))
         self.supervisor.resize(1, None)
         self.end_told()
-        for said, expected in ((3, 1), (3, 1), (2, 2)):
+        for received, expected in ((3, 1), (3, 1), (2, 2)):
             self.host.pass_time(10)
-            self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), said)])))
+            self.pass_reload(self.reload((self.configuration, [ServerWrapper(Server("api"), received)])))
             self.host.pass_time(10)
             self.host.ready_all()
             self.end_told()
@@ -194,10 +194,10 @@ class ReloadTests(SupervisorCase):
         self.run_all((Server("api"), 1), (Server("agent"), 1))
         reload = self.reload((self.configuration, [ServerWrapper(Server("api"), 1), ServerWrapper(Server("web"), 2)]))
         self.pass_reload(reload)
-        self.assertEqual({worker.order["name"] for worker in self.staying()}, {"api", "web"})
+        self.assertEqual({worker.parameters["name"] for worker in self.staying()}, {"api", "web"})
         self.supervisor.resize_all(+1)
         self.host.pass_time(5)
-        self.assertEqual([worker.order["name"] for worker in self.staying()].count("agent"), 0)
+        self.assertEqual([worker.parameters["name"] for worker in self.staying()].count("agent"), 0)
         self.assertRaises(NoSuchWorkerError, self.supervisor.resize, 2, "agent")
         self.assertIn(("agent", "draining"), self.rows("server", "state"))
         self.end_told()
@@ -280,10 +280,10 @@ class FailingReloadTests(SupervisorCase):
         self.fail_newest()
         self.assertEqual(
             self.pass_back(reload),
-            "not reloaded, what ran before goes on: the new worker 1 of api did not become ready: no such table",
+            "reload failed, previous configuration kept: the new worker 1 of api did not become ready: no such table",
         )
         self.assertEqual((self.origins(), self.forkservers()), ([0, 0], [True, False]))
-        self.assertEqual((self.owner.errors, self.owner.reloads), ([], [True, False]))
+        self.assertEqual((self.owner.errors, self.owner.is_reloading), ([], [True, False]))
 
     def test_later(self) -> None:
         """Those that were replaced are put back, of all servers, and what comes later is of the old kind."""
@@ -298,7 +298,7 @@ class FailingReloadTests(SupervisorCase):
         self.supervisor.resize_all(+1)
         self.host.pass_time(5)
         self.assertEqual(self.origins(), [0] * 6)
-        self.assertEqual({worker.order["log"]["level"] for worker in self.staying()}, {"info"})
+        self.assertEqual({worker.parameters["log"]["level"] for worker in self.staying()}, {"info"})
 
     def test_new_server(self) -> None:
         """A new server that cannot run is dropped, those that were replaced are put back, and nobody gives up."""
@@ -332,7 +332,7 @@ class FailingReloadTests(SupervisorCase):
         self.fail_newest()  # of agent
         with logged() as log:
             self.fail_newest("the table has changed")  # the first of api, on its way back
-        self.assertIn("not all workers of api were put back", log.text)
+        self.assertIn("rolling back the workers of api failed", log.text)
         self.assertIn("did not become ready: no such table", self.pass_back(reload))
         self.host.pass_time(60)
         self.assertEqual((self.origins(), self.forkservers()), ([1, 1, 0], [True, True]))
@@ -378,8 +378,8 @@ class EndAmidReloadTests(SupervisorCase):
         """When it ends, no reload begins."""
         self.run_all((Server("api"), 1))
         self.supervisor.drain_all()
-        self.assertIn("the supervisor ends", str(self.failureResultOf(self.reload(), ReloadError).value))
-        self.assertEqual(self.owner.reloads, [])
+        self.assertIn("the supervisor is shutting down", str(self.failureResultOf(self.reload(), ReloadError).value))
+        self.assertEqual(self.owner.is_reloading, [])
 
     def test_ends(self) -> None:
         """The reload is given up, and all workers are drained, old and new, with all the time they have."""
@@ -389,9 +389,9 @@ class EndAmidReloadTests(SupervisorCase):
         self.host.living[-1].be_ready()
         self.host.pass_time(5)
         drained = self.supervisor.drain_all()
-        self.assertIn("the supervisor ends", str(self.failureResultOf(reload, ReloadError).value))
+        self.assertIn("the supervisor is shutting down", str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual([worker.signals for worker in self.host.living], [[SIGTERM]] * 5)
-        self.assertEqual(self.owner.reloads, [True])
+        self.assertEqual(self.owner.is_reloading, [True])
         # Those that leave first take no forkserver along that others come from.
         *gone, last = sorted(self.host.living, key=lambda worker: worker is self.host.workers[3])
         for worker in gone:
@@ -424,7 +424,7 @@ class EndAmidReloadTests(SupervisorCase):
         self.host.pass_time(5)
         drained = self.supervisor.drain_all()
         for worker in list(self.host.living):
-            if worker.order["name"] == "api":
+            if worker.parameters["name"] == "api":
                 worker.end()
         self.host.pass_time(0)
         self.assertNoResult(drained)

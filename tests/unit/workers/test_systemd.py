@@ -13,7 +13,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from novasvc.workers.systemd import CHILD_VARIABLES, Notifier, Watchdog
+from novasvc.workers.systemd import CHILD_VARIABLES, SystemdNotifier, Watchdog
 from novasvc.workers.title import set_title
 
 
@@ -46,13 +46,13 @@ class SystemdTestCase(SynchronousTestCase):
 
 
 class NotifierTests(SystemdTestCase):
-    """Tests for novasvc.workers.systemd.Notifier."""
+    """Tests for novasvc.workers.systemd.SystemdNotifier."""
 
     def setUp(self) -> None:
         super().setUp()
         self.path = self.mktemp()
         self.listen(self.path)
-        self.notifier = Notifier({"NOTIFY_SOCKET": self.path}, lambda: 12.345678)
+        self.notifier = SystemdNotifier({"NOTIFY_SOCKET": self.path}, lambda: 12.345678)
 
     def test_messages(self) -> None:
         """Each thing that is told is one datagram, in the words of sd_notify."""
@@ -76,7 +76,7 @@ class NotifierTests(SystemdTestCase):
         """A name with @ in front is one in the kernel."""
         name = f"novasvc-test-{os.getpid()}"
         self.listen(f"\0{name}")
-        Notifier({"NOTIFY_SOCKET": f"@{name}"}).stopping()
+        SystemdNotifier({"NOTIFY_SOCKET": f"@{name}"}).stopping()
         self.assertEqual(self.received(), ["STOPPING=1"])
 
     def test_one_line(self) -> None:
@@ -91,24 +91,24 @@ class NotifierTests(SystemdTestCase):
     def test_clock(self) -> None:
         """A reload is stamped by the clock that systemd compares with."""
         before = time.clock_gettime(time.CLOCK_MONOTONIC)
-        Notifier({"NOTIFY_SOCKET": self.path}).reloading()
+        SystemdNotifier({"NOTIFY_SOCKET": self.path}).reloading()
         (message,) = self.received()
         self.assertTrue(before - 1 < int(message.rpartition("=")[2]) / 1e6 < before + 60)
 
     def test_without_systemd(self) -> None:
         """Without the variable, and with an empty one, nothing happens."""
         for environ in ({}, {"NOTIFY_SOCKET": ""}):
-            Notifier(environ).ready("")
+            SystemdNotifier(environ).ready("")
         self.assertEqual(self.warnings, [])
 
     def test_unreachable(self) -> None:
         """Where systemd cannot be reached, the log says so once, until it can be again."""
-        notifier = Notifier({"NOTIFY_SOCKET": self.path + "-missing"})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": self.path + "-missing"})
         notifier.ready("")
         notifier.watchdog()
         self.assertEqual(len(self.warnings), 1)
         for unusable in ("vsock:2:1234", self.path + "x" * 200, "/with\0nothing"):
-            Notifier({"NOTIFY_SOCKET": unusable}).ready("")
+            SystemdNotifier({"NOTIFY_SOCKET": unusable}).ready("")
         self.assertEqual(len(self.warnings), 4)
 
     def test_full(self) -> None:
@@ -130,7 +130,7 @@ class WatchdogTests(SystemdTestCase):
         super().setUp()
         path = self.mktemp()
         self.listen(path)
-        self.notifier = Notifier({"NOTIFY_SOCKET": path})
+        self.notifier = SystemdNotifier({"NOTIFY_SOCKET": path})
         self.clock = Clock()
         self.well = True
 

@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
 from novasvc.workers.control.client import ask
-from novasvc.workers.errors import ControlError, RefusedError
+from novasvc.workers.errors import CommandRejectedError, ControlError
 from tests.support.control_rig import ControlCase, until
 
 
@@ -43,7 +43,7 @@ class AskTests(ControlCase):
 
     async def test_refused(self) -> None:
         """What it refuses is said in its own words."""
-        error = await self.assertFailure(ask(reactor, self.path, "drain", number=7), RefusedError)
+        error = await self.assertFailure(ask(reactor, self.path, "drain", number=7), CommandRejectedError)
         self.assertEqual((error.kind, str(error)), ("NoSuchWorkerError", error.problem))
         self.assertIn("there is no worker 7", str(error))
 
@@ -53,7 +53,7 @@ class AskTests(ControlCase):
         error = await self.assertFailure(ask(reactor, self.path, "reload", timeout=0.05), ControlError)
         self.assertIn("reload was not answered within 0.05 s", str(error))
         pending.callback([])
-        await until(lambda: not self.control._conversations)
+        await until(lambda: not self.control._connections)
 
     async def test_cancelled(self) -> None:
         """Who cancels waits no longer."""
@@ -63,7 +63,7 @@ class AskTests(ControlCase):
         asking.cancel()
         await self.assertFailure(asking, CancelledError)
         pending.callback([])
-        await until(lambda: not self.control._conversations)
+        await until(lambda: not self.control._connections)
 
     async def test_side_by_side(self) -> None:
         """Many can ask at the same time."""
@@ -98,12 +98,12 @@ class NobodyTests(TestCase):
         left = socket.socket(socket.AF_UNIX)
         self.addCleanup(left.close)
         left.bind(str(self.path))
-        self.assertIn("the last one did not end by itself", await self.told())
+        self.assertIn("the last one was killed", await self.told())
 
     async def test_no_socket(self) -> None:
         """Something else is there."""
         self.path.write_text("x")
-        self.assertIn("something is there that is not a socket", await self.told())
+        self.assertIn("the file there is not a socket", await self.told())
 
     async def test_long_path(self) -> None:
         """A path that no socket can have is an error as others are."""
@@ -119,7 +119,7 @@ class NobodyTests(TestCase):
             def connectionMade(self) -> None:
                 self.transport.loseConnection()
 
-        self.assertIn("the supervisor ended before it answered workers", await self.answered(HangsUp))
+        self.assertIn("the supervisor exited before it answered workers", await self.answered(HangsUp))
 
     async def test_strange(self) -> None:
         """What answers there speaks another language."""
@@ -130,7 +130,7 @@ class NobodyTests(TestCase):
             def connectionMade(self) -> None:
                 self.transport.write(b"220 mail.example ESMTP\n")
 
-        self.assertIn("what answers there is no supervisor", await self.answered(Strange))
+        self.assertIn("the process that listens there is not a novasvc supervisor", await self.answered(Strange))
 
     async def test_silent(self) -> None:
         """It takes the connection, and says nothing."""

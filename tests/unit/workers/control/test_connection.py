@@ -14,28 +14,28 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from novasvc.interfaces import ISupervisor
-from novasvc.workers.control.commands import Request, RequestError
-from novasvc.workers.control.connection import IDLE, LONGEST, Conversation
+from novasvc.workers.control.commands import Command, RequestError
+from novasvc.workers.control.connection import IDLE, LONGEST, ControlConnection
 from novasvc.workers.errors import ReloadError, ResizeError
 from tests.support.control_rig import StandInSupervisor
 
 
 class Talk:
-    """A conversation that was begun."""
+    """A connection that was begun."""
 
     def __init__(self) -> None:
         self.supervisor = StandInSupervisor()
         self.clock = Clock()
-        self.others: set[Conversation] = set()
-        self.conversation = Conversation(self.supervisor, "uid 0, pid 1", self.others, self.clock)
+        self.others: set[ControlConnection] = set()
+        self.connection = ControlConnection(self.supervisor, "uid 0, pid 1", self.others, self.clock)
         self.transport = StringTransport()
-        self.conversation.makeConnection(self.transport)
+        self.connection.makeConnection(self.transport)
 
     def say(self, *requests: Any) -> None:
         """Send bytes as they are, and all else as a line of JSON."""
         for request in requests:
             data = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
-            self.conversation.dataReceived(data)
+            self.connection.dataReceived(data)
 
     def answers(self) -> list[Any]:
         """Return what was answered since."""
@@ -52,7 +52,7 @@ class Talk:
 
     def lose(self) -> None:
         """Let the other end go."""
-        self.conversation.connectionLost(Failure(ConnectionAborted()))
+        self.connection.connectionLost(Failure(ConnectionAborted()))
 
 
 class StandInTests(SynchronousTestCase):
@@ -61,33 +61,33 @@ class StandInTests(SynchronousTestCase):
         self.assertTrue(verifyObject(ISupervisor, StandInSupervisor()))
 
 
-class RequestTests(SynchronousTestCase):
-    """Tests for novasvc.workers.control.commands.Request.read."""
+class ParseTests(SynchronousTestCase):
+    """Tests for novasvc.workers.control.commands.Command.parse."""
 
     def refusal(self, line: bytes) -> str:
-        return str(self.assertRaises(RequestError, Request.read, line))
+        return str(self.assertRaises(RequestError, Command.parse, line))
 
     def test_arguments(self) -> None:
         """Arguments go by name; one that is not required may be left out, or be null."""
         for line, expected in (
-            (b'{"command": "workers"}', Request("workers", {})),
-            (b'{"command": "resize", "count": 3}\r', Request("resize", {"count": 3, "server": None})),
-            (b'{"server": "api", "count": 3, "command": "resize"}', Request("resize", {"count": 3, "server": "api"})),
-            (b'{"command": "drain"}', Request("drain", {"number": None})),
-            (b'{"command": "drain", "number": null}', Request("drain", {"number": None})),
-            (b'{"command": "drain", "number": 0}', Request("drain", {"number": 0})),
+            (b'{"command": "workers"}', Command("workers", {})),
+            (b'{"command": "resize", "count": 3}\r', Command("resize", {"count": 3, "server": None})),
+            (b'{"server": "api", "count": 3, "command": "resize"}', Command("resize", {"count": 3, "server": "api"})),
+            (b'{"command": "drain"}', Command("drain", {"number": None})),
+            (b'{"command": "drain", "number": null}', Command("drain", {"number": None})),
+            (b'{"command": "drain", "number": 0}', Command("drain", {"number": 0})),
         ):
-            self.assertEqual(Request.read(line), expected)
+            self.assertEqual(Command.parse(line), expected)
 
     def test_no_request(self) -> None:
         """What is no object with a command is refused, and one that would do is shown."""
         example = 'a request is one line, such as {"command": "workers"}'
         for line in (b"", b"x", b"\xff", b"[" * 60000, b"9" * 5000, b'{"command"', b'"\\ud800'):
             refusal = self.refusal(line)
-            self.assertRegex(refusal, "^this is not JSON: .{1,200}; ")
+            self.assertRegex(refusal, "^the request is not JSON: .{1,200}; ")
             self.assertIn(example, refusal)
         for line in (b"null", b"[]", b"{}", b'"workers"', b'[{"command": "workers"}]'):
-            self.assertEqual(self.refusal(line), f"this is not an object with a command; {example}")
+            self.assertEqual(self.refusal(line), f'the request is not an object with the key "command"; {example}')
 
     def test_unknown_command(self) -> None:
         """A command that there is not is refused, and those that there are, are listed."""
@@ -98,20 +98,20 @@ class RequestTests(SynchronousTestCase):
 
     def test_wrong_arguments(self) -> None:
         """An argument that is wrong, unknown or missing is refused, and what would be right is said."""
-        takes = "it takes count (an integer from 1) and server (a text, or null)"
+        takes = "it takes count (an integer >= 1) and server (a string, or null)"
         for given_, expected in (
-            ({"count": "3"}, "count of resize cannot be '3'; it is an integer from 1"),
-            ({"count": True}, "count of resize cannot be True; it is an integer from 1"),
-            ({"count": 0}, "count of resize cannot be 0; it is an integer from 1"),
-            ({"count": 1.0}, "count of resize cannot be 1.0; it is an integer from 1"),
-            ({"count": None}, "count of resize cannot be None; it is an integer from 1"),
-            ({"count": 1, "server": 1}, "server of resize cannot be 1; it is a text, or null"),
-            ({}, f"resize lacks its argument count; {takes}"),
+            ({"count": "3"}, "resize: invalid count '3'; give an integer >= 1"),
+            ({"count": True}, "resize: invalid count True; give an integer >= 1"),
+            ({"count": 0}, "resize: invalid count 0; give an integer >= 1"),
+            ({"count": 1.0}, "resize: invalid count 1.0; give an integer >= 1"),
+            ({"count": None}, "resize: invalid count None; give an integer >= 1"),
+            ({"count": 1, "server": 1}, "resize: invalid server 1; give a string, or null"),
+            ({}, f"resize lacks the argument count; {takes}"),
             ({"count": 1, "sever": "api"}, f"resize takes no argument 'sever'; {takes}"),
         ):
             self.assertEqual(self.refusal(json.dumps({"command": "resize", **given_}).encode()), expected)
         self.assertEqual(
-            self.refusal(b'{"command": "reload", "now": true}'), "reload takes no argument 'now'; it takes none"
+            self.refusal(b'{"command": "reload", "now": true}'), "reload takes no argument 'now'; it takes no arguments"
         )
 
     def test_long_value(self) -> None:
@@ -121,8 +121,8 @@ class RequestTests(SynchronousTestCase):
         self.assertLess(len(self.refusal(b'{"command": "drain", "number": ' + b"[" * 900 + b"]" * 900 + b"}")), 300)
 
 
-class ConversationTests(SynchronousTestCase):
-    """Tests for novasvc.workers.control.connection.Conversation."""
+class ControlConnectionTests(SynchronousTestCase):
+    """Tests for novasvc.workers.control.connection.ControlConnection."""
 
     def setUp(self) -> None:
         self.talk = Talk()
@@ -156,7 +156,7 @@ class ConversationTests(SynchronousTestCase):
         )
         self.supervisor.failing = None
         self.supervisor.pending = fail(ReloadError("it is broken"))
-        message = "not reloaded, what ran before goes on: it is broken"
+        message = "reload failed, previous configuration kept: it is broken"
         self.assertEqual(self.talk.ask({"command": "reload"}), {"error": {"type": "ReloadError", "message": message}})
         self.supervisor.pending = None
         self.assertIn("result", self.talk.ask({"command": "workers"}))
@@ -205,24 +205,24 @@ class ConversationTests(SynchronousTestCase):
 
     def test_answers_not_taken(self) -> None:
         """While answers wait to be taken, no request is begun."""
-        self.talk.conversation.pauseProducing()
+        self.talk.connection.pauseProducing()
         self.talk.say({"command": "workers"}, {"command": "workers"})
         self.assertEqual(self.supervisor.asked, [])
-        self.talk.conversation.resumeProducing()
+        self.talk.connection.resumeProducing()
         self.assertEqual(len(self.talk.answers()), 2)
 
     def test_answers_not_taken_while_busy(self) -> None:
         """Answers that are taken while a request is under way do not begin the next."""
         reloading = self.supervisor.wait()
         self.talk.say({"command": "reload"})
-        self.talk.conversation.pauseProducing()
-        self.talk.conversation.resumeProducing()
+        self.talk.connection.pauseProducing()
+        self.talk.connection.resumeProducing()
         self.talk.say({"command": "workers"})
         self.assertEqual(self.supervisor.asked, [("reload",)])
-        self.talk.conversation.pauseProducing()
+        self.talk.connection.pauseProducing()
         reloading.callback([])
         self.assertEqual(self.supervisor.asked, [("reload",)])
-        self.talk.conversation.resumeProducing()
+        self.talk.connection.resumeProducing()
         self.assertEqual(self.supervisor.asked, [("reload",), ("workers",)])
 
     def test_too_long(self) -> None:
@@ -231,7 +231,7 @@ class ConversationTests(SynchronousTestCase):
             talk = Talk()
             talk.say(data)
             (answer,) = talk.answers()
-            self.assertEqual(answer["error"]["message"], "this request is too long; one has at most 65536 bytes")
+            self.assertEqual(answer["error"]["message"], "the request is too long; the maximum is 65536 bytes")
             self.assertTrue(talk.transport.disconnecting)
             talk.lose()
             self.assertEqual(talk.clock.getDelayedCalls(), [])
@@ -275,7 +275,7 @@ class ConversationTests(SynchronousTestCase):
             talk = Talk()
             reloading: Deferred[Any] = talk.supervisor.wait()
             talk.say({"command": "reload"}, {"command": "workers"})
-            self.assertEqual(talk.others, {talk.conversation})
+            self.assertEqual(talk.others, {talk.connection})
             talk.lose()
             self.assertFalse(talk.supervisor.cancelled)
             self.assertEqual((talk.others, talk.clock.getDelayedCalls()), (set(), []))
@@ -287,24 +287,27 @@ class ConversationTests(SynchronousTestCase):
     def test_end_of_requests(self) -> None:
         """Who sends no more still gets its answer, and then the end."""
         self.talk.say({"command": "workers"})
-        self.talk.conversation.readConnectionLost()
+        self.talk.connection.readConnectionLost()
         self.assertEqual(self.talk.answers(), [{"result": self.supervisor.rows}])
         self.assertTrue(self.talk.transport.disconnecting)
 
     def test_nobody_reads(self) -> None:
         """Who reads no more is closed."""
-        self.talk.conversation.writeConnectionLost()
+        self.talk.connection.writeConnectionLost()
         self.assertTrue(self.talk.transport.disconnected)
 
     def test_finish(self) -> None:
         """When the service stops, a request under way is answered with that, once, and it is not cancelled."""
         reloading = self.supervisor.wait()
         self.talk.say({"command": "reload"})
-        self.talk.conversation.finish()
+        self.talk.connection.finish()
         (answer,) = self.talk.answers()
         self.assertEqual(
             answer["error"],
-            {"type": "UnfinishedError", "message": "the supervisor ends, and reload() may not have been done"},
+            {
+                "type": "UnfinishedError",
+                "message": "the supervisor is shutting down; reload() may be incomplete",
+            },
         )
         self.assertTrue(self.talk.transport.disconnecting)
         reloading.callback([])

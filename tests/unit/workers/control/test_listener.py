@@ -50,7 +50,7 @@ class ServiceTests(ControlCase):
         """A second one does not start, and harms the first neither then nor when it is stopped."""
         second = ControlSocket(self.path, self.supervisor, reactor)
         error = self.assertRaises(ControlError, second.startService)
-        self.assertIn("this process has it, for another launcher", str(error))
+        self.assertIn("another launcher of this process already uses it", str(error))
         self.assertFalse(second.running)
         await second.stopService()
         self.assertIn("result", await self.connect().ask({"command": "workers"}))
@@ -78,7 +78,7 @@ class ServiceTests(ControlCase):
 
     async def test_stop_while_answers_wait(self) -> None:
         """One that does not take its answers does not keep the service from stopping."""
-        self.patch(control, "_FAREWELL", 0.05)
+        self.patch(control, "_CLOSE_TIMEOUT", 0.05)
         self.supervisor.rows = [{"number": 0, "trouble": "x" * 4_000_000}]
         client = self.connect()
         client.send({"command": "workers"})
@@ -146,14 +146,14 @@ class ConnectionTests(ControlCase):
         self.assertIn("result", await self.connect().ask({"command": "who"}))
         self.assertFalse(self.supervisor.cancelled)
         reloading.callback([])
-        await until(lambda: len(self.control._conversations) == 1)
+        await until(lambda: len(self.control._connections) == 1)
 
     async def test_gone_at_once(self) -> None:
         """Those who connect and go leave nothing."""
         for _ in range(100):
             Client(self.path).socket.close()
         self.assertIn("result", await self.connect().ask({"command": "who"}))
-        await until(lambda: len(self.control._conversations) == 1)
+        await until(lambda: len(self.control._connections) == 1)
 
     async def test_bounded(self) -> None:
         """One more than may ask is told so, and is let in when another has gone."""
@@ -163,10 +163,10 @@ class ConnectionTests(ControlCase):
         late = self.connect()
         error = (await late.answer())["error"]
         self.assertEqual(error["type"], "ControlError")
-        self.assertIn("16 others ask at this moment; try again when", error["message"])
+        self.assertIn("all 16 connections are in use; try again", error["message"])
         await late.end()
         clients[0].socket.close()
-        await until(lambda: len(self.control._conversations) < CONNECTIONS)
+        await until(lambda: len(self.control._connections) < CONNECTIONS)
         self.assertIn("result", await self.connect().ask({"command": "who"}))
 
     async def starve(self) -> Client:
@@ -203,14 +203,14 @@ class ConnectionTests(ControlCase):
         finally:
             os.seteuid(0)
         answer = await client.answer()
-        self.assertIn(f"uid {_NOBODY} may not ask; ask as uid 0 or as root", answer["error"]["message"])
+        self.assertIn(f"uid {_NOBODY} may not connect; connect as uid 0 or as root", answer["error"]["message"])
         self.assertIsNone(await client.answer())
         self.assertEqual(self.supervisor.asked, [])
 
     async def test_root(self) -> None:
         """The supervisor's own user is answered; one that is neither that nor root is not."""
         own = os.geteuid()
-        self.patch(control, "peer", lambda _: (1, own + 1))
-        self.assertIn(f"uid {own + 1} may not ask", (await self.connect().answer())["error"]["message"])
-        self.patch(control, "peer", lambda _: (1, 0))
+        self.patch(control, "peer_credentials", lambda _: (1, own + 1))
+        self.assertIn(f"uid {own + 1} may not connect", (await self.connect().answer())["error"]["message"])
+        self.patch(control, "peer_credentials", lambda _: (1, 0))
         self.assertIn("result", await self.connect().ask({"command": "who"}))

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.control.path_lock import PathLock
 from novasvc.workers.errors import ControlError, OrphansError
 
 _NOBODY = 65534
@@ -22,7 +22,7 @@ _NOBODY = 65534
 _CLAIMANT = """
 import sys, time
 from pathlib import Path
-from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.control.path_lock import PathLock
 from novasvc.workers.errors import ControlError
 
 print("here", flush=True)
@@ -31,15 +31,15 @@ for line in sys.stdin:
     while time.monotonic() < moment:
         pass
     try:
-        claim = Claim.take(Path(sys.argv[1]))
+        lock = PathLock.acquire(Path(sys.argv[1]))
     except ControlError as error:
-        claim = None
+        lock = None
         print(error, flush=True)
     else:
         print("won", flush=True)
     sys.stdin.readline()
-    if claim is not None:
-        claim.release()
+    if lock is not None:
+        lock.release()
     print("done", flush=True)
 """
 
@@ -47,18 +47,18 @@ for line in sys.stdin:
 _ORPHANING = """
 import os, signal, sys
 from pathlib import Path
-from novasvc.workers.control.path_lock import Claim
+from novasvc.workers.control.path_lock import PathLock
 
-claim = Claim.take(Path(sys.argv[1]))
+lock = PathLock.acquire(Path(sys.argv[1]))
 if not os.fork():
-    claim.socket.close()
+    lock.socket.close()
     print(os.getpid(), flush=True)
     os.close(1)
 signal.pause()
 """
 
 
-class Claimant:
+class LockHolder:
     """A process that claims the place when it is told to."""
 
     def __init__(self, path: Path) -> None:
@@ -79,32 +79,32 @@ class Claimant:
         self.process.communicate()
 
 
-class ClaimCase(SynchronousTestCase):
+class PathLockCase(SynchronousTestCase):
     def setUp(self) -> None:
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.directory = Path(directory.name)
         self.path = self.directory / "state" / "control"
 
-    def take(self) -> Claim:
+    def take(self) -> PathLock:
         """Take the place until the test ends."""
-        claim = Claim.take(self.path)
-        self.addCleanup(self._release, claim)
-        return claim
+        lock = PathLock.acquire(self.path)
+        self.addCleanup(self._release, lock)
+        return lock
 
-    def _release(self, claim: Claim) -> None:
-        if claim.socket.fileno() != -1:
-            claim.release()
+    def _release(self, lock: PathLock) -> None:
+        if lock.socket.fileno() != -1:
+            lock.release()
 
     def refusal(self, path: Path | None = None) -> str:
         """Return why it cannot be taken."""
-        return str(self.assertRaises(ControlError, Claim.take, path or self.path))
+        return str(self.assertRaises(ControlError, PathLock.acquire, path or self.path))
 
-    def claimant(self) -> Claimant:
-        claimant = Claimant(self.path)
-        self.addCleanup(claimant.end)
-        self.assertEqual(claimant.read(), "here")
-        return claimant
+    def holder(self) -> LockHolder:
+        holder = LockHolder(self.path)
+        self.addCleanup(holder.end)
+        self.assertEqual(holder.read(), "here")
+        return holder
 
     def bind(self, kind: int = socket.SOCK_STREAM, backlog: int | None = None) -> socket.socket:
         """Have a socket of somebody else there."""
@@ -117,8 +117,8 @@ class ClaimCase(SynchronousTestCase):
         return other
 
 
-class TakeTests(ClaimCase):
-    """Tests for novasvc.workers.control.path_lock.Claim.take."""
+class AcquireTests(PathLockCase):
+    """Tests for novasvc.workers.control.path_lock.PathLock.acquire."""
 
     def test_modes(self) -> None:
         """The socket is for its user alone, and so is the directory that is made for it, whatever the umask is."""
@@ -137,10 +137,10 @@ class TakeTests(ClaimCase):
 
     def test_listens(self) -> None:
         """Connections are accepted as soon as it is taken."""
-        claim = self.take()
+        lock = self.take()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(self.path))
-            accepted, _ = claim.socket.accept()
+            accepted, _ = lock.socket.accept()
             accepted.close()
 
     def test_stale(self) -> None:
@@ -162,7 +162,7 @@ class TakeTests(ClaimCase):
         before = self.path.stat().st_ino
         self.assertEqual(
             self.refusal(),
-            f"control socket '{self.path}': this process has it, for another launcher; "
+            f"control socket '{self.path}': another launcher of this process already uses it; "
             "give each launcher a control_socket of its own",
         )
         self.assertEqual(self.path.stat().st_ino, before)
@@ -181,13 +181,13 @@ class TakeTests(ClaimCase):
             self.addCleanup(client.close)
             client.setblocking(False)
             client.connect_ex(str(self.path))
-        self.assertIn("more want to reach than it accepts", self.refusal())
+        self.assertIn("its backlog is full", self.refusal())
         self.assertTrue(self.path.is_socket())
 
     def test_other_kind(self) -> None:
         """A socket of datagrams is left alone."""
         self.bind(socket.SOCK_DGRAM)
-        self.assertIn("cannot be asked who listens: Protocol wrong type", self.refusal())
+        self.assertIn("cannot find out who listens there: Protocol wrong type", self.refusal())
         self.assertTrue(self.path.is_socket())
 
     def test_no_socket(self) -> None:
@@ -200,16 +200,16 @@ class TakeTests(ClaimCase):
         ):
             make()
             before = self.path.lstat()
-            self.assertIn("something is there that is not a socket; remove it, or set", self.refusal())
+            self.assertIn("the file there is not a socket; remove it, or set", self.refusal())
             self.assertEqual(self.path.lstat(), before)
             self.path.rmdir() if self.path.is_dir() else self.path.unlink()
 
     def test_long(self) -> None:
         """A path that no socket can have is refused with both lengths; the longest that one can have is taken."""
         name = "x" * (107 - len(str(self.directory)) - 1)
-        claim = Claim.take(self.directory / name)
-        claim.release()
-        self.assertIn("a path of 108 bytes is longer", self.refusal(self.directory / f"{name}x"))
+        lock = PathLock.acquire(self.directory / name)
+        lock.release()
+        self.assertIn("a path of 108 bytes exceeds", self.refusal(self.directory / f"{name}x"))
         self.assertIn("a path of 108 bytes", self.refusal(self.directory / f"{name[:-1]}é"))
 
     def test_directory_that_is_none(self) -> None:
@@ -233,7 +233,7 @@ class TakeTests(ClaimCase):
         """A lock file that is a link is not followed."""
         self.path.parent.mkdir()
         Path(f"{self.path}.lock").symlink_to(self.directory / "elsewhere")
-        self.assertIn("nothing can be made there", self.refusal())
+        self.assertIn("cannot create files there", self.refusal())
         self.assertFalse((self.directory / "elsewhere").exists())
 
     def test_no_descriptor_left(self) -> None:
@@ -244,8 +244,8 @@ class TakeTests(ClaimCase):
         self.assertEqual(len([*Path("/proc/self/fd").iterdir()]), before)
 
 
-class ReleaseTests(ClaimCase):
-    """Tests for novasvc.workers.control.path_lock.Claim.release."""
+class ReleaseTests(PathLockCase):
+    """Tests for novasvc.workers.control.path_lock.PathLock.release."""
 
     def test_release(self) -> None:
         """The socket's file is gone, and the place can be taken again."""
@@ -255,17 +255,17 @@ class ReleaseTests(ClaimCase):
 
     def test_another_file(self) -> None:
         """A file that another process has put there stays, and so does no file at all."""
-        claim = self.take()
+        lock = self.take()
         self.path.unlink()
         self.bind()
-        claim.release()
+        lock.release()
         self.assertTrue(self.path.is_socket())
         again = self.take()
         self.path.unlink()
         again.release()
 
 
-class ProcessTests(ClaimCase):
+class ProcessTests(PathLockCase):
     """Tests for claims of several processes."""
 
     def test_orphans(self) -> None:
@@ -275,9 +275,9 @@ class ProcessTests(ClaimCase):
         ) as supervisor:
             assert supervisor.stdout is not None
             worker = int(supervisor.stdout.readline())
-            self.assertRaises(ControlError, Claim.take, self.path)
+            self.assertRaises(ControlError, PathLock.acquire, self.path)
             supervisor.kill()
-        error = self.assertRaises(OrphansError, Claim.take, self.path)
+        error = self.assertRaises(OrphansError, PathLock.acquire, self.path)
         self.assertEqual(
             str(error),
             f"control socket '{self.path}': the workers of the killed supervisor (pid {supervisor.pid}) still drain; "
@@ -294,39 +294,39 @@ class ProcessTests(ClaimCase):
 
     def test_released(self) -> None:
         """A supervisor that ends well gives the place back, whoever else still has the lock open."""
-        claim = self.take()
-        kept = os.dup(claim.lock)
+        lock = self.take()
+        kept = os.dup(lock.descriptor)
         self.addCleanup(os.close, kept)
-        claim.release()
+        lock.release()
         self.take()
 
     def test_same_moment(self) -> None:
         """Of several that start at the same moment exactly one wins, with a stale socket or none."""
-        claimants = [self.claimant() for _ in range(4)]
+        claimants = [self.holder() for _ in range(4)]
         for number in range(30):
             if number % 2:
                 self.bind(backlog=1).close()
             moment = time.monotonic() + 0.005
-            for claimant in claimants:
-                claimant.write(repr(moment))
-            outcomes = [claimant.read() for claimant in claimants]
+            for holder in claimants:
+                holder.write(repr(moment))
+            outcomes = [holder.read() for holder in claimants]
             lost = sorted(outcome for outcome in outcomes if outcome != "won")
             self.assertEqual(len(lost), 3, outcomes)
             self.assertTrue(all(re.search("(another|killed) supervisor", outcome) for outcome in lost), lost)
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(self.path))
-            for claimant in claimants:
-                claimant.write("")
-            self.assertEqual([claimant.read() for claimant in claimants], ["done"] * 4)
+            for holder in claimants:
+                holder.write("")
+            self.assertEqual([holder.read() for holder in claimants], ["done"] * 4)
             self.assertFalse(self.path.exists())
 
     def test_killed(self) -> None:
         """After kill -9 the socket and the lock file are there, and hinder nobody."""
-        claimant = self.claimant()
-        claimant.write("0")
-        self.assertEqual(claimant.read(), "won")
-        self.assertIn(f"another supervisor, pid {claimant.process.pid}, has it", self.refusal())
-        claimant.process.send_signal(signal.SIGKILL)
-        claimant.process.wait()
+        holder = self.holder()
+        holder.write("0")
+        self.assertEqual(holder.read(), "won")
+        self.assertIn(f"another supervisor, pid {holder.process.pid}, already uses it", self.refusal())
+        holder.process.send_signal(signal.SIGKILL)
+        holder.process.wait()
         self.assertTrue(self.path.is_socket())
         self.take()

@@ -1,4 +1,4 @@
-"""What a worker leaves behind, however it ends: its flight recorder, its last heartbeat, its stacks."""
+"""Post-mortem data of a worker in shared memory: flight recorder, heartbeat and stacks."""
 
 import os
 import signal
@@ -6,20 +6,20 @@ import signal
 from novasvc.telemetry.flight import SIZE, FlightRecorder
 
 DUMP = signal.SIGRTMIN
-"""At this signal a worker writes down the stacks of all its threads, and goes on."""
+"""The signal at which a worker writes the stacks of all threads, and continues."""
 
 _LONGEST = 256 * 1024
-"""Octets of stacks that are read; faulthandler itself writes 100 frames of 100 threads at the most."""
+"""Bytes of stacks that are read; faulthandler writes at most 100 frames of 100 threads."""
 
 
-class Record:
-    """A file in memory that a worker and its supervisor share; it goes with the last of them.
+class DiagnosticsFile:
+    """An anonymous file (memfd) shared by a worker and its supervisor; it survives the worker's death.
 
-    The flight recorder and the heartbeat are its first part, which both map. What faulthandler
-    writes is appended behind it: by a handler in C, so it comes from a worker that hangs, too.
+    Both map its first part, the flight recorder with the heartbeat. faulthandler appends stacks behind
+    it from a C signal handler, so even a blocked worker writes them.
 
-    :param descriptor: of the file, which is the record's from now on; None makes one.
-    :raises OSError: there is no descriptor or no memory left.
+    :param descriptor: of an existing file, owned by this object from now on; None creates one.
+    :raises OSError: out of file descriptors or memory.
     :raises ValueError: the file is too short.
     """
 
@@ -37,15 +37,15 @@ class Record:
 
     @property
     def stacks(self) -> str:
-        """What faulthandler has written so far."""
+        """The stacks that faulthandler has written so far."""
         return os.pread(self.descriptor, _LONGEST, SIZE).decode("utf-8", "replace")
 
-    def forget_stacks(self) -> None:
-        """Make room for those that come next."""
+    def clear_stacks(self) -> None:
+        """Discard the stacks, before new ones are written."""
         os.ftruncate(self.descriptor, SIZE)
         os.lseek(self.descriptor, SIZE, os.SEEK_SET)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Unmap and close the file."""
         self.recorder.close()
         os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""Tests for novasvc.workers.last_record and .process: what a worker leaves behind, and how its end is seen."""
+"""Tests for novasvc.workers.diagnostics and .process: what a worker leaves behind, and how its end is seen."""
 
 import errno
 import faulthandler
@@ -15,9 +15,9 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.telemetry.flight import SIZE, Event
-from novasvc.workers.forkserver_client import Forks
-from novasvc.workers.last_record import DUMP, Record
-from novasvc.workers.pipe import Message
+from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
+from novasvc.workers.forkserver_client import ForkserverClient
+from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import Exit, WorkerProcess
 from tests.support.supervision_rig import Host, StandInWorker, descriptors, exited
 
@@ -44,13 +44,13 @@ def few_descriptors(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
 
-class RecordTests(SynchronousTestCase):
+class DiagnosticsFileTests(SynchronousTestCase):
     """The file in memory."""
 
-    def make(self, descriptor: int | None = None) -> Record:
-        record = Record(descriptor)
-        self.addCleanup(record.close)
-        return record
+    def make(self, descriptor: int | None = None) -> DiagnosticsFile:
+        diagnostics = DiagnosticsFile(descriptor)
+        self.addCleanup(diagnostics.close)
+        return diagnostics
 
     def test_shared(self) -> None:
         """What one side notes, the other one finds: events, heartbeats, stacks."""
@@ -64,12 +64,12 @@ class RecordTests(SynchronousTestCase):
 
     def test_stacks_alone(self) -> None:
         """What faulthandler writes is behind the ring, and harms it not."""
-        record = self.make()
-        record.recorder.note("call", "greet began")
-        faulthandler.dump_traceback(record.descriptor)
-        faulthandler.dump_traceback(record.descriptor)
-        self.assertEqual(record.stacks.count("in test_stacks_alone"), 2)
-        self.assertEqual([event.text for event in record.recorder.events()], ["greet began"])
+        diagnostics = self.make()
+        diagnostics.recorder.note("call", "greet began")
+        faulthandler.dump_traceback(diagnostics.descriptor)
+        faulthandler.dump_traceback(diagnostics.descriptor)
+        self.assertEqual(diagnostics.stacks.count("in test_stacks_alone"), 2)
+        self.assertEqual([event.text for event in diagnostics.recorder.events()], ["greet began"])
 
     def test_forgotten(self) -> None:
         """Stacks can be forgotten; those that come next are found alone, and the ring stays."""
@@ -77,7 +77,7 @@ class RecordTests(SynchronousTestCase):
         theirs = self.make(os.dup(ours.descriptor))
         theirs.recorder.note("call", "greet began")
         os.write(theirs.descriptor, b"first\n")
-        ours.forget_stacks()
+        ours.clear_stacks()
         self.assertEqual(ours.stacks, "")
         os.write(theirs.descriptor, b"second\n")
         self.assertEqual(ours.stacks, "second\n")
@@ -85,22 +85,22 @@ class RecordTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """However much was written, what is read is bounded; broken characters are replaced."""
-        record = self.make()
-        os.write(record.descriptor, b"\xff" * 1_000_000)
-        self.assertEqual(record.stacks, "\N{REPLACEMENT CHARACTER}" * (256 * 1024))
+        diagnostics = self.make()
+        os.write(diagnostics.descriptor, b"\xff" * 1_000_000)
+        self.assertEqual(diagnostics.stacks, "\N{REPLACEMENT CHARACTER}" * (256 * 1024))
 
     def test_too_short(self) -> None:
         """A file that is none is refused, and closed."""
         before = descriptors()
         descriptor = os.memfd_create("short")
         os.ftruncate(descriptor, SIZE - 1)
-        self.assertRaises(ValueError, Record, descriptor)
+        self.assertRaises(ValueError, DiagnosticsFile, descriptor)
         self.assertEqual(descriptors(), before)
 
     def test_close(self) -> None:
         """Nothing is left of one that was closed."""
         before = descriptors()
-        Record().close()
+        DiagnosticsFile().close()
         self.assertEqual(descriptors(), before)
 
 
@@ -116,7 +116,7 @@ class ExitTests(SynchronousTestCase):
             (9, None, 9, "was killed by SIGKILL"),
             (11 | 128, None, 11, "was killed by SIGSEGV"),  # and left a core
             (35, None, 35, "was killed by signal 35"),
-            (None, None, None, "ended, how is not known"),
+            (None, None, None, "exited with an unknown status"),
         ):
             how = Exit(status)
             self.assertEqual((how.code, how.signal, str(how)), (code, number, text))
@@ -128,13 +128,13 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def born(self) -> None:
-        self.told.append("born")
+    def forked(self) -> None:
+        self.told.append("forked")
 
-    def refused(self, problem: str) -> None:
+    def fork_failed(self, problem: str) -> None:
         self.told.append(f"refused: {problem}")
 
-    def said(self, message: Message) -> None:
+    def received(self, message: PipeMessage) -> None:
         self.told.append(message)
 
     def ended(self, how: Exit) -> None:
@@ -149,16 +149,16 @@ class ProcessCase(SynchronousTestCase):
         self.host = Host()
         self.patch(os, "kill", self.host.kill)
         self.listener = Listener()
-        self.forks = Forks(self.host, ["os"], None, {}, retry=float)
-        self.forks.start()
+        self.client = ForkserverClient(self.host, ["os"], None, {}, retry=float)
+        self.client.start()
         self.host.settle()
 
     def tearDown(self) -> None:
-        self.forks.close()
+        self.client.close()
         self.host.tear_down()
 
     def begin(self, *sockets: socket.socket) -> WorkerProcess:
-        process = WorkerProcess(self.forks, self.host, {"number": 1}, sockets, self.listener)
+        process = WorkerProcess(self.client, self.host, {"number": 1}, sockets, self.listener)
         self.host.settle()
         return process
 
@@ -174,26 +174,26 @@ class ProcessCase(SynchronousTestCase):
         self.host.pass_time(seconds)
 
     def lose_channel(self) -> None:
-        self.worker.channel.close()
+        self.worker.pipe.close()
         self.host.settle()
 
 
-class BirthTests(ProcessCase):
+class ForkTests(ProcessCase):
     """From the request to the birth."""
 
     def test_born(self) -> None:
-        """It is born with its order, a channel, a record and its sockets, and has the number of its process."""
+        """A worker gets its parameters, a pipe, a diagnostics file and its sockets, and has the pid of its process."""
         with socket.socket() as shared:
             process = self.begin(shared)
             self.assertEqual(self.worker.sockets[0].fileno() != shared.fileno(), True)
-        self.assertEqual((self.listener.told, process.pid), (["born"], self.worker.pid))
-        self.assertEqual((self.worker.order, len(self.worker.sockets)), ({"number": 1}, 1))
-        self.worker.record.recorder.note("call", "greet began")
+        self.assertEqual((self.listener.told, process.pid), (["forked"], self.worker.pid))
+        self.assertEqual((self.worker.parameters, len(self.worker.sockets)), ({"number": 1}, 1))
+        self.worker.diagnostics.recorder.note("call", "greet began")
         self.assertEqual([event.text for event in process.events], ["greet began"])
 
     def test_refused(self) -> None:
         """That it is not born is told with the reason, and nothing is left open."""
-        self.host.answer = lambda worker: worker.refuse("no more processes")
+        self.host.answer = lambda worker: worker.fail_fork("no more processes")
         before = descriptors()
         self.begin()
         self.pass_time(0)
@@ -207,28 +207,28 @@ class BirthTests(ProcessCase):
         process.signal(signal.SIGTERM)
         process.signal(signal.SIGKILL)
         self.pass_time(0)
-        self.assertEqual(self.listener.told, ["refused: it was to end before"])
-        self.worker.bear()
+        self.assertEqual(self.listener.told, ["refused: stopped before it was forked"])
+        self.worker.be_forked()
         self.host.settle()
         self.assertTrue(self.worker.orphaned)
         self.worker.end(0)
         self.pass_time(10)
-        self.assertEqual((self.listener.told, self.worker.signals), (["refused: it was to end before"], []))
+        self.assertEqual((self.listener.told, self.worker.signals), (["refused: stopped before it was forked"], []))
 
     def test_refused_after_a_signal(self) -> None:
         """One that is not born after it was given up, is not told of again."""
         self.host.answer = lambda _: None
         self.begin().signal(signal.SIGTERM)
-        self.worker.refuse("no more processes")
+        self.worker.fail_fork("no more processes")
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["refused: it was to end before"])
+        self.assertEqual(self.listener.told, ["refused: stopped before it was forked"])
 
     def test_few_descriptors(self) -> None:
         """For want of descriptors none is begun, at whatever step, and nothing is left open."""
         before = descriptors()
         for left in range(6):
             with few_descriptors(left):
-                error = self.assertRaises(OSError, WorkerProcess, self.forks, self.host, {}, (), self.listener)
+                error = self.assertRaises(OSError, WorkerProcess, self.client, self.host, {}, (), self.listener)
             self.assertEqual(error.errno, errno.EMFILE)
             self.host.settle()
             self.assertEqual(descriptors(), before, left)
@@ -236,27 +236,27 @@ class BirthTests(ProcessCase):
 
     def test_let_go(self) -> None:
         """Of a forkserver that was let go, none is born."""
-        self.forks.close()
+        self.client.close()
         self.begin()
-        self.assertEqual(self.listener.told, ["refused: the forkserver was let go"])
+        self.assertEqual(self.listener.told, ["refused: the forkserver was shut down"])
 
 
 class LifeTests(ProcessCase):
     """What it says, and what can be known of it."""
 
     def test_says(self) -> None:
-        """What it says is passed on, in its order."""
+        """What it says is passed on, in order."""
         self.begin()
         self.worker.say("waiting", **{"for": "broker"})
         self.worker.say("ready")
-        self.assertEqual(self.listener.told, ["born", {"is": "waiting", "for": "broker"}, {"is": "ready"}])
+        self.assertEqual(self.listener.told, ["forked", {"is": "waiting", "for": "broker"}, {"is": "ready"}])
 
     def test_nonsense(self) -> None:
         """What nobody understands is logged, and harms nothing."""
         self.begin()
-        self.worker.channel.send(b'hello\n[]\n{"isnt": 1}\n{"is": "ready"}\n')
+        self.worker.pipe.send(b'hello\n[]\n{"isnt": 1}\n{"is": "ready"}\n')
         self.host.settle()
-        self.assertEqual(self.listener.told, ["born", {"is": "ready"}])
+        self.assertEqual(self.listener.told, ["forked", {"is": "ready"}])
         self.assertEqual(len(self.flushLoggedErrors()), 3)
 
     def test_signal(self) -> None:
@@ -269,9 +269,9 @@ class LifeTests(ProcessCase):
         """It has been silent since its last heartbeat; before its first one it has not."""
         self.host.answer = lambda _: None
         process = self.begin()
-        self.assertEqual(process.silent, 0.0)
-        self.worker.record.recorder.beat(time.monotonic() - 40)
-        self.assertTrue(40 <= process.silent < 50)
+        self.assertEqual(process.stalled, 0.0)
+        self.worker.diagnostics.recorder.beat(time.monotonic() - 40)
+        self.assertTrue(40 <= process.stalled < 50)
 
     def test_memory(self) -> None:
         """Its private memory is what the system says, nothing if it is gone."""
@@ -300,7 +300,7 @@ class LifeTests(ProcessCase):
         self.pass_time(1)
         self.assertIsNone(self.successResultOf(calls))
         self.worker.say("asked", key=question["ask"], calls=[])
-        self.assertEqual(self.listener.told, ["born"])
+        self.assertEqual(self.listener.told, ["forked"])
 
     def test_asked_at_its_end(self) -> None:
         """One that ends answers nothing any more."""
@@ -313,12 +313,12 @@ class LifeTests(ProcessCase):
     def test_dump(self) -> None:
         """It is told to write down its stacks, which are taken when they are complete."""
         process = self.begin()
-        os.write(self.worker.record.descriptor, b"of before\n")
+        os.write(self.worker.diagnostics.descriptor, b"of before\n")
         stacks = Deferred.fromCoroutine(process.dump())
         self.assertEqual(self.worker.signals, [DUMP])
-        os.write(self.worker.record.descriptor, b"Thread 1\n")
+        os.write(self.worker.diagnostics.descriptor, b"Thread 1\n")
         self.host.pass_time(0.02, 0.02)
-        os.write(self.worker.record.descriptor, b"  File x\n")
+        os.write(self.worker.diagnostics.descriptor, b"  File x\n")
         self.host.pass_time(0.04, 0.02)
         self.assertEqual(self.successResultOf(stacks), "Thread 1\n  File x\n")
 
@@ -334,7 +334,7 @@ class LifeTests(ProcessCase):
         """One that ends meanwhile has written what it has written."""
         process = self.begin()
         stacks = Deferred.fromCoroutine(process.dump())
-        os.write(self.worker.record.descriptor, b"Thread 1\n")
+        os.write(self.worker.diagnostics.descriptor, b"Thread 1\n")
         self.host.pass_time(0.02, 0.02)
         self.worker.end()
         self.host.pass_time(0.02, 0.02)
@@ -346,9 +346,9 @@ class LifeTests(ProcessCase):
         self.host.answer = lambda _: None
         process = self.begin()
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(process.dump())), "")
-        self.worker.bear()
+        self.worker.be_forked()
         self.host.settle()
-        self.assertEqual(self.listener.told, ["born"])
+        self.assertEqual(self.listener.told, ["forked"])
 
 
 class EndTests(ProcessCase):
@@ -370,26 +370,26 @@ class EndTests(ProcessCase):
         """What it said last comes before its end, even if that is known earlier."""
         self.forkserver.say({"ended": self.worker.pid, "status": exited(1)})
         self.forkserver.turn()
-        self.worker.channel.send(b'{"is": "failed", "problem": "x", "final": true}\n')
+        self.worker.pipe.send(b'{"is": "failed", "problem": "x", "final": true}\n')
         self.worker.end()
         self.assertEqual(self.listener.told, [{"is": "failed", "problem": "x", "final": True}, "exited with status 1"])
 
     def test_left_behind(self) -> None:
         """What it left behind can be read when its end is told, and is gone then."""
         seen: list[Any] = []
-        self.listener.ended = lambda how: seen.append((self.process.stacks, self.process.events, self.process.silent))
-        self.worker.record.recorder.note("call", "greet began")
-        os.write(self.worker.record.descriptor, b"Fatal\n")
+        self.listener.ended = lambda how: seen.append((self.process.stacks, self.process.events, self.process.stalled))
+        self.worker.diagnostics.recorder.note("call", "greet began")
+        os.write(self.worker.diagnostics.descriptor, b"Fatal\n")
         self.worker.end(signal.SIGSEGV)
-        ((stacks, events, silent),) = seen
+        ((stacks, events, stalled),) = seen
         self.assertEqual((stacks, [event.text for event in events]), ("Fatal\n", ["greet began"]))
-        self.assertLess(silent, 30)
-        self.assertEqual((self.process.stacks, self.process.events, self.process.silent), ("", [], 0.0))
+        self.assertLess(stalled, 30)
+        self.assertEqual((self.process.stacks, self.process.events, self.process.stalled), ("", [], 0.0))
 
     def test_nothing_open(self) -> None:
         """Nothing of it stays open."""
         self.worker.end()
-        self.forks.close()
+        self.client.close()
         self.host.tear_down()
         self.pass_time(0)
         self.assertEqual(descriptors(), self.before)
@@ -416,7 +416,7 @@ class EndTests(ProcessCase):
         self.pass_time(0)
         self.lose_channel()
         self.pass_time(0)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
 
     def test_forkserver_gone_afterwards(self) -> None:
         """A forkserver that goes between the two is waited for a second."""
@@ -425,13 +425,13 @@ class EndTests(ProcessCase):
         self.pass_time(0.75)
         self.assertEqual(self.listener.told, [])
         self.pass_time(0.25)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
 
     def test_forkserver_stopped(self) -> None:
         """One whose channel has ended is killed a second later, if its forkserver does not say that it has."""
         self.lose_channel()
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
         self.assertEqual(self.worker.signals, [signal.SIGKILL])
 
     def test_farewell(self) -> None:
@@ -441,7 +441,7 @@ class EndTests(ProcessCase):
         self.pass_time(59)
         self.assertEqual((self.listener.told, self.worker.signals), ([], []))
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
         self.assertEqual(self.worker.signals, [signal.SIGKILL])
 
     def test_end_of_a_farewell(self) -> None:
@@ -462,7 +462,7 @@ class EndTests(ProcessCase):
         self.process.signal(signal.SIGABRT)
         self.process.signal(signal.SIGKILL)
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["ended, how is not known"])
+        self.assertEqual(self.listener.told, ["exited with an unknown status"])
 
     def test_gone_before_the_news(self) -> None:
         """A signal that finds nobody, while there is a forkserver to tell, changes nothing."""
@@ -482,15 +482,15 @@ class EarlyEndTests(ProcessCase):
         self.host.answer = lambda _: None
         self.begin()
         self.lose_channel()
-        self.worker.bear()
+        self.worker.be_forked()
         self.host.settle()
         self.forkserver.end()
         self.pass_time(1)
-        self.assertEqual(self.listener.told, ["born", "ended, how is not known"])
+        self.assertEqual(self.listener.told, ["forked", "exited with an unknown status"])
 
     def test_event_type(self) -> None:
         """What it has noted is found as events."""
         process = self.begin()
-        self.worker.record.recorder.note("node", "up")
+        self.worker.diagnostics.recorder.note("node", "up")
         (event,) = process.events
         self.assertIsInstance(event, Event)

@@ -1,4 +1,4 @@
-"""What a supervisor tells of all its workers at once: their figures in one scrape, and their health."""
+"""Metrics and health of all workers, aggregated by the supervisor."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,31 +10,32 @@ from novasvc.telemetry.instruments import Document
 from novasvc.workers.process import WorkerProcess
 from novasvc.workers.slot import Slot
 
-FIGURES_PATIENCE = 1.0
-"""Seconds that workers have to tell their figures; who has not by then is left out."""
+METRICS_TIMEOUT = 1.0
+"""Seconds for workers to report metrics; a worker that is late is left out."""
 
-HEALTH_PATIENCE = 3.0
-"""Seconds that workers have to see how they are; they give each leg two."""
+HEALTH_TIMEOUT = 3.0
+"""Seconds for workers to check their health; each dependency gets two of them."""
 
 _SILENCE = 3.0
-"""Seconds without a turn of its reactor after which a worker is not even asked: it hangs, or was stopped."""
+"""A worker whose reactor is blocked for longer than this many seconds is not asked: it hangs, or is stopped."""
 
 _OURS = "supervisor"
-"""The label of the supervisor's own figures, where those of workers have their number."""
+"""Value of the label "worker" for the supervisor's own metrics."""
 
 Row = dict[str, Any]
 
 
-async def survey_figures(slots: Iterable[Slot]) -> list[Document]:
-    """Ask all workers for their figures, and add the supervisor's own.
+async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
+    """Collect the metrics of all workers and of the supervisor.
 
-    Each sample has the label "worker": a number, or "supervisor"; what is said of workers (novasvc_worker*) has that
-    already where it is meant. A worker that does not answer in time is left out, and novasvc_worker_up is 0 for it.
+    The label "worker" is added to each sample: a number, or "supervisor". The supervisor's own novasvc_worker* metrics
+    are about workers, and are left as they are. A worker that does not answer in time is left out, and its
+    novasvc_worker_up is 0.
 
-    :return: documents, each name once.
+    :return: one document per metric name.
     """
     places = _places(slots)
-    answers = await _ask(places, "figures", FIGURES_PATIENCE)
+    answers = await _ask(places, "figures", METRICS_TIMEOUT)
     metrics.workers.clear()
     metrics.worker_up.clear()
     metrics.worker_memory.clear()
@@ -50,25 +51,25 @@ async def survey_figures(slots: Iterable[Slot]) -> list[Document]:
     return list(merged.values())
 
 
-async def survey_health(slots: Iterable[Slot]) -> list[Row]:
-    """Ask all workers how they are.
+async def collect_health(slots: Iterable[Slot]) -> list[Row]:
+    """Collect the health of all workers.
 
-    :return: a row for each: number, server, pid, state; "services": [{"service": str, "legs": see
+    :return: a row per worker: number, server, pid, state; "services": [{"service": str, "legs": see
         novasvc.node.health.Leg}], or None if it does not answer.
     """
     places = _places(slots)
-    answers = await _ask(places, "health", HEALTH_PATIENCE)
+    answers = await _ask(places, "health", HEALTH_TIMEOUT)
     return [{**row(slot), "services": answer} for slot, answer in zip(places, answers, strict=True)]
 
 
 def row(slot: Slot) -> Row:
-    """Say which worker it is."""
+    """Return the columns that identify a worker."""
     pid = None if slot.process is None else slot.process.pid
     return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
 
 
 def _places(slots: Iterable[Slot]) -> list[Slot]:
-    """Return one place for each number: of two, the one whose worker stays."""
+    """Return one slot per number: during a replacement, the one that is not draining."""
     places: dict[int, Slot] = {}
     for slot in sorted(slots, key=lambda slot: (slot.number, slot.state == "draining")):
         places.setdefault(slot.number, slot)
@@ -82,7 +83,7 @@ async def _ask(slots: Sequence[Slot], what: str, patience: float) -> list[Any]:
 
 def _asked(process: WorkerProcess | None, what: str, patience: float) -> Deferred[Any]:
     answer: Deferred[Any] = Deferred()
-    if process is None or process.silent > _SILENCE:
+    if process is None or process.stalled > _SILENCE:
         answer.callback(None)
         return answer
     return process.ask(what, patience)
@@ -93,7 +94,7 @@ def _merge(merged: dict[str, Document], documents: Iterable[Document], worker: s
         own = document["name"].startswith("novasvc_worker")
         told = document if own else _labelled(document, worker)
         known = merged.setdefault(told["name"], {**told, "samples": []})
-        # Of another version, after a reload, it may be another thing with the same name.
+        # A worker of another version may have the same metric name with other labels: drop it rather than mix.
         if _shape(known) == _shape(told):
             known["samples"].extend(told["samples"])
 

@@ -1,4 +1,4 @@
-"""Tests for novasvc.workers.survey: figures and health of all workers, as their supervisor tells them."""
+"""Tests for novasvc.workers.aggregation: figures and health of all workers, as their supervisor tells them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def document(name: str = "novasvc_x_total", value: float = 1, **changed: Any) ->
     return {**usual, **changed}
 
 
-class SurveyCase(SupervisorCase):
+class AggregationCase(SupervisorCase):
     """Workers that answer when the test says so."""
 
     def setUp(self) -> None:
@@ -40,8 +40,8 @@ class SurveyCase(SupervisorCase):
         return sorted(found[0]["samples"])
 
 
-class FiguresTests(SurveyCase):
-    """Tests for survey_figures."""
+class MetricsTests(AggregationCase):
+    """Tests for collect_metrics."""
 
     def test_all(self) -> None:
         """Figures of the same name are one, and each sample says which worker it is of."""
@@ -85,7 +85,7 @@ class FiguresTests(SurveyCase):
         """One whose reactor is known not to turn is not even asked."""
         self.run_all((Server("api"), 2))
         one, two = self.host.workers
-        two.record.recorder.beat(two.record.recorder.beaten - 10)
+        two.diagnostics.recorder.beat(two.diagnostics.recorder.beaten - 10)
         asking = self.asked(self.supervisor.metrics())
         self.tell(one, "figures", [document()])
         told = self.successResultOf(asking)
@@ -124,8 +124,8 @@ class FiguresTests(SurveyCase):
         self.assertEqual(self.samples(self.successResultOf(asking), "novasvc_x_total"), [[["m", "1"], 2]])
 
 
-class HealthTests(SurveyCase):
-    """Tests for survey_health."""
+class HealthTests(AggregationCase):
+    """Tests for collect_health."""
 
     def test_rows(self) -> None:
         """There is a row for each worker, with what it tells of its services, None if it does not answer."""

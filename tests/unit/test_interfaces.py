@@ -1,0 +1,64 @@
+"""Every provider of the interfaces that workers and launchers look for is verified."""
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyClass, verifyObject
+
+from novasvc.api.service import APIService
+from novasvc.config import Settings
+from novasvc.http.channel import Channel
+from novasvc.interfaces import (
+    IDrainable,
+    IExitRequester,
+    IInspectable,
+    IInterruptible,
+    IPreloading,
+    IRebuildable,
+    IWaitable,
+    IWebPage,
+)
+from novasvc.manager import Manager
+from novasvc.node.service import Service
+from novasvc.node.stream_server import StreamServer
+from novasvc.node.tree import ServiceTree
+from novasvc.node.wsgi import WSGIService
+from novasvc.run.launcher import Launcher
+from novasvc.run.plugin import Deployment
+from novasvc.run.process_launcher import ProcessLauncher
+from novasvc.testing import memory_runtime
+
+
+class ProvidersTests(SynchronousTestCase):
+    def test_node(self) -> None:
+        """A node reports its work, can be interrupted and rebuilt, and may ask for an exit status."""
+        node = Service("h1", "nova-agent", "agent", Manager, runtime=memory_runtime())
+        for interface in (IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable):
+            verifyObject(interface, node)
+
+    def test_tree(self) -> None:
+        """A tree passes interruptions on, and keeps the exit status that a part asked for."""
+        for interface in (IExitRequester, IInterruptible):
+            verifyObject(interface, ServiceTree())
+
+    def test_launcher(self) -> None:
+        """A launcher tells when it has ended."""
+        verifyObject(IWaitable, Launcher(Clock()))
+
+    def test_deployment(self) -> None:
+        """What a worker runs names the modules to import before the fork."""
+        verifyObject(IPreloading, Deployment(Settings(), ()))
+
+    def test_classes(self) -> None:
+        """Servers that need files, ports or signals to be made declare what their classes have."""
+        declared: list[tuple[type[Any], tuple[Any, ...]]] = [
+            (APIService, (IInterruptible, IWebPage, IPreloading)),
+            (Channel, (IDrainable,)),
+            (ProcessLauncher, (IInterruptible, IWaitable)),
+            (StreamServer, (IInterruptible,)),
+            (WSGIService, (IInterruptible, IPreloading, IRebuildable)),
+        ]
+        for kind, interfaces in declared:
+            for interface in interfaces:
+                verifyClass(interface, kind)
