@@ -16,7 +16,7 @@ from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
 from novasvc.api.reads import SharedReads
 from novasvc.errors import ServiceNotFoundError
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceRecord
 

@@ -8,7 +8,7 @@ from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.place import Place, pass_place
 from novasvc.cli.selection import Selection, selection_options
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")

@@ -108,11 +108,11 @@ class Health:
         registry, record = self._node.registry, self._node.record
         if registry is None or record is None:
             return False, self._missing(self._node.registry_leg.name)
-        membership = self._node.membership
-        if membership is None or not membership.is_telling:
+        heartbeat = self._node.heartbeat
+        if heartbeat is None or not heartbeat.is_current:
             return await see_registry(registry.prove_writable(), clock)
-        if membership.problem is not None:
-            return False, f"heartbeats cannot be written: {membership.problem}"
+        if heartbeat.write_error is not None:
+            return False, f"heartbeats cannot be written: {heartbeat.write_error}"
         return await see_registry(registry.get(str(record.id)), clock)
 
     def _why_no_messages(self) -> str:

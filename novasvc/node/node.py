@@ -34,7 +34,7 @@ from novasvc.node.runtime import Leg, Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import heedless
 from novasvc.registry.lookup import ServiceLookup
-from novasvc.registry.membership import Identity, Membership
+from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.target import Target
@@ -85,7 +85,7 @@ class Node:
     # then the node leaves: it beats while it drains, for to stop beating is to be declared down,
     # and a down node's work may be given to another.
 
-    identity: Identity
+    identity: ServiceIdentity
     topic: str
     manager: Manager
     tasks: TaskRunner
@@ -103,7 +103,7 @@ class Node:
     transport: ITransport | None = attrs.field(default=None, init=False)
     client: Client | None = attrs.field(default=None, init=False)
     server: Server | None = attrs.field(default=None, init=False)
-    membership: Membership | None = attrs.field(default=None, init=False)
+    heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
@@ -125,7 +125,7 @@ class Node:
     @property
     def record(self) -> ServiceRecord | None:
         """The row of this node, as it was registered last; None before that."""
-        return self._record if self.membership is None else self.membership.record
+        return self._record if self.heartbeat is None else self.heartbeat.record
 
     def _entered(self, state: str) -> None:
         if state == "draining":
@@ -216,9 +216,9 @@ class Node:
         await self._hook("post_start_hook")
 
         self._step = "join the service group"
-        proofs = [self._why_not_consuming, self.why_not_reached]
-        self.membership = Membership(registry, identity, record, clock, self.report_interval, proofs)
-        await self.membership.join()
+        checks = [self._why_not_consuming, self.why_not_reached]
+        self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
+        await self.heartbeat.start()
         if self.periodic_enable:
             self.tasks.start()
 
@@ -316,9 +316,9 @@ class Node:
         await self._drain()
         if self.transport is not None:
             await self._tidy("cleanup_host", self.manager.cleanup_host)
-        if self.membership is not None:
-            self._record = self.membership.record
-            await self._tidy("leave the service group", self.membership.leave)
+        if self.heartbeat is not None:
+            self._record = self.heartbeat.record
+            await self._tidy("leave the service group", self.heartbeat.stop)
         if self.server is not None:
             await self._tidy("close the RPC server", self.server.close)
         if self.client is not None:
@@ -327,7 +327,7 @@ class Node:
             await self._tidy("close the transport", self.runtime.broker.release)
         if self.registry is not None:
             await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
-        self.registry = self.transport = self.client = self.server = self.membership = self.reachability = None
+        self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
 
     def _begin_drain(self) -> None:
         """Begin nothing new, from this moment on: whoever reads "draining" may rely on it."""

@@ -18,7 +18,7 @@ from novasvc.node.node import Node
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.signature import ConstructorSignature, hides
 from novasvc.periodic import TaskRunner
-from novasvc.registry.membership import Identity
+from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.rpc import Client
 
 
@@ -106,7 +106,7 @@ class Service(service.Service):
             run_external=settings.run_external_periodic_tasks,
         )
         self.node = Node(
-            identity=Identity(host, binary, topic, self.manager.service_version),
+            identity=ServiceIdentity(host, binary, topic, self.manager.service_version),
             topic=topic,
             manager=self.manager,
             tasks=self.tasks,

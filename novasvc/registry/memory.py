@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from novasvc.errors import DatabaseConflictError, NovasvcError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 

@@ -18,7 +18,7 @@ class ServiceQuery:
     :param topic: exactly this topic.
     :param with_topic: leave out services that serve no topic.
     :param disabled: only those that are, or that are not, disabled.
-    :param up: only those that are up, or that are down: see :func:`novasvc.registry.membership.is_up`.
+    :param up: only those that are up, or that are down: see :func:`novasvc.registry.liveness.is_up`.
     :param service_down_time: seconds without a heartbeat after which a service is down.
     :param text: what host, binary, topic or the reason of a disabling have in them; the case of ASCII letters is
         nothing.

@@ -374,7 +374,7 @@ class FailedStartTests(TwistdTestCase):
         node.wait_for("model server went away")
         node.wait_for(RUNNING)
         holder.execute("ROLLBACK")
-        node.wait_for("heartbeats go on")
+        node.wait_for("heartbeats resumed")
         node.stop()
         self.assertEqual(node.output.count("model server went away"), 2)  # once when it began, once when it ended
 

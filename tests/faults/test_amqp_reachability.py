@@ -277,7 +277,7 @@ class RefusedTests(ReachabilityCase):
         self.assertEqual(await self.beats(), before)
 
         self.broker.permit(user, self.vhost)
-        await self.until(lambda: self.said("heartbeats go on"), TWO_BEATS)
+        await self.until(lambda: self.said("heartbeats resumed"), TWO_BEATS)
         await self.assert_reached(service)
         self.assertEqual(len(self.said(WITHHELD)), 1)
         self.assertTrue((await self.consumers_leg(service))["ready"])

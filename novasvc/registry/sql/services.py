@@ -22,7 +22,7 @@ from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
-from novasvc.registry.sql.pages import is_number, mark_statement, rows_statement, totals_statement
+from novasvc.registry.sql.queries import is_number, mark_statement, rows_statement, totals_statement
 from novasvc.registry.sql.schema import GREATEST_ID, HEAD, database_now, services
 
 _log = Logger()

@@ -134,8 +134,8 @@ class NodeHealthTests(HealthCase):
         """A node whose heartbeats are withheld tries by itself whether the database can be written."""
         self.successResultOf(self.service.start())
         node = self.service.node
-        assert node.membership is not None
-        node.membership.leave()
+        assert node.heartbeat is not None
+        node.heartbeat.stop()
         self.registry.unwritable = DatabaseReadOnlyError("sqlite:///x", "attempt to write a readonly database")
         self.clock.pump([1.1] * 30)
         self.assertEqual(self.unready(), {"database": str(self.registry.unwritable)})

@@ -208,7 +208,7 @@ class NodeTests(LogCase):
         found[0] = Reachability()
         self.run_for(2 * INTERVAL)
         self.assertGreater(self.beats(), before)
-        self.assertEqual((self.unready(), self.said("heartbeats go on")), ([], 1))
+        self.assertEqual((self.unready(), self.said("heartbeats resumed")), ([], 1))
 
     def test_draining(self) -> None:
         """A node that drains beats on, and verifies no more: that nothing new reaches it is meant."""

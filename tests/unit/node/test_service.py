@@ -26,7 +26,7 @@ from novasvc.errors import (
 from novasvc.interfaces import IManager, IStartable
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.service import Service
 from novasvc.telemetry.logs import FieldsObserver
 from novasvc.testing import memory_runtime
@@ -332,7 +332,7 @@ class UnbeatenTests(ServiceTestCase):
         runtime = memory_runtime()
         service = Service("h1", "nova-diary", "diary", Diarist, report_interval=0, runtime=runtime)
         self.successResultOf(service.start())
-        self.assertEqual(service.node.membership.beats, 0)
+        self.assertEqual(service.node.heartbeat.sent, 0)
         self.successResultOf(service.stop())
 
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.context import RequestContext
 from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError
 from novasvc.periodic import TaskRunner, periodic_task
-from novasvc.registry.membership import Identity, Membership
+from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import FlightRecorder
 from novasvc.telemetry.instruments import LONGEST, OTHER, Number, counter
@@ -196,10 +196,10 @@ class OthersTests(SynchronousTestCase):
         registry = MemoryRegistry(clock)
         record = self.successResultOf(registry.register("h1", "nova-x", "x", 0))
         proof: list[str] = []
-        member = Membership(
-            registry, Identity("h1", "nova-x", "x"), record, clock, 10.0, [lambda: proof[0] if proof else None]
+        heartbeat = Heartbeat(
+            registry, ServiceIdentity("h1", "nova-x", "x"), record, clock, 10.0, [lambda: proof[0] if proof else None]
         )
-        self.successResultOf(member.join())
+        self.successResultOf(heartbeat.start())
         registry.outage = DatabaseUnavailableError("sqlite:", "gone")
         clock.advance(10)
         registry.outage = None
@@ -208,7 +208,7 @@ class OthersTests(SynchronousTestCase):
         told = {values[2]: child.value for values, child in metrics.heartbeats}
         self.assertEqual(told, {"sent": 1, "failed": 1, "skipped": 1})
         self.assertGreater(metrics.heartbeat_sent.at("h1", "nova-x").value, 1_500_000_000)
-        member.leave()
+        heartbeat.stop()
 
     def test_tasks(self) -> None:
         """Runs of tasks are counted by outcome, with their lateness and duration, and due times that were missed."""
