@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 
 _log = Logger()
 
@@ -87,7 +87,7 @@ class Connections(WrappingFactory):
     def _late(self, seconds: float) -> None:
         _log.warn(
             "{connections} not ended after {s:g} s: cut",
-            connections=counted(len(self.protocols), "connection"),
+            connections=pluralize(len(self.protocols), "connection"),
             s=seconds,
         )
         self.abort()

@@ -14,11 +14,11 @@ from twisted.logger import Logger
 from novasvc._version import __version__
 from novasvc.context import RequestContext
 from novasvc.errors import StateError, UnknownTaskError
-from novasvc.periodic.task import TaskFigures
+from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
-from novasvc.telemetry.metrics import MethodFigures
+from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.signals import is_taken
@@ -73,7 +73,7 @@ class NodeAPI:
             "started_at": None if uptime is None else _time(time.time() - uptime),
             "uptime": uptime,
             "in_flight": 0 if server is None else server.in_flight,
-            "tasks": [task_row(figures, clock.seconds()) for figures in node.tasks.figures()],
+            "tasks": [task_row(stats, clock.seconds()) for stats in node.tasks.stats()],
             "methods": [] if server is None else method_rows(server.figures),
             "workers": workers,
             "events": [
@@ -135,7 +135,7 @@ class NodeAPI:
         return await inquiry.ask(runtime.reactor, runtime.settings.control_socket, command, timeout=_PATIENCE)
 
 
-def task_row(task: TaskFigures, now: float) -> dict[str, Any]:
+def task_row(task: TaskStats, now: float) -> dict[str, Any]:
     """Tell how a periodic task fares.
 
     :param now: seconds on the runner's clock.
@@ -157,7 +157,7 @@ def task_row(task: TaskFigures, now: float) -> dict[str, Any]:
     }
 
 
-def method_rows(figures: Mapping[Method, MethodFigures]) -> list[dict[str, Any]]:
+def method_rows(metrics: Mapping[Method, MethodMetrics]) -> list[dict[str, Any]]:
     """Tell how exposed methods fare, since the start of this process.
 
     :return: {"method", "namespace": str or None, "version", "calls": those that have ended, "errors", "in_flight",
@@ -165,7 +165,7 @@ def method_rows(figures: Mapping[Method, MethodFigures]) -> list[dict[str, Any]]
         more than bounds} each.
     """
     rows = []
-    for method, one in figures.items():
+    for method, one in metrics.items():
         errors = one.failed.value + one.timed_out.value
         count = one.seconds.count
         rows.append(

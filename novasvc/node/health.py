@@ -163,11 +163,11 @@ def see_migration(error: NovasvcError | None, *, reached: bool) -> Verdict:
 
 def see_reactor() -> Verdict:
     """Tell whether the reactor of this process answers in time; of one that is not watched, that nobody knows."""
-    beaten = flight.installed().beaten
-    if not beaten:
+    last_beat = flight.installed().last_beat
+    if not last_beat:
         return True, "it is not watched"
     late = metrics.last_lag.at().value
-    silent = time.monotonic() - beaten
+    silent = time.monotonic() - last_beat
     if silent > _SILENCE:
         late = max(late, silent)
     return late <= LAG_LIMIT, f"it was {1000 * late:.0f} ms late"

@@ -33,13 +33,13 @@ from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Leg, Runtime
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import heedless
-from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
+from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.logs import counted, node_fields
+from novasvc.telemetry.logs import node_fields, pluralize
 
 _log = Logger()
 _T = TypeVar("_T")
@@ -354,13 +354,13 @@ class Node:
 
     async def _cut_short(self) -> None:
         """Cancel what has not been finished, and see that end before the node tidies up and leaves."""
-        running = [task.name for task in self.tasks.figures() if task.running]
+        running = [task.name for task in self.tasks.stats() if task.running]
         _log.warn(
             "{node}: {cause}: cancelling {calls} and {tasks}",
             node=self.identity,
             cause=self._cause,
-            calls=counted(0 if self.server is None else self.server.in_flight, "call"),
-            tasks=counted(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
+            calls=pluralize(0 if self.server is None else self.server.in_flight, "call"),
+            tasks=pluralize(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
         )
         self.tasks.cancel_running()
         await self._tidy("the end of the tasks", self.tasks.stop)

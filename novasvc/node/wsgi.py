@@ -22,7 +22,7 @@ from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.rpc import Client
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 
 _log = Logger()
 
@@ -289,7 +289,7 @@ class WSGIService(service.Service):
         await self._tidy("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.crew.busy:
-                requests = counted(self._site.crew.busy, "request")
+                requests = pluralize(self._site.crew.busy, "request")
                 _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
             self._site.crew.close()
         if self._registry is not None and self.manager is not None:

@@ -14,7 +14,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError, UnknownTaskError
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration, declared_tasks, dropped_tasks
-from novasvc.periodic.task import Run, Task, TaskFigures
+from novasvc.periodic.task import Run, Task, TaskStats
 
 _log = Logger()
 
@@ -153,9 +153,12 @@ class TaskRunner:
         runs = [task.run for task in self._tasks.values() if task.run is not None and not task.run.cancelled]
         return {run.request_id for run in runs}
 
-    def figures(self) -> list[TaskFigures]:
-        """Tell how each task fares, in the order they were written."""
-        return [task.figures() for task in self._tasks.values()]
+    def stats(self) -> list[TaskStats]:
+        """Return the statistics of each task, in the order in which the tasks are declared."""
+        return [task.stats() for task in self._tasks.values()]
+
+    figures = stats
+    """The name of :meth:`stats` before 0.2."""
 
     @property
     def _name(self) -> str:

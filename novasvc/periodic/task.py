@@ -22,7 +22,7 @@ _log = Logger()
 
 
 @attrs.frozen(kw_only=True)
-class TaskFigures:
+class TaskStats:
     """What can be told of one task, at one moment. Seconds are those of the runner's clock.
 
     Each due time is either run or missed, so ``runs + missed`` is how often the task fell due,
@@ -229,9 +229,9 @@ class Task:
             run.timer = self._clock.callLater(self.declaration.timeout, self._time_out, run)
         return run
 
-    def figures(self) -> TaskFigures:
+    def stats(self) -> TaskStats:
         """Tell how the task fares."""
-        return TaskFigures(
+        return TaskStats(
             name=self.name,
             spacing=self.declaration.spacing,
             runs=self._runs,

@@ -23,7 +23,7 @@ from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.metrics import MethodFigures
+from novasvc.telemetry.metrics import MethodMetrics
 
 _log = Logger()
 
@@ -76,7 +76,7 @@ class Execution:
         run_blocking: RunBlocking,
         send_tracebacks: bool,
         counts: Counts,
-        figures: Mapping[Method, MethodFigures],
+        figures: Mapping[Method, MethodMetrics],
         ended: Callable[[], None],
     ) -> None:
         self._publishing: dict[Deferred[None], None] = {}

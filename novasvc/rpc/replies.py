@@ -26,8 +26,8 @@ from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import Reply, WayBack, read_reply, unwrap
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from novasvc.telemetry.instruments import Number
-from novasvc.telemetry.metrics import CallFigures
+from novasvc.telemetry.instruments import Counter
+from novasvc.telemetry.metrics import CallMetrics
 
 _log = Logger()
 
@@ -78,7 +78,7 @@ class _Pending:
     keepalive: int | None
     deadline: float
     began: float
-    figures: CallFigures
+    figures: CallMetrics
     idempotent: bool
     request_id: str = ""
     result: Any = None
@@ -177,7 +177,7 @@ class PendingCalls:
         msg_id = new_id()
         now = self._clock.seconds()
         deadline = inf if timeout is None else now + timeout
-        figures = CallFigures.of(target.topic, method)
+        figures = CallMetrics.of(target.topic, method)
 
         def cancelled(_: object) -> None:
             self._drop(msg_id, figures.cancelled)
@@ -322,7 +322,7 @@ class PendingCalls:
             pending.begun, pending.unconfirmed = True, None
             self._be_patient(reply.msg_id, pending)
 
-    def _forget(self, msg_id: str, outcome: Number) -> _Pending | None:
+    def _forget(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Let go of a call.
 
         :param outcome: where it is counted.
@@ -335,12 +335,12 @@ class PendingCalls:
             metrics.called_now.at().value -= 1
         return pending
 
-    def _end(self, msg_id: str, reason: Exception | Failure, outcome: Number) -> None:
+    def _end(self, msg_id: str, reason: Exception | Failure, outcome: Counter) -> None:
         pending = self._forget(msg_id, outcome)
         if pending is not None:
             pending.waiter.errback(reason)
 
-    def _drop(self, msg_id: str, outcome: Number) -> _Pending | None:
+    def _drop(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Let go of a call that nobody waits for; a message that is not sent yet will not be."""
         pending = self._forget(msg_id, outcome)
         if pending is not None and pending.sending is not None:

@@ -28,7 +28,7 @@ from novasvc.run.launcher import log_changes, log_settings
 from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.telemetry.logfiles import open_log
-from novasvc.telemetry.logs import NOBODY, make_observer
+from novasvc.telemetry.logs import NO_NODE, make_observer
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.supervisor import Reread, ServerWrapper
 
@@ -458,7 +458,7 @@ def _observer(settings: Settings, reactor: Any, options: Mapping[str, Any]) -> I
         return None
     # A supervisor is no node, whatever its workers are.
     only = settings.services[0] if len(settings.services) == 1 and not settings.supervised else None
-    default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
+    default = NO_NODE if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)
     return make_observer(log_file, as_json=settings.log_json, level=settings.log_level, default=default)

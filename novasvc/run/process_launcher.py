@@ -22,7 +22,7 @@ from novasvc.run.launcher import SignalExit, keep_status, log_settings, run_unti
 from novasvc.run.process import end_process, is_alone, stop_reactor
 from novasvc.telemetry import flight
 from novasvc.telemetry.logfiles import rotate_at_signal
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
@@ -380,7 +380,7 @@ class ProcessLauncher(service.Service):
                 limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s more"
             _log.info(
                 "draining: {count} left, {limit}: {workers}",
-                count=counted(len(left), "worker"),
+                count=pluralize(len(left), "worker"),
                 limit=limit,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )

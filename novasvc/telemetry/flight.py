@@ -120,7 +120,7 @@ class FlightRecorder:
         self._beat[0] = monotonic
 
     @property
-    def beaten(self) -> float:
+    def last_beat(self) -> float:
         """The stamp of the last heartbeat; 0 before the first."""
         return self._beat[0]
 

@@ -30,13 +30,13 @@ from zope.interface import implementer
 
 from novasvc.context import current_context
 
-NOBODY: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
+NO_NODE: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
 
-node_fields: ContextVar[Mapping[str, str | None]] = ContextVar("novasvc_node", default=NOBODY)
+node_fields: ContextVar[Mapping[str, str | None]] = ContextVar("novasvc_node", default=NO_NODE)
 """host, binary and topic of the node whose code is running."""
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return a number with its noun, for a person: "1 call", "2 calls".
 
     :param noun: in the singular; its plural is regular.
@@ -54,14 +54,14 @@ class FieldsObserver:
     """
 
     _observer: Callable[[LogEvent], None]
-    _default: Mapping[str, str | None] = NOBODY
+    _default: Mapping[str, str | None] = NO_NODE
 
     def __call__(self, event: LogEvent) -> None:
         """Pass an event on with its fields; those that it brings itself stay."""
         context = current_context.get()
         added = {**self._default, "request_id": context and context.request_id}
         fields = node_fields.get()
-        self._observer({**added, **event} if fields is NOBODY else {**added, **fields, **event})
+        self._observer({**added, **event} if fields is NO_NODE else {**added, **fields, **event})
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
@@ -96,7 +96,7 @@ def format_json(event: LogEvent) -> str:
 
 
 def make_observer(
-    file: TextIO, *, as_json: bool = False, level: str = "info", default: Mapping[str, str | None] = NOBODY
+    file: TextIO, *, as_json: bool = False, level: str = "info", default: Mapping[str, str | None] = NO_NODE
 ) -> ILogObserver:
     """Make the observer that a process logs through.
 

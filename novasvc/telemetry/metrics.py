@@ -11,9 +11,20 @@ from collections.abc import Iterator
 import attrs
 
 from novasvc._version import __version__
-from novasvc.telemetry.instruments import MOST, OTHER, Distribution, Document, Family, Number, counter, gauge, histogram
+from novasvc.telemetry.instruments import (
+    MOST,
+    OTHER,
+    Counter,
+    Document,
+    Gauge,
+    Histogram,
+    MetricFamily,
+    counter,
+    gauge,
+    histogram,
+)
 
-AnyFamily = Family[Number] | Family[Distribution]
+AnyMetricFamily = MetricFamily[Counter] | MetricFamily[Gauge] | MetricFamily[Histogram]
 
 build = gauge("novasvc_build_info", "Always 1; the labels tell what runs.", "version", "python")
 
@@ -50,21 +61,21 @@ deliveries = counter(
 
 
 @attrs.frozen(eq=False)
-class MethodFigures:
+class MethodMetrics:
     """What is counted of a method that a server runs."""
 
     names: tuple[str, ...]
-    done: Number
-    failed: Number
-    expected: Number
-    timed_out: Number
-    seconds: Distribution
-    now: Number
+    done: Counter
+    failed: Counter
+    expected: Counter
+    timed_out: Counter
+    seconds: Histogram
+    now: Gauge
 
     @classmethod
-    def of(cls, topic: str, namespace: str | None, method: str) -> "MethodFigures":
+    def of(cls, topic: str, namespace: str | None, method: str) -> "MethodMetrics":
         """Return them, looked up once and for all."""
-        names = served_now.kept(topic, namespace or "", method)
+        names = served_now.bounded(topic, namespace or "", method)
         return cls(
             names,
             done=served.at(*names, "done"),
@@ -110,25 +121,25 @@ casts = counter(
 
 
 @attrs.frozen(eq=False)
-class CallFigures:
+class CallMetrics:
     """What is counted of the calls of one method of others."""
 
-    replied: Number
-    failed: Number
-    timed_out: Number
-    unsent: Number
-    unconfirmed: Number
-    cancelled: Number
-    seconds: Distribution
+    replied: Counter
+    failed: Counter
+    timed_out: Counter
+    unsent: Counter
+    unconfirmed: Counter
+    cancelled: Counter
+    seconds: Histogram
 
     @classmethod
-    def of(cls, topic: str, method: str) -> "CallFigures":
+    def of(cls, topic: str, method: str) -> "CallMetrics":
         """Return them; both names may be anything that somebody asked for."""
         return _calls.get((topic, method)) or cls._add(topic, method)
 
     @classmethod
-    def _add(cls, topic: str, method: str) -> "CallFigures":
-        names = called_seconds.kept(topic, method)
+    def _add(cls, topic: str, method: str) -> "CallMetrics":
+        names = called_seconds.bounded(topic, method)
         if names not in _calls:
             outcomes = {name: called.at(*names, name) for name in _OUTCOMES}
             _calls[names] = cls(**outcomes, seconds=called_seconds.at(*names))
@@ -136,7 +147,7 @@ class CallFigures:
 
 
 _OUTCOMES = ("replied", "failed", "timed_out", "unsent", "unconfirmed", "cancelled")
-_calls: dict[tuple[str, ...], CallFigures] = {}
+_calls: dict[tuple[str, ...], CallMetrics] = {}
 
 # -- heartbeats and tasks ----------------------------------------------------------------------------
 
@@ -266,7 +277,7 @@ started = gauge("novasvc_process_start_time_seconds", "When the process began, s
 process_threads = gauge("novasvc_process_threads", "Threads of the process.")
 
 
-def see_process() -> None:
+def update_process_metrics() -> None:
     """Look at this process; done before its figures are told."""
     import resource  # noqa: PLC0415 - only who is asked for figures needs it
 
@@ -286,11 +297,11 @@ def see_process() -> None:
 # -- all of them -------------------------------------------------------------------------------------
 
 
-_added: dict[str, AnyFamily] = {}
+_added: dict[str, AnyMetricFamily] = {}
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
-def add(family: AnyFamily) -> None:
+def add(family: AnyMetricFamily) -> None:
     """Have a family of somebody else's told with ours: a manager's, say.
 
     :raises ValueError: the name is taken, or is none.
@@ -300,15 +311,15 @@ def add(family: AnyFamily) -> None:
     _added[family.name] = family
 
 
-def families() -> Iterator[AnyFamily]:
+def families() -> Iterator[AnyMetricFamily]:
     """Return all families, ours first."""
     for family in tuple(globals().values()):
-        if isinstance(family, Family):
+        if isinstance(family, MetricFamily):
             yield family
     yield from _added.values()
 
 
-def forget() -> None:
+def reset() -> None:
     """Begin anew, in a process that was forked from one that counted; who counts already goes on uncounted."""
     _calls.clear()
     for family in families():
@@ -318,5 +329,5 @@ def forget() -> None:
 def documents() -> list[Document]:
     """Return all figures of this process, families without a sample left out."""
     build.at(__version__, platform.python_version()).value = 1
-    see_process()
+    update_process_metrics()
     return [document for family in families() if (document := family.document())["samples"]]

@@ -128,8 +128,8 @@ class WorkerProcess:
     def silent(self) -> float:
         """Seconds since its reactor turned last; 0 before its first sign of life."""
         # One that is done may wait for its threads, without a reactor; its end has a deadline of its own.
-        beaten = 0.0 if self._closed or self.finished else self.record.recorder.beaten
-        return time.monotonic() - beaten if beaten else 0.0
+        last_beat = 0.0 if self._closed or self.finished else self.record.recorder.last_beat
+        return time.monotonic() - last_beat if last_beat else 0.0
 
     @property
     def memory(self) -> int | None:

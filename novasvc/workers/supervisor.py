@@ -17,7 +17,7 @@ from novasvc.config.show import changes
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.telemetry.logfiles import LogFile
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 from novasvc.workers.errors import (
     DrainError,
     NoSuchWorkerError,
@@ -167,7 +167,7 @@ class Supervisor:
     def status(self) -> str:
         """How it goes, in a line."""
         if self._ending:
-            return f"draining: {counted(len(self.slots), 'worker')} left"
+            return f"draining: {pluralize(len(self.slots), 'worker')} left"
         slots = [slot for fleet in self._fleets for slot in fleet.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
@@ -328,7 +328,7 @@ class Supervisor:
             if 1 <= fleet.size + more <= MOST_WORKERS and not self._ending:
                 self._resize(fleet, fleet.size + more)
             else:
-                _log.warn("{name} keeps its {workers}", name=fleet.name, workers=counted(fleet.size, "worker"))
+                _log.warn("{name} keeps its {workers}", name=fleet.name, workers=pluralize(fleet.size, "worker"))
 
     def _resize(self, fleet: Fleet, count: int) -> None:
         if self._ending:
@@ -336,7 +336,7 @@ class Supervisor:
         _log.info(
             "{name} has {workers} from now on, before: {size}",
             name=fleet.name,
-            workers=counted(count, "worker"),
+            workers=pluralize(count, "worker"),
             size=fleet.size,
         )
         fleet.resize(count)

@@ -35,8 +35,7 @@ from novasvc.rpc.backlog import Backlog
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.telemetry.logfiles import LogFile
-from novasvc.telemetry.logs import NOBODY as NO_NODE
-from novasvc.telemetry.logs import make_observer
+from novasvc.telemetry.logs import NO_NODE, make_observer
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.errors import NotPreforkableError
@@ -96,7 +95,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
     record.recorder.beat(time.monotonic())
     faulthandler.enable(record.descriptor)
     faulthandler.register(DUMP, record.descriptor)
-    metrics.forget()
+    metrics.reset()
     set_title(f"novasvc: worker {order['number']} ({order['name']})")
 
     importlib.import_module(order["reactor"]).install()

@@ -82,8 +82,8 @@ class APICase(TestCase):
     worker: int | None = None
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.folder = Path(directory.name)
@@ -186,7 +186,7 @@ class MetricsTests(APICase):
 
     async def test_text(self) -> None:
         """It is the text format, which Prometheus' own parser understands."""
-        metrics.MethodFigures.of("compute", None, "boot").seconds.observe(0.02)
+        metrics.MethodMetrics.of("compute", None, "boot").seconds.observe(0.02)
         status, kind, body = await self.get("/metrics")
         self.assertEqual((status, kind), (200, "text/plain; version=0.0.4; charset=utf-8"))
         families = {family.name: family for family in parse_text(body)}

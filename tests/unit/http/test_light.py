@@ -46,8 +46,8 @@ class LightTests(SynchronousTestCase):
     """Tests for novasvc.http.light."""
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         self.lines: list[str] = []
 
         def observe(event: Any) -> None:

@@ -53,7 +53,7 @@ class HealthCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.recorder = record_flight(self)
-        self.addCleanup(metrics.forget)
+        self.addCleanup(metrics.reset)
         self.clock = Clock()
         self.registry = Registry(self.clock)
         runtime = attrs.evolve(memory_runtime(self.clock, host="h1"), database=Leg("database", lambda: self.registry))
@@ -215,7 +215,7 @@ class VerdictTests(SynchronousTestCase):
 
     def test_reactor(self) -> None:
         """A reactor that was late is not ready; one that is not watched is given the benefit of the doubt."""
-        self.addCleanup(metrics.forget)
+        self.addCleanup(metrics.reset)
         recorder = record_flight(self)
         self.assertEqual(see_reactor(), (True, "it is not watched"))
         recorder.beat(1e12)  # in the future: nobody has missed a turn
@@ -226,7 +226,7 @@ class VerdictTests(SynchronousTestCase):
 
     def test_silent_reactor(self) -> None:
         """One whose heart has not beaten for long is late by as much."""
-        self.addCleanup(metrics.forget)
+        self.addCleanup(metrics.reset)
         record_flight(self).beat(1.0)
         ready, detail = see_reactor()
         self.assertFalse(ready)

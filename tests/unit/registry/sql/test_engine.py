@@ -80,8 +80,8 @@ class EngineTests(TestCase):
 
     async def test_figures(self) -> None:
         """Each transaction is counted: how long it waited for a thread, how long it took, and how it failed."""
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         engine = self.make(workers=1)
         gate = self.gate()
         first, second = engine.run(gate), engine.run(one)
