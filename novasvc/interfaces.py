@@ -328,7 +328,7 @@ class IManager(Interface):
     def attach(attachments: Any) -> None:
         """Take what the node gives its manager. Called once, before init_host.
 
-        :param Attachments attachments: reactor, RPC client, task runner, registry.
+        :param ManagerResources attachments: reactor, RPC client, task runner, registry.
         """
 
     def init_host() -> Any:
@@ -402,10 +402,10 @@ class IReplaceable(IPreforkable):
 
     replaceable = Attribute("bool: its sockets can be handed on. That of a file has one owner, and cannot.")
 
-    def hand_on() -> Sequence[socket]:
+    def duplicate_sockets() -> Sequence[socket]:
         """Return copies of its sockets, for the :meth:`IPreforkable.open_sockets` of another."""
 
-    def succeeded() -> None:
+    def superseded() -> None:
         """See that another listens where it does: who waits there when it is stopped, is the other's."""
 
 

@@ -18,7 +18,7 @@ from novasvc.rpc import Client
 
 
 @attrs.frozen(kw_only=True)
-class Attachments:
+class ManagerResources:
     """What a node gives its manager before init_host.
 
     :param reactor: the clock and reactor of this process.
@@ -39,6 +39,10 @@ class Attachments:
     worker: int | None = None
 
 
+Attachments = ManagerResources
+"""The name of :class:`ManagerResources` before 0.2."""
+
+
 @implementer(IManager)
 class Manager:
     """Does the work of a service: RPC methods, periodic tasks, hooks around start and stop.
@@ -57,12 +61,12 @@ class Manager:
     service_version = 0
     """What the row's ``version`` says of this code; raise it when peers must be able to tell."""
 
-    attachments: Attachments
+    attachments: ManagerResources
 
     def __init__(self, host: str) -> None:
         self.host = host
 
-    def attach(self, attachments: Attachments) -> None:
+    def attach(self, attachments: ManagerResources) -> None:
         """Take what the node gives; see :class:`novasvc.interfaces.IManager`."""
         self.attachments = attachments
 
@@ -83,7 +87,7 @@ class Manager:
         return self.attachments.tasks.run_due(context, raise_on_error=raise_on_error)
 
 
-def see_manager(path: str, /, **kwargs: Any) -> None:
+def check_manager(path: str, /, **kwargs: Any) -> None:
     """See that a manager can be imported, and that its constructor takes what it will be given; none is made.
 
     :param path: "package.module.Class" or "package.module:Class".

@@ -14,7 +14,7 @@ from novasvc.api.errors import APIError
 from novasvc.config import Settings
 from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError, TransportClosedError
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.rpc import Client
 
@@ -67,7 +67,7 @@ class Backend:
         :raises APIError: 503, it is not reached yet.
         """
         if self._registry is None:
-            raise self._unavailable(self._registry_leg.name)
+            raise self._unavailable(self._registry_connection.name)
         return self._registry
 
     @property
@@ -83,7 +83,7 @@ class Backend:
     @property
     def registry_name(self) -> str:
         """The leg by which the registry is reached: "database" or "conductor"."""
-        return self._registry_leg.name
+        return self._registry_connection.name
 
     @property
     def registry_if_there(self) -> IServiceRegistry | None:
@@ -98,7 +98,7 @@ class Backend:
         return problem
 
     @property
-    def _registry_leg(self) -> Leg[IServiceRegistry]:
+    def _registry_connection(self) -> SharedConnection[IServiceRegistry]:
         return self.runtime.database if self.settings.db_allowed else self.runtime.conductor
 
     def _unavailable(self, leg: str) -> APIError:
@@ -127,7 +127,7 @@ class Backend:
             part.startService()
 
         async def reach_registry() -> None:
-            self._registry = await self._reach(self._registry_leg.name, self._registry_leg.acquire)
+            self._registry = await self._reach(self._registry_connection.name, self._registry_connection.acquire)
             self._see_tried()
 
         async def reach_broker() -> None:
@@ -185,6 +185,6 @@ class Backend:
                 await client.close()
                 await self.runtime.broker.release()
             if registry is not None:
-                await self._registry_leg.release()
+                await self._registry_connection.release()
         except NovasvcError as error:
             _log.error("the API did not let go of all that it stood on: {error}", error=error)

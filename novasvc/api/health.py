@@ -12,8 +12,8 @@ from twisted.python.failure import Failure
 from novasvc.api.access import Access
 from novasvc.api.answers import answer_error, answer_json
 from novasvc.api.backend import Backend
-from novasvc.node.health import Leg, Legs, Verdict, see_migration, see_reactor, see_registry
-from novasvc.reactor.coalesce import Memo
+from novasvc.node.health import Check, CheckHistory, CheckResult, check_migration, check_reactor, check_registry
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.worker import health_of, parts
@@ -35,25 +35,25 @@ class OwnHealth:
     """The legs of the API itself: what an API alone in its process has, and one beside others too."""
 
     _backend: Backend
-    _legs: Legs = attrs.field(factory=Legs, init=False)
+    _history: CheckHistory = attrs.field(factory=CheckHistory, init=False)
 
     async def tell(self) -> dict[str, Any]:
         """Return them; see :class:`novasvc.interfaces.IHealthy`."""
         backend = self._backend
         name, registry = backend.registry_name, backend.registry_if_there
         if registry is None:
-            seen: Verdict = False, backend.missing.get(name, "it is being reached")
+            seen: CheckResult = False, backend.missing.get(name, "it is being reached")
         else:
             # An API sends no heartbeats that would prove it.
-            seen = await see_registry(registry.prove_writable(), backend.reactor)
+            seen = await check_registry(registry.prove_writable(), backend.reactor)
         problem = backend.broker_problem()
-        verdicts: dict[str, Verdict] = {
+        verdicts: dict[str, CheckResult] = {
             "broker": (problem is None, problem or "messages can move"),
             name: seen,
-            "migration": see_migration(backend.obstacles.get(name), reached=registry is not None),
-            "reactor": see_reactor(),
+            "migration": check_migration(backend.obstacles.get(name), reached=registry is not None),
+            "reactor": check_reactor(),
         }
-        return {"service": "api", "legs": [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]}
+        return {"service": "api", "legs": [self._history.check(name, verdict) for name, verdict in verdicts.items()]}
 
 
 @attrs.define(eq=False)
@@ -62,12 +62,14 @@ class Health:
 
     _backend: Backend
     _access: Access
-    _document: Memo[dict[str, Any]] = attrs.field(init=False)
+    _document: CoalescingCache[dict[str, Any]] = attrs.field(init=False)
 
     app = Klein()
 
     def __attrs_post_init__(self) -> None:
-        self._document = Memo(lambda: Deferred.fromCoroutine(self._look()), self._backend.reactor, _freshness)
+        self._document = CoalescingCache(
+            lambda: Deferred.fromCoroutine(self._look()), self._backend.reactor, _freshness
+        )
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def live(self, request: Any) -> bytes:
@@ -100,7 +102,7 @@ class Health:
                 legs, workers = await self._ask_supervisor()
         return {"ready": all(leg["ready"] for leg in legs), "legs": legs, "workers": workers}
 
-    async def _ask_supervisor(self) -> tuple[list[Leg], list[dict[str, Any]]]:
+    async def _ask_supervisor(self) -> tuple[list[Check], list[dict[str, Any]]]:
         backend = self._backend
         path = backend.settings.control_socket
         try:
@@ -114,11 +116,11 @@ def _freshness(document: dict[str, Any]) -> float:
     return _FRESH if document["ready"] else _TROUBLE
 
 
-def _told_here(rows: Iterable[dict[str, Any]]) -> list[Leg]:
+def _told_here(rows: Iterable[dict[str, Any]]) -> list[Check]:
     return [{**leg, "service": row["service"]} for row in rows for leg in row["legs"]]
 
 
-def sum_up(rows: Iterable[dict[str, Any]]) -> list[Leg]:
+def sum_up(rows: Iterable[dict[str, Any]]) -> list[Check]:
     """Make the legs of a supervisor's workers into one list.
 
     A leg is ready if one worker of its server has it ready: the others' work goes to that one. The leg "workers" of a
@@ -126,7 +128,7 @@ def sum_up(rows: Iterable[dict[str, Any]]) -> list[Leg]:
 
     :param rows: as ISupervisor.health has them.
     """
-    found: dict[tuple[str, str, str], list[Leg]] = {}
+    found: dict[tuple[str, str, str], list[Check]] = {}
     for row in rows:
         ready = _is_ready(row)
         told = {"name": "workers", "ready": ready, "detail": f"worker {row['number']} is {_state(row)}"}
@@ -141,7 +143,7 @@ def sum_up(rows: Iterable[dict[str, Any]]) -> list[Leg]:
     return [_best(service, legs) for (_, service, _), legs in found.items()]
 
 
-def _best(service: str, legs: list[Leg]) -> Leg:
+def _best(service: str, legs: list[Check]) -> Check:
     """Return the leg of the worker that does best, with how many do as well."""
     ready = sum(leg["ready"] for leg in legs)
     # What is wrong is worth more words than what is not.

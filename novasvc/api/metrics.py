@@ -17,7 +17,7 @@ from novasvc.api.access import Access
 from novasvc.api.answers import answer_error
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.workers.control import client as inquiry
@@ -40,12 +40,14 @@ class Metrics:
 
     _backend: Backend
     _access: Access
-    _documents: Memo[list[Document]] = attrs.field(init=False)
+    _documents: CoalescingCache[list[Document]] = attrs.field(init=False)
 
     app = Klein()
 
     def __attrs_post_init__(self) -> None:
-        self._documents = Memo(lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, lambda _: _FRESH)
+        self._documents = CoalescingCache(
+            lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, lambda _: _FRESH
+        )
 
     @app.route("/metrics", methods=["GET", "HEAD"])
     async def show(self, request: Any) -> bytes:

@@ -23,7 +23,7 @@ from novasvc.errors import NovasvcError, StartError, describe
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_of
 from novasvc.interfaces import IHealthy, IReplaceable, IStartable
-from novasvc.node.lifecycle import Course
+from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.runtime import Runtime
 from novasvc.node.stream_server import StreamServer
 from novasvc.telemetry import flight
@@ -68,7 +68,7 @@ class APIService(service.Service):
             settings.graceful_shutdown_timeout,
             settings.tcp_keepidle,
         )
-        self._course = Course("the API", self._begin, self._end, self._entered)
+        self._lifecycle = Lifecycle("the API", self._begin, self._end, self._entered)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as what it is made of; in a worker there is nothing beside it."""
@@ -97,13 +97,13 @@ class APIService(service.Service):
         """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self._server.adopt_sockets(sockets)
 
-    def hand_on(self) -> Sequence[socket]:
+    def duplicate_sockets(self) -> Sequence[socket]:
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
-        return self._server.hand_on()
+        return self._server.duplicate_sockets()
 
-    def succeeded(self) -> None:
+    def superseded(self) -> None:
         """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self._server.succeeded()
+        self._server.superseded()
 
     def privilegedStartService(self) -> None:
         """Bind the port."""
@@ -113,11 +113,11 @@ class APIService(service.Service):
     def startService(self) -> None:
         """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
         super().startService()
-        self._course.start().addErrback(lambda _: None)
+        self._lifecycle.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Wait until it listens; see :class:`~novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def stopService(self) -> Deferred[None]:
         """Finish the requests under way, and let go of broker and database.
@@ -126,7 +126,7 @@ class APIService(service.Service):
         """
         super().stopService()
         # One that has not begun to start may be bound already, too.
-        return self._course.stop().addCallback(lambda _: self._server.stopService())
+        return self._lifecycle.stop().addCallback(lambda _: self._server.stopService())
 
     def _entered(self, state: str) -> None:
         flight.note("api", state)

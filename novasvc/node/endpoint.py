@@ -52,14 +52,14 @@ class NodeAPI:
             None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
             "tasks": see :func:`task_row`, "methods": see :func:`method_row`, "workers": as ISupervisor.workers has
             them, [] without a supervisor, "events": the last ones last, {"time": ISO 8601 in UTC, "kind", "text"},
-            "health": see :data:`novasvc.node.health.Leg`}.
+            "health": see :data:`novasvc.node.health.Check`}.
         """
         node = self._node
         identity, clock, since, server = node.identity, node.runtime.reactor, node.running_since, node.server
         uptime = None if since is None else clock.seconds() - since
         # Side by side: who asks does not wait for long.
         asking = Deferred.fromCoroutine(self._workers())
-        legs = await node.health.legs()
+        legs = await node.health.checks()
         workers = await asking
         return {
             "host": identity.host,
@@ -69,7 +69,7 @@ class NodeAPI:
             "service_version": identity.version,
             "pid": os.getpid(),
             "worker": node.runtime.worker,
-            "state": node.course.state,
+            "state": node.lifecycle.state,
             "started_at": None if uptime is None else _time(time.time() - uptime),
             "uptime": uptime,
             "in_flight": 0 if server is None else server.in_flight,
@@ -117,7 +117,7 @@ class NodeAPI:
         return {"draining": "process" if own else "service"}
 
     def _stop(self) -> None:
-        stopping = self._node.course.stop()
+        stopping = self._node.lifecycle.stop()
         stopping.addErrback(lambda failure: _log.failure("the node did not stop cleanly", failure))
 
     async def _workers(self) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def hand_over(before: Iterable[IService], after: Iterable[IService]) -> list[ISe
     before, after = list(before), list(after)
     leaving: list[Any] = [server for server in before if server not in after and _is_replaceable(server)]
     coming: list[Any] = [server for server in after if server not in before and _is_replaceable(server)]
-    copies = [(server, copy) for server in leaving for copy in server.hand_on()]
+    copies = [(server, copy) for server in leaving for copy in server.duplicate_sockets()]
     taken: list[socket] = []
     opened: list[tuple[Any, list[socket]]] = []
     names = {server.name for server in leaving}
@@ -42,7 +42,7 @@ def hand_over(before: Iterable[IService], after: Iterable[IService]) -> list[ISe
         server.adopt_sockets(sockets)
     for server, copy in copies:
         if _is_in(copy, taken):
-            server.succeeded()
+            server.superseded()
         else:
             copy.close()
     return leaving

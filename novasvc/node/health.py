@@ -11,7 +11,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import MigrationNeededError, NovasvcError, ServiceNotFoundError, describe
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.telemetry import flight, metrics
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ LAG_LIMIT = 1.0
 _SILENCE = 3.0
 """Seconds without a turn of the reactor that are a lag, too."""
 
-Verdict = tuple[bool, str]
+CheckResult = tuple[bool, str]
 """Whether something is ready, and a sentence for people."""
 
-Leg = dict[str, Any]
+Check = dict[str, Any]
 """JSON: {"name": str, "ready": bool, "detail": str, "since": ISO 8601 in UTC}; since when it has been so."""
 
 
 @attrs.define(eq=False)
-class Legs:
-    """Makes verdicts into legs, and remembers since when they are what they are.
+class CheckHistory:
+    """Makes results into legs, and remembers since when they are what they are.
 
     :param now: returns seconds since the epoch.
     """
@@ -43,12 +43,12 @@ class Legs:
     _now: Callable[[], float] = time.time
     _before: dict[str, tuple[bool, float]] = attrs.field(factory=dict, init=False)
 
-    def leg(self, name: str, verdict: Verdict) -> Leg:
+    def check(self, name: str, result: CheckResult) -> Check:
         """Return a leg.
 
         :param name: what it is: "broker".
         """
-        ready, detail = verdict
+        ready, detail = result
         before, since = self._before.get(name, (not ready, 0.0))
         if before != ready:
             since = self._now()
@@ -57,12 +57,12 @@ class Legs:
         return {"name": name, "ready": ready, "detail": detail, "since": shown}
 
 
-def _freshness(registry: Verdict) -> float:
+def _freshness(registry: CheckResult) -> float:
     return 1.0 if registry[0] else 0.1
 
 
 @attrs.define(eq=False)
-class Health:
+class NodeHealth:
     """The legs of a node, as they are when they are asked for.
 
     The registry is asked at most once a second, however many want to know; ten times, if it has not been well. That
@@ -70,69 +70,71 @@ class Health:
     """
 
     _node: "Node"
-    _legs: Legs = attrs.field(factory=Legs, init=False)
-    _registry: Memo[Verdict] = attrs.field(init=False)
+    _history: CheckHistory = attrs.field(factory=CheckHistory, init=False)
+    _registry_check: CoalescingCache[CheckResult] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         clock = self._node.runtime.reactor
-        self._registry = Memo(lambda: Deferred.fromCoroutine(self._see_registry(clock)), clock, _freshness)
+        self._registry_check = CoalescingCache(
+            lambda: Deferred.fromCoroutine(self._check_registry(clock)), clock, _freshness
+        )
 
-    async def legs(self) -> list[Leg]:
+    async def checks(self) -> list[Check]:
         """Return how each of them does: service, broker, database or conductor, migration, consumers, reactor."""
         node = self._node
-        registry = await self._registry.get()
-        state = node.course.state
-        verdicts: dict[str, Verdict] = {
+        registry = await self._registry_check.get()
+        state = node.lifecycle.state
+        results: dict[str, CheckResult] = {
             "service": (state == "running", f"it is {state}"),
-            "broker": self._see_broker(),
-            node.registry_leg.name: registry,
-            "migration": see_migration(node.obstacle, reached=node.registry is not None),
-            "consumers": self._see_consumers(),
-            "reactor": see_reactor(),
+            "broker": self._check_broker(),
+            node.registry_connection.name: registry,
+            "migration": check_migration(node.obstacle, reached=node.registry is not None),
+            "consumers": self._check_consumers(),
+            "reactor": check_reactor(),
         }
-        return [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]
+        return [self._history.check(name, result) for name, result in results.items()]
 
-    def _see_consumers(self) -> Verdict:
+    def _check_consumers(self) -> CheckResult:
         node = self._node
         if node.server is None or not node.server.live:
             return False, f"no messages reach it: {self._why_no_messages()}"
         problem = node.why_not_reached()
         return problem is None, "messages reach it" if problem is None else f"no messages reach it: {problem}"
 
-    def _see_broker(self) -> Verdict:
+    def _check_broker(self) -> CheckResult:
         transport = self._node.transport
         problem = self._missing("broker") if transport is None else transport.problem()
         return problem is None, problem or "messages can move"
 
-    async def _see_registry(self, clock: IReactorTime) -> Verdict:
+    async def _check_registry(self, clock: IReactorTime) -> CheckResult:
         registry, record = self._node.registry, self._node.record
         if registry is None or record is None:
-            return False, self._missing(self._node.registry_leg.name)
+            return False, self._missing(self._node.registry_connection.name)
         heartbeat = self._node.heartbeat
         if heartbeat is None or not heartbeat.is_current:
-            return await see_registry(registry.prove_writable(), clock)
+            return await check_registry(registry.prove_writable(), clock)
         if heartbeat.write_error is not None:
             return False, f"heartbeats cannot be written: {heartbeat.write_error}"
-        return await see_registry(registry.get(str(record.id)), clock)
+        return await check_registry(registry.get(str(record.id)), clock)
 
     def _why_no_messages(self) -> str:
         node = self._node
-        state = node.course.state
+        state = node.lifecycle.state
         if state == "draining":
             return "it is draining, and takes in only calls of operations under way"
         if state != "running":
             return f"it is {state}"
-        broker, problem = self._see_broker()
+        broker, problem = self._check_broker()
         return "its consumers are being made again" if broker else f"the broker is not there: {problem}"
 
     def _missing(self, leg: str) -> str:
         node = self._node
         if node.waiting_for == leg:
             return f"it is not there: {node.obstacle}"
-        return f"it has not been reached: the node is {node.course.state}"
+        return f"it has not been reached: the node is {node.lifecycle.state}"
 
 
-async def see_registry(asking: Deferred[Any], clock: IReactorTime) -> Verdict:
+async def check_registry(asking: Deferred[Any], clock: IReactorTime) -> CheckResult:
     """See whether a registry answers within PATIENCE.
 
     :param asking: what it was asked just now; a row that is not there is an answer.
@@ -151,7 +153,7 @@ async def see_registry(asking: Deferred[Any], clock: IReactorTime) -> Verdict:
     return True, f"it answered within {1000 * (clock.seconds() - asked):.0f} ms"
 
 
-def see_migration(error: NovasvcError | None, *, reached: bool) -> Verdict:
+def check_migration(error: NovasvcError | None, *, reached: bool) -> CheckResult:
     """Tell whether the schema is ours; a registry that was reached has seen that.
 
     :param error: why it was not reached.
@@ -161,7 +163,7 @@ def see_migration(error: NovasvcError | None, *, reached: bool) -> Verdict:
     return False, str(error) if isinstance(error, MigrationNeededError) else "the schema has not been seen yet"
 
 
-def see_reactor() -> Verdict:
+def check_reactor() -> CheckResult:
     """Tell whether the reactor of this process answers in time; of one that is not watched, that nobody knows."""
     last_beat = flight.installed().last_beat
     if not last_beat:

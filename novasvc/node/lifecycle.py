@@ -2,7 +2,7 @@
 
 initial -> starting -> running -> draining -> stopped, and failed where a start did not end well.
 A restart goes from running, or from a start that takes too long, through draining to starting.
-What a service does on the way is its own: a :class:`Lifecycle` is given two coroutine functions.
+What a service does on the way is its own: a :class:`LifecycleMachine` is given two coroutine functions.
 """
 
 from collections import deque
@@ -20,8 +20,8 @@ from novasvc.errors import StateError
 _log = Logger()
 
 
-class Lifecycle(Protocol):
-    """The inputs. None of them waits; :class:`Course` has what can be waited for."""
+class LifecycleMachine(Protocol):
+    """The inputs. None of them waits; :class:`Lifecycle` has what can be waited for."""
 
     def start(self) -> None:
         """Begin to start. Nothing happens if that is under way or done, or while it stops."""
@@ -43,10 +43,10 @@ class Lifecycle(Protocol):
 
 
 @attrs.define(eq=False)
-class Course:
+class Lifecycle:
     """A machine, what it drives, and who waits for it.
 
-    :param name: whose course it is, for errors: "node novasvc-agent@host1".
+    :param name: whose lifecycle it is, for errors: "node novasvc-agent@host1".
     :param begin: coroutine function that starts; cancelled if a stop comes first.
     :param end: coroutine function that stops whatever ``begin`` reached.
     :param entered: called with the name of each state that is entered.
@@ -66,7 +66,7 @@ class Course:
     state: str = attrs.field(default="initial", init=False)
     reason: BaseException | None = attrs.field(default=None, init=False)
     renewing: bool = attrs.field(default=False, init=False)
-    _machine: Lifecycle = attrs.field(init=False)
+    _machine: LifecycleMachine = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
     _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
     _end_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
@@ -79,12 +79,12 @@ class Course:
     # -- for the outside -----------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
-        """Begin to start; see :meth:`when_started`, and :meth:`Lifecycle.start`."""
+        """Begin to start; see :meth:`when_started`, and :meth:`LifecycleMachine.start`."""
         self._give(self._machine.start)
         return self.when_started()
 
     def stop(self) -> Deferred[None]:
-        """Begin to stop; see :meth:`when_ended`, and :meth:`Lifecycle.stop`."""
+        """Begin to stop; see :meth:`when_ended`, and :meth:`LifecycleMachine.stop`."""
         self._give(self._machine.stop)
         return self.when_ended()
 
@@ -187,8 +187,8 @@ def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
     return waiter
 
 
-def _build() -> Callable[[Course], Lifecycle]:
-    builder = TypeMachineBuilder(Lifecycle, Course)
+def _build() -> Callable[[Lifecycle], LifecycleMachine]:
+    builder = TypeMachineBuilder(LifecycleMachine, Lifecycle)
     initial = builder.state("initial")
     starting = builder.state("starting")
     running = builder.state("running")
@@ -199,112 +199,112 @@ def _build() -> Callable[[Course], Lifecycle]:
 
     for at_rest in (initial, stopped, failed):
 
-        @at_rest.upon(Lifecycle.start).to(starting)
-        def start(machine: Lifecycle, course: Course) -> None:
-            course.enter("starting")
-            course.run_begin()
+        @at_rest.upon(LifecycleMachine.start).to(starting)
+        def start(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+            lifecycle.enter("starting")
+            lifecycle.run_begin()
 
     for under_way in (starting, running):
-        under_way.upon(Lifecycle.start).loop().returns(None)
+        under_way.upon(LifecycleMachine.start).loop().returns(None)
 
-    @starting.upon(Lifecycle.begun).to(running)
-    def run(machine: Lifecycle, course: Course) -> None:
-        course.enter("running")
-        course.finish_start()
+    @starting.upon(LifecycleMachine.begun).to(running)
+    def run(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("running")
+        lifecycle.finish_start()
 
-    @starting.upon(Lifecycle.broken).to(undoing)
-    def undo(machine: Lifecycle, course: Course, failure: Failure) -> None:
-        course.reason = failure.value
-        course.enter("draining")
-        course.run_end()
+    @starting.upon(LifecycleMachine.broken).to(undoing)
+    def undo(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
+        lifecycle.reason = failure.value
+        lifecycle.enter("draining")
+        lifecycle.run_end()
 
-    @undoing.upon(Lifecycle.ended).to(failed)
-    def fail(machine: Lifecycle, course: Course) -> None:
-        course.enter("failed")
-        course.finish_end()
+    @undoing.upon(LifecycleMachine.ended).to(failed)
+    def fail(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("failed")
+        lifecycle.finish_end()
 
-    @initial.upon(Lifecycle.stop).to(stopped)
-    def never_started(machine: Lifecycle, course: Course) -> None:
-        course.enter("stopped")
-        course.finish_end()
+    @initial.upon(LifecycleMachine.stop).to(stopped)
+    def never_started(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("stopped")
+        lifecycle.finish_end()
 
     # A start that is cancelled still has to end, well or not, before the stop begins.
     interrupted = builder.state("interrupted")
 
-    @starting.upon(Lifecycle.stop).to(interrupted)
-    def interrupt(machine: Lifecycle, course: Course) -> None:
-        course.enter("draining")
-        course.cancel_begin()
+    @starting.upon(LifecycleMachine.stop).to(interrupted)
+    def interrupt(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("draining")
+        lifecycle.cancel_begin()
 
-    @interrupted.upon(Lifecycle.begun).to(draining)
-    def drain_late(machine: Lifecycle, course: Course) -> None:
-        course.run_end()
+    @interrupted.upon(LifecycleMachine.begun).to(draining)
+    def drain_late(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.run_end()
 
-    @interrupted.upon(Lifecycle.broken).to(draining)
-    def drain_interrupted(machine: Lifecycle, course: Course, failure: Failure) -> None:
+    @interrupted.upon(LifecycleMachine.broken).to(draining)
+    def drain_interrupted(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            course.reason = failure.value
-        course.run_end()
+            lifecycle.reason = failure.value
+        lifecycle.run_end()
 
-    @running.upon(Lifecycle.stop).to(draining)
-    def drain(machine: Lifecycle, course: Course) -> None:
-        course.enter("draining")
-        course.run_end()
+    @running.upon(LifecycleMachine.stop).to(draining)
+    def drain(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("draining")
+        lifecycle.run_end()
 
     # A restart on its way down; outside both show as draining.
     renewing = builder.state("renewing")
     turned = builder.state("turned")  # the start that it cuts short has not ended yet
 
-    @running.upon(Lifecycle.restart).to(renewing)
-    def renew(machine: Lifecycle, course: Course) -> None:
-        course.renewing = True
-        course.enter("draining")
-        course.run_end()
+    @running.upon(LifecycleMachine.restart).to(renewing)
+    def renew(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.renewing = True
+        lifecycle.enter("draining")
+        lifecycle.run_end()
 
-    @starting.upon(Lifecycle.restart).to(turned)
-    def turn(machine: Lifecycle, course: Course) -> None:
-        course.renewing = True
-        course.enter("draining")
-        course.cancel_begin()
+    @starting.upon(LifecycleMachine.restart).to(turned)
+    def turn(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.renewing = True
+        lifecycle.enter("draining")
+        lifecycle.cancel_begin()
 
-    @turned.upon(Lifecycle.begun).to(renewing)
-    def renew_late(machine: Lifecycle, course: Course) -> None:
-        course.run_end()
+    @turned.upon(LifecycleMachine.begun).to(renewing)
+    def renew_late(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.run_end()
 
-    @turned.upon(Lifecycle.broken).to(renewing)
-    def renew_interrupted(machine: Lifecycle, course: Course, failure: Failure) -> None:
-        course.run_end()
+    @turned.upon(LifecycleMachine.broken).to(renewing)
+    def renew_interrupted(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
+        lifecycle.run_end()
 
-    @renewing.upon(Lifecycle.ended).to(starting)
-    def start_again(machine: Lifecycle, course: Course) -> None:
-        course.renewing = False
-        course.enter("starting")
-        course.run_begin()
+    @renewing.upon(LifecycleMachine.ended).to(starting)
+    def start_again(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.renewing = False
+        lifecycle.enter("starting")
+        lifecycle.run_begin()
 
-    @renewing.upon(Lifecycle.stop).to(draining)
-    def end_for_good(machine: Lifecycle, course: Course) -> None:
-        course.renewing = False
+    @renewing.upon(LifecycleMachine.stop).to(draining)
+    def end_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.renewing = False
 
-    @turned.upon(Lifecycle.stop).to(interrupted)
-    def interrupt_for_good(machine: Lifecycle, course: Course) -> None:
-        course.renewing = False
+    @turned.upon(LifecycleMachine.stop).to(interrupted)
+    def interrupt_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.renewing = False
 
     for under_way in (renewing, turned):
-        under_way.upon(Lifecycle.restart).loop().returns(None)
+        under_way.upon(LifecycleMachine.restart).loop().returns(None)
 
-    @draining.upon(Lifecycle.ended).to(stopped)
-    def end(machine: Lifecycle, course: Course) -> None:
-        course.enter("stopped")
-        course.finish_end()
+    @draining.upon(LifecycleMachine.ended).to(stopped)
+    def end(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("stopped")
+        lifecycle.finish_end()
 
     for ending in (interrupted, draining, undoing, stopped, failed):
-        ending.upon(Lifecycle.stop).loop().returns(None)
+        ending.upon(LifecycleMachine.stop).loop().returns(None)
 
     for ending in (interrupted, draining, undoing, renewing, turned):
 
-        @ending.upon(Lifecycle.start).loop()
-        def refuse(machine: Lifecycle, course: Course) -> None:
-            course.refuse_start()
+        @ending.upon(LifecycleMachine.start).loop()
+        def refuse(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+            lifecycle.refuse_start()
 
     return builder.build()
 

@@ -25,14 +25,14 @@ from novasvc.errors import (
     describe,
 )
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.manager import Attachments, Manager
+from novasvc.manager import Manager, ManagerResources
 from novasvc.node.endpoint import NodeAPI
-from novasvc.node.health import Health
-from novasvc.node.lifecycle import Course
+from novasvc.node.health import NodeHealth
+from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.reachability import ReachabilityCheck
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.periodic import TaskRunner
-from novasvc.reactor.abandon import heedless
+from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.record import ServiceRecord
@@ -66,7 +66,7 @@ _LEAST = 0.05
 class Node:
     """One manager, its RPC server, its row, its heartbeat, its tasks.
 
-    :param registry_leg: the way to the registry: the database's, or the conductor's.
+    :param registry_connection: the way to the registry: the database's, or the conductor's.
     :param report_interval: seconds between heartbeats; 0 is no heartbeats.
     :param periodic_enable: run the tasks.
     :ivar obstacle: what the start failed of last; None when it went on.
@@ -90,11 +90,11 @@ class Node:
     manager: Manager
     tasks: TaskRunner
     runtime: Runtime
-    registry_leg: Leg[IServiceRegistry]
+    registry_connection: SharedConnection[IServiceRegistry]
     report_interval: float
     periodic_enable: bool
-    course: Course = attrs.field(init=False)
-    health: Health = attrs.field(init=False)
+    lifecycle: Lifecycle = attrs.field(init=False)
+    health: NodeHealth = attrs.field(init=False)
     waiting_for: str | None = attrs.field(default=None, init=False)
     obstacle: NovasvcError | None = attrs.field(default=None, init=False)
     running_since: float | None = attrs.field(default=None, init=False)
@@ -119,8 +119,8 @@ class Node:
         self._endpoints = Endpoints(
             self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self)
         )
-        self.health = Health(self)
-        self.course = Course(f"node {self.identity}", self.begin, self.end, self._entered)
+        self.health = NodeHealth(self)
+        self.lifecycle = Lifecycle(f"node {self.identity}", self.begin, self.end, self._entered)
 
     @property
     def record(self) -> ServiceRecord | None:
@@ -142,7 +142,7 @@ class Node:
 
         Called when the stop has begun.
         """
-        if self.course.state in {"stopped", "failed"} or self._at_once is not None:
+        if self.lifecycle.state in {"stopped", "failed"} or self._at_once is not None:
             return
         now = self.runtime.reactor.seconds()
         self._at_once = now + AT_ONCE
@@ -170,7 +170,7 @@ class Node:
         try:
             await self._walk_up()
         except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
-            if isinstance(error, CancelledError | TransportClosedError) and self.course.state == "draining":
+            if isinstance(error, CancelledError | TransportClosedError) and self.lifecycle.state == "draining":
                 raise CancelledError from error  # a stop came first
             known = isinstance(error, NovasvcError)
             failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
@@ -186,7 +186,7 @@ class Node:
         self.basic_config_check()
 
         self._step = "register"
-        leg = self.registry_leg
+        leg = self.registry_connection
         registry = self.registry = await self._reach(leg.name, leg.acquire)
         identity = self.identity
         record = self._record = await self._reach(
@@ -199,7 +199,7 @@ class Node:
         explain = ServiceLookup(lambda: registry, clock, settings.service_down_time)
         self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
         self.manager.attach(
-            Attachments(
+            ManagerResources(
                 reactor=clock,
                 rpc=self.client,
                 tasks=self.tasks,
@@ -270,7 +270,7 @@ class Node:
         self._step = name
         hook = maybeDeferred(getattr(self.manager, name))
         try:
-            await heedless(hook)
+            await abandon_on_cancel(hook)
         except CancelledError:
             # The hook is cancelled, and may tidy up; but the start does not go on, whatever it returns.
             await self._tidy(name, lambda: hook)
@@ -298,12 +298,12 @@ class Node:
         raise AssertionError  # count() does not end
 
     def _why_not_consuming(self) -> str | None:
-        live = self.course.state == "draining" or (self.server is not None and self.server.live)
+        live = self.lifecycle.state == "draining" or (self.server is not None and self.server.live)
         return None if live else "its consumers are not live"
 
     def why_not_reached(self) -> str | None:
         """Return why no message reaches this node, though it consumes; None if they do, or it drains."""
-        if self.reachability is None or self.course.state == "draining":
+        if self.reachability is None or self.lifecycle.state == "draining":
             return None
         return self.reachability.problem
 
@@ -326,7 +326,7 @@ class Node:
         if self.transport is not None:
             await self._tidy("close the transport", self.runtime.broker.release)
         if self.registry is not None:
-            await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
+            await self._tidy(f"let go of the {self.registry_connection.name}", self.registry_connection.release)
         self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
 
     def _begin_drain(self) -> None:
@@ -405,7 +405,7 @@ class Node:
         :raises _TooLate: it has not ended by then, and was cancelled.
         """
         clock = self.runtime.reactor
-        waiter = heedless(step)
+        waiter = abandon_on_cancel(step)
         late = False
         timer: IDelayedCall | None = None
 
@@ -451,13 +451,13 @@ class Node:
         """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
         if self.record is None:
             return
-        registry = await self.registry_leg.acquire()
+        registry = await self.registry_connection.acquire()
         try:
             await registry.delete(self.record.id)
         except ServiceNotFoundError:
             _log.warn("the row of {node} is already gone", node=self.identity, **self._log_fields())
         finally:
-            await self.registry_leg.release()
+            await self.registry_connection.release()
 
 
 class _TooLate(Exception):  # noqa: N818 - it never leaves this module

@@ -21,7 +21,7 @@ class Loader:
     def __init__(self, config_path: Path | str) -> None:
         self.config_path = str(Path(config_path).absolute())
 
-    def see(self, name: str) -> None:
+    def check(self, name: str) -> None:
         """See that there is such an application, without loading it.
 
         :raises AppError: there is none, or no such file.
@@ -49,7 +49,7 @@ class Loader:
         :return: what its factory made: a callable of WSGI.
         :raises AppError: it cannot be loaded; the error says why.
         """
-        self.see(name)
+        self.check(name)
         try:
             from paste.deploy import loadapp  # noqa: PLC0415 - who has no such applications does without
         except ImportError as error:

@@ -35,7 +35,7 @@ _Resource = TypeVar("_Resource", bound=_Openable)
 
 
 @attrs.define(eq=False)
-class Leg(Generic[_Resource]):
+class SharedConnection(Generic[_Resource]):
     """A connection that the nodes of a process share: the first opens it, the last closes it.
 
     :param name: what it reaches, for the log: "database", "broker", "conductor".
@@ -78,19 +78,19 @@ class Leg(Generic[_Resource]):
             self._lock.release()
 
 
-class ConductorLeg(Leg[IServiceRegistry]):
+class ConductorConnection(SharedConnection[IServiceRegistry]):
     """The registry as a conductor reaches it. Who has it, has the broker too.
 
     :param broker: the way to the conductor.
     """
 
-    def __init__(self, broker: Leg[ITransport], clock: IReactorTime) -> None:
+    def __init__(self, broker: SharedConnection[ITransport], clock: IReactorTime) -> None:
         super().__init__("conductor", self._make_registry)
         self._broker = broker
         self._clock = clock
 
     async def acquire(self) -> IServiceRegistry:
-        """Return the registry; see :class:`Leg`."""
+        """Return the registry; see :class:`SharedConnection`."""
         self._transport = await self._broker.acquire()
         try:
             return await super().acquire()
@@ -127,19 +127,19 @@ class Runtime:
 
     settings: Settings
     reactor: Any
-    broker: Leg[ITransport]
-    database: Leg[IServiceRegistry]
+    broker: SharedConnection[ITransport]
+    database: SharedConnection[IServiceRegistry]
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = attrs.field(factory=lambda: current_worker().number)
     backlog: Backlog | None = attrs.field(factory=lambda: current_worker().backlog)
     siblings: Siblings | None = attrs.field(factory=lambda: current_worker().siblings)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
-    conductor: Leg[IServiceRegistry] = attrs.field(init=False)
+    conductor: SharedConnection[IServiceRegistry] = attrs.field(init=False)
 
     @conductor.default
-    def _by_conductor(self) -> Leg[IServiceRegistry]:
-        return ConductorLeg(self.broker, self.reactor)
+    def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
+        return ConductorConnection(self.broker, self.reactor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as the settings: a worker has a reactor and connections of its own."""
@@ -155,8 +155,8 @@ class Runtime:
         return cls(
             settings=settings,
             reactor=reactor,
-            broker=Leg("broker", lambda: _make_transport(settings, reactor)),
-            database=Leg("database", lambda: _reach_database(settings, reactor)),
+            broker=SharedConnection("broker", lambda: _make_transport(settings, reactor)),
+            database=SharedConnection("database", lambda: _reach_database(settings, reactor)),
             run_blocking=_blocking_pool(reactor).run_blocking,
         )
 

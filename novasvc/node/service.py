@@ -111,11 +111,11 @@ class Service(service.Service):
             manager=self.manager,
             tasks=self.tasks,
             runtime=self.runtime,
-            registry_leg=self.runtime.database if db_allowed else self.runtime.conductor,
+            registry_connection=self.runtime.database if db_allowed else self.runtime.conductor,
             report_interval=self.report_interval,
             periodic_enable=self.periodic_enable,
         )
-        self._course = self.node.course
+        self._lifecycle = self.node.lifecycle
 
     def __repr__(self) -> str:
         named = (f"{name}={self.__dict__.get(name)!r}" for name in ("host", "binary", "topic"))
@@ -189,7 +189,7 @@ class Service(service.Service):
     @property
     def state(self) -> str:
         """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
+        return self._lifecycle.state
 
     @property
     def running(self) -> bool:  # type: ignore[override]  # Twisted's is set by whoever likes to
@@ -211,23 +211,23 @@ class Service(service.Service):
 
         :return: Deferred[None], fired when running; fails with StartError, while it stops with StateError.
         """
-        return self._course.start()
+        return self._lifecycle.start()
 
     def startService(self) -> None:
         """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
         # Who begins it so does not wait for it, and the log tells what went wrong.
-        self._course.start().addErrback(lambda _: None)
+        self._lifecycle.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def stop(self) -> Deferred[None]:
         """Drain and stop: finish what was begun, up to ``graceful_shutdown_timeout`` seconds.
 
         :return: Deferred[None], fired when it has stopped; errors on the way are logged.
         """
-        return self._course.stop()
+        return self._lifecycle.stop()
 
     stopService = stop
 
@@ -252,7 +252,7 @@ class Service(service.Service):
 
     def health(self) -> Deferred[dict[str, Any]]:
         """Tell how the node does; see :class:`novasvc.interfaces.IHealthy`."""
-        telling = Deferred.fromCoroutine(self.node.health.legs())
+        telling = Deferred.fromCoroutine(self.node.health.checks())
         return telling.addCallback(lambda legs: {"service": str(self.node.identity), "legs": legs})
 
     def running_calls(self) -> list[dict[str, Any]]:
@@ -268,7 +268,7 @@ class Service(service.Service):
 
         :return: Deferred[None].
         """
-        return self._course.when_ended()
+        return self._lifecycle.when_ended()
 
     def kill(self) -> Deferred[None]:
         """Stop, and delete the row; a missing row is a warning.

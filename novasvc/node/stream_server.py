@@ -74,7 +74,7 @@ class StreamServer(service.Service):
         self._refusal: NovasvcError | None = None
         self._grace = 0.0
         self._shared = False
-        self._succeeded = False
+        self._superseded = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy in another process is made from: neither sockets nor the reactor."""
@@ -110,13 +110,13 @@ class StreamServer(service.Service):
             adopted.setblocking(False)
             self._note_address(adopted)
 
-    def hand_on(self) -> Sequence[socket.socket]:
+    def duplicate_sockets(self) -> Sequence[socket.socket]:
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
         return [listening.dup() for listening in self._sockets]
 
-    def succeeded(self) -> None:
+    def superseded(self) -> None:
         """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self._succeeded = True
+        self._superseded = True
 
     @property
     def replaceable(self) -> bool:
@@ -170,10 +170,10 @@ class StreamServer(service.Service):
         ports, self._ports = self._ports, []
         sockets, self._sockets = self._sockets, []
         self._wrapped = self._refusal = None
-        succeeded, self._succeeded = self._succeeded, False
+        superseded, self._superseded = self._superseded, False
         for port in ports:
             # Who has connected has been accepted, as far as they know: the kernel would reset them.
-            if not succeeded:
+            if not superseded:
                 port.numberAccepts = _BACKLOG
                 port.doRead()
         waiting = [port.stopListening() for port in ports]

@@ -11,8 +11,8 @@ from zope.interface import implementer
 from novasvc.errors import describe
 from novasvc.interfaces import IReplaceable, IStartable
 from novasvc.node.handover import hand_over
-from novasvc.node.lifecycle import Course
-from novasvc.reactor.abandon import heedless
+from novasvc.node.lifecycle import Lifecycle
+from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.workers.exit_status import hurry
 
 _log = Logger()
@@ -35,7 +35,7 @@ class ServiceTree(MultiService):
 
     def __init__(self, name: str = "tree") -> None:
         super().__init__()
-        self._course = Course(name, self._begin, self._end, self._entered)
+        self._lifecycle = Lifecycle(name, self._begin, self._end, self._entered)
         self._started: list[IService] = []
         self._stopping: IService | None = None
         self._removals: list[Deferred[None]] = []
@@ -49,7 +49,7 @@ class ServiceTree(MultiService):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled as its parts; a worker gets a tree that was never started."""
-        return _make_again, (type(self), self._course.name), list(self)
+        return _make_again, (type(self), self._lifecycle.name), list(self)
 
     def __setstate__(self, parts: list[IService]) -> None:
         for part in parts:
@@ -59,11 +59,11 @@ class ServiceTree(MultiService):
     @property
     def state(self) -> str:
         """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
+        return self._lifecycle.state
 
     def startService(self) -> None:
         """Begin to start the parts; :meth:`when_started` tells when they run."""
-        self._course.start().addErrback(lambda _: None)  # The part that failed has said so.
+        self._lifecycle.start().addErrback(lambda _: None)  # The part that failed has said so.
 
     def stopService(self) -> Deferred[None]:
         """Stop the parts, the last one first.
@@ -71,7 +71,7 @@ class ServiceTree(MultiService):
         :return: Deferred[None], fired when all of them have stopped.
         """
         self._give_up_successors()
-        return self._course.stop()
+        return self._lifecycle.stop()
 
     def hand_over(self, parts: Iterable[IService]) -> None:
         """Have parts that are to take the place of these listen already, where these do; :meth:`restart` is next.
@@ -94,14 +94,14 @@ class ServiceTree(MultiService):
         if self.can_restart:
             self._give_up_successors()
             self._successors = list(parts)
-        return self._course.restart()
+        return self._lifecycle.restart()
 
     def hurry(self) -> None:
         """Have all parts cut short what they do, and those that have left. It was told to stop before.
 
         None waits for another any more: those whose turn to stop has not come are told to stop now.
         """
-        if self.state == "draining" and not self._course.renewing:
+        if self.state == "draining" and not self._lifecycle.renewing:
             for part in reversed(self._started):
                 self._begin_stop(part)
         for part in [*self, *self._predecessors, *self._departures]:
@@ -119,11 +119,11 @@ class ServiceTree(MultiService):
     @property
     def can_restart(self) -> bool:
         """Whether a restart is possible: the tree starts, runs, or is on its way through a restart."""
-        return self.state in {"starting", "running"} or self._course.renewing
+        return self.state in {"starting", "running"} or self._lifecycle.renewing
 
     def when_started(self) -> Deferred[None]:
         """Wait until every part runs; see :class:`~novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def addService(self, service: IService) -> None:
         """Add a part; it starts now if the tree runs, in its turn if the tree is starting."""
@@ -234,13 +234,13 @@ class ServiceTree(MultiService):
                 removal.callback(None)
         self._predecessors += self._started
         self._started, self._up = [], []
-        if not self._course.renewing:
+        if not self._lifecycle.renewing:
             self._dismiss(self._predecessors)
             await gatherResults(list(self._departures.values()))
 
     def _stays(self, part: IService) -> bool:
         """Whether a part serves on in a restart, until another takes its place."""
-        if not self._course.renewing or part in (self._successors or ()):
+        if not self._lifecycle.renewing or part in (self._successors or ()):
             return False
         return part in self._beside and part in self._up
 
@@ -263,12 +263,12 @@ class ServiceTree(MultiService):
     def _begin_stop(self, part: IService) -> Deferred[Any]:
         """Tell a part to stop, once; :meth:`_stop` waits for it."""
         if part not in self._stops:
-            self._stops[part] = heedless(maybeDeferred(part.stopService))
+            self._stops[part] = abandon_on_cancel(maybeDeferred(part.stopService))
         return self._stops[part]
 
     def _entered(self, state: str) -> None:
         self.running = int(state in {"starting", "running"})
-        _log.debug("{tree}: {state}", tree=self._course.name, state=state)
+        _log.debug("{tree}: {state}", tree=self._lifecycle.name, state=state)
 
 
 def _make_again(kind: type[ServiceTree], name: str) -> ServiceTree:

@@ -13,8 +13,8 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, SettingError, StartError, describe
 from novasvc.interfaces import IReplaceable, IServiceRegistry, IStartable, ITransport
-from novasvc.manager import Attachments, make_manager
-from novasvc.node.lifecycle import Course
+from novasvc.manager import ManagerResources, make_manager
+from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.signature import ConstructorSignature, hides
@@ -87,7 +87,7 @@ class WSGIService(service.Service):
         self.workers: int = _workers(name, api.workers)
         self.loader = loader or Loader(settings.api_paste_config)
         if loader is None:
-            self.loader.see(name)
+            self.loader.check(name)
         self.max_url_len = max_url_len
         if use_ssl and self._tls is None:
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
@@ -110,7 +110,7 @@ class WSGIService(service.Service):
         self._registry: IServiceRegistry | None = None
         self._client: Client | None = None
         self._step = ""
-        self._course = Course(f"the API {name}", self._begin, self._end, self._entered)
+        self._lifecycle = Lifecycle(f"the API {name}", self._begin, self._end, self._entered)
 
     @cached_property
     def manager(self) -> Any:
@@ -144,7 +144,7 @@ class WSGIService(service.Service):
     @property
     def state(self) -> str:
         """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
+        return self._lifecycle.state
 
     # -- preforked -----------------------------------------------------------------------------
 
@@ -156,13 +156,13 @@ class WSGIService(service.Service):
         """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self.server.adopt_sockets(sockets)
 
-    def hand_on(self) -> Sequence[socket]:
+    def duplicate_sockets(self) -> Sequence[socket]:
         """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
-        return self.server.hand_on()
+        return self.server.duplicate_sockets()
 
-    def succeeded(self) -> None:
+    def superseded(self) -> None:
         """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self.server.succeeded()
+        self.server.superseded()
 
     # -- the way up, and down ------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class WSGIService(service.Service):
 
         :return: Deferred[None], fired when it is served; fails with StartError.
         """
-        return self._course.start()
+        return self._lifecycle.start()
 
     def privilegedStartService(self) -> None:
         """Bind the port."""
@@ -181,11 +181,11 @@ class WSGIService(service.Service):
     def startService(self) -> None:
         """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
         super().startService()
-        self._course.start().addErrback(lambda _: None)
+        self._lifecycle.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def stop(self) -> Deferred[None]:
         """Accept no more connections, and finish the requests under way, up to graceful_shutdown_timeout.
@@ -194,7 +194,7 @@ class WSGIService(service.Service):
         """
         super().stopService()
         # One that has not begun to start may be bound already, too.
-        return self._course.stop().addCallback(lambda _: self.server.stopService())
+        return self._lifecycle.stop().addCallback(lambda _: self.server.stopService())
 
     stopService = stop
 
@@ -203,7 +203,7 @@ class WSGIService(service.Service):
 
         :return: Deferred[None].
         """
-        return self._course.when_ended()
+        return self._lifecycle.when_ended()
 
     def reset(self) -> None:
         """Let as many requests be worked on at a time as the settings say.
@@ -267,7 +267,7 @@ class WSGIService(service.Service):
             run_external=settings.run_external_periodic_tasks,
         )
         manager.attach(
-            Attachments(
+            ManagerResources(
                 reactor=runtime.reactor,
                 rpc=self._client,
                 tasks=tasks,

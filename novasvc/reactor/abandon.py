@@ -10,7 +10,7 @@ _log = Logger()
 _T = TypeVar("_T")
 
 
-def heedless(step: Deferred[_T]) -> Deferred[_T]:
+def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
     """Wait for a step; to cancel that cancels the step, and does not wait for it any more.
 
     To cancel a coroutine is to ask it: one that awaits in a ``finally`` goes on, and with it

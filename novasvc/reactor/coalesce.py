@@ -16,7 +16,7 @@ def _for_a_second(_: object) -> float:
 
 
 @attrs.define(eq=False)
-class Memo(Generic[_Answer]):
+class CoalescingCache(Generic[_Answer]):
     """Asks at most once at a time, and not again while the answer is fresh.
 
     :param ask: returns a Deferred of the answer, and bounds it.

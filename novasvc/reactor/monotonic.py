@@ -14,7 +14,7 @@ from typing import Any
 # access log of twisted.web, and go on as the monotonic ones.
 
 
-def count_steadily(reactor: Any) -> None:
+def use_monotonic_clock(reactor: Any) -> None:
     """Let the reactor's timers take no notice of steps of the host's clock.
 
     :param reactor: left as it is if it runs, or has a timer.

@@ -39,7 +39,7 @@ QUEUE = 256
 # when the function has really ended, cancelled or not.
 
 
-class Worker:
+class WorkerThread:
     """A daemon thread that runs what it is given, one after the other.
 
     :raises RuntimeError: the system has no thread left.
@@ -102,7 +102,7 @@ class BlockingPool:
         self._threads = threads
         self._queue = queue
         self._hired = 0
-        self._idle: list[Worker] = []
+        self._idle: list[WorkerThread] = []
         self._waiting: OrderedDict[_Job, None] = OrderedDict()
         self._running: dict[_Job, None] = {}
         metrics.threads_busy.at()
@@ -132,8 +132,8 @@ class BlockingPool:
         self._begin(job, worker)
         return self._wait(job)
 
-    def _hire(self) -> Worker:
-        worker = Worker(f"blocking-{self._hired}")
+    def _hire(self) -> WorkerThread:
+        worker = WorkerThread(f"blocking-{self._hired}")
         if not self._hired:
             self._reactor.addSystemEventTrigger("after", "shutdown", self._leave_behind)
         self._hired += 1
@@ -154,7 +154,7 @@ class BlockingPool:
         job.waiter = Deferred()  # whoever cancels again, cancels this one
         return self._wait(job)
 
-    def _begin(self, job: _Job, worker: Worker) -> None:
+    def _begin(self, job: _Job, worker: WorkerThread) -> None:
         job.began = time.monotonic()
         self._running[job] = None
         metrics.threads_busy.at().value += 1
@@ -165,7 +165,7 @@ class BlockingPool:
 
         worker.do(work)
 
-    def _done(self, job: _Job, worker: Worker, outcome: Any) -> None:
+    def _done(self, job: _Job, worker: WorkerThread, outcome: Any) -> None:
         del self._running[job]
         metrics.threads_busy.at().value -= 1
         if self._waiting:

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import UndeliverableError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.rpc.replies import EXPLAIN_PATIENCE
 from novasvc.rpc.target import Target
@@ -29,12 +29,12 @@ class ServiceLookup:
     _registry: Callable[[], IServiceRegistry | None]
     _clock: IReactorTime
     _service_down_time: float
-    _asked: dict[tuple[str, str | None], Memo[ServiceTotals]] = attrs.field(factory=dict, init=False)
+    _asked: dict[tuple[str, str | None], CoalescingCache[ServiceTotals]] = attrs.field(factory=dict, init=False)
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
         """Return the error with what the registry knows; fails within EXPLAIN_PATIENCE if it does not answer."""
         key = target.topic, target.server
-        memo = self._asked.pop(key, None) or Memo(lambda: self._count(*key), self._clock)
+        memo = self._asked.pop(key, None) or CoalescingCache(lambda: self._count(*key), self._clock)
         self._asked[key] = memo
         if len(self._asked) > _TARGETS:
             del self._asked[next(iter(self._asked))]

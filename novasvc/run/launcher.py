@@ -129,10 +129,10 @@ class Launcher(ServiceTree):
 
         :return: Deferred[None]; fails if a server did not start.
         """
-        return self._course.when_ended().addCallback(self._see_failed)
+        return self._lifecycle.when_ended().addCallback(self._see_failed)
 
     def _see_failed(self, _: None) -> None:
-        problem = self._problem or (self._course.reason if self.state == "failed" else None)
+        problem = self._problem or (self._lifecycle.reason if self.state == "failed" else None)
         if problem is not None:
             raise problem
 

@@ -23,7 +23,7 @@ from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
 from novasvc.node.wsgi import WSGIService
-from novasvc.reactor.monotonic import count_steadily
+from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.run.launcher import log_changes, log_settings
 from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
@@ -250,7 +250,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    count_steadily(reactor)
+    use_monotonic_clock(reactor)
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings

@@ -33,7 +33,7 @@ _PATIENCE = 10.0
 """Seconds that it may take; it takes a tenth of one."""
 
 
-class _Understudy(Manager):
+class _PlaceholderManager(Manager):
     @rpc.expose
     def ping(self, context: RequestContext, value: int) -> int:
         return value
@@ -63,7 +63,7 @@ def _installed(reactor: SelectReactor) -> Iterator[None]:
 
 async def _live(runtime: Runtime) -> None:
     tree = ServiceTree("rehearsal")
-    node = Service("rehearsal", "novasvc-rehearsal", "rehearsal", _Understudy, runtime=runtime)
+    node = Service("rehearsal", "novasvc-rehearsal", "rehearsal", _PlaceholderManager, runtime=runtime)
     node.setServiceParent(tree)
     tree.startService()
     await tree.when_started()

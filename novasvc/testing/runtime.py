@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from novasvc.config import Settings
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
@@ -29,8 +29,10 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     return Runtime(
         settings=configuration,
         reactor=time,
-        broker=Leg("broker", lambda: MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)),
-        database=Leg("database", lambda: registry),
+        broker=SharedConnection(
+            "broker", lambda: MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)
+        ),
+        database=SharedConnection("database", lambda: registry),
         run_blocking=_run_now,
         random_source=random.Random(seed),  # noqa: S311 - a test's
     )

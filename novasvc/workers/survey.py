@@ -54,7 +54,7 @@ async def survey_health(slots: Iterable[Slot]) -> list[Row]:
     """Ask all workers how they are.
 
     :return: a row for each: number, server, pid, state; "services": [{"service": str, "legs": see
-        novasvc.node.health.Leg}], or None if it does not answer.
+        novasvc.node.health.Check}], or None if it does not answer.
     """
     places = _places(slots)
     answers = await _ask(places, "health", HEALTH_PATIENCE)

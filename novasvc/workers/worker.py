@@ -29,7 +29,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IHealthy, IPreforkable, IStartable
-from novasvc.reactor.monotonic import count_steadily
+from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc.admission import NOBODY
 from novasvc.rpc.backlog import Backlog
 from novasvc.telemetry import flight, metrics
@@ -100,7 +100,7 @@ def run(outlet: "Outlet", order: Mapping[str, Any], descriptors: Sequence[int], 
 
     importlib.import_module(order["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
-    count_steadily(reactor)
+    use_monotonic_clock(reactor)
     outlet.turn(order, reactor)
     worker = Worker(order, reactor, record, [socket.socket(fileno=descriptor) for descriptor in sockets])
     set_current_worker(CurrentWorker(order["number"], order["grace"], backlog, worker.ask_of_siblings))

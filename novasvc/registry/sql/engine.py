@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.errors import DatabaseError, DatabaseUnavailableError
-from novasvc.reactor.threads import Worker
+from novasvc.reactor.threads import WorkerThread
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.telemetry import metrics
@@ -87,8 +87,8 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         self._queue = queue
         self._timeout = timeout
         self._turns = DeferredSemaphore(self._count)
-        self._idle: list[Worker] = []
-        self._workers: list[Worker] = []
+        self._idle: list[WorkerThread] = []
+        self._workers: list[WorkerThread] = []
         self._closed = False
 
     def seconds(self) -> float:
@@ -161,16 +161,16 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         except SQLAlchemyError as error:
             raise diagnose(self.address, error) from error
 
-    def _hire(self) -> Worker:
+    def _hire(self) -> WorkerThread:
         try:
-            worker = Worker(f"database-{len(self._workers)}")
+            worker = WorkerThread(f"database-{len(self._workers)}")
         except RuntimeError as error:
             self._turns.release()
             raise self._unavailable(f"no thread for it: {error}") from error
         self._workers.append(worker)
         return worker
 
-    def _done(self, outcome: Any, worker: Worker, began: float) -> Any:
+    def _done(self, outcome: Any, worker: WorkerThread, began: float) -> Any:
         metrics.database_seconds.at().observe(self._reactor.seconds() - began)
         self._idle.append(worker)
         self._turns.release()

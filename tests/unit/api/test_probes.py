@@ -35,7 +35,7 @@ from novasvc.errors import (
     TransportClosedError,
 )
 from novasvc.interfaces import IHealthy
-from novasvc.node.runtime import Leg
+from novasvc.node.runtime import SharedConnection
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.instruments import histogram
 from novasvc.testing import memory_runtime
@@ -373,7 +373,7 @@ class OwnHealthTests(SynchronousTestCase):
             def close(self) -> Deferred[None]:
                 return succeed(None)
 
-        self.runtime = attrs.evolve(self.runtime, broker=Leg("broker", Opening))
+        self.runtime = attrs.evolve(self.runtime, broker=SharedConnection("broker", Opening))
         backend = Backend(self.runtime)
         backend.open().addErrback(lambda _: None)
         self.successResultOf(Deferred.fromCoroutine(backend.close()))

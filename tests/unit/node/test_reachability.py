@@ -15,7 +15,7 @@ from novasvc.errors import BrokerBlockedError
 from novasvc.interfaces import Reachability
 from novasvc.manager import Manager
 from novasvc.node.reachability import ReachabilityCheck
-from novasvc.node.runtime import Leg
+from novasvc.node.runtime import SharedConnection
 from novasvc.rpc import Client, expose
 from novasvc.rpc.target import Target
 from novasvc.service import Service
@@ -162,8 +162,8 @@ class NodeTests(LogCase):
         self.registry = MemoryRegistry(self.clock)
         runtime = attrs.evolve(
             memory_runtime(self.clock, host="h1"),
-            broker=Leg("broker", lambda: MemoryTransport(self.broker, clock=self.clock)),
-            database=Leg("database", lambda: self.registry),
+            broker=SharedConnection("broker", lambda: MemoryTransport(self.broker, clock=self.clock)),
+            database=SharedConnection("database", lambda: self.registry),
         )
         self.service = Service("h1", "nova-x", "x", Hanging, report_interval=INTERVAL, runtime=runtime)
         self.successResultOf(self.service.start())

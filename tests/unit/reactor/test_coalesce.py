@@ -4,14 +4,14 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 
 
 class MemoTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.asked: list[Deferred[str]] = []
-        self.memo = Memo(self.ask, self.clock, lambda answer: 0.1 if answer == "no" else 1.0)
+        self.memo = CoalescingCache(self.ask, self.clock, lambda answer: 0.1 if answer == "no" else 1.0)
 
     def ask(self) -> Deferred[str]:
         self.asked.append(Deferred())

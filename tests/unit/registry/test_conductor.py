@@ -30,7 +30,7 @@ from novasvc.errors import (
     UnconfirmedError,
 )
 from novasvc.manager import Manager
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.conductor import TIMEOUT, Conductor, RemoteRegistry
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Client, Endpoints
@@ -398,7 +398,7 @@ class NodeTests(ConductorTestCase):
         self.apart: Runtime = attrs.evolve(
             self.runtime,
             settings=attrs.evolve(self.runtime.settings, **settings),
-            database=Leg("database", refuse),
+            database=SharedConnection("database", refuse),
         )
         service = Service("h1", "nova-x", "x", Manager, db_allowed=False, runtime=self.apart)
         self.services.append(service)
