@@ -1,4 +1,4 @@
-"""Waiting that ends when it is cancelled, whatever becomes of what was waited for."""
+"""Stop waiting on cancellation, even if the step keeps running."""
 
 from typing import TypeVar
 
@@ -11,13 +11,14 @@ _T = TypeVar("_T")
 
 
 def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
-    """Wait for a step; to cancel that cancels the step, and does not wait for it any more.
+    """Wrap a Deferred so that cancelling the wrapper ends the waiting at once.
 
-    To cancel a coroutine is to ask it: one that awaits in a ``finally`` goes on, and with it
-    whoever awaits it, addTimeout or not.
+    Cancelling a coroutine only requests its end: a coroutine that awaits in a ``finally`` runs on,
+    and so does everything that awaits it, ``addTimeout`` or not.
 
-    :param step: the result is taken from it; who waits for it as well sees None.
-    :return: Deferred of the step's result; fails with CancelledError as soon as it is cancelled.
+    :param step: its result is consumed; other callbacks on it get None. Cancelled with the wrapper.
+    :return: Deferred of the step's result. Once cancelled, it fails with CancelledError immediately, and a later
+        failure of the step is logged.
     """
     waiter: Deferred[_T] = Deferred(lambda _: step.cancel())
 
@@ -25,7 +26,7 @@ def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
         if not waiter.called:
             waiter.callback(result)
         elif isinstance(result, Failure) and not result.check(CancelledError):
-            _log.failure("it failed when it was no longer waited for", result)
+            _log.failure("a step failed after it was cancelled and abandoned", result)
 
     step.addBoth(pass_on)
     return waiter

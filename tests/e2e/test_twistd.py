@@ -246,7 +246,9 @@ class RunTests(TwistdTestCase):
         began = time.monotonic()
         self.assertEqual(node.stop(), -signal.SIGTERM)
         self.assertLess(time.monotonic() - began, 5)
-        self.assertEqual(len(re.findall(r"left behind in threads.*: managers\.Sleeping\.sleep \(", node.output)), 1)
+        self.assertEqual(
+            len(re.findall(r"functions still running in threads.*: managers\.Sleeping\.sleep \(", node.output)), 1
+        )
         self.assertNotIn("Traceback", node.output)
 
     def test_daemon(self) -> None:
