@@ -1,4 +1,4 @@
-"""What every node answers about itself, and what it can be told to do: the namespace "node"."""
+"""The RPC namespace "node", which every node serves: inspect the node, run a task, drain."""
 
 import os
 import signal
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 _log = Logger()
 
 EVENTS = 50
-"""Events of the flight recorder that are told."""
+"""Events of the flight recorder that ``describe`` returns."""
 
 _PATIENCE = 1.5
-"""Seconds that the supervisor has to tell of its workers, or to begin with a drain."""
+"""Seconds for the supervisor to list its workers, or to begin a drain."""
 
 
 @attrs.frozen(eq=False)
 class NodeAPI:
-    """Answers in namespace "node", version 1.0. Of a node with workers, the one answers that takes the call.
+    """The namespace "node", version 1.0. Of a node with workers, the worker that receives the call answers.
 
-    :param node: it.
+    :param node: the node that it describes.
     """
 
     _node: "Node"
 
     @expose(namespace="node", version="1.0", idempotent=True)
     async def describe(self, context: RequestContext) -> dict[str, Any]:
-        """Tell all about the node's inner life.
+        """Describe the node's state, tasks, methods, workers, events and health.
 
         :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
             None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
@@ -57,7 +57,7 @@ class NodeAPI:
         node = self._node
         identity, clock, since, server = node.identity, node.runtime.reactor, node.running_since, node.server
         uptime = None if since is None else clock.seconds() - since
-        # Side by side: who asks does not wait for long.
+        # Concurrently, because the caller does not wait for long.
         asking = Deferred.fromCoroutine(self._workers())
         legs = await node.health.checks()
         workers = await asking
@@ -85,34 +85,34 @@ class NodeAPI:
 
     @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))
     def run_task(self, context: RequestContext, name: str) -> dict[str, Any]:
-        """Begin a run of a periodic task now; the log and :meth:`describe` tell how it went.
+        """Start a run of a periodic task now; the log and :meth:`describe` show its outcome.
 
         :param name: of the task.
         :return: {"started": true}.
-        :raises UnknownTaskError: there is none of this name.
-        :raises StateError: it is running, or the node stops.
+        :raises UnknownTaskError: there is no task of this name.
+        :raises StateError: the task is running, or the node is stopping.
         """
-        _log.info("task {task} is run by hand", task=name)
+        _log.info("running task {task} on request", task=name)
         self._node.tasks.begin(name)
         return {"started": True}
 
     @expose(namespace="node", version="1.0", expected=(SupervisionError,))
     async def drain(self, context: RequestContext) -> dict[str, Any]:
-        """Finish what was begun, and end: the supervisor with all workers, or the process, or this service alone.
+        """Drain and stop: the supervisor with all workers, or the process, or only this service.
 
-        The answer comes before the end.
+        The call is answered before the end.
 
-        :return: {"draining": "supervisor", "process" or "service"}. It is the service if the process is not
-            novasvc's own: a part of another application does not end that.
-        :raises SupervisionError: the supervisor cannot be told.
+        :return: {"draining": "supervisor", "process" or "service"}. Only the service stops if the process is not
+            novasvc's own, because a part of another application must not end that application.
+        :raises SupervisionError: the supervisor cannot be reached.
         """
         node = self._node
-        _log.warn("{node} is told to drain", node=node.identity)
+        _log.warn("{node} was asked to drain", node=node.identity)
         if node.runtime.worker is not None:
             await self._ask("drain")
             return {"draining": "supervisor"}
         own = is_taken(signal.SIGTERM)
-        # Not now: a node that drains waits for its calls, and this is one.
+        # Not now: a draining node waits for its calls, and this is one of them.
         node.runtime.reactor.callLater(0, _end_process if own else self._stop)
         return {"draining": "process" if own else "service"}
 
@@ -126,7 +126,7 @@ class NodeAPI:
         try:
             rows: list[dict[str, Any]] = await self._ask("workers")
         except SupervisionError as error:
-            _log.warn("the supervisor does not tell of its workers: {error}", error=error)
+            _log.warn("the supervisor does not list its workers: {error}", error=error)
             return []
         return rows
 
@@ -136,7 +136,7 @@ class NodeAPI:
 
 
 def task_row(task: TaskStats, now: float) -> dict[str, Any]:
-    """Tell how a periodic task fares.
+    """Return the statistics of a periodic task as JSON.
 
     :param now: seconds on the runner's clock.
     :return: {"name", "spacing": seconds, "runs", "failures", "timeouts", "missed": due times, "running": bool,
@@ -158,7 +158,7 @@ def task_row(task: TaskStats, now: float) -> dict[str, Any]:
 
 
 def method_rows(metrics: Mapping[Method, MethodMetrics]) -> list[dict[str, Any]]:
-    """Tell how exposed methods fare, since the start of this process.
+    """Return the statistics of exposed methods since the start of this process, as JSON.
 
     :return: {"method", "namespace": str or None, "version", "calls": those that have ended, "errors", "in_flight",
         "mean", "p50", "p99": seconds or None, "bounds": [seconds], "counts": [int], of the histogram's buckets, one
@@ -187,7 +187,7 @@ def method_rows(metrics: Mapping[Method, MethodMetrics]) -> list[dict[str, Any]]
 
 
 def _of_describe(event: flight.Event) -> bool:
-    """Tell whether an event is of a call of describe: who looks again and again is not to see that alone."""
+    """Return whether an event is a call of ``describe``: repeated calls must not fill the list."""
     return event.kind == "call" and event.text.startswith("describe ")
 
 

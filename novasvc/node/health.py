@@ -1,4 +1,4 @@
-"""Whether a node can do what it is there for: each thing that it stands on, and why not."""
+"""Health checks of a node: its service, broker, registry, schema, consumers and reactor."""
 
 import time
 from collections.abc import Callable
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from novasvc.node.node import Node
 
 PATIENCE = 1.5
-"""Seconds for the registry to answer; nothing else has to be waited for."""
+"""Seconds for the registry to answer. No other check has to wait."""
 
 LAG_LIMIT = 1.0
-"""Seconds that the reactor may be late."""
+"""Seconds of lateness up to which the reactor is ready."""
 
 _SILENCE = 3.0
-"""Seconds without a turn of the reactor that are a lag, too."""
+"""Seconds without a heartbeat of the reactor after which it is not ready."""
 
 CheckResult = tuple[bool, str]
-"""Whether something is ready, and a sentence for people."""
+"""Whether the checked thing is ready, and a sentence that says so."""
 
 Check = dict[str, Any]
-"""JSON: {"name": str, "ready": bool, "detail": str, "since": ISO 8601 in UTC}; since when it has been so."""
+"""JSON: {"name": str, "ready": bool, "detail": str, "since": when ``ready`` last changed, ISO 8601 in UTC}."""
 
 
 @attrs.define(eq=False)
 class CheckHistory:
-    """Makes results into legs, and remembers since when they are what they are.
+    """Make JSON of check results, and remember when each changed.
 
     :param now: returns seconds since the epoch.
     """
@@ -44,9 +44,9 @@ class CheckHistory:
     _before: dict[str, tuple[bool, float]] = attrs.field(factory=dict, init=False)
 
     def check(self, name: str, result: CheckResult) -> Check:
-        """Return a leg.
+        """Return a check as JSON.
 
-        :param name: what it is: "broker".
+        :param name: what was checked, such as "broker".
         """
         ready, detail = result
         before, since = self._before.get(name, (not ready, 0.0))
@@ -63,10 +63,10 @@ def _freshness(registry: CheckResult) -> float:
 
 @attrs.define(eq=False)
 class NodeHealth:
-    """The legs of a node, as they are when they are asked for.
+    """The health checks of a node, run when they are asked for.
 
-    The registry is asked at most once a second, however many want to know; ten times, if it has not been well. That
-    it can be written is what heartbeats prove; a node that sends none tries it.
+    Concurrent checks of the registry are coalesced, and its result is cached: for a second if it is ready, else for
+    a tenth. Heartbeats prove that the registry can be written; a node that sends none tries a write.
     """
 
     _node: "Node"
@@ -80,7 +80,7 @@ class NodeHealth:
         )
 
     async def checks(self) -> list[Check]:
-        """Return how each of them does: service, broker, database or conductor, migration, consumers, reactor."""
+        """Return all checks: service, broker, database or conductor, migration, consumers, reactor."""
         node = self._node
         registry = await self._registry_check.get()
         state = node.lifecycle.state
@@ -104,7 +104,7 @@ class NodeHealth:
     def _check_broker(self) -> CheckResult:
         transport = self._node.transport
         problem = self._missing("broker") if transport is None else transport.problem()
-        return problem is None, problem or "messages can move"
+        return problem is None, problem or "messages can be sent"
 
     async def _check_registry(self, clock: IReactorTime) -> CheckResult:
         registry, record = self._node.registry, self._node.record
@@ -121,50 +121,50 @@ class NodeHealth:
         node = self._node
         state = node.lifecycle.state
         if state == "draining":
-            return "it is draining, and takes in only calls of operations under way"
+            return "it is draining, and accepts only calls of operations under way"
         if state != "running":
             return f"it is {state}"
         broker, problem = self._check_broker()
-        return "its consumers are being made again" if broker else f"the broker is not there: {problem}"
+        return "its consumers are being restored" if broker else f"the broker is unavailable: {problem}"
 
     def _missing(self, leg: str) -> str:
         node = self._node
         if node.waiting_for == leg:
-            return f"it is not there: {node.obstacle}"
+            return f"it is unavailable: {node.obstacle}"
         return f"it has not been reached: the node is {node.lifecycle.state}"
 
 
 async def check_registry(asking: Deferred[Any], clock: IReactorTime) -> CheckResult:
-    """See whether a registry answers within PATIENCE.
+    """Check whether a registry answers within PATIENCE.
 
-    :param asking: what it was asked just now; a row that is not there is an answer.
+    :param asking: the result of a call just made. A missing row is an answer, too.
     """
     asked = clock.seconds()
     try:
         await asking.addTimeout(PATIENCE, clock)
     except ServiceNotFoundError:
-        pass  # it answers; the next heartbeat makes the row again
+        pass  # it answered; the next heartbeat registers the row again
     except NovasvcError as error:
         return False, str(error)
     except DeferredTimeoutError:
         return False, f"no answer within {PATIENCE:g} s"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
+    except Exception as error:  # noqa: BLE001 - any other error means that it did not answer
         return False, describe(error)
     return True, f"it answered within {1000 * (clock.seconds() - asked):.0f} ms"
 
 
 def check_migration(error: NovasvcError | None, *, reached: bool) -> CheckResult:
-    """Tell whether the schema is ours; a registry that was reached has seen that.
+    """Check whether the schema has the right revision. A registry that was reached has checked that.
 
-    :param error: why it was not reached.
+    :param error: why the registry was not reached.
     """
     if reached:
-        return True, "the schema is the one that this version knows"
-    return False, str(error) if isinstance(error, MigrationNeededError) else "the schema has not been seen yet"
+        return True, "the schema has the revision of this version"
+    return False, str(error) if isinstance(error, MigrationNeededError) else "the schema was not read yet"
 
 
 def check_reactor() -> CheckResult:
-    """Tell whether the reactor of this process answers in time; of one that is not watched, that nobody knows."""
+    """Check whether this process's reactor is on time. Without a stall watch the check passes."""
     last_beat = flight.installed().last_beat
     if not last_beat:
         return True, "it is not watched"

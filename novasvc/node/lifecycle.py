@@ -1,8 +1,8 @@
-"""The states that every service of the tree walks through, as an Automat machine.
+"""The lifecycle of a service: an Automat machine that every service in the tree uses.
 
-initial -> starting -> running -> draining -> stopped, and failed where a start did not end well.
-A restart goes from running, or from a start that takes too long, through draining to starting.
-What a service does on the way is its own: a :class:`LifecycleMachine` is given two coroutine functions.
+initial -> starting -> running -> draining -> stopped, and failed if a start failed.
+A restart goes from running or starting through draining to starting.
+A :class:`Lifecycle` is given two coroutine functions, which start and stop its service.
 """
 
 from collections import deque
@@ -21,19 +21,19 @@ _log = Logger()
 
 
 class LifecycleMachine(Protocol):
-    """The inputs. None of them waits; :class:`Lifecycle` has what can be waited for."""
+    """The inputs of the machine. None of them waits; :class:`Lifecycle` returns Deferreds."""
 
     def start(self) -> None:
-        """Begin to start. Nothing happens if that is under way or done, or while it stops."""
+        """Begin to start. Ignored while starting or running; refused with a warning while stopping."""
 
     def stop(self) -> None:
         """Begin to stop. A start under way is cancelled first."""
 
     def restart(self) -> None:
-        """Begin to stop, and then to start again. What neither starts nor runs cannot; a stop meanwhile wins."""
+        """Stop, then start again. Valid only while starting or running; a stop meanwhile wins."""
 
     def begun(self) -> None:
-        """Note that the start has ended well."""
+        """Note that the start succeeded."""
 
     def broken(self, failure: Failure) -> None:
         """Note that the start has failed."""
@@ -44,20 +44,20 @@ class LifecycleMachine(Protocol):
 
 @attrs.define(eq=False)
 class Lifecycle:
-    """A machine, what it drives, and who waits for it.
+    """A service's state machine, and the Deferreds of its callers.
 
-    :param name: whose lifecycle it is, for errors: "node novasvc-agent@host1".
-    :param begin: coroutine function that starts; cancelled if a stop comes first.
-    :param end: coroutine function that stops whatever ``begin`` reached.
+    :param name: the service's name, for errors: "node novasvc-agent@host1".
+    :param begin: coroutine function that starts the service; cancelled if a stop comes first.
+    :param end: coroutine function that stops whatever ``begin`` has started.
     :param entered: called with the name of each state that is entered.
-    :ivar renewing: on the way down of a restart, which shows as draining.
+    :ivar renewing: a restart is on its way down; its state is shown as draining.
     """
 
-    # Note [When the waiters are answered]
+    # Note [When the waiters are fired]
     #
-    # Automat postpones an input that comes in the midst of another. Who waits may well give one,
-    # as in stop().addCallback(lambda _: start()), and is to see at once what comes of it. So a
-    # transition only notes the answers, and they are given when its input has returned.
+    # Automat queues an input that arrives while another is being handled. A waiter's callback may give
+    # an input, as in stop().addCallback(lambda _: start()), and must see its effect at once. So a
+    # transition only queues the results, and the waiters are fired when the input has returned.
 
     name: str
     begin: Callable[[], Coroutine[Deferred[Any], Any, None]]
@@ -76,7 +76,7 @@ class Lifecycle:
     def __attrs_post_init__(self) -> None:
         self._machine = _make_lifecycle(self)
 
-    # -- for the outside -----------------------------------------------------------------------
+    # -- for callers ---------------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
         """Begin to start; see :meth:`when_started`, and :meth:`LifecycleMachine.start`."""
@@ -89,9 +89,10 @@ class Lifecycle:
         return self.when_ended()
 
     def restart(self) -> Deferred[None]:
-        """Stop and start again; who waits for the end goes on waiting, and so does who waits for a start.
+        """Stop and start again. Deferreds of the start and of the end that have not fired keep waiting.
 
-        :return: Deferred[None], fired when running again; fails with the reason, with StateError if it is ending.
+        :return: Deferred[None], fired when running again. Fails with the reason of a failed start, or with
+            StateError if the service is not starting or running.
         """
         if self.state not in {"starting", "running"} and not self.renewing:
             return fail(StateError(self.name, self.state, "restart"))
@@ -116,12 +117,12 @@ class Lifecycle:
     # -- for the machine -----------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
-        """Be in a state from now on, and say so."""
+        """Set the state, and call ``entered``."""
         self.state = state
         self.entered(state)
 
     def run_begin(self) -> None:
-        """Begin, and tell the machine how that ends."""
+        """Call ``begin``, and give its outcome to the machine."""
         self.reason = None
         self._starting = Deferred.fromCoroutine(self.begin())
         self._starting.addCallbacks(
@@ -129,7 +130,7 @@ class Lifecycle:
         )
 
     def run_end(self) -> None:
-        """Stop, and tell the machine when that has ended, well or not."""
+        """Call ``end``, and tell the machine when it has ended, whatever its outcome."""
         ending = Deferred.fromCoroutine(self.end())
         ending.addErrback(lambda failure: _log.failure("{name} did not stop cleanly", failure, name=self.name))
         ending.addCallback(lambda _: self._give(self._machine.ended))
@@ -140,30 +141,30 @@ class Lifecycle:
             self._starting.cancel()
 
     def finish_start(self) -> None:
-        """Answer those who wait for the start: it has ended well."""
+        """Fire the waiters of the start: it succeeded."""
         self._starting = None
         self._answer(self._start_waiters)
 
     def finish_end(self) -> None:
-        """Answer all who wait."""
+        """Fire all waiters."""
         self._starting = None
         self._answer(self._start_waiters, self._why_not_started())
         self._answer(self._end_waiters)
 
     def refuse_start(self) -> None:
-        """Say that a start came while it stops: whoever gave it may not wait for what comes of it."""
+        """Log that a start came while stopping: its caller may not wait for the Deferred."""
         _log.warn("{error}", error=StateError(self.name, self.state, "start"))
 
     def _why_not_started(self) -> BaseException:
         return self.reason or StateError(self.name, self.state, "start")
 
     def _answer(self, waiters: list[Deferred[None]], error: BaseException | None = None) -> None:
-        # Each waiter gets a Failure of its own: handling one must not clean another's.
+        # Each waiter gets its own Failure: an errback changes the Failure it handles.
         self._answers.extend((waiter, None if error is None else Failure(error)) for waiter in waiters)
         waiters.clear()
 
     def _give(self, take: Callable[..., None], *args: Any) -> None:
-        """Give the machine an input, then the answers; see Note [When the waiters are answered]."""
+        """Give the machine an input, then fire waiters; see Note [When the waiters are fired]."""
         self._inputs += 1
         try:
             take(*args)
@@ -171,12 +172,12 @@ class Lifecycle:
             self._inputs -= 1
         while self._answers and not self._inputs:
             waiter, result = self._answers.popleft()
-            if not waiter.called:  # Another's callback may have cancelled it.
+            if not waiter.called:  # another waiter's callback may have cancelled it
                 waiter.callback(result)
 
 
 def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
-    """Add a Deferred that leaves the list when it is cancelled."""
+    """Append a Deferred to a list; cancelling removes it."""
 
     def leave(waiter: Deferred[None]) -> None:
         if waiter in waiters:
@@ -193,7 +194,7 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
     starting = builder.state("starting")
     running = builder.state("running")
     draining = builder.state("draining")
-    undoing = builder.state("undoing")  # a failed start, taken back; outside it shows as draining
+    undoing = builder.state("undoing")  # stopping after a failed start; shown as draining
     stopped = builder.state("stopped")
     failed = builder.state("failed")
 
@@ -228,7 +229,7 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
         lifecycle.enter("stopped")
         lifecycle.finish_end()
 
-    # A start that is cancelled still has to end, well or not, before the stop begins.
+    # A cancelled start must end, whatever its outcome, before the stop begins.
     interrupted = builder.state("interrupted")
 
     @starting.upon(LifecycleMachine.stop).to(interrupted)
@@ -251,9 +252,9 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
         lifecycle.enter("draining")
         lifecycle.run_end()
 
-    # A restart on its way down; outside both show as draining.
+    # A restart on its way down. Both states are shown as draining.
     renewing = builder.state("renewing")
-    turned = builder.state("turned")  # the start that it cuts short has not ended yet
+    turned = builder.state("turned")  # waiting for the end of the start that the restart cancelled
 
     @running.upon(LifecycleMachine.restart).to(renewing)
     def renew(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:

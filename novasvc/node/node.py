@@ -45,46 +45,46 @@ _log = Logger()
 _T = TypeVar("_T")
 
 _OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
-"""What a node waits for the end of."""
+"""Errors of outages, which a node waits out."""
 _ANSWERS = BrokerRefusedError, BrokerFailedError
-"""Those of them that come from who is there."""
-_AWAY = "is not there, trying until it is"
+"""Outages in which the server answers, but refuses the connection."""
+_AWAY = "is unavailable; retrying"
 
 AT_ONCE = 1.0
-"""Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
+"""Seconds for the whole stop of a node that is told to hurry: to give messages back, and disconnect."""
 
 TIDYING = 0.15
-"""Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in supervision/ending.py."""
+"""Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in workers/exit_status.py."""
+
 VERIFY_INTERVAL = 10.0
-"""Seconds from one proof of reachability to the next, of a node that sends no heartbeats."""
+"""Seconds between verifications that messages reach a node without heartbeats."""
 
 _LEAST = 0.05
-"""Seconds for a step of either, if those before it, or other nodes, have used up the rest."""
+"""Seconds that each step gets even if earlier steps, or other nodes, have used up the rest."""
 
 
 @attrs.define(eq=False, kw_only=True)
 class Node:
-    """One manager, its RPC server, its row, its heartbeat, its tasks.
+    """One manager with its RPC server, row, heartbeat and periodic tasks.
 
-    :param registry_connection: the way to the registry: the database's, or the conductor's.
-    :param report_interval: seconds between heartbeats; 0 is no heartbeats.
-    :param periodic_enable: run the tasks.
-    :ivar obstacle: what the start failed of last; None when it went on.
+    :param registry_connection: the connection to the database, or to the conductor.
+    :param report_interval: seconds between heartbeats; 0 for no heartbeats.
+    :param periodic_enable: run the periodic tasks.
+    :ivar obstacle: the last error that delayed or ended the start; None once the start went on.
     :ivar running_since: seconds on the reactor's clock; None before it ran.
-    :ivar leaving: with what a hook of the manager ended on the way down, if it wanted the process to end with a status.
+    :ivar leaving: the SystemExit of a hook during the stop: the exit status that the manager wants for its process.
     """
 
     # Note [Order of start and stop]
     #
-    # Up: check, row, init_host, pre_start_hook, consume, post_start_hook, heartbeat, tasks. The row
-    # comes first, so that a hook may rely on it; messages come after the hooks that prepare for
-    # them; the first heartbeat comes when the node can do what it claims.
+    # Start: check, row, init_host, pre_start_hook, consume, post_start_hook, heartbeat, tasks. The row
+    # comes first, so that a hook can rely on it; messages come after the hooks that prepare for
+    # them; the first heartbeat comes when the node can do what it announces.
     #
-    # Down is not simply the reverse. First nothing new comes in (no runs, no requests but those of
-    # operations under way, see novasvc.rpc.admission), then what is there is finished, and only
-    # then the node leaves: it beats while it drains, for to stop beating is to be declared down,
-    # and a down node's work may be given to another.
-
+    # Stop is not simply the reverse. First nothing new is accepted (no runs, and only requests of
+    # operations under way, see novasvc.rpc.admission). Then everything under way is finished. Only
+    # then does the node disconnect. It sends heartbeats while it drains, because a node without
+    # heartbeats is declared down, and its work may be given to another node.
     identity: ServiceIdentity
     topic: str
     manager: Manager
@@ -124,7 +124,7 @@ class Node:
 
     @property
     def record(self) -> ServiceRecord | None:
-        """The row of this node, as it was registered last; None before that."""
+        """The node's row, as it was last registered; None before that."""
         return self._record if self.heartbeat is None else self.heartbeat.record
 
     def _entered(self, state: str) -> None:
@@ -138,7 +138,7 @@ class Node:
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def hurry(self) -> None:
-        """Have the way down take AT_ONCE seconds at the most, from now on: what is under way is cut short.
+        """Limit the rest of the stop to AT_ONCE seconds, by cancelling what is under way.
 
         Called when the stop has begun.
         """
@@ -148,7 +148,7 @@ class Node:
         self._at_once = now + AT_ONCE
         if self._deadline is not None:
             self._at_once = min(self._at_once, self._deadline + TIDYING)
-            # Told by whoever measures the same deadline, from a moment before ours.
+            # A supervisor that measures the same deadline may call this slightly before it: that is not early.
             self._is_early = now < self._deadline - TIDYING
         else:
             self._is_early = True
@@ -158,25 +158,25 @@ class Node:
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
 
-    # -- the way up ----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Start the parts in order.
 
-        :raises StartError: a part could not be started; the log says so as well.
+        :raises StartError: a part could not be started; it is logged too.
         """
         node_fields.set(self._log_fields())
         self._at_once, self._is_early = None, False
         try:
             await self._walk_up()
-        except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
+        except (Exception, SystemExit) as error:  # a hook's SystemExit fails the start, and does not end the process
             if isinstance(error, CancelledError | TransportClosedError) and self.lifecycle.state == "draining":
-                raise CancelledError from error  # a stop came first
+                raise CancelledError from error  # a stop interrupted the start
             known = isinstance(error, NovasvcError)
             failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
             if not known:
-                _log.failure("where it was raised", level=LogLevel.debug)
+                _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise failed from error
 
     async def _walk_up(self) -> None:
@@ -215,7 +215,7 @@ class Node:
         await self._reach("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
-        self._step = "join the service group"
+        self._step = "start the heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
         await self.heartbeat.start()
@@ -246,7 +246,7 @@ class Node:
         self.reachability.start()
 
     def operations(self) -> set[str]:
-        """Return the request ids of the operations under way: methods, periodic tasks, calls to other services."""
+        """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
         return self._other_operations() if self.server is None else self.server.operations()
 
     def _other_operations(self) -> set[str]:
@@ -254,9 +254,9 @@ class Node:
         return calls | self.tasks.operations()
 
     def basic_config_check(self) -> None:
-        """See that the temporary directory exists and can be written to.
+        """Check that the temporary directory exists and is writable.
 
-        :raises DirectoryError: otherwise.
+        :raises DirectoryError: it does not exist, or is not writable.
         """
         path = str(self.runtime.settings.tempdir or tempfile.gettempdir())
         try:
@@ -272,12 +272,12 @@ class Node:
         try:
             await abandon_on_cancel(hook)
         except CancelledError:
-            # The hook is cancelled, and may tidy up; but the start does not go on, whatever it returns.
+            # The cancelled hook may still clean up. The start ends here, even if the hook returns normally.
             await self._tidy(name, lambda: hook)
             raise
 
     async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Try until it is there: a node outlives an outage of what it stands on."""
+        """Call ``attempt`` with backoff until it succeeds: a node waits out an outage of a dependency."""
         for failures in count(1):
             try:
                 reached = await attempt()
@@ -292,25 +292,25 @@ class Node:
                 await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
             else:
                 if self.waiting_for is not None:
-                    _log.info("the {leg} is there, after {failures} failures", leg=leg, failures=failures - 1)
+                    _log.info("the {leg} is available after {failures} failures", leg=leg, failures=failures - 1)
                 self.waiting_for = self.obstacle = None
                 return reached
         raise AssertionError  # count() does not end
 
     def _why_not_consuming(self) -> str | None:
         live = self.lifecycle.state == "draining" or (self.server is not None and self.server.live)
-        return None if live else "its consumers are not live"
+        return None if live else "its consumers are not active"
 
     def why_not_reached(self) -> str | None:
-        """Return why no message reaches this node, though it consumes; None if they do, or it drains."""
+        """Return why messages do not reach this node although it consumes; None if they do, or while it drains."""
         if self.reachability is None or self.lifecycle.state == "draining":
             return None
         return self.reachability.problem
 
-    # -- the way down --------------------------------------------------------------------------
+    # -- stop ----------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Stop whatever ``begin`` reached, in order; errors are logged and stop nothing."""
+        """Stop whatever ``begin`` has started, in order. Errors are logged, and the other steps still run."""
         node_fields.set(self._log_fields())
         self.waiting_for = None
         await self._drain()
@@ -318,7 +318,7 @@ class Node:
             await self._tidy("cleanup_host", self.manager.cleanup_host)
         if self.heartbeat is not None:
             self._record = self.heartbeat.record
-            await self._tidy("leave the service group", self.heartbeat.stop)
+            await self._tidy("stop the heartbeat", self.heartbeat.stop)
         if self.server is not None:
             await self._tidy("close the RPC server", self.server.close)
         if self.client is not None:
@@ -326,16 +326,16 @@ class Node:
         if self.transport is not None:
             await self._tidy("close the transport", self.runtime.broker.release)
         if self.registry is not None:
-            await self._tidy(f"let go of the {self.registry_connection.name}", self.registry_connection.release)
+            await self._tidy(f"disconnect from the {self.registry_connection.name}", self.registry_connection.release)
         self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
 
     def _begin_drain(self) -> None:
-        """Begin nothing new, from this moment on: whoever reads "draining" may rely on it."""
+        """Accept nothing new from this moment on, so that "draining" can be relied on."""
         self._tasks_ended = self.tasks.stop()
         self._narrowed = succeed(None) if self.server is None else self.server.drain()
 
     async def _drain(self) -> None:
-        """Finish what is there, and what that depends on, up to graceful_shutdown_timeout."""
+        """Finish the tasks and calls under way, within graceful_shutdown_timeout."""
         if self.reachability is not None:
             await self._tidy("stop verifying", self.reachability.stop)
         await self._tidy("stop consuming from the topic", lambda: self._narrowed)
@@ -345,7 +345,7 @@ class Node:
             await self._cut_short()
 
     async def _finish(self) -> None:
-        """Wait for tasks and calls; when there are none, nothing belongs to an operation any more."""
+        """Wait for tasks and calls. Without any, no later message can belong to an operation of this node."""
         await self._tasks_ended
         if self.server is not None:
             await self.server.drained()
@@ -353,7 +353,7 @@ class Node:
             await self.server.drained()
 
     async def _cut_short(self) -> None:
-        """Cancel what has not been finished, and see that end before the node tidies up and leaves."""
+        """Cancel the tasks and calls that have not ended, and wait for their end before the node cleans up."""
         running = [task.name for task in self.tasks.stats() if task.running]
         _log.warn(
             "{node}: {cause}: cancelling {calls} and {tasks}",
@@ -365,44 +365,44 @@ class Node:
         self.tasks.cancel_running()
         await self._tidy("the end of the tasks", self.tasks.stop)
         if self.server is not None:
-            # First, or what is given back would come here again, and be refused.
+            # Before cut_short(), because requests given back would otherwise be delivered here again.
             await self._tidy("stop consuming", self.server.stop_consuming)
             self.server.cut_short(f"{self.identity} was shutting down: {self._cause}; {self._remedy}")
             await self._tidy("the end of the calls", self.server.drained)
 
     @property
     def _cause(self) -> str:
-        """Why what is under way is cut short."""
+        """Why tasks and calls are cancelled."""
         if self._is_early:
             return "told to end at once"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) is over"
 
     @property
     def _remedy(self) -> str:
-        """What a caller, or the operator, can do about that."""
+        """What a caller or an operator can do about it."""
         if self._is_early:
             return "see what the method did before calling again"
         return "raise that setting there if its methods take longer, and see what this one did before calling again"
 
     async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
-        """Do one step of the way down; neither its failure nor its silence stops the others, nor a SystemExit."""
+        """Run one step of the stop within its time limit; log its error, SystemExit included, and continue."""
         try:
             await self._bounded(maybeDeferred(step))
         except _TooLate:
-            _log.error("{node} waits no longer for {what}: the deadline has passed", node=self.identity, what=what)
+            _log.error("{node} stops waiting for {what}: the deadline has passed", node=self.identity, what=what)
         except SystemExit as error:
             _log.warn("{what} of {node} ended with {error!r}", what=what, node=self.identity, error=error)
             self.leaving = self.leaving or error
-        except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
+        except Exception:  # noqa: BLE001 - the other steps of the stop still run
             _log.failure(
-                "{what} of {node} failed; it stops all the same", level=LogLevel.error, node=self.identity, what=what
+                "{what} of {node} failed; the stop continues", level=LogLevel.error, node=self.identity, what=what
             )
 
     async def _bounded(self, step: Deferred[_T], *, work: bool = False) -> _T:
-        """Give a step what is left until the deadline; after it, a part of TIDYING.
+        """Wait for a step within the time left until the deadline; after it, within a part of TIDYING.
 
-        :param work: it is others' work that is waited for, which is cut short at once if the end is to come at once.
-        :raises _TooLate: it has not ended by then, and was cancelled.
+        :param work: the step waits for calls and tasks, which are cut short at once if the node is told to hurry.
+        :raises _TooLate: the step did not end in time, and was cancelled.
         """
         clock = self.runtime.reactor
         waiter = abandon_on_cancel(step)
@@ -440,7 +440,7 @@ class Node:
     def _seconds_left(self, *, work: bool) -> float | None:
         now = self.runtime.reactor.seconds()
         if self._at_once is not None:
-            # Half of it: a step that hangs leaves some for those after it.
+            # Half of the rest, so that a step that hangs leaves time for the steps after it.
             return 0.0 if work else max(_LEAST, (self._at_once - now) / 2)
         if self._deadline is None:
             return None
@@ -448,17 +448,17 @@ class Node:
         return max(0.0, left) if work else max(_LEAST, left, (left + TIDYING) / 2)
 
     async def delete_row(self) -> None:
-        """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
+        """Soft-delete this node's row; log a warning if it is missing. Called when the node has stopped."""
         if self.record is None:
             return
         registry = await self.registry_connection.acquire()
         try:
             await registry.delete(self.record.id)
         except ServiceNotFoundError:
-            _log.warn("the row of {node} is already gone", node=self.identity, **self._log_fields())
+            _log.warn("the row of {node} was deleted already", node=self.identity, **self._log_fields())
         finally:
             await self.registry_connection.release()
 
 
 class _TooLate(Exception):  # noqa: N818 - it never leaves this module
-    """A step has not ended at its deadline. TimeoutError could be the step's own."""
+    """A step did not end by its deadline. Not TimeoutError, which the step itself may raise."""

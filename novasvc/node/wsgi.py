@@ -257,7 +257,7 @@ class WSGIService(service.Service):
             self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout, explain=explain
         )
         self._step = "reach the registry"
-        self._registry = await self._leg.acquire()
+        self._registry = await self._registry_connection.acquire()
         tasks = TaskRunner(
             manager,
             clock=runtime.reactor,
@@ -278,7 +278,7 @@ class WSGIService(service.Service):
         )
 
     @property
-    def _leg(self) -> Any:
+    def _registry_connection(self) -> Any:
         return self.runtime.database if self.runtime.settings.db_allowed else self.runtime.conductor
 
     async def _hook(self, name: str) -> None:
@@ -297,7 +297,7 @@ class WSGIService(service.Service):
         if self._client is not None:
             await self._tidy("close the RPC client", self._client.close)
         if self._registry is not None:
-            await self._tidy("let go of the registry", lambda: Deferred.fromCoroutine(self._leg.release()))
+            await self._tidy("let go of the registry", lambda: Deferred.fromCoroutine(self._registry_connection.release()))
         if self._transport is not None:
             await self._tidy("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
         self._site = self._client = self._registry = self._transport = None

@@ -119,7 +119,7 @@ class Run:
             self.overdue = True
             self.run_in_context(
                 _log.warn,
-                "periodic task {task} is still running after {seconds:.1f} s: skipping a run; set its timeout to cancel it",
+                "periodic task {task} is still running after {seconds:.1f} s: skipping a run; set a timeout",
                 task=self.task,
                 seconds=now - self.started,
             )

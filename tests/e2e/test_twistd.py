@@ -361,7 +361,7 @@ class FailedStartTests(TwistdTestCase):
         """A locked database is waited for, or with --fail-fast refused; when it is free the node runs."""
         holder = self.locked_database()
         node = self.twistd(host="h2")
-        node.wait_for("the database is not there, trying until it is")
+        node.wait_for("the database is unavailable; retrying")
         refused = self.twistd("--fail-fast", host="h3")
         self.assertEqual(refused.wait(), 1)
         self.assertIn("holds the lock", refused.output)
@@ -384,7 +384,7 @@ class FailedStartTests(TwistdTestCase):
         """SIGTERM while the node waits for its database ends it promptly."""
         self.locked_database()
         node = self.twistd(host="h2")
-        node.wait_for("the database is not there, trying until it is")
+        node.wait_for("the database is unavailable; retrying")
         self.assertEqual(node.stop(), -signal.SIGTERM)
 
     def locked_database(self) -> sqlite3.Connection:

@@ -91,7 +91,7 @@ class NodeHealthTests(HealthCase):
             "service": "it is initial",
             "broker": "it has not been reached: the node is initial",
             "database": "it has not been reached: the node is initial",
-            "migration": "the schema has not been seen yet",
+            "migration": "the schema was not read yet",
             "consumers": "no messages reach it: it is initial",
         }
         self.assertEqual(self.unready(), expected)
@@ -168,7 +168,7 @@ class NodeHealthTests(HealthCase):
         transport = self.service.node.transport
         self.successResultOf(transport.close())  # type: ignore[union-attr]  # it runs
         problem = transport.problem()  # type: ignore[union-attr]
-        details = {"broker": problem, "consumers": f"no messages reach it: the broker is not there: {problem}"}
+        details = {"broker": problem, "consumers": f"no messages reach it: the broker is unavailable: {problem}"}
         self.assertEqual(self.unready(), details)
 
     def test_under_way(self) -> None:
@@ -177,7 +177,7 @@ class NodeHealthTests(HealthCase):
         self.service = Service("h1", "nova-x", "x", Leaves, runtime=runtime)
         self.successResultOf(self.service.start())
         self.service.stop()
-        expected = "no messages reach it: it is draining, and takes in only calls of operations under way"
+        expected = "no messages reach it: it is draining, and accepts only calls of operations under way"
         self.assertEqual(self.unready(), {"service": "it is draining", "consumers": expected})
 
     def test_draining(self) -> None:
@@ -213,7 +213,7 @@ class VerdictTests(SynchronousTestCase):
         self.assertEqual(check_migration(error, reached=False), (False, str(error)))
         self.assertTrue(check_migration(None, reached=True)[0])
         other = DatabaseUnavailableError("sqlite:///x", "gone")
-        self.assertEqual(check_migration(other, reached=False), (False, "the schema has not been seen yet"))
+        self.assertEqual(check_migration(other, reached=False), (False, "the schema was not read yet"))
 
     def test_reactor(self) -> None:
         """A reactor that was late is not ready; one that is not watched is given the benefit of the doubt."""

@@ -125,7 +125,7 @@ class CheckTests(LogCase):
         self.answer = lambda: fail(ZeroDivisionError())
         self.check.start()
         self.run_for(2 * INTERVAL)
-        self.assertEqual((len(self.asked), self.said("could not be verified")), (2, 2))
+        self.assertEqual((len(self.asked), self.said("the verification that messages reach this node failed")), (2, 2))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_stopped(self) -> None:

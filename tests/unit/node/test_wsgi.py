@@ -162,7 +162,7 @@ class RefusedTests(WSGICase):
         """A paste configuration that is not there, is none, or has no such application, is named."""
         self.assertIn("api-paste.ini: there is no such application in it; it has: brave", self.problem(AppError, "x"))
         self.paste.write_text("oops")
-        self.assertIn("it is no paste configuration", self.problem(AppError))
+        self.assertIn("it is not a paste configuration", self.problem(AppError))
         self.paste.write_text("")
         self.assertIn("write a section [app:hello]", self.problem(AppError))
         self.paste.unlink()

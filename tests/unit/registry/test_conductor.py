@@ -433,7 +433,7 @@ class NodeTests(ConductorTestCase):
         self.assertNoResult(started)
         self.assertEqual(service.node.waiting_for, "conductor")
         self.assertEqual(len(log), 1, log)
-        self.assertIn("the conductor is not there, trying until it is", log[0])
+        self.assertIn("the conductor is unavailable; retrying", log[0])
         self.services.remove(service)
         self.conductor()
         self.services.append(service)
@@ -514,7 +514,7 @@ class NodeTests(ConductorTestCase):
         self.successResultOf(self.registry.delete(self.row().id))
         log = self.log()
         self.successResultOf(self.ask(service.kill()))
-        self.assertEqual(log, ["the row of nova-x@h1 is already gone"])
+        self.assertEqual(log, ["the row of nova-x@h1 was deleted already"])
 
     def test_kill_without_conductor(self) -> None:
         """To kill it without a conductor stops it, and fails."""
