@@ -1,4 +1,4 @@
-"""WSGIService: an application of a paste configuration, served over HTTP."""
+"""WSGIService: serves a WSGI application of a paste configuration over HTTP."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,26 +27,26 @@ from novasvc.telemetry.logs import pluralize
 _log = Logger()
 
 _BACKLOG = 1024
-"""Connections that the kernel keeps until they are accepted."""
+"""The backlog: connections that wait to be accepted."""
 
 
 @implementer(IStartable, IReplaceable)
 class WSGIService(service.Service):
-    """Serves an application of WSGI, in one process, or in as many workers as share its port.
+    """Serve a WSGI application, in one process, or in several workers that share its port.
 
-    Settings of its name say where: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``; and
-    ``<name>_manager``, whose hooks are called around the start. The application is loaded when it starts, in
-    each worker for itself.
+    Its settings are named after it: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``, and
+    ``<name>_manager``, whose hooks are called around the start. Each worker loads the application when
+    it starts.
 
-    :param name: of the application, in the paste configuration.
+    :param name: the application's name in the paste configuration.
     :param loader: has a method ``load_app(name)``; None loads from api_paste_config.
-    :param use_ssl: serve TLS, with ssl_cert_file and ssl_key_file; with ssl_ca_file clients need certificates.
+    :param use_ssl: serve TLS with ssl_cert_file and ssl_key_file; with ssl_ca_file, clients need certificates.
     :param max_url_len: bytes; longer URLs get 414. None is 8192.
-    :param runtime: what it stands on; None is the one of this process.
-    :ivar workers: processes that are to serve it.
-    :ivar server: listens; has ``host`` and ``port``, those that it is bound to as soon as it is.
+    :param runtime: the runtime it uses; None is that of this process.
+    :ivar workers: the number of processes that are to serve it.
+    :ivar server: the listening server, with ``host`` and ``port`` as soon as the address is bound.
     :raises AppError: there is no such application.
-    :raises SettingError: a setting, or a file for TLS, cannot be used.
+    :raises SettingError: a setting, or a file for TLS, is invalid.
     Source: nova.service.WSGIService.
     """
 
@@ -58,13 +58,13 @@ class WSGIService(service.Service):
     preload = ("novasvc.node.wsgi", "novasvc.http.wsgi")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember what it is made of, so that it can be made again in a worker."""
+        """Remember the arguments, so that a worker can make the service again."""
         self = super().__new__(cls)
         self._made_of = (args, kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled as what it was made of: the application is not brought to a worker, but loaded there."""
+        """Pickle only the constructor's arguments: a worker loads the application itself."""
         runtime = process_runtime() if self.by_environment else None
         return _make_again, (type(self), *self._made_of, runtime, self._tls)
 
@@ -95,7 +95,7 @@ class WSGIService(service.Service):
             self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
         self.app: Any = None
         host = api.listen.replace(":", r"\:")
-        # Endpoints bring TLS, 12 MiB that nodes have no use for; they import this module, too.
+        # Endpoints load TLS: 12 MiB that nodes, which import this module too, do not need.
         from novasvc.node.stream_server import StreamServer  # noqa: PLC0415
 
         self.server = StreamServer(
@@ -114,9 +114,9 @@ class WSGIService(service.Service):
 
     @cached_property
     def manager(self) -> Any:
-        """The manager, or None. Made when it is first asked for: where the API is served, as it is the user's code.
+        """The manager, or None. Made on first access, in the serving process, because it is the user's code.
 
-        :raises ManagerError: it cannot be made.
+        :raises ManagerError: the manager cannot be made.
         """
         settings = self.runtime.settings
         return (
@@ -125,20 +125,20 @@ class WSGIService(service.Service):
 
     @property
     def by_environment(self) -> bool:
-        """Whether it was given no runtime, and so goes by the environment's settings."""
+        """Whether it was given no runtime, and so uses the environment's settings."""
         return self._made_of[1].get("runtime") is None
 
     def made_again(self) -> Self:
-        """Make another one, of what this one was made of; what is in files is read again.
+        """Make a new service from the same arguments; files are read again.
 
-        :raises NovasvcError: it cannot be made.
+        :raises NovasvcError: the service cannot be made.
         """
         args, kwargs = self._made_of
         return type(self)(*args, **kwargs)
 
     @property
     def port(self) -> int | None:
-        """The port that it listens on, as soon as it is bound."""
+        """The port it listens on; None before it is bound."""
         return self.server.port
 
     @property
@@ -153,23 +153,23 @@ class WSGIService(service.Service):
         return self.server.open_sockets(held)
 
     def adopt_sockets(self, sockets: Sequence[socket]) -> None:
-        """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
+        """Use the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self.server.adopt_sockets(sockets)
 
     def duplicate_sockets(self) -> Sequence[socket]:
-        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
+        """Return duplicates of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
         return self.server.duplicate_sockets()
 
     def superseded(self) -> None:
-        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
+        """Note that another server listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
         self.server.superseded()
 
-    # -- the way up, and down ------------------------------------------------------------------
+    # -- start and stop ------------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
         """Load the application, and serve it.
 
-        :return: Deferred[None], fired when it is served; fails with StartError.
+        :return: Deferred[None], fired when it accepts connections; fails with StartError.
         """
         return self._lifecycle.start()
 
@@ -179,7 +179,7 @@ class WSGIService(service.Service):
         self.server.privilegedStartService()
 
     def startService(self) -> None:
-        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
+        """Begin to start. :meth:`when_started` and the log tell the outcome."""
         super().startService()
         self._lifecycle.start().addErrback(lambda _: None)
 
@@ -188,12 +188,12 @@ class WSGIService(service.Service):
         return self._lifecycle.when_started()
 
     def stop(self) -> Deferred[None]:
-        """Accept no more connections, and finish the requests under way, up to graceful_shutdown_timeout.
+        """Accept no more connections, and finish requests under way, up to graceful_shutdown_timeout.
 
         :return: Deferred[None], fired when it has stopped.
         """
         super().stopService()
-        # One that has not begun to start may be bound already, too.
+        # The address may be bound even if the start has not begun.
         return self._lifecycle.stop().addCallback(lambda _: self.server.stopService())
 
     stopService = stop
@@ -206,7 +206,7 @@ class WSGIService(service.Service):
         return self._lifecycle.when_ended()
 
     def reset(self) -> None:
-        """Let as many requests be worked on at a time as the settings say.
+        """Apply the setting wsgi_default_pool_size to the thread pool.
 
         Source: nova.service.WSGIService.reset.
         """
@@ -214,7 +214,7 @@ class WSGIService(service.Service):
             self._site.crew.most = self.runtime.settings.wsgi_default_pool_size
 
     def hurry(self) -> None:
-        """Cut the connections that are left. Called when it was told to stop."""
+        """Abort the connections that are still open. Called when it was told to stop."""
         self.server.hurry()
 
     def _entered(self, state: str) -> None:
@@ -226,12 +226,12 @@ class WSGIService(service.Service):
             await self._walk_up()
         except CancelledError:
             raise
-        except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
+        except (Exception, SystemExit) as error:  # a hook's SystemExit fails the start, and does not end the process
             known = isinstance(error, NovasvcError)
             failed = StartError(f"the API {self.name}", self._step, str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
             if not known:
-                _log.failure("where it was raised", level=LogLevel.debug)
+                _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise failed from error
 
     async def _walk_up(self) -> None:
@@ -290,14 +290,18 @@ class WSGIService(service.Service):
         if self._site is not None:
             if self._site.crew.busy:
                 requests = pluralize(self._site.crew.busy, "request")
-                _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
+                _log.warn(
+                    "{requests} of {name} still running in threads at its stop", name=self.name, requests=requests
+                )
             self._site.crew.close()
         if self._registry is not None and self.manager is not None:
             await self._tidy("cleanup_host", self.manager.cleanup_host)
         if self._client is not None:
             await self._tidy("close the RPC client", self._client.close)
         if self._registry is not None:
-            await self._tidy("let go of the registry", lambda: Deferred.fromCoroutine(self._registry_connection.release()))
+            await self._tidy(
+                "disconnect from the registry", lambda: Deferred.fromCoroutine(self._registry_connection.release())
+            )
         if self._transport is not None:
             await self._tidy("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
         self._site = self._client = self._registry = self._transport = None
@@ -305,11 +309,11 @@ class WSGIService(service.Service):
     async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
         try:
             await maybeDeferred(step)
-        except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
-            _log.failure("{what} of the API {name} failed; it stops all the same", what=what, name=self.name)
+        except Exception:  # noqa: BLE001 - the other steps of the stop still run
+            _log.failure("{what} of the API {name} failed; the stop continues", what=what, name=self.name)
 
     def _make_factory(self) -> Any:
-        # A process that serves nothing, such as a supervisor, pays nothing for it.
+        # Imported late: a process that serves nothing, such as a supervisor, does not load them.
         from novasvc.http import AccessLog  # noqa: PLC0415
         from novasvc.http.limits import limits_of  # noqa: PLC0415
         from novasvc.http.wsgi import WSGISite  # noqa: PLC0415
@@ -335,7 +339,7 @@ def _workers(name: str, given: int | None) -> int:
     if given is None:
         return os.cpu_count() or 1
     if given < 1:
-        remedy = "give 1 or more, or leave it out for one for each processor"
+        remedy = "give 1 or more, or omit it for one per processor"
         raise SettingError(f"{name}_workers", str(given), "the settings", "is too small", remedy)
     return given
 
@@ -346,7 +350,7 @@ def _make_again(
     if of_process is not None:
         set_process_runtime(of_process)
     service = kind.__new__(kind, *args, **kwargs)
-    service._tls = tls  # noqa: SLF001 - so that it is not read again
+    service._tls = tls  # noqa: SLF001 - so that the files are not read again
     service.__init__(*args, **kwargs)  # type: ignore[misc]
-    service.manager  # noqa: B018 - a worker whose manager cannot be made, is not to be tried again
+    service.manager  # noqa: B018 - fail here, for good, if the worker's manager cannot be made
     return service

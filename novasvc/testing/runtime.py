@@ -1,4 +1,4 @@
-"""A runtime for tests: memory below, a Clock in front."""
+"""A runtime for tests: broker and registry in memory, time on a Clock."""
 
 import random
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
 def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any) -> Runtime:
-    """Make a runtime that needs no server and in which time is the test's.
+    """Make a runtime without servers, in which the test controls the time.
 
-    ``runtime.reactor`` is the Clock: advance it. ``clock.advance(0)`` delivers messages. Methods
-    that block run at once, in the test's own thread.
+    ``runtime.reactor`` is the Clock: advance it. ``clock.advance(0)`` delivers messages. Blocking
+    functions run at once, in the test's own thread.
 
-    :param clock: to share one with other parts.
-    :param seed: of the randomness; the same seed, the same delays.
+    :param clock: a Clock to share with other parts; None makes one.
+    :param seed: of the random source; the same seed gives the same delays.
     :param settings: fields of :class:`novasvc.config.Settings`.
     """
     time = clock or Clock()
