@@ -59,7 +59,7 @@ class NodeAPI:
         uptime = None if since is None else clock.seconds() - since
         # Concurrently, because the caller does not wait for long.
         asking = Deferred.fromCoroutine(self._workers())
-        legs = await node.health.checks()
+        checks = await node.health.checks()
         workers = await asking
         return {
             "host": identity.host,
@@ -80,7 +80,7 @@ class NodeAPI:
                 {"time": _time(event.time), "kind": event.kind, "text": event.text}
                 for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
             ],
-            "health": legs,
+            "health": checks,
         }
 
     @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))

@@ -88,7 +88,7 @@ class NodeHealth:
             "service": (state == "running", f"it is {state}"),
             "broker": self._check_broker(),
             node.registry_connection.name: registry,
-            "migration": check_migration(node.obstacle, reached=node.registry is not None),
+            "migration": check_migration(node.start_error, reached=node.registry is not None),
             "consumers": self._check_consumers(),
             "reactor": check_reactor(),
         }
@@ -127,10 +127,10 @@ class NodeHealth:
         broker, problem = self._check_broker()
         return "its consumers are being restored" if broker else f"the broker is unavailable: {problem}"
 
-    def _missing(self, leg: str) -> str:
+    def _missing(self, dependency: str) -> str:
         node = self._node
-        if node.waiting_for == leg:
-            return f"it is unavailable: {node.obstacle}"
+        if node.waiting_for == dependency:
+            return f"it is unavailable: {node.start_error}"
         return f"it has not been reached: the node is {node.lifecycle.state}"
 
 

@@ -50,7 +50,7 @@ class Lifecycle:
     :param begin: coroutine function that starts the service; cancelled if a stop comes first.
     :param end: coroutine function that stops whatever ``begin`` has started.
     :param entered: called with the name of each state that is entered.
-    :ivar renewing: a restart is on its way down; its state is shown as draining.
+    :ivar restarting: a restart is on its way down; its state is shown as draining.
     """
 
     # Note [When the waiters are fired]
@@ -65,7 +65,7 @@ class Lifecycle:
     entered: Callable[[str], None]
     state: str = attrs.field(default="initial", init=False)
     reason: BaseException | None = attrs.field(default=None, init=False)
-    renewing: bool = attrs.field(default=False, init=False)
+    restarting: bool = attrs.field(default=False, init=False)
     _machine: LifecycleMachine = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
     _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
@@ -94,7 +94,7 @@ class Lifecycle:
         :return: Deferred[None], fired when running again. Fails with the reason of a failed start, or with
             StateError if the service is not starting or running.
         """
-        if self.state not in {"starting", "running"} and not self.renewing:
+        if self.state not in {"starting", "running"} and not self.restarting:
             return fail(StateError(self.name, self.state, "restart"))
         started = _waiter(self._start_waiters)
         self._give(self._machine.restart)
@@ -194,7 +194,7 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
     starting = builder.state("starting")
     running = builder.state("running")
     draining = builder.state("draining")
-    undoing = builder.state("undoing")  # stopping after a failed start; shown as draining
+    rolling_back = builder.state("rolling_back")  # stopping after a failed start; shown as draining
     stopped = builder.state("stopped")
     failed = builder.state("failed")
 
@@ -213,13 +213,13 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
         lifecycle.enter("running")
         lifecycle.finish_start()
 
-    @starting.upon(LifecycleMachine.broken).to(undoing)
-    def undo(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
+    @starting.upon(LifecycleMachine.broken).to(rolling_back)
+    def roll_back(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
         lifecycle.reason = failure.value
         lifecycle.enter("draining")
         lifecycle.run_end()
 
-    @undoing.upon(LifecycleMachine.ended).to(failed)
+    @rolling_back.upon(LifecycleMachine.ended).to(failed)
     def fail(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
         lifecycle.enter("failed")
         lifecycle.finish_end()
@@ -253,44 +253,45 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
         lifecycle.run_end()
 
     # A restart on its way down. Both states are shown as draining.
-    renewing = builder.state("renewing")
-    turned = builder.state("turned")  # waiting for the end of the start that the restart cancelled
+    restarting = builder.state("restarting")
+    # Waiting for the end of the start that the restart cancelled.
+    start_interrupted = builder.state("start_interrupted")
 
-    @running.upon(LifecycleMachine.restart).to(renewing)
-    def renew(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.renewing = True
+    @running.upon(LifecycleMachine.restart).to(restarting)
+    def drain_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = True
         lifecycle.enter("draining")
         lifecycle.run_end()
 
-    @starting.upon(LifecycleMachine.restart).to(turned)
-    def turn(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.renewing = True
+    @starting.upon(LifecycleMachine.restart).to(start_interrupted)
+    def interrupt_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = True
         lifecycle.enter("draining")
         lifecycle.cancel_begin()
 
-    @turned.upon(LifecycleMachine.begun).to(renewing)
-    def renew_late(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+    @start_interrupted.upon(LifecycleMachine.begun).to(restarting)
+    def drain_late_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
         lifecycle.run_end()
 
-    @turned.upon(LifecycleMachine.broken).to(renewing)
-    def renew_interrupted(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
+    @start_interrupted.upon(LifecycleMachine.broken).to(restarting)
+    def drain_interrupted_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
         lifecycle.run_end()
 
-    @renewing.upon(LifecycleMachine.ended).to(starting)
+    @restarting.upon(LifecycleMachine.ended).to(starting)
     def start_again(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.renewing = False
+        lifecycle.restarting = False
         lifecycle.enter("starting")
         lifecycle.run_begin()
 
-    @renewing.upon(LifecycleMachine.stop).to(draining)
+    @restarting.upon(LifecycleMachine.stop).to(draining)
     def end_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.renewing = False
+        lifecycle.restarting = False
 
-    @turned.upon(LifecycleMachine.stop).to(interrupted)
+    @start_interrupted.upon(LifecycleMachine.stop).to(interrupted)
     def interrupt_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.renewing = False
+        lifecycle.restarting = False
 
-    for under_way in (renewing, turned):
+    for under_way in (restarting, start_interrupted):
         under_way.upon(LifecycleMachine.restart).loop().returns(None)
 
     @draining.upon(LifecycleMachine.ended).to(stopped)
@@ -298,10 +299,10 @@ def _build() -> Callable[[Lifecycle], LifecycleMachine]:
         lifecycle.enter("stopped")
         lifecycle.finish_end()
 
-    for ending in (interrupted, draining, undoing, stopped, failed):
+    for ending in (interrupted, draining, rolling_back, stopped, failed):
         ending.upon(LifecycleMachine.stop).loop().returns(None)
 
-    for ending in (interrupted, draining, undoing, renewing, turned):
+    for ending in (interrupted, draining, rolling_back, restarting, start_interrupted):
 
         @ending.upon(LifecycleMachine.start).loop()
         def refuse(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:

@@ -50,10 +50,10 @@ _ANSWERS = BrokerRefusedError, BrokerFailedError
 """Outages in which the server answers, but refuses the connection."""
 _AWAY = "is unavailable; retrying"
 
-AT_ONCE = 1.0
+HURRY_TIME = 1.0
 """Seconds for the whole stop of a node that is told to hurry: to give messages back, and disconnect."""
 
-TIDYING = 0.15
+CLEANUP_TIME = 0.15
 """Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in workers/exit_status.py."""
 
 VERIFY_INTERVAL = 10.0
@@ -70,7 +70,7 @@ class Node:
     :param registry_connection: the connection to the database, or to the conductor.
     :param report_interval: seconds between heartbeats; 0 for no heartbeats.
     :param periodic_enable: run the periodic tasks.
-    :ivar obstacle: the last error that delayed or ended the start; None once the start went on.
+    :ivar start_error: the last error that delayed or ended the start; None once the start went on.
     :ivar running_since: seconds on the reactor's clock; None before it ran.
     :ivar leaving: the SystemExit of a hook during the stop: the exit status that the manager wants for its process.
     """
@@ -96,7 +96,7 @@ class Node:
     lifecycle: Lifecycle = attrs.field(init=False)
     health: NodeHealth = attrs.field(init=False)
     waiting_for: str | None = attrs.field(default=None, init=False)
-    obstacle: NovasvcError | None = attrs.field(default=None, init=False)
+    start_error: NovasvcError | None = attrs.field(default=None, init=False)
     running_since: float | None = attrs.field(default=None, init=False)
     leaving: SystemExit | None = attrs.field(default=None, init=False)
     registry: IServiceRegistry | None = attrs.field(default=None, init=False)
@@ -107,8 +107,8 @@ class Node:
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
-    _at_once: float | None = attrs.field(default=None, init=False)
-    _is_early: bool = attrs.field(default=False, init=False)
+    _hurry_deadline: float | None = attrs.field(default=None, init=False)
+    _hurried_early: bool = attrs.field(default=False, init=False)
     _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _narrowed: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
@@ -138,20 +138,20 @@ class Node:
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def hurry(self) -> None:
-        """Limit the rest of the stop to AT_ONCE seconds, by cancelling what is under way.
+        """Limit the rest of the stop to HURRY_TIME seconds, by cancelling what is under way.
 
         Called when the stop has begun.
         """
-        if self.lifecycle.state in {"stopped", "failed"} or self._at_once is not None:
+        if self.lifecycle.state in {"stopped", "failed"} or self._hurry_deadline is not None:
             return
         now = self.runtime.reactor.seconds()
-        self._at_once = now + AT_ONCE
+        self._hurry_deadline = now + HURRY_TIME
         if self._deadline is not None:
-            self._at_once = min(self._at_once, self._deadline + TIDYING)
+            self._hurry_deadline = min(self._hurry_deadline, self._deadline + CLEANUP_TIME)
             # A supervisor that measures the same deadline may call this slightly before it: that is not early.
-            self._is_early = now < self._deadline - TIDYING
+            self._hurried_early = now < self._deadline - CLEANUP_TIME
         else:
-            self._is_early = True
+            self._hurried_early = True
         if self._shorten is not None:
             self._shorten()
 
@@ -166,9 +166,9 @@ class Node:
         :raises StartError: a part could not be started; it is logged too.
         """
         node_fields.set(self._log_fields())
-        self._at_once, self._is_early = None, False
+        self._hurry_deadline, self._hurried_early = None, False
         try:
-            await self._walk_up()
+            await self._start_parts()
         except (Exception, SystemExit) as error:  # a hook's SystemExit fails the start, and does not end the process
             if isinstance(error, CancelledError | TransportClosedError) and self.lifecycle.state == "draining":
                 raise CancelledError from error  # a stop interrupted the start
@@ -179,23 +179,23 @@ class Node:
                 _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise failed from error
 
-    async def _walk_up(self) -> None:
+    async def _start_parts(self) -> None:
         settings, clock = self.runtime.settings, self.runtime.reactor
         _log.info("starting {topic} node {node}, version {v}", topic=self.topic, node=self.identity, v=__version__)
         self._step = "basic_config_check"
         self.basic_config_check()
 
         self._step = "register"
-        leg = self.registry_connection
-        registry = self.registry = await self._reach(leg.name, leg.acquire)
+        connection = self.registry_connection
+        registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
         identity = self.identity
-        record = self._record = await self._reach(
-            leg.name,
+        record = self._record = await self._retry_outages(
+            connection.name,
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
         )
 
         self._step = "open the transport"
-        transport = self.transport = await self._reach("broker", self.runtime.broker.acquire)
+        transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         explain = ServiceLookup(lambda: registry, clock, settings.service_down_time)
         self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
         self.manager.attach(
@@ -212,7 +212,7 @@ class Node:
         await self._hook("pre_start_hook")
 
         self._step = "consume"
-        await self._reach("broker", lambda: self._serve(transport))
+        await self._retry_outages("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
         self._step = "start the heartbeat"
@@ -273,27 +273,27 @@ class Node:
             await abandon_on_cancel(hook)
         except CancelledError:
             # The cancelled hook may still clean up. The start ends here, even if the hook returns normally.
-            await self._tidy(name, lambda: hook)
+            await self._stop_step(name, lambda: hook)
             raise
 
-    async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    async def _retry_outages(self, dependency: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Call ``attempt`` with backoff until it succeeds: a node waits out an outage of a dependency."""
         for failures in count(1):
             try:
                 reached = await attempt()
             except NovasvcError as error:
-                self.obstacle = error
+                self.start_error = error
                 if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise
                 if self.waiting_for is None:
                     away = "refuses the connection; retrying" if isinstance(error, _ANSWERS) else _AWAY
-                    _log.error("the {leg} {away}: {error}", leg=leg, away=away, error=error)
-                self.waiting_for = leg
+                    _log.error("the {dependency} {away}: {error}", dependency=dependency, away=away, error=error)
+                self.waiting_for = dependency
                 await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
             else:
                 if self.waiting_for is not None:
-                    _log.info("the {leg} is available after {failures} failures", leg=leg, failures=failures - 1)
-                self.waiting_for = self.obstacle = None
+                    _log.info("the {dependency} is available after {n} failures", dependency=dependency, n=failures - 1)
+                self.waiting_for = self.start_error = None
                 return reached
         raise AssertionError  # count() does not end
 
@@ -315,18 +315,20 @@ class Node:
         self.waiting_for = None
         await self._drain()
         if self.transport is not None:
-            await self._tidy("cleanup_host", self.manager.cleanup_host)
+            await self._stop_step("cleanup_host", self.manager.cleanup_host)
         if self.heartbeat is not None:
             self._record = self.heartbeat.record
-            await self._tidy("stop the heartbeat", self.heartbeat.stop)
+            await self._stop_step("stop the heartbeat", self.heartbeat.stop)
         if self.server is not None:
-            await self._tidy("close the RPC server", self.server.close)
+            await self._stop_step("close the RPC server", self.server.close)
         if self.client is not None:
-            await self._tidy("close the RPC client", self.client.close)
+            await self._stop_step("close the RPC client", self.client.close)
         if self.transport is not None:
-            await self._tidy("close the transport", self.runtime.broker.release)
+            await self._stop_step("close the transport", self.runtime.broker.release)
         if self.registry is not None:
-            await self._tidy(f"disconnect from the {self.registry_connection.name}", self.registry_connection.release)
+            await self._stop_step(
+                f"disconnect from the {self.registry_connection.name}", self.registry_connection.release
+            )
         self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
 
     def _begin_drain(self) -> None:
@@ -337,8 +339,8 @@ class Node:
     async def _drain(self) -> None:
         """Finish the tasks and calls under way, within graceful_shutdown_timeout."""
         if self.reachability is not None:
-            await self._tidy("stop verifying", self.reachability.stop)
-        await self._tidy("stop consuming from the topic", lambda: self._narrowed)
+            await self._stop_step("stop verifying", self.reachability.stop)
+        await self._stop_step("stop consuming from the topic", lambda: self._narrowed)
         try:
             await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)
         except _TooLate:
@@ -363,28 +365,28 @@ class Node:
             tasks=pluralize(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
         )
         self.tasks.cancel_running()
-        await self._tidy("the end of the tasks", self.tasks.stop)
+        await self._stop_step("the end of the tasks", self.tasks.stop)
         if self.server is not None:
             # Before cut_short(), because requests given back would otherwise be delivered here again.
-            await self._tidy("stop consuming", self.server.stop_consuming)
+            await self._stop_step("stop consuming", self.server.stop_consuming)
             self.server.cut_short(f"{self.identity} was shutting down: {self._cause}; {self._remedy}")
-            await self._tidy("the end of the calls", self.server.drained)
+            await self._stop_step("the end of the calls", self.server.drained)
 
     @property
     def _cause(self) -> str:
         """Why tasks and calls are cancelled."""
-        if self._is_early:
+        if self._hurried_early:
             return "told to end at once"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) is over"
 
     @property
     def _remedy(self) -> str:
         """What a caller or an operator can do about it."""
-        if self._is_early:
+        if self._hurried_early:
             return "see what the method did before calling again"
         return "raise that setting there if its methods take longer, and see what this one did before calling again"
 
-    async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
+    async def _stop_step(self, what: str, step: Callable[[], Any]) -> None:
         """Run one step of the stop within its time limit; log its error, SystemExit included, and continue."""
         try:
             await self._bounded(maybeDeferred(step))
@@ -399,7 +401,7 @@ class Node:
             )
 
     async def _bounded(self, step: Deferred[_T], *, work: bool = False) -> _T:
-        """Wait for a step within the time left until the deadline; after it, within a part of TIDYING.
+        """Wait for a step within the time left until the deadline; after it, within a part of CLEANUP_TIME.
 
         :param work: the step waits for calls and tasks, which are cut short at once if the node is told to hurry.
         :raises _TooLate: the step did not end in time, and was cancelled.
@@ -439,13 +441,13 @@ class Node:
 
     def _seconds_left(self, *, work: bool) -> float | None:
         now = self.runtime.reactor.seconds()
-        if self._at_once is not None:
+        if self._hurry_deadline is not None:
             # Half of the rest, so that a step that hangs leaves time for the steps after it.
-            return 0.0 if work else max(_LEAST, (self._at_once - now) / 2)
+            return 0.0 if work else max(_LEAST, (self._hurry_deadline - now) / 2)
         if self._deadline is None:
             return None
         left: float = self._deadline - now
-        return max(0.0, left) if work else max(_LEAST, left, (left + TIDYING) / 2)
+        return max(0.0, left) if work else max(_LEAST, left, (left + CLEANUP_TIME) / 2)
 
     async def delete_row(self) -> None:
         """Soft-delete this node's row; log a warning if it is missing. Called when the node has stopped."""

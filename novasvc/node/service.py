@@ -252,7 +252,7 @@ class Service(service.Service):
     def health(self) -> Deferred[dict[str, Any]]:
         """Check the node's health; see :class:`novasvc.interfaces.IHealthy`."""
         telling = Deferred.fromCoroutine(self.node.health.checks())
-        return telling.addCallback(lambda legs: {"service": str(self.node.identity), "legs": legs})
+        return telling.addCallback(lambda checks: {"service": str(self.node.identity), "legs": checks})
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""

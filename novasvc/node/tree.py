@@ -40,10 +40,10 @@ class ServiceTree(MultiService):
         self._stopping: IService | None = None
         self._removals: list[Deferred[None]] = []
         self._successors: list[IService] | None = None
-        self._up: list[IService] = []
-        self._beside: list[IService] = []
+        self._running_parts: list[IService] = []
+        self._handed_over: list[IService] = []
         self._predecessors: list[IService] = []
-        self._departures: dict[IService, Deferred[None]] = {}
+        self._background_stops: dict[IService, Deferred[None]] = {}
         self._stops: dict[IService, Deferred[Any]] = {}
         self._abandoned = False
 
@@ -78,7 +78,7 @@ class ServiceTree(MultiService):
 
         :raises NovasvcError: an address cannot be bound; nothing has changed then.
         """
-        self._beside = hand_over([*self, *self._predecessors, *(self._successors or ())], parts)
+        self._handed_over = hand_over([*self, *self._predecessors, *(self._successors or ())], parts)
 
     def restart(self, parts: Iterable[IService]) -> Deferred[None]:
         """Stop all parts in reverse order, and start others in their place. A stop meanwhile cancels the restart.
@@ -97,14 +97,14 @@ class ServiceTree(MultiService):
         return self._lifecycle.restart()
 
     def hurry(self) -> None:
-        """Make all parts cut short what they do, departed ones included. Called when the tree was told to stop.
+        """Make all parts cut short what they do, stopped ones included. Called when the tree was told to stop.
 
         Parts do not wait for one another any more: those that are not stopping yet are told to stop now.
         """
-        if self.state == "draining" and not self._lifecycle.renewing:
+        if self.state == "draining" and not self._lifecycle.restarting:
             for part in reversed(self._started):
                 self._begin_stop(part)
-        for part in [*self, *self._predecessors, *self._departures]:
+        for part in [*self, *self._predecessors, *self._background_stops]:
             hurry(part)
 
     def abandon(self) -> None:
@@ -119,7 +119,7 @@ class ServiceTree(MultiService):
     @property
     def can_restart(self) -> bool:
         """Whether a restart is possible: the tree is starting, running or restarting."""
-        return self.state in {"starting", "running"} or self._lifecycle.renewing
+        return self.state in {"starting", "running"} or self._lifecycle.restarting
 
     def when_started(self) -> Deferred[None]:
         """Wait until every part runs; see :class:`~novasvc.interfaces.IStartable`."""
@@ -130,7 +130,7 @@ class ServiceTree(MultiService):
         if self.state == "running":
             super().addService(service)
             self._started.append(service)
-            self._up.append(service)
+            self._running_parts.append(service)
             return
         # MultiService would start it now, out of order.
         running, self.running = self.running, 0
@@ -158,7 +158,7 @@ class ServiceTree(MultiService):
     async def _begin(self) -> None:
         self._abandoned = False
         if self._successors is not None:
-            self._succeed(self._successors)
+            self._replace_parts(self._successors)
         # Parts may be added and removed meanwhile, so each round looks for the first that is not started.
         while (part := next((part for part in self if part not in self._started), None)) is not None:
             self._started.append(part)
@@ -169,46 +169,48 @@ class ServiceTree(MultiService):
                 _log.critical("{part} did not start: {why}", part=part, why=describe(error))
                 _log.failure("traceback of the failed start", level=LogLevel.debug)
                 raise
-            await self._see_started(part)
-            self._up.append(part)
-            self._dismiss(each for each in self._predecessors if each.name is not None and each.name == part.name)
-        self._dismiss(self._predecessors)
+            await self._wait_started(part)
+            self._running_parts.append(part)
+            self._stop_predecessors(
+                each for each in self._predecessors if each.name is not None and each.name == part.name
+            )
+        self._stop_predecessors(self._predecessors)
 
-    def _succeed(self, successors: list[IService]) -> None:
+    def _replace_parts(self, successors: list[IService]) -> None:
         """Replace the parts by others. None of either runs, except predecessors that still serve."""
         self._successors = None
         for part in list(self):
             part.disownServiceParent()
         names = {part.name for part in successors}
-        self._dismiss(part for part in self._predecessors if part.name not in names)
+        self._stop_predecessors(part for part in self._predecessors if part.name not in names)
         for part in successors:
             part.setServiceParent(self)
 
     def _give_up_successors(self) -> None:
         """Release replacement parts that were not started."""
         successors, self._successors = self._successors, None
-        self._release(part for part in successors or () if part not in list(self))
+        self._close_sockets(part for part in successors or () if part not in list(self))
 
-    def _release(self, parts: Iterable[IService]) -> None:
+    def _close_sockets(self, parts: Iterable[IService]) -> None:
         """Close the sockets of parts that were not started."""
         for part in parts:
             if IReplaceable.providedBy(part):
-                self._depart(part)
+                self._stop_in_background(part)
 
-    def _dismiss(self, predecessors: Iterable[IService]) -> None:
+    def _stop_predecessors(self, predecessors: Iterable[IService]) -> None:
         """Stop superseded services in the background."""
         for part in list(predecessors):
             self._predecessors.remove(part)
-            self._depart(part)
+            self._stop_in_background(part)
 
-    def _depart(self, part: IService) -> None:
+    def _stop_in_background(self, part: IService) -> None:
         def forget(_: None) -> None:
-            self._departures.pop(part, None)  # a part may depart twice
+            self._background_stops.pop(part, None)  # a part may depart twice
 
-        departed = self._departures[part] = Deferred.fromCoroutine(self._stop(part))
-        departed.addCallback(forget)
+        stopped = self._background_stops[part] = Deferred.fromCoroutine(self._stop(part))
+        stopped.addCallback(forget)
 
-    async def _see_started(self, part: IService) -> None:
+    async def _wait_started(self, part: IService) -> None:
         try:
             await (part.when_started() if IStartable.providedBy(part) else succeed(None))
         except CancelledError:
@@ -220,11 +222,13 @@ class ServiceTree(MultiService):
 
     async def _end(self) -> None:
         stay = self._successors or ()
-        self._release(part for part in self if part not in self._started and part not in stay)
+        self._close_sockets(part for part in self if part not in self._started and part not in stay)
         for again in [each for each in self._predecessors if each in stay]:
             self._predecessors.remove(again)
             await self._stop(again)
-        while (part := next((part for part in reversed(self._started) if not self._stays(part)), None)) is not None:
+        while (
+            part := next((part for part in reversed(self._started) if not self._keeps_serving(part)), None)
+        ) is not None:
             self._started.remove(part)
             self._stopping = part
             await self._stop(part)
@@ -233,16 +237,16 @@ class ServiceTree(MultiService):
             for removal in removals:
                 removal.callback(None)
         self._predecessors += self._started
-        self._started, self._up = [], []
-        if not self._lifecycle.renewing:
-            self._dismiss(self._predecessors)
-            await gatherResults(list(self._departures.values()))
+        self._started, self._running_parts = [], []
+        if not self._lifecycle.restarting:
+            self._stop_predecessors(self._predecessors)
+            await gatherResults(list(self._background_stops.values()))
 
-    def _stays(self, part: IService) -> bool:
+    def _keeps_serving(self, part: IService) -> bool:
         """Return whether a part serves during a restart until its replacement runs."""
-        if not self._lifecycle.renewing or part in (self._successors or ()):
+        if not self._lifecycle.restarting or part in (self._successors or ()):
             return False
-        return part in self._beside and part in self._up
+        return part in self._handed_over and part in self._running_parts
 
     async def _stop(self, part: IService) -> None:
         stop = self._begin_stop(part)

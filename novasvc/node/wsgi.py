@@ -223,7 +223,7 @@ class WSGIService(service.Service):
 
     async def _begin(self) -> None:
         try:
-            await self._walk_up()
+            await self._start_parts()
         except CancelledError:
             raise
         except (Exception, SystemExit) as error:  # a hook's SystemExit fails the start, and does not end the process
@@ -234,7 +234,7 @@ class WSGIService(service.Service):
                 _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise failed from error
 
-    async def _walk_up(self) -> None:
+    async def _start_parts(self) -> None:
         self._step = "load the application"
         self.app = self.loader.load_app(self.name)
         self._step = "make the manager"
@@ -286,7 +286,7 @@ class WSGIService(service.Service):
         await maybeDeferred(getattr(self.manager, name))
 
     async def _end(self) -> None:
-        await self._tidy("stop serving", self.server.stopService)
+        await self._stop_step("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.crew.busy:
                 requests = pluralize(self._site.crew.busy, "request")
@@ -295,18 +295,18 @@ class WSGIService(service.Service):
                 )
             self._site.crew.close()
         if self._registry is not None and self.manager is not None:
-            await self._tidy("cleanup_host", self.manager.cleanup_host)
+            await self._stop_step("cleanup_host", self.manager.cleanup_host)
         if self._client is not None:
-            await self._tidy("close the RPC client", self._client.close)
+            await self._stop_step("close the RPC client", self._client.close)
         if self._registry is not None:
-            await self._tidy(
+            await self._stop_step(
                 "disconnect from the registry", lambda: Deferred.fromCoroutine(self._registry_connection.release())
             )
         if self._transport is not None:
-            await self._tidy("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
+            await self._stop_step("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
         self._site = self._client = self._registry = self._transport = None
 
-    async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
+    async def _stop_step(self, what: str, step: Callable[[], Any]) -> None:
         try:
             await maybeDeferred(step)
         except Exception:  # noqa: BLE001 - the other steps of the stop still run

@@ -135,14 +135,14 @@ class BlockingPool:
     def _start_thread(self) -> WorkerThread:
         worker = WorkerThread(f"blocking-{self._started}")
         if not self._started:
-            self._reactor.addSystemEventTrigger("after", "shutdown", self._leave_behind)
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._log_running)
         self._started += 1
         return worker
 
     def _wait(self, job: _Job) -> Deferred[Any]:
-        return job.waiter.addErrback(self._given_up, job)
+        return job.waiter.addErrback(self._cancelled, job)
 
-    def _given_up(self, failure: Failure, job: _Job) -> Any:
+    def _cancelled(self, failure: Failure, job: _Job) -> Any:
         """Fail a cancelled Deferred now if its function has not begun; otherwise wait for the function's end."""
         if job.ended:
             return failure
@@ -182,7 +182,7 @@ class BlockingPool:
             error = describe(outcome.value)
             _log.warn("{function} failed after it was cancelled: {error}", function=job.name, error=error)
 
-    def _leave_behind(self) -> None:
+    def _log_running(self) -> None:
         """Log at the end of the process which functions are still running."""
         if self._running:
             now = time.monotonic()

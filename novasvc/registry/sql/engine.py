@@ -146,7 +146,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
             metrics.database_waiting.at().value -= 1
         began = self._reactor.seconds()
         metrics.database_wait.at().observe(began - asked)
-        worker = self._idle.pop() if self._idle else self._hire()
+        worker = self._idle.pop() if self._idle else self._start_thread()
         # Two Deferreds: a caller may give up, but the thread is idle only when its function has returned.
         awaited: Deferred[T] = Deferred()
         # With the context variables, log events in the thread carry the caller's node and request.
@@ -161,7 +161,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         except SQLAlchemyError as error:
             raise diagnose(self.address, error) from error
 
-    def _hire(self) -> WorkerThread:
+    def _start_thread(self) -> WorkerThread:
         try:
             worker = WorkerThread(f"database-{len(self._workers)}")
         except RuntimeError as error:
@@ -194,7 +194,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
 
     async def _finish(self) -> None:
         try:
-            await Deferred.fromCoroutine(self._quiet()).addTimeout(CLOSING, self._reactor)
+            await Deferred.fromCoroutine(self._all_idle()).addTimeout(CLOSING, self._reactor)
             if self._idle:
                 disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
                 await disposing.addTimeout(CLOSING, self._reactor)
@@ -212,7 +212,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
                 worker.do(self._engine.dispose)  # closes its connection too, once its transaction ends
             worker.quit(join=CLOSING if worker in self._idle else 0)
 
-    async def _quiet(self) -> None:
+    async def _all_idle(self) -> None:
         """Wait until no transaction runs, by acquiring every token of the semaphore."""
         for _ in range(self._count):
             await self._turns.acquire()
