@@ -21,7 +21,7 @@ MOVED = MappingProxyType(
         "novasvc.record": "novasvc.registry.record",
         "novasvc.runtime": "novasvc.node.runtime",
         "novasvc.service.listening": "novasvc.node.stream_server",
-        "novasvc.servicegroup": "novasvc.registry.membership",
+        "novasvc.servicegroup": "novasvc.registry.liveness",
         "novasvc.settings": "novasvc.config",
         "novasvc.tap": "novasvc.run.plugin",
         "novasvc.target": "novasvc.rpc.target",

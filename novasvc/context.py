@@ -1,4 +1,4 @@
-"""Who asks, under which request id, and until when."""
+"""The request context: caller, request id and deadline."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def new_request_id() -> str:
     """Make a request id of the form that OpenStack's services use and log: "req-" and a random UUID."""
-    # Every call and every run of a task has one, and uuid.uuid4() takes three times as long.
+    # Every call and every run of a task makes one, and uuid.uuid4() takes three times as long.
     octets = bytearray(os.urandom(16))
     octets[6] = octets[6] & 0x0F | 0x40  # version 4
     octets[8] = octets[8] & 0x3F | 0x80  # the variant of RFC 9562
@@ -23,18 +23,17 @@ def new_request_id() -> str:
 
 @attrs.frozen(kw_only=True)
 class RequestContext:
-    """What travels with a request, from its first caller to the last service it reaches.
+    """The data that accompanies a request from its first caller to the last service it reaches.
 
-    :param request_id: "req-" and a UUID; every log event of the request carries it. A context that is made while
-        a request is served, or a periodic task runs, has the id of that one by default, so that a call made with
-        it is known as a part of the operation. See :mod:`novasvc.rpc.admission`.
-    :param user_id: who asks, if known.
-    :param project_id: on whose behalf, if known.
-    :param is_admin: whether the asker may do anything.
-    :param deadline: seconds on the clock of this process's reactor, after which nobody waits
-        for the answer any more; None if nobody said. It does not cross the wire as it is: the
-        clocks of two hosts differ.
-    :param extra: whatever else a peer sent, JSON values, handed on unchanged.
+    :param request_id: "req-" and a UUID; in every log event of the request. A context made while a request is
+        served, or a periodic task runs, inherits that request id, so that its calls are recognised as part of the
+        same operation. See :mod:`novasvc.rpc.admission`.
+    :param user_id: the caller, if known.
+    :param project_id: the project the caller acts for, if known.
+    :param is_admin: whether the caller may do anything.
+    :param deadline: seconds on the clock of this process's reactor after which nobody waits for the answer; None
+        if there is none. The absolute time does not cross the wire, because the clocks of two hosts differ.
+    :param extra: further entries that a peer sent, JSON values, passed on unchanged.
     """
 
     request_id: str = attrs.field(factory=lambda: _request_id_in_use() or new_request_id())
@@ -46,11 +45,11 @@ class RequestContext:
 
     @classmethod
     def admin(cls) -> Self:
-        """Make the context of work that no caller asked for: periodic tasks, hooks."""
+        """Make the context of work without a caller, such as periodic tasks and hooks."""
         return cls(is_admin=True)
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the entries that travel, names without their prefix, JSON values."""
+        """Return the entries to send: names without the wire's prefix, JSON values."""
         return {
             **self.extra,
             "request_id": self.request_id,
@@ -61,14 +60,14 @@ class RequestContext:
 
     @classmethod
     def from_wire(cls, entries: Mapping[str, Any], deadline: float | None = None) -> Self:
-        """Rebuild a context from what a peer sent; whatever it left out gets a default.
+        """Rebuild a context from a peer's entries; missing entries get their defaults.
 
-        :param entries: the context's entries, names without their prefix.
+        :param entries: names without the wire's prefix.
         :param deadline: as the attribute.
         """
         extra = dict(entries)
         request_id = extra.pop("request_id", None)
-        # It is logged: a peer must not write lines of its own, nor of any length.
+        # The id is logged, so a peer must not be able to inject line breaks or long text.
         known = isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id) is not None
         return cls(
             request_id=request_id if known and isinstance(request_id, str) else new_request_id(),
@@ -81,7 +80,7 @@ class RequestContext:
 
 
 current_context: ContextVar[RequestContext | None] = ContextVar("novasvc_request", default=None)
-"""The request that is being served; log events take their request id from it."""
+"""The context of the request that is being served; log events take their request id from it."""
 
 
 def _request_id_in_use() -> str | None:

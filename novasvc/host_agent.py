@@ -1,7 +1,7 @@
-"""The bundled host agent: what this host is and how it does. A model for managers of your own.
+"""The bundled host agent: reports facts about its host. A model for managers of your own.
 
-``novasvc.host_agent.HostAgent`` is the default manager. It shows all that most managers need: exposed
-methods, a periodic task, work in a thread, a hook, settings of its own, errors for the caller.
+``novasvc.host_agent.HostAgent`` is the default manager. It shows what most managers need: exposed
+methods, a periodic task, work in a thread, a hook, options of its own, and errors for the caller.
 """
 
 import os
@@ -22,13 +22,13 @@ from novasvc.periodic import periodic_task
 _log = Logger()
 
 REFRESH_INTERVAL = 30
-"""Seconds between two looks at the host."""
+"""Seconds between two refreshes of the facts."""
 
 
 class HostAgent(Manager):
-    """Looks at its host every half minute and answers what it saw.
+    """Collects facts about its host every half minute, and answers calls from the latest ones.
 
-    :param host: the host it works for.
+    :param host: the name of the host it serves.
     :param disks: mount points to report; all physical ones by default. Give it in a
         ``[service.options]`` table: ``disks = ["/", "/var"]``.
     """
@@ -40,17 +40,17 @@ class HostAgent(Manager):
         self._cpu_seconds = (0.0, 0.0)
 
     async def init_host(self) -> None:
-        """Look once before the first question can arrive."""
-        await self._look()
+        """Collect the facts once, before the first call can arrive."""
+        await self._refresh()
 
     @periodic_task(spacing=REFRESH_INTERVAL, timeout=REFRESH_INTERVAL)
     async def refresh_host_facts(self, context: RequestContext) -> None:
-        """Look again."""
-        await self._look()
+        """Collect the facts again."""
+        await self._refresh()
 
     @rpc.expose
     def get_host_facts(self, context: RequestContext) -> dict[str, Any]:
-        """Return all that was seen at the last look.
+        """Return all facts as of the last refresh.
 
         :return: {"host", "seen_at", "cpu", "memory", "load", "disks", "network", "boot_time",
             "platform"}; bytes, seconds since the epoch, percent.
@@ -59,7 +59,7 @@ class HostAgent(Manager):
 
     @rpc.expose(expected=(LookupError,))
     def get_host_fact(self, context: RequestContext, name: str) -> Any:
-        """Return one of the facts.
+        """Return one fact.
 
         :param name: a key of get_host_facts.
         :raises LookupError: there is no such fact.
@@ -70,21 +70,21 @@ class HostAgent(Manager):
 
     @rpc.expose(timeout=REFRESH_INTERVAL)
     async def refresh(self, context: RequestContext) -> dict[str, Any]:
-        """Look now, and return what was seen."""
-        await self._look()
+        """Collect the facts now, and return them."""
+        await self._refresh()
         return self._facts
 
-    def _look(self) -> Deferred[None]:
-        # A disk that hangs, hangs the call that asks for it: never ask on the reactor's thread.
-        looking: Deferred[dict[str, Any]] = self.attachments.run_blocking(self._see)
-        return looking.addCallback(self._remember)
+    def _refresh(self) -> Deferred[None]:
+        # A disk that hangs blocks the system call that asks for it, so never ask in the reactor's thread.
+        refreshing: Deferred[dict[str, Any]] = self.attachments.run_blocking(self._collect)
+        return refreshing.addCallback(self._store)
 
-    def _remember(self, facts: dict[str, Any]) -> None:
+    def _store(self, facts: dict[str, Any]) -> None:
         self._facts = facts
-        _log.debug("looked at {host}: {facts}", host=self.host, facts=facts)
+        _log.debug("refreshed the facts of {host}: {facts}", host=self.host, facts=facts)
 
-    def _see(self) -> dict[str, Any]:
-        """Ask the operating system; runs in a thread."""
+    def _collect(self) -> dict[str, Any]:
+        """Collect the facts from the operating system. Runs in a thread."""
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         return {
             "host": self.host,
@@ -116,9 +116,9 @@ class HostAgent(Manager):
         }
 
     def _cpu_percent(self) -> float:
-        """Return how busy the processors were since the look before; at the first, since the host's start."""
+        """Return the CPU utilisation since the previous call; in the first call, since the host's boot."""
         times = psutil.cpu_times()
-        total = sum(times[:8])  # what guests took is in what users took
+        total = sum(times[:8])  # guest time is included in user time already
         busy = total - times.idle - times.iowait
         (busy_before, total_before), self._cpu_seconds = self._cpu_seconds, (busy, total)
         return round(100 * (busy - busy_before) / max(total - total_before, 0.01), 1)

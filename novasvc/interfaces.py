@@ -1,6 +1,6 @@
-"""The seams: what a part may expect of another without knowing which one it is.
+"""The interfaces between the parts of the package, with when each method is called and what it raises.
 
-Methods that wait return Deferreds. Each has a deadline of its own, so none waits for ever.
+Methods that wait return Deferreds. Each has its own deadline, so none waits for ever.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from novasvc.rpc.target import Target
 
 WriteProbe = Callable[[str, str], bytes]
-"""Takes a token and an address; returns a call whose reply goes to the address and bears the token."""
+"""Take a token and a reply address; return a call, as bytes, whose reply goes to the address and carries the token."""
 
 
 @attrs.frozen
 class Reachability:
-    """Whether messages reach a listener.
+    """The result of verifying that messages reach a listener.
 
-    :param problem: why they do not, the rest of a sentence; None if they do.
-    :param repaired: what was missing and was made again, a noun phrase each.
+    :param problem: why they do not, as the rest of a sentence; None if they do.
+    :param repaired: what was missing and was declared again, one noun phrase each.
     """
 
     problem: str | None = None
@@ -37,154 +37,156 @@ class Reachability:
 
 
 class ISession(Interface):
-    """What deliveries come by, such as a channel. When it ends, the transport takes back what is unsettled."""
+    """What deliveries arrive on, such as a channel. When it ends, the transport takes back unsettled deliveries."""
 
-    ended = Attribute("bool: nothing that is said of its deliveries has an effect any more.")
-    kept = Attribute("bool: what was unsettled then comes again, to somebody; False if it may be lost.")
+    ended = Attribute("bool: settling its deliveries has no effect any more.")
+    kept = Attribute("bool: deliveries that were unsettled at its end are delivered again; False if they may be lost.")
 
 
 class IDelivery(Interface):
-    """One message on its way to a server. Settled once: acknowledged, rejected, requeued or quarantined."""
+    """One message delivered to a server. Settled once: acknowledged, rejected, requeued or quarantined."""
 
     body = Attribute("bytes: the message as it was sent.")
-    expires_in = Attribute("float | None: seconds that the sender still waits, as far as the transport knows.")
+    expires_in = Attribute("float | None: seconds for which the sender still waits; None if unknown.")
     expires_at = Attribute(
-        "float | None: seconds on the transport's clock when the sender stops waiting, if it is known."
+        "float | None: seconds on the transport's clock when the sender stops waiting; None if unknown."
     )
-    deliveries = Attribute("int: times that it was delivered before and not settled, as far as the transport knows.")
-    deaths = Attribute("int: processes that held it and died, as far as that is certain; a lost channel is no death.")
-    counted = Attribute("bool: the transport counts it as a death if this process dies with the delivery unsettled.")
-    session = Attribute("ISession: what it came by.")
-    sent_to = Attribute('str: what its sender addressed: "topic", "server" (of a topic) or "fanout".')
+    deliveries = Attribute("int: earlier deliveries of the message that were not settled, as far as is known.")
+    deaths = Attribute(
+        "int: processes that died holding the message, as far as is certain; a lost channel is no death."
+    )
+    counted = Attribute("bool: the transport counts a death if this process dies before it settles the delivery.")
+    session = Attribute("ISession: what it arrived on.")
+    sent_to = Attribute('str: how its sender addressed it: "topic", "server" (of a topic) or "fanout".')
 
     def ack() -> None:
-        """Say that the message is taken; it will not come again.
+        """Acknowledge the message, so that it is not delivered again.
 
-        Has no effect once the message was settled, or went back with its session: the message
-        comes again then. It may come again, too, if the session ends at once. What is said below
-        has no effect in the same cases.
+        Has no effect if the message was settled before, or if its session has ended: then it is delivered
+        again. It may also be delivered again if the session ends before the acknowledgement arrives. The
+        other methods have no effect in the same cases.
         """
 
     def hold() -> None:
         """Keep the message unsettled for longer than :attr:`IListener.hold_after`.
 
-        It may come again, to the same receiver and to no other while this process lives. The new
-        delivery takes the place of this one: the receiver acknowledges this one. If it cannot be
-        held, it stays as it was.
+        It may be delivered again, only to this receiver while this process lives. The new delivery
+        replaces this one, and the receiver acknowledges the new one. If the message cannot be held,
+        nothing changes.
         """
 
     def reject() -> None:
         """Drop the message."""
 
     def requeue(deliveries: int) -> None:
-        """Give the message back, to be delivered again, here or elsewhere.
+        """Give the message back, to be delivered again to any server of its target.
 
-        :param int deliveries: what the next delivery is to say; 0 for one that was not begun.
+        :param int deliveries: the ``deliveries`` of the next delivery; 0 for a message that was not begun.
         """
 
     def requeue_here(deliveries: int) -> None:
-        """Give the message back, to be delivered again, ``counted``, to this process alone while it lives.
+        """Give the message back, to be delivered again, ``counted``, only to this process while it lives.
 
-        Where the transport has no such place, it does as :meth:`requeue`.
+        A transport without queues of one process does the same as :meth:`requeue`.
 
-        :param int deliveries: what the next delivery is to say.
+        :param int deliveries: the ``deliveries`` of the next delivery.
         """
 
     def quarantine(reason: str) -> None:
-        """Put the message aside, where nobody consumes and an operator finds it.
+        """Move the message to the quarantine queue, which nobody consumes and operators inspect.
 
-        :param str reason: goes with it, in one line.
+        :param str reason: stored with it, one line.
         """
 
 
 class IListener(Interface):
-    """What :meth:`ITransport.listen` started."""
+    """The consumers that :meth:`ITransport.listen` or :meth:`ITransport.consume` started."""
 
-    live = Attribute("bool: it consumes now.")
+    live = Attribute("bool: its consumers are active now.")
     hold_after = Attribute(
-        "float | None: seconds after which a delivery has to be settled or held, or the transport may take it back."
+        "float | None: seconds within which a delivery must be settled or held; then the transport may redeliver it."
     )
 
     def narrow(prefetch: int) -> Deferred[None]:
-        """Go on with the messages to the server itself, and stop the deliveries of its topic and of fanouts.
+        """Stop the deliveries of the topic and of fanouts; continue with messages to the server itself.
 
-        Called first when a server drains. Other listeners to the same server come first from now on, where the
-        transport can tell.
+        Called first when a server drains. From now on the transport prefers other listeners to the same
+        server, if it can.
 
-        :param int prefetch: deliveries that may be unsettled at a time from now on, > 0.
-        :return: Deferred[None], fired when no delivery of the topic or of a fanout will be made any more.
+        :param int prefetch: unsettled deliveries at a time from now on, > 0.
+        :return: Deferred[None], fired when no further delivery of the topic or of a fanout will be made.
         """
 
     def verify(write: WriteProbe, timeout: float) -> Deferred[Reachability]:
-        """Prove that messages to its topic and server reach it, and make again what is missing.
+        """Verify that messages to the topic and the server reach this listener; declare again what is missing.
 
-        It sends itself a message as a caller would, and waits until it is back; the receiver does not get it. The
-        bindings of the topic's queue and of its own queue for fanouts are made again, in turns. Called at
-        intervals, by a listener of :meth:`ITransport.listen` with a server; not while one is under way.
+        It sends itself a message as a caller would, and waits for it; the receiver does not see it. The
+        bindings of the topic's queue and of the listener's fanout queue are declared again in turn. Called at
+        intervals, only for listeners of :meth:`ITransport.listen` with a server, and never concurrently.
 
         :param write: makes the message.
-        :param float timeout: seconds until it is given up, > 0.
+        :param float timeout: seconds until the verification is given up, > 0.
         :return: Deferred[Reachability].
-        :raises BrokerError: it cannot be told now: the broker takes no messages, or the connection changed.
+        :raises BrokerError: unknown: the broker takes no messages now, or the connection was replaced meanwhile.
         """
 
     def cancel() -> Deferred[None]:
-        """Stop the deliveries; those already made can still be acknowledged.
+        """Stop all deliveries. Deliveries already made can still be settled.
 
-        Called when a server that drains has finished what it had begun.
+        Called when a draining server has finished the calls it had begun.
 
         :return: Deferred[None], fired when no further delivery will be made.
         """
 
     def close() -> Deferred[None]:
-        """Give up the queues that only this listener used; unacknowledged deliveries go back.
+        """Delete the queues that only this listener used; unsettled deliveries are given back.
 
-        Called last, after the calls in flight ended.
+        Called last, after the calls in flight have ended.
 
         :return: Deferred[None].
         """
 
 
 class ITransport(Interface):
-    """How messages move. Knows addresses and bytes, nothing of what they mean."""
+    """Moves messages. Knows addresses and bytes, nothing of their contents."""
 
     def open() -> Deferred[None]:
-        """Connect. Called once before anything else.
+        """Connect. Called once, before any other method.
 
-        :return: Deferred[None]; fails with a BrokerUnavailableError that names the address, worth
-            another attempt with a new transport.
+        :return: Deferred[None]; fails with a BrokerUnavailableError that names the address. The caller may
+            try again with a new transport.
         """
 
     def close() -> Deferred[None]:
-        """Disconnect; whatever still waits fails with TransportClosedError.
+        """Disconnect. Deferreds that have not fired fail with TransportClosedError.
 
         :return: Deferred[None].
         """
 
     def problem() -> str | None:
-        """Say why messages do not move now, in a sentence that shows no secret; None if they do."""
+        """Return why messages cannot be sent now, as a sentence without secrets; None if they can."""
 
     def listen(target: Target, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
         """Consume from the topic, from topic and server, and from the topic's fanout.
 
-        :param Target target: topic and server are used.
+        :param Target target: its topic and server are used.
         :param receiver: called with an IDelivery for each message; returns None, never raises.
-        :param int prefetch: deliveries from each of its queues that may be unsettled at a time, > 0.
-        :return: Deferred[IListener], fired when the first message could arrive.
+        :param int prefetch: unsettled deliveries at a time from each of the queues, > 0.
+        :return: Deferred[IListener], fired when the first message can arrive.
         """
 
     def consume(queue: str, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
-        """Consume from one queue and no other, made if it is not there; otherwise as :meth:`listen`.
+        """Consume from one queue, declared if missing; otherwise as :meth:`listen`.
 
         :param str queue: its name.
         """
 
     def post(queue: str, body: bytes) -> Deferred[None]:
-        """Send a message to a queue, where it waits until somebody consumes it; made if it is not there.
+        """Send a message to a queue, declared if missing, where it waits for a consumer.
 
         :param str queue: its name.
         :param bytes body: the message.
-        :return: as :meth:`send`, and fails as that does.
+        :return: as :meth:`send`, with the same failures.
         """
 
     def send(target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:
@@ -192,86 +194,86 @@ class ITransport(Interface):
 
         :param Target target: topic, and server or fanout.
         :param bytes body: the message.
-        :param ttl: float seconds after which nobody wants it, or None.
-        :param bool mandatory: fail if nobody serves the target.
-        :return: Deferred[None], fired when the transport answers for the message.
-        :raises UndeliverableError: mandatory, and nobody is there.
-        :raises TransportFullError: too many messages wait to be taken.
+        :param ttl: TTL in seconds as a float, or None.
+        :param bool mandatory: fail if no queue is bound for the target.
+        :return: Deferred[None], fired when the transport has taken responsibility for the message (a confirm).
+        :raises UndeliverableError: mandatory, and no queue was bound.
+        :raises TransportFullError: the backlog of unsent messages is full.
         :raises TransportClosedError: after close.
-        :raises BrokerError: the broker refuses it, or is not there.
-        :raises UnconfirmedError: the connection was lost while the message was under way.
+        :raises BrokerError: the broker refuses the message, or is unavailable.
+        :raises UnconfirmedError: the connection was lost before the confirm.
         """
 
     def open_replies(receiver: Callable[[bytes], None]) -> Deferred[str]:
-        """Begin to receive replies. Called by each client before its first call is sent.
+        """Start to receive replies. Called by each client before its first call.
 
         :param receiver: called with the bytes of each reply; returns None, never raises.
-        :return: Deferred[str]: the address that peers reply to, opaque.
+        :return: Deferred[str]: the reply address, opaque to peers.
         """
 
     def close_replies(address: str) -> Deferred[None]:
-        """Receive no more replies at an address, and give it up.
+        """Stop receiving replies at an address, and delete it.
 
-        :param str address: what open_replies gave; one that was given up is no error.
+        :param str address: the result of open_replies. An address closed before is ignored.
         :return: Deferred[None]; never fails.
         """
 
     def reply(address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
         """Send a reply.
 
-        :param str address: what the caller's open_replies gave.
+        :param str address: the result of the caller's open_replies.
         :param bytes body: the message.
-        :param patience: float seconds for which it may be held while it cannot be sent: those that its caller still
-            waits. None, if nobody knows, is a bound of the transport's own.
-        :return: Deferred[None]; a caller that is gone is no error. It fails if it could not be sent in time.
-            Cancelling it gives up what is still held.
+        :param patience: seconds as a float for which the reply may be held while it cannot be sent: the time its
+            caller still waits. None, if that is unknown, takes the transport's own bound.
+        :return: Deferred[None]; succeeds if the caller is gone. Fails if the reply could not be sent in time.
+            Cancelling drops a reply that is still held.
         """
 
 
 class IServiceRegistry(Interface):
-    """The ``services`` table, however it is reached.
+    """Access to the ``services`` table: in SQL, in memory, or through a conductor.
 
     Every method returns a Deferred that fails with a subclass of DatabaseError, or with
-    ServiceNotFoundError where there is no live row. Stamps and ages are by the clock of the
-    database. :class:`novasvc.registry.record.ServiceRecord` is the row.
+    ServiceNotFoundError if there is no live row. Time stamps and ages are by the database's
+    clock. :class:`novasvc.registry.record.ServiceRecord` is a row.
     """
 
     def open() -> Deferred[None]:
-        """Reach the database and see that its schema is the one we know.
+        """Connect to the database, and check that its schema has the revision this version works with.
 
-        Called again, with backoff, as long as it fails with DatabaseUnavailableError.
+        Called again, with backoff, while it fails with DatabaseUnavailableError.
 
         :return: Deferred[None].
         """
 
     def close() -> Deferred[None]:
-        """Let go of the database.
+        """Close the connections to the database.
 
         :return: Deferred[None]; never fails.
         """
 
     def register(host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
-        """Return the row of (host, binary), created if there is none. Racing is no error.
+        """Return the row of (host, binary), created if there is none. Concurrent calls are safe.
 
         :param str host: the node's host.
         :param str binary: the node's binary.
-        :param topic: str, or None for a service that serves no topic.
-        :param int version: the code's service version; an existing row gets it too.
+        :param topic: str, or None for a service without a topic.
+        :param int version: the code's service version; written to an existing row too.
         :return: Deferred[ServiceRecord].
         """
 
     def beat(service_id: int) -> Deferred[None]:
-        """Add one to report_count and stamp last_seen_up.
+        """Write a heartbeat: add one to report_count and stamp last_seen_up.
 
         :param int service_id: the row's id.
-        :return: Deferred[None]; fails with ServiceNotFoundError if the row is gone, and with DatabaseFullError, even
-            though the row was stamped, if the database has no room for more.
+        :return: Deferred[None]; fails with ServiceNotFoundError if the row was deleted. Fails with DatabaseFullError
+            if the database has no room for more rows, even though this row was stamped.
         """
 
     def prove_writable() -> Deferred[None]:
-        """See that the database can be written, and change nothing: for who sends no heartbeats.
+        """Check that the database can be written, without a change. For services that send no heartbeats.
 
-        :return: Deferred[None]; fails with what a write would fail with.
+        :return: Deferred[None]; fails as a write would.
         """
 
     def get(service: str) -> Deferred[ServiceRecord]:
@@ -291,29 +293,29 @@ class IServiceRegistry(Interface):
         """
 
     def page(query: ServiceQuery) -> Deferred[ServicePage]:
-        """Read a part of the live rows, in an order.
+        """Read one page of the live rows, filtered and sorted.
 
-        :param ServiceQuery query: which part.
-        :return: Deferred[ServicePage]; fails with ServiceNotFoundError if there never was the row it comes after.
+        :param ServiceQuery query: filters, sort order, marker and limit.
+        :return: Deferred[ServicePage]; fails with ServiceNotFoundError if the marker row never existed.
         """
 
     def count(query: ServiceQuery) -> Deferred[ServiceTotals]:
-        """Count the live rows that a query finds, whatever its limit and what it comes after.
+        """Count the live rows that match a query, ignoring its limit and marker.
 
-        :param ServiceQuery query: which rows.
+        :param ServiceQuery query: the filters.
         :return: Deferred[ServiceTotals].
         """
 
     def update(service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
-        """Change what an operator may change.
+        """Change the columns that an operator may change.
 
         :param int service_id: the row's id.
-        :param ServiceChanges changes: what to change; what is not given stays.
-        :return: Deferred[ServiceRecord], as it is then.
+        :param ServiceChanges changes: the new values; None leaves a column as it is.
+        :return: Deferred[ServiceRecord]: the row after the change.
         """
 
     def delete(service_id: int) -> Deferred[None]:
-        """Soft-delete the row: a new one for the same (host, binary) may follow.
+        """Soft-delete the row. A new row for the same (host, binary) may follow.
 
         :param int service_id: the row's id.
         :return: Deferred[None].
@@ -321,37 +323,38 @@ class IServiceRegistry(Interface):
 
 
 class IManager(Interface):
-    """What a node drives; users write these. See :class:`novasvc.manager.Manager`.
+    """The code that users write: a node calls its hooks, serves its methods, runs its tasks.
 
     Each hook may return a value, a Deferred or a coroutine, and is awaited before the next step.
+    :class:`novasvc.manager.Manager` is the base class.
     """
 
-    host = Attribute("str: the host this manager works for.")
+    host = Attribute("str: the name of the host this manager serves.")
 
     def attach(attachments: Any) -> None:
-        """Take what the node gives its manager. Called once, before init_host.
+        """Receive the node's resources. Called once, before init_host.
 
-        :param Attachments attachments: reactor, RPC client, task runner, registry.
+        :param ManagerResources attachments: reactor, RPC client, task runner, registry.
         """
 
     def init_host() -> Any:
-        """Prepare; nothing is consumed yet. Called after the row is there."""
+        """Prepare this host. Called when the row is registered; no messages are consumed yet."""
 
     def pre_start_hook() -> Any:
-        """Prepare further; called after init_host, before the first message can arrive."""
+        """Prepare further. Called after init_host, before the first message can arrive."""
 
     def post_start_hook() -> Any:
-        """Go on when messages can arrive; called before the first heartbeat."""
+        """Continue once messages can arrive. Called before the first heartbeat."""
 
     def cleanup_host() -> Any:
-        """Tidy up; called on stop, when the calls in flight and the running tasks have ended."""
+        """Clean up. Called on stop, when the calls in flight and the running tasks have ended."""
 
     def periodic_tasks(context: RequestContext, raise_on_error: bool) -> Deferred[float]:
         """Run the tasks that are due.
 
         :param RequestContext context: an admin context.
-        :param bool raise_on_error: let a task's exception through.
-        :return: Deferred[float]: seconds to the next due task.
+        :param bool raise_on_error: fail with the first exception of a task.
+        :return: Deferred[float]: seconds until the next task is due.
         """
 
 
@@ -361,18 +364,18 @@ class IStartable(Interface):
     def when_started() -> Deferred[None]:
         """Wait for the start that is under way.
 
-        :return: a new Deferred[None] each time; fired when running, fails with the reason.
+        :return: a new Deferred[None] each time, fired when the service runs; fails with the reason it does not.
         """
 
 
 class IHealthy(Interface):
-    """A service that can tell how it does."""
+    """A service that reports its health."""
 
     def health() -> Deferred[dict[str, Any]]:
-        """See whether it can do what it is there for; within seconds, whatever hangs.
+        """Check whether the service can work. Answers within seconds, even if a dependency hangs.
 
-        :return: Deferred of {"service": its name, "legs": [{"name": what it stands on, "ready": bool, "detail": text
-            for people, without secrets, "since": ISO 8601 in UTC, when that became so}]}; never fails.
+        :return: Deferred of {"service": its name, "legs": [{"name": of the dependency, "ready": bool, "detail": text
+            without secrets, "since": when ``ready`` last changed, ISO 8601 in UTC}]}; never fails.
         """
 
 
@@ -445,48 +448,48 @@ class IRebuildable(Interface):
 class IPreforkable(Interface):
     """A server whose listening sockets are opened once, in the supervisor, and shared by all its workers.
 
-    The supervisor's server opens them. Each worker gets a copy of the server, made by pickle, and
-    copies of the sockets. What is pickled must not hold the sockets.
+    Each worker gets a pickled copy of the supervisor's server and duplicates of its sockets. The pickle
+    must not contain the sockets.
     """
 
     def open_sockets(held: Sequence[socket]) -> Sequence[socket]:
-        """Return sockets that listen. Called once, with the supervisor's privileges, before a worker exists.
+        """Return listening sockets. Called once, with the supervisor's privileges, before any worker exists.
 
-        Called again on the server that takes this one's place in a reload.
+        Called again, on the new server, in a reload.
 
-        :param held: the sockets of the server that it replaces; one that is bound to the right
-            address is to be returned, for it cannot be bound again.
+        :param held: the sockets of the server that this one replaces. A socket that is bound to the right
+            address is to be returned: the address cannot be bound a second time.
         :raises NovasvcError: an address cannot be bound.
         """
 
     def adopt_sockets(sockets: Sequence[socket]) -> None:
-        """Take what open_sockets returned, in the same order. Called in each worker, before startService.
+        """Use the sockets that open_sockets returned, in the same order. Called in each worker, before startService.
 
-        :param sockets: the worker's own copies; to be closed when they are not needed any more.
+        :param sockets: the worker's own duplicates; close them when they are not needed any more.
         """
 
 
 class IReplaceable(IPreforkable):
-    """A server that another may take the place of in the same process, without its address being closed meanwhile."""
+    """A server that another can replace in the same process without a moment when its address is closed."""
 
-    replaceable = Attribute("bool: its sockets can be handed on. That of a file has one owner, and cannot.")
+    replaceable = Attribute("bool: its sockets can be shared. A UNIX socket belongs to one server, and cannot.")
 
-    def hand_on() -> Sequence[socket]:
-        """Return copies of its sockets, for the :meth:`IPreforkable.open_sockets` of another."""
+    def duplicate_sockets() -> Sequence[socket]:
+        """Return duplicates of its sockets, as ``held`` of the other server's :meth:`IPreforkable.open_sockets`."""
 
-    def succeeded() -> None:
-        """See that another listens where it does: who waits there when it is stopped, is the other's."""
+    def superseded() -> None:
+        """Note that another server listens on the same sockets, so that a stop leaves waiting connections to it."""
 
 
 Rows = Sequence[dict[str, Any]]
-"""As Records, above."""
+"""A type of its own: the interface has methods whose results are lists of JSON objects."""
 
 
 class ISupervisor(Interface):
-    """What an operator can ask of a supervisor. Arguments and results are JSON types."""
+    """The commands that an operator gives to a supervisor. Arguments and results are JSON types."""
 
     def workers() -> Rows:
-        """Return a row for each worker process or place of one, by number.
+        """Return a row for each worker slot, by number.
 
         :return: {"number": int, "server": str, "pid": int or None, "state": "starting", "ready",
             "draining", "hung", "backing off" or "failed", "since": ISO 8601 in UTC, "restarts": int,
@@ -494,49 +497,49 @@ class ISupervisor(Interface):
         """
 
     def resize(count: int, server: str | None) -> None:
-        """Run that many workers.
+        """Change the number of workers.
 
         :param count: > 0.
-        :param server: its name; None is the only one.
-        :raises ResizeError: the number cannot be had, or there are several servers.
+        :param server: the server's name; None if there is only one server.
+        :raises ResizeError: the number is not possible, or there are several servers and none is named.
         :raises NoSuchWorkerError: no server has this name.
         """
 
     def drain(number: int | None) -> Deferred[None]:
-        """Drain one worker, which is then replaced; or all, and end the supervisor.
+        """Drain one worker, which is then replaced; or drain all, and end the supervisor.
 
-        :param number: of the worker; None is all.
-        :return: fired when it has ended; for all, when their draining has begun.
+        :param number: the worker's number; None for all.
+        :return: fired when the worker has ended; for all, when draining has begun.
         :raises NoSuchWorkerError: no worker has this number.
         """
 
     def reload() -> Deferred[Rows]:
-        """Read the configuration again, and replace all workers, one after the other.
+        """Read the configuration again, and replace all workers one after the other.
 
-        :return: fired when the last one is replaced, with a row for each setting that has changed:
-            {"setting", "before", "after"}, texts, secrets masked.
-        :raises ReloadError: it was refused, or a new worker did not become ready.
+        :return: fired when the last worker is replaced, with a row for each setting that changed:
+            {"setting", "before", "after"}, as text, secrets masked.
+        :raises ReloadError: the configuration was refused, or a new worker did not become ready.
         """
 
     def metrics() -> Deferred[Rows]:
-        """Tell the figures of all workers, and of the supervisor, in one.
+        """Collect the metrics of all workers and of the supervisor.
 
         A worker that does not answer within a second is left out.
 
-        :return: a :data:`novasvc.telemetry.instruments.Document` for each name; the label "worker" is added.
+        :return: a :data:`novasvc.telemetry.instruments.Document` for each metric; the label "worker" is added.
         """
 
     def health() -> Deferred[Rows]:
-        """Tell how the services of all workers are.
+        """Collect the health of the services of all workers.
 
         :return: a row for each: number, server, pid, state as in workers(); "services": [{"service": its name,
             "legs": [{"name", "ready": bool, "detail", "since": ISO 8601 in UTC}]}] or None if it does not answer.
         """
 
     def dump() -> Deferred[Rows]:
-        """Say what every worker does.
+        """Collect the stacks, calls and recent events of every worker.
 
         :return: a row for each: number, server, pid, state as in workers(); "stacks": text;
             "calls": [{"method", "request_id", "seconds"}] or None if it does not answer; "events":
-            [{"time": ISO 8601 in UTC, "kind": str, "text": str}], the last ones last.
+            [{"time": ISO 8601 in UTC, "kind": str, "text": str}], the latest last.
         """

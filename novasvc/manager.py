@@ -1,4 +1,4 @@
-"""The base class that users write against, and how a manager is found by its name."""
+"""The base class of users' managers, and the functions that import and make a manager by name."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -18,17 +18,17 @@ from novasvc.rpc import Client
 
 
 @attrs.frozen(kw_only=True)
-class Attachments:
-    """What a node gives its manager before init_host.
+class ManagerResources:
+    """The resources that a node gives its manager before init_host, as ``manager.attachments``.
 
     :param reactor: the clock and reactor of this process.
     :param rpc: calls other services: ``rpc.prepare(topic="compute").call(context, "ping")``.
     :param tasks: the runner of this manager's periodic tasks.
-    :param registry: the registered services, as this node reaches them.
-    :param run_blocking: runs a function in a thread, returns a Deferred of its result. Cancelled,
-        it fires when the function has ended: a thread cannot be stopped.
-    :param worker: the number of the worker that this process is, from 1; it keeps its number when it
-        is started again. None where no supervisor is above it.
+    :param registry: the registered services.
+    :param run_blocking: runs a function in a thread and returns a Deferred of its result. A thread cannot be
+        interrupted: a cancelled call fires when the function has ended.
+    :param worker: the number of this worker process, from 1, which it keeps when it is restarted; None without
+        a supervisor.
     """
 
     reactor: IReactorTime
@@ -39,80 +39,84 @@ class Attachments:
     worker: int | None = None
 
 
+Attachments = ManagerResources
+"""The name of :class:`ManagerResources` before 0.2."""
+
+
 @implementer(IManager)
 class Manager:
-    """Does the work of a service: RPC methods, periodic tasks, hooks around start and stop.
+    """The base class of managers: RPC methods, periodic tasks, and hooks around start and stop.
 
-    Methods decorated with :func:`novasvc.rpc.expose` can be called by others, and no others can.
-    Methods decorated with :func:`novasvc.periodic.periodic_task` are run periodically. A hook may
-    return a value, a Deferred or a coroutine; a start whose hook fails has failed.
+    Only methods decorated with :func:`novasvc.rpc.expose` can be called by others. Methods decorated
+    with :func:`novasvc.periodic.periodic_task` run at an interval. A hook may return a value, a
+    Deferred or a coroutine; if a hook fails during the start, the start fails.
 
-    :param host: the host it works for.
+    :param host: the name of the host this manager serves.
     Source: nova.manager.Manager.
     """
 
     additional_endpoints: Sequence[object] = ()
-    """More objects with exposed methods, served beside the manager's own."""
+    """More objects whose exposed methods are served on the manager's topic."""
 
     service_version = 0
-    """What the row's ``version`` says of this code; raise it when peers must be able to tell."""
+    """Written to the row's ``version``. Raise it when peers must be able to tell this code from older code."""
 
-    attachments: Attachments
+    attachments: ManagerResources
 
     def __init__(self, host: str) -> None:
         self.host = host
 
-    def attach(self, attachments: Attachments) -> None:
-        """Take what the node gives; see :class:`novasvc.interfaces.IManager`."""
+    def attach(self, attachments: ManagerResources) -> None:
+        """Store the node's resources; see :class:`novasvc.interfaces.IManager`."""
         self.attachments = attachments
 
     def init_host(self) -> Any:
-        """Prepare this host; nothing is consumed yet."""
+        """Prepare this host. No messages are consumed yet."""
 
     def pre_start_hook(self) -> Any:
-        """Do what must be done before the first message can arrive."""
+        """Prepare further, before the first message can arrive."""
 
     def post_start_hook(self) -> Any:
-        """Do what must be done once messages can arrive."""
+        """Continue once messages can arrive."""
 
     def cleanup_host(self) -> Any:
-        """Tidy up; the calls in flight and the running tasks have ended."""
+        """Clean up. The calls in flight and the running tasks have ended."""
 
     def periodic_tasks(self, context: RequestContext, raise_on_error: bool = False) -> Deferred[float]:  # noqa: FBT001, FBT002 - Nova's signature
         """Run the tasks that are due; see :class:`novasvc.interfaces.IManager`."""
         return self.attachments.tasks.run_due(context, raise_on_error=raise_on_error)
 
 
-def see_manager(path: str, /, **kwargs: Any) -> None:
-    """See that a manager can be imported, and that its constructor takes what it will be given; none is made.
+def check_manager(path: str, /, **kwargs: Any) -> None:
+    """Check that a manager can be imported and that its constructor accepts the arguments, without a call.
 
     :param path: "package.module.Class" or "package.module:Class".
     :param kwargs: for the constructor.
-    :raises ManagerError: otherwise.
+    :raises ManagerError: the manager cannot be used.
     """
     factory = _load(path)
     if isinstance(factory, type) and not IManager.implementedBy(factory):
-        raise ManagerError(path, "it is no IManager", "derive the class from novasvc.Manager")
+        raise ManagerError(path, "it does not provide IManager", "derive the class from novasvc.Manager")
     try:
         taken = signature(factory)
-    except (TypeError, ValueError):  # one that is not written in Python
+    except (TypeError, ValueError):  # not written in Python: it has no signature
         return
     try:
         taken.bind(**kwargs)
     except TypeError as error:
         names = ", ".join(str(parameter.replace(annotation=Parameter.empty)) for parameter in taken.parameters.values())
-        problem = f"its constructor takes ({names}) and is given ({', '.join(kwargs)}): {error}"
-        raise ManagerError(path, problem, "mend the constructor, or the options in its [[service]] table") from None
+        problem = f"its constructor takes ({names}), but is given ({', '.join(kwargs)}): {error}"
+        raise ManagerError(path, problem, "fix the constructor, or the options in its [[service]] table") from None
 
 
 def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Make a manager from its class or the dotted name of its class.
 
-    :param manager: "package.module.Class" or "package.module:Class", or a class or factory.
+    :param manager: "package.module.Class" or "package.module:Class", or a class or other factory.
     :param args: for the constructor.
     :param kwargs: for the constructor.
     :return: a provider of :class:`novasvc.interfaces.IManager`.
-    :raises ManagerError: it cannot be imported, made, or is no manager.
+    :raises ManagerError: the manager cannot be imported or made, or does not provide IManager.
     """
     factory = _load(manager) if isinstance(manager, str) else manager
     path = manager if isinstance(manager, str) else f"{factory.__module__}.{factory.__qualname__}"
@@ -120,11 +124,13 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
         made = factory(*args, **kwargs)
     except (Exception, SystemExit) as error:
         given = ", ".join([*(type(arg).__name__ for arg in args), *kwargs])
-        remedy = f"mend it, or what it was given ({given})"
+        remedy = f"fix it, or the arguments it was given ({given})"
         raise ManagerError(path, f"its constructor raised {describe(error)}", remedy) from error
     if not IManager.providedBy(made):
         raise ManagerError(
-            path, f"it made a {type(made).__name__}, which is no IManager", "derive the class from novasvc.Manager"
+            path,
+            f"it made a {type(made).__name__}, which does not provide IManager",
+            "derive the class from novasvc.Manager",
         )
     return made
 
@@ -132,7 +138,7 @@ def make_manager(manager: str | Callable[..., Any], *args: Any, **kwargs: Any) -
 def _load(path: str) -> Callable[..., Any]:
     module_name, _, name = path.replace(":", ".").rpartition(".")
     if not module_name:
-        raise ManagerError(path, "it names no module", 'write "package.module.Class"')
+        raise ManagerError(path, "the name has no module", 'write "package.module.Class"')
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -143,7 +149,7 @@ def _load(path: str) -> Callable[..., Any]:
             remedy = f"install {error.name}"
         raise ManagerError(path, problem, remedy) from error
     except (Exception, SystemExit) as error:
-        raise ManagerError(path, f"importing {module_name} raised {describe(error)}", "mend the module") from error
+        raise ManagerError(path, f"importing {module_name} raised {describe(error)}", "fix the module") from error
     try:
         loaded: Callable[..., Any] = getattr(module, name)
     except AttributeError:

@@ -14,7 +14,7 @@ from novasvc.api.errors import APIError
 from novasvc.config import Settings
 from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError, TransportClosedError
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.rpc import Client
 
@@ -104,7 +104,7 @@ class Backend:
         return str(self.errors.get(name, CONNECTING))
 
     @property
-    def _registry_connection(self) -> Leg[IServiceRegistry]:
+    def _registry_connection(self) -> SharedConnection[IServiceRegistry]:
         return self.runtime.database if self.settings.db_allowed else self.runtime.conductor
 
     def _unavailable(self, name: str) -> APIError:

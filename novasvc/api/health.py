@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.responses import json_response, make_app
-from novasvc.node.health import Leg, Legs, Verdict, see_migration, see_reactor, see_registry
-from novasvc.reactor.coalesce import Memo
+from novasvc.node.health import Check, CheckHistory, CheckResult, check_migration, check_reactor, check_registry
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.worker import health_of, parts
@@ -33,25 +33,25 @@ class APIHealth:
     """The health of the API itself: of its connections and its reactor."""
 
     _backend: Backend
-    _legs: Legs = attrs.field(factory=Legs, init=False)
+    _history: CheckHistory = attrs.field(factory=CheckHistory, init=False)
 
     async def report(self) -> dict[str, Any]:
         """Return the verdict on each; see :class:`novasvc.interfaces.IHealthy`."""
         backend = self._backend
         name, registry = backend.registry_name, backend.registry_or_none
         if registry is None:
-            registry_verdict: Verdict = False, backend.problem(name)
+            registry_verdict: CheckResult = False, backend.problem(name)
         else:
             # A node is known to be able to write by its heartbeats; the API sends none.
-            registry_verdict = await see_registry(registry.prove_writable(), backend.reactor)
+            registry_verdict = await check_registry(registry.prove_writable(), backend.reactor)
         problem = backend.broker_problem()
-        verdicts: dict[str, Verdict] = {
+        verdicts: dict[str, CheckResult] = {
             "broker": (problem is None, problem or "messages can move"),
             name: registry_verdict,
-            "migration": see_migration(backend.errors.get(name), reached=registry is not None),
-            "reactor": see_reactor(),
+            "migration": check_migration(backend.errors.get(name), reached=registry is not None),
+            "reactor": check_reactor(),
         }
-        return {"service": "api", "legs": [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]}
+        return {"service": "api", "legs": [self._history.check(name, verdict) for name, verdict in verdicts.items()]}
 
 
 @attrs.define(eq=False)
@@ -60,12 +60,14 @@ class HealthResource:
 
     _backend: Backend
     _access: Access
-    _document: Memo[dict[str, Any]] = attrs.field(init=False)
+    _document: CoalescingCache[dict[str, Any]] = attrs.field(init=False)
 
     app = make_app()
 
     def __attrs_post_init__(self) -> None:
-        self._document = Memo(lambda: Deferred.fromCoroutine(self._collect()), self._backend.reactor, _freshness)
+        self._document = CoalescingCache(
+            lambda: Deferred.fromCoroutine(self._collect()), self._backend.reactor, _freshness
+        )
 
     @app.route("/healthz", methods=["GET", "HEAD"])
     def live(self, request: Any) -> bytes:
@@ -93,7 +95,7 @@ class HealthResource:
                 legs, workers = await self._ask_supervisor()
         return {"ready": all(leg["ready"] for leg in legs), "legs": legs, "workers": workers}
 
-    async def _ask_supervisor(self) -> tuple[list[Leg], list[dict[str, Any]]]:
+    async def _ask_supervisor(self) -> tuple[list[Check], list[dict[str, Any]]]:
         backend = self._backend
         path = backend.settings.control_socket
         try:
@@ -107,11 +109,11 @@ def _freshness(document: dict[str, Any]) -> float:
     return _FRESH if document["ready"] else _FRESH_UNREADY
 
 
-def _with_service(rows: Iterable[dict[str, Any]]) -> list[Leg]:
+def _with_service(rows: Iterable[dict[str, Any]]) -> list[Check]:
     return [{**leg, "service": row["service"]} for row in rows for leg in row["legs"]]
 
 
-def merge_checks(rows: Iterable[dict[str, Any]]) -> list[Leg]:
+def merge_checks(rows: Iterable[dict[str, Any]]) -> list[Check]:
     """Merge the checks of a supervisor's workers into one list.
 
     A check is ready if it is so in one worker of a server, which then does the work of the others. The check "workers"
@@ -119,7 +121,7 @@ def merge_checks(rows: Iterable[dict[str, Any]]) -> list[Leg]:
 
     :param rows: see ISupervisor.health.
     """
-    found: dict[tuple[str, str, str], list[Leg]] = {}
+    found: dict[tuple[str, str, str], list[Check]] = {}
     for row in rows:
         ready = _is_ready(row)
         worker = {"name": "workers", "ready": ready, "detail": f"worker {row['number']} is {_state(row)}"}
@@ -134,7 +136,7 @@ def merge_checks(rows: Iterable[dict[str, Any]]) -> list[Leg]:
     return [_best(service, legs) for (_, service, _), legs in found.items()]
 
 
-def _best(service: str, legs: list[Leg]) -> Leg:
+def _best(service: str, legs: list[Check]) -> Check:
     """Return the merged check, with the number of workers in which it is ready."""
     ready = sum(leg["ready"] for leg in legs)
     # The detail of a failure is worth more than that of a success.

@@ -15,7 +15,7 @@ from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
 from novasvc.api.responses import make_app
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.workers.control import client as inquiry
@@ -38,12 +38,14 @@ class MetricsResource:
 
     _backend: Backend
     _access: Access
-    _documents: Memo[list[Document]] = attrs.field(init=False)
+    _documents: CoalescingCache[list[Document]] = attrs.field(init=False)
 
     app = make_app()
 
     def __attrs_post_init__(self) -> None:
-        self._documents = Memo(lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, lambda _: _FRESH)
+        self._documents = CoalescingCache(
+            lambda: Deferred.fromCoroutine(self._gather()), self._backend.reactor, lambda _: _FRESH
+        )
 
     @app.route("/metrics", methods=["GET", "HEAD"])
     async def show(self, request: Any) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceRecord
 
 UP, DOWN, FORCED = "up", "down", "forced down"

@@ -14,7 +14,7 @@ from novasvc.config import Settings
 from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
-from novasvc.manager import see_manager
+from novasvc.manager import check_manager
 from novasvc.net.sockets import address_of, bind_tcp, port_of
 from novasvc.node.paste import Loader
 from novasvc.registry.sql import sqlite
@@ -65,10 +65,10 @@ def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()
 def _managers(settings: Settings) -> Iterator[_Check]:
     for part in settings.services:
         names = ("binary", "topic", "manager", f"{part.topic}_manager")
-        yield names, partial(see_manager, part.manager, host=part.host, **part.options)
+        yield names, partial(check_manager, part.manager, host=part.host, **part.options)
     for name in _applications(settings):
         if name in settings.managers:
-            yield (), partial(see_manager, settings.managers[name], host=settings.host)
+            yield (), partial(check_manager, settings.managers[name], host=settings.host)
 
 
 def _directories(settings: Settings) -> Iterator[_Check]:
@@ -141,7 +141,7 @@ def _served(settings: Settings) -> Iterator[_Check]:
     loader = Loader(settings.api_paste_config)
     certificate = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file")
     for name in _applications(settings):
-        yield ("enabled_apis", "enabled_ssl_apis", "api_paste_config"), partial(loader.see, name)
+        yield ("enabled_apis", "enabled_ssl_apis", "api_paste_config"), partial(loader.check, name)
     if settings.api:
         from novasvc.api.service import read_credentials  # noqa: PLC0415 - imports Klein
 

@@ -8,7 +8,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.cli.service_selector import ServiceSelector, selector_options
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 API_BINARIES = ("nova-osapi_compute", "nova-metadata")

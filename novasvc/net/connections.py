@@ -10,7 +10,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 from novasvc.interfaces import IDrainable
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 
 _log = Logger()
 
@@ -87,7 +87,7 @@ class Connections(WrappingFactory):
     def _late(self, seconds: float) -> None:
         _log.warn(
             "aborting {connections} still open after {s:g} s",
-            connections=counted(len(self.protocols), "connection"),
+            connections=pluralize(len(self.protocols), "connection"),
             s=seconds,
         )
         self.abort()

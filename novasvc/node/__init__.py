@@ -1,1 +1,1 @@
-"""What a service is made of: its parts, the order in which they start and stop, and how healthy they are."""
+"""The parts of a service: lifecycle, order of start and stop, service tree, health, WSGI applications."""

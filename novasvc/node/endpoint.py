@@ -1,4 +1,4 @@
-"""What every node answers about itself, and what it can be told to do: the namespace "node"."""
+"""The RPC namespace "node", which every node serves: inspect the node, run a task, drain."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ from twisted.logger import Logger
 from novasvc._version import __version__
 from novasvc.context import RequestContext
 from novasvc.errors import StateError, UnknownTaskError
-from novasvc.periodic.task import TaskFigures
+from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
-from novasvc.telemetry.metrics import MethodFigures
+from novasvc.telemetry.metrics import MethodMetrics
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.signals import is_taken
@@ -29,37 +29,37 @@ if TYPE_CHECKING:
 _log = Logger()
 
 EVENTS = 50
-"""Events of the flight recorder that are told."""
+"""Events of the flight recorder that ``describe`` returns."""
 
 _PATIENCE = 1.5
-"""Seconds that the supervisor has to tell of its workers, or to begin with a drain."""
+"""Seconds for the supervisor to list its workers, or to begin a drain."""
 
 
 @attrs.frozen(eq=False)
 class NodeAPI:
-    """Answers in namespace "node", version 1.0. Of a node with workers, the one answers that takes the call.
+    """The namespace "node", version 1.0. Of a node with workers, the worker that receives the call answers.
 
-    :param node: it.
+    :param node: the node that it describes.
     """
 
     _node: "Node"
 
     @expose(namespace="node", version="1.0", idempotent=True)
     async def describe(self, context: RequestContext) -> dict[str, Any]:
-        """Tell all about the node's inner life.
+        """Describe the node's state, tasks, methods, workers, events and health.
 
         :return: {"host", "binary", "topic", "version": novasvc's, "service_version": int, "pid": int, "worker": int or
             None, "state", "started_at": ISO 8601 in UTC or None, "uptime": seconds or None, "in_flight": calls,
             "tasks": see :func:`task_row`, "methods": see :func:`method_row`, "workers": as ISupervisor.workers has
             them, [] without a supervisor, "events": the last ones last, {"time": ISO 8601 in UTC, "kind", "text"},
-            "health": see :data:`novasvc.node.health.Leg`}.
+            "health": see :data:`novasvc.node.health.Check`}.
         """
         node = self._node
         identity, clock, since, server = node.identity, node.runtime.reactor, node.running_since, node.server
         uptime = None if since is None else clock.seconds() - since
-        # Side by side: who asks does not wait for long.
+        # Concurrently, because the caller does not wait for long.
         asking = Deferred.fromCoroutine(self._workers())
-        legs = await node.health.legs()
+        checks = await node.health.checks()
         workers = await asking
         return {
             "host": identity.host,
@@ -69,55 +69,55 @@ class NodeAPI:
             "service_version": identity.version,
             "pid": os.getpid(),
             "worker": node.runtime.worker,
-            "state": node.course.state,
+            "state": node.lifecycle.state,
             "started_at": None if uptime is None else _time(time.time() - uptime),
             "uptime": uptime,
             "in_flight": 0 if server is None else server.in_flight,
-            "tasks": [task_row(figures, clock.seconds()) for figures in node.tasks.figures()],
+            "tasks": [task_row(stats, clock.seconds()) for stats in node.tasks.stats()],
             "methods": [] if server is None else method_rows(server.figures),
             "workers": workers,
             "events": [
                 {"time": _time(event.time), "kind": event.kind, "text": event.text}
                 for event in [event for event in flight.installed().events() if not _of_describe(event)][-EVENTS:]
             ],
-            "health": legs,
+            "health": checks,
         }
 
     @expose(namespace="node", version="1.0", expected=(StateError, UnknownTaskError))
     def run_task(self, context: RequestContext, name: str) -> dict[str, Any]:
-        """Begin a run of a periodic task now; the log and :meth:`describe` tell how it went.
+        """Start a run of a periodic task now; the log and :meth:`describe` show its outcome.
 
         :param name: of the task.
         :return: {"started": true}.
-        :raises UnknownTaskError: there is none of this name.
-        :raises StateError: it is running, or the node stops.
+        :raises UnknownTaskError: there is no task of this name.
+        :raises StateError: the task is running, or the node is stopping.
         """
-        _log.info("task {task} is run by hand", task=name)
+        _log.info("running task {task} on request", task=name)
         self._node.tasks.begin(name)
         return {"started": True}
 
     @expose(namespace="node", version="1.0", expected=(SupervisionError,))
     async def drain(self, context: RequestContext) -> dict[str, Any]:
-        """Finish what was begun, and end: the supervisor with all workers, or the process, or this service alone.
+        """Drain and stop: the supervisor with all workers, or the process, or only this service.
 
-        The answer comes before the end.
+        The call is answered before the end.
 
-        :return: {"draining": "supervisor", "process" or "service"}. It is the service if the process is not
-            novasvc's own: a part of another application does not end that.
-        :raises SupervisionError: the supervisor cannot be told.
+        :return: {"draining": "supervisor", "process" or "service"}. Only the service stops if the process is not
+            novasvc's own, because a part of another application must not end that application.
+        :raises SupervisionError: the supervisor cannot be reached.
         """
         node = self._node
-        _log.warn("{node} is told to drain", node=node.identity)
+        _log.warn("{node} was asked to drain", node=node.identity)
         if node.runtime.worker is not None:
             await self._ask("drain")
             return {"draining": "supervisor"}
         own = is_taken(signal.SIGTERM)
-        # Not now: a node that drains waits for its calls, and this is one.
+        # Not now: a draining node waits for its calls, and this is one of them.
         node.runtime.reactor.callLater(0, _end_process if own else self._stop)
         return {"draining": "process" if own else "service"}
 
     def _stop(self) -> None:
-        stopping = self._node.course.stop()
+        stopping = self._node.lifecycle.stop()
         stopping.addErrback(lambda failure: _log.failure("the node did not stop cleanly", failure))
 
     async def _workers(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class NodeAPI:
         try:
             rows: list[dict[str, Any]] = await self._ask("workers")
         except SupervisionError as error:
-            _log.warn("the supervisor does not tell of its workers: {error}", error=error)
+            _log.warn("the supervisor does not list its workers: {error}", error=error)
             return []
         return rows
 
@@ -135,8 +135,8 @@ class NodeAPI:
         return await inquiry.ask(runtime.reactor, runtime.settings.control_socket, command, timeout=_PATIENCE)
 
 
-def task_row(task: TaskFigures, now: float) -> dict[str, Any]:
-    """Tell how a periodic task fares.
+def task_row(task: TaskStats, now: float) -> dict[str, Any]:
+    """Return the statistics of a periodic task as JSON.
 
     :param now: seconds on the runner's clock.
     :return: {"name", "spacing": seconds, "runs", "failures", "timeouts", "missed": due times, "running": bool,
@@ -157,15 +157,15 @@ def task_row(task: TaskFigures, now: float) -> dict[str, Any]:
     }
 
 
-def method_rows(figures: Mapping[Method, MethodFigures]) -> list[dict[str, Any]]:
-    """Tell how exposed methods fare, since the start of this process.
+def method_rows(metrics: Mapping[Method, MethodMetrics]) -> list[dict[str, Any]]:
+    """Return the statistics of exposed methods since the start of this process, as JSON.
 
     :return: {"method", "namespace": str or None, "version", "calls": those that have ended, "errors", "in_flight",
         "mean", "p50", "p99": seconds or None, "bounds": [seconds], "counts": [int], of the histogram's buckets, one
         more than bounds} each.
     """
     rows = []
-    for method, one in figures.items():
+    for method, one in metrics.items():
         errors = one.failed.value + one.timed_out.value
         count = one.seconds.count
         rows.append(
@@ -187,7 +187,7 @@ def method_rows(figures: Mapping[Method, MethodFigures]) -> list[dict[str, Any]]
 
 
 def _of_describe(event: flight.Event) -> bool:
-    """Tell whether an event is of a call of describe: who looks again and again is not to see that alone."""
+    """Return whether an event is a call of ``describe``: repeated calls must not fill the list."""
     return event.kind == "call" and event.text.startswith("describe ")
 
 

@@ -1,4 +1,4 @@
-"""Servers take the place of others in the same process, and none of their addresses is closed meanwhile."""
+"""Hands sockets from servers to their replacements in the same process, so that no address is closed meanwhile."""
 
 from collections.abc import Iterable
 from socket import socket
@@ -10,26 +10,26 @@ from novasvc.interfaces import IReplaceable
 
 
 def hand_over(before: Iterable[IService], after: Iterable[IService]) -> list[IService]:
-    """Have servers that are to start listen already, on the sockets of those whose place they take where they can.
+    """Open the sockets of servers that will start, reusing those of the servers they replace.
 
-    Servers that are in both, and those that are not :class:`~novasvc.interfaces.IReplaceable`, take no part.
+    Servers that are in both lists, or not :class:`~novasvc.interfaces.IReplaceable`, are left alone.
 
-    :param before: serve on until they are stopped.
-    :param after: take up sockets, and answer when they are started.
-    :return: those of before that may be stopped when the others run.
-    :raises NovasvcError: an address cannot be had; nothing has changed then.
+    :param before: serve until they are stopped.
+    :param after: get their sockets now, and accept when they are started.
+    :return: the servers of ``before`` that may be stopped once those of ``after`` run.
+    :raises NovasvcError: an address cannot be bound; nothing has changed then.
     """
     before, after = list(before), list(after)
     leaving: list[Any] = [server for server in before if server not in after and _is_replaceable(server)]
     coming: list[Any] = [server for server in after if server not in before and _is_replaceable(server)]
-    copies = [(server, copy) for server in leaving for copy in server.hand_on()]
+    copies = [(server, copy) for server in leaving for copy in server.duplicate_sockets()]
     taken: list[socket] = []
     opened: list[tuple[Any, list[socket]]] = []
     names = {server.name for server in leaving}
     try:
-        # A server of port 0 is content with any: so those first that have had one.
+        # A server of port 0 takes any socket, so servers that have a predecessor choose first.
         for server in sorted(coming, key=lambda server: server.name not in names):
-            # Its namesake's come first, for the same reason.
+            # The predecessor's own sockets come first, for the same reason.
             free = [(other.name != server.name, copy) for other, copy in copies if not _is_in(copy, taken)]
             held = [copy for _, copy in sorted(free, key=lambda each: each[0])]
             sockets = [*server.open_sockets(held)]
@@ -42,7 +42,7 @@ def hand_over(before: Iterable[IService], after: Iterable[IService]) -> list[ISe
         server.adopt_sockets(sockets)
     for server, copy in copies:
         if _is_in(copy, taken):
-            server.succeeded()
+            server.superseded()
         else:
             copy.close()
     return leaving

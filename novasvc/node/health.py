@@ -1,4 +1,4 @@
-"""Whether a node can do what it is there for: each thing that it stands on, and why not."""
+"""Health checks of a node: its service, broker, registry, schema, consumers and reactor."""
 
 import time
 from collections.abc import Callable
@@ -11,31 +11,31 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import MigrationNeededError, NovasvcError, ServiceNotFoundError, describe
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.telemetry import flight, metrics
 
 if TYPE_CHECKING:
     from novasvc.node.node import Node
 
 PATIENCE = 1.5
-"""Seconds for the registry to answer; nothing else has to be waited for."""
+"""Seconds for the registry to answer. No other check has to wait."""
 
 LAG_LIMIT = 1.0
-"""Seconds that the reactor may be late."""
+"""Seconds of lateness up to which the reactor is ready."""
 
 _SILENCE = 3.0
-"""Seconds without a turn of the reactor that are a lag, too."""
+"""Seconds without a heartbeat of the reactor after which it is not ready."""
 
-Verdict = tuple[bool, str]
-"""Whether something is ready, and a sentence for people."""
+CheckResult = tuple[bool, str]
+"""Whether the checked thing is ready, and a sentence that says so."""
 
-Leg = dict[str, Any]
-"""JSON: {"name": str, "ready": bool, "detail": str, "since": ISO 8601 in UTC}; since when it has been so."""
+Check = dict[str, Any]
+"""JSON: {"name": str, "ready": bool, "detail": str, "since": when ``ready`` last changed, ISO 8601 in UTC}."""
 
 
 @attrs.define(eq=False)
-class Legs:
-    """Makes verdicts into legs, and remembers since when they are what they are.
+class CheckHistory:
+    """Make JSON of check results, and remember when each changed.
 
     :param now: returns seconds since the epoch.
     """
@@ -43,12 +43,12 @@ class Legs:
     _now: Callable[[], float] = time.time
     _before: dict[str, tuple[bool, float]] = attrs.field(factory=dict, init=False)
 
-    def leg(self, name: str, verdict: Verdict) -> Leg:
-        """Return a leg.
+    def check(self, name: str, result: CheckResult) -> Check:
+        """Return a check as JSON.
 
-        :param name: what it is: "broker".
+        :param name: what was checked, such as "broker".
         """
-        ready, detail = verdict
+        ready, detail = result
         before, since = self._before.get(name, (not ready, 0.0))
         if before != ready:
             since = self._now()
@@ -57,117 +57,119 @@ class Legs:
         return {"name": name, "ready": ready, "detail": detail, "since": shown}
 
 
-def _freshness(registry: Verdict) -> float:
+def _freshness(registry: CheckResult) -> float:
     return 1.0 if registry[0] else 0.1
 
 
 @attrs.define(eq=False)
-class Health:
-    """The legs of a node, as they are when they are asked for.
+class NodeHealth:
+    """The health checks of a node, run when they are asked for.
 
-    The registry is asked at most once a second, however many want to know; ten times, if it has not been well. That
-    it can be written is what heartbeats prove; a node that sends none tries it.
+    Concurrent checks of the registry are coalesced, and its result is cached: for a second if it is ready, else for
+    a tenth. Heartbeats prove that the registry can be written; a node that sends none tries a write.
     """
 
     _node: "Node"
-    _legs: Legs = attrs.field(factory=Legs, init=False)
-    _registry: Memo[Verdict] = attrs.field(init=False)
+    _history: CheckHistory = attrs.field(factory=CheckHistory, init=False)
+    _registry_check: CoalescingCache[CheckResult] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         clock = self._node.runtime.reactor
-        self._registry = Memo(lambda: Deferred.fromCoroutine(self._see_registry(clock)), clock, _freshness)
+        self._registry_check = CoalescingCache(
+            lambda: Deferred.fromCoroutine(self._check_registry(clock)), clock, _freshness
+        )
 
-    async def legs(self) -> list[Leg]:
-        """Return how each of them does: service, broker, database or conductor, migration, consumers, reactor."""
+    async def checks(self) -> list[Check]:
+        """Return all checks: service, broker, database or conductor, migration, consumers, reactor."""
         node = self._node
-        registry = await self._registry.get()
-        state = node.course.state
-        verdicts: dict[str, Verdict] = {
+        registry = await self._registry_check.get()
+        state = node.lifecycle.state
+        results: dict[str, CheckResult] = {
             "service": (state == "running", f"it is {state}"),
-            "broker": self._see_broker(),
-            node.registry_leg.name: registry,
-            "migration": see_migration(node.obstacle, reached=node.registry is not None),
-            "consumers": self._see_consumers(),
-            "reactor": see_reactor(),
+            "broker": self._check_broker(),
+            node.registry_connection.name: registry,
+            "migration": check_migration(node.start_error, reached=node.registry is not None),
+            "consumers": self._check_consumers(),
+            "reactor": check_reactor(),
         }
-        return [self._legs.leg(name, verdict) for name, verdict in verdicts.items()]
+        return [self._history.check(name, result) for name, result in results.items()]
 
-    def _see_consumers(self) -> Verdict:
+    def _check_consumers(self) -> CheckResult:
         node = self._node
         if node.server is None or not node.server.live:
             return False, f"no messages reach it: {self._why_no_messages()}"
         problem = node.why_not_reached()
         return problem is None, "messages reach it" if problem is None else f"no messages reach it: {problem}"
 
-    def _see_broker(self) -> Verdict:
+    def _check_broker(self) -> CheckResult:
         transport = self._node.transport
         problem = self._missing("broker") if transport is None else transport.problem()
-        return problem is None, problem or "messages can move"
+        return problem is None, problem or "messages can be sent"
 
-    async def _see_registry(self, clock: IReactorTime) -> Verdict:
+    async def _check_registry(self, clock: IReactorTime) -> CheckResult:
         registry, record = self._node.registry, self._node.record
         if registry is None or record is None:
-            return False, self._missing(self._node.registry_leg.name)
-        membership = self._node.membership
-        if membership is None or not membership.is_telling:
-            return await see_registry(registry.prove_writable(), clock)
-        if membership.problem is not None:
-            return False, f"heartbeats cannot be written: {membership.problem}"
-        return await see_registry(registry.get(str(record.id)), clock)
+            return False, self._missing(self._node.registry_connection.name)
+        heartbeat = self._node.heartbeat
+        if heartbeat is None or not heartbeat.is_current:
+            return await check_registry(registry.prove_writable(), clock)
+        if heartbeat.write_error is not None:
+            return False, f"heartbeats cannot be written: {heartbeat.write_error}"
+        return await check_registry(registry.get(str(record.id)), clock)
 
     def _why_no_messages(self) -> str:
         node = self._node
-        state = node.course.state
+        state = node.lifecycle.state
         if state == "draining":
-            return "it is draining, and takes in only calls of operations under way"
+            return "it is draining, and accepts only calls of operations under way"
         if state != "running":
             return f"it is {state}"
-        broker, problem = self._see_broker()
-        return "its consumers are being made again" if broker else f"the broker is not there: {problem}"
+        broker, problem = self._check_broker()
+        return "its consumers are being restored" if broker else f"the broker is unavailable: {problem}"
 
-    def _missing(self, leg: str) -> str:
+    def _missing(self, dependency: str) -> str:
         node = self._node
-        if node.waiting_for == leg:
-            return f"it is not there: {node.obstacle}"
-        return f"it has not been reached: the node is {node.course.state}"
+        if node.waiting_for == dependency:
+            return f"it is unavailable: {node.start_error}"
+        return f"it has not been reached: the node is {node.lifecycle.state}"
 
 
-async def see_registry(asking: Deferred[Any], clock: IReactorTime) -> Verdict:
-    """See whether a registry answers within PATIENCE.
+async def check_registry(asking: Deferred[Any], clock: IReactorTime) -> CheckResult:
+    """Check whether a registry answers within PATIENCE.
 
-    :param asking: what it was asked just now; a row that is not there is an answer.
+    :param asking: the result of a call just made. A missing row is an answer, too.
     """
     asked = clock.seconds()
     try:
         await asking.addTimeout(PATIENCE, clock)
     except ServiceNotFoundError:
-        pass  # it answers; the next heartbeat makes the row again
+        pass  # it answered; the next heartbeat registers the row again
     except NovasvcError as error:
         return False, str(error)
     except DeferredTimeoutError:
         return False, f"no answer within {PATIENCE:g} s"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
+    except Exception as error:  # noqa: BLE001 - any other error means that it did not answer
         return False, describe(error)
     return True, f"it answered within {1000 * (clock.seconds() - asked):.0f} ms"
 
 
-def see_migration(error: NovasvcError | None, *, reached: bool) -> Verdict:
-    """Tell whether the schema is ours; a registry that was reached has seen that.
+def check_migration(error: NovasvcError | None, *, reached: bool) -> CheckResult:
+    """Check whether the schema has the right revision. A registry that was reached has checked that.
 
-    :param error: why it was not reached.
+    :param error: why the registry was not reached.
     """
     if reached:
-        return True, "the schema is the one that this version knows"
-    return False, str(error) if isinstance(error, MigrationNeededError) else "the schema has not been seen yet"
+        return True, "the schema has the revision of this version"
+    return False, str(error) if isinstance(error, MigrationNeededError) else "the schema was not read yet"
 
 
-def see_reactor() -> Verdict:
-    """Tell whether the reactor of this process answers in time; of one that is not watched, that nobody knows."""
-    beaten = flight.installed().beaten
-    if not beaten:
+def check_reactor() -> CheckResult:
+    """Check whether this process's reactor is on time. Without a stall watch the check passes."""
+    last_beat = flight.installed().last_beat
+    if not last_beat:
         return True, "it is not watched"
     late = metrics.last_lag.at().value
-    silent = time.monotonic() - beaten
+    silent = time.monotonic() - last_beat
     if silent > _SILENCE:
         late = max(late, silent)
     return late <= LAG_LIMIT, f"it was {1000 * late:.0f} ms late"

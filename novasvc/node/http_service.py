@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, StartError, describe
 from novasvc.interfaces import IInterruptible, IPreloading, IReplaceable, IStartable
-from novasvc.node.lifecycle import Course
+from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.runtime import Runtime
 
 _log = Logger()
@@ -35,7 +35,7 @@ class HTTPService(service.Service):
     replaceable = True
     preload: Sequence[str] = ()
     _title: str
-    _course: Course
+    _lifecycle: Lifecycle
 
     def _listen_on(self, title: str, address: str, port: int) -> None:
         """Make the server and the state machine; nothing is bound yet.
@@ -55,7 +55,7 @@ class HTTPService(service.Service):
             settings.graceful_shutdown_timeout,
             settings.tcp_keepidle,
         )
-        self._course = Course(title, self._begin, self._end, self._entered)
+        self._lifecycle = Lifecycle(title, self._begin, self._end, self._entered)
 
     @property
     def port(self) -> int | None:
@@ -66,7 +66,7 @@ class HTTPService(service.Service):
     @property
     def state(self) -> str:
         """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
+        return self._lifecycle.state
 
     # -- preforked -----------------------------------------------------------------------------
 
@@ -79,14 +79,14 @@ class HTTPService(service.Service):
         """Use the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self.server.adopt_sockets(sockets)
 
-    def hand_on(self) -> Sequence[socket]:
+    def duplicate_sockets(self) -> Sequence[socket]:
         """Return duplicates of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
-        sockets: Sequence[socket] = self.server.hand_on()
+        sockets: Sequence[socket] = self.server.duplicate_sockets()
         return sockets
 
-    def succeeded(self) -> None:
+    def superseded(self) -> None:
         """Note that a successor listens on the port; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self.server.succeeded()
+        self.server.superseded()
 
     # -- start and stop ------------------------------------------------------------------------
 
@@ -98,11 +98,11 @@ class HTTPService(service.Service):
     def startService(self) -> None:
         """Begin to start. :meth:`when_started` returns the outcome, and the log has it."""
         super().startService()
-        self._course.start().addErrback(lambda _: None)
+        self._lifecycle.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Return a Deferred that fires when it is started; see :class:`~novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def stopService(self) -> Deferred[None]:
         """Accept no more connections, and finish the requests in progress, up to graceful_shutdown_timeout.
@@ -111,7 +111,7 @@ class HTTPService(service.Service):
         """
         super().stopService()
         # The port may be bound even if the start has not begun.
-        return self._course.stop().addCallback(lambda _: self.server.stopService())
+        return self._lifecycle.stop().addCallback(lambda _: self.server.stopService())
 
     def hurry(self) -> None:
         """Abort the remaining connections. Called while it stops."""

@@ -1,8 +1,8 @@
-"""The states that every service of the tree walks through, as an Automat machine.
+"""The lifecycle of a service: an Automat machine that every service in the tree uses.
 
-initial -> starting -> running -> draining -> stopped, and failed where a start did not end well.
-A restart goes from running, or from a start that takes too long, through draining to starting.
-What a service does on the way is its own: a :class:`Lifecycle` is given two coroutine functions.
+initial -> starting -> running -> draining -> stopped, and failed if a start failed.
+A restart goes from running or starting through draining to starting.
+A :class:`Lifecycle` is given two coroutine functions, which start and stop its service.
 """
 
 from collections import deque
@@ -20,20 +20,20 @@ from novasvc.errors import StateError
 _log = Logger()
 
 
-class Lifecycle(Protocol):
-    """The inputs. None of them waits; :class:`Course` has what can be waited for."""
+class LifecycleMachine(Protocol):
+    """The inputs of the machine. None of them waits; :class:`Lifecycle` returns Deferreds."""
 
     def start(self) -> None:
-        """Begin to start. Nothing happens if that is under way or done, or while it stops."""
+        """Begin to start. Ignored while starting or running; refused with a warning while stopping."""
 
     def stop(self) -> None:
         """Begin to stop. A start under way is cancelled first."""
 
     def restart(self) -> None:
-        """Begin to stop, and then to start again. What neither starts nor runs cannot; a stop meanwhile wins."""
+        """Stop, then start again. Valid only while starting or running; a stop meanwhile wins."""
 
     def begun(self) -> None:
-        """Note that the start has ended well."""
+        """Note that the start succeeded."""
 
     def broken(self, failure: Failure) -> None:
         """Note that the start has failed."""
@@ -43,21 +43,21 @@ class Lifecycle(Protocol):
 
 
 @attrs.define(eq=False)
-class Course:
-    """A machine, what it drives, and who waits for it.
+class Lifecycle:
+    """A service's state machine, and the Deferreds of its callers.
 
-    :param name: whose course it is, for errors: "node novasvc-agent@host1".
-    :param begin: coroutine function that starts; cancelled if a stop comes first.
-    :param end: coroutine function that stops whatever ``begin`` reached.
+    :param name: the service's name, for errors: "node novasvc-agent@host1".
+    :param begin: coroutine function that starts the service; cancelled if a stop comes first.
+    :param end: coroutine function that stops whatever ``begin`` has started.
     :param entered: called with the name of each state that is entered.
-    :ivar renewing: on the way down of a restart, which shows as draining.
+    :ivar restarting: a restart is on its way down; its state is shown as draining.
     """
 
-    # Note [When the waiters are answered]
+    # Note [When the waiters are fired]
     #
-    # Automat postpones an input that comes in the midst of another. Who waits may well give one,
-    # as in stop().addCallback(lambda _: start()), and is to see at once what comes of it. So a
-    # transition only notes the answers, and they are given when its input has returned.
+    # Automat queues an input that arrives while another is being handled. A waiter's callback may give
+    # an input, as in stop().addCallback(lambda _: start()), and must see its effect at once. So a
+    # transition only queues the results, and the waiters are fired when the input has returned.
 
     name: str
     begin: Callable[[], Coroutine[Deferred[Any], Any, None]]
@@ -65,8 +65,8 @@ class Course:
     entered: Callable[[str], None]
     state: str = attrs.field(default="initial", init=False)
     reason: BaseException | None = attrs.field(default=None, init=False)
-    renewing: bool = attrs.field(default=False, init=False)
-    _machine: Lifecycle = attrs.field(init=False)
+    restarting: bool = attrs.field(default=False, init=False)
+    _machine: LifecycleMachine = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
     _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
     _end_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
@@ -76,24 +76,25 @@ class Course:
     def __attrs_post_init__(self) -> None:
         self._machine = _make_lifecycle(self)
 
-    # -- for the outside -----------------------------------------------------------------------
+    # -- for callers ---------------------------------------------------------------------------
 
     def start(self) -> Deferred[None]:
-        """Begin to start; see :meth:`when_started`, and :meth:`Lifecycle.start`."""
+        """Begin to start; see :meth:`when_started`, and :meth:`LifecycleMachine.start`."""
         self._give(self._machine.start)
         return self.when_started()
 
     def stop(self) -> Deferred[None]:
-        """Begin to stop; see :meth:`when_ended`, and :meth:`Lifecycle.stop`."""
+        """Begin to stop; see :meth:`when_ended`, and :meth:`LifecycleMachine.stop`."""
         self._give(self._machine.stop)
         return self.when_ended()
 
     def restart(self) -> Deferred[None]:
-        """Stop and start again; who waits for the end goes on waiting, and so does who waits for a start.
+        """Stop and start again. Deferreds of the start and of the end that have not fired keep waiting.
 
-        :return: Deferred[None], fired when running again; fails with the reason, with StateError if it is ending.
+        :return: Deferred[None], fired when running again. Fails with the reason of a failed start, or with
+            StateError if the service is not starting or running.
         """
-        if self.state not in {"starting", "running"} and not self.renewing:
+        if self.state not in {"starting", "running"} and not self.restarting:
             return fail(StateError(self.name, self.state, "restart"))
         started = _waiter(self._start_waiters)
         self._give(self._machine.restart)
@@ -116,12 +117,12 @@ class Course:
     # -- for the machine -----------------------------------------------------------------------
 
     def enter(self, state: str) -> None:
-        """Be in a state from now on, and say so."""
+        """Set the state, and call ``entered``."""
         self.state = state
         self.entered(state)
 
     def run_begin(self) -> None:
-        """Begin, and tell the machine how that ends."""
+        """Call ``begin``, and give its outcome to the machine."""
         self.reason = None
         self._starting = Deferred.fromCoroutine(self.begin())
         self._starting.addCallbacks(
@@ -129,7 +130,7 @@ class Course:
         )
 
     def run_end(self) -> None:
-        """Stop, and tell the machine when that has ended, well or not."""
+        """Call ``end``, and tell the machine when it has ended, whatever its outcome."""
         ending = Deferred.fromCoroutine(self.end())
         ending.addErrback(lambda failure: _log.failure("{name} did not stop cleanly", failure, name=self.name))
         ending.addCallback(lambda _: self._give(self._machine.ended))
@@ -140,30 +141,30 @@ class Course:
             self._starting.cancel()
 
     def finish_start(self) -> None:
-        """Answer those who wait for the start: it has ended well."""
+        """Fire the waiters of the start: it succeeded."""
         self._starting = None
         self._answer(self._start_waiters)
 
     def finish_end(self) -> None:
-        """Answer all who wait."""
+        """Fire all waiters."""
         self._starting = None
         self._answer(self._start_waiters, self._why_not_started())
         self._answer(self._end_waiters)
 
     def refuse_start(self) -> None:
-        """Say that a start came while it stops: whoever gave it may not wait for what comes of it."""
+        """Log that a start came while stopping: its caller may not wait for the Deferred."""
         _log.warn("{error}", error=StateError(self.name, self.state, "start"))
 
     def _why_not_started(self) -> BaseException:
         return self.reason or StateError(self.name, self.state, "start")
 
     def _answer(self, waiters: list[Deferred[None]], error: BaseException | None = None) -> None:
-        # Each waiter gets a Failure of its own: handling one must not clean another's.
+        # Each waiter gets its own Failure: an errback changes the Failure it handles.
         self._answers.extend((waiter, None if error is None else Failure(error)) for waiter in waiters)
         waiters.clear()
 
     def _give(self, take: Callable[..., None], *args: Any) -> None:
-        """Give the machine an input, then the answers; see Note [When the waiters are answered]."""
+        """Give the machine an input, then fire waiters; see Note [When the waiters are fired]."""
         self._inputs += 1
         try:
             take(*args)
@@ -171,12 +172,12 @@ class Course:
             self._inputs -= 1
         while self._answers and not self._inputs:
             waiter, result = self._answers.popleft()
-            if not waiter.called:  # Another's callback may have cancelled it.
+            if not waiter.called:  # another waiter's callback may have cancelled it
                 waiter.callback(result)
 
 
 def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
-    """Add a Deferred that leaves the list when it is cancelled."""
+    """Append a Deferred to a list; cancelling removes it."""
 
     def leave(waiter: Deferred[None]) -> None:
         if waiter in waiters:
@@ -187,124 +188,125 @@ def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
     return waiter
 
 
-def _build() -> Callable[[Course], Lifecycle]:
-    builder = TypeMachineBuilder(Lifecycle, Course)
+def _build() -> Callable[[Lifecycle], LifecycleMachine]:
+    builder = TypeMachineBuilder(LifecycleMachine, Lifecycle)
     initial = builder.state("initial")
     starting = builder.state("starting")
     running = builder.state("running")
     draining = builder.state("draining")
-    undoing = builder.state("undoing")  # a failed start, taken back; outside it shows as draining
+    rolling_back = builder.state("rolling_back")  # stopping after a failed start; shown as draining
     stopped = builder.state("stopped")
     failed = builder.state("failed")
 
     for at_rest in (initial, stopped, failed):
 
-        @at_rest.upon(Lifecycle.start).to(starting)
-        def start(machine: Lifecycle, course: Course) -> None:
-            course.enter("starting")
-            course.run_begin()
+        @at_rest.upon(LifecycleMachine.start).to(starting)
+        def start(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+            lifecycle.enter("starting")
+            lifecycle.run_begin()
 
     for under_way in (starting, running):
-        under_way.upon(Lifecycle.start).loop().returns(None)
+        under_way.upon(LifecycleMachine.start).loop().returns(None)
 
-    @starting.upon(Lifecycle.begun).to(running)
-    def run(machine: Lifecycle, course: Course) -> None:
-        course.enter("running")
-        course.finish_start()
+    @starting.upon(LifecycleMachine.begun).to(running)
+    def run(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("running")
+        lifecycle.finish_start()
 
-    @starting.upon(Lifecycle.broken).to(undoing)
-    def undo(machine: Lifecycle, course: Course, failure: Failure) -> None:
-        course.reason = failure.value
-        course.enter("draining")
-        course.run_end()
+    @starting.upon(LifecycleMachine.broken).to(rolling_back)
+    def roll_back(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
+        lifecycle.reason = failure.value
+        lifecycle.enter("draining")
+        lifecycle.run_end()
 
-    @undoing.upon(Lifecycle.ended).to(failed)
-    def fail(machine: Lifecycle, course: Course) -> None:
-        course.enter("failed")
-        course.finish_end()
+    @rolling_back.upon(LifecycleMachine.ended).to(failed)
+    def fail(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("failed")
+        lifecycle.finish_end()
 
-    @initial.upon(Lifecycle.stop).to(stopped)
-    def never_started(machine: Lifecycle, course: Course) -> None:
-        course.enter("stopped")
-        course.finish_end()
+    @initial.upon(LifecycleMachine.stop).to(stopped)
+    def never_started(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("stopped")
+        lifecycle.finish_end()
 
-    # A start that is cancelled still has to end, well or not, before the stop begins.
+    # A cancelled start must end, whatever its outcome, before the stop begins.
     interrupted = builder.state("interrupted")
 
-    @starting.upon(Lifecycle.stop).to(interrupted)
-    def interrupt(machine: Lifecycle, course: Course) -> None:
-        course.enter("draining")
-        course.cancel_begin()
+    @starting.upon(LifecycleMachine.stop).to(interrupted)
+    def interrupt(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("draining")
+        lifecycle.cancel_begin()
 
-    @interrupted.upon(Lifecycle.begun).to(draining)
-    def drain_late(machine: Lifecycle, course: Course) -> None:
-        course.run_end()
+    @interrupted.upon(LifecycleMachine.begun).to(draining)
+    def drain_late(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.run_end()
 
-    @interrupted.upon(Lifecycle.broken).to(draining)
-    def drain_interrupted(machine: Lifecycle, course: Course, failure: Failure) -> None:
+    @interrupted.upon(LifecycleMachine.broken).to(draining)
+    def drain_interrupted(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            course.reason = failure.value
-        course.run_end()
+            lifecycle.reason = failure.value
+        lifecycle.run_end()
 
-    @running.upon(Lifecycle.stop).to(draining)
-    def drain(machine: Lifecycle, course: Course) -> None:
-        course.enter("draining")
-        course.run_end()
+    @running.upon(LifecycleMachine.stop).to(draining)
+    def drain(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("draining")
+        lifecycle.run_end()
 
-    # A restart on its way down; outside both show as draining.
-    renewing = builder.state("renewing")
-    turned = builder.state("turned")  # the start that it cuts short has not ended yet
+    # A restart on its way down. Both states are shown as draining.
+    restarting = builder.state("restarting")
+    # Waiting for the end of the start that the restart cancelled.
+    start_interrupted = builder.state("start_interrupted")
 
-    @running.upon(Lifecycle.restart).to(renewing)
-    def renew(machine: Lifecycle, course: Course) -> None:
-        course.renewing = True
-        course.enter("draining")
-        course.run_end()
+    @running.upon(LifecycleMachine.restart).to(restarting)
+    def drain_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = True
+        lifecycle.enter("draining")
+        lifecycle.run_end()
 
-    @starting.upon(Lifecycle.restart).to(turned)
-    def turn(machine: Lifecycle, course: Course) -> None:
-        course.renewing = True
-        course.enter("draining")
-        course.cancel_begin()
+    @starting.upon(LifecycleMachine.restart).to(start_interrupted)
+    def interrupt_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = True
+        lifecycle.enter("draining")
+        lifecycle.cancel_begin()
 
-    @turned.upon(Lifecycle.begun).to(renewing)
-    def renew_late(machine: Lifecycle, course: Course) -> None:
-        course.run_end()
+    @start_interrupted.upon(LifecycleMachine.begun).to(restarting)
+    def drain_late_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.run_end()
 
-    @turned.upon(Lifecycle.broken).to(renewing)
-    def renew_interrupted(machine: Lifecycle, course: Course, failure: Failure) -> None:
-        course.run_end()
+    @start_interrupted.upon(LifecycleMachine.broken).to(restarting)
+    def drain_interrupted_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
+        lifecycle.run_end()
 
-    @renewing.upon(Lifecycle.ended).to(starting)
-    def start_again(machine: Lifecycle, course: Course) -> None:
-        course.renewing = False
-        course.enter("starting")
-        course.run_begin()
+    @restarting.upon(LifecycleMachine.ended).to(starting)
+    def start_again(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = False
+        lifecycle.enter("starting")
+        lifecycle.run_begin()
 
-    @renewing.upon(Lifecycle.stop).to(draining)
-    def end_for_good(machine: Lifecycle, course: Course) -> None:
-        course.renewing = False
+    @restarting.upon(LifecycleMachine.stop).to(draining)
+    def end_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = False
 
-    @turned.upon(Lifecycle.stop).to(interrupted)
-    def interrupt_for_good(machine: Lifecycle, course: Course) -> None:
-        course.renewing = False
+    @start_interrupted.upon(LifecycleMachine.stop).to(interrupted)
+    def interrupt_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.restarting = False
 
-    for under_way in (renewing, turned):
-        under_way.upon(Lifecycle.restart).loop().returns(None)
+    for under_way in (restarting, start_interrupted):
+        under_way.upon(LifecycleMachine.restart).loop().returns(None)
 
-    @draining.upon(Lifecycle.ended).to(stopped)
-    def end(machine: Lifecycle, course: Course) -> None:
-        course.enter("stopped")
-        course.finish_end()
+    @draining.upon(LifecycleMachine.ended).to(stopped)
+    def end(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+        lifecycle.enter("stopped")
+        lifecycle.finish_end()
 
-    for ending in (interrupted, draining, undoing, stopped, failed):
-        ending.upon(Lifecycle.stop).loop().returns(None)
+    for ending in (interrupted, draining, rolling_back, stopped, failed):
+        ending.upon(LifecycleMachine.stop).loop().returns(None)
 
-    for ending in (interrupted, draining, undoing, renewing, turned):
+    for ending in (interrupted, draining, rolling_back, restarting, start_interrupted):
 
-        @ending.upon(Lifecycle.start).loop()
-        def refuse(machine: Lifecycle, course: Course) -> None:
-            course.refuse_start()
+        @ending.upon(LifecycleMachine.start).loop()
+        def refuse(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
+            lifecycle.refuse_start()
 
     return builder.build()
 

@@ -25,90 +25,90 @@ from novasvc.errors import (
     describe,
 )
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.manager import Attachments, Manager
+from novasvc.manager import Manager, ManagerResources
 from novasvc.node.endpoint import NodeAPI
-from novasvc.node.health import Health
-from novasvc.node.lifecycle import Course
+from novasvc.node.health import NodeHealth
+from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.reachability import ReachabilityCheck
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
+from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.lookup import ServiceLookup
-from novasvc.registry.membership import Identity, Membership
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.logs import counted, node_fields
+from novasvc.telemetry.logs import node_fields, pluralize
 
 _log = Logger()
 _T = TypeVar("_T")
 
 _OUTAGES = BrokerUnavailableError, DatabaseUnavailableError
-"""What a node waits for the end of."""
+"""Errors of outages, which a node waits out."""
 _ANSWERS = BrokerRefusedError, BrokerFailedError
-"""Those of them that come from who is there."""
-_AWAY = "is not there, trying until it is"
+"""Outages in which the server answers, but refuses the connection."""
+_AWAY = "is unavailable; retrying"
 
-AT_ONCE = 1.0
-"""Seconds for the whole way down of a node that is to end at once: to give back what it was sent, and leave."""
+HURRY_TIME = 1.0
+"""Seconds for the whole stop of a node that is told to hurry: to give messages back, and disconnect."""
 
-TIDYING = 0.15
-"""Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in supervision/ending.py."""
+CLEANUP_TIME = 0.15
+"""Seconds for the same after the deadline of a drain: see Note [The deadline of a drain] in workers/exit_status.py."""
+
 VERIFY_INTERVAL = 10.0
-"""Seconds from one proof of reachability to the next, of a node that sends no heartbeats."""
+"""Seconds between verifications that messages reach a node without heartbeats."""
 
 _LEAST = 0.05
-"""Seconds for a step of either, if those before it, or other nodes, have used up the rest."""
+"""Seconds that each step gets even if earlier steps, or other nodes, have used up the rest."""
 
 
 @attrs.define(eq=False, kw_only=True)
 class Node:
-    """One manager, its RPC server, its row, its heartbeat, its tasks.
+    """One manager with its RPC server, row, heartbeat and periodic tasks.
 
-    :param registry_leg: the way to the registry: the database's, or the conductor's.
-    :param report_interval: seconds between heartbeats; 0 is no heartbeats.
-    :param periodic_enable: run the tasks.
-    :ivar obstacle: what the start failed of last; None when it went on.
+    :param registry_connection: the connection to the database, or to the conductor.
+    :param report_interval: seconds between heartbeats; 0 for no heartbeats.
+    :param periodic_enable: run the periodic tasks.
+    :ivar start_error: the last error that delayed or ended the start; None once the start went on.
     :ivar running_since: seconds on the reactor's clock; None before it ran.
-    :ivar leaving: with what a hook of the manager ended on the way down, if it wanted the process to end with a status.
+    :ivar leaving: the SystemExit of a hook during the stop: the exit status that the manager wants for its process.
     """
 
     # Note [Order of start and stop]
     #
-    # Up: check, row, init_host, pre_start_hook, consume, post_start_hook, heartbeat, tasks. The row
-    # comes first, so that a hook may rely on it; messages come after the hooks that prepare for
-    # them; the first heartbeat comes when the node can do what it claims.
+    # Start: check, row, init_host, pre_start_hook, consume, post_start_hook, heartbeat, tasks. The row
+    # comes first, so that a hook can rely on it; messages come after the hooks that prepare for
+    # them; the first heartbeat comes when the node can do what it announces.
     #
-    # Down is not simply the reverse. First nothing new comes in (no runs, no requests but those of
-    # operations under way, see novasvc.rpc.admission), then what is there is finished, and only
-    # then the node leaves: it beats while it drains, for to stop beating is to be declared down,
-    # and a down node's work may be given to another.
-
-    identity: Identity
+    # Stop is not simply the reverse. First nothing new is accepted (no runs, and only requests of
+    # operations under way, see novasvc.rpc.admission). Then everything under way is finished. Only
+    # then does the node disconnect. It sends heartbeats while it drains, because a node without
+    # heartbeats is declared down, and its work may be given to another node.
+    identity: ServiceIdentity
     topic: str
     manager: Manager
     tasks: TaskRunner
     runtime: Runtime
-    registry_leg: Leg[IServiceRegistry]
+    registry_connection: SharedConnection[IServiceRegistry]
     report_interval: float
     periodic_enable: bool
-    course: Course = attrs.field(init=False)
-    health: Health = attrs.field(init=False)
+    lifecycle: Lifecycle = attrs.field(init=False)
+    health: NodeHealth = attrs.field(init=False)
     waiting_for: str | None = attrs.field(default=None, init=False)
-    obstacle: NovasvcError | None = attrs.field(default=None, init=False)
+    start_error: NovasvcError | None = attrs.field(default=None, init=False)
     running_since: float | None = attrs.field(default=None, init=False)
     leaving: SystemExit | None = attrs.field(default=None, init=False)
     registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     transport: ITransport | None = attrs.field(default=None, init=False)
     client: Client | None = attrs.field(default=None, init=False)
     server: Server | None = attrs.field(default=None, init=False)
-    membership: Membership | None = attrs.field(default=None, init=False)
+    heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     reachability: ReachabilityCheck | None = attrs.field(default=None, init=False)
     _record: ServiceRecord | None = attrs.field(default=None, init=False)
     _deadline: float | None = attrs.field(default=None, init=False)
-    _at_once: float | None = attrs.field(default=None, init=False)
-    _is_early: bool = attrs.field(default=False, init=False)
+    _hurry_deadline: float | None = attrs.field(default=None, init=False)
+    _hurried_early: bool = attrs.field(default=False, init=False)
     _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _narrowed: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
@@ -119,13 +119,13 @@ class Node:
         self._endpoints = Endpoints(
             self.manager, *self.manager.additional_endpoints, BaseAPI(self.topic), NodeAPI(self)
         )
-        self.health = Health(self)
-        self.course = Course(f"node {self.identity}", self.begin, self.end, self._entered)
+        self.health = NodeHealth(self)
+        self.lifecycle = Lifecycle(f"node {self.identity}", self.begin, self.end, self._entered)
 
     @property
     def record(self) -> ServiceRecord | None:
-        """The row of this node, as it was registered last; None before that."""
-        return self._record if self.membership is None else self.membership.record
+        """The node's row, as it was last registered; None before that."""
+        return self._record if self.heartbeat is None else self.heartbeat.record
 
     def _entered(self, state: str) -> None:
         if state == "draining":
@@ -138,68 +138,68 @@ class Node:
         _log.info("{node} is {state}", node=self.identity, state=state, **self._log_fields())
 
     def hurry(self) -> None:
-        """Have the way down take AT_ONCE seconds at the most, from now on: what is under way is cut short.
+        """Limit the rest of the stop to HURRY_TIME seconds, by cancelling what is under way.
 
         Called when the stop has begun.
         """
-        if self.course.state in {"stopped", "failed"} or self._at_once is not None:
+        if self.lifecycle.state in {"stopped", "failed"} or self._hurry_deadline is not None:
             return
         now = self.runtime.reactor.seconds()
-        self._at_once = now + AT_ONCE
+        self._hurry_deadline = now + HURRY_TIME
         if self._deadline is not None:
-            self._at_once = min(self._at_once, self._deadline + TIDYING)
-            # Told by whoever measures the same deadline, from a moment before ours.
-            self._is_early = now < self._deadline - TIDYING
+            self._hurry_deadline = min(self._hurry_deadline, self._deadline + CLEANUP_TIME)
+            # A supervisor that measures the same deadline may call this slightly before it: that is not early.
+            self._hurried_early = now < self._deadline - CLEANUP_TIME
         else:
-            self._is_early = True
+            self._hurried_early = True
         if self._shorten is not None:
             self._shorten()
 
     def _log_fields(self) -> dict[str, str | None]:
         return {"host": self.identity.host, "binary": self.identity.binary, "topic": self.identity.topic}
 
-    # -- the way up ----------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Start the parts in order.
 
-        :raises StartError: a part could not be started; the log says so as well.
+        :raises StartError: a part could not be started; it is logged too.
         """
         node_fields.set(self._log_fields())
-        self._at_once, self._is_early = None, False
+        self._hurry_deadline, self._hurried_early = None, False
         try:
-            await self._walk_up()
-        except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
-            if isinstance(error, CancelledError | TransportClosedError) and self.course.state == "draining":
-                raise CancelledError from error  # a stop came first
+            await self._start_parts()
+        except (Exception, SystemExit) as error:  # a hook's SystemExit fails the start, and does not end the process
+            if isinstance(error, CancelledError | TransportClosedError) and self.lifecycle.state == "draining":
+                raise CancelledError from error  # a stop interrupted the start
             known = isinstance(error, NovasvcError)
             failed = StartError(str(self.identity), self._step, str(error) if known else describe(error))
             _log.critical("{error}", error=failed)
             if not known:
-                _log.failure("where it was raised", level=LogLevel.debug)
+                _log.failure("traceback of the failed start", level=LogLevel.debug)
             raise failed from error
 
-    async def _walk_up(self) -> None:
+    async def _start_parts(self) -> None:
         settings, clock = self.runtime.settings, self.runtime.reactor
         _log.info("starting {topic} node {node}, version {v}", topic=self.topic, node=self.identity, v=__version__)
         self._step = "basic_config_check"
         self.basic_config_check()
 
         self._step = "register"
-        leg = self.registry_leg
-        registry = self.registry = await self._reach(leg.name, leg.acquire)
+        connection = self.registry_connection
+        registry = self.registry = await self._retry_outages(connection.name, connection.acquire)
         identity = self.identity
-        record = self._record = await self._reach(
-            leg.name,
+        record = self._record = await self._retry_outages(
+            connection.name,
             lambda: registry.register(identity.host, identity.binary, identity.topic, identity.version),
         )
 
         self._step = "open the transport"
-        transport = self.transport = await self._reach("broker", self.runtime.broker.acquire)
+        transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
         explain = ServiceLookup(lambda: registry, clock, settings.service_down_time)
         self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
         self.manager.attach(
-            Attachments(
+            ManagerResources(
                 reactor=clock,
                 rpc=self.client,
                 tasks=self.tasks,
@@ -212,13 +212,13 @@ class Node:
         await self._hook("pre_start_hook")
 
         self._step = "consume"
-        await self._reach("broker", lambda: self._serve(transport))
+        await self._retry_outages("broker", lambda: self._serve(transport))
         await self._hook("post_start_hook")
 
-        self._step = "join the service group"
-        proofs = [self._why_not_consuming, self.why_not_reached]
-        self.membership = Membership(registry, identity, record, clock, self.report_interval, proofs)
-        await self.membership.join()
+        self._step = "start the heartbeat"
+        checks = [self._why_not_consuming, self.why_not_reached]
+        self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
+        await self.heartbeat.start()
         if self.periodic_enable:
             self.tasks.start()
 
@@ -246,7 +246,7 @@ class Node:
         self.reachability.start()
 
     def operations(self) -> set[str]:
-        """Return the request ids of the operations under way: methods, periodic tasks, calls to other services."""
+        """Return the request ids of the operations under way: methods, periodic tasks, outgoing calls."""
         return self._other_operations() if self.server is None else self.server.operations()
 
     def _other_operations(self) -> set[str]:
@@ -254,9 +254,9 @@ class Node:
         return calls | self.tasks.operations()
 
     def basic_config_check(self) -> None:
-        """See that the temporary directory exists and can be written to.
+        """Check that the temporary directory exists and is writable.
 
-        :raises DirectoryError: otherwise.
+        :raises DirectoryError: it does not exist, or is not writable.
         """
         path = str(self.runtime.settings.tempdir or tempfile.gettempdir())
         try:
@@ -272,80 +272,82 @@ class Node:
         try:
             await abandon_on_cancel(hook)
         except CancelledError:
-            # The hook is cancelled, and may tidy up; but the start does not go on, whatever it returns.
-            await self._tidy(name, lambda: hook)
+            # The cancelled hook may still clean up. The start ends here, even if the hook returns normally.
+            await self._stop_step(name, lambda: hook)
             raise
 
-    async def _reach(self, leg: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Try until it is there: a node outlives an outage of what it stands on."""
+    async def _retry_outages(self, dependency: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Call ``attempt`` with backoff until it succeeds: a node waits out an outage of a dependency."""
         for failures in count(1):
             try:
                 reached = await attempt()
             except NovasvcError as error:
-                self.obstacle = error
+                self.start_error = error
                 if self.runtime.settings.fail_fast or not isinstance(error, _OUTAGES):
                     raise
                 if self.waiting_for is None:
                     away = "refuses the connection; retrying" if isinstance(error, _ANSWERS) else _AWAY
-                    _log.error("the {leg} {away}: {error}", leg=leg, away=away, error=error)
-                self.waiting_for = leg
+                    _log.error("the {dependency} {away}: {error}", dependency=dependency, away=away, error=error)
+                self.waiting_for = dependency
                 await deferLater(self.runtime.reactor, self.runtime.retry(failures), lambda: None)
             else:
                 if self.waiting_for is not None:
-                    _log.info("the {leg} is there, after {failures} failures", leg=leg, failures=failures - 1)
-                self.waiting_for = self.obstacle = None
+                    _log.info("the {dependency} is available after {n} failures", dependency=dependency, n=failures - 1)
+                self.waiting_for = self.start_error = None
                 return reached
         raise AssertionError  # count() does not end
 
     def _why_not_consuming(self) -> str | None:
-        live = self.course.state == "draining" or (self.server is not None and self.server.live)
-        return None if live else "its consumers are not live"
+        live = self.lifecycle.state == "draining" or (self.server is not None and self.server.live)
+        return None if live else "its consumers are not active"
 
     def why_not_reached(self) -> str | None:
-        """Return why no message reaches this node, though it consumes; None if they do, or it drains."""
-        if self.reachability is None or self.course.state == "draining":
+        """Return why messages do not reach this node although it consumes; None if they do, or while it drains."""
+        if self.reachability is None or self.lifecycle.state == "draining":
             return None
         return self.reachability.problem
 
-    # -- the way down --------------------------------------------------------------------------
+    # -- stop ----------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Stop whatever ``begin`` reached, in order; errors are logged and stop nothing."""
+        """Stop whatever ``begin`` has started, in order. Errors are logged, and the other steps still run."""
         node_fields.set(self._log_fields())
         self.waiting_for = None
         await self._drain()
         if self.transport is not None:
-            await self._tidy("cleanup_host", self.manager.cleanup_host)
-        if self.membership is not None:
-            self._record = self.membership.record
-            await self._tidy("leave the service group", self.membership.leave)
+            await self._stop_step("cleanup_host", self.manager.cleanup_host)
+        if self.heartbeat is not None:
+            self._record = self.heartbeat.record
+            await self._stop_step("stop the heartbeat", self.heartbeat.stop)
         if self.server is not None:
-            await self._tidy("close the RPC server", self.server.close)
+            await self._stop_step("close the RPC server", self.server.close)
         if self.client is not None:
-            await self._tidy("close the RPC client", self.client.close)
+            await self._stop_step("close the RPC client", self.client.close)
         if self.transport is not None:
-            await self._tidy("close the transport", self.runtime.broker.release)
+            await self._stop_step("close the transport", self.runtime.broker.release)
         if self.registry is not None:
-            await self._tidy(f"let go of the {self.registry_leg.name}", self.registry_leg.release)
-        self.registry = self.transport = self.client = self.server = self.membership = self.reachability = None
+            await self._stop_step(
+                f"disconnect from the {self.registry_connection.name}", self.registry_connection.release
+            )
+        self.registry = self.transport = self.client = self.server = self.heartbeat = self.reachability = None
 
     def _begin_drain(self) -> None:
-        """Begin nothing new, from this moment on: whoever reads "draining" may rely on it."""
+        """Accept nothing new from this moment on, so that "draining" can be relied on."""
         self._tasks_ended = self.tasks.stop()
         self._narrowed = succeed(None) if self.server is None else self.server.drain()
 
     async def _drain(self) -> None:
-        """Finish what is there, and what that depends on, up to graceful_shutdown_timeout."""
+        """Finish the tasks and calls under way, within graceful_shutdown_timeout."""
         if self.reachability is not None:
-            await self._tidy("stop verifying", self.reachability.stop)
-        await self._tidy("stop consuming from the topic", lambda: self._narrowed)
+            await self._stop_step("stop verifying", self.reachability.stop)
+        await self._stop_step("stop consuming from the topic", lambda: self._narrowed)
         try:
             await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)
         except _TooLate:
             await self._cut_short()
 
     async def _finish(self) -> None:
-        """Wait for tasks and calls; when there are none, nothing belongs to an operation any more."""
+        """Wait for tasks and calls. Without any, no later message can belong to an operation of this node."""
         await self._tasks_ended
         if self.server is not None:
             await self.server.drained()
@@ -353,56 +355,56 @@ class Node:
             await self.server.drained()
 
     async def _cut_short(self) -> None:
-        """Cancel what has not been finished, and see that end before the node tidies up and leaves."""
-        running = [task.name for task in self.tasks.figures() if task.running]
+        """Cancel the tasks and calls that have not ended, and wait for their end before the node cleans up."""
+        running = [task.name for task in self.tasks.stats() if task.running]
         _log.warn(
             "{node}: {cause}: cancelling {calls} and {tasks}",
             node=self.identity,
             cause=self._cause,
-            calls=counted(0 if self.server is None else self.server.in_flight, "call"),
-            tasks=counted(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
+            calls=pluralize(0 if self.server is None else self.server.in_flight, "call"),
+            tasks=pluralize(len(running), "periodic task") + (f" ({', '.join(running)})" if running else ""),
         )
         self.tasks.cancel_running()
-        await self._tidy("the end of the tasks", self.tasks.stop)
+        await self._stop_step("the end of the tasks", self.tasks.stop)
         if self.server is not None:
-            # First, or what is given back would come here again, and be refused.
-            await self._tidy("stop consuming", self.server.stop_consuming)
+            # Before cut_short(), because requests given back would otherwise be delivered here again.
+            await self._stop_step("stop consuming", self.server.stop_consuming)
             self.server.cut_short(f"{self.identity} was shutting down: {self._cause}; {self._remedy}")
-            await self._tidy("the end of the calls", self.server.drained)
+            await self._stop_step("the end of the calls", self.server.drained)
 
     @property
     def _cause(self) -> str:
-        """Why what is under way is cut short."""
-        if self._is_early:
+        """Why tasks and calls are cancelled."""
+        if self._hurried_early:
             return "told to end at once"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) is over"
 
     @property
     def _remedy(self) -> str:
-        """What a caller, or the operator, can do about that."""
-        if self._is_early:
+        """What a caller or an operator can do about it."""
+        if self._hurried_early:
             return "see what the method did before calling again"
         return "raise that setting there if its methods take longer, and see what this one did before calling again"
 
-    async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
-        """Do one step of the way down; neither its failure nor its silence stops the others, nor a SystemExit."""
+    async def _stop_step(self, what: str, step: Callable[[], Any]) -> None:
+        """Run one step of the stop within its time limit; log its error, SystemExit included, and continue."""
         try:
             await self._bounded(maybeDeferred(step))
         except _TooLate:
-            _log.error("{node} waits no longer for {what}: the deadline has passed", node=self.identity, what=what)
+            _log.error("{node} stops waiting for {what}: the deadline has passed", node=self.identity, what=what)
         except SystemExit as error:
             _log.warn("{what} of {node} ended with {error!r}", what=what, node=self.identity, error=error)
             self.leaving = self.leaving or error
-        except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
+        except Exception:  # noqa: BLE001 - the other steps of the stop still run
             _log.failure(
-                "{what} of {node} failed; it stops all the same", level=LogLevel.error, node=self.identity, what=what
+                "{what} of {node} failed; the stop continues", level=LogLevel.error, node=self.identity, what=what
             )
 
     async def _bounded(self, step: Deferred[_T], *, work: bool = False) -> _T:
-        """Give a step what is left until the deadline; after it, a part of TIDYING.
+        """Wait for a step within the time left until the deadline; after it, within a part of CLEANUP_TIME.
 
-        :param work: it is others' work that is waited for, which is cut short at once if the end is to come at once.
-        :raises _TooLate: it has not ended by then, and was cancelled.
+        :param work: the step waits for calls and tasks, which are cut short at once if the node is told to hurry.
+        :raises _TooLate: the step did not end in time, and was cancelled.
         """
         clock = self.runtime.reactor
         waiter = abandon_on_cancel(step)
@@ -439,26 +441,26 @@ class Node:
 
     def _seconds_left(self, *, work: bool) -> float | None:
         now = self.runtime.reactor.seconds()
-        if self._at_once is not None:
-            # Half of it: a step that hangs leaves some for those after it.
-            return 0.0 if work else max(_LEAST, (self._at_once - now) / 2)
+        if self._hurry_deadline is not None:
+            # Half of the rest, so that a step that hangs leaves time for the steps after it.
+            return 0.0 if work else max(_LEAST, (self._hurry_deadline - now) / 2)
         if self._deadline is None:
             return None
         left: float = self._deadline - now
-        return max(0.0, left) if work else max(_LEAST, left, (left + TIDYING) / 2)
+        return max(0.0, left) if work else max(_LEAST, left, (left + CLEANUP_TIME) / 2)
 
     async def delete_row(self) -> None:
-        """Soft-delete this node's row; a missing one is a warning. Called when it has stopped."""
+        """Soft-delete this node's row; log a warning if it is missing. Called when the node has stopped."""
         if self.record is None:
             return
-        registry = await self.registry_leg.acquire()
+        registry = await self.registry_connection.acquire()
         try:
             await registry.delete(self.record.id)
         except ServiceNotFoundError:
-            _log.warn("the row of {node} is already gone", node=self.identity, **self._log_fields())
+            _log.warn("the row of {node} was deleted already", node=self.identity, **self._log_fields())
         finally:
-            await self.registry_leg.release()
+            await self.registry_connection.release()
 
 
 class _TooLate(Exception):  # noqa: N818 - it never leaves this module
-    """A step has not ended at its deadline. TimeoutError could be the step's own."""
+    """A step did not end by its deadline. Not TimeoutError, which the step itself may raise."""

@@ -1,4 +1,4 @@
-"""WSGI applications of a paste configuration."""
+"""Loads WSGI applications from a paste configuration."""
 
 import configparser
 from pathlib import Path
@@ -7,24 +7,24 @@ from typing import Any
 from novasvc.errors import AppError, describe
 
 _KINDS = ("app", "application", "composite", "composit", "pipeline", "filter-app")
-"""What a section of an application may be called, before its colon."""
+"""Prefixes of a section that defines an application, before its colon."""
 
 
 class Loader:
-    """Loads applications by their names.
+    """Load applications by name.
 
     :param config_path: the paste configuration.
-    :raises AppError: it cannot be read.
+    :raises AppError: from its methods; the configuration is read when an application is loaded.
     Source: nova.wsgi.Loader.
     """
 
     def __init__(self, config_path: Path | str) -> None:
         self.config_path = str(Path(config_path).absolute())
 
-    def see(self, name: str) -> None:
-        """See that there is such an application, without loading it.
+    def check(self, name: str) -> None:
+        """Check that there is an application of this name, without loading it.
 
-        :raises AppError: there is none, or no such file.
+        :raises AppError: there is none, or the file cannot be read.
         """
         parser = configparser.RawConfigParser(strict=False)
         parser.optionxform = str  # type: ignore[method-assign,assignment]
@@ -36,7 +36,7 @@ class Loader:
             raise self._error(name, f"the file cannot be read: {error.strerror or error}", remedy) from error
         except (UnicodeDecodeError, configparser.Error) as error:
             text = " ".join(str(error).split())
-            raise self._error(name, f"it is no paste configuration: {text}", "mend the file") from error
+            raise self._error(name, f"it is not a paste configuration: {text}", "fix the file") from error
         sections = set(parser.sections())
         if not any(f"{kind}:{name}" in sections for kind in _KINDS):
             apps = sorted(section.partition(":")[2] for section in sections if section.partition(":")[0] in _KINDS)
@@ -46,18 +46,18 @@ class Loader:
     def load_app(self, name: str) -> Any:
         """Load an application.
 
-        :return: what its factory made: a callable of WSGI.
+        :return: the WSGI callable that its factory returned.
         :raises AppError: it cannot be loaded; the error says why.
         """
-        self.see(name)
+        self.check(name)
         try:
-            from paste.deploy import loadapp  # noqa: PLC0415 - who has no such applications does without
+            from paste.deploy import loadapp  # noqa: PLC0415 - optional: needed only for paste configurations
         except ImportError as error:
             raise self._error(name, "PasteDeploy is not installed", "`pip install PasteDeploy`") from error
         try:
             return loadapp(f"config:{self.config_path}", name=name)
         except (Exception, SystemExit) as error:
-            raise self._error(name, f"loading it raised {describe(error)}", "mend it, or its section") from error
+            raise self._error(name, f"loading it raised {describe(error)}", "fix it, or its section") from error
 
     def _error(self, name: str, problem: str, remedy: str) -> AppError:
         return AppError(name, self.config_path, problem, remedy)

@@ -1,4 +1,4 @@
-"""A node sees for itself, at intervals, that messages reach it."""
+"""Periodic verification that messages reach a node."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -17,22 +17,22 @@ from novasvc.interfaces import Reachability
 _log = Logger()
 
 _PART = 0.9
-"""Part of an interval that a verification may take, so that it has ended when the next one is due."""
+"""Fraction of an interval that a verification may take, so that it ends before the next one is due."""
 _LEAST = 2.0
-"""Seconds that it may take whatever the interval is: a busy machine is not an unreachable one."""
+"""Seconds that a verification may always take: a busy machine is not an unreachable one."""
 
 
 @attrs.define(eq=False)
 class ReachabilityCheck:
-    """Verifies that messages reach a node, once in an interval.
+    """Verify once per interval that messages reach a node.
 
-    What was missing and could be made again is logged here, as one warning. What could not is :attr:`problem`,
-    which keeps the heartbeats back and is logged with the first of them.
+    Bindings that were missing and are restored are logged here, in one warning. What cannot be restored is the
+    :attr:`problem`, which holds back the heartbeats and is logged with the first one that is skipped.
 
     :param verify: takes seconds; see :meth:`novasvc.interfaces.IListener.verify`.
     :param interval: seconds, > 0.
-    :param random: spreads a fleet that starts at the same time over the interval.
-    :ivar problem: why no message reaches it, the rest of a sentence; None if they do, as far as is known.
+    :param random: spreads the verifications of nodes that start together over the interval.
+    :ivar problem: why no message reaches the node, as the rest of a sentence; None if messages do, as far as is known.
     """
 
     _verify: Callable[[float], Deferred[Reachability]]
@@ -46,17 +46,17 @@ class ReachabilityCheck:
 
     def start(self) -> None:
         """Verify within the first interval, and once in each from then on."""
-        # What is logged is the node's.
+        # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
         self._loop = LoopingCall(copy_context().run, self._begin)
         self._loop.clock = self._clock
         self._first = self._clock.callLater(self._random.uniform(0.0, self._interval), self._run, self._loop)
 
     def _run(self, loop: LoopingCall) -> None:
         self._first = None
-        loop.start(self._interval).addErrback(lambda failure: _log.failure("the loop has ended", failure))
+        loop.start(self._interval).addErrback(lambda failure: _log.failure("the verification loop failed", failure))
 
     def stop(self) -> None:
-        """Verify no more; one under way is cancelled."""
+        """Stop, and cancel a verification under way."""
         if self._first is not None:
             self._first.cancel()
             self._first = None
@@ -79,6 +79,6 @@ class ReachabilityCheck:
             _log.warn("messages did not reach this node; restored: {missing}", missing=", ".join(found.repaired))
 
     def _unknown(self, failure: Failure) -> None:
-        """Leave it as it was: a broker that cannot be asked says nothing of the node."""
+        """Keep the last result: a broker that cannot be asked says nothing about the node."""
         if not failure.check(BrokerError, CancelledError):
-            _log.failure("whether messages reach it could not be verified", failure)
+            _log.failure("the verification that messages reach this node failed", failure)

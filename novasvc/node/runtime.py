@@ -1,4 +1,4 @@
-"""What the nodes of one process stand on: settings, reactor, transport, registry."""
+"""The resources that the nodes of one process share: settings, reactor, transport, registry."""
 
 import os
 import random
@@ -35,12 +35,12 @@ _Resource = TypeVar("_Resource", bound=_Openable)
 
 
 @attrs.define(eq=False)
-class Leg(Generic[_Resource]):
-    """A connection that the nodes of a process share: the first opens it, the last closes it.
+class SharedConnection(Generic[_Resource]):
+    """A connection shared by the nodes of a process: the first opens it, the last closes it.
 
-    :param name: what it reaches, for the log: "database", "broker", "conductor".
-    :param make: makes it, unopened. Nothing with a thread or a socket exists before the first
-        node starts, so that a daemon may fork and settings may be checked.
+    :param name: of the server, for the log: "database", "broker", "conductor".
+    :param make: makes the connection, unopened. No thread or socket exists before the first node
+        starts, so that a daemon may fork and settings may be checked.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Leg(Generic[_Resource]):
     _resource: _Resource | None = attrs.field(default=None, init=False)
 
     async def acquire(self) -> _Resource:
-        """Return the open connection; each success is to be followed by one release."""
+        """Return the open connection. Each success must be followed by one :meth:`release`."""
         await self._lock.acquire()
         try:
             if self._resource is None:
@@ -67,7 +67,7 @@ class Leg(Generic[_Resource]):
             self._lock.release()
 
     async def release(self) -> None:
-        """Let go of the connection; it is closed when nobody has it any more."""
+        """Release the connection; the last release closes it."""
         await self._lock.acquire()
         try:
             self._users -= 1
@@ -78,19 +78,19 @@ class Leg(Generic[_Resource]):
             self._lock.release()
 
 
-class ConductorLeg(Leg[IServiceRegistry]):
-    """The registry as a conductor reaches it. Who has it, has the broker too.
+class ConductorConnection(SharedConnection[IServiceRegistry]):
+    """The connection to the registry through a conductor; it holds the broker's connection too.
 
-    :param broker: the way to the conductor.
+    :param broker: the connection to the broker.
     """
 
-    def __init__(self, broker: Leg[ITransport], clock: IReactorTime) -> None:
+    def __init__(self, broker: SharedConnection[ITransport], clock: IReactorTime) -> None:
         super().__init__("conductor", self._make_registry)
         self._broker = broker
         self._clock = clock
 
     async def acquire(self) -> IServiceRegistry:
-        """Return the registry; see :class:`Leg`."""
+        """Return the registry; see :class:`SharedConnection`."""
         self._transport = await self._broker.acquire()
         try:
             return await super().acquire()
@@ -99,7 +99,7 @@ class ConductorLeg(Leg[IServiceRegistry]):
             raise
 
     async def release(self) -> None:
-        """Let go of the registry, and of the broker."""
+        """Release the registry and the broker."""
         await super().release()
         await self._broker.release()
 
@@ -109,40 +109,40 @@ class ConductorLeg(Leg[IServiceRegistry]):
 
 @attrs.frozen(eq=False)
 class Runtime:
-    """What a node needs besides its manager. One for all the nodes of a process.
+    """The resources of the nodes of one process.
 
     :param settings: the configuration.
     :param reactor: the clock and event loop.
-    :param broker: how messages reach others.
-    :param database: how the ``services`` table is reached.
-    :param conductor: how it is reached by nodes that may not reach the database.
-    :param run_blocking: takes a function and its arguments, runs it in a thread, returns a
+    :param broker: the connection to the broker.
+    :param database: the connection to the ``services`` table.
+    :param conductor: the connection to the same table for nodes that may not reach the database.
+    :param run_blocking: runs a function with its arguments in a thread, and returns a
         Deferred of its result; see :meth:`novasvc.reactor.threads.BlockingPool.run_blocking`.
-    :param worker: the number of the worker that this process is; None if it is none.
-    :param backlog: the requests that this worker has received and not begun, for its siblings; None in a process
+    :param worker: the number of this worker process; None if it is not a worker.
+    :param backlog: requests that this worker has received and not begun, visible to its siblings; None in a process
         without siblings.
-    :param siblings: asks the other workers that serve the same nodes; None if it is none.
-    :param retry: seconds to wait after the nth failure to reach either.
+    :param siblings: asks the other workers that serve the same nodes; None without them.
+    :param retry: takes the number of failures to connect, returns the seconds to wait.
     """
 
     settings: Settings
     reactor: Any
-    broker: Leg[ITransport]
-    database: Leg[IServiceRegistry]
+    broker: SharedConnection[ITransport]
+    database: SharedConnection[IServiceRegistry]
     run_blocking: Callable[..., Deferred[Any]]
     worker: int | None = attrs.field(factory=lambda: current_worker().number)
     backlog: Backlog | None = attrs.field(factory=lambda: current_worker().backlog)
     siblings: Siblings | None = attrs.field(factory=lambda: current_worker().siblings)
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
-    conductor: Leg[IServiceRegistry] = attrs.field(init=False)
+    conductor: SharedConnection[IServiceRegistry] = attrs.field(init=False)
 
     @conductor.default
-    def _by_conductor(self) -> Leg[IServiceRegistry]:
-        return ConductorLeg(self.broker, self.reactor)
+    def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
+        return ConductorConnection(self.broker, self.reactor)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled as the settings: a worker has a reactor and connections of its own."""
+        """Pickle only the settings: a worker has its own reactor and connections."""
         return _make_again, (self.settings,)
 
     @classmethod
@@ -155,8 +155,8 @@ class Runtime:
         return cls(
             settings=settings,
             reactor=reactor,
-            broker=Leg("broker", lambda: _make_transport(settings, reactor)),
-            database=Leg("database", lambda: _reach_database(settings, reactor)),
+            broker=SharedConnection("broker", lambda: _make_transport(settings, reactor)),
+            database=SharedConnection("database", lambda: _reach_database(settings, reactor)),
             run_blocking=_blocking_pool(reactor).run_blocking,
         )
 
@@ -168,11 +168,11 @@ def _make_again(settings: Settings) -> Runtime:
 
 
 _memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()
-"""By reactor: ``memory:`` reaches all the nodes of a process, however many runtimes they stand on."""
+"""By reactor. ``memory:`` connects all nodes of a process, even if they have different runtimes."""
 
 
 _blocking_pools: WeakKeyDictionary[Any, BlockingPool] = WeakKeyDictionary()
-"""By reactor: threads stay as long as the process, and a restart is to find those that are there."""
+"""By reactor. Threads live as long as the process, and a restarted node must reuse them."""
 
 
 def _blocking_pool(reactor: Any) -> BlockingPool:
@@ -185,7 +185,7 @@ def _make_transport(settings: Settings, reactor: Any) -> ITransport:
     if settings.transport_url.startswith("memory:"):
         memory = _memory_brokers.setdefault(reactor, MemoryBroker())
         return MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)
-    # A node on memory: pays nothing for AMQP and TLS.
+    # A node on memory: does not load AMQP and TLS.
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
 
     return configured_transport(settings, reactor)
@@ -203,9 +203,9 @@ def _reach_database(settings: Settings, reactor: Any) -> IServiceRegistry:
 
 
 def make_directory(path: Path) -> None:
-    """Make the state directory if there is none, for nobody else to look into.
+    """Create the state directory, accessible only to its owner, if it does not exist.
 
-    :raises DirectoryError: it cannot be made.
+    :raises DirectoryError: it cannot be created.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -218,12 +218,12 @@ _process_runtime: Runtime | None = None
 
 
 def process_runtime() -> Runtime:
-    """Return the runtime of nodes that were not given one, as Nova's services had one CONF.
+    """Return the runtime of nodes that are given none; it corresponds to Nova's global CONF.
 
-    Made when it is first asked for, from ``NOVASVC_*`` variables and the files in
-    ``NOVASVC_CONFIG``, on the global reactor.
+    Made on the first call, from ``NOVASVC_*`` variables and the files in ``NOVASVC_CONFIG``, on the
+    global reactor.
 
-    :raises SettingsError: the environment or a file has an error.
+    :raises ConfigurationError: the environment or a file has an error.
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
@@ -231,9 +231,9 @@ def process_runtime() -> Runtime:
 
 
 def drain_time() -> float:
-    """Return the seconds that this process has to finish what it has begun, 0 for no limit.
+    """Return the seconds that this process may spend on a drain; 0 for no limit.
 
-    They are what its supervisor says; else what the process's runtime says, if there is one; else the default.
+    The supervisor's value, else that of the process's runtime, else the default.
     """
     grace = current_worker().grace
     if grace is not None:
@@ -242,7 +242,7 @@ def drain_time() -> float:
 
 
 def set_process_runtime(runtime: Runtime) -> Runtime:
-    """Have this runtime be the one of this process, for the nodes that are made from now on; return it."""
+    """Set the process's runtime, for nodes made from now on; return it."""
     global _process_runtime  # noqa: PLW0603 - one in a process is what it is about
     _process_runtime = runtime
     return runtime

@@ -1,4 +1,4 @@
-"""The Service of the seed: Nova's names and Twisted's, over one state machine."""
+"""Service: a node with the names of nova.service and of Twisted's IService, over one state machine."""
 
 import math
 import sys
@@ -26,49 +26,48 @@ from novasvc.node.node import Node
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.signature import ConstructorSignature, hides
 from novasvc.periodic import TaskRunner
-from novasvc.registry.membership import Identity
+from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.rpc import Client
 
 
 @implementer(IStartable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable)
 class Service(service.Service):
-    """A node: takes a manager, serves RPC on its topic, runs its tasks, reports its state.
+    """A node: serves a manager's RPC methods on its topic, runs its tasks, sends heartbeats.
 
     ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
     ``stopService`` Twisted's; both drive one state machine.
 
-    :param host: names this host in the registry and in ``topic.host``.
-    :param binary: names the program in the registry.
-    :param topic: what it serves.
+    :param host: the host's name in the registry and in ``topic.host``.
+    :param binary: the program's name in the registry.
+    :param topic: the topic it serves.
     :param manager: class, factory or dotted name; see :func:`novasvc.manager.make_manager`.
-    :param report_interval: seconds between heartbeats, 0 for none: the row is registered and never beaten. None takes
-        the setting, as below.
+    :param report_interval: seconds between heartbeats; 0 for none: the row is registered, and ages. None takes
+        the setting, as for the three parameters below.
     :param periodic_enable: run the periodic tasks.
-    :param periodic_fuzzy_delay: seconds; the first pass comes after a random part of them.
-    :param periodic_interval_max: seconds; the longest wait between passes.
+    :param periodic_fuzzy_delay: seconds: the longest random delay of the first pass.
+    :param periodic_interval_max: seconds: the longest wait between passes.
     :param db_allowed: False reaches the registry through the conductor.
     :param args: for the manager's constructor, with ``host=``.
     :param kwargs: for the manager's constructor. A :class:`novasvc.node.runtime.Runtime` given as ``runtime`` is
-        taken by the service, and is what it stands on; without one that is the runtime of this process.
+        used by the service itself; by default it uses the runtime of this process.
     :ivar manager_class_name: dotted name of the manager's class, or of the factory that makes it.
-    :raises SettingError: an interval cannot be used.
+    :raises SettingError: an interval is invalid.
     :raises ManagerError: the manager cannot be made.
     :raises DeclarationError: its exposed methods or tasks contradict each other.
-    Source: nova.service.Service.
     """
 
     __signature__ = ConstructorSignature()
     _made_of: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember what it is made of, so that it can be made again in a worker."""
+        """Remember the arguments, so that a worker can make the service again."""
         self = super().__new__(cls)
         self._made_of = (args, kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled as what it was made of: nothing that has come since goes to a worker."""
-        # A subclass need not take a runtime; it finds that of its process.
+        """Pickle only the constructor's arguments: no later state goes to a worker."""
+        # A subclass may not take a runtime; it then uses that of its process.
         runtime = process_runtime() if self.by_environment else None
         return _make_again, (type(self), *self._made_of, runtime)
 
@@ -100,7 +99,7 @@ class Service(service.Service):
                 "report_interval",
                 f"{self.report_interval:g}",
                 f"the service {binary}@{host}",
-                f"its heartbeats are not more often than service_down_time ({settings.service_down_time:g} s)",
+                f"it is not shorter than service_down_time ({settings.service_down_time:g} s)",
                 "make it smaller: at most a third of service_down_time",
             )
         self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
@@ -114,16 +113,16 @@ class Service(service.Service):
             run_external=settings.run_external_periodic_tasks,
         )
         self.node = Node(
-            identity=Identity(host, binary, topic, self.manager.service_version),
+            identity=ServiceIdentity(host, binary, topic, self.manager.service_version),
             topic=topic,
             manager=self.manager,
             tasks=self.tasks,
             runtime=self.runtime,
-            registry_leg=self.runtime.database if db_allowed else self.runtime.conductor,
+            registry_connection=self.runtime.database if db_allowed else self.runtime.conductor,
             report_interval=self.report_interval,
             periodic_enable=self.periodic_enable,
         )
-        self._course = self.node.course
+        self._lifecycle = self.node.lifecycle
 
     def __repr__(self) -> str:
         named = (f"{name}={self.__dict__.get(name)!r}" for name in ("host", "binary", "topic"))
@@ -144,13 +143,13 @@ class Service(service.Service):
         db_allowed: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Make a node from what is given, the settings and the program's name.
+        """Make a node from the arguments, the settings and the program's name.
 
-        :param host: default: the setting ``host``, which is the machine's name by default.
+        :param host: default: the setting ``host``, whose default is the machine's name.
         :param binary: default: the base name of the program.
-        :param topic: default: what follows ``nova-`` in the binary, or the whole binary.
+        :param topic: default: the part of the binary after ``nova-``, or the whole binary.
         :param manager: default: the setting ``<topic>_manager``.
-        :param kwargs: the constructor's; ``runtime`` as well.
+        :param kwargs: for the constructor, including ``runtime``.
         :raises SettingError: no manager is given, and none is set.
         Source: nova.service.Service.create. The other parameters are the constructor's.
         """
@@ -181,13 +180,13 @@ class Service(service.Service):
 
     @property
     def by_environment(self) -> bool:
-        """Whether it was given no runtime, and so goes by the environment's settings."""
+        """Whether it was given no runtime, and so uses the environment's settings."""
         return _runtime_in(self._made_of[1]) is None
 
     def made_again(self) -> Self:
-        """Make another one, of what this one was made of; its manager is another one, too.
+        """Make a new service, with a new manager, from the same arguments.
 
-        :raises NovasvcError: it cannot be made.
+        :raises NovasvcError: the service cannot be made.
         """
         args, kwargs = self._made_of
         again = type(self)(*args, **kwargs)
@@ -197,71 +196,71 @@ class Service(service.Service):
     @property
     def state(self) -> str:
         """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
+        return self._lifecycle.state
 
     @property
-    def running(self) -> bool:  # type: ignore[override]  # Twisted's is set by whoever likes to
+    def running(self) -> bool:  # type: ignore[override]  # Twisted's is a plain attribute
         """Whether it is starting or running."""
         return self.state in {"starting", "running"}
 
     @property
     def rpc(self) -> Client:
-        """Calls other services, and this one: ``service.rpc.prepare(topic=...).call(...)``.
+        """The RPC client of this node: ``service.rpc.prepare(topic=...).call(...)``.
 
-        :raises StateError: it has no transport, because it is not started or has stopped.
+        :raises StateError: the node has no transport, because it is not started or has stopped.
         """
         if self.node.client is None:
             raise StateError(f"node {self.node.identity}", self.state, "call others")
         return self.node.client
 
     def start(self) -> Deferred[None]:
-        """Start.
+        """Start the node.
 
-        :return: Deferred[None], fired when running; fails with StartError, while it stops with StateError.
+        :return: Deferred[None], fired when running; fails with StartError, or with StateError while it stops.
         """
-        return self._course.start()
+        return self._lifecycle.start()
 
     def startService(self) -> None:
-        """Begin to start; :meth:`when_started` tells the outcome, and so does the log."""
-        # Who begins it so does not wait for it, and the log tells what went wrong.
-        self._course.start().addErrback(lambda _: None)
+        """Begin to start. :meth:`when_started` and the log tell the outcome."""
+        # Twisted ignores what startService returns; a failure is logged by the node.
+        self._lifecycle.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def stop(self) -> Deferred[None]:
-        """Drain and stop: finish what was begun, up to ``graceful_shutdown_timeout`` seconds.
+        """Drain and stop: finish calls and tasks under way, up to ``graceful_shutdown_timeout`` seconds.
 
-        :return: Deferred[None], fired when it has stopped; errors on the way are logged.
+        :return: Deferred[None], fired when it has stopped. Errors of the stop are logged.
         """
-        return self._course.stop()
+        return self._lifecycle.stop()
 
     stopService = stop
 
     @property
     def preload(self) -> list[str]:
-        """The modules that a forkserver imports for all workers: the manager's."""
+        """The modules that a forkserver imports once for all workers: the manager's."""
         return [type(self.manager).__module__]
 
     def hurry(self) -> None:
-        """Cut short what is under way: calls, tasks, hooks. Called when it was told to stop."""
+        """Cancel calls, tasks and hooks under way. Called when it was told to stop."""
         self.node.hurry()
 
     @property
     def waiting_for(self) -> str | None:
-        """What the start waits for: "database", "broker" or "conductor"; None if it waits for nothing."""
+        """The dependency that the start waits for: "database", "broker" or "conductor"; None if none."""
         return self.node.waiting_for
 
     @property
     def leaving(self) -> SystemExit | None:
-        """The status that the manager wants for its process, if cleanup_host ended with one; see ServiceTree."""
+        """The SystemExit of cleanup_host: the exit status that the manager wants for its process; see ServiceTree."""
         return self.node.leaving
 
     def health(self) -> Deferred[dict[str, Any]]:
-        """Tell how the node does; see :class:`novasvc.interfaces.IHealthy`."""
-        telling = Deferred.fromCoroutine(self.node.health.legs())
-        return telling.addCallback(lambda legs: {"service": str(self.node.identity), "legs": legs})
+        """Check the node's health; see :class:`novasvc.interfaces.IHealthy`."""
+        telling = Deferred.fromCoroutine(self.node.health.checks())
+        return telling.addCallback(lambda checks: {"service": str(self.node.identity), "legs": checks})
 
     def running_calls(self) -> list[dict[str, Any]]:
         """Return the calls under way; see :meth:`novasvc.rpc.Server.running_calls`."""
@@ -276,10 +275,10 @@ class Service(service.Service):
 
         :return: Deferred[None].
         """
-        return self._course.when_ended()
+        return self._lifecycle.when_ended()
 
     def kill(self) -> Deferred[None]:
-        """Stop, and delete the row; a missing row is a warning.
+        """Stop, and soft-delete the row. A missing row is logged as a warning.
 
         :return: Deferred[None].
         :raises DatabaseError: the row could not be deleted.
@@ -287,24 +286,24 @@ class Service(service.Service):
         return Deferred.fromCoroutine(self._kill())
 
     def periodic_tasks(self, raise_on_error: bool = False) -> Deferred[float]:
-        """Run one pass over the tasks that are due, with an admin context.
+        """Run the tasks that are due, with an admin context.
 
-        :param raise_on_error: let a task's exception through.
-        :return: Deferred[float]: seconds to the next due task.
+        :param raise_on_error: fail with the first exception of a task.
+        :return: Deferred[float]: seconds until the next task is due.
         """
         if self.node.client is None:  # Nothing is attached to the manager yet, or any more.
             return self.tasks.run_due(RequestContext.admin(), raise_on_error)
         return maybeDeferred(self.manager.periodic_tasks, RequestContext.admin(), raise_on_error=raise_on_error)
 
     def basic_config_check(self) -> None:
-        """See that the temporary directory exists and can be written to.
+        """Check that the temporary directory exists and is writable.
 
-        :raises DirectoryError: otherwise.
+        :raises DirectoryError: it does not exist, or is not writable.
         """
         self.node.basic_config_check()
 
     def __getattr__(self, name: str) -> Any:
-        """Fall through to the manager, for local callers and public names; RPC has no way in here."""
+        """Return a public attribute of the manager. For local callers only; RPC does not use it."""
         if name.startswith("_") or "manager" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.manager, name)
@@ -320,7 +319,7 @@ class Service(service.Service):
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not is_number or value < least:
                 source = f"the service {self.binary}@{self.host}"
-                raise SettingError(name, repr(value), source, "it is no time that can be waited", f"give {remedy}")
+                raise SettingError(name, repr(value), source, "not a valid duration", f"give {remedy}")
 
     async def _kill(self) -> None:
         await self.stop()
@@ -336,7 +335,7 @@ def _make_again(
 
 
 def _runtime_in(kwargs: Mapping[str, Any]) -> Runtime | None:
-    """Return the runtime among a service's arguments; an option of this name that is another thing is the manager's."""
+    """Return the runtime among keyword arguments. A value of another type is an option of the manager's."""
     given = kwargs.get("runtime")
     return given if isinstance(given, Runtime) else None
 

@@ -1,7 +1,7 @@
-"""Signatures as nova.service has them, on constructors that take more.
+"""Show the signatures of nova.service on constructors that take more parameters.
 
-``inspect.signature`` and ``help`` show what Nova's code may rely on. What the framework passes to itself, such as
-``runtime=``, is taken all the same and is in the docstring.
+``inspect.signature`` and ``help`` show the parameters that Nova's code relies on. The framework's own, such as
+``runtime=``, are accepted all the same and are described in the docstring.
 """
 
 import inspect
@@ -12,9 +12,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def hides(*names: str) -> Callable[[_Function], _Function]:
-    """Leave parameters out of the signature that a function shows.
+    """Leave parameters out of a function's visible signature.
 
-    :param names: of the parameters; each has a default.
+    :param names: names of parameters, which must have defaults.
     """
 
     def hide(function: _Function) -> _Function:
@@ -27,13 +27,13 @@ def hides(*names: str) -> Callable[[_Function], _Function]:
 
 
 class ConstructorSignature:
-    """As a class's ``__signature__``: that of its ``__init__``, although it has a ``__new__`` that takes anything.
+    """A class's ``__signature__`` that is that of its ``__init__``, although its ``__new__`` takes anything.
 
-    A subclass shows its own.
+    A subclass shows its own ``__init__``.
     """
 
     def __get__(self, _instance: object, owner: Callable[..., Any]) -> inspect.Signature:
-        """Return the signature without self."""
+        """Return the signature of ``__init__`` without self."""
         whole = inspect.signature(owner.__init__)
         _self, *rest = whole.parameters.values()
         return whole.replace(parameters=rest, return_annotation=inspect.Signature.empty)

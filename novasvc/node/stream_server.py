@@ -1,4 +1,4 @@
-"""A server of streams that can share its address among worker processes."""
+"""A stream server whose address can be shared among worker processes."""
 
 import socket
 from collections.abc import Sequence
@@ -22,33 +22,33 @@ from novasvc.workers.errors import NotPreforkableError
 _log = Logger()
 
 _BACKLOG = 4096
-"""Connections that a kernel lets wait to be accepted, at the most."""
+"""The largest backlog that a kernel allows: connections that wait to be accepted."""
 _CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "host", "port")
-"""What a copy in another process is made from."""
+"""The attributes that are pickled."""
 
 
 @implementer(IReplaceable, IInterruptible)
 class StreamServer(service.Service):
-    """Listens on an endpoint, in one process, or in as many workers as share it.
+    """Listen on an endpoint, in one process, or in several workers that share its socket.
 
-    Alone, the address is bound when the service is given privileges, or else when it starts;
-    connections wait in the kernel until it has started. Preforked, the supervisor binds it and
-    each worker accepts. When it stops, it accepts no more, and waits for those that are connected;
+    Alone, the service binds its address when it is given privileges, or else when it starts;
+    connections wait in the backlog until it has started. Preforked, the supervisor binds the address
+    and each worker accepts. A stop accepts no more connections, and waits for the open ones;
     see :class:`~novasvc.net.connections.Connections`.
 
-    :param endpoint: as :func:`twisted.internet.endpoints.serverFromString` takes it. One that wraps
-        connections, as ssl does, serves in one process only.
-    :param factory: provides IProtocolFactory, or is called without arguments for what does, in the
-        process that serves. To be preforked, pickle has to carry it.
+    :param endpoint: a string for :func:`twisted.internet.endpoints.serverFromString`. An endpoint that wraps
+        connections, such as ssl, serves in one process only.
+    :param factory: provides IProtocolFactory, or is called without arguments, in the serving process, and
+        returns a provider. It must be picklable to be preforked.
     :param reactor: provides IReactorSocket, IReactorFDSet and IReactorTime; None is the global one.
-    :param drain_timeout: seconds that connections may go on when it stops, 0 without limit; None is
+    :param drain_timeout: seconds for which open connections may continue after a stop, 0 for no limit; None is
         graceful_shutdown_timeout, see :func:`novasvc.node.runtime.drain_time`.
-    :param tcp_keepidle: seconds without a byte after which the kernel probes a connection; 0 is never.
+    :param tcp_keepidle: seconds without a byte after which the kernel probes a connection; 0 for never.
     """
 
     host: str | None = None
     port: int | None = None
-    """Of the address, as soon as it is bound; None for a unix socket."""
+    """host and port of the bound address; None before, and for a UNIX socket."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class StreamServer(service.Service):
         self._refusal: NovasvcError | None = None
         self._grace = 0.0
         self._shared = False
-        self._succeeded = False
+        self._superseded = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy in another process is made from: neither sockets nor the reactor."""
+        """Return the pickled attributes: neither sockets nor the reactor."""
         return {name: getattr(self, name) for name in _CARRIED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class StreamServer(service.Service):
         nothing = Factory()
         description = parse_endpoint(self.endpoint, nothing)
         if description.factory is not nothing:
-            problem = "its endpoint wraps connections, and what a worker gets is the bare socket"
+            problem = "its endpoint wraps connections, but a worker gets only the bare socket"
             remedy = "give a tcp, unix or systemd endpoint, and wrap the factory (TLSMemoryBIOFactory for TLS)"
             raise NotPreforkableError(f"the server on {self.endpoint}", problem, remedy)
         opened = description.open(held)
@@ -103,35 +103,35 @@ class StreamServer(service.Service):
         return [opened]
 
     def adopt_sockets(self, sockets: Sequence[socket.socket]) -> None:
-        """Take the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
+        """Use the sockets of the supervisor; see :class:`~novasvc.interfaces.IPreforkable`."""
         self._sockets = [*sockets]
         self._shared = True
         for adopted in self._sockets:
             adopted.setblocking(False)
             self._note_address(adopted)
 
-    def hand_on(self) -> Sequence[socket.socket]:
-        """Return copies of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
+    def duplicate_sockets(self) -> Sequence[socket.socket]:
+        """Return duplicates of its sockets; see :class:`~novasvc.interfaces.IReplaceable`."""
         return [listening.dup() for listening in self._sockets]
 
-    def succeeded(self) -> None:
-        """See that another listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
-        self._succeeded = True
+    def superseded(self) -> None:
+        """Note that another server listens here; see :class:`~novasvc.interfaces.IReplaceable`."""
+        self._superseded = True
 
     @property
     def replaceable(self) -> bool:
-        """Whether its sockets can be handed on: those of TCP, if the endpoint does no more than to listen."""
+        """Whether its sockets can be shared: those of plain TCP endpoints can."""
         return self.endpoint.startswith("tcp:")
 
     # -- the service ---------------------------------------------------------------------------
 
     def privilegedStartService(self) -> None:
-        """Bind the address. If it cannot be, the start fails, and says why."""
+        """Bind the address. If that fails, the later start fails and says why."""
         super().privilegedStartService()
         try:
             self._bind()
         except NovasvcError as error:
-            # Whoever drives us has no answer here but a traceback. It has one for a start.
+            # Here, the caller could only log a traceback; a failed start is reported properly.
             self._refusal = error
 
     def startService(self) -> None:
@@ -162,18 +162,18 @@ class StreamServer(service.Service):
         super().startService()
 
     def stopService(self) -> Deferred[None]:
-        """Accept no more connections, and see those that are open to their end.
+        """Accept no more connections, and wait for the open ones.
 
-        :return: Deferred[None], fired when there are none, after drain_timeout at the latest.
+        :return: Deferred[None], fired when none is open, at the latest after drain_timeout.
         """
         super().stopService()
         ports, self._ports = self._ports, []
         sockets, self._sockets = self._sockets, []
         self._wrapped = self._refusal = None
-        succeeded, self._succeeded = self._succeeded, False
+        superseded, self._superseded = self._superseded, False
         for port in ports:
-            # Who has connected has been accepted, as far as they know: the kernel would reset them.
-            if not succeeded:
+            # Accept what the backlog holds: those clients see an open connection, and close() would reset it.
+            if not superseded:
                 port.numberAccepts = _BACKLOG
                 port.doRead()
         waiting = [port.stopListening() for port in ports]
@@ -185,7 +185,7 @@ class StreamServer(service.Service):
         return gatherResults(waiting).addCallback(lambda _: None)
 
     def hurry(self) -> None:
-        """Cut the connections that are left. Called when it was told to stop."""
+        """Abort the connections that are still open. Called when it was told to stop."""
         if self._draining is not None:
             self._draining.abort()
 
@@ -206,10 +206,11 @@ class StreamServer(service.Service):
         self.host = None if self.port is None else str(listening.getsockname()[0])
 
     def _take_turns(self, port: Any) -> None:
-        """Have a port accept one connection in a turn of the reactor, and leave the next to a worker that is idle.
+        """Make a port accept one connection per turn of the reactor, and leave the next to an idle worker.
 
-        Twisted's takes all that wait: of connections that come together one worker would have most, for their lifetime.
-        As long as more wait, it takes twice as many in each turn: then no worker is idle, and turns may be long.
+        Twisted's port accepts all that wait: of connections that arrive together, one worker would get most, for
+        their lifetime. While more wait, the number doubles with each turn: no worker is idle then, so turns may be
+        long.
         """
         accept = port.doRead
         most = 1

@@ -1,4 +1,4 @@
-"""WSGIService: an application of a paste configuration, served over HTTP."""
+"""WSGIService: serves a WSGI application of a paste configuration over HTTP."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from zope.interface import implementer
 
 from novasvc.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ITransport
-from novasvc.manager import Attachments, make_manager
+from novasvc.manager import ManagerResources, make_manager
 from novasvc.node.http_service import HTTPService
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
@@ -20,7 +20,7 @@ from novasvc.periodic import TaskRunner
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.rpc import Client
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 
 _log = Logger()
 
@@ -29,19 +29,19 @@ _log = Logger()
 class WSGIService(HTTPService):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 
-    Settings of its name say where: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``; and
-    ``<name>_manager``, whose hooks are called around the start. The application is loaded when it starts, in
-    each worker for itself.
+    Its settings are named after it: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``, and
+    ``<name>_manager``, whose hooks are called around the start. Each worker loads the application when
+    it starts.
 
-    :param name: of the application, in the paste configuration.
+    :param name: the application's name in the paste configuration.
     :param loader: has a method ``load_app(name)``; None loads from api_paste_config.
-    :param use_ssl: serve TLS, with ssl_cert_file and ssl_key_file; with ssl_ca_file clients need certificates.
+    :param use_ssl: serve TLS with ssl_cert_file and ssl_key_file; with ssl_ca_file, clients need certificates.
     :param max_url_len: bytes; longer URLs get 414. None is 8192.
-    :param runtime: what it stands on; None is the one of this process.
-    :ivar workers: processes that are to serve it.
-    :ivar server: listens; has ``host`` and ``port``, those that it is bound to as soon as it is.
+    :param runtime: the runtime it uses; None is that of this process.
+    :ivar workers: the number of processes that are to serve it.
+    :ivar server: the listening server, with ``host`` and ``port`` as soon as the address is bound.
     :raises AppError: there is no such application.
-    :raises SettingError: a setting, or a file for TLS, cannot be used.
+    :raises SettingError: a setting, or a file for TLS, is invalid.
     Source: nova.service.WSGIService.
     """
 
@@ -52,13 +52,13 @@ class WSGIService(HTTPService):
     preload = ("novasvc.node.wsgi", "novasvc.http.wsgi")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember what it is made of, so that it can be made again in a worker."""
+        """Remember the arguments, so that a worker can make the service again."""
         self = super().__new__(cls)
         self._made_of = (args, kwargs)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled as what it was made of: the application is not brought to a worker, but loaded there."""
+        """Pickle only the constructor's arguments: a worker loads the application itself."""
         runtime = process_runtime() if self.by_environment else None
         return _make_again, (type(self), *self._made_of, runtime, self._tls)
 
@@ -81,7 +81,7 @@ class WSGIService(HTTPService):
         self.workers: int = _workers(name, api.workers)
         self.loader = loader or Loader(settings.api_paste_config)
         if loader is None:
-            self.loader.see(name)
+            self.loader.check(name)
         self.max_url_len = max_url_len
         if use_ssl and self._tls is None:
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
@@ -97,9 +97,9 @@ class WSGIService(HTTPService):
 
     @cached_property
     def manager(self) -> Any:
-        """The manager, or None. Made when it is first asked for: where the API is served, as it is the user's code.
+        """The manager, or None. Made on first access, in the serving process, because it is the user's code.
 
-        :raises ManagerError: it cannot be made.
+        :raises ManagerError: the manager cannot be made.
         """
         settings = self.runtime.settings
         return (
@@ -108,13 +108,13 @@ class WSGIService(HTTPService):
 
     @property
     def by_environment(self) -> bool:
-        """Whether it was given no runtime, and so goes by the environment's settings."""
+        """Whether it was given no runtime, and so uses the environment's settings."""
         return self._made_of[1].get("runtime") is None
 
     def made_again(self) -> Self:
-        """Make another one, of what this one was made of; what is in files is read again.
+        """Make a new service from the same arguments; files are read again.
 
-        :raises NovasvcError: it cannot be made.
+        :raises NovasvcError: the service cannot be made.
         """
         args, kwargs = self._made_of
         return type(self)(*args, **kwargs)
@@ -124,9 +124,9 @@ class WSGIService(HTTPService):
     def start(self) -> Deferred[None]:
         """Load the application, and serve it.
 
-        :return: Deferred[None], fired when it is served; fails with StartError.
+        :return: Deferred[None], fired when it accepts connections; fails with StartError.
         """
-        return self._course.start()
+        return self._lifecycle.start()
 
     def stop(self) -> Deferred[None]:
         """Stop, as :meth:`stopService` does.
@@ -140,10 +140,10 @@ class WSGIService(HTTPService):
 
         :return: Deferred[None].
         """
-        return self._course.when_ended()
+        return self._lifecycle.when_ended()
 
     def reset(self) -> None:
-        """Let as many requests be worked on at a time as the settings say.
+        """Apply the setting wsgi_default_pool_size to the thread pool.
 
         Source: nova.service.WSGIService.reset.
         """
@@ -156,13 +156,13 @@ class WSGIService(HTTPService):
 
     async def _begin(self) -> None:
         try:
-            await self._walk_up()
+            await self._start_parts()
         except CancelledError:
             raise
         except (Exception, SystemExit) as error:  # a hook that would end the process ends the start
             raise self._start_error(self._step, error) from error
 
-    async def _walk_up(self) -> None:
+    async def _start_parts(self) -> None:
         self._step = "load the application"
         self.app = self.loader.load_app(self.name)
         self._step = "make the manager"
@@ -185,7 +185,7 @@ class WSGIService(HTTPService):
             self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout, explain=explain
         )
         self._step = "reach the registry"
-        self._registry = await self._leg.acquire()
+        self._registry = await self._registry_connection.acquire()
         tasks = TaskRunner(
             manager,
             clock=runtime.reactor,
@@ -195,7 +195,7 @@ class WSGIService(HTTPService):
             run_external=settings.run_external_periodic_tasks,
         )
         manager.attach(
-            Attachments(
+            ManagerResources(
                 reactor=runtime.reactor,
                 rpc=self._client,
                 tasks=tasks,
@@ -206,7 +206,7 @@ class WSGIService(HTTPService):
         )
 
     @property
-    def _leg(self) -> Any:
+    def _registry_connection(self) -> Any:
         return self.runtime.database if self.runtime.settings.db_allowed else self.runtime.conductor
 
     async def _hook(self, name: str) -> None:
@@ -214,30 +214,32 @@ class WSGIService(HTTPService):
         await maybeDeferred(getattr(self.manager, name))
 
     async def _end(self) -> None:
-        await self._tidy("stop serving", self.server.stopService)
+        await self._stop_step("stop serving", self.server.stopService)
         if self._site is not None:
             if self._site.pool.busy:
-                requests = counted(self._site.pool.busy, "request")
+                requests = pluralize(self._site.pool.busy, "request")
                 _log.warn("{name} leaves {requests} behind in threads", name=self.name, requests=requests)
             self._site.pool.close()
         if self._registry is not None and self.manager is not None:
-            await self._tidy("cleanup_host", self.manager.cleanup_host)
+            await self._stop_step("cleanup_host", self.manager.cleanup_host)
         if self._client is not None:
-            await self._tidy("close the RPC client", self._client.close)
+            await self._stop_step("close the RPC client", self._client.close)
         if self._registry is not None:
-            await self._tidy("let go of the registry", lambda: Deferred.fromCoroutine(self._leg.release()))
+            await self._stop_step(
+                "disconnect from the registry", lambda: Deferred.fromCoroutine(self._registry_connection.release())
+            )
         if self._transport is not None:
-            await self._tidy("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
+            await self._stop_step("close the transport", lambda: Deferred.fromCoroutine(self.runtime.broker.release()))
         self._site = self._client = self._registry = self._transport = None
 
-    async def _tidy(self, what: str, step: Callable[[], Any]) -> None:
+    async def _stop_step(self, what: str, step: Callable[[], Any]) -> None:
         try:
             await maybeDeferred(step)
-        except Exception:  # noqa: BLE001 - the rest of the way down is gone whatever happens
-            _log.failure("{what} of the API {name} failed; it stops all the same", what=what, name=self.name)
+        except Exception:  # noqa: BLE001 - the other steps of the stop still run
+            _log.failure("{what} of the API {name} failed; the stop continues", what=what, name=self.name)
 
     def _make_factory(self) -> Any:
-        # A process that serves nothing, such as a supervisor, pays nothing for it.
+        # Imported late: a process that serves nothing, such as a supervisor, does not load them.
         from novasvc.http import AccessLog  # noqa: PLC0415
         from novasvc.http.limits import limits_from_settings  # noqa: PLC0415
         from novasvc.http.wsgi import WSGISite  # noqa: PLC0415
@@ -259,7 +261,7 @@ def _workers(name: str, given: int | None) -> int:
     if given is None:
         return os.cpu_count() or 1
     if given < 1:
-        remedy = "give 1 or more, or leave it out for one for each processor"
+        remedy = "give 1 or more, or omit it for one per processor"
         raise SettingError(f"{name}_workers", str(given), "the settings", "is too small", remedy)
     return given
 
@@ -270,7 +272,7 @@ def _make_again(
     if of_process is not None:
         set_process_runtime(of_process)
     service = kind.__new__(kind, *args, **kwargs)
-    service._tls = tls  # noqa: SLF001 - so that it is not read again
+    service._tls = tls  # noqa: SLF001 - so that the files are not read again
     service.__init__(*args, **kwargs)  # type: ignore[misc]
-    service.manager  # noqa: B018 - a worker whose manager cannot be made, is not to be tried again
+    service.manager  # noqa: B018 - fail here, for good, if the worker's manager cannot be made
     return service

@@ -1,7 +1,10 @@
-"""Periodic tasks: methods that a node runs again and again, each at its own pace."""
+"""Periodic tasks: methods that a node runs at an interval."""
 
 from novasvc.periodic.declare import periodic_task
 from novasvc.periodic.runner import TaskRunner
-from novasvc.periodic.task import TaskFigures
+from novasvc.periodic.task import TaskStats
 
-__all__ = ["TaskFigures", "TaskRunner", "periodic_task"]
+TaskFigures = TaskStats
+"""The name of :class:`TaskStats` before 0.2."""
+
+__all__ = ["TaskFigures", "TaskRunner", "TaskStats", "periodic_task"]

@@ -1,4 +1,4 @@
-"""The decorator that makes a method a periodic task, and how a runner finds what it decorated."""
+"""The decorator that declares a periodic task, and the search for declared tasks."""
 
 import inspect
 import math
@@ -17,14 +17,14 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 @attrs.frozen(kw_only=True)
 class Declaration:
-    """What the author said about one task.
+    """The options of one declared task.
 
     :param where: "module.Class.method".
-    :param name: what logs, metrics and operators call it; unique in its manager.
-    :param spacing: seconds from run to run; 0 is every pass, negative is never.
+    :param name: the task's name in logs, metrics and commands; unique in its manager.
+    :param spacing: seconds between runs; 0 runs in every pass, negative never.
     :param run_immediately: due in the first pass.
-    :param enabled: whether it is run at all.
-    :param external_process_ok: it starts other programs, which a host may forbid.
+    :param enabled: whether it runs at all.
+    :param external_process_ok: it starts other programs, which a setting may forbid.
     :param timeout: seconds after which a run is cancelled, or None.
     """
 
@@ -64,23 +64,23 @@ def periodic_task(
     name: str | None = None,
     timeout: float | None = None,
 ) -> Any:
-    """Make a method a periodic task, bare or with options.
+    """Declare a method as a periodic task. Use it bare or with options.
 
-    The method takes ``(self, context)``, an admin :class:`~novasvc.context.RequestContext`, and
-    returns a value, a Deferred or a coroutine. A run is over when that is, and no run of a task
-    begins before the last one is over. The method itself stays as it was and can be called.
+    The method takes ``(self, context)``, where the context is an admin
+    :class:`~novasvc.context.RequestContext`, and returns a value, a Deferred or a coroutine. A run
+    ends when that fires, and runs of one task never overlap. The method itself is not changed.
 
-    A subclass inherits the tasks of its bases. A method that overrides a task is a task only if
-    it is decorated too.
+    A subclass inherits the tasks of its base classes. A method that overrides a task is a task only
+    if it is decorated too.
 
-    :param spacing: seconds from run to run; 0 is every pass. Negative: the task is never run.
+    :param spacing: seconds between runs; 0 runs in every pass, negative never.
     :param run_immediately: run in the first pass, not one spacing after the start.
-    :param enabled: False: the task is never run.
-    :param external_process_ok: the task starts other programs; it runs only where the setting
+    :param enabled: False never runs the task.
+    :param external_process_ok: the task starts other programs; it runs only if the setting
         ``run_external_periodic_tasks`` allows that.
-    :param name: what it is called in logs and metrics; the method's name by default.
-    :param timeout: seconds, > 0, after which a run is cancelled; None is no limit.
-    :raises DeclarationError: an option, or the method's signature, cannot be used.
+    :param name: the name in logs and metrics; the method's name by default.
+    :param timeout: seconds, > 0, after which a run is cancelled; None for no limit.
+    :raises DeclarationError: an option or the method's signature is invalid.
     Source: nova.manager.periodic_task.
     """
 
@@ -102,7 +102,7 @@ def periodic_task(
 
 
 def declared_tasks(owner: object) -> Iterator[tuple[Declaration, Callable[[Any], Any]]]:
-    """Find the tasks of an object, those of its base classes first, in the order they were written.
+    """Yield the tasks of an object: base classes first, in the order of declaration.
 
     :return: pairs of a declaration and the bound method.
     """
@@ -112,14 +112,14 @@ def declared_tasks(owner: object) -> Iterator[tuple[Declaration, Callable[[Any],
 
 
 def dropped_tasks(owner: object) -> Iterator[Declaration]:
-    """Find the tasks of base classes that something undecorated overrides."""
+    """Yield the tasks of base classes that an undecorated attribute overrides."""
     for _, versions in _versions(owner):
         if versions[0] is None:
             yield next(declaration for declaration in versions if declaration is not None)
 
 
 def _versions(owner: object) -> Iterator[tuple[str, Sequence[Declaration | None]]]:
-    """Yield each attribute that is a task in some class, with what each class made of it, the last first."""
+    """Yield each attribute that is a task in some class, with its declaration or None per class, most derived first."""
     lineage = type(owner).__mro__
     for attribute in dict.fromkeys(name for cls in reversed(lineage) for name in vars(cls)):
         versions = [_declaration(vars(cls)[attribute]) for cls in lineage if attribute in vars(cls)]
@@ -128,15 +128,15 @@ def _versions(owner: object) -> Iterator[tuple[str, Sequence[Declaration | None]
 
 
 def _declaration(attribute: object) -> Declaration | None:
-    # Only functions are asked: an attribute of any other type may answer to every name.
+    # Only functions: other objects, such as mocks, may have any attribute.
     return getattr(attribute, _MARK, None) if isinstance(attribute, FunctionType) else None
 
 
 def _where(method: object) -> str:
-    """Return "module.Class.method" of a function that can be called as a task."""
+    """Return "module.Class.method", after a check that the function can be called as a task."""
     if not isinstance(method, FunctionType):
         where, kind = f"@periodic_task({method!r})", type(method).__name__
-        remedy = "name the options, as in @periodic_task(spacing=60), and write it right above the method"
+        remedy = "pass the options by name, as in @periodic_task(spacing=60), directly above the method"
         raise DeclarationError(where, f"it decorates a {kind}, not a method", remedy)
     where = f"{method.__module__}.{method.__qualname__}"
     try:

@@ -1,4 +1,4 @@
-"""The runner of an object's periodic tasks."""
+"""Runs an object's periodic tasks."""
 
 import random
 from contextvars import Context, copy_context
@@ -14,30 +14,30 @@ from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError, UnknownTaskError
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration, declared_tasks, dropped_tasks
-from novasvc.periodic.task import Run, Task, TaskFigures
+from novasvc.periodic.task import Run, Task, TaskStats
 
 _log = Logger()
 
 PASS_INTERVAL = 60.0
-"""Seconds between two passes: how often a task without a spacing is run."""
+"""Seconds between passes, which are the interval of tasks without a spacing."""
 
 
 @attrs.define(eq=False)
 class TaskRunner:
-    """Runs the tasks of one object, each when it is due.
+    """Run the tasks of one object, each when it is due.
 
-    Tasks run concurrently, and none overlaps itself: a due time that passes while its task runs
-    is missed, and counted. Before :meth:`start` and without it, :meth:`run_due` and
-    :meth:`run_now` work all the same; due times then count from when the runner was made.
+    Tasks run concurrently, but a task never overlaps itself: a due time that passes while its task
+    runs is missed, and counted. :meth:`run_due` and :meth:`run_now` also work without :meth:`start`;
+    due times then count from the creation of the runner.
 
-    :param owner: whose class has methods decorated with :func:`~novasvc.periodic.periodic_task`.
-    :param clock: whose seconds count; they must not step.
+    :param owner: an object with methods decorated with :func:`~novasvc.periodic.periodic_task`.
+    :param clock: its seconds must be monotonic.
     :param random_source: draws the delay of the first pass.
-    :param fuzzy_delay: seconds, >= 0: the longest delay of the first pass, so that the nodes of a
-        fleet that start together do not work together.
-    :param interval_max: seconds from pass to pass if that is less than 60; None or 0 is 60.
-    :param run_external: whether tasks run that start other programs.
-    :raises DeclarationError: two tasks have one name.
+    :param fuzzy_delay: seconds, >= 0: the longest delay of the first pass, which spreads the load of
+        nodes that start together.
+    :param interval_max: seconds between passes if less than 60; None or 0 for 60.
+    :param run_external: whether to run tasks that start other programs.
+    :raises DeclarationError: two tasks have the same name.
     Source: nova.service.Service.start, nova.manager.Manager.run_periodic_tasks.
     """
 
@@ -67,7 +67,7 @@ class TaskRunner:
                 self._add(declaration, method)
 
     def start(self) -> None:
-        """Begin to run the tasks: in the first pass, which comes after a random delay, or one spacing from now.
+        """Start the tasks: each in the first pass, after a random delay, or one spacing from now.
 
         Runs see the context variables that are set here.
 
@@ -93,34 +93,34 @@ class TaskRunner:
         return _all_ended([task.run for task in self._tasks.values() if task.run is not None])
 
     def cancel_running(self) -> None:
-        """Cancel the runs under way; called when the deadline of a drain has passed."""
+        """Cancel the runs under way. Called when a drain's deadline has passed."""
         for task in self._tasks.values():
             run = task.run
             if run is not None:
-                run.within(_log.warn, "periodic task {task} is cancelled: it has not ended in time", task=task.name)
+                run.run_in_context(_log.warn, "cancelling periodic task {task}: it did not end in time", task=task.name)
                 run.cancel()
 
     def run_due(self, context: RequestContext | None, raise_on_error: bool = False) -> Deferred[float]:  # noqa: FBT001, FBT002 - Nova's signature
-        """Make one pass: begin all tasks that are due, those without a spacing always.
+        """Make one pass: start all tasks that are due, and all without a spacing.
 
-        What is begun here is next due one spacing from now. Failures are logged in any case.
+        A task that starts here is next due one spacing from now. Failures are logged in any case.
 
-        :param context: what the tasks are given; None makes an admin context for each.
-        :param raise_on_error: fail with the first exception that one of these runs raised.
-        :return: Deferred of the seconds to the next due time, at most those between two passes;
-            fired when the runs that were begun here have ended. After :meth:`stop` none are.
+        :param context: passed to the tasks; None makes an admin context for each.
+        :param raise_on_error: fail with the first exception of these runs.
+        :return: Deferred of the seconds until the next task is due, at most the interval of passes; fired
+            when the runs started here have ended. After :meth:`stop`, none is started.
         """
         runs = [self._begin_by_hand(task, context) for task in self._tasks.values() if self._is_due(task)]
         return Deferred.fromCoroutine(self._finish_pass(runs, raise_on_error=raise_on_error))
 
     def run_now(self, name: str, context: RequestContext | None = None) -> Deferred[Any]:
-        """Run one task now, or join the run that is under way.
+        """Run one task now, or wait for the run that is under way.
 
-        :param name: the task.
-        :param context: what the task is given; by default an admin context.
-        :return: Deferred of what the task returned; fails with what it raised, which is logged
-            too, or with TaskTimeoutError; with UnknownTaskError if there is no such task, and with
-            StateError after :meth:`stop`. Cancelling it does not cancel the run.
+        :param name: the task's name.
+        :param context: passed to the task; an admin context by default.
+        :return: Deferred of the task's result. Fails with its exception, which is logged too, or with
+            TaskTimeoutError; with UnknownTaskError if there is no such task; with StateError after
+            :meth:`stop`. Cancelling it does not cancel the run.
         """
         task = self._tasks.get(name)
         if task is None:
@@ -132,12 +132,12 @@ class TaskRunner:
         return self._begin_by_hand(task, context).when_ended()
 
     def begin(self, name: str, context: RequestContext | None = None) -> None:
-        """Begin a run of one task now; how it ends is logged and counted.
+        """Start a run of one task now; its outcome is logged and counted.
 
-        :param name: the task.
-        :param context: what the task is given; by default an admin context.
+        :param name: the task's name.
+        :param context: passed to the task; an admin context by default.
         :raises UnknownTaskError: there is no such task.
-        :raises StateError: a run of it is under way; or after :meth:`stop`.
+        :raises StateError: the task is running, or :meth:`stop` was called.
         """
         task = self._tasks.get(name)
         if task is None:
@@ -149,13 +149,16 @@ class TaskRunner:
         self._begin_by_hand(task, context)
 
     def operations(self) -> set[str]:
-        """Return the request ids of the runs under way that were not cancelled."""
+        """Return the request ids of the runs under way, without cancelled ones."""
         runs = [task.run for task in self._tasks.values() if task.run is not None and not task.run.cancelled]
         return {run.request_id for run in runs}
 
-    def figures(self) -> list[TaskFigures]:
-        """Tell how each task fares, in the order they were written."""
-        return [task.figures() for task in self._tasks.values()]
+    def stats(self) -> list[TaskStats]:
+        """Return the statistics of each task, in the order in which the tasks are declared."""
+        return [task.stats() for task in self._tasks.values()]
+
+    figures = stats
+    """The name of :meth:`stats` before 0.2."""
 
     @property
     def _name(self) -> str:
@@ -173,7 +176,7 @@ class TaskRunner:
                 f"{self._tasks[name].declaration.where} is a periodic task named {name!r} too",
                 'give one of them another name, as in @periodic_task(name="...")',
             )
-        # LoopingCall needs an interval; a task without a spacing has that of the passes.
+        # LoopingCall needs an interval; a task without a spacing gets that of the passes.
         interval = declaration.spacing or self._pass_interval
         first = self._clock.seconds() + (0 if declaration.run_immediately else declaration.spacing)
         cadence = Cadence(self._clock, interval, first, lambda: self._fall_due(task))

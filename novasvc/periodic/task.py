@@ -1,4 +1,4 @@
-"""One periodic task and its runs, of which there is never more than one at a time."""
+"""One periodic task and its runs, which never overlap."""
 
 from collections.abc import Callable
 from contextvars import Context
@@ -22,24 +22,24 @@ _log = Logger()
 
 
 @attrs.frozen(kw_only=True)
-class TaskFigures:
-    """What can be told of one task, at one moment. Seconds are those of the runner's clock.
+class TaskStats:
+    """The statistics of one task at one moment. Times are seconds on the runner's clock.
 
-    Each due time is either run or missed, so ``runs + missed`` is how often the task fell due,
-    and how often it was run by hand.
+    Each due time is either run or missed, so ``runs + missed`` is the number of due times and of
+    runs started by hand.
 
-    :param name: the task.
+    :param name: the task's name.
     :param spacing: seconds as declared; 0 is every pass.
-    :param runs: runs begun.
+    :param runs: runs started.
     :param failures: runs that raised.
     :param timeouts: runs cancelled at the task's timeout.
-    :param missed: due times that passed while a run was under way or the reactor was not.
-    :param running: whether a run is under way, even one that was cancelled and does not end.
-    :param last_start: when the last run began; None before the first one.
-    :param last_duration: seconds that the last run took; None before the end of the first one.
-    :param last_lateness: seconds from the due time to the run that it caused; None before the first.
-    :param max_lateness: the longest of these.
-    :param next_due: when it is due again.
+    :param missed: due times that passed while a run was under way or the reactor was blocked.
+    :param running: whether a run is under way, including one that was cancelled and has not ended.
+    :param last_start: when the last run started; None before the first.
+    :param last_duration: seconds that the last run took; None before the end of the first.
+    :param last_lateness: seconds from the last due time to the start of its run; None before the first.
+    :param max_lateness: the largest lateness so far.
+    :param next_due: the next due time.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Run:
 
     :param task: the task's name.
     :param started: when, on the clock.
-    :param variables: the context variables it runs with.
+    :param variables: the context variables it runs in.
     """
 
     task: str
@@ -79,23 +79,22 @@ class Run:
 
     @property
     def request_id(self) -> str:
-        """That of its context, by which calls are known that it has caused."""
+        """The request id of its context; calls that the run makes carry it too."""
         context = self.variables.get(current_context)
         return "" if context is None else context.request_id
 
     def follow(self, result: Deferred[Any], end: Callable[["Run", Any], None]) -> None:
-        """Wait for the end of a run that takes time."""
+        """Call ``end`` with this run and its outcome when the Deferred fires."""
         self._result = result
         result.addBoth(lambda outcome: end(self, outcome))
-        if self.cancelled:  # by itself, before there was a Deferred
+        if self.cancelled:  # by the method itself, before it returned its Deferred
             self.cancel()
 
     def when_ended(self) -> Deferred[Any]:
-        """Wait for the end.
+        """Wait for the end of the run.
 
-        :return: a new Deferred of what the task returned, failing with what it raised, with
-            TaskTimeoutError, or with CancelledError if the runner cancelled it; cancelling it
-            does not cancel the run.
+        :return: a new Deferred of the task's result. Fails with its exception, with TaskTimeoutError,
+            or with CancelledError if the runner cancelled the run. Cancelling it does not cancel the run.
         """
         waiter: Deferred[Any] = Deferred(self._waiters.remove)
         self._waiters.append(waiter)
@@ -104,53 +103,53 @@ class Run:
         return waiter
 
     def cancel(self) -> None:
-        """Ask the run to end; it may take its time, or ignore it."""
+        """Cancel the run. It may take time to end, or ignore the cancellation."""
         self.cancelled = True
         if self._result is not None:
             try:
                 self._result.cancel()
-            except Exception:  # noqa: BLE001 - its author's canceller; the others are still to be cancelled
-                self.within(
-                    _log.failure, "periodic task {task} cannot be cancelled", task=self.task, level=LogLevel.error
+            except Exception:  # noqa: BLE001 - a user's canceller raised; the other runs must still be cancelled
+                self.run_in_context(
+                    _log.failure, "the canceller of periodic task {task} failed", task=self.task, level=LogLevel.error
                 )
 
     def report_overdue(self, now: float) -> None:
-        """Log, once a run, that it is still under way when the next one is due."""
+        """Log, once per run, that it is still under way when the next run is due."""
         if not self.overdue:
             self.overdue = True
-            self.within(
+            self.run_in_context(
                 _log.warn,
-                "periodic task {task} has run for {seconds:.1f} s: the next run is skipped; a timeout would end it",
+                "periodic task {task} is still running after {seconds:.1f} s: skipping a run; set a timeout",
                 task=self.task,
                 seconds=now - self.started,
             )
 
     def end(self, outcome: Any) -> None:
-        """Record the end, and tell those who wait for it."""
+        """Record the outcome, and fire the waiters."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
         self.ended, self.outcome = True, outcome if self.timeout is None else Failure(self.timeout)
         self._answer()
 
-    def within(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call a function with the run's context variables, so that log events carry its fields."""
-        # A copy, because a Context cannot be entered twice, and the run may be inside its own.
+    def run_in_context(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Call a function in the run's context variables, so that log events carry the run's fields."""
+        # A copy, because a Context cannot be entered twice, and this may be called inside the run.
         self.variables.copy().run(function, *args, **kwargs)
 
     def _answer(self) -> None:
         outcome = self.outcome
         while self._waiters:
-            # Each waiter gets a Failure of its own: handling one must not clean another's.
+            # Each waiter gets its own Failure: an errback changes the Failure it handles.
             self._waiters.pop(0).callback(Failure(outcome.value) if isinstance(outcome, Failure) else outcome)
 
 
 @attrs.define(eq=False)
 class Task:
-    """A declared method, when it is due, and what became of its runs.
+    """A declared method, its due times, and the statistics of its runs.
 
-    :param declaration: what its author said.
+    :param declaration: its options.
     :param cadence: its due times.
-    :param manager: the class whose task it is, for the figures of the process.
+    :param manager: the name of the class that declares it, a label of the metrics.
     :param run: the run under way, if any.
     """
 
@@ -170,14 +169,14 @@ class Task:
     _max_lateness: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        # There before they count: an increase is reckoned from the first value that is seen.
+        # Export counters at zero so that alerts see the first increase.
         metrics.tasks_missed.at(*self._labels)
         for outcome in ("done", "failed", "timed_out", "cancelled"):
             metrics.tasks.at(*self._labels, outcome)
 
     @property
     def name(self) -> str:
-        """What it is called in logs and metrics."""
+        """The task's name in logs and metrics."""
         return self.declaration.name
 
     @property
@@ -185,9 +184,9 @@ class Task:
         return self._manager, self.name
 
     def take_due(self) -> bool:
-        """Take the due times that have passed: all but the last of them were missed.
+        """Take the due times that have passed. All but the last were missed.
 
-        :return: whether a run is to begin now; not if one is under way, and the last was missed too.
+        :return: whether a run is to start now. If a run is under way, the last due time was missed too.
         """
         count, lateness = self.cadence.take()
         if count == 0:
@@ -205,10 +204,10 @@ class Task:
         return True
 
     def begin(self, context: RequestContext, variables: Context) -> Run:
-        """Begin a run; none may be under way.
+        """Start a run. None may be under way.
 
-        :param context: what the method is given.
-        :param variables: the context variables that it sees; what it sets does not come back.
+        :param context: passed to the method.
+        :param variables: the context variables that the method sees; its changes stay in a copy.
         :return: the run, which has ended already if the method is synchronous.
         """
         run = self.run = Run(self.name, self._clock.seconds(), variables.copy())
@@ -218,7 +217,7 @@ class Task:
         note("task", f"{self.name} began")
         try:
             result = run.variables.run(self._call, context)
-        except BaseException:  # noqa: BLE001 - as in any callback: whatever it raises, the loop goes on
+        except BaseException:  # noqa: BLE001 - as in a Deferred's callback: the loop goes on
             self._end(run, Failure())
             return run
         if not isinstance(result, Deferred):
@@ -229,9 +228,9 @@ class Task:
             run.timer = self._clock.callLater(self.declaration.timeout, self._time_out, run)
         return run
 
-    def figures(self) -> TaskFigures:
-        """Tell how the task fares."""
-        return TaskFigures(
+    def stats(self) -> TaskStats:
+        """Return the task's statistics."""
+        return TaskStats(
             name=self.name,
             spacing=self.declaration.spacing,
             runs=self._runs,
@@ -249,7 +248,7 @@ class Task:
     def _call(self, context: RequestContext) -> Any:
         current_context.set(context)
         result = self._method(context)
-        # Only here: the coroutine keeps the context variables of where it is started.
+        # In the run's context: a coroutine keeps the context variables of the place where it is started.
         return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
 
     def _time_out(self, run: Run) -> None:
@@ -257,7 +256,7 @@ class Task:
         run.timeout = TaskTimeoutError(self.name, self.declaration.timeout)
         self._timeouts += 1
         note("task", f"{self.name} timed out")
-        run.within(_log.warn, "{error}", error=run.timeout, task=self.name)
+        run.run_in_context(_log.warn, "{error}", error=run.timeout, task=self.name)
         run.cancel()
 
     def _end(self, run: Run, outcome: Any) -> None:
@@ -269,7 +268,7 @@ class Task:
         metrics.tasks.at(*self._labels, _counted(run, outcome)).value += 1
         if isinstance(outcome, Failure) and not (run.cancelled and outcome.check(CancelledError)):
             self._failures += 1
-            run.within(
+            run.run_in_context(
                 _log.failure, "periodic task {task} failed", failure=outcome, level=LogLevel.error, task=self.name
             )
         run.end(outcome)
@@ -280,7 +279,7 @@ def _how(outcome: Any) -> str:
 
 
 def _counted(run: Run, outcome: Any) -> str:
-    """Return the name under which the end of a run is counted."""
+    """Return the outcome label under which a run is counted."""
     if run.timeout is not None:
         return "timed_out"
     if not isinstance(outcome, Failure):

@@ -1,1 +1,1 @@
-"""What we add to the reactor: blocking functions in threads, back-off, coalesced calls, monotonic seconds."""
+"""Additions to the reactor: blocking functions in threads, backoff, coalesced calls, a monotonic clock."""

@@ -11,13 +11,14 @@ _T = TypeVar("_T")
 
 
 def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
-    """Return a Deferred whose cancellation cancels a step, and does not wait for the step to end.
+    """Wrap a Deferred so that cancelling the wrapper ends the waiting at once.
 
-    Cancellation is only a request to a coroutine: one that awaits in a ``finally`` block keeps running, and
-    so does everything that awaits it, even with addTimeout.
+    Cancelling a coroutine only requests its end: a coroutine that awaits in a ``finally`` runs on,
+    and so does everything that awaits it, ``addTimeout`` or not.
 
-    :param step: its result is consumed; a callback added later sees None.
-    :return: Deferred of the step's result; fails with CancelledError as soon as it is cancelled.
+    :param step: its result is consumed; other callbacks on it get None. Cancelled with the wrapper.
+    :return: Deferred of the step's result. Once cancelled, it fails with CancelledError immediately, and a later
+        failure of the step is logged.
     """
     waiter: Deferred[_T] = Deferred(lambda _: step.cancel())
 
@@ -25,7 +26,7 @@ def abandon_on_cancel(step: Deferred[_T]) -> Deferred[_T]:
         if not waiter.called:
             waiter.callback(result)
         elif isinstance(result, Failure) and not result.check(CancelledError):
-            _log.failure("an abandoned step failed", result)
+            _log.failure("a step failed after it was cancelled and abandoned", result)
 
     step.addBoth(pass_on)
     return waiter

@@ -1,10 +1,10 @@
-"""How long to wait before the next attempt: a pure function, attempt -> seconds."""
+"""Retry policies: pure functions from the number of failed attempts to seconds."""
 
 import random
 from collections.abc import Callable
 
 RetryPolicy = Callable[[int], float]
-"""Takes the number of failed attempts so far (from 1), returns seconds to wait."""
+"""Take the number of failed attempts so far (from 1); return the seconds to wait."""
 
 
 def jittered_backoff(
@@ -14,15 +14,15 @@ def jittered_backoff(
     factor: float = 2.0,
     random_source: random.Random | None = None,
 ) -> RetryPolicy:
-    """Make a policy of exponential backoff, each wait drawn from its upper half.
+    """Make a policy of exponential backoff with jitter: each wait is drawn from the upper half of its bound.
 
-    The draw keeps a fleet that lost its server together from coming back together; the upper
-    half keeps a single host from asking again at once.
+    The jitter keeps hosts that lost one server together from reconnecting together; the upper half
+    keeps a single host from retrying immediately.
 
-    :param first: seconds, the longest wait after the first failure, > 0.
-    :param longest: seconds, the bound of all waits, >= first.
-    :param factor: growth from one attempt to the next, >= 1.
-    :param random_source: where the draws come from; tests pass a seeded one.
+    :param first: seconds: the bound of the wait after the first failure, > 0.
+    :param longest: seconds: the bound of all waits, >= first.
+    :param factor: growth of the bound from one attempt to the next, >= 1.
+    :param random_source: source of the jitter; tests pass a seeded one.
     :return: a policy.
     """
     draw = (random_source or random.Random()).uniform  # noqa: S311 - no secret depends on it

@@ -1,4 +1,4 @@
-"""One question for all who ask it at the same time, and its answer for a moment more."""
+"""Coalesce concurrent calls and cache the result briefly."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -8,47 +8,47 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
-def _for_a_second(_: object) -> float:
+def _one_second(_: object) -> float:
     return 1.0
 
 
 @attrs.define(eq=False)
-class Memo(Generic[_Answer]):
-    """Asks at most once at a time, and not again while the answer is fresh.
+class CoalescingCache(Generic[_Result]):
+    """Call a function at most once at a time, and not again while its result is fresh.
 
-    :param ask: returns a Deferred of the answer, and bounds it.
-    :param clock: measures the freshness.
-    :param fresh: returns the seconds for which an answer is given again. Failures are not.
+    :param call: returns a Deferred of the result, with a deadline of its own.
+    :param clock: measures the TTL.
+    :param ttl: takes a result, returns the seconds for which it is cached; 1 by default. Failures are not cached.
     """
 
-    _ask: Callable[[], Deferred[_Answer]]
+    _call: Callable[[], Deferred[_Result]]
     _clock: IReactorTime
-    _fresh: Callable[[_Answer], float] = _for_a_second
-    _waiters: list[Deferred[_Answer]] = attrs.field(factory=list, init=False)
-    _answer: tuple[float, _Answer] | None = attrs.field(default=None, init=False)
-    _asking: bool = attrs.field(default=False, init=False)
+    _ttl: Callable[[_Result], float] = _one_second
+    _waiters: list[Deferred[_Result]] = attrs.field(factory=list, init=False)
+    _cached: tuple[float, _Result] | None = attrs.field(default=None, init=False)
+    _calling: bool = attrs.field(default=False, init=False)
 
-    def get(self) -> Deferred[_Answer]:
-        """Return the answer.
+    def get(self) -> Deferred[_Result]:
+        """Return the cached result, or that of the call under way, or of a new call.
 
-        :return: a new Deferred each time; cancelling it ends only the waiting.
+        :return: a new Deferred each time. Cancelling it does not cancel the call.
         """
-        if self._answer is not None and self._clock.seconds() < self._answer[0]:
-            return succeed(self._answer[1])
-        waiter: Deferred[_Answer] = Deferred(self._waiters.remove)
+        if self._cached is not None and self._clock.seconds() < self._cached[0]:
+            return succeed(self._cached[1])
+        waiter: Deferred[_Result] = Deferred(self._waiters.remove)
         self._waiters.append(waiter)
-        if not self._asking:
-            self._asking = True
-            self._ask().addBoth(self._answered)
+        if not self._calling:
+            self._calling = True
+            self._call().addBoth(self._finish)
         return waiter
 
-    def _answered(self, answer: Any) -> None:
-        self._asking = False
-        if not isinstance(answer, Failure):
-            self._answer = self._clock.seconds() + self._fresh(answer), answer
+    def _finish(self, result: Any) -> None:
+        self._calling = False
+        if not isinstance(result, Failure):
+            self._cached = self._clock.seconds() + self._ttl(result), result
         while self._waiters:
-            # Each waiter gets a Failure of its own: handling one must not clean another's.
-            self._waiters.pop(0).callback(Failure(answer.value) if isinstance(answer, Failure) else answer)
+            # Each waiter gets its own Failure: an errback changes the Failure it handles.
+            self._waiters.pop(0).callback(Failure(result.value) if isinstance(result, Failure) else result)

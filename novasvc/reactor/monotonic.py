@@ -1,23 +1,23 @@
-"""Seconds that go on at one pace, whatever is done to the host's clock."""
+"""Make the reactor's timers independent of steps of the host's clock."""
 
 import time
 from typing import Any
 
-# Note [Steady seconds]
+# Note [Monotonic clock]
 #
-# Twisted's reactor reckons with time.time(): when a host's clock is set forward by an hour, all
-# that is due within that hour is due at once, and when it is set back, nothing happens for an
-# hour, no heartbeat either. Every timer asks reactor.seconds(), so that is what is replaced: in a
-# process that is ours, before it has any timer. Other people's processes are left alone.
+# Twisted's reactor computes its timers with time.time(). If the host's clock is set forward by an
+# hour, everything due within that hour is due at once; if it is set back, nothing runs for an hour,
+# heartbeats included. Every timer calls reactor.seconds(), so that method is replaced, in processes
+# of our own and before any timer exists. Other applications' processes are left alone.
 #
-# The new seconds begin as those of the clock, for some take them for the time of day, such as the
-# access log of twisted.web, and go on as the monotonic ones.
+# The new seconds start at the time of day, because some code takes them for it (twisted.web's
+# access log), and advance with the monotonic clock.
 
 
-def count_steadily(reactor: Any) -> None:
-    """Let the reactor's timers take no notice of steps of the host's clock.
+def use_monotonic_clock(reactor: Any) -> None:
+    """Make the reactor's timers ignore steps of the host's clock.
 
-    :param reactor: left as it is if it runs, or has a timer.
+    :param reactor: left unchanged if it runs or has a timer: a change of its clock would shift that timer.
     """
     if reactor.running or reactor.getDelayedCalls():
         return

@@ -1,4 +1,4 @@
-"""Functions that block, in threads of our own that can be left behind."""
+"""Blocking functions in a pool of daemon threads, which a stopping process leaves behind."""
 
 import time
 from collections import OrderedDict
@@ -21,28 +21,28 @@ from novasvc.telemetry import metrics
 _log = Logger()
 
 THREADS = 16
-"""Functions that run at a time."""
+"""Default number of threads."""
 
 QUEUE = 256
-"""Functions that may wait for a thread; more is work that the node does not keep up with."""
+"""Default length of the queue. A longer one would only hide that the node does not keep up."""
 
 # Note [Threads that hang]
 #
-# A thread cannot be ended from outside, and a disk or a driver that hangs may hang for ever. The
-# reactor's own pool waits for its threads when the process ends, so one that hangs keeps a stopped
-# node alive until its supervisor kills it. And a Deferred of that pool fires as soon as it is
-# cancelled, although its thread works on: what takes turns by waiting for it (a periodic task, a
-# concurrency slot) would then begin again beside itself, until no thread is left.
+# A thread cannot be ended from outside, and a disk or a driver may hang for ever. The reactor's own
+# thread pool joins its threads when the process ends, so one hanging thread keeps a stopped node
+# alive until its supervisor kills it. And deferToThread's Deferred fires as soon as it is cancelled,
+# although the thread works on: a periodic task or a concurrency slot that waits for it would then
+# start again beside itself, until no thread is left.
 #
-# So our threads are daemons: who stops has waited for them up to graceful_shutdown_timeout, and
-# then they are left behind, with a warning that names what they run. And a Deferred of ours fires
-# when the function has really ended, cancelled or not.
+# So our threads are daemons. A stopping node waits for them up to graceful_shutdown_timeout; then
+# they are left behind, with a warning that names their functions. And our Deferreds fire only when
+# the function has ended, cancelled or not.
 
 
-class Worker:
-    """A daemon thread that runs what it is given, one after the other.
+class WorkerThread:
+    """A daemon thread that runs functions one after the other.
 
-    :raises RuntimeError: the system has no thread left.
+    :raises RuntimeError: the system cannot start another thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -55,13 +55,13 @@ class Worker:
             work()
 
     def do(self, work: Callable[[], None]) -> None:
-        """Run this when all before it has run. alchimia's word for it."""
+        """Run a function after all earlier ones. The name is part of alchimia's worker interface."""
         self._work.put(work)
 
     def quit(self, *, join: float = 0) -> None:
-        """End when all has run.
+        """End the thread when all functions have run.
 
-        :param join: seconds to wait for it; only for a thread with nothing to do.
+        :param join: seconds to wait for the end; only for an idle thread.
         """
         self._work.put(None)
         if join:
@@ -70,11 +70,11 @@ class Worker:
 
 @attrs.define(eq=False)
 class _Job:
-    """A function on its way.
+    """A function that was submitted and has not ended.
 
-    :param name: of the function, for people.
-    :param run: calls it, in the context variables of who asked for it.
-    :param waiter: what is fired when it has ended.
+    :param name: the function's name, for logs.
+    :param run: calls the function in the context variables of its caller.
+    :param waiter: fired when the function has ended.
     :param began: seconds of time.monotonic; None while it waits for a thread.
     """
 
@@ -87,10 +87,10 @@ class _Job:
 
 
 class BlockingPool:
-    """A bounded number of threads for functions that block. See Note [Threads that hang].
+    """A bounded pool of threads for blocking functions. See Note [Threads that hang].
 
-    No thread exists before the first function, so that it can be made before a fork. Those that
-    were needed stay. There is nothing to close: they end with the process.
+    No thread is started before the first function, so a pool can be made before a fork. Started
+    threads stay. There is nothing to close: the threads end with the process.
 
     :param reactor: provides IReactorCore and IReactorFromThreads.
     :param threads: functions that run at a time.
@@ -101,49 +101,49 @@ class BlockingPool:
         self._reactor = reactor
         self._threads = threads
         self._queue = queue
-        self._hired = 0
-        self._idle: list[Worker] = []
+        self._started = 0
+        self._idle: list[WorkerThread] = []
         self._waiting: OrderedDict[_Job, None] = OrderedDict()
         self._running: dict[_Job, None] = {}
         metrics.threads_busy.at()
         metrics.threads_waiting.at()
 
     def run_blocking(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        """Run a function in a thread, with the context variables that are set here.
+        """Run a function in a thread, with a copy of the current context variables.
 
-        :param function: takes these arguments. It must not touch the reactor.
-        :return: Deferred of what it returns; fails with what it raises, with TypeError if it
-            returns a Deferred or a coroutine, and with NoThreadError if too much is under way.
-            Cancelled before the function has begun, it drops it and fails at once; later, it fails
-            with CancelledError when the function has ended, whatever its outcome.
+        :param function: called with these arguments. It must not touch the reactor.
+        :return: Deferred of its result. Fails with its exception; with TypeError if it returns a Deferred
+            or a coroutine; with NoThreadError if the queue is full. If cancelled while it is queued, it
+            fails at once and the function never runs; later, it fails with CancelledError when the
+            function has ended, whatever its outcome.
         """
         job = _Job(_name(function), partial(copy_context().run, function, *args, **kwargs))
-        if not self._idle and self._hired == self._threads:
+        if not self._idle and self._started == self._threads:
             if len(self._waiting) >= self._queue:
-                taken = f"all {self._threads} threads are taken, and {self._queue} functions wait for one already"
-                return fail(NoThreadError(job.name, f"{taken}; see what holds them, or ask for less at a time"))
+                problem = f"all {self._threads} threads are busy, and {self._queue} functions are queued"
+                return fail(NoThreadError(job.name, f"{problem}; find what blocks them, or submit fewer at a time"))
             self._waiting[job] = None
             metrics.threads_waiting.at().value += 1
             return self._wait(job)
         try:
-            worker = self._idle.pop() if self._idle else self._hire()
+            worker = self._idle.pop() if self._idle else self._start_thread()
         except RuntimeError as error:
-            return fail(NoThreadError(job.name, f"the system gives no thread: {error}; see the limits of its user"))
+            return fail(NoThreadError(job.name, f"the system cannot start a thread: {error}; see this user's limits"))
         self._begin(job, worker)
         return self._wait(job)
 
-    def _hire(self) -> Worker:
-        worker = Worker(f"blocking-{self._hired}")
-        if not self._hired:
-            self._reactor.addSystemEventTrigger("after", "shutdown", self._leave_behind)
-        self._hired += 1
+    def _start_thread(self) -> WorkerThread:
+        worker = WorkerThread(f"blocking-{self._started}")
+        if not self._started:
+            self._reactor.addSystemEventTrigger("after", "shutdown", self._log_running)
+        self._started += 1
         return worker
 
     def _wait(self, job: _Job) -> Deferred[Any]:
-        return job.waiter.addErrback(self._given_up, job)
+        return job.waiter.addErrback(self._cancelled, job)
 
-    def _given_up(self, failure: Failure, job: _Job) -> Any:
-        """Let a cancelled Deferred fail now if its function has not begun, else wait on."""
+    def _cancelled(self, failure: Failure, job: _Job) -> Any:
+        """Fail a cancelled Deferred now if its function has not begun; otherwise wait for the function's end."""
         if job.ended:
             return failure
         job.cancelled = True
@@ -151,10 +151,10 @@ class BlockingPool:
             del self._waiting[job]
             metrics.threads_waiting.at().value -= 1
             return failure
-        job.waiter = Deferred()  # whoever cancels again, cancels this one
+        job.waiter = Deferred()  # a second cancel() reaches this one, and must not fail either
         return self._wait(job)
 
-    def _begin(self, job: _Job, worker: Worker) -> None:
+    def _begin(self, job: _Job, worker: WorkerThread) -> None:
         job.began = time.monotonic()
         self._running[job] = None
         metrics.threads_busy.at().value += 1
@@ -165,7 +165,7 @@ class BlockingPool:
 
         worker.do(work)
 
-    def _done(self, job: _Job, worker: Worker, outcome: Any) -> None:
+    def _done(self, job: _Job, worker: WorkerThread, outcome: Any) -> None:
         del self._running[job]
         metrics.threads_busy.at().value -= 1
         if self._waiting:
@@ -182,32 +182,30 @@ class BlockingPool:
             error = describe(outcome.value)
             _log.warn("{function} failed after it was cancelled: {error}", function=job.name, error=error)
 
-    def _leave_behind(self) -> None:
-        """Say at the end of the process what ends with it although it has not finished."""
+    def _log_running(self) -> None:
+        """Log at the end of the process which functions are still running."""
         if self._running:
             now = time.monotonic()
             jobs = ", ".join(f"{job.name} ({now - (job.began or now):.0f} s)" for job in self._running)
-            _log.warn("left behind in threads, and ended with this process: {jobs}", jobs=jobs)
+            _log.warn("functions still running in threads end with this process: {jobs}", jobs=jobs)
 
 
 def _outcome(job: _Job) -> Any:
-    """Call a job's function in this thread; return its result, or a Failure."""
+    """Call a job's function in this thread; return its result or a Failure."""
     try:
         result = job.run()
         if isinstance(result, CoroutineType):
             result.close()
         if isinstance(result, Deferred | CoroutineType):
             kind = type(result).__name__
-            return Failure(
-                TypeError(f"{job.name} returned a {kind}: it runs in a thread, where none can be waited for")
-            )
-    except BaseException:  # noqa: BLE001 - not even SystemExit ends a thread of the pool
+            return Failure(TypeError(f"{job.name} returned a {kind}, which cannot be awaited in a thread"))
+    except BaseException:  # noqa: BLE001 - not even SystemExit may end a thread of the pool
         return Failure()
     return result
 
 
 def _name(function: Any) -> str:
-    """Name what is called in the end: partials and contexts only bring it there."""
+    """Return the qualified name of a function, unwrapped from partials and Context.run."""
     while isinstance(function, partial):
         in_context = isinstance(getattr(function.func, "__self__", None), Context)
         function = function.args[0] if in_context else function.func

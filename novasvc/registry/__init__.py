@@ -1,1 +1,1 @@
-"""Who is there: rows of the services table, queries for them, and the ways to reach them."""
+"""The service registry: rows of the ``services`` table, queries, liveness, heartbeats, and the ways to reach it."""

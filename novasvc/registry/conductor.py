@@ -1,7 +1,7 @@
 """The registry over RPC, for nodes that may not reach the database.
 
-A conductor reaches the database; others call it. Both ends of that call are here, and the one
-form in which rows travel: :class:`Conductor` answers, :class:`RemoteRegistry` asks.
+A conductor, which reaches the database, answers (:class:`Conductor`); other nodes call it
+(:class:`RemoteRegistry`). This module also defines how rows are encoded.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,10 +41,10 @@ from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 TOPIC = "conductor"
 NAMESPACE, VERSION, PAGES, PROOF = "registry", "1.0", "1.1", "1.2"
-"""PAGES is the first version that has page and count, PROOF the first that has prove_writable."""
+"""PAGES is the first version with page and count, PROOF the first with prove_writable."""
 
 TIMEOUT = 20.0
-"""Seconds for a call: more than the database's own bound, so that its error gets through. No heartbeat is older."""
+"""Seconds for a call: more than the database's own timeout, so that the database's error is returned."""
 
 _OUTAGES: Mapping[type[Exception], str] = {
     MethodTimeoutError: "its database did not answer in time",
@@ -55,19 +55,19 @@ _OUTAGES: Mapping[type[Exception], str] = {
     TransportFullError: "too many messages wait for it already",
     UnconfirmedError: "the connection to the broker was lost meanwhile",
     UndeliverableError: f"no node serves the topic {TOPIC!r}",
-    BrokerError: "the broker is not there, or refuses",
+    BrokerError: "the broker is unavailable, or refused the call",
 }
-"""What is over when a conductor is there again, and what to say of it."""
+"""Errors that a later call may not meet, with the problem to report: they count as an outage."""
 
 _T = TypeVar("_T")
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
 
-# -- what travels ------------------------------------------------------------------------------
+# -- encoding ----------------------------------------------------------------------------------
 
 
 def _types(annotation: Any) -> tuple[type, ...]:
-    """Return the types that an annotation allows: ``str | None`` is two."""
+    """Return the types that an annotation allows: two for ``str | None``."""
     origin = get_origin(annotation)
     if origin is Literal:
         return (str,)
@@ -82,11 +82,11 @@ _FIELDS, _QUERY, _TOTALS = _fields(ServiceRecord), _fields(ServiceQuery), _field
 
 
 def _checked(name: str, value: Any, types: tuple[type, ...]) -> Any:
-    """Return a value that came over the wire as one of the types.
+    """Check the type of a received value, and convert it: int to float, ISO text to datetime.
 
-    :raises ValueError: it is of another.
+    :raises ValueError: the value has none of the types.
     """
-    if type(value) in types:  # isinstance() would take True for a number
+    if type(value) in types:  # isinstance() would accept True as an int
         return value
     if float in types and type(value) is int:
         return float(value)
@@ -95,15 +95,15 @@ def _checked(name: str, value: Any, types: tuple[type, ...]) -> Any:
         if stamp.tzinfo is None:
             return stamp
     wanted = " or ".join(kind.__name__ for kind in types)
-    raise ValueError(f"{name} is not {wanted} but {type(value).__name__}")
+    raise ValueError(f"{name} is {type(value).__name__}, not {wanted}")
 
 
 def _write(record: ServiceRecord) -> dict[str, Any]:
-    return attrs.asdict(record)  # JSON's writer makes ISO texts of the stamps
+    return attrs.asdict(record)  # the JSON encoder writes datetimes as ISO 8601
 
 
 def _read_fields(name: str, value: Any, fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Read an object. What it has besides our fields is a newer conductor's, and left aside."""
+    """Read an object's fields. Unknown fields come from a newer conductor, and are ignored."""
     found = _checked(name, value, (dict,))
     missing = fields.keys() - found.keys()
     if missing:
@@ -131,11 +131,11 @@ def _read_totals(value: Any) -> ServiceTotals:
 def _read_query(method: str, query: Mapping[str, Any]) -> ServiceQuery:
     """Read a node's query.
 
-    :raises InvalidArgumentsError: it is none that we understand.
+    :raises InvalidArgumentsError: a field is unknown, or has the wrong type.
     """
     unknown = query.keys() - _QUERY.keys()
     if unknown:
-        raise InvalidArgumentsError(method, f"query has fields that are not known here: {', '.join(sorted(unknown))}")
+        raise InvalidArgumentsError(method, f"query has unknown fields: {', '.join(sorted(unknown))}")
     try:
         return ServiceQuery(**{name: _checked(name, value, _QUERY[name]) for name, value in query.items()})
     except ValueError as error:
@@ -146,11 +146,11 @@ def _read_nothing(value: Any) -> None:
     _checked("answer", value, (NoneType,))
 
 
-# -- the side of the database ------------------------------------------------------------------
+# -- server ------------------------------------------------------------------------------------
 
 
 def _operation(*, idempotent: bool, version: str = VERSION) -> Callable[[_Operation], _Operation]:
-    """Expose a method whose arguments have to be of the types that its signature says."""
+    """Expose a method, and check its arguments against the types of its signature."""
 
     def decorate(function: _Operation) -> _Operation:
         types = {name: _types(annotation) for name, annotation in function.__annotations__.items()}
@@ -171,18 +171,18 @@ def _operation(*, idempotent: bool, version: str = VERSION) -> Callable[[_Operat
 
 
 class Conductor(Manager):
-    """Answers for the registry: :class:`novasvc.interfaces.IServiceRegistry` in namespace "registry".
+    """Serves :class:`novasvc.interfaces.IServiceRegistry` in the RPC namespace "registry".
 
-    Rows are objects with the fields of :class:`novasvc.registry.record.ServiceRecord`, stamps ISO texts.
+    Rows are objects with the fields of :class:`novasvc.registry.record.ServiceRecord`, time stamps in ISO 8601.
     Source: nova.conductor.manager.ConductorManager.
     """
 
     # Note [What a conductor may do twice]
     #
-    # After a crash of a conductor another one does again what may be done again. A second register
-    # finds the row of the first; a second beat counts one too many, and the node did live; a second
-    # delete finds nothing, which is what was wanted, and nobody else ever gets the id. A second
-    # update is another matter: it would undo what an operator has changed since the first.
+    # After a crash of a conductor, another one repeats the idempotent operations. A second register
+    # finds the row of the first. A second beat counts one too many, and the node was alive. A second
+    # delete finds no row, as intended, and ids are never reused. But a second update could undo
+    # what an operator has changed since the first, so update is not idempotent.
 
     @_operation(idempotent=True)
     async def register(
@@ -193,17 +193,17 @@ class Conductor(Manager):
 
     @_operation(idempotent=True)
     def beat(self, context: RequestContext, service_id: int) -> Deferred[None]:
-        """Count and stamp a heartbeat."""
+        """Write a heartbeat."""
         return self.attachments.registry.beat(service_id)
 
     @_operation(idempotent=True, version=PROOF)
     def prove_writable(self, context: RequestContext) -> Deferred[None]:
-        """See that the database can be written."""
+        """Check that the database can be written."""
         return self.attachments.registry.prove_writable()
 
     @_operation(idempotent=True)
     async def get(self, context: RequestContext, service: str) -> dict[str, Any]:
-        """Read the row with this id, in decimal, or this uuid."""
+        """Read the row with this id in decimal, or this uuid."""
         return _write(await self.attachments.registry.get(service))
 
     @_operation(idempotent=True)
@@ -214,12 +214,12 @@ class Conductor(Manager):
         binary: str | None = None,
         topic: str | None = None,
     ) -> Any:
-        """Read the live rows, narrowed by what is given."""
+        """Read the live rows that match the arguments."""
         return [_write(row) for row in await self.attachments.registry.list(host, binary, topic)]
 
     @_operation(idempotent=True, version=PAGES)
     async def page(self, context: RequestContext, query: dict[str, Any]) -> Any:
-        """Read a part of the live rows.
+        """Read one page of the live rows.
 
         :param query: an object with fields of :class:`novasvc.registry.query.ServiceQuery`.
         :return: {"rows": [row], "more": bool}.
@@ -229,7 +229,7 @@ class Conductor(Manager):
 
     @_operation(idempotent=True, version=PAGES)
     async def count(self, context: RequestContext, query: dict[str, Any]) -> Any:
-        """Count the live rows that a query finds.
+        """Count the live rows that match a query.
 
         :param query: see :meth:`page`.
         :return: an object with the fields of :class:`novasvc.registry.query.ServiceTotals`.
@@ -245,7 +245,7 @@ class Conductor(Manager):
         disabled_reason: str | None = None,
         forced_down: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
-        """Change what is given; see :class:`novasvc.registry.record.ServiceChanges`."""
+        """Change a row's columns; see :class:`novasvc.registry.record.ServiceChanges`."""
         changes = ServiceChanges(disabled=disabled, disabled_reason=disabled_reason, forced_down=forced_down)
         return _write(await self.attachments.registry.update(service_id, changes))
 
@@ -255,15 +255,15 @@ class Conductor(Manager):
         return self.attachments.registry.delete(service_id)
 
 
-# -- the side of the node ----------------------------------------------------------------------
+# -- client ------------------------------------------------------------------------------------
 
 
 @implementer(IServiceRegistry)
 class RemoteRegistry:
-    """The registry as a conductor reaches it.
+    """The registry, reached through a conductor.
 
-    It fails as a direct one does: with the database's own error, which the conductor hands on; with
-    DatabaseUnavailableError while no conductor answers; with DatabaseError if one answers nonsense.
+    It fails as the SQL registry does: with the database's own error, which the conductor returns; with
+    DatabaseUnavailableError while no conductor answers; with DatabaseError if an answer is malformed.
 
     :param client: on an open transport; closed with the registry.
     Source: novasvc.interfaces.IServiceRegistry; nova.conductor.api.API.
@@ -282,11 +282,11 @@ class RemoteRegistry:
         )
 
     def open(self) -> Deferred[None]:
-        """Do nothing: each call finds a conductor, or says that there is none."""
+        """Do nothing: each call finds a conductor, or fails."""
         return succeed(None)
 
     def close(self) -> Deferred[None]:
-        """See IServiceRegistry; what still waits fails with DatabaseUnavailableError."""
+        """See IServiceRegistry. Calls under way fail with DatabaseUnavailableError."""
         return self._client.close()
 
     def register(self, host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
@@ -298,7 +298,7 @@ class RemoteRegistry:
         return self._ask(_read_nothing, "beat", service_id=service_id)
 
     def prove_writable(self) -> Deferred[None]:
-        """See IServiceRegistry. Of a conductor that does not know the question, it is enough that it reads."""
+        """See IServiceRegistry. An older conductor lacks the method; then a read must do."""
         return Deferred.fromCoroutine(self._prove_writable())
 
     async def _prove_writable(self) -> None:

@@ -1,4 +1,4 @@
-"""What the registry knows of a target that nobody can be reached for."""
+"""Explains an undeliverable call with what the registry knows of its target."""
 
 from collections.abc import Callable
 
@@ -8,33 +8,33 @@ from twisted.internet.interfaces import IReactorTime
 
 from novasvc.errors import UndeliverableError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.query import ServiceQuery, ServiceTotals
 from novasvc.rpc.replies import EXPLAIN_PATIENCE
 from novasvc.rpc.target import Target
 
 _TARGETS = 100
-"""Targets whose answers are remembered for a second; calls that fail by the thousand ask once."""
+"""Targets whose counts are cached for a second, so that thousands of failing calls cause one query."""
 
 
 @attrs.define(eq=False)
 class ServiceLookup:
-    """Counts the services that the registry has for a target; see ``explain`` of :class:`novasvc.rpc.Client`.
+    """Count the services registered for a target; see ``explain`` of :class:`novasvc.rpc.Client`.
 
-    :param registry: returns the registry; None while it is not reached.
-    :param clock: measures the patience.
+    :param registry: returns the registry, or None while it is not connected.
+    :param clock: measures the timeout.
     :param service_down_time: seconds without a heartbeat after which a service is down.
     """
 
     _registry: Callable[[], IServiceRegistry | None]
     _clock: IReactorTime
     _service_down_time: float
-    _asked: dict[tuple[str, str | None], Memo[ServiceTotals]] = attrs.field(factory=dict, init=False)
+    _asked: dict[tuple[str, str | None], CoalescingCache[ServiceTotals]] = attrs.field(factory=dict, init=False)
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
-        """Return the error with what the registry knows; fails within EXPLAIN_PATIENCE if it does not answer."""
+        """Return an error with the counts; fails within EXPLAIN_PATIENCE if the registry does not answer."""
         key = target.topic, target.server
-        memo = self._asked.pop(key, None) or Memo(lambda: self._count(*key), self._clock)
+        memo = self._asked.pop(key, None) or CoalescingCache(lambda: self._count(*key), self._clock)
         self._asked[key] = memo
         if len(self._asked) > _TARGETS:
             del self._asked[next(iter(self._asked))]
@@ -44,7 +44,7 @@ class ServiceLookup:
     def _count(self, topic: str, host: str | None) -> Deferred[ServiceTotals]:
         registry = self._registry()
         if registry is None:
-            return fail(LookupError("the registry is not reached"))
+            return fail(LookupError("the registry is not connected"))
         query = ServiceQuery(topic=topic, host=host, service_down_time=self._service_down_time)
         counting: Deferred[ServiceTotals] = registry.count(query)
         return counting.addTimeout(EXPLAIN_PATIENCE, self._clock)

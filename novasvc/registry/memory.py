@@ -1,4 +1,4 @@
-"""A registry in memory that keeps the contract of the real ones."""
+"""A registry in memory, under the same contract as the SQL one."""
 
 import uuid
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from zope.interface import implementer
 
 from novasvc.errors import DatabaseConflictError, NovasvcError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 _T = TypeVar("_T")
 
 _NAMES = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
-"""By a query's sort: what comes before stamp and id."""
+"""The columns that each sort order compares before time stamp and id."""
 
 
 @implementer(IServiceRegistry)
 @attrs.define(eq=False)
 class MemoryRegistry:
-    """The ``services`` table as a list; its "database's clock" is the one it is given.
+    """The ``services`` table as a list; the given clock is its database's clock.
 
     :param clock: its seconds are the time of the stamps.
-    :param outage: if set, every method fails with it: a database that is away.
-    :param unwritable: if set, every method that writes fails with it: a database that is read-only, or full.
+    :param outage: if set, every method fails with it, as if the database were down.
+    :param unwritable: if set, every method that writes fails with it, as if the database were read-only or full.
     """
 
     _clock: IReactorTime
@@ -40,7 +40,7 @@ class MemoryRegistry:
     _last_id: int = attrs.field(default=0, init=False)
 
     def open(self) -> Deferred[None]:
-        """Reach the list; see :class:`novasvc.interfaces.IServiceRegistry` for this and the others."""
+        """See :class:`novasvc.interfaces.IServiceRegistry` for this and the other methods."""
         return self._answer(lambda: None)
 
     def close(self) -> Deferred[None]:
@@ -74,7 +74,7 @@ class MemoryRegistry:
         return self._answer(beat)
 
     def prove_writable(self) -> Deferred[None]:
-        """See that a write would succeed; change nothing."""
+        """Check that a write would succeed; change nothing."""
         return self._answer(self._check_writable)
 
     def get(self, service: str) -> Deferred[ServiceRecord]:
@@ -103,7 +103,7 @@ class MemoryRegistry:
         return self._answer(select)
 
     def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
-        """Read a part of the live rows, in an order."""
+        """Read one page of the live rows, filtered and sorted."""
 
         def place(row: ServiceRecord) -> tuple[Any, ...]:
             return tuple(getattr(row, name) or "" for name in _NAMES[query.sort]) + (
@@ -123,7 +123,7 @@ class MemoryRegistry:
         return self._answer(select)
 
     def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
-        """Count the live rows that a query finds."""
+        """Count the live rows that match a query."""
 
         def count() -> ServiceTotals:
             rows = self._found(query)
@@ -135,7 +135,7 @@ class MemoryRegistry:
         return self._answer(count)
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
-        """Change what an operator may change."""
+        """Change the columns that an operator may change."""
 
         def change() -> ServiceRecord:
             row = self._row(service_id)

@@ -1,4 +1,4 @@
-"""Which rows of the ``services`` table somebody wants to see, and what they get."""
+"""Queries for rows of the ``services`` table, and their results."""
 
 from typing import Literal, get_args
 
@@ -11,23 +11,23 @@ Sort = Literal["name", "host", "seen", "id"]
 
 @attrs.frozen(kw_only=True)
 class ServiceQuery:
-    """A part of the live rows, in an order. None leaves nothing out.
+    """Filters, sort order and page of a query for live rows. A filter of None matches every row.
 
     :param host: exactly this host.
     :param binary: exactly this binary.
     :param topic: exactly this topic.
-    :param with_topic: leave out services that serve no topic.
-    :param disabled: only those that are, or that are not, disabled.
-    :param up: only those that are up, or that are down: see :func:`novasvc.registry.membership.is_up`.
+    :param with_topic: only services that have a topic.
+    :param disabled: only disabled services, or only enabled ones.
+    :param up: only services that are up, or only those that are down; see :func:`novasvc.registry.liveness.is_up`.
     :param service_down_time: seconds without a heartbeat after which a service is down.
-    :param text: what host, binary, topic or the reason of a disabling have in them; the case of ASCII letters is
-        nothing.
-    :param sort: "name": by binary, then host; "host": by host, then binary; "seen": those that are silent for longest
-        first; "id": in the order in which they were registered. Where all else is equal, by id.
-    :param descending: the other way round.
-    :param after: only what comes after this row, by its id in decimal or its uuid; it may have been deleted since.
-    :param limit: rows at the most, >= 0.
-    :raises ValueError: no such sort, or a limit below 0.
+    :param text: a substring of host, binary, topic or disabled_reason, ignoring the case of ASCII letters.
+    :param sort: "name": by binary, then host; "host": by host, then binary; "seen": by last heartbeat, oldest
+        first; "id": in the order of registration. Ties are broken by id.
+    :param descending: reverse the order.
+    :param after: the marker: only rows after the row with this id in decimal, or this uuid, which may have been
+        deleted since.
+    :param limit: the maximum number of rows, >= 0.
+    :raises ValueError: unknown sort, or a negative limit.
     """
 
     host: str | None = None
@@ -46,10 +46,10 @@ class ServiceQuery:
 
 @attrs.frozen
 class ServicePage:
-    """The rows that a query found.
+    """One page of a query's rows.
 
-    :param rows: in the query's order, no more than its limit.
-    :param more: others come after them.
+    :param rows: in the query's order, at most its limit.
+    :param more: whether rows follow this page.
     """
 
     rows: list[ServiceRecord]
@@ -58,11 +58,11 @@ class ServicePage:
 
 @attrs.frozen
 class ServiceTotals:
-    """How many rows a query found, whatever its limit. One that is disabled is up or down besides.
+    """The numbers of rows that match a query, ignoring its limit. A disabled service also counts as up or down.
 
-    :param services: all of them: those that are up, down, and forced down.
-    :param hosts: different hosts.
-    :param down: without those that are forced down.
+    :param services: all rows: up, down and forced down.
+    :param hosts: distinct hosts.
+    :param down: down, but not forced down.
     """
 
     services: int = 0

@@ -1,4 +1,4 @@
-"""A row of the ``services`` table, as the rest of the program sees it."""
+"""Rows of the ``services`` table, and changes to them, as values."""
 
 from datetime import datetime
 
@@ -7,18 +7,18 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class ServiceRecord:
-    """One node, as it is registered.
+    """One registered service.
 
     :param id: the row's number.
-    :param uuid: lower-case, dashed.
-    :param topic: None for a service that serves no topic.
+    :param uuid: lower-case, with dashes.
+    :param topic: None for a service without a topic.
     :param disabled: an operator took it out of service; it still runs.
-    :param forced_down: an operator declared it down, whatever it says itself.
-    :param report_count: heartbeats since the row was made.
-    :param last_seen_up: of the last heartbeat, UTC without a zone, the database's clock.
+    :param forced_down: an operator declared it down, regardless of its heartbeats.
+    :param report_count: heartbeats since the row was created.
+    :param last_seen_up: time of the last heartbeat by the database's clock, UTC without a time zone.
     :param version: the code's service version.
     :param age: seconds since last_seen_up, or since created_at before the first heartbeat, both
-        by the database's clock; negative if the stamp lies in the future.
+        by the database's clock; negative if the time stamp is in the future.
     Source: Nova's table ``services``.
     """
 
@@ -39,16 +39,16 @@ class ServiceRecord:
 
 
 Records = list[ServiceRecord]
-"""A type of its own, because IServiceRegistry and its providers have a method named ``list``."""
+"""An alias, because IServiceRegistry and its providers have a method named ``list``."""
 
 
 @attrs.frozen(kw_only=True)
 class ServiceChanges:
-    """What an operator changes of a row; None leaves it as it is.
+    """An operator's changes to a row; None leaves a column as it is.
 
     :param disabled: True may come with ``disabled_reason``; False clears the reason.
     :param disabled_reason: 1 to 255 characters.
-    :param forced_down: see ServiceRecord.
+    :param forced_down: see :class:`ServiceRecord`.
     """
 
     disabled: bool | None = None

@@ -23,7 +23,7 @@ from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.metrics import MethodFigures
+from novasvc.telemetry.metrics import MethodMetrics
 
 _log = Logger()
 
@@ -78,7 +78,7 @@ class Execution:
         run_blocking: RunBlocking,
         send_tracebacks: bool,
         counts: Counts,
-        figures: Mapping[Method, MethodFigures],
+        figures: Mapping[Method, MethodMetrics],
         ended: Callable[[], None],
     ) -> None:
         self.publishing: dict[Deferred[None], None] = {}
@@ -203,7 +203,7 @@ class Execution:
                 self._deadlines.live.pop(call, None)
                 self._ended()  # If it is not set, whoever has begun the call goes on by itself.
 
-    def _failed(self, failure: Failure, call: Call, figures: MethodFigures) -> None:
+    def _failed(self, failure: Failure, call: Call, figures: MethodMetrics) -> None:
         error = cast(BaseException, failure.value)
         note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
         if not call.answered:

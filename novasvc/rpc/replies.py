@@ -26,8 +26,8 @@ from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import WayBack, read_reply, unwrap
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
-from novasvc.telemetry.instruments import MOST, Number
-from novasvc.telemetry.metrics import CallFigures
+from novasvc.telemetry.instruments import MOST, Counter
+from novasvc.telemetry.metrics import CallMetrics
 
 _log = Logger()
 
@@ -79,7 +79,7 @@ class _Pending:
     keepalive: int | None
     deadline: float
     began: float
-    figures: CallFigures
+    figures: CallMetrics
     idempotent: bool
     request_id: str = ""
     result: Any = None
@@ -139,7 +139,7 @@ class PendingCalls:
         self._address: str | None = None
         self._opening: Deferred[Any] | None = None
         self._closed = False
-        self._figures: dict[tuple[str, str], CallFigures] = {}
+        self._figures: dict[tuple[str, str], CallMetrics] = {}
         self._called_now = metrics.called_now.at()
 
     def __len__(self) -> int:
@@ -203,9 +203,9 @@ class PendingCalls:
             self._open()
         return waiter
 
-    def _figures_of(self, topic: str, method: str) -> CallFigures:
+    def _figures_of(self, topic: str, method: str) -> CallMetrics:
         """Return the figures of a method, and remember them; their number is bounded, that of names is not."""
-        figures = CallFigures.of(topic, method)
+        figures = CallMetrics.of(topic, method)
         if len(self._figures) < MOST:
             self._figures[topic, method] = figures
         return figures
@@ -335,7 +335,7 @@ class PendingCalls:
             pending.begun, pending.unconfirmed = True, None
             self._be_patient(msg_id, pending)
 
-    def _forget(self, msg_id: str, outcome: Number) -> _Pending | None:
+    def _forget(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Let go of a call.
 
         :param outcome: where it is counted.
@@ -348,12 +348,12 @@ class PendingCalls:
             self._called_now.value -= 1
         return pending
 
-    def _end(self, msg_id: str, reason: Exception | Failure, outcome: Number) -> None:
+    def _end(self, msg_id: str, reason: Exception | Failure, outcome: Counter) -> None:
         pending = self._forget(msg_id, outcome)
         if pending is not None:
             pending.waiter.errback(reason)
 
-    def _drop(self, msg_id: str, outcome: Number) -> _Pending | None:
+    def _drop(self, msg_id: str, outcome: Counter) -> _Pending | None:
         """Let go of a call that nobody waits for; a message that is not sent yet will not be."""
         pending = self._forget(msg_id, outcome)
         if pending is not None and pending.sending is not None:

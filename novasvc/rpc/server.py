@@ -26,7 +26,7 @@ from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.takeover import Takeover
 from novasvc.rpc.target import Target
-from novasvc.telemetry.metrics import MethodFigures
+from novasvc.telemetry.metrics import MethodMetrics
 
 _log = Logger()
 
@@ -95,7 +95,7 @@ class Server:
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
         self.figures = {
-            method: MethodFigures.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
+            method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
         }
         self._parking = Parking(clock, consuming=self._is_consuming, missed=self._missed)
         self._ledger = Ledger(clock, self._parking, remembered=8 * concurrency)

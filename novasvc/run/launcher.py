@@ -20,7 +20,7 @@ from zope.interface import implementer
 from novasvc.config import Configuration, Settings, load
 from novasvc.config.definition import text_of
 from novasvc.config.show import changes, rows
-from novasvc.errors import NovasvcError, SettingsError, describe
+from novasvc.errors import ConfigurationError, NovasvcError, describe
 from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree
@@ -112,7 +112,7 @@ class Launcher(ServiceTree):
         """Read the log settings. An error is only logged: the servers run by now, and may need no settings."""
         try:
             return _from_environment().settings
-        except SettingsError as error:
+        except ConfigurationError as error:
             _log.error("logging with default settings: {error}", error=error)
             return Settings()
 
@@ -131,10 +131,10 @@ class Launcher(ServiceTree):
 
         :return: Deferred[None]; fails if a server did not start.
         """
-        return self._course.when_ended().addCallback(self._raise_failure)
+        return self._lifecycle.when_ended().addCallback(self._raise_failure)
 
     def _raise_failure(self, _: None) -> None:
-        problem = self._problem or (self._course.reason if self.state == "failed" else None)
+        problem = self._problem or (self._lifecycle.reason if self.state == "failed" else None)
         if problem is not None:
             raise problem
 

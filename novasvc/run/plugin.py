@@ -25,12 +25,12 @@ from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
 from novasvc.node.wsgi import WSGIService
-from novasvc.reactor.monotonic import count_steadily
+from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.run.launcher import log_changes, log_settings
 from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.telemetry.logfiles import open_log
-from novasvc.telemetry.logs import NOBODY, make_observer
+from novasvc.telemetry.logs import NO_NODE, make_observer
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.supervisor import Reread, ServerWrapper
 
@@ -81,7 +81,7 @@ def read(options: Mapping[str, Any]) -> Configuration:
 
     :param options: values by option name, without leading dashes; "config" is a list of paths,
         "logfile" is the workers' log when a .tac file runs as a daemon.
-    :raises SettingsError: lists all errors of the settings.
+    :raises ConfigurationError: lists all errors of the settings.
     """
     given = {name: value for name, value in options.items() if name not in {"config", "logfile"}}
     return load([Path(path) for path in options.get("config", ())], os.environ, given)
@@ -253,7 +253,7 @@ def makeService(options: Mapping[str, Any]) -> ServiceTree:
     """
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    count_steadily(reactor)
+    use_monotonic_clock(reactor)
     try:
         configuration = options.configuration if isinstance(options, Options) else read(options)
         settings = configuration.settings
@@ -463,7 +463,7 @@ def _observer(settings: Settings, reactor: Any, options: Mapping[str, Any]) -> I
         return None
     # A supervisor itself is not a node.
     only = settings.services[0] if len(settings.services) == 1 and not settings.supervised else None
-    default = NOBODY if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
+    default = NO_NODE if only is None else {"host": only.host, "binary": only.binary, "topic": only.topic}
     daemon = not (twistd["nodaemon"] or twistd["debug"])
     log_file = open_log(twistd["logfile"] or "", daemon=daemon, reactor=reactor)
     return make_observer(log_file, as_json=settings.log_json, level=settings.log_level, default=default)

@@ -16,13 +16,13 @@ from zope.interface import implementer
 from novasvc.config import Configuration, load
 from novasvc.errors import NovasvcError, StateError, describe
 from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IStartable, IWaitable
-from novasvc.node.lifecycle import Course
+from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.run.launcher import SignalExit, keep_status, log_settings, run_until_ended
 from novasvc.run.process import end_process, is_alone, stop_reactor
 from novasvc.telemetry import flight
 from novasvc.telemetry.logfiles import rotate_at_signal
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
@@ -90,7 +90,7 @@ class ProcessLauncher(service.Service):
         self._checked_at = 0.0
         self._reload_again = self._cut = False
         self._signo: int | None = None
-        self._course = Course("the supervisor", self._begin, self._end, self._entered)
+        self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
         self.configuration = configuration or _from_environment()[0]
         self._reread = reread or self._reread_environment
         self._log_file = log_file
@@ -130,7 +130,7 @@ class ProcessLauncher(service.Service):
     @property
     def state(self) -> str:
         """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._course.state
+        return self._lifecycle.state
 
     # -- Nova's names --------------------------------------------------------------------------
 
@@ -187,11 +187,11 @@ class ProcessLauncher(service.Service):
     def startService(self) -> None:
         """Start the workers in the background; :meth:`when_started` and the log report the outcome."""
         super().startService()
-        self._course.start().addErrback(lambda _: None)
+        self._lifecycle.start().addErrback(lambda _: None)
 
     def when_started(self) -> Deferred[None]:
         """Wait until all workers have been ready; see :class:`~novasvc.interfaces.IStartable`."""
-        return self._course.when_started()
+        return self._lifecycle.when_started()
 
     def stopService(self) -> Deferred[None]:
         """Drain the workers, up to graceful_shutdown_timeout.
@@ -199,7 +199,7 @@ class ProcessLauncher(service.Service):
         :return: Deferred[None], fired when all have exited.
         """
         super().stopService()
-        return self._course.stop()
+        return self._lifecycle.stop()
 
     stop = stopService
 
@@ -210,11 +210,11 @@ class ProcessLauncher(service.Service):
         """
 
         def raise_error(_: None) -> None:
-            error = self._error or (self._course.reason if self.state == "failed" else None)
+            error = self._error or (self._lifecycle.reason if self.state == "failed" else None)
             if error is not None:
                 raise error
 
-        return self._course.when_ended().addCallback(raise_error)
+        return self._lifecycle.when_ended().addCallback(raise_error)
 
     def hurry(self) -> None:
         """Stop now: workers cancel their work, and are killed after two seconds."""
@@ -337,7 +337,7 @@ class ProcessLauncher(service.Service):
             self._settle()
         else:
             _log.critical("{error}", error=error)
-            self._course.stop()
+            self._lifecycle.stop()
 
     def reloading(self, *, under_way: bool) -> None:
         """Tell systemd that a reload has begun or ended."""
@@ -380,7 +380,7 @@ class ProcessLauncher(service.Service):
                 limit = f"at most {max(0.0, self._ends_at - self._reactor.seconds()):.0f} s left"
             _log.info(
                 "draining: {count} left, {limit}: {workers}",
-                count=counted(len(left), "worker"),
+                count=pluralize(len(left), "worker"),
                 limit=limit,
                 workers=", ".join(f"{slot.number} ({slot.state})" for slot in left),
             )

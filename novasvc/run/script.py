@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from novasvc.reactor.monotonic import count_steadily
+from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.run.launcher import ServiceLauncher
 from novasvc.run.process_launcher import ProcessLauncher
 
@@ -31,7 +31,7 @@ def serve(server: Any, workers: int | None = None) -> None:
         raise RuntimeError("serve() was already called; use a launcher to run several servers")
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    count_steadily(reactor)
+    use_monotonic_clock(reactor)
     launcher: ServiceLauncher | ProcessLauncher
     if workers:
         launcher = ProcessLauncher(reactor=reactor)

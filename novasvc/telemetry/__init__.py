@@ -1,1 +1,1 @@
-"""What a process says of itself: logs, metrics, the flight recorder, and proof that its reactor turns."""
+"""Logs and log files, metrics, the flight recorder, and the detection of reactor stalls."""

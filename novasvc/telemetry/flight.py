@@ -1,9 +1,9 @@
-"""The flight recorder: what happened last in a process, in a ring of memory that outlives it.
+"""The flight recorder: a ring buffer of a process's last events, in memory that outlives the process.
 
-It is cheap enough for every call, and bounded. A worker's lies in memory that its supervisor maps,
-too, so it can be read when the worker hangs, or was killed in the midst of a word. Nobody who has
-no business with a secret may find one in it: names, ids, masked addresses and types of errors go
-in, arguments and results never.
+It is bounded, and cheap enough for every call. A worker's ring buffer lies in memory that its
+supervisor maps too, so it can be read when the worker hangs, or was killed in the middle of a
+write. It must never contain a secret: names, ids, masked addresses and types of errors are
+recorded, arguments and results are not.
 """
 
 import mmap
@@ -18,15 +18,14 @@ import attrs
 
 # Note [A ring that can be read at any moment]
 #
-# Readers and the writer share no lock: a writer that was killed would hold it for ever. So a record
-# carries a checksum of itself, and one that does not match, because it was never written, or is
-# being written, or was left half written, is not there. Its number tells its place; the ring
-# has no head that could point at something else. Everything is written by one copy of octets
-# that were put together elsewhere: struct.pack_into clears its target first, and a reader of the
-# heartbeat would now and then find none at all.
+# Readers and the writer share no lock: a writer that was killed would hold it for ever. So each
+# record carries a checksum. A record whose checksum does not match (never written, being written,
+# or half written) is skipped. A record's number determines its position, so the ring needs no head
+# pointer that could be wrong. Each write is one copy of octets that were packed elsewhere:
+# struct.pack_into clears its target first, and a reader would sometimes see a heartbeat of zero.
 #
-#     octet 0  magic: the form of what follows     octet 128  records of 128 octets
-#           8  heartbeat, a double of this host                 0  CRC-32 of the other octets
+#     octet 0  magic: the format's version         octet 128  records of 128 octets
+#           8  heartbeat, a double, native order                0  CRC-32 of the other octets
 #          16  unused                                           4  seconds since the epoch, a double
 #                                                              12  number, from 1
 #                                                              20  kind, space, text; UTF-8, zeroes
@@ -46,11 +45,11 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0
 
 @attrs.frozen
 class Event:
-    """Something that happened.
+    """A recorded event.
 
     :param time: seconds since the epoch.
     :param kind: one word: "call", "task", "broker", "node", "stall", ...
-    :param text: what happened; the end of a long one is missing.
+    :param text: what happened; long texts are truncated.
     """
 
     time: float
@@ -59,10 +58,10 @@ class Event:
 
 
 class FlightRecorder:
-    """A ring of the last 511 events, and the stamp of the last heartbeat.
+    """A ring buffer of the last 511 events, and the time stamp of the last heartbeat.
 
-    It may be written in any thread of one process, and read in any process, at any moment. What
-    is in the memory already is kept, and gone on with.
+    Any thread of one process may write, and any process may read at any moment. Existing events in
+    the memory are kept, and new ones follow them.
 
     :param memory: of exactly SIZE octets, writable.
     :param now: returns seconds since the epoch.
@@ -81,16 +80,16 @@ class FlightRecorder:
         else:
             self.beat(0.0)
             memory[: len(_MAGIC)] = _MAGIC
-        self._next_number = count(last + 1).__next__  # takes a number and counts on, at once for all threads
+        self._next_number = count(last + 1).__next__  # next() of count() is atomic under the GIL
 
     @classmethod
     def anonymous(cls) -> "FlightRecorder":
-        """Make one for this process alone; forked children get copies."""
+        """Make a recorder in private memory; forked children get copies."""
         return cls(mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     @classmethod
     def from_descriptor(cls, descriptor: int) -> "FlightRecorder":
-        """Make one on the first SIZE octets of a file, which others can map, too.
+        """Make a recorder in the first SIZE octets of a file, which other processes can map too.
 
         :param descriptor: of a file of at least SIZE octets; it may be closed afterwards.
         :raises ValueError: the file is shorter.
@@ -98,10 +97,10 @@ class FlightRecorder:
         return cls(mmap.mmap(descriptor, SIZE))
 
     def note(self, kind: str, text: str) -> None:
-        """Record an event. It takes about a microsecond, and fails for no text.
+        """Record an event. Takes about a microsecond, and never fails because of the text.
 
         :param kind: one word.
-        :param text: what exceeds 108 octets, together with the kind and in UTF-8, is cut off.
+        :param text: truncated so that kind and text have at most 108 octets in UTF-8.
         """
         try:
             octets = f"{kind} {text}".encode()
@@ -120,56 +119,56 @@ class FlightRecorder:
         self._beat[0] = monotonic
 
     @property
-    def beaten(self) -> float:
-        """The stamp of the last heartbeat; 0 before the first."""
+    def last_beat(self) -> float:
+        """The time stamp of the last heartbeat, seconds of CLOCK_MONOTONIC; 0 before the first."""
         return self._beat[0]
 
     def events(self, most: int = _EVENTS) -> list[Event]:
-        """Return the last events, oldest first; one that is only half written is left out.
+        """Return the last events, oldest first; half-written records are skipped.
 
-        :param most: that are read: all take two milliseconds.
+        :param most: number of events to read; reading all takes two milliseconds.
         """
         return [event for _, event in islice(self._newest(), most)][::-1]
 
     def close(self) -> None:
-        """Let go of the memory; nothing can be noted or read any more."""
+        """Unmap the memory; nothing can be recorded or read afterwards."""
         self._beat.release()
         self._memory.close()
 
     def _newest(self) -> Iterator[tuple[int, Event]]:
-        """Yield the records that are whole, with their numbers, the newest first."""
-        memory = self._memory[:]  # what is being written elsewhere stays as it is, here
-        # By its number, which no other one has. One that is half written leads to a checksum that does not match.
+        """Yield the valid records with their numbers, the newest first."""
+        memory = self._memory[:]  # a copy, so that concurrent writes do not change it
+        # Sorted by number, which is unique. The number of a half-written record may be wrong; its checksum then fails.
         places = range(_RECORD, SIZE, _RECORD)
         for at in sorted(places, key=lambda at: _NUMBER.unpack_from(memory, at + _NUMBER_AT), reverse=True):
             (checksum,) = _CHECKSUM.unpack_from(memory, at)
             octets = memory[at + _CHECKSUM.size : at + _RECORD]
             if checksum == crc32(octets):
                 seconds, number, said = _EVENT.unpack(octets)
-                # "ignore", for the last character may have been cut in two.
+                # "ignore": truncation may have cut the last character in two.
                 kind, _, text = said.rstrip(b"\0").decode(errors="ignore").partition(" ")
                 yield number, Event(seconds, kind, text)
 
 
 # Note [One recorder a process]
 #
-# The recorder is the process's, as its log is: its memory belongs to the process, it tells what
-# the process did last, in whatever part of it, and a part that would have to be handed a recorder
-# would be missing in the one dump that matters. Nothing depends on what is in it, and nothing has
-# to be configured: who notes something needs only this module. Until a supervisor's is installed,
-# what is noted goes to one that is nobody else's.
+# A process has one recorder, as it has one log: the recorder shows what the process did last, in
+# any of its parts. If it had to be passed as an argument, the one part that did not pass it on
+# would be missing in the dump that matters. Nothing depends on its content, and it needs no
+# configuration: to record an event, a caller needs only this module. Until a supervisor's recorder
+# is installed, events go to a private one.
 
 _installed = FlightRecorder.anonymous()
 _note = _installed.note
 
 
 def note(kind: str, text: str) -> None:
-    """Record an event in the recorder of this process; see FlightRecorder.note."""
-    _note(kind, text)  # bound when it was installed
+    """Record an event in this process's recorder; see :meth:`FlightRecorder.note`."""
+    _note(kind, text)  # bound in install(), which saves a lookup in every call
 
 
 def install(recorder: FlightRecorder) -> None:
-    """Record in this one from now on, in this process."""
+    """Use this recorder from now on, in this process."""
     global _installed, _note
     _installed, _note = recorder, recorder.note
 
@@ -180,18 +179,18 @@ def installed() -> FlightRecorder:
 
 
 def format_events(events: Iterable[Event]) -> str:
-    """Write events as lines for a log: "2026-11-23T02:03:04.567Z call greet began req-..."."""
+    """Format events as log lines: "2026-11-23T02:03:04.567Z call greet began req-..."."""
     return "\n".join(f"{_time(event.time)} {event.kind} {event.text}".translate(_CONTROLS) for event in events)
 
 
 def dump_text(recorder: FlightRecorder) -> str:
-    """Write all that a recorder holds as lines for a log; "" if that is nothing."""
+    """Format all events of a recorder as log lines; "" if there are none."""
     return format_events(recorder.events())
 
 
 def _time(seconds: float) -> str:
     try:
         moment = datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):  # of a clock that is out of its mind
+    except (ValueError, OverflowError, OSError):  # the host's clock was out of datetime's range
         return f"{seconds!r} s"
     return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"

@@ -1,4 +1,4 @@
-"""Figures: counters, gauges and histograms, with labels whose number is bounded."""
+"""Counters, gauges and histograms with a bounded number of label sets."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -7,50 +7,61 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
-# Note [Figures of our own]
+# Note [Instruments of our own]
 #
-# What is counted at every call has to cost next to nothing. prometheus_client takes a lock for each
-# change: the five of a call are 4 microseconds with its instruments, and less than 1 with these, that
-# are changed in the reactor's thread and nowhere else. They can be told by one process to another
-# as JSON, as prometheus_client's own multi-process mode can do by files only. And who never writes an
-# exposition does not pay for loading prometheus_client, a megabyte and 45 ms in each worker:
-# novasvc.api.metrics does, and makes its metrics of these.
+# What is counted in every call must cost next to nothing. prometheus_client takes a lock for each
+# change: the five changes of one call take 4 microseconds with its instruments, and less than 1 with
+# these, which only the reactor's thread changes. These also travel between processes as JSON, where
+# prometheus_client's multi-process mode needs files. And a process that serves no /metrics does not
+# load prometheus_client (1 MB and 45 ms per worker): only novasvc.api.metrics does, and converts.
 
 OTHER = "other"
-"""The value of all labels of what came when there were MOST sets of them."""
+"""The value of every label of a sample that came after ``most`` label sets existed."""
 
 MOST = 128
-"""Sets of labels of a family."""
+"""Label sets of a metric family."""
 
 LONGEST = 64
-"""Characters of a label's value."""
+"""Characters of a label value."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""The bounds of histograms of time."""
+"""Default bucket bounds of a histogram of durations, in seconds."""
 
 Document = dict[str, Any]
-"""A family as JSON: {"name", "kind", "help", "labels": [str], "samples": [[[str], figure]]}; a figure is a number, or
-of a histogram {"counts": [int], "sum": float}, and the family has "bounds": [float] then."""
+"""A metric family as JSON: {"name", "kind", "help", "labels": [str], "samples": [[[label value], sample]]}.
+
+A sample is a number. Of a histogram it is {"counts": [int], "sum": float}, and the family has "bounds": [float].
+"""
 
 
 @attrs.define(eq=False)
-class Number:
-    """A counter or a gauge. Whoever counts changes its value."""
+class Scalar:
+    """The value of a counter or a gauge for one label set. Assign to ``value``."""
 
     value: float = 0
-    is_told = True
+    has_data = True
 
-    def figure(self) -> float:
-        """Return what a document has."""
+    def sample(self) -> float:
+        """Return the value for a :data:`Document`."""
         return self.value
 
 
 @attrs.define(eq=False)
-class Distribution:
-    """A histogram.
+class Counter(Scalar):
+    """A counter: its value only grows."""
 
-    :param bounds: upper ones of the buckets, inclusive; one more without a bound follows.
-    :ivar counts: by bucket, not added up.
+
+@attrs.define(eq=False)
+class Gauge(Scalar):
+    """A gauge: its value goes up and down."""
+
+
+@attrs.define(eq=False)
+class Histogram:
+    """A histogram for one label set.
+
+    :param bounds: upper bounds of the buckets, inclusive, ascending. One bucket without a bound follows.
+    :ivar counts: observations per bucket, not cumulative.
     """
 
     bounds: Sequence[float]
@@ -61,25 +72,25 @@ class Distribution:
         self.counts = [0] * (len(self.bounds) + 1)
 
     @property
-    def is_told(self) -> bool:
-        """Whether there is anything."""
+    def has_data(self) -> bool:
+        """Whether anything was observed."""
         return any(self.counts)
 
     @property
     def count(self) -> int:
-        """How often something was observed."""
+        """The number of observations."""
         return sum(self.counts)
 
     def observe(self, value: float) -> None:
-        """Count a value."""
+        """Add an observation."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def quantile(self, part: float) -> float | None:
-        """Estimate the value that a part of all values is not above.
+        """Estimate a quantile by linear interpolation within its bucket.
 
         :param part: 0 to 1.
-        :return: None if there is nothing yet; of what is in the bucket without a bound, the last bound.
+        :return: None without observations; the last bound if the quantile lies in the bucket without a bound.
         """
         wanted = part * self.count
         if not wanted:
@@ -91,25 +102,25 @@ class Distribution:
             lower = bound
         return lower
 
-    def figure(self) -> Document:
-        """Return what a document has."""
+    def sample(self) -> Document:
+        """Return the buckets and the sum for a :data:`Document`."""
         return {"counts": list(self.counts), "sum": self.sum}
 
 
-_Child = TypeVar("_Child", Number, Distribution)
+_Child = TypeVar("_Child", Counter, Gauge, Histogram)
 
 
 @attrs.define(eq=False)
-class Family(Generic[_Child]):
-    """The figures of one name, one for each set of labels' values.
+class MetricFamily(Generic[_Child]):
+    """All instruments of one metric name, one for each label set.
 
-    A set that comes when there are ``most`` of them is counted under :data:`OTHER`: nothing that comes from
-    outside can make the figures grow for ever.
+    A label set that appears when there are ``most`` already is counted under :data:`OTHER`, so input
+    from outside cannot make a family grow without bound.
 
-    :param name: with its unit, as Prometheus has it; "_total" at the end of a counter's.
+    :param name: the metric's name with its unit, as Prometheus requires; a counter's ends in "_total".
     :param kind: "counter", "gauge" or "histogram".
-    :param help: what it tells, in a sentence.
-    :param labels: their names.
+    :param help: the help text, one sentence.
+    :param labels: the label names.
     """
 
     name: str
@@ -121,52 +132,64 @@ class Family(Generic[_Child]):
     _children: dict[tuple[str, ...], _Child] = attrs.field(factory=dict, init=False)
 
     def at(self, *values: str) -> _Child:
-        """Return the figure of these labels' values; it stays the same one."""
+        """Return the instrument of a label set, created at zero. The same label set gives the same instrument.
+
+        :raises ValueError: the number of values is not that of the labels.
+        """
         return self._children.get(values) or self._add(values)
 
-    def kept(self, *values: str) -> tuple[str, ...]:
-        """Return the labels' values under which these are counted."""
+    def bounded(self, *values: str) -> tuple[str, ...]:
+        """Return the label set under which these values are counted: truncated, or all :data:`OTHER`."""
         short = tuple(value[:LONGEST] for value in values)
         room = short in self._children or len(self._children) < self.most
         return short if room else (OTHER,) * len(values)
 
     def clear(self) -> None:
-        """Forget all labels' values: who counts again begins with none."""
+        """Drop all label sets. Instruments returned before are not exported any more."""
         self._children.clear()
 
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], _Child]]:
-        """Return the labels' values and the figures that there are."""
+        """Yield each label set and its instrument."""
         yield from self._children.items()
 
     def document(self) -> Document:
-        """Return all of it as JSON. Histograms of nothing are left out: they are long."""
-        samples = [[list(values), child.figure()] for values, child in self._children.items() if child.is_told]
-        told: Document = {"name": self.name, "kind": self.kind, "help": self.help, "labels": list(self.labels)}
+        """Return the family as JSON, without empty histograms: they are long."""
+        samples = [[list(values), child.sample()] for values, child in self._children.items() if child.has_data]
+        document: Document = {"name": self.name, "kind": self.kind, "help": self.help, "labels": list(self.labels)}
         if self.kind == "histogram":
-            told["bounds"] = list(getattr(self._make(), "bounds"))  # noqa: B009 - only a Distribution has them
-        return {**told, "samples": samples}
+            document["bounds"] = list(getattr(self._make(), "bounds"))  # noqa: B009 - only a Histogram has them
+        return {**document, "samples": samples}
 
     def _add(self, values: tuple[str, ...]) -> _Child:
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has the labels {self.labels}, and was given {values}")
-        return self._children.setdefault(self.kept(*values), self._make())
+        return self._children.setdefault(self.bounded(*values), self._make())
 
 
-def counter(name: str, text: str, *labels: str, most: int = MOST) -> Family[Number]:
-    """Make a family of counters."""
-    return Family(name, "counter", text, labels, Number, most)
+def counter(name: str, text: str, *labels: str, most: int = MOST) -> MetricFamily[Counter]:
+    """Make a family of counters.
+
+    :param text: the help text.
+    :param most: label sets, > 0.
+    """
+    return MetricFamily(name, "counter", text, labels, Counter, most)
 
 
-def gauge(name: str, text: str, *labels: str) -> Family[Number]:
-    """Make a family of gauges."""
-    return Family(name, "gauge", text, labels, Number)
+def gauge(name: str, text: str, *labels: str) -> MetricFamily[Gauge]:
+    """Make a family of gauges.
+
+    :param text: the help text.
+    """
+    return MetricFamily(name, "gauge", text, labels, Gauge)
 
 
 def histogram(
     name: str, text: str, *labels: str, bounds: Sequence[float] = SECONDS, most: int = MOST
-) -> Family[Distribution]:
+) -> MetricFamily[Histogram]:
     """Make a family of histograms.
 
-    :param bounds: of the buckets, ascending; see :class:`Distribution`.
+    :param text: the help text.
+    :param bounds: upper bounds of the buckets, ascending; see :class:`Histogram`.
+    :param most: label sets, > 0.
     """
-    return Family(name, "histogram", text, labels, lambda: Distribution(bounds), most)
+    return MetricFamily(name, "histogram", text, labels, lambda: Histogram(bounds), most)

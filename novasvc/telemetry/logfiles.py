@@ -1,4 +1,4 @@
-"""Log files that several processes append to, and that logrotate or SIGUSR1 rotates."""
+"""Log files that several processes append to, rotated by logrotate or by SIGUSR1."""
 
 import fcntl
 import os
@@ -15,48 +15,49 @@ from twisted.logger import Logger
 
 _log = Logger()
 
-_LOOK_INTERVAL = 1.0
-"""Seconds between two looks at the name of a log file, for a process that has nothing to log."""
+_CHECK_INTERVAL = 1.0
+"""Seconds between two checks of a log file's name, for a process that has nothing to log."""
 
-_ABSENCE = 10.0
-"""Seconds for which a log file's name may lead nowhere before the file is made again without a signal."""
+_MISSING_TIMEOUT = 10.0
+"""Seconds for which a log file may be missing before it is created again without a signal."""
 
-_ANNOUNCEMENT = 600.0
-"""Seconds after which SIGUSR1 is not about a rotation any more that was noticed without it."""
+_ROTATION_TIMEOUT = 600.0
+"""Seconds after a rotation was noticed in which SIGUSR1 is taken as its announcement."""
 
 _STANDARD = (1, 2)
 """The descriptors of standard output and standard error."""
 
 # Note [How a log rotates]
 #
-# Each process writes to the file that has the name. If the name leads to another file, another program
-# has rotated the log: the process opens the new file, and changes nothing about it, so the mode and the
-# owner that logrotate gave it stay. SIGUSR1 makes the process look at once. Only if the name still leads
-# to the file that the process writes to does the signal mean what it means to twistd: rename the file to
-# NAME.1, the one before to NAME.2, and begin a new one. logrotate's signal mostly comes when the process has
-# noticed the new file already, by a line that it logged meanwhile. So the first signal after that renames nothing.
+# Each process writes to the file that has the log's name. If the name leads to another file, another
+# program has rotated the log: the process opens the new file and does not change it, so the mode and
+# the owner that logrotate set are kept. SIGUSR1 makes the process check at once. Only if the name still
+# leads to the file that the process writes to does the signal mean what it means to twistd: rename the
+# file to NAME.1, the previous one to NAME.2, and create a new one. logrotate's signal mostly arrives when
+# a log line has made the process notice the new file already, so the first signal after that renames
+# nothing.
 #
-# While the name leads nowhere, logrotate may be between its rename and its create. A process that made the
-# file then would have logrotate move that file out of its way. So lines go on to the renamed file until the
-# signal comes, or until nothing has come for a while.
+# While the name leads nowhere, logrotate may be between its rename and its create. If the process
+# created the file then, logrotate would rename that file. So lines go to the renamed file until the
+# signal arrives, or until the name was missing for a while.
 #
-# The descriptor's number stays: dup2 puts the new file in the place of the old one, under threads that write
-# as well, and for standard output and standard error where they were the old file.
+# The descriptor's number stays the same: dup2 replaces the old file by the new one, atomically for
+# threads that are writing, and also for standard output and standard error if they are the old file.
 
 
 class LogFile:
-    """A log file, by its name. Takes text; each call of ``write`` is one write of the system.
+    """A log file that follows its name. Each ``write`` of a text is one system call.
 
-    :param path: of the file. Relative to the present directory, now.
-    :param descriptor: of the file, opened before by somebody with the right to do so; None opens the file.
-    :param clock: returns seconds that only grow.
+    :param path: the file's name. A relative one is resolved against the current directory, now.
+    :param descriptor: of the file, opened by a process with the right to do so; None opens the file.
+    :param clock: returns monotonic seconds.
     :raises OSError: the file cannot be opened.
     """
 
     def __init__(
         self, path: str, descriptor: int | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._path = os.path.abspath(path)  # noqa: PTH100 - the name, whatever links there are
+        self._path = os.path.abspath(path)  # noqa: PTH100 - the log's name, without resolving links
         self._clock = clock
         self._absent_since: float | None = None
         self._followed_at: float | None = None
@@ -67,11 +68,11 @@ class LogFile:
             self._descriptor = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def fileno(self) -> int:
-        """Return the descriptor. It stays the same as long as this is open."""
+        """Return the descriptor. It stays the same until the file is closed."""
         return self._descriptor
 
     def write(self, text: str) -> None:
-        """Append to the file that has the name now.
+        """Append to the file that has the log's name now.
 
         :raises OSError: the text cannot be written.
         """
@@ -88,9 +89,9 @@ class LogFile:
         os.close(self._descriptor)
 
     def follow(self) -> bool:
-        """Open the file that has the name now, if that is another one; see Note [How a log rotates].
+        """Open the file that has the log's name now, if it is another one; see Note [How a log rotates].
 
-        :return: whether the descriptor is another file from now on.
+        :return: whether the descriptor leads to another file now.
         """
         ours = os.fstat(self._descriptor)
         named = _named(self._path, ours)
@@ -101,7 +102,7 @@ class LogFile:
         if named is None:
             if self._absent_since is None:
                 self._absent_since = now
-            if now - self._absent_since < _ABSENCE:
+            if now - self._absent_since < _MISSING_TIMEOUT:
                 return False
         if self._reopen(ours):
             self._followed_at = now
@@ -109,16 +110,16 @@ class LogFile:
         return False
 
     def rotate(self) -> bool:
-        """Do what SIGUSR1 asks for: begin a new file, unless another program has done so; see Note [How a log rotates].
+        """Handle SIGUSR1: start a new file, unless another program has done so; see Note [How a log rotates].
 
-        :return: whether the descriptor is another file from now on.
+        :return: whether the descriptor leads to another file now.
         """
-        self._refusal = None  # whoever sent the signal is to be told, as often as it fails
+        self._refusal = None  # an operator who sends the signal again is to see the error again
         ours = os.fstat(self._descriptor)
         named = _named(self._path, ours)
         followed_at, self._followed_at = self._followed_at, None
         if named is not None and os.path.samestat(ours, named):
-            announced = followed_at is not None and self._clock() - followed_at < _ANNOUNCEMENT
+            announced = followed_at is not None and self._clock() - followed_at < _ROTATION_TIMEOUT
             if announced or not stat.S_ISREG(ours.st_mode):
                 return False
             try:
@@ -129,7 +130,7 @@ class LogFile:
         return self._reopen(ours)
 
     def watch(self, reactor: Any) -> None:
-        """Look at the name once a second from now on, as long as the reactor runs.
+        """Check the name once a second while the reactor runs.
 
         :param reactor: provides IReactorCore and IReactorTime.
         """
@@ -137,8 +138,8 @@ class LogFile:
         looking.clock = reactor
 
         def start() -> None:
-            looking.start(_LOOK_INTERVAL, now=False).addErrback(
-                lambda failure: _log.failure("the log file {path} is not watched any more", failure, path=self._path)
+            looking.start(_CHECK_INTERVAL, now=False).addErrback(
+                lambda failure: _log.failure("the check of the log file {path} failed", failure, path=self._path)
             )
 
         reactor.callWhenRunning(start)
@@ -147,7 +148,7 @@ class LogFile:
         try:
             opened = _open_like(self._path, ours)
         except OSError as error:
-            self._refuse("cannot be opened again, and lines go on to the file that was renamed", error)
+            self._refuse("cannot be opened again, and lines still go to the renamed file", error)
             return False
         try:
             for number in _STANDARD:
@@ -161,7 +162,7 @@ class LogFile:
         return True
 
     def _refuse(self, problem: str, error: OSError) -> None:
-        """Log a failure, once as long as its reason stays the same: what is logged comes by here again."""
+        """Log an error once until its reason changes: logging it calls :meth:`write`, which calls this again."""
         reason = error.strerror or str(error)
         if reason != self._refusal:
             self._refusal = reason
@@ -178,9 +179,9 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def _named(path: str, ours: os.stat_result) -> os.stat_result | None:
-    """Return what a name leads to; None if that is nothing. Where this process may not look, it is our file."""
+    """Return the status of the named file, None if there is none, and ours where this user may not look."""
     try:
-        return os.stat(path)  # noqa: PTH116 - at every line of the log
+        return os.stat(path)  # noqa: PTH116 - called for every line of the log
     except FileNotFoundError:
         return None
     except OSError:
@@ -188,8 +189,8 @@ def _named(path: str, ours: os.stat_result) -> os.stat_result | None:
 
 
 def _open_like(path: str, before: os.stat_result) -> int:
-    """Open a log file; one that has to be made gets mode, owner and group of the file before, where it may be given."""
-    path = os.path.realpath(path)  # a link whose file was renamed is there, and would pass for the file
+    """Open a log file. A new file gets mode, owner and group of the previous one, as far as permitted."""
+    path = os.path.realpath(path)  # a dangling link exists, and O_EXCL would fail on it
     try:
         descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -202,7 +203,7 @@ def _open_like(path: str, before: os.stat_result) -> int:
 
 
 def _rename(path: str) -> None:
-    """Rename a file to NAME.1, and those that have such names already to the next number."""
+    """Rename a file to NAME.1, and existing numbered files to the next number."""
     folder, name = os.path.split(path)
     endings = [entry.removeprefix(f"{name}.") for entry in os.listdir(folder) if entry.startswith(f"{name}.")]  # noqa: PTH208
     numbers = {int(ending) for ending in endings if ending.isascii() and ending.isdecimal() and ending[0] != "0"}
@@ -215,11 +216,11 @@ def _rename(path: str) -> None:
 
 
 def open_log(filename: str, *, daemon: bool, reactor: Any) -> TextIO:
-    """Open what twistd's --logfile names; SIGUSR1 rotates a file.
+    """Open the file of twistd's --logfile; SIGUSR1 rotates it.
 
-    :param filename: a path; "-" or "" is standard output, and "twistd.log" for a daemon.
-    :param daemon: the process is about to leave its terminal.
-    :param reactor: in its thread the file is rotated; provides IReactorCore, IReactorFromThreads and IReactorTime.
+    :param filename: a path. "-" is standard output, and so is "", except for a daemon: "twistd.log".
+    :param daemon: the process is about to daemonize.
+    :param reactor: the file is rotated in its thread; provides IReactorCore, IReactorFromThreads and IReactorTime.
     :raises SystemExit: the file cannot be written, or a daemon was told to log to standard output.
     """
     if filename == "-" and daemon:
@@ -238,11 +239,11 @@ def open_log(filename: str, *, daemon: bool, reactor: Any) -> TextIO:
 
 
 def rotate_at_signal(rotate: Callable[[], object], reactor: Any) -> None:
-    """Have SIGUSR1 rotate the log, unless the signal has a handler already: a signal is to rotate once.
+    """Rotate the log on SIGUSR1, unless the signal has a handler: one signal must rotate only once.
 
     :param rotate: called in the reactor's thread.
     :param reactor: provides IReactorFromThreads.
     """
-    # Without a handler the signal would end the process. Those that there may be: twistd's, or an application's own.
+    # Without a handler the signal would kill the process. An existing handler is twistd's or the application's.
     if not signal.getsignal(signal.SIGUSR1):
         signal.signal(signal.SIGUSR1, lambda _number, _frame: reactor.callFromThread(rotate))

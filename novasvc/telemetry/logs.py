@@ -1,13 +1,13 @@
-"""What a log event carries, and the two ways it is written: text for people, JSON for machines.
+"""Log observers: they add fields to events, and write events as text or as JSON.
 
 Every event gets the fields of the node it belongs to (host, binary, topic) and the request id of
-the request that is being served. They come from context variables, so a manager's own Logger
-needs nothing special; what a node starts, runs in the node's context, and so do functions in
+the request that is being served. Both come from context variables, so a manager's own Logger
+needs no setup. Code that a node starts runs in the node's context, and so do functions in
 threads (``run_blocking``, transactions).
 
 A callback on a plain Deferred is the exception: Twisted runs it wherever the Deferred is fired,
-mostly outside every node and request. A coroutine keeps its context across each ``await``, so
-write one; or wrap the callback: ``d.addCallback(partial(copy_context().run, callback))``.
+mostly outside of any node or request. A coroutine keeps its context across each ``await``, so
+write a coroutine, or wrap the callback: ``d.addCallback(partial(copy_context().run, callback))``.
 """
 
 import json
@@ -30,16 +30,16 @@ from zope.interface import implementer
 
 from novasvc.context import current_context
 
-NOBODY: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
+NO_NODE: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
 
-node_fields: ContextVar[Mapping[str, str | None]] = ContextVar("novasvc_node", default=NOBODY)
+node_fields: ContextVar[Mapping[str, str | None]] = ContextVar("novasvc_node", default=NO_NODE)
 """host, binary and topic of the node whose code is running."""
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, for a person: "1 call", "2 calls".
+def pluralize(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 call", "2 calls".
 
-    :param noun: in the singular; its plural is regular.
+    :param noun: in the singular, with a regular plural.
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -47,41 +47,42 @@ def counted(number: int, noun: str) -> str:
 @implementer(ILogObserver)
 @attrs.frozen
 class FieldsObserver:
-    """Add host, binary, topic and request_id to an event that has none, and pass it on.
+    """Add host, binary, topic and request_id to an event that lacks them, and pass it on.
 
-    :param observer: what writes the event.
-    :param default: the fields of events that belong to no node: twistd's own.
+    :param observer: gets the event with its fields.
+    :param default: the fields of events that belong to no node, such as twistd's own.
     """
 
     _observer: Callable[[LogEvent], None]
-    _default: Mapping[str, str | None] = NOBODY
+    _default: Mapping[str, str | None] = NO_NODE
 
     def __call__(self, event: LogEvent) -> None:
-        """Pass an event on with its fields; those that it brings itself stay."""
+        """Pass an event on with the fields added; fields that the event has are kept."""
         context = current_context.get()
         added = {**self._default, "request_id": context and context.request_id}
         fields = node_fields.get()
-        self._observer({**added, **event} if fields is NOBODY else {**added, **fields, **event})
+        self._observer({**added, **event} if fields is NO_NODE else {**added, **fields, **event})
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
 def format_text(event: LogEvent) -> str:
-    """Write an event as one line: time, source and level, node, request, message; a traceback follows."""
+    """Format an event as one line: time, source and level, node, request, message; a traceback follows."""
     node = f"{event['binary']}@{event['host']} {event['topic']}" if event.get("binary") else "-"
     if "worker_number" in event:
         node += f" worker {event['worker_number']}"
     source = f"{event.get('log_namespace', '-')}#{_level(event)}"
     line = f"{_time(event)} [{source}] [{node} {event.get('request_id') or '-'}] {_message(event)}{_traceback(event)}\n"
-    # What peers and users send may be in it: nothing moves a terminal's cursor, nothing cannot be written.
+    # The text may contain peers' and users' data: escape control characters, which could move a terminal's
+    # cursor, and characters that cannot be encoded.
     if line[:-1].isprintable():
         return line
     return line.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
 
 
 def format_json(event: LogEvent) -> str:
-    """Write an event as one flat JSON object on a line of its own."""
+    """Format an event as one flat JSON object on a line of its own."""
     fields: dict[str, Any] = {
         "time": _time(event),
         "level": _level(event),
@@ -96,14 +97,14 @@ def format_json(event: LogEvent) -> str:
 
 
 def make_observer(
-    file: TextIO, *, as_json: bool = False, level: str = "info", default: Mapping[str, str | None] = NOBODY
+    file: TextIO, *, as_json: bool = False, level: str = "info", default: Mapping[str, str | None] = NO_NODE
 ) -> ILogObserver:
-    """Make the observer that a process logs through.
+    """Make the observer that writes a process's log.
 
-    :param file: where lines go.
-    :param as_json: JSON lines in place of text.
+    :param file: gets the lines.
+    :param as_json: write JSON lines instead of text.
     :param level: "debug", "info", "warn", "error" or "critical": events below it are dropped.
-    :param default: fields of the events that belong to no node.
+    :param default: the fields of events that belong to no node.
     """
     written = FieldsObserver(FileLogObserver(file, format_json if as_json else format_text), default)
     minimum = LogLevelFilterPredicate(defaultLogLevel=LogLevel.levelWithName(level))

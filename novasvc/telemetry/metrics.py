@@ -1,7 +1,8 @@
-"""The figures that a process keeps of itself. docs/metrics.md says what each is good for.
+"""The metrics of this process. docs/metrics.md says what each is good for.
 
-They are the process's, as its flight recorder is: see Note [One recorder a process] in :mod:`novasvc.telemetry.flight`.
-Names, methods and types of errors are labels; arguments, addresses and what users write are not.
+They belong to the process, as its flight recorder does: see Note [One recorder a process] in
+:mod:`novasvc.telemetry.flight`. Names, methods and types of errors are labels; arguments, addresses and
+users' data are not.
 """
 
 import platform
@@ -11,17 +12,28 @@ from collections.abc import Iterator
 import attrs
 
 from novasvc._version import __version__
-from novasvc.telemetry.instruments import MOST, OTHER, Distribution, Document, Family, Number, counter, gauge, histogram
+from novasvc.telemetry.instruments import (
+    MOST,
+    OTHER,
+    Counter,
+    Document,
+    Gauge,
+    Histogram,
+    MetricFamily,
+    counter,
+    gauge,
+    histogram,
+)
 
-AnyFamily = Family[Number] | Family[Distribution]
+AnyMetricFamily = MetricFamily[Counter] | MetricFamily[Gauge] | MetricFamily[Histogram]
 
-build = gauge("novasvc_build_info", "Always 1; the labels tell what runs.", "version", "python")
+build = gauge("novasvc_build_info", "Always 1; the labels are the running versions.", "version", "python")
 
 # -- RPC ---------------------------------------------------------------------------------------------
 
 served = counter(
     "novasvc_rpc_server_calls_total",
-    "Calls and casts that came to an end, by outcome: done, failed, expected (raised what its author declared), "
+    "Calls and casts that ended, by outcome: done, failed, expected (raised an error that its author declared), "
     "timed_out.",
     "topic",
     "namespace",
@@ -30,19 +42,19 @@ served = counter(
     most=4 * (MOST + 1),
 )
 served_errors = counter(
-    "novasvc_rpc_server_errors_total", "What methods raised, by type.", "topic", "namespace", "method", "error"
+    "novasvc_rpc_server_errors_total", "Errors that methods raised, by type.", "topic", "namespace", "method", "error"
 )
 served_seconds = histogram(
     "novasvc_rpc_server_duration_seconds",
-    "Time from a method's beginning to its end.",
+    "Duration of methods.",
     "topic",
     "namespace",
     "method",
 )
-served_now = gauge("novasvc_rpc_server_in_flight", "Methods that run.", "topic", "namespace", "method")
+served_now = gauge("novasvc_rpc_server_in_flight", "Methods that are running.", "topic", "namespace", "method")
 deliveries = counter(
     "novasvc_rpc_server_unserved_total",
-    "Messages that were not run, or whose reply was lost, by fate: refused, malformed, duplicates, expired, "
+    "Messages that did not run, or whose reply was lost, by reason: refused, malformed, duplicates, expired, "
     "given_back, quarantined, unanswered.",
     "topic",
     "fate",
@@ -50,21 +62,21 @@ deliveries = counter(
 
 
 @attrs.frozen(eq=False)
-class MethodFigures:
-    """What is counted of a method that a server runs."""
+class MethodMetrics:
+    """The metrics of one method that a server runs, looked up once."""
 
     names: tuple[str, ...]
-    done: Number
-    failed: Number
-    expected: Number
-    timed_out: Number
-    seconds: Distribution
-    now: Number
+    done: Counter
+    failed: Counter
+    expected: Counter
+    timed_out: Counter
+    seconds: Histogram
+    now: Gauge
 
     @classmethod
-    def of(cls, topic: str, namespace: str | None, method: str) -> "MethodFigures":
-        """Return them, looked up once and for all."""
-        names = served_now.kept(topic, namespace or "", method)
+    def of(cls, topic: str, namespace: str | None, method: str) -> "MethodMetrics":
+        """Return the metrics of a method."""
+        names = served_now.bounded(topic, namespace or "", method)
         return cls(
             names,
             done=served.at(*names, "done"),
@@ -76,16 +88,16 @@ class MethodFigures:
         )
 
     def raised(self, error: BaseException) -> None:
-        """Count the type of an error."""
+        """Count an error by its type."""
         served_errors.at(*self.names, type(error).__name__).value += 1
 
 
 MOST_CALLED = 80
-"""Methods of others that are counted each for itself: their names may be anything that somebody asked for."""
+"""Remote methods with label sets of their own. Bounded, because callers may use any name."""
 
 called = counter(
     "novasvc_rpc_client_calls_total",
-    "Calls of this process that came to an end, by outcome: replied, failed (an error came back), timed_out, unsent, "
+    "Calls from this process that ended, by outcome: replied, failed (an error came back), timed_out, unsent, "
     "unconfirmed (the connection was lost before the broker confirmed the message), cancelled.",
     "topic",
     "method",
@@ -94,41 +106,39 @@ called = counter(
 )
 called_seconds = histogram(
     "novasvc_rpc_client_duration_seconds",
-    "Time from a call to its reply, or to the end of waiting.",
+    "Time from a call to its reply, or until it was given up.",
     "topic",
     "method",
     most=MOST_CALLED,
 )
-called_now = gauge("novasvc_rpc_client_in_flight", "Calls of this process that wait for a reply.")
+called_now = gauge("novasvc_rpc_client_in_flight", "Calls from this process that wait for a reply.")
 resent = counter(
     "novasvc_rpc_client_resent_total",
-    "Messages that were sent again because the connection was lost before the broker confirmed them.",
+    "Messages sent again because the connection was lost before the broker confirmed them.",
 )
-casts = counter(
-    "novasvc_rpc_client_casts_total", "Casts and fanouts that were given to the transport.", "topic", "method"
-)
+casts = counter("novasvc_rpc_client_casts_total", "Casts and fanouts handed to the transport.", "topic", "method")
 
 
 @attrs.frozen(eq=False)
-class CallFigures:
-    """What is counted of the calls of one method of others."""
+class CallMetrics:
+    """The metrics of the calls to one remote method, looked up once."""
 
-    replied: Number
-    failed: Number
-    timed_out: Number
-    unsent: Number
-    unconfirmed: Number
-    cancelled: Number
-    seconds: Distribution
+    replied: Counter
+    failed: Counter
+    timed_out: Counter
+    unsent: Counter
+    unconfirmed: Counter
+    cancelled: Counter
+    seconds: Histogram
 
     @classmethod
-    def of(cls, topic: str, method: str) -> "CallFigures":
-        """Return them; both names may be anything that somebody asked for."""
+    def of(cls, topic: str, method: str) -> "CallMetrics":
+        """Return the metrics of a remote method. Unknown names are bounded by MOST_CALLED."""
         return _calls.get((topic, method)) or cls._add(topic, method)
 
     @classmethod
-    def _add(cls, topic: str, method: str) -> "CallFigures":
-        names = called_seconds.kept(topic, method)
+    def _add(cls, topic: str, method: str) -> "CallMetrics":
+        names = called_seconds.bounded(topic, method)
         if names not in _calls:
             outcomes = {name: called.at(*names, name) for name in _OUTCOMES}
             _calls[names] = cls(**outcomes, seconds=called_seconds.at(*names))
@@ -136,24 +146,22 @@ class CallFigures:
 
 
 _OUTCOMES = ("replied", "failed", "timed_out", "unsent", "unconfirmed", "cancelled")
-_calls: dict[tuple[str, ...], CallFigures] = {}
+_calls: dict[tuple[str, ...], CallMetrics] = {}
 
 # -- heartbeats and tasks ----------------------------------------------------------------------------
 
 heartbeats = counter(
     "novasvc_heartbeats_total",
-    "Heartbeats of the nodes of this process, by outcome: sent, failed, skipped (a proof of life is missing).",
+    "Heartbeats of the nodes of this process, by outcome: sent, failed, skipped (a liveness check failed).",
     "host",
     "binary",
     "outcome",
     most=3 * MOST,
 )
-heartbeat_sent = gauge(
-    "novasvc_heartbeat_sent_timestamp_seconds", "When the last heartbeat was sent, since the epoch.", "host", "binary"
-)
+heartbeat_sent = gauge("novasvc_heartbeat_sent_timestamp_seconds", "Unix time of the last heartbeat.", "host", "binary")
 tasks = counter(
     "novasvc_task_runs_total",
-    "Runs of periodic tasks that came to an end, by outcome: done, failed, timed_out, cancelled.",
+    "Runs of periodic tasks that ended, by outcome: done, failed, timed_out, cancelled.",
     "manager",
     "task",
     "outcome",
@@ -161,72 +169,70 @@ tasks = counter(
 )
 tasks_missed = counter(
     "novasvc_task_missed_total",
-    "Due times that passed while the task was running, or the reactor was not.",
+    "Due times missed because the task was still running, or the reactor was blocked.",
     "manager",
     "task",
 )
 task_lateness = histogram(
-    "novasvc_task_lateness_seconds", "Time from a due time to the run that it caused.", "manager", "task"
+    "novasvc_task_lateness_seconds", "Time from a due time to the start of its run.", "manager", "task"
 )
 task_seconds = histogram(
     "novasvc_task_duration_seconds",
-    "Time that runs took.",
+    "Duration of runs.",
     "manager",
     "task",
     bounds=(0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0),
 )
-tasks_now = gauge("novasvc_task_running", "1 while a run is under way.", "manager", "task")
+tasks_now = gauge("novasvc_task_running", "1 while the task is running.", "manager", "task")
 
 # -- broker and database -----------------------------------------------------------------------------
 
-broker_connected = gauge("novasvc_broker_connected", "Connections that are there.", "connection")
-broker_blocked = gauge("novasvc_broker_blocked", "Connections on which the broker takes no messages.", "connection")
-broker_lost = counter("novasvc_broker_connections_lost_total", "Connections that were lost.", "connection")
-broker_reconnects = counter(
-    "novasvc_broker_reconnects_total", "Times that a lost connection was there again.", "connection"
-)
+broker_connected = gauge("novasvc_broker_connected", "Open connections to the broker.", "connection")
+broker_blocked = gauge("novasvc_broker_blocked", "Connections that the broker has blocked.", "connection")
+broker_lost = counter("novasvc_broker_connections_lost_total", "Lost connections to the broker.", "connection")
+broker_reconnects = counter("novasvc_broker_reconnects_total", "Reconnections after a lost connection.", "connection")
 database_wait = histogram("novasvc_database_wait_seconds", "Time that transactions waited for a thread.")
-database_seconds = histogram("novasvc_database_duration_seconds", "Time that transactions took in their thread.")
+database_seconds = histogram("novasvc_database_duration_seconds", "Duration of transactions in their thread.")
 database_waiting = gauge("novasvc_database_waiting", "Transactions that wait for a thread.")
-database_errors = counter("novasvc_database_errors_total", "Transactions that failed, by the error's type.", "error")
-threads_busy = gauge("novasvc_threads_busy", "Threads that run functions that block.")
-threads_waiting = gauge("novasvc_threads_waiting", "Functions that wait for such a thread.")
+database_errors = counter("novasvc_database_errors_total", "Failed transactions, by the type of the error.", "error")
+threads_busy = gauge("novasvc_threads_busy", "Threads that run blocking functions.")
+threads_waiting = gauge("novasvc_threads_waiting", "Blocking functions that wait for a thread.")
 
 # -- HTTP --------------------------------------------------------------------------------------------
 
 requests = counter(
     "novasvc_http_requests_total",
-    "Requests that came to an end. A route is what the server calls it, not the path; the status is 1xx to 5xx, or "
-    "gone if the client was.",
+    "Requests that ended. The route is the server's template, not the path; the status is 1xx to 5xx, or gone if the "
+    "client had disconnected.",
     "server",
     "route",
     "method",
     "status",
-    most=3 * MOST,  # whoever asks for everything by every method is not to hide what comes after them
+    most=3 * MOST,  # a client that tries every method and route must not use up all label sets
 )
 request_seconds = histogram(
-    "novasvc_http_duration_seconds", "Time from a request's head to the end of its answer.", "server", "route"
+    "novasvc_http_duration_seconds", "Time from a request's head to the end of its response.", "server", "route"
 )
-requests_now = gauge("novasvc_http_in_flight", "Requests that are being answered.", "server")
+requests_now = gauge("novasvc_http_in_flight", "Requests in progress.", "server")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def request_begins(server: str) -> None:
-    """Count a request that has come.
+    """Count the start of a request.
 
-    :param server: the server's name, one of a few.
+    :param server: the server's name, one of a small fixed set.
     """
     requests_now.at(server).value += 1
 
 
 def request_ends(server: str, route: str, method: str, status: int, seconds: float) -> None:
-    """Count its end, however it ended; called once for each that began.
+    """Count the end of a request, whatever its outcome. Called once for each start.
 
-    :param route: a template, as "/v2.1/os-services/{id}", or a prefix; never the path itself. "" is none that is known.
-    :param method: what the client sent.
-    :param status: 100 to 599; 0 if there was no answer, because the client had gone.
-    :param seconds: from its head to its end.
+    :param route: a template such as "/v2.1/os-services/{id}", or a prefix; never the path. "" if no route matched.
+    :param method: as the client sent it.
+    :param status: 100 to 599; 0 if the client disconnected before the response.
+    :param seconds: from the request's head to its end.
     """
     requests_now.at(server).value -= 1
     known = method if method in _METHODS else OTHER
@@ -238,37 +244,38 @@ def request_ends(server: str, route: str, method: str, status: int, seconds: flo
 
 worker_restarts = counter(
     "novasvc_worker_restarts_total",
-    "Workers that ended although their supervisor had not told them to, and were replaced.",
+    "Workers that exited unexpectedly and were replaced.",
     "server",
 )
-worker_hangs = counter("novasvc_worker_hangs_total", "Workers that were given up because they hung.", "server")
-workers = gauge("novasvc_workers", "Workers by their state; see docs/workers.md.", "server", "state")
+worker_hangs = counter("novasvc_worker_hangs_total", "Workers that were replaced because they hung.", "server")
+workers = gauge("novasvc_workers", "Workers, by state; see docs/workers.md.", "server", "state")
 worker_up = gauge(
-    "novasvc_worker_up", "1 if the worker has told its figures for this scrape, else 0.", "server", "worker"
+    "novasvc_worker_up", "1 if the worker reported its metrics for this scrape, else 0.", "server", "worker"
 )
 worker_memory = gauge(
-    "novasvc_worker_private_memory_bytes", "Memory that the worker shares with no process.", "server", "worker"
+    "novasvc_worker_private_memory_bytes",
+    "Memory of the worker that no other process shares.",
+    "server",
+    "worker",
 )
 
 # -- the process -------------------------------------------------------------------------------------
 
 lag_seconds = histogram(
-    "novasvc_reactor_lag_seconds", "How much later than it was due the reactor called what is due each second."
+    "novasvc_reactor_lag_seconds", "How late the reactor called a function that is due once a second."
 )
-last_lag = gauge(
-    "novasvc_reactor_last_lag_seconds", "How much later than it was due the reactor did that the last time."
-)
-resident = gauge("novasvc_process_resident_memory_bytes", "Memory of the process.")
-cpu = counter("novasvc_process_cpu_seconds_total", "Time of processors that the process has used.")
-descriptors = gauge("novasvc_process_open_fds", "Descriptors that are open.")
-most_descriptors = gauge("novasvc_process_max_fds", "Descriptors that may be open.")
-started = gauge("novasvc_process_start_time_seconds", "When the process began, since the epoch.")
+last_lag = gauge("novasvc_reactor_last_lag_seconds", "The last value of novasvc_reactor_lag_seconds.")
+resident = gauge("novasvc_process_resident_memory_bytes", "Resident memory of the process.")
+cpu = counter("novasvc_process_cpu_seconds_total", "CPU time that the process has used.")
+descriptors = gauge("novasvc_process_open_fds", "Open file descriptors.")
+most_descriptors = gauge("novasvc_process_max_fds", "The limit of open file descriptors.")
+started = gauge("novasvc_process_start_time_seconds", "Unix time of the start of the process.")
 process_threads = gauge("novasvc_process_threads", "Threads of the process.")
 
 
-def see_process() -> None:
-    """Look at this process; done before its figures are told."""
-    import resource  # noqa: PLC0415 - only who is asked for figures needs it
+def update_process_metrics() -> None:
+    """Read this process's memory, CPU time and descriptors into its metrics. Called before each export."""
+    import resource  # noqa: PLC0415 - only processes whose metrics are read need it
 
     import psutil  # noqa: PLC0415
 
@@ -286,37 +293,37 @@ def see_process() -> None:
 # -- all of them -------------------------------------------------------------------------------------
 
 
-_added: dict[str, AnyFamily] = {}
+_added: dict[str, AnyMetricFamily] = {}
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
-def add(family: AnyFamily) -> None:
-    """Have a family of somebody else's told with ours: a manager's, say.
+def add(family: AnyMetricFamily) -> None:
+    """Export a metric family of another package, such as a manager, with ours.
 
-    :raises ValueError: the name is taken, or is none.
+    :raises ValueError: the name is taken, or is not a valid name of a metric.
     """
     if not _NAME.fullmatch(family.name) or any(family.name == known.name for known in families()):
-        raise ValueError(f"{family.name!r} is no name for a metric, or is taken")
+        raise ValueError(f"{family.name!r} is taken, or is not a valid name of a metric")
     _added[family.name] = family
 
 
-def families() -> Iterator[AnyFamily]:
-    """Return all families, ours first."""
+def families() -> Iterator[AnyMetricFamily]:
+    """Yield all families, ours first."""
     for family in tuple(globals().values()):
-        if isinstance(family, Family):
+        if isinstance(family, MetricFamily):
             yield family
     yield from _added.values()
 
 
-def forget() -> None:
-    """Begin anew, in a process that was forked from one that counted; who counts already goes on uncounted."""
+def reset() -> None:
+    """Clear all metrics. Called in a forked process: instruments looked up before the fork are not exported."""
     _calls.clear()
     for family in families():
         family.clear()
 
 
 def documents() -> list[Document]:
-    """Return all figures of this process, families without a sample left out."""
+    """Return all metrics of this process, without families that have no samples."""
     build.at(__version__, platform.python_version()).value = 1
-    see_process()
+    update_process_metrics()
     return [document for family in families() if (document := family.document())["samples"]]

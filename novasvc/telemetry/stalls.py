@@ -1,4 +1,4 @@
-"""Proof that a reactor turns, once a second, and a note of when it did not."""
+"""Detects reactor stalls: a timer that stamps a heartbeat once a second and records when it was late."""
 
 import time
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from novasvc.telemetry.flight import FlightRecorder
 _log = Logger()
 
 STALL = 0.5
-"""Seconds: a reactor that is later than that was kept busy, or its process was not run."""
+"""Seconds of lateness that are recorded as a stall: the reactor was blocked, or the process got no CPU time."""
 
 
 class StallWatch:
-    """Stamps heartbeats from a reactor's timers, and notes those that came late.
+    """Stamp heartbeats from a reactor's timer, and record those that were late.
 
-    Who wants to know of a reactor that does not turn at all compares the recorder's heartbeat with
-    the monotonic clock, from another process or thread.
+    To detect a reactor that is blocked for good, compare the recorder's heartbeat with the monotonic
+    clock from another process or thread.
 
-    :param recorder: takes the heartbeats, and notes of the kind "stall".
+    :param recorder: gets the heartbeats, and events of the kind "stall".
     :param clock: the reactor that is watched.
-    :param monotonic: returns seconds of CLOCK_MONOTONIC; the reactor's own may be set to another time.
-    :param interval: seconds between two heartbeats, > 0.
+    :param monotonic: returns seconds of CLOCK_MONOTONIC; the reactor's own seconds may have another epoch.
+    :param interval: seconds between heartbeats, > 0.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class StallWatch:
         self._beating.clock = clock
 
     def start(self) -> None:
-        """Stamp the first heartbeat at once, and go on until stopped."""
+        """Stamp the first heartbeat now, and one every interval until stopped."""
         self._due = self._monotonic()
         beating = self._beating.start(self._interval)
-        beating.addErrback(lambda failure: _log.failure("there are no heartbeats any more", failure))
+        beating.addErrback(lambda failure: _log.failure("the stall watch failed; no more heartbeats follow", failure))
 
     def stop(self) -> None:
-        """Stamp no more of them; may be called when it was not started."""
+        """Stop. Does nothing if it was not started."""
         if self._beating.running:
             self._beating.stop()
 

@@ -1,6 +1,6 @@
-"""Parts for tests of your own managers: no server, no file, no thread, no waiting.
+"""Helpers for tests of your own managers: no server, no file, no thread, no waiting.
 
-``runtime = memory_runtime()`` gives a node all it stands on, in memory and on a Clock.
+``runtime = memory_runtime()`` makes the resources of a node, in memory and on a Clock.
 """
 
 from novasvc.registry.memory import MemoryRegistry

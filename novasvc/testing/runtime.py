@@ -1,4 +1,4 @@
-"""A runtime for tests: memory below, a Clock in front."""
+"""A runtime for tests: broker and registry in memory, time on a Clock."""
 
 import random
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from novasvc.config import Settings
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.memory import MemoryRegistry
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 
 def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any) -> Runtime:
-    """Make a runtime that needs no server and in which time is the test's.
+    """Make a runtime without servers, in which the test controls the time.
 
-    ``runtime.reactor`` is the Clock: advance it. ``clock.advance(0)`` delivers messages. Methods
-    that block run at once, in the test's own thread.
+    ``runtime.reactor`` is the Clock: advance it. ``clock.advance(0)`` delivers messages. Blocking
+    functions run at once, in the test's own thread.
 
-    :param clock: to share one with other parts.
-    :param seed: of the randomness; the same seed, the same delays.
+    :param clock: a Clock to share with other parts; None makes one.
+    :param seed: of the random source; the same seed gives the same delays.
     :param settings: fields of :class:`novasvc.config.Settings`.
     """
     time = clock or Clock()
@@ -29,8 +29,10 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     return Runtime(
         settings=configuration,
         reactor=time,
-        broker=Leg("broker", lambda: MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)),
-        database=Leg("database", lambda: registry),
+        broker=SharedConnection(
+            "broker", lambda: MemoryTransport(broker, clock=time, exchange=configuration.control_exchange)
+        ),
+        database=SharedConnection("database", lambda: registry),
         run_blocking=_run_now,
         random_source=random.Random(seed),  # noqa: S311 - a test's
     )

@@ -55,7 +55,7 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
     """Collect the health of all workers.
 
     :return: a row per worker: number, server, pid, state; "services": [{"service": str, "legs": see
-        novasvc.node.health.Leg}], or None if it does not answer.
+        novasvc.node.health.Check}], or None if it does not answer.
     """
     places = _places(slots)
     answers = await _ask(places, "health", HEALTH_TIMEOUT)

@@ -128,7 +128,7 @@ class WorkerProcess:
     def stalled(self) -> float:
         """Seconds since its last heartbeat; 0 before the first one."""
         # A finished worker may wait for threads without a reactor; _DONE_TIMEOUT limits that.
-        beaten = 0.0 if self._closed or self.finished else self.diagnostics.recorder.beaten
+        beaten = 0.0 if self._closed or self.finished else self.diagnostics.recorder.last_beat
         return time.monotonic() - beaten if beaten else 0.0
 
     @property

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 from novasvc.workers.exit_status import ABANDONED, FORCED
 from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import Exit, Launch, WorkerProcess
@@ -199,7 +199,7 @@ class Slot:
                 self._answer_sibling_query(self, message)
             case {"is": "draining", "calls": calls}:
                 self._machine.leave()
-                under_way = f"{counted(calls, 'call')} under way" if calls else None
+                under_way = f"{pluralize(calls, 'call')} under way" if calls else None
                 if under_way is not None:
                     _log.info("{worker} is draining: {under_way}", worker=self, under_way=under_way)
                 if not self._failed:

@@ -17,7 +17,7 @@ from novasvc.config.show import changes
 from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.telemetry.logfiles import LogFile
-from novasvc.telemetry.logs import counted
+from novasvc.telemetry.logs import pluralize
 from novasvc.workers.aggregation import collect_health, collect_metrics, row
 from novasvc.workers.errors import (
     DrainError,
@@ -167,7 +167,7 @@ class Supervisor:
     def status(self) -> str:
         """A one-line status, for systemd."""
         if self._ending:
-            return f"draining: {counted(len(self.slots), 'worker')} left"
+            return f"draining: {pluralize(len(self.slots), 'worker')} left"
         slots = [slot for group in self._groups for slot in group.slots]
         return f"{sum(slot.state == 'ready' for slot in slots)} of {len(slots)} workers are ready"
 
@@ -342,7 +342,7 @@ class Supervisor:
                 _log.warn(
                     "{name} keeps {workers}: out of range, or shutting down",
                     name=group.name,
-                    workers=counted(group.size, "worker"),
+                    workers=pluralize(group.size, "worker"),
                 )
 
     def _resize(self, group: WorkerGroup, count: int) -> None:
@@ -351,7 +351,7 @@ class Supervisor:
         _log.info(
             "resizing {name} from {size} to {workers}",
             name=group.name,
-            workers=counted(count, "worker"),
+            workers=pluralize(count, "worker"),
             size=group.size,
         )
         group.resize(count)

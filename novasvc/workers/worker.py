@@ -29,14 +29,13 @@ from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IExitRequester, IHealthy, IInspectable, IPreforkable, IStartable
-from novasvc.reactor.monotonic import count_steadily
+from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.rpc.admission import NOBODY
 from novasvc.rpc.backlog import Backlog
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.instruments import Document
 from novasvc.telemetry.logfiles import LogFile
-from novasvc.telemetry.logs import NOBODY as NO_NODE
-from novasvc.telemetry.logs import make_observer
+from novasvc.telemetry.logs import NO_NODE, make_observer
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.diagnostics import DUMP, DiagnosticsFile
@@ -101,12 +100,12 @@ def run(
     diagnostics.recorder.beat(time.monotonic())
     faulthandler.enable(diagnostics.descriptor)
     faulthandler.register(DUMP, diagnostics.descriptor)
-    metrics.forget()
+    metrics.reset()
     set_title(f"novasvc: worker {parameters['number']} ({parameters['name']})")
 
     importlib.import_module(parameters["reactor"]).install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
-    count_steadily(reactor)
+    use_monotonic_clock(reactor)
     observer.switch(parameters, reactor)
     worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
     set_current_worker(CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings))

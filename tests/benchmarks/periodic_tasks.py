@@ -77,7 +77,7 @@ def _runner(reactor: Any, owner: object) -> _Start:
 
     def stop() -> int:
         runner.stop()
-        return sum(task.missed for task in runner.figures())
+        return sum(task.missed for task in runner.stats())
 
     return start
 

@@ -7,7 +7,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
 from twisted.trial.unittest import TestCase
 
-from novasvc.manager import Attachments
+from novasvc.manager import ManagerResources
 from novasvc.periodic import TaskRunner
 from novasvc.registry.conductor import TOPIC, Conductor, RemoteRegistry
 from novasvc.rpc import Client, Endpoints, Server
@@ -33,7 +33,7 @@ async def conducted(test: TestCase, registry: Any) -> RemoteRegistry:
     test.addCleanup(client.close)
     conductor = Conductor("c1")
     conductor.attach(
-        Attachments(
+        ManagerResources(
             reactor=reactor,
             rpc=client,
             tasks=TaskRunner(conductor, clock=reactor, random_source=random.Random(0)),

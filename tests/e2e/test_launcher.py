@@ -198,7 +198,7 @@ class TerminatedTests(ScriptTestCase):
         self.addCleanup(holder.close)
         holder.execute("BEGIN EXCLUSIVE")
         script = self.run_script(SCRIPT.format(manager="Working").replace("h1", "h2"))  # its row is not there yet
-        script.wait_for("the database is not there, trying until it is")
+        script.wait_for("the database is unavailable; retrying")
         self.assertEqual(script.stop(), 1)
         self.assertNotIn("Traceback", script.output)
 
@@ -489,7 +489,7 @@ print("after", launcher.state, flush=True)
         )
         script.wait_for("effective settings:")
         script.wait_for(r"report_interval = 10 \(default\)")
-        script.wait_for("the broker is not there")  # the reactor runs, and answers to signals
+        script.wait_for("the broker is unavailable")  # the reactor runs, and answers to signals
         script.stop(signal.SIGINT)
         self.assertNotIn("tellnobody", script.output)
 

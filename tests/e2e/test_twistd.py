@@ -246,7 +246,9 @@ class RunTests(TwistdTestCase):
         began = time.monotonic()
         self.assertEqual(node.stop(), -signal.SIGTERM)
         self.assertLess(time.monotonic() - began, 5)
-        self.assertEqual(len(re.findall(r"left behind in threads.*: managers\.Sleeping\.sleep \(", node.output)), 1)
+        self.assertEqual(
+            len(re.findall(r"functions still running in threads.*: managers\.Sleeping\.sleep \(", node.output)), 1
+        )
         self.assertNotIn("Traceback", node.output)
 
     def test_daemon(self) -> None:
@@ -359,7 +361,7 @@ class FailedStartTests(TwistdTestCase):
         """A locked database is waited for, or with --fail-fast refused; when it is free the node runs."""
         holder = self.locked_database()
         node = self.twistd(host="h2")
-        node.wait_for("the database is not there, trying until it is")
+        node.wait_for("the database is unavailable; retrying")
         refused = self.twistd("--fail-fast", host="h3")
         self.assertEqual(refused.wait(), 1)
         self.assertIn("holds the lock", refused.output)
@@ -374,7 +376,7 @@ class FailedStartTests(TwistdTestCase):
         node.wait_for("model server went away")
         node.wait_for(RUNNING)
         holder.execute("ROLLBACK")
-        node.wait_for("heartbeats go on")
+        node.wait_for("heartbeats resumed")
         node.stop()
         self.assertEqual(node.output.count("model server went away"), 2)  # once when it began, once when it ended
 
@@ -382,7 +384,7 @@ class FailedStartTests(TwistdTestCase):
         """SIGTERM while the node waits for its database ends it promptly."""
         self.locked_database()
         node = self.twistd(host="h2")
-        node.wait_for("the database is not there, trying until it is")
+        node.wait_for("the database is unavailable; retrying")
         self.assertEqual(node.stop(), -signal.SIGTERM)
 
     def locked_database(self) -> sqlite3.Connection:

@@ -93,6 +93,6 @@ class SplitTests(ReachabilityCase):
 
         self.cluster.heal(loser=other)
         await deferToThread(other.wait_ready)
-        await self.until(lambda: self.said("heartbeats go on"))
+        await self.until(lambda: self.said("heartbeats resumed"))
         await self.assert_reached(service)
         self.assertEqual(len(self.said(problem)), 1)

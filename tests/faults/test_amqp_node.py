@@ -40,13 +40,13 @@ class NodeTests(ProxyCase):
         """A node whose broker is not there says so once, tries until it is, and serves then."""
         self.proxy.refuses = True
         node = self.start()
-        await deferToThread(node.wait_for, "the broker is not there")
+        await deferToThread(node.wait_for, "the broker is unavailable")
         self.proxy.heal()
         await deferToThread(node.wait_for, "is running")
         client = (await self.client(await self.connect(self.direct_url))).prepare(topic="agent", server="h1")
         facts = await client.call(CONTEXT, "get_host_facts")
         self.assertIsInstance(facts, dict)
-        self.assertEqual(node.output.count("the broker is not there"), 1)
+        self.assertEqual(node.output.count("the broker is unavailable"), 1)
         await self.end(node)
 
     async def test_refused(self) -> None:
@@ -64,7 +64,7 @@ class NodeTests(ProxyCase):
         """A node that waits for its broker ends promptly."""
         self.proxy.refuses = True
         node = self.start()
-        await deferToThread(node.wait_for, "the broker is not there")
+        await deferToThread(node.wait_for, "the broker is unavailable")
         await self.end(node)
 
     async def test_stopped_while_connecting(self) -> None:

@@ -13,7 +13,7 @@ from twisted.logger import LogLevel
 from novasvc import rpc
 from novasvc.config import Settings
 from novasvc.manager import Manager
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.service import Service
 from novasvc.testing import MemoryRegistry
 from novasvc.transport.amqp import AMQPTransport, protocol
@@ -68,8 +68,8 @@ class ReachabilityCase(AMQPCase):
         runtime = Runtime(
             settings=Settings(host=host, **more),
             reactor=reactor,
-            broker=Leg("broker", make or self.make_transport),
-            database=Leg("database", lambda: self.registry),
+            broker=SharedConnection("broker", make or self.make_transport),
+            database=SharedConnection("database", lambda: self.registry),
             run_blocking=maybeDeferred,
             random_source=random.Random(0),
         )
@@ -277,7 +277,7 @@ class RefusedTests(ReachabilityCase):
         self.assertEqual(await self.beats(), before)
 
         self.broker.permit(user, self.vhost)
-        await self.until(lambda: self.said("heartbeats go on"), TWO_BEATS)
+        await self.until(lambda: self.said("heartbeats resumed"), TWO_BEATS)
         await self.assert_reached(service)
         self.assertEqual(len(self.said(WITHHELD)), 1)
         self.assertTrue((await self.consumers_leg(service))["ready"])

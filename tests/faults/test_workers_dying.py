@@ -39,12 +39,12 @@ class ManagerTests(DyingCase):
     def test_import(self) -> None:
         """A manager whose module raises is an error of the configuration: it is named, and nothing is tried again."""
         output = self.module_ends("raise LookupError('no such hypervisor')")
-        self.assert_refused(output, "importing broken raised LookupError: no such hypervisor.*; mend the module")
+        self.assert_refused(output, "importing broken raised LookupError: no such hypervisor.*; fix the module")
 
     def test_constructor(self) -> None:
         """A manager whose constructor raises is such an error, too, whatever the number of workers."""
         output = self.ends("Unmade", "--workers", "3")
-        self.assert_refused(output, r"Unmade': its constructor raised LookupError: no such hypervisor .*; mend it")
+        self.assert_refused(output, r"Unmade': its constructor raised LookupError: no such hypervisor .*; fix it")
 
     def test_end_at_import(self) -> None:
         """A module that ends the process that imports it is named, and not imported for ever."""

@@ -117,7 +117,7 @@ class UserTests(FleetCase):
         before = fleet.ready(2)
         with limited(before[2], resource.RLIMIT_NPROC, 1, prefix):
             self.assertRegex(
-                fleet.tell("worker-2", "think"), "the system gives no thread: .*; see the limits of its user"
+                fleet.tell("worker-2", "think"), "the system cannot start a thread: .*; see this user.s limits"
             )
         self.assertEqual(fleet.tell("worker-2", "think"), "thought")
         with limited(fleet.forkserver, resource.RLIMIT_NPROC, 1, prefix):

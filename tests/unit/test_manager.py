@@ -82,7 +82,7 @@ class MakeManagerTests(SynchronousTestCase):
 
     def test_no_dot(self) -> None:
         """A name without a module says how one is written."""
-        self.assertIn('it names no module; write "package.module.Class"', self.problem("Good"))
+        self.assertIn('the name has no module; write "package.module.Class"', self.problem("Good"))
 
     def test_not_callable(self) -> None:
         """What is no class is told what it is."""
@@ -91,7 +91,7 @@ class MakeManagerTests(SynchronousTestCase):
     def test_not_a_manager(self) -> None:
         """An object that is no manager is refused with the base class to derive from."""
         self.assertIn(
-            "it made a NoManager, which is no IManager; derive the class from novasvc.Manager",
+            "it made a NoManager, which does not provide IManager; derive the class from novasvc.Manager",
             self.problem("some_managers.NoManager"),
         )
 
@@ -99,5 +99,5 @@ class MakeManagerTests(SynchronousTestCase):
         """A constructor that raises is reported with the error, and the names of what it was given, not the values."""
         text = self.problem("some_managers.Good", colour="hunter2")
         self.assertIn("unexpected keyword argument 'colour'", text)
-        self.assertIn("mend it, or what it was given (host, colour)", text)
+        self.assertIn("fix it, or the arguments it was given (host, colour)", text)
         self.assertNotIn("hunter2", text)

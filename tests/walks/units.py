@@ -22,7 +22,7 @@ from novasvc.api.tokens import Token, digest
 from novasvc.context import RequestContext
 from novasvc.http import make_site
 from novasvc.periodic import TaskRunner, periodic_task
-from novasvc.registry.membership import Identity, Membership
+from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry, memory_runtime
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress
@@ -111,8 +111,10 @@ def heartbeat() -> Walk:
     clock = Clock()
     registry = MemoryRegistry(clock)
     record_ = _result(registry.register("walks", "novasvc-agent", "agent", 1))
-    membership = Membership(registry, Identity("walks", "novasvc-agent", "agent", 1), record_, clock, 10.0, [_holds])
-    membership.join()
+    heartbeat = Heartbeat(
+        registry, ServiceIdentity("walks", "novasvc-agent", "agent", 1), record_, clock, 10.0, [_holds]
+    )
+    heartbeat.join()
     return _shortest(lambda: clock.advance(10.0))
 
 

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.api.page.history import Sample, take_sample
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.record import ServiceRecord
 
 _MAX_SAMPLES = 90
@@ -86,7 +86,7 @@ class _Node:
     """
 
     record: ServiceRecord
-    memo: Memo[dict[str, Any] | Exception] = attrs.field(init=False)
+    memo: CoalescingCache[dict[str, Any] | Exception] = attrs.field(init=False)
     samples: OrderedDict[int, deque[Sample]] = attrs.field(factory=OrderedDict, init=False)
 
 
@@ -116,7 +116,7 @@ class NodeDescriptions:
         node = self._nodes.get(record.uuid)
         if node is None:
             node = self._nodes[record.uuid] = _Node(record)
-            node.memo = Memo(lambda: Deferred.fromCoroutine(self._describe(node)), self._clock)
+            node.memo = CoalescingCache(lambda: Deferred.fromCoroutine(self._describe(node)), self._clock)
             while len(self._nodes) > _MAX_NODES:
                 self._nodes.popitem(last=False)
         self._nodes.move_to_end(record.uuid)

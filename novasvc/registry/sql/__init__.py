@@ -1,1 +1,1 @@
-"""How rows move: the ``services`` table, over SQLite, PostgreSQL or MySQL."""
+"""The ``services`` table in SQLite, PostgreSQL or MySQL, over alchimia and SQLAlchemy."""

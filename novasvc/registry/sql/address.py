@@ -1,4 +1,4 @@
-"""Where a database is, and what SQLAlchemy is told when it goes there."""
+"""Database URLs, and the SQLAlchemy engine and driver options for each backend."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from novasvc.config.masking import masked_url
 from novasvc.errors import DatabaseDriverError, DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 
-# Named, because SQLAlchemy's own choice for a bare "postgresql" differs from release to release.
+# Explicit, because SQLAlchemy's default driver for a bare "postgresql" depends on its release.
 _DRIVERS = {
     "sqlite": "sqlite+pysqlite",
     "postgresql": "postgresql+psycopg",
@@ -26,16 +26,16 @@ _REQUIREMENTS = {
     "mysql+pymysql": "novasvc[mysql]",
     "mariadb+pymysql": "novasvc[mysql]",
 }
-"""What pip is to install for a driver."""
+"""The extra that installs a driver."""
 
 
 @attrs.frozen
 class DatabaseAddress:
-    """A database's URL, read once.
+    """A parsed database URL.
 
-    :param url: as SQLAlchemy takes it, password and all.
-    :param masked: for people: the password is ``***``.
-    :param path: of the file, absolute; None unless it is SQLite.
+    :param url: for SQLAlchemy, with the password.
+    :param masked: for logs and errors: the password is ``***``.
+    :param path: the absolute path of an SQLite file; None for other databases.
     """
 
     url: URL = attrs.field(repr=False)
@@ -44,16 +44,16 @@ class DatabaseAddress:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a URL as a person writes it.
+        """Parse a URL.
 
         :param text: "sqlite:////absolute/path", "postgresql://user:password@host/name", or any other
-            URL of SQLAlchemy's. A relative path is taken from the present directory, now.
+            SQLAlchemy URL. A relative path is resolved against the current directory, now.
         :raises DatabaseRefusedError: not a URL, or SQLite without a file.
         """
         try:
             url = make_url(text)
         except (SQLAlchemyError, ValueError):
-            problem = "this is not a URL such as sqlite:////var/lib/novasvc/novasvc.sqlite"
+            problem = "not a database URL such as sqlite:////var/lib/novasvc/novasvc.sqlite"
             raise DatabaseRefusedError(masked_url(text), problem) from None
         url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
         if url.get_backend_name() == "sqlite":
@@ -64,10 +64,10 @@ class DatabaseAddress:
     def _file(cls, url: URL) -> Self:
         name = url.database or ":memory:"
         if ":memory:" in name or url.query.get("mode") == "memory":
-            problem = "a database in memory is shared with no other process, and is lost at exit; give a file"
+            problem = "a database in memory is not shared with other processes, and is lost at exit; give a file"
             raise DatabaseRefusedError(masked_url(str(url)), problem)
         path = Path(unquote(name.removeprefix("file:")) if name.startswith("file:") else name).absolute()
-        # mode=rw: a file that was moved away must not come back as an empty one, open to all.
+        # mode=rw: if the file was moved away, SQLite must not create an empty one, readable by everybody.
         query = {"mode": "rw", **url.query, "uri": "true"}
         return cls(url.set(database=f"file:{quote(str(path))}", query=query), f"sqlite:///{path}", path)
 
@@ -76,12 +76,12 @@ class DatabaseAddress:
         return self.url.render_as_string(hide_password=False)
 
     def make_engine(self, *, connections: int, patience: float) -> sqlalchemy.Engine:
-        """Make SQLAlchemy's engine; nothing is opened yet.
+        """Make an SQLAlchemy engine; nothing is opened yet.
 
-        :param connections: open at the same time, at the most, > 0.
-        :param patience: seconds that the database may let us wait for a connection, a lock or a statement.
+        :param connections: the largest number of open connections, > 0.
+        :param patience: seconds to wait for a connection, a lock or a statement.
         :raises DatabaseDriverError: the dialect's driver is not installed.
-        :raises DatabaseRefusedError: no such dialect.
+        :raises DatabaseRefusedError: there is no such dialect.
         """
         try:
             engine = sqlalchemy.create_engine(
@@ -89,14 +89,14 @@ class DatabaseAddress:
                 pool_size=connections,
                 max_overflow=0,
                 pool_timeout=patience,
-                # A file does not hang up; a server does, and an idle connection finds out too late.
+                # A server may close an idle connection, which shows only when it is used. A file cannot.
                 pool_pre_ping=self.path is None,
                 connect_args=_connect_args(self.url.get_backend_name(), patience),
             )
         except ImportError as error:
             raise self._no_driver(error) from None
         except (SQLAlchemyError, TypeError) as error:
-            raise DatabaseRefusedError(self.masked, f"no driver for it: {error}") from None
+            raise DatabaseRefusedError(self.masked, f"no driver for this URL: {error}") from None
         if self.path is not None:
             sqlite.watch(engine, self.path)
         return engine
@@ -113,11 +113,11 @@ def _connect_args(backend: str, patience: float) -> dict[str, Any]:
     milliseconds = int(patience * 1000)
     match backend:
         case "sqlite":
-            # IMMEDIATE: a transaction that writes waits for the lock at its begin. Taken later, in WAL, the
-            # lock is refused at once if another has written since, busy timeout or not.
+            # IMMEDIATE: a writing transaction waits for the write lock at BEGIN. Taken later, in WAL mode, the lock
+            # is refused at once if another connection has written since, regardless of the busy timeout.
             return {"timeout": patience, "isolation_level": "IMMEDIATE"}
         case "postgresql":
-            # A lock is given up a little before its statement is, so that the reason gets its name.
+            # The lock timeout is shorter than the statement timeout, so that the error names the lock.
             bounds = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds * 4 // 5}"
             alive = {"keepalives_idle": seconds, "keepalives_interval": 1, "keepalives_count": 3}
             return {"connect_timeout": seconds, "options": bounds, "tcp_user_timeout": milliseconds, **alive}

@@ -1,4 +1,4 @@
-"""What a driver's exception means: from its code, where it has one, to one of our errors."""
+"""Maps drivers' exceptions to our errors: by error code, or by text where there is no code."""
 
 import errno
 import re
@@ -23,7 +23,7 @@ from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.schema import HEAD
 
 _LONGEST = 300
-"""Characters of a driver's message that are passed on."""
+"""Characters of a driver's message that our errors quote."""
 
 _SQLITE = {
     sqlite3.SQLITE_BUSY: DatabaseLockedError,
@@ -42,7 +42,7 @@ _SQLITE = {
     sqlite3.SQLITE_PERM: DatabaseRefusedError,
     sqlite3.SQLITE_AUTH: DatabaseRefusedError,
 }
-"""By result code, extended or, failing that, primary."""
+"""By extended result code or, failing that, by primary result code."""
 
 _SQLSTATE = {
     "08": DatabaseUnavailableError,
@@ -60,7 +60,7 @@ _SQLSTATE = {
     "XX001": DatabaseCorruptError,
     "XX002": DatabaseCorruptError,
 }
-"""PostgreSQL: by SQLSTATE, or by its class, the first two characters."""
+"""PostgreSQL: by SQLSTATE, or by SQLSTATE class (its first two characters)."""
 
 _MYSQL = {
     **dict.fromkeys((1040, 1053, 1927, 1969, 2002, 2003, 2006, 2013, 3024), DatabaseUnavailableError),
@@ -79,7 +79,7 @@ _OS = {
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), DatabaseRefusedError),
 }
 
-# For what comes without a code: SQLite's general error, and a connection that PostgreSQL refused.
+# For errors without a code: SQLite's general error, and a connection that PostgreSQL refused.
 _TEXTS = (
     (re.compile(r"no such (table|column)|has no column"), MigrationNeededError),
     (re.compile(r"authentication failed|no password supplied|no pg_hba\.conf entry"), DatabaseRefusedError),
@@ -89,11 +89,11 @@ _TEXTS = (
 
 
 def diagnose(address: DatabaseAddress, error: BaseException) -> DatabaseError:
-    """Turn what SQLAlchemy, a driver or the system raised into the error that says what to do.
+    """Convert an exception of SQLAlchemy, a driver or the system to an error that says what to do.
 
-    :param address: the database that was spoken to.
-    :param error: what was raised. An SQLAlchemy error around a driver's counts as the driver's.
-    :return: the error, not raised. DatabaseError itself, if nothing more is known.
+    :param address: the database.
+    :param error: the exception. An SQLAlchemy error that wraps a driver's counts as the driver's.
+    :return: the error, not raised: DatabaseError itself if nothing more specific is known.
     """
     cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
     problem = _one_line(address, cause)
@@ -125,7 +125,7 @@ def _kind(error: BaseException, cause: BaseException, problem: str) -> type[Data
         if pattern.search(problem):
             return kind
     lost = isinstance(error, exc.DBAPIError) and error.connection_invalidated
-    # A server's operational error without a code is a connection that did not come about.
+    # A server's OperationalError without a code is a connection that could not be made.
     uncoded = isinstance(error, exc.OperationalError | exc.InterfaceError) and code == -1 and not sqlstate
     return DatabaseUnavailableError if lost or uncoded else DatabaseError
 
@@ -146,7 +146,7 @@ def _of_file(path: Path, code: int, kind: type[DatabaseError], problem: str) -> 
 
 
 def _one_line(address: DatabaseAddress, cause: BaseException) -> str:
-    # psycopg's text goes on with the statement; its primary message is the one line.
+    # psycopg's text includes the statement; its primary message is one line.
     text = getattr(getattr(cause, "diag", None), "message_primary", None) or str(cause)
     if isinstance(cause, OSError) and cause.strerror:
         text = f"{cause.strerror}: {cause.filename}" if cause.filename else cause.strerror

@@ -1,8 +1,8 @@
-"""Transactions in worker threads: alchimia's engine, made fit for SQLAlchemy 2 and for failure.
+"""Runs transactions in worker threads: alchimia's engine, adapted to SQLAlchemy 2 and to failures.
 
-The only module that imports alchimia, which is of 2018: its own verbs take a thread for each
-connection and never give it back, wait without a bound, and some call what SQLAlchemy 2 removed.
-What we take is how it hands work to a thread and brings the result home.
+The only module that imports alchimia, whose last release is of 2018: its own methods take a thread
+per connection and never return it, wait without a bound, and partly call what SQLAlchemy 2 removed.
+We use how it hands work to a thread and returns the result to the reactor.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.errors import DatabaseError, DatabaseUnavailableError
-from novasvc.reactor.threads import Worker
+from novasvc.reactor.threads import WorkerThread
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.telemetry import metrics
 
-# Before the import: alchimia derives from a class that SQLAlchemy 2 no longer has, and never uses it.
+# Before the import: alchimia subclasses a class that SQLAlchemy 2 removed, but never uses the subclass.
 strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
 from alchimia.engine import TwistedEngine, _defer_to_worker  # noqa: E402
 
@@ -33,41 +33,41 @@ _log = Logger()
 T = TypeVar("T")
 
 SERVER_WORKERS = 4
-"""Threads, and connections, to a server. One for a file: see Note [One thread for SQLite]."""
+"""Threads and connections per database server. One for a file: see Note [One thread for SQLite]."""
 
 # Note [One thread for SQLite]
-#   A file has one writer at a time, and our reads are short. A second thread adds nothing but
-#   waiting for the lock in sleeps of SQLite's choosing, and for the interpreter's lock: of 64
+#   A file has one writer at a time, and our reads are short. A second thread only adds waits for
+#   the file lock, in sleeps of SQLite's choosing, and for the GIL: of 64 concurrent
 #   heartbeats at a time, 1, 2 and 4 threads do some 3,100, 2,700 and 2,600 a second.
 
 QUEUE = 256
-"""Transactions that may wait for a thread; more is a database that does not keep up."""
+"""Transactions that may wait for a thread. A longer queue would only hide that the database is too slow."""
 
 TIMEOUT = 15.0
-"""Seconds for a transaction, from being asked for to its result; more than PATIENCE for each of its waits."""
+"""Seconds for a transaction, from the call to the result; longer than PATIENCE, which bounds each wait in it."""
 
 PATIENCE = 5.0
-"""Seconds that the database may let a thread wait for a connection, a lock, a statement."""
+"""Seconds that a thread may wait in the database for a connection, a lock or a statement."""
 
 CLOSING = 5.0
-"""Seconds that close waits for transactions under way."""
+"""Seconds that :meth:`Engine.close` waits for transactions under way."""
 
 
 class Engine(TwistedEngine):  # type: ignore[misc]
-    """A fixed pool of threads that run whole transactions, one thread hop each.
+    """A fixed pool of threads that run whole transactions: one thread switch each way per transaction.
 
-    No thread and no socket exists before the first transaction, so that it can be made before a fork.
+    No thread and no socket exists before the first transaction, so an engine can be made before a fork.
 
     :param address: the database.
     :param reactor: provides IReactorTime and IReactorFromThreads.
-    :param workers: threads and connections at the most; by default 1 for SQLite, else SERVER_WORKERS.
+    :param workers: the largest number of threads and connections; by default 1 for SQLite, else SERVER_WORKERS.
     :param queue: transactions that may wait for a thread.
-    :param timeout: seconds for a transaction that does not bring its own.
-    :param patience: seconds that the database may let a thread wait.
-    :raises DatabaseRefusedError: no driver for this address.
+    :param timeout: seconds for a transaction without a timeout of its own.
+    :param patience: seconds that a thread may wait in the database.
+    :raises DatabaseRefusedError: there is no driver for this address.
     """
 
-    # What alchimia offers and we do not: see the module's docstring.
+    # alchimia's methods that must not be used: see the module's docstring.
     connect = execute = has_table = table_names = None
 
     def __init__(
@@ -87,8 +87,8 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         self._queue = queue
         self._timeout = timeout
         self._turns = DeferredSemaphore(self._count)
-        self._idle: list[Worker] = []
-        self._workers: list[Worker] = []
+        self._idle: list[WorkerThread] = []
+        self._workers: list[WorkerThread] = []
         self._closed = False
 
     def seconds(self) -> float:
@@ -99,13 +99,13 @@ class Engine(TwistedEngine):  # type: ignore[misc]
     def run(self, function: Callable[[Connection], T], *, timeout: float | None = None) -> Deferred[T]:
         """Run a function as one transaction, in one of the threads.
 
-        It is committed when the function returns, and rolled back when it raises.
+        The transaction is committed when the function returns, and rolled back when it raises.
 
-        :param function: takes SQLAlchemy's connection. It must not keep it, nor touch the reactor.
+        :param function: takes SQLAlchemy's connection. It must neither keep it nor touch the reactor.
         :param timeout: seconds, > 0; by default the engine's.
-        :return: Deferred firing with what the function returned. Cancelling it, like the timeout, only
-            ends the waiting: a transaction that has begun may still be committed.
-        :raises DatabaseError: the database refused, or gave no answer in time; QUEUE wait already; closed.
+        :return: Deferred of the function's result. Cancelling it, like the timeout, only ends the
+            waiting: a transaction that has begun may still be committed.
+        :raises DatabaseError: the database refused, or did not answer in time; the queue is full; the engine is closed.
         """
 
         def transact(engine: sqlalchemy.Engine) -> T:
@@ -115,14 +115,14 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         return self.block(transact, timeout=timeout)
 
     def block(self, function: Callable[[sqlalchemy.Engine], T], *, timeout: float | None = None) -> Deferred[T]:
-        """Run a function that blocks in one of the threads, within the same bounds as :meth:`run`.
+        """Run a blocking function in one of the threads, within the same bounds as :meth:`run`.
 
         :param function: takes SQLAlchemy's engine.
         """
         if self._closed:
-            return fail(self._unavailable("it was closed"))
+            return fail(self._unavailable("the engine was closed"))
         if not self._turns.tokens and len(self._turns.waiting) >= self._queue:
-            return fail(self._unavailable(f"{self._queue} transactions wait for it already, which is the bound"))
+            return fail(self._unavailable(f"{self._queue} transactions, the bound of the queue, wait for it already"))
         seconds = self._timeout if timeout is None else timeout
 
         def late(outcome: Any, _seconds: float) -> Any:
@@ -140,16 +140,16 @@ class Engine(TwistedEngine):  # type: ignore[misc]
             await self._turns.acquire()
         except CancelledError:
             if self._closed:
-                raise self._unavailable("it was closed") from None
+                raise self._unavailable("the engine was closed") from None
             raise
         finally:
             metrics.database_waiting.at().value -= 1
         began = self._reactor.seconds()
         metrics.database_wait.at().observe(began - asked)
-        worker = self._idle.pop() if self._idle else self._hire()
-        # Two Deferreds: whoever waits may give up, the worker is free when it really is.
+        worker = self._idle.pop() if self._idle else self._start_thread()
+        # Two Deferreds: a caller may give up, but the thread is idle only when its function has returned.
         awaited: Deferred[T] = Deferred()
-        # In a thread, too, what is logged belongs to the node and the request that asked.
+        # With the context variables, log events in the thread carry the caller's node and request.
         attempt = copy_context().run
         working = _defer_to_worker(self._reactor.callFromThread, worker, attempt, self._attempt, function)
         working.addBoth(self._done, worker, began).chainDeferred(awaited)
@@ -161,16 +161,16 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         except SQLAlchemyError as error:
             raise diagnose(self.address, error) from error
 
-    def _hire(self) -> Worker:
+    def _start_thread(self) -> WorkerThread:
         try:
-            worker = Worker(f"database-{len(self._workers)}")
+            worker = WorkerThread(f"database-{len(self._workers)}")
         except RuntimeError as error:
             self._turns.release()
-            raise self._unavailable(f"no thread for it: {error}") from error
+            raise self._unavailable(f"cannot start a thread for it: {error}") from error
         self._workers.append(worker)
         return worker
 
-    def _done(self, outcome: Any, worker: Worker, began: float) -> Any:
+    def _done(self, outcome: Any, worker: WorkerThread, began: float) -> Any:
         metrics.database_seconds.at().observe(self._reactor.seconds() - began)
         self._idle.append(worker)
         self._turns.release()
@@ -180,10 +180,10 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         return DatabaseUnavailableError(self.address.masked, problem)
 
     def close(self) -> Deferred[None]:
-        """End the threads and the connections; what waits for a thread fails, what runs may finish.
+        """End the threads and the connections. Queued transactions fail; running ones may finish.
 
-        :return: Deferred[None]; never fails. It waits CLOSING seconds for what runs: a thread that is
-            stuck longer is left behind, and keeps nobody from exiting.
+        :return: Deferred[None]; never fails. It waits CLOSING seconds for running transactions: a thread that is
+            stuck longer is left behind, and does not keep the process from exiting.
         """
         if self._closed:
             return succeed(None)
@@ -194,26 +194,26 @@ class Engine(TwistedEngine):  # type: ignore[misc]
 
     async def _finish(self) -> None:
         try:
-            await Deferred.fromCoroutine(self._quiet()).addTimeout(CLOSING, self._reactor)
+            await Deferred.fromCoroutine(self._all_idle()).addTimeout(CLOSING, self._reactor)
             if self._idle:
                 disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
                 await disposing.addTimeout(CLOSING, self._reactor)
         except DeferredTimeoutError:
             _log.warn(
-                "database {url}: {busy} transactions are still under way after {seconds:g} s and are left behind",
+                "database {url}: leaving {busy} transactions behind that are still running after {seconds:g} s",
                 url=self.address.masked,
                 busy=len(self._workers) - len(self._idle),
                 seconds=CLOSING,
             )
-        except Exception:  # noqa: BLE001 - closing goes on, whatever a driver raises
-            _log.failure("database {url}: not closed properly", url=self.address.masked)
+        except Exception:  # noqa: BLE001 - whatever a driver raises, close the rest
+            _log.failure("database {url}: closing its connections failed", url=self.address.masked)
         for worker in self._workers:
             if worker not in self._idle:
-                worker.do(self._engine.dispose)  # its connection too is closed, when it is free at last
+                worker.do(self._engine.dispose)  # closes its connection too, once its transaction ends
             worker.quit(join=CLOSING if worker in self._idle else 0)
 
-    async def _quiet(self) -> None:
-        """Wait until nobody works: then all the turns are ours."""
+    async def _all_idle(self) -> None:
+        """Wait until no transaction runs, by acquiring every token of the semaphore."""
         for _ in range(self._count):
             await self._turns.acquire()
 

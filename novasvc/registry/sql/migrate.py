@@ -1,16 +1,16 @@
-"""Bring a database's schema to the revision that this version works with.
+"""Migrates a database's schema to the revision that this version works with.
 
-Everything here blocks: the operators' command calls it as it is, a node in a worker thread.
+Everything here blocks: the operators' command calls it directly, a node in a worker thread.
 
 Note [Migrations in a child process]
-    Alembic costs some 11 MiB of resident memory and a third of a second to import, for the whole
-    life of a node, and is needed once in a schema's life. So a look at the schema reads the version
-    table with plain SQL, an empty database gets the tables of :mod:`novasvc.registry.sql.schema` as they are,
-    which the tests hold equal to what the migrations make, and a migration that a node needs is run
-    by a short-lived child. The URL, with its password, goes through the child's standard input, for
-    every user of a host can read a process's arguments. A subprocess in a worker thread, and not
-    reactor.spawnProcess, because it needs no signal handler of the reactor's, and no fork of a
-    process with threads.
+    Importing Alembic costs about 11 MiB of resident memory and a third of a second, for the whole
+    life of a node, but a migration runs once in a schema's life. So the version table is read with
+    plain SQL; an empty database gets the tables of :mod:`novasvc.registry.sql.schema` directly, and
+    tests check that these equal the result of the migrations; and a migration that a node needs runs
+    in a short-lived child. The URL, with its password, goes through the child's standard input,
+    because every user of a host can read a process's arguments. A subprocess in a worker thread is
+    used instead of reactor.spawnProcess, because it needs neither a signal handler of the reactor
+    nor a fork of a process with threads.
 """
 
 import json
@@ -33,7 +33,7 @@ from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.schema import HEAD, REVISIONS, VERSION_TABLE, metadata, revision, services
 
 PATIENCE = 10.0
-"""Seconds that the database may let a migration wait for a connection, a lock or a statement."""
+"""Seconds that a migration may wait for a connection, a lock or a statement."""
 
 _LOCK = {
     "sqlite": "BEGIN IMMEDIATE",
@@ -41,14 +41,14 @@ _LOCK = {
     "mysql": f"SELECT GET_LOCK('{VERSION_TABLE}', {PATIENCE:g})",
     "mariadb": f"SELECT GET_LOCK('{VERSION_TABLE}', {PATIENCE:g})",
 }
-"""What makes nodes that start at the same time migrate one after the other; let go with the connection."""
+"""The advisory lock that serialises concurrent migrations; released with the connection."""
 
 
 def current(url: str) -> str | None:
-    """Read which revision a database's schema has.
+    """Return the revision of a database's schema.
 
     :param url: the database's URL.
-    :return: the revision; None if it has none of ours: an empty database, one of Nova's, no file yet.
+    :return: the revision; None for an empty database, a database of Nova's, or a file that does not exist.
     :raises DatabaseError: it cannot be read.
     """
     address = DatabaseAddress.parse(url)
@@ -59,7 +59,7 @@ def current(url: str) -> str | None:
 
 
 def check(url: str) -> bool:
-    """Tell whether a database's schema is the one that this version works with.
+    """Return whether a database's schema has the revision that this version works with.
 
     :param url: the database's URL.
     :return: False if :func:`upgrade` has something to do.
@@ -70,14 +70,14 @@ def check(url: str) -> bool:
 
 
 def upgrade(url: str) -> str:
-    """Bring a database's schema up to date, in this process. Two at a time is no error.
+    """Migrate a database's schema to HEAD, in this process. Concurrent calls are safe.
 
-    :param url: the database's URL. A file that does not exist is made; its directory is not.
+    :param url: the database's URL. A missing file is created; its directory is not.
     :return: the revision it has then.
     :raises DatabaseNewerError: the schema is of a newer version; nothing was changed.
-    :raises DatabaseError: it cannot be done.
+    :raises DatabaseError: the migration failed.
     """
-    # Here, because this is what only a migration needs.
+    # Imported here, because only a migration needs it; see Note [Migrations in a child process].
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
@@ -96,11 +96,11 @@ def upgrade(url: str) -> str:
 
 
 def create(url: str) -> bool:
-    """Make the tables in a database that has none. Two at a time is no error.
+    """Create the tables in a database that has none. Concurrent calls are safe.
 
-    :param url: as of :func:`upgrade`.
-    :return: whether the database has this version's schema now; False if there were other tables.
-    :raises DatabaseError: it cannot be done.
+    :param url: as for :func:`upgrade`.
+    :return: whether the database has this version's schema now; False if it had other tables.
+    :raises DatabaseError: the tables cannot be created.
     """
     address = DatabaseAddress.parse(url)
     _make_file(address)
@@ -115,13 +115,13 @@ def create(url: str) -> bool:
 
 
 def upgrade_in_child(address: DatabaseAddress, deadline: float) -> None:
-    """Do :func:`upgrade` in a process of its own. See Note [Migrations in a child process].
+    """Run :func:`upgrade` in a child process. See Note [Migrations in a child process].
 
     :param address: the database.
-    :param deadline: seconds after which the process is killed, > 0.
-    :raises DatabaseError: what the child raised.
+    :param deadline: seconds after which the child is killed, > 0.
+    :raises DatabaseError: the error that the child raised.
     """
-    # -P: what lies in the working directory is not imported; what this process can import, is.
+    # -P keeps the working directory off sys.path; everything this process can import stays importable.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         child = subprocess.run(
@@ -134,7 +134,7 @@ def upgrade_in_child(address: DatabaseAddress, deadline: float) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        problem = f"its migration took longer than {deadline:g} s and was ended"
+        problem = f"its migration took longer than {deadline:g} s and was killed"
         raise DatabaseUnavailableError(address.masked, problem) from None
     except OSError as error:
         raise DatabaseError(address.masked, f"its migration cannot be started: {error}") from error
@@ -148,7 +148,7 @@ def _raised_by(address: DatabaseAddress, child: subprocess.CompletedProcess[str]
         kind = {kind.__name__: kind for kind in _kinds(DatabaseError)}[name]
         return kind(**fields)
     except (ValueError, KeyError, TypeError):
-        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (child.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         return DatabaseError(address.masked, f"its migration ended with status {child.returncode}: {last}")
 
 
@@ -179,18 +179,18 @@ def _connected(address: DatabaseAddress) -> Iterator[Connection]:
 def _lock(address: DatabaseAddress, connection: Connection) -> None:
     backend = address.url.get_backend_name()
     taken = connection.exec_driver_sql(_LOCK[backend]) if backend in _LOCK else None
-    # MySQL says so, where the others raise.
+    # MySQL returns 0 or NULL when the lock times out, where the others raise.
     if backend in {"mysql", "mariadb"} and taken is not None and taken.scalar() != 1:
         raise DatabaseLockedError(address.masked, f"another migration has been running for {PATIENCE:g} s")
 
 
 def is_head(address: DatabaseAddress, found: str | None) -> bool:
-    """Judge a revision.
+    """Return whether a revision is the one of this version.
 
-    :param address: the database that has it, for the error.
-    :param found: what :func:`read_revision` returned.
-    :return: False if it is older than this version's.
-    :raises DatabaseNewerError: this version does not know it.
+    :param address: the database, for the error.
+    :param found: the result of :func:`read_revision`.
+    :return: False if the revision is older, or there is none.
+    :raises DatabaseNewerError: this version does not know the revision.
     """
     if found is None or found in REVISIONS:
         return found == HEAD
@@ -199,16 +199,16 @@ def is_head(address: DatabaseAddress, found: str | None) -> bool:
 
 
 def read_revision(connection: Connection) -> str | None:
-    """Read the version table, if there is one; alembic is not needed for it."""
+    """Read the version table, if there is one, without Alembic."""
     if not sqlalchemy.inspect(connection).has_table(VERSION_TABLE):
         return None
     found = connection.execute(select(revision.c.version_num)).scalars().all()
-    # More than one is a branch, which we never had: then it is the unknown one that matters.
+    # Several rows are a branch, which we never had: then the unknown revision decides.
     return next((each for each in found if each not in REVISIONS), found[0] if found else None)
 
 
 def is_adoptable(connection: Connection) -> bool:
-    """Tell whether a database has the table ``services`` as Nova's migrations make it."""
+    """Return whether a database has the table ``services`` as Nova's migrations make it."""
     inspector = sqlalchemy.inspect(connection)
     if not inspector.has_table(services.name):
         return False
@@ -219,12 +219,12 @@ def is_adoptable(connection: Connection) -> bool:
 
 
 def exists(address: DatabaseAddress) -> bool:
-    """Tell whether there is anything to connect to: a file may not be there yet."""
+    """Return whether there is a database to connect to: an SQLite file may not exist yet."""
     return address.path is None or os.path.lexists(address.path)
 
 
 def main() -> None:
-    """Be the child of :func:`upgrade_in_child`: the URL on standard input, an error as JSON on standard output."""
+    """Run the child of :func:`upgrade_in_child`: read the URL from stdin, write an error as JSON to stdout."""
     try:
         upgrade(sys.stdin.read())
     except DatabaseError as error:

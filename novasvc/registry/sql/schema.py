@@ -1,6 +1,6 @@
-"""The tables, as Nova has them, and which revision of them this version knows.
+"""The tables, as Nova has them, and the schema revisions that this version knows.
 
-Every default is written by us and none by the database, as in Nova: see
+The database has no column defaults, as in Nova: every insert writes all columns, see
 :meth:`novasvc.registry.sql.services.ServiceRegistry.register`.
 """
 
@@ -22,16 +22,16 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 REVISIONS = ("0001",)
-"""The migrations, oldest first. Written here too, so that a look at the schema costs no alembic."""
+"""The migrations, oldest first. Repeated here, so that a check of the schema does not import Alembic."""
 
 HEAD = REVISIONS[-1]
 """The revision that this version works with."""
 
 VERSION_TABLE = "novasvc_alembic_version"
-"""Where a database says its revision; not alembic's usual name, so that it can lie in Nova's own database."""
+"""The table with the schema's revision. Not Alembic's default name, so that it can be in Nova's own database."""
 
 GREATEST_ID = 2**31 - 1
-"""Of a row: what the column holds everywhere."""
+"""The largest id that the column holds in every database."""
 
 metadata = MetaData()
 
@@ -56,19 +56,19 @@ services = Table(
     UniqueConstraint("host", "topic", "deleted", name="uniq_services0host0topic0deleted"),
     UniqueConstraint("host", "binary", "deleted", name="uniq_services0host0binary0deleted"),
     Index("services_uuid_idx", "uuid", unique=True),
-    # Any text: the server's own default may be an alphabet of Western Europe.
+    # Any Unicode text: the server's default character set may be latin1.
     mysql_charset="utf8mb4",
     mariadb_charset="utf8mb4",
 )
-"""One row a node. ``deleted`` is 0 in a live row, the row's own id in a deleted one. Source: Nova's table."""
+"""One row per service. ``deleted`` is 0 in a live row, and the row's own id in a deleted one. Source: Nova's table."""
 
 revision = Table(VERSION_TABLE, metadata, Column("version_num", String(32), nullable=False))
 revision.append_constraint(PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"))
-"""One row: the schema's revision. Alembic makes the same table where it comes first."""
+"""One row: the schema's revision. If Alembic comes first, it creates the same table."""
 
 
 class database_now(FunctionElement[Any]):  # noqa: N801 - it reads as the SQL function that it is
-    """The database's clock, UTC without a zone, in the form that the table's stamps have."""
+    """The database's clock, UTC without a time zone, in the format of the table's time stamps."""
 
     type = DateTime()
     inherit_cache = True
@@ -76,13 +76,13 @@ class database_now(FunctionElement[Any]):  # noqa: N801 - it reads as the SQL fu
 
 @compiles(database_now, "sqlite")
 def _now_of_sqlite(_element: Any, _compiler: Any, **_options: Any) -> str:
-    # Six digits, because older readers take ".123" for 123 microseconds.
+    # Six digits, because older readers parse ".123" as 123 microseconds.
     return "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
 
 
 @compiles(database_now, "postgresql")
 def _now_of_postgresql(_element: Any, _compiler: Any, **_options: Any) -> str:
-    # Not now(): that is when the transaction began, before any wait for a lock.
+    # Not now(), which is the time when the transaction began, before any wait for a lock.
     return "(clock_timestamp() AT TIME ZONE 'utc')"
 
 
@@ -92,7 +92,7 @@ def _now_of_mysql(_element: Any, _compiler: Any, **_options: Any) -> str:
 
 
 class database_ago(FunctionElement[Any]):  # noqa: N801 - see above
-    """The database's clock some seconds ago, to compare stamps with; one argument: the seconds."""
+    """The database's clock some seconds ago, to compare time stamps with. One argument: the seconds."""
 
     type = DateTime()
     inherit_cache = True

@@ -1,4 +1,4 @@
-"""The registry of services, in a database that this process reaches itself."""
+"""The service registry in a database that this process reaches directly."""
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,23 +22,23 @@ from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
-from novasvc.registry.sql.pages import is_number, mark_statement, rows_statement, totals_statement
+from novasvc.registry.sql.queries import is_number, marker_statement, rows_statement, totals_statement
 from novasvc.registry.sql.schema import GREATEST_ID, HEAD, database_now, services
 
 _log = Logger()
 
 DISABLED_REASON = "New service disabled by the setting enable_new_services."
-"""Why a row is disabled from its beginning."""
+"""The disabled_reason of a row that was created disabled."""
 
 _MIGRATION_DEADLINE = 60.0
-"""Seconds; an empty table takes one, and who knows what tables will be altered one day."""
+"""Seconds. An empty table takes one; altering a large table may take many more."""
 
 _ROOM_FOR = 1.0
-"""Seconds for which it is known that a file has room for more."""
+"""Seconds for which a successful check for room on the disk is cached."""
 
 _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 
-# Made once: a statement is found in SQLAlchemy's cache by its shape, and that is what costs.
+# Built once: most of a statement's cost is SQLAlchemy's look-up of the compiled form by its shape.
 _LIVE = services.c.deleted == 0
 _OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
 _READ = select(services, database_now().label("now")).where(_LIVE)
@@ -68,7 +68,7 @@ def connect_registry(
     :param reactor: provides IReactorTime and IReactorFromThreads.
     :param enable_new_services: see :class:`ServiceRegistry`.
     :param migrate: see :class:`ServiceRegistry`.
-    :raises DatabaseRefusedError: not a URL of a database, or no driver for it.
+    :raises DatabaseRefusedError: not a database URL, or no driver for it.
     """
     engine = Engine(DatabaseAddress.parse(url), reactor=reactor)
     return ServiceRegistry(engine, enable_new_services=enable_new_services, migrate=migrate)
@@ -80,8 +80,8 @@ class ServiceRegistry:
 
     :param engine: closed with the registry.
     :param enable_new_services: False creates new rows disabled.
-    :param migrate: False fails with MigrationNeededError where a migration is due; Nova's own table needs none.
-    :param new_uuid: makes the uuid of a new row, lower-case and dashed.
+    :param migrate: False fails with MigrationNeededError if a migration is due; Nova's own table needs none.
+    :param new_uuid: returns the uuid of a new row, lower-case and with dashes.
     Source: novasvc.interfaces.IServiceRegistry; nova.db.main.api, the functions ``service_*``.
     """
 
@@ -121,7 +121,7 @@ class ServiceRegistry:
     def prove_writable(self) -> Deferred[None]:
         """See IServiceRegistry.
 
-        The statement fits no row, but is refused by a database that is read-only, or a replica.
+        The statement matches no row, but a read-only database or a replica refuses it.
         """
         return self._write(_try_to_write)
 
@@ -200,7 +200,7 @@ class ServiceRegistry:
         if migration.exists(address):
             with engine.connect() as connection:
                 found = migration.read_revision(connection)
-                # Nova's own database has all that is read and changed here, and nothing of ours is put beside it.
+                # Nova's own database has every column that is used here, so no version table is added to it.
                 adoptable = found is None and not self._migrate and migration.is_adoptable(connection)
         if adoptable or migration.is_head(address, found):
             return
@@ -209,7 +209,8 @@ class ServiceRegistry:
             raise MigrationNeededError(address.masked, problem, found=found, known=HEAD)
         if found is not None or not migration.create(address.render()):
             migration.upgrade_in_child(address, _MIGRATION_DEADLINE)
-        _log.info("database {url}: schema brought from {found} to {head}", url=address.masked, found=found, head=HEAD)
+        change = f"schema migrated from {found} to {HEAD}" if found else f"schema created at {HEAD}"
+        _log.info("database {url}: {change}", url=address.masked, change=change)
 
     def _read_or_create(
         self, connection: Connection, host: str, binary: str, topic: str | None, version: int
@@ -219,7 +220,7 @@ class ServiceRegistry:
         if found:
             return self._update(connection, found[0].id, {"version": version})
         disabled = not self._enable_new_services
-        # Every column, because none has a default in the database: see novasvc.registry.sql.schema.
+        # All columns, because none has a default in the database: see novasvc.registry.sql.schema.
         connection.execute(
             insert(services).values(
                 created_at=database_now(),
@@ -258,13 +259,13 @@ class ServiceRegistry:
         return found[0]
 
     def _page(self, connection: Connection, query: ServiceQuery) -> ServicePage:
-        mark = None
+        marker = None
         if query.after is not None:
             with self._readable():
-                mark = connection.execute(mark_statement(query)).first()
-            if mark is None:
+                marker = connection.execute(marker_statement(query)).first()
+            if marker is None:
                 raise ServiceNotFoundError(query.after)
-        statement, values = rows_statement(query, mark)
+        statement, values = rows_statement(query, marker)
         records = self._records(connection, statement, values)
         return ServicePage(records[: query.limit], query.limit is not None and len(records) > query.limit)
 
@@ -281,13 +282,13 @@ class ServiceRegistry:
         try:
             yield
         except ValueError as error:
-            # SQLite keeps whatever was written, and SQLAlchemy finds no stamp in it.
+            # SQLite stores a value of any type, and SQLAlchemy cannot parse it as a time stamp.
             problem = f"the table services has a value that cannot be read: {error}"
             raise DatabaseCorruptError(self._engine.address.masked, problem) from error
 
 
 def _checked(service_id: int) -> int:
-    # PostgreSQL and SQLite refuse larger ones each in a way of its own.
+    # PostgreSQL and SQLite reject larger numbers with different errors.
     if not 0 <= service_id <= GREATEST_ID:
         raise ServiceNotFoundError(str(service_id))
     return service_id
@@ -303,7 +304,7 @@ def _try_to_write(connection: Connection) -> None:
 
 
 def _columns(changes: ServiceChanges) -> dict[str, Any]:
-    """Return what an operator's changes write. A reason belongs to its disabling: either clears an old one."""
+    """Return the columns that an operator's changes write. Enabling or disabling clears the old reason."""
     values: dict[str, Any] = {}
     if changes.disabled is not None:
         values |= {"disabled": changes.disabled, "disabled_reason": changes.disabled_reason}
@@ -317,7 +318,7 @@ def _columns(changes: ServiceChanges) -> dict[str, Any]:
 
 
 def _record(row: Sequence[Any]) -> ServiceRecord:
-    # By position: to look each column up by its name takes twice as long.
+    # By position, which takes half the time of access by name.
     (
         created_at,
         updated_at,
@@ -336,7 +337,7 @@ def _record(row: Sequence[Any]) -> ServiceRecord:
         uuid_,
         now,
     ) = row
-    # Foreign writers leave NULL where Nova would stumble; we read what it stands for.
+    # Other writers may leave NULL where Nova expects a value; read it as the default.
     return ServiceRecord(
         id=number,
         uuid=uuid_ or "",

@@ -1,4 +1,4 @@
-"""What is special about a database that is a file."""
+"""SQLite files: creation, pragmas, and the reasons why they cannot be opened or written."""
 
 import contextlib
 import os
@@ -24,38 +24,38 @@ _PAGE = 4096
 
 
 def create(path: Path) -> None:
-    """Make an empty database file that only its owner can read, unless there is a file already.
+    """Create an empty database file that only its owner can read, unless there is a file already.
 
     SQLite gives the files beside it, ``-wal`` and ``-shm``, the same mode.
 
-    :raises OSError: it cannot be made.
+    :raises OSError: it cannot be created.
     """
-    # O_EXCL: to open and close a file that SQLite has open in this process would drop its locks.
+    # O_EXCL: closing any descriptor of a file that SQLite has open in this process would drop its POSIX locks.
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
-            os.fchmod(descriptor, _MODE)  # whatever the umask took away
+            os.fchmod(descriptor, _MODE)  # independent of the umask
         finally:
             os.close(descriptor)
 
 
 def watch(engine: sqlalchemy.Engine, path: Path) -> None:
-    """Set up each new connection, and drop those whose file was moved away or replaced.
+    """Set up each new connection, and discard connections whose file was moved away or replaced.
 
-    Without the second, a node would go on writing to a file that nobody else can see any more.
+    Otherwise a node would go on writing to a file that nobody else sees any more.
     """
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, record: Any) -> None:
         record.info["file"] = _identity(path)
         cursor = connection.cursor()
-        # Write-ahead log: readers and the writer do not wait for each other. The mode is the file's, and
-        # stays; whoever loses the race to set it, or may not write, has it or lives without it. (The busy
-        # timeout does not cover this lock.) A file that has other tables and not ours, such as Nova's, keeps its own.
+        # WAL: readers and the writer do not block each other. The mode is a property of the file, and persists. A
+        # connection that loses the race to set it, or may not write, works with the mode there is. (The busy
+        # timeout does not cover this lock.) A file with other tables and none of ours, such as Nova's, keeps its mode.
         with contextlib.suppress(sqlite3.OperationalError):
             if cursor.execute(_IS_OURS).fetchone()[0]:
                 cursor.execute("PRAGMA journal_mode = WAL")
-        # In WAL this risks the last beats in a power cut, never the file, and saves a sync per beat.
+        # In WAL mode a power cut loses at most the last heartbeats, never the file, and each heartbeat saves an fsync.
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.close()
 
@@ -67,12 +67,12 @@ def watch(engine: sqlalchemy.Engine, path: Path) -> None:
 
 
 def prove_room(path: Path) -> None:
-    """See that there is room beside a file for one page more.
+    """Check that the file system has room for one more page beside a file.
 
-    A heartbeat alone does not show that: its pages are there already, in the file and in an old write-ahead log,
-    and it succeeds on a full disk.
+    A heartbeat alone does not prove that: its pages exist already, in the file and in an old
+    write-ahead log, so it succeeds on a full disk.
 
-    :raises OSError: there is none, or it cannot be seen.
+    :raises OSError: there is no room, or it cannot be checked.
     """
     with tempfile.TemporaryFile(dir=path.parent, prefix=path.name, buffering=0) as file:
         file.write(bytes(_PAGE))
@@ -87,9 +87,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def unopenable(path: Path) -> tuple[str, bool]:
-    """Say why SQLite could not open a file, which it does not itself.
+    """Return why SQLite could not open a file; SQLite itself does not say.
 
-    :return: the reason, and whether it is one of writing only.
+    :return: the reason, and whether the file could be opened for reading only.
     """
     try:
         path.parent.stat()
@@ -105,7 +105,7 @@ def unopenable(path: Path) -> tuple[str, bool]:
 
 
 def unwritable(path: Path) -> str | None:
-    """Say whether the permissions keep this user from writing to a file, or from making one beside it."""
+    """Return why this user may not write to a file, or create files beside it; None if permitted."""
     for place in (path, path.parent):
         if not _may(place, os.W_OK):
             return f"this user has no permission to write to {place}"
@@ -117,7 +117,7 @@ def _may(path: Path, how: int) -> bool:
 
 
 def is_newer(path: Path) -> bool:
-    """Tell whether a file that SQLite does not take for a database was made by a newer SQLite.
+    """Return whether a file that SQLite rejects as a database was made by a newer SQLite.
 
     Source: the file format's header, byte 19, the "read version".
     """

@@ -35,7 +35,7 @@ from novasvc.errors import (
 )
 from novasvc.http import make_site
 from novasvc.interfaces import IHealthy
-from novasvc.node.runtime import Leg
+from novasvc.node.runtime import SharedConnection
 from novasvc.telemetry import flight, metrics
 from novasvc.telemetry.instruments import histogram
 from novasvc.testing import memory_runtime
@@ -82,8 +82,8 @@ class APICase(TestCase):
     worker: int | None = None
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         self.folder = Path(directory.name)
@@ -186,7 +186,7 @@ class MetricsTests(APICase):
 
     async def test_text(self) -> None:
         """It is the text format, which Prometheus' own parser understands."""
-        metrics.MethodFigures.of("compute", None, "boot").seconds.observe(0.02)
+        metrics.MethodMetrics.of("compute", None, "boot").seconds.observe(0.02)
         status, kind, body = await self.get("/metrics")
         self.assertEqual((status, kind), (200, "text/plain; version=0.0.4; charset=utf-8"))
         families = {family.name: family for family in parse_text(body)}
@@ -373,7 +373,7 @@ class OwnHealthTests(SynchronousTestCase):
             def close(self) -> Deferred[None]:
                 return succeed(None)
 
-        self.runtime = attrs.evolve(self.runtime, broker=Leg("broker", Opening))
+        self.runtime = attrs.evolve(self.runtime, broker=SharedConnection("broker", Opening))
         backend = Backend(self.runtime)
         backend.open().addErrback(lambda _: None)
         self.successResultOf(Deferred.fromCoroutine(backend.close()))

@@ -197,7 +197,7 @@ class PreflightTests(ProgramCase):
         """A manager that cannot be imported is named, with the reason."""
         self.assertIn("there is no module 'nosuch'", self.problem('manager = "nosuch.Manager"'))
         self.assertIn("novasvc.host_agent has no 'Agent'", self.problem('manager = "novasvc.host_agent.Agent"'))
-        self.assertIn("it is no IManager", self.problem('manager = "pathlib.Path"'))
+        self.assertIn("it does not provide IManager", self.problem('manager = "pathlib.Path"'))
 
     def test_options(self) -> None:
         """Options that a constructor does not take, or lacks, are named with its signature; no manager is made."""
@@ -208,7 +208,7 @@ class PreflightTests(ProgramCase):
                 "unexpected keyword argument 'path'", self.problem(*table, "options = { disks = 1, path = 2 }")
             )
             self.assertIn(
-                "takes (host, disks, fast=False) and is given (host, slow)",
+                "takes (host, disks, fast=False), but is given (host, slow)",
                 self.problem(*table, "options = { slow = true }"),
             )
             self.assertEqual(self.check(*table, "options = { disks = 1, fast = true }").status, 0)

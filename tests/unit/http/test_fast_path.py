@@ -48,8 +48,8 @@ class FastPathTests(SynchronousTestCase):
     """Tests for novasvc.http.fast_path."""
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         self.lines: list[str] = []
 
         def observe(event: Any) -> None:

@@ -157,11 +157,11 @@ class Part(Service):
     def adopt_sockets(self, sockets: Sequence[socket.socket]) -> None:
         self.adopted = True
 
-    def hand_on(self) -> Sequence[socket.socket]:
+    def duplicate_sockets(self) -> Sequence[socket.socket]:
         self.handed_on = True
         return ()
 
-    def succeeded(self) -> None:
+    def superseded(self) -> None:
         raise NotImplementedError  # it has no socket that another could listen on
 
     def startService(self) -> None:

@@ -12,8 +12,8 @@ from zope.interface.verify import verifyObject
 from novasvc.errors import DatabaseFullError, DatabaseReadOnlyError, DatabaseUnavailableError, MigrationNeededError
 from novasvc.interfaces import IHealthy
 from novasvc.manager import Manager
-from novasvc.node.health import Legs, see_migration, see_reactor
-from novasvc.node.runtime import Leg
+from novasvc.node.health import CheckHistory, check_migration, check_reactor
+from novasvc.node.runtime import SharedConnection
 from novasvc.service import Service
 from novasvc.telemetry import metrics
 from novasvc.testing import MemoryRegistry, memory_runtime
@@ -53,10 +53,12 @@ class HealthCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.recorder = record_flight(self)
-        self.addCleanup(metrics.forget)
+        self.addCleanup(metrics.reset)
         self.clock = Clock()
         self.registry = Registry(self.clock)
-        runtime = attrs.evolve(memory_runtime(self.clock, host="h1"), database=Leg("database", lambda: self.registry))
+        runtime = attrs.evolve(
+            memory_runtime(self.clock, host="h1"), database=SharedConnection("database", lambda: self.registry)
+        )
         self.service = Service("h1", "nova-x", "x", Manager, runtime=runtime)
         self.addCleanup(self.stop)
 
@@ -77,7 +79,7 @@ class HealthCase(SynchronousTestCase):
 
 
 class NodeHealthTests(HealthCase):
-    """Tests for Health."""
+    """Tests for NodeHealth."""
 
     def test_interface(self) -> None:
         """A Service is IHealthy."""
@@ -89,7 +91,7 @@ class NodeHealthTests(HealthCase):
             "service": "it is initial",
             "broker": "it has not been reached: the node is initial",
             "database": "it has not been reached: the node is initial",
-            "migration": "the schema has not been seen yet",
+            "migration": "the schema was not read yet",
             "consumers": "no messages reach it: it is initial",
         }
         self.assertEqual(self.unready(), expected)
@@ -134,8 +136,8 @@ class NodeHealthTests(HealthCase):
         """A node whose heartbeats are withheld tries by itself whether the database can be written."""
         self.successResultOf(self.service.start())
         node = self.service.node
-        assert node.membership is not None
-        node.membership.leave()
+        assert node.heartbeat is not None
+        node.heartbeat.stop()
         self.registry.unwritable = DatabaseReadOnlyError("sqlite:///x", "attempt to write a readonly database")
         self.clock.pump([1.1] * 30)
         self.assertEqual(self.unready(), {"database": str(self.registry.unwritable)})
@@ -166,7 +168,7 @@ class NodeHealthTests(HealthCase):
         transport = self.service.node.transport
         self.successResultOf(transport.close())  # type: ignore[union-attr]  # it runs
         problem = transport.problem()  # type: ignore[union-attr]
-        details = {"broker": problem, "consumers": f"no messages reach it: the broker is not there: {problem}"}
+        details = {"broker": problem, "consumers": f"no messages reach it: the broker is unavailable: {problem}"}
         self.assertEqual(self.unready(), details)
 
     def test_under_way(self) -> None:
@@ -175,7 +177,7 @@ class NodeHealthTests(HealthCase):
         self.service = Service("h1", "nova-x", "x", Leaves, runtime=runtime)
         self.successResultOf(self.service.start())
         self.service.stop()
-        expected = "no messages reach it: it is draining, and takes in only calls of operations under way"
+        expected = "no messages reach it: it is draining, and accepts only calls of operations under way"
         self.assertEqual(self.unready(), {"service": "it is draining", "consumers": expected})
 
     def test_draining(self) -> None:
@@ -187,16 +189,16 @@ class NodeHealthTests(HealthCase):
 
 
 class LegsTests(SynchronousTestCase):
-    """Tests for Legs."""
+    """Tests for CheckHistory."""
 
     def test_since(self) -> None:
         """A leg says since when it has been so, whatever is said of it meanwhile."""
         clock = Clock()
-        legs = Legs(clock.seconds)
+        history = CheckHistory(clock.seconds)
         since = []
         for verdict in ((True, "a"), (True, "b"), (False, "c"), (False, "d"), (True, "e")):
             clock.advance(1)
-            leg = legs.leg("broker", verdict)
+            leg = history.check("broker", verdict)
             self.assertEqual((leg["name"], leg["ready"], leg["detail"]), ("broker", *verdict))
             since.append(leg["since"][17:19])
         self.assertEqual(since, ["01", "01", "03", "03", "05"])
@@ -208,26 +210,26 @@ class VerdictTests(SynchronousTestCase):
     def test_migration(self) -> None:
         """A schema that needs a migration is said to, and whoever reached the registry has seen that it does not."""
         error = MigrationNeededError("sqlite:///x", "it has no schema yet", found=None, known="0001")
-        self.assertEqual(see_migration(error, reached=False), (False, str(error)))
-        self.assertTrue(see_migration(None, reached=True)[0])
+        self.assertEqual(check_migration(error, reached=False), (False, str(error)))
+        self.assertTrue(check_migration(None, reached=True)[0])
         other = DatabaseUnavailableError("sqlite:///x", "gone")
-        self.assertEqual(see_migration(other, reached=False), (False, "the schema has not been seen yet"))
+        self.assertEqual(check_migration(other, reached=False), (False, "the schema was not read yet"))
 
     def test_reactor(self) -> None:
         """A reactor that was late is not ready; one that is not watched is given the benefit of the doubt."""
-        self.addCleanup(metrics.forget)
+        self.addCleanup(metrics.reset)
         recorder = record_flight(self)
-        self.assertEqual(see_reactor(), (True, "it is not watched"))
+        self.assertEqual(check_reactor(), (True, "it is not watched"))
         recorder.beat(1e12)  # in the future: nobody has missed a turn
         metrics.last_lag.at().value = 0.25
-        self.assertEqual(see_reactor(), (True, "it was 250 ms late"))
+        self.assertEqual(check_reactor(), (True, "it was 250 ms late"))
         metrics.last_lag.at().value = 1.5
-        self.assertEqual(see_reactor(), (False, "it was 1500 ms late"))
+        self.assertEqual(check_reactor(), (False, "it was 1500 ms late"))
 
     def test_silent_reactor(self) -> None:
         """One whose heart has not beaten for long is late by as much."""
-        self.addCleanup(metrics.forget)
+        self.addCleanup(metrics.reset)
         record_flight(self).beat(1.0)
-        ready, detail = see_reactor()
+        ready, detail = check_reactor()
         self.assertFalse(ready)
         self.assertRegex(detail, r"^it was \d{4,} ms late$")

@@ -4,7 +4,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.errors import StateError
-from novasvc.node.lifecycle import Course
+from novasvc.node.lifecycle import Lifecycle
 
 
 class LifecycleTests(SynchronousTestCase):
@@ -14,10 +14,10 @@ class LifecycleTests(SynchronousTestCase):
         self.states: list[str] = []
         self.beginning: Deferred[None] = Deferred()
         self.ending: Deferred[None] = Deferred()
-        self.course = Course("the thing", self.begin, self.end, self.states.append)
+        self.lifecycle = Lifecycle("the thing", self.begin, self.end, self.states.append)
 
     def start(self) -> None:
-        self.course.start().addErrback(lambda _: None)
+        self.lifecycle.start().addErrback(lambda _: None)
 
     async def begin(self) -> None:
         await self.beginning
@@ -25,14 +25,14 @@ class LifecycleTests(SynchronousTestCase):
     async def end(self) -> None:
         await self.ending
 
-    def test_whole_course(self) -> None:
+    def test_whole_lifecycle(self) -> None:
         """A service that starts and stops well passes every state in order."""
-        started, ended = self.course.when_started(), self.course.when_ended()
+        started, ended = self.lifecycle.when_started(), self.lifecycle.when_ended()
         self.start()
         self.assertNoResult(started)
         self.beginning.callback(None)
         self.successResultOf(started)
-        self.course.stop()
+        self.lifecycle.stop()
         self.assertNoResult(ended)
         self.ending.callback(None)
         self.successResultOf(ended)
@@ -48,7 +48,7 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_failed_start(self) -> None:
         """A start that fails is taken back before anybody hears of it."""
-        started, ended = self.course.when_started(), self.course.when_ended()
+        started, ended = self.lifecycle.when_started(), self.lifecycle.when_ended()
         self.start()
         self.beginning.errback(ValueError("no"))
         self.assertNoResult(started)
@@ -62,17 +62,17 @@ class LifecycleTests(SynchronousTestCase):
         self.start()
         self.beginning.errback(ValueError("no"))
         self.ending.callback(None)
-        self.failureResultOf(self.course.when_started(), ValueError)
-        self.failureResultOf(self.course.when_started(), ValueError)
-        self.successResultOf(self.course.when_ended())
+        self.failureResultOf(self.lifecycle.when_started(), ValueError)
+        self.failureResultOf(self.lifecycle.when_started(), ValueError)
+        self.successResultOf(self.lifecycle.when_ended())
 
     def test_stop_while_starting(self) -> None:
         """A stop cancels the start under way, lets it end, and only then stops."""
         cancelled = []
         self.beginning = Deferred(cancelled.append)
-        started = self.course.when_started()
+        started = self.lifecycle.when_started()
         self.start()
-        self.course.stop()
+        self.lifecycle.stop()
         self.assertEqual(len(cancelled), 1)
         self.ending.callback(None)
         self.failureResultOf(started, StateError)
@@ -88,10 +88,10 @@ class LifecycleTests(SynchronousTestCase):
                 await self.second
 
         self.second: Deferred[None] = Deferred()
-        self.course.begin = stubborn
+        self.lifecycle.begin = stubborn
         self.start()
-        self.course.stop()
-        ended = self.course.when_ended()
+        self.lifecycle.stop()
+        ended = self.lifecycle.when_ended()
         self.ending.callback(None)
         self.assertNoResult(ended)
         self.second.callback(None)
@@ -99,17 +99,17 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_stop_before_start(self) -> None:
         """A stop of what never started is done at once."""
-        self.course.stop()
-        self.successResultOf(self.course.when_ended())
+        self.lifecycle.stop()
+        self.successResultOf(self.lifecycle.when_ended())
         self.assertEqual(self.states, ["stopped"])
 
     def test_stop_twice(self) -> None:
         """A second stop joins the first."""
         self.start()
         self.beginning.callback(None)
-        self.course.stop()
-        self.course.stop()
-        first, second = self.course.when_ended(), self.course.when_ended()
+        self.lifecycle.stop()
+        self.lifecycle.stop()
+        first, second = self.lifecycle.when_ended(), self.lifecycle.when_ended()
         self.ending.callback(None)
         self.successResultOf(first)
         self.successResultOf(second)
@@ -118,8 +118,8 @@ class LifecycleTests(SynchronousTestCase):
         """A start while it drains fails, with the state in the error, and leaves all as it is."""
         self.start()
         self.beginning.callback(None)
-        self.course.stop()
-        error = self.failureResultOf(self.course.start(), StateError).value
+        self.lifecycle.stop()
+        error = self.failureResultOf(self.lifecycle.start(), StateError).value
         self.assertEqual(str(error), "the thing is draining and cannot start")
         self.ending.callback(None)
         self.assertEqual(self.states[-1], "stopped")
@@ -129,17 +129,17 @@ class LifecycleTests(SynchronousTestCase):
         self.start()
         self.beginning.callback(None)
         self.beginning = Deferred()
-        restarted = self.course.stop().addCallback(lambda _: self.course.start())
+        restarted = self.lifecycle.stop().addCallback(lambda _: self.lifecycle.start())
         self.ending.callback(None)
         self.assertNoResult(restarted)
         self.beginning.callback(None)
         self.successResultOf(restarted)
-        self.assertEqual(self.course.state, "running")
+        self.assertEqual(self.lifecycle.state, "running")
 
     def test_start_from_failure(self) -> None:
         """Who hears of the failed start can try again there and then."""
         self.ending.callback(None)
-        tried_again = self.course.start().addErrback(lambda _: self.course.start())
+        tried_again = self.lifecycle.start().addErrback(lambda _: self.lifecycle.start())
         failing, self.beginning = self.beginning, Deferred()
         failing.errback(ValueError("no"))
         self.assertNoResult(tried_again)
@@ -149,23 +149,23 @@ class LifecycleTests(SynchronousTestCase):
     def test_stop_from_start(self) -> None:
         """Who hears of the start can stop it there and then, and others that waited have seen it start."""
         self.ending.callback(None)
-        stopped = self.course.start().addCallback(lambda _: self.course.stop())
-        other = self.course.when_started()
+        stopped = self.lifecycle.start().addCallback(lambda _: self.lifecycle.stop())
+        other = self.lifecycle.when_started()
         self.beginning.callback(None)
         self.successResultOf(stopped)
         self.successResultOf(other)
-        self.assertEqual(self.course.state, "stopped")
+        self.assertEqual(self.lifecycle.state, "stopped")
 
     def test_cancel_sibling(self) -> None:
         """Who hears of it can cancel another that waits for the same."""
         starts: list[Deferred[None]] = []
         ends: list[Deferred[None]] = []
-        for waiters, when in ((starts, self.course.when_started), (ends, self.course.when_ended)):
+        for waiters, when in ((starts, self.lifecycle.when_started), (ends, self.lifecycle.when_ended)):
             waiters.append(when().addCallback(lambda _, waiters=waiters: waiters[1].cancel()))
             waiters.append(when())
         self.start()
         self.beginning.callback(None)
-        self.course.stop()
+        self.lifecycle.stop()
         self.ending.callback(None)
         for first, second in (starts, ends):
             self.successResultOf(first)
@@ -175,7 +175,7 @@ class LifecycleTests(SynchronousTestCase):
         """A stop that raises is logged, and is a stop all the same."""
         self.start()
         self.beginning.callback(None)
-        stopped = self.course.stop()
+        stopped = self.lifecycle.stop()
         self.ending.errback(ValueError("no"))
         self.successResultOf(stopped)
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
@@ -184,18 +184,18 @@ class LifecycleTests(SynchronousTestCase):
         """What has stopped can be started again."""
         self.start()
         self.beginning.callback(None)
-        self.course.stop()
+        self.lifecycle.stop()
         self.ending.callback(None)
         self.beginning = Deferred()
         self.start()
-        started = self.course.when_started()
+        started = self.lifecycle.when_started()
         self.assertNoResult(started)
         self.beginning.callback(None)
         self.successResultOf(started)
 
     def test_cancelled_waiter(self) -> None:
         """Who no longer waits is forgotten."""
-        waiting = self.course.when_started()
+        waiting = self.lifecycle.when_started()
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         self.start()
@@ -203,10 +203,10 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_restart(self) -> None:
         """A restart stops and starts again, and who waits for the end goes on waiting."""
-        ended = self.course.when_ended()
+        ended = self.lifecycle.when_ended()
         self.start()
         self.beginning.callback(None)
-        restarted = self.course.restart()
+        restarted = self.lifecycle.restart()
         self.beginning = Deferred()
         self.assertNoResult(restarted)
         self.ending.callback(None)
@@ -220,7 +220,7 @@ class LifecycleTests(SynchronousTestCase):
         """A stop during the first half of a restart is the end of it."""
         self.start()
         self.beginning.callback(None)
-        restarted, stopped = self.course.restart(), self.course.stop()
+        restarted, stopped = self.lifecycle.restart(), self.lifecycle.stop()
         self.assertNoResult(stopped)
         self.ending.callback(None)
         self.failureResultOf(restarted, StateError)
@@ -231,15 +231,15 @@ class LifecycleTests(SynchronousTestCase):
         """A start during the first half of a restart is refused, as in every stop."""
         self.start()
         self.beginning.callback(None)
-        self.course.restart()
-        self.failureResultOf(self.course.start(), StateError)
+        self.lifecycle.restart()
+        self.failureResultOf(self.lifecycle.start(), StateError)
 
     def test_failed_restart(self) -> None:
         """A restart whose start fails is taken back, and is the end."""
-        ended = self.course.when_ended()
+        ended = self.lifecycle.when_ended()
         self.start()
         self.beginning.callback(None)
-        restarted = self.course.restart()
+        restarted = self.lifecycle.restart()
         self.beginning = Deferred()
         self.ending.callback(None)
         self.beginning.errback(ValueError("no"))
@@ -249,17 +249,17 @@ class LifecycleTests(SynchronousTestCase):
 
     def test_restart_of_what_does_not_run(self) -> None:
         """What was not started cannot be restarted, nor what ends."""
-        self.failureResultOf(self.course.restart(), StateError)
+        self.failureResultOf(self.lifecycle.restart(), StateError)
         self.start()
         self.beginning.callback(None)
-        self.course.stop()
-        self.failureResultOf(self.course.restart(), StateError)
+        self.lifecycle.stop()
+        self.failureResultOf(self.lifecycle.restart(), StateError)
         self.assertEqual(self.states, ["starting", "running", "draining"])
 
     def test_restart_of_a_start(self) -> None:
         """A start that takes too long is cancelled, what it has begun is stopped, and another begins."""
-        started = self.course.start()
-        restarted = self.course.restart()
+        started = self.lifecycle.start()
+        restarted = self.lifecycle.restart()
         self.beginning = Deferred()
         self.assertEqual(self.states, ["starting", "draining"])
         self.ending.callback(None)
@@ -272,7 +272,7 @@ class LifecycleTests(SynchronousTestCase):
         """One that comes on the way down of another is answered with it."""
         self.start()
         self.beginning.callback(None)
-        both = self.course.restart(), self.course.restart()
+        both = self.lifecycle.restart(), self.lifecycle.restart()
         self.beginning = Deferred()
         self.ending.callback(None)
         self.beginning.callback(None)
@@ -283,7 +283,7 @@ class LifecycleTests(SynchronousTestCase):
     def test_stop_of_a_turned_start(self) -> None:
         """A stop ends a restart that has cancelled a start, too."""
         self.start()
-        restarted, stopped = self.course.restart(), self.course.stop()
+        restarted, stopped = self.lifecycle.restart(), self.lifecycle.stop()
         self.ending.callback(None)
         self.failureResultOf(restarted, StateError)
         self.successResultOf(stopped)

@@ -15,7 +15,7 @@ from novasvc.errors import BrokerBlockedError
 from novasvc.interfaces import Reachability
 from novasvc.manager import Manager
 from novasvc.node.reachability import ReachabilityCheck
-from novasvc.node.runtime import Leg
+from novasvc.node.runtime import SharedConnection
 from novasvc.rpc import Client, expose
 from novasvc.rpc.target import Target
 from novasvc.service import Service
@@ -125,7 +125,7 @@ class CheckTests(LogCase):
         self.answer = lambda: fail(ZeroDivisionError())
         self.check.start()
         self.run_for(2 * INTERVAL)
-        self.assertEqual((len(self.asked), self.said("could not be verified")), (2, 2))
+        self.assertEqual((len(self.asked), self.said("the verification that messages reach this node failed")), (2, 2))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_stopped(self) -> None:
@@ -162,8 +162,8 @@ class NodeTests(LogCase):
         self.registry = MemoryRegistry(self.clock)
         runtime = attrs.evolve(
             memory_runtime(self.clock, host="h1"),
-            broker=Leg("broker", lambda: MemoryTransport(self.broker, clock=self.clock)),
-            database=Leg("database", lambda: self.registry),
+            broker=SharedConnection("broker", lambda: MemoryTransport(self.broker, clock=self.clock)),
+            database=SharedConnection("database", lambda: self.registry),
         )
         self.service = Service("h1", "nova-x", "x", Hanging, report_interval=INTERVAL, runtime=runtime)
         self.successResultOf(self.service.start())
@@ -208,7 +208,7 @@ class NodeTests(LogCase):
         found[0] = Reachability()
         self.run_for(2 * INTERVAL)
         self.assertGreater(self.beats(), before)
-        self.assertEqual((self.unready(), self.said("heartbeats go on")), ([], 1))
+        self.assertEqual((self.unready(), self.said("heartbeats resumed")), ([], 1))
 
     def test_draining(self) -> None:
         """A node that drains beats on, and verifies no more: that nothing new reaches it is meant."""

@@ -26,7 +26,7 @@ from novasvc.errors import (
 from novasvc.interfaces import IManager, IStartable
 from novasvc.manager import Manager
 from novasvc.periodic import periodic_task
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.service import Service
 from novasvc.telemetry.logs import FieldsObserver
 from novasvc.testing import memory_runtime
@@ -332,7 +332,7 @@ class UnbeatenTests(ServiceTestCase):
         runtime = memory_runtime()
         service = Service("h1", "nova-diary", "diary", Diarist, report_interval=0, runtime=runtime)
         self.successResultOf(service.start())
-        self.assertEqual(service.node.membership.beats, 0)
+        self.assertEqual(service.node.heartbeat.sent, 0)
         self.successResultOf(service.stop())
 
 
@@ -476,7 +476,7 @@ class StopTests(ServiceTestCase):
         self.assertNoResult(stopped)
         self.clock.advance(0.2)
         self.successResultOf(stopped)
-        self.assertEqual(told, ["nova-diary@h1 waits no longer for cleanup_host: the deadline has passed"])
+        self.assertEqual(told, ["nova-diary@h1 stops waiting for cleanup_host: the deadline has passed"])
         tidying.errback(ValueError("at last"))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
@@ -492,7 +492,7 @@ class StopTests(ServiceTestCase):
         self.clock.advance(0.2)
         self.successResultOf(stopped)
         self.failureResultOf(started, StateError)
-        self.assertEqual(told, ["nova-diary@h1 waits no longer for init_host: the deadline has passed"])
+        self.assertEqual(told, ["nova-diary@h1 stops waiting for init_host: the deadline has passed"])
         tidying.callback(None)
         self.assertNotIn("pre_start_hook", self.diary)
         self.assertEqual(service.state, "stopped")
@@ -755,7 +755,7 @@ class AtOnceTests(ServiceTestCase):
         self.successResultOf(stopped)
         self.assertLess(self.clock.seconds(), began + 1)
         self.assertEqual(
-            [line.split(" waits no longer for ")[1] for line in told],
+            [line.split(" stops waiting for ")[1] for line in told],
             [f"{step}: the deadline has passed" for step in ("the end of the calls", "cleanup_host")],
         )
 

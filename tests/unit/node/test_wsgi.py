@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
-from novasvc.errors import AppError, ListenError, ManagerError, SettingError, SettingsError, StartError
+from novasvc.errors import AppError, ConfigurationError, ListenError, ManagerError, SettingError, StartError
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.node import runtime
 from novasvc.node.paste import Loader
@@ -162,7 +162,7 @@ class RefusedTests(WSGICase):
         """A paste configuration that is not there, is none, or has no such application, is named."""
         self.assertIn("api-paste.ini: there is no such application in it; it has: brave", self.problem(AppError, "x"))
         self.paste.write_text("oops")
-        self.assertIn("it is no paste configuration", self.problem(AppError))
+        self.assertIn("it is not a paste configuration", self.problem(AppError))
         self.paste.write_text("")
         self.assertIn("write a section [app:hello]", self.problem(AppError))
         self.paste.unlink()
@@ -188,7 +188,7 @@ class RefusedTests(WSGICase):
         """The number of workers is that of the processors, or what is set, which is at least one."""
         self.assertEqual(self.make().workers, os.cpu_count())
         self.assertEqual(self.make(hello_workers=3).workers, 3)
-        self.assertIn("NOVASVC_HELLO_WORKERS", str(self.assertRaises(SettingsError, self.make, hello_workers=0)))
+        self.assertIn("NOVASVC_HELLO_WORKERS", str(self.assertRaises(ConfigurationError, self.make, hello_workers=0)))
 
     def test_certificates(self) -> None:
         """TLS without a certificate and its own key is refused; the setting and the file are named."""

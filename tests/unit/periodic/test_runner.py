@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError, StateError, UnknownTaskError
-from novasvc.periodic import TaskFigures, TaskRunner, periodic_task
+from novasvc.periodic import TaskRunner, TaskStats, periodic_task
 
 
 class Worker:
@@ -59,9 +59,9 @@ def make_runner(owner: Worker, **options: Any) -> TaskRunner:
     return TaskRunner(owner, clock=owner.clock, random_source=random.Random(7), **options)
 
 
-def only(runner: TaskRunner) -> TaskFigures:
-    (figures,) = runner.figures()
-    return figures
+def only(runner: TaskRunner) -> TaskStats:
+    (stats,) = runner.stats()
+    return stats
 
 
 class StartTests(SynchronousTestCase):
@@ -179,9 +179,9 @@ class RegistrationTests(SynchronousTestCase):
                 ("external", "it may start other programs, and run_external_periodic_tasks is false"),
             ],
         )
-        self.assertEqual((worker.begun, runner.figures()), ([], []))
+        self.assertEqual((worker.begun, runner.stats()), ([], []))
         allowed = make_runner(worker, run_external=True)
-        self.assertEqual([task.name for task in allowed.figures()], ["external"])
+        self.assertEqual([task.name for task in allowed.stats()], ["external"])
 
     def test_undecorated_override(self) -> None:
         """A task that a subclass overrides without the decorator is told of, and not run."""
@@ -193,7 +193,7 @@ class RegistrationTests(SynchronousTestCase):
         with capturedLogs() as events:
             runner = make_runner(Owner(Clock()))
         self.assertIn("Owner overrides it without @periodic_task", events[0]["why"])
-        self.assertEqual(runner.figures(), [])
+        self.assertEqual(runner.stats(), [])
 
     def test_one_name_twice(self) -> None:
         """Two tasks with one name are refused, with both methods named."""
@@ -249,8 +249,8 @@ class OverlapTests(SynchronousTestCase):
         worker.clock.pump([0] + [1] * 120)
         self.assertEqual(worker.times("spaced"), [10])
         self.assertEqual(worker.times("every_pass"), [0, 60, 120])
-        figures = {task.name: task for task in runner.figures()}
-        self.assertEqual((figures["spaced"].running, figures["spaced"].missed), (True, 11))
+        stats = {task.name: task for task in runner.stats()}
+        self.assertEqual((stats["spaced"].running, stats["spaced"].missed), (True, 11))
         endless.callback(None)
         worker.clock.pump([10])
         self.assertEqual(worker.times("spaced"), [10, 130])
@@ -308,12 +308,12 @@ class OverlapTests(SynchronousTestCase):
             if number in by_hand:
                 runner.run_now("task")
             self.assertEqual(only(runner).running, under_way == 1)
-        figures = only(runner)
+        stats = only(runner)
         self.assertLessEqual(most, 1)
-        self.assertEqual(figures.runs, begun)
-        self.assertGreater(figures.next_due, clock.seconds())
+        self.assertEqual(stats.runs, begun)
+        self.assertGreater(stats.next_due, clock.seconds())
         if not by_hand.intersection(range(len(steps))):
-            self.assertEqual(figures.runs + figures.missed, clock.seconds() // spacing)
+            self.assertEqual(stats.runs + stats.missed, clock.seconds() // spacing)
 
 
 class PassTests(SynchronousTestCase):

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import TaskTimeoutError
-from novasvc.periodic import TaskFigures, TaskRunner, periodic_task
+from novasvc.periodic import TaskRunner, TaskStats, periodic_task
 from tests.support.flight_rig import record_flight, said
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
@@ -45,9 +45,9 @@ class RunTestCase(SynchronousTestCase):
         runner.start()
         return runner
 
-    def figures(self, runner: TaskRunner) -> TaskFigures:
-        (figures,) = runner.figures()
-        return figures
+    def stats(self, runner: TaskRunner) -> TaskStats:
+        (stats,) = runner.stats()
+        return stats
 
 
 class OutcomeTests(RunTestCase):
@@ -65,7 +65,7 @@ class OutcomeTests(RunTestCase):
             result = runner.run_now("task")
             self.clock.advance(0)
             self.assertEqual(self.successResultOf(result), "result")
-            self.assertFalse(self.figures(runner).running)
+            self.assertFalse(self.stats(runner).running)
 
     def test_exception(self) -> None:
         """An exception is logged with the task's name and a traceback, counted, and the loop goes on."""
@@ -87,7 +87,7 @@ class OutcomeTests(RunTestCase):
             )
             self.assertEqual([event["log_level"] for event in events], [LogLevel.error] * 2)
             self.assertIn("raise BoomError", events[0]["log_failure"].getTraceback())
-            self.assertEqual((self.figures(runner).runs, self.figures(runner).failures), (2, 2))
+            self.assertEqual((self.stats(runner).runs, self.stats(runner).failures), (2, 2))
             self.successResultOf(runner.stop())
 
     def test_system_exit(self) -> None:
@@ -99,7 +99,7 @@ class OutcomeTests(RunTestCase):
         runner = self.make(exits)
         self.clock.pump([10, 10])
         self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 2)
-        self.assertEqual(self.figures(runner).runs, 2)
+        self.assertEqual(self.stats(runner).runs, 2)
 
     def test_raise_on_error(self) -> None:
         """With raise_on_error the first exception in time reaches the caller, when all tasks have ended."""
@@ -134,7 +134,7 @@ class OutcomeTests(RunTestCase):
         self.clock.rightNow = 10  # due, and the loop has not been told of it yet
         self.assertEqual(self.successResultOf(runner.run_due(self.context)), 10)
         self.assertEqual(len(self.flushLoggedErrors(BoomError)), 1)
-        self.assertEqual((self.figures(runner).runs, self.figures(runner).missed), (1, 0))
+        self.assertEqual((self.stats(runner).runs, self.stats(runner).missed), (1, 0))
 
     def test_error_reaches_who_ran_it(self) -> None:
         """Each of those who wait for a run gets its exception, and may handle it alone."""
@@ -148,16 +148,16 @@ class OutcomeTests(RunTestCase):
         self.flushLoggedErrors(BoomError)
 
     def test_figures(self) -> None:
-        """The figures tell what happened, and when."""
+        """The stats tell what happened, and when."""
         runner = self.make(lambda _: deferLater(self.clock, 2))
-        before = self.figures(runner)
+        before = self.stats(runner)
         self.assertEqual((before.runs, before.last_start, before.last_duration, before.next_due), (0, None, None, 10))
         self.assertEqual((before.last_lateness, before.max_lateness), (None, 0))
         self.clock.advance(13)
-        during = self.figures(runner)
+        during = self.stats(runner)
         self.assertEqual((during.runs, during.running, during.last_start, during.last_lateness), (1, True, 13, 3))
         self.clock.pump([2, 5])
-        after = self.figures(runner)
+        after = self.stats(runner)
         self.assertEqual((after.runs, after.last_start, after.last_duration, after.next_due), (2, 20, 2, 30))
         self.assertEqual((after.last_lateness, after.max_lateness), (0, 3))
         self.assertEqual((after.name, after.spacing, after.failures, after.timeouts), ("task", 10, 0, 0))
@@ -179,8 +179,8 @@ class CancellationTests(RunTestCase):
         self.assertEqual((event["log_level"], event["task"]), (LogLevel.warn, "task"))
         self.assertEqual(str(event["error"]), "periodic task 'task' was cancelled after 5 s")
         self.assertNotIn("log_failure", event)
-        figures = self.figures(runner)
-        self.assertEqual((figures.timeouts, figures.failures, figures.running), (1, 0, False))
+        stats = self.stats(runner)
+        self.assertEqual((stats.timeouts, stats.failures, stats.running), (1, 0, False))
 
     def test_timeout_reaches_who_ran_it(self) -> None:
         """Who waits for a run that times out gets TaskTimeoutError."""
@@ -209,12 +209,12 @@ class CancellationTests(RunTestCase):
 
         runner = self.make(stubborn)
         self.clock.pump([10] + [1] * 35)
-        figures = self.figures(runner)
-        self.assertEqual((figures.runs, figures.timeouts, figures.missed, figures.running), (1, 1, 3, True))
+        stats = self.stats(runner)
+        self.assertEqual((stats.runs, stats.timeouts, stats.missed, stats.running), (1, 1, 3, True))
         end.callback(None)
-        self.assertFalse(self.figures(runner).running)
+        self.assertFalse(self.stats(runner).running)
         self.clock.advance(5)
-        self.assertEqual(self.figures(runner).runs, 2)
+        self.assertEqual(self.stats(runner).runs, 2)
 
     def test_failure_after_timeout(self) -> None:
         """What a run raises while it is cancelled is logged as any failure."""
@@ -228,7 +228,7 @@ class CancellationTests(RunTestCase):
         runner = self.make(breaks)
         self.clock.pump([10, 5])
         self.assertEqual(len(self.flushLoggedErrors(BoomError)), 1)
-        self.assertEqual((self.figures(runner).timeouts, self.figures(runner).failures), (1, 1))
+        self.assertEqual((self.stats(runner).timeouts, self.stats(runner).failures), (1, 1))
 
     def test_canceller_that_raises(self) -> None:
         """A canceller that raises is told of, with the task's name; the loop goes on."""
@@ -241,7 +241,7 @@ class CancellationTests(RunTestCase):
             self.clock.pump([10, 5])
         self.assertEqual(len(self.flushLoggedErrors(BoomError)), 1)
         self.assertEqual(events[-1]["task"], "task")
-        self.assertTrue(self.figures(runner).running)
+        self.assertTrue(self.stats(runner).running)
 
     def test_foreign_cancellation(self) -> None:
         """A CancelledError that nobody here asked for is a failure."""
@@ -250,7 +250,7 @@ class CancellationTests(RunTestCase):
         self.clock.advance(10)
         inner.cancel()
         self.assertEqual(len(self.flushLoggedErrors(CancelledError)), 1)
-        self.assertEqual(self.figures(runner).failures, 1)
+        self.assertEqual(self.stats(runner).failures, 1)
 
     def test_cancel_running(self) -> None:
         """Past the deadline of a drain the runs are cancelled, told of by name, and the stop is done."""
@@ -263,7 +263,7 @@ class CancellationTests(RunTestCase):
         self.successResultOf(stopped)
         self.failureResultOf(result, CancelledError)
         self.assertEqual([(event["log_level"], event["task"]) for event in events], [(LogLevel.warn, "task")])
-        self.assertEqual((self.figures(runner).failures, self.figures(runner).timeouts), (0, 0))
+        self.assertEqual((self.stats(runner).failures, self.stats(runner).timeouts), (0, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancel_running_from_a_run(self) -> None:
@@ -275,7 +275,7 @@ class CancellationTests(RunTestCase):
 
         runner = self.make(cancels)
         self.failureResultOf(runner.run_now("task"), CancelledError)
-        self.assertEqual((self.figures(runner).failures, self.figures(runner).running), (0, False))
+        self.assertEqual((self.stats(runner).failures, self.stats(runner).running), (0, False))
 
     def test_cancel_running_with_nothing_running(self) -> None:
         """With nothing under way there is nothing to cancel."""

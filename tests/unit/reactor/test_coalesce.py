@@ -1,67 +1,67 @@
-"""Tests for novasvc.reactor.coalesce: one question for all who ask."""
+"""Tests for novasvc.reactor.coalesce: coalesced calls and cached results."""
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.reactor.coalesce import Memo
+from novasvc.reactor.coalesce import CoalescingCache
 
 
-class MemoTests(SynchronousTestCase):
+class CoalescingCacheTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.asked: list[Deferred[str]] = []
-        self.memo = Memo(self.ask, self.clock, lambda answer: 0.1 if answer == "no" else 1.0)
+        self.cache = CoalescingCache(self.ask, self.clock, lambda answer: 0.1 if answer == "no" else 1.0)
 
     def ask(self) -> Deferred[str]:
         self.asked.append(Deferred())
         return self.asked[-1]
 
     def test_once(self) -> None:
-        """Those who ask while a question is under way share it, and its answer."""
-        waiting = [self.memo.get() for _ in range(3)]
+        """Calls while one is under way share its result."""
+        waiting = [self.cache.get() for _ in range(3)]
         self.assertEqual(len(self.asked), 1)
         self.asked[0].callback("yes")
         self.assertEqual([self.successResultOf(each) for each in waiting], ["yes"] * 3)
 
     def test_fresh(self) -> None:
-        """An answer does for as long as it says, then it is asked for again."""
-        first = self.memo.get()
+        """A result is cached for its TTL, then the function is called again."""
+        first = self.cache.get()
         self.asked[0].callback("yes")
         self.successResultOf(first)
         self.clock.advance(0.9)
-        self.assertEqual(self.successResultOf(self.memo.get()), "yes")
+        self.assertEqual(self.successResultOf(self.cache.get()), "yes")
         self.clock.advance(0.2)
-        self.assertNoResult(self.memo.get())
+        self.assertNoResult(self.cache.get())
         self.assertEqual(len(self.asked), 2)
         self.asked[1].callback("no")
         self.clock.advance(0.2)
-        self.assertNoResult(self.memo.get())
+        self.assertNoResult(self.cache.get())
 
     def test_failure(self) -> None:
-        """A failure goes to each who waits, and is not kept."""
-        waiting = [self.memo.get() for _ in range(2)]
+        """A failure goes to every waiter, and is not cached."""
+        waiting = [self.cache.get() for _ in range(2)]
         self.asked[0].errback(ValueError("x"))
         for each in waiting:
             self.failureResultOf(each, ValueError)
-        again = self.memo.get()
+        again = self.cache.get()
         self.asked[1].callback("yes")
         self.assertEqual(self.successResultOf(again), "yes")
 
     def test_cancel(self) -> None:
-        """Who waits no more ends only the own waiting, and the question is not put again beside itself."""
-        first = self.memo.get()
+        """Cancelling a waiter does not cancel the call, and no second call begins beside it."""
+        first = self.cache.get()
         first.cancel()
         self.failureResultOf(first, CancelledError)
-        second = self.memo.get()
+        second = self.cache.get()
         self.assertEqual(len(self.asked), 1)
         self.asked[0].callback("yes")
         self.assertEqual(self.successResultOf(second), "yes")
 
     def test_asks_in_answer(self) -> None:
-        """Who asks again when it has its answer gets the fresh one."""
+        """A call made in the callback of a result gets the cached result."""
         answers: list[str] = []
-        waiting = self.memo.get()
-        waiting.addCallback(lambda _: self.memo.get()).addCallback(answers.append)
+        waiting = self.cache.get()
+        waiting.addCallback(lambda _: self.cache.get()).addCallback(answers.append)
         self.asked[0].callback("yes")
         self.assertEqual((answers, len(self.asked)), (["yes"], 1))

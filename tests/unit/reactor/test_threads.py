@@ -224,7 +224,7 @@ class BlockingPoolTests(TestCase):
         await until(gate.entered.is_set)
         self.reactor.triggers[0]()
         (warning,) = self.warnings()
-        self.assertRegex(warning, r"left behind in threads.*: \S*test_threads\._call \(0 s\)$")
+        self.assertRegex(warning, r"functions still running in threads.*: \S*test_threads\._call \(0 s\)$")
         gate.leave.set()
         await running
 

@@ -30,7 +30,7 @@ from novasvc.errors import (
     UnconfirmedError,
 )
 from novasvc.manager import Manager
-from novasvc.node.runtime import Leg, Runtime
+from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.registry.conductor import TIMEOUT, Conductor, RemoteRegistry
 from novasvc.registry.record import ServiceChanges
 from novasvc.rpc import Client, Endpoints
@@ -308,17 +308,17 @@ class AnswerTests(ConductorTestCase):
         remote = self.remote()
         lacking = {name: value for name, value in self.ROW.items() if name not in {"age", "id"}}
         answers = (
-            (None, "row is not dict but NoneType"),
-            ([self.ROW], "row is not dict but list"),
+            (None, "row is NoneType, not dict"),
+            ([self.ROW], "row is list, not dict"),
             (lacking, "row has no age, id"),
-            ({**self.ROW, "id": "1"}, "id is not int but str"),
-            ({**self.ROW, "id": True}, "id is not int but bool"),
-            ({**self.ROW, "disabled": 0}, "disabled is not bool but int"),
-            ({**self.ROW, "host": None}, "host is not str but NoneType"),
-            ({**self.ROW, "topic": {}}, "topic is not str or NoneType but dict"),
-            ({**self.ROW, "age": "7"}, "age is not float but str"),
+            ({**self.ROW, "id": "1"}, "id is str, not int"),
+            ({**self.ROW, "id": True}, "id is bool, not int"),
+            ({**self.ROW, "disabled": 0}, "disabled is int, not bool"),
+            ({**self.ROW, "host": None}, "host is NoneType, not str"),
+            ({**self.ROW, "topic": {}}, "topic is dict, not str or NoneType"),
+            ({**self.ROW, "age": "7"}, "age is str, not float"),
             ({**self.ROW, "created_at": "yesterday"}, "Invalid isoformat string: 'yesterday'"),
-            ({**self.ROW, "created_at": "2024-02-29T12:00:00+01:00"}, "created_at is not datetime or NoneType but str"),
+            ({**self.ROW, "created_at": "2024-02-29T12:00:00+01:00"}, "created_at is str, not datetime or NoneType"),
         )
         for answer, problem in answers:
             self.liar.answer = answer
@@ -356,13 +356,13 @@ class ConductorTests(ConductorTestCase):
         self.conductor()
         log = self.log()
         calls: tuple[tuple[str, dict[str, Any], str], ...] = (
-            ("beat", {"service_id": "1"}, "service_id is not int but str"),
-            ("beat", {"service_id": True}, "service_id is not int but bool"),
-            ("get", {"service": 1}, "service is not str but int"),
-            ("list", {"host": ["h1"]}, "host is not str or NoneType but list"),
-            ("update", {"service_id": 1, "disabled": "yes"}, "disabled is not bool or NoneType but str"),
+            ("beat", {"service_id": "1"}, "service_id is str, not int"),
+            ("beat", {"service_id": True}, "service_id is bool, not int"),
+            ("get", {"service": 1}, "service is int, not str"),
+            ("list", {"host": ["h1"]}, "host is list, not str or NoneType"),
+            ("update", {"service_id": 1, "disabled": "yes"}, "disabled is str, not bool or NoneType"),
             ("update", {"service_id": 1, "report_count": 0}, "unknown: report_count"),
-            ("register", {"host": "h", "binary": None, "topic": None, "version": 0}, "binary is not str but NoneType"),
+            ("register", {"host": "h", "binary": None, "topic": None, "version": 0}, "binary is NoneType, not str"),
             ("register", {"host": "h", "binary": "b", "topic": None}, "missing: version"),
         )
         for method, args, problem in calls:
@@ -398,7 +398,7 @@ class NodeTests(ConductorTestCase):
         self.apart: Runtime = attrs.evolve(
             self.runtime,
             settings=attrs.evolve(self.runtime.settings, **settings),
-            database=Leg("database", refuse),
+            database=SharedConnection("database", refuse),
         )
         service = Service("h1", "nova-x", "x", Manager, db_allowed=False, runtime=self.apart)
         self.services.append(service)
@@ -433,7 +433,7 @@ class NodeTests(ConductorTestCase):
         self.assertNoResult(started)
         self.assertEqual(service.node.waiting_for, "conductor")
         self.assertEqual(len(log), 1, log)
-        self.assertIn("the conductor is not there, trying until it is", log[0])
+        self.assertIn("the conductor is unavailable; retrying", log[0])
         self.services.remove(service)
         self.conductor()
         self.services.append(service)
@@ -514,7 +514,7 @@ class NodeTests(ConductorTestCase):
         self.successResultOf(self.registry.delete(self.row().id))
         log = self.log()
         self.successResultOf(self.ask(service.kill()))
-        self.assertEqual(log, ["the row of nova-x@h1 is already gone"])
+        self.assertEqual(log, ["the row of nova-x@h1 was deleted already"])
 
     def test_kill_without_conductor(self) -> None:
         """To kill it without a conductor stops it, and fails."""

@@ -61,7 +61,7 @@ class RingTests(SynchronousTestCase):
     def test_empty(self) -> None:
         """A new one holds nothing."""
         _, recorder = fresh()
-        self.assertEqual((recorder.events(), recorder.beaten, dump_text(recorder)), ([], 0.0, ""))
+        self.assertEqual((recorder.events(), recorder.last_beat, dump_text(recorder)), ([], 0.0, ""))
 
     def test_clock(self) -> None:
         """The time is the host's."""
@@ -125,7 +125,7 @@ class RingTests(SynchronousTestCase):
         for number in range(CAPACITY + 1):
             recorder.note("call", str(number))
         recorder.beat(12.25)
-        self.assertEqual((recorder.beaten, FlightRecorder(memory).beaten), (12.25, 12.25))
+        self.assertEqual((recorder.last_beat, FlightRecorder(memory).last_beat), (12.25, 12.25))
         self.assertEqual(len(recorder.events()), CAPACITY)
         self.assertEqual(recorder.events(3), recorder.events()[-3:])
 
@@ -145,7 +145,7 @@ class MemoryTests(SynchronousTestCase):
         first, second = FlightRecorder.from_descriptor(descriptor), FlightRecorder.from_descriptor(descriptor)
         first.beat(3.0)
         first.note("call", "one")
-        self.assertEqual((texts_of(second), second.beaten), (["one"], 3.0))
+        self.assertEqual((texts_of(second), second.last_beat), (["one"], 3.0))
         FlightRecorder.from_descriptor(descriptor).note("call", "two")
         self.assertEqual((texts_of(first), texts_of(second)), (["one", "two"], ["one", "two"]))
 
@@ -217,7 +217,7 @@ class DamageTests(SynchronousTestCase):
         left = set(found)
         self.assertEqual(found, [event for event in noted if event in left])
         self.assertGreaterEqual(len(found), CAPACITY - 4 * len(damages))
-        self.assertIsInstance(recorder.beaten, float)
+        self.assertIsInstance(recorder.last_beat, float)
         again = FlightRecorder(memory)
         again.note("call", "after")
         self.assertIn("after", texts_of(again))
@@ -228,7 +228,7 @@ class DamageTests(SynchronousTestCase):
         memory = mmap.mmap(-1, SIZE)
         memory[:] = random.Random(seed).randbytes(SIZE)
         recorder = FlightRecorder(memory)
-        self.assertEqual((recorder.events(), recorder.beaten), ([], 0.0))
+        self.assertEqual((recorder.events(), recorder.last_beat), ([], 0.0))
         recorder.note("call", "x")
         self.assertEqual(texts_of(recorder), ["x"])
 
@@ -265,7 +265,7 @@ class OtherProcessTests(SynchronousTestCase):
                 self.assertIsNone(writer.poll())
             for _ in range(50):
                 self.numbers(recorder)
-                self.assertIn(recorder.beaten, {1.0, 2.0})
+                self.assertIn(recorder.last_beat, {1.0, 2.0})
         finally:
             writer.kill()
             writer.wait(PATIENCE)

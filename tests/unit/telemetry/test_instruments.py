@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.telemetry.instruments import LONGEST, OTHER, Distribution, counter, gauge, histogram
+from novasvc.telemetry.instruments import LONGEST, OTHER, Histogram, counter, gauge, histogram
 
 
 class FamilyTests(SynchronousTestCase):
-    """Tests for novasvc.telemetry.instruments.Family."""
+    """Tests for novasvc.telemetry.instruments.MetricFamily."""
 
     def test_counts(self) -> None:
         """The same labels have the same figure, others have another one."""
@@ -75,15 +75,15 @@ class FamilyTests(SynchronousTestCase):
 
 
 class DistributionTests(SynchronousTestCase):
-    """Tests for novasvc.telemetry.instruments.Distribution."""
+    """Tests for novasvc.telemetry.instruments.Histogram."""
 
     def test_nothing(self) -> None:
         """Of nothing there is no quantile."""
-        self.assertIsNone(Distribution((1.0,)).quantile(0.99))
+        self.assertIsNone(Histogram((1.0,)).quantile(0.99))
 
     def test_quantile(self) -> None:
         """A quantile lies between the bounds of its bucket."""
-        seen = Distribution((0.1, 1.0, 10.0))
+        seen = Histogram((0.1, 1.0, 10.0))
         for _ in range(99):
             seen.observe(0.5)
         seen.observe(5.0)
@@ -95,7 +95,7 @@ class DistributionTests(SynchronousTestCase):
 
     def test_beyond(self) -> None:
         """What is above all bounds counts as the last of them."""
-        seen = Distribution((1.0,))
+        seen = Histogram((1.0,))
         seen.observe(100.0)
         self.assertEqual(seen.quantile(0.5), 1.0)
 
@@ -103,7 +103,7 @@ class DistributionTests(SynchronousTestCase):
     def test_any(self, values: list[float], part: float) -> None:
         """Whatever was seen, a quantile is within the bucket of the true one."""
         bounds = (0.5, 1.0, 5.0, 20.0, 100.0)
-        seen = Distribution(bounds)
+        seen = Histogram(bounds)
         for value in values:
             seen.observe(value)
         estimate = seen.quantile(part)

@@ -12,11 +12,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.context import RequestContext
 from novasvc.errors import DatabaseUnavailableError, RPCTimeoutError
 from novasvc.periodic import TaskRunner, periodic_task
-from novasvc.registry.membership import Identity, Membership
+from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import FlightRecorder
-from novasvc.telemetry.instruments import LONGEST, OTHER, Number, counter
-from novasvc.telemetry.metrics import CallFigures, MethodFigures
+from novasvc.telemetry.instruments import LONGEST, OTHER, Scalar, counter
+from novasvc.telemetry.metrics import CallMetrics, MethodMetrics
 from novasvc.telemetry.stalls import StallWatch
 from novasvc.testing import MemoryRegistry
 from novasvc.workers.pipe import LONGEST as LONGEST_MESSAGE
@@ -68,13 +68,13 @@ class BoundsTests(SynchronousTestCase):
     """How much there can be."""
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
 
     def test_calls(self) -> None:
         """Whatever topics and methods are called, there is a bound to what is kept."""
         for number in range(3 * metrics.MOST_CALLED):
-            CallFigures.of("x" * 1000, f"{number}").replied.value += 1
+            CallMetrics.of("x" * 1000, f"{number}").replied.value += 1
         self.assertEqual(len(list(metrics.called)), 6 * (metrics.MOST_CALLED + 1))
         self.assertEqual(metrics.called.at(OTHER, OTHER, "replied").value, 2 * metrics.MOST_CALLED)
 
@@ -94,7 +94,7 @@ class BoundsTests(SynchronousTestCase):
         for family in metrics.families():
             for number in range(family.most + 1):
                 child = family.at(*(f"{number}".rjust(LONGEST, "x") for _ in family.labels))
-                if isinstance(child, Number):
+                if isinstance(child, Scalar):
                     child.value = 1_234_567
                 else:
                     child.observe(1 / 3)
@@ -128,8 +128,8 @@ class CountedTests(RPCCase):
     """What calls leave behind."""
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         super().setUp()
 
     def told(self, family: Any) -> dict[tuple[str, ...], Any]:
@@ -187,8 +187,8 @@ class OthersTests(SynchronousTestCase):
     """What other parts leave behind."""
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
 
     def test_heartbeats(self) -> None:
         """Heartbeats are counted as sent, failed or skipped, and the last one's time is kept."""
@@ -196,10 +196,10 @@ class OthersTests(SynchronousTestCase):
         registry = MemoryRegistry(clock)
         record = self.successResultOf(registry.register("h1", "nova-x", "x", 0))
         proof: list[str] = []
-        member = Membership(
-            registry, Identity("h1", "nova-x", "x"), record, clock, 10.0, [lambda: proof[0] if proof else None]
+        heartbeat = Heartbeat(
+            registry, ServiceIdentity("h1", "nova-x", "x"), record, clock, 10.0, [lambda: proof[0] if proof else None]
         )
-        self.successResultOf(member.join())
+        self.successResultOf(heartbeat.start())
         registry.outage = DatabaseUnavailableError("sqlite:", "gone")
         clock.advance(10)
         registry.outage = None
@@ -208,7 +208,7 @@ class OthersTests(SynchronousTestCase):
         told = {values[2]: child.value for values, child in metrics.heartbeats}
         self.assertEqual(told, {"sent": 1, "failed": 1, "skipped": 1})
         self.assertGreater(metrics.heartbeat_sent.at("h1", "nova-x").value, 1_500_000_000)
-        member.leave()
+        heartbeat.stop()
 
     def test_tasks(self) -> None:
         """Runs of tasks are counted by outcome, with their lateness and duration, and due times that were missed."""
@@ -256,8 +256,8 @@ class OthersTests(SynchronousTestCase):
 
     def test_forget(self) -> None:
         """A process that was forked from one that counted begins with nothing."""
-        MethodFigures.of("t", None, "m").done.value += 1
-        CallFigures.of("t", "m").replied.value += 1
-        metrics.forget()
+        MethodMetrics.of("t", None, "m").done.value += 1
+        CallMetrics.of("t", "m").replied.value += 1
+        metrics.reset()
         self.assertEqual([(family.name, list(family)) for family in metrics.families() if list(family)], [])
-        self.assertEqual(CallFigures.of("t", "m").replied.value, 0)
+        self.assertEqual(CallMetrics.of("t", "m").replied.value, 0)

@@ -22,10 +22,10 @@ class StallWatchTests(SynchronousTestCase):
 
     def test_beats(self) -> None:
         """The first heartbeat comes at once, and one a second after it; none of them is noted."""
-        beats = [self.recorder.beaten]
+        beats = [self.recorder.last_beat]
         for _ in range(8):
             self.clock.advance(0.5)
-            beats.append(self.recorder.beaten)
+            beats.append(self.recorder.last_beat)
         self.assertEqual(beats, [1000, 1000, 1001, 1001, 1002, 1002, 1003, 1003, 1004])
         self.assertEqual(self.stalls(), [])
 
@@ -46,7 +46,7 @@ class StallWatchTests(SynchronousTestCase):
         self.clock.advance(3600)
         self.clock.pump([0.125] * 8)
         self.assertEqual(self.stalls(), [])
-        self.assertEqual(self.recorder.beaten, 1002)
+        self.assertEqual(self.recorder.last_beat, 1002)
 
     def test_stop(self) -> None:
         """One that is stopped stamps no more, leaves no timer, and may be stopped again, or started."""
@@ -54,9 +54,9 @@ class StallWatchTests(SynchronousTestCase):
         self.watch.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(10)
-        self.assertEqual(self.recorder.beaten, 1000)
+        self.assertEqual(self.recorder.last_beat, 1000)
         self.watch.start()
-        self.assertEqual((self.recorder.beaten, self.stalls()), (1010, []))
+        self.assertEqual((self.recorder.last_beat, self.stalls()), (1010, []))
 
     def test_interval(self) -> None:
         """The interval is the watcher's choice."""
@@ -65,4 +65,4 @@ class StallWatchTests(SynchronousTestCase):
         watch.start()
         self.addCleanup(watch.stop)
         self.clock.advance(0.25)
-        self.assertEqual(self.recorder.beaten, 0.25)
+        self.assertEqual(self.recorder.last_beat, 0.25)

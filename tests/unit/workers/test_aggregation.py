@@ -20,8 +20,8 @@ class AggregationCase(SupervisorCase):
 
     def setUp(self) -> None:
         super().setUp()
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
 
     def asked(self, asking: Deferred[Any]) -> Deferred[Any]:
         """Let a question arrive."""
@@ -85,7 +85,7 @@ class MetricsTests(AggregationCase):
         """One whose reactor is known not to turn is not even asked."""
         self.run_all((Server("api"), 2))
         one, two = self.host.workers
-        two.diagnostics.recorder.beat(two.diagnostics.recorder.beaten - 10)
+        two.diagnostics.recorder.beat(two.diagnostics.recorder.last_beat - 10)
         asking = self.asked(self.supervisor.metrics())
         self.tell(one, "figures", [document()])
         told = self.successResultOf(asking)

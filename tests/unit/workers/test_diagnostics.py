@@ -60,7 +60,7 @@ class DiagnosticsFileTests(SynchronousTestCase):
         theirs.recorder.beat(12.5)
         os.write(theirs.descriptor, b"Thread 1\n")
         self.assertEqual([event.text for event in ours.recorder.events()], ["greet began"])
-        self.assertEqual((ours.recorder.beaten, ours.stacks), (12.5, "Thread 1\n"))
+        self.assertEqual((ours.recorder.last_beat, ours.stacks), (12.5, "Thread 1\n"))
 
     def test_stacks_alone(self) -> None:
         """What faulthandler writes is behind the ring, and harms it not."""

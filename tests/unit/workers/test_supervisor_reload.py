@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
 
-from novasvc.errors import SettingsError
+from novasvc.errors import ConfigurationError
 from novasvc.workers.errors import NoSuchWorkerError, ReloadError
 from novasvc.workers.supervisor import ServerWrapper, open_sockets
 from tests.support.supervision_rig import descriptors, exited, logged
@@ -64,7 +64,7 @@ class ReloadTests(SupervisorCase):
     def test_broken(self) -> None:
         """A configuration that cannot be read is refused, with its reason, and nothing changes."""
         self.run_all((Server("api"), 1))
-        for error in (SettingsError(["workers: no number"]), SystemExit("usage: ...")):
+        for error in (ConfigurationError(["workers: no number"]), SystemExit("usage: ...")):
             reload = self.reload(error)
             self.assertIn(str(error), str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual((len(self.host.workers), self.forkservers()), (1, [True]))

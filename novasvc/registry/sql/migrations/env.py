@@ -1,4 +1,4 @@
-"""What alembic runs: the migrations, on the connection that :mod:`novasvc.registry.sql.migrate` locked."""
+"""Run by Alembic: the migrations, on the connection that :mod:`novasvc.registry.sql.migrate` has locked."""
 
 from alembic import context
 

@@ -80,8 +80,8 @@ class EngineTests(TestCase):
 
     async def test_figures(self) -> None:
         """Each transaction is counted: how long it waited for a thread, how long it took, and how it failed."""
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         engine = self.make(workers=1)
         gate = self.gate()
         first, second = engine.run(gate), engine.run(one)
@@ -199,7 +199,7 @@ class EngineTests(TestCase):
         gate = self.gate()
         taken = [engine.run(gate), engine.run(one), engine.run(one)]
         error = self.failureResultOf(engine.run(one), DatabaseUnavailableError).value
-        self.assertIn("2 transactions wait", str(error))
+        self.assertIn("2 transactions, the bound of the queue, wait for it already", str(error))
         gate.leave.set()
         self.assertEqual([await each for each in taken], ["done", 1, 1])
         self.assertEqual(await engine.run(one), 1)

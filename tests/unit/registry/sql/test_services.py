@@ -19,7 +19,7 @@ from novasvc.errors import (
     DatabaseRefusedError,
     MigrationNeededError,
 )
-from novasvc.registry.membership import is_up
+from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceChanges
 from novasvc.registry.sql import migrate
 from novasvc.registry.sql.address import DatabaseAddress

@@ -72,8 +72,8 @@ class ProblemTests(TransportCase):
     """What is told of it, and counted."""
 
     def setUp(self) -> None:
-        metrics.forget()
-        self.addCleanup(metrics.forget)
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         super().setUp()
 
     def counted(self) -> list[float]:

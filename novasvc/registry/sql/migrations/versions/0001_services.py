@@ -13,7 +13,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# Written out, not taken from novasvc.registry.sql.schema: that one moves on, this one must not.
+# A copy of novasvc.registry.sql.schema, which later versions change; a migration must not change.
 _COLUMNS = (
     sa.Column("created_at", sa.DateTime),
     sa.Column("updated_at", sa.DateTime),
@@ -35,7 +35,7 @@ _KEY = ("host", "binary", "deleted")
 
 
 def upgrade() -> None:
-    """Bring an empty database, or Nova's own, to 0001."""
+    """Migrate an empty database, or Nova's own, to 0001."""
     if sa.inspect(op.get_bind()).has_table("services"):
         _adopt()
         return
@@ -51,7 +51,7 @@ def upgrade() -> None:
 
 
 def _adopt() -> None:
-    """See that the table is Nova's. Without the key, two nodes could register as one."""
+    """Check that the table is Nova's. Without the unique key, two nodes could register the same service."""
     inspector = sa.inspect(op.get_bind())
     present = {column["name"] for column in inspector.get_columns("services")}
     missing = [column.name for column in _COLUMNS if column.name not in present]

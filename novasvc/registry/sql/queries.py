@@ -1,4 +1,4 @@
-"""Queries of the ``services`` table: parts of it, in an order, and how many rows there are."""
+"""SQL statements for :class:`~novasvc.registry.query.ServiceQuery`: pages of rows, and totals."""
 
 from datetime import datetime
 from functools import lru_cache
@@ -10,15 +10,15 @@ from sqlalchemy import Integer as SQLInteger
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.sql.schema import GREATEST_ID, database_ago, database_now, services
 
-# Note [Statements that are made once]
+# Note [Cached statements]
 #
-# To write a statement takes SQLAlchemy longer than it takes a database to answer it. Its text depends on which of a
-# query's fields are given, and not on their values, so each text is made once and its values are bound to it.
+# SQLAlchemy takes longer to build a statement than a database to answer it. A statement's text depends on which
+# fields of a query are given, not on their values. So each text is built once, and the values are bound to it.
 
 _NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
 _ROWS = select(services, database_now().label("now"))
 _LIVE = services.c.deleted == 0
-# Foreign writers leave NULL, which compares with nothing.
+# Other writers may leave NULL, which compares with nothing.
 _FORCED = func.coalesce(services.c.forced_down, false())
 _DISABLED = func.coalesce(services.c.disabled, false())
 _SEEN = func.coalesce(services.c.last_seen_up, services.c.created_at, _NEVER)
@@ -34,41 +34,41 @@ _SORTS: dict[str, tuple[Any, ...]] = {
 _SEARCHED = (services.c.host, services.c.binary, services.c.topic, services.c.disabled_reason)
 _DIGITS = len(str(GREATEST_ID))
 _ESCAPE = "/"
-"""Not the backslash, which MySQL's texts escape by themselves."""
+"""Not the backslash, which MySQL interprets in string literals itself."""
 
 
-def rows_statement(query: ServiceQuery, mark: tuple[Any, ...] | None) -> tuple[Select[Any], dict[str, Any]]:
-    """Return what reads the rows of a query and, if it has a limit, one row more; and what is to be bound to it.
+def rows_statement(query: ServiceQuery, marker: tuple[Any, ...] | None) -> tuple[Select[Any], dict[str, Any]]:
+    """Return the statement that reads a query's rows and, with a limit, one row more; and its parameters.
 
-    :param mark: what :func:`mark_statement` found; None begins at the beginning.
+    :param marker: the result of :func:`marker_statement`; None starts at the first row.
     """
     values = _values(query)
-    if mark is not None:
-        values |= {f"mark{place}": value for place, value in enumerate(mark)}
+    if marker is not None:
+        values |= {f"marker{place}": value for place, value in enumerate(marker)}
     if query.limit is not None:
         values["limit"] = query.limit + 1
-    return _rows(_shape(query), query.sort, query.descending, mark is not None), values
+    return _rows(_shape(query), query.sort, query.descending, marker is not None), values
 
 
 def totals_statement(query: ServiceQuery) -> tuple[Select[Any], dict[str, Any]]:
-    """Return what reads the columns of :class:`~novasvc.registry.query.ServiceTotals`, and its parameters."""
+    """Return the statement that reads :class:`~novasvc.registry.query.ServiceTotals`, and its parameters."""
     return _totals(_shape(query)), {**_values(query), "service_down_time": query.service_down_time}
 
 
-def mark_statement(query: ServiceQuery) -> Select[Any]:
-    """Return what reads the place of the row that a query comes after, deleted or not."""
+def marker_statement(query: ServiceQuery) -> Select[Any]:
+    """Return the statement that reads the sort key of the marker row, which may be deleted."""
     after = query.after or ""
     wanted = services.c.id == int(after) if is_number(after) else services.c.uuid == after
     return select(*_SORTS[query.sort]).where(wanted)
 
 
 def is_number(service: str) -> bool:
-    """Tell whether a service is named by its id; if not, it is by its uuid, or there is none of the name."""
+    """Return whether a service's name is an id; otherwise it can only be a uuid."""
     return service.isascii() and service.isdecimal() and len(service) <= _DIGITS and int(service) <= GREATEST_ID
 
 
 def _shape(query: ServiceQuery) -> frozenset[str]:
-    """Return what a statement's text depends on: the fields that are given, and which way if they are flags."""
+    """Return what a statement's text depends on: the names of the fields that are given, and the flags' values."""
     shape = {name for name in ("host", "binary", "topic", "text", "limit") if getattr(query, name) is not None}
     if query.with_topic:
         shape.add("with_topic")
@@ -94,7 +94,7 @@ def _escaped(text: str) -> str:
 
 
 def _wanted(shape: frozenset[str]) -> list[ColumnElement[bool]]:
-    found = func.lower(bindparam("text"))  # by the database, too: it knows fewer letters than Python
+    found = func.lower(bindparam("text"))  # by the database, like the columns: it knows fewer letters than Python
     filters: dict[str, ColumnElement[bool]] = {
         **{name: services.c[name] == bindparam(name) for name in ("host", "binary", "topic")},
         "with_topic": services.c.topic.is_not(None),
@@ -113,8 +113,8 @@ def _rows(shape: frozenset[str], sort: str, descending: bool, after: bool) -> Se
     statement = _ROWS.where(*_wanted(shape)).order_by(*(key.desc() if descending else key for key in keys))
     if after:
         place = tuple_(*keys)
-        mark = tuple_(*(bindparam(f"mark{number}", type_=key.type) for number, key in enumerate(keys)))
-        statement = statement.where(place < mark if descending else place > mark)
+        marker = tuple_(*(bindparam(f"marker{number}", type_=key.type) for number, key in enumerate(keys)))
+        statement = statement.where(place < marker if descending else place > marker)
     if "limit" in shape:
         statement = statement.limit(bindparam("limit", type_=SQLInteger()))
     return statement

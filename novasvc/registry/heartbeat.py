@@ -1,0 +1,193 @@
+"""The heartbeats of a service: they stamp its row, by the database's clock.
+
+:func:`novasvc.registry.liveness.is_up` is the other half: how readers judge the stamp.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from novasvc.errors import DatabaseError, ServiceNotFoundError, describe
+from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.record import ServiceRecord
+from novasvc.telemetry import metrics
+
+_log = Logger()
+
+LivenessCheck = Callable[[], str | None]
+"""Return None while something works, else the reason as the rest of a sentence.
+
+The reason for one problem is always the same text: a heartbeat logs a problem when its text changes.
+"""
+
+LAG_LIMIT = 5.0
+"""Seconds. A heartbeat that is later than this is skipped: the reactor was blocked."""
+
+
+@attrs.frozen
+class ServiceIdentity:
+    """What a service registers as. See :meth:`novasvc.interfaces.IServiceRegistry.register`."""
+
+    host: str
+    binary: str
+    topic: str | None
+    version: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.binary}@{self.host}"
+
+
+@attrs.define(eq=False)
+class Heartbeat:
+    """Stamp a service's row once every ``report_interval``, as long as the service can work.
+
+    A heartbeat is sent only if all ``checks`` pass and the reactor is on time. Otherwise it is
+    skipped, and the reason is logged once. Heartbeats never overlap: the registry bounds the time
+    of each, and LoopingCall waits for it.
+
+    :param identity: what the service registers as again if its row was deleted.
+    :param record: the row, as it was registered.
+    :param report_interval: seconds between heartbeats. With 0 none is sent, as in Nova: the row exists and ages.
+    :param checks: must all return None for a heartbeat to be sent.
+    :ivar sent: heartbeats sent.
+    :ivar failures: heartbeats that could not be written.
+    :ivar skipped: heartbeats not sent because a check failed.
+    :ivar trouble: why the last heartbeat was skipped or failed, as it was logged; None if it was sent.
+    :ivar write_error: why the last heartbeat could not be written; None if it was.
+    """
+
+    _registry: IServiceRegistry
+    _identity: ServiceIdentity
+    record: ServiceRecord
+    _clock: IReactorTime
+    _report_interval: float
+    _checks: Sequence[LivenessCheck] = ()
+    sent: int = attrs.field(default=0, init=False)
+    failures: int = attrs.field(default=0, init=False)
+    skipped: int = attrs.field(default=0, init=False)
+    trouble: str | None = attrs.field(default=None, init=False)
+    write_error: str | None = attrs.field(default=None, init=False)
+    _written_at: float | None = attrs.field(default=None, init=False)
+    _loop: LoopingCall | None = attrs.field(default=None, init=False)
+    _started_at: float = attrs.field(default=0.0, init=False)
+    _due: float = attrs.field(default=0.0, init=False)
+    _sending: Deferred[None] | None = attrs.field(default=None, init=False)
+
+    def start(self) -> Deferred[None]:
+        """Send the first heartbeat now, and one every report_interval from now on.
+
+        :return: Deferred[None], fired when the first heartbeat was sent or has failed. A failure is
+            logged, and the next heartbeat is tried.
+        """
+        if not self._report_interval:
+            _log.info("{identity} sends no heartbeats: its report_interval is 0", identity=self._identity)
+            return succeed(None)
+        for outcome in ("sent", "failed", "skipped"):
+            # Export counters at zero so that alerts see the first increase.
+            metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome)
+        self._started_at = self._due = self._clock.seconds()
+        first: Deferred[None] = Deferred()
+        # LoopingCall runs from the reactor; the copied context gives its log events this node's fields.
+        self._loop = LoopingCall(copy_context().run, self._run)
+        self._loop.clock = self._clock
+        self._loop.start(self._report_interval).addErrback(self._loop_failed)
+        if self._sending is None:
+            first.callback(None)
+        else:
+            self._sending.addCallback(lambda _: first.callback(None))
+        return first
+
+    def stop(self) -> None:
+        """Send no more heartbeats, and cancel the one under way. The row ages from now on."""
+        if self._loop is not None and self._loop.running:
+            self._loop.stop()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a write was tried recently, so that ``write_error`` says if the registry can be written now."""
+        since = None if self._written_at is None else self._clock.seconds() - self._written_at
+        return since is not None and since <= 2 * self._report_interval + LAG_LIMIT
+
+    def _run(self) -> Deferred[None]:
+        sending = self._sending = Deferred.fromCoroutine(self._send_or_skip())
+
+        def done(_: object) -> None:
+            self._sending = None
+            # LoopingCall keeps its phase: the next call is at a multiple of the interval after the first. A slow
+            # registry must not count as a late reactor, so the due time moves past the time the write took.
+            elapsed = self._clock.seconds() - self._started_at
+            self._due = self._started_at + (elapsed // self._report_interval + 1) * self._report_interval
+
+        return sending.addBoth(done)
+
+    async def _send_or_skip(self) -> None:
+        reason = self._why_not_alive()
+        if reason is not None:
+            self.skipped += 1
+            self._count("skipped")
+            self._log_trouble(f"no heartbeat is sent, because {reason}")
+            return
+        try:
+            await self._send()
+        except DatabaseError as error:
+            self._note_failure(str(error))
+            self._log_trouble("model server went away", error)  # Nova's words, which operators' alerts look for
+        except CancelledError:
+            pass  # by stop()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next heartbeat is tried
+            self._note_failure(describe(error))
+            self._log_trouble("the heartbeat failed", error)
+        else:
+            self.sent += 1
+            self.write_error, self._written_at = None, self._clock.seconds()
+            self._count("sent")
+            metrics.heartbeat_sent.at(self._identity.host, self._identity.binary).value = time.time()
+            if self.trouble is not None:
+                _log.info("heartbeats resumed; the problem was: {trouble}", trouble=self.trouble)
+                self.trouble = None
+
+    def _note_failure(self, problem: str) -> None:
+        self.failures += 1
+        self._count("failed")
+        self.write_error, self._written_at = problem, self._clock.seconds()
+
+    def _count(self, outcome: str) -> None:
+        metrics.heartbeats.at(self._identity.host, self._identity.binary, outcome).value += 1
+
+    async def _send(self) -> None:
+        try:
+            await self._registry.beat(self.record.id)
+        except ServiceNotFoundError:
+            identity = self._identity
+            self.record = await self._registry.register(
+                identity.host, identity.binary, identity.topic, identity.version
+            )
+            _log.warn("the row of {identity} was deleted while it was running: registered again", identity=identity)
+            await self._registry.beat(self.record.id)
+
+    def _why_not_alive(self) -> str | None:
+        if self._clock.seconds() - self._due > LAG_LIMIT:
+            return f"the reactor is more than {LAG_LIMIT:g} s late"
+        try:
+            return next((reason for reason in (check() for check in self._checks) if reason is not None), None)
+        except Exception as error:  # noqa: BLE001 - a check is the caller's code; one that raises has not passed
+            return f"a liveness check raised {describe(error)}"
+
+    def _log_trouble(self, trouble: str, error: Exception | None = None) -> None:
+        """Log a problem when it begins; repeats are silent."""
+        if trouble != self.trouble:
+            detail = "" if error is None else f": {error if isinstance(error, DatabaseError) else repr(error)}"
+            _log.error("{trouble}{detail}", trouble=trouble, detail=detail)
+        self.trouble = trouble
+
+    def _loop_failed(self, failure: Failure) -> None:
+        _log.failure("the heartbeat loop of {identity} failed", failure=failure, identity=self._identity)
