@@ -8,7 +8,7 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from novasvc.api.service import APIService
 from novasvc.config import Settings
-from novasvc.http.channel import Channel
+from novasvc.http.channel import LimitedChannel
 from novasvc.interfaces import (
     IDrainable,
     IExitRequester,
@@ -54,7 +54,7 @@ class ProvidersTests(SynchronousTestCase):
         """Servers that need files, ports or signals to be made declare what their classes have."""
         declared: list[tuple[type[Any], tuple[Any, ...]]] = [
             (APIService, (IInterruptible, IWebPage, IPreloading)),
-            (Channel, (IDrainable,)),
+            (LimitedChannel, (IDrainable,)),
             (ProcessLauncher, (IInterruptible, IWaitable)),
             (StreamServer, (IInterruptible,)),
             (WSGIService, (IInterruptible, IPreloading, IRebuildable)),

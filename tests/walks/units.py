@@ -111,10 +111,8 @@ def heartbeat() -> Walk:
     clock = Clock()
     registry = MemoryRegistry(clock)
     record_ = _result(registry.register("walks", "novasvc-agent", "agent", 1))
-    heartbeat = Heartbeat(
-        registry, ServiceIdentity("walks", "novasvc-agent", "agent", 1), record_, clock, 10.0, [_holds]
-    )
-    heartbeat.join()
+    identity = ServiceIdentity("walks", "novasvc-agent", "agent", 1)
+    Heartbeat(registry, identity, record_, clock, 10.0, [_holds]).start()
     return _shortest(lambda: clock.advance(10.0))
 
 

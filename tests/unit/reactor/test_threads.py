@@ -182,7 +182,7 @@ class BlockingPoolTests(TestCase):
         gates = [self.gate(number) for number in range(3)]
         running = [pool.run_blocking(gate) for gate in gates]
         error = self.failureResultOf(pool.run_blocking(self.gate), NoThreadError).value
-        self.assertRegex(str(error), r"BlockingPoolTests.gate was not started: all 2 threads .* 1 functions wait")
+        self.assertRegex(str(error), r"BlockingPoolTests.gate was not started: all 2 threads .* 1 functions are queued")
         await until(lambda: gates[0].entered.is_set() and gates[1].entered.is_set())
         self.assertFalse(gates[2].entered.wait(0.02))
         for gate in gates:
