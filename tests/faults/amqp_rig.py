@@ -19,6 +19,7 @@ from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.connection import quick_backoff
 from tests.servers import Broker, Proxy, shared_broker, vhost_url
+from tests.support.waiting import until
 
 PATIENCE = 30.0
 """Seconds that a test waits for what nobody has promised a time for."""
@@ -152,12 +153,7 @@ class AMQPCase(TestCase):
 
     async def until(self, condition: Callable[[], Any], patience: float = PATIENCE) -> float:
         """Wait until something holds; return the seconds that it took."""
-        begun = reactor.seconds()
-        while not condition():
-            if reactor.seconds() - begun > patience:
-                self.fail(f"line {condition.__code__.co_firstlineno}: not within {patience:g} s")
-            await deferLater(reactor, 0.01)
-        return reactor.seconds() - begun
+        return await until(condition, patience)
 
     async def until_asked(self, condition: Callable[[], Any], patience: float = PATIENCE) -> None:
         """Wait until something holds that the broker is asked for; in a thread, so that nothing else waits for that."""

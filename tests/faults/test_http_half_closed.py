@@ -18,6 +18,7 @@ from novasvc.http.tls import make_tls, wrap
 from novasvc.node.stream_server import StreamServer
 from tests.servers.certificates import Certificates
 from tests.support.http_rig import GET, LAST, Echo, HTTPCase, Response, responses
+from tests.support.waiting import until
 
 LATER = GET.replace(b"/ ", b"/later ")
 PATIENCE = 20.0
@@ -54,15 +55,6 @@ class ClientCase(HTTPCase):
             return read_all(client)
 
         return responses(await deferToThread(ask))
-
-    async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait until this holds, for as long as is bearable."""
-        deadline = reactor.seconds() + PATIENCE
-        while not condition():
-            self.assertLess(reactor.seconds(), deadline, "it did not come to be")
-            turn: Deferred[None] = Deferred()
-            reactor.callLater(0.01, turn.callback, None)
-            await turn
 
 
 class AnsweredTests(ClientCase):
@@ -110,7 +102,7 @@ class AnsweredTests(ClientCase):
         (answer,) = responses(await deferToThread(lambda: read_all(connect(GET))))
         self.assertEqual(answer.body, b"GET / ")
         gone = await deferToThread(connect, LATER.replace(b"1.1", b"1.0"))
-        await self.until(lambda: resource.waiting)
+        await until(lambda: resource.waiting)
         finished = resource.waiting.pop().notifyFinish().addErrback(lambda _: None).addTimeout(PATIENCE, reactor)
         gone.close()
         await finished
@@ -151,7 +143,7 @@ class GoneTests(ClientCase):
         """Return a client that waits for an answer, and a Deferred that fires when it is seen to be gone."""
         client = await deferToThread(self.connect, port)
         await deferToThread(client.sendall, data)
-        await self.until(lambda: self.resource.waiting)
+        await until(lambda: self.resource.waiting)
         finished = self.resource.waiting.pop().notifyFinish()
         return client, finished.addErrback(lambda failure: failure.type).addTimeout(PATIENCE, reactor)
 
@@ -163,7 +155,7 @@ class GoneTests(ClientCase):
             client, gone = await self.waiting(port)
             if half_closed:
                 client.shutdown(socket.SHUT_WR)
-                await self.until(lambda: [one for one in site.channels if one._input_ended])
+                await until(lambda: [one for one in site.channels if one._input_ended])
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
             self.assertIsNotNone(await gone)
@@ -206,7 +198,7 @@ class GoneTests(ClientCase):
 
         for end in (end_tls, end_tcp):
             client = await deferToThread(secured)
-            await self.until(lambda: self.resource.waiting)
+            await until(lambda: self.resource.waiting)
             gone = self.resource.waiting.pop().notifyFinish().addErrback(lambda failure: failure.type)
             await deferToThread(end, client)
             self.assertIsNotNone(await gone.addTimeout(PATIENCE, reactor))
@@ -226,12 +218,12 @@ class GoneTests(ClientCase):
 
         port = self.serve(slow, threads=1)
         first = Deferred.fromCoroutine(self.ask_half_closed(port, GET))
-        await self.until(lambda: paths)
+        await until(lambda: paths)
         second = await deferToThread(self.connect, port)
         second.sendall(GET.replace(b"/ ", b"/second "))
-        await self.until(lambda: self.site.pool._work)
+        await until(lambda: self.site.pool._work)
         second.close()
-        await self.until(lambda: len(self.site.channels) == 1)
+        await until(lambda: len(self.site.channels) == 1)
         go.set()
         await first
         await self.ask_half_closed(port, GET.replace(b"/ ", b"/third "))

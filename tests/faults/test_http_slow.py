@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from tests.support.http_rig import GET, LAST, HTTPCase, ask, connect, responses
+from tests.support.waiting import until
 
 SLOW = 1000
 
@@ -23,7 +24,7 @@ class SlowTests(HTTPCase):
         """A thousand clients that send a byte now and then hold up nobody, and are cut when their time is over."""
         port = self.serve(app)
         slow = await deferToThread(self.open, port)
-        await self.until(lambda: len(self.site.channels) == SLOW)
+        await until(lambda: len(self.site.channels) == SLOW)
         for _ in range(20):
             (answer,) = await ask(port)
             self.assertEqual(answer.status, 200)
@@ -32,7 +33,7 @@ class SlowTests(HTTPCase):
         for channel in self.site.channels:
             self.assertGreater(channel._late_at - reactor.seconds(), 10)
             channel._late_at = 0.0  # as in half a minute
-        await self.until(lambda: not self.site.channels)
+        await until(lambda: not self.site.channels)
         for client in (slow[0], slow[-1]):
             client.settimeout(5)
             self.assertEqual(responses(client.recv(4096))[0].status, 408)
@@ -45,15 +46,6 @@ class SlowTests(HTTPCase):
             client.send(GET[:10])
             clients.append(client)
         return clients
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        for _ in range(2000):
-            if condition():
-                return
-            turn: Deferred[None] = Deferred()
-            reactor.callLater(0.01, turn.callback, None)
-            await turn
-        self.fail("it did not come to be")
 
     async def test_slow_body(self) -> None:
         """A body that does not come in its time is not waited for, and no thread ever was."""

@@ -3,20 +3,19 @@
 import json
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from novasvc.interfaces import ISupervisor, Rows
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import NoSuchWorkerError
+from tests.support.waiting import until
 
 HOSTILE = "\x1b[2J\u202e"
 """What would clear a terminal, and turn its text around."""
@@ -112,12 +111,6 @@ class StandInSupervisor:
     def dump(self) -> Deferred[Rows]:
         self._took("dump")
         return self.pending or succeed(self.dumped)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition; the test's own timeout bounds it."""
-    while not condition():
-        await deferLater(reactor, 0.001)  # type: ignore[arg-type]
 
 
 class Client:

@@ -23,7 +23,8 @@ from novasvc.cli.control import Connection, RefusedError, ask
 from novasvc.cli.program import run
 from novasvc.errors import ConfigurationError, SettingError
 from novasvc.workers.errors import ControlError, ReloadError, ResizeError
-from tests.support.control_rig import HOSTILE, ControlCase, until, worker
+from tests.support.control_rig import HOSTILE, ControlCase, worker
+from tests.support.waiting import until
 
 _NOBODY = 65534
 _START = (

@@ -8,12 +8,12 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from novasvc.errors import NoThreadError
 from novasvc.reactor.threads import BlockingPool
+from tests.support.waiting import until
 
 VARIABLE: ContextVar[str] = ContextVar("variable", default="unset")
 VARIABLE_CONTEXT = copy_context()
@@ -47,12 +47,6 @@ class Gate:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; the test's own timeout bounds it."""
-    while not condition():
-        await deferLater(reactor, 0.001)
 
 
 class BlockingPoolTests(TestCase):

@@ -6,7 +6,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from novasvc.workers.forkserver_client import ForkError, ForkserverClient
 from novasvc.workers.pipe import Pipe, PipeMessage, adopt
 from tests.support.forks_parts import GRACE, DiesOf, Exits, Hangs, Raises, Sleeper, TellsDescriptors, Witness
 from tests.support.supervision_rig import Host, StandInForkserver, descriptors, logged
+from tests.support.waiting import until
 
 PARTS = "tests.support.forks_parts"
 
@@ -34,12 +35,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition; the test's own timeout bounds it."""
-    while not condition():
-        await deferLater(reactor, 0.005)
 
 
 class ForkserverClientCase(SynchronousTestCase):

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.task import Clock, cooperate, deferLater
+from twisted.internet.task import Clock, cooperate
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 
@@ -16,6 +16,7 @@ from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.engine import CLOSING, Engine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.logs import node_fields
+from tests.support.waiting import until
 
 
 class ClockReactor(Clock):
@@ -47,12 +48,6 @@ def one(connection: Connection) -> Any:
 
 def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("database-")}
-
-
-async def until(condition: Any) -> None:
-    """Wait for a condition; the test's own timeout bounds it."""
-    while not condition():
-        await deferLater(reactor, 0.001)
 
 
 class EngineTests(TestCase):

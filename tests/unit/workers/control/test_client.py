@@ -14,7 +14,8 @@ from twisted.trial.unittest import TestCase
 
 from novasvc.workers.control.client import ask
 from novasvc.workers.errors import CommandRejectedError, ControlError
-from tests.support.control_rig import ControlCase, until
+from tests.support.control_rig import ControlCase
+from tests.support.waiting import until
 
 
 class ImportTests(TestCase):

@@ -14,7 +14,8 @@ from zope.interface.verify import verifyObject
 from novasvc.workers.control import listener as control
 from novasvc.workers.control.listener import CONNECTIONS, ControlSocket
 from novasvc.workers.errors import ControlError
-from tests.support.control_rig import Client, ControlCase, until
+from tests.support.control_rig import Client, ControlCase
+from tests.support.waiting import until
 
 _NOBODY = 65534
 
