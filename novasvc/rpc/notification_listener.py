@@ -142,7 +142,7 @@ class NotificationListener:
             return
         deliveries = delivery.deliveries + 1
         _log.failure(
-            "{event_type} of {publisher_id} could not be taken, for the {deliveries}. time",
+            "the handler of {event_type} from {publisher_id} failed (delivery {deliveries})",
             failure=failure,
             event_type=notification.event_type,
             publisher_id=notification.publisher_id,

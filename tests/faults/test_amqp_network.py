@@ -88,7 +88,7 @@ class CutTests(ProxyCase):
         before = self.proxy.accepted
         self.proxy.reset()
         await self.until(lambda: not server.live)
-        await self.until(lambda: self.said("tried again"), 3.0)
+        await self.until(lambda: self.said("reconnecting"), 3.0)
         told = len(self.said("is lost"))
         self.assertLess(told, 6)
         self.proxy.heal()

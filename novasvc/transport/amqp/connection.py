@@ -60,7 +60,7 @@ class ConnectionUser(Protocol):
         """
 
     def ready(self) -> None:
-        """Go on: messages can be sent. Called after prepare, and when the broker takes messages again."""
+        """Go on: messages can be sent. Called after prepare, and when the broker accepts messages again."""
 
     def lost(self, reason: ClosedError) -> bool | None:
         """Give up what was under way on the connection.
@@ -208,7 +208,7 @@ class Connection:
         if self.state == "ready":
             return None
         if self.state == "blocked":
-            return f"the broker takes no messages: {self.blocked_by}"
+            return f"the broker blocks publishing: {self.blocked_by}"
         doing = f"the connection for {self.name} is {self.state}"
         return doing if self.problem is None else f"{doing}: {self.problem}"
 
@@ -338,7 +338,7 @@ class Connection:
             return
         if self._opening is None and str(error) not in self._told and len(self._told) < _TOLD_BOUND:
             self._told.add(str(error))
-            _log.warn("the connection for {name} is lost, and tried again: {error}", name=self.name, error=error)
+            _log.warn("the connection for {name} was lost; reconnecting: {error}", name=self.name, error=error)
 
     def wait(self, error: BrokerError) -> None:
         """Go to the next host at once, or begin the next round after a while."""
@@ -372,7 +372,7 @@ class Connection:
         if opening is None:
             self.reconnects += 1
             metrics.broker_reconnects.at(self.name).value += 1
-            _log.info("the connection for {name} is there again: {broker}", name=self.name, broker=self._shown())
+            _log.info("the connection for {name} was restored: {broker}", name=self.name, broker=self._shown())
         self.problem = None
         self._told.clear()
         if self.blocked_by:
@@ -458,12 +458,12 @@ def _build() -> Callable[[Connection], _Machine]:
     @ready.upon(_Machine.block).to(blocked)
     def block(machine: _Machine, connection: Connection) -> None:
         connection.enter("blocked")
-        _log.warn("the broker takes no messages: {reason}", reason=connection.blocked_by)
+        _log.warn("the broker blocks publishing: {reason}", reason=connection.blocked_by)
 
     @blocked.upon(_Machine.unblock).to(ready)
     def unblock(machine: _Machine, connection: Connection) -> None:
         connection.enter("ready")
-        _log.info("the broker takes messages again")
+        _log.info("the broker accepts messages again")
         connection.user.ready()
 
     for state in (*trying, waiting, closing, closed, blocked):

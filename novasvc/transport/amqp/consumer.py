@@ -168,7 +168,7 @@ class Consumers:
                 if told != str(error):
                     told = str(error)
                     _log.error(
-                        "{subscription} cannot consume, trying until it can: {error}",
+                        "{subscription} cannot consume; retrying: {error}",
                         subscription=str(subscription),
                         error=error,
                     )

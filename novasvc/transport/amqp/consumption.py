@@ -91,7 +91,7 @@ class Delivery:
         try:
             self._consumption.listener.receiver(self)
         except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
-            _log.failure("a receiver of messages raised, which it must not")
+            _log.failure("a message receiver raised an exception, which it must not")
 
     def ack(self) -> None:
         """Take it; see IDelivery."""
@@ -500,7 +500,9 @@ class Consumption(ChannelReceiver):
         """Leave it to the broker, which says "redelivered" of it and does not count."""
         told, self._told[target] = self._told.get(target), str(failure.value)
         if told != self._told[target]:
-            _log.warn("messages cannot be moved to {target}, they go back: {error}", target=target, error=failure.value)
+            _log.warn(
+                "messages cannot be moved to {target} and are requeued: {error}", target=target, error=failure.value
+            )
         if tag in self._unsettled:
             self._unsettled[tag] = _IN_HAND
             # Not at once: it may well come back to us, and the reason be the same.

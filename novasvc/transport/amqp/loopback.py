@@ -140,7 +140,7 @@ class Loopback:
         """
         connection = self.listener.publisher.connection
         if connection.state == "blocked":
-            raise BrokerBlockedError(connection.address.shown(), f"it takes no messages: {connection.blocked_by}")
+            raise BrokerBlockedError(connection.address.shown(), f"it blocks publishing: {connection.blocked_by}")
         return found
 
     def regular(self) -> Plan:

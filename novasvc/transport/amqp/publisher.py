@@ -439,7 +439,7 @@ class Publisher:
         connection = self.connection
         shown = connection.address.shown()
         if connection.state == "blocked":
-            return BrokerBlockedError(shown, f"it takes no messages: {connection.blocked_by}")
+            return BrokerBlockedError(shown, f"it blocks publishing: {connection.blocked_by}")
         if connection.problem is not None:
             return connection.problem
         if connection.state == "ready" and self._probing:
@@ -625,7 +625,7 @@ class Publisher:
             except (BrokerError, ClosedError) as error:
                 self._direct = None
                 if attempt == 1:
-                    _log.warn("no channel for publishing, trying until there is: {error}", error=error)
+                    _log.warn("cannot open a channel for publishing; retrying: {error}", error=error)
             else:
                 self.ready()
                 return

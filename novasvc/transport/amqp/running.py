@@ -120,7 +120,7 @@ class RunningRequests:
         told, self._told = self._told, str(failure.value)
         if self._told != told:
             _log.warn(
-                "requests from {queue} that run for long cannot be kept beyond the broker's consumer_timeout: {error}",
+                "long-running requests from {queue} cannot be held beyond the broker's consumer_timeout: {error}",
                 queue=self.origin,
                 error=failure.value,
             )

@@ -95,7 +95,7 @@ class ReplyBox(ChannelReceiver):
         try:
             self._receiver(body)
         except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
-            _log.failure("a receiver of replies raised, which it must not")
+            _log.failure("a reply receiver raised an exception, which it must not")
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Declare and consume again: the queue is gone; see ChannelReceiver."""

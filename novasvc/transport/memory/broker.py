@@ -146,7 +146,7 @@ class _ReplyBox:
             try:
                 self._receiver(self.bodies.popleft())
             except Exception:  # noqa: BLE001 - it must not keep the others' messages
-                _log.failure("a receiver of replies raised, which it must not")
+                _log.failure("a reply receiver raised an exception, which it must not")
         return handled
 
 

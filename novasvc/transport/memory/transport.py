@@ -135,7 +135,7 @@ class _Listener:
         try:
             self._receiver(delivery)
         except Exception:  # noqa: BLE001 - it must not keep the others' messages
-            _log.failure("a receiver of messages raised, which it must not")
+            _log.failure("a message receiver raised an exception, which it must not")
 
     def settle(self, delivery: _Delivery) -> bool:
         """Note that a delivery was answered for; False if it was before, or went back."""

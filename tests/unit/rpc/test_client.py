@@ -370,11 +370,11 @@ class SlowTransportTests(ClientCase):
     def test_not_confirmed_in_time(self) -> None:
         """The timeout of a call whose message was not confirmed says so, and why."""
         calling = self.sent_call()
-        self.slow.trouble = "the broker takes no messages: low on memory"
+        self.slow.trouble = "the broker blocks publishing: low on memory"
         self.clock.advance(60)
         error = self.failureResultOf(calling, RPCTimeoutError).value
-        self.assertEqual(error.unconfirmed, "the broker takes no messages: low on memory")
-        self.assertIn("it is unknown whether the broker accepted the message: the broker takes no messages", str(error))
+        self.assertEqual(error.unconfirmed, "the broker blocks publishing: low on memory")
+        self.assertIn("it is unknown whether the broker accepted the message: the broker blocks publishing", str(error))
         self.slow.trouble = None
         silent = self.sent_call(self.client.prepare(call_monitor_timeout=10))
         self.clock.advance(10)

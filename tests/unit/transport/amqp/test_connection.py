@@ -234,8 +234,8 @@ class ReconnectTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
         self.assertEqual(self.user.heard, ["prepare", "ready", "lost", "prepare", "ready"])
         self.assertEqual((self.connection.reconnects, self.connection.problem), (1, None))
-        self.assertEqual(len(self.warnings("is lost, and tried again")), 1)
-        self.assertEqual(len(self.warnings("is there again")), 1)
+        self.assertEqual(len(self.warnings("was lost; reconnecting")), 1)
+        self.assertEqual(len(self.warnings("was restored")), 1)
 
     def test_rounds(self) -> None:
         """Hosts of a round follow at once, rounds after a pause that may grow; each reason is said once."""
@@ -245,11 +245,11 @@ class ReconnectTests(ConnectionCase):
         self.wait(5.5, step=0.1)
         self.assertEqual(self.reactor.ports, [5672, 5673] * 3)
         self.assertEqual(self.rounds, [("away", 1), ("away", 1), ("away", 2), ("away", 3)])
-        self.assertEqual(len(self.warnings("tried again")), 3)  # lost, and each host's refusal
+        self.assertEqual(len(self.warnings("reconnecting")), 3)  # lost, and each host's refusal
         self.broker.refusing.clear()
         self.wait(2)
         self.broker.links[-1].lose()
-        self.assertEqual(len(self.warnings("tried again")), 4)
+        self.assertEqual(len(self.warnings("reconnecting")), 4)
 
     def test_refused(self) -> None:
         """A broker that will not have us any more is asked less often."""
@@ -294,8 +294,8 @@ class BlockedTests(ConnectionCase):
             link.say(0, "connection.unblocked")
             self.assertEqual(self.connection.state, "ready")
         self.assertEqual(self.user.heard, ["prepare", "ready", "ready"])
-        self.assertEqual(len(self.warnings("takes no messages: low on memory")), 1)
-        self.assertEqual(len(self.warnings("takes messages again")), 1)
+        self.assertEqual(len(self.warnings("blocks publishing: low on memory")), 1)
+        self.assertEqual(len(self.warnings("accepts messages again")), 1)
 
     def test_while_preparing(self) -> None:
         """A broker that blocks before its user is prepared leaves it blocked, and not ready."""

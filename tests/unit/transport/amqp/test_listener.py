@@ -647,7 +647,7 @@ class RestoreTests(ListenerCase):
         self.wait(30)
         attempts = len(self.link.all("channel.open")) - 1
         self.assertTrue(7 <= attempts <= 20, attempts)
-        self.assertEqual(len([line for line in self.log if "cannot consume, trying" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot consume; retrying" in line]), 1)
         self.broker.closing.clear()
         self.wait(5)
         self.assertTrue(listener.live)

@@ -100,7 +100,7 @@ class ProblemTests(TransportCase):
         """A broker that takes no messages is a problem, although it is there."""
         self.out.say(0, "connection.blocked", reason="low on memory")
         self.settle()
-        self.assertEqual(self.amqp.problem(), "the broker takes no messages: low on memory")
+        self.assertEqual(self.amqp.problem(), "the broker blocks publishing: low on memory")
         self.assertEqual(self.counted(), [1, 1, 0, 0])
         self.out.say(0, "connection.unblocked")
         self.settle()

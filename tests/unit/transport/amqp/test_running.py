@@ -110,7 +110,7 @@ class RefusedTests(RunningCase):
             self.assertEqual(self.published()[-1].args["routing_key"], "compute", code)
             self.assertEqual(self.headers(), {"x-novasvc-deliveries": 1, "x-novasvc-deaths": 1})
         self.assertEqual(self.settled(), [("ack", tag, True) for tag in range(1, 5)])
-        self.assertEqual(len([line for line in self.log if "cannot be kept beyond" in line]), 4)
+        self.assertEqual(len([line for line in self.log if "cannot be held beyond" in line]), 4)
 
     def test_away(self) -> None:
         """A broker that is only away is waited for; the log names the queue that could not be reached."""
