@@ -377,7 +377,7 @@ class Node:
         """Why tasks and calls are cancelled."""
         if self._hurried_early:
             return "told to end at once"
-        return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) is over"
+        return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) expired"
 
     @property
     def _remedy(self) -> str:

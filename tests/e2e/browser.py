@@ -170,6 +170,11 @@ class BrowserTestCase(TestCase):
         self.browser.fresh()
         self.addCleanup(self._look_at_console)
 
+    def tearDown(self) -> None:
+        # Before any cleanup ends the server: a live page would report that it cannot reach it.
+        self.browser.driver.get("about:blank")
+        super().tearDown()
+
     def _look_at_console(self) -> None:
         unexpected = [
             line for line in self.browser.console() if not any(part in line for part in self.expected_on_console)

@@ -237,7 +237,7 @@ class RunTests(TwistdTestCase):
         node.wait_for("task trouble")
         node.wait_for("task trouble")
         self.assertEqual(node.stop(), -signal.SIGTERM)
-        self.assertRegex(node.output, r"is over: cancelling 0 calls and 1 periodic task \(hanging\)")
+        self.assertRegex(node.output, r"expired: cancelling 0 calls and 1 periodic task \(hanging\)")
 
     def test_thread_that_hangs(self) -> None:
         """A thread that hangs keeps nobody from exiting; one warning names what it ran."""

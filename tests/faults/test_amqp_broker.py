@@ -156,6 +156,6 @@ class AlarmTests(FragileCase):
                 self.assertLess(len(casts), 20_000)
                 casts.append(client.cast(CONTEXT, "note"))
             refused = await self.assertFailure(casts.pop(), TransportFullError)
-            self.assertIn(f"{len(casts)} messages wait", str(refused))
+            self.assertIn(f"full with {len(casts)} messages", str(refused))
         self.assertEqual(set(await self.outcomes(casts)), {None})
         await self.until(lambda: len(self.diary.calls) == len(casts))

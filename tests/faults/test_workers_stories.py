@@ -384,7 +384,7 @@ class StopTests(StoryCase):
         fleet.says("log_legacy|endless")
         self.assertEqual(fleet.stop(), 1, fleet.output)
         self.assertLess(lasted(fleet), 1 + LATE)
-        self.assertIn("graceful_shutdown_timeout (1 s) is over", fleet.output)
+        self.assertIn("graceful_shutdown_timeout (1 s) expired", fleet.output)
         self.assertIn("did not stop in time; no longer waiting for it", fleet.output)
 
     def test_parts(self) -> None:

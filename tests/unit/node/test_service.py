@@ -415,14 +415,14 @@ class StopTests(ServiceTestCase):
             "raise that setting there if its methods take longer, and see what this one did before calling again",
         )
         self.assertIn(
-            "nova-diary@h1: graceful_shutdown_timeout (7 s) is over: cancelling 1 call and 0 periodic tasks", told
+            "nova-diary@h1: graceful_shutdown_timeout (7 s) expired: cancelling 1 call and 0 periodic tasks", told
         )
 
     def test_reason_of_the_process_deadline(self) -> None:
         """Whoever measures the deadline of the process is a moment early: the reason is the deadline all the same."""
         error, _ = self.cut_call(self.started(graceful_shutdown_timeout=7), hurry_after=6.95)
         self.assertIn(
-            "nova-diary@h1 was shutting down: graceful_shutdown_timeout (7 s) is over; raise that setting", error
+            "nova-diary@h1 was shutting down: graceful_shutdown_timeout (7 s) expired; raise that setting", error
         )
 
     def test_reason_of_a_sudden_end(self) -> None:
@@ -432,7 +432,7 @@ class StopTests(ServiceTestCase):
         self.assertIn("after 1 s: nova-diary@h1 was shutting down: told to end at once; see what the method did", error)
         self.successResultOf(service.start())
         error, _ = self.cut_call(service)
-        self.assertIn("graceful_shutdown_timeout (7 s) is over", error)
+        self.assertIn("graceful_shutdown_timeout (7 s) expired", error)
 
     def test_cleanup_that_raises(self) -> None:
         """A cleanup_host that raises is logged and stops nothing."""
