@@ -79,7 +79,7 @@ class Ledger:
     :param remembered: the least number of settled ids to remember; see :class:`SeenWindow`.
     """
 
-    # Note [Redelivery and deduplication]
+    # Note [Deduplication of redeliveries]
     #
     # A message is redelivered when its channel, its connection or the broker is lost, or when a
     # process dies. It is duplicated when its sender sends it again, or when a server requeues or

@@ -70,7 +70,7 @@ class Server:
     # belongs to] in novasvc.rpc.admission.
     #
     # A process recognises a redelivery of a message that it received before by the unique id,
-    # whatever caused the redelivery: see Note [Redelivery and deduplication] in novasvc.rpc.ledger.
+    # whatever caused the redelivery: see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
     # A call that runs for longer than the broker waits for an acknowledgement is held: see
     # novasvc.rpc.holding.
 
@@ -487,7 +487,7 @@ class Server:
             self._execution.refuse(request.back, error, delivery.expires_in)
 
     def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
-        """Handle a redelivery or duplicate; see Note [Redelivery and deduplication] in novasvc.rpc.ledger.
+        """Handle a redelivery or duplicate; see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
 
         :return: whether the delivery was handled, and the call that has to be queued again, if any.
         """
