@@ -30,7 +30,10 @@ READY, UNDER_WAY, NOBODY = "ready", "under way", "nobody"
 """State of the node's other workers: one is ready for any call; one runs the operation; neither is the case."""
 
 Siblings = Callable[[str], Deferred[str]]
-"""Ask the other workers about a request id. The Deferred fires with READY, UNDER_WAY or NOBODY; it never fails."""
+"""Ask the other workers about a request id.
+
+The Deferred fires with READY, UNDER_WAY or NOBODY within a deadline of its own, and never fails.
+"""
 
 
 @attrs.define(eq=False)

@@ -121,7 +121,7 @@ class Client:
     def can_send_version(self, version: str | None) -> bool:
         """Return whether a version is within the version cap.
 
-        :param version: "major.minor"; None is within no cap.
+        :param version: "major.minor"; None is over every cap. A client without a cap can send every version.
         :raises ValueError: the version is malformed.
         """
         return compatible(self._version_cap, version)
