@@ -79,7 +79,7 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
         "class": kind.__name__,
         "module": kind.__module__,
         "message": message,
-        # A list of lines that each end in a newline: oslo.messaging joins the list, and splits a plain string.
+        # A list of lines, each with its newline, as traceback.format_exception returns and oslo.messaging sends.
         "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{kind.__name__}: {message}",)],
         "args": list(error.args),
         "kwargs": getattr(error, "kwargs", {}),

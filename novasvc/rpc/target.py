@@ -8,7 +8,7 @@ _LONGEST = 255
 """The most octets of a queue's name (AMQP 0-9-1 shortstr), such as that of a topic and a server."""
 
 _LONGEST_TOPIC = _LONGEST - len("_fanout_") - 32
-"""The most octets of a topic: a server's fanout queue is named after the topic, with a prefix and an id of 32."""
+"""The most octets of a topic: the name of a server's fanout queue appends "_fanout_" and an id of 32 octets."""
 
 
 @attrs.frozen
