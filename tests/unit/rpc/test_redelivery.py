@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.redelivery: processes that die of a request, and the requests that ran beside it."""
+"""Tests for novasvc.rpc.redelivery: poison messages, and the requests that ran beside them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -121,7 +121,7 @@ class MarkingTransport(MemoryTransport):
         return super().listen(target, receive, prefetch)
 
     def lose(self) -> None:
-        """Leave everything to the broker, as it is."""
+        """Die, and leave all unsettled messages to the broker."""
         for delivery in self.held:
             if delivery.body in self.marks.kept:
                 self.marks.kept.remove(delivery.body)
@@ -132,7 +132,7 @@ class MarkingTransport(MemoryTransport):
 
 
 class Service:
-    """A process: it dies of some requests, and with it everything that it has in its hands."""
+    """A process that dies of poison messages, with all its calls in hand."""
 
     def __init__(self, case: "RedeliveredCallsTests") -> None:
         self.case = case
@@ -218,7 +218,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(len(self.broker.quarantine), len(guilty))
 
     def test_innocent(self) -> None:
-        """What ran beside a deadly request is never quarantined with it, wherever it was."""
+        """A call that ran beside a poison message is never quarantined with it, wherever the message was."""
         for at in (0, 4, 8, 20, INNOCENT):
             self.broker.quarantine.clear()
             self.deaths = 0
@@ -228,20 +228,20 @@ class RedeliveredCallsTests(SynchronousTestCase):
             self.assertEqual(self.deaths, MAX_DELIVERIES + 1, at)
 
     def test_two_deadly(self) -> None:
-        """Nor if there are two of them."""
+        """No other call is quarantined if there are two poison messages."""
         innocent, guilty = self.calls(3, 6)
         self.run_all(innocent + guilty)
         self.check(innocent, guilty)
 
     def test_two_services(self) -> None:
-        """Nor if another service is there to take what the dead one had."""
+        """No other call is quarantined if another service receives the dead one's messages."""
         self.start(2)
         innocent, guilty = self.calls(5)
         self.run_all(innocent + guilty, services=2)
         self.check(innocent, guilty)
 
     def test_killed_often(self) -> None:
-        """What waited for its turn survives any number of deaths: only calls that ran are ever counted."""
+        """A call that waits survives any number of deaths: a death is counted only for calls that ran."""
         innocent, _ = self.calls()
         for _ in range(MAX_DELIVERIES):
             self.start(1)
@@ -260,13 +260,13 @@ class RedeliveredCallsTests(SynchronousTestCase):
         return self.services[0]
 
     def test_one_death(self) -> None:
-        """After one death all that the dead process had runs again at full concurrency."""
+        """After one death all calls of the dead process run again at full concurrency."""
         self.calls()
         service = self.die_and_restart()
         self.assertEqual(sorted(what for what, _ in service.running), list(range(CONCURRENCY)))
 
     def test_groups(self) -> None:
-        """With each further death the group of those that were running gets smaller, and is one at the end."""
+        """With each further death the group of running calls gets smaller, until a call runs alone."""
         self.calls()
         self.broker.queue("nova", TARGET.topic, None).messages = deque(
             list(self.broker.queue("nova", TARGET.topic, None).messages)[:CONCURRENCY]
@@ -278,7 +278,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(sizes, [8, 3, 1])
 
     def test_group_sizes(self) -> None:
-        """The groups are a geometric series from the concurrency to 1, however many deaths there may be."""
+        """The group sizes are a geometric series from the concurrency to 1, for any max_deliveries."""
         for concurrency, most, sizes in [
             (64, 3, [64, 8, 1]),
             (64, 2, [64, 1]),
@@ -298,7 +298,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
             self.assertEqual([calls.group(deaths) for deaths in range(most)], sizes)
 
     def test_new_calls(self) -> None:
-        """New calls run beside those that were delivered before, within the server's concurrency."""
+        """New calls run beside redelivered ones, within the server's concurrency."""
         self.calls()
         service = self.die_and_restart()
         while service.running:
@@ -308,7 +308,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(service.server.in_flight, 0)
 
     def test_does_not_come(self) -> None:
-        """A place is not kept for ever for a message that was retained and does not come back."""
+        """The place of a retained message that is not delivered is freed after a while."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
@@ -322,7 +322,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(len(redelivered.retained), 0)
 
     def test_stopped(self) -> None:
-        """A service that stops gives back those whose turn has not come, and waits for none."""
+        """A service that stops gives back the calls that have not begun, and waits for none."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
@@ -341,7 +341,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual((service.server.counts.given_back, service.transport.held), (given_back, []))
 
     def test_comes_twice(self) -> None:
-        """A message that comes twice while it is being moved keeps one place, and leaves no timer behind."""
+        """A message that is delivered twice while it is being moved keeps one place and one timer."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
