@@ -26,7 +26,7 @@ MAX_DELIVERIES = 3
 
 @attrs.define(eq=False)
 class Marks:
-    """What a broker knows of messages, by body: what comes again, what a process keeps, and the counts in headers."""
+    """The broker's state by body: redelivered messages, messages in a process's own queue, counts in headers."""
 
     again: set[bytes] = attrs.field(factory=set)
     kept: set[bytes] = attrs.field(factory=set)
@@ -37,7 +37,7 @@ class Marks:
 @implementer(IDelivery)
 @attrs.define(eq=False)
 class MarkedDelivery:
-    """A delivery from a queue that does not count."""
+    """A delivery from a queue without a delivery count."""
 
     inner: Any
     marks: Marks
@@ -73,7 +73,7 @@ class MarkedDelivery:
         return self.inner.session
 
     def hold(self) -> None:
-        """There is no limit."""
+        """No limit: deliveries need not be held."""
 
     def settle(self, how: Callable[..., None], *args: Any) -> bool:
         if self not in self.held:
@@ -104,7 +104,7 @@ class MarkedDelivery:
 
 
 class MarkingTransport(MemoryTransport):
-    """Delivers as from queues that do not count."""
+    """A transport whose queues keep no delivery count."""
 
     def __init__(self, broker: MemoryBroker, clock: Clock, marks: Marks) -> None:
         super().__init__(broker, clock=clock)
@@ -158,7 +158,7 @@ class Service:
         return working
 
     def step(self) -> None:
-        """Die of what is deadly, or else end what has run longest."""
+        """Die if a poison message runs; otherwise end the oldest call."""
         if any(what < 0 for what, _ in self.running):
             self.die()
         elif self.running:
@@ -186,13 +186,13 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.client = rpc.Client(transport, clock=self.clock, timeout=600.0, target=attrs.evolve(TARGET, server=None))
 
     def start(self, number: int) -> None:
-        """Have as many services live."""
+        """Start services until this many are alive."""
         self.services = [service for service in self.services if service.alive]
         while len(self.services) < number:
             self.services.append(Service(self))
 
     def calls(self, *deadly: int) -> tuple[list[Deferred[Any]], list[Deferred[Any]]]:
-        """Call 24 times what harms nobody, and what is deadly after so many of them."""
+        """Make INNOCENT harmless calls, with a deadly one after each of the given numbers of them."""
         innocent, guilty = [], []
         for what in range(INNOCENT + 1):
             guilty += [self.client.call(CONTEXT, "work", what=-1 - n) for n, at in enumerate(deadly) if at == what]
@@ -201,7 +201,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         return innocent, guilty
 
     def run_all(self, calls: list[Deferred[Any]], services: int = 1) -> None:
-        """Have services live and die until all calls have ended."""
+        """Run services, and replace dead ones, until all calls have ended."""
         for _ in range(2000):
             self.start(services)
             self.clock.pump([0.0, 0.01, 0.0])
@@ -252,7 +252,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.check(innocent, [])
 
     def die_and_restart(self) -> Service:
-        """Have the only service die of something else, with all that it has in its hands, and start the next one."""
+        """Kill the only service for another reason, with all its calls in hand, and start the next one."""
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.start(1)
@@ -288,7 +288,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         ]:
             calls = RedeliveredCalls(
                 self.clock,
-                None,  # type: ignore[arg-type]  # it begins nothing
+                None,  # type: ignore[arg-type]  # This test begins no call.
                 concurrency=concurrency,
                 max_deliveries=most,
                 retain=lambda _: None,
@@ -346,7 +346,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.services = []
-        self.retained = lambda delivery: None  # moved, and not back
+        self.retained = lambda delivery: None  # The message is moved, and never delivered again.
         self.start(1)
         self.clock.advance(0)
         server = self.services[0].server
