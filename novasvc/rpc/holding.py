@@ -9,7 +9,7 @@ from novasvc.rpc.ledger import Ledger
 
 
 class Holding:
-    """Check the calls in hand periodically, and settle or hold deliveries that are due.
+    """Check the calls in hand periodically, and give back or hold those whose deliveries are due.
 
     A call that has not begun within ``hold_after`` is given back: another server may have room for it. A
     running call is held, repeatedly; see :meth:`novasvc.interfaces.IDelivery.hold`.

@@ -414,7 +414,7 @@ class Server:
                 admission.add(self._withdraw(call))
         elif request.problem or (delivery.deliveries and delivery.sent_to == "server"):
             # A process that died may have begun this request, so it needs the checks of a redelivery:
-            # the admission would give it back as new.
+            # ServiceDrainingError would tell its caller that it never ran.
             try:
                 admission.add(self._withdraw(self._admit(delivery, request)))
             except RPCError as error:

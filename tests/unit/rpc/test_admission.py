@@ -188,7 +188,7 @@ class ArrivingTests(AdmissionCase):
 
 
 class RepeatedTests(AdmissionCase):
-    """Redeliveries during a drain, which must not be given back as new."""
+    """Redeliveries during a drain: their methods may have run before."""
 
     def answers(self) -> list[str]:
         self.clock.advance(0)
