@@ -23,9 +23,9 @@ _ROUNDING = 1e-6
 
 @attrs.define(eq=False)
 class Cadence:
-    """The due times of one task, and the LoopingCall that calls at them.
+    """Compute the due times of one task, and call a function at each.
 
-    Works without the loop too: :meth:`take` then returns the due times since the previous call.
+    :meth:`take` also works without :meth:`start`; it then returns the due times since the previous call.
 
     :param clock: its seconds must be monotonic.
     :param interval: seconds, > 0.

@@ -1,4 +1,4 @@
-"""Runs an object's periodic tasks."""
+"""The task runner: runs an object's periodic tasks."""
 
 import random
 from contextvars import Context, copy_context
@@ -19,7 +19,7 @@ from novasvc.periodic.task import Run, Task, TaskStats
 _log = Logger()
 
 PASS_INTERVAL = 60.0
-"""Seconds between passes, which are the interval of tasks without a spacing."""
+"""Seconds between passes; also the interval of tasks without a spacing."""
 
 
 @attrs.define(eq=False)

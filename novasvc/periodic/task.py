@@ -63,6 +63,10 @@ class Run:
     :param task: the task's name.
     :param started: when, on the clock.
     :param variables: the context variables it runs in.
+    :ivar outcome: the method's result, or a Failure; valid after the end.
+    :ivar cancelled: whether :meth:`cancel` was called; the run may not have ended yet.
+    :ivar overdue: whether :meth:`report_overdue` has logged a warning.
+    :ivar timeout: the error to report, if the run was cancelled at the task's timeout.
     """
 
     task: str
@@ -79,7 +83,7 @@ class Run:
 
     @property
     def request_id(self) -> str:
-        """The request id of its context; calls that the run makes carry it too."""
+        """The request id of the run's context, which the run's outgoing calls carry too; "" before the run begins."""
         context = self.variables.get(current_context)
         return "" if context is None else context.request_id
 
@@ -87,7 +91,7 @@ class Run:
         """Call ``end`` with this run and its outcome when the Deferred fires."""
         self._result = result
         result.addBoth(lambda outcome: end(self, outcome))
-        if self.cancelled:  # by the method itself, before it returned its Deferred
+        if self.cancelled:  # The method cancelled its own run before it returned its Deferred.
             self.cancel()
 
     def when_ended(self) -> Deferred[Any]:
@@ -148,9 +152,11 @@ class Task:
     """A declared method, its due times, and the statistics of its runs.
 
     :param declaration: its options.
+    :param method: the bound method; takes a RequestContext, and may return a Deferred or a coroutine.
+    :param clock: measures durations and timeouts.
     :param cadence: its due times.
-    :param manager: the name of the class that declares it, a label of the metrics.
-    :param run: the run under way, if any.
+    :param manager: the name of its owner's class, a label of the metrics.
+    :ivar run: the run under way, or None.
     """
 
     declaration: Declaration
@@ -184,9 +190,11 @@ class Task:
         return self._manager, self.name
 
     def take_due(self) -> bool:
-        """Take the due times that have passed. All but the last were missed.
+        """Take the due times that have passed, and count the missed ones.
 
-        :return: whether a run is to start now. If a run is under way, the last due time was missed too.
+        Every due time but the last was missed; if a run is under way, the last one was missed too.
+
+        :return: whether a run has to start now.
         """
         count, lateness = self.cadence.take()
         if count == 0:
@@ -204,7 +212,7 @@ class Task:
         return True
 
     def begin(self, context: RequestContext, variables: Context) -> Run:
-        """Start a run. None may be under way.
+        """Start a run. Call it only when no run of the task is under way.
 
         :param context: passed to the method.
         :param variables: the context variables that the method sees; its changes stay in a copy.
@@ -248,11 +256,11 @@ class Task:
     def _call(self, context: RequestContext) -> Any:
         current_context.set(context)
         result = self._method(context)
-        # In the run's context: a coroutine keeps the context variables of the place where it is started.
+        # Started here, inside the run's context: a coroutine keeps the context variables in which it starts.
         return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
 
     def _time_out(self, run: Run) -> None:
-        assert self.declaration.timeout is not None  # it is why this is called
+        assert self.declaration.timeout is not None  # begin() sets the timer only with a timeout.
         run.timeout = TaskTimeoutError(self.name, self.declaration.timeout)
         self._timeouts += 1
         note("task", f"{self.name} timed out")

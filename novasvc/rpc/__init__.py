@@ -1,6 +1,6 @@
-"""Remote calls: methods are exposed, endpoints collected, served by a server, called by a client.
+"""RPC: expose methods, collect them as endpoints, serve them with a server, and call them with a client.
 
-What goes over the wire is what OpenStack's services send each other: see :mod:`novasvc.rpc.message`.
+The wire format is that of oslo.messaging: see :mod:`novasvc.rpc.message`.
 """
 
 from novasvc.rpc.baseapi import BaseAPI

@@ -1,4 +1,4 @@
-"""What a server that drains takes in: the calls of operations under way, and nothing else."""
+"""Admission during a graceful shutdown: a draining server runs only calls of operations under way."""
 
 from collections import deque
 from collections.abc import Callable, Collection
@@ -15,31 +15,34 @@ from novasvc.rpc.call import Call
 from novasvc.rpc.message import Request
 
 HELD = 1000
-"""Casts that are held until the end of the drain, at the most."""
+"""The most casts that are held until the end of the drain."""
 
 HELD_BYTES = 64 * 2**20
-"""Bytes of the bodies of these, at the most."""
+"""The most bytes of held casts' bodies together."""
 
 ROOM = 2 * HELD
-"""Deliveries that a draining server takes beside those of its concurrency: what it holds must block no call."""
+"""Prefetch of a draining server beyond its concurrency, so that held casts do not block the delivery of calls."""
 
 PAUSE = 0.5
-"""Seconds for which a message is kept that comes back to this server at once when it is given back."""
+"""Seconds to keep a message that the broker would redeliver to this server at once."""
 
 READY, UNDER_WAY, NOBODY = "ready", "under way", "nobody"
-"""What is known of the other workers of a node: one is ready for any call; one runs the operation; neither."""
+"""State of the node's other workers: one is ready for any call; one runs the operation; neither is the case."""
 
 Siblings = Callable[[str], Deferred[str]]
-"""Takes a request id, returns a Deferred of READY, UNDER_WAY or NOBODY that never fails. It has a deadline."""
+"""Ask the other workers about a request id.
+
+The Deferred fires with READY, UNDER_WAY or NOBODY within a deadline of its own, and never fails.
+"""
 
 
 @attrs.define(eq=False)
 class Arrival:
-    """A request that a draining server was sent.
+    """A request that a draining server received and has not begun.
 
-    :param delivery: by which it came last.
-    :param deliveries: what it is given back with; see :meth:`novasvc.interfaces.IDelivery.requeue`.
-    :param call: what it had become before; None if it came during the drain.
+    :param delivery: its latest delivery.
+    :param deliveries: the count to requeue it with; see :meth:`novasvc.interfaces.IDelivery.requeue`.
+    :param call: the call that it had become; None for a request that never became one.
     """
 
     delivery: IDelivery
@@ -49,55 +52,53 @@ class Arrival:
 
 
 class Decisions(Protocol):
-    """Carry out what was decided about a request; a draining server does."""
+    """Carry out the admission's decisions; implemented by the draining server."""
 
     def take_in(self, arrival: Arrival) -> None:
-        """Run it."""
+        """Run the request."""
 
     def give_back(self, arrival: Arrival) -> None:
-        """Have its message delivered again, here or elsewhere."""
+        """Requeue the request's message for any server of its target."""
 
     def refuse(self, arrival: Arrival, error: RPCError) -> None:
-        """Settle it, and answer its caller with an error."""
+        """Settle the request, and reply with an error."""
 
 
 class Admission:
-    """Decides about each request that reaches a server while it drains.
+    """Decide about each request that reaches a draining server.
 
     :param target: topic and server, as text, for errors.
-    :param decisions: carries out what is decided here.
-    :param clock: measures the pauses.
-    :param operations: returns the request ids of what is under way here.
-    :param siblings: asks the other workers of this node; None if it has none.
+    :param decisions: carries the decisions out.
+    :param clock: measures PAUSE.
+    :param operations: returns the request ids of the operations under way in this process.
+    :param siblings: asks the other workers of this node; None without workers.
     """
 
     # Note [Which operation a request belongs to]
     #
-    # A method that is under way may depend on calls that come back to its own node: A calls B, and
-    # B calls A. They bear the request id of the operation, which travels in the context of every
-    # call; oslo.messaging's services pass it on as well. So a request belongs to an operation if
-    # its request id is that of a method or a periodic task that runs here, or of a call that waits
-    # here for its reply. Such a request begins even if as many methods run as may: it is what
-    # those wait for.
+    # A running method may depend on calls that come back to its own node: A calls B, and B calls A.
+    # Such calls carry the operation's request id, which travels in the context of every call, also
+    # between oslo.messaging's services. So a request belongs to an operation if its request id is that
+    # of a method or a periodic task that runs here, or of a call that waits here for its reply. Such a
+    # request may begin beyond the server's concurrency: running methods wait for it.
     #
-    # Everything else is settled at once, so that nothing new begins:
+    # Every other request is settled, so that no new operation begins:
     #
-    # - What was sent to the topic goes back to its queue for the other servers, when this one
-    #   does not consume from it any more, or it would come here again. It waits there if there is
-    #   no other.
-    # - A fanout is dropped: each server gets a copy of its own, and this one leaves.
+    # - A message to the topic is given back for the other servers, once this server has stopped
+    #   consuming from that queue; before that, the broker would redeliver it here. Without another
+    #   server it waits in the queue.
+    # - A fanout is dropped: each server has its own copy, and this server is leaving.
     # - A call to this server itself is refused with ServiceDrainingError.
-    # - A cast to this server itself is for the next process that serves it, so it is held, and
-    #   given back at the end. It is not given back before: nobody else consumes from the queue,
-    #   and it would come here again, for ever. If there is more than may be held, the rest is
-    #   given back after a pause, behind what waits in the queue, so that the calls in the queue
-    #   get their turn.
+    # - A cast to this server itself is for the next process that serves the target, so it is held, and
+    #   given back at the end of the drain. If it were given back earlier, the broker would redeliver it
+    #   here at once, for ever, because nothing else consumes from the queue. Casts beyond the bounds are
+    #   given back after a pause, to the end of the queue, so that calls in the queue are delivered.
     #
-    # A node with workers has one queue for all of them, and the operation may run in another one.
-    # So before this worker refuses or holds anything, it asks the others, by way of the
-    # supervisor. If one of them is ready, the node goes on, and the request goes back to the
-    # queue; consumers that do not drain come first there. If all drain and the operation runs in
-    # one of them, this one takes the call in: it is the same node.
+    # All workers of a node share one queue, and the operation may run in another worker. So before a
+    # worker refuses or holds a request, it asks the others through the supervisor. If one of them is
+    # ready, the node goes on serving, and the request is given back to the queue, where the broker
+    # prefers consumers that do not drain. If all workers drain and one of them runs the operation, this
+    # worker runs the call: it is the same node.
 
     def __init__(
         self,
@@ -121,12 +122,15 @@ class Admission:
         self._held_bytes = 0
 
     def belongs(self, request: Request) -> bool:
-        """Tell whether a request belongs to an operation that is under way here."""
+        """Return whether a request belongs to an operation under way in this process."""
         request_id = request.context.get("request_id")
         return not self._over and isinstance(request_id, str) and request_id in self._operations()
 
     def add(self, arrival: Arrival) -> None:
-        """Settle a request that belongs to no operation under way here."""
+        """Decide about a request that belongs to no operation under way in this process.
+
+        The decision may come later: when the topic's consumer has stopped, or when the other workers have answered.
+        """
         sent_to = arrival.delivery.sent_to
         if sent_to == "fanout":
             arrival.delivery.ack()
@@ -144,30 +148,32 @@ class Admission:
             asked.addCallback(self._told, arrival, at_once=not self._narrowed)
 
     def replace(self, unique_id: str | None, delivery: IDelivery) -> bool:
-        """Let a delivery take the place of the one by which a request came that is still here, if it is.
+        """Replace the delivery of an undecided or held request by its redelivery; return whether there was one.
 
-        The connection was lost, and the broker delivers it again, marked; but it has not begun.
+        The redelivery is due to a lost connection, not to a death: the request has not begun.
         """
         for arrival in chain(self._aside, self._undecided, self._paused, self._held):
             if unique_id is not None and arrival.request.unique_id == unique_id:
-                arrival.delivery.ack()  # It may be a second message with the same id.
+                # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be
+                # acknowledged.
+                arrival.delivery.ack()
                 arrival.delivery = delivery
                 return True
         return False
 
     def narrowed(self) -> None:
-        """See that nothing comes any more but what is sent to this server itself."""
+        """Give back the topic's requests. Called when only messages to this server itself are still delivered."""
         self._narrowed = True
         aside, self._aside = self._aside, []
         for arrival in aside:
             self._decisions.give_back(arrival)
 
     def end_operations(self) -> None:
-        """Let nothing belong any more: what is under way is cut short."""
+        """Admit no further request. Called when the operations under way are cut short."""
         self._over = True
 
     def close(self) -> None:
-        """Give back what is still here. Called when the server consumes no more."""
+        """Give back the requests that are undecided, paused or held. Called when the server has stopped consuming."""
         self._over = True
         for call in self._paused.values():
             call.cancel()
@@ -178,20 +184,20 @@ class Admission:
 
     def _told(self, answer: str, arrival: Arrival, *, at_once: bool) -> None:
         if arrival not in self._undecided:
-            return  # It went back meanwhile.
+            return  # close() has given it back.
         del self._undecided[arrival]
         if self.belongs(arrival.request) or (answer == UNDER_WAY and not self._over):
             self._decisions.take_in(arrival)
         elif answer == READY and at_once:
             self._decisions.give_back(arrival)
         elif answer == READY:
-            # They have no room for it now, or it would not have come here.
+            # The broker prefers the ready workers, so a delivery here means that they have no room now.
             self._pause(arrival)
         else:
             self._settle(arrival)
 
     def _settle(self, arrival: Arrival) -> None:
-        """Settle a request to this server that nobody else can have now."""
+        """Refuse a call, or hold a cast, that no other worker can run now."""
         if arrival.request.back is not None:
             self._decisions.refuse(arrival, ServiceDrainingError(self._target))
         else:

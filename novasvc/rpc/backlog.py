@@ -1,23 +1,25 @@
-"""Requests that were received and not begun, in memory that outlives the process that received them.
+"""The backlog: requests received and not begun, in shared memory that outlives the process that received them.
 
-A request of a method that is not idempotent must not run twice. A broker that delivers one again says
-only that somebody had it before, so it is refused: it may have run. The workers of one supervisor know
-more: each records, in memory that all of them share, the requests that it has received and not begun.
+A request for a method that is not idempotent must not run twice. When a broker redelivers one, it says only
+that some process received it before; the request may have run, so it is refused. The workers of one
+supervisor know more: each records, in memory shared by all, the requests that it has received and not begun.
 After a worker's death its siblings look a redelivered request up there, and run it if it never began.
 """
 
 # Note [Only what is known]
 #
-# The record is evidence in one direction: "received first, and not begun by the time of its death". A
-# request without an entry is refused as before, so an entry may be lost at any time: overwritten by a
-# later one, or never written because the process was killed in between. It must never be wrong, though:
+# The record proves one thing only: "this process received the request, and had not begun it when the
+# process died". A request without an entry is refused. So an entry may be missing at any time:
+# overwritten by a later one, or never written because the process was killed first. An entry must never
+# be wrong:
 #
-# - An entry is written before its request can begin, and is marked as removed before the method runs.
-# - Each process writes its own page only; the state of an entry is one byte, written last.
-# - Only the first receiver of a message writes an entry on its own authority. A sibling that takes the
-#   request over by fate() writes one too, so a third process finds both, and both have to be dead.
-# - A process that is alive may still begin what it has recorded. Its pid and the start time of that pid
-#   tell whether it is alive, as a pid alone may belong to another process by now.
+# - An entry is written before its request can begin, and marked as removed before the method runs.
+# - Each process writes only its own page. The state of an entry is one byte, written last.
+# - Only the first receiver of a message writes an entry without looking the request up. A sibling that
+#   takes the request over after fate() writes an entry too. A third process then finds both entries, and
+#   runs the request only if both processes are dead.
+# - A living process may still begin a request that it has recorded. A process is identified by its pid
+#   and the start time of that pid, because a pid is reused.
 
 import mmap
 import struct
@@ -30,20 +32,20 @@ from pathlib import Path
 import attrs
 
 PAGES = 256
-"""Processes whose records are kept: the living ones, and as many dead ones as there is room for."""
+"""The most processes with a record: the living ones, and the latest dead ones."""
 SLOTS = 1024
-"""Requests in one process's record; the oldest are overwritten."""
+"""The most requests in one process's record; the oldest are overwritten."""
 
 _OWNER = struct.Struct("<QQ")
-"""The pid of a page's process, 0 for none, and the start time of that pid in clock ticks since boot."""
+"""Header of a page: pid of its process (0 for none), and that pid's start time in clock ticks since boot."""
 _ID = 16
 _PAGE = SLOTS * (_ID + 1)
-"""Octets of a page: the ids, then one octet for the state of each."""
+"""Size of a page in octets: the hashed ids, then one octet for the state of each."""
 _EMPTY, _WAITING, _REMOVED = 0, 1, 2
 
 
 class Fate(Enum):
-    """What is known of a request that is delivered again."""
+    """What the record tells about a redelivered request."""
 
     NEVER_BEGAN = "every process that had it is dead, and none had begun it"
     HELD = "a process that is alive has it, and may begin it"
@@ -51,10 +53,10 @@ class Fate(Enum):
 
 
 class SharedBacklog:
-    """The memory of all processes; made before they are forked, and inherited by each.
+    """Hold the records of all processes in shared memory; created before the workers are forked, which inherit it.
 
-    :param pages: processes that it has room for, > 0.
-    :param descriptor: of a file that has :meth:`size` octets; without one the memory has no file.
+    :param pages: processes to make room for, > 0.
+    :param descriptor: file descriptor of a file of :meth:`size` octets; -1 maps anonymous memory.
     """
 
     def __init__(self, pages: int = PAGES, descriptor: int = -1) -> None:
@@ -65,16 +67,16 @@ class SharedBacklog:
 
     @staticmethod
     def size(pages: int) -> int:
-        """Return the octets of memory that so many processes need."""
+        """Return the size of the memory for this many pages, in octets."""
         return pages * (_OWNER.size + _PAGE)
 
     def free_page(self, alive: Collection[int]) -> int | None:
-        """Return the page that was given away longest ago, of those whose process is not alive.
+        """Return the least recently assigned page whose process is dead.
 
-        Called where processes are forked, before each fork.
+        Called by the supervisor before each fork.
 
         :param alive: pids of the processes that may still write.
-        :return: its number; None if all of them are alive.
+        :return: the page's number, or None if the processes of all pages are alive.
         """
         for _ in range(self.pages):
             page, self._next = self._next, (self._next + 1) % self.pages
@@ -84,14 +86,16 @@ class SharedBacklog:
         return None
 
     def owner(self, page: int) -> tuple[int, int]:
-        """Return pid and start time of a page's process; the pid is 0 if it never had one."""
+        """Return the pid and start time of a page's process; pid 0 means that the page has none."""
         pid, started = _OWNER.unpack_from(self.memory, page * _OWNER.size)
         return pid, started
 
     def join(self, page: int, pid: int) -> "Backlog":
-        """Take a page for a process; called in that process. What was recorded there before is forgotten.
+        """Clear a page and assign it to a process; called in that process.
 
-        :param page: from :meth:`free_page`.
+        :param page: a page number from :meth:`free_page`.
+        :param pid: the pid of the calling process.
+        :return: the process's record.
         """
         at = self.ids_at(page)
         _OWNER.pack_into(self.memory, page * _OWNER.size, 0, 0)
@@ -100,13 +104,13 @@ class SharedBacklog:
         return Backlog(self, page)
 
     def ids_at(self, page: int) -> int:
-        """Return where a page begins."""
+        """Return the offset of a page's ids in the memory."""
         return self.pages * _OWNER.size + page * _PAGE
 
     def find(self, key: bytes) -> Iterator[tuple[int, int]]:
-        """Yield page and state of each entry of a request, removed ones among them.
+        """Yield the page and the state of each entry of a request, including removed entries.
 
-        :param key: from :func:`key_of`.
+        :param key: a hashed id from :func:`key_of`.
         """
         for page in range(self.pages):
             if not self.owner(page)[0]:
@@ -123,9 +127,10 @@ class SharedBacklog:
 
 @attrs.define(eq=False)
 class Backlog:
-    """One process's record, and its view of the others'.
+    """Write one process's record, and read the records of all.
 
-    :param page: this process's own.
+    :param shared: the memory of all processes.
+    :param page: the page of this process.
     """
 
     _shared: SharedBacklog
@@ -133,12 +138,12 @@ class Backlog:
     _numbers: "count[int]" = attrs.field(factory=count, init=False)
 
     def add(self, unique_id: str) -> int:
-        """Record a request that was received and is not begun. It takes about two microseconds.
+        """Record a request as received and not begun. This takes about two microseconds.
 
-        Called for requests of methods that are not idempotent: for one that nobody received before, and for one
-        whose fate was NEVER_BEGAN.
+        Call it only for methods that are not idempotent, and only for a request that no process received before,
+        or whose fate is NEVER_BEGAN.
 
-        :return: the slot, for :meth:`remove`.
+        :return: the entry's slot, for :meth:`remove`.
         """
         slot = next(self._numbers) % SLOTS
         memory, ids = self._shared.memory, self._shared.ids_at(self._page)
@@ -149,11 +154,11 @@ class Backlog:
         return slot
 
     def remove(self, slot: int) -> None:
-        """Record that a request is about to begin, or that it was given back. Called before either happens."""
+        """Mark an entry as removed. Called before its request begins or is given back."""
         self._shared.memory[self._shared.ids_at(self._page) + SLOTS * _ID + slot] = _REMOVED
 
     def fate(self, unique_id: str) -> Fate:
-        """Tell what is known of a request that is delivered again."""
+        """Look up the fate of a redelivered request in the records of all processes."""
         fate = Fate.UNKNOWN
         for page, state in self._shared.find(key_of(unique_id)):
             if state == _REMOVED:
@@ -166,7 +171,7 @@ class Backlog:
 
 
 def key_of(unique_id: str) -> bytes:
-    """Return the form in which an id is recorded: peers' ids have any length."""
+    """Return an id's hash, of fixed length: ids from peers have any length."""
     return blake2b(unique_id.encode("utf-8", "surrogatepass"), digest_size=_ID).digest()
 
 
@@ -175,11 +180,11 @@ def _is_alive(pid: int, started: int) -> bool:
 
 
 def _start_time(pid: int) -> int | None:
-    """Return when a process was started, in clock ticks since boot; None if it has ended, reaped or not."""
+    """Return a process's start time in clock ticks since boot; None if it has ended, even as a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # proc(5): the name, in parentheses, may hold anything; state is the first field behind it, starttime the 20th.
+    # proc_pid_stat(5): comm, in parentheses, may contain any character; after it, state is field 1, starttime field 20.
     fields = stat[stat.rindex(b")") + 2 :].split()
     return None if fields[0] in {b"Z", b"X"} else int(fields[19])

@@ -1,4 +1,4 @@
-"""What every node answers, beside its manager's own methods."""
+"""The base API: methods that every node serves, beside its manager's own."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from novasvc.rpc.message import WayBack, encode_request
 
 
 def write_ping(msg_id: str, address: str) -> bytes:
-    """Write a call of ``ping`` whose reply goes to an address; see :data:`novasvc.interfaces.WriteProbe`."""
+    """Encode a call of ``ping`` with this reply address; see :data:`novasvc.interfaces.WriteProbe`."""
     back = WayBack(msg_id, address)
     return encode_request("ping", {"arg": "reachability"}, {}, namespace="baseapi", version="1.0", back=back)
 
 
 @attrs.frozen(eq=False)
 class BaseAPI:
-    """Answers in namespace "baseapi", version 1.1, as Nova's services do.
+    """Serve namespace "baseapi", version 1.1, as Nova's services do.
 
-    :param service_name: what the node calls itself: its topic.
-    :param backdoor_port: of the node's backdoor; None if it has none.
+    :param service_name: the node's topic.
+    :param backdoor_port: TCP port of the node's backdoor; None without a backdoor.
     Source: nova.baserpc.BaseRPCAPI.
     """
 
@@ -29,10 +29,10 @@ class BaseAPI:
 
     @expose(namespace="baseapi", version="1.0", idempotent=True)
     def ping(self, context: RequestContext, arg: Any) -> dict[str, Any]:
-        """Answer with the service's name and what was sent."""
+        """Return the service's name and the argument."""
         return {"service": self.service_name, "arg": arg}
 
     @expose(namespace="baseapi", version="1.1", idempotent=True)
     def get_backdoor_port(self, context: RequestContext) -> int | None:
-        """Answer with the port of the backdoor, or None."""
+        """Return the TCP port of the backdoor, or None."""
         return self.backdoor_port

@@ -1,4 +1,4 @@
-"""A request that a server has admitted."""
+"""The state of one admitted request."""
 
 from contextvars import Context
 from typing import Any
@@ -14,22 +14,26 @@ from novasvc.rpc.message import Request
 
 @attrs.define(eq=False)
 class Call:
-    """A request that was admitted.
+    """Hold the state of an admitted request, from its admission to its settlement.
 
-    :param delivery: what is settled when the time has come; another one if the first became void.
-    :param scope: the context variables in which its method runs; its own.
-    :param deliveries: how often it was delivered before, when it was admitted.
-    :param expires_at: seconds on the clock after which it is not to be begun; None if unknown.
-    :param deadline: seconds on the clock after which nobody waits for the answer; None if unknown.
-    :param delivered: seconds on the clock: when its delivery came.
-    :param began: seconds on the clock.
-    :param request_id: known when it has begun.
-    :param running: what the method returned, if it takes its time.
-    :param answered: no answer is to follow.
-    :param held: a copy of its message is on its way to this process; see IDelivery.hold.
-    :param missed: its message seems to be nowhere but here.
-    :param backlog_slot: where it is recorded as not begun; None if it is not.
-    :param placed: a place among the redelivered calls is kept for it.
+    :param delivery: the delivery to settle; replaced by the redelivery if it becomes void.
+    :param request: what the message says.
+    :param method: the exposed method to run.
+    :param scope: the context variables in which the method runs, owned by this call.
+    :param deliveries: earlier deliveries of the message, when the call was admitted.
+    :param expires_at: seconds on the clock after which the method must not begin; None if unknown.
+    :param deadline: seconds on the clock after which the caller no longer waits for a reply; None if unknown.
+    :param delivered: seconds on the clock when the latest delivery arrived.
+    :ivar began: seconds on the clock when the method began; 0.0 before that.
+    :ivar request_id: the request id of the method's context; "" before the method begins.
+    :ivar running: the method's Deferred, if it has not fired when the method returned.
+    :ivar keepalive: the timer of the next keepalive, if the caller asked for keepalives.
+    :ivar answered: the reply was sent, or no reply must be sent.
+    :ivar held: another copy of the message will be delivered to this process; see
+        :meth:`novasvc.interfaces.IDelivery.hold`.
+    :ivar missed: the broker seems to have lost the message; see Note [Void deliveries] in novasvc.rpc.parking.
+    :ivar backlog_slot: the call's slot in the shared record of requests not begun; None without an entry.
+    :ivar placed: the call has a place in a group of redelivered calls; see novasvc.rpc.redelivery.
     """
 
     delivery: IDelivery

@@ -1,4 +1,4 @@
-"""The caller's side: address a target, send, wait for the reply."""
+"""The RPC client: send calls, casts and fanouts to a target."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,27 +19,26 @@ from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
 
 _SAME: Any = object()
-"""Stands for "as it is" where None means something."""
+"""Sentinel: keep the client's value. None is a value of its own."""
 _NO_TARGET = "none", "the client addresses no topic yet; give one by prepare(topic=...)"
 
 
 class Client:
-    """Calls methods of services.
+    """Call methods of remote services.
 
-    :param transport: open before the first call.
+    :param transport: open before the first call; the client does not close it.
     :param clock: measures the timeouts.
-    :param timeout: seconds to wait for a reply, > 0. None, which takes a call_monitor_timeout, is
-        "as long as the server says that the method runs".
-    :param call_monitor_timeout: whole seconds, at least 2: a call that runs longer fails if the
-        server has not said for so long that it still runs. The timeout holds all the same. None:
-        the server need not say anything.
-    :param target: whom :meth:`call` and :meth:`cast` address; :meth:`prepare` gives another.
-    :param version_cap: the highest version to send, for the time of an upgrade; None is no cap.
-    :param idempotent: the methods that are called may run twice. A message whose connection was lost
-        before the broker confirmed it is then sent again.
-    :param explain: finds out more about a target that nobody can be reached for, see
-        :class:`novasvc.registry.lookup.ServiceLookup`; None leaves the error as the transport has it.
-    :raises ValueError: of the timeouts.
+    :param timeout: seconds to wait for a reply, > 0. None waits for as long as keepalives arrive, and
+        requires a call_monitor_timeout.
+    :param call_monitor_timeout: whole seconds, at least 2: ask the server for keepalives, and fail a call
+        if none arrives for this long. The timeout applies as well. None asks for no keepalives.
+    :param target: the target of :meth:`call`, :meth:`cast` and :meth:`fanout`; :meth:`prepare` changes it.
+    :param version_cap: the highest version to send, used during an upgrade; None for no cap.
+    :param idempotent: the called methods may run twice, so a message whose connection was lost before
+        the broker confirmed it is sent again.
+    :param explain: looks up an unreachable target in the registry, see
+        :class:`novasvc.registry.lookup.ServiceLookup`; None raises the transport's error unchanged.
+    :raises ValueError: a timeout is not valid, or both timeouts are None.
 
     Source: oslo_messaging.RPCClient.
     """
@@ -74,16 +73,16 @@ class Client:
 
     @property
     def pending(self) -> int:
-        """Calls that wait for a reply, of this client and of those prepared from it."""
+        """The number of calls that wait for a reply; prepared clients share it."""
         return len(self._calls)
 
     def operations(self) -> set[str]:
-        """Return the request ids of the calls that wait for a reply, of this client and of those prepared from it."""
+        """Return the request ids of the calls that wait for a reply; prepared clients share them."""
         return self._calls.request_ids()
 
     @property
     def unmatched_replies(self) -> int:
-        """Replies that no call waited for, since the start: late, double or forged ones."""
+        """The number of replies that matched no pending call since the start: late, duplicate, forged or malformed."""
         return self._calls.unmatched
 
     def prepare(
@@ -99,12 +98,12 @@ class Client:
         version_cap: str | None = _SAME,
         idempotent: bool = _SAME,
     ) -> "Client":
-        """Make a client for another target; what is not given stays as it is here.
+        """Return a client with some parameters changed; the others are this client's.
 
-        Cheap: both wait for their replies at one address.
+        This is cheap: both clients share the reply address and the pending calls.
 
-        :raises InvalidTargetError: there is no topic, or topic or server cannot be used.
-        :raises ValueError: of the timeouts.
+        :raises InvalidTargetError: there is no topic, or the topic or server is not valid.
+        :raises ValueError: a timeout is not valid, or both timeouts are None.
         """
         given = {"topic": topic, "server": server, "fanout": fanout, "namespace": namespace, "version": version}
         changes = {name: value for name, value in given.items() if value is not _SAME}
@@ -120,29 +119,34 @@ class Client:
         )
 
     def can_send_version(self, version: str | None) -> bool:
-        """Tell whether the cap lets a version through."""
+        """Return whether a version is within the version cap.
+
+        :param version: "major.minor"; None is over every cap. A client without a cap can send every version.
+        :raises ValueError: the version is malformed.
+        """
         return compatible(self._version_cap, version)
 
     def call(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[Any]:
-        """Call a method and wait for what it returns.
+        """Call a method and wait for its result.
 
-        :param context: travels with the call; if its deadline comes before the timeout, it counts.
+        :param context: sent with the call; its deadline applies if it is earlier than the timeout.
         :param method: the name of an exposed method.
-        :param args: for the method; see :func:`novasvc.rpc.payload.dumps` for what can be sent.
-        :return: Deferred firing with the result (JSON types); cancelling it forgets the reply.
-        :raises RPCTimeoutError: no reply, or no sign of life, in time.
-        :raises UnconfirmedError: the connection was lost before the broker had confirmed the message, and
-            the call is not idempotent, or could not be sent again in time. It may run, or not.
+        :param args: the method's arguments, by name; see :func:`novasvc.rpc.payload.dumps` for the types.
+        :return: Deferred firing with the result (JSON types). Cancelling it discards the reply, and the
+            message if it is not sent yet; a method that runs is not cancelled. The Deferred fails with:
+        :raises RPCTimeoutError: no reply, or no keepalive, arrived in time.
+        :raises UnconfirmedError: the connection was lost before the broker confirmed the message, and the
+            call is not idempotent, or could not be sent again in time. The method may or may not run.
         :raises UndeliverableError: no queue is bound for the target.
-        :raises BrokerError: the broker refuses the message, takes none now, or is not there; it was not sent.
-        :raises TransportFullError: too many messages wait already.
-        :raises InvalidTargetError: no target, or a fanout.
+        :raises BrokerError: the broker refused or blocked the message, or is unreachable; it was not sent.
+        :raises TransportFullError: too many messages wait to be sent.
+        :raises InvalidTargetError: there is no target, or it is a fanout.
         :raises RPCVersionCapError: the target's version is over the cap.
-        :raises InvalidArgumentsError: JSON cannot hold an argument, or the method does not take it.
-        :raises TooManyCallsError: too many calls wait already.
-        :raises TransportClosedError: it was, or is while the call waits.
-        :raises RemoteError: the method raised what is neither Python's own nor one of
-            :data:`novasvc.errors.WIRE_ERRORS`; those are raised as they are.
+        :raises InvalidArgumentsError: JSON cannot hold an argument, or the method does not accept it.
+        :raises TooManyCallsError: too many calls wait for replies.
+        :raises TransportClosedError: the client or the transport was closed, before the call or during it.
+        :raises RemoteError: the method raised an error that is neither a Python built-in nor one of
+            :data:`novasvc.errors.WIRE_ERRORS`. Built-in and wire errors are raised with their own class.
         """
         try:
             target = self._target
@@ -171,17 +175,18 @@ class Client:
         )
 
     def cast(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
-        """Have a method run, and wait for no result.
+        """Send a message that runs a method, and do not wait for a result.
 
-        :return: Deferred fired when the transport answers for the message. Nobody may be there.
-        :raises InvalidTargetError: no target.
+        :return: Deferred[None], fired when the broker has confirmed the message. A confirm does not mean
+            that a server exists. The Deferred fails with:
+        :raises InvalidTargetError: there is no target.
         :raises RPCVersionCapError: the target's version is over the cap.
         :raises InvalidArgumentsError: JSON cannot hold an argument.
-        :raises TransportFullError: too many messages wait already.
-        :raises BrokerError: the broker refuses the message, takes none now, or is not there; it was not sent.
-        :raises UnconfirmedError: the connection was lost before the broker had confirmed the message, and
-            the cast is not idempotent, or could not be sent again.
-        :raises TransportClosedError: it was.
+        :raises TransportFullError: too many messages wait to be sent.
+        :raises BrokerError: the broker refused or blocked the message, or is unreachable; it was not sent.
+        :raises UnconfirmedError: the connection was lost before the broker confirmed the message, and the
+            cast is not idempotent, or could not be sent again. The method may or may not run.
+        :raises TransportClosedError: the client or the transport was closed.
         """
         try:
             return self._cast(self._checked_target(), context, method, args)
@@ -189,18 +194,18 @@ class Client:
             return fail(error)
 
     def fanout(self, context: RequestContext, method: str, /, **args: Any) -> Deferred[None]:
-        """Have a method run by every service of the topic; otherwise as :meth:`cast`."""
+        """Run a method on every server of the topic; otherwise as :meth:`cast`."""
         try:
             return self._cast(attrs.evolve(self._checked_target(), fanout=True), context, method, args)
         except RPCError as error:
             return fail(error)
 
     def close(self) -> Deferred[None]:
-        """Fail the calls that wait, of this client and of those prepared from it.
+        """Fail the pending calls with TransportClosedError, and accept no more.
 
-        They fail with TransportClosedError. The transport stays open.
+        This includes the calls of all clients prepared from this one. The transport stays open.
 
-        :return: Deferred[None], fired when the address for replies is given up.
+        :return: Deferred[None], fired when the reply address is closed.
         """
         return self._calls.close()
 
@@ -221,7 +226,12 @@ class Client:
 
 
 async def _send_again(send: Callable[[], Deferred[None]]) -> None:
-    """Send until the broker confirms; the transport holds the message while there is no connection."""
+    """Send a message until the broker confirms it, at most RESENDS times more.
+
+    The transport holds the message while there is no connection.
+
+    :raises UnconfirmedError: the last attempt was not confirmed either.
+    """
     for attempt in range(RESENDS + 1):
         try:
             await send()

@@ -1,4 +1,4 @@
-"""What a server counts."""
+"""A server's counters of deliveries."""
 
 import attrs
 
@@ -7,19 +7,19 @@ from novasvc.telemetry import metrics
 
 @attrs.define
 class Counts:
-    """What became of the deliveries, since the start.
+    """Count the outcomes of a server's deliveries since its start.
 
-    :param topic: of the server, for the figures of the process.
-    :param received: all of them.
-    :param completed: the method returned.
-    :param failed: the method raised.
-    :param timed_out: the method was cancelled at a deadline.
-    :param refused: no such method, bad arguments, delivered twice: the method was not begun.
-    :param malformed: not a message.
-    :param duplicates: seen before.
-    :param expired: not begun, because nobody waited any more.
-    :param given_back: not begun, or not yet, and sent back to their queue.
-    :param quarantined: put aside, because they took their service down each time.
+    :param topic: the server's topic, a label of the metrics.
+    :param received: all deliveries.
+    :param completed: calls whose method returned.
+    :param failed: calls whose method raised.
+    :param timed_out: calls whose method was cancelled at its deadline.
+    :param refused: requests refused before their method began: no such method, invalid arguments, redelivered.
+    :param malformed: messages that could not be decoded, and were dropped.
+    :param duplicates: deliveries of messages that were settled before.
+    :param expired: calls dropped before their method began, because the caller had stopped waiting.
+    :param given_back: requests requeued before their method began.
+    :param quarantined: poison messages moved to the quarantine queue.
     :param unanswered: replies that could not be published.
     """
 
@@ -37,9 +37,9 @@ class Counts:
     unanswered: int = 0
 
     def unserved(self, fate: str) -> None:
-        """Count a delivery that was not run, or whose reply was lost.
+        """Count a delivery whose method was not run, or whose reply was lost.
 
-        :param fate: the name of its count.
+        :param fate: the name of the counter: an attribute, and a label of the metric.
         """
         setattr(self, fate, getattr(self, fate) + 1)
         metrics.deliveries.at(self.topic, fate).value += 1

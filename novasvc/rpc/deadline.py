@@ -1,8 +1,8 @@
-"""Many deadlines, one timer.
+"""Many deadlines on one timer.
 
-Nearly every call ends long before its deadline. A delayed call of the reactor for each would
-cost more than the call's own dispatch, so the deadlines lie in a heap, the reactor knows the
-earliest, and those that were met are thrown out in bulk.
+Nearly every call ends long before its deadline. One delayed call of the reactor per call would cost more
+than the dispatch of the call. So the deadlines are in a heap, the reactor has one delayed call for the
+earliest, and the entries of discarded keys are removed in bulk.
 """
 
 from collections.abc import Callable, Hashable
@@ -16,19 +16,19 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 _Key = TypeVar("_Key", bound=Hashable)
 
 _SLACK = 64
-"""Dead entries that the heap may hold beside one for each live key."""
+"""Stale heap entries that are tolerated before a cleanup, beyond one for each live key."""
 
 
 @attrs.define(eq=False)
 class Deadlines(Generic[_Key]):
-    """Tells when a key's deadline has passed, unless it was discarded before.
+    """Call a function with each key whose deadline has passed.
 
-    The timer may stay armed after the last key is gone: :meth:`close` ends it.
-    A key is discarded by taking it out of ``live``. Its entry in the heap is thrown out later, when another is added.
+    To discard a key, remove it from ``live``; its heap entry is removed later, when another key is added.
+    The timer may stay armed after the last key is gone; :meth:`close` stops it.
 
     :param clock: the clock of the deadlines.
-    :param expired: called once with each key whose deadline passed; it must not raise.
-    :ivar live: the deadlines, seconds on the clock by key.
+    :param expired: called once with each key whose deadline has passed, after the key was removed; must not raise.
+    :ivar live: deadlines by key, in seconds on the clock.
     """
 
     _clock: IReactorTime
@@ -43,7 +43,7 @@ class Deadlines(Generic[_Key]):
         return len(self.live)
 
     def add(self, key: _Key, when: float) -> None:
-        """Give a key its deadline, in place of the one that it had.
+        """Set a key's deadline; this replaces an earlier one.
 
         :param when: seconds on the clock.
         """
@@ -57,13 +57,13 @@ class Deadlines(Generic[_Key]):
             self._throw_out()
 
     def _throw_out(self) -> None:
-        """Throw out what is dead: keys that were discarded, deadlines that were replaced."""
+        """Remove stale heap entries: discarded keys and replaced deadlines."""
         live = self.live
         self._heap = [entry for entry in self._heap if live.get(entry[2]) == entry[0]]
         heapify(self._heap)
 
     def close(self) -> None:
-        """Forget all keys and end the timer."""
+        """Discard all keys and stop the timer."""
         self.live.clear()
         self._heap.clear()
         if self._timer is not None:
@@ -71,7 +71,7 @@ class Deadlines(Generic[_Key]):
             self._timer = None
 
     def _arm(self) -> None:
-        """Set the timer to the earliest deadline, unless it rings before that anyway."""
+        """Set the timer to the earliest deadline, unless it already fires before that."""
         when = self._heap[0][0]
         if self._timer is not None:
             if self._timer_at <= when:

@@ -1,7 +1,7 @@
-"""The table of what can be called: names on the wire -> methods.
+"""The dispatch table: from names on the wire to exposed methods.
 
-It is made once, from the classes of the endpoint objects. A name that came from the wire is a
-key of the table, and never anything else: no getattr, no import.
+It is built once, from the classes of the endpoint objects. A name from the wire is used only as a key
+of this table: never in getattr, never in an import.
 """
 
 import inspect
@@ -17,17 +17,17 @@ from novasvc.rpc.version import Version, parse_version, serves
 _Interface = tuple[str | None, Version]
 _SHOWN = 8
 FOUND = 1000
-"""Answers that are remembered: callers may write one version in many ways."""
+"""The most cached lookups: callers can write one version in many ways."""
 
 
 @attrs.frozen(eq=False)
 class Method:
     """An exposed method of one endpoint object.
 
-    :param name: what callers call it.
-    :param function: takes a RequestContext and the arguments by name.
-    :param exposure: its terms.
-    :param version: the highest version that its interface serves.
+    :param name: its name on the wire.
+    :param function: the bound method; takes a RequestContext, and the arguments by name.
+    :param exposure: the options given to ``@expose``.
+    :param version: the highest version of its interface.
     :param where: "module.Class.method", for errors.
     """
 
@@ -39,11 +39,11 @@ class Method:
 
 
 class Endpoints:
-    """The exposed methods of some objects.
+    """Collect the exposed methods of objects, and find the method for a request.
 
-    :param objects: managers and others; methods that are not decorated are not seen.
-    :ivar found: methods that :meth:`find` has found, by its arguments; at most FOUND of them.
-    :raises DeclarationError: two methods would answer the same call, or one cannot answer any.
+    :param objects: managers and other endpoints; only methods decorated with ``@expose`` can be called.
+    :ivar found: cache of :meth:`find`: methods by its arguments, at most FOUND of them.
+    :raises DeclarationError: two methods would answer the same call, or a method cannot be exposed.
     """
 
     def __init__(self, *objects: object) -> None:
@@ -59,10 +59,11 @@ class Endpoints:
             yield from methods
 
     def find(self, namespace: str | None, name: str, version: str | None) -> Method:
-        """Find the method for a request.
+        """Return the method for a request.
 
-        :param namespace: None is the interface without a name.
-        :param version: what the caller wants; None is served by nothing.
+        :param namespace: the interface's name; None is the interface without a name.
+        :param name: the method's name on the wire.
+        :param version: the version that the caller requires; None matches no method.
         :raises NoSuchMethodError: the interface is served, but has no such method.
         :raises UnsupportedVersionError: no such namespace or version is served.
         """
@@ -82,7 +83,7 @@ class Endpoints:
         raise UnsupportedVersionError(str(version), name, namespace, _listed(fitting))
 
     def _having(self, name: str) -> set[_Interface]:
-        """Return the interfaces in which there is a method of this name."""
+        """Return the interfaces that have a method of this name."""
         return {(m.exposure.namespace, m.version) for m in self if m.name == name}
 
     def _add(self, method: Method) -> None:
@@ -100,7 +101,7 @@ class Endpoints:
 
 
 def _listed(interfaces: set[_Interface]) -> str:
-    """Name interfaces for a caller who asked for another one."""
+    """Format the served interfaces for the text of an error, at most _SHOWN of them."""
     known = sorted(interfaces, key=lambda interface: (interface[0] or "", interface[1]))
     shown = [_named(*interface) for interface in known[:_SHOWN]]
     return ", ".join(shown if len(known) <= _SHOWN else [*shown, f"and {len(known) - _SHOWN} more"])
@@ -136,7 +137,7 @@ def _methods(endpoint: object) -> list[Method]:
     return [
         Method(
             name=name,
-            function=getattr(endpoint, name),  # the class's name, not the wire's
+            function=getattr(endpoint, name),  # The name comes from the class, not from the wire.
             exposure=exposure,
             version=highest[exposure.namespace, parse_version(exposure.version)[0]],
             where=where,

@@ -1,4 +1,4 @@
-"""One call from its beginning to its reply."""
+"""Runs calls: each from the start of its method to its published reply."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,16 +28,17 @@ from novasvc.telemetry.metrics import MethodMetrics
 _log = Logger()
 
 RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
-"""Takes a function, runs it in a thread, returns a Deferred of its result."""
+"""Runs a function in a thread and returns a Deferred of its result."""
 
 
 @attrs.define(eq=False)
 class _Reply:
-    """A reply on its way.
+    """A reply being published.
 
-    :param patience: seconds that its caller still waits; None if nobody knows.
-    :param call: what it is the reply to; None of a request that did not become a call.
-    :param settles: the call is settled when the reply is published, not before.
+    :param back: the caller's message id and reply address.
+    :param patience: seconds for which the caller still waits; None if unknown.
+    :param call: the call that it answers; None for a refused request, which never became a call.
+    :param settles: settle the call when the reply is published, not before (idempotent calls).
     """
 
     back: WayBack
@@ -47,7 +48,7 @@ class _Reply:
     settles: bool = False
 
     def log(self, text: str, **fields: Any) -> None:
-        """Log what becomes of it, under the request id of its caller."""
+        """Log a warning about this reply, with the caller's request id."""
         if self.call is None:
             _log.warn(text, method="a request that was refused", **fields)
         else:
@@ -55,18 +56,18 @@ class _Reply:
 
 
 class Execution:
-    """Runs methods and publishes their replies.
+    """Run methods and publish their replies.
 
-    :param transport: takes the replies.
+    :param transport: publishes the replies.
     :param ledger: settles the calls.
     :param clock: measures deadlines.
-    :param run_blocking: for methods that block.
-    :param send_tracebacks: whether callers get an error's whole traceback.
-    :param counts: is kept up to date.
-    :param figures: those of each method that can come.
-    :param ended: called when a method, or the publishing of a reply, has ended, or nobody waits for it any more.
-    :ivar running: the calls whose methods run, in the order in which they began.
-    :ivar publishing: replies that the transport has not answered for.
+    :param run_blocking: runs blocking methods in a thread.
+    :param send_tracebacks: send callers the whole traceback of an error.
+    :param counts: outcomes of the deliveries, updated here.
+    :param figures: metrics of every method that can be called.
+    :param ended: called when a method or the publishing of a reply has ended, or a method has timed out.
+    :ivar running: calls whose methods have not ended, oldest first; includes calls that were cut short.
+    :ivar publishing: Deferreds of replies that the transport has not confirmed.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class Execution:
         return len(self.running) + len(self.publishing)
 
     def operations(self) -> set[str]:
-        """Return the request ids of the calls that run and were not cut short."""
+        """Return the request ids of the running calls, without calls that were cut short."""
         return {call.request_id for call in self.running if not call.answered}
 
     def running_calls(self) -> list[dict[str, Any]]:
-        """Tell which calls run, those that were cut short and do not end among them; see Server.running_calls."""
+        """Return the running calls; see :meth:`novasvc.rpc.Server.running_calls`."""
         now = self._clock.seconds()
         return [
             {"method": call.method.name, "request_id": call.request_id, "seconds": round(now - call.began, 3)}
@@ -110,10 +111,11 @@ class Execution:
         ]
 
     def drop_stale(self, call: Call) -> bool:
-        """See whether a call that was not begun is not to be begun now; return that.
+        """Drop a call that must not begin now; return whether it was dropped.
 
-        Nobody waits for it any more; or its delivery went back with its session, and who gets the
-        next one decides. We may be the one.
+        An expired call is settled: its caller has stopped waiting. A call whose session has ended is
+        parked: its delivery is void, and the server that receives the redelivery decides about it.
+        That may be this server.
         """
         if call.expires_at is not None and call.expires_at <= self._clock.seconds():
             self._counts.unserved("expired")
@@ -127,9 +129,10 @@ class Execution:
     # -- the method ----------------------------------------------------------------------------
 
     def begin(self, call: Call) -> None:
-        """Run a call's method, unless it is stale. See Note [When a message is acknowledged].
+        """Run a call's method, unless :meth:`drop_stale` drops the call.
 
-        ``ended`` is not called for a method that is done when this returns.
+        See Note [When a message is acknowledged] in novasvc.rpc.server. ``ended`` is not called for a
+        method that has ended when this returns.
         """
         if self.drop_stale(call):
             return
@@ -148,14 +151,14 @@ class Execution:
             result = self._run(call)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: BLE001 - not even SystemExit in a method ends the server
+        except BaseException:  # noqa: BLE001 - even SystemExit in a method must not end the server
             self._end(Failure(), call)
             return
         if not isinstance(result, Deferred):
             self._end(result, call)
             return
         result.addBoth(self._end, call)
-        # Not "if not result.called": one that has fired may yet wait for another that it was chained to.
+        # Not "if not result.called": a Deferred that has fired may still wait for another one it is chained to.
         if call in self.running:
             call.running = result
             if deadline is not None:
@@ -166,15 +169,15 @@ class Execution:
         scope, method, args = call.scope, call.method, call.request.args
         context = scope[current_context]
         if method.exposure.blocking:
-            # The partial keeps the arguments' names apart from those of run_blocking.
+            # The partial keeps the method's argument names from clashing with the parameters of run_blocking.
             return self._run_blocking(partial(scope.run, method.function, context, **args))
         result = scope.run(method.function, context, **args)
         return scope.run(Deferred.fromCoroutine, result) if isinstance(result, CoroutineType) else result
 
     def _end(self, result: object, call: Call) -> None:
-        """Reply with what a method has returned, or with the error that it has raised.
+        """Handle the end of a method: count it, and reply with its result or its error.
 
-        :param result: a Failure, or a value.
+        :param result: the method's result, or a Failure.
         """
         figures = self._figures[call.method]
         try:
@@ -201,7 +204,7 @@ class Execution:
             figures.seconds.observe(self._clock.seconds() - call.began)
             if call.running is not None:
                 self._deadlines.live.pop(call, None)
-                self._ended()  # If it is not set, whoever has begun the call goes on by itself.
+                self._ended()  # Not for a method that ended at once: the caller of begin() continues by itself.
 
     def _failed(self, failure: Failure, call: Call, figures: MethodMetrics) -> None:
         error = cast(BaseException, failure.value)
@@ -212,11 +215,11 @@ class Execution:
             figures.raised(error)
         if not (call.answered and failure.check(CancelledError)):
             self._counts.failed += 1
-            # A copy, because a thread that runs the method may still be in the scope itself.
+            # A copy: a Context cannot be entered twice, and the method's thread may still be in the scope.
             call.scope.copy().run(_log_failure, call.method, failure)
         self.answer(call, error, failure)
 
-    # -- its end by force ----------------------------------------------------------------------
+    # -- cancellation --------------------------------------------------------------------------
 
     def _overdue(self, call: Call) -> None:
         self._counts.timed_out += 1
@@ -224,11 +227,12 @@ class Execution:
         self._ended()
 
     def _cut_short(self, call: Call, reason: str = "") -> None:
-        """Answer for a method that is not waited for any longer, and cancel it.
+        """Reply with MethodTimeoutError and cancel the method.
 
-        It holds its place until it has really ended; a thread ends when it wants to.
+        The call keeps its slot until the method has really ended. A blocking method cannot be
+        cancelled: its thread runs on.
 
-        :param reason: "" is its deadline.
+        :param reason: why it was cut short; "" means that its deadline has passed.
         """
         if not call.answered:
             note("call", f"{call.method.name} {'was cut short' if reason else 'timed out'} {call.request_id}")
@@ -239,36 +243,40 @@ class Execution:
         if call.running is not None and not call.method.exposure.blocking:
             try:
                 call.running.cancel()
-            except Exception:  # noqa: BLE001 - its author's canceller; the others are still to be cancelled
+            except Exception:  # noqa: BLE001 - a user's canceller raised; the other calls must still be cancelled
                 call.scope.copy().run(_log.failure, "{method} cannot be cancelled", method=call.method.name)
 
     def close(self) -> None:
-        """Measure no deadline any more; what still runs was cut short before."""
+        """Stop the deadline timer. Called after :meth:`cut_short`."""
         self._deadlines.close()
 
     def cut_short(self, reason: str) -> None:
-        """Cut short all that runs. Idempotent calls get no answer: they go back, to run again elsewhere.
+        """Cut all running calls short.
 
-        :param reason: why; not "".
+        Idempotent calls get no reply: they are given back and run again elsewhere. If the transport has a
+        problem, pending replies are dropped: it would hold them until their callers give up.
+
+        :param reason: text of the MethodTimeoutError; not "".
         """
         for call in list(self.running):
             if call.method.exposure.idempotent and not call.answered:
                 call.answered = True
                 self._stop_keepalive(call)
-                self._ledger.give_back(call)  # We do not die of it.
+                self._ledger.give_back(call)  # With its old count: a shutdown is not a death.
         for call in list(self.running):
             self._cut_short(call, reason)
         if self._transport.problem() is not None:
-            # What cannot be sent now is held for as long as its caller waits; but we end.
+            # The transport holds an unsent reply for as long as its caller waits, and this process ends now.
             for publishing in list(self.publishing):
                 publishing.cancel()
 
     # -- the reply -----------------------------------------------------------------------------
 
     def answer(self, call: Call, error: BaseException, failure: Failure | None = None) -> None:
-        """Conclude a call with an error.
+        """Reply to a call with an error, unless it is answered or a cast.
 
-        :param failure: where it was raised, if that may be told to the caller.
+        :param error: the error to send.
+        :param failure: the Failure that holds the traceback, sent if ``send_tracebacks`` is set; None for no traceback.
         """
         back = call.request.back
         if back is None or call.answered:
@@ -277,29 +285,32 @@ class Execution:
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
         try:
             body = encode_failure(back.msg_id, write_failure(error, lines))
-        except ValueError as problem:  # over the limit
+        except ValueError as problem:  # The message is over the size limit.
             substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
             body = encode_failure(back.msg_id, write_failure(substitute))
         self._conclude(call, body)
 
     def refuse(self, back: WayBack, error: Exception, patience: float | None) -> None:
-        """Answer a request that did not become a call.
+        """Reply with an error to a request that did not become a call.
 
-        :param patience: seconds that its caller still waits; None if nobody knows.
+        :param patience: seconds for which the caller still waits; None if unknown.
         """
         self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), patience))
 
     def answer_again(self, request: Request, patience: float | None) -> None:
-        """Send the reply to a request again that was answered a moment ago, if it is remembered.
+        """Publish the reply to a duplicate request again, if the reply is remembered.
 
-        :param patience: seconds that its caller still waits; None if nobody knows.
+        :param patience: seconds for which the caller still waits; None if unknown.
         """
         found = self._recent.get(request.unique_id)
         if found is not None:
             self._publish(_Reply(*found, patience))
 
     def _conclude(self, call: Call, body: bytes | None) -> None:
-        """Publish the one reply to a call, or none; then an idempotent one is acknowledged."""
+        """Publish the reply to a call, once; acknowledge an idempotent call after that.
+
+        :param body: the encoded reply; None publishes none.
+        """
         if call.answered:
             return
         call.answered = True
@@ -320,15 +331,15 @@ class Execution:
             call.keepalive = None
 
     def _publish(self, reply: _Reply) -> None:
-        """Publish a reply; its call is settled when that is done, and goes back if it fails.
+        """Publish a reply; then settle its call, or give the call back if publishing fails.
 
-        Not its delivery: that may be another one by then.
+        This keeps the call, not its delivery: a redelivery may have replaced the delivery by then.
         """
         patience = None if reply.patience is None else max(0.0, reply.patience)
         until = None if patience is None else self._clock.seconds() + patience
         publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, patience)
         if publishing.called and publishing.result is None:
-            # At once and well, as in memory: spare every call the cost of two callbacks.
+            # Published synchronously, as by the in-memory transport: save the cost of two callbacks per call.
             if reply.settles:
                 self._settle(reply)
             return
@@ -356,16 +367,16 @@ class Execution:
             reason="this service ends" if failure.check(CancelledError) else failure.value,
         )
         if too_late:
-            self._settle(reply)  # It is done, and nobody asks for it any more.
+            self._settle(reply)  # The method has run, and its caller has stopped waiting.
         elif reply.settles and reply.call is not None:
             self._ledger.give_back(reply.call)
         del self.publishing[publishing]
         self._ended()
 
-    # -- signs of life -------------------------------------------------------------------------
+    # -- keepalives ----------------------------------------------------------------------------
 
     def _keep_alive(self, call: Call) -> None:
-        """Tell a caller who asked for it, twice in the time it gives us, that the method still runs."""
+        """Schedule the next keepalive, at half the caller's interval, if the caller asked for keepalives."""
         seconds, back = call.request.keepalive, call.request.back
         if seconds is not None and back is not None and not call.answered:
             call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, back)
@@ -373,7 +384,7 @@ class Execution:
     def _show_life(self, call: Call, back: WayBack) -> None:
         call.keepalive = None
         showing: Deferred[None] = self._transport.reply(back.address, encode_keepalive(back.msg_id))
-        # A caller who cannot be reached gets no more of them.
+        # A caller that cannot be reached gets no further keepalives.
         showing.addCallbacks(lambda _: self._keep_alive(call), lambda _: None)
 
 

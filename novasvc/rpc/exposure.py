@@ -1,4 +1,4 @@
-"""How a method's author says that others may call it, and on which terms."""
+"""The decorator that exposes a method to RPC callers, and the options it records."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ _SHOWN, _SHOWN_LENGTH = 8, 64
 
 @attrs.frozen
 class Exposure:
-    """The terms on which a method can be called. See :func:`expose`.
+    """The options of one exposed method; see :func:`expose`.
 
-    :param required: names of the arguments that a call must give.
-    :param allowed: names that it may give; None is "any, except ``reserved``".
-    :param reserved: the names of ``self`` and of the context.
+    :param required: names of the arguments that a call must pass.
+    :param allowed: names of the arguments that a call may pass; None allows any except ``reserved``.
+    :param reserved: the names of ``self`` and of the context, which a call must not pass.
     """
 
     version: str
@@ -37,11 +37,11 @@ class Exposure:
     reserved: frozenset[str]
 
     def check(self, method: str, args: Mapping[str, Any]) -> None:
-        """See that the arguments fit the signature.
+        """Check a call's arguments against the method's signature.
 
-        :param method: its name, for the error.
-        :param args: by name.
-        :raises InvalidArgumentsError: some are missing or unknown.
+        :param method: the method's name, for the error.
+        :param args: the arguments by name.
+        :raises InvalidArgumentsError: arguments are missing or unknown.
         """
         names = args.keys()
         if names == self.required:
@@ -82,23 +82,22 @@ def expose(
     timeout: float | None = None,
     expected: tuple[type[Exception], ...] = (),
 ) -> Callable[..., Any]:
-    """Expose a method to callers; without it a method does not exist for them.
+    """Expose a method to RPC callers. Use it bare or with options.
 
-    Used bare or with arguments. The method takes (self, context, **arguments), and returns a
-    value that JSON can hold, or a Deferred or a coroutine of one.
+    The method takes ``(self, context, **arguments)``, and returns a value that JSON can hold, or a Deferred
+    or a coroutine of one. Callers cannot reach a method without this decorator.
 
-    :param version: "major.minor" of the interface in which the method came or last changed. The
-        interface (an object's methods of one namespace and major) serves the highest of them.
-    :param namespace: the interface's name; None is the one without a name.
-    :param blocking: it blocks: run it in the thread pool.
-    :param idempotent: it may run again after a crash: acknowledge it when it is done and the
-        reply is published (at least once). All others are acknowledged when they begin (at
-        most once).
-    :param timeout: seconds after which it is cancelled and the caller gets a
-        MethodTimeoutError; the caller's own deadline holds in any case.
-    :param expected: errors that are the caller's business: logged without a traceback.
-    :raises DeclarationError: the name is private, there is no context parameter, or one of the
-        arguments is not as above.
+    :param version: "major.minor" of the interface that added or last changed the method. An interface (the
+        methods of one object with the same namespace and major version) serves the highest of its versions.
+    :param namespace: the interface's name; None is the interface without a name.
+    :param blocking: run the method in the thread pool, because it blocks.
+    :param idempotent: the method may run more than once. Its message is acknowledged after the reply is
+        published (at-least-once), so it runs again after a crash. The message for any other method is
+        acknowledged when the method begins (at-most-once).
+    :param timeout: seconds, > 0, after which the method is cancelled and the caller gets a
+        MethodTimeoutError; None for no limit. The caller's deadline applies as well.
+    :param expected: exception classes that report a caller's mistake; logged at debug level, without a traceback.
+    :raises DeclarationError: the name is private, the context parameter is missing, or an option is not valid.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -128,7 +127,7 @@ def expose(
 
 
 def exposure_of(attribute: object) -> Exposure | None:
-    """Return the terms on which an attribute of a class is exposed, or None."""
+    """Return the options of a class attribute that is exposed, or None."""
     if isinstance(attribute, staticmethod | classmethod):
         attribute = attribute.__func__
     found = getattr(attribute, _MARK, None) if callable(attribute) else None
@@ -138,7 +137,10 @@ def exposure_of(attribute: object) -> Exposure | None:
 def _signature(
     function: Callable[..., Any], where: str, *, blocking: bool
 ) -> tuple[frozenset[str], frozenset[str] | None, frozenset[str]]:
-    """Return the names that a call must give, those it may give, and those it must not."""
+    """Return the names of required, allowed (None is any) and reserved arguments.
+
+    :raises DeclarationError: the function cannot be exposed.
+    """
     if not inspect.isfunction(function):
         problem = f"a {type(function).__name__} cannot be exposed"
         raise DeclarationError(where, problem, "put @rpc.expose directly above a plain method")
@@ -163,7 +165,7 @@ def _signature(
 
 
 def _listed(names: AbstractSet[str]) -> str:
-    """Name some; a caller may send any number, of any length."""
+    """Format argument names for an error, shortened: a caller may send any number, of any length."""
     shown = [name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in sorted(names)[:_SHOWN]]
     return ", ".join(shown if len(names) <= _SHOWN else [*shown, f"and {len(names) - _SHOWN} more"])
 

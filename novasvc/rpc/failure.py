@@ -1,8 +1,7 @@
-"""Errors on the wire: what was raised over there, and what is raised here.
+"""Encode errors for the wire, and rebuild errors that a peer raised.
 
-Only errors of :data:`novasvc.errors.WIRE_ERRORS` and of Python itself are rebuilt. They are
-looked up in a table that was made beforehand; whatever else a peer names becomes a
-:class:`~novasvc.errors.RemoteError`.
+Only the classes of :data:`novasvc.errors.WIRE_ERRORS` and Python's built-in exceptions are rebuilt. They
+are looked up in a fixed table. An error of any other class becomes a :class:`~novasvc.errors.RemoteError`.
 """
 
 import builtins
@@ -15,7 +14,7 @@ from twisted.python.reflect import safe_str
 from novasvc.errors import WIRE_ERRORS, NoSuchMethodError, RemoteError, UnsupportedVersionError
 from novasvc.rpc.payload import dumps, loads
 
-# StopIteration is a signal of the language: thrown into a coroutine it would end, or break, it.
+# Not rebuilt: StopIteration controls iteration, and would end or break the coroutine that awaits a call.
 _SIGNALS = (StopIteration, StopAsyncIteration)
 _BUILTINS = {
     name: kind
@@ -29,10 +28,11 @@ _REBUILT: dict[tuple[str, str], type[Exception]] = {
 
 # Note [Refusals in the peers' words]
 #
-# Programs written with oslo.messaging know these two by its own classes, and rebuild them if they
-# allow its module. So they go out under its names, with the arguments that its constructors take.
-# What ours hold beyond that is in an entry of our own, which the peers pass over. Real servers put
-# their whole sentence into the one argument; name and version are taken out of it again.
+# Programs that use oslo.messaging know NoSuchMethodError and UnsupportedVersionError by oslo.messaging's
+# own classes, and rebuild them if they allow its module. So both are sent under its class names, with the
+# arguments of its constructors. The arguments of our classes are in an additional field, "novasvc", which
+# the peers ignore. oslo.messaging's servers put the whole error text into the one argument, so the name
+# and the version are parsed out of it.
 _PEERS = "oslo_messaging.rpc.dispatcher"
 _OURS = "novasvc"
 _NO_METHOD = re.compile(r"Endpoint does not support RPC method (.*)", re.DOTALL)
@@ -56,7 +56,7 @@ _FROM_PEERS: dict[str, tuple[type[Exception], Callable[..., Exception]]] = {
 
 
 def _in_peers_words(error: BaseException) -> dict[str, Any]:
-    """Return the entries in which a refusal differs from other errors."""
+    """Return the fields of an error that oslo.messaging has a class for; {} for any other error."""
     if isinstance(error, NoSuchMethodError):
         named: dict[str, Any] = {"class": "NoSuchMethod", "args": [error.method]}
     elif isinstance(error, UnsupportedVersionError):
@@ -67,11 +67,11 @@ def _in_peers_words(error: BaseException) -> dict[str, Any]:
 
 
 def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
-    """Write an error as the text that a reply's ``failure`` holds.
+    """Encode an error as JSON text, for a reply's ``failure``.
 
-    Arguments that JSON cannot hold are replaced by the error's text.
+    If JSON cannot hold the error's arguments, its text is sent in their place.
 
-    :param traceback: lines; by default only the last line of one.
+    :param traceback: the traceback's lines; without lines, only its last line is sent.
     """
     kind = type(error)
     message = safe_str(error)
@@ -79,7 +79,7 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
         "class": kind.__name__,
         "module": kind.__module__,
         "message": message,
-        # The peers run the lines together, and show a text line by line.
+        # A list of lines, each with its newline, as traceback.format_exception returns and oslo.messaging sends.
         "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{kind.__name__}: {message}",)],
         "args": list(error.args),
         "kwargs": getattr(error, "kwargs", {}),
@@ -92,11 +92,11 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
 
 
 def read_failure(text: str) -> Exception:
-    """Rebuild an error.
+    """Rebuild an error from a reply's ``failure``. Never raises.
 
-    :param text: what :func:`write_failure`, or a peer, wrote.
-    :return: an error of a class that is known here, or a RemoteError. One that came with a
-        traceback shows it as a note.
+    :param text: JSON text from :func:`write_failure` or from a peer.
+    :return: an error of its own class if that is in the table, otherwise a RemoteError. A remote traceback
+        is added to a rebuilt error as a note.
     """
     try:
         fields = loads(text)
@@ -124,8 +124,8 @@ def _rebuild(kind: Callable[..., Exception] | None, args: Any, kwargs: Any) -> E
         return None
     try:
         error = kind(*args, **kwargs)
-        str(error)  # With arguments of a wrong type it may be one that cannot even be shown.
-    except Exception:  # noqa: BLE001 - whatever a peer's arguments make of it
+        str(error)  # Arguments of the wrong type can make an error whose str() raises.
+    except Exception:  # noqa: BLE001 - a peer's arguments can make the constructor raise anything
         return None
     return error
 

@@ -1,4 +1,4 @@
-"""Deliveries that are in hand for so long that the transport would take them back."""
+"""Holding: keeps deliveries valid for longer than the broker waits for an acknowledgement."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,16 @@ from novasvc.rpc.ledger import Ledger
 
 
 class Holding:
-    """Looks after the calls in hand, now and then.
+    """Check the calls in hand periodically, and give back or hold those whose deliveries are due.
 
-    What is not begun after so long is given back, as others may have time for it. What runs is
-    held, again and again; see :meth:`novasvc.interfaces.IDelivery.hold`.
+    A call that has not begun within ``hold_after`` is given back: another server may have room for it. A
+    running call is held, repeatedly; see :meth:`novasvc.interfaces.IDelivery.hold`.
 
-    :param clock: measures the time.
-    :param ledger: has the calls in hand.
-    :param hold_after: seconds, see IListener; None is for ever, now.
-    :param give_back: gives a call back if it only waits, and returns whether.
+    :param clock: measures the age of deliveries.
+    :param ledger: the calls in hand.
+    :param hold_after: returns the current limit in seconds, see :class:`novasvc.interfaces.IListener`; None is
+        no limit.
+    :param give_back: gives a call back if it has not begun, and returns whether it did.
     """
 
     def __init__(
@@ -36,17 +37,17 @@ class Holding:
         self._seconds: float | None = None
 
     def start(self) -> None:
-        """Look after them by the limit that there is now, if there is one."""
+        """Start the periodic check, or restart it if the limit has changed; stop it if there is no limit."""
         seconds = self._hold_after()
         if seconds != self._seconds or self._timer is None:
             self.stop()
             self._seconds = seconds
             if seconds is not None:
-                # Whatever is due is found when half as much has passed again, at the latest.
+                # Checking at half the limit finds a due delivery at one and a half times the limit, at the latest.
                 self._timer = self._clock.callLater(seconds / 2, self._look, seconds)
 
     def stop(self) -> None:
-        """Look after them no longer; what is held stays so."""
+        """Stop the periodic check; held deliveries stay held."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

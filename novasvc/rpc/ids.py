@@ -1,4 +1,4 @@
-"""Ids of messages: unique, and not to be guessed by who would forge a reply."""
+"""Message ids: unique and unpredictable, so that a reply cannot be forged."""
 
 import os
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from itertools import chain
 
 _DRAWN_AT_ONCE = 64
 
-# The system is asked for many at a time: asking costs more than encoding a small message.
+# Random bytes are read for many ids at a time: the system call costs more than encoding a small message.
 _drawn: list[str] = []
-os.register_at_fork(after_in_child=_drawn.clear)  # or a child would send its parent's ids again
+os.register_at_fork(after_in_child=_drawn.clear)  # Invariant: a child must not reuse its parent's ids.
 
 
 def _draw() -> list[str]:
@@ -17,8 +17,8 @@ def _draw() -> list[str]:
 
 
 new_id: Callable[[], str] = chain.from_iterable(iter(_draw, None)).__next__
-"""Make an id: 32 hexadecimal digits, random. Called on the reactor's thread.
+"""Return a new id: 32 random hexadecimal digits. Call it on the reactor's thread only.
 
-The iterator walks through the list of those that were drawn. At its end, which the child of a fork has reached at
-once, more are drawn.
+The iterator yields the ids drawn before, and draws more at their end. In the child of a fork the list is empty,
+so the child draws its own.
 """

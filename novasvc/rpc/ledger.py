@@ -1,4 +1,4 @@
-"""What a server has in hand, and what it has settled: whatever comes again is recognised by it."""
+"""Deduplication: a server's record of the calls in hand and of the messages that it has settled."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from novasvc.rpc.parking import Parking
 
 @attrs.define(eq=False)
 class SeenWindow:
-    """Remembers the ids of messages that were settled, within bounds.
+    """Remember the unique ids of settled messages, within bounds.
 
-    An id is known until ``count`` others came after it, or until ``seconds`` have passed,
-    whichever is first: a window of 10,000 messages and 10 minutes, unless another is given. If its
-    session has ended by then, the acknowledgement may have been lost with it, and the message may
-    come again at any time; so may a message of which a copy is on its way. Such an id is known on,
-    until ``count`` others of that kind came after it. What belongs to a process begins empty.
+    The window drops an id after ``count`` newer ids or after ``seconds``, whichever is first. There are
+    two exceptions, because the message may still be redelivered at any time: the id's session has ended,
+    so the acknowledgement may have been lost with it; or a copy of the message is expected. The window
+    keeps such an id until ``count`` newer ids of the same kind push it out. The window lives in memory:
+    a new process starts with an empty one.
 
-    :param clock: measures the seconds.
-    :param count: ids that are remembered at the most, of either kind, > 0. More than a transport
-        delivers without an acknowledgement: then those that a session did not read are among them.
-    :param seconds: how long one is remembered at the most, > 0.
-    :ivar seen: of each id when it was settled, by which session, and whether a copy of its message is on its way.
-    :ivar unread: the ids that are known on.
+    :param clock: measures ``seconds``.
+    :param count: the most ids to remember of each kind, > 0. Use more than the prefetch: then every id
+        whose acknowledgement a session could not deliver is remembered.
+    :param seconds: how long to remember an id, > 0.
+    :ivar seen: by id: when it was settled, on which session, and whether a copy of the message is expected.
+    :ivar unread: ids kept beyond ``seen``: their acknowledgement may not have been read, or a copy is expected.
     """
 
     _clock: IReactorTime
@@ -39,7 +39,7 @@ class SeenWindow:
         return len(self.seen) + len(self.unread)
 
     def __contains__(self, unique_id: str) -> bool:
-        """Tell whether an id is known."""
+        """Return whether an id is remembered; an expired one is dropped."""
         entry = self.seen.get(unique_id)
         if entry is None:
             return unique_id in self.unread
@@ -52,8 +52,8 @@ class SeenWindow:
     def add(self, unique_id: str, session: ISession, *, expected: bool = False) -> None:
         """Remember an id as the newest.
 
-        :param session: by which it was acknowledged.
-        :param expected: a copy of its message is on its way to this process.
+        :param session: the session on which the message was acknowledged.
+        :param expected: another copy of the message will be delivered to this process.
         """
         seen = self.seen
         if unique_id in seen:
@@ -70,29 +70,31 @@ class SeenWindow:
 
 
 class Ledger:
-    """The calls of one server, by the ids of their messages.
+    """Track one server's calls by the unique ids of their messages, and settle their deliveries.
+
+    A message without a unique id is tracked while it is in hand, but a redelivery of it is not recognised.
 
     :param clock: measures how long ids are remembered.
-    :param parking: takes the calls that are not to be begun now.
-    :param remembered: ids of settled messages to remember, at the least; see SeenWindow.
+    :param parking: keeps the calls whose deliveries became void before they began.
+    :param remembered: the least number of settled ids to remember; see :class:`SeenWindow`.
     """
 
-    # Note [What comes again]
+    # Note [Deduplication of redeliveries]
     #
-    # A message comes again when the channel is lost by which it came, or the connection, or the
-    # broker; when a copy of it was sent, by its sender or by a server; and when a process died.
-    # This process did not die, so it knows what became of the message here, and does not ask how
-    # often it was delivered:
+    # A message is redelivered when its channel, its connection or the broker is lost, or when a
+    # process dies. It is duplicated when its sender sends it again, or when a server requeues or
+    # holds a copy. A process that received the message before, and still lives, knows what it did
+    # with it. That decides, whatever the count of deliveries says:
     #
-    # - In hand: it waits, runs, or its reply is being published. The new delivery takes the place
-    #   of the old one, which has become void or is acknowledged.
-    # - Settled: answered, refused, or begun and at most once. The new delivery is acknowledged. If the
-    #   message was held, its copy comes again for certain, so it is not forgotten before.
-    # - Quarantined: another copy of the message is acknowledged, too. But one that was never delivered
-    #   before is new: an operator has put it back.
-    # - Given back: as if it had never been here.
-    # - Parked: it waited, and its delivery became void. If it comes again, it waits again. See Note
-    #   [Void deliveries] in novasvc.rpc.parking.
+    # - In hand (waiting, running, or its reply is being published): the new delivery replaces the
+    #   old one, which is void or is acknowledged.
+    # - Settled (answered, refused, or begun at-most-once): the new delivery is acknowledged. If the
+    #   message was held, its copy will certainly be delivered, so its id is kept until then.
+    # - Quarantined: another copy of the message is acknowledged. A message with this id that was
+    #   never delivered before is new: an operator has put it back into the queue.
+    # - Given back: the process treats the message as one it has never seen.
+    # - Parked (it waited, and its delivery became void): the call waits again, with the new delivery.
+    #   See Note [Void deliveries] in novasvc.rpc.parking.
 
     def __init__(self, clock: IReactorTime, parking: Parking, remembered: int = 0) -> None:
         self._clock = clock
@@ -102,15 +104,15 @@ class Ledger:
         self._quarantined = SeenWindow(clock, count=1_000)
 
     def __iter__(self) -> Iterator[Call]:
-        """Return the calls in hand."""
+        """Iterate over a snapshot of the calls in hand."""
         return iter(list(self._in_hand.values()))
 
     def take(self, call: Call) -> None:
-        """Note that a call is in hand."""
+        """Record a call as in hand."""
         self._in_hand[call.request.unique_id or call] = call
 
     def take_new(self, call: Call) -> bool:
-        """Note that a call is in hand, unless its message may have been here before; return whether it was noted."""
+        """Record a call as in hand, unless its message may have been here before; return whether it was recorded."""
         unique_id = call.request.unique_id
         settled, quarantined = self._settled, self._quarantined
         if unique_id is not None and (
@@ -126,14 +128,15 @@ class Ledger:
         return True
 
     def find(self, unique_id: str | None) -> Call | None:
-        """Return the call that a message has become here, if it is in hand or parked."""
+        """Return the call of a message that is in hand or parked, or None."""
         if unique_id is None:
             return None
         return self._in_hand.get(unique_id) or self._parking.find(unique_id)
 
     def take_over(self, call: Call, delivery: IDelivery) -> bool:
-        """Let a delivery take the place of the one by which a call came; return whether it was parked."""
-        call.delivery.ack()  # It may be a second message with the same id.
+        """Replace a call's delivery by a new one; return whether the call was parked and is in hand again."""
+        # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be acknowledged.
+        call.delivery.ack()
         call.delivery, call.delivered, call.held = delivery, self._clock.seconds(), False
         unique_id = call.request.unique_id
         if unique_id is None or not self._parking.take(unique_id):
@@ -142,21 +145,21 @@ class Ledger:
         return True
 
     def park(self, call: Call) -> None:
-        """Keep a call whose delivery is void, and which was not begun."""
+        """Park a call that has not begun and whose delivery is void."""
         self._in_hand.pop(call.request.unique_id or call, None)
         self._parking.add(call)
 
     def release(self, call: Call) -> None:
-        """Forget a call that is in hand and has not begun; :meth:`take` or :meth:`give_back` follows."""
+        """Forget a call in hand that has not begun; the caller then settles its delivery, or takes it again."""
         self._in_hand.pop(call.request.unique_id or call, None)
 
     def hold(self, call: Call) -> None:
-        """Have a call's message kept for this process, and delivered to it again; see IDelivery."""
+        """Extend the time to settle a call's message; see :meth:`novasvc.interfaces.IDelivery.hold`."""
         call.held = True
         call.delivery.hold()
 
     def settle(self, call: Call) -> None:
-        """Acknowledge a call's delivery."""
+        """Acknowledge a call's delivery, forget the call, and remember its unique id."""
         unique_id = call.request.unique_id
         self._in_hand.pop(unique_id or call, None)
         if unique_id is not None:
@@ -164,24 +167,27 @@ class Ledger:
         call.delivery.ack()
 
     def acknowledge(self, delivery: IDelivery, unique_id: str | None, *, expected: bool = False) -> None:
-        """Acknowledge the delivery of a message that became no call, or one that is settled.
+        """Acknowledge the delivery of a message that became no call, or that was settled before.
 
-        :param expected: a copy of the message is on its way to this process.
+        :param expected: another copy of the message will be delivered to this process.
         """
         delivery.ack()
         if unique_id is not None:
             self._settled.add(unique_id, delivery.session, expected=expected)
 
     def quarantine(self, delivery: IDelivery, unique_id: str | None, reason: str) -> None:
-        """Move a delivery's message to the quarantine."""
+        """Move a message to the quarantine queue, and remember its unique id.
+
+        :param reason: stored with the message, one line.
+        """
         delivery.quarantine(reason)
         if unique_id is not None:
             self._quarantined.add(unique_id, delivery.session)
 
     def settle_again(self, delivery: IDelivery, unique_id: str | None) -> bool:
-        """Acknowledge a new delivery of a message that was settled here, as far as that is remembered.
+        """Acknowledge a delivery of a message that this server is known to have settled.
 
-        :return: whether it was.
+        :return: whether it was acknowledged; False for a message that is not remembered.
         """
         if unique_id is None:
             return False
@@ -194,9 +200,10 @@ class Ledger:
         return True
 
     def give_back(self, call: Call, *, here: bool = False) -> None:
-        """Have a call's message delivered again.
+        """Requeue a call's message with its delivery count, and forget the call.
 
-        :param here: to this process, if it may.
+        :param here: requeue it to this process, so that the transport counts the next delivery; see
+            :meth:`novasvc.interfaces.IDelivery.requeue_here`.
         """
         self._in_hand.pop(call.request.unique_id or call, None)
         requeue = call.delivery.requeue_here if here else call.delivery.requeue

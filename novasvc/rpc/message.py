@@ -1,7 +1,7 @@
-"""The messages of the RPC, as OpenStack's services write and read them: pure functions.
+"""Encode and decode RPC messages in oslo.messaging's format, with pure functions.
 
-A message is a JSON object with two texts, ``oslo.version`` and ``oslo.message``; the second is
-the JSON text of the body.
+A message is a JSON object with two strings: ``oslo.version``, and ``oslo.message``, which is the body
+as JSON text.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from novasvc.rpc.payload import dumps, encode_parts, loads, loads_at, quote
 from novasvc.rpc.version import compatible
 
 BODY_LIMIT = 16 * 2**20
-"""Bytes of a message, at the most: what RabbitMQ takes by default. More is neither sent nor read."""
+"""The most bytes of a message: RabbitMQ's default limit. A larger message is neither sent nor read."""
 
 NAME_LIMIT = 255
-"""Characters of a method's name, at the most. It is quoted in logs and errors."""
+"""The most characters of a method's name, of an id and of an address; they are quoted in logs and errors."""
 
 SHORTEST_KEEPALIVE = 2
-"""Seconds: who asks for signs of life more often gets none."""
+"""Seconds between keepalives, at least; a request for shorter intervals gets none."""
 _LONGEST_KEEPALIVE = 86_400
 
 _VERSION = "oslo.version"
@@ -33,10 +33,10 @@ _NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
 class WayBack(NamedTuple):
-    """How a reply finds the call that it belongs to.
+    """The return address of a call.
 
-    :param msg_id: the call's; the reply repeats it.
-    :param address: where the reply is sent, opaque.
+    :param msg_id: the call's message id, repeated in the reply.
+    :param address: the reply address, opaque to the server.
     """
 
     msg_id: str
@@ -44,18 +44,18 @@ class WayBack(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a request says.
+    """A decoded request.
 
-    :param method: the name that is called.
+    :param method: the method's name.
     :param args: JSON values by name.
-    :param context: the context's entries, names without their prefix.
-    :param namespace: None is the interface without a name.
-    :param version: what the caller wants; None (sent as null) is served by nothing.
-    :param back: None for a cast.
-    :param unique_id: new for each message; None if the sender gives none.
-    :param keepalive: seconds within which the caller wants a sign of life; None for "no signs".
-    :param problem: what is wrong with it; None if it can be run. Of one that cannot, only context and way back are
-        known.
+    :param context: the context's entries, by name without the prefix.
+    :param namespace: the interface's name; None is the interface without a name.
+    :param version: the version that the caller requires; None (sent as null) matches no method.
+    :param back: the return address; None for a cast.
+    :param unique_id: the message's id, unique for each message; None if the sender sent none.
+    :param keepalive: seconds between keepalives, as the caller asked; None for no keepalives.
+    :param problem: why the request cannot be run; None if it can. With a problem, only ``context`` and ``back``
+        are valid.
     """
 
     method: str
@@ -70,12 +70,12 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a reply says.
+    """A decoded reply.
 
-    :param msg_id: the request's.
-    :param result: JSON value; None in a failure, and in a sign of life.
-    :param failure: JSON text, see :mod:`novasvc.rpc.failure`; None if there is none.
-    :param ending: nothing follows.
+    :param msg_id: the request's message id.
+    :param result: JSON value; None in a failure and in a keepalive.
+    :param failure: JSON text, see :mod:`novasvc.rpc.failure`; None if the method did not fail.
+    :param ending: True for the last reply to the request; False for a keepalive or a partial reply.
     """
 
     msg_id: str
@@ -95,13 +95,14 @@ def encode_request(
     keepalive: int | None = None,
     limit: int = BODY_LIMIT,
 ) -> bytes:
-    """Write a call, or a cast if there is no way back.
+    """Encode a call, or a cast if ``back`` is None.
 
-    :param args: by name; values as :func:`novasvc.rpc.payload.dumps` takes them.
-    :param context: entries by name, without their prefix.
-    :param namespace: None leaves it out.
-    :param version: None leaves it out; the receiver takes that for "1.0".
-    :param keepalive: seconds within which a call wants a sign of life, at least SHORTEST_KEEPALIVE.
+    :param args: arguments by name, of the types that :func:`novasvc.rpc.payload.dumps` accepts.
+    :param context: the context's entries, by name without the prefix.
+    :param namespace: None omits the field.
+    :param version: None omits the field; the receiver then assumes "1.0".
+    :param keepalive: seconds between keepalives, at least SHORTEST_KEEPALIVE; None asks for none.
+    :param limit: the most bytes of the message.
     :raises InvalidArgumentsError: JSON cannot hold an argument, or the message is over the limit.
     """
     body: dict[str, Any] = {"method": method, "args": args}
@@ -119,30 +120,30 @@ def encode_request(
         try:
             text = "".join(encode_parts(body, 0))
         except _NOT_ENCODED:
-            text = dumps(body, "the request")  # which says why
+            text = dumps(body, "the request")  # Its error says which part JSON cannot hold.
         return wrap(text, limit)
     except ValueError as error:
         raise InvalidArgumentsError(method, str(error)) from None
 
 
 def encode_result(msg_id: str, result: Any, method: str, limit: int = BODY_LIMIT) -> bytes:
-    """Write the reply that holds a result.
+    """Encode the reply that holds a result.
 
-    :param method: the name that was called, for the error.
-    :raises ResultNotSerializableError: JSON cannot hold it, or the message is over the limit.
+    :param method: the method's name, for the error.
+    :raises ResultNotSerializableError: JSON cannot hold the result, or the message is over the limit.
     """
     try:
         try:
             text = "".join(encode_parts(result, 0))
         except _NOT_ENCODED:
-            text = dumps(result, "the result")  # which says why
+            text = dumps(result, "the result")  # Its error says which part JSON cannot hold.
         return wrap(_reply_text(msg_id, result=text), limit)
     except ValueError as error:
         raise ResultNotSerializableError(method, str(error)) from None
 
 
 def encode_failure(msg_id: str, failure: str) -> bytes:
-    """Write the reply that holds a failure.
+    """Encode the reply that holds a failure.
 
     :param failure: JSON text, see :mod:`novasvc.rpc.failure`.
     :raises ValueError: the message is over the limit.
@@ -151,12 +152,12 @@ def encode_failure(msg_id: str, failure: str) -> bytes:
 
 
 def encode_keepalive(msg_id: str) -> bytes:
-    """Write the sign of life for a caller who asked for it."""
+    """Encode a keepalive: a reply that is not the last one."""
     return wrap(_reply_text(msg_id, ending="false"))
 
 
 def _reply_text(msg_id: str, *, result: str = "null", failure: str = "null", ending: str = "true") -> str:
-    """Write a reply whose values are JSON already: quicker than to have its keys written each time."""
+    """Build a reply's JSON from encoded values; this is faster than encoding the keys each time."""
     return (
         f'{{"result": {result}, "failure": {failure}, "ending": {ending}, '
         f'"_msg_id": {quote(msg_id)}, "_unique_id": "{new_id()}"}}'
@@ -164,7 +165,7 @@ def _reply_text(msg_id: str, *, result: str = "null", failure: str = "null", end
 
 
 def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
-    """Put a body's JSON text into its envelope.
+    """Put a body's JSON text into the envelope, and return the message.
 
     :raises ValueError: the message is over the limit.
     """
@@ -176,9 +177,10 @@ def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
 
 
 def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
-    """Return the body's fields. An object without an envelope is taken for the body.
+    """Return the fields of a message's body. An object without an envelope is the body itself.
 
-    :raises MessageFormatError: too long, not UTF-8, not JSON, not an object, or of another version.
+    :raises MessageFormatError: the message is over the limit, not UTF-8, not JSON, not an object, or its
+        envelope has an incompatible version.
     """
     if len(message) > limit:
         problem = f"it is {len(message)} bytes long, and the limit is {limit}"
@@ -189,7 +191,7 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
         problem = "it is not UTF-8"
         raise MessageFormatError(problem) from None
     if text.startswith(_BEFORE):
-        # The envelope as everybody writes it. What is not read here is read again below, by all the rules.
+        # Fast path for the usual envelope. A message that does not fit is parsed again below, by the full rules.
         try:
             inner, end = loads_at(text, _BEFORE_ENDS)
             fields, inner_end = loads_at(inner, 0)
@@ -215,10 +217,10 @@ def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_request(fields: Mapping[str, Any]) -> Request:
-    """Read a request's fields; those that are not known are passed over.
+    """Decode a request; unknown fields are ignored.
 
-    :param fields: what :func:`unwrap` returned.
-    :return: with a ``problem`` if a field is missing, or has the wrong type.
+    :param fields: the fields that :func:`unwrap` returned.
+    :return: the request, with a ``problem`` if a field is missing, too long or has the wrong type.
     """
     method, args = fields.get("method"), fields.get("args", _NOTHING)
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
@@ -252,31 +254,31 @@ def read_request(fields: Mapping[str, Any]) -> Request:
 
 
 def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a request's context, readable or not, names without their prefix."""
+    """Return the context's entries, by name without the prefix, even of a request with a problem."""
     return {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
 
 
 def way_back(fields: Mapping[str, Any]) -> WayBack | None:
-    """Return the way back of a request, readable or not; None if nobody waits for a reply."""
+    """Return a request's return address, even of a request with a problem; None for a cast."""
     msg_id, address = fields.get("_msg_id"), fields.get("_reply_q")
     if not (isinstance(msg_id, str) and isinstance(address, str)):
         return None
-    # Both come back in the reply, and may not make it larger than a message may be.
+    # Bounded, because the reply repeats the id and must not exceed the limit of a message because of it.
     return WayBack(msg_id, address) if len(msg_id) <= NAME_LIMIT and 0 < len(address) <= NAME_LIMIT else None
 
 
 def read_reply(fields: Mapping[str, Any]) -> Reply:
-    """Read a reply's fields.
+    """Decode a reply.
 
-    :param fields: what :func:`unwrap` returned.
-    :raises MessageFormatError: there is no id.
+    :param fields: the fields that :func:`unwrap` returned.
+    :raises MessageFormatError: there is no message id.
     """
     msg_id, failure = fields.get("_msg_id"), fields.get("failure")
     if not isinstance(msg_id, str):
         problem = "'_msg_id' is missing, or not a text"
         raise MessageFormatError(problem)
     if failure and not isinstance(failure, str):
-        failure = "null"  # The caller must hear that it failed, even if not how.
+        failure = "null"  # The call must fail, even if the error cannot be read.
     return Reply(msg_id, fields.get("result"), failure or None, fields.get("ending") is True)
 
 
@@ -298,7 +300,7 @@ def _object(text: str, what: str) -> dict[str, Any]:
 
 
 def _check_envelope(version: object) -> None:
-    """Refuse an envelope that is not as ours; its number is no secret, but may be of any length."""
+    """Raise MessageFormatError for an incompatible envelope version; not quoted, because it may have any length."""
     try:
         if isinstance(version, str) and compatible(_ENVELOPE_VERSION, version):
             return
@@ -309,7 +311,10 @@ def _check_envelope(version: object) -> None:
 
 
 def _whole_seconds(keepalive: object) -> int | None:
-    """Return the seconds of ``_timeout``, which peers send as a number or a text; None if below 2."""
+    """Return the seconds of ``_timeout``, which peers send as a number or a string.
+
+    :return: at most _LONGEST_KEEPALIVE; None if the value is not a number or is below SHORTEST_KEEPALIVE.
+    """
     try:
         seconds = int(keepalive) if isinstance(keepalive, int | float | str) else 0
     except (ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""Notifications: what happened, told to whoever wants to know, now or later.
+"""Notifications: messages about events, for any consumer, now or later.
 
-They wait in queues of a topic and a priority ("notifications.info") until somebody consumes them,
-and say what OpenStack's services say in theirs.
+Each waits in the queue of a topic and a priority ("notifications.info") until it is consumed. The format
+is that of OpenStack's services.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,20 +22,21 @@ from novasvc.rpc.payload import dumps
 
 PRIORITIES = ("audit", "debug", "info", "warn", "error", "critical", "sample")
 TOPICS = ("notifications",)
-"""The topic that is usual."""
+"""The default topic."""
 
 
 @attrs.frozen(kw_only=True)
 class Notification:
-    """What happened.
+    """One notification.
 
-    :param event_type: dotted: "compute.instance.create.end".
-    :param payload: what there is to know of it, JSON types.
-    :param publisher_id: who tells it: "compute.host1".
+    :param event_type: dotted name of the event: "compute.instance.create.end".
+    :param payload: data of the event, JSON types.
+    :param publisher_id: the publisher: "compute.host1".
     :param priority: one of PRIORITIES.
-    :param context: of the request that it happened in.
-    :param message_id: a UUID, the same in all topics that it was sent to; "" if it came without.
-    :param timestamp: when it was told, as its publisher wrote it; UTC without a zone; "" if it came without.
+    :param context: the context of the request that caused the event.
+    :param message_id: a UUID, the same in every topic; "" if the message had none.
+    :param timestamp: when it was published, as the publisher wrote it: UTC without a zone; "" if the message
+        had none.
     """
 
     event_type: str
@@ -48,7 +49,7 @@ class Notification:
 
 
 def encode_notification(notification: Notification) -> bytes:
-    """Write a notification.
+    """Encode a notification.
 
     :raises InvalidArgumentsError: JSON cannot hold the payload, or the message is over the limit.
     """
@@ -69,10 +70,10 @@ def encode_notification(notification: Notification) -> bytes:
 
 
 def read_notification(fields: Mapping[str, Any]) -> Notification:
-    """Read a notification's fields. All but the priority may be missing; those that are not known are passed over.
+    """Decode a notification. Every field but the priority is optional; unknown fields are ignored.
 
-    :param fields: what :func:`novasvc.rpc.message.unwrap` returned.
-    :raises MessageFormatError: the priority is none of ours.
+    :param fields: the fields that :func:`novasvc.rpc.message.unwrap` returned.
+    :raises MessageFormatError: the priority is not one of PRIORITIES.
     """
 
     def text(name: str) -> str:
@@ -100,12 +101,12 @@ def _utc_now() -> datetime:
 
 @attrs.define(eq=False)
 class Notifier:
-    """Tells what happened.
+    """Publish notifications.
 
-    :param transport: open.
-    :param publisher_id: who tells it: "compute.host1".
-    :param topics: each gets a copy.
-    :param now: tells the time, with a zone.
+    :param transport: an open transport.
+    :param publisher_id: the publisher: "compute.host1".
+    :param topics: topics to publish to; each gets a copy.
+    :param now: returns the current time, with a time zone.
     Source: oslo_messaging.Notifier, whose messagingv2 driver writes the same.
     """
 
@@ -115,14 +116,15 @@ class Notifier:
     _now: Callable[[], datetime] = attrs.field(default=_utc_now, kw_only=True)
 
     def notify(self, priority: str, context: RequestContext, event_type: str, payload: Any) -> Deferred[None]:
-        """Tell something. There is a method for each priority, too: :meth:`info`, and so on.
+        """Publish a notification. Each priority also has a method of its name, such as :meth:`info`.
 
         :param priority: one of PRIORITIES.
-        :param context: travels with it.
-        :param event_type: dotted: "compute.instance.create.end".
-        :param payload: see :func:`novasvc.rpc.payload.dumps` for what can be sent.
-        :return: Deferred[None], fired when the broker has it. Nobody may listen yet.
-        :raises ValueError: there is no such priority.
+        :param context: sent with the notification.
+        :param event_type: dotted name of the event: "compute.instance.create.end".
+        :param payload: data of the event; see :func:`novasvc.rpc.payload.dumps` for the types.
+        :return: Deferred[None], fired when the broker has confirmed the message in every topic. A confirm
+            does not mean that a consumer exists.
+        :raises ValueError: the priority is not one of PRIORITIES.
         :raises InvalidArgumentsError: JSON cannot hold the payload, or the message is over the limit.
         :raises RPCError: as :meth:`novasvc.interfaces.ITransport.send`.
         """

@@ -1,4 +1,4 @@
-"""Notifications on their way in: taken by whom they concern, and acknowledged then."""
+"""The notification listener: passes notifications to a handler, and acknowledges them afterwards."""
 
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
@@ -19,22 +19,23 @@ from novasvc.rpc.notification import PRIORITIES, TOPICS, Notification, read_noti
 _log = Logger()
 
 Take = Callable[[Notification], Any]
-"""Takes a notification; what it returns may be a Deferred or a coroutine, and means that it is done with it."""
+"""Handle a notification; may return a Deferred or a coroutine. The notification is acknowledged when that fires."""
 
 
 class NotificationListener:
-    """Takes notifications.
+    """Consume notifications and pass each to a handler, at-least-once.
 
-    Each is acknowledged when it was taken, so it comes at least once: again after a crash, and
-    after an error. One that cannot be taken is put into quarantine.
+    A notification is acknowledged when the handler has ended. It is redelivered after a crash or an error of
+    the handler, and quarantined after ``max_deliveries`` deliveries.
 
-    :param transport: open.
-    :param take: see Take; runs with the notification's context as the current one.
-    :param clock: measures how long closing may take.
-    :param topics: where from.
-    :param priorities: which of them.
-    :param concurrency: notifications of each queue that are being taken at a time, > 0.
-    :param max_deliveries: what was delivered as often, and not taken, is put into quarantine.
+    :param transport: an open transport.
+    :param take: the handler, see Take; called with the notification's context as the current context.
+    :param clock: measures the patience of :meth:`close`.
+    :param topics: topics to consume.
+    :param priorities: priorities to consume.
+    :param concurrency: notifications handled at a time for each queue, > 0; also the prefetch.
+    :param max_deliveries: quarantine a notification after this many deliveries without success, > 0.
+    :ivar malformed: the number of messages that were dropped because they were malformed.
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class NotificationListener:
 
     @property
     def live(self) -> bool:
-        """Whether notifications reach us now."""
+        """Whether the consumers of all queues are active."""
         return bool(self._listeners) and all(listener.live for listener in self._listeners)
 
     def start(self) -> Deferred[None]:
-        """Begin to consume. Called once.
+        """Start consuming. Called once.
 
-        :return: Deferred[None], fired when the first notification could arrive; fails as the transport does.
+        :return: Deferred[None], fired when the consumers are active; fails with the transport's error, or
+            with StateError if the listener was started before.
         """
         if self._state != "new":
             return fail(StateError("the listener to notifications", self._state, "start"))
@@ -89,10 +91,12 @@ class NotificationListener:
         await self._close(0.0)
 
     def close(self, patience: float = 10.0) -> Deferred[None]:
-        """Take nothing more; what cannot be taken in time goes back, and comes again elsewhere.
+        """Stop consuming, and wait for the running handlers.
 
-        :param patience: seconds for what is being taken; it is cancelled after that.
-        :return: Deferred[None].
+        Handlers that do not end in time are cancelled; their notifications are redelivered elsewhere.
+
+        :param patience: seconds to wait for the handlers, >= 0.
+        :return: Deferred[None], fired when the listeners are closed.
         """
         return Deferred.fromCoroutine(self._close(patience))
 
@@ -113,9 +117,9 @@ class NotificationListener:
             await listener.close()
 
     def _receive(self, delivery: IDelivery) -> None:
-        """Take a delivery; the transport's receiver."""
+        """Receive a delivery; called by the transport. A malformed message is dropped."""
         if self._state == "closed":
-            return  # It goes back with the listener.
+            return  # Closing the listener gives the unsettled delivery back.
         try:
             notification = read_notification(unwrap(delivery.body))
         except MessageFormatError as error:
@@ -124,7 +128,8 @@ class NotificationListener:
             delivery.reject()
             return
         if not delivery.counted:
-            # So that the count outlives the processes that it may take down.
+            # Requeued once without being handled, so that the transport counts the next delivery: the count
+            # must outlive the processes that a poison message kills.
             delivery.requeue(delivery.deliveries)
             return
         if delivery.deliveries >= self._max_deliveries:

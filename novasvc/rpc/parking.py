@@ -1,4 +1,4 @@
-"""Calls that were not begun when their deliveries became void: whoever gets the next ones decides."""
+"""Parked calls: calls whose deliveries became void before their methods began."""
 
 from collections.abc import Callable
 
@@ -7,29 +7,37 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from novasvc.rpc.call import Call
 
 GRACE = 5.0
-"""Seconds of consuming after which a message that has not come again, and may be lost with the broker, is missed."""
+"""Least seconds, while consuming, to wait for the redelivery of a message before the broker counts as having lost it.
+
+The wait ends at the second look, and looks are GRACE apart.
+"""
 _BOUND = 1000
-"""Calls that are parked at the most; the oldest go first."""
+"""The most parked calls; the oldest are forgotten first."""
 
 
 class Parking:
-    """Calls that wait for their messages to come again.
+    """Keep calls until their messages are redelivered, or are taken for lost.
 
-    :param clock: measures the grace.
-    :param consuming: whether messages would reach us now, if there were any.
-    :param missed: called with a call whose message is taken for lost.
-    :ivar calls: those that are parked, by the unique ids of their messages.
+    :param clock: measures GRACE.
+    :param consuming: whether a redelivery would reach this server now.
+    :param missed: called with each call whose message is taken for lost.
+    :ivar calls: the parked calls, by the unique ids of their messages.
     """
 
     # Note [Void deliveries]
     #
-    # A message whose channel was lost is on its way to somebody, who runs it, or refuses it if it
-    # may run once only; if it comes to us, it is as if nothing had been. To begin it meanwhile
-    # would be to begin it twice, or after its caller was answered.
+    # When a channel is lost, its deliveries are void: the broker redelivers the messages. Another server
+    # that receives the redelivery runs it, or refuses it if its method is not idempotent. If this server
+    # receives the redelivery, the call waits again as before. Beginning the call in the meantime could
+    # run it twice, or after its caller was refused.
     #
-    # But a broker that died may have taken it along, if its queue was not durable, and then it is
-    # nowhere but here. If it has not come for a while, although we consume, an idempotent call is
-    # run; it may be run elsewhere as well. Any other one is refused, as nobody can tell.
+    # A broker that died may have lost the message, if its queue was not durable. Then this call is the
+    # only copy. If there is no redelivery within GRACE, although this server consumes, an idempotent call
+    # is run; another server may run it too. Any other call is refused with RedeliveredError, because
+    # nothing tells whether another server has begun it.
+    #
+    # If the session's messages are kept (ISession.kept), the broker cannot have lost them, and the call
+    # only waits.
 
     def __init__(self, clock: IReactorTime, *, consuming: Callable[[], bool], missed: Callable[[Call], None]) -> None:
         self._clock = clock
@@ -40,11 +48,11 @@ class Parking:
         self._timer: IDelayedCall | None = None
 
     def __len__(self) -> int:
-        """Return how many may yet be taken for lost."""
+        """Return the number of calls that may still be taken for lost."""
         return len(self._looks)
 
     def add(self, call: Call) -> None:
-        """Park a call."""
+        """Park a call whose delivery is void. Drops expired calls, then the oldest, if there are too many."""
         self.calls[call.request.unique_id or call] = call
         if len(self.calls) > _BOUND:
             self._purge()
@@ -53,20 +61,20 @@ class Parking:
             self._look_later()
 
     def find(self, unique_id: str) -> Call | None:
-        """Return the call of a message, if it is parked."""
+        """Return the parked call of a message, or None."""
         return self.calls.get(unique_id)
 
     def take(self, unique_id: str) -> bool:
-        """Forget a call whose message has come again; return whether it was there."""
+        """Forget a call whose message was redelivered; return whether it was parked."""
         call = self.calls.pop(unique_id, None)
         if call is not None:
             self._looks.pop(call, None)
         return call is not None
 
     def wait_no_longer(self) -> None:
-        """Take no call for lost any more; a message that comes again is still recognised.
+        """Stop taking messages for lost; a redelivery is still recognised.
 
-        Called when a server drains: nothing new begins there.
+        Called when the server drains, because a draining server begins no new operation.
         """
         self._looks.clear()
         if self._timer is not None:
@@ -74,12 +82,12 @@ class Parking:
             self._timer = None
 
     def close(self) -> None:
-        """Forget all."""
+        """Forget all parked calls and stop the timer."""
         self.calls.clear()
         self.wait_no_longer()
 
     def _purge(self) -> None:
-        """Forget the calls that nobody waits for any more, and the oldest if there are still too many."""
+        """Forget the expired calls, and the oldest ones if there are still too many."""
         now = self._clock.seconds()
         over = [key for key, call in self.calls.items() if call.expires_at is not None and call.expires_at <= now]
         for key in [*over, *list(self.calls)[: max(0, len(self.calls) - len(over) - _BOUND)]]:
@@ -95,7 +103,7 @@ class Parking:
         self._timer = None
         self._purge()
         if self._consuming():
-            # One grace at the least has passed at the second look.
+            # At its second look a call has been parked for at least one GRACE.
             missed = [call for call, looks in self._looks.items() if looks]
             self._looks = {call: 1 for call in self._looks if call not in missed}
             for call in missed:

@@ -1,7 +1,7 @@
-"""Python values as JSON text, and back.
+"""Encode Python values as JSON text, and decode it.
 
-What goes out is mapped as OpenStack's services map it; nothing is mapped back. JSON only:
-nothing that a peer names is ever imported, looked up or built here.
+Values are converted to JSON types as OpenStack's services convert them; nothing is converted back.
+Decoding yields JSON types only: no name sent by a peer is imported, looked up or instantiated.
 """
 
 import json
@@ -26,9 +26,12 @@ _KEYS = (str, int, float, type(None))
 
 
 def _primitive(value: object) -> Any:
-    """Map what the encoder does not know; called by it."""
+    """Convert a value of a type that JSON lacks; called by the encoder.
+
+    :raises TypeError: the type cannot be converted.
+    """
     if isinstance(value, datetime):
-        # A zone's offset is dropped, not applied: so do the peers.
+        # The UTC offset is dropped, not applied, as OpenStack's services do.
         return value.replace(tzinfo=None).isoformat(timespec="microseconds")
     if isinstance(value, date):
         return value.isoformat()
@@ -45,31 +48,31 @@ def _primitive(value: object) -> Any:
 
 # Note [JSON at a few microseconds]
 #
-# A call is written four times and read four times. The json module makes an encoder of its C code
-# for each value, which costs more than to write a small message with it, and looks for values that
-# contain themselves, which cost a lookup for each list and object. Here it is made once and does
-# not look: such a value ends in a RecursionError like one that is too deep, and only then the
-# careful way is gone, to say which it was.
+# One call encodes four values and decodes four. For each value the json module creates a C encoder,
+# which costs more than encoding a small message with it, and checks for circular references, which
+# costs a lookup for each list and object. This module creates the encoder once, without that check. A
+# circular value then raises RecursionError, as a value that is nested too deeply does. Only in that case
+# the careful encoder runs too, to tell the two apart.
 _careful = json.JSONEncoder(default=_primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
 loads_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
-"""Reads the JSON value that begins at an index; returns it and the index after it.
+"""Decode the JSON value at an index; return the value and the index after it.
 
-As :func:`loads`, but raises StopIteration where no value begins.
+Raises StopIteration if no value begins there; otherwise as :func:`loads`.
 """
 
 quote: Callable[[str], str] = json.encoder.encode_basestring_ascii
-"""Writes a text as JSON, in ASCII."""
+"""Encode a string as JSON, in ASCII."""
 
 
 _Encoder = Callable[[Any, int], tuple[str, ...]]
 
 
 def _encoder(make: Callable[..., _Encoder] | None) -> _Encoder:
-    """Return what writes a value.
+    """Return a function that encodes a value.
 
-    :param make: the json module's own maker of encoders; None in a Python without its C code.
+    :param make: ``c_make_encoder`` of the json module; None in a Python without its C accelerator.
     """
     if make is None:
         return lambda value, _: (_careful.encode(value),)
@@ -79,19 +82,19 @@ def _encoder(make: Callable[..., _Encoder] | None) -> _Encoder:
 
 
 encode_parts = _encoder(getattr(json.encoder, "c_make_encoder", None))
-"""Writes a value, at the indentation 0, as the parts of its JSON text.
+"""Encode a value, at indentation 0, and return the parts of its JSON text.
 
-As :func:`dumps`, which says what is wrong where this raises TypeError, ValueError or RecursionError.
+Raises TypeError, ValueError or RecursionError where :func:`dumps` raises an error that names the part.
 """
 
 
 def loads(text: str) -> Any:
-    """Read JSON text.
+    """Decode JSON text.
 
-    NaN and infinities are taken as JavaScript writes them, and integers of up to 4300 digits.
+    NaN and infinities are accepted as JavaScript writes them; integers may have up to 4300 digits.
 
-    :raises ValueError: it is not JSON.
-    :raises RecursionError: it is nested deeper than the stack.
+    :raises ValueError: the text is not JSON.
+    :raises RecursionError: the text is nested too deeply.
     """
     try:
         value, end = loads_at(text, 0)
@@ -100,19 +103,19 @@ def loads(text: str) -> Any:
     else:
         if end == len(text):
             return value
-    return _decode(text)  # blanks around it, or an error
+    return _decode(text)  # The slow path: whitespace around the value, or an error.
 
 
 def dumps(value: Any, root: str) -> str:
-    """Write a value as JSON text, in ASCII.
+    """Encode a value as JSON text, in ASCII.
 
-    datetime, date, UUID, Decimal and IP addresses become text, bytes UTF-8 text, tuples and
-    sets lists, exceptions their repr; keys that are numbers become text. NaN and infinities
-    are written as JavaScript writes them.
+    datetime, date, UUID, Decimal and IP addresses become strings; bytes are decoded as UTF-8; tuples and
+    sets become lists; exceptions become their repr; numbers as keys become strings. NaN and infinities are
+    written as JavaScript writes them.
 
-    :param value: made of those and of JSON's types.
-    :param root: what the value is called in an error: "result".
-    :raises ValueError: says which part of the value, of which type, JSON cannot hold.
+    :param value: a value of these types and of JSON's types.
+    :param root: the name of the value in an error: "the result".
+    :raises ValueError: JSON cannot hold a part of the value; the text names the part and its type.
     """
     try:
         return "".join(encode_parts(value, 0))
@@ -134,14 +137,14 @@ def _too_deep(value: Any, root: str) -> str:
 
 
 def _misfit(value: Any, root: str) -> str:
-    """Find the first part of a value that was not encoded. Only called when one exists."""
+    """Return the error text for the first part of a value that JSON cannot hold. Call it only if there is one."""
     seen: set[int] = set()
     parts = [(value, root)]
     while parts:
         part, path = parts.pop()
         if isinstance(part, Mapping | list | tuple | set | frozenset):
             if id(part) in seen:
-                continue  # A value may be there twice, and may contain itself.
+                continue  # The same object may occur twice, and a circular value contains itself.
             seen.add(id(part))
             key = next((key for key in part if isinstance(part, Mapping) and not isinstance(key, _KEYS)), None)
             if key is not None:

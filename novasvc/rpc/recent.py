@@ -1,4 +1,4 @@
-"""Replies that were sent a moment ago, for callers who send their request again."""
+"""A cache of recent replies, for duplicates of requests that were answered already."""
 
 from collections import OrderedDict
 
@@ -7,18 +7,19 @@ import attrs
 from novasvc.rpc.message import WayBack
 
 REMEMBERED = 1000
-"""Replies that are remembered, at most."""
+"""The most replies in the cache."""
 REMEMBERED_BYTES = 4 * 2**20
-"""Bytes of their bodies together, at most; a longer one is not remembered."""
+"""The most bytes of their bodies together; a longer reply is not cached."""
 
 
 @attrs.define(eq=False)
 class RecentReplies:
-    """The last replies of one server to calls of idempotent methods, by the unique id of the request.
+    """Cache a server's latest replies to calls of idempotent methods, by the unique id of the request.
 
-    A broker that dies may take a reply along that it has confirmed. If the caller was not told that the
-    broker had its request, it sends that again, under the same id: see Note [A message that was not
-    confirmed] in novasvc.rpc.replies. The method does not run again, but the caller needs the reply.
+    A broker that dies may lose a reply that it has confirmed. If the caller's request was not confirmed,
+    the caller sends it again with the same unique id: see Note [A message that was not confirmed] in
+    novasvc.rpc.replies. Deduplication keeps the method from running again, but the caller still needs
+    the reply.
     """
 
     _replies: OrderedDict[str, tuple[WayBack, bytes]] = attrs.field(factory=OrderedDict, init=False)
@@ -28,7 +29,7 @@ class RecentReplies:
         return len(self._replies)
 
     def add(self, unique_id: str, back: WayBack, body: bytes) -> None:
-        """Remember a reply, as the newest."""
+        """Cache a reply as the newest; evict the oldest beyond the bounds."""
         self._remove(unique_id)
         self._replies[unique_id] = (back, body)
         self._bytes += len(body)
@@ -36,7 +37,7 @@ class RecentReplies:
             self._remove(next(iter(self._replies)))
 
     def get(self, unique_id: str | None) -> tuple[WayBack, bytes] | None:
-        """Return the reply to a request; None if there was none, or it is not remembered any more."""
+        """Return the reply address and body of a request, or None if the reply is not cached."""
         return None if unique_id is None else self._replies.get(unique_id)
 
     def _remove(self, unique_id: str) -> None:

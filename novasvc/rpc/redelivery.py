@@ -1,7 +1,7 @@
-"""Idempotent calls that were delivered before: run again in groups that get smaller with each death.
+"""Redelivered idempotent calls: run again in groups that get smaller with each death of a process.
 
-The process that had them before may have died of one of them. Which one is found by running them again
-in groups: whatever does not kill its group is answered, and a group that kills again is divided.
+One of these calls may be a poison message: it killed the process that ran it. Running the calls again in
+groups finds it. Calls whose group survives are answered; a group whose process dies is divided.
 """
 
 import math
@@ -14,51 +14,52 @@ from novasvc.rpc.call import Call
 from novasvc.rpc.execution import Execution
 
 PATIENCE = 2.0
-"""Seconds to wait for a message that was moved to this process's own queue, before its place is given to another."""
+"""Seconds that a message moved to this process's own queue keeps its place in the group until it is delivered."""
 
 _ROUNDING = 1e-9
 
 
 class RedeliveredCalls:
-    """Calls of idempotent methods that were delivered before, in the hands of one server.
+    """Queue one server's redelivered calls of idempotent methods, and begin them in groups.
 
-    :param clock: measures the patience.
-    :param execution: begins them.
+    :param clock: measures PATIENCE.
+    :param execution: begins the calls.
     :param concurrency: calls that the server runs at a time; the size of the largest group.
-    :param max_deliveries: deaths after which a call is quarantined instead of being added here.
-    :param retain: has a call's message delivered again, counted, to this process alone.
-    :param give_back: has a call's message delivered again to any server of its queue.
-    :param go_on: called when there is room for another.
-    :ivar waiting: those that wait for their turn.
-    :ivar retained: of those that were moved to this process's own queue and are on their way back, by what they are
-        recognised: the room that each takes, and the timer that ends the waiting. Each needs a place.
+    :param max_deliveries: deaths after which the server quarantines a call instead of adding it here, > 0.
+    :param retain: requeues a call's message to this process alone, where a death is counted.
+    :param give_back: requeues a call's message for any server of its queue.
+    :param go_on: called when there may be room for another call.
+    :ivar waiting: calls that wait to begin.
+    :ivar retained: messages moved to this process's own queue and not delivered yet, by unique id: the share of
+        the room that each takes, and the timer that frees it. Each also takes one of the server's slots.
     """
 
     # Note [Finding the poison message]
     #
     # A process that dies leaves all its idempotent calls unanswered, and one of them may have killed it.
-    # Most deaths have another reason (an operator, the OOM killer), and a lost channel looks the same, so
-    # everything that is delivered again runs at full concurrency first. A call that was running at a certain
-    # death is run again in a smaller group, after the next one in a smaller one still, and alone before it
-    # can be quarantined: only a call that killed a process while no other redelivered call ran there is put
-    # aside.
+    # Most deaths have another cause (an operator, the OOM killer), and a lost channel causes the same
+    # redeliveries. So redelivered calls run at full concurrency first. A call that was running at a
+    # certain death runs again in a smaller group, and in a still smaller one after the next death. It
+    # runs alone before it can be quarantined: a call is quarantined only if it killed a process in which
+    # no other redelivered call ran.
     #
-    #     certain deaths   group, for 64 calls at a time and max_deliveries = 3
+    #     certain deaths   group size, for concurrency = 64 and max_deliveries = 3
     #           0          64
     #           1           8
     #           2           1
     #           3          quarantine
     #
-    # The sizes are a geometric series from the server's concurrency to 1, so max_deliveries decides how
-    # fast a group is divided. Calls of different levels may run together: each takes 1/size of the room, and
-    # a call that has to be alone takes all of it. New calls run beside them, and are not counted as suspects.
+    # The sizes are a geometric series from the server's concurrency to 1, so max_deliveries sets how
+    # fast a group is divided. Calls with different counts may run together: each takes 1/size of the
+    # room, and a call that has to run alone takes all of it. New calls run beside them and do not count
+    # towards a group.
     #
-    # A death is certain only for calls that had begun. The count has to outlive the process, so a call is
-    # moved to a queue of this process before it begins: see IDelivery.requeue_here. What waits here for its
-    # turn was not moved, and no death is counted for it.
+    # A death is certain only for calls that had begun. The count must outlive the process, so a call is
+    # moved to a queue of this process before it begins: see IDelivery.requeue_here. A call that waits
+    # here was not moved, so no death is counted for it.
     #
-    # A quorum queue counts deliveries, but of all that was in a dead process's hands, begun or not. That
-    # count is not used.
+    # A quorum queue has a delivery count too, but it counts every message that the dead process had
+    # received, begun or not. That count is not used.
 
     def __init__(
         self,
@@ -84,13 +85,16 @@ class RedeliveredCalls:
         self._stopped = False
 
     def group(self, deaths: int) -> int:
-        """Return how many calls that were running at so many deaths may run at a time; at least 1."""
+        """Return the size of the group in which a call with this many certain deaths runs; at least 1."""
         steps = self._max_deliveries - 1
         exponent = max(0.0, 1.0 - deaths / steps) if steps else 0.0
         return max(1, round(math.pow(self._concurrency, exponent)))
 
     def add(self, call: Call) -> None:
-        """Have a call wait for its turn; one that was retained in time has had it."""
+        """Queue a call. One that comes back from this process's queue within PATIENCE keeps its place.
+
+        After :meth:`stop`, a call that is not counted is given back.
+        """
         if call.delivery.counted:
             call.placed = self._forget(_key(call))
         elif self._stopped:
@@ -99,16 +103,16 @@ class RedeliveredCalls:
         self.waiting.append(call)
 
     def remove(self, call: Call) -> bool:
-        """Forget a call that waits for its turn; return whether it did."""
+        """Remove a waiting call; return whether it was waiting."""
         if call not in self.waiting:
             return False
         self.waiting.remove(call)
         return True
 
     def begin(self) -> bool:
-        """Begin the next call, or have it counted first, if there is room for it.
+        """Begin the next call, or move its message to this process's queue first, if there is room.
 
-        :return: whether there was one.
+        :return: whether a call was begun or moved.
         """
         while self.waiting:
             call = min(self.waiting, key=_order)
@@ -122,7 +126,7 @@ class RedeliveredCalls:
                 self._execution.begin(call)
             else:
                 key = _key(call)
-                self._forget(key)  # It may have come twice: its channel was lost while it was being moved.
+                self._forget(key)  # Redelivered while it was being moved: its channel was lost. Take one place only.
                 later = self._clock.callLater(PATIENCE, self._not_come, key)
                 self.retained[key] = (self._weight(call), later)
                 self._retain(call)
@@ -130,14 +134,17 @@ class RedeliveredCalls:
         return False
 
     def stop(self) -> None:
-        """Give back what is still to be counted: the server takes in nothing more."""
+        """Give back the waiting calls that are not counted. Called when the server stops consuming.
+
+        Counting a call needs another delivery, and none will arrive.
+        """
         self._stopped = True
         for call in [call for call in self.waiting if not call.delivery.counted]:
             self.waiting.remove(call)
             self._give_back(call)
 
     def withdraw(self) -> list[Call]:
-        """Return what waits, and forget it."""
+        """Remove and return the waiting calls, and free the places of retained ones."""
         for key in list(self.retained):
             self._forget(key)
         waiting, self.waiting = self.waiting, []
@@ -156,7 +163,7 @@ class RedeliveredCalls:
         self._go_on()
 
     def _forget(self, key: Any) -> bool:
-        """Give a place up; return whether it was kept until now."""
+        """Free the place of a retained call; return whether it still had one."""
         _, later = self.retained.pop(key, (0.0, None))
         if later is None:
             return False
@@ -169,5 +176,5 @@ def _key(call: Call) -> Any:
 
 
 def _order(call: Call) -> tuple[bool, int]:
-    # What has its place comes first, then what was near the fewest deaths.
+    # Calls that have a place come first, then calls with the fewest deaths.
     return not call.placed, call.delivery.deaths

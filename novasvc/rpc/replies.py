@@ -1,4 +1,4 @@
-"""Calls that wait for their replies, and the one address at which the replies arrive."""
+"""Pending calls: calls that wait for their replies, and the shared reply address."""
 
 from collections.abc import Callable
 from math import inf
@@ -32,43 +32,48 @@ from novasvc.telemetry.metrics import CallMetrics
 _log = Logger()
 
 PENDING_BOUND = 10_000
-"""Calls that may wait for their replies at a time."""
+"""The most calls that may wait for a reply at a time."""
 
 EXPLAIN_PATIENCE = 0.5
-"""Seconds that an error waits for what the registry knows, at the most."""
+"""Seconds before a call's deadline at which the registry is asked about its target, for the text of the error."""
 RESENDS = 10
-"""Times that an idempotent message is sent again, at the most: one that costs its connection each time must end."""
+"""The most times that an unconfirmed idempotent message is sent again. One that kills each connection must end."""
 _REPLY_GRACE = 0.25
-"""Seconds that a call waits for a reply that is on its way when the connection for publishing is lost."""
+"""Seconds to wait for a reply that was received already, after the publishing connection is lost."""
 
 
 class MakeBody(Protocol):
-    """Makes the message of a call; raises RPCError if there can be none."""
+    """Encode the message of a call."""
 
     def __call__(self, *, back: WayBack) -> bytes:
-        """Return the message whose reply takes this way back."""
+        """Return the encoded message, with the given message id and reply address.
+
+        :raises RPCError: the message cannot be encoded.
+        """
 
 
 @attrs.define(eq=False)
 class _Pending:
-    """A call whose end has not come.
+    """A call that waits for its reply.
 
-    :param timeout: seconds that it waits in all; None is "as long as there are signs of life".
-    :param keepalive: seconds that it waits for a sign of life; None if it wants none.
+    :param waiter: the caller's Deferred.
+    :param make_body: encodes the message.
+    :param timeout: seconds to wait for the reply; None to wait for as long as keepalives arrive.
+    :param keepalive: seconds to wait for each keepalive; None if the call asks for none.
     :param deadline: seconds on the clock; infinite without a timeout.
-    :param began: seconds on the clock.
-    :param figures: those of its method.
-    :param idempotent: its message may be sent again.
-    :param request_id: of its context.
-    :param result: what came without being the last; old senders end with an empty reply.
-    :param sending: what is awaited before the reply: the broker's confirm, or the registry's answer. It may have
-        fired; see :attr:`is_sending`.
-    :param body: the message, if it may have to be sent again.
-    :param resent: how often it was.
-    :param unconfirmed: the connection was lost before the broker confirmed the message, or its first copy.
-    :param begun: the server has shown life, so it has the message.
-    :param asked: the registry was asked about its target.
-    :param known: what the registry has answered.
+    :param began: seconds on the clock when the call was made.
+    :param figures: the method's metrics.
+    :param idempotent: whether the message may be sent again.
+    :param request_id: the request id of the call's context.
+    :param result: the result of a reply that did not end the call; old senders end with an empty reply.
+    :param sending: the broker's confirm, or the registry's answer for the text of an error. It may have fired; see
+        :attr:`is_sending`.
+    :param body: the encoded message, while it may have to be sent again.
+    :param resent: how often the message was sent again.
+    :param unconfirmed: the error of a connection lost before the broker confirmed the message or its first copy.
+    :param begun: whether a keepalive has arrived, so a server has the message.
+    :param asked: whether the registry was asked about the target.
+    :param known: the registry's answer.
     """
 
     waiter: Deferred[Any]
@@ -93,41 +98,43 @@ class _Pending:
 
     @property
     def is_sending(self) -> bool:
-        """Whether the broker's confirm, or the registry's answer, is still awaited."""
+        """Whether the call still waits for the broker's confirm or the registry's answer."""
         return self.sending is not None and not self.sending.called
 
     @property
     def questionable(self) -> bool:
-        """Whether the registry is to be asked before it times out: no server has shown life, and there is time."""
+        """Whether to ask the registry before the call times out: no keepalive has arrived, and there is time."""
         return not (self.asked or self.begun) and self.timeout is not None and self.timeout >= 2 * EXPLAIN_PATIENCE
 
 
 class Explain(Protocol):
-    """Finds out more about a target that no queue is bound for; see :class:`novasvc.registry.lookup.ServiceLookup`."""
+    """Look an unreachable target up in the registry; see :class:`novasvc.registry.lookup.ServiceLookup`."""
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
-        """Return a Deferred of the error, which fires soon and may fail."""
+        """Return a Deferred of the error to raise. It fires within a bound of its own, and may fail."""
 
 
 class PendingCalls:
-    """The calls of a client and of all those prepared from it.
+    """Send calls and match their replies, for a client and all clients prepared from it.
 
-    :param transport: gives the address for replies when the first call is made.
+    :param transport: sends the messages, and opens the reply address at the first call.
     :param clock: measures the timeouts.
-    :param explain: words the error of a call that nobody can be reached for, or that nobody has answered; None words
-        it without the registry.
+    :param explain: looks up the target of a call that is undeliverable or unanswered, for the text of its error;
+        None to raise the error without the registry's answer.
+    :ivar unmatched: replies that no pending call matches, and malformed ones.
     """
 
     # Note [A message that was not confirmed]
     #
-    # The broker confirms each message. A connection that is lost leaves some of them unconfirmed:
-    # they are with the broker, or they are not. An idempotent call is then sent again as it was,
-    # with the same _msg_id and _unique_id, and the transport holds it until there is a connection.
-    # If the first copy arrived, too, a server that has seen it drops the second; two servers may
-    # both run it, which is what idempotent allows, and the first reply ends the call.
+    # The broker confirms each message. A lost connection leaves some messages unconfirmed: the broker
+    # may have them or not. An idempotent call is then sent again unchanged, with the same _msg_id and
+    # _unique_id, and the transport holds it until there is a connection. If the first copy arrived too,
+    # a server that has received both drops the second. Two servers may both run the call, which
+    # idempotent allows; the first reply ends it.
     #
-    # Any other call must not be sent again, and waiting for its timeout would tell no more. It
-    # fails at once, but for a moment in which a reply that is in our own buffers is read.
+    # Any other call must not be sent again, and waiting for its timeout would give no more information.
+    # It fails with UnconfirmedError after _REPLY_GRACE, in which a reply that is already in this
+    # process's buffers is read.
 
     def __init__(self, transport: ITransport, clock: IReactorTime, explain: Explain | None = None) -> None:
         self.unmatched = 0
@@ -146,15 +153,15 @@ class PendingCalls:
         return len(self._pending)
 
     def check_open(self) -> None:
-        """See that it was not closed.
+        """Check that :meth:`close` was not called.
 
-        :raises TransportClosedError: it was.
+        :raises TransportClosedError: it was called.
         """
         if self._closed:
             raise TransportClosedError("sending")
 
     def request_ids(self) -> set[str]:
-        """Return the request ids of the calls that wait."""
+        """Return the request ids of the pending calls."""
         return {pending.request_id for pending in self._pending.values()}
 
     def call(
@@ -168,12 +175,13 @@ class PendingCalls:
         *,
         idempotent: bool = False,
     ) -> Deferred[Any]:
-        """Send a call and wait for the end of it.
+        """Send a call and wait for its reply.
 
-        :param timeout: seconds; with none left, nothing is sent. None is no limit.
-        :param keepalive: seconds to wait for each sign of life; None if there is a timeout only.
-        :param idempotent: its message may be sent again; see Note [A message that was not confirmed].
-        :param request_id: of the call's context.
+        :param make_body: encodes the message, once the reply address is known.
+        :param timeout: seconds; None for no limit. With 0 or less the call fails and sends nothing.
+        :param keepalive: seconds to wait for each keepalive; None to ask for none.
+        :param idempotent: whether the message may be sent again; see Note [A message that was not confirmed].
+        :param request_id: the request id of the call's context.
         :return: Deferred of the result; see :meth:`novasvc.rpc.Client.call`.
         """
         if self._closed:
@@ -204,24 +212,29 @@ class PendingCalls:
         return waiter
 
     def _figures_of(self, topic: str, method: str) -> CallMetrics:
-        """Return the figures of a method, and remember them; their number is bounded, that of names is not."""
+        """Return a method's metrics; cache them up to MOST, because the number of names has no bound."""
         figures = CallMetrics.of(topic, method)
         if len(self._figures) < MOST:
             self._figures[topic, method] = figures
         return figures
 
     def _be_patient(self, msg_id: str, pending: _Pending) -> None:
-        """Wait for a call's reply, or for its next sign of life."""
+        """Set a call's next deadline: its timeout, its next keepalive, or the time to ask the registry."""
         when = pending.deadline
         if self._explain is not None and pending.questionable:
-            # A queue may outlive those who serve it. The registry answers within EXPLAIN_PATIENCE, or not in time.
+            # A queue may outlive its consumers, so a call without a reply may have no server: ask the registry in
+            # time for its answer to be in the error.
             when -= EXPLAIN_PATIENCE
         if pending.keepalive is not None:
             when = min(when, self._clock.seconds() + pending.keepalive)
         self._deadlines.add(msg_id, when)
 
     def close(self) -> Deferred[None]:
-        """Fail what waits, take no more, and give up the address; one that is being opened, when it is."""
+        """Fail the pending calls with TransportClosedError, accept no more, and close the reply address.
+
+        :return: Deferred[None], fired when the address is closed. An address that is still being opened is
+            closed later, when it is open.
+        """
         self._closed = True
         self._deadlines.close()
         self._fail_all(lambda: TransportClosedError("waiting for a reply"))
@@ -232,7 +245,7 @@ class PendingCalls:
     # -- sending -------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Get the address for replies; the calls that came meanwhile are sent then."""
+        """Open the reply address, then send the calls that wait for it."""
         opening = self._opening = self._transport.open_replies(self._receive)
         opening.addCallback(self._opened).addErrback(self._not_opened)
 
@@ -248,7 +261,7 @@ class PendingCalls:
 
     def _not_opened(self, failure: Failure) -> None:
         self._opening = None
-        # Each waiter gets a Failure of its own: handling one must not clean another's.
+        # Each waiter gets its own Failure: an errback changes the Failure it handles.
         self._fail_all(lambda: Failure(failure.value))
 
     def _send(self, msg_id: str, pending: _Pending, address: str) -> None:
@@ -261,10 +274,12 @@ class PendingCalls:
             return
         ttl = pending.deadline - self._clock.seconds()
         if pending.keepalive is not None:
-            ttl = min(ttl, pending.keepalive)  # Whoever has not begun by then shows no life in time.
+            # A server that begins later cannot send its first keepalive before the caller gives up.
+            ttl = min(ttl, pending.keepalive)
         sending: Deferred[None] = self._transport.send(pending.target, body, ttl, True)
         if sending.called and sending.result is None:
-            return  # At once and well, as in memory: spare every call the cost of a callback.
+            # Confirmed synchronously, as by the in-memory transport: save the cost of a callback per call.
+            return
         pending.sending = sending
         if pending.idempotent:
             pending.body = body
@@ -274,17 +289,17 @@ class PendingCalls:
     def _not_sent(self, failure: Failure, msg_id: str) -> None:
         pending = self._pending.get(msg_id)
         if pending is None:
-            return  # The reply was faster, or nobody waits any more.
+            return  # The reply has arrived already, or the call was cancelled or timed out.
         pending.sending = None
         error = failure.value
         if isinstance(error, UnconfirmedError):
             self._lost(msg_id, pending, error)
         elif pending.unconfirmed is not None:
-            # Of the first copy nobody knows, and the error of the second is not all that is to be said.
+            # The first copy may have arrived, so the error of the second one alone would mislead.
             problem = f"{pending.unconfirmed.problem}; it could not be sent again: {error}"
             self._end(msg_id, UnconfirmedError(str(pending.target), problem), pending.figures.unconfirmed)
         elif isinstance(error, UndeliverableError) and self._explain is not None:
-            self._deadlines.live.pop(msg_id, None)  # The error is known, and the question has a bound of its own.
+            self._deadlines.live.pop(msg_id, None)  # The call has failed already, and the lookup has its own bound.
             explaining = pending.sending = self._explain(pending.target)
             explaining.addBoth(self._explained, failure, msg_id)
         else:
@@ -296,7 +311,10 @@ class PendingCalls:
             self._end(msg_id, failure if isinstance(result, Failure) else result, pending.figures.unsent)
 
     def _lost(self, msg_id: str, pending: _Pending, error: UnconfirmedError) -> None:
-        """Send again what may be sent again, and end the rest; see Note [A message that was not confirmed]."""
+        """Send an unconfirmed message again if its call is idempotent; else let the call fail after _REPLY_GRACE.
+
+        See Note [A message that was not confirmed].
+        """
         if pending.begun:
             return
         pending.unconfirmed = pending.unconfirmed or error
@@ -311,7 +329,7 @@ class PendingCalls:
     # -- the end of a call ---------------------------------------------------------------------
 
     def _receive(self, message: bytes) -> None:
-        """Take a reply; the transport's receiver."""
+        """Receive a reply or a keepalive; called by the transport."""
         try:
             reply = read_reply(unwrap(message))
         except MessageFormatError as error:
@@ -336,9 +354,9 @@ class PendingCalls:
             self._be_patient(msg_id, pending)
 
     def _forget(self, msg_id: str, outcome: Counter) -> _Pending | None:
-        """Let go of a call.
+        """Remove a call and count its outcome; return it, or None if it was removed before.
 
-        :param outcome: where it is counted.
+        :param outcome: the counter to increment.
         """
         self._deadlines.live.pop(msg_id, None)
         pending = self._pending.pop(msg_id, None)
@@ -354,7 +372,7 @@ class PendingCalls:
             pending.waiter.errback(reason)
 
     def _drop(self, msg_id: str, outcome: Counter) -> _Pending | None:
-        """Let go of a call that nobody waits for; a message that is not sent yet will not be."""
+        """Remove a call without firing its Deferred; cancel its message if it is not sent yet."""
         pending = self._forget(msg_id, outcome)
         if pending is not None and pending.sending is not None:
             pending.sending.cancel()
@@ -381,14 +399,15 @@ class PendingCalls:
         pending.waiter.errback(error)
 
     def _ask(self, msg_id: str, pending: _Pending, explain: Explain) -> None:
-        """Ask the registry about the target of a call that is about to time out."""
+        """Ask the registry about the target of a call that is about to time out, and wait on."""
 
         def note(known: UndeliverableError) -> None:
             pending.known = known
 
         pending.asked = True
         self._be_patient(msg_id, pending)
-        explain(pending.target).addCallbacks(note, lambda _: None)  # without an answer, the error has none
+        # A failed lookup only leaves the error without the registry's answer.
+        explain(pending.target).addCallbacks(note, lambda _: None)
 
     def _fail_all(self, reason: Callable[[], Exception | Failure]) -> None:
         for msg_id, waiting in list(self._pending.items()):
@@ -398,5 +417,5 @@ class PendingCalls:
 
 
 def _confirmed(_: None, pending: _Pending) -> None:
-    """Note that the broker has the message: it is not sent again."""
+    """Record the broker's confirm: the message is never sent again."""
     pending.sending = pending.body = pending.unconfirmed = None

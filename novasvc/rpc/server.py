@@ -1,4 +1,4 @@
-"""The serving side: takes deliveries in, as many at a time as it may, and has them run."""
+"""The RPC server: receives deliveries, decides about each, and runs the methods they call."""
 
 from collections import deque
 from collections.abc import Callable, Collection
@@ -32,45 +32,47 @@ _log = Logger()
 
 
 class Server:
-    """Runs the exposed methods that the messages for a target ask for.
+    """Serve one target: run the exposed method that each request names, and publish its reply.
 
-    :param transport: open.
-    :param target: topic and server; the topic's fanout is served too.
-    :param endpoints: what can be called.
+    :param transport: an open transport.
+    :param target: topic and server to serve; the topic's fanout is served too.
+    :param endpoints: the methods that can be called.
     :param clock: measures deadlines.
-    :param concurrency: calls in flight at a time, > 0. As many more may wait here, delivered and
-        not acknowledged; all others wait in the transport.
-    :param run_blocking: takes a function, runs it in a thread, returns a Deferred of its result.
-    :param max_deliveries: an idempotent call that was running at as many deaths of a process is quarantined, > 0.
-    :param send_tracebacks: callers get the traceback of an error, not only its last line.
-    :param backlog: tells which requests dead siblings of this process had not begun; None without siblings.
-    :param operations: returns the request ids of what else is under way in this node: periodic tasks, calls to others.
-    :param siblings: asks the other workers of this node, while it drains; see :mod:`novasvc.rpc.admission`.
-    :ivar counts: what became of the deliveries.
-    :ivar figures: how each method fares.
+    :param concurrency: calls in flight at a time, > 0; also the prefetch. Prefetched deliveries wait here
+        unacknowledged until a call ends; all other messages wait in the broker.
+    :param run_blocking: runs a function in a thread and returns a Deferred of its result.
+    :param max_deliveries: quarantine an idempotent call after this many processes died while running it, > 0.
+    :param send_tracebacks: send callers the whole traceback of an error, not only its last line.
+    :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
+    :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
+    :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
+    :ivar counts: outcomes of the deliveries.
+    :ivar figures: metrics by method.
     """
 
     # Note [When a message is acknowledged]
     #
-    # A method is acknowledged when it begins, so it runs at most once: after a crash it is not run
-    # again. A broker may still deliver it again, if the crash took the acknowledgement with it. So
-    # a message that was delivered before is not run but refused, unless its method is
-    # idempotent: "may have run" cannot be undone, and a typed error can be dealt with. It is run
-    # if this process's siblings had it, are dead, and are known not to have begun it: see
-    # novasvc.rpc.backlog.
+    # By default the server acknowledges a message when its method begins: at-most-once. A crash does
+    # not run the method again. The broker may still redeliver the message, if the crash lost the
+    # acknowledgement. The server refuses such a redelivery with RedeliveredError: a method that ran
+    # twice cannot be undone, and a caller can handle a typed error. There is one exception: if only
+    # dead siblings of this process received the message, and none of them had begun it, the server
+    # runs it. See novasvc.rpc.backlog.
     #
-    # An idempotent method is acknowledged when it is done and its reply is published, so it runs
-    # at least once, and after a crash it runs again elsewhere. One that takes its process down
-    # each time is put into quarantine; for that the deaths have to be counted by who outlives the
-    # process, and those that were only near it are not to be counted with it. See Note [Finding the
-    # poison message] in novasvc.rpc.redelivery. A lost channel is no death.
+    # The server acknowledges a message for an idempotent method when the method has ended and its
+    # reply is published: at-least-once. After a crash the method runs again elsewhere. A poison
+    # message, which kills its process each time, is quarantined. The count of deaths must outlive
+    # the process, and must not include calls that only ran beside the poison message. See Note
+    # [Finding the poison message] in novasvc.rpc.redelivery. A lost channel is not a death.
     #
-    # What was delivered and not begun when the server drains is given back as new, or refused if it is a call
-    # to this very server; see Note [Which operation a request belongs to] in novasvc.rpc.admission.
+    # When the server drains, it gives back messages that were delivered and not begun, as new ones.
+    # It refuses calls to this very server and holds casts to it. See Note [Which operation a request
+    # belongs to] in novasvc.rpc.admission.
     #
-    # A message that comes again to the process that had it is recognised by its unique id, however
-    # often and whyever it comes: see Note [What comes again] in novasvc.rpc.ledger. What runs for
-    # longer than the broker waits for an acknowledgement is held: see novasvc.rpc.holding.
+    # A process recognises a redelivery of a message that it received before by the unique id,
+    # whatever caused the redelivery: see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
+    # A call that runs for longer than the broker waits for an acknowledgement is held: see
+    # novasvc.rpc.holding.
 
     def __init__(
         self,
@@ -132,17 +134,18 @@ class Server:
         self._scope = copy_context()
         self._state = "new"
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------
 
     @property
     def live(self) -> bool:
-        """Whether messages reach the server now, any of them."""
+        """Whether the server consumes from all its queues; false during a drain."""
         return self._admission is None and self._listener is not None and bool(self._listener.live)
 
     def verify(self, timeout: float) -> Deferred[Reachability]:
-        """Prove that messages reach this server; see :meth:`novasvc.interfaces.IListener.verify`.
+        """Verify that messages reach this server; see :meth:`novasvc.interfaces.IListener.verify`.
 
         :param timeout: seconds, > 0.
+        :return: Deferred of the Reachability, which holds a problem if the server does not consume yet.
         """
         if self._listener is None:
             return succeed(Reachability("it does not consume yet"))
@@ -151,29 +154,31 @@ class Server:
 
     @property
     def in_flight(self) -> int:
-        """Methods that run, and replies that are being published."""
+        """The number of running methods and of replies being published."""
         return len(self._execution)
 
     def running_calls(self) -> list[dict[str, Any]]:
-        """Tell which methods run, the one that began first, first.
+        """Return the running calls, oldest first, including calls that were cut short and have not ended.
 
-        :return: a mapping each: {"method": str, "request_id": str, "seconds": float, since it began}.
+        :return: one mapping per call: {"method": str, "request_id": str, "seconds": float since it began}.
         """
         return self._execution.running_calls()
 
     def operations(self) -> set[str]:
-        """Return the request ids of the operations under way in this node."""
+        """Return the request ids of this node's operations: running methods, periodic tasks and outgoing calls."""
         return {*self._execution.operations(), *self._operations()}
 
     def start(self) -> Deferred[None]:
-        """Begin to consume. Called once.
+        """Start consuming. Called once.
 
-        :return: Deferred[None], fired when the first message could arrive; fails as the transport does.
+        :return: Deferred[None], fired when the consumers are active; fails with the transport's error, or
+            with StateError if the server was started before.
         """
         if self._state != "new":
             return fail(StateError(f"the RPC server of {self._target}", self._state, "start"))
         self._state = "started"
-        # What deliveries bring runs where the server was started: what is logged of it is its node's.
+        # Methods run in a copy of the context in which the server was started, so that their log events
+        # carry the fields of this node.
         self._scope = copy_context()
         listening: Deferred[IListener] = self._transport.listen(self._target, self._receive, self._concurrency)
         return listening.addCallback(self._started)
@@ -191,12 +196,12 @@ class Server:
         return self._stopping or (self._listener is not None and bool(self._listener.live))
 
     def drain(self) -> Deferred[None]:
-        """Begin nothing new from now on, but for the calls of operations under way.
+        """Begin a graceful shutdown: from now on, run only calls that belong to operations under way.
 
-        What waits here and belongs to none of them is given back for others, or refused. Nothing happens if that was
-        done, or the server does not run.
+        Other waiting requests are settled by the rules of :mod:`novasvc.rpc.admission`. Has no effect if the
+        server drains already or is not started.
 
-        :return: Deferred[None], fired when no message to the topic, and no fanout, will come any more.
+        :return: Deferred[None], fired when no message to the topic and no fanout will be delivered any more.
         """
         if self._state != "started":
             return succeed(None)
@@ -216,14 +221,16 @@ class Server:
 
     def _narrow(self, admission: Admission) -> Deferred[None]:
         if self._listener is None:
-            return succeed(None)  # It is done when there is one.
+            return succeed(None)  # _started() narrows the listener when it exists.
         narrowed: Deferred[None] = self._listener.narrow(self._concurrency + ROOM)
         return narrowed.addBoth(lambda _: admission.narrowed())
 
     def stop_consuming(self) -> Deferred[None]:
-        """Take in nothing more; what was delivered is still run.
+        """Stop consuming; calls that were delivered still run.
 
-        :return: Deferred[None], fired when no further delivery will come.
+        Redelivered calls that are not counted yet are given back: counting them needs another delivery.
+
+        :return: Deferred[None], fired when no further delivery will arrive.
         """
         if self._listener is None:
             return succeed(None)
@@ -231,20 +238,20 @@ class Server:
         self._stopping = True
         self._redelivered.stop()
         if self._state != "closed":
-            self._go_on()  # What waited for one that was given back has its turn.
+            self._go_on()  # Calls that waited behind the given-back ones may begin now.
         return cancelled
 
     def drained(self) -> Deferred[None]:
-        """Wait until nothing waits or runs, and all replies are published.
+        """Wait until no call waits or runs, and all replies are published.
 
-        :return: a new Deferred[None] each time; cancelling it ends only the waiting.
+        :return: a new Deferred[None] each time; cancelling it stops only this wait.
         """
         return _wait_in(self._drainers, done=self._idle())
 
     def close(self) -> Deferred[None]:
-        """Cut short what still runs, publish what is to be said of it, give up the queues.
+        """Cut short the running calls, publish their replies, and close the listener.
 
-        :return: Deferred[None].
+        :return: Deferred[None], fired when the listener is closed.
         """
         self._state = "closed"
         stopped = self.stop_consuming()
@@ -256,12 +263,12 @@ class Server:
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
     def cut_short(self, reason: str) -> None:
-        """Cancel what runs, and begin nothing that waits.
+        """Cancel the running methods, and give the waiting calls back.
 
-        Callers of methods that were cut short get a MethodTimeoutError. Idempotent ones go back to
-        the transport instead, and so does what was not begun.
+        A caller whose method was cut short gets a MethodTimeoutError. An idempotent call is given back
+        to the transport instead, to run again elsewhere.
 
-        :param reason: of the MethodTimeoutError: why, and what to do.
+        :param reason: text of the MethodTimeoutError: why, and what the caller can do; not "".
         """
         if self._admission is not None:
             self._admission.end_operations()
@@ -274,17 +281,17 @@ class Server:
                 self._give_back(call)
 
     def _give_back(self, call: Call) -> None:
-        """Have a request delivered again, here or elsewhere: it was not begun."""
+        """Requeue a call that was not begun, for any server of its target."""
         self.counts.unserved("given_back")
         self._takeover.forget(call)
         self._ledger.give_back(call)
 
     def _retain(self, call: Call) -> None:
-        """Have a request delivered again, counted, to this process: it is about to begin."""
+        """Requeue a call to this process, so that the next delivery is counted before the call begins."""
         self._ledger.give_back(call, here=True)
 
     def _give_back_waiting(self, call: Call) -> bool:
-        """Give a request back if it only waits for room; return whether it does."""
+        """Give a call back if it waits to begin; return whether it waited."""
         if call in self._waiting:
             self._waiting.remove(call)
         elif not self._redelivered.remove(call):
@@ -294,10 +301,13 @@ class Server:
         return True
 
     def _missed(self, call: Call) -> None:
-        """Decide about a call whose message seems to be lost; see Note [Void deliveries] in novasvc.rpc.parking."""
+        """Run or refuse a call whose message the broker seems to have lost.
+
+        See Note [Void deliveries] in novasvc.rpc.parking.
+        """
         admission = self._admission
         if admission is not None and not admission.belongs(call.request):
-            return  # Nothing new begins.
+            return  # A draining server begins no new operation.
         if call.method.exposure.idempotent:
             call.missed = True
             self._ledger.take(call)
@@ -317,7 +327,7 @@ class Server:
             delivery.requeue(delivery.deliveries)
 
     def _give_up_queues(self, _: object) -> Deferred[None]:
-        # Not before: it would come here again.
+        # Not before the consumers are cancelled: the broker would redeliver the messages to this server.
         self._given_up = True
         if self._admission is not None:
             self._admission.close()
@@ -328,7 +338,7 @@ class Server:
     # -- deliveries ----------------------------------------------------------------------------
 
     def _receive(self, delivery: IDelivery) -> None:
-        """Take a delivery; the transport's receiver."""
+        """Receive a delivery; called by the transport. A malformed message is dropped."""
         self.counts.received += 1
         try:
             request = read_request(unwrap(delivery.body))
@@ -344,9 +354,9 @@ class Server:
             self._take_in_drain(self._admission, delivery, request)
 
     def _take(self, delivery: IDelivery, request: Request, looks: int = 0) -> None:
-        """Have a request run, now or in its turn, or settle it.
+        """Run a request, now or when there is room, or settle it.
 
-        :param looks: how often it was left undecided because a process that may be dying had it before.
+        :param looks: how often its fate was looked up already, because a process that may be dying holds it.
         """
         new = not delivery.deliveries and self._state != "closed"
         if new and self._take_new(delivery, request):
@@ -368,11 +378,11 @@ class Server:
             self._run(call)
 
     def _take_new(self, delivery: IDelivery, request: Request) -> bool:
-        """Have a request run that was never here before, as nearly all; return whether it is one."""
+        """Run a request that this process has not seen before (the fast path); return whether it is one."""
         try:
             call = self._admit(delivery, request)
         except RPCError:
-            return False  # It may have been refused before.
+            return False  # This may be a second copy of a refused request: look for duplicates first.
         if not self._ledger.take_new(call):
             return False
         self._enqueue(call)
@@ -387,7 +397,7 @@ class Server:
         self._tell_idle()
 
     def _take_in_drain(self, admission: Admission, delivery: IDelivery, request: Request) -> None:
-        """Have a request run that belongs to an operation under way, and settle any other one."""
+        """Run a request that belongs to an operation under way; turn any other request away."""
         if admission.belongs(request):
             if not admission.replace(request.unique_id, delivery):
                 self._take(delivery, request)
@@ -395,7 +405,7 @@ class Server:
             self._turn_away(admission, delivery, request)
 
     def _turn_away(self, admission: Admission, delivery: IDelivery, request: Request) -> None:
-        """Have a request settled that belongs to no operation under way."""
+        """Settle a request that belongs to no operation under way, or leave it to the admission."""
         if admission.replace(request.unique_id, delivery):
             return
         handled, call = (False, None) if request.problem else self._recognise(delivery, request)
@@ -403,7 +413,8 @@ class Server:
             if call is not None:
                 admission.add(self._withdraw(call))
         elif request.problem or (delivery.deliveries and delivery.sent_to == "server"):
-            # It may have begun before, in a process that died: then it is not to be called new.
+            # A process that died may have begun this request, so it needs the checks of a redelivery:
+            # ServiceDrainingError would tell its caller that it never ran.
             try:
                 admission.add(self._withdraw(self._admit(delivery, request)))
             except RPCError as error:
@@ -412,12 +423,12 @@ class Server:
             admission.add(Arrival(delivery, delivery.deliveries, request))
 
     def _withdraw(self, call: Call) -> Arrival:
-        """Let go of a call that has not begun; the admission decides about it."""
+        """Release a call that has not begun, and return it as an arrival for the admission to decide about."""
         self._ledger.release(call)
         return Arrival(call.delivery, call.deliveries, call.request, call)
 
     def _run(self, call: Call | None) -> None:
-        """Begin a call now, or in its turn; do nothing with None."""
+        """Begin a call now, or when there is room; None has no effect."""
         if call is not None:
             self._enqueue(call)
             self._go_on()
@@ -430,10 +441,10 @@ class Server:
             self._takeover.record(call)
         self._waiting.append(call)
 
-    # -- Decisions -----------------------------------------------------------------------------
+    # -- the admission's decisions -------------------------------------------------------------
 
     def take_in(self, arrival: Arrival) -> None:
-        """Run a request; see Decisions."""
+        """Run a request; see :class:`novasvc.rpc.admission.Decisions`."""
         call = arrival.call
         if call is None:
             self._take(arrival.delivery, arrival.request)
@@ -443,7 +454,7 @@ class Server:
         self._run(call)
 
     def give_back(self, arrival: Arrival) -> None:
-        """Have a request delivered again; see Decisions."""
+        """Requeue a request; see :class:`novasvc.rpc.admission.Decisions`."""
         if arrival.call is None:
             self.counts.unserved("given_back")
             arrival.delivery.requeue(arrival.deliveries)
@@ -452,16 +463,16 @@ class Server:
         self._give_back(arrival.call)
 
     def refuse(self, arrival: Arrival, error: RPCError) -> None:
-        """Refuse a request; see Decisions."""
+        """Refuse a request; see :class:`novasvc.rpc.admission.Decisions`."""
         if arrival.call is not None:
             self._takeover.forget(arrival.call)
         self._refuse(arrival.delivery, arrival.request, error)
 
-    # -- what becomes of them ------------------------------------------------------------------
+    # -- settling and admitting ----------------------------------------------------------------
 
     def _refuse(self, delivery: IDelivery, request: Request, error: RPCError) -> None:
-        """Settle a request that does not become a call, and tell the caller why."""
-        # What is logged of it bears its request id.
+        """Settle a request that does not become a call, and reply with the error."""
+        # Log events about the request carry its request id.
         scope = self._scope.copy()
         scope.run(current_context.set, RequestContext.from_wire(request.context))
         if isinstance(error, QuarantinedError):
@@ -476,17 +487,18 @@ class Server:
             self._execution.refuse(request.back, error, delivery.expires_in)
 
     def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
-        """See what is known here of a message; see Note [What comes again] in novasvc.rpc.ledger.
+        """Handle a redelivery or duplicate; see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
 
-        :return: whether it was dealt with, and a call that is to wait for its turn again.
+        :return: whether the delivery was handled, and the call that has to be queued again, if any.
         """
         known = self._ledger.find(request.unique_id)
         if known is not None:
             if self._state != "closed":
-                self._holding.start()  # It may come again because the limit is not what we were told.
+                # The redelivery may mean that the broker's acknowledgement timeout has changed: read it again.
+                self._holding.start()
             parked = self._ledger.take_over(known, delivery)
             if not parked:
-                self._go_on()  # It may have its turn by that.
+                self._go_on()  # The call may have waited for this delivery.
             return True, known if parked else None
         if self._ledger.settle_again(delivery, request.unique_id):
             self.counts.unserved("duplicates")
@@ -500,9 +512,9 @@ class Server:
         return False, None
 
     def _admit(self, delivery: IDelivery, request: Request) -> Call:
-        """Make a call of a request; see Note [When a message is acknowledged].
+        """Make a Call of a request; see Note [When a message is acknowledged].
 
-        :raises RPCError: it is to be refused.
+        :raises RPCError: the request has to be refused: no such method, invalid arguments, redelivered, poison.
         """
         if request.problem is not None:
             raise MessageFormatError(request.problem)
@@ -518,20 +530,21 @@ class Server:
             exposure.check(request.method, request.args)
         now, keepalive = self._clock.seconds(), request.keepalive
         expires_at = deadline = delivery.expires_at
-        # Who wants signs of life waits as long as they come, and lets its request expire when none can have come;
-        # unless it says that it waits longer than that, and how long.
+        # A caller with a keepalive waits for as long as keepalives arrive. It sets the message's TTL to at most
+        # one keepalive interval, so a TTL that short says when to stop waiting for the start, not for the reply.
+        # A longer TTL is the caller's real deadline.
         if deadline is not None and keepalive is not None and deadline - now <= keepalive:
             deadline = None
         call = Call(delivery, request, method, self._scope.copy(), deliveries, expires_at, deadline, now)
         if taken_over:
             self._takeover.record(call)
-            call.deliveries = 0  # Nobody began it: if it is given back, it is as good as new.
+            call.deliveries = 0  # No process began it, so a requeue may call it new.
         return call
 
     def _go_on(self) -> None:
-        """Begin what waits, as far as there is room; tell those who wait for the end of it."""
+        """Begin waiting calls while there is room; then fire the Deferreds of drained() and close() that are due."""
         if self._going_on:
-            return  # A method that returned at once; the loop below goes on by itself.
+            return  # Re-entered from a method that returned at once: the loop below continues by itself.
         self._going_on = True
         try:
             while (self._waiting or self._redelivered.waiting) and self._has_room:
@@ -552,7 +565,8 @@ class Server:
 
     @property
     def _has_room(self) -> bool:
-        # In a drain only calls come that others wait for here, and they must not wait for these in turn.
+        # During a drain, running methods wait for the calls that are admitted. To make these calls wait for
+        # the running methods would be a deadlock, so they get extra room.
         limit = self._concurrency if self._admission is None else self._concurrency + ROOM
         execution = self._execution
         return len(execution.running) + len(execution.publishing) + len(self._redelivered.retained) < limit
@@ -576,6 +590,6 @@ def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:
 
 
 def _fire(waiters: list[Deferred[None]]) -> None:
-    # One at a time: a callback may cancel another that waits.
+    # One at a time: a callback may cancel another waiter.
     while waiters:
         waiters.pop(0).callback(None)

@@ -1,4 +1,4 @@
-"""Requests that a dead worker had received and not begun: whether this one may take them over."""
+"""Takeover: run a redelivered request that a dead sibling received and is known not to have begun."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ from novasvc.rpc.message import Request
 
 LOOKS = 40
 LOOK_INTERVAL = 0.05
-"""Times that the fate of a request is looked up while its holder may be dying, and seconds between two looks."""
+"""Number of lookups of a request's fate while its holder may be dying, and seconds between two lookups."""
 
 
 class Takeover:
-    """One server's use of the record that it shares with the other workers; see novasvc.rpc.backlog.
+    """Read and write the record that this server shares with its siblings; see :mod:`novasvc.rpc.backlog`.
 
-    It concerns requests of methods that are not idempotent. Idempotent ones run again anyway.
+    Only requests for methods that are not idempotent are recorded: idempotent ones run again anyway.
 
-    :param backlog: this process's record; None in a process without siblings, where nothing is ever known.
-    :param clock: measures the time between two looks.
-    :ivar records: there is a record.
+    :param backlog: this process's record; None in a process without siblings, where every fate is unknown.
+    :param clock: measures LOOK_INTERVAL.
+    :ivar records: whether there is a record.
     """
 
     def __init__(self, backlog: Backlog | None, clock: IReactorTime) -> None:
@@ -31,19 +31,19 @@ class Takeover:
         self._undecided: dict[IDelivery, IDelayedCall] = {}
 
     def __len__(self) -> int:
-        """Return how many requests wait for a decision."""
+        """Return the number of requests that wait for a decision."""
         return len(self._undecided)
 
     def may_run(self, request: Request) -> bool:
-        """Tell whether a request that is delivered again is known not to have begun anywhere."""
+        """Return whether a redelivered request is known not to have begun in any process."""
         return self._fate(request) is Fate.NEVER_BEGAN
 
     def decide_later(self, delivery: IDelivery, request: Request, looks: int, then: Callable[[int], None]) -> bool:
-        """Wait a moment if a process that may be dying has a request.
+        """Wait LOOK_INTERVAL before deciding about a request, if the process that holds it may be dying.
 
-        :param looks: how often that was tried before.
-        :param then: called after the moment with one more.
-        :return: whether there is something to wait for; False when there were LOOKS looks already.
+        :param looks: earlier lookups for this delivery.
+        :param then: called after LOOK_INTERVAL with ``looks + 1``.
+        :return: whether to wait; False if no living process holds the request, or after LOOKS lookups.
         """
         if looks >= LOOKS or self._fate(request) is not Fate.HELD:
             return False
@@ -56,17 +56,18 @@ class Takeover:
         return True
 
     def give_back(self) -> None:
-        """Have what waits for a decision delivered again: another server may know more of it."""
+        """Requeue the requests that wait for a decision, with their counts. Called when the server is cut short."""
         undecided, self._undecided = self._undecided, {}
         for delivery, later in undecided.items():
             later.cancel()
             delivery.requeue(delivery.deliveries)
 
     def record(self, call: Call) -> None:
-        """Record a call that has to wait, or that was taken over, so that it is known what became of it here.
+        """Record a call that has to wait, or that was taken over, as received and not begun.
 
-        A sibling may run it if this process dies before it begins. One that was taken over has to be recorded even
-        if it begins at once: the record of its first holder says that it never began.
+        If this process dies before the call begins, a sibling may run it. A call that was taken over must be
+        recorded even if it begins at once, because its first holder's entry says that it never began.
+        Has no effect for idempotent methods and for messages without a unique id.
         """
         unique_id = call.request.unique_id
         if self._backlog is None or unique_id is None or call.method.exposure.idempotent:
@@ -75,7 +76,7 @@ class Takeover:
             call.backlog_slot = self._backlog.add(unique_id)
 
     def forget(self, call: Call) -> None:
-        """Record that a call begins or is given back, before it is."""
+        """Mark a call's entry as removed. Called before the call begins or is given back, never after."""
         if call.backlog_slot is not None and self._backlog is not None:
             self._backlog.remove(call.backlog_slot)
             call.backlog_slot = None

@@ -1,27 +1,27 @@
-"""Where a message goes: topic, server, fanout, and which interface is meant there."""
+"""The target of a message: topic, server, fanout, and the interface to call."""
 
 import attrs
 
 from novasvc.errors import InvalidTargetError
 
 _LONGEST = 255
-"""Octets of a name in AMQP, such as that of the queue of a topic and a server."""
+"""The most octets of a queue's name (AMQP 0-9-1 shortstr), such as that of a topic and a server."""
 
 _LONGEST_TOPIC = _LONGEST - len("_fanout_") - 32
-"""Octets of a topic: the queue that a server has for what goes to all, has a longer name."""
+"""The most octets of a topic: the name of a server's fanout queue appends "_fanout_" and an id of 32 octets."""
 
 
 @attrs.frozen
 class Target:
-    """An address of the RPC.
+    """The address of an RPC message.
 
-    :param topic: what is served; names the queue that all its servers share.
-    :param server: one host of the topic; None is "any of them".
-    :param fanout: to every server of the topic; wins over ``server``.
-    :param namespace: which of an endpoint's interfaces; None is the one without a name.
+    :param topic: the service; all servers of a topic share the queue of this name.
+    :param server: one host of the topic; None for any of them.
+    :param fanout: send to every server of the topic; overrides ``server``.
+    :param namespace: the interface's name; None is the interface without a name.
     :param version: "major.minor" that the receiver must serve; None leaves it to the receiver ("1.0").
-    :param exchange: the control exchange; None is the transport's own.
-    :raises InvalidTargetError: no topic, one with a wildcard or a blank, or one that is too long; or such a server.
+    :param exchange: the control exchange; None uses the transport's default.
+    :raises InvalidTargetError: the topic or the server is empty, has a wildcard or white space, or is too long.
     Source: oslo_messaging.Target.
     """
 

@@ -1,19 +1,19 @@
-"""Versions of interfaces: which one may stand in for which."""
+"""Interface versions, and which version serves a caller of which other."""
 
 import re
 from functools import lru_cache
 
 Version = tuple[int, int, int]
-"""major, minor, revision; a revision that is not written is 0."""
+"""major, minor, revision; an omitted revision is 0."""
 
 _FORM = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
 
 @lru_cache(maxsize=512)
 def parse_version(text: str) -> Version:
-    """Read "major.minor" or "major.minor.revision".
+    """Parse "major.minor" or "major.minor.revision".
 
-    :raises ValueError: it is neither.
+    :raises ValueError: the text has neither form.
     """
     match = _FORM.fullmatch(text)
     if match is None:
@@ -24,17 +24,17 @@ def parse_version(text: str) -> Version:
 
 
 def serves(have: Version, want: Version) -> bool:
-    """Tell whether an interface of one version serves a caller who wants another."""
+    """Return whether an interface of version ``have`` serves a caller that requires ``want``."""
     return have[0] == want[0] and have[1:] >= want[1:]
 
 
 def compatible(have: str | None, want: str | None) -> bool:
-    """Tell whether a caller who wants one version is served by another.
+    """Return whether version ``have`` serves a caller that requires ``want``.
 
-    :param have: an endpoint's version, or a client's cap; None serves everything.
-    :param want: a message's version; None is served by nothing else.
-    :raises ValueError: one of them is no version.
-    Source: oslo.messaging's rule: same major, and the wanted minor and revision are not newer.
+    :param have: an endpoint's version, or a client's cap; None serves every version.
+    :param want: a message's version; None is served only if ``have`` is None.
+    :raises ValueError: a version is malformed.
+    Source: oslo.messaging's rule: the major is equal, and the wanted minor and revision are not higher.
     """
     if have is None:
         return True

@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.admission: what a server takes in while it drains."""
+"""Tests for novasvc.rpc.admission: which requests a draining server runs."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ class AdmissionCase(RPCCase):
         self.operation = self.hang("operation")
 
     def hang(self, what: str) -> Deferred[Any]:
-        """Have a method begin that hangs; a test need not say what becomes of it."""
+        """Begin a method that hangs; a test need not handle its outcome."""
         return self.call("hang", what=what).addErrback(lambda failure: failure.trap(RPCError) and None)
 
     def to_server(self, context: RequestContext, method: str = "note", **args: Any) -> Deferred[Any]:
@@ -68,7 +68,7 @@ class AdmissionCase(RPCCase):
 
 
 class ArrivingTests(AdmissionCase):
-    """What comes while the server drains."""
+    """Requests that arrive during a drain."""
 
     def test_operation_under_way(self) -> None:
         """A call or a cast of an operation under way is served."""
@@ -80,20 +80,20 @@ class ArrivingTests(AdmissionCase):
         self.successResultOf(self.server.drained())
 
     def test_operation_over(self) -> None:
-        """When the operation has ended, nothing belongs to it any more."""
+        """After an operation has ended, no request belongs to it."""
         self.drain()
         self.finish()
         self.failureResultOf(self.to_server(CONTEXT), ServiceDrainingError)
 
     def test_call_to_the_server(self) -> None:
-        """A call to the server that belongs to nothing is refused at once, with an error that names the server."""
+        """A call to the server that belongs to no operation is refused at once; the error names the server."""
         self.drain()
         error = self.failureResultOf(self.to_server(OTHER), ServiceDrainingError).value
         self.assertIn(str(TARGET), str(error))
         self.assertEqual(self.diary.calls, ["operation"])
 
     def test_strange_ids(self) -> None:
-        """A request without an id, or with one that is no text, belongs to nothing."""
+        """A request whose request id is missing or not a string belongs to no operation."""
         self.drain()
         for entries in ({}, {"request_id": None}, {"request_id": ["req-1"]}, {"request_id": {}}):
             address = self.successResultOf(self.transport.open_replies(lambda _: None))
@@ -102,7 +102,7 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual((self.diary.calls, self.server.counts.refused), (["operation"], 4))
 
     def test_call_to_the_topic(self) -> None:
-        """What is sent to the topic is served by others, or waits for them."""
+        """A request to the topic is served by another server, or waits for one."""
         self.drain()
         self.assertFalse(self.server.live)
         calling = self.client.prepare(server=None, fanout=False)
@@ -112,7 +112,7 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual(self.other_server().calls, [1])
 
     def test_cast_to_the_server(self) -> None:
-        """A cast to the server that belongs to nothing is kept for its successor, which runs it as new."""
+        """A cast to the server that belongs to no operation is held for the next server, which runs it as new."""
         self.drain()
         self.cast(OTHER, what=1)
         received = self.server.counts.received
@@ -125,7 +125,7 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual((self.diary.calls, self.server.counts.refused), (["operation", 1], 0))
 
     def test_many_casts(self) -> None:
-        """However many casts are kept, a call of an operation under way gets through, and no cast is lost."""
+        """However many casts are held, a call of an operation under way is delivered, and no cast is lost."""
         self.drain()
         for number in range(2 * HELD + 200):
             self.successResultOf(self.client.cast(OTHER, "note", what=number))
@@ -145,7 +145,7 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual(sorted(self.diary.calls[2:]), list(range(2 * HELD + 200)))
 
     def test_large_casts(self) -> None:
-        """What is kept has a bound in bytes, too."""
+        """Held casts are bounded in bytes too."""
         self.drain()
         large = "x" * (BODY_LIMIT - 1000)
         number = HELD_BYTES // len(large) + 1
@@ -157,28 +157,28 @@ class ArrivingTests(AdmissionCase):
         self.assertEqual(self.server.counts.given_back, 1)
 
     def test_beyond_concurrency(self) -> None:
-        """A call that an operation waits for begins, even if as many run as may."""
+        """A call that an operation waits for begins even beyond the server's concurrency."""
         self.hang("another")
         self.assertEqual(self.server.in_flight, self.concurrency)
         self.drain()
         self.assertEqual(self.successResultOf(self.to_server(CONTEXT, what=1)), 1)
 
     def test_other_operations(self) -> None:
-        """What else is under way in the node, such as a periodic task, gets its calls as well."""
+        """A call of another operation of the node, such as a periodic task, is served too."""
         self.successResultOf(self.server.close())
         self.server = self.serve(operations=lambda: {"req-2"})
         self.drain()
         self.assertEqual(self.successResultOf(self.to_server(OTHER, what=1)), 1)
 
     def test_cut_short(self) -> None:
-        """When what is under way was cut short, its calls are refused like any other."""
+        """The calls of an operation that was cut short are refused like any other."""
         self.drain()
         self.server.cut_short("b@h was shutting down")
         self.clock.advance(0)
         self.failureResultOf(self.to_server(CONTEXT), ServiceDrainingError)
 
     def test_twice(self) -> None:
-        """To drain twice is to drain once, and to drain what was closed is nothing."""
+        """A second drain has no effect, nor has a drain after the close."""
         self.drain()
         self.drain()
         self.assertEqual(self.successResultOf(self.to_server(CONTEXT, what=1)), 1)
@@ -188,31 +188,31 @@ class ArrivingTests(AdmissionCase):
 
 
 class RepeatedTests(AdmissionCase):
-    """What was delivered before, to this server or another, and is not to be called new."""
+    """Redeliveries during a drain: their methods may have run before."""
 
     def answers(self) -> list[str]:
         self.clock.advance(0)
         return [json.loads(r.failure)["class"] for r in self.replies if r.failure]
 
     def put_back(self, body: bytes) -> None:
-        """Deliver a message as one that a server has died of, or whose acknowledgement was lost."""
+        """Deliver a message as a redelivery after a server's death or a lost acknowledgement."""
         self.broker.queue("nova", TARGET.topic, TARGET.server).put_back(Message(body, None))
         self.clock.advance(0)
 
     def test_may_have_run(self) -> None:
-        """A call that may have run is refused as such: who calls again is to know."""
+        """A call that may have run is refused with RedeliveredError, so that its caller knows before it calls again."""
         self.drain()
         self.put_back(self.request("note", what=1))
         self.assertEqual((self.answers(), self.diary.calls), (["RedeliveredError"], ["operation"]))
 
     def test_idempotent(self) -> None:
-        """One that may run again is refused like a new one."""
+        """An idempotent call is refused like a new one."""
         self.drain()
         self.put_back(self.request("hang_again", what=1))
         self.assertEqual((self.answers(), self.diary.calls), (["ServiceDrainingError"], ["operation"]))
 
     def test_ran_here(self) -> None:
-        """One that has run here is dropped: its caller was answered."""
+        """A call that has run here is dropped: its caller has its reply."""
         body = self.request("note", what=1)
         self.send(body)
         self.drain()
@@ -222,7 +222,7 @@ class RepeatedTests(AdmissionCase):
         self.assertEqual(self.server.counts.duplicates, 2)
 
     def test_held(self) -> None:
-        """A cast that is kept and comes again, because the connection was lost, is kept once, as new as before."""
+        """A held cast that is redelivered, because the connection was lost, is held once, and still as new."""
         self.drain()
         body = encode_request("note", {"what": 1}, {})
         self.send(body)
@@ -235,14 +235,14 @@ class RepeatedTests(AdmissionCase):
 
 
 class WaitingTests(AdmissionCase):
-    """What came before the drain, and has not begun."""
+    """Requests that arrived before the drain and have not begun."""
 
     def setUp(self) -> None:
         super().setUp()
         self.hang("another")  # as many run as may
 
     def test_operation_under_way(self) -> None:
-        """A call of an operation under way that waits begins."""
+        """A waiting call of an operation under way begins."""
         calling = self.to_server(CONTEXT, what=1)
         self.assertNoResult(calling)
         self.drain()
@@ -255,7 +255,7 @@ class WaitingTests(AdmissionCase):
         self.failureResultOf(calling, ServiceDrainingError)
 
     def test_call_to_the_topic(self) -> None:
-        """A call to the topic is served by another server, as new."""
+        """A call to the topic is given back, and another server serves it as new."""
         calling = self.to_topic(OTHER, what=1)
         self.drain()
         self.assertEqual(self.other_server().calls, [1])
@@ -264,7 +264,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual(self.server.counts.given_back, 1)
 
     def test_cast_to_the_server(self) -> None:
-        """A cast to the server is kept for its successor, even if the connection was lost meanwhile."""
+        """A cast to the server is held for its successor, even if the connection is lost meanwhile."""
         self.cast(OTHER, what=1)
         self.drain()
         self.lose_connection()
@@ -272,7 +272,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual([delivery.deliveries for delivery in self.take()], [0])
 
     def lose_connection(self) -> None:
-        """Have the transport take back what is not settled, and deliver it again to the same server."""
+        """Lose the session: the transport redelivers all unsettled messages to the same server."""
         listener = self.server._listener
         assert listener is not None
         receive = listener._receiver
@@ -283,7 +283,7 @@ class WaitingTests(AdmissionCase):
         self.clock.advance(0)
 
     def test_fanout(self) -> None:
-        """A fanout is dropped: every other server has one of its own."""
+        """A fanout is dropped: every other server has its own copy."""
         other = self.other_server()
         self.successResultOf(self.client.prepare(server=None).fanout(OTHER, "note", what=1))
         self.clock.advance(0)
@@ -292,7 +292,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual((self.diary.calls, other.calls), (["operation", "another"], [1]))
 
     def test_redelivered(self) -> None:
-        """An idempotent call that others had goes back with its count; it did not begin."""
+        """A redelivered idempotent call that did not begin is given back with its count."""
         self.redeliver(self.request("hang_again", what=1))
         self.hang("2")
         self.hang("3")
@@ -313,7 +313,7 @@ class WaitingTests(AdmissionCase):
 
 
 class SiblingTests(AdmissionCase):
-    """A worker that drains asks the others before it refuses or keeps anything."""
+    """A draining worker asks its siblings before it refuses or holds a request."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -333,7 +333,7 @@ class SiblingTests(AdmissionCase):
         self.clock.advance(0)
 
     def test_not_asked(self) -> None:
-        """Nobody is asked about a call of an operation that is under way in this worker."""
+        """A call of an operation under way in this worker is served without asking the siblings."""
         self.drain()
         self.assertEqual(self.successResultOf(self.to_server(CONTEXT, what=1)), 1)
         self.assertEqual(self.asked, [])
@@ -348,14 +348,14 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(self.successResultOf(calling), 1)
 
     def test_nobody(self) -> None:
-        """A call that belongs to nothing in any of them is refused."""
+        """A call that belongs to no operation in any worker is refused."""
         self.drain()
         calling = self.to_server(OTHER)
         self.answer(NOBODY)
         self.failureResultOf(calling, ServiceDrainingError)
 
     def test_ready(self) -> None:
-        """If another worker is ready, what waits here goes to it at once, calls and casts."""
+        """If another worker is ready, waiting calls and casts are given back to it at once."""
         self.hang("another")
         calling = self.to_server(OTHER, what=1)
         self.cast(OTHER, what=2)
@@ -369,7 +369,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(self.successResultOf(calling), 1)
 
     def test_ready_but_full(self) -> None:
-        """What comes although another worker is ready, which must be full, is given back after a pause."""
+        """A request that arrives although another worker is ready, and so full, is given back after a pause."""
         self.drain()
         self.to_server(OTHER, what=1)
         self.answer(READY)
@@ -380,7 +380,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(self.server.counts.given_back, given_back + 1)
 
     def test_no_answer_before_the_end(self) -> None:
-        """What is undecided when the worker ends goes back to the queue."""
+        """Undecided requests are given back to the queue when the worker ends."""
         self.drain()
         self.to_server(OTHER, what=1)
         self.finish()
@@ -390,7 +390,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(len(self.take()), 1)
 
     def test_without_an_id(self) -> None:
-        """A call without a request id may still be for a worker that is ready."""
+        """A call without a request id is given back if another worker is ready."""
         self.drain()
         self.cast(attrs.evolve(OTHER, request_id=None), what=1)  # type: ignore[arg-type]  # as of a careless peer
         self.assertEqual(self.asked, [""])
@@ -398,7 +398,7 @@ class SiblingTests(AdmissionCase):
 
 class DeadlineTests(AdmissionCase):
     def test_expired(self) -> None:
-        """A call that waits for an answer of the other workers is not begun when its caller has gone."""
+        """A call that expires while the siblings are asked is not begun."""
         self.successResultOf(self.server.close())
         waiting: Deferred[str] = Deferred()
         self.server = self.serve(siblings=lambda _: waiting)

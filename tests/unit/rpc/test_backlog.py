@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.backlog: what siblings know of the requests that a dead process had not begun."""
+"""Tests for novasvc.rpc.backlog: what siblings know about requests that a dead process had not begun."""
 
 import os
 import subprocess
@@ -55,11 +55,11 @@ class BacklogCase(SynchronousTestCase):
 
 class FateTests(BacklogCase):
     def test_unknown(self) -> None:
-        """Nothing is known of a request that no sibling received, or that none had to let wait."""
+        """The fate of a request that no sibling has recorded is unknown."""
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
     def test_never_began(self) -> None:
-        """What a dead process had received and not begun, never began; whether it was reaped or not."""
+        """A request that a dead process, reaped or not, had received and not begun never began."""
         child = self.child("record.add('a')")
         self.assertIs(self.own.fate("a"), Fate.HELD)
         self.kill(child, reap=False)
@@ -68,12 +68,12 @@ class FateTests(BacklogCase):
         self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
 
     def test_began(self) -> None:
-        """What it had begun, or given back, may have run."""
+        """A request that the dead process had begun or given back may have run."""
         self.kill(self.child("record.remove(record.add('a'))"))
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
     def test_taken_over(self) -> None:
-        """A second process that took the request over and died decides: it may have begun it, or not."""
+        """The record of a second process that took the request over and died decides whether it may have begun."""
         self.kill(self.child("record.add('a')"))
         child = self.child("record.add('a')", page=2)
         self.assertIs(self.own.fate("a"), Fate.HELD)
@@ -83,25 +83,25 @@ class FateTests(BacklogCase):
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
     def test_own(self) -> None:
-        """What this process has recorded itself is held by one that is alive."""
+        """A request that this process has recorded is held by a living process."""
         self.own.add("a")
         self.assertIs(self.own.fate("a"), Fate.HELD)
 
     def test_pid_of_another(self) -> None:
-        """A pid that was given to another process since does not pass for the one that had the request."""
+        """A reused pid is not taken for the process that had the request."""
         self.shared.join(1, os.getpid()).add("a")
         pid, started = self.shared.owner(1)
         self.shared.memory[16:32] = pid.to_bytes(8, "little") + (started - 1).to_bytes(8, "little")
         self.assertIs(self.own.fate("a"), Fate.NEVER_BEGAN)
 
     def test_overwritten(self) -> None:
-        """The oldest entries are overwritten, and nothing is known of their requests any more."""
+        """The oldest entries are overwritten, and the fate of their requests is unknown."""
         self.kill(self.child(f"for n in range({SLOTS + 1}): record.add(str(n))"))
         self.assertIs(self.own.fate("0"), Fate.UNKNOWN)
         self.assertIs(self.own.fate("1"), Fate.NEVER_BEGAN)
 
     def test_page_taken_again(self) -> None:
-        """A process that gets the page of a dead one begins with an empty record."""
+        """A process that gets a dead process's page starts with an empty record."""
         self.kill(self.child("record.add('a')"))
         self.child("record.add('b')")
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
@@ -123,7 +123,7 @@ class FateTests(BacklogCase):
 
 class PageTests(SynchronousTestCase):
     def test_longest_ago(self) -> None:
-        """The page of the process that died longest ago is given away; those of the living never are."""
+        """The least recently assigned page of a dead process is reused; the page of a living one never is."""
         shared = SharedBacklog(pages=3)
         for pid in (11, 12, 13):
             page = shared.free_page({11, 12, 13})
@@ -135,7 +135,7 @@ class PageTests(SynchronousTestCase):
 
 
 class ServerTests(RPCCase):
-    """A server with siblings: what it does with a request that one of them had."""
+    """A server with siblings, and a request that one of them received before."""
 
     concurrency = 1
 
@@ -157,21 +157,21 @@ class ServerTests(RPCCase):
         return [reply.result if reply.failure is None else "failed" for reply in self.replies]
 
     def test_never_began(self) -> None:
-        """It runs what a dead sibling had not begun, although its method is not idempotent."""
+        """The server runs a request that a dead sibling had not begun, although its method is not idempotent."""
         body = self.request("note", what=1)
         self.sibling.add(self.unique_id(body))
         self.redeliver(body)
         self.assertEqual((self.diary.calls, self.results()), ([1], [1]))
 
     def test_began(self) -> None:
-        """It refuses what the sibling had begun."""
+        """The server refuses a request that the dead sibling had begun."""
         body = self.request("note", what=1)
         self.sibling.remove(self.sibling.add(self.unique_id(body)))
         self.redeliver(body)
         self.assertEqual((self.diary.calls, self.results()), ([], ["failed"]))
 
     def test_dying(self) -> None:
-        """It waits a moment for a sibling that may be dying, and then takes its request."""
+        """The server waits for a sibling that may be dying, and then runs its request."""
         body = self.request("note", what=1)
         pid = os.getpid()
         dying = self.shared.join(2, pid)
@@ -183,7 +183,7 @@ class ServerTests(RPCCase):
         self.assertEqual((self.diary.calls, self.results()), ([1], [1]))
 
     def test_alive(self) -> None:
-        """It refuses the request of a sibling that stays alive, which may run it itself."""
+        """The server refuses the request of a sibling that stays alive and may run it itself."""
         body = self.request("note", what=1)
         self.shared.join(2, os.getpid()).add(self.unique_id(body))
         self.redeliver(body)
@@ -195,7 +195,7 @@ class ServerTests(RPCCase):
         self.successResultOf(drained)
 
     def test_given_back(self) -> None:
-        """A server that is closed meanwhile gives it back, for another to decide."""
+        """A server that is closed while it waits gives the request back, for another to decide."""
         body = self.request("note", what=1)
         self.shared.join(2, os.getpid()).add(self.unique_id(body))
         self.redeliver(body)
@@ -206,7 +206,7 @@ class ServerTests(RPCCase):
         self.assertEqual((self.diary.calls, self.results()), ([], []))
 
     def test_recorded(self) -> None:
-        """It records what it lets wait, until that begins or is given back."""
+        """The server records a waiting request until the request begins or is given back."""
         first, second, third = (self.request("hang", what=n) for n in range(3))
         for body in (first, second, third):
             self.send(body)
@@ -222,7 +222,7 @@ class ServerTests(RPCCase):
         self.assertIs(self.own.fate(self.unique_id(third)), Fate.UNKNOWN)
 
     def test_taken_over(self) -> None:
-        """It records what it takes over, even if that begins at once: a third process is not to run it again."""
+        """The server records a takeover even if it begins at once, so that a third process does not run it again."""
         body = self.request("hang", what=1)
         self.sibling.add(self.unique_id(body))
         self.redeliver(body)
@@ -230,7 +230,7 @@ class ServerTests(RPCCase):
         self.assertIs(self.own.fate(self.unique_id(body)), Fate.UNKNOWN)
 
     def test_undecided_in_drain(self) -> None:
-        """What is undecided when the server drains is not begun there."""
+        """A request that is undecided when the server drains is not begun there."""
         body = self.request("note", what=1)
         dying = self.shared.join(2, os.getpid())
         dying.add(self.unique_id(body))
@@ -241,7 +241,7 @@ class ServerTests(RPCCase):
         self.assertEqual(self.diary.calls, [])
 
     def test_idempotent(self) -> None:
-        """Nothing is recorded of methods that are idempotent: they may run again anyway."""
+        """Requests for idempotent methods are not recorded: they may run again anyway."""
         hanging: list[Deferred[Any]] = self.diary.hanging
         self.send(self.request("hang", what=0))
         waiting = self.request("hang_again", what=1)

@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.client and novasvc.rpc.replies: the caller's side, against a scripted server."""
+"""Tests for novasvc.rpc.client and novasvc.rpc.replies, against a scripted server."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ CONTEXT = RequestContext(request_id="req-1", user_id="u1", extra={"roles": ["adm
 
 
 class SlowTransport(MemoryTransport):
-    """Answers when the test says so, like a transport with a network."""
+    """A transport whose Deferreds fire when the test says so, as over a network."""
 
     def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
         super().__init__(broker, clock=clock)
@@ -70,7 +70,7 @@ class SlowTransport(MemoryTransport):
 
 
 class SilentRegistry:
-    """Is asked, and answers when the test says so."""
+    """A lookup whose Deferreds fire when the test says so."""
 
     def __init__(self) -> None:
         self.asked: list[Deferred[ServiceTotals]] = []
@@ -135,14 +135,14 @@ class CallTests(ClientCase):
         self.assertEqual(self.client.pending, 0)
 
     def test_each_its_own(self) -> None:
-        """Replies find their calls in whatever order they come."""
+        """Replies match their calls in any order."""
         calls = [self.call("echo", x=number) for number in range(3)]
         for number in (2, 0, 1):
             self.reply(encode_result(self.msg_id(number), number, "echo"), number)
         self.assertEqual([self.successResultOf(call) for call in calls], [0, 1, 2])
 
     def test_failure(self) -> None:
-        """A failure is raised: as it was if it is known here, else as a RemoteError."""
+        """A failure is raised with its own class if that is known, else as a RemoteError."""
         for error, kind in ((ValueError("x"), ValueError), (MethodTimeoutError("m", 1.0), MethodTimeoutError)):
             calling = self.call()
             self.reply(encode_failure(self.msg_id(), write_failure(error)))
@@ -152,7 +152,7 @@ class CallTests(ClientCase):
         self.assertEqual(self.failureResultOf(calling, RemoteError).value.exc_type, "CancelledError")
 
     def test_unreadable_failure(self) -> None:
-        """A failure that cannot be read is one all the same."""
+        """A failure that cannot be decoded still fails the call."""
         for failure in ("", "x", "[]", {"class": "ValueError"}, 1):
             calling = self.call()
             self.reply_fields(failure=failure)
@@ -162,7 +162,7 @@ class CallTests(ClientCase):
                 self.assertIsNone(self.successResultOf(calling))
 
     def test_old_sender(self) -> None:
-        """A result may come first and its end later."""
+        """A result may arrive before the reply that ends the call."""
         calling = self.call()
         self.reply_fields(result=[1], ending=False)
         self.assertNoResult(calling)
@@ -170,7 +170,7 @@ class CallTests(ClientCase):
         self.assertEqual(self.successResultOf(calling), [1])
 
     def test_keepalive(self) -> None:
-        """A sign of life does not end a call, nor lengthen its timeout."""
+        """A keepalive neither ends a call nor extends its timeout."""
         calling = self.call()
         self.clock.advance(59)
         self.reply(encode_keepalive(self.msg_id()))
@@ -179,7 +179,7 @@ class CallTests(ClientCase):
         self.failureResultOf(calling, RPCTimeoutError)
 
     def test_unmatched(self) -> None:
-        """Late, double, forged and unreadable replies are ignored and counted."""
+        """Late, duplicate, forged and malformed replies are ignored and counted."""
         calling = self.call()
         good = encode_result(self.msg_id(), 1, "echo")
         for reply in (b"rubbish", b"{}", encode_result("forged", 1, "echo"), good, good):
@@ -192,7 +192,7 @@ class CallTests(ClientCase):
         self.assertEqual(self.client.unmatched_replies, 5)
 
     def test_undeliverable(self) -> None:
-        """A call that nobody serves fails at once."""
+        """A call to a target without a queue fails at once."""
         for target in (Target("unknown"), Target("compute", "h2")):
             calling = self.client.prepare(topic=target.topic, server=target.server).call(CONTEXT, "echo")
             self.assertEqual(self.failureResultOf(calling, UndeliverableError).value.target, str(target))
@@ -207,7 +207,7 @@ class CallTests(ClientCase):
         self.assertEqual((self.requests, self.client.pending), ([], 0))
 
     def test_bound(self) -> None:
-        """The calls that wait are bounded; one more is refused."""
+        """The number of pending calls is bounded; one more is refused."""
         calls = [self.client.call(CONTEXT, "echo") for _ in range(PENDING_BOUND)]
         self.clock.advance(0)
         self.failureResultOf(self.client.call(CONTEXT, "echo"), TooManyCallsError)
@@ -221,7 +221,7 @@ class CallTests(ClientCase):
 
 class TimeTests(ClientCase):
     def test_timeout(self) -> None:
-        """A call without a reply fails at its timeout, and says what it waited for."""
+        """A call without a reply fails at its timeout; the error names the target and the method."""
         calling = self.call("slow", self.client.prepare(server="h1", timeout=5))
         self.assertEqual(self.deliveries[0].expires_in, 5)
         self.clock.advance(4.9)
@@ -231,7 +231,7 @@ class TimeTests(ClientCase):
         self.assertEqual((error.target, error.method, error.timeout), ("compute.h1", "slow", 5))
 
     def test_deadline(self) -> None:
-        """The context's deadline shortens a call's timeout, and never lengthens it."""
+        """The context's deadline can shorten a call's timeout, and never extends it."""
         self.clock.advance(1)
         for deadline, seconds in ((4.0, 3.0), (100.0, 60.0)):
             context = RequestContext(deadline=deadline)
@@ -250,7 +250,7 @@ class TimeTests(ClientCase):
         self.assertEqual(self.requests, [])
 
     def test_cancelled(self) -> None:
-        """To cancel a call forgets its reply."""
+        """Cancelling a call discards its reply."""
         calling = self.call()
         calling.cancel()
         self.failureResultOf(calling, CancelledError)
@@ -259,7 +259,7 @@ class TimeTests(ClientCase):
         self.assertEqual(self.client.unmatched_replies, 1)
 
     def test_one_timer(self) -> None:
-        """Calls share one timer, which closing the client ends."""
+        """Calls share one timer, which closing the client stops."""
         calls = [self.call() for _ in range(10)]
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.client.close()
@@ -275,7 +275,7 @@ class SlowTransportTests(ClientCase):
         self.client = rpc.Client(self.slow, clock=self.clock, timeout=60.0, target=Target("compute"))
 
     def test_opened_once(self) -> None:
-        """The first calls wait for their common address, and are sent in order."""
+        """The first calls wait for the shared reply address, and are sent in order."""
         for number in range(3):
             self.call("echo", x=number)
         self.assertEqual([what for what, _ in self.slow.waiting], ["open_replies"])
@@ -296,7 +296,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.requests, [])
 
     def test_not_opened(self) -> None:
-        """If there is no address to be had the calls fail, and the next one tries again."""
+        """If the reply address cannot be opened, the calls fail, and the next call tries again."""
         calls = [self.call(), self.call()]
         self.slow.release(Failure(TransportClosedError("receiving replies")))
         for calling in calls:
@@ -315,7 +315,7 @@ class SlowTransportTests(ClientCase):
         self.failureResultOf(calling, UndeliverableError)
 
     def test_cancelled_while_sending(self) -> None:
-        """A call that ends while its message waits to be sent takes that back."""
+        """A call that ends while its message waits to be sent cancels the message."""
         cancelled = self.call()
         self.slow.release()
         cancelled.cancel()
@@ -327,7 +327,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.slow.cancelled, ["send", "send"])
 
     def test_remaining_time(self) -> None:
-        """The time that passed before a message is sent counts."""
+        """The time that passes before a message is sent counts towards the timeout."""
         self.call()
         self.clock.advance(10)
         opening = self.slow.waiting.pop()[1]
@@ -338,7 +338,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.deliveries[0].expires_in, 50)
 
     def test_closed_while_opening(self) -> None:
-        """A client that is closed while its address is being opened gives it up as soon as it is there."""
+        """A client that is closed while its reply address is being opened closes the address when it is open."""
         calling = self.call()
         self.successResultOf(self.client.close())
         self.failureResultOf(calling, TransportClosedError)
@@ -347,14 +347,14 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.broker._boxes, {})
 
     def test_not_opened_when_closed(self) -> None:
-        """An address that could not be opened for a closed client is nobody's business."""
+        """A reply address that could not be opened for a closed client raises and logs nothing."""
         calling = self.call()
         self.successResultOf(self.client.close())
         self.failureResultOf(calling, TransportClosedError)
         self.slow.release(Failure(TransportClosedError("receiving replies")))
 
     def test_reply_before_the_answer(self) -> None:
-        """A reply that comes before the transport answers for the message ends the call; that answer is passed over."""
+        """A reply that arrives before the broker's confirm ends the call; the confirm is ignored."""
         calling = self.call()
         self.slow.release()
         ((_, sending),) = self.slow.waiting
@@ -368,7 +368,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual((self.slow.cancelled, self.client.pending), ([], 0))
 
     def test_not_confirmed_in_time(self) -> None:
-        """The timeout of a call whose message was not confirmed says so, and why."""
+        """The timeout error of a call whose message was not confirmed says so, and why."""
         calling = self.sent_call()
         self.slow.trouble = "the broker blocks publishing: low on memory"
         self.clock.advance(60)
@@ -381,7 +381,7 @@ class SlowTransportTests(ClientCase):
         self.assertIn("has not confirmed it", self.failureResultOf(silent, RPCTimeoutError).value.unconfirmed)
 
     def test_confirmed(self) -> None:
-        """The timeout of a call whose message was confirmed, however late, says nothing of that."""
+        """The timeout error of a call whose message was confirmed late does not mention the confirm."""
         calling = self.sent_call()
         self.slow.release()
         self.clock.advance(60)
@@ -390,14 +390,14 @@ class SlowTransportTests(ClientCase):
     # -- the connection is lost before the message is confirmed --------------------------------
 
     def sent_call(self, client: rpc.Client | None = None) -> Deferred[Any]:
-        """Make a call whose message is written and not confirmed."""
+        """Make a call whose message is sent and not confirmed."""
         calling = self.call(client=client)
         while not any(what == "send" for what, _ in self.slow.waiting):
             self.slow.release()
         return calling
 
     def lose(self, *, arrived: bool = False) -> None:
-        """Lose the connection under all messages that are not confirmed.
+        """Lose the connection: all unconfirmed messages fail.
 
         :param arrived: the messages are with the broker all the same.
         """
@@ -412,7 +412,7 @@ class SlowTransportTests(ClientCase):
         self.reply(encode_result(self.msg_id(number), 1, "echo"), number)
 
     def test_lost(self) -> None:
-        """A call that may not be sent again fails soon after the loss, and not at its timeout."""
+        """A call that is not idempotent fails soon after the loss, not at its timeout."""
         calling = self.sent_call()
         self.lose()
         self.clock.advance(0.2)
@@ -422,7 +422,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual((len(self.slow.written), self.client.pending), (1, 0))
 
     def test_lost_near_the_deadline(self) -> None:
-        """No call that lost its message waits longer than its timeout."""
+        """An unconfirmed call never waits longer than its timeout."""
         calling = self.sent_call(self.client.prepare(timeout=1.0))
         self.clock.advance(0.9)
         self.lose()
@@ -430,14 +430,14 @@ class SlowTransportTests(ClientCase):
         self.failureResultOf(calling, UnconfirmedError)
 
     def test_lost_and_answered(self) -> None:
-        """A reply that has arrived wins."""
+        """A reply that has arrived ends the call, not the loss of the connection."""
         calling = self.sent_call()
         self.lose(arrived=True)
         self.answer()
         self.assertEqual((self.successResultOf(calling), self.client.unmatched_replies), (1, 0))
 
     def test_lost_and_begun(self) -> None:
-        """A call whose server has shown life waits on: it was taken."""
+        """A call with a keepalive before the loss waits on: a server has the message."""
         calling = self.sent_call(self.client.prepare(call_monitor_timeout=10))
         MemoryTransport.send(self.slow, *self.slow.written[0], mandatory=True)
         self.clock.advance(0)
@@ -448,7 +448,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.successResultOf(calling), 1)
 
     def test_shown_life_after_the_loss(self) -> None:
-        """So does one whose server shows life in the moment after the loss; its timeout is one of silence."""
+        """A call with a keepalive just after the loss waits on; its error then reports the missing keepalive."""
         calling = self.sent_call(self.client.prepare(call_monitor_timeout=10))
         self.lose(arrived=True)
         self.reply(encode_keepalive(self.msg_id()))
@@ -459,7 +459,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual((error.silent, error.unconfirmed), (True, ""))
 
     def test_sent_again(self) -> None:
-        """An idempotent call is sent again as it was, in the time that is left, and the first reply ends it."""
+        """An idempotent call is sent again unchanged, with the remaining TTL, and the first reply ends it."""
         calling = self.sent_call(self.client.prepare(idempotent=True))
         self.clock.advance(20)
         self.lose(arrived=True)
@@ -476,7 +476,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(self.client.unmatched_replies, 1)
 
     def test_sent_again_and_timed_out(self) -> None:
-        """A call whose second message was confirmed was taken, and one whose was not may have been."""
+        """The timeout error of a resent call reports a missing confirm, unless the second copy was confirmed."""
         confirmed, other = (self.sent_call(self.client.prepare(idempotent=True)) for _ in range(2))
         self.lose()
         self.slow.waiting.pop(0)[1].callback(None)
@@ -485,7 +485,7 @@ class SlowTransportTests(ClientCase):
         self.assertIn("has not confirmed", self.failureResultOf(other, RPCTimeoutError).value.unconfirmed)
 
     def test_not_sent_again(self) -> None:
-        """If it cannot be sent again, the error says that the first message may have been taken, and why not."""
+        """If a call cannot be sent again, the error says why, and that the first copy may have arrived."""
         calling = self.sent_call(self.client.prepare(idempotent=True))
         self.lose()
         self.slow.release(Failure(BrokerUnavailableError("amqp://one", "refused")))
@@ -493,7 +493,7 @@ class SlowTransportTests(ClientCase):
         self.assertIn("the connection was lost; it could not be sent again: broker amqp://one: refused", str(error))
 
     def test_sent_again_bounded(self) -> None:
-        """A message that costs its connection each time is not sent for ever."""
+        """A message that kills each connection is not sent again for ever."""
         calling = self.sent_call(self.client.prepare(idempotent=True))
         cast = self.client.prepare(idempotent=True).cast(CONTEXT, "note")
         for _ in range(RESENDS):
@@ -507,7 +507,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual(len(self.slow.written), 2 * (RESENDS + 1))
 
     def test_cast_again(self) -> None:
-        """An idempotent cast is sent again as it was; any other one fails."""
+        """An unconfirmed idempotent cast is sent again unchanged; any other cast fails."""
         once, again = self.client.cast(CONTEXT, "note"), self.client.prepare(idempotent=True).cast(CONTEXT, "note")
         self.lose(arrived=True)
         self.failureResultOf(once, UnconfirmedError)
@@ -517,7 +517,7 @@ class SlowTransportTests(ClientCase):
         self.assertEqual([r.unique_id for r in self.requests[1:]], [self.requests[1].unique_id] * 2)
 
     def test_closed_when_lost(self) -> None:
-        """What was lost when the client is closed ends with it, and leaves no timer."""
+        """An unconfirmed call ends when the client is closed, and leaves no timer."""
         calls = [self.sent_call(), self.sent_call(self.client.prepare(idempotent=True))]
         self.lose()
         self.client.close()
@@ -527,7 +527,7 @@ class SlowTransportTests(ClientCase):
 
 
 class ExplainedTests(ClientCase):
-    """Tests for what the registry knows of targets that nobody can be reached for."""
+    """Tests for what the registry adds to the errors of undeliverable and unanswered calls."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -546,12 +546,12 @@ class ExplainedTests(ClientCase):
         return record
 
     def test_unknown(self) -> None:
-        """If nobody is registered there the error says that."""
+        """If no service is registered for the target, the error says that."""
         self.assertEqual(attrs.astuple(self.undeliverable()), ("cert", 0, 0))
         self.assertIn("no server for cert: no queue is bound for it, and no such service is", str(self.undeliverable()))
 
     def test_up(self) -> None:
-        """If the service is up nobody is told to start it."""
+        """If the service is up, the error does not ask to start it."""
         self.register("h1")
         error = self.undeliverable(server="h1")
         self.assertEqual(attrs.astuple(error), ("cert.h1", 1, 1))
@@ -559,7 +559,7 @@ class ExplainedTests(ClientCase):
         self.assertNotIn("start", str(error))
 
     def test_down(self) -> None:
-        """If all are down that is said; another host's service does not count."""
+        """If all services of the target are down, the error says that; another host's service does not count."""
         self.register("h1")
         self.clock.advance(61)
         self.register("h2")
@@ -569,7 +569,7 @@ class ExplainedTests(ClientCase):
         self.assertEqual(attrs.astuple(self.undeliverable()), ("cert", 2, 1))
 
     def timed_out(self, timeout: float = 10.0, **target: Any) -> RPCTimeoutError:
-        """Return the error of a call whose message a queue takes, and that is never answered."""
+        """Return the error of a call whose message is queued and never answered."""
         calling = self.call(client=self.client.prepare(topic="compute", timeout=timeout, **target))
         self.clock.pump([timeout - 0.25, 0])
         self.assertNoResult(calling)
@@ -578,7 +578,7 @@ class ExplainedTests(ClientCase):
         return error
 
     def test_timed_out(self) -> None:
-        """A call that nobody answers is told at its timeout, and not later, if all who serve its target are down."""
+        """The timeout error of an unanswered call says, without delay, if all services of its target are down."""
         error = self.timed_out()
         self.assertEqual((error.registered, error.up), (0, 0))
         self.assertIn("it may still be running", str(error))
@@ -595,7 +595,7 @@ class ExplainedTests(ClientCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_timed_out_without_an_answer(self) -> None:
-        """A registry that is away or silent neither changes the error nor delays it."""
+        """A registry that fails or does not answer neither changes the timeout error nor delays it."""
         self.registry.outage = DatabaseUnavailableError("sqlite:", "gone")
         self.assertIsNone(self.timed_out().registered)
         self.registry = SilentRegistry()
@@ -603,7 +603,7 @@ class ExplainedTests(ClientCase):
         self.assertEqual(len(self.registry.asked), 1)
 
     def test_not_asked(self) -> None:
-        """The registry is not asked about calls that are short, answered in time, or seen to run."""
+        """The registry is not asked about calls that have a short timeout, a reply or a keepalive."""
         self.registry = SilentRegistry()
         self.assertIsNone(self.timed_out(timeout=0.9).registered)
         answered = self.call(client=self.client.prepare(topic="compute", timeout=10))
@@ -618,7 +618,7 @@ class ExplainedTests(ClientCase):
         self.assertEqual(self.registry.asked, [])
 
     def test_no_answer(self) -> None:
-        """A registry that is away, not reached or silent leaves the error as it is, half a second later at the most."""
+        """A registry that fails or does not answer leaves the error as it is, and delays it by at most 0.5 s."""
         plain = ("cert", None, 0)
         self.registry.outage = DatabaseUnavailableError("sqlite:", "gone")
         self.assertEqual(attrs.astuple(self.undeliverable()), plain)
@@ -632,7 +632,7 @@ class ExplainedTests(ClientCase):
         self.assertEqual(attrs.astuple(self.failureResultOf(calling, UndeliverableError).value), plain)
 
     def test_asked_once(self) -> None:
-        """Calls that fail by the thousand ask once for each target and second, of a bounded number of targets."""
+        """Failing calls share one lookup per target and second, for a bounded number of targets."""
         self.registry = SilentRegistry()
         calls = [self.call() for _ in range(1000)]
         calls += [self.call(client=self.client.prepare(topic=f"t{n}")) for n in range(200)]
@@ -647,7 +647,7 @@ class ExplainedTests(ClientCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_given_up(self) -> None:
-        """Who does not want the call any more does not wait for the registry, nor does a client that is closed."""
+        """Cancelling the call or closing the client does not wait for the registry."""
         self.registry = SilentRegistry()
         cancelled, closed = self.call(), self.call()
         cancelled.cancel()
@@ -666,7 +666,7 @@ class CallMonitorTests(ClientCase):
         self.reply(encode_keepalive(self.msg_id()))
 
     def test_sent(self) -> None:
-        """A call says in how many seconds it wants signs of life, and is not to be begun when none can come in time."""
+        """A call sends its keepalive interval, and its message expires when no keepalive could arrive in time."""
         self.monitored()
         self.monitored(timeout=4)
         self.call("slow", self.client.prepare(call_monitor_timeout=2.9))
@@ -675,7 +675,7 @@ class CallMonitorTests(ClientCase):
         self.assertEqual(sent, [(10, 10), (10, 4), (2, 2), (None, 60)])
 
     def test_silence(self) -> None:
-        """A call fails when no RPC heartbeat came for so long, and says that it was that."""
+        """A call fails when no keepalive arrives within the interval, and the error says so."""
         calling = self.monitored()
         self.clock.advance(9.9)
         self.assertNoResult(calling)
@@ -685,7 +685,7 @@ class CallMonitorTests(ClientCase):
         self.assertIn("no RPC heartbeat", str(error))
 
     def test_life(self) -> None:
-        """Each sign of life is good for another interval, and the timeout holds all the same."""
+        """Each keepalive extends the wait by an interval, within the timeout."""
         calling = self.monitored(timeout=60)
         for _ in range(6):
             self.clock.advance(9)
@@ -697,7 +697,7 @@ class CallMonitorTests(ClientCase):
         self.assertEqual((error.timeout, error.silent), (60.0, False))
 
     def test_result(self) -> None:
-        """The reply ends the waiting as ever, and leaves no timer that matters."""
+        """A reply ends a call with keepalives, and leaves no timer that fires an error."""
         calling = self.monitored()
         self.live()
         self.reply(encode_result(self.msg_id(), 1, "slow"))
@@ -706,7 +706,7 @@ class CallMonitorTests(ClientCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_as_long_as_it_lives(self) -> None:
-        """Without a timeout a call waits as long as there are signs of life, or until its context's deadline."""
+        """Without a timeout a call waits as long as keepalives arrive, or until its context's deadline."""
         calling = self.monitored(timeout=None)
         for _ in range(100):
             self.clock.advance(9)
@@ -720,7 +720,7 @@ class CallMonitorTests(ClientCase):
         self.assertFalse(self.failureResultOf(late, RPCTimeoutError).value.silent)
 
     def test_flood(self) -> None:
-        """Signs of life without end take no memory without end."""
+        """Any number of keepalives takes a bounded amount of memory."""
         calling = self.monitored(timeout=None)
         for _ in range(1000):
             self.clock.advance(0.001)
@@ -730,7 +730,7 @@ class CallMonitorTests(ClientCase):
         self.failureResultOf(calling, TransportClosedError)
 
     def test_for_ever(self) -> None:
-        """No call waits for ever, and nobody asks for signs of life that no server gives."""
+        """A client without any timeout, or with an interval that servers ignore, is refused."""
         self.assertRaises(ValueError, self.client.prepare, timeout=None)
         for endless in (float("inf"), float("nan")):
             self.assertRaises(ValueError, self.client.prepare, timeout=endless)
@@ -744,7 +744,7 @@ class CallMonitorTests(ClientCase):
 
 class AddressTests(ClientCase):
     def test_prepare(self) -> None:
-        """A prepared client addresses what it was given, and otherwise what the first one did."""
+        """A prepared client has the changed parameters, and the first client's otherwise."""
         client = self.client.prepare(server="h1", namespace="n", version="1.4")
         self.call("echo", client)
         self.call("echo", client.prepare(namespace=None))
@@ -753,14 +753,14 @@ class AddressTests(ClientCase):
         self.assertEqual(seen, [("n", "1.4"), (None, "1.4"), (None, "1.0")])
 
     def test_shared(self) -> None:
-        """Prepared clients share the address for replies, and what waits there."""
+        """Prepared clients share the reply address and the pending calls."""
         self.call("echo", self.client.prepare(server="h1"))
         self.call("echo", self.client.prepare(timeout=1))
         self.assertEqual(len({request.back.address for request in self.requests if request.back}), 1)
         self.assertEqual(self.client.pending, 2)
 
     def test_no_target(self) -> None:
-        """A client without a target says so."""
+        """A call of a client without a target fails with InvalidTargetError."""
         client = rpc.Client(self.transport, clock=self.clock)
         for sending in (client.call(CONTEXT, "m"), client.cast(CONTEXT, "m"), client.fanout(CONTEXT, "m")):
             self.failureResultOf(sending, InvalidTargetError)
@@ -773,7 +773,7 @@ class AddressTests(ClientCase):
         self.failureResultOf(self.client.prepare(fanout=True).call(CONTEXT, "m"), InvalidTargetError)
 
     def test_cast(self) -> None:
-        """A cast has no way back and no end, and need not find anybody."""
+        """A cast has no return address, and succeeds without a server."""
         self.successResultOf(self.client.cast(CONTEXT, "note", x=1))
         self.successResultOf(self.client.prepare(topic="unknown").cast(CONTEXT, "note"))
         self.clock.advance(0)
@@ -790,7 +790,7 @@ class AddressTests(ClientCase):
         self.assertEqual(len(self.requests), 4)
 
     def test_version_cap(self) -> None:
-        """A version over the cap is not sent."""
+        """A message with a version over the cap is not sent."""
         capped = self.client.prepare(version="1.3", version_cap="1.2")
         for sending in (capped.call(CONTEXT, "m"), capped.cast(CONTEXT, "m"), capped.fanout(CONTEXT, "m")):
             error = self.failureResultOf(sending, RPCVersionCapError).value
@@ -800,7 +800,7 @@ class AddressTests(ClientCase):
         self.successResultOf(capped.prepare(version_cap=None).cast(CONTEXT, "m"))
 
     def test_can_send_version(self) -> None:
-        """One can ask beforehand which versions may be sent."""
+        """can_send_version tells which versions are within the cap."""
         capped = self.client.prepare(version_cap="1.2")
         self.assertEqual(
             [capped.can_send_version(v) for v in ("1.2", "1.2.1", "2.0", None)], [True, False, False, False]
@@ -810,7 +810,7 @@ class AddressTests(ClientCase):
 
 class CloseTests(ClientCase):
     def test_closed(self) -> None:
-        """A closed client fails what waits and sends nothing more; the transport stays open."""
+        """A closed client fails its pending calls and sends nothing more; the transport stays open."""
         calling = self.call()
         prepared = self.client.prepare(server="h1")
         self.successResultOf(self.client.close())
@@ -821,7 +821,7 @@ class CloseTests(ClientCase):
         self.successResultOf(self.transport.send(Target("compute"), b"{}", None, False))
 
     def test_calls_from_within(self) -> None:
-        """A call that is made because another one ended is refused like any after the closing."""
+        """A call made in the errback of a call that the close failed is refused."""
         again: list[Deferred[Any]] = []
         calling = self.call().addErrback(lambda _: again.append(self.call()))
         self.client.close()
@@ -829,7 +829,7 @@ class CloseTests(ClientCase):
         self.failureResultOf(again[0], TransportClosedError)
 
     def test_callers_error(self) -> None:
-        """What a caller does with a result does not disturb other calls."""
+        """An error in a caller's callback does not affect other calls."""
         first, second = self.call(), self.call()
         first.addCallback(lambda _: 1 / 0)
         for number in (0, 1):

@@ -18,14 +18,14 @@ class DeadlinesTests(SynchronousTestCase):
         self.deadlines = Deadlines[str](self.clock, lambda key: self.expired.append((self.clock.seconds(), key)))
 
     def test_in_time(self) -> None:
-        """Each key expires in the moment of its deadline, the earliest first."""
+        """Each key expires at its deadline, the earliest first."""
         for key, when in (("b", 0.07), ("a", 0.0625), ("c", 3.0)):
             self.deadlines.add(key, when)
         self.clock.pump([0.0625, 0.0075, 2.93])
         self.assertEqual(self.expired, [(0.0625, "a"), (0.07, "b"), (3.0, "c")])
 
     def test_discarded(self) -> None:
-        """A key that was discarded does not expire; one that never was there is no error."""
+        """A discarded key does not expire; discarding an unknown key is no error."""
         self.deadlines.add("a", 1)
         self.deadlines.add("b", 1)
         self.deadlines.live.pop("a", None)
@@ -49,7 +49,7 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(self.expired, [(0, "a")])
 
     def test_one_timer(self) -> None:
-        """All keys share one timer, and few dead entries are kept."""
+        """All keys share one timer, and few stale entries are kept."""
         for number in range(10_000):
             self.deadlines.add(str(number), 60)
             self.deadlines.live.pop(str(number), None)
@@ -57,14 +57,14 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertLess(len(self.deadlines._heap), 100)
 
     def test_idle(self) -> None:
-        """Without keys the timer rings once and is not set again."""
+        """Without keys the timer fires once and is not set again."""
         self.deadlines.add("a", 1)
         self.deadlines.live.pop("a", None)
         self.clock.advance(1)
         self.assertEqual((self.clock.getDelayedCalls(), self.expired), ([], []))
 
     def test_closed(self) -> None:
-        """To close it leaves no timer."""
+        """Closing leaves no timer."""
         self.deadlines.add("a", 1)
         self.deadlines.close()
         self.deadlines.close()

@@ -58,7 +58,7 @@ class FindTests(SynchronousTestCase):
         return self.endpoints.find(namespace, name, version).function(RequestContext())
 
     def test_found_bound(self) -> None:
-        """A version that is written in many ways is served each time, and few of the answers are remembered."""
+        """A version written in many ways is served each time, and the cache of lookups is bounded."""
         for number in range(FOUND + 10):
             self.assertEqual(self.call("newer", f"1.0.{number}"), "newer")
         self.assertEqual(len(self.endpoints.found), FOUND)
@@ -71,12 +71,12 @@ class FindTests(SynchronousTestCase):
         self.assertEqual(self.call("elsewhere", "2.0", "other"), "elsewhere")
 
     def test_all(self) -> None:
-        """The endpoints can be listed."""
+        """Iterating yields the exposed methods."""
         names = sorted(method.name for method in self.endpoints)
         self.assertEqual(names, ["elsewhere", "inherited", "newer", "replaced"])
 
     def test_not_found(self) -> None:
-        """Nothing but decorated methods exists."""
+        """Only decorated methods can be found."""
         for name in ("undecorated", "_private", "hidden", "fragile", "__init__", "__class__", "elsewhere", "", "a.b"):
             error = self.assertRaises(NoSuchMethodError, self.endpoints.find, None, name, "1.0")
             self.assertEqual(error.method, name)
@@ -90,13 +90,13 @@ class FindTests(SynchronousTestCase):
             self.assertEqual((error.version, error.method, error.namespace), (str(version), "inherited", None))
 
     def test_namespaces(self) -> None:
-        """A namespace that is not served is an unsupported version; none is not the empty one."""
+        """An unknown namespace is an unsupported version; None and the empty namespace differ."""
         for namespace in ("", "unknown"):
             error = self.assertRaises(UnsupportedVersionError, self.endpoints.find, namespace, "inherited", "1.0")
             self.assertEqual(error.namespace, namespace)
 
     def test_what_would_fit(self) -> None:
-        """A refusal says which interfaces have the method, or which there are."""
+        """The error names the interfaces that have the method, or else all interfaces."""
 
         def served(namespace: str | None, name: str, version: str) -> str:
             try:
@@ -113,7 +113,7 @@ class FindTests(SynchronousTestCase):
         self.assertEqual(served(None, "unknown", "1.0"), "")
 
     def test_many(self) -> None:
-        """Not even a crowd of interfaces makes a refusal long."""
+        """The error's text is bounded, however many interfaces there are."""
 
         def endpoint(number: int) -> object:
             @rpc.expose(namespace=f"n{number}", version="1.0.1")
@@ -138,7 +138,7 @@ class DeclarationTests(SynchronousTestCase):
         return str(self.assertRaises(DeclarationError, rpc.Endpoints, *objects))
 
     def test_duplicate(self) -> None:
-        """Two methods that would answer the same call are refused, both named."""
+        """Two methods that would answer the same call are refused; the error names both."""
 
         class Other:
             @rpc.expose(version="1.7")
@@ -188,7 +188,7 @@ class DeclarationTests(SynchronousTestCase):
         self.assertIn("Class.method", self.refused(Class()))
 
     def test_wrapped(self) -> None:
-        """A decorator above ours that keeps the method's attributes keeps it exposed."""
+        """A method stays exposed under a second decorator that copies its attributes."""
 
         def shout(function: Any) -> Any:
             @functools.wraps(function)
@@ -206,5 +206,5 @@ class DeclarationTests(SynchronousTestCase):
         self.assertEqual(rpc.Endpoints(Shouting()).find(None, "method", "1.0").function(RequestContext()), "HELLO")
 
     def test_nothing(self) -> None:
-        """An object without decorated methods may be given."""
+        """An object without decorated methods is accepted."""
         self.assertEqual(list(rpc.Endpoints(object())), [])

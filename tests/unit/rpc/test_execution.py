@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.execution: a call from its beginning to its reply."""
+"""Tests for novasvc.rpc.execution: a call from the start of its method to its reply."""
 
 import json
 from collections.abc import Iterator
@@ -137,7 +137,7 @@ class MethodTests(ExecutionCase):
         self.assertEqual(self.successResultOf(calling), "coroutine")
 
     def test_thread(self) -> None:
-        """A method that blocks runs by run_blocking, whatever its arguments are called."""
+        """A blocking method runs in run_blocking, whatever the names of its arguments."""
         calling = self.call("thread", function=1, args=2)
         self.assertNoResult(calling)
         self.run_threads()
@@ -166,14 +166,14 @@ class MethodTests(ExecutionCase):
 
 class HostileTests(ExecutionCase):
     def test_chained(self) -> None:
-        """A Deferred that has fired and waits for another is bounded like any other."""
+        """A Deferred that has fired and is chained to another one is subject to the deadline too."""
         calling = self.call("chained")
         self.clock.pump([5, 0])
         self.failureResultOf(calling, MethodTimeoutError)
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
 
     def test_uncancellable(self) -> None:
-        """A method whose canceller raises is logged, and the deadlines of the others still ring."""
+        """A canceller that raises is logged, and the deadlines of other calls still fire."""
         first = self.call("uncancellable")
         self.clock.advance(1)
         second = self.call("bounded")
@@ -183,7 +183,7 @@ class HostileTests(ExecutionCase):
         self.assertEqual(len(self.flushLoggedErrors(OwnError)), 1)
 
     def test_endless_keepalive(self) -> None:
-        """A caller who asks for signs of life in more seconds than there are takes nobody's place."""
+        """A call with an enormous keepalive interval frees its slot at its end."""
         for _ in range(self.concurrency + 1):
             self.deliver("hang", timeout=10**400)
         self.assertEqual(len(self.diary.calls), self.concurrency)
@@ -193,13 +193,13 @@ class HostileTests(ExecutionCase):
         self.assertEqual(len(self.diary.calls), self.concurrency + 1)
 
     def test_long_ids(self) -> None:
-        """Ids that would swell a reply or a memory over its bound are not taken."""
+        """A call with an oversized message id gets no reply, and one with an oversized unique id is refused."""
         self.deliver("note", msg_id="\u00e9" * 1_000_000)
         self.deliver("note", unique_id="x" * 1_000_000)
         self.assertEqual((len(self.diary.calls), self.server.counts.refused, self.server.in_flight), (1, 1, 0))
 
     def deliver(self, method: str, msg_id: str = "m", unique_id: str | None = None, timeout: Any = None) -> None:
-        """Send what no client of ours would."""
+        """Send a message that novasvc's client would not send."""
         body = {"method": method, "_msg_id": msg_id, "_reply_q": "nowhere", "_timeout": timeout}
         if unique_id is not None:
             body["_unique_id"] = unique_id
@@ -229,7 +229,7 @@ class FailureTests(ExecutionCase):
         self.assertEqual([context.request_id for level, context in seen if level is LogLevel.error], ["req-1"])
 
     def test_later(self) -> None:
-        """An error that comes later is treated as one that comes at once."""
+        """An asynchronous error is handled as a synchronous one."""
         self.failureResultOf(self.call("fail_later"), RemoteError)
         self.assertEqual(len(self.flushLoggedErrors(OwnError)), 1)
         self.assertEqual(self.server.counts.failed, 1)
@@ -243,27 +243,27 @@ class FailureTests(ExecutionCase):
         self.flushLoggedErrors(OwnError)
 
     def test_exit(self) -> None:
-        """Not even SystemExit ends the server, or leaves its caller waiting."""
+        """A method that raises SystemExit does not end the server, and its caller gets the error."""
         error = self.failureResultOf(self.call("fail", how="exit"), RemoteError).value
         self.assertEqual(error.exc_type, "SystemExit")
         self.flushLoggedErrors(SystemExit)
         self.successResultOf(self.call("plain"))
 
     def test_misfit(self) -> None:
-        """A result that JSON cannot hold, or that is too much, is an error at once."""
+        """A result that JSON cannot hold, or that is too large, is an error at once."""
         for what, problem in (("object", "type object"), ("bytes", "not UTF-8"), ("huge", "the limit is")):
             error = self.failureResultOf(self.call("misfit", what=what), ResultNotSerializableError).value
             self.assertEqual(error.method, "misfit")
             self.assertIn(problem, error.problem)
 
     def test_huge_error(self) -> None:
-        """An error that is too much to be sent is replaced by one that says so."""
+        """An error that is too large to send is replaced by one that says so."""
         error = self.failureResultOf(self.call("fail", how="huge"), ResultNotSerializableError).value
         self.assertIn("raised ValueError", error.problem)
         self.flushLoggedErrors(ValueError)
 
     def test_cast(self) -> None:
-        """A cast that fails is logged, and answered by nothing."""
+        """A failed cast is logged, and no reply is sent."""
         self.client.cast(CONTEXT, "fail", how="unexpected")
         self.client.cast(CONTEXT, "misfit", what="object")
         self.clock.advance(0)
@@ -273,7 +273,7 @@ class FailureTests(ExecutionCase):
 
 class TimeoutTests(ExecutionCase):
     def test_own_timeout(self) -> None:
-        """A method that takes too long is cancelled, and its caller hears of it."""
+        """A method that exceeds its timeout is cancelled, and its caller gets MethodTimeoutError."""
         calling = self.call("bounded")
         self.clock.advance(5)
         self.assertEqual(self.failureResultOf(calling, MethodTimeoutError).value.args, ("bounded", 5.0, ""))
@@ -281,7 +281,7 @@ class TimeoutTests(ExecutionCase):
         self.assertEqual((self.server.counts.timed_out, self.server.counts.failed), (1, 0))
 
     def test_callers_deadline(self) -> None:
-        """A method whose caller waits no longer is cancelled."""
+        """A method is cancelled at its caller's deadline."""
         self.failureResultOf(self.call_for(3, "hang"))
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
 
@@ -299,7 +299,7 @@ class TimeoutTests(ExecutionCase):
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
 
     def test_in_time(self) -> None:
-        """A method that ended is not cancelled, and leaves no timer that matters."""
+        """A method that has ended is not cancelled, and its deadline has no effect."""
         calling = self.call("bounded")
         self.diary.hanging[0].callback(1)
         self.clock.advance(5)
@@ -307,7 +307,7 @@ class TimeoutTests(ExecutionCase):
         self.assertEqual((self.diary.cancelled, self.server.counts.timed_out), (0, 0))
 
     def test_stubborn(self) -> None:
-        """A method that goes on keeps its place until it ends; its caller is answered once, at the timeout."""
+        """A method that ignores its cancellation keeps its slot until it ends; the one reply is at the timeout."""
         calling = self.call("stubborn")
         self.clock.advance(5)
         self.failureResultOf(calling, MethodTimeoutError)
@@ -317,7 +317,7 @@ class TimeoutTests(ExecutionCase):
         self.assertEqual((self.server.in_flight, self.client.unmatched_replies), (0, 0))
 
     def test_thread(self) -> None:
-        """A thread keeps its place until it ends; its caller is answered at the timeout."""
+        """A blocking method keeps its slot until its thread ends; its caller gets a reply at the timeout."""
         calling = self.call("bounded_thread")
         self.clock.advance(5)
         self.failureResultOf(calling, MethodTimeoutError)
@@ -333,7 +333,7 @@ class TimeoutTests(ExecutionCase):
 
 
 class FlightTests(ExecutionCase):
-    """What the flight recorder and an operator are told of calls."""
+    """Calls in the flight recorder and in running_calls."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -343,7 +343,7 @@ class FlightTests(ExecutionCase):
         return said(self.recorder, "call")
 
     def test_done(self) -> None:
-        """A call's beginning and end are noted, with its method and request id."""
+        """The start and the end of a call are recorded, with its method and request id."""
         calling = self.call("coroutine")
         self.assertEqual(self.noted(), ["coroutine began req-1"])
         self.diary.hanging[0].callback(None)
@@ -352,7 +352,7 @@ class FlightTests(ExecutionCase):
         self.assertEqual(self.noted()[1:], ["coroutine done req-1"])
 
     def test_failed(self) -> None:
-        """Of an error its type is noted, and nothing that it says."""
+        """The type of an error is recorded, not its text."""
         self.failureResultOf(self.call("fail", how="unexpected"), RemoteError)
         self.failureResultOf(self.call("fail", how="exit"), RemoteError)
         self.flushLoggedErrors(OwnError, SystemExit)
@@ -362,7 +362,7 @@ class FlightTests(ExecutionCase):
         )
 
     def test_timed_out(self) -> None:
-        """A timeout is noted, and when the method really ends, that too."""
+        """A timeout is recorded, and later the real end of the method."""
         calling = self.call("stubborn")
         self.clock.advance(5)
         self.failureResultOf(calling, MethodTimeoutError)
@@ -371,12 +371,12 @@ class FlightTests(ExecutionCase):
         self.assertEqual(self.noted()[2:], ["stubborn done req-1"])
 
     def test_secrets(self) -> None:
-        """No argument and no result is noted."""
+        """Arguments and results are not recorded."""
         self.successResultOf(self.call("note", what="hunter2"))
         self.assertEqual(self.noted(), ["note began req-1", "note done req-1"])
 
     def test_running_calls(self) -> None:
-        """The server tells which calls run, and for how long; those that ended are gone from it."""
+        """running_calls lists the running calls and their durations, without calls that have ended."""
         self.assertEqual(self.server.running_calls(), [])
         calling = self.call("coroutine")
         self.clock.advance(1.5)
@@ -396,7 +396,7 @@ class FlightTests(ExecutionCase):
         self.assertEqual([call["method"] for call in self.server.running_calls()], ["hang"])
 
     def test_running_thread(self) -> None:
-        """A thread that goes on after its timeout still runs."""
+        """A blocking method that exceeds its timeout is still listed as running."""
         calling = self.call("bounded_thread")
         self.clock.advance(6)
         self.failureResultOf(calling, MethodTimeoutError)
@@ -407,7 +407,7 @@ class FlightTests(ExecutionCase):
 
 class AcknowledgementTests(ExecutionCase):
     def left(self) -> list[bytes]:
-        """Break the server's connection; return what goes to another one."""
+        """Lose the server's connection; return the messages that another server receives."""
         taken: list[Any] = []
         self.successResultOf(self.transport.close())
         self.successResultOf(self.make_transport().listen(self.client._target, taken.append, 100))
@@ -420,7 +420,7 @@ class AcknowledgementTests(ExecutionCase):
         self.assertEqual(self.left(), [])
 
     def test_waiting(self) -> None:
-        """What waits for its turn is not acknowledged."""
+        """A waiting call is not acknowledged."""
         for _ in range(3):
             self.call("hang")
         self.assertEqual(self.left(), ["hang"])
@@ -442,7 +442,7 @@ class AcknowledgementTests(ExecutionCase):
         self.assertEqual(self.left(), [])
 
     def test_idempotent_cast(self) -> None:
-        """An idempotent cast is acknowledged when it is done."""
+        """An idempotent cast is acknowledged when its method has ended."""
         self.client.cast(CONTEXT, "hang_again")
         self.client.cast(CONTEXT, "hang_again")
         self.clock.advance(0)
@@ -450,14 +450,14 @@ class AcknowledgementTests(ExecutionCase):
         self.assertEqual(self.left(), ["hang_again"])
 
     def test_idempotent_timeout(self) -> None:
-        """An idempotent method that timed out is acknowledged: its caller was answered."""
+        """An idempotent method that timed out is acknowledged: its caller has a reply."""
         calling = self.call("bounded_again")
         self.clock.advance(5)
         self.failureResultOf(calling, MethodTimeoutError)
         self.assertEqual(self.left(), [])
 
     def test_unpublished(self) -> None:
-        """An idempotent method whose reply could not be published goes back, to run again."""
+        """An idempotent call whose reply could not be published is given back, to run again."""
         self.transport.on_reply = lambda: fail(TransportClosedError("replying"))
         calling = self.call("hang_again", what=1)
         self.diary.hanging[0].callback("lost")
@@ -470,7 +470,7 @@ class AcknowledgementTests(ExecutionCase):
 
 
 class PatienceTests(ExecutionCase):
-    """How long a reply may be held."""
+    """The time for which the transport may hold a reply."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -494,24 +494,24 @@ class PatienceTests(ExecutionCase):
         self.clock.advance(0)
 
     def test_of_the_caller(self) -> None:
-        """It is what is left of the caller's time."""
+        """A reply may be held for the rest of the caller's timeout."""
         self.begin("hang")
         self.clock.advance(4)
         self.diary.hanging[0].callback(1)
         self.assertEqual(self.transport.patience, 6.0)
 
     def test_of_a_refusal(self) -> None:
-        """A refusal has the same."""
+        """The reply to a refused request may be held for the rest of the caller's timeout too."""
         self.begin("unknown")
         self.assertEqual(self.transport.patience, 10.0)
 
     def test_unknown(self) -> None:
-        """Nobody knows it of a caller that gives its request no time to expire."""
+        """The time is unknown if the request has no TTL."""
         self.send(self.request("note"))
         self.assertIsNone(self.transport.patience)
 
     def test_over(self) -> None:
-        """A method whose reply could not be given in time is not run again: nobody asks for it. The log says so."""
+        """A call whose reply was not published before its caller gave up does not run again; the log says so."""
         self.begin("hang_again")
         self.diary.hanging[0].callback(1)
         self.clock.advance(10)
@@ -524,7 +524,7 @@ class PatienceTests(ExecutionCase):
         self.assertIn("amqp://h", line)
 
     def test_cut_short(self) -> None:
-        """When a service is cut short and its transport is away, replies that are held are given up."""
+        """When a service is cut short while its transport has a problem, held replies are dropped."""
         self.begin("hang_again")
         self.diary.hanging[0].callback(1)
         drained = self.server.drained()
@@ -535,7 +535,7 @@ class PatienceTests(ExecutionCase):
         self.assertTrue(any("this service ends" in line for line in self.log))
 
     def test_cut_short_with_a_transport(self) -> None:
-        """If the transport is there, replies that are under way get to their callers."""
+        """When a service is cut short, a transport without a problem still publishes the replies."""
         self.begin("hang")
         self.diary.hanging[0].callback(1)
         self.server.cut_short("b@h was shutting down")
@@ -552,7 +552,7 @@ class KeepaliveTests(ExecutionCase):
         self.send(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(fields)}).encode())
 
     def test_asked_for(self) -> None:
-        """A caller who asks for signs of life gets two in each of its intervals, until the reply."""
+        """A caller that asks for keepalives gets two in each interval, until the reply."""
         self.ask(4)
         self.clock.pump([2, 2])
         self.assertEqual([(r.result, r.failure, r.ending) for r in self.replies], [(None, None, False)] * 2)
@@ -561,19 +561,19 @@ class KeepaliveTests(ExecutionCase):
         self.assertEqual([(r.result, r.ending) for r in self.replies[2:]], [("done", True)])
 
     def test_not_asked_for(self) -> None:
-        """Nobody else gets any."""
+        """Other callers get no keepalives."""
         self.ask(None)
         self.clock.pump([30] * 3)
         self.assertEqual(self.replies, [])
 
     def test_short(self) -> None:
-        """A method that returns at once needs none."""
+        """A method that returns at once sends no keepalive."""
         self.ask(4, "plain")
         self.assertEqual(len(self.replies), 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_unreachable(self) -> None:
-        """A caller who cannot be reached gets no more of them."""
+        """A caller that cannot be reached gets no further keepalives."""
         tries: list[str] = []
 
         def refuse() -> Deferred[None]:
@@ -586,7 +586,7 @@ class KeepaliveTests(ExecutionCase):
         self.assertEqual(len(tries), 1)
 
     def test_deadline(self) -> None:
-        """A caller who gets signs of life waits as long as they come, or as long as it said if that is longer."""
+        """With keepalives, a short TTL is no deadline for the reply; a TTL longer than the interval is."""
         for ttl, cancelled in ((4.0, 0), (5.0, 1)):
             body = json.loads(self.request("hang"))
             fields = {**json.loads(body["oslo.message"]), "_timeout": 4}
@@ -595,7 +595,7 @@ class KeepaliveTests(ExecutionCase):
             self.assertEqual(self.diary.cancelled, cancelled)
 
     def test_client(self) -> None:
-        """A call that is monitored outlives its interval by far."""
+        """A call with keepalives can run for much longer than its interval."""
         calling = self.client.prepare(timeout=None, call_monitor_timeout=4).call(CONTEXT, "hang")
         self.clock.pump([1] * 60)
         self.assertNoResult(calling)

@@ -31,20 +31,20 @@ def exposure(function: object) -> Exposure:
 
 class ExposeTests(SynchronousTestCase):
     def test_terms(self) -> None:
-        """The decorator notes the terms that it was given, and leaves the method as it is."""
+        """The decorator records its options, and returns the method unchanged."""
         terms = exposure(Host.full)
         self.assertEqual((terms.version, terms.namespace, terms.timeout), ("2.3", "n", 1.5))
         self.assertEqual((terms.blocking, terms.idempotent, terms.expected), (True, True, (LookupError, ValueError)))
         self.assertIsNone(Host().bare(RequestContext()))  # type: ignore[func-returns-value]
 
     def test_defaults(self) -> None:
-        """A bare decorator exposes version 1.0 of the interface without a name, at most once."""
+        """A bare decorator exposes version 1.0 of the interface without a name, at-most-once."""
         terms = exposure(Host.bare)
         self.assertEqual((terms.version, terms.namespace, terms.timeout), ("1.0", None, None))
         self.assertEqual((terms.blocking, terms.idempotent, terms.expected), (False, False, ()))
 
     def test_not_exposed(self) -> None:
-        """What was not decorated is not exposed."""
+        """An undecorated attribute is not exposed."""
         for attribute in (SynchronousTestCase.run, Host, None, 1, object()):
             self.assertIsNone(exposure_of(attribute))
 
@@ -55,7 +55,7 @@ class ExposeTests(SynchronousTestCase):
         return error
 
     def test_refused_terms(self) -> None:
-        """Terms that make no sense are refused where they are written."""
+        """Invalid options raise DeclarationError at the decoration."""
 
         def method(self: Any, context: RequestContext) -> None: ...
 
@@ -70,7 +70,7 @@ class ExposeTests(SynchronousTestCase):
         self.assertIn("block", str(self.refused(coroutine, blocking=True)))
 
     def test_refused_methods(self) -> None:
-        """A method that could not be called as others would call it is refused."""
+        """A method with an unsuitable signature raises DeclarationError."""
 
         def _private(self: Any, context: RequestContext) -> None: ...
 
@@ -100,27 +100,27 @@ class CheckTests(SynchronousTestCase):
         return error.problem
 
     def test_fitting(self) -> None:
-        """Arguments fit if all that are needed are there and no others than are allowed."""
+        """Arguments are valid if all required ones are present and all are allowed."""
         exposure(Host.bare).check("m", {})
         exposure(Host.full).check("m", {"needed": 1, "also": 2})
         exposure(Host.full).check("m", {"needed": 1, "also": 2, "given": 3, "wanted": 4})
         exposure(Host.anything).check("m", {"needed": 1, "whatever": 2})
 
     def test_misfitting(self) -> None:
-        """What is missing and what is unknown is said by name."""
+        """The error names the missing and the unknown arguments."""
         self.assertEqual(self.problem(Host.bare, {"b": 1, "a": 2}), "unknown: a, b")
         self.assertEqual(self.problem(Host.full, {"needed": 1}), "missing: also")
         self.assertEqual(self.problem(Host.full, {"x": 1}), "missing: also, needed; unknown: x")
 
     def test_reserved(self) -> None:
-        """No caller can give self or the context, not even to a method that takes anything."""
+        """A caller cannot pass self or the context, not even to a method with **kwargs."""
         self.assertEqual(
             self.problem(Host.anything, {"needed": 1, "self": 2, "_context": 3}), "unknown: _context, self"
         )
         self.assertEqual(self.problem(Host.bare, {"context": 1}), "unknown: context")
 
     def test_long(self) -> None:
-        """The text is bounded, however many and long the names are."""
+        """The error's text is bounded, however many and long the names are."""
         problem = self.problem(Host.bare, {str(number) * 1000: 1 for number in range(100)})
         self.assertLess(len(problem), 1000)
         self.assertIn("and 92 more", problem)

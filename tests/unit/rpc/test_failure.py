@@ -56,7 +56,7 @@ def crossed(error: BaseException) -> Exception:
 
 class FailureTests(SynchronousTestCase):
     def test_form(self) -> None:
-        """A failure is written in the form of the peers, with the last line of a traceback."""
+        """A failure is encoded as oslo.messaging encodes it, with the last line of a traceback."""
         written = json.loads(write_failure(ValueError("bad value \u00e9", 7)))
         expected = {
             "class": "ValueError",
@@ -69,13 +69,13 @@ class FailureTests(SynchronousTestCase):
         self.assertEqual(written, expected)
 
     def test_wire_errors(self) -> None:
-        """The errors that cross the wire arrive as they were."""
+        """Errors in WIRE_ERRORS are rebuilt with their class and arguments."""
         for error in WIRE_EXAMPLES:
             again = crossed(error)
             self.assertEqual((type(again), again.args, str(again)), (type(error), error.args, str(error)))
 
     def test_refusals_for_peers(self) -> None:
-        """A refusal goes out as the peers' own class, with the arguments that it is made of."""
+        """A refusal is sent under oslo.messaging's class, with the arguments of its constructor."""
         for error, name, args in (
             (NoSuchMethodError("m"), "NoSuchMethod", ["m"]),
             (UnsupportedVersionError("1.4", "m", "n", "1.0 to 1.3"), "UnsupportedVersion", ["1.4", "m"]),
@@ -85,7 +85,7 @@ class FailureTests(SynchronousTestCase):
             self.assertEqual((written["args"], written["kwargs"], written["message"]), (args, {}, str(error)))
 
     def test_refusals_of_peers(self) -> None:
-        """What a peer refused is raised as what we refuse, whether it sends its sentence or its reasons."""
+        """A peer's refusal is raised as novasvc's class, whether the peer sends a sentence or the arguments."""
         for name, args, error in (
             ("NoSuchMethod", ["Endpoint does not support RPC method x.y"], NoSuchMethodError("x.y")),
             ("NoSuchMethod", ["x"], NoSuchMethodError("x")),
@@ -102,7 +102,7 @@ class FailureTests(SynchronousTestCase):
             self.assertEqual((type(again), again.args), (type(error), error.args))
 
     def test_unknown_of_peers(self) -> None:
-        """Whatever else the peers' dispatcher raises, or what has other arguments, is a RemoteError."""
+        """Any other error of the peers' dispatcher, or one with other arguments, is a RemoteError."""
         for name, fields in (
             ("NoSuchMethod", {"args": []}),
             ("NoSuchMethod", {"args": [1]}),
@@ -117,13 +117,13 @@ class FailureTests(SynchronousTestCase):
             self.assertEqual((again.exc_type, again.module, again.value), (name, PEERS, "x"))
 
     def test_builtins(self) -> None:
-        """Python's own errors arrive as they were."""
+        """Built-in exceptions are rebuilt with their class and arguments."""
         for error in (ValueError("x"), KeyError("x"), OSError(2, "gone"), ZeroDivisionError(), LookupError([1])):
             again = crossed(error)
             self.assertEqual((type(again), again.args), (type(error), error.args))
 
     def test_others(self) -> None:
-        """Any other error arrives as a RemoteError that says what it was."""
+        """Any other error becomes a RemoteError with its class and text."""
         for error in (OwnError("x"), RPCTimeoutError("t", "m", 1.0), CancelledError("x")):
             again = crossed(error)
             assert isinstance(again, RemoteError)
@@ -132,12 +132,12 @@ class FailureTests(SynchronousTestCase):
             self.assertEqual(again.traceback, (f"{type(error).__name__}: {error}\n",))
 
     def test_signals(self) -> None:
-        """What steers Python's own course is not raised here."""
+        """StopIteration, SystemExit and the like are not rebuilt."""
         for error in (SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration(1), StopAsyncIteration()):
             self.assertIsInstance(crossed(error), RemoteError)
 
     def test_not_looked_up(self) -> None:
-        """Nothing that a peer names is imported or called, unless it is an error that is known."""
+        """A name from a peer is neither imported nor called, unless it is in the table of errors."""
         for module, name in (
             ("builtins", "eval"),
             ("builtins", "object"),
@@ -153,7 +153,7 @@ class FailureTests(SynchronousTestCase):
             self.assertEqual((again.exc_type, again.module, again.value), (name, module, "x"))
 
     def test_misfit_arguments(self) -> None:
-        """Arguments that do not make the error, or not one that can be shown, make a RemoteError."""
+        """Arguments that the class refuses, or whose error cannot be shown, make a RemoteError."""
         for module, name, args, kwargs in (
             ("builtins", "UnicodeDecodeError", ["x"], {}),
             ("builtins", "ExceptionGroup", ["x", []], {}),
@@ -184,13 +184,13 @@ class FailureTests(SynchronousTestCase):
         ).map(json.dumps)
     )
     def test_anything(self, text: str) -> None:
-        """Whatever a peer sends becomes an error that can be shown."""
+        """Any text from a peer becomes an error that can be shown."""
         error = read_failure(text)
         self.assertIsInstance(error, Exception)
         self.assertIsInstance(str(error), str)
 
     def test_traceback(self) -> None:
-        """A traceback is kept: by a RemoteError as its data, by others as a note."""
+        """A traceback is kept: in a RemoteError's data, or as a note on another error."""
         lines = ["Traceback (most recent call last):\n", "  File x\n", "ValueError: x\n"]
         remote = read_failure(write_failure(OwnError("x"), lines))
         assert isinstance(remote, RemoteError)
@@ -202,7 +202,7 @@ class FailureTests(SynchronousTestCase):
         self.assertEqual(str(own), "x")
 
     def test_traceback_as_text(self) -> None:
-        """A traceback may come as one text."""
+        """A traceback may be one string."""
         again = read_failure('{"class": "X", "module": "m", "tb": "line 1\\nline 2\\n"}')
         assert isinstance(again, RemoteError)
         self.assertEqual(again.traceback, ("line 1\nline 2\n",))
@@ -214,13 +214,13 @@ class FailureTests(SynchronousTestCase):
         self.assertIn("<class 'object'>", str(again))
 
     def test_unprintable(self) -> None:
-        """An error that cannot be shown can be written."""
+        """An error whose str() raises can be encoded."""
         again = crossed(UnprintableError())
         assert isinstance(again, RemoteError)
         self.assertEqual(again.exc_type, "UnprintableError")
 
     def test_keywords(self) -> None:
-        """An error's keywords travel with it."""
+        """An error's keyword arguments are sent and rebuilt."""
         error: Any = ImportError("x", name="n")
         error.kwargs = {"name": "n"}
         again = crossed(error)

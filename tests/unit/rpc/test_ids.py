@@ -28,13 +28,13 @@ else:
 
 class NewIdTests(SynchronousTestCase):
     def test_unique(self) -> None:
-        """Ids are 32 hexadecimal digits, and each is a new one."""
+        """Ids are 32 hexadecimal digits, and each is unique."""
         ids = [new_id() for _ in range(1000)]
         self.assertEqual(len(set(ids)), 1000)
         self.assertTrue(all(len(one) == 32 and int(one, 16) >= 0 for one in ids))
 
     def test_forked(self) -> None:
-        """The child of a fork makes other ids than its parent, though some were drawn before."""
+        """The child of a fork makes other ids than its parent, although the parent had drawn some in advance."""
         # In a process of its own, as this one may have threads.
         said = subprocess.run(
             [sys.executable, "-c", _FORKED],

@@ -32,17 +32,17 @@ class SeenWindowTests(SynchronousTestCase):
         return [unique_id for unique_id in ids if unique_id in self.window]
 
     def test_known(self) -> None:
-        """An id is known once it was added."""
+        """An id is remembered once it is added."""
         self.add("a", "b", "a")
         self.assertEqual((self.known("a", "b", "c"), len(self.window)), (["a", "b"], 2))
 
     def test_count(self) -> None:
-        """An id is forgotten when as many others came after it as the window holds."""
+        """An id is dropped after ``count`` newer ids."""
         self.add("a", "b", "c", "a", "d")
         self.assertEqual((self.known("a", "b", "c", "d"), len(self.window)), (["a", "c", "d"], 3))
 
     def test_seconds(self) -> None:
-        """An id is forgotten when its time is over, counted from when it came last."""
+        """An id is dropped after ``seconds``, counted from its latest addition."""
         self.add("a")
         self.clock.advance(9)
         self.add("a")
@@ -52,14 +52,14 @@ class SeenWindowTests(SynchronousTestCase):
         self.assertEqual((self.known("a"), len(self.window)), ([], 0))
 
     def test_session_ended(self) -> None:
-        """An id whose acknowledgement may not have been read is known without a limit of time."""
+        """An id whose acknowledgement may be lost is remembered without a limit of time."""
         self.add("a")
         self.session.ended = True
         self.clock.advance(100_000)
         self.assertEqual(self.known("a"), ["a"])
 
     def test_session_ended_and_count(self) -> None:
-        """It is known, too, however many others come after it, until there are as many of its own kind."""
+        """An id whose acknowledgement may be lost is dropped only after ``count`` newer ids of the same kind."""
         self.add("a", "b")
         self.session.ended = True
         self.session = Session()
@@ -69,7 +69,7 @@ class SeenWindowTests(SynchronousTestCase):
         self.assertEqual(self.known("a", "b"), ["a", "b"])
 
     def test_expected(self) -> None:
-        """An id whose message comes again for certain is known until it has, and for as long as any other then."""
+        """An id whose copy is expected is remembered until the copy arrives, and then as long as any other."""
         self.window.add("a", self.session, expected=True)
         self.clock.advance(100_000)
         self.assertEqual(self.known("a"), ["a"])
@@ -80,7 +80,7 @@ class SeenWindowTests(SynchronousTestCase):
         self.assertEqual(self.known("a"), [])
 
     def test_bounded(self) -> None:
-        """However many sessions end, there is a bound."""
+        """The window is bounded, however many sessions end."""
         for number in range(100):
             self.add(str(number))
             self.session.ended = True

@@ -53,7 +53,7 @@ def wrapped(body: object) -> bytes:
 
 class CapturedTests(SynchronousTestCase):
     def test_call(self) -> None:
-        """A call as a real client writes it is read."""
+        """A call written by oslo.messaging is decoded."""
         expected = Request(
             method="echo",
             args={"x": 1, "s": "h\u00e9"},
@@ -65,13 +65,13 @@ class CapturedTests(SynchronousTestCase):
         self.assertEqual(read_request(unwrap(CALL)), expected)
 
     def test_cast(self) -> None:
-        """A cast as a real client writes it is read."""
+        """A cast written by oslo.messaging is decoded."""
         request = read_request(unwrap(CAST))
         self.assertEqual((request.method, request.args, request.context), ("note", {"k": "fanout"}, {}))
         self.assertIsNone(request.back)
 
     def test_reply(self) -> None:
-        """A reply as a real server writes it is read."""
+        """A reply written by oslo.messaging is decoded."""
         expected = Reply("f90072f09581436ab0353a45669e1c1f", {"x": 1, "s": "h\u00e9"})
         self.assertEqual(read_reply(unwrap(REPLY)), expected)
 
@@ -83,7 +83,7 @@ class CapturedTests(SynchronousTestCase):
         return body
 
     def test_call_written(self) -> None:
-        """A call is written with the keys that a real client writes, in their order."""
+        """A call is encoded with oslo.messaging's keys, in their order."""
         back = WayBack("f90072f09581436ab0353a45669e1c1f", "reply_73c76d5ce9d243cebd34ca29ed69b0a5")
         context = {"user": "u1", "request_id": "req-1", "n": None, "l": [1, 2]}
         message = encode_request("echo", {"x": 1, "s": "h\u00e9"}, context, version="1.2", back=back)
@@ -93,7 +93,7 @@ class CapturedTests(SynchronousTestCase):
         self.assertEqual(list(unwrap(message)), list(unwrap(CALL)))
 
     def test_cast_written(self) -> None:
-        """A cast has none of a call's keys, and neither version nor namespace unless it is given."""
+        """A cast has none of a call's keys, and a version or namespace only if given."""
         self.assertEqual(self.written(encode_request("note", {}, {})), {"method": "note", "args": {}})
         with_namespace = encode_request("note", {}, {}, namespace="")
         self.assertEqual(self.written(with_namespace), {"method": "note", "args": {}, "namespace": ""})
@@ -110,7 +110,7 @@ class CapturedTests(SynchronousTestCase):
             self.assertEqual(read_reply(unwrap(message)), Reply("1", result, failure, ending))
 
     def test_ids(self) -> None:
-        """Each message has an id of its own."""
+        """Each message has a unique id."""
         ids = {unwrap(encode_request("echo", {}, {}))["_unique_id"] for _ in range(1000)}
         self.assertEqual(len(ids), 1000)
 
@@ -120,7 +120,7 @@ class RoundTripTests(SynchronousTestCase):
     def test_request(
         self, method: str, args: Any, context: Any, namespace: str | None, version: str | None, msg_id: str
     ) -> None:
-        """A request is read as it was written."""
+        """An encoded request is decoded to the same values."""
         back = WayBack(msg_id, "reply_1")
         message = encode_request(method, args, context, namespace=namespace, version=version, back=back)
         expected = Request(method, args, context, namespace, version or "1.0", back, mock.ANY)
@@ -129,12 +129,12 @@ class RoundTripTests(SynchronousTestCase):
 
     @given(st.text(), JSON)
     def test_reply(self, msg_id: str, result: Any) -> None:
-        """A reply is read as it was written."""
+        """An encoded reply is decoded to the same values."""
         self.assertEqual(read_reply(unwrap(encode_result(msg_id, result, "m"))), Reply(msg_id, result))
 
     @given(st.binary() | OBJECTS.map(wrapped) | JSON.map(wrapped) | OBJECTS.map(lambda o: json.dumps(o).encode()))
     def test_anything(self, message: bytes) -> None:
-        """Whatever arrives is read, or is a MessageFormatError."""
+        """Any message is decoded, or raises MessageFormatError."""
         try:
             fields = unwrap(message)
         except MessageFormatError:
@@ -151,7 +151,7 @@ class UnwrapTests(SynchronousTestCase):
         return error.problem
 
     def test_forms(self) -> None:
-        """The envelope's order and blanks mean nothing, and raw UTF-8 is taken."""
+        """The envelope's order and white space are ignored, and raw UTF-8 is accepted."""
         for message in (
             '{"oslo.message": "{\\"a\\": \\"h\u00e9\\"}", "oslo.version": "2.0"}',
             ' {"oslo.version":"2.0","oslo.message":"{\\"a\\": \\"h\\\\u00e9\\"}"}\n',
@@ -166,7 +166,7 @@ class UnwrapTests(SynchronousTestCase):
         self.assertEqual(unwrap(b'{"oslo.version": "2.0"}'), {"oslo.version": "2.0"})
 
     def test_refused(self) -> None:
-        """What is no message is refused with the reason, and without its contents."""
+        """A malformed message is refused with the reason, and without its contents."""
         for message, problem in (
             (b"secret", "it is not JSON"),
             (b'{"secret": "\xff"}', "it is not UTF-8"),
@@ -184,19 +184,19 @@ class UnwrapTests(SynchronousTestCase):
             self.assertIn(problem, self.refused(message))
 
     def test_versions(self) -> None:
-        """Only envelopes of version 2.0 are opened."""
+        """Only envelopes of version 2.0 are accepted."""
         self.assertEqual(unwrap(b'{"oslo.version": "2.0.0", "oslo.message": "{}"}'), {})
         for version in ("2.1", "1.0", "3.0", "2.0.1", "2", "", 2.0, None, "secret"):
             problem = self.refused(json.dumps({"oslo.version": version, "oslo.message": "{}"}).encode())
             self.assertIn("not 2.0", problem)
 
     def test_limit(self) -> None:
-        """A message over the limit is refused before it is read."""
+        """A message over the limit is refused before it is decoded."""
         error = self.assertRaises(MessageFormatError, unwrap, b"[" * 11, 10)
         self.assertEqual(error.problem, "it is 11 bytes long, and the limit is 10")
 
     def test_numbers(self) -> None:
-        """NaN, infinities and huge integers are taken."""
+        """NaN, infinities and huge integers are accepted."""
         fields = unwrap(b'{"a": NaN, "b": -Infinity, "c": 1' + b"0" * 1000 + b"}")
         self.assertTrue(math.isnan(fields["a"]))
         self.assertEqual((fields["b"], fields["c"]), (-math.inf, 10**1000))
@@ -204,15 +204,15 @@ class UnwrapTests(SynchronousTestCase):
 
 class ReadRequestTests(SynchronousTestCase):
     def test_defaults(self) -> None:
-        """What a sender leaves out has a default; what is not known is passed over."""
+        """A missing field has a default; an unknown field is ignored."""
         self.assertEqual(read_request({"method": "echo", "unknown": 1}), Request("echo", {}, {}))
 
     def test_null(self) -> None:
-        """A version that is null is kept so, for it is served by nothing."""
+        """A null version stays None, and matches no method."""
         self.assertIsNone(read_request({"method": "echo", "version": None}).version)
 
     def test_wrong_types(self) -> None:
-        """A field of a wrong type is refused by its name."""
+        """A field of the wrong type is named in the problem."""
         for fields, name in (
             ({}, "method"),
             ({"method": None}, "method"),
@@ -227,13 +227,13 @@ class ReadRequestTests(SynchronousTestCase):
             self.assertEqual((request.back, request.context), (WayBack("1", "q"), {"request_id": "req-1"}))
 
     def test_way_back(self) -> None:
-        """Only a request with both id and address has a way back."""
+        """Only a request with a message id and a reply address has a return address."""
         self.assertEqual(way_back({"_msg_id": "1", "_reply_q": "q"}), WayBack("1", "q"))
         for fields in ({}, {"_msg_id": "1"}, {"_reply_q": "q"}, {"_msg_id": "1", "_reply_q": ""}, {"_msg_id": 1}):
             self.assertIsNone(way_back(fields))
 
     def test_keepalive(self) -> None:
-        """Signs of life are asked for by a number of seconds, from 2 upwards."""
+        """Keepalives are requested with a number of seconds, from 2 upwards."""
         for sent, seconds in ((2, 2), (4, 4), (2.9, 2), ("2", 2), (1, None), (1.9, None), ("x", None), (None, None)):
             self.assertEqual(read_request({"method": "m", "_timeout": sent}).keepalive, seconds)
         for sent in ([2], {}, math.nan, math.inf, True):
@@ -242,31 +242,31 @@ class ReadRequestTests(SynchronousTestCase):
 
 class ReadReplyTests(SynchronousTestCase):
     def test_old_sender(self) -> None:
-        """Fields that are left out have the defaults that a real client takes."""
+        """Missing fields of a reply have oslo.messaging's defaults."""
         self.assertEqual(read_reply({"_msg_id": "1"}), Reply("1", None, None, ending=False))
 
     def test_failure(self) -> None:
-        """A failure that is empty is none; one that is no text is one all the same."""
+        """An empty failure is no failure; one that is not a string is a failure."""
         failures = [read_reply({"_msg_id": "1", "failure": failure}).failure for failure in (None, "", {}, "{}")]
         self.assertEqual(failures, [None, None, None, "{}"])
         self.assertIsNotNone(read_reply({"_msg_id": "1", "failure": {"class": "X"}}).failure)
 
     def test_no_id(self) -> None:
-        """A reply without an id is refused."""
+        """A reply without a message id is refused."""
         for fields in ({}, {"_msg_id": None}, {"_msg_id": 1}):
             self.assertRaises(MessageFormatError, read_reply, fields)
 
 
 class LimitTests(SynchronousTestCase):
     def test_arguments(self) -> None:
-        """Arguments that JSON cannot hold, or that are too much, are the caller's error."""
+        """Arguments that JSON cannot hold, or that are too large, raise InvalidArgumentsError."""
         error = self.assertRaises(InvalidArgumentsError, encode_request, "echo", {"x": [object()]}, {})
         self.assertIn("['args']['x'][0] is of type object", str(error))
         error = self.assertRaises(InvalidArgumentsError, encode_request, "echo", {"x": "y" * 100}, {}, limit=99)
         self.assertIn("the limit is 99", str(error))
 
     def test_result(self) -> None:
-        """A result that JSON cannot hold, or that is too much, is the method's error."""
+        """A result that JSON cannot hold, or that is too large, raises ResultNotSerializableError."""
         error = self.assertRaises(ResultNotSerializableError, encode_result, "1", [object()], "echo")
         self.assertIn("the result[0] is of type object", str(error))
         self.assertRaises(ResultNotSerializableError, encode_result, "1", "y" * 100, "echo", limit=99)

@@ -19,7 +19,7 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=timezone(timedelta(hours=2)))
 
 class NotificationTests(SynchronousTestCase):
     def test_fields(self) -> None:
-        """A notification is written with the names and the forms that the peers use."""
+        """A notification is encoded with the field names and formats of OpenStack's services."""
         notification = Notification(
             event_type="compute.create",
             payload={"id": 12},
@@ -49,7 +49,7 @@ class NotificationTests(SynchronousTestCase):
         self.assertEqual(read_notification(unwrap(encode_notification(notification))), notification)
 
     def test_incomplete(self) -> None:
-        """All but the priority may be missing, or be of another type."""
+        """Every field but the priority may be missing, or have another type."""
         read = read_notification({"priority": "Error", "event_type": 1})
         self.assertEqual(
             (read.priority, read.event_type, read.publisher_id, read.payload, read.message_id, read.timestamp),
@@ -57,7 +57,7 @@ class NotificationTests(SynchronousTestCase):
         )
 
     def test_priorities(self) -> None:
-        """A priority that is not known is refused, whatever it is."""
+        """An unknown priority is refused, whatever its type."""
         for fields in ({}, {"priority": None}, {"priority": ["info"]}, {"priority": "urgent"}):
             self.assertRaises(MessageFormatError, read_notification, fields)
 
@@ -87,13 +87,13 @@ class NotifierTests(SynchronousTestCase):
         self.assertEqual({copy["timestamp"] for copy in copies}, {"2026-11-22 10:00:00.000000"})
 
     def test_methods(self) -> None:
-        """There is a method for each priority."""
+        """The notifier has a method for each priority."""
         for priority in PRIORITIES:
             self.successResultOf(getattr(self.notifier, priority)(CONTEXT, "x", None))
             self.assertEqual(self.taken(f"audit.{priority}")[0]["priority"], priority.upper())
 
     def test_unknown_priority(self) -> None:
-        """Another priority is a mistake of the caller's."""
+        """Another priority raises ValueError."""
         self.assertRaises(ValueError, self.notifier.notify, "urgent", CONTEXT, "x", None)
 
     def test_payload(self) -> None:
@@ -102,12 +102,12 @@ class NotifierTests(SynchronousTestCase):
             self.failureResultOf(self.notifier.info(CONTEXT, "x", payload), InvalidArgumentsError)
 
     def test_closed(self) -> None:
-        """What the transport does not take is no success."""
+        """A message that the transport refuses fails the Deferred."""
         self.transport.close()
         self.failureResultOf(self.notifier.info(CONTEXT, "x", None), TransportClosedError)
 
     def test_now(self) -> None:
-        """The time is the host's, unless another one is given."""
+        """The timestamp is the host's time by default."""
         self.successResultOf(Notifier(self.transport, publisher_id="x").info(CONTEXT, "x", None))
         (body,) = self.taken("notifications.info")
         told = datetime.strptime(body["timestamp"], "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
@@ -140,12 +140,12 @@ class NotificationListenerTests(SynchronousTestCase):
         self.clock.pump([0] * 10)
 
     def told(self) -> list[str]:
-        """Return the types of what was taken since the last time."""
+        """Return the event types handled since the previous call."""
         taken, self.taken = self.taken, []
         return [notification.event_type for notification in taken]
 
     def test_life(self) -> None:
-        """It is live from its start to its close, and starts once."""
+        """The listener is live from its start to its close, and starts once."""
         listener = NotificationListener(self.transport, self.take, clock=self.clock)
         self.assertFalse(listener.live)
         self.successResultOf(listener.start())
@@ -157,7 +157,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(self.told(), [])
 
     def test_priorities(self) -> None:
-        """It takes what it was asked to, and leaves the rest where it is."""
+        """The listener consumes its topics and priorities, and leaves other queues alone."""
         self.listen(priorities=["error"])
         self.tell("info")
         self.assertEqual(self.told(), [])
@@ -166,7 +166,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(self.told(), ["info"])
 
     def test_context(self) -> None:
-        """The notification's context is the current one while it is taken."""
+        """The handler runs with the notification's context as the current context."""
         seen: list[Any] = []
 
         async def take(notification: Notification) -> None:
@@ -179,7 +179,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertIsNone(current_context.get())
 
     def test_acknowledged(self) -> None:
-        """One is acknowledged when it was taken, and not before."""
+        """A notification is acknowledged when its handler has ended, not before."""
         self.answer = Deferred()
         self.listen(concurrency=1)
         self.tell("first", "second")
@@ -189,7 +189,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(self.told(), ["second"])
 
     def test_error(self) -> None:
-        """One that cannot be taken comes again, and is then put into quarantine with the error; each time is logged."""
+        """A notification whose handler fails is redelivered, then quarantined; each failure is logged."""
         self.answer = ValueError("no place")
         self.listen(max_deliveries=2)
         self.tell("x")
@@ -199,7 +199,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertIn("no place", reason)
 
     def test_poison(self) -> None:
-        """One that takes its listeners down is put into quarantine, and not taken again."""
+        """A poison notification, which kills its listeners, is quarantined and not handled again."""
         self.answer = Deferred()
         for _ in range(2):
             transport = self.transport = MemoryTransport(self.broker, clock=self.clock)
@@ -217,7 +217,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(len(self.broker.quarantine), 1)
 
     def test_uncounted(self) -> None:
-        """One whose deliveries nobody counts goes back first, to be counted."""
+        """A notification whose delivery is not counted is requeued first, to be counted."""
         listener = NotificationListener(self.transport, self.take, clock=self.clock)
         requeued: list[int] = []
 
@@ -232,7 +232,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual((requeued, self.taken), ([1], []))
 
     def test_malformed(self) -> None:
-        """What is no notification is dropped and counted, and what follows is taken."""
+        """A malformed notification is dropped and counted, and the next one is handled."""
         listener = self.listen()
         for body in (b"", b"{}", json.dumps({"priority": "urgent"}).encode()):
             self.successResultOf(self.transport.post("notifications.info", body))
@@ -240,7 +240,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual((listener.malformed, self.told()), (3, ["x"]))
 
     def test_close_waits(self) -> None:
-        """Closing waits for what is being taken, which is then acknowledged."""
+        """Closing waits for the running handlers, and their notifications are acknowledged."""
         self.answer = Deferred()
         listener = self.listen()
         self.tell("x")
@@ -253,7 +253,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(self.told(), ["x"])
 
     def test_close_in_time(self) -> None:
-        """What is not taken in time when it closes is cancelled, and goes to the next listener."""
+        """A handler that does not end in time is cancelled, and its notification goes to the next listener."""
         self.answer = Deferred()
         listener = self.listen()
         self.tell("x")
@@ -266,7 +266,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(self.told(), ["x", "x"])
 
     def test_close_while_starting(self) -> None:
-        """One that is closed before it has started consumes nothing afterwards."""
+        """A listener that is closed while it starts consumes nothing afterwards."""
         opening: Deferred[None] = Deferred()
 
         class Slow(MemoryTransport):
@@ -284,7 +284,7 @@ class NotificationListenerTests(SynchronousTestCase):
         self.assertEqual(self.told(), [])
 
     def test_refused(self) -> None:
-        """A start that fails leaves nothing behind."""
+        """A start that fails leaves no consumer behind."""
         self.transport.close()
         listener = NotificationListener(self.transport, self.take, clock=self.clock)
         self.failureResultOf(listener.start(), TransportClosedError)

@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.parking: what waited when its session ended."""
+"""Tests for novasvc.rpc.parking: calls that waited when their session ended."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from tests.support.rpc_rig import TARGET, RPCCase
 
 class ParkingTests(RPCCase):
     def lose_broker(self, *, kept: bool) -> None:
-        """End the session, with nothing that comes again by itself, and consume again."""
+        """End the session without redeliveries, and consume again."""
         listener: Any = self.server._listener
         listener.kept, listener.ended = kept, True
         listener.cancel()
         self.server._listener = self.successResultOf(self.transport.listen(TARGET, listener._receiver, 2))
 
     def fill(self) -> None:
-        """Have two methods run, while an idempotent call waits and one that may run once."""
+        """Run two methods while an idempotent call and one that is not idempotent wait."""
         self.calls = [self.call(method, what=method) for method in ("hang", "hang", "hang_again", "note")]
         self.assertEqual(len(self.server._waiting), 2)
 
@@ -26,7 +26,7 @@ class ParkingTests(RPCCase):
         self.clock.advance(0)
 
     def test_missed(self) -> None:
-        """What a broker may have lost is run after a while if it may run again, and refused otherwise."""
+        """A call whose message may be lost is run after a while if it is idempotent, and refused otherwise."""
         self.fill()
         self.lose_broker(kept=False)
         self.end_running()
@@ -43,7 +43,7 @@ class ParkingTests(RPCCase):
         self.successResultOf(drained)
 
     def test_kept(self) -> None:
-        """What the broker has still is left to whom it comes to, and keeps nobody from ending."""
+        """A call whose message the broker keeps is left to the redelivery, and does not delay the shutdown."""
         self.fill()
         self.lose_broker(kept=True)
         self.end_running()
@@ -52,7 +52,7 @@ class ParkingTests(RPCCase):
         self.successResultOf(self.server.drained())
 
     def test_draining(self) -> None:
-        """A server that drains begins none of them, waits for none, and refuses none."""
+        """A draining server neither begins nor refuses parked calls, nor waits for them."""
         for drained_first in (True, False):
             self.setUp()
             self.fill()
@@ -67,7 +67,7 @@ class ParkingTests(RPCCase):
             self.successResultOf(self.server.drained())
 
     def test_cut_short(self) -> None:
-        """A server that is cut short waits for none of them."""
+        """A server that is cut short does not wait for parked calls."""
         self.fill()
         self.lose_broker(kept=False)
         self.end_running()
@@ -75,7 +75,7 @@ class ParkingTests(RPCCase):
         self.successResultOf(self.server.drained())
 
     def test_nobody_waits(self) -> None:
-        """What nobody waits for any more is forgotten, and not begun."""
+        """An expired call is forgotten and not begun."""
         self.fill()
         self.lose_broker(kept=False)
         self.end_running()

@@ -28,23 +28,23 @@ class DumpsTests(SynchronousTestCase):
 
     @given(JSON)
     def test_json(self, value: Any) -> None:
-        """What JSON holds arrives as it was sent."""
+        """JSON types arrive as they were sent."""
         self.assertEqual(loads(dumps(value, "value")), value)
 
     @given(JSON)
     def test_without_c_code(self, value: Any) -> None:
-        """A Python without the C code of its json module writes the same."""
+        """A Python without the json module's C accelerator encodes the same text."""
         self.assertEqual("".join(_encoder(None)(value, 0)), dumps(value, "value"))
 
     def test_after_errors(self) -> None:
-        """A value that could not be written leaves nothing behind: what it is made of can be sent."""
+        """A value that cannot be encoded leaves no state behind: its parts can still be encoded."""
         part: list[Any] = [{}]
         for _ in range(3):
             self.assertRaises(ValueError, dumps, [part, object()], "value")
             self.assertEqual(dumps([part, part], "value"), "[[{}], [{}]]")
 
     def test_mapping(self) -> None:
-        """What JSON does not know is mapped as OpenStack's services map it."""
+        """Types that JSON lacks are converted as OpenStack's services convert them."""
         uuid = UUID("9f6ae680-70e7-4f74-af90-d9ac77ceb40f")
         east = timezone(timedelta(hours=3))
         for value, expected in (
@@ -68,11 +68,11 @@ class DumpsTests(SynchronousTestCase):
             self.assertEqual(self.sent({"deep": [value]}), {"deep": [expected]})
 
     def test_not_a_number(self) -> None:
-        """NaN and infinities go as the peers write them."""
+        """NaN and infinities are encoded as OpenStack's services write them."""
         self.assertEqual(dumps([math.nan, math.inf, -math.inf], "value"), "[NaN, Infinity, -Infinity]")
 
     def test_ascii(self) -> None:
-        """Text goes as ASCII, with surrogate pairs."""
+        """Strings are encoded as ASCII, with surrogate pairs."""
         self.assertEqual(dumps("\u00e9\U0001f600", "value"), '"\\u00e9\\ud83d\\ude00"')
 
     def test_misfit(self) -> None:
@@ -97,7 +97,7 @@ class DumpsTests(SynchronousTestCase):
         self.assertIn("value['a'][1]", str(error))
 
     def test_endless(self) -> None:
-        """A value that contains itself, or is too deep, is refused as such."""
+        """A circular value, and one that is nested too deeply, are refused with different errors."""
         endless: list[Any] = []
         endless.append({"again": endless})
         self.assertIn("contains itself", str(self.assertRaises(ValueError, dumps, endless, "value")))
@@ -111,11 +111,11 @@ class DumpsTests(SynchronousTestCase):
 
 class LoadsTests(SynchronousTestCase):
     def test_blanks(self) -> None:
-        """Blanks around a value mean nothing."""
+        """White space around a value is ignored."""
         for text in ('{"a": 1}', ' {"a": 1}', '{"a": 1}\n\t '):
             self.assertEqual(loads(text), {"a": 1})
 
     def test_rubbish(self) -> None:
-        """What is not JSON, or more than that, is a ValueError."""
+        """Text that is not JSON, or goes on after the value, raises ValueError."""
         for text in ("", "{", "{}{}", '{"a": 1} x', "{'a': 1}", "nul", "[1,]", "9" * 5000):
             self.assertRaises(ValueError, loads, text)

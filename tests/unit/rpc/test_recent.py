@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.recent: replies that are remembered for callers who ask again."""
+"""Tests for novasvc.rpc.recent: the cache of replies for duplicate requests."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,14 +12,14 @@ BACK = WayBack("id", "reply_1")
 
 class RecentRepliesTests(SynchronousTestCase):
     def test_last(self) -> None:
-        """The last reply to a request is remembered, and nothing of other requests."""
+        """The last reply to a request is cached; other requests have none."""
         recent = RecentReplies()
         recent.add("a", BACK, b"1")
         recent.add("a", BACK, b"2")
         self.assertEqual((recent.get("a"), recent.get("b"), recent.get(None)), ((BACK, b"2"), None, None))
 
     def test_count(self) -> None:
-        """The oldest are forgotten when there are too many."""
+        """The oldest replies are evicted when there are too many."""
         recent = RecentReplies()
         for number in range(REMEMBERED + 1):
             recent.add(str(number), BACK, b"")
@@ -27,7 +27,7 @@ class RecentRepliesTests(SynchronousTestCase):
 
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, REMEMBERED_BYTES + 1)), max_size=20))
     def test_bytes(self, added: list[tuple[int, int]]) -> None:
-        """Their bodies never have more bytes together than they may, however long each is."""
+        """The cached bodies never exceed the bound in bytes, however long each is."""
         recent, bodies = RecentReplies(), {}
         for number, size in added:
             body = bodies[size] = bytes(size)

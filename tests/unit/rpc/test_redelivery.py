@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.redelivery: processes that die of a request, and the requests that ran beside it."""
+"""Tests for novasvc.rpc.redelivery: poison messages, and the requests that ran beside them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -26,7 +26,7 @@ MAX_DELIVERIES = 3
 
 @attrs.define(eq=False)
 class Marks:
-    """What a broker knows of messages, by body: what comes again, what a process keeps, and the counts in headers."""
+    """The broker's state by body: redelivered messages, messages in a process's own queue, counts in headers."""
 
     again: set[bytes] = attrs.field(factory=set)
     kept: set[bytes] = attrs.field(factory=set)
@@ -37,7 +37,7 @@ class Marks:
 @implementer(IDelivery)
 @attrs.define(eq=False)
 class MarkedDelivery:
-    """A delivery from a queue that does not count."""
+    """A delivery from a queue without a delivery count."""
 
     inner: Any
     marks: Marks
@@ -73,7 +73,7 @@ class MarkedDelivery:
         return self.inner.session
 
     def hold(self) -> None:
-        """There is no limit."""
+        """No limit: deliveries need not be held."""
 
     def settle(self, how: Callable[..., None], *args: Any) -> bool:
         if self not in self.held:
@@ -104,7 +104,7 @@ class MarkedDelivery:
 
 
 class MarkingTransport(MemoryTransport):
-    """Delivers as from queues that do not count."""
+    """A transport whose queues keep no delivery count."""
 
     def __init__(self, broker: MemoryBroker, clock: Clock, marks: Marks) -> None:
         super().__init__(broker, clock=clock)
@@ -121,7 +121,7 @@ class MarkingTransport(MemoryTransport):
         return super().listen(target, receive, prefetch)
 
     def lose(self) -> None:
-        """Leave everything to the broker, as it is."""
+        """Die, and leave all unsettled messages to the broker."""
         for delivery in self.held:
             if delivery.body in self.marks.kept:
                 self.marks.kept.remove(delivery.body)
@@ -132,7 +132,7 @@ class MarkingTransport(MemoryTransport):
 
 
 class Service:
-    """A process: it dies of some requests, and with it everything that it has in its hands."""
+    """A process that dies of poison messages, with all its calls in hand."""
 
     def __init__(self, case: "RedeliveredCallsTests") -> None:
         self.case = case
@@ -158,7 +158,7 @@ class Service:
         return working
 
     def step(self) -> None:
-        """Die of what is deadly, or else end what has run longest."""
+        """Die if a poison message runs; otherwise end the oldest call."""
         if any(what < 0 for what, _ in self.running):
             self.die()
         elif self.running:
@@ -186,13 +186,13 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.client = rpc.Client(transport, clock=self.clock, timeout=600.0, target=attrs.evolve(TARGET, server=None))
 
     def start(self, number: int) -> None:
-        """Have as many services live."""
+        """Start services until this many are alive."""
         self.services = [service for service in self.services if service.alive]
         while len(self.services) < number:
             self.services.append(Service(self))
 
     def calls(self, *deadly: int) -> tuple[list[Deferred[Any]], list[Deferred[Any]]]:
-        """Call 24 times what harms nobody, and what is deadly after so many of them."""
+        """Make INNOCENT harmless calls, with a deadly one after each of the given numbers of them."""
         innocent, guilty = [], []
         for what in range(INNOCENT + 1):
             guilty += [self.client.call(CONTEXT, "work", what=-1 - n) for n, at in enumerate(deadly) if at == what]
@@ -201,7 +201,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         return innocent, guilty
 
     def run_all(self, calls: list[Deferred[Any]], services: int = 1) -> None:
-        """Have services live and die until all calls have ended."""
+        """Run services, and replace dead ones, until all calls have ended."""
         for _ in range(2000):
             self.start(services)
             self.clock.pump([0.0, 0.01, 0.0])
@@ -218,7 +218,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(len(self.broker.quarantine), len(guilty))
 
     def test_innocent(self) -> None:
-        """What ran beside a deadly request is never quarantined with it, wherever it was."""
+        """A call that ran beside a poison message is never quarantined with it, wherever the message was."""
         for at in (0, 4, 8, 20, INNOCENT):
             self.broker.quarantine.clear()
             self.deaths = 0
@@ -228,20 +228,20 @@ class RedeliveredCallsTests(SynchronousTestCase):
             self.assertEqual(self.deaths, MAX_DELIVERIES + 1, at)
 
     def test_two_deadly(self) -> None:
-        """Nor if there are two of them."""
+        """No other call is quarantined if there are two poison messages."""
         innocent, guilty = self.calls(3, 6)
         self.run_all(innocent + guilty)
         self.check(innocent, guilty)
 
     def test_two_services(self) -> None:
-        """Nor if another service is there to take what the dead one had."""
+        """No other call is quarantined if another service receives the dead one's messages."""
         self.start(2)
         innocent, guilty = self.calls(5)
         self.run_all(innocent + guilty, services=2)
         self.check(innocent, guilty)
 
     def test_killed_often(self) -> None:
-        """What waited for its turn survives any number of deaths: only calls that ran are ever counted."""
+        """A call that waits survives any number of deaths: a death is counted only for calls that ran."""
         innocent, _ = self.calls()
         for _ in range(MAX_DELIVERIES):
             self.start(1)
@@ -252,7 +252,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.check(innocent, [])
 
     def die_and_restart(self) -> Service:
-        """Have the only service die of something else, with all that it has in its hands, and start the next one."""
+        """Kill the only service for another reason, with all its calls in hand, and start the next one."""
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.start(1)
@@ -260,13 +260,13 @@ class RedeliveredCallsTests(SynchronousTestCase):
         return self.services[0]
 
     def test_one_death(self) -> None:
-        """After one death all that the dead process had runs again at full concurrency."""
+        """After one death all calls of the dead process run again at full concurrency."""
         self.calls()
         service = self.die_and_restart()
         self.assertEqual(sorted(what for what, _ in service.running), list(range(CONCURRENCY)))
 
     def test_groups(self) -> None:
-        """With each further death the group of those that were running gets smaller, and is one at the end."""
+        """With each further death the group of running calls gets smaller, until a call runs alone."""
         self.calls()
         self.broker.queue("nova", TARGET.topic, None).messages = deque(
             list(self.broker.queue("nova", TARGET.topic, None).messages)[:CONCURRENCY]
@@ -278,7 +278,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(sizes, [8, 3, 1])
 
     def test_group_sizes(self) -> None:
-        """The groups are a geometric series from the concurrency to 1, however many deaths there may be."""
+        """The group sizes are a geometric series from the concurrency to 1, for any max_deliveries."""
         for concurrency, most, sizes in [
             (64, 3, [64, 8, 1]),
             (64, 2, [64, 1]),
@@ -288,7 +288,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         ]:
             calls = RedeliveredCalls(
                 self.clock,
-                None,  # type: ignore[arg-type]  # it begins nothing
+                None,  # type: ignore[arg-type]  # This test begins no call.
                 concurrency=concurrency,
                 max_deliveries=most,
                 retain=lambda _: None,
@@ -298,7 +298,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
             self.assertEqual([calls.group(deaths) for deaths in range(most)], sizes)
 
     def test_new_calls(self) -> None:
-        """New calls run beside those that were delivered before, within the server's concurrency."""
+        """New calls run beside redelivered ones, within the server's concurrency."""
         self.calls()
         service = self.die_and_restart()
         while service.running:
@@ -308,7 +308,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(service.server.in_flight, 0)
 
     def test_does_not_come(self) -> None:
-        """A place is not kept for ever for a message that was retained and does not come back."""
+        """The place of a retained message that is not delivered is freed after a while."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
@@ -322,7 +322,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(len(redelivered.retained), 0)
 
     def test_stopped(self) -> None:
-        """A service that stops gives back those whose turn has not come, and waits for none."""
+        """A service that stops gives back the calls that have not begun, and waits for none."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
@@ -341,12 +341,12 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual((service.server.counts.given_back, service.transport.held), (given_back, []))
 
     def test_comes_twice(self) -> None:
-        """A message that comes twice while it is being moved keeps one place, and leaves no timer behind."""
+        """A message that is delivered twice while it is being moved keeps one place and one timer."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.services = []
-        self.retained = lambda delivery: None  # moved, and not back
+        self.retained = lambda delivery: None  # The message is moved, and never delivered again.
         self.start(1)
         self.clock.advance(0)
         server = self.services[0].server

@@ -1,4 +1,4 @@
-"""Tests for novasvc.rpc.server: what is taken in, when, and how much of it."""
+"""Tests for novasvc.rpc.server: which deliveries it runs, refuses or gives back, and when."""
 
 import json
 from typing import Any
@@ -27,19 +27,19 @@ from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
 
 class AdmissionTests(RPCCase):
     def test_call(self) -> None:
-        """A call runs the method and answers with what it returns."""
+        """A call runs the method and replies with its result."""
         self.assertEqual(self.successResultOf(self.call("note", what=[1])), [1])
         self.assertEqual((self.diary.calls, self.server.counts.completed), ([[1]], 1))
 
     def test_cast(self) -> None:
-        """A cast runs the method and answers nothing."""
+        """A cast runs the method and sends no reply."""
         self.successResultOf(self.client.cast(CONTEXT, "note", what=1))
         self.successResultOf(self.client.fanout(CONTEXT, "note", what=2))
         self.clock.advance(0)
         self.assertEqual((sorted(self.diary.calls), self.client.unmatched_replies), ([1, 2], 0))
 
     def test_refused(self) -> None:
-        """What is not exposed, served, or fitting is refused with a typed error, and nothing runs."""
+        """A request for an unknown method, version or argument is refused with a typed error, and nothing runs."""
         for calling, error in (
             (self.call("_hang"), NoSuchMethodError),
             (self.call("__init__"), NoSuchMethodError),
@@ -59,14 +59,14 @@ class AdmissionTests(RPCCase):
         self.assertEqual(self.server.counts.refused, 1)
 
     def test_malformed(self) -> None:
-        """What is no message is dropped, once, and the next one is served."""
+        """A malformed message is dropped once, and the next one is served."""
         for body in (b"", b"rubbish", b'{"oslo.version": "3.0", "oslo.message": "{}"}', b"[" * 100_000):
             self.send(body)
         self.assertEqual((self.server.counts.malformed, self.server.counts.received), (4, 4))
         self.assertEqual(self.successResultOf(self.call("note", what=1)), 1)
 
     def test_malformed_request(self) -> None:
-        """A request with a wrong field is answered if there is a way back."""
+        """A request with an invalid field gets an error reply if it has a return address."""
         body = json.loads(self.request("note"))
         fields = json.loads(body["oslo.message"])
         for wrong in ({"args": None}, {"args": [1]}, {"method": 1}, {"version": 1}, {"version": None}):
@@ -81,14 +81,14 @@ class AdmissionTests(RPCCase):
         self.assertEqual(self.diary.calls, [1])
 
     def test_duplicate(self) -> None:
-        """A message that comes again is dropped without an answer."""
+        """A duplicate message is dropped without a reply."""
         body = self.request("note", what=1)
         for _ in range(3):
             self.send(body)
         self.assertEqual((self.diary.calls, len(self.replies), self.server.counts.duplicates), ([1], 1, 2))
 
     def test_answered_again(self) -> None:
-        """The reply to an idempotent call is sent again when the caller sends the call again, and is not made again."""
+        """When a caller sends an idempotent call again, its reply is sent again, and the method does not run again."""
         body = self.request("hang_again", what=1)
         self.send(body)
         self.diary.hanging[0].callback("done")
@@ -97,13 +97,13 @@ class AdmissionTests(RPCCase):
         self.assertEqual((self.diary.calls, [reply.result for reply in self.replies]), ([1], ["done", "done"]))
 
     def test_no_id(self) -> None:
-        """Messages without an id are not taken for duplicates."""
+        """Messages without an id are never duplicates."""
         for _ in range(2):
             self.send(b'{"method": "note"}')
         self.assertEqual(len(self.diary.calls), 2)
 
     def test_refusal_is_logged(self) -> None:
-        """What is refused is one line in the log, under the request id of its caller."""
+        """A refused request is one line in the log, with the caller's request id."""
         events: list[tuple[str | None, str]] = []
 
         def observe(event: LogEvent) -> None:
@@ -118,7 +118,7 @@ class AdmissionTests(RPCCase):
         self.assertIn("refused: ", text)
 
     def test_expired(self) -> None:
-        """A request whose caller waits no longer when its turn comes is not begun."""
+        """A request that has expired before there is room is not begun."""
         hanging = [self.call("hang"), self.call("hang")]
         late = self.client.prepare(timeout=5).call(CONTEXT, "note", what="late")
         self.clock.advance(0)
@@ -138,14 +138,14 @@ class RedeliveryTests(RPCCase):
         return [json.loads(r.failure)["class"] if r.failure else r.result for r in self.replies]
 
     def test_redelivered(self) -> None:
-        """A message that another server had is refused, unless its method is idempotent."""
+        """A redelivery from another server is refused, unless its method is idempotent."""
         self.redeliver(self.request("note", what=1), self.request("hang_again", what=2))
         self.assertEqual((self.diary.calls, self.server.counts.refused), ([2], 1))
         self.diary.hanging[0].callback(3)
         self.assertEqual(self.answers(), ["RedeliveredError", 3])
 
     def test_quarantined(self) -> None:
-        """What took its server down as often as may be is put aside, and its caller hears of it."""
+        """A call that killed max_deliveries processes is quarantined, and its caller gets an error."""
         body = self.request("hang_again", what=1)
         self.redeliver(body, times=3)
         self.assertEqual(self.answers(), ["QuarantinedError"])
@@ -157,7 +157,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual(self.take(), [])
 
     def test_other_copy_of_quarantined(self) -> None:
-        """Another copy of a quarantined message is not run where that is known; one that an operator sends is new."""
+        """A copy of a quarantined message is not run by the same server; one that an operator sends is new."""
         body = self.request("hang_again", what=1)
         self.redeliver(body, times=3)
         self.redeliver_here(body)
@@ -166,7 +166,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 1))
 
     def test_not_yet(self) -> None:
-        """What came less often runs once more; how often it may come can be set."""
+        """A call with fewer deaths than max_deliveries runs once more; max_deliveries can be set."""
         self.redeliver(self.request("hang_again", what=1), times=2)
         self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1], 0))
         self.successResultOf(self.server.close())
@@ -175,7 +175,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual((self.diary.calls, len(self.broker.quarantine)), ([1, 1], 0))
 
     def test_uncounted(self) -> None:
-        """What its queue does not count is sent to this process's own queue before it runs; then it runs once."""
+        """A redelivery that is not counted is moved to this process's own queue before it runs; then it runs once."""
         self.transport.counting = False
         self.redeliver(self.request("hang_again", what=1), times=2)
         self.clock.advance(0)
@@ -185,7 +185,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual(self.answers(), [2])
 
     def lose_connection(self) -> None:
-        """Have the transport take back what is not settled, and deliver it again to the same server."""
+        """Lose the session: the transport redelivers all unsettled messages to the same server."""
         listener = self.server._listener
         assert listener is not None
         target, receive = listener._topic, listener._receiver
@@ -195,7 +195,7 @@ class RedeliveryTests(RPCCase):
         self.clock.advance(0)
 
     def test_lost_while_running(self) -> None:
-        """An idempotent method that runs while its connection is lost is not run twice, and acknowledged at its end."""
+        """An idempotent method whose connection is lost while it runs runs once, and is acknowledged at its end."""
         calling = self.call("hang_again", what=1)
         self.lose_connection()
         self.diary.hanging[0].callback(2)
@@ -206,7 +206,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual(self.take(), [])
 
     def test_lost_while_waiting(self) -> None:
-        """What waits here while its connection is lost is neither refused, nor run twice, nor lost."""
+        """A call that waits when its connection is lost is neither refused, nor run twice, nor lost."""
         for what in range(2):
             self.call("hang", what=what)
         calls = [self.call("hang", what=2), self.call("hang_again", what=3)]
@@ -219,7 +219,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1, 2, 3])
 
     def test_lost_and_given_back(self) -> None:
-        """What was not begun before its connection was lost is given back as new."""
+        """A call that had not begun when its connection was lost is given back as new."""
         for what in range(3):
             self.client.cast(CONTEXT, "hang", what=what)
         self.clock.advance(0)
@@ -228,7 +228,7 @@ class RedeliveryTests(RPCCase):
         self.assertEqual([delivery.deliveries for delivery in self.take()], [0])
 
     def test_begun_and_redelivered(self) -> None:
-        """A method that has begun, and is not idempotent, does not begin again, and its caller is told nothing."""
+        """A method that has begun, and is not idempotent, does not begin again, and its redelivery gets no reply."""
         body = self.request("hang", what=1)
         self.send(body)
         self.redeliver_here(body)
@@ -242,7 +242,7 @@ class RedeliveryTests(RPCCase):
 
 class ConcurrencyTests(RPCCase):
     def test_bounded(self) -> None:
-        """As many run as may, as many wait here, and the others wait in the transport."""
+        """As many calls run as the concurrency allows, the prefetch waits here, and the rest waits in the transport."""
         calls = [self.call("hang", what=number) for number in range(6)]
         self.assertEqual((self.diary.calls, self.server.in_flight), ([0, 1], 2))
         self.assertEqual(self.server.counts.received, 4)
@@ -253,7 +253,7 @@ class ConcurrencyTests(RPCCase):
         self.assertEqual((self.diary.calls, self.server.in_flight), ([0, 1, 2, 3, 4, 5], 0))
 
     def test_many_at_once(self) -> None:
-        """Methods that return at once follow each other without end, and without depth."""
+        """Any number of methods that return at once run one after the other, without recursion."""
         hanging = [self.call("hang"), self.call("hang")]
         calls = [self.client.call(CONTEXT, "note", what=number) for number in range(3000)]
         self.clock.advance(0)
@@ -265,7 +265,7 @@ class ConcurrencyTests(RPCCase):
             self.successResultOf(calling)
 
     def test_slow_replies(self) -> None:
-        """A reply that is being published keeps its call's place."""
+        """A call keeps its slot while its reply is being published."""
         published: list[Deferred[None]] = []
 
         def publish() -> Deferred[None]:
@@ -300,13 +300,13 @@ class LifeTests(RPCCase):
         self.successResultOf(server.close())
 
     def test_started_once(self) -> None:
-        """A server is started once."""
+        """A second start fails."""
         self.failureResultOf(self.server.start(), StateError)
         self.successResultOf(self.server.close())
         self.failureResultOf(self.server.start(), StateError)
 
     def test_not_started(self) -> None:
-        """A server that could not listen fails to start with the transport's reason."""
+        """If the transport cannot listen, the start fails with its error."""
         transport = MemoryTransport(MemoryBroker(), clock=self.clock)
         transport.close()
         endpoints = rpc.Endpoints(Diary())
@@ -315,7 +315,7 @@ class LifeTests(RPCCase):
         self.successResultOf(server.close())
 
     def test_drain(self) -> None:
-        """A draining server takes in nothing, and finishes and answers all that it has."""
+        """A draining server admits nothing new, and finishes and answers its running calls."""
         self.successResultOf(self.server.drained())
         calls = [self.call("hang", what=number) for number in range(4)]
         self.successResultOf(self.server.stop_consuming())
@@ -334,7 +334,7 @@ class LifeTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1, 2, 3])
 
     def test_close(self) -> None:
-        """A closed server cancels what runs, whose callers hear of it at once, and gives back what was not begun."""
+        """A closed server cancels running calls, replies at once, and gives back calls that were not begun."""
         calls = [self.call("hang", what=number) for number in range(4)]
         self.clock.advance(3)
         self.successResultOf(self.server.close())
@@ -351,7 +351,7 @@ class LifeTests(RPCCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_given_back(self) -> None:
-        """What was not begun when a server closed runs on the next one, once, as if it had never been here."""
+        """A call that was not begun when its server closed runs once on the next server, as new."""
         calls = [self.call("hang", what=number) for number in range(4)]
         self.successResultOf(self.client.cast(CONTEXT, "note", what="cast"))
         self.successResultOf(self.server.close())
@@ -366,7 +366,7 @@ class LifeTests(RPCCase):
             self.failureResultOf(calling, MethodTimeoutError)
 
     def test_given_back_to_itself(self) -> None:
-        """A server that gave a message back, and gets it again, does not take it for a duplicate."""
+        """A message that a server gave back, and receives again, is not a duplicate."""
         for number in range(3):
             self.client.cast(CONTEXT, "hang", what=number)
         self.clock.advance(0)
@@ -375,7 +375,7 @@ class LifeTests(RPCCase):
         self.assertEqual((self.diary.calls, self.server.counts.duplicates), ([0, 1, 2], 0))
 
     def test_expired_when_closed(self) -> None:
-        """What was not begun, and nobody waits for any more, is not given back."""
+        """An expired call that was not begun is not given back."""
         for number in range(2):
             self.client.cast(CONTEXT, "hang", what=number)
         late = self.client.prepare(timeout=5).call(CONTEXT, "hang", what=2)
@@ -385,7 +385,7 @@ class LifeTests(RPCCase):
         self.assertEqual((self.server.counts.expired, self.server.counts.given_back), (1, 0))
 
     def test_close_idempotent(self) -> None:
-        """Idempotent calls of a closed server run again on another one, where they are no suspects."""
+        """Idempotent calls of a closed server run again on another one, and no death is counted for them."""
         calls = [self.call("hang_again", what=number) for number in range(4)]
         self.successResultOf(self.server.close())
         self.server = self.serve(transport=self.make_transport())
@@ -398,7 +398,7 @@ class LifeTests(RPCCase):
         self.assertEqual(self.diary.calls, [0, 1, 2, 3, 0, 1])
 
     def test_close_publishes(self) -> None:
-        """A closing server waits until what it has to say is published, before it gives up its queues."""
+        """A closing server publishes its replies before it closes its listener."""
         published: list[Deferred[None]] = []
 
         def publish() -> Deferred[None]:
@@ -413,7 +413,7 @@ class LifeTests(RPCCase):
         self.successResultOf(closed)
 
     def test_closed(self) -> None:
-        """A closed server leaves what still arrives to others."""
+        """A closed server requeues deliveries that still arrive."""
         self.server._state = "closed"  # between the closing and the transport's noticing
         self.send(encode_request("note", {"what": 1}, {}))
         self.assertEqual(self.diary.calls, [])
@@ -423,7 +423,7 @@ class LifeTests(RPCCase):
 
 class BaseAPITests(SynchronousTestCase):
     def test_answers(self) -> None:
-        """Every node answers ping and get_backdoor_port as Nova's do."""
+        """Every node answers ping and get_backdoor_port as Nova's services do."""
         for port in (None, 4444):
             endpoints = rpc.Endpoints(rpc.BaseAPI("compute", port))
             ping = endpoints.find("baseapi", "ping", "1.0").function(CONTEXT, arg=[1])

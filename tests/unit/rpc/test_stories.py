@@ -1,4 +1,4 @@
-"""Servers on a broker, in any order of deliveries, losses, completions, crashes and drains."""
+"""Servers on a model of a broker, with any order of deliveries, lost channels, completions, crashes and drains."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -22,20 +22,20 @@ from novasvc.rpc.target import Target
 
 CONCURRENCY = 2
 PREFETCH = 4
-"""More than run at a time, so that some wait."""
+"""More than the concurrency, so that some calls wait."""
 HOLD_AFTER = 600.0
 WINDOW = 600.0
 MAX_DELIVERIES = 3
 LIVES = 3
-"""Servers that live at a time."""
+"""Servers that run at a time."""
 
 
 @attrs.define(eq=False)
 class Message:
     """A copy of a request.
 
-    :param redelivered: the broker's mark.
-    :param unclaimed: it comes from the queue of a process that is gone.
+    :param redelivered: the broker's redelivered flag.
+    :param unclaimed: it comes from the own queue of a process that has exited.
     :param resent: its caller sent it again; it expires long before ids are forgotten.
     """
 
@@ -51,9 +51,9 @@ class Message:
 @implementer(ISession)
 @attrs.define(eq=False)
 class Session:
-    """A channel.
+    """A channel to the broker.
 
-    :param unread: what the broker has not read yet of what was acknowledged.
+    :param unread: acknowledged deliveries whose acknowledgements the broker has not processed.
     """
 
     ended: bool = False
@@ -62,7 +62,7 @@ class Session:
     unread: list["Delivery"] = attrs.field(factory=list)
 
     def read(self) -> None:
-        """Have the broker read all acknowledgements."""
+        """Let the broker process all acknowledgements."""
         for delivery in self.unread:
             self.unacknowledged.remove(delivery)
         self.unread.clear()
@@ -71,7 +71,7 @@ class Session:
 @implementer(IDelivery)
 @attrs.define(eq=False)
 class Delivery:
-    """A copy in the hands of a server."""
+    """A delivery of one copy to one server."""
 
     life: "Life"
     session: Session
@@ -136,11 +136,11 @@ class Delivery:
 
 @implementer(IListener)
 class Life:
-    """A process with a server, from its start to its death or its end; its own transport, and its own manager.
+    """A process with a server, from its start to its death or exit; also its own transport and manager.
 
-    :ivar private: what waits in a queue of its own.
-    :ivar running: what its methods wait for, by number.
-    :ivar said: numbers that it has answered, and when.
+    :ivar private: messages in this process's own queue.
+    :ivar running: Deferreds that end its running methods, by number.
+    :ivar said: when it replied, by number.
     """
 
     hold_after = HOLD_AFTER
@@ -179,7 +179,7 @@ class Life:
 
     def _begin(self, number: int) -> Deferred[Any]:
         if self.gone:
-            return Deferred()  # It is dead; Python does not know.
+            return Deferred()  # A dead process runs nothing; here its objects still exist.
         self.world.begun(self, number)
         running = self.running[number] = Deferred()
         running.addBoth(self._ended, number)
@@ -196,7 +196,7 @@ class Life:
         return succeed(self)
 
     def narrow(self, prefetch: int) -> Deferred[None]:
-        return self.cancel()  # it consumes from the topic alone
+        return self.cancel()  # This model only has the topic's consumer.
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         return succeed(Reachability())
@@ -227,22 +227,22 @@ class Life:
         self.replies.append((number, publishing))
         return publishing
 
-    # -- what happens to it --------------------------------------------------------------------
+    # -- what the world does to it ----------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether the broker delivers to it."""
+        """Whether the broker can deliver to this process."""
         return self.live and not self.session.ended and len(self.session.unacknowledged) < PREFETCH
 
     def take(self, *, private: bool = False) -> None:
-        """Get the next message."""
+        """Receive the next message."""
         message = (self.private if private else self.world.queue).pop(0)
         delivery = Delivery(self, self.session, message, private)
         self.session.unacknowledged.append(delivery)
         self.receive(delivery)
 
     def lose(self) -> None:
-        """Lose the channel: the broker has back what it thinks is unacknowledged, in its order."""
+        """Lose the channel: the broker requeues the messages it counts as unacknowledged, in order."""
         self.session.ended = True
         shared, private = self.world.queue, self.private
         for delivery in reversed(self.session.unacknowledged):
@@ -252,7 +252,7 @@ class Life:
         self.session.unacknowledged, self.session.unread = [], []
 
     def leave(self) -> None:
-        """Be gone: what nobody claims goes back to where it came from."""
+        """Exit: messages in this process's own queue go back to the topic's queue, unclaimed."""
         self.live, self.gone = False, True
         for message in self.private:
             message.unclaimed = True
@@ -270,16 +270,16 @@ def one_of(things: list[Any], number: int) -> Any:
 
 
 def possible(condition: Callable[[Life], Any]) -> Callable[..., Any]:
-    """Let a rule apply if there is a process that it applies to."""
+    """Enable a rule while there is a process that meets a condition."""
     return precondition(lambda world: any(condition(life) for life in world.lives))
 
 
 class NotHereError(LookupError):
-    """What a method raises."""
+    """The error that methods raise here."""
 
 
 class World(RuleBasedStateMachine):
-    """A topic with a queue, callers, and some servers."""
+    """A topic with a queue, callers and several servers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,13 +301,14 @@ class World(RuleBasedStateMachine):
     # -- what must hold ------------------------------------------------------------------------
 
     def is_forgotten(self, life: Life, number: int) -> bool:
-        """Whether a process may have forgotten that it answered: it remembers for ten minutes."""
+        """Whether a process may have dropped the id of a request that it answered, after ten minutes."""
         return self.clock.seconds() - life.said[number] >= WINDOW
 
     def begun(self, life: Life, number: int) -> None:
-        """A method has begun: note what is wrong with that, as the server would catch an error raised here."""
+        """Record what is wrong with a method's start; the server would catch an error raised here."""
         self.runs[number] += 1
-        # Only who never had it may begin what was answered, and only if the broker lost sight of who had it.
+        # Only a process that never had the request may begin it after its answer, and only if the broker has
+        # redelivered it, or its caller has sent it again.
         wrong = {
             "runs twice in one process": number in life.running,
             "was answered by the process that begins it": number in life.said and not self.is_forgotten(life, number),
@@ -335,7 +336,7 @@ class World(RuleBasedStateMachine):
 
     @rule(kinds=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=4))
     def send(self, kinds: list[tuple[bool, bool]]) -> None:
-        """Callers send requests: idempotent or not, calls or casts."""
+        """Send requests: idempotent or not, calls or casts."""
         for idempotent, cast in kinds:
             number = len(self.idempotent)
             self.idempotent[number] = idempotent
@@ -351,7 +352,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.unanswered)
     @rule(which=ANY)
     def send_twice(self, which: int) -> None:
-        """A caller whose message was not confirmed sends it again, under the same id."""
+        """Send a request again with the same id, as a caller does whose message was not confirmed."""
         number = one_of(self.unanswered, which)
         self.queue.append(Message(number, self.bodies[number], resent=True))
         self.excused.add(number)
@@ -359,7 +360,7 @@ class World(RuleBasedStateMachine):
     @possible(lambda life: life.has_room and life.world.queue)
     @rule(which=ANY, many=st.integers(1, PREFETCH))
     def deliver(self, which: int, many: int) -> None:
-        """The broker delivers."""
+        """Deliver messages from the topic's queue."""
         life = self.which(which, lambda life: life.has_room)
         for _ in range(many):
             if self.queue and life.has_room:
@@ -368,13 +369,13 @@ class World(RuleBasedStateMachine):
     @possible(lambda life: life.private and not life.session.ended)
     @rule(which=ANY)
     def deliver_private(self, which: int) -> None:
-        """The broker delivers from a process's own queue."""
+        """Deliver a message from a process's own queue."""
         self.which(which, lambda life: life.private and not life.session.ended).take(private=True)
 
     @possible(lambda life: life.running)
     @rule(which=ANY, second=ANY, fails=st.booleans())
     def complete(self, which: int, second: int, fails: bool) -> None:
-        """A method ends."""
+        """End a method, with a result or an error."""
         life = self.which(which, lambda life: life.running)
         number = one_of(sorted(life.running), second)
         running = life.running[number]
@@ -385,14 +386,14 @@ class World(RuleBasedStateMachine):
 
     @rule(which=ANY)
     def change_replies(self, which: int) -> None:
-        """From now on replies take their time, or do not any more."""
+        """Switch a process between replies that publish at once and slow ones."""
         life = one_of(self.lives, which)
         life.slow_replies = not life.slow_replies
 
     @possible(lambda life: life.replies)
     @rule(which=ANY, fails=st.booleans())
     def publish(self, which: int, fails: bool) -> None:
-        """A reply is confirmed, or cannot be published."""
+        """Confirm a reply, or fail its publishing."""
         life = self.which(which, lambda life: life.replies)
         number, publishing = life.replies.pop(0)
         if fails:
@@ -405,25 +406,25 @@ class World(RuleBasedStateMachine):
     @possible(lambda life: life.session.unread)
     @rule(which=ANY)
     def read(self, which: int) -> None:
-        """The broker reads what was acknowledged."""
+        """Let the broker process a server's acknowledgements."""
         self.which(which, lambda life: life.session.unread).session.read()
 
     @possible(lambda life: life.session.unacknowledged)
     @rule(which=ANY)
     def lose_channel(self, which: int) -> None:
-        """A server loses its channel, and what it acknowledged a moment ago was not read."""
+        """Lose a server's channel, with the acknowledgements that the broker has not processed."""
         self.which(which, lambda life: life.session.unacknowledged).lose()
 
     @possible(lambda life: life.session.ended)
     @rule(which=ANY)
     def reconnect(self, which: int) -> None:
-        """A server has its channel again."""
+        """Give a server a new channel."""
         self.which(which, lambda life: life.session.ended).session = Session()
 
     @possible(lambda life: life.session.unacknowledged or life.private)
     @rule(which=ANY)
     def crash(self, which: int) -> None:
-        """A process dies, and another one starts."""
+        """Kill a process, and start another one."""
         life = self.which(which, lambda life: life.session.unacknowledged or life.private)
         held = {delivery.message.number for delivery in life.session.unacknowledged}
         for number in held | {message.number for message in life.private}:
@@ -437,7 +438,7 @@ class World(RuleBasedStateMachine):
     @possible(lambda life: life.live and life.session.unacknowledged)
     @rule(which=ANY, at_once=st.booleans())
     def drain(self, which: int, at_once: bool) -> None:
-        """A server begins nothing new, or takes in nothing more."""
+        """Drain a server, or stop its consuming."""
         server = self.which(which, lambda life: life.live and life.session.unacknowledged).server
         if at_once:
             server.stop_consuming()
@@ -447,19 +448,19 @@ class World(RuleBasedStateMachine):
     @possible(lambda life: not life.live and not life.replies)
     @rule(which=ANY)
     def end(self, which: int) -> None:
-        """A server that drains ends, finished or not, and another one starts."""
+        """Close a draining server, finished or not, and start another one."""
         life = self.which(which, lambda life: not life.live and not life.replies)
         life.slow_replies = False
         life.server.close()
         assert not life.private or life.session.ended
         for message in life.private:
-            self.deaths[message.number] += 1  # It is gone before it could claim it.
+            self.deaths[message.number] += 1  # The process exits before the message is delivered to it.
         life.leave()
         self.lives.append(Life(self))
 
     @rule(seconds=st.sampled_from([1.0, HOLD_AFTER, 4 * HOLD_AFTER]))
     def time_passes(self, seconds: float) -> None:
-        """Methods run for long, and what was settled may be forgotten."""
+        """Let time pass: methods run for long, and ids of settled messages may be dropped."""
         if seconds >= HOLD_AFTER:
             self.expired |= {message.number for message in self.queue if message.resent}
             self.queue[:] = [message for message in self.queue if not message.resent]
@@ -471,10 +472,10 @@ class World(RuleBasedStateMachine):
     # -- the end -------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Let everything become well: then each idempotent request was answered, unless it was put aside in truth."""
+        """Let all calls end; check that each idempotent request was answered, or quarantined with enough deaths."""
         for life in self.lives:
             life.slow_replies = False
-        self.lives.append(Life(self))  # The others may drain.
+        self.lives.append(Life(self))  # All others may be draining.
         for _ in range(200):
             if self.is_quiet():
                 break
@@ -492,7 +493,7 @@ class World(RuleBasedStateMachine):
         self.nothing_is_wrong()
 
     def settle(self, life: Life) -> None:
-        """Let a process get on."""
+        """Let a process reconnect, run and answer everything it has."""
         if life.session.ended:
             life.session = Session()
         while life.private:
@@ -508,7 +509,7 @@ class World(RuleBasedStateMachine):
             life.take()
 
     def is_quiet(self) -> bool:
-        """Whether nothing waits, runs or is unacknowledged."""
+        """Whether no message waits, runs or is unacknowledged."""
         return not self.queue and not any(
             life.private or life.running or life.replies or life.session.unacknowledged for life in self.lives
         )
@@ -518,6 +519,6 @@ World.TestCase.settings = settings(
     max_examples=120,
     stateful_step_count=50,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],  # it goes by the wall clock, on a machine that others use too
+    suppress_health_check=[HealthCheck.too_slow],  # It measures wall-clock time, on a shared machine.
 )
 ServerStories = World.TestCase

@@ -13,7 +13,7 @@ class TargetTests(SynchronousTestCase):
     """Tests for novasvc.rpc.target.Target."""
 
     def test_text(self) -> None:
-        """A target is written as its queue is named, or as the whole topic."""
+        """The text of a target is its queue's name, or names the whole topic."""
         self.assertEqual(str(Target("compute")), "compute")
         self.assertEqual(str(Target("compute", "h1")), "compute.h1")
         self.assertEqual(str(Target("compute", fanout=True)), "all of compute")

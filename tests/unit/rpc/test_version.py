@@ -22,12 +22,12 @@ class CompatibleTests(SynchronousTestCase):
         self.assertEqual((set(served.values()), set(refused.values())), ({True}, {False}))
 
     def test_cap(self) -> None:
-        """A cap lets through what an endpoint of that version would serve, and not "no version"."""
+        """A version cap allows the versions that an endpoint of that version would serve, and not None."""
         answers = [compatible("1.2", want) for want in ("1.2", "1.2.1", "1.3", "2.0", None)]
         self.assertEqual(answers, [True, False, False, False, False])
 
     def test_no_cap(self) -> None:
-        """No cap lets everything through."""
+        """No cap allows every version."""
         self.assertEqual([compatible(None, want) for want in ("1.0", "99.9", None)], [True] * 3)
 
     @given(VERSIONS, VERSIONS)
@@ -46,11 +46,11 @@ class CompatibleTests(SynchronousTestCase):
 
     @given(NUMBERS, NUMBERS)
     def test_revision(self, major: int, minor: int) -> None:
-        """A revision that is not written is 0."""
+        """An omitted revision is 0."""
         self.assertEqual(parse_version(f"{major}.{minor}"), (major, minor, 0))
 
     def test_no_version(self) -> None:
-        """What is no version is refused, and named."""
+        """A malformed version is refused; the error quotes it."""
         for wrong in ("", "1", "1.", ".1", "1.0.0.0", "a.b", "1.-1", " 1.0", "1.0\n", "\u0661.0", "1_0.0", "9" * 5000):
             error = self.assertRaises(ValueError, parse_version, wrong)
             self.assertIn(repr(wrong), str(error))
