@@ -128,7 +128,7 @@ class Verification:
             return await self._pause(f"no message can be sent to it: {error.problem}")
         if self._missing is not None:
             return f"{self._missing}, and the broker {error.broker} refuses to restore it: {error.problem}"
-        # Nothing is known to be missing, so the next attempt declares nothing: the user may lack that permission.
+        # Nothing is known to be missing, and what exists need not be declared: the next attempt declares nothing.
         self._plan = Plan()
         return f"the broker refuses: {error.problem}"
 
