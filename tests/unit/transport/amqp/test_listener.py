@@ -253,7 +253,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.headers(), {})
 
     def test_worn(self) -> None:
-        """A message that nears its quorum queue's delivery limit is published anew in place of a delivery."""
+        """A message that nears its quorum queue's delivery limit is published anew, with its delivery count."""
         for number, (headers, handed_on) in enumerate(
             (
                 ({"x-delivery-count": 9}, True),

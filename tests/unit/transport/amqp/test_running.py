@@ -113,7 +113,7 @@ class RefusedTests(RunningCase):
         self.assertEqual(len([line for line in self.log if "cannot be held beyond" in line]), 4)
 
     def test_away(self) -> None:
-        """During an outage the move is retried later; the log names the queue that could not be reached."""
+        """If the private queue's node is down, the request is requeued after a pause; the log names that queue."""
         self.listen()
         self.broker.closing["queue.declare"] = (404, "NOT_FOUND - its node is down or inaccessible")
         self.deliver(b"x", redelivered=True)
