@@ -102,7 +102,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self._timer: IDelayedCall | None = None
         self._abandoned = False
 
-    # -- what we ask ---------------------------------------------------------------------------
+    # -- sending methods -----------------------------------------------------------------------
 
     def invoke(self, method: Any, args: tuple[Any, ...], content: None = None) -> Deferred[tuple[Any, ...]]:
         """Send a method; called by the methods of the spec's class, such as ``queue_declare``.
@@ -157,7 +157,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
             self._timer.cancel()
             self._timer = None
 
-    # -- what comes ----------------------------------------------------------------------------
+    # -- received frames -----------------------------------------------------------------------
 
     def method_received(self, payload: bytes) -> None:
         """Handle a method without content. Confirms do not come this way, see :class:`.frames.FrameReader`.

@@ -179,7 +179,7 @@ class Connection:
         metrics.broker_reconnects.at(self.name)
         self._machine = _make_machine(self)
 
-    # -- for the outside -----------------------------------------------------------------------
+    # -- public --------------------------------------------------------------------------------
 
     def open(self) -> Deferred[None]:
         """Connect. Call it once.
@@ -247,7 +247,7 @@ class Connection:
         if not congested and self.state == "ready":
             self.user.ready()
 
-    # -- for the machine -----------------------------------------------------------------------
+    # -- called by the state machine -----------------------------------------------------------
 
     def enter(self, state: str) -> None:
         """Enter a state: update ``is_writable`` and the metrics."""

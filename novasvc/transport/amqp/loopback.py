@@ -89,7 +89,7 @@ class Loopback:
         self.topic = Binding(topic, exchange, topic)
         self.fanout = Binding(self.address or "", topology.fanout_exchange(topic), topic)
 
-    # -- what comes ----------------------------------------------------------------------------
+    # -- deliveries ----------------------------------------------------------------------------
 
     def watches(self, queue: str) -> bool:
         """Return whether :meth:`take` has to see all messages of a queue: the server's, and the one for answers."""

@@ -216,7 +216,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.turn_end: list[Callable[[], None]] = []
         self._closing: IDelayedCall | None = None
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- handshake and end ---------------------------------------------------------------------
 
     def connectionMade(self) -> None:
         """Send the protocol header (AMQP 0-9-1 4.2.2); the broker answers with connection.start."""

@@ -258,10 +258,11 @@ class Publisher:
     # reads on when the alarm is over, perhaps an hour later. The expiration counts from that moment,
     # so the broker would deliver a request whose caller timed out long before.
     #
-    # So a message with a TTL is written only while the broker is known to read: it has confirmed
-    # something within PROOF_AGE. Otherwise an empty probe goes first, to a key that no queue is bound
-    # to, and the message waits for the probe's confirm. In an alarm the probe stays in the socket,
-    # and the caller's message is held in this process, where it can still be cancelled.
+    # So a request, and any other message with a TTL, is written only while the broker is known to
+    # read: it has confirmed something within PROOF_AGE. Otherwise an empty probe goes first, to a key
+    # that no queue is bound to, and the message waits for the probe's confirm. In an alarm the probe
+    # stays in the socket, and the caller's message is held in this process, where it can still be
+    # cancelled.
     #
     # One window remains: the messages that a busy sender wrote in the round trip between the begin of
     # an alarm and connection.blocked. When the sender cancels the first of them, and the broker is
@@ -307,7 +308,7 @@ class Publisher:
         """Seconds since the last reconnect; infinite if the connection was never lost."""
         return self._clock.seconds() - self._back_at
 
-    # -- sending -------------------------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------
 
     def publish(self, message: Message) -> Deferred[None]:
         """Publish a message now, or hold it until the broker takes messages.
@@ -502,7 +503,7 @@ class Publisher:
                 self._fail(held.message, Failure(failure.value))
         self._probe()  # for messages to other exchanges
 
-    # -- requests that came back ---------------------------------------------------------------
+    # -- unroutable requests -------------------------------------------------------------------
 
     # Note [Peers return]
     #
@@ -699,7 +700,7 @@ class Publisher:
         if protocol is not None and self.connection.state == "blocked":
             protocol.end(ClosedError(f"dropped, with messages that the broker had not read: {reason}"))
 
-    # -- the broker's silence ------------------------------------------------------------------
+    # -- overdue confirms ----------------------------------------------------------------------
 
     def _arm(self) -> None:
         if self._watch is None:

@@ -202,7 +202,7 @@ class AMQPTransport:
         problems = [connection.trouble for connection in self.connections if connection.state != "idle"]
         return next((problem for problem in problems if problem is not None), None)
 
-    # -- in ------------------------------------------------------------------------------------
+    # -- consuming -----------------------------------------------------------------------------
 
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume a target's messages; see ITransport."""
@@ -273,7 +273,7 @@ class AMQPTransport:
                 # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
                 waiter.callback(None if failure is None else Failure(failure.value))
 
-    # -- out -----------------------------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
         """Publish a request to a target; see ITransport."""
