@@ -1,1 +1,1 @@
-"""How messages move; each transport provides :class:`novasvc.interfaces.ITransport`."""
+"""Message transports; each provides :class:`novasvc.interfaces.ITransport`."""

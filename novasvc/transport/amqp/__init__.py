@@ -1,4 +1,4 @@
-"""Messages over RabbitMQ, on txamqp: the transport of ``amqp:`` and ``rabbit:`` URLs."""
+"""Transport over RabbitMQ, built on txamqp, for ``amqp:`` and ``rabbit:`` URLs."""
 
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.transport.amqp.options import BrokerOptions

@@ -1,6 +1,6 @@
-"""Who a broker is, and who we are to it: the files of TLS, the check of names, the reasons of a refusal.
+"""TLS to the broker: CA bundle, client certificate, verification of the host name, reasons for a refusal.
 
-Imports OpenSSL, which costs a node memory; imported when TLS is used.
+Imports OpenSSL, which costs a node memory, so it is imported only when TLS is used.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from novasvc.errors import SettingError
 from novasvc.transport.amqp.options import BrokerOptions
 
 Notice = Callable[[str], object]
-"""Takes the reason for which a certificate is refused; OpenSSL's own error says only that it is."""
+"""Called with the reason why a certificate is rejected; OpenSSL's own error only says that it is."""
 
 _ORIGIN = "the TLS settings of the broker"
 _EXPIRED = 10
@@ -41,22 +41,25 @@ _PROBLEMS = {
     21: _UNTRUSTED,
     23: "its certificate was revoked",
 }
-"""By OpenSSL's numbers of what is wrong with a certificate."""
+"""Reasons by OpenSSL's verification error (X509_V_ERR_*)."""
 
 
 # Note [Who checks the host's name]
 #
-# Twisted's optionsForClientTLS checks it, too, in OpenSSL's callback, and there is one callback: whoever sets
-# another one to learn why a certificate is refused has switched that check off. So the callback here does both,
-# by service-identity, and the tests have a broker with another's certificate.
+# Twisted's optionsForClientTLS verifies the host name in OpenSSL's verify callback, and a context has
+# one such callback. Setting another one, to learn why a certificate is rejected, would switch that
+# verification off. So the callback here does both, with service-identity, and the tests include a
+# broker with another host's certificate.
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 @attrs.frozen(eq=False)
 class ConnectionCreator:
-    """Begins TLS with one host.
+    """Creates TLS connections to one host, with verification of its certificate.
 
-    :param host: its name, which is sent (SNI), or its address; its certificate has to be for it.
+    :param host: name or IP address. A name is sent as SNI; the certificate has to be valid for either.
+    :param context: with the CA bundle and the client certificate.
+    :param notice: called with the reason if the certificate is rejected.
     """
 
     _host: str
@@ -64,7 +67,7 @@ class ConnectionCreator:
     _notice: Notice
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803 - the interface's names
-        """Make a connection; see IOpenSSLClientConnectionCreator."""
+        """Create a connection; see IOpenSSLClientConnectionCreator."""
         connection = SSL.Connection(self._context, None)
         if not self._is_address():
             connection.set_tlsext_host_name(self._host.encode("idna"))
@@ -75,7 +78,7 @@ class ConnectionCreator:
         return isIPAddress(self._host) or isIPv6Address(self._host)
 
     def _verify(self, _connection: SSL.Connection, x509: X509, number: int, depth: int, accepted: int) -> bool:
-        """Say whether a certificate of the chain is accepted; called for each, the host's own (depth 0) last."""
+        """Return whether a certificate is accepted; called for each one of the chain, the host's own (depth 0) last."""
         certificate = x509.to_cryptography()
         problem = None
         if not accepted:
@@ -117,10 +120,12 @@ def _names(certificate: Certificate) -> str:
 
 
 def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> ConnectionCreator:
-    """Make what begins TLS with a host; TLS 1.2 is the least. The files are read each time: certificates are renewed.
+    """Return a creator of TLS connections to a host, with TLS 1.2 or later.
 
-    :param notice: called with the reason, if the host's certificate is refused.
-    :raises SettingError: a file cannot be used.
+    The files are read on each call, so that renewed certificates are used without a restart.
+
+    :param notice: called with the reason if the host's certificate is rejected.
+    :raises SettingError: a file cannot be read or used.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -136,7 +141,7 @@ def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> Con
         problem = f"it has no private key in PEM without a passphrase, or not that of {certificate}"
 
         def use_key(path: str) -> None:
-            # Not OpenSSL's own way of reading it, which would ask for a passphrase on the terminal.
+            # Not by use_privatekey_file: OpenSSL would ask for a passphrase on the terminal.
             key: Any = load_pem_private_key(Path(path).read_bytes(), None)
             context.use_privatekey(key)
             context.check_privatekey()

@@ -1,4 +1,4 @@
-"""A channel: one question at a time, each with a deadline, and an end that everybody hears of."""
+"""An AMQP channel: one synchronous method at a time, each with a deadline, and one report of its end."""
 
 from collections import deque
 from typing import Any
@@ -22,12 +22,12 @@ from novasvc.transport.amqp.spec import SPEC
 
 @attrs.define
 class ClosedError(Exception):
-    """A channel or a connection that has ended.
+    """The end of a channel or a connection.
 
     :param problem: why, in one line.
-    :param code: the broker's reply code; 0 if it did not give one.
-    :param clean: whether we wanted it.
-    :param cause: what Twisted said, if it was the socket or TLS.
+    :param code: the broker's reply code (AMQP 0-9-1 1.2); 0 if it did not give one.
+    :param clean: whether we closed it on purpose.
+    :param cause: Twisted's reason, if the socket or TLS failed.
     """
 
     problem: str
@@ -40,33 +40,37 @@ class ClosedError(Exception):
 
 
 class ChannelReceiver:
-    """The user of a channel, to be extended. No method raises; by default they do nothing."""
+    """Base class for the user of a channel. The methods do nothing by default, and must not raise."""
 
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
         """Handle basic.deliver; the body is None if it was over the limit."""
 
     def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
-        """Handle basic.ack or basic.nack of messages that were published."""
+        """Handle a publisher confirm: basic.ack, or basic.nack if ``taken`` is false.
+
+        :param multiple: it settles all delivery tags up to this one.
+        """
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
         """Handle basic.return: no queue was bound. The message's confirm follows.
 
-        :param args: code, text, exchange, routing key.
+        :param args: reply code, reply text, exchange, routing key.
         """
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
-        """Handle basic.cancel: the queue of a consumer is gone, and it gets no more deliveries."""
+        """Handle basic.cancel: the broker cancelled a consumer, for example because its queue was deleted."""
 
     def channel_closed(self, reason: ClosedError) -> None:
-        """Note that the channel has ended; nothing more comes by it."""
+        """Handle the end of the channel; called once, and no other method after it."""
 
 
 @attrs.define(eq=False)
 class _Request:
-    """A method that the broker is to answer.
+    """A synchronous method, and the Deferred of its answer.
 
-    :param queue: that it names, or "".
-    :param answer: fires with the answer's arguments; cancelled by who does not want them any more.
+    :param queue: the queue that it names, or "".
+    :param payload: class id, method id and arguments.
+    :param answer: fires with the answer's arguments; the caller may cancel it.
     """
 
     method: Any
@@ -76,17 +80,18 @@ class _Request:
 
 
 class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
-    """A channel of txamqp's, with the methods of our spec.
+    """txamqp's channel with the methods of our spec, and its own pairing of answers.
 
-    Its own way of pairing answers with questions is not used: it has no deadline, loses its step
-    when a question is cancelled, and knows no content but text.
+    txamqp's pairing is not used: it has no deadline, loses its place when a caller cancels, and
+    supports no content but text. Answers carry no identifier, so only one synchronous method is
+    outstanding at a time, and answers are matched in order.
 
-    :param id: its number.
+    :param id: channel number; 0 is the connection itself.
     :param client: the connection, see :class:`novasvc.transport.amqp.protocol.AMQPProtocol`.
     """
 
     def __init__(self, id: int, outgoing: object, client: Any) -> None:  # noqa: A002 - txamqp's signature
-        # Not AMQChannel's: it makes queues without bounds, on the global reactor.
+        # Skip AMQChannel.__init__: it creates unbounded queues on the global reactor.
         self.id = id
         self.client = client
         self.closed = False
@@ -97,13 +102,13 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self._timer: IDelayedCall | None = None
         self._abandoned = False
 
-    # -- what we ask ---------------------------------------------------------------------------
+    # -- sending methods -----------------------------------------------------------------------
 
     def invoke(self, method: Any, args: tuple[Any, ...], content: None = None) -> Deferred[tuple[Any, ...]]:
         """Send a method; called by the methods of the spec's class, such as ``queue_declare``.
 
-        :return: Deferred of the answer's arguments, or of () where there is none. Cancelling it leaves the
-            channel as it is. Fails with ClosedError, or with CodecError if an argument cannot be sent.
+        :return: Deferred of the answer's arguments, or of () for a method without an answer. Cancelling it leaves the
+            channel open; a late answer is ignored. Fails with ClosedError, or with CodecError for an invalid argument.
         """
         if self.closed:
             return fail(self.reason or ClosedError("the channel is closed"))
@@ -121,7 +126,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         return request.answer
 
     def _ask(self) -> None:
-        """Send the next question that somebody still wants the answer to, if none is asked."""
+        """Send the next queued method whose caller still waits, unless one is outstanding."""
         while self._requests and self._asked is None:
             request = self._requests.popleft()
             if not request.answer.called:
@@ -144,7 +149,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self._asked = None
         self._cancel_timer()
         if not request.answer.called:
-            request.answer.callback(args)  # which may ask the next question, or end the channel
+            request.answer.callback(args)  # # may send the next method, or close the channel
         self._ask()
 
     def _cancel_timer(self) -> None:
@@ -152,12 +157,13 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
             self._timer.cancel()
             self._timer = None
 
-    # -- what comes ----------------------------------------------------------------------------
+    # -- received frames -----------------------------------------------------------------------
 
     def method_received(self, payload: bytes) -> None:
-        """Take a method without content; confirms do not come this way, see :class:`.frames.FrameReader`.
+        """Handle a method without content. Confirms do not come this way, see :class:`.frames.FrameReader`.
 
-        :raises FrameError: it does not belong here. CodecError: it is malformed.
+        :raises FrameError: it does not belong on this channel, or answers no method.
+        :raises CodecError: it is malformed.
         """
         method, args = decode_method(payload)
         if (method.klass.name == "connection") != (self.id == 0):
@@ -170,18 +176,18 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
             self.client.delegate.dispatch(self, Invocation(method, args))
 
     def _received_while_closing(self, method: Any) -> None:
-        """Pass over all but the end: what the broker sent before it read our channel.close."""
+        """Ignore everything but channel.close and close-ok, as AMQP 0-9-1 1.5.2.5 requires after channel.close."""
         name = f"{method.klass.name}.{method.name}"
         if name == "channel.close":
-            # Not by invoke, which sends nothing once the channel is closed.
+            # Not by invoke(), which sends nothing on a closed channel.
             self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE_OK, ())))
         elif name == "channel.close-ok":
             self.client.release_channel(self)
 
     def content_received(self, payload: bytes, properties: bytes, body: bytes | None) -> None:
-        """Take a message that is no delivery.
+        """Handle a message other than basic.deliver.
 
-        :raises FrameError: it is not one that came back.
+        :raises FrameError: it is not a basic.return.
         """
         receiver = self.receiver
         if receiver is None or self.closed:
@@ -193,10 +199,13 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
     # -- the end -------------------------------------------------------------------------------
 
     def abandon(self, reason: ClosedError) -> None:
-        """Close the channel without waiting for the broker's word; its number is free when that comes."""
+        """Send channel.close and fail the callers at once; the number is free again when close-ok arrives.
+
+        On channel 0 this ends the connection.
+        """
         if self.closed:
             return
-        if self.id == 0:  # is the connection
+        if self.id == 0:  # # the connection
             self.client.end(reason)
             return
         self._abandoned = True
@@ -205,7 +214,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self.do_close(reason)
 
     def do_close(self, reason: ClosedError) -> None:
-        """Note that it has ended, and tell who waits and who uses it."""
+        """Mark the channel closed, and fail the callers, then tell the receiver. Sends nothing."""
         if self.closed:
             return
         self.closed = True
@@ -223,7 +232,7 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
 
 @attrs.frozen(eq=False)
 class Invocation:
-    """A method that the broker sends by itself, as txamqp's delegate takes it."""
+    """A method that the broker sends unasked, in the form that txamqp's delegate takes."""
 
     method: Any
     args: tuple[Any, ...]
@@ -238,13 +247,13 @@ class Invocation:
 
 
 def _argument(method: Any, args: tuple[Any, ...], name: str) -> Any:
-    """Return an argument of a method, or None if the method has none of that name."""
+    """Return a method's argument by name, or None if it has none of that name."""
     field = method.fields.byname.get(name)
     return None if field is None else args[method.fields.index(field)]
 
 
 def _let_go(answer: Deferred[Any]) -> None:
-    """Let a cancelled Deferred fail by itself; its answer still comes, and is passed over."""
+    """No-op canceller: the Deferred fails by itself, and a late answer is ignored."""
 
 
 _CHANNEL_CLOSE, _CHANNEL_CLOSE_OK = (

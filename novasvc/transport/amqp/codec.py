@@ -1,6 +1,6 @@
-"""Methods and content properties of AMQP 0-9-1 by the spec: bytes in, bytes out.
+"""Encode and decode AMQP 0-9-1 methods and content properties by the spec.
 
-Whatever is malformed is a CodecError, and nothing else. What comes with each call is compiled
+Malformed input raises CodecError and nothing else. The methods of every call are compiled
 instead, see :mod:`novasvc.transport.amqp.frames`.
 """
 
@@ -17,21 +17,21 @@ _IDS = Struct(">HH")
 _FLAGS = Struct(">H")
 _FIRST_FLAG = 15
 _NO_PROPERTY = 0b11
-"""Flags beyond the 14 properties; the last one says that more flags follow."""
+"""Flags beyond the 14 properties of class basic; bit 0 says that more flags follow (AMQP 0-9-1 4.2.6.1)."""
 
 _METHODS = {(kind.id, method.id): method for kind in SPEC.classes for method in kind.methods}
 _PROPERTIES = {
     field.name.replace("-", "_"): (field.type, 1 << (_FIRST_FLAG - place))
     for place, field in enumerate(SPEC.classes.byname["basic"].fields)
 }
-"""By name: the type, and the flag."""
+"""Type and flag of each property, by name."""
 
 
 def encode_method(method: Any, args: tuple[Any, ...]) -> bytes:
-    """Write a method: class id, method id, arguments.
+    """Encode a method's payload: class id, method id, arguments.
 
     :param method: of the spec.
-    :param args: one for each of its fields.
+    :param args: one value for each of its fields.
     :raises CodecError: an argument of a wrong type or size, or a wrong number of them.
     """
     if len(args) != len(method.fields):
@@ -53,16 +53,16 @@ def encode_method(method: Any, args: tuple[Any, ...]) -> bytes:
 
 
 def _octets(bits: list[bool]) -> bytes:
-    """Write bits that follow one another: eight to an octet, the first one lowest."""
+    """Pack consecutive bits, eight to an octet, lowest bit first (AMQP 0-9-1 4.2.5.2)."""
     number = sum(bit << place for place, bit in enumerate(bits))
     return number.to_bytes((len(bits) + 7) // 8, "little")
 
 
 def decode_method(payload: bytes) -> tuple[Any, tuple[Any, ...]]:
-    """Read a method.
+    """Decode a method's payload.
 
     :param payload: class id, method id, arguments.
-    :return: the spec's method, and the arguments; texts that are not UTF-8 are bytes.
+    :return: the spec's method and its arguments; strings that are not UTF-8 stay bytes.
     :raises CodecError: it is malformed, or not in the spec.
     """
     reader = Reader(payload, 0, len(payload))
@@ -87,7 +87,7 @@ def decode_method(payload: bytes) -> tuple[Any, tuple[Any, ...]]:
 
 
 def encode_properties(properties: Mapping[str, Any]) -> bytes:
-    """Write the properties of a message: flags and values.
+    """Encode a message's properties: flags and values.
 
     :param properties: by name, such as "content_type"; None is left out.
     :raises CodecError: one is unknown, or of a wrong type or size.
@@ -109,10 +109,10 @@ def encode_properties(properties: Mapping[str, Any]) -> bytes:
 
 
 def decode_properties(data: bytes) -> dict[str, Any]:
-    """Read the properties of a message.
+    """Decode a message's properties.
 
     :param data: flags and values.
-    :return: those that are there, by name, such as "content_type".
+    :return: the properties that are present, by name, such as "content_type".
     :raises CodecError: they are malformed.
     """
     reader = Reader(data, 0, len(data))

@@ -1,4 +1,4 @@
-"""The transport that the settings describe."""
+"""Build the transport from the settings."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from novasvc.transport.amqp.transport import AMQPTransport
 
 
 def broker_options(settings: Settings) -> BrokerOptions:
-    """Return what the settings say of the broker beside its URL."""
+    """Return the broker options of the settings."""
     return BrokerOptions(
         heartbeat=settings.rabbit_heartbeat,
         durable_queues=settings.amqp_durable_queues,
@@ -29,10 +29,11 @@ def broker_options(settings: Settings) -> BrokerOptions:
 
 
 def configured_transport(settings: Settings, reactor: Any, *, name: str | None = None) -> AMQPTransport:
-    """Make a transport; nothing is opened yet.
+    """Return a transport for the settings; it is not opened.
 
-    :param settings: checked; transport_url is a broker's.
-    :param name: what the broker's list of connections shows; the service, host and process by default.
+    :param settings: checked; transport_url names a broker.
+    :param reactor: connects, and measures time.
+    :param name: what the broker's list of connections shows; binary, host and process id by default.
     """
     return AMQPTransport(
         BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl),

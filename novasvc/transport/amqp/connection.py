@@ -1,7 +1,7 @@
-"""A connection that stays: hosts in turn, deadlines, backoff, and its states as an Automat machine.
+"""A persistent broker connection: hosts in turn, deadlines and exponential backoff, as an Automat machine.
 
-idle -> connecting -> handshaking -> preparing -> ready <-> blocked; waiting after a failure, then
-connecting again; closing -> closed at the end.
+States: idle -> connecting -> handshaking -> preparing -> ready <-> blocked. A failure leads to
+waiting, and from there to connecting again. close() leads to closing, then closed.
 """
 
 from collections.abc import Callable
@@ -38,83 +38,84 @@ from novasvc.transport.amqp.tls import endpoint, explain, is_refusal
 _log = Logger()
 
 _ACCESS_REFUSED = 403
-"""Reply code: wrong credentials or a missing permission; which one, says the moment."""
+"""Reply code access-refused: wrong credentials during the handshake, a missing permission after it."""
 _REFUSALS = BrokerRefusedError, DeclarationMismatchError, DeclarationDeniedError
-"""What is of no use to try soon: only an operator changes it."""
+"""Errors that only an operator can resolve, so they are retried with the slow backoff."""
 _FAILURES = 5
-"""Rounds in which a broker may fail by itself until it is asked as rarely as one that refuses."""
+"""Rounds of internal broker errors before the slow backoff applies to them, too."""
 _TOLD_BOUND = 50
-"""Reasons that are said of one outage, at the most: the hosts may have different ones, and have them in turn."""
+"""Bound on the distinct reasons logged in one outage; each host may have its own, and they alternate."""
 
 
 _THERE = {"ready", "blocked"}
 
 
 class ConnectionUser(Protocol):
-    """What a connection is kept for."""
+    """The owner of what happens on a connection: it declares, publishes or consumes."""
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
-        """Make everything that is to be there on a new connection.
+        """Open channels and make declarations on a new connection, before it counts as ready.
 
-        :raises BrokerError: it cannot be made. ClosedError: the connection was lost meanwhile.
+        :raises BrokerError: a declaration failed; the connection is closed and retried.
+        :raises ClosedError: the connection was lost meanwhile.
         """
 
     def ready(self) -> None:
-        """Go on: messages can be sent. Called after prepare, and when the broker accepts messages again."""
+        """Resume publishing. Called after prepare, after connection.unblocked, and when the socket has room again."""
 
     def lost(self, reason: ClosedError) -> bool | None:
-        """Give up what was under way on the connection.
+        """Give up what was under way on the connection; called once for each connection.
 
-        :return: True if the broker's reason no longer holds for a new connection, which is then made at once.
+        :return: True if the broker's reason no longer applies; the connection is then retried without a pause.
         """
 
 
 class _Machine(Protocol):
-    """The inputs. None of them waits."""
+    """The inputs of the state machine. None of them blocks."""
 
     def open(self) -> None:
-        """Begin to connect."""
+        """Start connecting."""
 
     def connected(self) -> None:
-        """Note that the socket is there."""
+        """Note that the TCP or TLS connection is established."""
 
     def greeted(self) -> None:
-        """Note that the virtual host is open."""
+        """Handle connection.open-ok: the virtual host is open."""
 
     def prepared(self) -> None:
-        """Note that the user is ready."""
+        """Note that the user's prepare has returned."""
 
     def failed(self, error: BrokerError) -> None:
-        """Note that an attempt has failed, or that the connection was lost."""
+        """Note that an attempt has failed, or the connection was lost."""
 
     def wait_over(self) -> None:
-        """Begin the next attempt."""
+        """Start the next attempt: the backoff is over."""
 
     def block(self) -> None:
-        """Note that the broker takes no messages."""
+        """Handle connection.blocked."""
 
     def unblock(self) -> None:
-        """Note that it does again."""
+        """Handle connection.unblocked."""
 
     def close(self) -> None:
         """Disconnect for good."""
 
     def gone(self) -> None:
-        """Note that the goodbyes are said."""
+        """Note that the closing handshake is over."""
 
 
 def quick_backoff() -> RetryPolicy:
-    """Make the policy for a broker that is gone: a fleet wants to be back within seconds of it."""
+    """Return the backoff for an unreachable broker: half a second to 2 s, so that a fleet is back within seconds."""
     return jittered_backoff(first=0.5, longest=2.0)
 
 
 def slow_backoff() -> RetryPolicy:
-    """Make the policy for a broker that will not have us: only an operator changes that."""
+    """Return the backoff for a broker that refuses us: 4 s to a minute, as only an operator can resolve that."""
     return jittered_backoff(first=4.0, longest=60.0)
 
 
 class _Once(Factory):
-    """Gives the one protocol that it was made for, and does not log that it exists."""
+    """Builds the one protocol that it was given; logs nothing."""
 
     noisy = False
 
@@ -127,16 +128,21 @@ class _Once(Factory):
 
 @attrs.define(eq=False)
 class Connection:
-    """Keeps one connection to one of the hosts of an address.
+    """Keep one connection to one of an address's hosts; reconnect after each loss.
 
-    :param name: what it is for: "publishing", "consuming".
-    :param address: where to, and who we are.
+    :param name: its purpose: "publishing" or "consuming"; a label in logs and metrics.
+    :param address: hosts, credentials and virtual host.
     :param options: deadlines, heartbeat, TLS.
     :param reactor: connects, and measures time.
-    :param user: what it is kept for.
-    :param retry: seconds to wait after the nth failed round of hosts.
-    :param retry_refused: the same, if the broker answered and will not have us.
-    :ivar is_writable: it is ready, and the socket takes more: what is written now leaves in this turn.
+    :param user: called when the connection is made, ready and lost.
+    :param client_name: what the broker's list of connections shows.
+    :param retry: backoff: seconds to wait after the nth failed round of hosts.
+    :param retry_refused: the same, if the broker answered and refused us.
+    :ivar is_writable: the connection is ready and the socket has room: what is written now leaves in this turn.
+    :ivar is_congested: the socket's buffer is full.
+    :ivar blocked_by: the reason that connection.blocked gave, or "".
+    :ivar problem: why the last attempt or connection failed; None once it is ready.
+    :ivar reconnects: how often it was restored after a loss.
     """
 
     name: str
@@ -168,18 +174,18 @@ class Connection:
     _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
-        # There before they count: an increase is reckoned from the first value that is seen.
+        # Create the series at zero: an increase is computed from the first exported value.
         metrics.broker_lost.at(self.name)
         metrics.broker_reconnects.at(self.name)
         self._machine = _make_machine(self)
 
-    # -- for the outside -----------------------------------------------------------------------
+    # -- public --------------------------------------------------------------------------------
 
     def open(self) -> Deferred[None]:
-        """Connect; called once.
+        """Connect. Call it once.
 
-        :return: Deferred[None], fired when it is ready; fails with a BrokerError when every host was
-            tried once in vain. After the first success it reconnects by itself.
+        :return: Deferred[None], fired when the connection is ready. It fails with a BrokerError when every host was
+            tried once in vain; the connection is then closed. After the first success it reconnects by itself.
         """
         self._opening = Deferred(lambda _: self._machine.close())
         self._machine.open()
@@ -188,7 +194,7 @@ class Connection:
     def close(self) -> Deferred[None]:
         """Disconnect for good.
 
-        :return: Deferred[None], fired when that is done; never fails.
+        :return: Deferred[None], fired when the socket is closed; never fails.
         """
         if self.state == "closed":
             return succeed(None)
@@ -199,12 +205,12 @@ class Connection:
 
     @property
     def host_shown(self) -> str:
-        """The host that it is, or was last, connected to: "name:port"."""
+        """The present or last host: "name:port"."""
         return f"{self._host.host}:{self._host.port}"
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be sent or received now; None if it can."""
+        """Why nothing can be sent or received now; None if the connection is ready."""
         if self.state == "ready":
             return None
         if self.state == "blocked":
@@ -215,7 +221,7 @@ class Connection:
     # -- Observer ------------------------------------------------------------------------------
 
     def lost(self, reason: ClosedError) -> None:
-        """Hear that the connection has ended; see Observer."""
+        """Handle the end of the connection; see Observer."""
         was_ready = self.state in _THERE
         self.is_congested, self.blocked_by = False, ""
         self.is_writable = self.state == "ready"
@@ -225,26 +231,26 @@ class Connection:
             self._machine.failed(self._explained(reason))
 
     def blocked(self, reason: str) -> None:
-        """Hear that the broker takes no messages; see Observer."""
+        """Handle connection.blocked; see Observer."""
         self.blocked_by = reason
         self._machine.block()
 
     def unblocked(self) -> None:
-        """Hear that it does again; see Observer."""
+        """Handle connection.unblocked; see Observer."""
         self.blocked_by = ""
         self._machine.unblock()
 
     def congested(self, congested: bool) -> None:  # noqa: FBT001 - as Observer has it
-        """Hear whether the socket takes more; see Observer."""
+        """Handle the socket's back-pressure; see Observer."""
         self.is_congested = congested
         self.is_writable = self.state == "ready" and not congested
         if not congested and self.state == "ready":
             self.user.ready()
 
-    # -- for the machine -----------------------------------------------------------------------
+    # -- called by the state machine -----------------------------------------------------------
 
     def enter(self, state: str) -> None:
-        """Be in a state from now on."""
+        """Enter a state: update ``is_writable`` and the metrics."""
         before, self.state = self.state, state
         self.is_writable = state == "ready" and not self.is_congested
         for states, figure in ((_THERE, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
@@ -253,7 +259,7 @@ class Connection:
             metrics.broker_lost.at(self.name).value += 1
 
     def begin(self) -> None:
-        """Try the next host."""
+        """Start an attempt with the next host."""
         hosts = self.address.hosts
         self._host = hosts[self._attempts % len(hosts)]
         self._attempts += 1
@@ -302,7 +308,7 @@ class Connection:
             self._machine.failed(self._explained(error))
         elif isinstance(error, BrokerError):
             self._machine.failed(error)
-        elif isinstance(error, SettingError):  # of a file that was there when it was opened
+        elif isinstance(error, SettingError):  # a TLS file that open() could read, and that has changed since
             self._machine.failed(BrokerRefusedError(self._shown(), str(error)))
         else:
             if not is_refusal(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
@@ -311,7 +317,7 @@ class Connection:
             self._machine.failed(kind(self._shown(), self._noticed or explain(failure)))
 
     def _explained(self, reason: ClosedError) -> BrokerError:
-        """Say what ended a connection, to the person who has to do something about it."""
+        """Turn the end of a connection into an error that tells the operator what to do."""
         shown = self._shown()
         if reason.cause is not None:
             kind = BrokerRefusedError if is_refusal(reason.cause) else BrokerUnavailableError
@@ -332,7 +338,7 @@ class Connection:
         return self.address.shown(self._host)
 
     def note(self, error: BrokerError) -> None:
-        """Say that the broker is gone, once for each distinct reason."""
+        """Record why the broker is gone; log each distinct reason once in an outage."""
         self.problem, self.protocol = error, None
         if self._adapted:
             return
@@ -341,11 +347,11 @@ class Connection:
             _log.warn("the connection for {name} was lost; reconnecting: {error}", name=self.name, error=error)
 
     def wait(self, error: BrokerError) -> None:
-        """Go to the next host at once, or begin the next round after a while."""
+        """Schedule the next attempt: the next host at once, the next round of hosts after a backoff."""
         refused, failed = isinstance(error, _REFUSALS), isinstance(error, BrokerFailedError)
         self._refusals = self._refusals + 1 if refused or failed else 0
         rounds, place = divmod(self._attempts, len(self.address.hosts))
-        # Counted by themselves: a broker that comes up after a long outage may refuse once or twice.
+        # Refusals have a count of their own: a broker that starts after a long outage may refuse once or twice.
         refusals = self._refusals // len(self.address.hosts) - (_FAILURES if failed else 0)
         if place or self._adapted:
             delay = 0.0
@@ -361,11 +367,11 @@ class Connection:
         self._machine.wait_over()
 
     def all_tried(self) -> bool:
-        """Tell whether a first opening has tried every host."""
+        """Return whether the first open has tried every host in vain."""
         return self._opening is not None and self._attempts >= len(self.address.hosts) and not self._adapted
 
     def is_ready(self) -> None:
-        """Go on, and say so if somebody was told of an outage."""
+        """Tell the user and whoever waits for open(); log the recovery if a loss was logged."""
         opening, self._opening = self._opening, None
         self._attempts, self._refusals, self._attempt = 0, 0, None
         flight.note("broker", f"{self.name} connected {self._shown()}")
@@ -376,19 +382,19 @@ class Connection:
         self.problem = None
         self._told.clear()
         if self.blocked_by:
-            self._machine.block()  # the broker said so while the user was prepared
+            self._machine.block()  # connection.blocked arrived during prepare
         else:
             self.user.ready()
         if opening is not None:
             opening.callback(None)
 
     def give_up(self, error: BrokerError) -> None:
-        """End a first opening that reached no host."""
+        """Fail the first open with this error, and close."""
         self._outcome = error
         self._machine.close()
 
     def leave(self) -> None:
-        """Say goodbye, as far as somebody is there."""
+        """Cancel the attempt or the backoff, and close the connection if there is one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -399,7 +405,7 @@ class Connection:
         goodbye.addBoth(lambda _: self._machine.gone())
 
     def finish(self) -> None:
-        """Answer all who wait."""
+        """Fire the Deferreds of close(), and fail that of an open() that was cut short."""
         opening, self._opening = self._opening, None
         closing, self._closing = self._closing, []
         if opening is not None and not opening.called:
@@ -490,7 +496,7 @@ def _build() -> Callable[[Connection], _Machine]:
 
         @state.upon(_Machine.failed).loop()
         def too_late(machine: _Machine, connection: Connection, error: BrokerError) -> None:
-            """Pass over it: nobody waits for it any more."""
+            """Ignore a failure of the attempt that closing has cancelled."""
 
     return builder.build()
 

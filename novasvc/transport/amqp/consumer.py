@@ -1,4 +1,4 @@
-"""What is consumed is kept up: subscriptions that outlive channels, queues and connections."""
+"""Subscriptions that survive the loss of their channel, queue or connection."""
 
 import re
 from collections.abc import Callable
@@ -22,43 +22,45 @@ from novasvc.transport.amqp.protocol import AMQPProtocol
 _log = Logger()
 
 NOT_FOUND = 404
-"""The reply code for a queue that is gone."""
+"""Reply code not-found: the queue does not exist."""
 _TIMED_OUT = re.compile(r"acknowledgement .*timed out.*?(\d+) ms")
-"""What the broker says when it closes a channel because a delivery was unacknowledged for too long."""
+"""RabbitMQ's reply text when it closes a channel whose delivery exceeded the consumer_timeout."""
 
 
 class _Subscription(Protocol):
-    """What is kept up on the consuming connection."""
+    """Queues and consumers to keep established on the consuming connection."""
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Open a channel, declare, consume.
+        """Open a channel, declare the queues and start the consumers.
 
-        :raises ClosedError: the channel or the connection was lost on the way.
+        :raises ClosedError: the channel or the connection was lost meanwhile.
         """
 
     def connection_lost(self) -> None:
-        """Give up what came by the connection."""
+        """Forget the channel; the next connection calls establish again."""
 
 
 @attrs.define(eq=False)
 class Consumers:
-    """The subscriptions of a transport, and the connection that they share.
+    """Keeps a transport's subscriptions established on one shared connection.
 
     :param options: how queues are declared.
-    :param clock: for the pauses between attempts.
-    :param connect: makes a connection for its user; it is not opened here.
-    :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own, if that turned out to be shorter.
+    :param clock: measures the pauses between attempts.
+    :param connect: makes a connection for its user; the caller opens it.
+    :ivar consumer_timeout: seconds, see BrokerOptions; the broker's own limit if that turned out to be shorter.
     """
 
     # Note [Transient queues]
     #
-    # RabbitMQ 4.3 does not permit queues that are neither durable nor exclusive, nor do older ones if they are told
-    # so; it closes the connection with 541. Queues of replies and fanouts have names that nobody else declares, so
-    # they can be durable; they expire as before. Exclusive they cannot be: they would be gone with the connection,
-    # and the replies in them. Which queue the broker did not permit, it does not say. If it was one that others
-    # declare, too, the second attempt fails, and its error names the settings.
+    # RabbitMQ 4.3 denies queues that are neither durable nor exclusive, and older versions can be
+    # configured to; the broker closes the connection with 541. The names of reply and fanout queues
+    # are private, so those queues can be declared durable; they still expire when unused. They cannot
+    # be exclusive: an exclusive queue is deleted with its connection, and the replies in it are lost
+    # (AMQP 0-9-1 1.7.2.1). The broker does not say which queue it denied. If it was one that other
+    # programs declare as well, the second attempt fails, and its error names the settings to change.
     #
-    # It costs writes to the disk, for messages are persistent; so it is done only where it has to be.
+    # A durable queue costs disk writes, as our messages are persistent. So the queues become durable
+    # only after the broker has denied transient ones.
 
     options: BrokerOptions
     clock: IReactorTime
@@ -75,11 +77,11 @@ class Consumers:
         self.renew_connection()
 
     def renew_connection(self) -> None:
-        """Make a connection that was never opened, in place of one that could not be."""
+        """Replace a connection that failed to open with a new, idle one."""
         self.connection = self._connect(self)
 
     def learn_limit(self, reason: ClosedError) -> None:
-        """Go by the broker's own limit, if a channel ended because that is shorter than we were told."""
+        """Adopt the broker's consumer_timeout if a channel was closed because it is shorter than configured."""
         found = _TIMED_OUT.search(reason.problem)
         limit = int(found[1]) / 1000 if found else 0.0
         if limit and not 0 < self.consumer_timeout <= limit:
@@ -91,9 +93,9 @@ class Consumers:
             )
 
     async def add(self, subscription: _Subscription) -> None:
-        """Keep one more subscription up.
+        """Establish a subscription and keep it established.
 
-        :raises BrokerError: it cannot be established.
+        :raises BrokerError: it cannot be established; it is not kept.
         """
         adapted = self.options.durable_private_queues
         try:
@@ -106,7 +108,10 @@ class Consumers:
         self._subscriptions.append(subscription)
 
     def _next_connection(self) -> Deferred[None]:
-        """Wait until the connection that the broker has closed is there again; fails with BrokerUnavailableError."""
+        """Wait for the reconnect after the broker has closed the connection.
+
+        :return: Deferred[None]; fails with BrokerUnavailableError after the connect timeout.
+        """
         back: Deferred[None] = Deferred()
         self._waiting.append(back)
 
@@ -118,11 +123,11 @@ class Consumers:
         return back.addTimeout(self.options.connect_timeout, self.clock, onTimeoutCancel=late)
 
     def keeps(self, subscription: _Subscription) -> bool:
-        """Tell whether it is one that was added, and not removed."""
+        """Return whether a subscription was added and not removed."""
         return subscription in self._subscriptions
 
     def remove(self, subscription: _Subscription) -> None:
-        """Keep it up no longer."""
+        """Stop keeping a subscription established; its channel is the caller's to close."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
         self._end_repair(subscription)
@@ -138,10 +143,10 @@ class Consumers:
             raise topology.refusal(broker, reason) from reason
 
     def repair(self, subscription: _Subscription) -> None:
-        """Establish a subscription again that lost its channel or its queue; try until it is there."""
+        """Re-establish a subscription that lost its channel or queue; retry with backoff until it succeeds."""
         self._end_repair(subscription)
         if self.connection.protocol is None:
-            # Lost while others are still being established: its turn comes when all are.
+            # The connection is not ready yet: other subscriptions are being established. ready() repairs this one.
             self._refused.append(subscription)
             return
         repairing = self._repairs[subscription] = Deferred.fromCoroutine(self._repair(subscription))
@@ -189,10 +194,10 @@ class Consumers:
             except ClosedError as reason:
                 if not reason.code or protocol.closed:
                     raise topology.refusal(self.connection.address.shown(), reason) from reason
-                self._refused.append(subscription)  # only this one, by its own channel
+                self._refused.append(subscription)  # a refusal closed this subscription's channel only
 
     def ready(self) -> None:
-        """Go on trying what the broker has refused; see ConnectionUser."""
+        """Retry the subscriptions that the broker refused; see ConnectionUser."""
         refused, self._refused = self._refused, []
         for subscription in refused:
             self.repair(subscription)
@@ -201,9 +206,11 @@ class Consumers:
             back.callback(None)
 
     def lost(self, reason: ClosedError) -> bool:
-        """Give up what came by the connection; see ConnectionUser.
+        """Tell the subscriptions; switch to durable private queues if transient ones were denied. See ConnectionUser.
 
         See Note [Transient queues].
+
+        :return: whether that switch was made: the connection is then retried at once.
         """
         for subscription in list(self._subscriptions):
             subscription.connection_lost()
@@ -219,6 +226,6 @@ class Consumers:
 
 
 def _note(failure: Failure) -> None:
-    """Log what ended otherwise than by being given up."""
+    """Log a failure, except a cancellation."""
     if not failure.check(CancelledError):
         _log.failure("a subscription cannot be repaired", failure)

@@ -1,4 +1,4 @@
-"""Requests in the hands of this process: what comes by one channel, and how each message of it is settled."""
+"""Deliveries of one consuming channel, and how each of them is settled: ack, requeue, hold or quarantine."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,16 +26,16 @@ _log = Logger()
 
 _REASON_CHARACTERS = 500
 _PAUSE = 30.0
-"""Seconds after which a message is given back that could not be moved."""
+"""Seconds before a message is requeued after moving it has failed."""
 _PASSING = (BrokerUnavailableError, BrokerBlockedError)
-"""Why the broker takes nothing at all now; what is a kind of them may be said of one queue."""
+"""Errors that mean the broker takes no message at all now. Compared by exact type: a subclass may concern one queue."""
 _IN_HAND, _MOVING, _TAKEN = range(3)
-"""An unsettled message; one of which a copy is being sent; one of those that was acknowledged meanwhile."""
+"""States of an unsettled delivery: with the receiver; being moved; acknowledged while it was being moved."""
 
 
 @implementer(IDelivery)
 class Delivery:
-    """A message in the hands of a server; see IDelivery."""
+    """A message delivered to a server and not settled yet; see IDelivery."""
 
     __slots__ = (
         "_consumption",
@@ -61,13 +61,14 @@ class Delivery:
         redelivered: bool,
     ) -> None:
         self.body = body
-        # The broker says only that it was not the first time. A quorum queue has a count, but of all that was in the
-        # hands of who died, begun or not: see Note [Finding the poison message] in novasvc.rpc.redelivery. What comes
-        # from our own queues comes again because a channel was lost, or because we sent it there.
+        # "redelivered" does not count (AMQP 0-9-1 1.8.3.9). A quorum queue has a count, but it includes every message
+        # that was unacknowledged when a process died, whether it had begun or not: see
+        # Note [Finding the poison message] in novasvc.rpc.redelivery. A private queue redelivers because a channel was
+        # lost, or because we published a copy to it, and neither is a failed attempt.
         again = not consumption.private and (redelivered or properties.unclaimed)
         self.deliveries = properties.deliveries + again
         self.deaths = properties.deaths + (properties.unclaimed and not consumption.private)
-        # Where we may have no queue of our own, each delivery was taken for a death, and is counted by that.
+        # Without private queues every redelivery was taken for a death, and is counted as one.
         self.counted = consumption.private or (not again and self.deaths >= self.deliveries)
         self.session = consumption.session
         self.sent_to = origin.sent_to
@@ -79,63 +80,66 @@ class Delivery:
 
     @property
     def expires_in(self) -> float | None:
-        """What is left now; see IDelivery."""
+        """Seconds left until the message expires, 0 at the least; see IDelivery."""
         if self.expires_at is None:
             return None
         return max(0.0, self.expires_at - self._consumption.clock.seconds())
 
     def hand_on(self) -> None:
-        """Give it to the receiver, unless it has become void: then it comes again."""
+        """Call the receiver, unless the channel has ended: then the broker redelivers the message."""
         if self.session.ended:
             return
         try:
             self._consumption.listener.receiver(self)
-        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+        except Exception:  # noqa: BLE001 - it must not end the connection, which all consumers share
             _log.failure("a message receiver raised an exception, which it must not")
 
     def ack(self) -> None:
-        """Take it; see IDelivery."""
+        """Acknowledge the message; see IDelivery."""
         self._consumption.ack(self._tag)
 
     def reject(self) -> None:
-        """Drop it; see IDelivery."""
+        """Reject the message without requeue: the broker drops it; see IDelivery."""
         self._consumption.reject(self._tag, requeue=False)
 
     def hold(self) -> None:
-        """Keep it for longer than the broker lets us; see IDelivery."""
+        """Move the message to a private queue, beyond the broker's consumer_timeout; see IDelivery."""
         self._consumption.hold(self._tag, self._queue, self._copy_for_us(self.deliveries))
 
     def requeue(self, deliveries: int) -> None:
-        """Give it back; see IDelivery."""
+        """Return the message to its queue; see IDelivery."""
         if not deliveries and self._consumption.hands_back(self._queue):
             self._consumption.reject(self._tag, requeue=True)
             return
-        # Sent anew, because the broker would mark it as redelivered, which it was not, or not count how often.
+        # Publish a copy rather than requeue: a requeue would mark a message that never began as redelivered, and would
+        # not count the deliveries of one that did.
         self._consumption.move(self._tag, self._copy(deliveries, self.deaths))
 
     def requeue_here(self, deliveries: int) -> None:
-        """Have it come again, by a queue of our own; see IDelivery."""
-        # Where we may not have one, nobody knows who died, and what may have been a death is taken for one.
+        """Have the message delivered to this process again, by a private queue; see IDelivery."""
+        # Without a private queue nothing records which process died, so each delivery that may have been a death counts
+        # as one.
         otherwise = self._copy(deliveries, max(deliveries, self.deaths))
         self._consumption.bring_here(self._tag, self._queue, self._copy_for_us(deliveries), otherwise)
 
     def _copy(self, deliveries: int, deaths: int) -> Message:
-        """Write it for the queue that it came from."""
+        """Return a copy for the queue that the message came from."""
         counts = {name: count for name, count in ((DELIVERIES, deliveries), (DEATHS, deaths)) if count}
         queue, ttl = self._queue, self.expires_in
         return Message("", queue, self.body, ttl, mandatory=True, target=queue, headers=counts or None)
 
     def _copy_for_us(self, deliveries: int) -> Message:
-        """Write it for a queue of our own, whose name is still to be filled in."""
+        """Return a copy for a private queue; the caller fills in the queue's name."""
         headers = {DELIVERIES: deliveries, DEATHS: self.deaths}
         left = self.expires_in
         if left is not None:
-            # The property would have the broker drop it, and is gone from a message that was dead-lettered.
+            # The expiration property would make the broker drop the message, and dead-lettering removes that property.
+            # A header survives both.
             headers[EXPIRES_IN] = max(1, int(left * 1000))
         return Message("", "", self.body, None, mandatory=True, target="", headers=headers)
 
     def quarantine(self, reason: str) -> None:
-        """Put it aside; see IDelivery."""
+        """Move the message to its topic's quarantine queue; see IDelivery."""
         listener = self._consumption.listener
         queue = topology.quarantine_queue(listener.topic)
         headers = {
@@ -151,38 +155,41 @@ class Delivery:
 @implementer(ISession)
 @attrs.define(eq=False)
 class Session:
-    """Tells the deliveries of a channel whether they can still be settled; see ISession."""
+    """Tells whether the deliveries of a channel can still be settled; see ISession."""
 
     ended: bool = False
     kept: bool = True
 
 
 class RunningQueue(Protocol):
-    """Where this process keeps the requests that it runs."""
+    """The private queue in which this process keeps the requests that it runs."""
 
     name: str
 
     def ready(self) -> Deferred[None]:
-        """Wait until it is consumed; fails with a BrokerError."""
+        """Wait until the queue has a consumer.
+
+        :return: Deferred[None]; fails with a BrokerError.
+        """
 
     def refused(self, failure: Failure) -> None:
-        """Hear that a request could not be kept there."""
+        """Note that a request could not be kept there."""
 
 
 class Probes(Protocol):
-    """What takes the messages that a listener sends to itself; see :mod:`novasvc.transport.amqp.loopback`."""
+    """Takes the messages that a listener sends to itself; see :mod:`novasvc.transport.amqp.loopback`."""
 
     def watches(self, queue: str) -> bool:
-        """Return whether it has to see every message of a queue, not only those with a probe's header."""
+        """Return whether :meth:`take` has to see every message of a queue, not only those with a probe's header."""
 
     def take(self, queue: str, body: bytes, probe: str | None) -> bool:
-        """Take a delivery if it is one of them; return whether it was."""
+        """Consume a delivery if it is a probe, or an answer to one; return whether it was."""
 
 
 class Origin(NamedTuple):
     """Where the messages of one consumer come from.
 
-    :param queue: the name; of what comes from a queue of our own, the one that it came from first.
+    :param queue: the queue's name; for a private queue, the queue that its messages came from first.
     :param sent_to: see IDelivery.
     :param watched: see :meth:`Probes.watches`.
     """
@@ -193,65 +200,67 @@ class Origin(NamedTuple):
 
 
 _NO_ORIGIN = Origin("", "server", watched=False)
-"""Of a consumer that is not ours; a broker does not deliver to one."""
+"""Origin for an unknown consumer tag; a broker does not deliver to one."""
 
 
 class Owner(Protocol):
-    """Who consumes, by one channel after another."""
+    """The listener that consumes, on one channel after another."""
 
     unreadable: int
     receiver: Callable[[IDelivery], None]
 
     @property
     def loopback(self) -> Probes:
-        """Takes probes before anybody else sees them."""
+        """Takes probes before the receiver sees them."""
 
     @property
     def clock(self) -> IReactorTime:
-        """What measures pauses."""
+        """Measures pauses."""
 
     @property
     def topic(self) -> str:
-        """Whose quarantine is used."""
+        """The topic whose quarantine queue is used."""
 
     @property
     def durable(self) -> bool:
-        """Whether its queues outlive the broker."""
+        """Whether the request queues survive a restart of the broker."""
 
     @property
     def publishes(self) -> bool:
-        """Whether the broker can be reached, and takes messages."""
+        """Whether the publishing connection is ready: connected and not blocked."""
 
     def publish(self, message: Message) -> Deferred[None]:
-        """Send what is given back, held or put aside."""
+        """Publish a copy of a message that is requeued, held or quarantined."""
 
     def running(self, queue: str) -> RunningQueue:
-        """Return the place for running requests that came from a queue."""
+        """Return the private queue for running requests that came from a queue."""
 
     def keep(self, moving: Deferred[Any]) -> None:
-        """Note that a message is being moved, until it is."""
+        """Track a move until it is done; cancelling and closing wait for it."""
 
     def puts_off(self, copy: Delivery) -> bool:
         """Keep a copy until the moves under way are done; return whether there are any. See Note [Copies wait]."""
 
     def sent_to(self, queue: str) -> str:
-        """Return what the messages in a queue were sent to; see IDelivery."""
+        """Return how the messages of a queue were addressed; see IDelivery."""
 
     def is_worn(self, returns: int) -> bool:
-        """Tell whether a message has to be sent anew, lest the broker drop it."""
+        """Return whether a message has to be published anew, before it reaches the queue's delivery limit."""
 
 
 @attrs.define(eq=False)
 class Consumption(ChannelReceiver):
-    """What comes by one channel of a listener; it ends with the channel, the listener does not.
+    """The consumers of one channel, and its unsettled deliveries.
 
-    :param prefetch: what the channel was told.
-    :param ended: called with it when its channel has ended by itself, and why.
+    It ends with its channel; the listener outlives it.
+
+    :param prefetch: unacknowledged messages for each consumer, as told to the broker.
+    :param ended: called with this object and the reason when the channel has closed by itself.
     :param private: its queues are this process's own.
-    :param resized: called when the number of messages in hand has changed.
+    :param resized: called when the number of unsettled messages has changed.
     :ivar clock: the listener's.
-    :ivar queues: where messages come from, by consumer tag.
-    :ivar unwanted: what comes was never to come, and goes back: it was cancelled while it was established.
+    :ivar queues: origins by consumer tag.
+    :ivar unwanted: requeue every delivery: the listener was cancelled while this channel was being set up.
     """
 
     listener: Owner
@@ -268,10 +277,10 @@ class Consumption(ChannelReceiver):
     _pack_ack: Callable[[int, int], bytes] = attrs.field(init=False)
     _acks: list[int] = attrs.field(factory=list, init=False)
     _later: list[IDelayedCall] = attrs.field(factory=list, init=False)
-    _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # tag and prefetch, by queue
+    _consumers: dict[str, tuple[str, int]] = attrs.field(factory=dict, init=False)  # consumer tag and prefetch by queue
     _cancelled: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
-    _told: dict[str, str] = attrs.field(factory=dict, init=False)  # why nothing could be moved there, by target
+    _told: dict[str, str] = attrs.field(factory=dict, init=False)  # last logged reason, by target of a move
     _tags: "count[int]" = attrs.field(factory=partial(count, 1), init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -280,11 +289,12 @@ class Consumption(ChannelReceiver):
 
     # Note [Copies wait]
     #
-    # A message is moved by sending a copy and acknowledging it, and the copy may be back before
-    # the acknowledgement has left. If running it took this process down then, both would be
-    # delivered again, and twice as many at each death. So a copy that comes while something is
-    # being moved waits until the broker has read the acknowledgement: it answers the questions
-    # of a channel in order. The copy may come by another channel, so all of a listener's wait.
+    # A message is moved by publishing a copy and acknowledging the original. The copy may be delivered
+    # before the acknowledgement has left. If running it killed this process at that moment, the broker
+    # would redeliver both, and twice as many after each death. So a copy that arrives during a move
+    # waits until the broker has read the acknowledgement. A basic.qos proves that: the broker handles
+    # the methods of a channel in order. The copy may arrive on another channel, so the copies of all
+    # channels of a listener wait.
 
     def __len__(self) -> int:
         return len(self._unsettled)
@@ -292,10 +302,10 @@ class Consumption(ChannelReceiver):
     # -- consumers -----------------------------------------------------------------------------
 
     async def consume(self, queue: str, origin: str | None = None, *, last: bool = False) -> None:
-        """Consume from a queue.
+        """Start a consumer on a queue.
 
-        :param origin: where its messages came from first; the queue itself by default.
-        :param last: other consumers come first, as long as they take messages.
+        :param origin: the queue that its messages came from first; the queue itself by default.
+        :param last: lower consumer priority: other consumers are served first, as long as they have room.
         :raises ClosedError: the channel was closed.
         """
         await self._consume(queue, origin or queue, self.prefetch, last=last)
@@ -309,9 +319,10 @@ class Consumption(ChannelReceiver):
         return self.channel.basic_consume(queue=queue, consumer_tag=tag, arguments=arguments)  # type: ignore[no-any-return]
 
     async def narrow(self, queue: str | None, prefetch: int) -> None:
-        """Consume from one queue alone, after its other consumers.
+        """Consume from one queue only, at a lower consumer priority; cancel the other consumers.
 
-        :param queue: None is none.
+        :param queue: None cancels all consumers.
+        :param prefetch: unacknowledged messages from now on.
         :raises ClosedError: the channel was closed.
         """
         self._narrowed = True
@@ -319,18 +330,18 @@ class Consumption(ChannelReceiver):
         self._consumers.clear()
         self.prefetch = prefetch
         if queue is not None:
-            # Before the old consumers are cancelled: the queue is to have one all the time. And both are asked before
-            # anybody else asks: the prefetch is that of the next consumer.
+            # Start the new consumer before the old ones are cancelled, so that the queue always has one. Send basic.qos
+            # and basic.consume back to back: a prefetch applies to the consumers that are started after it.
             asked = self.channel.basic_qos(prefetch_count=prefetch), self._consume(queue, queue, prefetch, last=True)
             await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
         await self._cancel(before)
 
     def takes(self, queue: str) -> bool:
-        """Return whether a queue has a consumer of ours: not after a cancel, nor while it is resized, or is at 0."""
+        """Return whether a queue has our consumer: not cancelled, not being resized, and with a prefetch above 0."""
         return bool(self._consumers.get(queue, ("", 0))[0])
 
     async def resize(self, queue: str, prefetch: int) -> None:
-        """Consume with another prefetch, which takes another consumer; or not at all, if it is 0.
+        """Change a consumer's prefetch, which replaces the consumer; 0 cancels it.
 
         It does nothing once the consumers are narrowed or cancelled.
 
@@ -346,7 +357,7 @@ class Consumption(ChannelReceiver):
             await self.channel.basic_cancel(consumer_tag=tag)
             self.queues.pop(tag.encode(), None)
         if prefetch and not self._is_leaving():
-            # Both are asked before anybody else asks: the prefetch is that of the next consumer.
+            # Back to back: a prefetch applies to the consumers that are started after it.
             asked = self.channel.basic_qos(prefetch_count=prefetch), self._consume(queue, queue, prefetch)
             consumer, self._consumers[queue] = self._consumers[queue], ("", prefetch)
             await gatherResults(asked, consumeErrors=True).addErrback(_first_error)
@@ -357,7 +368,7 @@ class Consumption(ChannelReceiver):
         return self._cancelled or self._narrowed
 
     async def cancel(self) -> None:
-        """Consume no more.
+        """Cancel all consumers; unsettled deliveries can still be settled.
 
         :raises ClosedError: the channel was closed.
         """
@@ -373,7 +384,7 @@ class Consumption(ChannelReceiver):
     # -- settling ------------------------------------------------------------------------------
 
     def ack(self, tag: int) -> None:
-        """Acknowledge at the end of the turn, together with what else is acknowledged in it."""
+        """Acknowledge a delivery at the end of the reactor turn, batched with the others of that turn."""
         state = self._unsettled.get(tag)
         if state == _MOVING:
             self._unsettled[tag] = _TAKEN
@@ -386,13 +397,13 @@ class Consumption(ChannelReceiver):
         if len(self._acks) > 1:
             return
         client = self.channel.client
-        if client.reading:  # as a rule: the message came by this read
+        if client.reading:  # as a rule: the message arrived in this read
             client.turn_end.append(self.flush)
         else:
             client.at_turn_end(self.flush)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
-        """Give a message back to the broker, or away."""
+        """Send basic.reject, with or without requeue, unless the delivery is settled or being moved."""
         if self._unsettled.get(tag) == _IN_HAND:
             del self._unsettled[tag]
             if self.resized is not None:
@@ -400,7 +411,7 @@ class Consumption(ChannelReceiver):
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
 
     def flush(self) -> None:
-        """Write the acknowledgements: one for all that come before what is still unsettled."""
+        """Write the pending acknowledgements, with "multiple" for the tags below the first unsettled one."""
         acks, self._acks = self._acks, []
         if not acks or self.channel.closed:
             return
@@ -415,35 +426,37 @@ class Consumption(ChannelReceiver):
         write(b"".join(frames))
 
     def hands_back(self, queue: str) -> bool:
-        """Tell whether the broker gets back by a reject what was not begun, as no copy of it can be sent now.
+        """Return whether an unstarted message is requeued by basic.reject, because no copy of it can be published now.
 
-        That marks it as redelivered. It is better than to keep a process that ends waiting until the same happens.
-        Not while we consume from the queue: it would come again at once.
+        A requeue marks it as redelivered. That is better than a shutdown that waits for the broker and then loses the
+        channel, with the same mark. Never while we consume from the queue: the message would come again at once.
         """
         return self._is_leaving() and not self.private and not self.takes(queue) and not self.listener.publishes
 
     def move(self, tag: int, message: Message, prepare: Callable[[], Deferred[Any]] | None = None) -> None:
-        """Send a message to another place, and acknowledge it here when it is there.
+        """Publish a message elsewhere, and acknowledge the delivery after its confirm.
 
-        :param prepare: makes the place.
+        If that fails, the delivery is requeued after a pause.
+
+        :param prepare: declares the destination first.
         """
         if self._unsettled.get(tag) == _IN_HAND:
             sending = self._send(message, prepare or _nothing)
             self._move(tag, sending, partial(self._not_moved, tag, message.routing_key))
 
     def hold(self, tag: int, queue: str, message: Message) -> None:
-        """Send a message to our own queue, and acknowledge it here; if that fails, leave it in hand.
+        """Publish a copy to the private queue and acknowledge the delivery; if that fails, keep it unsettled.
 
-        :param queue: where it came from.
+        :param queue: the queue that it came from.
         """
         if self._unsettled.get(tag) == _IN_HAND:
             self._move(tag, self._send_to_us(queue, message), partial(self._not_held, tag, queue))
 
     def bring_here(self, tag: int, queue: str, message: Message, otherwise: Message) -> None:
-        """Send a message to our own queue, and acknowledge it here.
+        """Publish a copy to the private queue, and acknowledge the delivery.
 
-        :param queue: where it came from.
-        :param otherwise: what is sent there, if we may not have a queue of our own.
+        :param queue: the queue that it came from.
+        :param otherwise: the copy for that queue, if the broker refuses us a private one.
         """
         if self._unsettled.get(tag) == _IN_HAND:
             running = self.listener.running(queue)
@@ -477,27 +490,33 @@ class Consumption(ChannelReceiver):
         self.listener.keep(sending.addCallbacks(lambda _: self._moved(tag), failed))
 
     def declare_quarantine(self) -> Deferred[None]:
-        """Make the place for messages that are not to be run again."""
+        """Declare the quarantine queue of the listener's topic.
+
+        :return: Deferred[None]; fails with ClosedError.
+        """
         return Deferred.fromCoroutine(self._declare_quarantine())
 
     async def _declare_quarantine(self) -> None:
-        # On a channel of its own: a broker that refuses it closes that one, and not the one that consumes.
+        # On a channel of its own: a refused declaration closes the channel, and must not stop the consumers.
         channel = await self.channel.client.open_channel()
         await topology.declare_quarantine(channel, self.listener.topic)
         channel.abandon(ClosedError("done", clean=True))
 
     def _moved(self, tag: int) -> Deferred[Any]:
-        """Acknowledge, and wait until the broker has read it; see Note [Copies wait]."""
+        """Acknowledge the original, and wait until the broker has read that; see Note [Copies wait]."""
         if tag in self._unsettled:
             self._unsettled[tag] = _IN_HAND
             self.ack(tag)
             self.flush()
-        self._told.clear()  # What fails after this is news.
+        self._told.clear()  # A failure after a success is logged again.
         read: Deferred[Any] = self.channel.basic_qos(prefetch_count=self.prefetch)
         return read.addErrback(lambda failure: failure.trap(ClosedError) and None)
 
     def _not_moved(self, tag: int, target: str, failure: Failure) -> None:
-        """Leave it to the broker, which says "redelivered" of it and does not count."""
+        """Requeue a message that could not be moved, after a pause.
+
+        The broker marks it as redelivered; its delivery count is not raised.
+        """
         told, self._told[target] = self._told.get(target), str(failure.value)
         if told != self._told[target]:
             _log.warn(
@@ -505,12 +524,12 @@ class Consumption(ChannelReceiver):
             )
         if tag in self._unsettled:
             self._unsettled[tag] = _IN_HAND
-            # Not at once: it may well come back to us, and the reason be the same.
+            # Not at once: the message may be redelivered to us, and fail for the same reason, in a busy loop.
             self._later.append(self.clock.callLater(_PAUSE, self.reject, tag, requeue=True))
             self._later = [call for call in self._later if call.active()]
 
     def _not_held(self, tag: int, queue: str, failure: Failure) -> None:
-        """Leave it in hand: it runs."""
+        """Leave the delivery unsettled, since its request runs; acknowledge it if the request finished meanwhile."""
         self.listener.running(queue).refused(failure)
         state = self._unsettled.get(tag)
         if state is not None:
@@ -521,7 +540,10 @@ class Consumption(ChannelReceiver):
     # -- ChannelReceiver -----------------------------------------------------------------------
 
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
-        """Hand a message on; see ChannelReceiver."""
+        """Handle basic.deliver: pass the message to the receiver; see ChannelReceiver.
+
+        An unreadable message is rejected and counted. A probe goes to the loopback.
+        """
         tag = deliver.delivery_tag
         self._unsettled[tag] = _IN_HAND
         if self.resized is not None:
@@ -544,7 +566,7 @@ class Consumption(ChannelReceiver):
             delivery.hand_on()
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
-        """Declare and consume again: the queue is gone; see ChannelReceiver."""
+        """Handle basic.cancel: abandon the channel; the listener declares and consumes again. See ChannelReceiver."""
         queue = self.queues.get(consumer_tag.encode(), _NO_ORIGIN).queue
         queue = f"of running requests from {queue}" if self.private else queue
         _log.warn(
@@ -554,21 +576,21 @@ class Consumption(ChannelReceiver):
         self.channel.abandon(ClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
 
     def channel_closed(self, reason: ClosedError) -> None:
-        """Forget what came by it; see ChannelReceiver."""
+        """Forget the unsettled deliveries, which the broker requeues; see ChannelReceiver."""
         self._acks.clear()
-        # A broker that is gone takes along what is not durable.
+        # If the connection is lost, the broker may have restarted, and transient queues are lost with it.
         self.session.kept = self.private or self.listener.durable or not self.channel.client.closed
         self.forget_unsettled()
         self.ended(self, reason)
 
     def end(self, problem: str) -> None:
-        """Give up the channel, and leave to the broker what was not settled."""
+        """Close the channel; the broker requeues the unsettled deliveries."""
         self.forget_unsettled()
         self.channel.receiver = None
         self.channel.abandon(ClosedError(problem, clean=True))
 
     def forget_unsettled(self) -> None:
-        """Leave to the broker what was not settled."""
+        """Void the unsettled deliveries, which the broker requeues when the channel closes."""
         self.session.ended = True
         self._unsettled.clear()
         for call in self._later:

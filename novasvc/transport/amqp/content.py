@@ -1,4 +1,4 @@
-"""The properties of our messages: those that come with each call compiled, all others by the spec."""
+"""Message properties: those of every call precompiled, all others by the spec."""
 
 import zlib
 from collections.abc import Mapping
@@ -9,41 +9,41 @@ from novasvc.transport.amqp.codec import decode_properties, encode_properties
 # content type, content encoding, headers (an empty table), delivery mode, priority; see docs/protocol.md.
 _USUAL = b"\x10application/json\x05utf-8\x00\x00\x00\x00\x02\x00"
 PLAIN = b"\xf8\x00" + _USUAL
-"""The properties of a message that does not expire."""
+"""The encoded properties of a message without expiration."""
 _EXPIRING = b"\xf9\x00" + _USUAL
 _EXPIRATION_AT = len(_EXPIRING) + 1
 _TOO_MANY_DIGITS = 16
 _LONGEST_TTL = 2**32 - 1
-"""Milliseconds; the broker takes no more."""
+"""Largest expiration in milliseconds that the broker accepts."""
 
 DELIVERIES = "x-novasvc-deliveries"
-"""Header of a message that was given back: how often it had been delivered."""
+"""Header of a requeued copy: number of earlier deliveries."""
 DEATHS = "x-novasvc-deaths"
-"""Header of a message that was given back or held: processes that died holding it."""
+"""Header of a requeued or held copy: number of processes that died while they held the message."""
 EXPIRES_IN = "x-novasvc-expires-in"
-"""Header of a message that is held: milliseconds that its sender still waited when it was sent."""
+"""Header of a held copy: remaining TTL in milliseconds when it was published."""
 RUNNING = "_running_"
 UNCLAIMED = "_unclaimed"
-"""Parts of names of queues, see :func:`novasvc.transport.amqp.topology.declare_running_queues`."""
+"""Parts of private queue names, see :func:`novasvc.transport.amqp.topology.declare_running_queues`."""
 _DEAD_LETTERS = "x-death"
 RETURNS = "x-delivery-count", "x-acquired-count"
-"""Headers of a quorum queue's message: how often it came back; from RabbitMQ 4.0 on the larger one counts."""
+"""Headers of a message from a quorum queue: how often it was returned; from RabbitMQ 4.0 on the larger one counts."""
 PROBE = "x-novasvc-probe"
-"""Header of a message that a listener sends to itself: the queue where it waits for it."""
+"""Header of a probe: the queue of the listener that sent it to itself."""
 _COMPRESSED = frozenset({"application/x-gzip", "application/zlib", "gzip", "zlib"})
 
 
 class Properties(NamedTuple):
-    """What we read of a message's properties.
+    """The properties of a message that we use.
 
-    :param expires_in: seconds that it had when it was sent, or None.
-    :param deliveries: how often it was delivered, as its headers say.
-    :param compressed: its body is a zlib stream.
-    :param deaths: processes that died holding it before it was sent, as its headers say.
-    :param unclaimed: a process that held it did not claim it in time: the broker moved it from that process's
-        queue to the one that it came from.
-    :param returns: how often it came back to its quorum queue, as the broker says.
-    :param probe: the queue of the listener that sent it to itself; None of all other messages.
+    :param expires_in: seconds of TTL when the message was published, or None.
+    :param deliveries: number of earlier deliveries, from the headers.
+    :param compressed: the body is a zlib stream.
+    :param deaths: number of processes that died while they held the message, from the headers.
+    :param unclaimed: the process that held it did not claim it in time, and the broker dead-lettered it from that
+        process's queue to its origin.
+    :param returns: how often it was returned to its quorum queue, as the broker counts.
+    :param probe: the queue of the listener that sent this probe; None for any other message.
     """
 
     expires_in: float | None = None
@@ -59,9 +59,11 @@ _NOTHING = Properties()
 
 
 def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None) -> bytes:
-    """Write flags and values.
+    """Encode flags and values.
 
-    :param ttl: seconds after which the broker drops the message, or None.
+    :param ttl: seconds after which the broker drops the message, or None. Clamped to 1 ms and 2**32 - 1 ms.
+    :param headers: the field table of headers.
+    :raises CodecError: a header cannot be encoded.
     """
     if headers:
         values: dict[str, Any] = {
@@ -81,7 +83,7 @@ def write_properties(ttl: float | None, headers: Mapping[str, Any] | None = None
 
 
 def read_properties(data: bytes) -> Properties:
-    """Read flags and values.
+    """Decode flags and values.
 
     :raises CodecError: they are malformed.
     """
@@ -110,7 +112,7 @@ def read_properties(data: bytes) -> Properties:
 
 
 def _unclaimed(dead_letters: object) -> bool:
-    """Read what the broker writes on dead letters: the queues that they passed, and why they left them."""
+    """Return whether x-death, the broker's record of dead-lettering, names a queue of unclaimed requests."""
     for entry in dead_letters if isinstance(dead_letters, list) else ():
         if isinstance(entry, dict) and entry.get("reason") == "expired":
             queue = str(entry.get("queue"))
@@ -120,11 +122,11 @@ def _unclaimed(dead_letters: object) -> bool:
 
 
 def read_content(body: bytes | None, properties: bytes, limit: int) -> tuple[bytes, Properties]:
-    """Return a message's body as its sender meant it, and what its properties say.
+    """Return a message's uncompressed body and its properties.
 
     :param body: None if it was over the limit.
-    :param limit: bytes, for a body that has to be inflated.
-    :raises ValueError: it cannot be read.
+    :param limit: largest uncompressed body in bytes.
+    :raises ValueError: it is too long, malformed or cut short; a CodecError is a ValueError.
     """
     if body is None:
         raise ValueError(f"it is longer than {limit} bytes")
@@ -135,7 +137,7 @@ def read_content(body: bytes | None, properties: bytes, limit: int) -> tuple[byt
 
 
 def _inflate(body: bytes, limit: int) -> bytes:
-    """Undo a peer's compression."""
+    """Decompress a zlib body, within the limit."""
     stream = zlib.decompressobj()
     try:
         plain = stream.decompress(body, limit + 1)

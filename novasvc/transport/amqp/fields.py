@@ -1,7 +1,7 @@
-"""The values of AMQP 0-9-1: numbers, texts and field tables, as bytes and back.
+"""Encode and decode AMQP 0-9-1 values: integers, strings and field tables.
 
-Field tables are read and written in RabbitMQ's dialect, which differs from the specification in
-the types of its integers. Whatever is malformed is a CodecError, and nothing else.
+Field tables use RabbitMQ's dialect, whose integer types differ from the specification's (AMQP
+0-9-1 4.2.1 and 4.2.5). Malformed input raises CodecError and nothing else.
 
 ======  =============================  ==========================
 octet   on the wire                    in Python
@@ -13,9 +13,9 @@ I i     32 bits, signed, unsigned      int (written: I)
 l L     64 bits, both signed           int (written: l, if too large for I)
 f d     32 and 64 bits                 float (written: d)
 D       scale, 32 bits, signed         Decimal
-S       long string                    str, or bytes if it is no UTF-8
+S       long string                    str, or bytes if it is not UTF-8
 x       long string                    bytes
-T       seconds since 1970, 64 bits    datetime in UTC, or int if beyond the calendar
+T       seconds since 1970, 64 bits    datetime in UTC, or int if out of its range
 F       table                          dict
 A       array                          list
 V       nothing                        None
@@ -31,11 +31,11 @@ from struct import Struct
 from typing import Any
 
 DEPTH_BOUND = 32
-"""Tables and arrays within each other, at the most."""
+"""Largest nesting depth of tables and arrays."""
 
 _SHORTSTR_BYTES = 255
 _DECIMAL_DIGITS = 10
-"""What 32 bits have room for, at the most."""
+"""Largest number of decimal digits that may fit into 32 bits."""
 _DECIMAL_SCALE = 255
 
 _OCTET, _SHORT, _LONG, _LONGLONG = (Struct(form) for form in (">B", ">H", ">I", ">Q"))
@@ -43,17 +43,17 @@ _INT, _INT64, _DOUBLE = (Struct(form) for form in (">i", ">q", ">d"))
 
 
 class CodecError(ValueError):
-    """Bytes that do not say what they should, or a value that bytes cannot say."""
+    """Malformed bytes, or a value that cannot be encoded."""
 
 
 # -- writing ---------------------------------------------------------------------------------------
 
 
 def encode_table(table: Mapping[str, Any]) -> bytes:
-    """Write a field table with its length.
+    """Encode a field table with its length.
 
     :param table: values of type bool, int, float, Decimal, str, bytes, datetime, None, and lists,
-        tuples and mappings of them. A datetime needs a zone, and loses the parts of its second.
+        tuples and mappings of them. A datetime needs a time zone, and is truncated to seconds.
     :raises CodecError: a value of another type, or too large, or nested too deep.
     """
     return _table(table, 0)
@@ -74,7 +74,7 @@ def _array(values: list[Any] | tuple[Any, ...], depth: int) -> bytes:
 def _field(value: Any, depth: int) -> bytes:  # noqa: C901, PLR0911 - one branch for each type
     if isinstance(value, str):
         return b"S" + _longstr(value)
-    # bool before int, which it is a kind of.
+    # bool before int: bool is a subclass of int.
     if isinstance(value, bool):
         return b"t\x01" if value else b"t\x00"
     if isinstance(value, int):
@@ -131,7 +131,7 @@ def _shortstr(value: str | bytes) -> bytes:
 
 
 def _longstr(value: str | bytes | Mapping[str, Any]) -> bytes:
-    # The response of the mechanism AMQPLAIN is a table in a string's place.
+    # AMQPLAIN's response is a field table where the method has a long string.
     return encode_table(value) if isinstance(value, Mapping) else _sized(_utf8(value))
 
 
@@ -167,7 +167,7 @@ def _check_depth(depth: int) -> None:
 
 
 def _shown(value: object) -> str:
-    """Name a value without writing it out, if it could be long or secret."""
+    """Describe a value in an error; its text is left out if it could be long or secret."""
     short = isinstance(value, int) and value.bit_length() <= 128  # noqa: PLR2004 - two digits for each octet of 64 bits
     return str(value) if short else f"a value of type {type(value).__name__}"
 
@@ -184,16 +184,16 @@ WRITERS: Mapping[str, Callable[[Any], bytes]] = {
     "table": encode_table,
     "timestamp": _timestamp,
 }
-"""What writes a value, by the spec's name of its type; each raises CodecError only."""
+"""Encoders by the spec's type names; each raises CodecError only."""
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def decode_table(data: bytes, at: int = 0) -> tuple[dict[str, Any], int]:
-    """Read a field table with its length.
+    """Decode a field table with its length.
 
-    :param at: where it begins.
+    :param at: index of its first byte.
     :return: the table, and the index after it.
     :raises CodecError: it is malformed.
     """
@@ -202,12 +202,12 @@ def decode_table(data: bytes, at: int = 0) -> tuple[dict[str, Any], int]:
 
 
 class Reader:
-    """Reads values one after the other, and never past the end.
+    """Decodes consecutive values within bounds.
 
-    Its methods are named by the spec's types, and each raises CodecError only.
+    The methods are named after the spec's types, and raise CodecError only.
 
-    :param at: where to begin.
-    :param end: the index after the last octet.
+    :param at: index of the first byte.
+    :param end: index after the last byte.
     """
 
     __slots__ = ("at", "data", "end")
@@ -218,31 +218,31 @@ class Reader:
         self.end = end
 
     def octet(self) -> int:
-        """Read 8 bits."""
+        """Read an unsigned 8-bit integer."""
         return int(self._number(_OCTET))
 
     def short(self) -> int:
-        """Read 16 bits."""
+        """Read an unsigned 16-bit integer, big-endian."""
         return int(self._number(_SHORT))
 
     def long(self) -> int:
-        """Read 32 bits."""
+        """Read an unsigned 32-bit integer, big-endian."""
         return int(self._number(_LONG))
 
     def longlong(self) -> int:
-        """Read 64 bits."""
+        """Read an unsigned 64-bit integer, big-endian."""
         return int(self._number(_LONGLONG))
 
     def shortstr(self) -> str | bytes:
-        """Read up to 255 octets; they stay bytes if they are no UTF-8."""
+        """Read a string of up to 255 bytes; it stays bytes if it is not UTF-8."""
         return _text(self.take(self.octet()))
 
     def longstr(self) -> str | bytes:
-        """Read any number of octets; they stay bytes if they are no UTF-8."""
+        """Read a string with a 32-bit length; it stays bytes if it is not UTF-8."""
         return _text(self.take(self.long()))
 
     def timestamp(self) -> datetime | int:
-        """Read seconds since 1970; they stay a number if the calendar does not go so far."""
+        """Read seconds since 1970 as a datetime in UTC; an int if out of datetime's range."""
         seconds = self.longlong()
         try:
             return datetime.fromtimestamp(seconds, UTC)
@@ -267,7 +267,7 @@ class Reader:
         return values
 
     def _within(self, depth: int) -> "Reader":
-        """Return a reader of what a length, which comes next, says."""
+        """Read a length; return a reader of that many bytes, and skip them here."""
         _check_depth(depth)
         size = self.long()
         start = self.at
@@ -275,7 +275,7 @@ class Reader:
         return Reader(self.data, start, self.at)
 
     def field(self, depth: int) -> Any:
-        """Read a value of a table or an array, with its type."""
+        """Read a typed value of a table or an array."""
         kind = self.take(1)
         form = _NUMBERS.get(kind)
         if form is not None:
@@ -286,9 +286,9 @@ class Reader:
         return read(self, depth)
 
     def decimal(self) -> Decimal:
-        """Read a scale and a number."""
+        """Read a scale and a signed 32-bit number."""
         scale, number = self.octet(), self._number(_INT)
-        # By its digits: arithmetic would round as the thread's context says.
+        # Built from digits: arithmetic would round by the thread's decimal context.
         return Decimal((int(number < 0), tuple(map(int, str(abs(number)))), -scale))
 
     def _number(self, form: Struct) -> Any:
@@ -297,7 +297,7 @@ class Reader:
         return form.unpack_from(self.data, start)[0]
 
     def take(self, size: int) -> bytes:
-        """Read so many octets."""
+        """Read a number of bytes."""
         start = self.at
         self._skip(size)
         return self.data[start : self.at]

@@ -1,8 +1,8 @@
-"""The frames of AMQP 0-9-1: the stream taken apart, and the few messages that come by the thousand, compiled.
+"""AMQP 0-9-1 frames: an incremental parser, and precompiled encoders for the methods of every call.
 
-What comes with each call (publish, deliver, ack) is packed and unpacked here with ``struct``;
-all the rest goes through the spec, see :mod:`novasvc.transport.amqp.codec`. Both give the same
-bytes. Nothing here knows a socket.
+basic.publish, basic.deliver and basic.ack are packed and unpacked here with ``struct``; all other
+methods go through the spec, see :mod:`novasvc.transport.amqp.codec`. Both produce the same bytes.
+No I/O happens here.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,18 +12,18 @@ from struct import error as _struct_error
 from typing import NamedTuple, Protocol
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
-"""The types of frames."""
+"""Frame types (AMQP 0-9-1 4.2.3)."""
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
-"""What a client says first."""
+"""The protocol header, the first bytes that a client sends (AMQP 0-9-1 4.2.2)."""
 
 SMALLEST_FRAME = 4096
-"""Bytes of a frame that either side takes in any case."""
+"""Frame size in bytes that both peers have to accept: frame-min-size."""
 
 _END = b"\xce"
 _END_OCTET = 0xCE
 _OVERHEAD = 8
-"""Bytes of a frame beside its payload."""
+"""Bytes of a frame besides its payload."""
 
 _FRAME = Struct(">BHI")
 _METHOD = Struct(">HH")
@@ -45,53 +45,54 @@ _WITH_CONTENT = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET
 _CONFIRMS = frozenset({BASIC_ACK, BASIC_NACK})
 
 HEARTBEAT_FRAME = _FRAME.pack(HEARTBEAT, 0, 0) + _END
-"""The whole frame of a sign of life."""
+"""A complete heartbeat frame."""
 
 
 class FrameError(ValueError):
-    """Bytes that are no AMQP, or too many of them. The connection cannot go on after them."""
+    """Malformed frames, or frames that are too large. The connection cannot be used any more."""
 
 
 class FrameReceiver(Protocol):
-    """Take the methods of a stream that are not compiled here."""
+    """Receives the methods that are not compiled here."""
 
     def method_received(self, channel: int, payload: bytes) -> None:
-        """Take a method without content.
+        """Handle a method without content.
 
         :param payload: class id, method id and arguments.
         """
 
     def content_received(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
-        """Take a method with its content.
+        """Handle a method with its content.
 
+        :param payload: class id, method id and arguments.
         :param properties: flags and values.
-        :param body: None if it was over the limit, and was thrown away.
+        :param body: None if it was over the limit and was discarded.
         """
 
     def heartbeat_received(self) -> None:
-        """Take a sign of life."""
+        """Handle a heartbeat."""
 
 
 class ContentReceiver(Protocol):
-    """Take what comes by the thousand on one channel; see :class:`novasvc.transport.amqp.channel.ChannelReceiver`."""
+    """Receives deliveries and confirms of one channel; see :class:`novasvc.transport.amqp.channel.ChannelReceiver`."""
 
     def delivered(self, deliver: "Deliver", properties: bytes, body: bytes | None) -> None:
         """Handle basic.deliver; the body is None if it was over the limit."""
 
     def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
-        """Handle basic.ack or basic.nack of messages that were published."""
+        """Handle a publisher confirm: basic.ack, or basic.nack if ``taken`` is false."""
 
 
 class OpenChannel(Protocol):
-    """A channel, as the reader needs it."""
+    """An open channel, as far as the reader uses it."""
 
     @property
     def receiver(self) -> ContentReceiver | None:
-        """Who gets deliveries and confirms; None drops them."""
+        """Receives deliveries and confirms; None drops them."""
 
 
 class _Content:
-    """What has come of a message so far."""
+    """A message whose frames have arrived in part."""
 
     __slots__ = ("body", "expected", "payload", "properties", "received")
 
@@ -104,16 +105,16 @@ class _Content:
 
 
 class FrameReader:
-    """Takes the stream apart, however it is cut in pieces.
+    """Parses a byte stream into methods and messages, whatever the size of its pieces.
 
     Deliveries and confirms go straight to the receivers of their channels; everything else goes to
-    ``receiver``. Both see the stream in its order.
+    ``receiver``. The order of the stream is kept across both.
 
-    :param receiver: gets the methods that are not compiled here.
-    :param frame_max: bytes of a frame at the most; what was negotiated.
-    :param body_limit: bytes of a message's body; of a longer one nothing is kept.
-    :param channels: the open ones by number; no message is kept for others. Without them ``receiver`` gets
-        everything, on any channel.
+    :param receiver: receives the methods that are not compiled here.
+    :param frame_max: largest frame in bytes, as negotiated.
+    :param body_limit: largest message body in bytes; a longer one is discarded as it arrives.
+    :param channels: the open channels by number; content on any other channel is an error. None accepts every
+        channel, and sends everything to ``receiver``.
     """
 
     def __init__(
@@ -134,16 +135,16 @@ class FrameReader:
         self._takers = {METHOD: self._method, HEADER: self._header, BODY: self._body, HEARTBEAT: self._heartbeat}
 
     def forget_channel(self, channel: int) -> None:
-        """Give up what has come of a channel's message; the rest of it will not come."""
+        """Discard a partial message of a closed channel, whose rest will not arrive."""
         self._contents.pop(channel, None)
 
     def feed(self, data: bytes) -> None:  # noqa: C901 - calls cost more than branches here
-        """Take the next piece.
+        """Parse the next piece of the stream.
 
-        :raises FrameError: it is no AMQP; nothing may be fed after that.
+        :raises FrameError: it is malformed; do not feed the reader any more.
         """
         if self._rest:
-            # Joined when a frame is complete and not before, or many small pieces would cost their square.
+            # Join the pieces only when a frame is complete: many small pieces would otherwise cost quadratic time.
             self._rest += data
             if len(self._rest) < self._needed:
                 return
@@ -178,10 +179,10 @@ class FrameReader:
             self._needed = _OVERHEAD if end - at < _OVERHEAD else _OVERHEAD + size
 
     def _whole(self, data: bytes, at: int, end: int, channel: int, payload: bytes) -> int:
-        """Take a message whose header and only body are here as well, as nearly always.
+        """Parse a message whose header and single body frame are in this piece as well: the common case.
 
-        :param at: where its header would begin.
-        :return: the index after it; 0 if it has to be taken frame by frame.
+        :param at: index where its header frame would begin.
+        :return: the index after the message; 0 if it has to be parsed frame by frame.
         """
         channels = self._channels
         if channel in self._contents or (channels is not None and channel not in channels):
@@ -205,7 +206,7 @@ class FrameReader:
         return after
 
     def _take(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
-        """Hand a message on that is complete."""
+        """Dispatch a complete message."""
         if self._channels is None or payload[:4] != BASIC_DELIVER:
             self._receiver.content_received(channel, payload, properties, body)
             return
@@ -214,7 +215,7 @@ class FrameReader:
             receiver.delivered(parse_deliver(payload), properties, body)
 
     def _confirm(self, channel: int, payload: bytes, *, taken: bool) -> bool:
-        """Hand on basic.ack or basic.nack; return whether the channel is one that is open."""
+        """Dispatch basic.ack or basic.nack; return whether the channel is open."""
         if self._channels is None or channel not in self._channels or channel in self._contents:
             return False
         receiver = self._channels[channel].receiver
@@ -253,7 +254,7 @@ class FrameReader:
         if content is None or content.properties is None:
             raise FrameError("a message's body without its header")
         if len(payload) == content.expected and not content.received and content.body is not None:
-            self._complete(channel, content, payload)  # in one frame, as nearly always
+            self._complete(channel, content, payload)  # a body in one frame: the common case
             return
         content.received += len(payload)
         if content.received > content.expected:
@@ -269,10 +270,10 @@ class FrameReader:
 
 
 class Deliver(NamedTuple):
-    """The arguments of basic.deliver.
+    """The arguments of basic.deliver (AMQP 0-9-1 1.8.3.9).
 
-    :param consumer_tag: bytes, as all names here.
-    :param redelivered: the broker gave it to somebody before.
+    :param consumer_tag: bytes, as the other names.
+    :param redelivered: the message was delivered before, perhaps to another consumer.
     """
 
     consumer_tag: bytes
@@ -283,10 +284,10 @@ class Deliver(NamedTuple):
 
 
 def parse_deliver(payload: bytes) -> Deliver:
-    """Read basic.deliver.
+    """Decode basic.deliver.
 
     :param payload: class id, method id and arguments.
-    :raises FrameError: it is cut short.
+    :raises FrameError: it is truncated, or longer than its arguments.
     """
     try:
         at = 5 + payload[4]
@@ -304,10 +305,10 @@ def parse_deliver(payload: bytes) -> Deliver:
 
 
 def parse_ack(payload: bytes) -> tuple[int, bool]:
-    """Read basic.ack or basic.nack.
+    """Decode basic.ack or basic.nack.
 
-    :return: the delivery tag, and whether all before it are meant too.
-    :raises FrameError: it has another length.
+    :return: the delivery tag, and whether it settles all tags up to it ("multiple").
+    :raises FrameError: its length is wrong.
     """
     if len(payload) != _ACK_BYTES:
         raise FrameError("basic.ack or basic.nack of a wrong length")
@@ -320,7 +321,7 @@ _ACK_BYTES = 13
 
 @lru_cache(maxsize=4096)
 def pack_publish(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:  # noqa: FBT001 - a field of the method
-    """Write the frame of basic.publish. The same few come again and again, and are kept.
+    """Encode the frame of basic.publish; cached, as few combinations recur.
 
     :raises ValueError: a name is longer than 255 bytes.
     """
@@ -330,10 +331,10 @@ def pack_publish(channel: int, exchange: str, routing_key: str, mandatory: bool)
 
 
 def pack_content(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:
-    """Write the frames of a message's header and body.
+    """Encode the header and body frames of a message.
 
     :param properties: flags and values.
-    :param frame_max: bytes of a frame at the most; a longer body goes in several.
+    :param frame_max: largest frame in bytes; a longer body is split.
     """
     length = len(body)
     head = _CONTENT.pack(HEADER, channel, _CONTENT_BYTES + len(properties), 60, 0, length)
@@ -348,21 +349,21 @@ def pack_content(channel: int, properties: bytes, body: bytes, frame_max: int) -
 
 
 MULTIPLE, SINGLE = 0x01CE, 0x00CE
-"""The last two octets of a basic.ack: its bit, and the end of the frame."""
+"""The last two bytes of a basic.ack: the "multiple" bit, and frame-end."""
 
 
 def ack_packer(channel: int) -> Callable[[int, int], bytes]:
-    """Return what writes the frames of basic.ack of one channel; it takes a delivery tag and MULTIPLE or SINGLE."""
+    """Return the encoder of a channel's basic.ack frames; it takes a delivery tag and MULTIPLE or SINGLE."""
     return partial(_ACK.pack, METHOD, channel, _ACK_BYTES, 60, 80)
 
 
 def pack_reject(channel: int, delivery_tag: int, requeue: bool) -> bytes:  # noqa: FBT001 - as pack_publish
-    """Write the frame of basic.reject."""
+    """Encode the frame of basic.reject."""
     return _TAGGED.pack(METHOD, channel, 13, 60, 90, delivery_tag, requeue, _END_OCTET)
 
 
 def pack_frame(kind: int, channel: int, payload: bytes) -> bytes:
-    """Write a frame."""
+    """Encode a frame."""
     return b"".join((_FRAME.pack(kind, channel, len(payload)), payload, _END))
 
 

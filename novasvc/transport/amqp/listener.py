@@ -1,4 +1,4 @@
-"""Requests on their way in: what a server consumes."""
+"""The listener: a server's consumers on its topic, its own and its fanout queue."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -25,30 +25,35 @@ _log = Logger()
 
 Receiver = Callable[[IDelivery], None]
 _ANSWER_PATIENCE = 2.0
-"""Seconds to wait for the broker's answer when consumers are cancelled; it may be away without our knowing yet."""
+"""Seconds to wait for basic.cancel-ok; the connection may be half open without our knowing yet."""
 _LARGEST_PREFETCH = 65_535
 _SOON = 0.2
-"""Seconds."""
+"""Seconds between a change of the number of held requests and the resize, so that several changes share one."""
 _HOLD_AFTER = 1 / 3
-"""Part of the broker's limit after which a delivery is to be held; whoever looks may be late by half of that."""
+"""Fraction of the consumer_timeout after which a delivery is to be held; the caller may be late by half of that."""
 
 # Note [Delivery limit]
 #
-# From RabbitMQ 4.0 on a quorum queue drops a message that came back more than 20 times, if nobody has set another
-# limit. It counts whatever was in the hands of a process that died, begun or not. So that nothing is lost that never
-# began, a message that came back half as often is sent anew, which begins the broker's count again, and not ours. A
-# limit that is set, is kept.
+# From RabbitMQ 4.0 on a quorum queue drops a message that was returned more than 20 times, unless
+# another limit is set. It counts every message that was unacknowledged when a process died, whether
+# its request had begun or not. So that no message is lost that never began, one that was returned
+# half as often is published anew: that restarts the broker's count, and keeps ours. A limit that
+# the operator has set is respected.
 _RETURNS_BORNE = 10
 
 
 @implementer(IListener)
 @attrs.define(eq=False)
 class Listener:
-    """Consumes what is sent to a topic, to a server of it, and to all its servers; see IListener.
+    """Consumes what is sent to a topic, to one server of it, and to all its servers; see IListener.
 
+    :param consumers: keeps it established on the consuming connection.
     :param exchange: the control exchange.
-    :param publisher: sends what is given back or put aside.
-    :param alone: it is the topic's own queue alone; see ITransport.consume.
+    :param receiver: called with each delivery.
+    :param prefetch: unsettled deliveries for each queue; at most 65535 (a short, AMQP 0-9-1 1.8.3.1).
+    :param publisher: publishes the copies of requeued, held and quarantined messages.
+    :param alone: consume from the topic's queue only; see ITransport.consume.
+    :ivar unreadable: messages that were rejected because they could not be decoded.
     """
 
     consumers: Consumers
@@ -82,21 +87,21 @@ class Listener:
 
     @property
     def clock(self) -> IReactorTime:
-        """What measures pauses."""
+        """Measures pauses."""
         return self.consumers.clock
 
     def publish(self, message: Message) -> Deferred[None]:
-        """Send a message; see :meth:`novasvc.transport.amqp.publisher.Publisher.publish`."""
+        """Publish a message; see :meth:`novasvc.transport.amqp.publisher.Publisher.publish`."""
         return self.publisher.publish(message)
 
     @property
     def publishes(self) -> bool:
-        """Whether the broker can be reached, and takes messages."""
+        """Whether the publishing connection is ready: connected and not blocked."""
         return self.publisher.connection.state == "ready"
 
     @property
     def is_full(self) -> bool:
-        """Whether a queue may have to wait for room: as much is unsettled as one of them may deliver."""
+        """Whether a queue may be out of prefetch: at least one queue's worth of deliveries is unsettled."""
         return self._consumption is not None and len(self._consumption) >= self.prefetch
 
     @property
@@ -106,37 +111,37 @@ class Listener:
 
     @property
     def hold_after(self) -> float | None:
-        """Seconds after which a delivery has to be settled or held; see IListener."""
+        """Seconds after which a delivery has to be settled or held; None without a limit. See IListener."""
         limit = self.consumers.consumer_timeout
         return limit * _HOLD_AFTER if limit else None
 
     @property
     def topic(self) -> str:
-        """Whose quarantine is used."""
+        """The topic whose quarantine queue is used."""
         return self.target.topic
 
     @property
     def durable(self) -> bool:
-        """Whether the queues of requests outlive the broker."""
+        """Whether the request queues survive a restart of the broker."""
         options = self.consumers.options
         return options.durable_queues or options.quorum_queue
 
     def sent_to(self, queue: str) -> str:
-        """Return what the messages in a queue of ours were sent to; see IDelivery."""
+        """Return how the messages of one of our queues were addressed; see IDelivery."""
         if queue == self.target.topic:
             return "topic"
         return "fanout" if queue == self._fanout_queue else "server"
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Declare the queues and consume from them, unless it was cancelled; see _Subscription."""
+        """Declare the queues and consume from them, unless cancelled; see _Subscription."""
         if self._cancelled or (self._narrowed and self.target.server is None):
             return
         options, target, narrowed = self.consumers.options, self.target, self._narrowed
         channel = await protocol.open_channel()
         consumption = self._establishing = Consumption(self, channel, self.prefetch, self._ended)
-        consumption.unwanted = self._is_cancelled()  # while the channel was opened
+        consumption.unwanted = self._is_cancelled()  # it may have been cancelled while the channel was opened
         try:
-            # For each consumer by itself: quorum queues know no other way.
+            # "global" stays false, a limit for each consumer: quorum queues support no other.
             await channel.basic_qos(prefetch_count=self.prefetch)
             await topology.declare_exchange(channel, self.exchange, options)
             queues = [] if narrowed else [target.topic]
@@ -148,8 +153,8 @@ class Listener:
                 await topology.declare_fanout_queue(channel, target.topic, self._fanout_queue, options)
                 queues.append(self._fanout_queue)
             channel.receiver = consumption
-            # The topic's queue last, which others serve, too: where a queue of our own cannot be consumed, a new
-            # attempt would else take their requests each time, and give them back as delivered before.
+            # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
+            # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
                 await consumption.consume(queue, last=narrowed)
             if not consumption.unwanted:
@@ -158,7 +163,7 @@ class Listener:
                     await self._narrow(consumption)
                 self.held_changed()
                 return
-            # It was cancelled meanwhile, and found nothing to cancel. What came is given back as it was.
+            # It was cancelled meanwhile, when there were no consumers to cancel. Deliveries are requeued unchanged.
             await self.moved()
         except BaseException:
             if self._consumption is consumption:
@@ -168,16 +173,16 @@ class Listener:
         consumption.end("it is not wanted any more")
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
-        """Send a message to itself, and make the bindings again; see IListener."""
+        """Send a message to itself, and bind its queues again; see IListener."""
         return self.loopback.verify(write, timeout)
 
     @property
     def connections(self) -> tuple[Connection, Connection]:
-        """The connection that publishes, and the one that consumes."""
+        """The publishing and the consuming connection."""
         return self.publisher.connection, self.consumers.connection
 
     async def count_consumers(self, queue: str) -> int:
-        """Return how many consumers a queue has, as the host says where this listener consumes; 0 without a queue."""
+        """Return a queue's consumer count, as the host of the consuming connection sees it; 0 without a queue."""
         protocol = self.consumers.connection.protocol
         if protocol is None:
             return 0
@@ -190,23 +195,23 @@ class Listener:
         return consumers
 
     def takes(self, queue: str) -> bool:
-        """Tell whether it has a consumer on a queue now: not where it takes nothing for as long as it is full."""
+        """Return whether the listener has a consumer on a queue now; a full listener may have cancelled it."""
         return self._consumption is not None and self._consumption.takes(queue)
 
     def consume_anew(self, problem: str) -> None:
-        """Give up the channel, and declare and consume again on another.
+        """Abandon the channel; the queues are declared and consumed again on another.
 
-        :param problem: why.
+        :param problem: why, for the log.
         """
         if self._consumption is not None:
             self._consumption.channel.abandon(ClosedError(problem, code=NOT_FOUND))
 
     def is_worn(self, returns: int) -> bool:
-        """Tell whether a message has to be sent anew, lest the broker drop it; see Note [Delivery limit]."""
+        """Return whether a message nears the delivery limit and has to be published anew; see Note [Delivery limit]."""
         return returns >= _RETURNS_BORNE and not self.consumers.options.quorum_delivery_limit
 
     def _ended(self, consumption: Consumption, reason: ClosedError) -> None:
-        """Begin again, unless the connection has ended: then its successor restores it."""
+        """Repair the consumers after a lost channel; after a lost connection the next one restores them."""
         if consumption is not self._consumption:
             return
         self._consumption = None
@@ -216,21 +221,22 @@ class Listener:
             self.consumers.repair(self)
 
     def connection_lost(self) -> None:
-        """Do nothing: the channel has said so."""
+        """Do nothing: channel_closed has handled it."""
 
     def running(self, queue: str) -> RunningRequests:
-        """Return the place for requests from a queue that run for long; see RunningRequests."""
+        """Return the private queue for long-running requests that came from a queue; see RunningRequests."""
         return self._running.setdefault(queue, RunningRequests(self, queue))
 
     # Note [Room for what others could do]
     #
-    # What is held does not count any more for the prefetch of the queue that it came from, but it
-    # goes on taking a place here. Other servers may have places for what would wait here instead,
-    # so we take as much less from the topic's queue, or nothing. Our own queues nobody else serves.
+    # A held request no longer counts for the prefetch of the queue that it came from, but it still
+    # occupies a place in this process. Other servers may have free places for the requests that would
+    # wait here instead. So the prefetch of the topic's queue shrinks by the number of held requests,
+    # to nothing if need be. Nobody else serves our own queues, so their prefetch stays.
 
     def held_changed(self) -> None:
-        """Take less from the topic's queue if more is held, and more if less is; soon, as it may change again."""
-        # An auto-delete queue goes with its last consumer, and each resize cancels one.
+        """Schedule a resize of the topic's prefetch; see Note [Room for what others could do]."""
+        # A resize cancels the consumer, and an auto-delete queue is deleted with its last one.
         stays = self._cancelled or self._narrowed or self.consumers.options.auto_delete
         if self._running and self._soon is None and not self._resizing and not stays:
             self._soon = self.clock.callLater(_SOON, self._resize)
@@ -254,12 +260,12 @@ class Listener:
         return sum(map(len, self._running.values()))
 
     def keep(self, moving: Deferred[Any]) -> None:
-        """Wait for it before the channel is closed, and before copies are handed on."""
+        """Track a move: closing, and copies that arrive, wait for it."""
         self._moving.append(moving)
         moving.addBoth(self._kept, moving)
 
     def _kept(self, _: object, moving: Deferred[Any]) -> None:
-        """Hand on the copies that waited for the last of the moves; see Note [Copies wait]."""
+        """Hand on the copies that waited, after the last of the moves; see Note [Copies wait]."""
         self._moving.remove(moving)
         if not self._moving:
             copies, self._copies = self._copies, []
@@ -267,7 +273,7 @@ class Listener:
                 delivery.hand_on()
 
     def puts_off(self, copy: Delivery) -> bool:
-        """Keep a copy while something is moved; see Note [Copies wait] in novasvc.transport.amqp.consumption."""
+        """Keep a copy while a message is being moved; see Note [Copies wait] in novasvc.transport.amqp.consumption."""
         if self._moving:
             self._copies.append(copy)
         return bool(self._moving)
@@ -283,7 +289,7 @@ class Listener:
         return consumption.narrow(own, self.prefetch)
 
     def cancel(self) -> Deferred[None]:
-        """Stop the deliveries; see IListener."""
+        """Stop all deliveries; see IListener."""
         self._stop()
         return Deferred.fromCoroutine(self._change(Consumption.cancel))
 
@@ -303,35 +309,35 @@ class Listener:
 
     async def _change(self, change: Callable[[Consumption], Coroutine[Deferred[Any], Any, None]]) -> None:
         if self._consumption is None or self._silent:
-            return  # or it is being established, which sees what it is to be
-        # What has lost its channel delivers nothing more either way.
+            return  # if it is being established, establish() checks the flags
+        # A lost channel delivers nothing more, so ask() counts its end as success.
         await self.ask(change(self._consumption))
 
     @property
     def is_silent(self) -> bool:
-        """Whether the broker did not answer in time when it was told to stop the deliveries."""
+        """Whether the broker did not answer basic.cancel in time."""
         return self._silent
 
     async def ask(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
-        """Wait for a change of consumers, or for the end of the channel; see is_silent if it takes too long."""
+        """Wait for a change of consumers or the end of the channel, but at most 2 s; after that is_silent is set."""
         changing: Deferred[None] = Deferred.fromCoroutine(change)
         changing.addErrback(lambda failure: failure.trap(ClosedError) and None)
-        # It goes on when it is not waited for any longer: a broker that is only slow is told all of it.
+        # The change goes on after the timeout: a broker that is only slow still gets all of its methods.
         waiting = _done(changing)
         await waiting.addTimeout(_ANSWER_PATIENCE, self.clock, onTimeoutCancel=self._note_silence)
 
     def _note_silence(self, _: object, seconds: float) -> None:
-        """Wait for no answer of this broker any more: a service that ends has no time for that."""
+        """Stop waiting for this broker's answers: a shutdown has a deadline."""
         self._silent = True
         _log.warn("the broker has not answered {listener} within {seconds:g} s", listener=str(self), seconds=seconds)
 
     def close(self) -> Deferred[None]:
-        """Give up the queue of fanouts, and what is unsettled; see IListener."""
+        """Delete the fanout queue and close the channel; unsettled deliveries are requeued. See IListener."""
         self._stop()
         return Deferred.fromCoroutine(self._close())
 
     async def moved(self) -> None:
-        """Wait until what is given back, or put aside, is there; but for a broker that does not answer, not long."""
+        """Wait for the moves under way: up to the operation timeout, or 2 s if the broker is silent or blocked."""
         moves = DeferredList([_done(moving) for moving in self._moving], consumeErrors=True)
         deaf = self._silent or self.publisher.connection.state == "blocked"
         patience = _ANSWER_PATIENCE if deaf else self.consumers.options.operation_timeout
@@ -346,7 +352,7 @@ class Listener:
             return
         consumption.flush()
         consumption.forget_unsettled()
-        consumption.channel.receiver = None  # what comes now goes back with the channel
+        consumption.channel.receiver = None  # deliveries from now on are requeued when the channel closes
         try:
             if self._fanout_queue is not None and not self._silent:
                 await topology.delete_queue(consumption.channel, self._fanout_queue, self.clock)
@@ -356,7 +362,7 @@ class Listener:
 
 
 def _done(moving: Deferred[Any]) -> Deferred[None]:
-    """Wait for a Deferred without having its result."""
+    """Return a Deferred that fires with None when another has fired, whose result stays unchanged."""
     done: Deferred[None] = Deferred()
 
     def end(result: Any) -> Any:

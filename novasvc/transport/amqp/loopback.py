@@ -1,4 +1,4 @@
-"""Proof that messages reach a listener: it sends itself one, as a caller would, and makes its bindings again."""
+"""Proof that messages reach a listener: it sends itself a probe as a caller would, and binds its queues again."""
 
 import os
 from functools import partial
@@ -25,42 +25,48 @@ if TYPE_CHECKING:
 _log = Logger()
 
 _WAITING = 0.8
-"""Part of the time of a verification that the message has to come back; the rest is for finding out why it did not."""
+"""Fraction of a verification's timeout in which the probe has to return; the rest is for the diagnosis."""
 _TOO_OFTEN = 2
-"""Verifications in a row whose message did not arrive, before the listener consumes anew."""
+"""Consecutive overdue probes after which the listener consumes anew."""
 _SHORTEST_TTL = 0.1
 _FORWARD_TTL = 10.0
 """Seconds."""
 _ANSWER_LIMIT = 65_536
-"""Bytes of a peer's answer to a probe, at the most."""
+"""Largest answer of a peer to a probe, in bytes."""
 
 
 @attrs.define(eq=False)
 class Loopback:
-    """The test of the way to one listener; see :meth:`novasvc.interfaces.IListener.verify`.
+    """Verifies the route to one listener; see :meth:`novasvc.interfaces.IListener.verify`.
 
-    :param address: the listener's own queue for fanouts, which probes come back by; None if it has none.
+    :param address: the listener's own fanout queue, to which probes return; None if it has none.
+    :ivar host: binding of the server's queue.
+    :ivar topic: binding of the topic's queue.
+    :ivar fanout: binding of the listener's fanout queue.
     """
 
     # Note [The way to oneself]
     #
-    # A broker can lose a binding and keep the queue and its consumer: nothing on the consuming connection tells.
-    # Only a message proves the way. It goes out by the publishing connection, which in a cluster may lead to
-    # another host than the consuming one, to the exchange, with the key of topic and server. It is mandatory, so
-    # a missing binding is known at once.
+    # A broker can lose a binding and keep the queue and its consumer. Nothing on the consuming
+    # connection reports that; only a message proves the route. The probe leaves by the publishing
+    # connection, which in a cluster may lead to another host than the consuming one. It goes to the
+    # control exchange, with the routing key of topic and server. It is mandatory, so a missing binding
+    # shows at once as basic.return.
     #
-    # Processes of one host share its queue, and the message may come to any of them. Each recognises it by its
-    # header and passes it on to the queue for fanouts of the sender, by the default exchange. A peer that does
-    # not know the header sees a call of baseapi.ping and replies to that same queue. Either proves that the host
-    # is reached.
+    # The processes of one host share its queue, and any of them may receive the probe. Each recognises
+    # the probe by its header and forwards it to the sender's fanout queue by the default exchange. A
+    # peer that does not know the header sees a call of baseapi.ping, and replies to that same queue.
+    # Either proves that the host can be reached.
     #
-    # A message to the topic would come to another node, and a fanout to all of them. So their bindings are made
-    # again instead, one of the two each time; the broker does not say whether a binding was there before. What it
-    # does say: that the queue or the exchange is gone. A fanout exchange goes with its last binding, and a node
-    # that is the only consumer of its topic sends a message to the topic, too. So a node that is alone misses
-    # nothing in silence, and with others a lost binding is back within two intervals.
+    # A probe to the topic would reach another node, and a fanout all nodes. So those bindings are made
+    # again instead, one of the two in each verification; the broker does not say whether a binding
+    # existed. It does say that a queue or an exchange does not exist, and a fanout exchange is deleted
+    # with its last binding. A node that is the only consumer of its topic also sends a probe to the
+    # topic. So a node on its own detects every loss, and among others a lost binding is restored
+    # within two intervals.
     #
-    # All this happens on a channel of its own: a refusal ends it, and no other message with it.
+    # Declarations and probes use a channel of their own: a refusal closes it, and no other message is
+    # lost.
 
     listener: "Listener"
     address: str | None
@@ -83,18 +89,18 @@ class Loopback:
         self.topic = Binding(topic, exchange, topic)
         self.fanout = Binding(self.address or "", topology.fanout_exchange(topic), topic)
 
-    # -- what comes ----------------------------------------------------------------------------
+    # -- deliveries ----------------------------------------------------------------------------
 
     def watches(self, queue: str) -> bool:
-        """Tell whether :meth:`take` has to see all messages of a queue: the host's, and what peers answer to."""
+        """Return whether :meth:`take` has to see all messages of a queue: the server's, and the one for answers."""
         return queue in {self.host.queue, self.address}
 
     def take(self, queue: str, body: bytes, probe: str | None) -> bool:
-        """Take a delivery if it is a probe, or a peer's answer to one; return whether it was.
+        """Consume a delivery if it is a probe, or a peer's answer to one; return whether it was.
 
-        Called with all messages of the queues that it watches, and with all probes.
+        Called for all messages of the watched queues, and for all probes.
 
-        :param probe: what its header says.
+        :param probe: the probe header: the queue of its sender; None without the header.
         """
         if probe is None:
             if queue == self.host.queue:
@@ -114,7 +120,7 @@ class Loopback:
             back.callback(None)
 
     def _pass_on(self, address: str, body: bytes) -> None:
-        """Give a probe to its sender, which shares our queue."""
+        """Forward a probe to its sender, another process of this host."""
         message = Message("", address, body, _FORWARD_TTL, mandatory=False, target=address, headers={PROBE: address})
         passing = self.listener.publish(message)
         passing.addErrback(lambda failure: _log.debug("a probe was not passed on: {error}", error=failure.value))
@@ -122,7 +128,7 @@ class Loopback:
     # -- verifications -------------------------------------------------------------------------
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
-        """Prove that messages arrive; see IListener."""
+        """Send a probe and wait for it, restoring what is missing; see IListener."""
         listener = self.listener
         if self.address is None or listener.target.server is None:
             return succeed(Reachability())
@@ -134,9 +140,9 @@ class Loopback:
         return verifying.addTimeout(timeout, clock, onTimeoutCancel=lambda *_: self._judged(silent))
 
     def _judged(self, found: Reachability) -> Reachability:
-        """Return what was found, unless a broker in alarm is to blame.
+        """Return the finding, unless the broker blocks publishing.
 
-        :raises BrokerBlockedError: it is.
+        :raises BrokerBlockedError: it does.
         """
         connection = self.listener.publisher.connection
         if connection.state == "blocked":
@@ -144,16 +150,17 @@ class Loopback:
         return found
 
     def regular(self) -> Plan:
-        """Look after one of the two bindings that the message itself does not need, in turns."""
+        """Return the plan of a verification: check the topic's and the fanout's binding in turns."""
         return Plan(count_consumers=True) if self._rounds % 2 else Plan(bindings=[self.fanout])
 
     async def arrives(self, plan: Plan, write: WriteProbe, until: float) -> None:
-        """Declare, send, and wait until the message is back, or waits its turn.
+        """Declare, send a probe, and wait until it is back or known to queue behind other messages.
 
+        :param until: seconds on the clock.
         :raises UndeliverableError: a binding is missing.
         :raises BrokerError: the broker refuses a declaration, or takes no message.
-        :raises GoneError: the consumer is gone.
-        :raises OverdueError: the message is not back.
+        :raises GoneError: the queue has no consumer.
+        :raises OverdueError: the probe was confirmed and is not back.
         """
         listener, clock, taken = self.listener, self.listener.clock, self._taken
         back: Deferred[None] = Deferred()
@@ -172,8 +179,8 @@ class Loopback:
         if not consumers and not self.options.quorum_queue:
             raise GoneError(self.host.queue)
         if listener.is_full or (messages and self._taken != taken):
-            return  # It waits its turn: what is before it is being worked on.
-        # Not in the text, which is logged anew whenever it changes.
+            return  # It queues behind messages that are being processed.
+        # Kept out of the error's text: the caller logs each change of that text.
         _log.debug(
             "{queue} has {messages} messages that wait, and {consumers} consumers",
             queue=self.host.queue,
@@ -183,7 +190,7 @@ class Loopback:
         raise OverdueError(f"a message to {self.host.queue} was confirmed and did not arrive")
 
     def late(self, problem: str) -> Reachability:
-        """Consume anew when it is late for the second time: then it was not the broker's load."""
+        """Report an overdue probe; consume anew the second time in a row, when load is no longer the likely cause."""
         found = self._judged(Reachability(problem))
         self._overdue += 1
         if self._overdue == _TOO_OFTEN:
@@ -213,7 +220,7 @@ class Loopback:
             await topology.declare_fanout_exchange(channel, self.topic.queue, self.options)
         bindings = plan.bindings
         if plan.count_consumers:
-            # A node that is full has cancelled its own consumer, and makes another when it has room.
+            # A full node has cancelled its consumer, and starts another when it has room.
             took = self.listener.takes(self.topic.queue)
             _, consumers = await topology.count(channel, self.topic.queue)
             takes = took and self.listener.takes(self.topic.queue)
@@ -223,6 +230,6 @@ class Loopback:
             bindings = [] if plan.to_topic else [self.topic]
         for binding in bindings:
             if binding in plan.broken:
-                # A cluster that was split may have a binding that leads nowhere.
+                # After a network partition a cluster may keep a binding that routes nowhere; unbind it first.
                 await topology.unbind(channel, binding)
             await topology.bind(channel, binding)

@@ -1,4 +1,4 @@
-"""What can be chosen about a broker, beside its address."""
+"""Options of a broker beside its address."""
 
 from pathlib import Path
 
@@ -7,25 +7,25 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class BrokerOptions:
-    """Deadlines, how queues are declared, and TLS. The defaults are oslo.messaging's, but for the heartbeat.
+    """Deadlines, queue arguments and TLS files. The defaults are oslo.messaging's, except the heartbeat.
 
-    :param heartbeat: seconds; 0 is none.
-    :param connect_timeout: seconds for one host: name, TCP, TLS and handshake.
-    :param operation_timeout: seconds that the broker has for each answer.
-    :param durable_queues: queues of requests and the control exchange outlive the broker.
-    :param auto_delete: they go with the last that uses them.
-    :param quorum_queue: queues of requests are replicated; implies durable.
-    :param transient_quorum_queue: queues of fanouts and replies are replicated and durable.
+    :param heartbeat: seconds; 0 disables heartbeats.
+    :param connect_timeout: seconds for one host: DNS, TCP, TLS and handshake.
+    :param operation_timeout: seconds that the broker has to answer each method.
+    :param durable_queues: request queues and the control exchange survive a restart of the broker.
+    :param auto_delete: they are deleted with their last consumer or binding.
+    :param quorum_queue: request queues are replicated quorum queues; implies durable.
+    :param transient_quorum_queue: fanout and reply queues are quorum queues, and durable.
     :param quorum_delivery_limit: deliveries after which a quorum queue drops a message; 0 leaves it to the broker.
-    :param quorum_max_memory_length: messages that a quorum queue keeps in memory; 0 is without limit.
-    :param quorum_max_memory_bytes: bytes that a quorum queue keeps in memory; 0 is without limit.
-    :param transient_queues_ttl: seconds after which an unused queue of fanouts or replies goes; 0 is never.
-    :param consumer_timeout: seconds for which the broker lets a delivery be unacknowledged; 0 is without limit.
-    :param durable_private_queues: queues of fanouts and replies are durable, because the broker permits no others;
-        found out, not set.
-    :param ssl_ca_file: certificates of those whom we trust; None is the system's.
-    :param ssl_cert_file: our own certificate, if the broker wants one.
-    :param ssl_key_file: its key.
+    :param quorum_max_memory_length: messages that a quorum queue keeps in memory; 0 is unlimited.
+    :param quorum_max_memory_bytes: bytes that a quorum queue keeps in memory; 0 is unlimited.
+    :param transient_queues_ttl: seconds after which an unused fanout or reply queue is deleted; 0 is never.
+    :param consumer_timeout: seconds for which a delivery may stay unacknowledged on the broker; 0 is unlimited.
+    :param durable_private_queues: fanout and reply queues are durable, because the broker denies transient ones;
+        detected, not configured.
+    :param ssl_ca_file: CA bundle (PEM) used to verify the broker; None uses the system's.
+    :param ssl_cert_file: client certificate (PEM), if the broker requires one.
+    :param ssl_key_file: its private key (PEM), without a passphrase.
     """
 
     heartbeat: float = 10.0

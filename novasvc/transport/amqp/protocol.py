@@ -1,8 +1,9 @@
-"""A connection to RabbitMQ as a Twisted protocol: txamqp's client, with its codec and its queues replaced.
+"""A RabbitMQ connection as a Twisted protocol: txamqp's client with its codec and queues replaced.
 
-txamqp gives the spec's methods, the channels and the course of the handshake. What it lacks
-(a correct codec, content that is bytes, deadlines, negotiation, bounds) is here and in the
-modules beside it; every defect that this mends has a test in ``tests/unit/test_amqp_*.py``.
+txamqp provides the spec's methods, the channels and the order of the handshake. This module and
+those beside it provide what txamqp lacks: a correct codec, bodies as bytes, deadlines, negotiation
+of limits, and bounds. Each defect of txamqp that is avoided here has a test in
+``tests/unit/transport/amqp``.
 """
 
 from collections.abc import Callable
@@ -34,14 +35,14 @@ from novasvc.transport.amqp.spec import SPEC
 _log = Logger()
 
 FRAME_MAX = 131_072
-"""Bytes of a frame that we take and send, at the most; the broker may want less."""
+"""Largest frame, in bytes, that we offer to read and write; the broker may negotiate a smaller one."""
 CHANNEL_MAX = 2047
 BODY_LIMIT = 16 * 2**20
-"""Bytes of a message's body that we take."""
+"""Largest message body in bytes; a longer one is reported as None and not kept."""
 _CLOSE_TIMEOUT = 3.0
-"""Seconds that we wait for the broker's goodbye."""
+"""Seconds to wait for connection.close-ok."""
 _BEATS_MISSED = 3
-"""Half intervals without a byte after which the broker counts as dead: noticed within two heartbeats."""
+"""Half heartbeat intervals without a byte after which the broker counts as dead: at most two heartbeats pass."""
 _CAPABILITIES = (
     "authentication_failure_close",
     "basic.nack",
@@ -53,27 +54,27 @@ _TLS_ALERT = b"\x15\x03"
 
 
 class Observer(Protocol):
-    """Who owns a connection. None of these raises."""
+    """The owner of a connection. Its methods must not raise."""
 
     def lost(self, reason: ClosedError) -> None:
-        """Hear that the connection has ended; said once."""
+        """Handle the end of the connection; called once."""
 
     def blocked(self, reason: str) -> None:
-        """Hear that the broker takes no messages now."""
+        """Handle connection.blocked: the broker reads no messages from publishing connections."""
 
     def unblocked(self) -> None:
-        """Hear that it does again."""
+        """Handle connection.unblocked: the broker reads messages again."""
 
     def congested(self, congested: bool) -> None:  # noqa: FBT001 - the one thing it says
-        """Hear that the socket takes no more for now, or does again."""
+        """Handle the socket's back-pressure: its buffer is full (True), or has room again (False)."""
 
 
 @attrs.frozen(kw_only=True)
 class Login:
-    """Who we are to the broker.
+    """Credentials, virtual host and name of a connection.
 
     :param vhost: the virtual host.
-    :param name: the connection's name, for the operator who looks at the broker's list.
+    :param name: the connection's name in the broker's list.
     """
 
     username: str
@@ -82,9 +83,9 @@ class Login:
     name: str
 
     def answer(self, mechanisms: str) -> tuple[str, str | dict[str, str]]:
-        """Choose a mechanism of those offered.
+        """Choose a SASL mechanism: PLAIN if it is offered, else AMQPLAIN.
 
-        :param mechanisms: names, separated by blanks.
+        :param mechanisms: names, separated by spaces.
         :return: mechanism and response.
         """
         if "PLAIN" in mechanisms.split():
@@ -95,7 +96,7 @@ class Login:
 @implementer(IPushProducer)
 @attrs.frozen(eq=False)
 class _Valve:
-    """Tells the owner when the socket's buffer is full, and when it has room again."""
+    """Reports the transport's back-pressure to the owner, as a push producer."""
 
     _observer: Observer
 
@@ -110,14 +111,14 @@ class _Valve:
 
 
 class Delegate(TwistedDelegate):  # type: ignore[misc]
-    """Answers what the broker begins by itself."""
+    """Handles the methods that the broker sends unasked."""
 
     client: "AMQPProtocol"
 
     def dispatch(self, channel: Channel, message: Invocation) -> None:
-        """Find the handler by the method's name.
+        """Call the handler that is named after the method.
 
-        :raises FrameError: there is none: a broker does not say that to a client.
+        :raises FrameError: there is none: a client must not receive the method.
         """
         method = message.method
         handler = getattr(self, f"{pythonize(method.klass.name)}_{pythonize(method.name)}", None)
@@ -126,7 +127,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
         handler(channel, message)
 
     def connection_start(self, channel: Channel, message: Invocation) -> None:
-        """Say who we are, and what we understand."""
+        """Handle connection.start: send credentials and client capabilities (AMQP 0-9-1 1.4.2.1)."""
         self._see_turn("connection.start")
         login = self.client.login
         mechanism, response = login.answer(_text(message.mechanisms))
@@ -140,7 +141,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
         channel.connection_start_ok(properties, mechanism, response, "en_US")
 
     def connection_tune(self, channel: Channel, message: Invocation) -> None:
-        """Agree on the limits; the smaller one counts, and 0 is no limit."""
+        """Handle connection.tune: negotiate the limits (AMQP 0-9-1 1.4.2.5)."""
         self._see_turn("connection.tune")
         self.client.tune(message.channel_max, message.frame_max, message.heartbeat)
         self.client.started.fire()
@@ -150,26 +151,26 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
             raise FrameError(f"{name} out of its turn")
 
     def connection_blocked(self, channel: Channel, message: Invocation) -> None:
-        """Pass it on."""
+        """Handle connection.blocked: tell the owner."""
         self.client.observer.blocked(_text(message.reason))
 
     def connection_unblocked(self, channel: Channel, message: Invocation) -> None:
-        """Pass it on."""
+        """Handle connection.unblocked: tell the owner."""
         self.client.observer.unblocked()
 
     def connection_close(self, channel: Channel, message: Invocation) -> None:
-        """Answer, and end."""
+        """Handle connection.close: confirm it and end the connection."""
         channel.connection_close_ok()
         self.client.end(ClosedError(_text(message.reply_text), message.reply_code))
 
     def channel_close(self, channel: Channel, message: Invocation) -> None:
-        """Answer, and end that channel."""
+        """Handle channel.close: confirm it, free the number and end the channel."""
         channel.channel_close_ok()
         self.client.release_channel(channel)
         channel.do_close(ClosedError(_text(message.reply_text), message.reply_code))
 
     def basic_cancel(self, channel: Channel, message: Invocation) -> None:
-        """Pass it on."""
+        """Handle basic.cancel: tell the channel's receiver."""
         if channel.receiver is not None:
             channel.receiver.consumer_cancelled(_text(message.consumer_tag))
 
@@ -178,15 +179,17 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
 
 class AMQPProtocol(AMQClient):  # type: ignore[misc]
-    """One connection, from the first byte to the last.
+    """One AMQP connection, from the protocol header to the end of the socket.
 
-    :param login: who we are.
-    :param clock: heartbeats and deadlines.
-    :param heartbeat: seconds; the broker may want a shorter one. 0 is none.
-    :param operation_timeout: seconds that the broker has for each answer.
+    :param login: credentials, virtual host and name.
+    :param clock: measures heartbeats and deadlines.
+    :param heartbeat: seconds; the broker may negotiate a shorter interval. 0 disables heartbeats.
+    :param operation_timeout: seconds that the broker has to answer each method.
     :param observer: the owner.
-    :ivar reading: it handles what came by one read.
-    :ivar turn_end: what is done once when that is handled; see :meth:`at_turn_end`.
+    :ivar reading: true while the bytes of one read are handled.
+    :ivar turn_end: called once after the bytes of one read are handled; see :meth:`at_turn_end`.
+    :ivar tuned: the limits are negotiated.
+    :ivar closed: the connection has ended; ``reason`` says why.
     """
 
     def __init__(
@@ -213,10 +216,10 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.turn_end: list[Callable[[], None]] = []
         self._closing: IDelayedCall | None = None
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- handshake and end ---------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """Say what we speak; the broker goes on from there."""
+        """Send the protocol header (AMQP 0-9-1 4.2.2); the broker answers with connection.start."""
         for option in ("setTcpNoDelay", "setTcpKeepAlive"):
             getattr(self.transport, option)(True)
         self.transport.registerProducer(_Valve(self.observer), True)
@@ -225,17 +228,22 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     async def handshake(self) -> None:
         """Wait until the virtual host is open.
 
-        :raises ClosedError: the broker refused, or was lost.
+        :return: None, when connection.open-ok has arrived.
+        :raises ClosedError: the broker refused, or the connection was lost.
         """
         await self.started.wait()
         await self.channels[0].connection_open(self.vhost)
 
     def tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
-        """Take the broker's limits, and tell it what counts."""
+        """Apply the smaller of the broker's limits and ours, and send connection.tune-ok.
+
+        For the broker's channel_max and frame_max, 0 means no limit. Heartbeats are off if ours is 0; a broker's 0
+        leaves ours.
+        """
         self.tuned = True
         self.channel_max = min(channel_max or CHANNEL_MAX, CHANNEL_MAX)
         self.frame_max = self._reader.frame_max = max(SMALLEST_FRAME, min(frame_max or FRAME_MAX, FRAME_MAX))
-        # What is sent is whole seconds; a shorter one of ours is kept by us alone.
+        # The wire format is whole seconds. A shorter interval is kept on our side only.
         self.heartbeat = min(heartbeat or self.heartbeat, self.heartbeat) if self.heartbeat else 0
         announced = max(1, round(self.heartbeat)) if self.heartbeat else 0
         self.channels[0].connection_tune_ok(self.channel_max, self.frame_max, announced)
@@ -244,9 +252,9 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             running.addErrback(lambda failure: _log.failure("heartbeats ended", failure))
 
     def close(self, reason: object = None, within: float = _CLOSE_TIMEOUT) -> Deferred[None]:
-        """Say goodbye, and disconnect.
+        """Send connection.close and disconnect.
 
-        :param within: seconds that the broker has for its own goodbye.
+        :param within: seconds to wait for connection.close-ok; the socket is aborted after that.
         :return: Deferred[None], fired when the socket is closed; never fails.
         """
         if self.closed:
@@ -259,12 +267,15 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     def _goodbye_said(self, answer: object) -> Deferred[None]:
         self.end(ClosedError("it was closed", clean=True))
         if isinstance(answer, Failure):
-            self.transport.abortConnection()  # who does not answer would not take part in the end of TLS, either
+            self.transport.abortConnection()  # a silent peer would not finish TLS's closure, either
         gone: Deferred[None] = self.disconnected.wait()
         return gone.addCallback(lambda _: None)
 
     def end(self, reason: ClosedError) -> None:
-        """End all channels, disconnect, and tell the owner."""
+        """Close all channels, disconnect, and tell the owner; it does nothing the second time.
+
+        The socket is flushed if the broker gave a reply code or we closed on purpose, and aborted otherwise.
+        """
         if self.closed:
             return
         self.closed = True
@@ -277,14 +288,14 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         if self.transport is not None:
             self.transport.unregisterProducer()
             if reason.code or reason.clean:
-                self.transport.loseConnection()  # after what is still to be written
+                self.transport.loseConnection()  # flushes what is buffered
                 self._closing = self.clock.callLater(_CLOSE_TIMEOUT, self.transport.abortConnection)
             else:
                 self.transport.abortConnection()
         self.observer.lost(reason)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Note that the socket is gone."""
+        """Handle the end of the socket."""
         if self._closing is not None and self._closing.active():
             self._closing.cancel()
         self.end(ClosedError(reason.getErrorMessage(), cause=reason))
@@ -293,13 +304,13 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     # -- bytes ---------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Send whole frames. What was ended takes none."""
+        """Write whole frames; they are dropped after the end."""
         if not self.closed:
             self._sent = True
             self.transport.write(data)
 
     def dataReceived(self, data: bytes) -> None:
-        """Take what came."""
+        """Parse and dispatch the received bytes; malformed ones end the connection."""
         self._heard = True
         if self.reason is not None:
             return
@@ -320,7 +331,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
 
     @staticmethod
     def _what_it_speaks(data: bytes) -> str | None:
-        """Recognise the usual mistakes of an address, by the first bytes of the answer; None if it is AMQP."""
+        """Recognise a wrong port by the first bytes of the answer; return the problem, or None if it may be AMQP."""
         if data.startswith(_TLS_ALERT):
             return "the port speaks TLS; use amqps://"
         if data.startswith(b"AMQP"):
@@ -328,7 +339,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         return None
 
     def at_turn_end(self, flush: Callable[[], None]) -> None:
-        """Have something done once, after all that came by the same read was handled."""
+        """Call something once after the bytes of this read are handled; in the next turn if there is no read."""
         self.turn_end.append(flush)
         if not self.reading and len(self.turn_end) == 1:
             self.clock.callLater(0, self._end_turn)
@@ -341,9 +352,9 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     # -- channels ------------------------------------------------------------------------------
 
     def open_channel(self) -> Deferred[Channel]:
-        """Open one more channel.
+        """Open a channel with the lowest free number.
 
-        :return: Deferred[Channel]; fails with ClosedError.
+        :return: Deferred[Channel], fired at channel.open-ok; fails with ClosedError. Cancelling it closes the channel.
         """
         if self.closed:
             return fail(self.reason or ClosedError("the connection is closed"))
@@ -358,17 +369,20 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
 
     @staticmethod
     def _not_opened(failure: Failure, channel: Channel) -> Failure:
-        """Leave no channel that nobody knows of: who asked for it may have been cancelled."""
+        """Close the channel: a caller that has cancelled has no reference to it."""
         channel.abandon(ClosedError("nobody wants it any more", clean=True))
         return failure
 
     def release_channel(self, channel: Channel) -> None:
-        """Take a channel's number back, when both sides know that it has ended."""
+        """Free a channel's number, after channel.close and close-ok."""
         self.channels.pop(channel.id, None)
         self._reader.forget_channel(channel.id)
 
     def method_received(self, channel: int, payload: bytes) -> None:
-        """Take a method; see FrameReceiver."""
+        """Dispatch a method to its channel; see FrameReceiver.
+
+        :raises FrameError: the channel is not open.
+        """
         if self.closed:
             return
         if channel not in self.channels:
@@ -376,7 +390,10 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.channels[channel].method_received(payload)
 
     def content_received(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
-        """Take a message; see FrameReceiver."""
+        """Dispatch a message to its channel; see FrameReceiver.
+
+        :raises FrameError: the channel is not open.
+        """
         if self.closed:
             return
         if channel not in self.channels:
@@ -386,10 +403,10 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     # -- heartbeats ----------------------------------------------------------------------------
 
     def heartbeat_received(self) -> None:
-        """Do nothing: every byte is a sign of life."""
+        """Do nothing: every byte counts as a heartbeat (AMQP 0-9-1 4.2.7)."""
 
     def _beat(self) -> None:
-        """Send a sign of life if nothing else was sent, and see that there was one."""
+        """Send a heartbeat if nothing else was sent; end a half-open connection."""
         if not self._sent:
             self.transport.write(HEARTBEAT_FRAME)
         self._silence = 0 if self._heard else self._silence + 1
@@ -399,6 +416,6 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
 
 
 def _text(value: object) -> str:
-    """Return a text that the broker sent, which may be bytes, as one line."""
+    """Return text from the broker, str or bytes, as one line."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Messages on their way out: each is confirmed by the broker, or its sender hears why not."""
+"""Publish messages with publisher confirms; hold them while the broker cannot take them."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -46,39 +46,40 @@ Prepare = Callable[[Channel], Awaitable[Any]]
 
 HELD_MESSAGES = 10_000
 HELD_BYTES = 64 * 2**20
-"""What waits at the most while the broker cannot be reached or takes no messages."""
+"""Bounds on the messages held while the broker is unreachable or applies back-pressure."""
 _TOO_LARGE = "message size"
-"""What the broker's reason begins with, before the bytes, if a message is over its own limit."""
+"""Prefix of RabbitMQ's reply text for a message over its own size limit; the size in bytes follows."""
 _LEAST_WAIT = 1.0
-"""Seconds between two looks at what was not confirmed, at the least."""
+"""Shortest interval, in seconds, between two checks for overdue confirms."""
 _BEFORE_THE_END = 0.95
-"""Part of a message's time that it is held: its sender is to hear the reason, not only that time is up."""
+"""Fraction of a message's TTL for which it is held, so that the sender gets the reason before its own timeout."""
 PROOF_AGE = 1.0
-"""Seconds for which a confirm proves that the broker reads what this connection publishes."""
+"""Seconds for which a publisher confirm proves that the broker reads from this connection."""
 PROBE_KEY = "novasvc.probe"
 """Routing key of the empty message that asks for such a proof. No queue is bound to it."""
 _PROBE_TTL = 0.001
-"""Seconds: a queue that is bound to every key does not keep it."""
+"""Seconds. A queue bound to every key, such as a tracing queue, drops the probe at once."""
 _FANOUTS, _PROBES = "fanouts", "probes"
-"""What has a channel of its own each, as declarations on it may be refused, which ends it with all messages on it."""
+"""Purposes with a channel of their own: a refused declaration closes the channel and loses every message on it."""
 PEERS_RETURN = 5.0
-"""Seconds after our own return in which a request that no queue is bound for is tried again."""
+"""Seconds after our reconnect during which an unroutable request is sent again."""
 
 
 @attrs.define(eq=False)
 class Message:
-    """A message and what becomes of it.
+    """A message to publish, and its outcome.
 
-    :param ttl: seconds from when it is given to the publisher, after which nobody wants it, or None.
-    :param mandatory: a queue has to be bound for it.
-    :param target: shown in errors.
-    :param patience: seconds that it may be held, if it has no ttl; None is the time for an operation.
-    :param request: it is addressed to a service, which may be about to come back with its broker.
-    :param done: fires when the broker has it; cancelled by who does not want to know any more.
-    :param forgotten: called if it is cancelled when it was written and is not confirmed.
-    :param expires_at: seconds on the clock after which nobody wants it, or None.
-    :param returned: no queue was bound for it.
-    :param returns: how often it came back.
+    :param ttl: seconds after which the message is void, counted from :meth:`Publisher.publish`; None is never.
+    :param mandatory: at least one queue has to be bound; see basic.publish, AMQP 0-9-1 1.8.3.7.
+    :param target: where the message goes, as shown in errors.
+    :param patience: seconds for which it may be held if it has no ttl; None means the operation timeout.
+    :param request: it is addressed to a service, whose queue may come back shortly after an outage.
+    :param done: fires when the broker has confirmed the message; the sender may cancel it.
+    :param forgotten: called if ``done`` is cancelled after the message was written and before its confirm.
+    :param expires_at: seconds on the clock after which the message is void, or None.
+    :param sent_at: seconds on the clock when the message was written.
+    :param returned: basic.return came for the last attempt.
+    :param returns: how often it was returned.
     """
 
     exchange: str
@@ -101,20 +102,20 @@ class Message:
         self.done = Deferred(self._cancelled)
 
     def _cancelled(self, _: object) -> None:
-        """Let the Deferred fail by itself; a confirm still comes, and is passed over."""
+        """No-op canceller: the Deferred fails by itself, and a late confirm is ignored."""
         if self.forgotten is not None:
             self.forgotten()
 
 
 @attrs.define(eq=False)
 class ConfirmChannel(ChannelReceiver):
-    """A channel in confirm mode, and the messages that the broker has not answered for.
+    """A channel in confirm mode, with its unconfirmed messages by delivery tag.
 
-    :param explain: makes an error of what ended the channel.
-    :param ended: called when the channel has ended.
-    :param not_routed: takes a message that came back.
-    :param forgotten: called when one that is not confirmed is not wanted any more.
-    :param confirmed_at: seconds on the clock when the broker last confirmed a message; -inf if it never did.
+    :param explain: turns the reason for which the channel closed into an error.
+    :param ended: called when the channel has closed, before its unconfirmed messages fail.
+    :param not_routed: called with a message that was returned, when its confirm arrives.
+    :param forgotten: called when the sender cancels an unconfirmed message.
+    :param confirmed_at: seconds on the clock of the last confirm; -inf before the first.
     """
 
     channel: Channel
@@ -131,12 +132,14 @@ class ConfirmChannel(ChannelReceiver):
         return len(self._unconfirmed)
 
     def publish(self, message: Message, now: float) -> None:
-        """Send a message; its ``done`` fires in time.
+        """Write a message to the socket; its ``done`` fires when the broker confirms it.
+
+        ``done`` fails with a BrokerError at once if the message cannot be encoded.
 
         :param now: seconds on the clock.
         """
         channel = self.channel
-        # What is left of its time: the broker counts from when it reads the message.
+        # Send the remaining time: the broker counts the expiration from when it reads the message.
         ttl = None if message.expires_at is None else message.expires_at - now
         try:
             properties = PLAIN if ttl is None and not message.headers else write_properties(ttl, message.headers)
@@ -151,11 +154,17 @@ class ConfirmChannel(ChannelReceiver):
         client.write(method + pack_content(channel.id, properties, message.body, client.frame_max))
 
     def oldest(self) -> float | None:
-        """Return when the message was sent that has waited longest, or None."""
+        """Return when the oldest unconfirmed message was sent, in seconds on the clock, or None."""
         return next(iter(self._unconfirmed.values())).sent_at if self._unconfirmed else None
 
     def give_up(self, before: float, reason: str) -> None:
-        """Wait no longer for a confirm of what was sent before a moment, and of what nobody wants any more."""
+        """Fail overdue messages with UnconfirmedError.
+
+        A message with a TTL is overdue when it has expired, any other when it was sent by ``before``.
+
+        :param before: seconds on the clock.
+        :param reason: why the broker does not read, for the error.
+        """
         now = self._clock.seconds()
         overdue = [
             tag
@@ -169,10 +178,10 @@ class ConfirmChannel(ChannelReceiver):
     # -- ChannelReceiver -----------------------------------------------------------------------
 
     def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - as ChannelReceiver
-        """Take the broker's word; see ChannelReceiver."""
+        """Settle the messages that basic.ack or basic.nack names; see ChannelReceiver."""
         self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
-        # The tags are in ascending order. Who hears of one message may send another, so all are taken out first.
+        # Delivery tags ascend, so takewhile is enough. Remove all of them first: a callback may publish again.
         tags = takewhile(delivery_tag.__ge__, unconfirmed) if multiple else (delivery_tag,)
         for message in [unconfirmed.pop(tag) for tag in list(tags) if tag in unconfirmed]:
             done = message.done
@@ -186,22 +195,23 @@ class ConfirmChannel(ChannelReceiver):
                 done.errback(BrokerError(str(message.target), "the broker could not take the message"))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
-        """Note that nobody was there; see ChannelReceiver."""
-        # The broker does not say which it was. A body has an id of its own, and is not sent twice at a time.
+        """Handle basic.return: no queue was bound; see ChannelReceiver."""
+        # basic.return carries no delivery tag. The body identifies the message: each body has an id of its own,
+        # and is never in flight twice.
         for message in self._unconfirmed.values():
             if message.mandatory and not message.returned and message.body == body:
                 message.returned = True
                 return
 
     def channel_closed(self, reason: ClosedError) -> None:
-        """Fail what was not confirmed; see ChannelReceiver."""
+        """Fail the unconfirmed messages; see ChannelReceiver."""
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        self._ended(reason)  # before the senders hear of it, who may send again at once
+        self._ended(reason)  # before the callbacks, which may publish again
         for message in unconfirmed.values():
             if message.done.called:
                 continue
-            # The channel ended by one message. Whose exchange it names, is refused with it; of the others we
-            # do not know.
+            # One message closed the channel. The reply text names its exchange or its size, and so identifies the
+            # messages that were refused. Any other message may have been taken, or not.
             named = message.exchange and f"'{message.exchange}'" in reason.problem
             too_large = _TOO_LARGE in reason.problem and f"{_TOO_LARGE} {len(message.body)} " in reason.problem
             if reason.code and (named or too_large):
@@ -216,6 +226,7 @@ class _Held:
     """A message that cannot be sent yet.
 
     :param send: sends it.
+    :param timer: fails it when it has waited too long.
     """
 
     send: Callable[[], None]
@@ -225,38 +236,40 @@ class _Held:
 
 @attrs.define(eq=False)
 class Publisher:
-    """Sends messages over one connection, which nothing is consumed from.
+    """Publishes over a connection of its own, on which nothing is consumed.
 
     :param exchange: the control exchange.
-    :param connect: makes the connection for its user; it is not opened here.
+    :param connect: makes the connection for its user; the caller opens and closes it.
     :param proof_age: see PROOF_AGE.
-    :param pause: seconds before a request that came back is sent again, by how often it came back.
+    :param pause: backoff before an unroutable request is sent again, by the number of its returns.
     """
 
     # Note [Two connections]
     #
     # A broker that runs short of memory or disk stops reading from the connections that publish.
-    # An acknowledgement on such a connection would not be read either, and consuming would stop
-    # with publishing. So messages go out by one connection, and come in by another.
+    # It would not read an acknowledgement on such a connection either, so back-pressure on
+    # publishing would stop consuming as well. Therefore one connection publishes, and another one
+    # consumes.
 
     # Note [Only what is read is written]
     #
-    # A message that was written to the socket cannot be taken back. A broker in alarm leaves it there,
-    # says "blocked" only when it comes upon the first message, and reads on when the alarm is over, an
-    # hour later perhaps. The expiration counts from that moment, and a method would run whose caller
-    # has given up long before.
+    # A message that was written to the socket cannot be taken back. A broker in alarm does not read
+    # it. It sends connection.blocked only when it meets the first message after the alarm began, and
+    # reads on when the alarm is over, perhaps an hour later. The expiration counts from that moment,
+    # so the broker would deliver a request whose caller timed out long before.
     #
-    # So a message that somebody wants for so long and no longer is written only while the broker is
-    # known to read: if it has confirmed something within PROOF_AGE. Otherwise an empty message goes
-    # first, to a key that no queue is bound to, and its confirm is awaited. In an alarm that one is
-    # left in the socket, and the caller's message is held, here, where it can still be forgotten.
+    # So a request, and any other message with a TTL, is written only while the broker is known to
+    # read: it has confirmed something within PROOF_AGE. Otherwise an empty probe goes first, to a key
+    # that no queue is bound to, and the message waits for the probe's confirm. In an alarm the probe
+    # stays in the socket, and the caller's message is held in this process, where it can still be
+    # cancelled.
     #
-    # What is left is what a busy sender has written between the begin of an alarm and the broker's
-    # word: the messages of one round trip. When the first of them is not wanted any more, and the
-    # broker still does not read, the connection is dropped. The broker notices that at its next
-    # heartbeat at the latest, and what it had not read goes with the connection.
+    # One window remains: the messages that a busy sender wrote in the round trip between the begin of
+    # an alarm and connection.blocked. When the sender cancels the first of them, and the broker is
+    # still blocked, the connection is dropped. The broker notices the loss at its next heartbeat at
+    # the latest, and discards what it had not read.
     #
-    # Replies go without a proof: to publish one late does no harm.
+    # Replies need no proof: a late reply does no harm.
 
     _exchange: str
     _options: BrokerOptions
@@ -266,7 +279,7 @@ class Publisher:
     _pause: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
     _direct: ConfirmChannel | None = attrs.field(default=None, init=False)
-    _apart: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)  # by what is sent on it
+    _apart: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)  # by purpose
     _opening_channel: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
@@ -292,19 +305,21 @@ class Publisher:
 
     @property
     def is_back_for(self) -> float:
-        """Seconds since the connection came back after a loss; infinite if it was never lost."""
+        """Seconds since the last reconnect; infinite if the connection was never lost."""
         return self._clock.seconds() - self._back_at
 
-    # -- sending -------------------------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------
 
     def publish(self, message: Message) -> Deferred[None]:
-        """Send a message, now or as soon as the broker takes it.
+        """Publish a message now, or hold it until the broker takes messages.
 
-        :return: Deferred[None], fired when the broker has it. Cancelling it forgets what becomes of it.
-        :raises UndeliverableError: mandatory, and nobody is there.
-        :raises BrokerError: it was not sent, and why.
-        :raises UnconfirmedError: it may have been taken, or not.
-        :raises TransportFullError: too much waits already.
+        :return: Deferred[None], fired when the broker has confirmed it. Cancelling it drops a message that is still
+            held; a message that was written may still be delivered.
+        :raises UndeliverableError: mandatory, and no queue is bound.
+        :raises BrokerError: the message was not sent, or the broker refused it.
+        :raises UnconfirmedError: the broker may have taken it, or not.
+        :raises TransportFullError: too many messages, or bytes, are held already.
+        :raises TransportClosedError: the publisher is closed.
         """
         now, direct = self._clock.seconds(), self._direct
         if message.ttl is not None and message.expires_at is None:
@@ -323,7 +338,7 @@ class Publisher:
         return not self._held and self.connection.is_writable
 
     def _needs_proof(self, message: Message, now: float) -> bool:
-        """Tell whether a message waits until the broker is known to read; see Note [Only what is read is written]."""
+        """Return whether a message waits for a confirm first; see Note [Only what is read is written]."""
         direct, expires_at = self._direct, message.expires_at
         if direct is not None and now - direct.confirmed_at <= self._proof_age:
             return False
@@ -344,23 +359,23 @@ class Publisher:
         if message.expires_at is not None and message.expires_at <= self._clock.seconds():
             message.done.errback(self._why_not())
             return
-        # The sender has the message's own Deferred already.
+        # The sender holds ``message.done``, so a failure to hold the message again has to fail that one.
         published = self.publish(message)
         if published is not message.done:
             published.addErrback(partial(self._fail, message))
 
     def fanout(self, topic: str, body: bytes, ttl: float | None, target: str) -> Deferred[None]:
-        """Send a copy to every server of a topic; otherwise as :meth:`publish`."""
+        """Publish a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
-        # Its exchange goes with the last server, and takes the channel with it.
+        # The fanout exchange is auto-delete: it goes with the last server, and a publish then closes the channel.
         return self._send_apart(
             _FANOUTS, message, lambda channel: declare_fanout_exchange(channel, topic, self._options)
         )
 
     def publish_probe(self, message: Message, prepare: Prepare) -> Deferred[None]:
-        """Send a probe, on the channel whose loss costs no other sender's message; otherwise as :meth:`publish`.
+        """Publish a probe on a channel whose loss costs no other sender's message; otherwise as :meth:`publish`.
 
-        :param prepare: makes declarations on that channel before; what it raises fails the sending.
+        :param prepare: makes declarations on that channel first; its exception fails the publishing.
         """
         return self._send_apart(_PROBES, message, prepare)
 
@@ -400,9 +415,9 @@ class Publisher:
             self._opening_channel.release()
 
     async def count(self, queue: str) -> tuple[int, int]:
-        """Return how many messages wait in a queue, and how many consumers it has.
+        """Return a queue's number of ready messages and of consumers.
 
-        :raises BrokerError: it is not there, or cannot be asked for now.
+        :raises BrokerError: the queue does not exist, or the broker cannot be asked now.
         """
         try:
             confirming = await self._expendable(_PROBES)
@@ -443,7 +458,7 @@ class Publisher:
         if connection.problem is not None:
             return connection.problem
         if connection.state == "ready" and self._probing:
-            # Not for how long: who goes on trying logs what changes.
+            # Name the limit rather than the elapsed time: a caller that retries logs every change of the text.
             problem = f"it has not confirmed for over {self._proof_age:g} s that it reads, and the message was not sent"
             return BrokerUnavailableError(shown, problem)
         return BrokerUnavailableError(shown, f"the connection is {connection.state}, and the message was not sent")
@@ -455,7 +470,7 @@ class Publisher:
             held.timer.cancel()
 
     def _probe(self) -> None:
-        """Have the broker prove that it reads, if a held message waits for that."""
+        """Publish a probe if a held message waits for a proof; see Note [Only what is read is written]."""
         direct = self._direct
         if direct is None or self._probing or not self.connection.is_writable:
             return
@@ -463,7 +478,7 @@ class Publisher:
         waiting = next((held.message for held in self._held if self._needs_proof(held.message, now)), None)
         if waiting is None:
             return
-        # To the exchange that the message goes to: the user may not be permitted to write to another.
+        # Use the message's own exchange: the user may lack the write permission for another one.
         exchange = waiting.exchange if waiting.exchange in self._exchanges else self._exchange
         probe = Message(exchange, PROBE_KEY, b"", _PROBE_TTL, mandatory=False, target=PROBE_KEY)
         probe.expires_at = now + _PROBE_TTL
@@ -477,7 +492,10 @@ class Publisher:
         self._send_held()
 
     def _not_proven(self, failure: Failure, exchange: str) -> None:
-        """Do nothing if the channel was lost: the next one is asked again. A refusal holds for the messages, too."""
+        """Fail the messages to a refused exchange; retry after a lost channel.
+
+        A refusal (BrokerError) holds for the messages too. After a lost channel the next channel is probed again.
+        """
         self._probing = False
         if failure.check(BrokerError):
             for held in [held for held in self._held if held.message.exchange == exchange]:
@@ -485,17 +503,17 @@ class Publisher:
                 self._fail(held.message, Failure(failure.value))
         self._probe()  # for messages to other exchanges
 
-    # -- requests that came back ---------------------------------------------------------------
+    # -- unroutable requests -------------------------------------------------------------------
 
     # Note [Peers return]
     #
-    # When a broker has died its clients come back one after the other, within seconds, and a queue
-    # that is not durable exists again when the first of its servers has declared it. A caller that
-    # is back before would hear that nobody serves the topic. So for PEERS_RETURN seconds after our
-    # own return such a request is sent again, after short pauses, as long as its caller waits.
+    # After a broker's crash its clients reconnect one after the other, within seconds. A queue that is
+    # not durable exists again when the first of its servers has declared it. A caller that reconnects
+    # before that server would get UndeliverableError. So for PEERS_RETURN seconds after our own
+    # reconnect an unroutable request is sent again, with short pauses, as long as its TTL lasts.
 
     def _not_routed(self, message: Message) -> None:
-        """Send a request again that no queue is bound for, or fail it; see Note [Peers return]."""
+        """Send an unroutable request again, or fail it; see Note [Peers return]."""
         size = len(message.body)
         message.returns += 1
         message.forgotten = None
@@ -519,7 +537,7 @@ class Publisher:
     # -- ConnectionUser ------------------------------------------------------------------------
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
-        """Open the channel, and declare what messages are sent to; see ConnectionUser."""
+        """Open the publishing channel and declare the control exchange; see ConnectionUser."""
         self._exchanges = {""}
         self._direct = await self._open_channel(self._direct_ended, protocol)
         try:
@@ -529,13 +547,13 @@ class Publisher:
         self._exchanges.add(self._exchange)
 
     def ready(self) -> None:
-        """Send what was held; see ConnectionUser."""
+        """Send the held messages; see ConnectionUser."""
         if self._reconnects != self.connection.reconnects:
             self._reconnects, self._back_at = self.connection.reconnects, self._clock.seconds()
         self._send_held()
 
     def _send_held(self) -> None:
-        """Send what is held, in its order, once the broker is known to read."""
+        """Send the held messages in order, once the broker is known to read."""
         self._probe()
         if self._probing:
             return
@@ -543,7 +561,7 @@ class Publisher:
         waiting = list(held)
         for number, one in enumerate(waiting):
             if not self._flows:
-                # The rest goes on waiting, before what has come meanwhile.
+                # Back-pressure again: the rest keeps its place before the messages held meanwhile.
                 self._held = {**dict.fromkeys(waiting[number:]), **self._held}
                 return
             self._held_bytes -= len(one.message.body)
@@ -552,13 +570,16 @@ class Publisher:
                 one.send()
 
     def lost(self, reason: ClosedError) -> None:
-        """Forget the channels; they have said so to their senders; see ConnectionUser."""
+        """Forget the channels, which have failed their messages already; see ConnectionUser."""
         self._direct = None
         self._apart.clear()
-        self._end_reopening()  # the next connection brings its own channel
+        self._end_reopening()  # the next connection opens its own channel
 
     def close(self) -> None:
-        """Fail what waits, and take no more."""
+        """Fail all held messages with TransportClosedError; every later publish fails with it, too.
+
+        The caller closes the connection.
+        """
         self._closed = True
         for timer in (self._watch, self._dropping):
             if timer is not None:
@@ -596,10 +617,10 @@ class Publisher:
         self._apart.pop(purpose, None)
 
     def _direct_ended(self, reason: ClosedError) -> None:
-        """Open another channel, unless the connection has ended; what is sent meanwhile is held."""
+        """Reopen the publishing channel with backoff unless the connection is lost; messages are held meanwhile."""
         self._direct = None
         protocol = self.connection.protocol
-        # One that is closed while it is prepared is tried again by who prepares it.
+        # A channel that closes while prepare() runs is retried by the caller of prepare().
         if reason.code and self._reopening is None and protocol is not None and not protocol.closed:
             _log.warn("the broker closed the channel for publishing: {reason}", reason=reason)
             self._reopening = Deferred.fromCoroutine(self._reopen(protocol))
@@ -631,9 +652,9 @@ class Publisher:
                 return
 
     async def add_queue(self, queue: str) -> None:
-        """Declare a queue that messages wait in, bound to the control exchange.
+        """Declare a request queue and bind it to the control exchange.
 
-        :raises BrokerError: it cannot be declared.
+        :raises BrokerError: the broker refused, or was lost.
         """
         await self._declare(lambda channel: declare_request_queue(channel, self._exchange, queue, self._options))
 
@@ -647,7 +668,7 @@ class Publisher:
             self._adding.release()
 
     async def _declare(self, declare: Prepare) -> None:
-        """Declare one thing more, on a channel that may be lost by it."""
+        """Make a declaration on a channel of its own, because a refusal closes the channel."""
         protocol = self.connection.protocol
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
@@ -659,18 +680,18 @@ class Publisher:
         channel.abandon(ClosedError("done", clean=True))
 
     def _fail(self, message: Message, failure: Failure) -> None:
-        """Tell the sender why it was not sent."""
+        """Fail a message's Deferred with the reason, unless it has fired."""
         if not message.done.called:
             error = failure.value
             message.done.errback(self._explained(error) if isinstance(error, ClosedError) else failure)
 
     def _forgotten(self) -> None:
-        """Drop a connection that is not read and has a message on it that nobody wants.
+        """Drop a blocked connection after a sender has cancelled a message that was written to it.
 
         See Note [Only what is read is written].
         """
         if self.connection.state == "blocked" and self._dropping is None:
-            # Later: whoever forgets one message may be about to forget others.
+            # In the next turn: a caller that cancels one message may be about to cancel others.
             self._dropping = self._clock.callLater(0, self._drop)
 
     def _drop(self) -> None:
@@ -679,14 +700,18 @@ class Publisher:
         if protocol is not None and self.connection.state == "blocked":
             protocol.end(ClosedError(f"dropped, with messages that the broker had not read: {reason}"))
 
-    # -- the broker's silence ------------------------------------------------------------------
+    # -- overdue confirms ----------------------------------------------------------------------
 
     def _arm(self) -> None:
         if self._watch is None:
             self._watch = self._clock.callLater(self._options.operation_timeout, self._look)
 
     def _look(self) -> None:
-        """See that the broker answers for messages; one that does not, while it takes them, is as good as gone."""
+        """Check for overdue confirms.
+
+        A broker that reads and does not confirm within the operation timeout is taken for dead: the connection is
+        ended. A blocked broker keeps its connection, and only the overdue messages fail.
+        """
         self._watch = None
         channels = [confirming for confirming in self._channels() if confirming]
         oldest = min((sent for confirming in channels if (sent := confirming.oldest()) is not None), default=None)
@@ -696,7 +721,7 @@ class Publisher:
         waited = now - oldest
         if waited >= timeout:
             if self.connection.state == "blocked":
-                # It reads nothing more from us, and a new connection would be no better off.
+                # A blocked broker reads from no publishing connection, so a new one would not help.
                 for confirming in channels:
                     confirming.give_up(now - timeout, self.connection.blocked_by)
             elif self.connection.protocol is not None:
@@ -706,6 +731,6 @@ class Publisher:
 
 
 def _note(failure: Failure, what: str) -> None:
-    """Log what ended otherwise than by being closed."""
+    """Log a failure, except a cancellation."""
     if not failure.check(CancelledError):
         _log.failure("{what}", failure, what=what)

@@ -1,4 +1,4 @@
-"""Replies whose callers were not reached: they are sent again for a while, until the caller is taken for gone."""
+"""Retries of replies whose callers were not reached, until the caller counts as gone."""
 
 from typing import Any
 
@@ -16,25 +16,25 @@ from novasvc.transport.amqp.publisher import Message, Publisher
 _log = Logger()
 
 ATTEMPTS = 5
-"""Attempts to reach a caller whose queue is not there: it may come back with its connection."""
+"""Attempts for a caller whose reply queue does not exist: the queue may return with the caller's connection."""
 BOUND = 1000
-"""Callers that we know to be gone, and replies that are tried again, at the most."""
+"""Bound on the callers remembered as gone, and on the replies that wait for a retry."""
 GONE_FOR = 60.0
-"""Seconds for which a caller who was not there is tried once, and not again."""
+"""Seconds for which a reply to a caller that is gone is published once, and not retried."""
 CALLERS_RETURN = 15.0
-"""Seconds after our own return in which no caller is taken for gone: its connection may come back after ours."""
+"""Seconds after our reconnect in which no caller counts as gone: its connection may come back after ours."""
 
 _backoff = jittered_backoff(first=0.25, longest=2.0)
 
 
 @attrs.define(eq=False)
 class ReplyRetries:
-    """Sends replies again that could not be delivered, and knows which callers are gone.
+    """Retries undeliverable replies with exponential backoff, and remembers which callers are gone.
 
     :param clock: measures pauses and deadlines.
-    :param publisher: sends them.
-    :ivar gone: when callers were found to be gone, seconds on the clock by address.
-    :ivar unclaimed: replies that were dropped.
+    :param publisher: publishes the replies.
+    :ivar gone: when a caller was found to be gone, in seconds on the clock, by reply address.
+    :ivar unclaimed: number of replies that were dropped.
     """
 
     _clock: IReactorTime
@@ -45,22 +45,24 @@ class ReplyRetries:
     _closed: bool = attrs.field(default=False, init=False)
 
     def returned(self, _result: None, address: str) -> None:
-        """Note that a caller who was gone has got a reply."""
+        """Forget that a caller was gone: a reply to it was delivered."""
         self.gone.pop(address, None)
 
     def retry(self, failure: Failure, address: str, body: bytes, until: float, attempt: int = 1) -> Any:
-        """Send a reply again after a pause, or give it up; an errback of its sending.
+        """Publish a reply again after a backoff, or give it up; an errback of the publish.
 
-        :param until: seconds on the clock at which its caller stops waiting.
-        :param attempt: how often it was tried.
-        :return: Deferred of the next attempt; None if the caller is gone, or the failure that is not to be retried.
+        Other failures than UndeliverableError and UnconfirmedError pass through.
+
+        :param until: seconds on the clock at which the caller stops waiting.
+        :param attempt: number of attempts made.
+        :return: Deferred of the next attempt; None if the reply is dropped; the failure if it is not to be retried.
         """
         if self._closed:
             return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
         failure.trap(UndeliverableError, UnconfirmedError)
         known = failure.check(UndeliverableError) and self._is_gone(address)
         pause = _backoff(attempt)
-        late = self._clock.seconds() + pause >= until  # its caller waits no longer by then
+        late = self._clock.seconds() + pause >= until  # the caller has timed out by then
         returning = failure.check(UndeliverableError) and self._publisher.is_back_for < CALLERS_RETURN
         given_up = late or (not returning and (known or attempt >= ATTEMPTS))
         if given_up or len(self._waiting) >= BOUND:
@@ -78,11 +80,11 @@ class ReplyRetries:
         return again.addBoth(self._ended, again)
 
     def close(self) -> None:
-        """Retry nothing more: whatever fails from now on fails for good. Called before the publisher is closed."""
+        """Stop retrying: failures from now on are final. Called before the publisher is closed."""
         self._closed = True
 
     def cancel(self) -> None:
-        """Give up what waits for its next attempt. Called after :meth:`close`."""
+        """Cancel the retries that wait for their backoff. Called after :meth:`close`."""
         for again in list(self._waiting):
             again.cancel()
 

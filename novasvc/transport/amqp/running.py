@@ -1,4 +1,4 @@
-"""Requests that run for longer than the broker lets a delivery be unacknowledged: queues of this process's own."""
+"""Private queues for requests that run for longer than the broker's consumer_timeout."""
 
 from collections.abc import Coroutine
 from typing import Any, Protocol
@@ -18,35 +18,36 @@ from novasvc.transport.amqp.protocol import AMQPProtocol
 _log = Logger()
 
 _PREFETCH = 65_535
-"""Only what this process holds comes here; none of it may wait, as it would expire."""
+"""The largest prefetch: the queue holds only what this process runs, and a message that waited would expire."""
 
 
 class _Listener(Owner, Protocol):
-    """Whose requests they are."""
+    """The listener whose requests are held."""
 
     consumers: Consumers
 
     @property
     def is_silent(self) -> bool:
-        """Whether the broker did not answer in time."""
+        """Whether the broker did not answer basic.cancel in time."""
 
     async def ask(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
-        """Wait for a change of consumers, but not for long."""
+        """Wait briefly for a change of consumers."""
 
     async def moved(self) -> None:
-        """Wait until what is given back is where it belongs."""
+        """Wait until the moves under way are done."""
 
     def held_changed(self) -> None:
-        """Hear that another number of requests is in such queues."""
+        """Handle a change of the number of held requests."""
 
 
 @attrs.define(eq=False)
 class RunningRequests:
-    """A process's queue for requests that it runs, consumed by the process itself; made when it is first needed.
+    """One process's queue for the requests that it runs; only that process consumes it. Declared on first use.
 
     See Note [Running requests] in :mod:`novasvc.transport.amqp.topology`.
 
     :param origin: the queue that the requests came from.
+    :ivar name: the queue's private name; a new one if the queue's node is down.
     """
 
     _listener: _Listener
@@ -61,14 +62,14 @@ class RunningRequests:
         self.name = topology.new_running_queue(self.origin)
 
     def __len__(self) -> int:
-        """Return how many requests are in it, all of them in our hands."""
+        """Return how many requests the queue holds; all of them are unacknowledged deliveries of this process."""
         return 0 if self._consumption is None else len(self._consumption)
 
     def __str__(self) -> str:
         return f"the queue of running requests {self.name}"
 
     def ready(self) -> Deferred[None]:
-        """Wait until it is consumed; what is sent there before would expire.
+        """Wait until the queue has its consumer; a message sent before would expire.
 
         :return: Deferred[None]; fails with a BrokerError.
         """
@@ -76,7 +77,7 @@ class RunningRequests:
         if self._consumption is not None:
             return succeed(None)
         if consumers.keeps(self):
-            # It was lost, and is established again by itself.
+            # It was lost; Consumers re-establishes it.
             return fail(BrokerUnavailableError(consumers.connection.address.shown(), f"{self.name} is not consumed"))
         waiter: Deferred[None] = Deferred()
         self._waiting.append(waiter)
@@ -87,11 +88,11 @@ class RunningRequests:
     def _tell(self, failure: Failure | None) -> None:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
-            # Each gets a Failure of its own: handling one must not clean another's.
+            # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
             waiter.callback(None if failure is None else Failure(failure.value))
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Declare the queue and consume from it; see _Subscription."""
+        """Declare both queues and consume from them; see _Subscription."""
         if self._closed:
             return
         channel = await protocol.open_channel()
@@ -105,18 +106,18 @@ class RunningRequests:
             await consumption.consume(topology.unclaimed_queue(self.name), self.origin)
         except BaseException as problem:
             if isinstance(problem, ClosedError) and problem.code == NOT_FOUND:
-                # The broker's node that has the queue is down; what is in it comes back with that.
+                # The node that hosts the queue is down, and its messages return with it. Use a new queue meanwhile.
                 self.name = topology.new_running_queue(self.origin)
             consumption.end("it cannot be set up")
             raise
-        if self._is_closed():  # meanwhile
+        if self._is_closed():  # close() was called while the queues were declared
             consumption.end("it is not wanted any more")
             return
         self._consumption = consumption
         self._told = ""
 
     def refused(self, failure: Failure) -> None:
-        """Say why a request cannot be kept, once for each reason: it will be tried again and again."""
+        """Log why a request cannot be held, once for each distinct reason: the attempt is repeated."""
         told, self._told = self._told, str(failure.value)
         if self._told != told:
             _log.warn(
@@ -129,10 +130,10 @@ class RunningRequests:
         return self._closed
 
     def connection_lost(self) -> None:
-        """Do nothing: the channel has said so."""
+        """Do nothing: channel_closed has handled it."""
 
     def _ended(self, consumption: Consumption, reason: ClosedError) -> None:
-        """Begin again, unless the connection has ended: then its successor restores it."""
+        """Repair the consumers after a lost channel; after a lost connection the next one restores them."""
         if consumption is not self._consumption:
             return
         self._consumption = None
@@ -143,14 +144,17 @@ class RunningRequests:
             self._listener.consumers.repair(self)
 
     async def close(self) -> None:
-        """Give up the queue; what is still in it goes back to where it came from."""
+        """Cancel the consumers and delete the queues if they are empty.
+
+        Requests that are still in them return to their origin by dead-lettering; see Note [Running requests].
+        """
         self._closed = True
         self._listener.consumers.remove(self)
         consumption, self._consumption = self._consumption, None
         if consumption is None:
             return
         if not self._listener.is_silent:
-            # What is still on its way to us comes before the answer; with it, the queue must not be deleted.
+            # Deliveries that are on their way arrive before cancel-ok. If one did, the queue must not be deleted.
             await self._listener.ask(consumption.cancel())
         if self._listener.is_silent:
             consumption.end("the broker does not answer")

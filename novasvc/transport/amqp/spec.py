@@ -1,10 +1,10 @@
-"""AMQP 0-9-1 and RabbitMQ's extensions as txamqp's spec, which is shipped without one.
+"""AMQP 0-9-1 with RabbitMQ's extensions as a txamqp spec; txamqp ships none.
 
-Written as a table, from the protocol's facts. A line is a method: its id, its name, ``>`` the methods
-that answer it, ``:`` its arguments. ``*`` marks a method that brings a message.
+Written as a table, from the protocol's facts. Each line is a method: its id, its name, ``>`` and
+the methods that answer it, ``:`` and its arguments. ``*`` marks a method that carries content.
 
-Source: AMQP 0-9-1 and its published errata; RabbitMQ's exchange.bind, basic.nack, connection.blocked,
-connection.update-secret and confirm. What 0-9-1 no longer uses is called reserved, and left at its default.
+Source: AMQP 0-9-1 1.4 to 1.9 and its published errata; RabbitMQ's exchange.bind, basic.nack, connection.blocked,
+connection.update-secret and confirm. Fields that 0-9-1 no longer uses are called reserved, and keep their defaults.
 """
 
 import re
@@ -90,7 +90,7 @@ _PROPERTIES = (
     "shortstr correlation-id, shortstr reply-to, shortstr expiration, shortstr message-id, timestamp timestamp, "
     "shortstr type, shortstr user-id, shortstr app-id, shortstr cluster-id"
 )
-"""Of a message: all messages are of the class basic."""
+"""Properties of class basic, the only class with content."""
 
 _CONSTANTS = {
     "frame-method": 1,
@@ -129,7 +129,7 @@ def _load() -> Spec:
         head, *lines = block.splitlines()
         spec.classes.add(_class(spec, head, lines))
     _add_fields(spec.classes.byname["basic"].fields, _PROPERTIES)
-    # Not post_load(): it compiles each method a second time, for a module that nothing looks at.
+    # Not post_load(): it compiles each method a second time, for a module that nothing reads.
     spec.klass = spec.define_class("AMQP")
     return spec
 

@@ -1,4 +1,4 @@
-"""The way to one host, with or without TLS, and the reason if it leads nowhere."""
+"""Endpoints of the broker's hosts, with or without TLS, and explanations of failed connections."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,7 +20,7 @@ _ALERTS = {
     "handshake failure": "it agrees to no version or cipher of TLS that we offer, or wants a certificate of ours",
     "protocol version": "it speaks no version of TLS from 1.2 on",
 }
-"""What the other side says of us, by the end of OpenSSL's text."""
+"""TLS alerts of the broker, by the end of OpenSSL's reason text."""
 
 
 def endpoint(
@@ -32,10 +32,10 @@ def endpoint(
     options: BrokerOptions,
     notice: Callable[[str], object],
 ) -> IStreamClientEndpoint:
-    """Make the way to a host.
+    """Return a client endpoint for a host.
 
-    :param notice: called with the reason, if the host's certificate is refused.
-    :raises SettingError: a file for TLS cannot be used.
+    :param notice: called with the reason if the host's certificate is rejected.
+    :raises SettingError: a TLS file cannot be used.
     """
     way = HostnameEndpoint(reactor, host, port, timeout=options.connect_timeout)
     if not tls:
@@ -46,9 +46,9 @@ def endpoint(
 
 
 def check_files(address: BrokerAddress, options: BrokerOptions) -> None:
-    """See that the files for TLS can be used, if it is to be spoken.
+    """Check that the TLS files can be used, if the address uses TLS.
 
-    :raises SettingError: otherwise.
+    :raises SettingError: a file cannot be used.
     """
     if address.tls:
         from novasvc.transport.amqp.certificates import connection_creator  # noqa: PLC0415 - imports OpenSSL
@@ -57,19 +57,19 @@ def check_files(address: BrokerAddress, options: BrokerOptions) -> None:
 
 
 def is_refusal(failure: Failure) -> bool:
-    """Tell whether somebody was there, and TLS failed."""
+    """Return whether TLS failed, so that the host was reached."""
     return bool(failure.check(_TLS_FAILURE))
 
 
 def explain(failure: Failure) -> str:
-    """Say in one line what kept us from connecting, to the person who has to mend it."""
+    """Return in one line why a connection failed, and what the operator can do."""
     if is_refusal(failure):
         return _tls_reason(cast(BaseException, failure.value))
     return (failure.getErrorMessage() or type(failure.value).__name__).rstrip(".")
 
 
 def _tls_reason(error: BaseException) -> str:
-    """Read OpenSSL's queue of errors: tuples of library, function and reason."""
+    """Explain OpenSSL's error queue: tuples of library, function and reason."""
     queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
     reasons = [str(entry[-1]).lower() for entry in queue if entry]
     if any(reason in _NO_TLS for reason in reasons):

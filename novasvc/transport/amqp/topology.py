@@ -1,7 +1,8 @@
-"""What has to exist on the broker, declared as OpenStack's services declare it.
+"""Declarations of exchanges, queues and bindings, as OpenStack's services make them.
 
-The values have to be those of every other program that declares the same name, or the broker
-refuses (406). Replies' and fanouts' queues are private names. See ``docs/protocol.md``.
+Arguments have to equal those of every other program that declares the same name, or the broker
+refuses with 406 (AMQP 0-9-1 1.7.2.1). Reply and fanout queues have private names. See
+``docs/protocol.md``.
 """
 
 import os
@@ -29,45 +30,46 @@ from novasvc.transport.amqp.options import BrokerOptions
 _PRECONDITION_FAILED, _NOT_ALLOWED, _INTERNAL_ERROR = 406, 530, 541
 
 _NODE_DOWN = "down or inaccessible"
-"""What the broker says of a queue whose node is not there; it comes again with it."""
+"""Part of RabbitMQ's reply text for a queue whose node is down; the queue returns with the node."""
 
 _LIMIT = re.compile(r"limit .*is reached|reached (the )?maximum|has reached the")
-"""What it says of a limit that an operator, or AMQP's handshake, has set, with 406 or 530."""
+"""RabbitMQ's reply text for a limit set by an operator or the handshake, with code 406 or 530."""
 
 _TOO_LARGE = "message size"
-"""What it says of one message that is over its own limit, with 406."""
+"""Part of RabbitMQ's reply text for one message over its size limit, with code 406."""
 
 _TRANSIENT = "transient_nonexcl_queues"
 _DENIED = re.compile(r"Feature `(\w+)` is deprecated")
-"""What it says of a deprecated feature that it does not permit."""
+"""RabbitMQ's reply text for a deprecated feature that it denies, with code 541."""
 
 _DELETE_PATIENCE = 3.0
-"""Seconds."""
+"""Seconds to wait for queue.delete-ok."""
 
 QUARANTINE_BOUND = 1000
-"""Messages that a queue of quarantined ones keeps; the oldest go first."""
+"""Messages that a quarantine queue keeps; the oldest are dropped first."""
 
 CLAIM_PATIENCE = 5.0
-"""Seconds that a process has, when its channel or its connection was lost, to claim the requests that it runs."""
+"""Seconds in which a process has to consume its running requests again after it lost its channel or connection."""
 _RUNNING_TTL = 1.0
-"""Seconds that a request waits in a process's queue for that process, which consumes it."""
+"""Seconds that a request may wait in a process's queue for that process, which consumes it."""
 _RUNNING_EXPIRY = 1800.0
-"""Seconds after which the queue of running requests of a process that is gone goes, too; it is empty long before."""
+"""Seconds after which the unused queues of a dead process are deleted; they are empty long before."""
 # Note [Reply codes]
 #
-# What a code means for us, and so whether and how soon it is tried again. The broker closes a channel with 311, 403,
-# 404, 405 and 406, and the connection with all others, as it does with 403 in the handshake.
+# What each code means for us, and so whether and when to retry. The broker closes the channel with
+# 311, 403, 404, 405 and 406 (403 during the handshake closes the connection), and the connection
+# with all others.
 #
-# 320       somebody closed the connection, or the broker stops: an outage
-# 402, 530  a virtual host that is not there or not for us, or a limit: an operator has to act
+# 320       an operator closed the connection, or the broker stops: an outage
+# 402, 530  a missing or forbidden virtual host, or a limit: an operator has to act
 # 403       a user or a permission: an operator has to act
-# 404       a queue that is gone, or whose node is down, which comes back with it
-# 405       a queue that is another connection's own
-# 406       declared with other values, or a limit
-# 501-505   the broker takes what we sent for no AMQP: a defect here or there, so that trying at once is of no use
-# 506, 541  an error of the broker's own (a virtual host that is down, metadata that time out), which may pass;
-#           but 541 is also how it denies a deprecated feature, and then other settings are needed
-# 540       what we ask for is not implemented
+# 404       a queue that does not exist, or whose node is down and brings it back
+# 405       a queue that is exclusive to another connection
+# 406       declared with other arguments, or a limit
+# 501-505   the broker rejects our frames or methods: a defect on either side, so an immediate retry is of no use
+# 506, 541  an internal error of the broker (a virtual host that is down, metadata that time out), which may pass;
+#           541 also denies a deprecated feature, and then other settings are needed
+# 540       the broker does not implement the method
 #
 # Source: AMQP 0-9-1 1.2; rabbit_framing, rabbit_channel, rabbit_reader and rabbit_amqqueue of RabbitMQ 3.10 to 4.3.
 
@@ -80,9 +82,10 @@ _KINDS: Mapping[int, type[BrokerError]] = {
 
 
 def refusal(broker: str, reason: ClosedError) -> BrokerError:
-    """Say why the broker closed a channel or a connection; see Note [Reply codes].
+    """Turn the reason for which a channel or a connection closed into an error; see Note [Reply codes].
 
-    :param broker: its URL, the password masked.
+    :param broker: its URL, with the password masked.
+    :return: the error; its type says whether a retry may help.
     """
     code, problem = reason.code, reason.problem
     kind = _KINDS.get(code, BrokerUnavailableError)
@@ -102,7 +105,7 @@ def refusal(broker: str, reason: ClosedError) -> BrokerError:
 
 
 def is_denial(reason: ClosedError) -> bool:
-    """Tell whether the broker does not permit a deprecated feature: for us, transient queues that are not exclusive."""
+    """Return whether the broker denied a deprecated feature: for us, transient queues that are not exclusive."""
     return reason.code == _INTERNAL_ERROR and _DENIED.search(reason.problem) is not None
 
 
@@ -114,45 +117,45 @@ def _denied(reason: ClosedError) -> str:
 
 
 def request_address(target: Target) -> str:
-    """Return the routing key of a target, which is its queue's name as well."""
+    """Return a target's routing key, which is also the name of its queue."""
     return target.topic if target.server is None else f"{target.topic}.{target.server}"
 
 
 def fanout_exchange(topic: str) -> str:
-    """Return the exchange that copies to all servers of a topic; control exchanges share it."""
+    """Return the name of a topic's fanout exchange, which is the same for all control exchanges."""
     return f"{topic}_fanout"
 
 
 def new_fanout_queue(topic: str) -> str:
-    """Make the name of one server's queue for fanouts."""
+    """Return a new, private name for one server's fanout queue."""
     return f"{topic}_fanout_{os.urandom(16).hex()}"
 
 
 def new_reply_queue() -> str:
-    """Make the name of a queue for replies."""
+    """Return a new, private name for a reply queue."""
     return f"reply_{os.urandom(16).hex()}"
 
 
 def new_running_queue(queue: str) -> str:
-    """Make the name of one process's queue for the requests that it runs.
+    """Return a new, private name for one process's queue of running requests.
 
-    :param queue: where the requests came from.
+    :param queue: the queue that the requests came from.
     """
     return f"{queue}{RUNNING}{os.urandom(16).hex()}"
 
 
 def unclaimed_queue(running: str) -> str:
-    """Return the queue for requests that their process does not claim."""
+    """Return the name of the queue for running requests that their process has not claimed."""
     return f"{running}{UNCLAIMED}"
 
 
 def quarantine_queue(topic: str) -> str:
-    """Return the queue that keeps a topic's messages that are not to be run again."""
+    """Return the name of a topic's quarantine queue (dead letters that are not run again)."""
     return f"{topic}_quarantine"
 
 
 class Binding(NamedTuple):
-    """What makes an exchange put messages into a queue."""
+    """A route from an exchange to a queue by a routing key."""
 
     queue: str
     exchange: str
@@ -163,26 +166,32 @@ class Binding(NamedTuple):
 
 
 def bind(channel: Channel, binding: Binding) -> Deferred[Any]:
-    """Make a binding; one that is there stays."""
+    """Make a binding; an existing one stays (AMQP 0-9-1 1.7.2.3).
+
+    :return: Deferred, fired at queue.bind-ok; fails with ClosedError.
+    """
     return channel.queue_bind(**binding._asdict())  # type: ignore[no-any-return]
 
 
 def unbind(channel: Channel, binding: Binding) -> Deferred[Any]:
-    """Remove a binding; one that is not there is no error."""
+    """Remove a binding; a missing one is no error in RabbitMQ.
+
+    :return: Deferred, fired at queue.unbind-ok; fails with ClosedError.
+    """
     return channel.queue_unbind(**binding._asdict())  # type: ignore[no-any-return]
 
 
 async def count(channel: Channel, queue: str) -> tuple[int, int]:
-    """Return how many messages wait in a queue, and how many consumers it has. Quorum queues may say 0 of both.
+    """Return a queue's number of ready messages and of consumers. A quorum queue may report 0 for both.
 
-    :raises ClosedError: it is not there.
+    :raises ClosedError: the queue does not exist.
     """
     _, messages, consumers = await channel.queue_declare(queue=queue, passive=True)
     return messages, consumers
 
 
 def declare_exchange(channel: Channel, exchange: str, options: BrokerOptions) -> Deferred[Any]:
-    """Declare a control exchange."""
+    """Declare a control exchange, of type topic."""
     return channel.exchange_declare(  # type: ignore[no-any-return]
         exchange=exchange,
         type="topic",
@@ -192,7 +201,7 @@ def declare_exchange(channel: Channel, exchange: str, options: BrokerOptions) ->
 
 
 def declare_fanout_exchange(channel: Channel, topic: str, options: BrokerOptions) -> Deferred[Any]:
-    """Declare the exchange of a topic's fanouts; it goes with the last queue that is bound to it."""
+    """Declare a topic's fanout exchange; auto-delete: it goes with its last binding."""
     return channel.exchange_declare(  # type: ignore[no-any-return]
         exchange=fanout_exchange(topic),
         type="fanout",
@@ -202,7 +211,10 @@ def declare_fanout_exchange(channel: Channel, topic: str, options: BrokerOptions
 
 
 async def declare_request_queue(channel: Channel, exchange: str, name: str, options: BrokerOptions) -> None:
-    """Declare a queue of requests and bind it to its exchange."""
+    """Declare a queue of requests and bind it to its exchange.
+
+    :raises ClosedError: the broker refused, or was lost.
+    """
     await channel.queue_declare(
         queue=name,
         durable=options.durable_queues or options.quorum_queue,
@@ -213,45 +225,49 @@ async def declare_request_queue(channel: Channel, exchange: str, name: str, opti
 
 
 async def declare_fanout_queue(channel: Channel, topic: str, name: str, options: BrokerOptions) -> None:
-    """Declare one server's queue for fanouts, and bind it."""
+    """Declare a server's fanout queue, and bind it to the topic's fanout exchange.
+
+    :raises ClosedError: the broker refused, or was lost.
+    """
     await declare_fanout_exchange(channel, topic, options)
     await _declare_transient(channel, name, options)
     await bind(channel, Binding(name, fanout_exchange(topic), topic))
 
 
 def declare_reply_queue(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:
-    """Declare a queue for replies; they are sent to it by its name."""
+    """Declare a reply queue; replies reach it by the default exchange."""
     return _declare_transient(channel, name, options)
 
 
 async def delete_queue(channel: Channel, name: str, clock: IReactorTime, *, if_empty: bool = False) -> None:
-    """Delete a private queue; a broker that does not answer is not waited for long: the queue goes by itself.
+    """Delete a private queue; wait 3 s at most, as the queue expires by itself.
 
-    :param if_empty: the broker closes the channel instead, if there is a message in it.
-    :raises ClosedError: the channel is lost.
+    :param if_empty: if the queue has messages, the broker closes the channel with 406 instead.
+    :raises ClosedError: the channel was closed.
     """
     deleting: Deferred[Any] = channel.queue_delete(queue=name, if_empty=if_empty)
     await deleting.addTimeout(_DELETE_PATIENCE, clock, onTimeoutCancel=lambda *_: None)
 
 
 async def declare_running_queues(channel: Channel, running: str, queue: str, options: BrokerOptions) -> None:
-    """Declare one process's queue for the requests that it runs, and the one for those that it does not claim.
+    """Declare a process's queue for the requests that it runs, and the one for those that it does not claim.
 
-    :param running: its name.
-    :param queue: where the requests came from, and go back to in the end.
+    :param running: the name of the first.
+    :param queue: where the requests came from, and return to if their process is dead.
+    :raises ClosedError: the broker refused, or was lost.
     """
     # Note [Running requests]
     #
-    # The process consumes both queues, so what is in them is in its hands, unacknowledged. If its
-    # channel ends, the broker puts that back. In the first queue a message has expired then, or does
-    # soon: its time counts from when it was sent, and a requeue does not begin it anew (RabbitMQ,
-    # "TTL"). It moves to the second queue, where its time begins again. A process that lives is back
-    # within that time, and gets it from there. What it does not claim returns to where it came
-    # from, and bears an x-death header that names the second queue: somebody else runs it then,
-    # and knows that a process died.
+    # The process consumes both queues, so every message in them is an unacknowledged delivery of this
+    # process. If its channel ends, the broker requeues them. In the first queue a message has expired
+    # by then, or does so soon: its TTL counts from when it was published, and a requeue does not reset
+    # it (RabbitMQ, "TTL"). The message is dead-lettered to the second queue, where its TTL starts
+    # again. A living process reconnects within that time, and gets the message from there. A message
+    # that is not claimed is dead-lettered to the queue that it came from, with an x-death header that
+    # names the second queue. Another process runs it then, and knows that a process died.
     #
-    # The queues are durable, as brokers may refuse transient ones that are not exclusive, and
-    # replicated if those of the requests are.
+    # The queues are durable, because brokers may deny transient ones that are not exclusive. They are
+    # replicated if the request queues are.
     unclaimed = unclaimed_queue(running)
     for name, seconds, then in ((running, _RUNNING_TTL, unclaimed), (unclaimed, CLAIM_PATIENCE, queue)):
         arguments = {
@@ -265,13 +281,13 @@ async def declare_running_queues(channel: Channel, running: str, queue: str, opt
 
 
 def declare_quarantine(channel: Channel, topic: str) -> Deferred[Any]:
-    """Declare the queue that keeps a topic's messages that are not to be run again."""
+    """Declare a topic's quarantine queue."""
     arguments = {"x-max-length": QUARANTINE_BOUND}
     return channel.queue_declare(queue=quarantine_queue(topic), durable=True, arguments=arguments)  # type: ignore[no-any-return]
 
 
 def _declare_transient(channel: Channel, name: str, options: BrokerOptions) -> Deferred[Any]:
-    """Declare a queue that nobody else declares, and that goes some time after its last use."""
+    """Declare a private queue that expires some time after its last use."""
     quorum = options.transient_quorum_queue
     arguments = _quorum(options) if quorum else {}
     if options.transient_queues_ttl:

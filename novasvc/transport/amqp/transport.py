@@ -1,4 +1,4 @@
-"""The transport of ``amqp:`` and ``rabbit:`` URLs."""
+"""ITransport over RabbitMQ, for ``amqp:`` and ``rabbit:`` URLs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,14 +31,15 @@ from novasvc.transport.amqp.tls import check_files
 _log = Logger()
 
 REPLY_PATIENCE = 60.0
-"""Seconds for which a reply is held while the broker cannot be reached: what a method did is not done again."""
+"""Seconds for which a reply is held while the broker is unreachable: a finished method must not be run again."""
 
 
 @attrs.define(eq=False)
 class ReplyBox(ChannelReceiver):
-    """Consumes the replies to one client.
+    """Consumes the reply queue of one client.
 
-    :param receiver: gets the bytes of each.
+    :param receiver: called with the body of each reply.
+    :ivar unreadable: replies that were dropped because they could not be decoded.
     """
 
     _consumers: Consumers
@@ -51,12 +52,12 @@ class ReplyBox(ChannelReceiver):
         return f"the replies at {self.name}"
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Declare the queue and consume from it; see _Subscription."""
+        """Declare the reply queue and consume from it; see _Subscription."""
         channel = await protocol.open_channel()
         try:
             await topology.declare_reply_queue(channel, self.name, self._consumers.options)
             channel.receiver = self
-            # Nobody else is to get a reply, and one that is lost with us is of no use: no acknowledgements.
+            # No acknowledgements: only this process can use a reply, so redelivery is of no use.
             await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
         except BaseException:
             channel.receiver = None
@@ -65,11 +66,11 @@ class ReplyBox(ChannelReceiver):
         self._channel = channel
 
     def connection_lost(self) -> None:
-        """Do nothing: the successor restores it."""
+        """Forget the channel: the next connection calls establish again."""
         self._channel = None
 
     async def close(self) -> None:
-        """Give up the queue."""
+        """Delete the queue and close the channel."""
         self._consumers.remove(self)
         channel, self._channel = self._channel, None
         if channel is None or channel.closed:
@@ -84,7 +85,7 @@ class ReplyBox(ChannelReceiver):
     # -- ChannelReceiver -----------------------------------------------------------------------
 
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
-        """Hand a reply on; see ChannelReceiver."""
+        """Handle basic.deliver: pass the reply to the receiver; see ChannelReceiver."""
         if body is None or properties != PLAIN:
             try:
                 body, _ = read_content(body, properties, BODY_LIMIT)
@@ -94,16 +95,19 @@ class ReplyBox(ChannelReceiver):
                 return
         try:
             self._receiver(body)
-        except Exception:  # noqa: BLE001 - it must not end the connection, which is everybody's
+        except Exception:  # noqa: BLE001 - it must not end the connection, which all consumers share
             _log.failure("a reply receiver raised an exception, which it must not")
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
-        """Declare and consume again: the queue is gone; see ChannelReceiver."""
+        """Handle basic.cancel: abandon the channel, which declares and consumes again; see ChannelReceiver."""
         if self._channel is not None:
             self._channel.abandon(ClosedError(f"the queue {self.name} is gone", code=NOT_FOUND))
 
     def channel_closed(self, reason: ClosedError) -> None:
-        """Begin again, unless the connection has ended; see ChannelReceiver."""
+        """Re-establish the queue after a lost channel; see ChannelReceiver.
+
+        After a lost connection the next one does that.
+        """
         self._channel = None
         if reason.code:
             _log.warn("{replies} lost their channel: {reason}", replies=str(self), reason=reason)
@@ -117,12 +121,12 @@ class AMQPTransport:
 
     See Note [Two connections] in :mod:`novasvc.transport.amqp.publisher`.
 
-    :param address: hosts, tried in turn, and who we are.
+    :param address: hosts, tried in turn, with credentials and the virtual host.
     :param reactor: connects, and measures time.
     :param exchange: the control exchange of targets that name none.
     :param options: how queues are declared, deadlines, heartbeat, TLS.
-    :param name: what the broker's list of connections shows.
-    :param retry: seconds to wait after the nth failed round of hosts.
+    :param name: the prefix of both connections' names in the broker's list.
+    :param retry: backoff: seconds to wait after the nth failed round of hosts.
     """
 
     _address: BrokerAddress
@@ -158,18 +162,18 @@ class AMQPTransport:
 
     @property
     def unclaimed_replies(self) -> int:
-        """Replies that were dropped, because their callers were gone."""
+        """Number of replies that were dropped because their callers were gone."""
         return self._retries.unclaimed
 
     @property
     def connections(self) -> tuple[Connection, Connection]:
-        """The connection that publishes and the one that consumes, whatever state they are in."""
+        """The publishing and the consuming connection, in whatever state they are."""
         return self._publisher.connection, self._consumers.connection
 
     def open(self) -> Deferred[None]:
-        """Connect for publishing; consuming connects with the first that listens; see ITransport.
+        """Open the publishing connection; the first listener or reply queue opens the consuming one. See ITransport.
 
-        :raises SettingError: a file for TLS cannot be used.
+        :raises SettingError: a TLS file cannot be used.
         """
         try:
             check_files(self._address, self._options)
@@ -178,7 +182,7 @@ class AMQPTransport:
         return self._publisher.connection.open()
 
     def close(self) -> Deferred[None]:
-        """Disconnect; see ITransport."""
+        """Close the listeners and both connections; see ITransport."""
         self._closed = True
         self._retries.close()
         self._publisher.close()
@@ -189,25 +193,25 @@ class AMQPTransport:
         closing = [listener.close() for listener in self._listeners]
         closing += [Deferred.fromCoroutine(box.close()) for box in self._boxes.values()]
         self._listeners, self._boxes = [], {}
-        await DeferredList(closing, consumeErrors=True)  # side by side: a silent broker costs the time of one
+        await DeferredList(closing, consumeErrors=True)  # concurrently, so a silent broker costs one timeout
         await DeferredList([connection.close() for connection in self.connections], consumeErrors=True)
 
     def problem(self) -> str | None:
-        """Say what keeps messages from moving; see ITransport."""
-        # The connection that consumes is idle until somebody listens.
+        """Return what keeps messages from moving, or None; see ITransport."""
+        # The consuming connection is idle until the first listener or reply queue.
         problems = [connection.trouble for connection in self.connections if connection.state != "idle"]
         return next((problem for problem in problems if problem is not None), None)
 
-    # -- in ------------------------------------------------------------------------------------
+    # -- consuming -----------------------------------------------------------------------------
 
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
-        """Consume; see ITransport."""
+        """Consume a target's messages; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
         return self._listen(target, receiver, prefetch, alone=False)
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
-        """Consume from one queue; see ITransport."""
+        """Consume from one queue only; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
         return self._listen(Target(queue), receiver, prefetch, alone=True)
@@ -224,7 +228,7 @@ class AMQPTransport:
         return listener
 
     def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
-        """Receive replies; see ITransport."""
+        """Open a reply queue and return its address; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("receiving replies"))
         return Deferred.fromCoroutine(self._open_replies(ReplyBox(self._consumers, receiver)))
@@ -236,12 +240,15 @@ class AMQPTransport:
         return box.name
 
     def close_replies(self, address: str) -> Deferred[None]:
-        """Receive replies no longer; see ITransport."""
+        """Delete a reply queue; see ITransport."""
         box = self._boxes.pop(address, None)
         return succeed(None) if box is None else Deferred.fromCoroutine(box.close())
 
     def _connect(self) -> Deferred[None]:
-        """Connect for consuming, once. Who waits may be cancelled; the connection is everybody's, and goes on."""
+        """Open the consuming connection once for all callers.
+
+        :return: Deferred[None] of this caller. Cancelling it leaves the shared connection as it is.
+        """
         if self._consumers.connection.state == "idle":
             self._connecting = []
             opening = self._consumers.connection.open()
@@ -255,7 +262,7 @@ class AMQPTransport:
         return waiter
 
     def _not_connected(self, failure: Failure) -> None:
-        # The next that listens tries again, with a new one.
+        # The next caller opens a new connection: a closed one cannot be opened again.
         self._consumers.renew_connection()
         self._connected(failure)
 
@@ -263,13 +270,13 @@ class AMQPTransport:
         waiters, self._connecting = self._connecting or [], None
         for waiter in waiters:
             if not waiter.called:
-                # Each waiter gets a Failure of its own: handling one must not clean another's.
+                # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
                 waiter.callback(None if failure is None else Failure(failure.value))
 
-    # -- out -----------------------------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
-        """Send; see ITransport."""
+        """Publish a request to a target; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("sending"))
         if target.fanout:
@@ -279,7 +286,7 @@ class AMQPTransport:
         return self._publisher.publish(Message(exchange, address, body, ttl, mandatory, target, request=True))
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
-        """Put into a queue; see ITransport."""
+        """Publish a message to a queue, which is declared if it does not exist; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("sending"))
         return Deferred.fromCoroutine(self._post(queue, body))
@@ -291,15 +298,15 @@ class AMQPTransport:
         try:
             await self._publisher.publish(message())
         except UndeliverableError:
-            # It is not there yet, or not any more.
+            # The queue does not exist yet, or was deleted.
             await self._publisher.add_queue(queue)
             await self._publisher.publish(message())
 
     def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
-        """Reply; see ITransport.
+        """Publish a reply; see ITransport.
 
-        A caller whose queue is not there is tried again a few times, and is then taken for gone: for a while
-        its replies are sent once. When our own connection was lost, so was the caller's, and it has more time.
+        A missing reply queue is retried a few times; then the caller counts as gone, and for a while its replies
+        are sent once. After our own connection was lost, the caller has more time: its connection was lost as well.
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
@@ -312,4 +319,4 @@ class AMQPTransport:
 
 
 def _let_go(waiter: Deferred[None]) -> None:
-    """Let a cancelled Deferred fail by itself; what it waited for still comes, and is passed over."""
+    """No-op canceller: the Deferred fails by itself, and a late result is ignored."""

@@ -1,4 +1,4 @@
-"""One attempt after the other to prove that messages reach a listener, and what is restored in between."""
+"""A verification of a listener: attempts to get a probe back, and the repairs between them."""
 
 import re
 from typing import TYPE_CHECKING
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from novasvc.transport.amqp.loopback import Loopback
 
 _ABSENT = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
-"""What RabbitMQ says of a name that does not exist, or that is on a host which it cannot reach."""
+"""RabbitMQ's reply text for a name that does not exist, or whose host it cannot reach."""
 _POLL = 0.25
-"""Seconds between two looks whether what was lost is there again."""
+"""Seconds between two checks whether a lost connection or consumer is back."""
 
 
 class GoneError(Exception):
@@ -34,18 +34,18 @@ class GoneError(Exception):
 
 
 class OverdueError(Exception):
-    """A message was confirmed and has not come back."""
+    """A probe was confirmed and has not come back in time."""
 
 
 @attrs.define
 class Plan:
-    """What one attempt declares before it sends.
+    """What one attempt declares before it sends its probe.
 
-    :param exchanges: to be declared.
-    :param bindings: to be made.
-    :param broken: those of them that lead nowhere; they are removed first.
-    :param count_consumers: see whether others consume from the topic's queue.
-    :param to_topic: send to the topic as well.
+    :param exchanges: names of exchanges to declare.
+    :param bindings: bindings to make.
+    :param broken: those bindings that route nowhere; they are removed first.
+    :param count_consumers: check the topic queue's consumer count.
+    :param to_topic: send a probe to the topic as well.
     """
 
     exchanges: set[str] = attrs.field(factory=set)
@@ -57,11 +57,14 @@ class Plan:
 
 @attrs.define(eq=False)
 class Verification:
-    """One proof: sends until the message is back, and repairs before each attempt what the last one found missing.
+    """Sends probes until one is back; repairs before each attempt what the last one found missing.
 
-    :param until: seconds on the clock.
-    :ivar found: what stood in the way of the attempts, in order; what comes twice cannot be repaired.
-    :ivar missing: the last of that which is not there.
+    :param write: makes the probe's body.
+    :param until: deadline, in seconds on the clock.
+    :param plan: for the first attempt.
+    :ivar found: problems of the attempts so far, in order; one that recurs cannot be repaired.
+    :ivar missing: the queue, exchange or binding that was found missing last.
+    :ivar repaired: what was declared again.
     """
 
     _loopback: "Loopback"
@@ -73,9 +76,9 @@ class Verification:
     _repaired: list[str] = attrs.field(factory=list, init=False)
 
     async def run(self) -> Reachability:
-        """Return what it has found out.
+        """Run attempts until the probe is back, a problem recurs or time is up; return the result.
 
-        :raises BrokerBlockedError: the broker takes no messages.
+        :raises BrokerBlockedError: the broker blocks publishing.
         """
         while True:
             if not await self._consumes():
@@ -95,14 +98,14 @@ class Verification:
             self._found.append(what)
 
     async def _consumes(self) -> bool:
-        """Wait until the listener consumes; return whether it does."""
+        """Wait until the listener consumes; return whether it does before the deadline."""
         listener, clock = self._loopback.listener, self._loopback.listener.clock
         while not listener.live and clock.seconds() < self._until:
             await deferLater(clock, _POLL, lambda: None)
         return listener.live and clock.seconds() < self._until
 
     async def _learn(self, error: Exception) -> str:
-        """Plan the next attempt; return what stood in the way of the last one."""
+        """Plan the next attempt by the last one's error; return the problem in words."""
         if isinstance(error, GoneError):
             return await self._without(error.queue, str(error))
         if isinstance(error, UndeliverableError):
@@ -125,19 +128,19 @@ class Verification:
             return await self._pause(f"no message can be sent to it: {error.problem}")
         if self._missing is not None:
             return f"{self._missing}, and the broker {error.broker} refuses to restore it: {error.problem}"
-        # Nothing is known to be missing, and what is there need not be declared.
+        # Nothing is known to be missing, and what exists need not be declared: the next attempt declares nothing.
         self._plan = Plan()
         return f"the broker refuses: {error.problem}"
 
     async def _pause(self, problem: str) -> str:
-        """Let a connection come back, and try as long as there is time."""
+        """Wait for a connection to come back; the problem may recur until the deadline."""
         await deferLater(self._loopback.listener.clock, _POLL, lambda: None)
         if problem in self._found:
             self._found.remove(problem)
         return problem
 
     def _make_again(self, what: str) -> str:
-        """Plan to make that, and whatever may have gone with it."""
+        """Plan to make a binding or exchange again, with all bindings that may have gone with it."""
         loopback = self._loopback
         self._plan = Plan(self._plan.exchanges, [loopback.host, loopback.topic, loopback.fanout], self._plan.broken)
         self._repaired.append(what)
@@ -145,7 +148,10 @@ class Verification:
         return self._missing
 
     async def _without(self, queue: str, problem: str) -> str:
-        """Have the listener declare and consume again, which logs the problem; unless its own host knows better."""
+        """Have the listener declare and consume anew, which logs the problem.
+
+        Not if the consuming connection's host still counts a consumer: then the hosts of the cluster disagree.
+        """
         listener = self._loopback.listener
         self._plan = self._loopback.regular()
         if await listener.count_consumers(queue):

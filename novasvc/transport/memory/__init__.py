@@ -1,8 +1,8 @@
-"""Messages within one process: the transport of ``memory:``.
+"""Transport within one process, for ``memory:`` URLs.
 
-For a node on its own, for several nodes in one process, and for tests. It keeps the promises of
-a broker (queues, prefetch, redelivery, expiry), and what it delivers it delivers later: never
-from within the call that sent it.
+For a single node, for several nodes in one process, and for tests. It provides what a broker
+does: queues, prefetch, redelivery and TTL. A message is never delivered from within the call
+that sent it, but in a later turn of the reactor.
 """
 
 from novasvc.transport.memory.broker import QUEUE_BOUND, MemoryBroker

@@ -1,4 +1,4 @@
-"""Where messages wait, and the turns in which they are delivered."""
+"""An in-memory broker: queues, fanout and replies, delivered in reactor turns of their own."""
 
 import os
 from collections import deque
@@ -14,27 +14,27 @@ from novasvc.rpc.target import Target
 _log = Logger()
 
 QUEUE_BOUND = 10_000
-"""Messages that a queue holds at the most, those that were delivered not counted."""
+"""Bound on the ready messages of a queue; unsettled deliveries do not count."""
 
 QUARANTINE_BOUND = 1000
-"""Messages that are kept in quarantine; the oldest go first."""
+"""Bound on the quarantined messages; the oldest are dropped first."""
 
 Name = tuple[str, str, str | None]
-"""Exchange, topic and server: what a message is addressed by."""
+"""Exchange, topic and server (None for the topic's queue): the address of a message."""
 
 _TURN = 128
-"""Messages that are delivered in one turn of the reactor at the most; others want it too."""
+"""Most messages delivered in one turn of the reactor, so that other events are served, too."""
 _SHARE = 16
-"""Messages that one queue delivers before the next queue's turn comes."""
+"""Most messages that one queue delivers before the next queue has its turn."""
 
 
 @attrs.define(eq=False)
 class Message:
-    """A request that waits.
+    """A request in a queue.
 
-    :param expires_at: seconds on the clock; None is "never".
-    :param deliveries: how often it was in a listener's hands, and not settled.
-    :param probe: called by the listener that takes it, instead of its receiver; None of a request.
+    :param expires_at: seconds on the clock; None is never.
+    :param deliveries: number of earlier deliveries that were not settled.
+    :param probe: called on delivery in place of the listener's receiver; None for a request.
     """
 
     body: bytes
@@ -44,17 +44,17 @@ class Message:
 
 
 class Consumer(Protocol):
-    """What takes messages out of queues."""
+    """Takes messages from queues."""
 
     def has_room(self) -> bool:
-        """Tell whether it takes one more now."""
+        """Return whether the prefetch leaves room for one more message."""
 
     def take(self, message: Message, queue: "Queue") -> None:
-        """Take a message; never raises."""
+        """Handle a delivery; must not raise."""
 
 
 class _Source(Protocol):
-    """What the broker drains: a queue, or a box of replies."""
+    """What the broker delivers from: a queue, or a reply box."""
 
     awake: bool
 
@@ -65,10 +65,10 @@ class _Source(Protocol):
 
 @attrs.define(eq=False)
 class Queue:
-    """Messages in order, and the consumers that share them.
+    """A FIFO of messages, shared by its consumers in round robin.
 
-    :param bound: messages that it holds at the most.
-    :param awake: the broker has it on its list.
+    :param bound: most ready messages.
+    :ivar awake: the broker has scheduled a delivery from it.
     """
 
     _broker: "MemoryBroker"
@@ -78,7 +78,7 @@ class Queue:
     awake: bool = attrs.field(default=False, init=False)
 
     def put(self, message: Message) -> bool:
-        """Take a message; False if there is no room for it, what expired at the head not counted."""
+        """Append a message; return False if the queue is full, after expired messages at its head are dropped."""
         messages = self.messages
         while len(messages) >= self.bound:
             expires_at = messages[0].expires_at
@@ -90,23 +90,30 @@ class Queue:
         return True
 
     def put_back(self, message: Message) -> None:
-        """Take back what its listener left; it comes next, and may exceed the bound by a prefetch."""
+        """Requeue an unsettled message at the head; the bound may be exceeded by a prefetch."""
         message.deliveries += 1
         self.messages.appendleft(message)
         self._broker.wake(self)
 
     def put_anew(self, message: Message, deliveries: int) -> None:
-        """Take back what was given back; it comes last, as with the peers, and may exceed the bound as well."""
+        """Requeue a message at the tail, as the AMQP transport's copy would be; the bound may be exceeded.
+
+        :param deliveries: number of deliveries to record.
+        """
         message.deliveries = deliveries
         self.messages.append(message)
         self._broker.wake(self)
 
     def ready(self) -> bool:
-        """Tell whether there is a message, and somebody who takes it."""
+        """Return whether there is a message, and a consumer with room."""
         return bool(self.messages) and any(consumer.has_room() for consumer in self.consumers)
 
     def deliver(self, limit: int) -> int:
-        """Hand out messages, one to each consumer in turn; return how many were handled."""
+        """Deliver messages to the consumers in turn; drop expired ones.
+
+        :param limit: most messages to handle.
+        :return: number of messages delivered or dropped.
+        """
         handled = 0
         while handled < limit and self.messages:
             consumer = self._next_consumer()
@@ -130,7 +137,7 @@ class Queue:
 
 @attrs.define(eq=False)
 class _ReplyBox:
-    """Replies on their way to a caller, who waits for so many and no more."""
+    """Replies to one caller, in order; beyond QUEUE_BOUND the oldest are dropped."""
 
     _receiver: Callable[[bytes], None]
     bodies: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=QUEUE_BOUND), init=False)
@@ -145,21 +152,21 @@ class _ReplyBox:
             handled += 1
             try:
                 self._receiver(self.bodies.popleft())
-            except Exception:  # noqa: BLE001 - it must not keep the others' messages
+            except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
                 _log.failure("a reply receiver raised an exception, which it must not")
         return handled
 
 
 @attrs.define(eq=False)
 class MemoryBroker:
-    """What a broker is to a cluster, for the nodes of one process.
+    """The broker of the nodes in one process.
 
-    Queues come with their first listener and stay, so that casts wait while a service restarts.
-    They are as many as there were different targets.
+    A queue is created by its first listener and is never deleted, so casts wait while a service
+    restarts. The number of queues is the number of distinct targets.
 
-    :param bound: messages that each queue holds at the most.
-    :param quarantine: bodies that are not to be run again, with the reasons.
-    :ivar clock: of its transports; see :meth:`attach`.
+    :param bound: most ready messages of each queue.
+    :ivar quarantine: quarantined bodies with the reasons, the newest QUARANTINE_BOUND of them.
+    :ivar clock: the clock of its transports; see :meth:`attach`.
     """
 
     bound: int = QUEUE_BOUND
@@ -172,9 +179,9 @@ class MemoryBroker:
     _turning: bool = attrs.field(default=False, init=False)
 
     def attach(self, clock: IReactorTime) -> None:
-        """Take the clock of a transport; all transports of a broker have the same.
+        """Adopt a transport's clock. All transports of a broker share one clock.
 
-        :raises ValueError: this one has another.
+        :raises ValueError: the broker has another clock already.
         """
         if getattr(self, "clock", clock) is not clock:
             problem = "the transports of a MemoryBroker live in one process, on one clock"
@@ -182,64 +189,64 @@ class MemoryBroker:
         self.clock = clock
 
     def seconds(self) -> float:
-        """Read the clock."""
+        """Return the clock's time in seconds."""
         return self.clock.seconds()
 
     # -- addresses -----------------------------------------------------------------------------
 
     def queue(self, exchange: str, topic: str, server: str | None) -> Queue:
-        """Return a queue, made if it is new."""
+        """Return a queue; create it if it does not exist."""
         return self._queues.setdefault((exchange, topic, server), Queue(self, self.bound))
 
     def add_fanout(self, topic: str) -> Queue:
-        """Make one more queue that gets a copy of each fanout. As with the peers, exchanges share them."""
+        """Create a queue that gets a copy of each fanout of a topic; as in OpenStack, from any control exchange."""
         queue = Queue(self, self.bound)
         self._fanouts.setdefault(topic, {})[queue] = None
         return queue
 
     def restore(self, name: Name, queue: Queue) -> Queue:
-        """Return the queue that has a name; that is the given one, if none has it any more."""
+        """Return the queue of a name; the given one gets the name if no queue has it."""
         return self._queues.setdefault(name, queue)
 
     def has(self, name: Name) -> bool:
-        """Tell whether messages with a name find a queue."""
+        """Return whether a queue of that name exists."""
         return name in self._queues
 
     def restore_fanout(self, topic: str, queue: Queue) -> bool:
-        """Have a queue get the topic's fanouts; return whether it did not."""
+        """Add a queue to a topic's fanout; return whether it was missing."""
         queues = self._fanouts.setdefault(topic, {})
         missing = queue not in queues
         queues[queue] = None
         return missing
 
     def drop_fanout(self, topic: str, queue: Queue) -> None:
-        """Give up such a queue and what is in it."""
+        """Delete a fanout queue and its messages."""
         queues = self._fanouts.get(topic, {})
         queues.pop(queue, None)
         if not queues:
             self._fanouts.pop(topic, None)
 
     def route(self, exchange: str, target: Target) -> tuple[Queue, ...]:
-        """Return the queues that a message for the target goes to; none if there never was a listener."""
+        """Return the queues for a target; none if it never had a listener."""
         if target.fanout:
             return tuple(self._fanouts.get(target.topic, ()))
         queue = self._queues.get((exchange, target.topic, target.server))
         return () if queue is None else (queue,)
 
     def add_replies(self, receiver: Callable[[bytes], None]) -> str:
-        """Make an address for replies."""
+        """Create a reply address."""
         address = f"reply_{os.urandom(16).hex()}"
         self._boxes[address] = _ReplyBox(receiver)
         return address
 
     def drop_replies(self, address: str) -> None:
-        """Give up an address; replies to it are dropped from now on."""
+        """Delete a reply address; later replies to it are dropped."""
         box = self._boxes.pop(address, None)
         if box is not None:
             box.bodies.clear()
 
     def reply(self, address: str, body: bytes) -> None:
-        """Put a reply into its box, if there is one."""
+        """Append a reply to its box; drop it if there is no box."""
         box = self._boxes.get(address)
         if box is not None:
             box.bodies.append(body)
@@ -248,11 +255,11 @@ class MemoryBroker:
     # -- turns ---------------------------------------------------------------------------------
 
     def later(self, do: Callable[[], object]) -> None:
-        """Call something in a turn of its own, as a delivery would come."""
+        """Call a function in a later turn of the reactor, as a delivery would come."""
         self.clock.callLater(0, do)
 
     def wake(self, source: _Source) -> None:
-        """Deliver from a source in a turn to come, if it has anything for anybody."""
+        """Schedule a delivery from a source, unless it is scheduled already."""
         if source.awake:
             return
         source.awake = True

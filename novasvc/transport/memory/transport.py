@@ -1,4 +1,4 @@
-"""The way to a broker in memory, and who listens there."""
+"""ITransport over an in-memory broker."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ Receiver = Callable[[IDelivery], None]
 @implementer(IDelivery)
 @attrs.define(eq=False)
 class _Delivery:
-    """A message in the hands of a listener."""
+    """A message delivered to a listener and not settled yet; see IDelivery."""
 
     _message: Message
     _queue: Queue
@@ -33,7 +33,8 @@ class _Delivery:
 
     @property
     def deaths(self) -> int:
-        # In one process nothing else takes a listener away from what it holds.
+        # A listener in this process loses an unsettled message only by its own end, so every redelivery counts as a
+        # death.
         return self.deliveries
 
     @property
@@ -56,7 +57,7 @@ class _Delivery:
         self._listener.settle(self)
 
     def hold(self) -> None:
-        """Do nothing: there is no limit."""
+        """Do nothing: there is no consumer_timeout."""
 
     def requeue(self, deliveries: int) -> None:
         if self._listener.settle(self):
@@ -79,7 +80,7 @@ class _Delivery:
 @implementer(IListener, ISession)
 @attrs.define(eq=False)
 class _Listener:
-    """A server's hands: what it takes from its queues, up to one prefetch for all of them."""
+    """The consumers of one server, with one prefetch for all of its queues; see IListener."""
 
     broker: MemoryBroker
     _topic: str
@@ -100,7 +101,7 @@ class _Listener:
 
     @property
     def _queues(self) -> tuple[Queue, ...]:
-        """Those that it consumes from."""
+        """The queues that it consumes from."""
         fanout = () if self._fanout is None or self._narrowed else (self._fanout,)
         return (*self._named.values(), *fanout)
 
@@ -127,18 +128,18 @@ class _Listener:
         self._hand_on(delivery)
 
     def take_again(self, delivery: _Delivery) -> None:
-        """Take back what was given back to this listener, in a turn of its own."""
+        """Redeliver a message to this listener, in a later turn of the reactor."""
         self._unsettled[delivery] = None
         self.broker.later(lambda: self._hand_on(delivery) if delivery in self._unsettled else None)
 
     def _hand_on(self, delivery: _Delivery) -> None:
         try:
             self._receiver(delivery)
-        except Exception:  # noqa: BLE001 - it must not keep the others' messages
+        except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
             _log.failure("a message receiver raised an exception, which it must not")
 
     def settle(self, delivery: _Delivery) -> bool:
-        """Note that a delivery was answered for; False if it was before, or went back."""
+        """Mark a delivery as settled; return False if it was settled or requeued before."""
         if delivery not in self._unsettled:
             return False
         had_room = self.has_room()
@@ -164,7 +165,7 @@ class _Listener:
         if not self.live or self._narrowed:
             return succeed(Reachability("its consumers are not live"))
         repaired = self._repair()
-        name, queue = next(reversed(self._named.items()))  # the server's, if it has one
+        name, queue = next(reversed(self._named.items()))  # the server's queue, if it has one
         arrived: Deferred[None] = Deferred()
 
         def arrive() -> None:
@@ -173,7 +174,7 @@ class _Listener:
 
         probe = Message(write("", ""), self.broker.seconds() + timeout, probe=arrive)
         if not queue.put(probe):
-            return succeed(Reachability(repaired=repaired))  # it is full of what is there to be worked on
+            return succeed(Reachability(repaired=repaired))  # a full queue exists, and its messages are being processed
 
         def give_up(*_: object) -> Reachability:
             if not self.has_room():
@@ -184,7 +185,7 @@ class _Listener:
         return verifying.addTimeout(timeout, self.broker.clock, onTimeoutCancel=give_up)
 
     def _repair(self) -> tuple[str, ...]:
-        """Have the broker know our queues, or consume from those that have their names now; say what was missing."""
+        """Register missing queues at the broker and consume from them again; return what was missing."""
         repaired = []
         for name, queue in self._named.items():
             known = self.broker.has(name)
@@ -211,7 +212,7 @@ class _Listener:
         if self._fanout is not None:
             self.broker.drop_fanout(self._topic, self._fanout)
         unsettled, self._unsettled = list(self._unsettled), {}
-        for delivery in reversed(unsettled):  # the oldest will be the first again
+        for delivery in reversed(unsettled):  # each goes to the head, so the oldest comes last
             delivery.put_back()
         return succeed(None)
 
@@ -224,9 +225,9 @@ def _shown(name: Name) -> str:
 @implementer(ITransport)
 @attrs.define(eq=False)
 class MemoryTransport:
-    """The way to a :class:`MemoryBroker`.
+    """ITransport over a :class:`MemoryBroker`.
 
-    :param broker: shared by all that want to reach each other.
+    :param broker: shared by the transports that are to reach each other.
     :param clock: expiry, and the turns in which messages are delivered.
     :param exchange: the control exchange of targets that name none.
     """
@@ -242,11 +243,11 @@ class MemoryTransport:
         self._broker.attach(self._clock)
 
     def open(self) -> Deferred[None]:
-        """Do nothing: the broker is here."""
+        """Do nothing: the broker is in this process."""
         return succeed(None)
 
     def close(self) -> Deferred[None]:
-        """Close the listeners and give up the addresses; see ITransport."""
+        """Close the listeners and delete the reply addresses; see ITransport."""
         self._closed = True
         for listener in self._listeners:
             listener.close()
@@ -256,11 +257,11 @@ class MemoryTransport:
         return succeed(None)
 
     def problem(self) -> str | None:
-        """Say what keeps messages from moving; see ITransport."""
+        """Return what keeps messages from moving, or None; see ITransport."""
         return "it was closed" if self._closed else None
 
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
-        """Consume; see ITransport."""
+        """Consume a target's messages; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
         exchange, broker = target.exchange or self._exchange, self._broker
@@ -272,7 +273,7 @@ class MemoryTransport:
         return self._begin(_Listener(broker, target.topic, receiver, prefetch, queues, fanout))
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
-        """Consume from one queue; see ITransport."""
+        """Consume from one queue only; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
         queues: dict[Name, Queue] = {(self._exchange, queue, None): self._broker.queue(self._exchange, queue, None)}
@@ -284,16 +285,16 @@ class MemoryTransport:
         return listening
 
     def post(self, queue: str, body: bytes) -> Deferred[None]:
-        """Put into a queue; see ITransport."""
+        """Append a message to a queue, which is created if it does not exist; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("sending"))
         taken = self._broker.queue(self._exchange, queue, None).put(Message(body, None))
         return succeed(None) if taken else fail(TransportFullError(queue, self._broker.bound))
 
     def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's signature
-        """Send; see ITransport.
+        """Append a request to the queues of its target; see ITransport.
 
-        A fanout reaches all whose queues have room, and fails if one had none.
+        A fanout reaches every queue that has room, and fails if one had none.
         """
         if self._closed:
             return fail(TransportClosedError("sending"))
@@ -308,7 +309,7 @@ class MemoryTransport:
         return fail(TransportFullError(str(target), self._broker.bound)) if full else succeed(None)
 
     def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
-        """Receive replies; see ITransport."""
+        """Create a reply address and return it; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("receiving replies"))
         address = self._broker.add_replies(receiver)
@@ -316,14 +317,14 @@ class MemoryTransport:
         return succeed(address)
 
     def close_replies(self, address: str) -> Deferred[None]:
-        """Give up an address; see ITransport."""
+        """Delete a reply address; see ITransport."""
         if address in self._addresses:
             self._addresses.remove(address)
             self._broker.drop_replies(address)
         return succeed(None)
 
     def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
-        """Reply, at once; see ITransport."""
+        """Append a reply to its caller's box; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("replying"))
         self._broker.reply(address, body)

@@ -11,7 +11,7 @@ from tests.support.amqp_rig import AMQPCase, Link, method, pack
 
 
 class Keeper(ChannelReceiver):
-    """Keeps what a channel gives it."""
+    """A receiver that records its calls."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
@@ -33,7 +33,7 @@ class Keeper(ChannelReceiver):
 
 
 class InvokeTests(AMQPCase):
-    """Tests for questions and their answers."""
+    """Tests for methods and their answers."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -44,7 +44,7 @@ class InvokeTests(AMQPCase):
         return [said.args["queue"] for said in self.link.all("queue.declare")]
 
     def test_one_at_a_time(self) -> None:
-        """A question is sent when the one before it was answered, and each gets its own answer."""
+        """A method is sent after the answer to the one before, and each gets its own answer."""
         self.broker.unanswered.add("queue.declare")
         waiting = [self.one.queue_declare(queue=name) for name in "abc"]
         for number, name in enumerate("abc", 1):
@@ -54,7 +54,7 @@ class InvokeTests(AMQPCase):
             self.assertEqual(self.successResultOf(waiting[number - 1]), (name, number, 0))
 
     def test_cancelled(self) -> None:
-        """Cancelling a question that was sent shifts no later answer."""
+        """Cancelling a method that was sent does not shift later answers."""
         self.broker.unanswered.add("queue.declare")
         first, second = (self.started(self.one.queue_declare(queue=name)) for name in "ab")
         first.cancel()
@@ -66,7 +66,7 @@ class InvokeTests(AMQPCase):
         self.assertEqual(self.successResultOf(second)[0], "b")
 
     def test_cancelled_before(self) -> None:
-        """A question that is cancelled before it was sent is not sent."""
+        """A method that is cancelled before it was sent is not sent."""
         self.broker.unanswered.add("queue.declare")
         first, second, third = (self.started(self.one.queue_declare(queue=name)) for name in "abc")
         second.cancel()
@@ -79,14 +79,14 @@ class InvokeTests(AMQPCase):
         self.assert_idle()
 
     def test_asked_in_an_answer(self) -> None:
-        """A question that is put while an answer is taken is sent once."""
+        """A method that is invoked from an answer's callback is sent once."""
         asked = self.one.queue_declare(queue="a")
         asked.addCallback(lambda _: self.one.queue_declare(queue="b"))
         self.assertEqual(self.done(asked)[0], "b")
         self.assertEqual(self.declared(), ["a", "b"])
 
     def test_timeout(self) -> None:
-        """A question without an answer closes its channel, and only that; its number is free after the goodbye."""
+        """A method without an answer closes its channel only; the number is free after close-ok."""
         other = self.channel()
         self.broker.unanswered |= {"queue.declare", "channel.close"}
         keeper = self.one.receiver = Keeper()
@@ -100,14 +100,14 @@ class InvokeTests(AMQPCase):
         self.done(other.basic_qos(prefetch_count=1))
         self.assertEqual(self.channel().id, 3)
         self.settle()
-        self.link.say(1, "queue.declare-ok", queue="a")  # too late
+        self.link.say(1, "queue.declare-ok", queue="a")  # a late answer
         self.link.say(1, "channel.close-ok")
         self.assertEqual(self.channel().id, 1)
         self.assertEqual(self.owner.heard, [])
         self.assert_idle()
 
     def test_closed_from_both_sides(self) -> None:
-        """A channel.close of the broker's that crosses ours is answered, and takes nothing with it."""
+        """The broker's channel.close that crosses ours is confirmed, and affects nothing else."""
         self.broker.unanswered.add("channel.close")
         self.one.abandon(ClosedError("enough"))
         self.settle()
@@ -119,7 +119,7 @@ class InvokeTests(AMQPCase):
         self.assertEqual(self.channel().id, 1)
 
     def test_abandoned_twice(self) -> None:
-        """Closing a channel again does nothing."""
+        """Closing a closed channel does nothing."""
         self.one.abandon(ClosedError("enough"))
         self.one.abandon(ClosedError("more than that"))
         self.one.do_close(ClosedError("once more"))
@@ -128,14 +128,14 @@ class InvokeTests(AMQPCase):
         self.assertEqual(str(self.one.reason), "enough")
 
     def test_reason_too_long(self) -> None:
-        """A reason that is too long for the wire is cut there, and nowhere else."""
+        """A reason over 255 bytes is truncated on the wire only."""
         self.one.abandon(ClosedError("é" * 300))
         self.settle()
         self.assertEqual(self.link.last("channel.close").args["reply_text"], "é" * 127)
         self.assertEqual(str(self.one.reason), "é" * 300)
 
     def test_no_wait(self) -> None:
-        """A method that asks for no answer fires at once, and waits for no other one."""
+        """A method with no-wait fires at once, and waits for no other one."""
         self.broker.unanswered.add("queue.declare")
         self.started(self.one.queue_declare(queue="a")).addErrback(lambda _: None)
         self.assertEqual(self.successResultOf(self.one.queue_declare(queue="b", no_wait=True)), ())
@@ -143,7 +143,7 @@ class InvokeTests(AMQPCase):
         self.assertEqual(self.declared(), ["a", "b"])
 
     def test_cannot_be_encoded(self) -> None:
-        """A value that the wire has no place for fails its question; the next one works."""
+        """A method that cannot be encoded fails; the next one works."""
         for arguments in ({"queue": "x" * 256}, {"queue": "a", "arguments": {"x-max": 2**64}}):
             error = self.failureResultOf(self.one.queue_declare(**arguments), CodecError).value
             self.assertIn("queue.declare", str(error))
@@ -151,13 +151,13 @@ class InvokeTests(AMQPCase):
         self.assertEqual(self.declared(), ["é"])
 
     def test_closed(self) -> None:
-        """A question on a channel that has ended fails with the reason for it."""
+        """A method on a closed channel fails with the reason for its end."""
         self.link.say(1, "channel.close", reply_code=406, reply_text="PRECONDITION_FAILED")
         error = self.failureResultOf(self.one.queue_declare(queue="a"), ClosedError).value
         self.assertEqual((error.code, str(error)), (406, "406 PRECONDITION_FAILED"))
 
     def test_many_waiters(self) -> None:
-        """Thousands of questions that wait when the channel ends all fail, without recursion."""
+        """Thousands of queued methods fail without recursion when the channel closes."""
         self.broker.unanswered.add("queue.declare")
         asked = [self.one.queue_declare(queue="a") for _ in range(5000)]
         self.link.say(1, "channel.close", reply_code=404, reply_text="NOT_FOUND")
@@ -166,7 +166,7 @@ class InvokeTests(AMQPCase):
         self.assert_idle()
 
     def test_many_answers(self) -> None:
-        """Thousands of answers that come in one read are taken without recursion."""
+        """Thousands of answers in one read are handled without recursion."""
         asked = [self.one.basic_qos(prefetch_count=1) for _ in range(2000)]
         self.link.feed(pack(1, "basic.qos-ok"))
         self.settle()
@@ -174,12 +174,12 @@ class InvokeTests(AMQPCase):
             self.successResultOf(one)
 
     def test_unasked_answer(self) -> None:
-        """An answer to no question, or to another one, ends the connection."""
+        """An answer without a method ends the connection."""
         self.link.say(1, "queue.declare-ok", queue="a")
         self.assertIn("queue.declare-ok answers no question", str(self.protocol.reason))
 
     def test_wrong_answer(self) -> None:
-        """An answer to another question ends the connection, and the question with it."""
+        """An answer to another method ends the connection, and fails the outstanding method."""
         self.broker.unanswered.add("queue.declare")
         asked = self.started(self.one.queue_declare(queue="a"))
         self.link.say(1, "queue.bind-ok")
@@ -187,7 +187,7 @@ class InvokeTests(AMQPCase):
         self.assertTrue(self.protocol.closed)
 
     def test_lost_with_a_cancelled_question(self) -> None:
-        """A cancelled question that is still open when the channel ends is not answered twice."""
+        """A cancelled method that is outstanding when the channel closes does not fire twice."""
         self.broker.unanswered.add("queue.declare")
         asked = self.started(self.one.queue_declare(queue="a"))
         asked.cancel()
@@ -197,7 +197,7 @@ class InvokeTests(AMQPCase):
 
 
 class ReceiverTests(AMQPCase):
-    """Tests for what comes by a channel."""
+    """Tests for what a channel's receiver is called with."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -206,19 +206,19 @@ class ReceiverTests(AMQPCase):
         self.keeper = self.one.receiver = Keeper()
 
     def test_bodies(self) -> None:
-        """A body of any octets comes as it was sent: umlauts, no UTF-8 at all, none, in one frame or in many."""
+        """A body is delivered unchanged: not ASCII, not UTF-8, empty, in one frame or in many."""
         for body in ("é".encode(), b"\xff\xfe\x00\xce", b"", "é".encode() * 200_000):
             self.link.deliver(1, body)
             self.assertEqual(self.keeper.got.pop(), body)
 
     def test_backlog(self) -> None:
-        """Ten thousand messages that come in one read are handed on in order."""
+        """Ten thousand messages in one read are delivered in order."""
         bodies = [b"%d" % number for number in range(10_000)]
         self.link.feed(b"".join(self.link.delivery(1, body) for body in bodies))
         self.assertEqual(self.keeper.got, bodies)
 
     def test_incomplete_body(self) -> None:
-        """A message whose rest has not come keeps no other channel waiting."""
+        """A partial message delays no other channel."""
         other = self.channel()
         other.receiver = kept = Keeper()
         slow = self.link.delivery(1, b"x" * 200_000)
@@ -230,24 +230,24 @@ class ReceiverTests(AMQPCase):
         self.assertEqual(self.keeper.got, [b"x" * 200_000])
 
     def test_confirmations(self) -> None:
-        """basic.ack and basic.nack of the broker's are handed on."""
+        """The receiver gets basic.ack and basic.nack."""
         self.link.say(1, "basic.ack", delivery_tag=7, multiple=True)
         self.link.say(1, "basic.nack", delivery_tag=8)
         self.assertEqual(self.keeper.got, [(7, True, True), (8, False, False)])
 
     def test_returned(self) -> None:
-        """A message that comes back is handed on with the reason."""
+        """The receiver gets basic.return with its reason."""
         head = pack(1, "basic.return", reply_code=312, reply_text="NO_ROUTE", exchange="nova", routing_key="é")
         self.link.feed(head + pack_content(1, b"\0\0", b"\xff", 4096))
         self.assertEqual(self.keeper.got, [(312, "NO_ROUTE", "nova", "é", b"\xff")])
 
     def test_consumer_cancelled(self) -> None:
-        """basic.cancel of the broker's is handed on."""
+        """The receiver gets basic.cancel."""
         self.link.say(1, "basic.cancel", consumer_tag="2", no_wait=True)
         self.assertEqual(self.keeper.got, ["2"])
 
     def test_closed_with_a_delivery_in_flight(self) -> None:
-        """A message that comes after we closed its channel is passed over, and the connection stays."""
+        """A delivery that arrives after channel.close was sent is ignored, and the connection stays."""
         self.broker.unanswered.add("channel.close")
         self.one.abandon(ClosedError("enough", clean=True))
         self.link.deliver(1, b"late")
@@ -259,7 +259,7 @@ class ReceiverTests(AMQPCase):
         self.assertFalse(self.protocol.closed)
 
     def test_nobody_is_there(self) -> None:
-        """What comes by a channel that nobody uses is passed over."""
+        """A delivery on a channel without a receiver is ignored."""
         self.one.receiver = None
         self.link.deliver(1, b"x")
         self.link.say(1, "basic.ack", delivery_tag=1)
@@ -269,7 +269,7 @@ class ReceiverTests(AMQPCase):
         self.assertFalse(self.protocol.closed)
 
     def test_by_default(self) -> None:
-        """A receiver that takes nothing lets all pass."""
+        """A receiver ignores everything by default."""
         self.one.receiver = ChannelReceiver()
         self.link.deliver(1, b"x")
         self.link.say(1, "basic.ack", delivery_tag=1)
@@ -280,7 +280,7 @@ class ReceiverTests(AMQPCase):
         self.assertFalse(self.protocol.closed)
 
     def test_message_that_nobody_asked_for(self) -> None:
-        """A message by another method than ours ends the connection."""
+        """Content by a method that we do not use ends the connection."""
         self.link.feed(pack(1, "basic.get-ok") + pack_content(1, b"\0\0", b"x", 4096))
         self.assertIn("nobody asked for", str(self.protocol.reason))
 
@@ -291,13 +291,13 @@ class ReceiverTests(AMQPCase):
         self.assertEqual(self.link.last("channel.flow-ok").args, {"active": True})
 
     def test_argument_that_is_none(self) -> None:
-        """A method that the broker sends has its arguments by their names, and no others."""
+        """An invocation has the method's arguments as attributes, and no others."""
         sent = Invocation(method("basic.cancel"), ("1", True))
         self.assertEqual((sent.consumer_tag, sent.no_wait), ("1", True))
         self.assertRaises(AttributeError, getattr, sent, "queue")
 
     def test_malformed(self) -> None:
-        """A method that is cut short, unknown, or not for a client ends the connection, with the reason."""
+        """A truncated or unknown method, or one that is not for a client, ends the connection with the reason."""
         for payload, reason in (
             (b"\x00\x32\x00\x0b\x01", "no AMQP"),
             (b"\x00\x63\x00\x01", "unknown"),
@@ -311,7 +311,7 @@ class ReceiverTests(AMQPCase):
             self.assertEqual(self.owner.heard, [self.protocol.reason])
 
     def test_misplaced(self) -> None:
-        """A method of a connection on a channel, or of a channel on the connection, ends the connection."""
+        """A connection method on a channel, or a channel method on channel 0, ends the connection."""
         for number, name in ((1, "connection.close"), (1, "connection.blocked"), (0, "channel.close")):
             link = self.linked()
             self.channel()

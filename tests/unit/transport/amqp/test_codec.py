@@ -120,13 +120,13 @@ class Written(SPEC.klass):
 
 class MethodTests(SynchronousTestCase):
     def test_order(self) -> None:
-        """Arguments of the same type are not taken for one another."""
+        """Arguments of the same type keep their order."""
         for name, arguments, octets in IN_ORDER:
             write = getattr(Written(), pythonize(name.replace(".", "_")))
             self.assertEqual(write(**arguments).hex(), octets, name)
 
     def test_queue_declare(self) -> None:
-        """A method goes as ids and arguments, its bits in one octet with the first one lowest."""
+        """A method is encoded as ids and arguments, its bits in one octet, lowest bit first."""
         octets = encode_method(
             method("queue.declare"), (0, "reply", False, True, False, True, False, {"x-expires": 1_800_000})
         )
@@ -134,7 +134,7 @@ class MethodTests(SynchronousTestCase):
         self.assertEqual(octets, expected + b"\x00\x00\x00\x0f\x09x-expiresI\x00\x1b\x77\x40")
 
     def test_start_ok(self) -> None:
-        """Capabilities can be sent, and a name with an accent has its right length."""
+        """Client capabilities are encoded, and a name with an accent has its length in bytes."""
         args = ({"capabilities": {"basic.nack": True}}, "PLAIN", "\0josé\0pw", "en_US")
         octets = encode_method(method("connection.start-ok"), args)
         table = b"\x0ccapabilitiesF\x00\x00\x00\x0d\x0abasic.nackt\x01"
@@ -144,7 +144,7 @@ class MethodTests(SynchronousTestCase):
         )
 
     def test_amqplain(self) -> None:
-        """AMQPLAIN's response goes as a table, which a broker reads as a string of that length."""
+        """AMQPLAIN's response is encoded as a field table, which a broker reads as a string of that length."""
         args = ({}, "AMQPLAIN", {"LOGIN": "guest", "PASSWORD": "é"}, "en_US")
         _, read = decode_method(encode_method(method("connection.start-ok"), args))
         self.assertEqual(read[2].encode(), b"\x05LOGINS\x00\x00\x00\x05guest\x08PASSWORDS\x00\x00\x00\x02\xc3\xa9")
@@ -155,24 +155,24 @@ class MethodTests(SynchronousTestCase):
         self.assertEqual(decode_method(b"\x00\x14\x00\x29"), (method("channel.close-ok"), ()))
 
     def test_bits_only(self) -> None:
-        """Bits are packed even where nothing else is."""
+        """Bits are packed when they are the only arguments."""
         self.assertEqual(encode_method(method("confirm.select"), (True,)), b"\x00\x55\x00\x0a\x01")
         self.assertEqual(encode_method(method("basic.nack"), (1, True, True))[-1:], b"\x03")
 
     def test_shortstr_in_bytes(self) -> None:
-        """A short text with an accent does not shift what follows it."""
+        """A short string with an accent does not shift the next argument."""
         args = (0, "ré", "naïve", False, True)
         payload = encode_method(method("basic.publish"), args)
         self.assertEqual(payload, b"\x00\x3c\x00\x28\x00\x00\x03r\xc3\xa9\x06na\xc3\xafve\x02")
         self.assertEqual(decode_method(payload), (method("basic.publish"), args))
 
     def test_not_utf8(self) -> None:
-        """A broker's text that is no UTF-8 stays bytes."""
+        """Text of the broker that is not UTF-8 stays bytes."""
         payload = b"\x00\x0a\x00\x3c\x02\xff\xfe"
         self.assertEqual(decode_method(payload), (method("connection.blocked"), (b"\xff\xfe",)))
 
     def test_close(self) -> None:
-        """RabbitMQ's refusal of another declaration is read with its code and its text."""
+        """RabbitMQ's 406 for an inequivalent declaration is decoded with its code and text."""
         text = b"PRECONDITION_FAILED - inequivalent arg 'durable'"
         payload = b"\x00\x14\x00\x28\x01\x96" + bytes((len(text),)) + text + b"\x00\x32\x00\x0a"
         read, args = decode_method(payload)
@@ -180,17 +180,17 @@ class MethodTests(SynchronousTestCase):
         self.assertEqual(args, (406, text.decode(), 50, 10))
 
     def test_consumer_cancel(self) -> None:
-        """The broker's word that a queue is gone is read, and is no answer to anything."""
+        """The broker's basic.cancel is decoded, and is no answer."""
         read, args = decode_method(b"\x00\x3c\x00\x1e\x011\x01")
         self.assertEqual((read.name, args, read.response), ("cancel", ("1", True), False))
 
     def test_unknown(self) -> None:
-        """A method that the spec does not have is refused with its numbers."""
+        """A method that is not in the spec is refused with its ids."""
         with self.assertRaisesRegex(CodecError, "method 10 of class 30 is unknown"):
             decode_method(b"\x00\x1e\x00\x0a")
 
     def test_cut_short(self) -> None:
-        """A method that ends before its time is malformed, wherever it ends."""
+        """A truncated method is malformed, wherever it ends."""
         payload = encode_method(method("queue.declare"), (0, "compute", *[False] * 5, {"x-expires": 1, "k": [True]}))
         for end in range(len(payload)):
             self.assertRaises(CodecError, decode_method, payload[:end])
@@ -266,19 +266,19 @@ class PropertiesTests(SynchronousTestCase):
             self.assertEqual(decode_properties(octets), {name: example_of[kind]})
 
     def test_none(self) -> None:
-        """No property is two octets; None is no property, and 0 and "" are."""
+        """No properties are two octets; None is left out, 0 and "" are not."""
         self.assertEqual(encode_properties({}), b"\x00\x00")
         self.assertEqual(encode_properties({"priority": None}), b"\x00\x00")
         self.assertEqual(encode_properties({"priority": 0, "reply_to": ""}), b"\x0a\x00\x00\x00")
         self.assertEqual(decode_properties(b"\x00\x00"), {})
 
     def test_timestamp(self) -> None:
-        """Seconds may be given, and a moment is read."""
+        """A timestamp is encoded from seconds, and decoded as a datetime."""
         octets = encode_properties({"timestamp": 86400})
         self.assertEqual(decode_properties(octets), {"timestamp": datetime(1970, 1, 2, tzinfo=UTC)})
 
     def test_refused(self) -> None:
-        """A property that is unknown, or has a wrong value, is refused by its name."""
+        """An unknown property, or one of a wrong type, is refused by its name."""
         for values, text in (
             ({"content-type": "a"}, "no property 'content-type'"),
             ({"delivery_mode": 256}, "delivery_mode: a whole number of 8 bits"),
@@ -291,12 +291,12 @@ class PropertiesTests(SynchronousTestCase):
                 encode_properties(values)
 
     def test_malformed(self) -> None:
-        """Flags of properties that messages do not have are malformed, and so are values too few or too many."""
+        """Flags of unknown properties, and missing or surplus values, are malformed."""
         for octets in (b"", b"\x80", b"\x00\x01", b"\x00\x02", b"\x80\x00", b"\x80\x00\x02a", b"\x00\x00a"):
             self.assertRaises(CodecError, decode_properties, octets)
 
     def test_dead_lettered(self) -> None:
-        """The headers of a message that RabbitMQ put aside are read."""
+        """The headers of a message that RabbitMQ dead-lettered are decoded."""
         death = b"\x05countl\x00\x00\x00\x00\x00\x00\x00\x01\x06reasonS\x00\x00\x00\x08rejected"
         array = b"F" + len(death).to_bytes(4, "big") + death
         table = b"\x07x-deathA" + len(array).to_bytes(4, "big") + array
@@ -325,7 +325,7 @@ class RoundTripTests(SynchronousTestCase):
     @given(st.binary(max_size=100))
     @example(b"")
     def test_random(self, octets: bytes) -> None:
-        """Whatever bytes come, they are read or refused, and nothing else."""
+        """Any bytes are decoded or raise CodecError, nothing else."""
         with contextlib.suppress(CodecError):
             decode_method(octets)
         with contextlib.suppress(CodecError):
@@ -333,7 +333,7 @@ class RoundTripTests(SynchronousTestCase):
 
     @given(st.sampled_from(METHODS), st.binary(max_size=60))
     def test_random_arguments(self, each: Any, octets: bytes) -> None:
-        """Whatever follows the ids of a method, it is read or refused, and nothing else."""
+        """Any bytes after a method's ids are decoded or raise CodecError, nothing else."""
         with contextlib.suppress(CodecError):
             read, args = decode_method(bytes((0, each.klass.id, 0, each.id)) + octets)
             self.assertIs(read, each)
@@ -341,7 +341,7 @@ class RoundTripTests(SynchronousTestCase):
 
     @given(methods, st.data())
     def test_damaged(self, generated: tuple[Any, tuple[Any, ...]], data: st.DataObject) -> None:
-        """A method with one byte changed is read or refused, and nothing else."""
+        """A method with one byte changed is decoded or raises CodecError, nothing else."""
         octets = bytearray(encode_method(*generated))
         octets[data.draw(st.integers(0, len(octets) - 1))] = data.draw(st.integers(0, 255))
         with contextlib.suppress(CodecError):
@@ -349,7 +349,7 @@ class RoundTripTests(SynchronousTestCase):
 
     @given(st.sampled_from(METHODS), st.data())
     def test_any_argument(self, each: Any, data: st.DataObject) -> None:
-        """Whatever arguments are given, they are written or refused, and nothing else."""
+        """Any arguments are encoded or raise CodecError, nothing else."""
         anything = st.none() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.none()) | flat_tables
         with contextlib.suppress(CodecError):
             encode_method(each, tuple(data.draw(anything) for _ in each.fields))

@@ -18,7 +18,7 @@ SHOWN = "amqp://nova:***@one:5672/cell"
 
 
 class User:
-    """What the connection is kept for: notes what it hears."""
+    """A connection user that records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -36,7 +36,7 @@ class User:
 
 
 class ConnectionCase(AMQPCase):
-    """A connection to two hosts, which waits a second a round, or ten where it is refused."""
+    """A connection to two hosts, with a backoff of 1 s a round, or 10 s after a refusal."""
 
     url = URL
     heartbeat = 0.0
@@ -58,7 +58,7 @@ class ConnectionCase(AMQPCase):
         self.addCleanup(self.nothing_is_left)
 
     def nothing_is_left(self) -> None:
-        """Close it, whatever state it is in, and see that no timer and no socket is left."""
+        """Close the connection in any state, and check that no timer and no socket is left."""
         closing = self.started(self.connection.close())
         self.wait(10, step=1)
         self.successResultOf(closing)
@@ -68,7 +68,7 @@ class ConnectionCase(AMQPCase):
 
     def opened(self) -> None:
         opening = self.started(self.connection.open())
-        self.wait(1, step=0.1)  # an endpoint takes its time to find that a name has no other address
+        self.wait(1, step=0.1)  # an endpoint needs a moment to find that a name has no other address
         self.successResultOf(opening)
         self.assertEqual(self.connection.state, "ready")
 
@@ -77,10 +77,10 @@ class ConnectionCase(AMQPCase):
 
 
 class OpenTests(ConnectionCase):
-    """Tests for the first opening."""
+    """Tests for the first open."""
 
     def test_ready(self) -> None:
-        """It is ready when its user is prepared, and its name is on the broker's list."""
+        """The connection is ready when its user is prepared, and the broker knows its name."""
         self.opened()
         self.assertEqual(self.user.heard, ["prepare", "ready"])
         self.assertEqual(self.broker.links[0].name, "nova-compute (publishing)")
@@ -88,13 +88,13 @@ class OpenTests(ConnectionCase):
         self.assertEqual(self.log, [])
 
     def test_next_host(self) -> None:
-        """Hosts that do not answer are passed over at once, in order."""
+        """Hosts that do not answer are skipped without a pause, in order."""
         self.broker.refusing.add(5672)
         self.opened()
         self.assertEqual(self.reactor.ports, [5672, 5673])
 
     def test_no_host(self) -> None:
-        """When every host was tried once in vain, it fails with the last one's reason and is closed."""
+        """After one attempt for each host, open fails with the last one's reason and the connection is closed."""
         self.broker.refusing |= {5672, 5673}
         opening = self.started(self.connection.open())
         self.wait(1, step=0.1)
@@ -105,7 +105,7 @@ class OpenTests(ConnectionCase):
         self.assert_idle()
 
     def test_connect_timeout(self) -> None:
-        """A host that does not answer costs no more than the deadline, and its attempt is given up."""
+        """A host that does not answer costs no more than the connect timeout, and its attempt is cancelled."""
         self.broker.deaf |= {5672, 5673}
         opening = self.started(self.connection.open())
         self.reactor.advance(9.9)
@@ -119,7 +119,7 @@ class OpenTests(ConnectionCase):
         self.assert_idle()
 
     def test_handshake_timeout(self) -> None:
-        """A host that accepts and then is silent costs no more than the deadline, and its socket is closed."""
+        """A host that is silent after the TCP handshake costs no more than the timeout, and its socket is closed."""
         self.broker.unanswered.add("connection.open")
         opening = self.started(self.connection.open())
         self.assertEqual(self.connection.state, "handshaking")
@@ -130,14 +130,14 @@ class OpenTests(ConnectionCase):
         self.assert_idle()
 
     def test_silent_port(self) -> None:
-        """A port that says nothing at all is left after the deadline."""
+        """A port that sends nothing is given up after the timeout."""
         self.broker.unanswered.add("protocol header")
         opening = self.started(self.connection.open())
         self.wait(20)
         self.assertIn("the handshake took longer", self.failed(opening, BrokerUnavailableError).problem)
 
     def test_wrong_password(self) -> None:
-        """A refused login names the user, and not the password."""
+        """A refused login names the user and not the password."""
         self.broker.closing["connection.start-ok"] = (403, "ACCESS_REFUSED - Login was refused")
         error = self.failed(self.connection.open(), BrokerRefusedError)
         self.assertIn("it refuses the user 'nova': 403 ACCESS_REFUSED", error.problem)
@@ -150,7 +150,7 @@ class OpenTests(ConnectionCase):
         self.assertIn("it refuses the virtual host 'cell': 530", error.problem)
 
     def test_hung_up(self) -> None:
-        """A host that hangs up in the handshake is said to have done so."""
+        """A host that closes the socket during the handshake is reported as such."""
         self.broker.unanswered.add("connection.start-ok")
         opening = self.started(self.connection.open())
         for _ in range(2):
@@ -159,7 +159,7 @@ class OpenTests(ConnectionCase):
         self.assertIn("lost", self.failed(opening, BrokerUnavailableError).problem)
 
     def test_no_name(self) -> None:
-        """A host whose name is not known is named."""
+        """A host name that does not resolve is named."""
 
         def no_address(receiver: Any, name: str, **more: Any) -> None:
             receiver.resolutionBegan(None)
@@ -171,7 +171,7 @@ class OpenTests(ConnectionCase):
         self.assertEqual(self.flushLoggedErrors(DNSLookupError), [])
 
     def test_user_not_prepared(self) -> None:
-        """What keeps its user from being prepared is what it fails with."""
+        """open fails with the user's error from prepare."""
         problem = BrokerError("broker", "no exchange")
 
         async def refuse() -> None:
@@ -181,7 +181,7 @@ class OpenTests(ConnectionCase):
         self.assertIs(self.failed(self.connection.open(), BrokerError), problem)
 
     def test_lost_while_preparing(self) -> None:
-        """A connection that is lost while its user prepares is an attempt that failed."""
+        """A connection that is lost during prepare counts as a failed attempt."""
         waiting: Deferred[None] = Deferred()
 
         async def ask() -> None:
@@ -198,7 +198,7 @@ class OpenTests(ConnectionCase):
         self.assertEqual(self.user.heard, ["prepare", "lost", "prepare", "ready"])
 
     def test_bug_in_the_user(self) -> None:
-        """What is no error of the broker's is logged with its traceback, and is an attempt that failed."""
+        """An unexpected exception is logged with its traceback, and counts as a failed attempt."""
 
         async def fall() -> None:
             raise ZeroDivisionError("a bug")
@@ -209,7 +209,7 @@ class OpenTests(ConnectionCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_cancelled(self) -> None:
-        """Cancelling the opening closes it."""
+        """Cancelling the open closes the connection."""
         self.broker.deaf.add(5672)
         opening = self.started(self.connection.open())
         opening.cancel()
@@ -219,14 +219,14 @@ class OpenTests(ConnectionCase):
 
 
 class ReconnectTests(ConnectionCase):
-    """Tests for a connection that was there."""
+    """Tests for reconnecting after a loss."""
 
     def setUp(self) -> None:
         super().setUp()
         self.opened()
 
     def test_again(self) -> None:
-        """A lost connection is made again after a pause, and both are said once."""
+        """A lost connection is restored after a pause; the loss and the recovery are logged once each."""
         self.broker.links[0].lose()
         self.assertEqual((self.connection.state, self.connection.protocol), ("waiting", None))
         self.assertIn(SHOWN, str(self.connection.problem))
@@ -238,7 +238,7 @@ class ReconnectTests(ConnectionCase):
         self.assertEqual(len(self.warnings("was restored")), 1)
 
     def test_rounds(self) -> None:
-        """Hosts of a round follow at once, rounds after a pause that may grow; each reason is said once."""
+        """The hosts of a round follow without a pause, the rounds with a backoff; each reason is logged once."""
         self.broker.refusing |= {5672, 5673}
         del self.reactor.ports[:]
         self.broker.links[0].lose()
@@ -252,7 +252,7 @@ class ReconnectTests(ConnectionCase):
         self.assertEqual(len(self.warnings("reconnecting")), 4)
 
     def test_refused(self) -> None:
-        """A broker that will not have us any more is asked less often."""
+        """A broker that begins to refuse us is retried with the slow backoff."""
         self.broker.closing["connection.start-ok"] = (403, "ACCESS_REFUSED")
         self.broker.links[0].lose()
         self.wait(1)
@@ -265,14 +265,14 @@ class ReconnectTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
 
     def test_closed_by_the_broker(self) -> None:
-        """What the broker says when it closes is what is told."""
+        """The broker's reply text is the reported reason."""
         self.broker.links[0].say(0, "connection.close", reply_code=320, reply_text="CONNECTION_FORCED - bye")
         self.assertIn("320 CONNECTION_FORCED - bye", str(self.connection.problem))
         self.wait(1)
         self.assertEqual(self.connection.state, "ready")
 
     def test_lost_when_blocked(self) -> None:
-        """A blocked connection that is lost is made again, and is not blocked then."""
+        """A blocked connection that is lost is restored, and is not blocked then."""
         self.broker.links[0].say(0, "connection.blocked", reason="low on memory")
         self.broker.links[0].lose()
         self.assertEqual(self.connection.state, "waiting")
@@ -281,10 +281,10 @@ class ReconnectTests(ConnectionCase):
 
 
 class BlockedTests(ConnectionCase):
-    """Tests for a broker that takes no messages."""
+    """Tests for connection.blocked and for a full socket."""
 
     def test_blocked(self) -> None:
-        """It says so once with the reason, and has its user go on when that is over."""
+        """A block is logged once with the reason, and the user resumes when it is over."""
         self.opened()
         link = self.broker.links[0]
         for _ in range(2):
@@ -298,7 +298,7 @@ class BlockedTests(ConnectionCase):
         self.assertEqual(len(self.warnings("accepts messages again")), 1)
 
     def test_while_preparing(self) -> None:
-        """A broker that blocks before its user is prepared leaves it blocked, and not ready."""
+        """A connection that is blocked during prepare enters blocked, not ready."""
         waiting: Deferred[None] = Deferred()
         self.user.preparing = lambda: waiting
         opening = self.started(self.connection.open())
@@ -310,7 +310,7 @@ class BlockedTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
 
     def test_unblocked_while_preparing(self) -> None:
-        """A broker that blocks and unblocks before its user is prepared leaves it ready."""
+        """A connection that is blocked and unblocked during prepare enters ready."""
         waiting: Deferred[None] = Deferred()
         self.user.preparing = lambda: waiting
         self.started(self.connection.open())
@@ -320,7 +320,7 @@ class BlockedTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
 
     def test_congested(self) -> None:
-        """A full socket is known, and its user goes on when there is room."""
+        """A full socket is recorded, and the user resumes when there is room."""
         self.opened()
         valve = self.broker.links[0].transport.producer
         valve.pauseProducing()
@@ -339,7 +339,7 @@ class BlockedTests(ConnectionCase):
         self.assertEqual(self.user.heard, ["prepare", "ready"])
 
     def test_congested_and_lost(self) -> None:
-        """A connection that is lost with a full socket is not congested when it is back."""
+        """A connection that is lost with a full socket is not congested after the reconnect."""
         self.opened()
         self.broker.links[0].transport.producer.pauseProducing()
         self.broker.links[0].lose()
@@ -348,10 +348,10 @@ class BlockedTests(ConnectionCase):
 
 
 class CloseTests(ConnectionCase):
-    """Tests for close in every state; that nothing is left is seen at the end of each test."""
+    """Tests for close in every state; each test ends with a check that nothing is left."""
 
     def test_idle(self) -> None:
-        """What was never opened is closed at once."""
+        """A connection that was never opened closes at once."""
         self.successResultOf(self.connection.close())
         self.assertEqual(self.connection.state, "closed")
 
@@ -362,27 +362,27 @@ class CloseTests(ConnectionCase):
         self.failed(opening, TransportClosedError)
 
     def test_connecting(self) -> None:
-        """An attempt under way is given up, and the opening fails."""
+        """The attempt is cancelled, and open fails."""
         self.broker.deaf.add(5672)
         self.closed_while("connecting")
 
     def test_handshaking(self) -> None:
-        """A handshake under way is given up, and the opening fails."""
+        """The handshake is cancelled, and open fails."""
         self.broker.unanswered.add("connection.open")
         self.closed_while("handshaking")
 
     def test_silent(self) -> None:
-        """A handshake that has not begun is given up as well."""
+        """A handshake that has not begun is cancelled as well."""
         self.broker.unanswered.add("protocol header")
         self.closed_while("handshaking")
 
     def test_preparing(self) -> None:
-        """Its user's preparations are given up, and the opening fails."""
+        """The user's prepare is cancelled, and open fails."""
         self.user.preparing = Deferred
         self.closed_while("preparing")
 
     def test_ready(self) -> None:
-        """A ready one says goodbye; its user hears of the end once."""
+        """A ready connection sends connection.close; its user hears of the end once."""
         self.opened()
         self.done(self.connection.close())
         self.assertEqual(self.broker.links[0].names()[-1], "connection.close")
@@ -390,21 +390,21 @@ class CloseTests(ConnectionCase):
         self.assertEqual(self.log, [])
 
     def test_blocked(self) -> None:
-        """So does a blocked one."""
+        """A blocked connection sends connection.close as well."""
         self.opened()
         self.broker.links[0].say(0, "connection.blocked", reason="low on memory")
         self.done(self.connection.close())
         self.assertEqual(self.broker.links[0].names()[-1], "connection.close")
 
     def test_waiting(self) -> None:
-        """A wait is given up."""
+        """The backoff is cancelled."""
         self.opened()
         self.broker.links[0].lose()
         self.done(self.connection.close())
         self.assertEqual(len(self.reactor.ports), 1)
 
     def test_connecting_again(self) -> None:
-        """An attempt that follows a loss is given up."""
+        """A reconnect attempt is cancelled."""
         self.opened()
         self.broker.deaf.add(5672)
         self.broker.links[0].lose()
@@ -414,7 +414,7 @@ class CloseTests(ConnectionCase):
         self.assert_idle()
 
     def test_no_goodbye(self) -> None:
-        """A broker that does not say goodbye is left after three seconds; who asks again waits as long."""
+        """A broker without close-ok is disconnected after 3 s; a second close waits for the same."""
         self.opened()
         self.broker.unanswered.add("connection.close")
         first = self.started(self.connection.close())
@@ -428,7 +428,7 @@ class CloseTests(ConnectionCase):
         self.successResultOf(second)
 
     def test_lost_while_closing(self) -> None:
-        """A connection that is cut while it says goodbye is closed, and not made again."""
+        """A connection that is cut while it waits for close-ok is closed, and not restored."""
         self.opened()
         self.broker.unanswered.add("connection.close")
         closing = self.started(self.connection.close())
@@ -438,20 +438,20 @@ class CloseTests(ConnectionCase):
         self.assertEqual((self.connection.state, len(self.reactor.ports)), ("closed", 1))
 
     def test_twice(self) -> None:
-        """Closing what is closed is done at once."""
+        """Closing a closed connection fires at once."""
         self.opened()
         self.done(self.connection.close())
         self.successResultOf(self.connection.close())
 
 
 class HeartbeatTests(ConnectionCase):
-    """Tests for a peer that is silent."""
+    """Tests for half-open connections."""
 
     heartbeat = 4.0
     url = "amqp://nova:secret@one/cell"
 
     def test_silent(self) -> None:
-        """A connection whose peer has died is noticed within two intervals, and made again."""
+        """A half-open connection is detected within two heartbeat intervals, and restored."""
         self.opened()
         self.wait(8)
         self.assertEqual(len(self.warnings("not a byte came for 6 s")), 1)
@@ -460,10 +460,10 @@ class HeartbeatTests(ConnectionCase):
 
 
 class BackoffTests(ConnectionCase):
-    """Tests for the policies."""
+    """Tests for the backoff policies."""
 
     def test_bounds(self) -> None:
-        """A broker that is gone is asked every two seconds at the least, one that refuses us every minute."""
+        """The backoff is at most 2 s for an unreachable broker, and a minute for one that refuses us."""
         for policy, longest in ((quick_backoff(), 2.0), (slow_backoff(), 60.0)):
             waits = [policy(attempt) for attempt in range(1, 50)]
             self.assertTrue(all(0 < wait <= longest for wait in waits))
@@ -471,10 +471,10 @@ class BackoffTests(ConnectionCase):
 
 
 class FlightTests(ConnectionCase):
-    """What the flight recorder is told of connections."""
+    """Tests for the flight recorder's events."""
 
     def test_outage(self) -> None:
-        """That it is there, lost, tried again and there again is noted, with addresses whose passwords are masked."""
+        """Connect, loss, retry and reconnect are recorded, with passwords masked."""
         recorder = record_flight(self)
         self.opened()
         self.broker.refusing |= {5672, 5673}

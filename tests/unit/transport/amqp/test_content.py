@@ -20,16 +20,16 @@ ttls = st.floats(0, 1e9)
 
 
 class WriteTests(SynchronousTestCase):
-    """Tests for what is sent with a message."""
+    """Tests for encoding properties."""
 
     def test_plain(self) -> None:
-        """The compiled properties are what the spec gives."""
+        """The precompiled properties equal the spec's encoding."""
         self.assertEqual(write_properties(None), encode_properties(USUAL))
         self.assertEqual(write_properties(None, {}), PLAIN)
 
     @given(ttls)
     def test_expiring(self, ttl: float) -> None:
-        """So are those of a message that expires; it does in a millisecond at the least."""
+        """The precompiled properties with an expiration equal it as well; the expiration is at least 1 ms."""
         values = decode_properties(write_properties(ttl))
         milliseconds = int(values.pop("expiration"))
         self.assertEqual(values, USUAL)
@@ -44,30 +44,30 @@ class WriteTests(SynchronousTestCase):
         self.assertEqual(decode_properties(write_properties(1.5, headers)), expected)
 
     def test_header_without_a_type(self) -> None:
-        """A header that the wire has no type for is a CodecError."""
+        """A header value without an AMQP type raises CodecError."""
         self.assertRaises(CodecError, write_properties, None, {"a": object()})
 
 
 class ReadTests(SynchronousTestCase):
-    """Tests for what comes with a message."""
+    """Tests for decoding properties."""
 
     @given(st.none() | ttls)
     def test_ours(self, ttl: float | None) -> None:
-        """What we write is read, the short way and the long way alike."""
+        """Our own properties are decoded alike by the fast path and by the spec."""
         short = read_properties(write_properties(ttl))
         long = read_properties(write_properties(ttl, {"other": 1}))
         self.assertEqual(short, long)
         self.assertEqual(short.expires_in is None, ttl is None)
 
     def test_peers(self) -> None:
-        """What peers write is read by the spec."""
+        """A peer's properties are decoded by the spec."""
         self.assertEqual(read_properties(encode_properties({})), Properties())
         self.assertEqual(read_properties(encode_properties({"expiration": "60000"})), Properties(60.0))
         for odd in ("", "-1", "1.5", "soon", "9" * 16):
             self.assertIsNone(read_properties(encode_properties({"expiration": odd})).expires_in)
 
     def test_counts(self) -> None:
-        """Our count is read, the broker's is not: it counts what died unbegun. What is no count is none."""
+        """Our delivery count is used, not the broker's, which counts messages that never began. Other types are 0."""
         for headers, deliveries in (
             ({"x-delivery-count": 2, "x-novasvc-deliveries": 3}, 3),
             ({"x-novasvc-deliveries": 3}, 3),
@@ -79,13 +79,13 @@ class ReadTests(SynchronousTestCase):
             self.assertEqual(read.deliveries, deliveries, headers)
 
     def test_odd_compression(self) -> None:
-        """A header of compression that is no text is no compression."""
+        """A compression header that is not text means no compression."""
         for odd in (["zlib"], {"zlib": 1}, 1, None):
             self.assertFalse(read_properties(encode_properties({"headers": {"compression": odd}})).compressed)
 
     @given(st.binary(max_size=60))
     def test_garbage(self, data: bytes) -> None:
-        """Random octets are properties, or a ValueError; nothing else."""
+        """Random bytes are properties or raise ValueError, nothing else."""
         for octets in (data, PLAIN + data, b"\xf9" + PLAIN[1:] + data):
             try:
                 self.assertIsInstance(read_properties(octets), Properties)
@@ -94,19 +94,19 @@ class ReadTests(SynchronousTestCase):
 
 
 class ReadableTests(SynchronousTestCase):
-    """Tests for bodies."""
+    """Tests for decoding bodies."""
 
     def test_plain(self) -> None:
-        """A body is as it came."""
+        """An uncompressed body is returned unchanged."""
         self.assertEqual(read_content(b"\xff", PLAIN, 1), (b"\xff", Properties()))
 
     def test_too_long(self) -> None:
-        """One that was over the limit says so."""
+        """A body over the limit raises an error that says so."""
         self.assertIn("longer than 5 bytes", str(self.assertRaises(ValueError, read_content, None, PLAIN, 5)))
 
     @given(st.binary(max_size=100))
     def test_compressed(self, body: bytes) -> None:
-        """A compressed one is inflated up to the limit, not a byte further, and only if it is whole."""
+        """A compressed body is decompressed up to the limit, not a byte further, and only if it is complete."""
         packed = zlib.compress(body)
         for name in ("zlib", "gzip", "application/x-gzip", "application/zlib"):
             properties = encode_properties({"headers": {"compression": name}})
@@ -117,26 +117,26 @@ class ReadableTests(SynchronousTestCase):
                 self.assertRaises(ValueError, read_content, packed, properties, len(body) - 1)
 
     def test_bomb(self) -> None:
-        """What inflates to a thousand times its size costs no more memory than the limit."""
+        """A body that inflates to a thousand times its size takes no more memory than the limit."""
         packed = zlib.compress(bytes(50 * 2**20))
         properties = encode_properties({"headers": {"compression": "zlib"}})
         self.assertIn("longer than", str(self.assertRaises(ValueError, read_content, packed, properties, 2**20)))
 
 
 class UnclaimedTests(SynchronousTestCase):
-    """Tests for what the broker writes on a request that its process did not claim."""
+    """Tests for x-death on a request that its process did not claim."""
 
     def read(self, *dead_letters: object) -> Properties:
         headers = {"x-death": list(dead_letters), "x-novasvc-deaths": 1, "x-novasvc-expires-in": 1500}
         return read_properties(write_properties(None, headers))
 
     def test_unclaimed(self) -> None:
-        """It passed the queue of what is not claimed, and expired there; its sender's time goes on."""
+        """A message that expired in a queue of unclaimed requests is marked, and its TTL goes on."""
         passed = {"queue": "compute_running_0f_unclaimed", "reason": "expired", "count": 1}
         self.assertEqual(self.read({"queue": "other", "reason": "expired"}, passed), Properties(1.5, 0, False, 1, True))
 
     def test_claimed(self) -> None:
-        """What left other queues, or for other reasons, was not given up by anybody."""
+        """Dead letters of other queues, or for other reasons, are not marked."""
         for queue, reason in (
             ("compute_running_0f", "expired"),
             ("compute_running_0f_unclaimed", "maxlen"),

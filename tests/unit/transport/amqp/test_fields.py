@@ -74,18 +74,18 @@ def nested(depth: int, kind: str) -> bytes:
 
 
 class WrittenTests(SynchronousTestCase):
-    """What each kind of value looks like on the wire."""
+    """Tests for encoding each type of value."""
 
     def check(self, value: Any, kind: str, octets: bytes) -> None:
         self.assertEqual(encode_table({"k": value}), one(kind, octets))
 
     def test_bool(self) -> None:
-        """A bool goes as bool, not as the integer that Python takes it for."""
+        """A bool is encoded as a boolean, not as the integer that it is a subclass of."""
         self.check(True, "t", b"\x01")
         self.check(False, "t", b"\x00")
 
     def test_int(self) -> None:
-        """An integer goes as 32 bits with sign, as oslo.messaging sends them, and as 64 if it has to."""
+        """An integer is encoded as signed 32 bits, as by oslo.messaging, or as 64 bits if it needs them."""
         self.check(1_800_000, "I", b"\x00\x1b\x77\x40")
         self.check(-1, "I", b"\xff" * 4)
         self.check(2**31 - 1, "I", b"\x7f\xff\xff\xff")
@@ -94,13 +94,13 @@ class WrittenTests(SynchronousTestCase):
         self.check(-(2**63), "l", b"\x80" + bytes(7))
 
     def test_int_too_large(self) -> None:
-        """An integer of more than 64 bits is refused, and not written out to say so."""
+        """An integer over 64 bits is refused, without its digits in the error."""
         for value in (2**63, -(2**63) - 1, 10**5000):
             with self.assertRaisesRegex(CodecError, "bits does not fit"):
                 encode_table({"k": value})
 
     def test_enum(self) -> None:
-        """Members of enumerations go as what they are."""
+        """Members of enumerations are encoded as their values' type."""
         number, text = IntEnum("Number", {"SEVEN": 7}), StrEnum("Text", {"QUORUM": "quorum"})
         self.check(number.SEVEN, "I", b"\x00\x00\x00\x07")  # type: ignore[attr-defined]
         self.check(text.QUORUM, "S", sized(b"quorum"))  # type: ignore[attr-defined]
@@ -123,18 +123,18 @@ class WrittenTests(SynchronousTestCase):
         self.check(Decimal("2E+3"), "D", b"\x00\x00\x00\x07\xd0")
 
     def test_decimal_refused(self) -> None:
-        """A decimal that 32 bits do not hold is refused, however long it is, and so is what is no number."""
+        """A decimal that does not fit into 32 bits, of any length, is refused; so is one that is not a number."""
         for text in ("2147483648", "1E+10", "1E-256", "1" * 5000, "1E+999999", "NaN", "Infinity"):
             with self.assertRaises(CodecError):
                 encode_table({"k": Decimal(text)})
 
     def test_datetime(self) -> None:
-        """A moment goes as seconds since 1970, whatever its zone."""
+        """A datetime is encoded as seconds since 1970, whatever its time zone."""
         moment = datetime(2023, 11, 15, 0, 13, 20, tzinfo=timezone(timedelta(hours=2)))
         self.check(moment, "T", b"\x00\x00\x00\x00\x65\x53\xf1\x00")
 
     def test_datetime_refused(self) -> None:
-        """A moment without a zone is refused, and one before 1970."""
+        """A datetime without a time zone, or before 1970, is refused."""
         for moment in (datetime(2020, 1, 1), datetime(1969, 1, 1, tzinfo=UTC)):  # noqa: DTZ001
             with self.assertRaises(CodecError):
                 encode_table({"k": moment})
@@ -158,19 +158,19 @@ class WrittenTests(SynchronousTestCase):
         )
 
     def test_unknown(self) -> None:
-        """A value of any other type is refused by the name of its type, and not shown: it may be a secret."""
+        """A value of any other type is refused by its type's name; the value may be secret and is not shown."""
         for value in (object(), {1}, 1j, bytearray(b"x"), ValueError("hunter2")):
             with self.assertRaisesRegex(CodecError, f"cannot hold a value of type {type(value).__name__}$"):
                 encode_table({"k": value})
 
     def test_no_table(self) -> None:
-        """What is no table is refused."""
+        """A value that is not a mapping is refused as a table."""
         for value in (None, [], "text", 5):
             with self.assertRaisesRegex(CodecError, "a table was expected"):
                 encode_table(value)  # type: ignore[arg-type]
 
     def test_name(self) -> None:
-        """A name of 255 bytes goes, and one more is refused; so is one that is no text."""
+        """A name of 255 bytes is encoded; a longer one is refused, and so is one that is not text."""
         self.assertEqual(encode_table({"é" * 127 + "a": None})[4], 255)
         with self.assertRaisesRegex(CodecError, "256 bytes long; 255 is the most"):
             encode_table({"é" * 128: None})
@@ -178,7 +178,7 @@ class WrittenTests(SynchronousTestCase):
             encode_table({5: None})  # type: ignore[dict-item]
 
     def test_surrogate(self) -> None:
-        """A text that is no Unicode is refused."""
+        """A text with a lone surrogate is refused."""
         with self.assertRaisesRegex(CodecError, "surrogates"):
             encode_table({"k": "\ud800"})
 
@@ -191,7 +191,7 @@ class WrittenTests(SynchronousTestCase):
 
 
 class ReadTests(SynchronousTestCase):
-    """What each type of the wire is in Python."""
+    """Tests for decoding each type of value."""
 
     def check(self, kind: str, octets: bytes, value: Any) -> None:
         table, end = decode_table(one(kind, octets))
@@ -234,7 +234,7 @@ class ReadTests(SynchronousTestCase):
         self.check("x", sized(b"text"), b"text")
 
     def test_timestamp(self) -> None:
-        """A timestamp is a moment in UTC, and a number if the calendar ends before it."""
+        """A timestamp is a datetime in UTC, or an int if out of datetime's range."""
         self.check("T", (1_700_000_000).to_bytes(8, "big"), datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC))
         self.check("T", b"\xff" * 8, 2**64 - 1)
         self.check("T", (10**13).to_bytes(8, "big"), 10**13)
@@ -249,15 +249,15 @@ class ReadTests(SynchronousTestCase):
         self.check("A", sized(b"VF" + sized(b"")), [None, {}])
 
     def test_name(self) -> None:
-        """A name that is no UTF-8 is read by its octets."""
+        """A name that is not UTF-8 is decoded as Latin-1."""
         self.assertEqual(decode_table(sized(b"\x01\xe9V"))[0], {"é": None})
 
     def test_again(self) -> None:
-        """The last one of two fields of a name counts."""
+        """Of two fields with one name the last one counts."""
         self.assertEqual(decode_table(sized(b"\x01at\x00\x01at\x01"))[0], {"a": True})
 
     def test_amid(self) -> None:
-        """A table is read where it begins, and what follows it is left."""
+        """A table is decoded from its index on, and the bytes after it are left."""
         self.assertEqual(decode_table(b"\xff\xff" + one("V", b"") + b"\xff", 2), ({"k": None}, 9))
 
 
@@ -265,7 +265,7 @@ class RabbitMQTests(SynchronousTestCase):
     """Tables as RabbitMQ sends them."""
 
     def test_x_death(self) -> None:
-        """The history of a message that expired is read."""
+        """The x-death header of an expired message is decoded."""
         table, _ = decode_table(sized(EXPIRED))
         death = {
             "count": 2,
@@ -279,7 +279,7 @@ class RabbitMQTests(SynchronousTestCase):
         self.assertEqual(table, {"x-first-death-reason": "expired", "x-death": [death]})
 
     def test_x_delivery_count(self) -> None:
-        """The count of a quorum queue, of 64 bits, is read."""
+        """A quorum queue's 64-bit x-delivery-count is decoded."""
         octets = bytes.fromhex("10782d64656c69766572792d636f756e746c0000000000000003")
         self.assertEqual(decode_table(sized(octets))[0], {"x-delivery-count": 3})
 
@@ -296,25 +296,25 @@ class RabbitMQTests(SynchronousTestCase):
 
 class MalformedTests(SynchronousTestCase):
     def test_cut_short(self) -> None:
-        """A table that ends before its time is malformed, wherever it ends."""
+        """A truncated table is malformed, wherever it ends."""
         whole = sized(EXPIRED)
         for end in range(len(whole)):
             self.assertRaises(CodecError, decode_table, whole[:end])
 
     def test_beyond_its_table(self) -> None:
-        """A value does not reach beyond the table that it is in, though bytes follow there."""
+        """A value cannot extend beyond its table, even if bytes follow."""
         for inner in (b"\x05kV", b"\x01kS\x00\x00\x00\x02x", b"\x01kF\x00\x00\x00\x01", b"\x01kl" + bytes(7), b"\x01k"):
             with self.assertRaisesRegex(CodecError, "announced"):
                 decode_table(sized(inner) + bytes(20))
 
     def test_lengths(self) -> None:
-        """A length of 4 GiB costs nothing."""
+        """An announced length of 4 GiB allocates nothing."""
         for kind in "SxAF":
             with self.assertRaisesRegex(CodecError, "4294967295 bytes were announced where 0 are left"):
                 decode_table(one(kind, b"\xff" * 4))
 
     def test_unknown(self) -> None:
-        """A type that nobody knows is malformed: its length is not known either."""
+        """An unknown type is malformed, because its length is unknown as well."""
         for kind in set(string.ascii_letters) - set("tbBsuIilLfdDSxTFAV"):
             with self.assertRaisesRegex(CodecError, f"unknown type b'{kind}'"):
                 decode_table(one(kind, bytes(16)))
@@ -334,7 +334,7 @@ class MalformedTests(SynchronousTestCase):
 
 
 class WritersTests(SynchronousTestCase):
-    """The types of methods' arguments."""
+    """Tests for the types of method arguments."""
 
     def refused(self, write: Callable[[Any], bytes], *values: Any) -> None:
         for value in values:
@@ -343,7 +343,7 @@ class WritersTests(SynchronousTestCase):
             self.assertNotIn("\n", str(raised.exception))
 
     def test_unsigned(self) -> None:
-        """A whole number that does not fit, or is none, is refused with the bits that there are."""
+        """A value that is not an unsigned integer of the type's size is refused with that size in bits."""
         for kind, size in (("octet", 1), ("short", 2), ("long", 4), ("longlong", 8)):
             self.assertEqual(WRITERS[kind](2 ** (8 * size) - 1), b"\xff" * size)
             self.refused(WRITERS[kind], 2 ** (8 * size), -1, 1.0, "1", None, 10**5000)
@@ -389,7 +389,7 @@ class RoundTripTests(SynchronousTestCase):
 
     @given(st.binary(max_size=200), st.integers(0, 250))
     def test_random(self, octets: bytes, at: int) -> None:
-        """Whatever bytes come, they are read or refused, and nothing else."""
+        """Any bytes are decoded or raise CodecError, nothing else."""
         for data in (octets, sized(octets)):
             with contextlib.suppress(CodecError):
                 table, end = decode_table(data, at % (len(data) + 1))
@@ -398,13 +398,13 @@ class RoundTripTests(SynchronousTestCase):
 
     @given(st.sampled_from("tbBsuIilLfdDSxTFAV"), st.binary(max_size=60))
     def test_random_field(self, kind: str, octets: bytes) -> None:
-        """Whatever follows a known type, it is read or refused, and nothing else."""
+        """Any bytes after a known type are decoded or raise CodecError, nothing else."""
         with contextlib.suppress(CodecError):
             decode_table(one(kind, octets))
 
     @given(tables, st.data())
     def test_damaged(self, table: dict[str, Any], data: st.DataObject) -> None:
-        """A table with one byte changed is read or refused, and nothing else."""
+        """A table with one byte changed is decoded or raises CodecError, nothing else."""
         octets = bytearray(encode_table(table))
         octets[data.draw(st.integers(0, len(octets) - 1))] = data.draw(st.integers(0, 255))
         with contextlib.suppress(CodecError):
@@ -416,7 +416,7 @@ class RoundTripTests(SynchronousTestCase):
         )
     )
     def test_any_value(self, table: dict[Any, Any]) -> None:
-        """Whatever value is in a table, it is written or refused, and nothing else."""
+        """Any value in a table is encoded or raises CodecError, nothing else."""
         with contextlib.suppress(CodecError):
             encode_table(table)
 

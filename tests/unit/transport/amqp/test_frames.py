@@ -48,7 +48,7 @@ def _pack_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:
 
 
 class Parts:
-    """Keeps what the reader gives."""
+    """A receiver that keeps what the reader dispatches."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -81,24 +81,24 @@ def deliver_payload(consumer_tag: str = "1", tag: int = 1, exchange: str = "nova
 
 
 class CompiledTests(SynchronousTestCase):
-    """What is packed by struct is what the spec gives."""
+    """Tests that the precompiled encoding equals the spec's."""
 
     @given(channels, names, names, st.booleans())
     def test_publish(self, channel: int, exchange: str, key: str, mandatory: bool) -> None:
-        """basic.publish is written as the spec has it."""
+        """basic.publish is encoded as by the spec."""
         by_spec = encode_method(basic("publish"), (0, exchange, key, mandatory, False))
         self.assertEqual(pack_publish(channel, exchange, key, mandatory), pack_frame(METHOD, channel, by_spec))
 
     @given(channels, tags, st.booleans())
     def test_ack_and_reject(self, channel: int, tag: int, flag: bool) -> None:
-        """basic.ack and basic.reject are written as the spec has them."""
+        """basic.ack and basic.reject are encoded as by the spec."""
         for pack, name in ((_pack_ack, "ack"), (pack_reject, "reject")):
             by_spec = encode_method(basic(name), (tag, flag))
             self.assertEqual(pack(channel, tag, flag), pack_frame(METHOD, channel, by_spec))
 
     @given(names, tags, st.booleans(), names, names)
     def test_deliver(self, consumer_tag: str, tag: int, redelivered: bool, exchange: str, key: str) -> None:
-        """basic.deliver is read as the spec has it."""
+        """basic.deliver is decoded as by the spec."""
         payload = encode_method(basic("deliver"), (consumer_tag, tag, redelivered, exchange, key))
         self.assertEqual(payload[:4], BASIC_DELIVER)
         compiled = parse_deliver(payload)
@@ -108,7 +108,7 @@ class CompiledTests(SynchronousTestCase):
 
     @given(tags, st.booleans(), st.sampled_from(["ack", "nack"]))
     def test_confirmations(self, tag: int, multiple: bool, name: str) -> None:
-        """The broker's basic.ack and basic.nack are read as the spec has them."""
+        """The broker's basic.ack and basic.nack are decoded as by the spec."""
         method = basic(name)
         args = {"delivery-tag": tag, "multiple": multiple, "requeue": False}
         payload = encode_method(method, tuple(args[field.name] for field in method.fields))
@@ -117,7 +117,7 @@ class CompiledTests(SynchronousTestCase):
 
     @given(st.binary(max_size=40))
     def test_cut_short(self, rest: bytes) -> None:
-        """A basic.deliver or basic.ack of any other shape is a FrameError and nothing else."""
+        """A basic.deliver or basic.ack of a wrong length raises FrameError, nothing else."""
         for head, parse in ((BASIC_DELIVER, parse_deliver), (BASIC_ACK, parse_ack)):
             try:
                 parse(head + rest)
@@ -125,7 +125,7 @@ class CompiledTests(SynchronousTestCase):
                 continue
 
     def test_long_name(self) -> None:
-        """A name that the wire cannot hold is refused with its length in bytes."""
+        """A name over 255 bytes is refused with its length in bytes."""
         error = self.assertRaises(ValueError, pack_publish, 1, "", "é" * 128, False)
         self.assertIn("256 bytes", str(error))
 
@@ -139,7 +139,7 @@ class ReaderTests(SynchronousTestCase):
         st.integers(40, 400),
     )
     def test_segments(self, messages: list[tuple[int, bytes, bytes]], at: list[int], frame_max: int) -> None:
-        """However the stream is cut, and whatever the frames' size, the same messages come out."""
+        """The same messages come out, however the stream is split and whatever the frame size."""
         payload = deliver_payload()
         stream = b"".join(
             pack_frame(METHOD, channel, payload) + pack_content(channel, properties, body, frame_max) + HEARTBEAT_FRAME
@@ -151,7 +151,7 @@ class ReaderTests(SynchronousTestCase):
         self.assertEqual(read(*cut(stream, at)), expected)
 
     def test_single_octets(self) -> None:
-        """A stream that comes octet by octet is read."""
+        """A stream that arrives byte by byte is parsed."""
         stream = pack_frame(METHOD, 1, deliver_payload()) + pack_content(1, b"\0\0", b"\xc3\xa9\xff", 4096)
         seen = read(*[bytes((octet,)) for octet in stream])
         self.assertEqual(seen, [(1, deliver_payload(), b"\0\0", b"\xc3\xa9\xff")])
@@ -165,13 +165,13 @@ class ReaderTests(SynchronousTestCase):
         self.assertEqual([(part[0], part[3]) for part in seen], [(2, b"cd"), (1, b"ab")])
 
     def test_over_the_limit(self) -> None:
-        """Of a body over the limit nothing is kept, and the next message is read."""
+        """A body over the limit is discarded, and the next message is parsed."""
         method = pack_frame(METHOD, 1, deliver_payload())
         stream = method + pack_content(1, b"", b"x" * 101, 60) + method + pack_content(1, b"", b"y" * 100, 60)
         self.assertEqual([part[3] for part in read(stream, body_limit=100)], [None, b"y" * 100])
 
     def test_forgotten_channel(self) -> None:
-        """A message whose channel ended in its midst does not disturb the next one."""
+        """A partial message of a closed channel does not affect the next one."""
         parts = Parts()
         reader = FrameReader(parts, frame_max=4096, body_limit=100)
         reader.feed(pack_frame(METHOD, 1, deliver_payload()))
@@ -180,7 +180,7 @@ class ReaderTests(SynchronousTestCase):
         self.assertEqual(len(parts.seen), 1)
 
     def test_refused(self) -> None:
-        """What is no AMQP is refused, with the reason."""
+        """A stream that is not AMQP is refused with the reason."""
         method = pack_frame(METHOD, 1, deliver_payload())
         header = pack_frame(HEADER, 1, b"\x00\x3c\x00\x00" + (3).to_bytes(8, "big") + b"\0\0")
         for stream, reason in (
@@ -200,6 +200,6 @@ class ReaderTests(SynchronousTestCase):
 
     @given(st.lists(st.binary(max_size=60), max_size=8))
     def test_garbage(self, pieces: list[bytes]) -> None:
-        """Random octets end in nothing, in parts, or in a FrameError; nothing else."""
+        """Random bytes are dispatched, wait for more, or raise FrameError; nothing else."""
         with contextlib.suppress(FrameError):
             read(*pieces)

@@ -12,7 +12,7 @@ from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
 class ListenerCase(AMQPCase):
-    """A transport that listens; what it is given is in ``got``."""
+    """A transport with a listener; ``got`` has its deliveries."""
 
     target = Target("compute", "h1")
 
@@ -38,7 +38,7 @@ class ListenerCase(AMQPCase):
         self.settle()
 
     def settled(self) -> list[tuple[Any, ...]]:
-        """Return what was said of messages: name, tag, flag."""
+        """Return the acks and rejects sent: method, delivery tag, flag."""
         names = ("basic.ack", "basic.reject")
         return [(said.name[6:], *said.args.values()) for said in self.link.seen if said.name in names]
 
@@ -53,7 +53,7 @@ class ListenTests(ListenerCase):
     """Tests for what is declared and consumed."""
 
     def test_queues(self) -> None:
-        """The topic's queue, the server's and its own one for fanouts are declared and bound, and consumed."""
+        """The topic's, the server's and the listener's fanout queue are declared, bound and consumed."""
         listener = self.listen(prefetch=100_000)
         self.assertTrue(listener.live)
         queues = [said.args["queue"] for said in self.link.all("queue.declare")]
@@ -65,7 +65,7 @@ class ListenTests(ListenerCase):
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 65_535)
 
     def test_topic_last(self) -> None:
-        """Nothing is taken from the topic's queue, which others serve, too, before its own ones can be consumed."""
+        """The shared topic queue is consumed last, after the listener's own queues."""
         self.broker.unanswered.add("basic.consume")
         listening = self.started(self.amqp.listen(self.target, self.got.append, 10))
         for queue in (r"compute_fanout_", r"compute\.h1$", r"compute$"):
@@ -77,13 +77,13 @@ class ListenTests(ListenerCase):
         self.assertTrue(self.successResultOf(listening).live)
 
     def test_without_a_server(self) -> None:
-        """Who serves a topic alone has no queue of a server."""
+        """A listener without a server has no server queue."""
         self.target = Target("compute")
         self.listen()
         self.assertEqual(len(self.link.all("queue.declare")), 2)
 
     def test_closed(self) -> None:
-        """Who comes and goes leaves nothing behind in the transport."""
+        """A closed listener leaves no reference in the transport."""
         for _ in range(3):
             self.listen()
             self.amqp._listeners[-1].close()
@@ -91,7 +91,7 @@ class ListenTests(ListenerCase):
         self.assertEqual(len(self.amqp._listeners), 1)
 
     def test_refused(self) -> None:
-        """What the broker refuses fails the listening with its reason, and leaves no channel."""
+        """A refused declaration fails the listen with its reason, and leaves no channel."""
         for code, kind in (
             (403, BrokerRefusedError),
             (404, BrokerError),
@@ -106,7 +106,7 @@ class ListenTests(ListenerCase):
         self.assertEqual(self.link.last("channel.open").channel, 1)
 
     def test_away(self) -> None:
-        """Who listens while the connection is lost hears what is the matter with it."""
+        """A listen during an outage fails with the connection's problem."""
         self.listen()
         self.broker.refusing |= {5672, 5673}
         self.link.lose()
@@ -114,25 +114,25 @@ class ListenTests(ListenerCase):
 
 
 class DeliveryTests(ListenerCase):
-    """Tests for what is delivered."""
+    """Tests for deliveries."""
 
     def setUp(self) -> None:
         super().setUp()
         self.listen()
 
     def test_octets(self) -> None:
-        """A body comes as it was sent."""
+        """A body is delivered unchanged."""
         self.deliver("é".encode(), b"\xff\x00", b"")
         self.assertEqual([one.body for one in self.got], ["é".encode(), b"\xff\x00", b""])
 
     def test_first_time(self) -> None:
-        """A new message was never delivered, and has the time that its sender gave it."""
+        """A new message has no earlier deliveries, and its sender's TTL."""
         self.deliver(b"x", properties={"expiration": "1500"})
         one = self.got[0]
         self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
 
     def test_expires_in(self) -> None:
-        """What its sender still waits is what is left when it is asked, however long it waited here."""
+        """expires_in is what is left when it is read, however long the message waited here."""
         self.deliver(b"x", properties={"expiration": "1500"})
         self.deliver(b"y")
         left = []
@@ -142,10 +142,10 @@ class DeliveryTests(ListenerCase):
         self.assertEqual(left, [[1.0, None], [0.0, None]])
 
     def test_deliveries(self) -> None:
-        """How often a message was delivered is what we have counted; "redelivered" is once more, not counted yet."""
+        """deliveries is our own count; "redelivered" adds one that is not counted yet."""
         for headers, redelivered, expected in (
             ({"x-delivery-count": 2}, True, (1, False)),
-            ({"x-novasvc-deliveries": 3}, False, (3, False)),  # it was given back
+            ({"x-novasvc-deliveries": 3}, False, (3, False)),  # it was requeued as a copy
             ({"x-novasvc-deliveries": 3, "x-novasvc-deaths": 3}, False, (3, True)),
             ({"x-novasvc-deliveries": 3, "x-delivery-count": 1}, True, (4, False)),
             ({}, True, (1, False)),
@@ -157,7 +157,7 @@ class DeliveryTests(ListenerCase):
             self.assertEqual((one.deliveries, one.counted), expected, headers)
 
     def test_unreadable(self) -> None:
-        """What cannot be read is dropped and counted: too long, not what it says, properties that are none."""
+        """An unreadable message is rejected and counted: too long, wrongly compressed, malformed properties."""
         packed = {"headers": {"compression": "zlib"}}
         listener = self.amqp._listeners[0]
         self.deliver(bytes(BODY_LIMIT + 1))
@@ -170,20 +170,20 @@ class DeliveryTests(ListenerCase):
         self.assertEqual(len([line for line in self.log if "a message from compute was dropped" in line]), 5)
 
     def test_compressed(self) -> None:
-        """What a peer has compressed is handed on as it was."""
+        """A compressed body is delivered uncompressed."""
         self.deliver(zlib.compress(b"plain"), properties={"headers": {"compression": "zlib"}})
         self.assertEqual(self.got[0].body, b"plain")
 
 
 class SettleTests(ListenerCase):
-    """Tests for what becomes of a message."""
+    """Tests for ack, requeue, hold and quarantine."""
 
     def setUp(self) -> None:
         super().setUp()
         self.listen()
 
     def test_batch(self) -> None:
-        """What is acknowledged in one turn goes in one frame, if nothing before it is unsettled."""
+        """The acks of one turn are one frame with "multiple", if no earlier delivery is unsettled."""
         self.deliver(b"1", b"2", b"3")
         for one in reversed(self.got):
             one.ack()
@@ -191,7 +191,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 3, True)])
 
     def test_not_a_prefix(self) -> None:
-        """What comes after an unsettled message is acknowledged by itself."""
+        """An ack after an unsettled delivery is a frame of its own."""
         self.deliver(*[b"x"] * 6)
         for number in (0, 1, 3, 5):
             self.got[number].ack()
@@ -199,14 +199,14 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 2, True), ("ack", 4, False), ("ack", 6, False)])
 
     def test_only_later_ones(self) -> None:
-        """With the first message unsettled there is no batch."""
+        """While the first delivery is unsettled there is no batch."""
         self.deliver(b"1", b"2")
         self.got[1].ack()
         self.settle()
         self.assertEqual(self.settled(), [("ack", 2, False)])
 
     def test_once(self) -> None:
-        """A message is settled once; what is said of it later has no effect."""
+        """A delivery is settled once; later calls have no effect."""
         self.deliver(b"1", b"2")
         self.got[0].ack()
         self.got[1].reject()
@@ -220,13 +220,13 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.published(), [])
 
     def test_within_a_read(self) -> None:
-        """What is acknowledged as it comes goes out when the read is handled."""
+        """An ack from the receiver is written when the read is handled."""
         self.amqp._listeners[0].receiver = lambda one: one.ack()
         self.deliver(*[b"x"] * 100)
         self.assertEqual(self.settled(), [("ack", 100, True)])
 
     def test_requeue(self) -> None:
-        """What is given back is sent anew, with count and time left, and acknowledged when it is there."""
+        """A requeue publishes a copy with count and remaining TTL, and acks the original after its confirm."""
         self.broker.confirming = False
         self.deliver(b"x", properties={"expiration": "1500"})
         self.wait(0.5)
@@ -246,14 +246,14 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 1, True)])
 
     def test_requeue_of_what_was_not_begun(self) -> None:
-        """What was not begun goes back without a count."""
+        """A message that was not begun is requeued without a count."""
         self.deliver(b"x")
         self.got[0].requeue(0)
         self.settle()
         self.assertEqual(self.headers(), {})
 
     def test_worn(self) -> None:
-        """What came back to a quorum queue so often that the broker would soon drop it is sent anew, as delivered."""
+        """A message that nears its quorum queue's delivery limit is published anew, with its delivery count."""
         for number, (headers, handed_on) in enumerate(
             (
                 ({"x-delivery-count": 9}, True),
@@ -269,7 +269,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.headers(), {"x-novasvc-deliveries": 4})
 
     def test_requeue_fails(self) -> None:
-        """What cannot be sent anew goes back by the broker's own way, after a pause."""
+        """If the copy cannot be published, the message is rejected with requeue after a pause."""
         self.broker.confirming = False
         self.deliver(b"x")
         self.got[0].requeue(2)
@@ -283,7 +283,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
 
     def test_settled_in_the_pause(self) -> None:
-        """What waits to go back can still be acknowledged."""
+        """During that pause the message can still be acknowledged."""
         self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
         self.deliver(b"x")
         self.got[0].quarantine("why")
@@ -293,7 +293,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 1, True)])
 
     def test_channel_gone_in_the_pause(self) -> None:
-        """What waits to go back when its channel goes is left to the broker."""
+        """If the channel is lost during that pause, the requeue is left to the broker."""
         self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
         self.deliver(b"x", b"y")
         for one in self.got:
@@ -305,7 +305,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [])
 
     def test_settled_while_it_moves(self) -> None:
-        """What is being moved cannot be settled otherwise."""
+        """A message that is being moved cannot be settled otherwise."""
         self.broker.confirming = False
         self.deliver(b"x")
         one = self.got[0]
@@ -317,7 +317,7 @@ class SettleTests(ListenerCase):
         self.assertEqual((self.settled(), len(self.published())), ([], 1))
 
     def test_copies_wait(self) -> None:
-        """A copy that is back before its original is acknowledged waits for that; other messages do not."""
+        """A copy that arrives before its original is acknowledged waits; other messages do not."""
         self.broker.unanswered.add("basic.qos")
         self.deliver(b"x")
         self.got[0].requeue(1)
@@ -329,7 +329,7 @@ class SettleTests(ListenerCase):
         self.assertEqual([one.body for one in self.got], [b"x", b"other", b"copy"])
 
     def test_no_answer_after_a_move(self) -> None:
-        """A channel that got no answer after a move is replaced, though its connection stays."""
+        """A channel without an answer after a move is replaced; its connection stays."""
         self.broker.unanswered.add("basic.qos")
         self.deliver(b"x")
         self.got[0].requeue(1)
@@ -340,7 +340,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(len(self.link.all("basic.consume")), 6)
 
     def test_quarantine(self) -> None:
-        """What is put aside goes to a bounded queue that is made for it, with the reason and where it came from."""
+        """A quarantined message goes to a bounded queue, with the reason and its origin."""
         self.deliver(b"x", redelivered=True, properties={"headers": {"x-novasvc-deliveries": 2}})
         self.got[0].quarantine("why" * 1000)
         self.settle()
@@ -359,7 +359,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 1, True)])
 
     def test_no_quarantine(self) -> None:
-        """Where the broker refuses the place, the message goes back after a pause, and consuming goes on."""
+        """If the quarantine queue is refused, the message is requeued after a pause, and consuming goes on."""
         self.broker.closing["queue.declare"] = (403, "ACCESS_REFUSED")
         self.deliver(b"x")
         self.got[0].quarantine("why")
@@ -371,9 +371,9 @@ class SettleTests(ListenerCase):
         self.assertTrue(any("cannot be moved to compute_quarantine" in line for line in self.log))
 
     def test_channel_gone(self) -> None:
-        """What is said of a message whose channel is gone has no effect."""
+        """Settling a delivery of a lost channel has no effect."""
         self.deliver(b"1", b"2", b"3", b"4", b"5")
-        self.got[0].ack()  # on its way out
+        self.got[0].ack()  # its ack is pending
         self.link.say(self.link.last("basic.consume").channel, "channel.close", reply_code=404, reply_text="gone")
         self.got[1].ack()
         self.got[2].reject()
@@ -383,7 +383,7 @@ class SettleTests(ListenerCase):
         self.assertEqual((self.settled(), self.published()), ([], []))
 
     def test_gone_while_it_moves(self) -> None:
-        """A message that was sent anew when its channel went is not acknowledged on the next one."""
+        """A move that outlives its channel is not acknowledged on the next one."""
         self.broker.confirming = False
         self.deliver(b"x")
         self.got[0].requeue(1)
@@ -398,7 +398,7 @@ class CancelTests(ListenerCase):
     """Tests for cancel and close."""
 
     def test_cancel(self) -> None:
-        """After cancel no consumer is left, and what was delivered can be acknowledged."""
+        """After cancel there is no consumer, and deliveries can be acknowledged."""
         listener = self.listen()
         self.deliver(b"x")
         self.done(listener.cancel())
@@ -409,7 +409,7 @@ class CancelTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 1, True)])
 
     def test_close(self) -> None:
-        """Close writes what is acknowledged, deletes the queue of fanouts only, and closes the channel last."""
+        """close writes the pending acks, deletes the fanout queue only, and then closes the channel."""
         listener = self.listen()
         self.deliver(b"x")
         self.done(listener.cancel())
@@ -422,7 +422,7 @@ class CancelTests(ListenerCase):
         self.assertEqual(len(self.link.all("queue.delete")), 1)
 
     def test_close_waits_for_moves(self) -> None:
-        """Close waits for what is being sent anew, so that it is not delivered twice."""
+        """close waits for the moves under way, so that no message is delivered twice."""
         listener = self.listen()
         self.broker.confirming = False
         self.deliver(b"x")
@@ -434,13 +434,13 @@ class CancelTests(ListenerCase):
         self.assertEqual(self.settled(), [("ack", 1, True)])
 
     def test_close_does_not_wait_for_ever(self) -> None:
-        """A broker that answers for no message keeps close for as long as any question, and no reject follows."""
+        """Without confirms close ends after the operation timeout, and no reject follows."""
         listener, _ = self.listen(), self.listen()
         self.broker.confirming = False
         self.deliver(b"x")
         self.link.deliver(1, b"y")
         self.got[1].requeue(1)
-        self.amqp._publisher.close()  # which ends its watch over the broker's silence
+        self.amqp._publisher.close()  # which ends its timer for overdue confirms
         closing = self.started(listener.close())
         self.wait(14.5, step=0.5)
         self.assertNoResult(closing)
@@ -451,7 +451,7 @@ class CancelTests(ListenerCase):
         self.assertEqual(self.settled(), [])
 
     def test_lost(self) -> None:
-        """Cancel and close end when the connection is lost under them."""
+        """cancel and close end when the connection is lost."""
         listener = self.listen()
         self.broker.unanswered |= {"basic.cancel", "queue.delete"}
         cancelling, closing = self.started(listener.cancel()), self.started(listener.close())
@@ -462,7 +462,7 @@ class CancelTests(ListenerCase):
         self.assertEqual(self.link.all("basic.consume"), [])
 
     def test_silent_broker(self) -> None:
-        """A broker that does not answer is waited for two seconds, once; its late answers do no harm."""
+        """A silent broker is waited for once, for 2 s; its late answers are ignored."""
         listener = self.listen()
         self.broker.unanswered.add("basic.qos")
         narrowing = self.started(listener.narrow(100))
@@ -476,7 +476,7 @@ class CancelTests(ListenerCase):
         self.assertTrue(any("the broker has not answered the listener of compute.h1" in line for line in self.log))
 
     def test_cancelled_before_it_consumes(self) -> None:
-        """Who cancels while the queues are declared consumes nothing."""
+        """A listener that is cancelled while its queues are declared starts no consumer."""
         listener = self.listen()
         self.link.lose()
         self.done(listener.cancel())
@@ -485,14 +485,14 @@ class CancelTests(ListenerCase):
 
 
 class NarrowTests(ListenerCase):
-    """Tests for narrow: what a server that drains still consumes."""
+    """Tests for narrow: what a draining server still consumes."""
 
     def consumed(self) -> list[tuple[Any, ...]]:
-        """Return the queues that were consumed from, with their arguments."""
+        """Return the consumed queues, with their arguments."""
         return [(said.args["queue"], said.args["arguments"]) for said in self.link.all("basic.consume")]
 
     def test_narrow(self) -> None:
-        """The server's queue has a consumer all the time; the new one gives way to others, and has its own prefetch."""
+        """The server's queue always has a consumer; the new one has a lower priority and its own prefetch."""
         listener = self.listen()
         self.link.seen.clear()
         self.done(listener.narrow(100))
@@ -506,7 +506,7 @@ class NarrowTests(ListenerCase):
         self.assertEqual(self.link.last("basic.cancel").args["consumer_tag"], "4")
 
     def test_alarm(self) -> None:
-        """What was not begun goes back by the broker's own way, if it takes no messages and others consume there."""
+        """An unstarted message is rejected with requeue, if the broker is blocked and others consume its queue."""
         listener = self.listen(prefetch=300)
         self.deliver(*[b"x"] * 200)  # of the topic
         self.deliver(b"own", consumer=self.link.consumer("compute.h1"))
@@ -525,7 +525,7 @@ class NarrowTests(ListenerCase):
         self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 2)
 
     def test_alarm_at_the_end(self) -> None:
-        """Close does not wait for long for a broker that takes no messages, and says once that none could be moved."""
+        """close waits only briefly for a blocked broker, and logs once that no message could be moved."""
         listener = self.listen(prefetch=300)
         self.deliver(*[b"x"] * 200)
         self.out.say(0, "connection.blocked", reason="low on memory")
@@ -538,7 +538,7 @@ class NarrowTests(ListenerCase):
         self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
 
     def test_without_a_server(self) -> None:
-        """Who serves a topic alone consumes nothing more, and is not established again."""
+        """A narrowed listener without a server consumes nothing, and is not re-established."""
         self.target = Target("compute")
         listener = self.listen()
         self.done(listener.narrow(100))
@@ -548,7 +548,7 @@ class NarrowTests(ListenerCase):
         self.assertEqual(self.consumed(), [])
 
     def test_lost(self) -> None:
-        """What comes back after a lost connection is as narrow as it was, and declares no queue of a fanout."""
+        """After a reconnect it is still narrow, and declares no fanout queue."""
         listener = self.listen()
         self.done(listener.narrow(100))
         self.link.lose()
@@ -558,7 +558,7 @@ class NarrowTests(ListenerCase):
         self.assertTrue(listener.live)
 
     def test_lost_meanwhile(self) -> None:
-        """It ends when the connection is lost under it, and what comes back is narrow."""
+        """narrow ends when the connection is lost, and the listener is narrow after the reconnect."""
         listener = self.listen()
         self.broker.unanswered.add("basic.cancel")
         narrowing = self.started(listener.narrow(100))
@@ -569,7 +569,7 @@ class NarrowTests(ListenerCase):
         self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
 
     def test_while_it_is_established(self) -> None:
-        """A listener that is narrowed while it is established is narrow in the end."""
+        """A listener that is narrowed while it is established ends up narrow."""
         listener = self.listen()
         self.broker.unanswered.add("basic.consume")
         self.link.lose()
@@ -583,7 +583,7 @@ class NarrowTests(ListenerCase):
         self.assertEqual([said.args["consumer_tag"] for said in self.link.all("basic.cancel")], ["1", "2", "3"])
 
     def test_refused_while_it_is_established(self) -> None:
-        """If that ends its channel, it does not count as live until it is established anew."""
+        """If that closes its channel, it is not live until it is re-established."""
         listener = self.listen()
         self.broker.unanswered.add("basic.consume")
         self.link.lose()
@@ -601,18 +601,18 @@ class NarrowTests(ListenerCase):
 
 
 class RestoreTests(ListenerCase):
-    """Tests for what is lost and comes again."""
+    """Tests for recovery."""
 
     def consumed(self) -> int:
         return len(self.link.all("basic.consume"))
 
     def gone(self) -> None:
-        """Say that the topic's queue is gone."""
+        """Send basic.cancel for the topic's queue."""
         said = self.link.last("basic.consume")
         self.link.say(said.channel, "basic.cancel", consumer_tag=self.link.consumer("compute$"), no_wait=True)
 
     def test_queue_deleted(self) -> None:
-        """A queue that was deleted is declared and consumed again; the connection stays."""
+        """A deleted queue is declared and consumed again; the connection stays."""
         listener = self.listen()
         self.gone()
         self.assertFalse(listener.live)
@@ -623,7 +623,7 @@ class RestoreTests(ListenerCase):
         self.assertEqual(len(self.got), 1)
 
     def test_learned_limit(self) -> None:
-        """The broker's own limit is told once, with the setting, or that there is none."""
+        """The broker's own consumer_timeout is logged once, with the setting's value."""
         problem = (
             "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms"
         )
@@ -640,7 +640,7 @@ class RestoreTests(ListenerCase):
             self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to that", line)
 
     def test_refused_for_a_while(self) -> None:
-        """What cannot be declared is tried with growing pauses until it can, and that is said once."""
+        """A refused declaration is retried with backoff until it succeeds, and logged once."""
         listener = self.listen()
         self.broker.closing["queue.declare"] = (404, "NOT_FOUND - node down")
         self.gone()
@@ -654,7 +654,7 @@ class RestoreTests(ListenerCase):
         self.assertTrue(any("consumes again" in line for line in self.log))
 
     def test_closed_while_it_is_tried(self) -> None:
-        """Who closes while it is tried ends that."""
+        """Closing the listener ends the retries."""
         listener = self.listen()
         self.gone()
         self.done(listener.close())
@@ -662,7 +662,7 @@ class RestoreTests(ListenerCase):
         self.assertEqual(self.consumed(), 3)
 
     def test_lost_while_it_is_tried(self) -> None:
-        """A connection that is lost while it is tried restores it, once."""
+        """A connection that is lost during the retries restores the listener once, when it is back."""
         listener = self.listen()
         self.gone()
         self.link.lose()
@@ -670,7 +670,7 @@ class RestoreTests(ListenerCase):
         self.assertEqual((listener.live, self.consumed()), (True, 3))
 
     def test_connection_lost(self) -> None:
-        """With the next connection all is consumed again, from the same queue of fanouts."""
+        """After a reconnect everything is consumed again, with the same fanout queue."""
         listener = self.listen()
         before = self.link.last("queue.declare").args["queue"]
         self.link.lose()
@@ -681,7 +681,7 @@ class RestoreTests(ListenerCase):
         self.assertEqual(self.consumed(), 3)
 
     def test_refused_after_a_reconnect(self) -> None:
-        """What the broker refuses on the next connection keeps nothing else away, and is tried on."""
+        """A refusal on the next connection affects no other subscription, and is retried."""
         refused = self.listen()
         replies: list[bytes] = []
         address = self.done(self.amqp.open_replies(replies.append))
@@ -695,7 +695,7 @@ class RestoreTests(ListenerCase):
         self.assertTrue(refused.live)
 
     def test_closed_while_others_are_restored(self) -> None:
-        """Who closes while others are restored is not restored."""
+        """A listener that is closed while others are restored is not restored."""
         stays, goes = self.listen(), self.listen()
         self.broker.unanswered.add("basic.qos")
         self.link.lose()
@@ -707,7 +707,7 @@ class RestoreTests(ListenerCase):
         self.assertEqual((stays.live, goes.live, self.consumed()), (True, False, 3))
 
     def test_lost_again_while_it_is_restored(self) -> None:
-        """A connection that is lost while all is restored is an attempt that failed."""
+        """A connection that is lost during the restore counts as a failed attempt."""
         listener = self.listen()
         self.broker.unanswered.add("queue.declare")
         self.link.lose()

@@ -19,18 +19,18 @@ PROBE = "x-novasvc-probe"
 
 
 class LoopbackCase(ListenerCase):
-    """A listener of compute.h1, whose messages the test carries."""
+    """A listener of compute.h1; the test routes its messages."""
 
     def setUp(self) -> None:
         super().setUp()
         self.listener = self.listen()
         self.own = self.link.all("queue.declare")[-1].args["queue"]
-        # The broker is known to read: nothing waits for a proof of that.
+        # This message's confirm proves that the broker reads, so no later message waits for a probe of the publisher.
         self.done(self.amqp.send(Target("compute", "h1"), b"", None, False))
         self.first, self.before = self.out, len(super().published())
 
     def published(self) -> list[Said]:
-        """Return what was sent since, without what proves that the broker reads."""
+        """Return what was published since, without the publisher's own probes."""
         before = self.before if self.out is self.first else 0
         return [said for said in super().published()[before:] if said.args["routing_key"] != PROBE_KEY]
 
@@ -41,30 +41,30 @@ class LoopbackCase(ListenerCase):
         return [said for said in self.published() if said.args["routing_key"] == key]
 
     def carry(self, said: Said, queue: str = "compute.h1", *, header: bool = True) -> None:
-        """Deliver what was sent, to the consumer of a queue."""
+        """Deliver a published message to the consumer of a queue."""
         (tag,) = [one.args["consumer_tag"] for one in self.link.all("basic.consume") if one.args["queue"] == queue][-1:]
         properties: Any = said.properties if header else b"\0\0"
         self.deliver(said.body or b"", consumer=tag, properties=properties)
 
     def declared(self) -> list[tuple[str, ...]]:
-        """Return what was declared on the channel of the probes, since it was asked last."""
+        """Return what was declared on the probes' channel since the last call."""
         names = ("queue.declare", "queue.bind", "queue.unbind", "exchange.declare")
         seen = [said for said in self.out.seen if said.name in names and said.channel != 1]
         fresh, self._declared = seen[getattr(self, "_declared", 0) :], len(seen)
         return [(said.name, said.args.get("queue") or said.args["exchange"]) for said in fresh]
 
     def proven(self) -> Reachability:
-        """Verify, and carry the last message to the host's queue."""
+        """Verify, and deliver the last message to the host's queue."""
         verifying = self.verify()
         self.carry(self.probes()[-1])
         return self.successResultOf(verifying)
 
 
 class ProbeTests(LoopbackCase):
-    """Tests for what is sent, and what becomes of it."""
+    """Tests for probes and their routes."""
 
     def test_message(self) -> None:
-        """A ping goes the way of a caller's message: by the exchange, mandatory, for as long as it is waited for."""
+        """A probe is a ping that takes a caller's route: by the exchange, mandatory, with the verification's TTL."""
         verifying = self.verify()
         (said,) = self.probes()
         self.assertEqual((said.args["exchange"], said.args["mandatory"]), ("nova", True))
@@ -81,7 +81,7 @@ class ProbeTests(LoopbackCase):
         self.assert_idle()
 
     def test_an_earlier_one(self) -> None:
-        """A message of an earlier verification proves nothing, and is not handed on either."""
+        """A probe of an earlier verification proves nothing, and does not reach the receiver."""
         self.verify()
         self.wait(TIMEOUT)
         early = self.probes()[-1]
@@ -93,7 +93,7 @@ class ProbeTests(LoopbackCase):
         self.assertEqual(self.got, [])
 
     def test_siblings(self) -> None:
-        """A sibling's message is passed on to it, once; one that comes by the queue for fanouts is not."""
+        """A sibling's probe is forwarded to it, once; one that came by the fanout queue is not."""
         sibling = "compute_fanout_5"
         headers = {"headers": {PROBE: sibling}}
         self.deliver(b"ping", properties=headers)
@@ -104,19 +104,19 @@ class ProbeTests(LoopbackCase):
         self.assertEqual((len(self.published()), self.got), (1, []))
 
     def test_strangers(self) -> None:
-        """What says that it is a probe, and names a queue of something else, goes nowhere."""
+        """A probe header that names another kind of queue is not followed."""
         for address in ("reply_5", "volume_fanout_5", "compute"):
             self.deliver(b"ping", properties={"headers": {PROBE: address}})
         self.assertEqual((self.published(), self.got), ([], []))
 
     def test_passed_on(self) -> None:
-        """What a sibling has passed on proves it."""
+        """A probe that a sibling forwarded is a proof."""
         verifying = self.verify()
         self.carry(self.probes()[-1], self.own)
         self.assertEqual(self.successResultOf(verifying), Reachability())
 
     def test_answered(self) -> None:
-        """A peer that does not know probes answers the call; that proves it, and is not handed on, late or not."""
+        """A peer without probes answers the ping: a proof, which does not reach the receiver, late or not."""
         verifying = self.verify()
         request = read_request(unwrap(self.probes()[-1].body or b""))
         answer = encode_result(request.back.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
@@ -126,19 +126,19 @@ class ProbeTests(LoopbackCase):
         self.assertEqual(self.got, [])
 
     def test_fanouts(self) -> None:
-        """Fanouts are handed on while an answer is waited for."""
+        """Fanouts reach the receiver during a verification."""
         self.verify()
         self.deliver(b"news", consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual([one.body for one in self.got], [b"news"])
 
     def test_no_server(self) -> None:
-        """Who serves a topic alone, or one queue, has nothing of its own to be reached by, and sends nothing."""
+        """A listener without a server, or of one queue, has no route of its own and sends no probe."""
         queue = self.done(self.amqp.consume("notes", self.got.append, 1))
         self.assertEqual(self.done(queue.verify(write_ping, TIMEOUT)), Reachability())
         self.assertEqual(self.published(), [])
 
     def test_refused(self) -> None:
-        """A verification that the broker refuses costs no fanout that is not confirmed yet."""
+        """A refused verification loses no unconfirmed fanout."""
         self.done(self.amqp.send(Target("compute", fanout=True), b"warm", None, False))
         self.broker.confirming = False
         sending = self.started(self.amqp.send(Target("compute", fanout=True), b"news", None, False))
@@ -151,7 +151,7 @@ class ProbeTests(LoopbackCase):
         self.broker.closing.clear()
 
     def test_cancelled(self) -> None:
-        """Who does not want to know any more leaves no timer behind."""
+        """A cancelled verification leaves no timer."""
         verifying = self.verify()
         verifying.cancel()
         self.failureResultOf(verifying)
@@ -160,10 +160,10 @@ class ProbeTests(LoopbackCase):
 
 
 class BindingTests(LoopbackCase):
-    """Tests for the bindings that the message does not need."""
+    """Tests for the bindings that the probe does not use."""
 
     def test_turns(self) -> None:
-        """With others on the topic its binding and that of the own queue for fanouts are made in turns."""
+        """With other consumers on the topic, its binding and the fanout queue's are made again in turns."""
         self.broker.counts = (0, 2)
         expected = [
             [("queue.declare", "compute"), ("queue.bind", "compute")],
@@ -175,13 +175,13 @@ class BindingTests(LoopbackCase):
         self.assertEqual(self.probes("compute"), [])
 
     def test_alone(self) -> None:
-        """Who is alone on its topic sends a message to that, too, so that a missing binding is seen."""
+        """The only consumer of a topic sends a probe to the topic as well, which detects a missing binding."""
         self.proven()
         self.assertEqual(self.declared(), [("queue.declare", "compute")])
         self.assertEqual(len(self.probes("compute")), 1)
 
     def test_topic_not_taken(self) -> None:
-        """A listener that takes nothing from its topic now, being full, does not miss its consumer there."""
+        """A full listener that has cancelled its topic consumer does not miss it."""
         self.listener.prefetch = 1
         self.deliver(b"long")
         self.got[0].hold()
@@ -199,7 +199,7 @@ class BindingTests(LoopbackCase):
         self.assertEqual((self.probes("compute"), self.link.all("channel.close")), ([], []))
 
     def test_topic_missing(self) -> None:
-        """The topic's binding is made again when the message to it comes back unsent."""
+        """The topic's binding is made again when the probe to it is returned."""
         self.broker.confirming = False
         verifying = self.verify()
         self.confirm(self.probes()[-1], 1)
@@ -219,7 +219,7 @@ class BindingTests(LoopbackCase):
         self.confirm(said, tag)
 
     def test_host_missing(self) -> None:
-        """The host's binding is removed, for it may be there and lead nowhere, and all are made again."""
+        """The host's binding is removed first, as it may exist and route nowhere, and all are made again."""
         self.broker.confirming = False
         verifying = self.verify()
         self.declared()
@@ -232,7 +232,7 @@ class BindingTests(LoopbackCase):
         self.assertEqual(self.successResultOf(verifying), Reachability(repaired=(binding,)))
 
     def test_missing_still(self) -> None:
-        """A binding that was made again and leads nowhere is the problem."""
+        """A binding that was made again and still routes nowhere is the problem."""
         self.broker.confirming = False
         verifying = self.verify()
         for tag in (1, 2):
@@ -242,7 +242,7 @@ class BindingTests(LoopbackCase):
         self.assertEqual(found, Reachability(problem))
 
     def test_exchange_missing(self) -> None:
-        """An exchange that is gone is declared again, with all bindings."""
+        """A missing exchange is declared again, with all bindings."""
         self.proven()
         self.broker.closing["queue.bind"] = (404, "NOT_FOUND - no exchange 'compute_fanout' in vhost 'cell'")
         verifying = self.verify()
@@ -260,7 +260,7 @@ class BindingTests(LoopbackCase):
         return f"the exchange {exchange} is missing, though it was declared again"
 
     def test_refused(self) -> None:
-        """A broker that refuses the repair is the problem, with its reason."""
+        """A refused repair is the problem, with the broker's reason."""
         self.broker.confirming = False
         verifying = self.verify()
         self.broker.closing["queue.bind"] = (403, "ACCESS_REFUSED - no")
@@ -272,13 +272,13 @@ class BindingTests(LoopbackCase):
         self.assertTrue(self.listener.live)
 
     def test_refused_and_there(self) -> None:
-        """A broker that refuses a declaration of what is there is none."""
+        """A refused declaration of something that exists is no problem."""
         self.broker.counts = (0, 2)
         self.broker.closing["queue.bind"] = (403, "ACCESS_REFUSED - no")
         self.assertEqual(self.proven(), Reachability())
 
     def test_not_taken(self) -> None:
-        """A broker that cannot take the message is the problem."""
+        """A probe that the broker nacks is the problem."""
         self.broker.confirming = False
         verifying = self.verify()
         for tag in (1, 2):
@@ -289,7 +289,7 @@ class BindingTests(LoopbackCase):
 
 
 class LateTests(LoopbackCase):
-    """Tests for messages that are confirmed and do not come back."""
+    """Tests for probes that are confirmed and do not come back."""
 
     def late(self) -> Reachability:
         verifying = self.verify()
@@ -300,7 +300,7 @@ class LateTests(LoopbackCase):
         return len(self.link.all("basic.consume")) // 3
 
     def test_late(self) -> None:
-        """A message that does not come back is the problem. At the second in a row the listener consumes anew, once."""
+        """An overdue probe is the problem. After the second in a row the listener consumes anew, once."""
         for number, channels in enumerate((1, 2, 2, 2)):
             problem = str(self.late().problem)
             self.assertEqual(problem, "a message to compute.h1 was confirmed and did not arrive")
@@ -309,7 +309,7 @@ class LateTests(LoopbackCase):
         self.assertEqual(self.proven(), Reachability())
 
     def test_same_text(self) -> None:
-        """However many messages wait, the problem is the same: who compares it says it once."""
+        """The problem's text does not depend on the queue's length, so that it is logged once."""
         found = set()
         for messages in (3, 4, 5):
             self.broker.counts = (messages, 1)
@@ -317,15 +317,15 @@ class LateTests(LoopbackCase):
         self.assertEqual(len(found), 1)
 
     def test_not_in_a_row(self) -> None:
-        """One that comes back in between makes the next one the first."""
+        """A probe that comes back in between resets the count."""
         for _ in range(3):
             self.late()
             self.proven()
         self.assertEqual(self.channels(), 1)
 
     def test_no_consumer(self) -> None:
-        """A queue without a consumer is consumed anew at once, if the host says so where that is done."""
-        self.proven()  # the next one does not look at the topic
+        """A queue without a consumer is consumed anew at once, if the consuming connection's host confirms that."""
+        self.proven()  # the next verification does not check the topic
         verifying = self.verify()
         self.broker.counts = (0, 0)
         self.wait(TIMEOUT)
@@ -333,7 +333,7 @@ class LateTests(LoopbackCase):
         self.assertEqual(self.channels(), 2)
 
     def test_queue_missing(self) -> None:
-        """A queue that is gone is declared and consumed anew, and then it is proven."""
+        """A missing queue is declared and consumed anew, and then verified."""
         self.proven()
         self.broker.closing["queue.bind"] = (404, f"NOT_FOUND - no queue '{self.own}' in vhost 'cell'")
         self.broker.closing["queue.declare"] = self.broker.closing["queue.bind"]
@@ -347,7 +347,7 @@ class LateTests(LoopbackCase):
         self.assertIn(f"the queue {self.own} is missing", line)
 
     def test_hosts_disagree(self) -> None:
-        """A queue that only the host of the publishing connection does not know is not consumed anew."""
+        """A queue that only the publishing connection's host does not know is not consumed anew."""
         self.proven()
         for text in (
             "no queue 'compute' in vhost 'cell'",
@@ -363,12 +363,12 @@ class LateTests(LoopbackCase):
         self.assertEqual(self.channels(), 1)
 
     def test_full(self) -> None:
-        """A listener that takes in no more is not to blame for what waits."""
+        """A full listener is not at fault for a probe that queues."""
         self.deliver(*[b"x"] * 10)
         self.assertEqual(self.late(), Reachability())
 
     def test_backlog(self) -> None:
-        """Nor is one whose queue is long, as long as it gets on with it."""
+        """Nor is a listener with a long backlog, as long as it makes progress."""
         self.broker.counts = (100, 1)
         for queue, problem in (("compute$", True), ("compute.h1", False)):
             verifying = self.verify()
@@ -377,7 +377,7 @@ class LateTests(LoopbackCase):
             self.assertEqual(self.successResultOf(verifying).problem is not None, problem)
 
     def test_quorum(self) -> None:
-        """A quorum queue that cannot count is not taken at its word."""
+        """A quorum queue's consumer count of 0 is not trusted."""
         self.done(self.amqp.close())
         self.amqp = self.transport(heartbeat=0.0, quorum_queue=True)
         self.listener = self.listen()
@@ -387,20 +387,20 @@ class LateTests(LoopbackCase):
         self.assertRegex(str(self.late().problem), "did not arrive")
 
     def test_silent(self) -> None:
-        """A broker that does not answer ends it in time."""
+        """A verification ends in time if the broker does not answer."""
         self.broker.unanswered.add("queue.declare")
         verifying = self.verify()
         self.wait(TIMEOUT)
         self.assertEqual(self.successResultOf(verifying).problem, "the broker did not answer within 9 s")
 
     def test_publishing_away(self) -> None:
-        """A node that can send nothing can answer nothing, and is not reached."""
+        """A node that cannot publish cannot reply, and counts as unreachable."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         self.assertRegex(str(self.late().problem), "no message can be sent to it: .*refused")
 
     def test_reconnected(self) -> None:
-        """A connection that is there again in time makes no difference."""
+        """A reconnect in time makes no difference."""
         self.broker.confirming = False
         verifying = self.verify()
         self.out.lose()
@@ -411,7 +411,7 @@ class LateTests(LoopbackCase):
         self.assertEqual(self.successResultOf(verifying), Reachability())
 
     def test_blocked(self) -> None:
-        """While the broker takes no messages nothing is known."""
+        """While the broker is blocked there is no finding."""
         for waits in (True, False):
             if waits:
                 self.out.say(0, "connection.blocked", reason="low on memory")
@@ -427,7 +427,7 @@ class LateTests(LoopbackCase):
             self.settle()
 
     def test_not_live(self) -> None:
-        """A listener that does not consume is not reached."""
+        """A listener that does not consume is not reachable."""
         self.listener.cancel()
         self.assertEqual(self.late().problem, "its consumers are not live")
         self.assertEqual(self.published(), [])

@@ -1,4 +1,4 @@
-"""What a transport does when things go wrong at an awkward moment: each of these once went wrong."""
+"""Regression tests for failures at an awkward moment; each of them happened once."""
 
 from math import inf
 
@@ -15,7 +15,7 @@ from tests.unit.transport.amqp.test_transport import TransportCase
 
 class ListenTests(TransportCase):
     def test_cancelled(self) -> None:
-        """Who gives up listening while the connection is made does not take it from others."""
+        """Cancelling a listen during the connect leaves the connection to the other listeners."""
         self.broker.unanswered.add("connection.open")
         first, second = (self.started(self.amqp.listen(Target(topic), self.got.append, 1)) for topic in ("a", "b"))
         first.cancel()
@@ -26,7 +26,7 @@ class ListenTests(TransportCase):
         self.assertTrue(self.successResultOf(second).live)
 
     def test_node_down(self) -> None:
-        """A queue whose node is down is worth another attempt."""
+        """A queue whose node is down is retried."""
         reason = "NOT_FOUND - home node 'r@b' of durable queue 'a' in vhost '/' is down or inaccessible"
         self.broker.closing["queue.declare"] = (404, reason)
         self.failed(self.amqp.listen(Target("a"), self.got.append, 1), BrokerUnavailableError)
@@ -34,7 +34,7 @@ class ListenTests(TransportCase):
 
 class SendTests(TransportCase):
     def test_no_place_to_wait(self) -> None:
-        """A message that would have to wait after all, and finds no place for it, says so to its sender."""
+        """A message that has to be held and finds the bound exceeded fails."""
         self.patch(publisher, "HELD_MESSAGES", 1)
         self.broker.unanswered.add("exchange.declare")
         late = self.started(self.amqp.send(Target("a", exchange="other"), b"x", None, True))
@@ -47,7 +47,7 @@ class SendTests(TransportCase):
         self.failed(held, BrokerBlockedError)
 
     def test_deadline(self) -> None:
-        """A request waits for a blocked broker nearly as long as its sender does."""
+        """A request is held for a blocked broker nearly as long as its sender waits."""
         self.out.say(0, "connection.blocked", reason="memory")
         held = self.started(self.amqp.send(Target("b"), b"y", 60.0, True))
         self.wait(56)
@@ -56,11 +56,11 @@ class SendTests(TransportCase):
         self.failed(held, BrokerBlockedError)
 
     def test_for_ever(self) -> None:
-        """A message that may wait for ever is sent with the longest time that there is."""
+        """A message with an infinite TTL is sent with the longest expiration."""
         self.done(self.amqp.send(Target("a"), b"x", inf, True))
 
     def test_new_exchange(self) -> None:
-        """Many messages to an exchange that is new declare it once, on one channel."""
+        """Many messages to a new exchange declare it once, on one channel."""
         before = len(self.out.all("channel.open"))
         for sent in [self.started(self.amqp.send(Target("a", exchange="other"), b"x", 9.0, True)) for _ in range(50)]:
             self.settle()
@@ -69,7 +69,7 @@ class SendTests(TransportCase):
 
 
 class ProblemTests(TransportCase):
-    """What is told of it, and counted."""
+    """Tests for how an outage is logged and counted."""
 
     def setUp(self) -> None:
         metrics.reset()
@@ -81,7 +81,7 @@ class ProblemTests(TransportCase):
         return [family.at("publishing").value for family in families]
 
     def test_outage(self) -> None:
-        """An outage is told with the broker's address, not with its password, until it is over."""
+        """An outage is reported with the broker's address, the password masked, until it is over."""
         self.assertEqual(self.counted(), [1, 0, 0, 0])
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
@@ -97,7 +97,7 @@ class ProblemTests(TransportCase):
         self.assertEqual(self.counted(), [1, 0, 1, 1])
 
     def test_blocked(self) -> None:
-        """A broker that takes no messages is a problem, although it is there."""
+        """A blocked broker is a problem, although it is connected."""
         self.out.say(0, "connection.blocked", reason="low on memory")
         self.settle()
         self.assertEqual(self.amqp.problem(), "the broker blocks publishing: low on memory")
@@ -110,7 +110,7 @@ class ProblemTests(TransportCase):
 
 class ReplyTests(TransportCase):
     def test_outage(self) -> None:
-        """A reply outlives an outage of most of a minute: what its method did is not done again."""
+        """A reply is held for an outage of most of a minute: a finished method is not run again."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         replied = self.started(self.amqp.reply("reply_1", b"r"))
@@ -121,7 +121,7 @@ class ReplyTests(TransportCase):
         self.successResultOf(replied)
 
     def test_back_again(self) -> None:
-        """A caller that was taken for gone gets its replies as soon as its queue is there."""
+        """A caller that counted as gone gets its replies once its queue exists again."""
         self.broker.confirming = False
         gone = self.started(self.amqp.reply("reply_1", b"r"))
         for _ in range(5):
@@ -135,13 +135,13 @@ class ReplyTests(TransportCase):
         third = self.started(self.amqp.reply("reply_1", b"t"))
         self.nobody_is_there()
         self.wait(1)
-        self.assertNoResult(third)  # and is worth several attempts again
+        self.assertNoResult(third)  # and gets all its attempts again
         third.addErrback(lambda failure: failure.trap(TransportClosedError))
 
 
 class ReconnectTests(TransportCase):
     def test_refused_once(self) -> None:
-        """A broker that refuses once as it comes up, after a long outage, is tried again soon."""
+        """A broker that refuses once as it starts, after a long outage, is retried soon."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         self.wait(60)
@@ -155,7 +155,7 @@ class ReconnectTests(TransportCase):
 
 class StreamTests(AMQPCase):
     def test_split(self) -> None:
-        """A greeting that is cut in two before a word that reads like another protocol is a greeting."""
+        """A connection.start that is split before bytes that look like another protocol is still understood."""
         self.broker.unanswered.add("protocol header")
         link = self.linked(open_it=False)
         link.pump()
@@ -166,7 +166,7 @@ class StreamTests(AMQPCase):
         self.assertEqual(self.owner.heard, [])
 
     def test_channels_that_are_not_open(self) -> None:
-        """No part of a message is kept for a channel that is not open: the connection ends."""
+        """Content on a channel that is not open ends the connection and is not kept."""
         link = self.linked()
         link.feed(pack(100, "basic.deliver", consumer_tag="x", delivery_tag=1, exchange="", routing_key=""))
         header = b"\0\x3c\0\0" + (2**20).to_bytes(8, "big") + b"\0\0"
@@ -176,20 +176,20 @@ class StreamTests(AMQPCase):
 
 
 class EstablishTests(TransportCase):
-    """A listener whose consuming is interrupted while it begins."""
+    """Tests for a listener that is interrupted while it is established."""
 
     def again(self, *unanswered: str) -> None:
-        """Lose the consuming connection; the next one leaves some questions unanswered."""
+        """Lose the consuming connection; the next one leaves some methods unanswered."""
         self.broker.unanswered |= set(unanswered)
         self.link.lose()
         self.wait(3)
 
     def test_lost_while_others_begin(self) -> None:
-        """A listener that loses its channel while others are still being established gets another one."""
+        """A listener that loses its channel while others are being established gets another one."""
         first = self.done(self.amqp.listen(Target("a"), self.got.append, 1))
         self.done(self.amqp.listen(Target("b"), self.got.append, 1))
         self.link.lose()
-        while len(self.link.all("basic.consume")) < 2:  # the first one's are done, the second's are not
+        while len(self.link.all("basic.consume")) < 2:  # the first listener consumes, the second does not yet
             self.wait(0.05, step=0.05)
         self.assertFalse(self.amqp.connections[1].protocol)
         channel = self.link.all("basic.consume")[0].channel
@@ -198,7 +198,7 @@ class EstablishTests(TransportCase):
         self.assertTrue(first.live)
 
     def test_cancelled_while_it_begins(self) -> None:
-        """A listener that is cancelled while it is established keeps no consumer, and what came goes back as new."""
+        """A listener that is cancelled while it is established keeps no consumer, and requeues deliveries unchanged."""
         listener = self.done(self.amqp.listen(Target("a"), self.got.append, 5))
         self.again("basic.consume")
         channel = self.link.last("basic.consume").channel
@@ -213,12 +213,12 @@ class EstablishTests(TransportCase):
         self.done(listener.close())
 
     def test_broken_while_it_begins(self) -> None:
-        """What came by a channel that could not be set up is not settled on it any more."""
+        """Deliveries of a channel that could not be set up are not settled on it."""
         self.done(self.amqp.listen(Target("a"), self.got.append, 5))
         self.again("basic.consume")
         channel = self.link.last("basic.consume").channel
         self.link.deliver(channel, b"x")
-        self.wait(16)  # no answer: it is given up
+        self.wait(16)  # no answer: the channel is abandoned
         (one,) = self.got
         before = len(self.published())
         one.requeue(0)
@@ -232,7 +232,7 @@ class EstablishTests(TransportCase):
 
 class CloseTests(TransportCase):
     def test_silent_broker(self) -> None:
-        """A transport with many listeners closes in a few seconds, though the broker answers nothing more."""
+        """A transport with many listeners closes within seconds, though the broker answers nothing."""
         for number in range(5):
             self.done(self.amqp.listen(Target(f"t{number}", "h"), self.got.append, 1))
         self.done(self.amqp.open_replies(self.got.append))
@@ -244,7 +244,7 @@ class CloseTests(TransportCase):
 
 class ReceiverTests(TransportCase):
     def test_raises(self) -> None:
-        """A receiver that raises, which it must not, is logged, and ends nothing that is others'."""
+        """An exception of a receiver is logged, and affects no other consumer."""
 
         def raising(_: object) -> None:
             raise LookupError("no")
@@ -262,7 +262,7 @@ class ReceiverTests(TransportCase):
 
 class QuarantineTests(TransportCase):
     def test_while_it_begins(self) -> None:
-        """A message that comes before all queues are consumed from is put aside as any other."""
+        """A message that arrives before all consumers are started can be quarantined."""
         self.broker.unanswered.add("basic.consume")
         listening = self.started(self.amqp.listen(Target("a"), self.got.append, 5))
         channel = self.link.last("basic.consume").channel

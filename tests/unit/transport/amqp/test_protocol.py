@@ -9,7 +9,7 @@ from tests.support.amqp_rig import LOGIN, AMQPCase, Link, Owner, pack
 
 
 class Keeper(ChannelReceiver):
-    """Keeps the bodies of what is delivered."""
+    """A receiver that keeps the bodies of deliveries."""
 
     def __init__(self) -> None:
         self.got: list[bytes | None] = []
@@ -19,10 +19,10 @@ class Keeper(ChannelReceiver):
 
 
 class HandshakeTests(AMQPCase):
-    """Tests for how a connection begins."""
+    """Tests for the handshake."""
 
     def test_open(self) -> None:
-        """The header is sent first, then who we are, what was agreed upon, and which virtual host it is."""
+        """The client sends the protocol header, start-ok, tune-ok and open, in this order."""
         link = self.linked(open_it=False)
         self.assertEqual(link.transport.value(), PROTOCOL_HEADER)
         self.assertEqual(link.transport.options, {"no delay": True, "keep alive": True})
@@ -32,7 +32,7 @@ class HandshakeTests(AMQPCase):
         self.assert_idle()
 
     def test_capabilities(self) -> None:
-        """What we understand is said in booleans, and the connection has its name."""
+        """The client capabilities are booleans, and the connection has its name."""
         link = self.linked()
         properties = link.last("connection.start-ok").args["client_properties"]
         self.assertEqual(properties["connection_name"], "test")
@@ -43,7 +43,7 @@ class HandshakeTests(AMQPCase):
         )
 
     def test_limits(self) -> None:
-        """Of both sides' limits the smaller ones count; 0 is no limit, and no frame is smaller than AMQP's smallest."""
+        """The smaller limit of both sides applies; 0 is no limit, and frame_max is never below frame-min-size."""
         for theirs, agreed in (
             ((0, 0, 0), (2047, 131_072, 10)),
             ((5000, 2**32 - 1, 60), (2047, 131_072, 10)),
@@ -58,7 +58,7 @@ class HandshakeTests(AMQPCase):
             self.done(self.protocol.close())
 
     def test_frame_max_of_0(self) -> None:
-        """With a broker that names no limit of frames a long message goes out and comes in."""
+        """With a broker that sets no frame limit a long message is sent and received."""
         self.broker.tune = (0, 0, 0)
         link = self.linked()
         self.channel()
@@ -66,7 +66,7 @@ class HandshakeTests(AMQPCase):
         self.assertFalse(self.protocol.closed)
 
     def test_frames_of_the_agreed_size(self) -> None:
-        """A frame that is longer than was agreed upon ends the connection."""
+        """A frame over the negotiated size ends the connection."""
         self.broker.tune = (0, 4096, 0)
         link = self.linked()
         self.channel()
@@ -74,13 +74,13 @@ class HandshakeTests(AMQPCase):
         self.assertIn("where 4096 were agreed upon", str(self.protocol.reason))
 
     def test_mechanisms(self) -> None:
-        """PLAIN is chosen if it is offered, AMQPLAIN otherwise; the password shows nowhere."""
+        """PLAIN is chosen if offered, else AMQPLAIN; the password is in no repr."""
         self.assertEqual(LOGIN.answer("AMQPLAIN PLAIN"), ("PLAIN", "\0nova\0secret"))
         self.assertEqual(LOGIN.answer("AMQPLAIN"), ("AMQPLAIN", {"LOGIN": "nova", "PASSWORD": "secret"}))
         self.assertNotIn("secret", repr(LOGIN))
 
     def test_amqplain(self) -> None:
-        """A broker that offers AMQPLAIN alone gets a table as a long string."""
+        """A broker that offers AMQPLAIN alone gets a field table as a long string."""
         self.broker.unanswered.add("protocol header")
         link = self.linked(open_it=False)
         shaken = self.started(self.protocol.handshake())
@@ -89,7 +89,7 @@ class HandshakeTests(AMQPCase):
         self.assertEqual(link.last("connection.start-ok").args["mechanism"], "AMQPLAIN")
 
     def test_refused(self) -> None:
-        """A broker that refuses who we are says so, and the handshake fails with that."""
+        """The handshake fails with the broker's reason for refusing the login."""
         self.broker.closing["connection.start-ok"] = (403, "ACCESS_REFUSED - Login was refused\nusing PLAIN")
         self.linked(open_it=False)
         error = self.failed(self.protocol.handshake(), ClosedError)
@@ -97,7 +97,7 @@ class HandshakeTests(AMQPCase):
         self.assertEqual(self.owner.heard, [error])
 
     def test_second_start(self) -> None:
-        """A broker that begins anew in the midst of it is ended."""
+        """A second connection.start ends the connection."""
         for name in ("connection.start", "connection.tune"):
             link = self.linked(heartbeat=10)
             link.say(0, name)
@@ -106,14 +106,14 @@ class HandshakeTests(AMQPCase):
             self.assertEqual(len(link.all("connection.start-ok")), 1)
 
     def test_secure(self) -> None:
-        """A broker that wants more than one answer about us is ended."""
+        """connection.secure, a second step of authentication, ends the connection."""
         link = self.linked(open_it=False)
         shaken = self.protocol.handshake()
         link.say(0, "connection.secure", challenge="?")
         self.assertIn("connection.secure is not for a client", str(self.failed(shaken, ClosedError)))
 
     def test_what_it_speaks(self) -> None:
-        """Other protocols on the port are known by their first bytes."""
+        """Other protocols on the port are recognised by their first bytes."""
         for said, problem in (
             (b"\x15\x03\x01\x00\x02\x02\x16", "the port speaks TLS; use amqps://"),
             (b"AMQP\x00\x01\x00\x00", "it speaks another version of AMQP: 00 01 00 00"),
@@ -126,7 +126,7 @@ class HandshakeTests(AMQPCase):
             self.assertIn(problem, str(self.failed(shaken, ClosedError)))
 
     def test_no_transport(self) -> None:
-        """A protocol that is ended before it is connected fails its handshake."""
+        """The handshake fails if the protocol is ended before it is connected."""
         owner = Owner()
         protocol = AMQPProtocol(LOGIN, clock=self.reactor, heartbeat=0, operation_timeout=1, observer=owner)
         reason = ClosedError("it was not needed", clean=True)
@@ -136,14 +136,14 @@ class HandshakeTests(AMQPCase):
 
 
 class EndTests(AMQPCase):
-    """Tests for how a connection ends."""
+    """Tests for the end of a connection."""
 
     def setUp(self) -> None:
         super().setUp()
         self.link: Link = self.linked()
 
     def test_goodbye(self) -> None:
-        """Closing says goodbye, waits for the answer, and leaves no timer."""
+        """Closing sends connection.close, waits for close-ok, and leaves no timer."""
         self.done(self.protocol.close())
         self.assertEqual(self.link.last("connection.close").args["reply_code"], 200)
         self.assertTrue(self.link.gone)
@@ -152,12 +152,12 @@ class EndTests(AMQPCase):
         self.assert_idle()
 
     def test_goodbye_again(self) -> None:
-        """Closing what is closed is done at once."""
+        """Closing a closed connection fires at once."""
         self.done(self.protocol.close())
         self.successResultOf(self.protocol.close())
 
     def test_no_goodbye(self) -> None:
-        """A broker that does not answer the goodbye is left after three seconds."""
+        """A broker without close-ok is disconnected after 3 s."""
         self.broker.unanswered.add("connection.close")
         closing = self.started(self.protocol.close())
         self.wait(2.5)
@@ -167,7 +167,7 @@ class EndTests(AMQPCase):
         self.assert_idle()
 
     def test_socket_that_stays(self) -> None:
-        """A socket that does not close after the goodbye is cut."""
+        """A socket that does not close after close-ok is aborted."""
         self.protocol.end(ClosedError("enough", clean=True))
         self.assertEqual((self.link.transport.disconnecting, self.link.transport.disconnected), (True, False))
         self.reactor.advance(3)
@@ -176,7 +176,7 @@ class EndTests(AMQPCase):
         self.assert_idle()
 
     def test_closed_by_the_broker(self) -> None:
-        """What the broker closes is answered, and its channels and owner hear why."""
+        """connection.close is confirmed, and the channels and the owner get its reason."""
         one = self.channel()
         asked = self.started(one.queue_declare(queue="a", no_wait=True))
         self.successResultOf(asked)
@@ -188,7 +188,7 @@ class EndTests(AMQPCase):
         self.assertTrue(self.link.gone)
 
     def test_lost(self) -> None:
-        """A cut connection ends all, once."""
+        """A cut connection ends everything, once."""
         one = self.channel()
         self.link.lose(ConnectionDone())
         self.assertTrue(one.closed)
@@ -199,7 +199,7 @@ class EndTests(AMQPCase):
         self.assert_idle()
 
     def test_after_the_end(self) -> None:
-        """What comes or is written after the end is passed over."""
+        """Bytes that arrive or are written after the end are ignored."""
         self.channel()
         self.protocol.end(ClosedError("enough"))
         self.settle()
@@ -210,20 +210,20 @@ class EndTests(AMQPCase):
         self.assertEqual(len(self.owner.heard), 1)
 
     def test_rest_of_a_read(self) -> None:
-        """What came by the same read as the end is passed over."""
+        """The rest of the read that ended the connection is ignored."""
         keeper = self.channel().receiver = Keeper()
         end = pack(0, "connection.close", reply_code=320)
         self.link.feed(self.link.delivery(1, b"a") + end + self.link.delivery(1, b"b") + pack(1, "basic.ack"))
         self.assertEqual(keeper.got, [b"a"])
 
     def test_txamqp_closes_nothing(self) -> None:
-        """txamqp's own way of closing is not used."""
+        """txamqp's own close does nothing."""
         self.protocol.delegate.close("reason")
         self.assertFalse(self.protocol.closed)
 
 
 class ChannelsTests(AMQPCase):
-    """Tests for opening channels, and for what is not on one."""
+    """Tests for opening channels, and for frames on channels that are not open."""
 
     def test_on_a_dead_connection(self) -> None:
         """Opening a channel on a connection that has ended fails with the reason."""
@@ -233,7 +233,7 @@ class ChannelsTests(AMQPCase):
         self.assertIs(error, self.protocol.reason)
 
     def test_bound(self) -> None:
-        """No more channels are opened than were agreed upon, and a number comes free with its channel."""
+        """Channels are bounded by channel_max, and a number is free again after close-ok."""
         self.broker.tune = (2, 0, 0)
         link = self.linked()
         self.channel()
@@ -243,7 +243,7 @@ class ChannelsTests(AMQPCase):
         self.assertEqual(self.channel().id, 1)
 
     def test_half_a_message(self) -> None:
-        """A number that is used again begins with no rest of a message of its channel before."""
+        """A reused channel number starts without the earlier channel's partial message."""
         link = self.linked()
         self.channel()
         link.feed(pack(1, "basic.deliver"))
@@ -253,7 +253,7 @@ class ChannelsTests(AMQPCase):
         self.assertFalse(self.protocol.closed)
 
     def test_not_open(self) -> None:
-        """What comes on a channel that is not open ends the connection."""
+        """A frame on a channel that is not open ends the connection."""
         for what in ("method", "message"):
             link = self.linked()
             link.feed(pack(7, "basic.ack") if what == "method" else link.delivery(7, b"x"))
@@ -261,7 +261,7 @@ class ChannelsTests(AMQPCase):
             self.assertTrue(link.transport.disconnected)
 
     def test_pieces(self) -> None:
-        """A stream that comes octet by octet is understood."""
+        """A stream that arrives byte by byte is parsed."""
         link = self.linked()
         keeper = self.channel().receiver = Keeper()
         for octet in link.delivery(1, "é".encode()) + HEARTBEAT_FRAME:
@@ -269,7 +269,7 @@ class ChannelsTests(AMQPCase):
         self.assertEqual(keeper.got, ["é".encode()])
 
     def test_body_over_the_limit(self) -> None:
-        """A body over the limit comes as None, and takes no memory."""
+        """A body over the limit is reported as None, and takes no memory."""
         link = self.linked()
         keeper = self.channel().receiver = Keeper()
         link.deliver(1, bytes(BODY_LIMIT + 1))
@@ -284,23 +284,23 @@ class ChannelsTests(AMQPCase):
 
 
 class BrokersWordTests(AMQPCase):
-    """Tests for what the owner hears beside the end."""
+    """Tests for what the owner is told besides the end."""
 
     def test_blocked(self) -> None:
-        """connection.blocked and connection.unblocked are passed on."""
+        """The owner is told of connection.blocked and connection.unblocked."""
         link = self.linked()
         link.say(0, "connection.blocked", reason="low on\nmemory")
         link.say(0, "connection.unblocked")
         self.assertEqual(self.owner.heard, [("blocked", "low on memory"), "unblocked"])
 
     def test_text_that_is_none(self) -> None:
-        """A reason that is no UTF-8 is passed on as far as it can be read."""
+        """A reason that is not UTF-8 is passed on with replacement characters."""
         link = self.linked()
         link.feed(pack_frame(METHOD, 0, b"\x00\x0a\x00\x3c\x03a\xffb"))
         self.assertEqual(self.owner.heard, [("blocked", "a\N{REPLACEMENT CHARACTER}b")])
 
     def test_congested(self) -> None:
-        """The owner hears when the socket takes no more, and when it does again."""
+        """The owner is told when the socket's buffer is full, and when it has room again."""
         link = self.linked()
         self.assertIs(link.transport.streaming, True)
         link.transport.producer.pauseProducing()
@@ -310,21 +310,21 @@ class BrokersWordTests(AMQPCase):
 
 
 class HeartbeatTests(AMQPCase):
-    """Tests for signs of life."""
+    """Tests for heartbeats."""
 
     def setUp(self) -> None:
         super().setUp()
         self.link: Link = self.linked(heartbeat=10)
 
     def test_sent(self) -> None:
-        """A sign of life goes out each half interval in which nothing else did."""
+        """A heartbeat is sent in each half interval in which nothing else was sent."""
         for _ in range(20):
             self.wait(1, step=1)
             self.link.feed(HEARTBEAT_FRAME)
         self.assertEqual(self.link.heartbeats, 3)  # the first half interval had the handshake
 
     def test_not_needed(self) -> None:
-        """Where something else is sent, no sign of life is."""
+        """No heartbeat is sent where other frames are."""
         one = self.channel()
         for _ in range(20):
             self.done(one.basic_qos(prefetch_count=1))
@@ -332,7 +332,7 @@ class HeartbeatTests(AMQPCase):
         self.assertEqual(self.link.heartbeats, 0)
 
     def test_missed(self) -> None:
-        """A silent broker is noticed within two intervals, and the socket cut."""
+        """A silent broker is detected within two intervals, and the socket aborted."""
         self.wait(14.5)
         self.assertEqual(self.owner.heard, [])
         self.wait(5.5)
@@ -341,7 +341,7 @@ class HeartbeatTests(AMQPCase):
         self.assert_idle()
 
     def test_any_byte_counts(self) -> None:
-        """Half a frame is a sign of life as well."""
+        """A partial frame counts as a heartbeat."""
         slow = HEARTBEAT_FRAME * 10
         for octet in slow:
             self.link.feed(bytes((octet,)))
@@ -349,12 +349,12 @@ class HeartbeatTests(AMQPCase):
         self.assertEqual(self.owner.heard, [])
 
     def test_stopped_at_the_end(self) -> None:
-        """No timer is left when the connection has ended."""
+        """No timer is left after the end."""
         self.link.lose()
         self.assert_idle()
 
     def test_shorter_than_a_second(self) -> None:
-        """Less than a second is announced as one second, and kept by us."""
+        """An interval below one second is announced as one second, and kept by the client."""
         link = self.linked(heartbeat=0.4)
         self.assertEqual(link.last("connection.tune-ok").args["heartbeat"], 1)
         self.wait(0.9, step=0.1)
@@ -362,26 +362,26 @@ class HeartbeatTests(AMQPCase):
 
 
 class NoHeartbeatTests(AMQPCase):
-    """Tests for connections without signs of life."""
+    """Tests for connections without heartbeats."""
 
     def test_none(self) -> None:
-        """With an interval of 0 nothing is sent, and silence is no fault."""
+        """With an interval of 0 no heartbeat is sent, and silence does not end the connection."""
         link = self.linked(heartbeat=0)
         self.assertEqual(link.last("connection.tune-ok").args["heartbeat"], 0)
         self.assert_idle()
 
     def test_the_broker_wants_none(self) -> None:
-        """A broker that names no interval leaves ours in force."""
+        """If the broker names no interval, ours applies."""
         self.broker.tune = (0, 0, 0)
         self.linked(heartbeat=10)
         self.assertEqual(self.protocol.heartbeat, 10)
 
 
 class TurnEndTests(AMQPCase):
-    """Tests for what is done once for all that came by a read."""
+    """Tests for at_turn_end."""
 
     def test_outside_of_a_read(self) -> None:
-        """It is done in the reactor's next turn, once."""
+        """Outside a read the call is made in the reactor's next turn, once."""
         self.linked()
         done: list[str] = []
         self.protocol.at_turn_end(lambda: done.append("a"))
@@ -392,7 +392,7 @@ class TurnEndTests(AMQPCase):
         self.assert_idle()
 
     def test_within_a_read(self) -> None:
-        """It is done when all of the read was handled."""
+        """Within a read the call is made after all of its bytes are handled."""
         link = self.linked()
         one = self.channel()
         done: list[str] = []

@@ -25,7 +25,7 @@ from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
 class PublisherCase(AMQPCase):
-    """A publisher on its connection; messages are confirmed by the test.
+    """A publisher on its connection; the test sends the publisher confirms.
 
     :cvar proof_age: see Publisher; infinite sends no probes.
     """
@@ -71,15 +71,15 @@ class PublisherCase(AMQPCase):
 
 
 class ConfirmTests(PublisherCase):
-    """Tests for messages that the broker takes, or not."""
+    """Tests for publisher confirms."""
 
     def test_prepared(self) -> None:
-        """The channel confirms, and the control exchange is declared, before the first message."""
+        """The channel is in confirm mode, and the control exchange is declared, before the first message."""
         self.assertEqual(self.link.names()[-3:], ["channel.open", "confirm.select", "exchange.declare"])
         self.assertEqual(self.link.last("exchange.declare").args["exchange"], "nova")
 
     def test_message(self) -> None:
-        """A message goes out as it is: octets, address, and who has to be there."""
+        """A message is published with its body, exchange, routing key and mandatory flag unchanged."""
         body = "é".encode() + b"\xff" * 200_000
         sent = self.publish(body, mandatory=True)
         said = self.published()[0]
@@ -91,7 +91,7 @@ class ConfirmTests(PublisherCase):
         self.assertEqual(len(self.publisher), 0)
 
     def test_single(self) -> None:
-        """A confirmation is of its own message, in whatever order they come."""
+        """A confirm settles its own message, whatever the order."""
         sent = [self.publish() for _ in range(3)]
         self.confirm(2)
         self.assertEqual([one.called for one in sent], [False, True, False])
@@ -102,7 +102,7 @@ class ConfirmTests(PublisherCase):
         self.confirm(3, multiple=True)
 
     def test_multiple(self) -> None:
-        """One confirmation may be of all messages so far."""
+        """A confirm with "multiple" settles all messages up to its delivery tag."""
         sent = [self.publish() for _ in range(4)]
         self.confirm(3, multiple=True)
         self.assertEqual([one.called for one in sent], [True, True, True, False])
@@ -110,7 +110,7 @@ class ConfirmTests(PublisherCase):
         self.successResultOf(sent[3])
 
     def test_not_taken(self) -> None:
-        """A message that the broker cannot take fails, and the next one does not."""
+        """A message that the broker nacks fails, and the next one does not."""
         first, second = self.publish(), self.publish()
         self.confirm(1, "basic.nack")
         self.assertIn("could not take", self.failed(first, BrokerError).problem)
@@ -118,7 +118,7 @@ class ConfirmTests(PublisherCase):
         self.successResultOf(second)
 
     def test_cannot_be_encoded(self) -> None:
-        """A message that the wire has no place for fails, sends nothing, and the next one is sent and confirmed."""
+        """A message that cannot be encoded fails and sends nothing; the next one is published and confirmed."""
         for message in (
             Message("nova", "x" * 256, b"", None, mandatory=False, target="long"),
             Message("nova", "compute", b"", None, mandatory=False, target="long", headers={"a": object()}),
@@ -131,7 +131,7 @@ class ConfirmTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_expiration(self) -> None:
-        """The broker is told how long somebody waits, in milliseconds; headers change nothing of it."""
+        """The expiration is the remaining TTL in milliseconds, with and without headers."""
         self.publish(ttl=1.5)
         self.publish(ttl=1.5, headers={"x-novasvc-deliveries": 2})
         plain, with_headers = (decode_properties(said.properties) for said in self.published())
@@ -140,7 +140,7 @@ class ConfirmTests(PublisherCase):
         self.confirm(2, multiple=True)
 
     def test_cancelled(self) -> None:
-        """Who cancels forgets the message, and shifts nobody's confirmation."""
+        """A cancelled message keeps its delivery tag, so the confirms of the others stay right."""
         first, second = self.publish(), self.publish()
         first.cancel()
         self.failed(first, CancelledError)
@@ -150,7 +150,7 @@ class ConfirmTests(PublisherCase):
         self.successResultOf(second)
 
     def test_sent_from_a_confirmation(self) -> None:
-        """Who sends from a confirmation's callback disturbs none of the others."""
+        """Publishing from a confirm's callback leaves the other messages alone."""
         sent = [self.publish() for _ in range(3)]
         again: list[Deferred[None]] = []
         for one in sent:
@@ -164,10 +164,10 @@ class ConfirmTests(PublisherCase):
 
 
 class ReturnTests(PublisherCase):
-    """Tests for messages that nobody is there for."""
+    """Tests for basic.return."""
 
     def test_undeliverable(self) -> None:
-        """The message that came back fails when it is confirmed, and no other one."""
+        """The returned message fails at its confirm, and no other one does."""
         first, second, third = (self.publish(body, mandatory=True) for body in (b"1", b"2", b"3"))
         self.link.give_back(self.published()[1])
         self.assertNoResult(second)
@@ -177,7 +177,7 @@ class ReturnTests(PublisherCase):
         self.successResultOf(third)
 
     def test_same_body(self) -> None:
-        """Of several messages alike the one that was sent first is taken, and each comes back for itself."""
+        """Of several messages with one body the oldest counts as returned, and each return counts once."""
         sent = [self.publish(mandatory=True) for _ in range(3)]
         self.link.give_back(self.published()[0])
         self.link.give_back(self.published()[1])
@@ -187,14 +187,14 @@ class ReturnTests(PublisherCase):
         self.successResultOf(sent[2])
 
     def test_unknown(self) -> None:
-        """What comes back and is of no message under way is passed over."""
+        """A return that matches no unconfirmed message is ignored."""
         sent = self.publish(b"1", mandatory=True)
         self.link.give_back(self.published()[0]._replace(body=b"2"))
         self.confirm(1)
         self.successResultOf(sent)
 
     def test_cancelled(self) -> None:
-        """What comes back and is not waited for any more is passed over."""
+        """A return of a cancelled message is ignored."""
         sent = self.publish(b"1", mandatory=True)
         sent.cancel()
         self.failed(sent, CancelledError)
@@ -204,7 +204,7 @@ class ReturnTests(PublisherCase):
 
 
 class ReturnedPeersTests(PublisherCase):
-    """Tests for requests that no queue is bound for when everybody has just lost the broker."""
+    """Tests for unroutable requests shortly after a reconnect."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -215,13 +215,13 @@ class ReturnedPeersTests(PublisherCase):
         return self.publish(ttl=ttl, mandatory=True, request=True, **more)
 
     def not_routed(self) -> None:
-        """Give back the last message that was published."""
+        """Return the last message as unroutable, and confirm it."""
         self.link.give_back(self.published()[-1])
         self.confirm(len(self.published()))
         self.settle()
 
     def test_peers_return(self) -> None:
-        """A request is sent again after a pause, in the time that is left, and taken when its queue is there."""
+        """An unroutable request is sent again with its remaining TTL, and delivered once its queue exists."""
         sent = self.request(ttl=10.0)
         self.not_routed()
         self.wait(0.4, step=0.1)
@@ -235,7 +235,7 @@ class ReturnedPeersTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_they_do_not(self) -> None:
-        """It fails within five seconds after the return, after pauses that grow."""
+        """It fails within five seconds of the reconnect, after pauses that grow."""
         sent = self.request()
         for pause in (0.5, 1.0, 1.5):
             self.not_routed()
@@ -250,7 +250,7 @@ class ReturnedPeersTests(PublisherCase):
         self.failed(late, UndeliverableError)
 
     def test_deadline(self) -> None:
-        """It fails before its sender has given up."""
+        """It fails before its sender's timeout."""
         sent = self.request(ttl=1.2)
         self.not_routed()
         self.wait(0.5)
@@ -258,13 +258,13 @@ class ReturnedPeersTests(PublisherCase):
         self.failed(sent, UndeliverableError)
 
     def test_others(self) -> None:
-        """What is no request is not waited for: whoever sends it makes the queue, or knows what to do."""
+        """Only requests are retried: the sender of any other message declares its queue, or retries by itself."""
         sent = self.publish(mandatory=True)
         self.not_routed()
         self.failed(sent, UndeliverableError)
 
     def test_cancelled(self) -> None:
-        """One that nobody wants any more is not sent again."""
+        """A cancelled request is not sent again."""
         sent = self.request()
         self.not_routed()
         sent.cancel()
@@ -273,7 +273,7 @@ class ReturnedPeersTests(PublisherCase):
         self.assertEqual((len(self.published()), len(self.publisher)), (1, 0))
 
     def test_lost_again(self) -> None:
-        """One whose connection is lost meanwhile is held, and the peers have their time again."""
+        """A request whose connection is lost meanwhile is held, and the retry window starts again."""
         sent = self.request()
         self.not_routed()
         self.link.lose()
@@ -285,7 +285,7 @@ class ReturnedPeersTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_bound(self) -> None:
-        """Those that wait count against the bound of all that waits."""
+        """Requests that wait for a retry count towards the bound on held messages."""
         self.patch(publisher, "HELD_BYTES", 10)
         first, second = self.request(body=b"123456"), self.request(body=b"7890ab")
         for said in self.published():
@@ -299,7 +299,7 @@ class ReturnedPeersTests(PublisherCase):
         self.assertEqual(self.publisher._held_bytes, 0)
 
     def test_closed(self) -> None:
-        """Those that wait fail with the closing, and leave no timer."""
+        """Requests that wait for a retry fail on close, and leave no timer."""
         sent, cancelled = self.request(body=b"1"), self.request(body=b"2")
         for said in self.published():
             self.link.give_back(said)
@@ -312,7 +312,7 @@ class ReturnedPeersTests(PublisherCase):
 
 
 class ProofTests(PublisherCase):
-    """Tests for Note [Only what is read is written]: what somebody waits for is written only where it is read."""
+    """Tests for Note [Only what is read is written]: a message with a TTL is written only while the broker reads."""
 
     proof_age = PROOF_AGE
 
@@ -324,7 +324,7 @@ class ProofTests(PublisherCase):
         self.settle()
 
     def proven(self) -> None:
-        """Have a first request taken."""
+        """Have a first request confirmed."""
         sent = self.request()
         self.confirm(1)
         self.confirm(2)
@@ -334,7 +334,7 @@ class ProofTests(PublisherCase):
         return [said.args["routing_key"] for said in self.published()]
 
     def test_probe(self) -> None:
-        """The first request of a connection waits for the confirm of an empty message to nobody."""
+        """The first request of a connection waits for the confirm of an empty, unroutable probe."""
         sent = self.request(body=b"1")
         other = self.request(body=b"2")
         (probe,) = self.published()
@@ -347,7 +347,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(other)
 
     def test_fresh(self) -> None:
-        """Any confirm is a proof for a second, and an older one is none."""
+        """A confirm is a proof for one second, and no longer."""
         sent = [self.publish(key="reply_1", exchange="")]
         self.confirm(1)
         self.wait(1)
@@ -362,9 +362,9 @@ class ProofTests(PublisherCase):
             self.successResultOf(one)
 
     def test_who_needs_none(self) -> None:
-        """What may be published late goes at once; what is moved in the time of a caller does not, nor does a cast."""
+        """Replies are published without a proof; casts, and copies of messages with a TTL, wait for one."""
         sent = [self.publish(exchange="", key="reply_1")]
-        sent.append(self.publish(exchange="", key="compute", ttl=0.0))  # is dropped wherever it comes
+        sent.append(self.publish(exchange="", key="compute", ttl=0.0))  # expires at once in any queue
         self.assertEqual(self.keys(), ["reply_1", "compute"])
         sent.append(self.publish(exchange="", key="compute", ttl=60.0))
         sent.append(self.request(ttl=None, key="cast"))
@@ -377,7 +377,7 @@ class ProofTests(PublisherCase):
             self.successResultOf(one)
 
     def test_unproven(self) -> None:
-        """Who waited for that proof in vain hears so, and not that the connection is ready."""
+        """A sender whose message waited for a proof in vain gets that reason, not the connection's state."""
         sent = self.request(ttl=2.0)
         self.wait(2)
         problem = self.failed(sent, BrokerUnavailableError).problem
@@ -385,12 +385,12 @@ class ProofTests(PublisherCase):
         self.confirm(1)
 
     def test_alarm(self) -> None:
-        """A broker in alarm gets no request, and its senders hear of the alarm in time."""
+        """A broker in alarm gets no request, and the senders fail in time with the alarm as the reason."""
         sent, kept = self.request(ttl=2.0), self.request(ttl=60.0)
         self.link.say(0, "connection.blocked", reason="low on memory")
         self.wait(2)
         self.assertIn("low on memory", self.failed(sent, BrokerBlockedError).problem)
-        self.wait(20)  # nobody waits for the probe's own confirm
+        self.wait(20)  # the probe's own confirm is not waited for
         self.link.say(0, "connection.unblocked")
         self.settle()
         self.assertEqual(set(self.keys()), {PROBE_KEY})
@@ -400,7 +400,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(kept)
 
     def test_lost(self) -> None:
-        """If the connection is lost meanwhile its successor is asked."""
+        """After a lost connection the next one is probed."""
         sent = self.request()
         self.link.lose()
         self.assertNoResult(sent)
@@ -412,7 +412,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_refused(self) -> None:
-        """A broker that takes nothing for the exchange refuses the requests with the reason, and no others."""
+        """If the broker refuses the probe of an exchange, the requests to it fail with the reason, and no others."""
         sent = self.request(exchange="cinder")
         other = self.request()
         text = "ACCESS_REFUSED - write access to exchange 'cinder' in vhost 'cell' refused for user 'nova'"
@@ -424,7 +424,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(other)
 
     def test_silent(self) -> None:
-        """A broker that answers neither way is left after fifteen seconds, as for any message."""
+        """A broker that does not confirm the probe loses its connection after 15 s, as for any message."""
         sent = self.request()
         self.wait(16)
         self.assertEqual(len(self.broker.links), 2)
@@ -433,7 +433,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_fanout(self) -> None:
-        """A fanout waits as well; the control exchange is asked for it."""
+        """A fanout waits for a proof as well; the probe goes to the control exchange."""
         sent = self.started(self.publisher.fanout("compute", b"{}", None, "all of compute"))
         self.assertEqual((self.keys(), self.published()[0].args["exchange"]), ([PROBE_KEY], "nova"))
         self.confirm(1)
@@ -443,7 +443,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_too_late(self) -> None:
-        """A message whose time is over when it could be written is not."""
+        """A message that has expired when it could be written is not written."""
         self.patch(publisher, "_BEFORE_THE_END", 2.0)
         sent = self.request(ttl=1.0)
         self.wait(1.5)
@@ -452,7 +452,7 @@ class ProofTests(PublisherCase):
         self.assertEqual(self.keys(), [PROBE_KEY])
 
     def test_busy_sender(self) -> None:
-        """What was written when an alarm began is dropped with its connection, when nobody wants it any more."""
+        """A connection that was blocked with messages on it is dropped when one of their senders cancels."""
         self.proven()
         sent, other = self.request(), self.request()
         self.link.say(0, "connection.blocked", reason="low on memory")
@@ -468,7 +468,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(held)
 
     def test_not_dropped(self) -> None:
-        """A connection that is read stays, whoever forgets what; so does one that is read again in the same moment."""
+        """A connection that is not blocked stays when a sender cancels, as does one unblocked in the same turn."""
         self.proven()
         first, second, third = (self.request() for _ in range(3))
         first.cancel()
@@ -483,7 +483,7 @@ class ProofTests(PublisherCase):
         self.successResultOf(third)
 
     def test_closed_when_dropped(self) -> None:
-        """A publisher that is closed in that moment leaves no timer."""
+        """A publisher that is closed before the drop leaves no timer."""
         self.proven()
         sent = self.request()
         self.link.say(0, "connection.blocked", reason="low on memory")
@@ -494,7 +494,7 @@ class ProofTests(PublisherCase):
 
 
 class ExchangeTests(PublisherCase):
-    """Tests for exchanges that are not the transport's own."""
+    """Tests for exchanges other than the transport's own."""
 
     def test_declared_once(self) -> None:
         """Another exchange is declared before its first message, on a channel of its own."""
@@ -509,7 +509,7 @@ class ExchangeTests(PublisherCase):
         self.successResultOf(again)
 
     def test_default(self) -> None:
-        """The default exchange is there already."""
+        """The default exchange is not declared."""
         self.publish(exchange="", key="reply_1")
         self.assertEqual(len(self.published()), 1)
         self.confirm(1)
@@ -524,14 +524,14 @@ class ExchangeTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_lost_meanwhile(self) -> None:
-        """A connection that is lost before the exchange is there fails its message."""
+        """A connection that is lost before the exchange is declared fails its message."""
         self.broker.unanswered.add("exchange.declare")
         sent = self.publish(exchange="cinder")
         self.link.lose()
         self.failed(sent, BrokerUnavailableError)
 
     def test_cancelled_meanwhile(self) -> None:
-        """A message that nobody wants to send any more is not sent when its exchange is there, or is not."""
+        """A message that is cancelled during the declaration is not sent, whether the declaration succeeds or fails."""
         self.broker.unanswered.add("exchange.declare")
         sent, other = self.publish(exchange="cinder"), self.publish(exchange="glance")
         for one in (sent, other):
@@ -544,7 +544,7 @@ class ExchangeTests(PublisherCase):
         self.assertEqual(self.published(), [])
 
     def test_blocked_meanwhile(self) -> None:
-        """A message whose exchange is there when the broker takes none is held."""
+        """A message whose exchange is declared when the broker is blocked is held."""
         self.broker.unanswered.add("exchange.declare")
         sent = self.publish(exchange="cinder", ttl=10.0)
         self.link.say(0, "connection.blocked", reason="low")
@@ -568,7 +568,7 @@ class HeldTests(PublisherCase):
         self.settle()
 
     def test_blocked(self) -> None:
-        """While the broker takes none messages wait, and go in their order, in the time that they have left."""
+        """While the broker is blocked messages are held, and then sent in order with their remaining TTL."""
         self.block()
         sent = [self.publish(body, ttl=10.0) for body in (b"1", b"2", b"3")]
         self.assertEqual((self.published(), len(self.publisher)), ([], 3))
@@ -581,7 +581,7 @@ class HeldTests(PublisherCase):
             self.successResultOf(one)
 
     def test_blocked_for_too_long(self) -> None:
-        """Who waits for a blocked broker hears why, before the time is up; without a deadline after 15 s."""
+        """A sender fails with the alarm as the reason before its TTL is over; without a TTL after 15 s."""
         self.block()
         short, endless = self.publish(ttl=2.0), self.publish()
         self.reactor.advance(1.8)
@@ -597,7 +597,7 @@ class HeldTests(PublisherCase):
         self.assertEqual(self.published(), [])
 
     def test_away(self) -> None:
-        """While there is no connection messages wait for the next one."""
+        """While there is no connection messages are held for the next one."""
         self.link.lose()
         sent = self.publish(ttl=10.0)
         self.wait(1)
@@ -607,7 +607,7 @@ class HeldTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_away_for_too_long(self) -> None:
-        """Who waits for a connection hears what is the matter with it."""
+        """A sender that waits for a connection fails with the connection's problem."""
         self.broker.refusing.add(5672)
         self.link.lose()
         sent = self.publish(ttl=4.0)
@@ -615,7 +615,7 @@ class HeldTests(PublisherCase):
         self.assertIn("refused", self.failed(sent, BrokerUnavailableError).problem)
 
     def test_no_channel_for_too_long(self) -> None:
-        """Who waits for a channel hears that there is none."""
+        """A sender that waits for a channel fails with that reason."""
         self.broker.closing["confirm.select"] = (403, "no")
         self.link.say(1, "channel.close", reply_code=404, reply_text="no exchange")
         sent = self.publish(ttl=4.0)
@@ -623,7 +623,7 @@ class HeldTests(PublisherCase):
         self.assertIn("the message was not sent", self.failed(sent, BrokerUnavailableError).problem)
 
     def test_congested(self) -> None:
-        """While the socket takes no more messages wait, and its buffer does not grow."""
+        """While the socket's buffer is full messages are held, and the buffer does not grow."""
         valve = self.link.transport.producer
         valve.pauseProducing()
         sent = [self.publish(b"x" * 1000) for _ in range(100)]
@@ -636,7 +636,7 @@ class HeldTests(PublisherCase):
             self.successResultOf(one)
 
     def test_congested_again(self) -> None:
-        """When the socket is full again in the midst, the rest waits on, before what comes later."""
+        """If the buffer is full again midway, the rest keeps its place before later messages."""
         valve = self.link.transport.producer
         valve.pauseProducing()
         for number in range(4):
@@ -653,7 +653,7 @@ class HeldTests(PublisherCase):
         self.confirm(5, multiple=True)
 
     def protocol_write(self) -> Any:
-        """Have the socket be full after two messages; return its own write."""
+        """Fill the socket's buffer after two messages; return the real write."""
         transport = self.link.transport
         write, written = transport.write, []
 
@@ -667,7 +667,7 @@ class HeldTests(PublisherCase):
         return write
 
     def test_bound_of_messages(self) -> None:
-        """No more messages wait than the bound."""
+        """The number of held messages is bounded."""
         self.patch(publisher, "HELD_MESSAGES", 100)  # a Clock sorts all its timers for each
         self.block()
         for _ in range(100):
@@ -685,7 +685,7 @@ class HeldTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_bound_of_bytes(self) -> None:
-        """No more bytes wait than the bound."""
+        """The bytes of held messages are bounded."""
         self.block()
         sent = self.publish(bytes(HELD_BYTES))
         self.failed(self.publish(b"x"), TransportFullError)
@@ -693,7 +693,7 @@ class HeldTests(PublisherCase):
         self.failed(sent, CancelledError)
 
     def test_cancelled(self) -> None:
-        """A message that nobody wants to send any more is not sent."""
+        """A cancelled message is not sent."""
         self.block()
         sent, other = self.publish(ttl=1.0), self.publish()
         for one in (sent, other):
@@ -705,10 +705,10 @@ class HeldTests(PublisherCase):
 
 
 class ChannelClosedTests(PublisherCase):
-    """Tests for a channel that the broker closes."""
+    """Tests for channel.close by the broker."""
 
     def test_not_found(self) -> None:
-        """Whose exchange is gone hears that; of the others it is not known; a new channel takes its place."""
+        """The message to a missing exchange fails with that; the others are unconfirmed; a new channel is opened."""
         other = self.publish(exchange="")
         mine = self.publish(b"1")
         self.link.say(1, "channel.close", reply_code=404, reply_text="NOT_FOUND - no exchange 'nova' in vhost 'cell'")
@@ -725,7 +725,7 @@ class ChannelClosedTests(PublisherCase):
         self.assertEqual(len(self.broker.links), 1)
 
     def test_refused(self) -> None:
-        """Who may not publish hears that."""
+        """A missing write permission is reported to the sender."""
         sent = self.publish()
         text = "ACCESS_REFUSED - access to exchange 'nova' in vhost 'cell' refused for user 'nova'"
         self.link.say(1, "channel.close", reply_code=403, reply_text=text)
@@ -733,7 +733,7 @@ class ChannelClosedTests(PublisherCase):
         self.wait(1)
 
     def test_sent_again_at_once(self) -> None:
-        """Who sends again when it hears of it is held until there is a channel."""
+        """A message that is published from the errback is held until there is a channel."""
         sent = self.publish()
         again: list[Deferred[None]] = []
         sent.addErrback(lambda _: again.append(self.publish(b"again")))
@@ -744,7 +744,7 @@ class ChannelClosedTests(PublisherCase):
         self.successResultOf(again[0])
 
     def test_no_channel(self) -> None:
-        """A channel is tried for until there is one, with pauses, and it is said once."""
+        """Opening a channel is retried with backoff until it succeeds, and logged once."""
         self.broker.closing["exchange.declare"] = (406, "PRECONDITION_FAILED - inequivalent arg")
         self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
         self.wait(20)
@@ -758,7 +758,7 @@ class ChannelClosedTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_silent(self) -> None:
-        """A channel that got no answer while it was opened is tried again."""
+        """A channel whose opening got no answer is retried."""
         self.broker.unanswered.add("confirm.select")
         self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
         self.wait(1)
@@ -769,14 +769,14 @@ class ChannelClosedTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_closed_meanwhile(self) -> None:
-        """Who closes while there is no channel leaves no attempt behind."""
+        """Closing the publisher ends the retries."""
         self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
         self.publisher.close()
         self.wait(5)
         self.assertEqual(len(self.link.all("channel.open")), 1)
 
     def test_lost_meanwhile(self) -> None:
-        """A connection that is lost while there is no channel brings its own."""
+        """After a lost connection the next one opens its own channel."""
         self.link.say(1, "channel.close", reply_code=404, reply_text="gone")
         self.link.lose()
         self.wait(10)
@@ -787,10 +787,10 @@ class ChannelClosedTests(PublisherCase):
 
 
 class LostTests(PublisherCase):
-    """Tests for connections that end with messages under way."""
+    """Tests for connections that are lost with unconfirmed messages."""
 
     def test_unconfirmed(self) -> None:
-        """Of what was not confirmed it is not known whether it was taken."""
+        """Unconfirmed messages fail with UnconfirmedError."""
         sent, cancelled = self.publish(), self.publish()
         cancelled.cancel()
         self.failed(cancelled, CancelledError)
@@ -799,7 +799,7 @@ class LostTests(PublisherCase):
         self.assertEqual(len(self.publisher), 0)
 
     def test_silence(self) -> None:
-        """A broker that confirms nothing for fifteen seconds is left, and tried again."""
+        """A broker that does not confirm for 15 s is disconnected, and connected to again."""
         sent = self.publish()
         self.wait(14.5)
         self.assertNoResult(sent)
@@ -808,7 +808,7 @@ class LostTests(PublisherCase):
         self.assertEqual(len(self.broker.links), 2)
 
     def test_silence_when_blocked(self) -> None:
-        """Who waits for a broker that has stopped reading hears so in time; the connection stays, to be read again."""
+        """Messages to a blocked broker fail in time with that reason; the connection stays."""
         early = self.publish()
         self.wait(10)
         self.link.say(0, "connection.blocked", reason="low on memory")
@@ -820,7 +820,7 @@ class LostTests(PublisherCase):
         self.assertEqual((len(self.broker.links), len(self.publisher)), (1, 0))
 
     def test_no_silence(self) -> None:
-        """A broker that confirms keeps its connection, and the watch ends with the last message."""
+        """A broker that confirms keeps its connection, and the timer ends with the last message."""
         for _ in range(10):
             sent = self.publish()
             self.wait(5)
@@ -832,13 +832,13 @@ class LostTests(PublisherCase):
 
 
 class FanoutTests(PublisherCase):
-    """Tests for copies to all servers."""
+    """Tests for fanouts."""
 
     def fanout(self, body: bytes = b"{}", ttl: float | None = None) -> Deferred[None]:
         return self.started(self.publisher.fanout("compute", body, ttl, "all of compute"))
 
     def test_sent(self) -> None:
-        """A fanout goes to the topic's own exchange, which is declared each time, on a channel of its own."""
+        """A fanout goes to the topic's fanout exchange, declared each time on a channel of its own."""
         for number in (1, 2):
             sent = self.fanout()
             said = self.published()[-1]
@@ -849,7 +849,7 @@ class FanoutTests(PublisherCase):
         self.assertEqual(len(self.link.all("channel.open")), 2)
 
     def test_at_once(self) -> None:
-        """Several at once open one channel."""
+        """Concurrent fanouts open one channel."""
         sent = [self.publisher.fanout("compute", b"", None, "t") for _ in range(3)]
         self.settle()
         self.assertEqual(len(self.link.all("channel.open")), 2)
@@ -858,7 +858,7 @@ class FanoutTests(PublisherCase):
             self.successResultOf(one)
 
     def test_exchange_gone(self) -> None:
-        """An exchange that goes between its declaration and the message takes only this channel with it."""
+        """An exchange that is deleted between declaration and publish closes only this channel."""
         direct = self.publish()
         sent = self.fanout()
         text = "NOT_FOUND - no exchange 'compute_fanout' in vhost 'cell'"
@@ -888,7 +888,7 @@ class FanoutTests(PublisherCase):
         self.failed(self.fanout(), BrokerUnavailableError)
 
     def test_held(self) -> None:
-        """A fanout waits for a blocked broker, in the time that it has left."""
+        """A fanout waits for a blocked broker, and is sent with its remaining TTL."""
         self.link.say(0, "connection.blocked", reason="low")
         sent = self.fanout(ttl=10.0)
         self.wait(4)
@@ -900,7 +900,7 @@ class FanoutTests(PublisherCase):
         self.successResultOf(sent)
 
     def test_cancelled(self) -> None:
-        """A fanout that nobody wants any more when its exchange is there is not sent."""
+        """A fanout that is cancelled during the declaration is not sent."""
         self.broker.unanswered.add("exchange.declare")
         sent = self.fanout()
         sent.cancel()
@@ -910,7 +910,7 @@ class FanoutTests(PublisherCase):
         self.assertEqual(self.published(), [])
 
     def test_lost(self) -> None:
-        """A fanout under way when the connection is lost fails, and the next one has a new channel."""
+        """A fanout in flight fails with the lost connection, and the next one gets a new channel."""
         sent = self.fanout()
         self.link.lose()
         self.failed(sent, UnconfirmedError)
@@ -920,7 +920,7 @@ class FanoutTests(PublisherCase):
         self.successResultOf(again)
 
     def test_closed(self) -> None:
-        """After close none is taken."""
+        """After close a fanout fails."""
         self.publisher.close()
         self.failed(self.fanout(), TransportClosedError)
 
@@ -929,7 +929,7 @@ class CloseTests(PublisherCase):
     """Tests for close."""
 
     def test_waiting(self) -> None:
-        """What is held fails, what is cancelled does not, and no timer is left."""
+        """Held messages fail, cancelled ones do not, and no timer is left."""
         self.link.say(0, "connection.blocked", reason="low")
         sent, cancelled = self.publish(), self.publish()
         cancelled.cancel()
@@ -939,7 +939,7 @@ class CloseTests(PublisherCase):
         self.assert_idle()
 
     def test_under_way(self) -> None:
-        """What is under way can still be confirmed until the connection is closed."""
+        """Unconfirmed messages can still be confirmed until the connection is closed."""
         first, second = self.publish(), self.publish()
         self.publisher.close()
         self.confirm(1)
@@ -948,17 +948,17 @@ class CloseTests(PublisherCase):
         self.failed(second, UnconfirmedError)
 
     def test_after(self) -> None:
-        """After close no message is taken."""
+        """After close every publish fails."""
         self.publisher.close()
         self.done(self.connection.close())
         self.failed(self.publish(), TransportClosedError)
 
 
 class UnpreparedTests(AMQPCase):
-    """Tests for a connection that cannot be used."""
+    """Tests for a connection whose preparation fails."""
 
     def test_refused_exchange(self) -> None:
-        """A control exchange that the broker refuses fails the opening, with the reason."""
+        """A control exchange that the broker refuses fails the open with the reason."""
         for code, kind in ((406, DeclarationMismatchError), (403, BrokerRefusedError)):
             self.broker.closing["exchange.declare"] = (code, "no")
             options = BrokerOptions(heartbeat=0)

@@ -1,4 +1,4 @@
-"""What a broker's reply codes mean: which error, whether it is tried again and how soon."""
+"""Tests for the broker's reply codes: which error each becomes, and when it is retried."""
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,7 +20,7 @@ from tests.unit.transport.amqp.test_transport import TransportCase
 
 QUEUE = "queue 'a' in vhost '/'"
 
-# Texts of RabbitMQ 3.10 to 4.3, without what varies.
+# Reply texts of RabbitMQ 3.10 to 4.3, without their variable parts.
 REASONS = (
     (0, "the socket is closed", BrokerUnavailableError),
     (311, "CONTENT_TOO_LARGE", BrokerError),
@@ -52,7 +52,7 @@ REASONS = (
 
 class ReplyCodeTests(SynchronousTestCase):
     def test_kinds(self) -> None:
-        """Each code, and each text where a code has several meanings, is the error that says what to do."""
+        """Each code, and each reply text where a code has several meanings, becomes its error."""
         for code, text, kind in REASONS:
             error = topology.refusal("amqp://one", ClosedError(text, code))
             self.assertIs(type(error), kind, text)
@@ -61,7 +61,7 @@ class ReplyCodeTests(SynchronousTestCase):
                 self.assertIn(text, str(error))
 
     def test_denied(self) -> None:
-        """What the broker does not permit is named in one line, with the settings that would do."""
+        """A denied feature is named in one line, with the settings that help."""
         text = str(topology.refusal("amqp://one", ClosedError(" ".join(DENIED.split()), 541)))
         for part in ("541", "transient_nonexcl_queues", "amqp_durable_queues", "rabbit_quorum_queue"):
             self.assertIn(part, text)
@@ -69,14 +69,14 @@ class ReplyCodeTests(SynchronousTestCase):
 
 
 class RetryTests(ConnectionCase):
-    """How soon a broker is asked again that closed the connection with a code."""
+    """Tests for the backoff after the broker closed the connection with a code."""
 
     def setUp(self) -> None:
         super().setUp()
         self.opened()
 
     def test_failed(self) -> None:
-        """A broker that fails is asked again soon; one that goes on failing as rarely as one that refuses."""
+        """An internal error is retried soon at first, and with the slow backoff if it persists."""
         self.broker.closing["connection.open"] = (541, "INTERNAL_ERROR - vhost is down")
         self.broker.links[0].lose()
         self.wait(30, step=0.5)
@@ -86,7 +86,7 @@ class RetryTests(ConnectionCase):
         self.assertIn("it answered with an error: 541", str(self.connection.problem))
 
     def test_limit(self) -> None:
-        """A broker whose limit of connections is reached is asked rarely, and the limit is named."""
+        """A reached connection limit is retried with the slow backoff, and named."""
         self.broker.closing["connection.open"] = (530, "NOT_ALLOWED - connection limit (1) is reached")
         self.broker.links[0].lose()
         self.wait(2)
@@ -96,19 +96,19 @@ class RetryTests(ConnectionCase):
 
 
 class DeniedTests(TransportCase):
-    """A broker that permits no queue that is neither durable nor exclusive."""
+    """Tests for a broker that denies queues that are neither durable nor exclusive."""
 
     def setUp(self) -> None:
         super().setUp()
         self.broker.denying = True
 
     def declared(self) -> list[tuple[str, bool]]:
-        """Return the queues that were declared on the newest connection, and whether they are durable."""
+        """Return the queues declared on the newest connection, and whether they are durable."""
         said = self.link.all("queue.declare")
         return [(one.args["queue"].split("_")[0], bool(one.args["durable"])) for one in said]
 
     def test_replies(self) -> None:
-        """A client's queue is durable then, expires as before, and is there without a pause."""
+        """A reply queue is then durable, expires as before, and exists without a pause."""
         self.started(self.amqp.open_replies(self.got.append))
         self.settle()
         self.assertEqual(self.declared(), [("reply", True)])
@@ -117,12 +117,12 @@ class DeniedTests(TransportCase):
         self.assertEqual([line for line in self.log if "is lost" in line], [])
 
     def test_shared(self) -> None:
-        """A queue that others declare too is refused, and the error names the settings."""
+        """A denied shared queue fails, and the error names the settings."""
         error = self.failed(self.amqp.listen(Target("compute"), self.got.append, 1), DeclarationDeniedError)
         self.assertIn("amqp_durable_queues", str(error))
 
     def test_shared_durable(self) -> None:
-        """With durable queues a server listens, and its queue of fanouts is durable, too."""
+        """With durable request queues a server listens, and its fanout queue is durable, too."""
         self.done(self.amqp.close())
         self.amqp = self.transport(heartbeat=0.0, durable_queues=True)
         listener = self.started(self.amqp.listen(Target("compute"), self.got.append, 1))
@@ -131,7 +131,7 @@ class DeniedTests(TransportCase):
         self.assertEqual(self.declared(), [("compute", True), ("compute", True)])
 
     def test_side_by_side(self) -> None:
-        """All that is begun at the same time is there after one more connection."""
+        """Concurrent listens and reply queues are established after one reconnect."""
         boxes = [self.started(self.amqp.open_replies(self.got.append)) for _ in range(3)]
         self.settle()
         for box in boxes:
@@ -140,7 +140,7 @@ class DeniedTests(TransportCase):
         self.assertEqual(len(consuming), 2)
 
     def test_upgraded(self) -> None:
-        """A broker that permits them no longer when it comes back gets durable ones."""
+        """A broker that denies them after a restart gets durable queues."""
         self.broker.denying = False
         self.done(self.amqp.open_replies(self.got.append))
         self.broker.denying = True
@@ -150,7 +150,7 @@ class DeniedTests(TransportCase):
         self.assertIsNone(self.amqp.problem())
 
     def test_not_again(self) -> None:
-        """A connection that does not come back fails what waits for it, in time."""
+        """If the connection does not come back, the callers fail within the timeout."""
         self.broker.denying = False
         self.done(self.amqp.open_replies(self.got.append))
         self.broker.denying = True

@@ -1,4 +1,4 @@
-"""Tests for requests that run for long: their queues, the room that they take, and the end of both."""
+"""Tests for the private queues of long-running requests."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from tests.unit.transport.amqp.test_listener import ListenerCase
 
 
 class RunningCase(ListenerCase):
-    """A listener that can hold requests in a queue of its own."""
+    """A listener that can hold requests in a private queue."""
 
     def running(self) -> list[Any]:
-        """Return what was said when the newest queues of running requests were consumed."""
+        """Return the basic.consume methods of the newest private queues."""
         return [said for said in self.link.all("basic.consume") if "_running_" in said.args["queue"]]
 
     def hold(self, body: bytes) -> None:
-        """Have a request delivered and held; its copy comes by the private queue."""
+        """Deliver a request and hold it; its copy arrives by the private queue."""
         self.deliver(body)
         self.got[-1].hold()
         self.settle()
@@ -23,7 +23,7 @@ class RunningCase(ListenerCase):
         self.settle()
 
     def deliver(self, *bodies: bytes, **more: Any) -> None:
-        """Deliver by the listener's own channel."""
+        """Deliver on the listener's own channel."""
         channel = next(said.channel for said in self.link.all("basic.consume") if said.args["queue"] == "compute")
         self.link.feed(b"".join(self.link.delivery(channel, body, **more) for body in bodies))
         self.settle()
@@ -34,10 +34,10 @@ class RunningCase(ListenerCase):
 
 
 class ResizeTests(RunningCase):
-    """Tests for the prefetch of the topic, which what is held makes smaller."""
+    """Tests for the topic's prefetch, which held requests reduce."""
 
     def test_less(self) -> None:
-        """A held request takes a place: the topic is consumed with a smaller prefetch."""
+        """A held request reduces the topic's prefetch by one."""
         listener = self.listen(prefetch=10)
         self.hold(b"a")
         self.wait(0.3)
@@ -45,7 +45,7 @@ class ResizeTests(RunningCase):
         self.assertTrue(listener._consumption.takes("compute"))
 
     def test_auto_delete(self) -> None:
-        """A topic whose queue goes with its last consumer keeps that one."""
+        """The consumer of an auto-delete queue is not replaced."""
         self.done(self.amqp.close())
         self.amqp = self.transport(heartbeat=0.0, auto_delete=True)
         self.listen(prefetch=10)
@@ -54,7 +54,7 @@ class ResizeTests(RunningCase):
         self.assertEqual((self.consumed("compute"), self.link.all("basic.cancel")), (1, []))
 
     def test_narrowed_before(self) -> None:
-        """A server that drains does not consume its topic again, whatever was to be resized."""
+        """A draining server does not consume its topic again for a pending resize."""
         listener = self.listen(prefetch=10)
         self.hold(b"a")
         self.done(listener.narrow(100))
@@ -63,15 +63,15 @@ class ResizeTests(RunningCase):
         self.assertFalse(listener._consumption.takes("compute"))
 
     def test_narrowed_meanwhile(self) -> None:
-        """Nor if it begins to drain while the topic's consumer is being cancelled."""
+        """Nor if it begins to drain while the resize cancels the topic's consumer."""
         self.narrow_without("basic.cancel")
 
     def test_narrowed_while_it_consumes(self) -> None:
-        """Nor while the topic's next consumer is being made: that one is cancelled, too."""
+        """Nor while the resize starts the topic's next consumer, which is cancelled."""
         self.narrow_without("basic.consume")
 
     def narrow_without(self, unanswered: str) -> None:
-        """Narrow while a resize waits for an answer, and give that then."""
+        """Narrow while a resize waits for an answer, and send the answer then."""
         listener = self.listen(prefetch=10)
         channel = self.link.last("basic.consume").channel
         self.hold(b"a")
@@ -96,10 +96,10 @@ class ResizeTests(RunningCase):
 
 
 class RefusedTests(RunningCase):
-    """Tests for brokers that refuse the queue of running requests."""
+    """Tests for brokers that refuse the private queue."""
 
     def test_sent_otherwise(self) -> None:
-        """A request that is to come again, counted, goes back to its own queue then, whatever the broker's reason."""
+        """A request to redeliver returns to its own queue with its count, whatever the broker's reason."""
         self.listen()
         for number, code in enumerate((403, 404, 405, 406)):
             self.broker.closing["queue.declare"] = (code, f"no {number}")
@@ -113,7 +113,7 @@ class RefusedTests(RunningCase):
         self.assertEqual(len([line for line in self.log if "cannot be held beyond" in line]), 4)
 
     def test_away(self) -> None:
-        """A broker that is only away is waited for; the log names the queue that could not be reached."""
+        """If the private queue's node is down, the request is requeued after a pause; the log names that queue."""
         self.listen()
         self.broker.closing["queue.declare"] = (404, "NOT_FOUND - its node is down or inaccessible")
         self.deliver(b"x", redelivered=True)
@@ -127,7 +127,7 @@ class RefusedTests(RunningCase):
         self.assertEqual(self.settled(), [("reject", 1, True)])
 
     def test_worn(self) -> None:
-        """What came by it is not sent anew, however often the broker has returned it."""
+        """A message of the private queue is not published anew, however often the broker has returned it."""
         self.target = Target("compute", "h2")
         self.listen()
         self.hold(b"a")
@@ -142,10 +142,10 @@ class RefusedTests(RunningCase):
 
 
 class CloseTests(RunningCase):
-    """Tests for the end of the queue."""
+    """Tests for the end of the private queue."""
 
     def test_closed(self) -> None:
-        """An empty one is deleted."""
+        """An empty queue is deleted."""
         listener = self.listen()
         self.hold(b"a")
         self.got[-1].ack()
@@ -154,7 +154,7 @@ class CloseTests(RunningCase):
         self.assertEqual(len([said for said in self.link.all("queue.delete") if "_running_" in said.args["queue"]]), 2)
 
     def test_silent(self) -> None:
-        """A broker that does not answer is waited for once, for two seconds, by cancel or by close."""
+        """A silent broker is waited for once, for 2 s, by cancel or by close."""
         for cancelled in (True, False):
             self.broker.unanswered.clear()
             listener = self.listen()

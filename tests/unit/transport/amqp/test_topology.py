@@ -8,7 +8,7 @@ from tests.support.amqp_rig import AMQPCase
 
 
 class DeclareTests(AMQPCase):
-    """Tests for what is declared; the defaults are those of OpenStack's services."""
+    """Tests for declarations; the defaults are those of OpenStack's services."""
 
     def declared(self, **options: Any) -> list[tuple[Any, ...]]:
         """Declare everything, and return the durable and auto-delete flags and the arguments of each in order."""
@@ -26,24 +26,24 @@ class DeclareTests(AMQPCase):
         return [(args["durable"], args["auto_delete"], args["arguments"]) for args in said]
 
     def test_defaults(self) -> None:
-        """By default nothing outlives the broker, and queues of replies and fanouts go half an hour after their use."""
+        """By default nothing is durable, and reply and fanout queues expire half an hour after their last use."""
         transient = (False, False, {"x-expires": 1_800_000})
         self.assertEqual(
             self.declared(), [(False, False, {}), (False, False, {}), (False, True, {}), transient, transient]
         )
 
     def test_durable(self) -> None:
-        """Durable queues leave those of replies and fanouts as they are."""
+        """Durable request queues leave reply and fanout queues as they are."""
         first, second, *rest = self.declared(durable_queues=True, auto_delete=True)
         self.assertEqual((first, second), ((True, True, {}), (True, True, {})))
         self.assertEqual([durable for durable, _, _ in rest], [False] * 3)
 
     def test_never_expires(self) -> None:
-        """With a time of 0 queues of replies and fanouts stay."""
+        """With a TTL of 0 reply and fanout queues do not expire."""
         self.assertEqual(self.declared(transient_queues_ttl=0.0)[-1], (False, False, {}))
 
     def test_quorum(self) -> None:
-        """Quorum queues are durable, and have the bounds that were chosen."""
+        """Quorum queues are durable, and have the configured bounds."""
         bounds = {"quorum_delivery_limit": 3, "quorum_max_memory_length": 10, "quorum_max_memory_bytes": 20}
         exchange, requests, fanout, *transient = self.declared(quorum_queue=True, **bounds)
         arguments = {
@@ -56,7 +56,7 @@ class DeclareTests(AMQPCase):
         self.assertEqual((fanout[0], transient[0][0]), (False, False))
 
     def test_transient_quorum(self) -> None:
-        """Queues of replies and fanouts are quorum queues only where that is chosen for them."""
+        """Reply and fanout queues are quorum queues only if configured."""
         _, requests, fanout, *transient = self.declared(transient_quorum_queue=True)
         self.assertEqual((requests, fanout), ((False, False, {}), (True, True, {})))
         arguments = {"x-queue-type": "quorum", "x-expires": 1_800_000}
@@ -64,10 +64,10 @@ class DeclareTests(AMQPCase):
 
 
 class NamesTests(AMQPCase):
-    """Tests for the names."""
+    """Tests for the names of queues and exchanges."""
 
     def test_names(self) -> None:
-        """Shared names follow OpenStack's services, private ones are never the same."""
+        """Shared names follow OpenStack's services; private names are unique."""
         self.assertEqual(topology.request_address(Target("compute", "h1")), "compute.h1")
         self.assertEqual(topology.request_address(Target("compute")), "compute")
         self.assertEqual(topology.fanout_exchange("compute"), "compute_fanout")

@@ -20,7 +20,7 @@ from tests.support.amqp_rig import URL, AMQPCase, Link, Said
 
 
 class TransportCase(AMQPCase):
-    """A transport that is open."""
+    """An open transport."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -39,7 +39,7 @@ class TransportCase(AMQPCase):
         return self.out.all("basic.publish")
 
     def nobody_is_there(self) -> None:
-        """Return all messages from now on, one at a time."""
+        """Return all messages as unroutable from now on, one at a time."""
         said = self.published()[-1]
         self.out.give_back(said)
         self.out.say(said.channel, "basic.ack", delivery_tag=len(self.published()))
@@ -49,7 +49,7 @@ class OpenTests(TransportCase):
     """Tests for connecting."""
 
     def test_interfaces(self) -> None:
-        """A transport, its listeners and deliveries are what their interfaces say."""
+        """A transport, its listeners and its deliveries provide their interfaces."""
         self.assertTrue(verifyObject(ITransport, self.amqp))
         listener = self.done(self.amqp.listen(Target("compute"), self.got.append, 1))
         self.assertTrue(verifyObject(IListener, listener))
@@ -57,7 +57,7 @@ class OpenTests(TransportCase):
         self.assertTrue(verifyObject(IDelivery, self.got[0]))
 
     def test_two_connections(self) -> None:
-        """It connects for publishing, and with the first that listens for consuming, once."""
+        """open connects for publishing, the first listener connects for consuming, once each."""
         self.assertEqual([link.name for link in self.broker.links], ["novasvc (publishing)"])
         both = [self.amqp.listen(Target(topic), self.got.append, 1) for topic in ("compute", "cert")]
         for one in both:
@@ -66,7 +66,7 @@ class OpenTests(TransportCase):
         self.assertEqual([connection.state for connection in self.amqp.connections], ["ready", "ready"])
 
     def test_no_broker(self) -> None:
-        """Without a broker it does not open, and leaves nothing behind."""
+        """Without a broker open fails, and leaves nothing behind."""
         self.broker.refusing |= {5672, 5673}
         amqp = AMQPTransport(BrokerAddress.parse(URL), reactor=self.reactor, options=BrokerOptions(heartbeat=0))
         opening = self.started(amqp.open())
@@ -75,7 +75,7 @@ class OpenTests(TransportCase):
         self.done(amqp.close())
 
     def test_no_broker_for_consuming(self) -> None:
-        """Who could not listen may try again, on the same transport."""
+        """After a failed listen the same transport can listen again."""
         self.broker.refusing |= {5672, 5673}
         listening = self.started(self.amqp.listen(Target("compute"), self.got.append, 1))
         self.wait(2)
@@ -88,7 +88,7 @@ class SendTests(TransportCase):
     """Tests for requests."""
 
     def test_addresses(self) -> None:
-        """A target's exchange and routing key are those of OpenStack's services."""
+        """Exchange and routing key of a target are those of OpenStack's services."""
         for target, exchange, key in (
             (Target("compute"), "nova", "compute"),
             (Target("compute", "h1"), "nova", "compute.h1"),
@@ -101,7 +101,7 @@ class SendTests(TransportCase):
             self.assertEqual(said.args["mandatory"], not target.fanout)
 
     def test_undeliverable(self) -> None:
-        """A mandatory request that nobody serves names its target."""
+        """An unroutable mandatory request fails with its target's name."""
         self.done(self.amqp.send(Target("compute"), b"", None, False))  # the broker is known to read
         self.broker.confirming = False
         sent = self.started(self.amqp.send(Target("compute", "h1"), b"{}", None, True))
@@ -110,7 +110,7 @@ class SendTests(TransportCase):
 
 
 class ReturningCallerTests(TransportCase):
-    """Tests for replies to callers who lost the broker when we did."""
+    """Tests for replies to callers that lost the broker when we did."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -119,7 +119,7 @@ class ReturningCallerTests(TransportCase):
         self.broker.confirming = False
 
     def test_late(self) -> None:
-        """A caller whose queue is declared again some seconds after our own return gets its reply."""
+        """A caller whose queue is declared again some seconds after our reconnect gets its reply."""
         replying = self.started(self.amqp.reply("reply_1", b"r"))
         for _ in range(6):
             self.nobody_is_there()
@@ -130,7 +130,7 @@ class ReturningCallerTests(TransportCase):
         self.assertEqual((self.amqp.unclaimed_replies, self.amqp._retries.gone), (0, {}))
 
     def test_gone(self) -> None:
-        """One that does not come back within fifteen seconds is gone."""
+        """A caller that does not come back within 15 s counts as gone."""
         replying = self.started(self.amqp.reply("reply_1", b"r"))
         for _ in range(8):
             self.nobody_is_there()
@@ -141,14 +141,14 @@ class ReturningCallerTests(TransportCase):
 
 
 class ReplyTests(TransportCase):
-    """Tests for replies on their way out."""
+    """Tests for publishing replies."""
 
     def setUp(self) -> None:
         super().setUp()
         self.broker.confirming = False
 
     def vanish(self, address: str = "reply_1") -> Deferred[None]:
-        """Reply to somebody who is not there, until it is given up."""
+        """Reply to a caller whose queue does not exist, until the reply is dropped."""
         replying = self.started(self.amqp.reply(address, b"r"))
         for _ in range(5):
             self.nobody_is_there()
@@ -165,7 +165,7 @@ class ReplyTests(TransportCase):
         self.successResultOf(replied)
 
     def test_comes_back(self) -> None:
-        """A caller whose queue is there again a moment later gets its reply."""
+        """A caller whose queue exists again a moment later gets its reply."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.nobody_is_there()
         self.wait(1)
@@ -174,7 +174,7 @@ class ReplyTests(TransportCase):
         self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (2, 0))
 
     def test_vanished(self) -> None:
-        """A caller that is gone costs five attempts, then one for each reply; it is no error, and said once."""
+        """A caller that is gone costs five attempts, then one for each reply; it is logged once, and is no error."""
         self.successResultOf(self.vanish())
         self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (5, 1))
         for number in range(3):
@@ -185,20 +185,20 @@ class ReplyTests(TransportCase):
         self.assertEqual(len([line for line in self.log if "a caller is gone" in line]), 1)
 
     def test_others(self) -> None:
-        """One caller that is gone keeps no other's reply back."""
+        """A caller that is gone delays no other caller's reply."""
         self.successResultOf(self.vanish())
         self.started(self.amqp.reply("reply_2", b"r")).addErrback(lambda _: None)
         self.assertEqual(self.published()[-1].args["routing_key"], "reply_2")
 
     def test_remembered_bound(self) -> None:
-        """No more callers are remembered than the bound; the oldest are forgotten first."""
+        """The callers remembered as gone are bounded; the oldest are forgotten first."""
         self.patch(retries, "BOUND", 2)
         for number in range(3):
             self.successResultOf(self.vanish(f"reply_{number}"))
         self.assertEqual(list(self.amqp._retries.gone), ["reply_1", "reply_2"])
 
     def test_two_at_once(self) -> None:
-        """Of two replies to a caller that is gone each is given up, and it is said once."""
+        """Two replies to a caller that is gone are both dropped, and it is logged once."""
         replying = [self.started(self.amqp.reply("reply_1", body)) for body in (b"a", b"b")]
         tag = 0
         for _ in range(5):
@@ -213,7 +213,7 @@ class ReplyTests(TransportCase):
         self.assertEqual(len([line for line in self.log if "a caller is gone" in line]), 1)
 
     def test_retried_bound(self) -> None:
-        """Beyond the bound of replies that are tried again, one attempt is all."""
+        """Beyond the bound on retries a reply gets one attempt."""
         self.patch(retries, "BOUND", 0)
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.nobody_is_there()
@@ -221,7 +221,7 @@ class ReplyTests(TransportCase):
         self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (1, 1))
 
     def test_unconfirmed(self) -> None:
-        """A reply that was under way when the connection was lost is sent again."""
+        """A reply that was unconfirmed when the connection was lost is sent again."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.out.lose()
         self.broker.confirming = True
@@ -229,7 +229,7 @@ class ReplyTests(TransportCase):
         self.successResultOf(replied)
 
     def test_never_confirmed(self) -> None:
-        """After five attempts without a word it fails, and the caller is not taken for gone."""
+        """After five attempts without a confirm the reply fails, and the caller does not count as gone."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         for _ in range(5):
             self.out.lose()
@@ -238,13 +238,13 @@ class ReplyTests(TransportCase):
         self.assertEqual(self.amqp._retries.gone, {})
 
     def test_refused(self) -> None:
-        """A reply that the broker does not take fails at once."""
+        """A reply that the broker refuses fails at once."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.out.say(1, "basic.nack", delivery_tag=1)
         self.failed(replied, BrokerError)
 
     def test_patience(self) -> None:
-        """A reply that cannot be sent is held as long as its caller waits, and no longer; then it says why."""
+        """A reply is held as long as its caller waits, and then fails with the reason."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         late, soon = (self.started(self.amqp.reply("reply_1", b"r", patience)) for patience in (0.0, 5.0))
@@ -256,7 +256,7 @@ class ReplyTests(TransportCase):
         self.failed(soon, BrokerUnavailableError)
 
     def test_cancelled_while_held(self) -> None:
-        """A reply that is held is given up when it is cancelled, and not sent later."""
+        """A held reply that is cancelled is not sent later."""
         self.broker.refusing |= {5672, 5673}
         self.out.lose()
         held = self.started(self.amqp.reply("reply_1", b"r", 60.0))
@@ -267,7 +267,7 @@ class ReplyTests(TransportCase):
         self.assertEqual(self.published(), [])
 
     def test_impatient_caller(self) -> None:
-        """A caller whose queue is not there is not tried again when its time is over, nor taken for gone."""
+        """A missing reply queue is not retried after its caller's timeout, and the caller does not count as gone."""
         replied = self.started(self.amqp.reply("reply_1", b"r", 0.0))
         self.nobody_is_there()
         self.successResultOf(replied)
@@ -275,7 +275,7 @@ class ReplyTests(TransportCase):
         self.assertEqual((len(self.published()), self.amqp._retries.gone), (1, {}))
 
     def test_cancelled(self) -> None:
-        """Who cancels ends the attempts."""
+        """Cancelling a reply ends its retries."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.nobody_is_there()
         replied.cancel()
@@ -285,7 +285,7 @@ class ReplyTests(TransportCase):
         self.assertEqual(self.amqp._retries._waiting, set())
 
     def test_closed_between_attempts(self) -> None:
-        """Closing ends the attempts, and what waits for one fails."""
+        """Closing the transport ends the retries, and the waiting replies fail."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.nobody_is_there()
         self.done(self.amqp.close())
@@ -293,7 +293,7 @@ class ReplyTests(TransportCase):
         self.assert_idle()
 
     def test_closed_in_an_attempt(self) -> None:
-        """Closing in the midst of an attempt leaves it at that."""
+        """Closing during an attempt makes it the last one."""
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.done(self.amqp.close())
         self.failed(replied, UnconfirmedError)
@@ -301,7 +301,7 @@ class ReplyTests(TransportCase):
 
 
 class ReplyBoxTests(TransportCase):
-    """Tests for replies on their way in."""
+    """Tests for receiving replies."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -315,25 +315,25 @@ class ReplyBoxTests(TransportCase):
         return self.link.last("basic.consume").channel
 
     def test_queue(self) -> None:
-        """A client has a queue of its own, consumed without acknowledgements, which goes when it is not used."""
+        """A client's private queue is consumed without acknowledgements, and expires when unused."""
         self.assertRegex(self.address, "^reply_[0-9a-f]{32}$")
         declared, consumed = self.link.last("queue.declare").args, self.link.last("basic.consume").args
         self.assertEqual((declared["queue"], declared["arguments"]), (self.address, {"x-expires": 1_800_000}))
         self.assertEqual((consumed["queue"], consumed["no_ack"]), (self.address, True))
 
     def test_received(self) -> None:
-        """The octets of a reply are handed on."""
+        """The body of a reply is passed to the receiver unchanged."""
         self.link.deliver(self.channel(), "é".encode())
         self.assertEqual(self.got, ["é".encode()])
 
     def test_unreadable(self) -> None:
-        """A reply that cannot be read is dropped and counted."""
+        """An unreadable reply is dropped and counted."""
         self.link.deliver(self.channel(), bytes(BODY_LIMIT + 1))
         self.link.deliver(self.channel(), b"x")
         self.assertEqual((self.got, self.box.unreadable), ([b"x"], 1))
 
     def test_queue_deleted(self) -> None:
-        """A queue that was deleted is declared again by the same name."""
+        """A deleted queue is declared again by the same name."""
         self.link.say(self.channel(), "basic.cancel", consumer_tag="1", no_wait=True)
         self.wait(1)
         self.assertEqual([said.args["queue"] for said in self.link.all("queue.declare")], [self.address] * 2)
@@ -341,7 +341,7 @@ class ReplyBoxTests(TransportCase):
         self.assertEqual(self.got, [b"x"])
 
     def test_queue_deleted_at_once(self) -> None:
-        """A queue that goes before we know that we consume from it is declared again."""
+        """A queue that is deleted before consume-ok is declared again."""
         self.broker.unanswered.add("basic.consume")
         self.link.lose()
         self.wait(2)
@@ -360,13 +360,13 @@ class ReplyBoxTests(TransportCase):
         self.assertEqual(self.got, [b"x"])
 
     def test_connection_lost(self) -> None:
-        """With the next connection the same queue is consumed from."""
+        """After a reconnect the same queue is consumed."""
         self.link.lose()
         self.wait(2)
         self.assertEqual(self.link.last("queue.declare").args["queue"], self.address)
 
     def test_refused(self) -> None:
-        """A queue that the broker refuses fails with the reason, and leaves no channel."""
+        """A refused declaration fails with its reason, and leaves no channel."""
         self.broker.closing["basic.consume"] = (403, "ACCESS_REFUSED")
         self.failed(self.amqp.open_replies(self.got.append), BrokerError)
         self.broker.closing.clear()
@@ -374,7 +374,7 @@ class ReplyBoxTests(TransportCase):
         self.assertEqual(self.link.last("channel.open").channel, 2)
 
     def test_closed(self) -> None:
-        """Its queue is deleted, and what still comes is passed over; closing again is no error."""
+        """close deletes the queue; later deliveries are ignored, and a second close is no error."""
         channel = self.channel()
         closing = self.amqp.close_replies(self.address)
         self.link.deliver(channel, b"late")
@@ -383,7 +383,7 @@ class ReplyBoxTests(TransportCase):
         self.done(self.amqp.close_replies(self.address))
 
     def test_closed_when_lost(self) -> None:
-        """Closing ends when the connection is lost before, or under it."""
+        """close ends when the connection is lost before or during it."""
         self.broker.unanswered.add("queue.delete")
         other = self.done(self.amqp.open_replies(self.got.append))
         closing = self.started(self.amqp.close_replies(self.address))
@@ -398,7 +398,7 @@ class CloseTests(TransportCase):
     """Tests for close."""
 
     def test_after(self) -> None:
-        """After close everything fails with that."""
+        """After close every operation fails with TransportClosedError."""
         self.done(self.amqp.close())
         for doing in (
             self.amqp.send(Target("compute"), b"", None, False),
@@ -411,7 +411,7 @@ class CloseTests(TransportCase):
         self.done(self.amqp.close())
 
     def test_order(self) -> None:
-        """What listens is given up first, then the connection that consumes, then the one that publishes."""
+        """close deletes the private queues first, and then closes both connections."""
         self.done(self.amqp.listen(Target("compute"), self.got.append, 1))
         self.done(self.amqp.open_replies(self.got.append))
         self.done(self.amqp.close())
@@ -420,14 +420,14 @@ class CloseTests(TransportCase):
         self.assertEqual(self.out.names()[-1], "connection.close")
 
     def test_while_it_listens(self) -> None:
-        """Who listens when it is closed fails, whether its connection is there or not."""
+        """A listen under way fails, whether it has its connection or not."""
         self.broker.unanswered.add("queue.declare")
         first = self.started(self.amqp.listen(Target("compute"), self.got.append, 1))
         self.done(self.amqp.close())
         self.failed(first, BrokerUnavailableError, TransportClosedError)
 
     def test_while_it_connects(self) -> None:
-        """Who waits for the consuming connection when it is closed fails."""
+        """A caller that waits for the consuming connection fails."""
         self.broker.deaf |= {5672, 5673}
         waiting = [self.started(self.amqp.listen(Target("compute"), self.got.append, 1)) for _ in range(2)]
         self.done(self.amqp.close())
@@ -435,7 +435,7 @@ class CloseTests(TransportCase):
             self.failed(one, BrokerUnavailableError, TransportClosedError)
 
     def test_with_messages_under_way(self) -> None:
-        """What is under way fails, and no timer is left."""
+        """Unconfirmed messages fail, and no timer is left."""
         self.done(self.amqp.send(Target("compute"), b"", None, False))
         self.broker.confirming = False
         sent = self.started(self.amqp.send(Target("compute"), b"", 60.0, False))

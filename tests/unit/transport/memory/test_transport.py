@@ -41,7 +41,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual((self.bodies(), [d.body for d in others]), ([b"1", b"3"], [b"2"]))
 
     def test_full(self) -> None:
-        """A queue at its bound takes nothing more until something is taken out of it."""
+        """A queue at its bound refuses messages until one is delivered."""
         self.listen(prefetch=1)
         for body in (b"1", b"2", b"3"):
             self.send(body)
@@ -54,7 +54,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"1", b"2", b"3", b"4"])
 
     def test_full_of_expired(self) -> None:
-        """What expired at a queue's head is no reason to refuse a message."""
+        """Expired messages at a queue's head make room for new ones."""
         self.successResultOf(self.listen().close())
         for body in (b"1", b"2", b"3"):
             self.send(body, ttl=5)
@@ -65,7 +65,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"4"])
 
     def test_full_fanout(self) -> None:
-        """A fanout reaches those that have room, and tells its sender that some had none."""
+        """A fanout reaches the queues that have room, and fails because one had none."""
         stuck: list[Any] = []
         self.listen(receiver=stuck.append, prefetch=1)
         self.listen()
@@ -78,7 +78,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual((len(stuck), len(self.received)), (1, 5))
 
     def test_expires_in(self) -> None:
-        """The seconds that the sender still waits go down as time passes."""
+        """expires_in decreases as time passes."""
         self.listen()
         self.send(b"1", ttl=5)
         self.clock.advance(2)
@@ -87,7 +87,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.received[0].expires_in, -1)
 
     def test_expired(self) -> None:
-        """A message expires in the moment that its time is over."""
+        """A message expires at the moment its TTL is over."""
         self.listen(prefetch=1)
         for ttl in (None, 5, 6):
             self.send(str(ttl).encode(), ttl=ttl)
@@ -97,18 +97,18 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"None", b"6"])
 
     def test_nobody_any_more(self) -> None:
-        """A message that must find somebody fails when the last listener was cancelled."""
+        """A mandatory message fails after the last listener was cancelled."""
         listener = self.listen()
         self.successResultOf(self.transport.send(TARGET, b"1", None, True))
         listener.cancel()
         self.failureResultOf(self.transport.send(TARGET, b"2", None, True), UndeliverableError)
 
     def test_nobody_for_a_fanout(self) -> None:
-        """A fanout that must find somebody fails without listeners."""
+        """A mandatory fanout fails without listeners."""
         self.failureResultOf(self.transport.send(Target("compute", fanout=True), b"1", None, True), UndeliverableError)
 
     def test_fanout_queue_goes(self) -> None:
-        """What a closed listener's fanout queue held goes with it."""
+        """A closed listener's fanout queue is deleted with its messages."""
         listener = self.listen(prefetch=1)
         for body in (b"1", b"2"):
             self.send(body, Target("compute", fanout=True))
@@ -119,7 +119,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"1"])
 
     def test_given_back_to_full_queue(self) -> None:
-        """What goes back to a full queue is kept, and comes first."""
+        """A message that is requeued to a full queue is kept, and comes first."""
         listener = self.listen(prefetch=2)
         for body in (b"1", b"2"):
             self.send(body)
@@ -133,7 +133,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"1", b"2", b"3", b"4", b"5"])
 
     def test_acknowledged_late(self) -> None:
-        """To acknowledge what went back with its listener has no effect."""
+        """Acknowledging a message that its closed listener returned has no effect."""
         listener = self.listen()
         self.send(b"1")
         self.clock.advance(0)
@@ -144,7 +144,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"1", b"1"])
 
     def test_quarantine(self) -> None:
-        """What is put aside can be looked at, with the reason, within a bound."""
+        """Quarantined messages can be read with their reasons, within a bound."""
         self.listen()
         for number in range(QUARANTINE_BOUND + 1):
             self.send(b"%d" % number)
@@ -154,7 +154,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual((len(quarantine), quarantine[0]), (QUARANTINE_BOUND, (b"1", "it kills")))
 
     def test_receiver_raises(self) -> None:
-        """A receiver that raises is logged, and the next message is delivered."""
+        """An exception of a receiver is logged, and the next message is delivered."""
 
         def receive(delivery: Any) -> None:
             self.received.append(delivery)
@@ -170,7 +170,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
 
     def test_other_exchange(self) -> None:
-        """A topic of another exchange is another queue."""
+        """The same topic of another exchange is another queue."""
         other = Target("compute", exchange="other")
         self.listen(other)
         self.listen()
@@ -180,18 +180,18 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.bodies(), [b"1", b"2"])
 
     def test_own_exchange(self) -> None:
-        """A target without an exchange means the transport's own."""
+        """A target without an exchange uses the transport's own."""
         neutron = MemoryTransport(self.broker, clock=self.clock, exchange="neutron")
         self.listen(Target("compute", exchange="neutron"))
         self.failureResultOf(self.transport.send(TARGET, b"1", None, True), UndeliverableError)
         self.successResultOf(neutron.send(TARGET, b"2", None, True))
 
     def test_other_clock(self) -> None:
-        """Transports of one broker have one clock."""
+        """The transports of one broker have to share a clock."""
         self.assertRaises(ValueError, MemoryTransport, self.broker, clock=Clock())
 
     def test_name_taken(self) -> None:
-        """A listener whose queue lost its name to another's consumes from that one, too, and loses nothing."""
+        """A listener whose queue lost its name consumes from the new queue as well, and loses no message."""
         target = Target("compute", "h1")
         listener = self.listen(target)
         del self.broker._queues["nova", "compute", "h1"]
@@ -207,7 +207,7 @@ class MemoryTransportTests(SynchronousTestCase):
         self.successResultOf(listener.close())
 
     def test_verified_while_full(self) -> None:
-        """A listener whose queue takes no more is reached: what is there is to be worked on."""
+        """A listener with a full queue counts as reachable: its messages are to be processed."""
         target = Target("compute", "h1")
         listener = self.listen(target, prefetch=1)
         for _ in range(4):
@@ -216,10 +216,10 @@ class MemoryTransportTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(listener.verify(lambda *_: b"", 5.0)), Reachability())
 
     def test_not_arrived(self) -> None:
-        """A message that does not arrive is the problem, and its way is given up in time."""
+        """A probe that does not arrive is the problem, and the verification ends in time."""
         listener = self.listen(Target("compute", "h1"))
         verifying = listener.verify(lambda *_: b"", 5.0)
-        self.broker._awake.clear()  # no turn will deliver it
+        self.broker._awake.clear()  # so that no turn delivers the probe
         self.clock.advance(5)
         expected = Reachability("a message to compute.h1 did not arrive within 5 s")
         self.assertEqual(self.successResultOf(verifying), expected)
@@ -234,13 +234,13 @@ class TurnTests(SynchronousTestCase):
         self.successResultOf(self.transport.listen(Target(topic), receiver, 10_000))
 
     def turn(self) -> None:
-        """Run what is due now, and not what becomes due by it: one turn of a reactor."""
+        """Run the calls that are due now, not those they schedule: one turn of a reactor."""
         for call in [call for call in self.clock.getDelayedCalls() if call.getTime() <= self.clock.seconds()]:
             self.clock.calls.remove(call)
             call.func(*call.args, **call.kw)
 
     def test_bounded_turn(self) -> None:
-        """A turn of the reactor delivers a bounded number of messages, and the next one goes on."""
+        """A turn of the reactor delivers a bounded number of messages, and the next one continues."""
         received: list[Any] = []
         self.listen("busy", received.append)
         for _ in range(1000):
@@ -252,7 +252,7 @@ class TurnTests(SynchronousTestCase):
         self.assertEqual(len(received), 1000)
 
     def test_endless(self) -> None:
-        """A receiver that sends on does not keep the reactor."""
+        """A receiver that keeps sending does not block the reactor."""
         received: list[Any] = []
 
         def receive(delivery: Any) -> None:
@@ -267,7 +267,7 @@ class TurnTests(SynchronousTestCase):
         self.assertTrue(0 < len(received) < 1000, len(received))
 
     def test_fair(self) -> None:
-        """A busy queue does not keep the others waiting for its end."""
+        """A busy queue does not starve the others."""
         received: list[str] = []
         self.listen("busy", lambda delivery: received.append("busy"))
         self.listen("quiet", lambda delivery: received.append("quiet"))
@@ -278,7 +278,7 @@ class TurnTests(SynchronousTestCase):
         self.assertIn("quiet", received)
 
     def test_idle(self) -> None:
-        """A transport with nothing to do leaves no timer behind."""
+        """An idle transport has no timer."""
         self.listen("idle", lambda delivery: None)
         self.transport.send(Target("idle"), b"", None, False)
         self.clock.advance(0)
