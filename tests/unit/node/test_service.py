@@ -411,7 +411,7 @@ class StopTests(ServiceTestCase):
         self.assertEqual(
             error,
             "'wait_for_work' was cancelled after 7.1 s: nova-diary@h1 was shutting down: "
-            "graceful_shutdown_timeout (7 s) is over; "
+            "graceful_shutdown_timeout (7 s) expired; "
             "raise that setting there if its methods take longer, and see what this one did before calling again",
         )
         self.assertIn(
