@@ -66,7 +66,7 @@ class KilledTests(FragileCase):
         self.assertEqual(await self.outcomes(queued), list(range(10)))
         # Nothing ran twice here; assert_comes_back may have called more than once.
         self.assertEqual(sorted(what for what in self.diary.calls if what != "back"), list(range(20)))
-        await self.until(lambda: len(self.said("there again")) == 8)  # some connections nobody here has waited for
+        await self.until(lambda: len(self.said("was restored")) == 8)  # some connections nobody here has waited for
         self.assertLessEqual(len(self.said("is lost")), 3 * 8)  # each connection says each reason once
 
 

@@ -193,9 +193,9 @@ class LossTests(LongCase):
         calling = client.call(CONTEXT, "hang_again", what=1)
         await self.until_held()
         for _ in range(5):
-            before = len(self.said("there again"))
+            before = len(self.said("was restored"))
             self.broker.close_connections(self.vhost)
-            await self.until(lambda before=before: len(self.said("there again")) >= before + 6)
+            await self.until(lambda before=before: len(self.said("was restored")) >= before + 6)
             await self.until_held()
         self.let_go()
         self.assertEqual(await calling, 1)
@@ -210,9 +210,9 @@ class LossTests(LongCase):
         calling = client.call(CONTEXT, "hang_again", what=1)
         await self.until(lambda: self.runs)
         for _ in range(6):
-            before = len(self.said("there again"))
+            before = len(self.said("was restored"))
             self.broker.close_connections(self.vhost)
-            await self.until(lambda before=before: len(self.said("there again")) >= before + 8)
+            await self.until(lambda before=before: len(self.said("was restored")) >= before + 8)
             await deferLater(reactor, 0.3)
         self.let_go()
         self.assertEqual(await calling, 1)

@@ -344,7 +344,7 @@ class Connection:
             return
         if self._opening is None and str(error) not in self._told and len(self._told) < _TOLD_BOUND:
             self._told.add(str(error))
-            _log.warn("the connection for {name} was lost; reconnecting: {error}", name=self.name, error=error)
+            _log.warn("the connection for {name} is lost; reconnecting: {error}", name=self.name, error=error)
 
     def wait(self, error: BrokerError) -> None:
         """Schedule the next attempt: the next host at once, the next round of hosts after a backoff."""

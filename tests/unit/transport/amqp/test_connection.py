@@ -234,7 +234,7 @@ class ReconnectTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
         self.assertEqual(self.user.heard, ["prepare", "ready", "lost", "prepare", "ready"])
         self.assertEqual((self.connection.reconnects, self.connection.problem), (1, None))
-        self.assertEqual(len(self.warnings("was lost; reconnecting")), 1)
+        self.assertEqual(len(self.warnings("is lost; reconnecting")), 1)
         self.assertEqual(len(self.warnings("was restored")), 1)
 
     def test_rounds(self) -> None:
