@@ -15,7 +15,7 @@ from novasvc.workers.control.client import ANSWER, LONGEST
 
 
 class RefusedError(errors.CommandRejectedError):
-    """The error of the same name, with control characters escaped for the terminal."""
+    """A CommandRejectedError whose text has its control characters escaped for the terminal."""
 
     def __str__(self) -> str:
         return printable_lines(self.problem)

@@ -27,7 +27,7 @@ from twisted.logger import Logger
 _log = Logger()
 
 THREADS = 128
-"""Requests that are answered at a time; docs/performance.md says what it was measured with."""
+"""Requests that are answered at a time; docs/decisions.md says what it was measured with."""
 QUEUE = 1024
 """Requests that may wait for a thread."""
 _POLL = 0.002

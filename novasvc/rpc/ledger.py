@@ -166,14 +166,11 @@ class Ledger:
             self._settled.add(unique_id, call.delivery.session, expected=call.held)
         call.delivery.ack()
 
-    def acknowledge(self, delivery: IDelivery, unique_id: str | None, *, expected: bool = False) -> None:
-        """Acknowledge the delivery of a message that became no call, or that was settled before.
-
-        :param expected: another copy of the message will be delivered to this process.
-        """
+    def acknowledge(self, delivery: IDelivery, unique_id: str | None) -> None:
+        """Acknowledge the delivery of a message that became no call, or that was settled before."""
         delivery.ack()
         if unique_id is not None:
-            self._settled.add(unique_id, delivery.session, expected=expected)
+            self._settled.add(unique_id, delivery.session)
 
     def quarantine(self, delivery: IDelivery, unique_id: str | None, reason: str) -> None:
         """Move a message to the quarantine queue, and remember its unique id.

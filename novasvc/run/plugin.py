@@ -502,7 +502,7 @@ def settle_collector() -> None:
     #
     # Modules, classes and the tree live as long as the process. Traversing them in each full collection blocks the
     # reactor for tens of milliseconds, and a node makes few reference cycles. So gc.freeze() exempts them, and the
-    # thresholds are raised: docs/performance.md has the measurements.
+    # thresholds are raised: docs/decisions.md has the measurements.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
