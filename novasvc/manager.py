@@ -11,10 +11,16 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from novasvc.context import RequestContext
-from novasvc.errors import ManagerError, describe
+from novasvc.errors import ProblemError, describe
 from novasvc.interfaces import IManager, IServiceRegistry
 from novasvc.periodic import TaskRunner
 from novasvc.rpc import Client
+
+
+class ManagerError(ProblemError):
+    """A manager class cannot be imported or instantiated; the subject is its dotted or bare name."""
+
+    about = "manager {!r}"
 
 
 @attrs.frozen(kw_only=True)

@@ -12,11 +12,14 @@ from twisted.logger import Logger
 
 from novasvc.api.errors import APIError
 from novasvc.config import Settings
-from novasvc.errors import BrokerUnavailableError, DatabaseError, NovasvcError, TransportClosedError
+from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.registry.errors import DatabaseError
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.rpc import Client
+from novasvc.rpc.errors import TransportClosedError
+from novasvc.transport.errors import BrokerUnavailableError
 
 _log = Logger()
 

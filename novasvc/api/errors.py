@@ -6,14 +6,10 @@ from typing import Any
 
 import attrs
 
-from novasvc.errors import (
-    BrokerUnavailableError,
-    DatabaseError,
-    DatabaseUnavailableError,
-    NovasvcError,
-    ServiceNotFoundError,
-    TransportClosedError,
-)
+from novasvc.errors import NovasvcError
+from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.rpc.errors import TransportClosedError
+from novasvc.transport.errors import BrokerUnavailableError
 
 
 @attrs.define

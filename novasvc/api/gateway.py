@@ -12,15 +12,14 @@ from novasvc.api.errors import APIError
 from novasvc.api.responses import json_response, make_app, read_json
 from novasvc.api.tokens import ADMIN
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import (
-    BrokerBlockedError,
-    BrokerError,
+from novasvc.errors import NovasvcError
+from novasvc.rpc import Client
+from novasvc.rpc.errors import (
     InvalidArgumentsError,
     InvalidTargetError,
     MessageFormatError,
     MethodTimeoutError,
     NoSuchMethodError,
-    NovasvcError,
     RPCError,
     RPCTimeoutError,
     RPCVersionCapError,
@@ -32,8 +31,8 @@ from novasvc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
-from novasvc.rpc import Client
 from novasvc.rpc.version import parse_version
+from novasvc.transport.errors import BrokerBlockedError, BrokerError
 
 _log = Logger()
 

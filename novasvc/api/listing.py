@@ -13,7 +13,7 @@ from novasvc.api.backend import Backend
 from novasvc.api.changes import check_keys
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
-from novasvc.errors import ServiceNotFoundError
+from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServiceQuery
 from novasvc.registry.record import ServiceRecord

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from novasvc.config import Settings
-from novasvc.errors import DirectoryError
+from novasvc.node.errors import DirectoryError
 from novasvc.node.runtime import make_directory
 
 LIFETIME = 3600.0
@@ -52,7 +52,7 @@ class LoginLinks:
         except OSError as error:
             remedy = "run this as the user that the API runs as"
             path = str(self._directory)
-            raise DirectoryError("directory of login links", path, error.strerror or str(error), remedy) from error
+            raise DirectoryError(f"directory of login links {path!r}", error.strerror or str(error), remedy) from error
         return code
 
     def use(self, code: str) -> bool:

@@ -21,9 +21,9 @@ from novasvc.api.microversion import LOWEST, Microversion, requested_version, se
 from novasvc.api.responses import begin_request, json_response, make_app
 from novasvc.api.tokens import ADMIN
 from novasvc.api.versions import base_url, version_document
-from novasvc.errors import ServiceNotFoundError
 from novasvc.http.fast_path import FastRequest, Handler
 from novasvc.http.head import Head
+from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
 _INTEGER = re.compile(r"-?[0-9]+")

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from novasvc.api.tokens import SCOPES
-from novasvc.errors import DirectoryError
+from novasvc.node.errors import DirectoryError
 from novasvc.node.runtime import make_directory
 
 COOKIE = "novasvc_session"
@@ -110,9 +110,11 @@ def session_key(state_dir: Path) -> bytes:
         key = path.read_bytes()
     except OSError as error:
         remedy = "make it readable for this user only, or remove it"
-        raise DirectoryError("session key", str(path), error.strerror or str(error), remedy) from error
+        raise DirectoryError(f"session key {str(path)!r}", error.strerror or str(error), remedy) from error
     if len(key) != _KEY_SIZE:
-        raise DirectoryError("session key", str(path), f"it has {len(key)} bytes instead of {_KEY_SIZE}", "remove it")
+        raise DirectoryError(
+            f"session key {str(path)!r}", f"it has {len(key)} bytes instead of {_KEY_SIZE}", "remove it"
+        )
     return key
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from novasvc.errors import SettingError
+from novasvc.config.errors import SettingError
 
 READ = "read"
 ADMIN = "admin"

@@ -11,9 +11,9 @@ import click
 from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import Output, output_options, printable
 from novasvc.config.definition import text_of
+from novasvc.config.errors import ConfigurationError
 from novasvc.config.load import load_leniently
 from novasvc.config.show import rows
-from novasvc.errors import ConfigurationError
 
 
 @click.group()

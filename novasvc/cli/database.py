@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc.errors import DatabaseRefusedError
+from novasvc.registry.errors import DatabaseRefusedError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.migrate import exists
 

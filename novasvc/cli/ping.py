@@ -9,7 +9,7 @@ from novasvc.cli.command_context import CommandContext, pass_command_context
 from novasvc.cli.output import printable
 from novasvc.cli.remote import TIMEOUT, Seconds, read_target, wait_for_reply, with_client
 from novasvc.context import RequestContext
-from novasvc.errors import RPCError
+from novasvc.rpc.errors import RPCError
 
 
 @click.command()

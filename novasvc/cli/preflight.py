@@ -13,10 +13,13 @@ from novasvc.cli.control import ask
 from novasvc.config import Settings
 from novasvc.config.model import DEFINITIONS
 from novasvc.config.transport_url import BrokerAddress
-from novasvc.errors import DatabaseRefusedError, DirectoryError, ListenError, NovasvcError
+from novasvc.errors import NovasvcError
 from novasvc.manager import check_manager
+from novasvc.net.errors import ListenError
 from novasvc.net.sockets import address_of, bind_tcp, port_of
+from novasvc.node.errors import DirectoryError
 from novasvc.node.paste import Loader
+from novasvc.registry.errors import DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.transport.amqp.configured import broker_options
@@ -106,7 +109,7 @@ def _check_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool
         remedy = f"make it writable for this user, or set {setting} to another directory"
     else:
         return
-    raise DirectoryError(purpose, str(path), problem, remedy)
+    raise DirectoryError(f"{purpose} {str(path)!r}", problem, remedy)
 
 
 def _broker(settings: Settings) -> None:

@@ -14,7 +14,8 @@ import click
 from novasvc._version import __version__
 from novasvc.cli.command_context import CommandContext
 from novasvc.cli.output import printable
-from novasvc.errors import NovasvcError, RPCError, describe
+from novasvc.errors import NovasvcError, describe
+from novasvc.rpc.errors import RPCError
 
 _USAGE = 2
 _INTERRUPTED = 130

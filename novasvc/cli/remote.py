@@ -10,7 +10,8 @@ import attrs
 import click
 
 from novasvc.config import Settings
-from novasvc.errors import InvalidTargetError, NovasvcError, RemoteError, UndeliverableError
+from novasvc.errors import NovasvcError
+from novasvc.rpc.errors import InvalidTargetError, RemoteError, UndeliverableError
 from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")

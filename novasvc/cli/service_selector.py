@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 import click
 
-from novasvc.errors import NovasvcError, ServiceNotFoundError
+from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.record import ServiceRecord
 
 _IDENTITY = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

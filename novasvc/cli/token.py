@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.errors import SettingError
+from novasvc.config.errors import SettingError
 
 
 @click.command()

@@ -5,10 +5,10 @@ from typing import Any
 
 import attrs
 
+from novasvc.config.errors import SettingError
 from novasvc.config.model import DEFINITIONS
 from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
 from novasvc.config.types import BOOLEAN
-from novasvc.errors import SettingError
 
 
 @attrs.frozen

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from novasvc.config.definition import SettingDefinition
+from novasvc.config.errors import SettingError
 from novasvc.config.model import DEFINITIONS
 from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
-from novasvc.errors import SettingError
 
 PREFIX = "NOVASVC_"
 CONFIG = "NOVASVC_CONFIG"

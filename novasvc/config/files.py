@@ -10,10 +10,10 @@ from typing import Any
 import attrs
 
 from novasvc.config.definition import SettingDefinition
+from novasvc.config.errors import SettingError
 from novasvc.config.ini import DEFAULT, Assignment, INIError, read_assignments
 from novasvc.config.model import DEFINITIONS, SERVICE_DEFINITIONS
 from novasvc.config.raw_value import RawValue, definition_of, unknown_name_error
-from novasvc.errors import SettingError
 
 
 def _ini_names() -> Mapping[str, Mapping[str, str]]:

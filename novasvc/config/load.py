@@ -9,6 +9,7 @@ import attrs
 
 from novasvc.config.command_line import read_options
 from novasvc.config.environment import config_files, read_environment
+from novasvc.config.errors import ConfigurationError, SettingError
 from novasvc.config.files import read_files
 from novasvc.config.log_format import LOG_FORMAT
 from novasvc.config.model import DEFINITIONS, Settings
@@ -24,7 +25,6 @@ from novasvc.config.sections.services import (
     default_topic,
 )
 from novasvc.config.substitution import Foreign, Substitution
-from novasvc.errors import ConfigurationError, SettingError
 
 _RESERVED = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
 """Names that a manager's options cannot have: the service passes or uses arguments of these names itself."""

@@ -7,11 +7,11 @@ from typing import Any
 import attrs
 
 from novasvc.config.definition import SettingDefinition, text_of
+from novasvc.config.errors import SettingError
 from novasvc.config.log_format import LOG_FORMAT
 from novasvc.config.masking import masked, masked_url
 from novasvc.config.model import DEFINITIONS, SUFFIX_DEFINITIONS
 from novasvc.config.types import InvalidValueError
-from novasvc.errors import SettingError
 
 REFERENCE = "docs/settings.md lists all settings"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+from novasvc.config.errors import SettingError
 from novasvc.config.model import Settings
-from novasvc.errors import SettingError
 
 
 def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Collection[str]) -> Iterator[SettingError]:

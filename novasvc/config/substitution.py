@@ -7,13 +7,13 @@ from typing import Any
 import attrs
 
 from novasvc.config.definition import text_of
+from novasvc.config.errors import SettingError
 from novasvc.config.files import ini_name
 from novasvc.config.ini import UndefinedOptionError, candidates, substitute
 from novasvc.config.masking import masked_url
 from novasvc.config.model import DEFINITIONS, Settings
 from novasvc.config.raw_value import RawValue, definition_of
 from novasvc.config.sections.host import default_state_dir
-from novasvc.errors import SettingError
 
 Foreign = dict[tuple[str, str], str]
 """(section, option) -> value, for options that are not our settings."""

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from novasvc.errors import SettingError
+from novasvc.config.errors import SettingError
 
 _log = Logger()
 

@@ -26,7 +26,7 @@ from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.python.failure import Failure
 
-from novasvc.errors import ListenError
+from novasvc.net.errors import ListenError
 from novasvc.net.unix import open_unix
 
 _REMEDIES = {

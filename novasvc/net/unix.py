@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.errors import ListenError
+from novasvc.net.errors import ListenError
 
 _log = Logger()
 

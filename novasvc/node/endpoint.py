@@ -13,7 +13,8 @@ from twisted.logger import Logger
 
 from novasvc._version import __version__
 from novasvc.context import RequestContext
-from novasvc.errors import StateError, UnknownTaskError
+from novasvc.errors import StateError
+from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
 from novasvc.rpc.endpoint import Method

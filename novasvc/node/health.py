@@ -10,8 +10,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.errors import MigrationNeededError, NovasvcError, ServiceNotFoundError, describe
+from novasvc.errors import NovasvcError, describe
 from novasvc.reactor.coalesce import CoalescingCache
+from novasvc.registry.errors import MigrationNeededError, ServiceNotFoundError
 from novasvc.telemetry import flight, metrics
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
-from novasvc.errors import NovasvcError, StartError, describe
+from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IInterruptible, IPreloading, IReplaceable, IStartable
+from novasvc.node.errors import StartError
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.runtime import Runtime
 

@@ -12,34 +12,27 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
 from novasvc._version import __version__
-from novasvc.errors import (
-    BrokerFailedError,
-    BrokerRefusedError,
-    BrokerUnavailableError,
-    DatabaseUnavailableError,
-    DirectoryError,
-    NovasvcError,
-    ServiceNotFoundError,
-    StartError,
-    TransportClosedError,
-    describe,
-)
+from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
 from novasvc.manager import Manager, ManagerResources
 from novasvc.node.endpoint import NodeAPI
+from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Runtime, SharedConnection
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
+from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
 from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
+from novasvc.rpc.errors import TransportClosedError
 from novasvc.rpc.target import Target
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import node_fields, pluralize
+from novasvc.transport.errors import BrokerFailedError, BrokerRefusedError, BrokerUnavailableError
 
 _log = Logger()
 _T = TypeVar("_T")
@@ -264,7 +257,7 @@ class Node:
                 pass
         except OSError as error:
             remedy = "create it, make it writable for this user, or set tempdir to another"
-            raise DirectoryError("temporary directory", path, error.strerror or str(error), remedy) from error
+            raise DirectoryError(f"temporary directory {path!r}", error.strerror or str(error), remedy) from error
 
     async def _hook(self, name: str) -> None:
         self._step = name

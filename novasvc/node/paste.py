@@ -4,7 +4,8 @@ import configparser
 from pathlib import Path
 from typing import Any
 
-from novasvc.errors import AppError, describe
+from novasvc.errors import describe
+from novasvc.node.errors import AppError
 
 _KINDS = ("app", "application", "composite", "composit", "pipeline", "filter-app")
 """Prefixes of a section that defines an application, before its colon."""
@@ -60,4 +61,4 @@ class Loader:
             raise self._error(name, f"loading it raised {describe(error)}", "fix it, or its section") from error
 
     def _error(self, name: str, problem: str, remedy: str) -> AppError:
-        return AppError(name, self.config_path, problem, remedy)
+        return AppError(f"{name!r} of {self.config_path}", problem, remedy)

@@ -11,8 +11,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import BrokerError
 from novasvc.interfaces import Reachability
+from novasvc.transport.errors import BrokerError
 
 _log = Logger()
 

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.config import Settings, load
-from novasvc.errors import DirectoryError
 from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.node.errors import DirectoryError
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.reactor.threads import BlockingPool
 from novasvc.registry.conductor import RemoteRegistry
@@ -211,7 +211,7 @@ def make_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         remedy = "make its parent writable for this user, or set state_dir to another"
-        raise DirectoryError("state directory", str(path), error.strerror or str(error), remedy) from error
+        raise DirectoryError(f"state directory {str(path)!r}", error.strerror or str(error), remedy) from error
 
 
 _process_runtime: Runtime | None = None

@@ -10,8 +10,9 @@ from twisted.application import service
 from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import implementer
 
+from novasvc.config.errors import SettingError
 from novasvc.context import RequestContext
-from novasvc.errors import SettingError, StateError
+from novasvc.errors import StateError
 from novasvc.interfaces import (
     IExitRequester,
     IHealthy,

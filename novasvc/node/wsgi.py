@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.errors import SettingError
+from novasvc.config.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ITransport
 from novasvc.manager import ManagerResources, make_manager
 from novasvc.node.http_service import HTTPService

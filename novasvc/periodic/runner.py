@@ -11,9 +11,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext
-from novasvc.errors import DeclarationError, StateError, UnknownTaskError
+from novasvc.errors import DeclarationError, StateError
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration, declared_tasks, dropped_tasks
+from novasvc.periodic.errors import UnknownTaskError
 from novasvc.periodic.task import Run, Task, TaskStats
 
 _log = Logger()

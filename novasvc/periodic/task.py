@@ -12,9 +12,9 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import TaskTimeoutError
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration
+from novasvc.periodic.errors import TaskTimeoutError
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 

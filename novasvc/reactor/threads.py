@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import NoThreadError, describe
+from novasvc.errors import ProblemError, describe
 from novasvc.telemetry import metrics
 
 _log = Logger()
@@ -37,6 +37,15 @@ QUEUE = 256
 # So our threads are daemons. A stopping node waits for them up to graceful_shutdown_timeout; then
 # they are left behind, with a warning that names their functions. And our Deferreds fire only when
 # the function has ended, cancelled or not.
+
+
+class NoThreadError(ProblemError):
+    """A blocking function was not started: there is no thread for it, and no room in the queue.
+
+    The subject is the dotted name of the function.
+    """
+
+    about = "{} was not started"
 
 
 class WorkerThread:
@@ -121,14 +130,14 @@ class BlockingPool:
         if not self._idle and self._started == self._threads:
             if len(self._waiting) >= self._queue:
                 problem = f"all {self._threads} threads are busy, and {self._queue} functions are queued"
-                return fail(NoThreadError(job.name, f"{problem}; find what blocks them, or submit fewer at a time"))
+                return fail(NoThreadError(job.name, problem, "find what blocks them, or submit fewer at a time"))
             self._waiting[job] = None
             metrics.threads_waiting.at().value += 1
             return self._wait(job)
         try:
             worker = self._idle.pop() if self._idle else self._start_thread()
         except RuntimeError as error:
-            return fail(NoThreadError(job.name, f"the system cannot start a thread: {error}; see this user's limits"))
+            return fail(NoThreadError(job.name, f"the system cannot start a thread: {error}", "see this user's limits"))
         self._begin(job, worker)
         return self._wait(job)
 

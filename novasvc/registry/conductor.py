@@ -17,16 +17,17 @@ from zope.interface import implementer
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.errors import (
-    BrokerError,
-    DatabaseError,
-    DatabaseUnavailableError,
+from novasvc.interfaces import IServiceRegistry
+from novasvc.manager import Manager
+from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+from novasvc.rpc.errors import (
     InvalidArgumentsError,
     MethodTimeoutError,
     NoSuchMethodError,
     RPCTimeoutError,
     ServiceDrainingError,
-    ServiceNotFoundError,
     TooManyCallsError,
     TransportClosedError,
     TransportFullError,
@@ -34,10 +35,7 @@ from novasvc.errors import (
     UndeliverableError,
     UnsupportedVersionError,
 )
-from novasvc.interfaces import IServiceRegistry
-from novasvc.manager import Manager
-from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
-from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+from novasvc.transport.errors import BrokerError
 
 TOPIC = "conductor"
 NAMESPACE, VERSION, PAGES, PROOF = "registry", "1.0", "1.1", "1.2"

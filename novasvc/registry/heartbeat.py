@@ -14,8 +14,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import DatabaseError, ServiceNotFoundError, describe
+from novasvc.errors import describe
 from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.errors import DatabaseError, ServiceNotFoundError
 from novasvc.registry.record import ServiceRecord
 from novasvc.telemetry import metrics
 

@@ -6,10 +6,10 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.errors import UndeliverableError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.query import ServiceQuery, ServiceTotals
+from novasvc.rpc.errors import UndeliverableError
 from novasvc.rpc.replies import EXPLAIN_PATIENCE
 from novasvc.rpc.target import Target
 

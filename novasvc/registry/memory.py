@@ -10,8 +10,9 @@ from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from novasvc.errors import DatabaseConflictError, NovasvcError, ServiceNotFoundError
+from novasvc.errors import NovasvcError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.errors import DatabaseConflictError, ServiceNotFoundError
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord

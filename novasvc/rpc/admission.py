@@ -9,9 +9,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from novasvc.errors import RPCError, ServiceDrainingError
 from novasvc.interfaces import IDelivery
 from novasvc.rpc.call import Call
+from novasvc.rpc.errors import RPCError, ServiceDrainingError
 from novasvc.rpc.message import Request
 
 HELD = 1000

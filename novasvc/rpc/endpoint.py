@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from novasvc.errors import DeclarationError, NoSuchMethodError, UnsupportedVersionError
+from novasvc.errors import DeclarationError
+from novasvc.rpc.errors import NoSuchMethodError, UnsupportedVersionError
 from novasvc.rpc.exposure import Exposure, exposure_of
 from novasvc.rpc.version import Version, parse_version, serves
 

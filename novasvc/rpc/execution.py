@@ -12,12 +12,12 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.interfaces import ITransport
 from novasvc.rpc.call import Call
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
+from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.rpc.failure import write_failure
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result

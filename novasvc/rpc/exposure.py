@@ -7,7 +7,8 @@ from typing import Any, TypeVar, overload
 
 import attrs
 
-from novasvc.errors import DeclarationError, InvalidArgumentsError
+from novasvc.errors import DeclarationError
+from novasvc.rpc.errors import InvalidArgumentsError
 from novasvc.rpc.version import parse_version
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -1,7 +1,7 @@
 """Encode errors for the wire, and rebuild errors that a peer raised.
 
-Only the classes of :data:`novasvc.errors.WIRE_ERRORS` and Python's built-in exceptions are rebuilt. They
-are looked up in a fixed table. An error of any other class becomes a :class:`~novasvc.errors.RemoteError`.
+Only the classes named in :data:`novasvc.errors.WIRE_ERRORS` and Python's built-in exceptions are rebuilt: nothing
+else that a peer names is looked up. An error of any other class becomes a :class:`~novasvc.errors.RemoteError`.
 """
 
 import builtins
@@ -11,7 +11,9 @@ from typing import Any
 
 from twisted.python.reflect import safe_str
 
-from novasvc.errors import WIRE_ERRORS, NoSuchMethodError, RemoteError, UnsupportedVersionError
+from novasvc import errors
+from novasvc.errors import WIRE_ERRORS, NovasvcError
+from novasvc.rpc.errors import NoSuchMethodError, RemoteError, UnsupportedVersionError
 from novasvc.rpc.payload import dumps, loads
 
 # Not rebuilt: StopIteration controls iteration, and would end or break the coroutine that awaits a call.
@@ -21,10 +23,8 @@ _BUILTINS = {
     for name, kind in vars(builtins).items()
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, _SIGNALS)
 }
-_REBUILT: dict[tuple[str, str], type[Exception]] = {
-    **{(module, name): kind for module in ("builtins", "exceptions") for name, kind in _BUILTINS.items()},
-    **{(kind.__module__, kind.__name__): kind for kind in WIRE_ERRORS},
-}
+_BUILTIN_MODULES = ("builtins", "exceptions")
+_ERRORS = "novasvc.errors"
 
 # Note [Refusals in the peers' words]
 #
@@ -75,9 +75,11 @@ def write_failure(error: BaseException, traceback: Sequence[str] = ()) -> str:
     """
     kind = type(error)
     message = safe_str(error)
+    # Whatever room defines it, a public error is named after novasvc.errors, which peers allow and import it from.
+    public = isinstance(error, NovasvcError) and getattr(errors, kind.__name__, None) is kind
     fields = {
         "class": kind.__name__,
-        "module": kind.__module__,
+        "module": _ERRORS if public else kind.__module__,
         "message": message,
         # A list of lines, each with its newline, as traceback.format_exception returns and oslo.messaging sends.
         "tb": [line.rstrip("\n") + "\n" for line in traceback or (f"{kind.__name__}: {message}",)],
@@ -107,7 +109,7 @@ def read_failure(text: str) -> Exception:
     name, module, message = (_text(fields.get(key)) for key in ("class", "module", "message"))
     lines = _lines(fields.get("tb"))
     args, kwargs = fields.get("args", []), fields.get("kwargs", {})
-    kind: Callable[..., Exception] | None = _REBUILT.get((module, name))
+    kind = _class_of(module, name)
     if module == _PEERS and name in _FROM_PEERS:
         own, theirs = _FROM_PEERS[name]
         kind, args, kwargs = (own, fields[_OURS], {}) if _OURS in fields else (theirs, args, kwargs)
@@ -117,6 +119,14 @@ def read_failure(text: str) -> Exception:
     if len(lines) > 1:
         error.add_note("It was raised on the other side:\n" + "".join(lines))
     return error
+
+
+def _class_of(module: str, name: str) -> Callable[..., Exception] | None:
+    """Return the class that a peer's error is rebuilt with; None if it is not rebuilt."""
+    if module in _BUILTIN_MODULES:
+        return _BUILTINS.get(name)
+    # Its room may not have been imported in this process.
+    return getattr(errors, name) if module == _ERRORS and name in WIRE_ERRORS else None
 
 
 def _rebuild(kind: Callable[..., Exception] | None, args: Any, kwargs: Any) -> Exception | None:

@@ -7,7 +7,7 @@ as JSON text.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from novasvc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
+from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.payload import dumps, encode_parts, loads, loads_at, quote
 from novasvc.rpc.version import compatible

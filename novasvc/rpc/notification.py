@@ -14,8 +14,8 @@ import attrs
 from twisted.internet.defer import Deferred, fail
 
 from novasvc.context import RequestContext
-from novasvc.errors import InvalidArgumentsError, MessageFormatError
 from novasvc.interfaces import ITransport
+from novasvc.rpc.errors import InvalidArgumentsError, MessageFormatError
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import read_context, wrap
 from novasvc.rpc.payload import dumps

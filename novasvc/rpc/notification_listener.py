@@ -11,8 +11,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.context import current_context
-from novasvc.errors import MessageFormatError, StateError
+from novasvc.errors import StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.rpc.errors import MessageFormatError
 from novasvc.rpc.message import unwrap
 from novasvc.rpc.notification import PRIORITIES, TOPICS, Notification, read_notification
 

@@ -10,7 +10,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import (
+from novasvc.interfaces import ITransport
+from novasvc.rpc.deadline import Deadlines
+from novasvc.rpc.errors import (
     MessageFormatError,
     RPCError,
     RPCTimeoutError,
@@ -19,8 +21,6 @@ from novasvc.errors import (
     UnconfirmedError,
     UndeliverableError,
 )
-from novasvc.interfaces import ITransport
-from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
 from novasvc.rpc.message import WayBack, read_reply, unwrap

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from novasvc.context import RequestContext, current_context
-from novasvc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError, StateError
+from novasvc.errors import StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.backlog import Backlog
@@ -18,6 +18,7 @@ from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.call import Call
 from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
+from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
 from novasvc.rpc.execution import Execution
 from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger

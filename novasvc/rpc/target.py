@@ -2,7 +2,7 @@
 
 import attrs
 
-from novasvc.errors import InvalidTargetError
+from novasvc.rpc.errors import InvalidTargetError
 
 _LONGEST = 255
 """The most octets of a queue's name (AMQP 0-9-1 shortstr), such as that of a topic and a server."""

@@ -19,8 +19,9 @@ from zope.interface import implementer
 
 from novasvc.config import Configuration, Settings, load
 from novasvc.config.definition import text_of
+from novasvc.config.errors import ConfigurationError
 from novasvc.config.show import changes, rows
-from novasvc.errors import ConfigurationError, NovasvcError, describe
+from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree

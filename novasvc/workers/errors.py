@@ -2,45 +2,23 @@
 
 import attrs
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 
 
 class SupervisionError(NovasvcError):
     """Base class of errors of supervisors and workers."""
 
 
-@attrs.define
-class NotPreforkableError(SupervisionError):
-    """A server that cannot run in a worker process.
+class NotPreforkableError(SupervisionError, ProblemError):
+    """A server cannot run in a worker process; the subject is its name."""
 
-    :param server: the server's name.
-    :param problem: the reason, in one line.
-    :param remedy: what to do.
-    """
-
-    server: str
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.server} cannot run in a worker: {self.problem}; {self.remedy}"
+    about = "{} cannot run in a worker"
 
 
-@attrs.define
-class WorkerFailedError(SupervisionError):
-    """Workers that cannot run; the supervisor shuts down.
+class WorkerFailedError(SupervisionError, ProblemError):
+    """The workers of a server cannot run, and the supervisor shuts down; the subject is the server's name."""
 
-    :param server: the server's name.
-    :param problem: why, in one line.
-    :param remedy: what to do.
-    """
-
-    server: str
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"the workers of {self.server} cannot run: {self.problem}; {self.remedy}"
+    about = "the workers of {} cannot run"
 
 
 @attrs.define
@@ -101,21 +79,10 @@ class ResizeError(SupervisionError):
         return f"cannot run {self.wanted} workers: {self.problem}"
 
 
-@attrs.define
-class ControlError(SupervisionError):
-    """The control socket cannot be created, or no supervisor answers there.
+class ControlError(SupervisionError, ProblemError):
+    """The control socket cannot be created, or no supervisor answers there; the subject is its path."""
 
-    :param path: of the socket.
-    :param problem: what happened.
-    :param remedy: what to do.
-    """
-
-    path: str
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"control socket {self.path!r}: {self.problem}; {self.remedy}"
+    about = "control socket {!r}"
 
 
 @attrs.define

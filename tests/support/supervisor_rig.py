@@ -36,7 +36,7 @@ class Listening(Server):
 
     def open_sockets(self, held: Sequence[socket.socket]) -> Sequence[socket.socket]:
         if self.address == "taken":
-            raise ListenError(self.name, self.address, "somebody else listens there")
+            raise ListenError(self.address, "another process listens there", "stop it")
         return [each for each in held if names[each.fileno()] == self.address] or [self._open()]
 
     def _open(self) -> socket.socket:

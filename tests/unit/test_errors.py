@@ -1,9 +1,19 @@
 """How errors are written for those who read them."""
 
+import importlib
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import errors
-from novasvc.errors import ConfigurationError, RPCTimeoutError, SettingError, describe
+from novasvc.errors import (
+    ConfigurationError,
+    ListenError,
+    NovasvcError,
+    ProblemError,
+    RPCTimeoutError,
+    SettingError,
+    describe,
+)
 
 
 class DescribeTests(SynchronousTestCase):
@@ -36,6 +46,23 @@ class ErrorTests(SynchronousTestCase):
     def test_old_name(self) -> None:
         """The old name of ConfigurationError is the same class."""
         self.assertIs(errors.SettingsError, ConfigurationError)
+
+    def test_problem(self) -> None:
+        """The text of a ProblemError says what it is about, what is wrong and what to do; a class says what it is."""
+        self.assertEqual(str(ProblemError("a", "it is bad", "be good")), "a: it is bad; be good")
+        error = ListenError("127.0.0.1:80", "permission denied", "choose a port above 1023")
+        self.assertEqual(str(error), "cannot listen on 127.0.0.1:80: permission denied; choose a port above 1023")
+
+    def test_one_place(self) -> None:
+        """The errors of all rooms are attributes of novasvc.errors; nothing else of the rooms is."""
+        self.assertIs(errors.BrokerError, importlib.import_module("novasvc.transport.errors").BrokerError)
+        for name in ("NoSuchError", "Sequence", "Manager"):
+            self.assertRaises(AttributeError, getattr, errors, name)
+
+    def test_wire(self) -> None:
+        """Each name in WIRE_ERRORS is that of an error."""
+        for name in errors.WIRE_ERRORS:
+            self.assertTrue(issubclass(getattr(errors, name), NovasvcError), name)
 
     def test_together(self) -> None:
         """Several wrong settings are listed one a line; a single one is a sentence."""

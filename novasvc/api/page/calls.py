@@ -5,8 +5,10 @@ from typing import Any
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError, as_api_error
 from novasvc.context import RequestContext
-from novasvc.errors import NovasvcError, RPCTimeoutError, StateError, UndeliverableError, UnknownTaskError
+from novasvc.errors import NovasvcError, StateError
+from novasvc.periodic.errors import UnknownTaskError
 from novasvc.registry.record import ServiceRecord
+from novasvc.rpc.errors import RPCTimeoutError, UndeliverableError
 
 TIMEOUT = 2.0
 """Seconds in which a node has to respond."""

@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from novasvc.config.masking import masked_url
-from novasvc.errors import DatabaseDriverError, DatabaseRefusedError
+from novasvc.registry.errors import DatabaseDriverError, DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 
 # Explicit, because SQLAlchemy's default driver for a bare "postgresql" depends on its release.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import exc
 
-from novasvc.errors import (
+from novasvc.registry.errors import (
     DatabaseConflictError,
     DatabaseCorruptError,
     DatabaseError,

@@ -18,8 +18,8 @@ from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import DatabaseError, DatabaseUnavailableError
 from novasvc.reactor.threads import WorkerThread
+from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.telemetry import metrics

@@ -26,7 +26,7 @@ import sqlalchemy
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from novasvc.errors import DatabaseError, DatabaseLockedError, DatabaseNewerError, DatabaseUnavailableError
+from novasvc.registry.errors import DatabaseError, DatabaseLockedError, DatabaseNewerError, DatabaseUnavailableError
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose

@@ -13,8 +13,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.errors import DatabaseConflictError, DatabaseCorruptError, MigrationNeededError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.errors import (
+    DatabaseConflictError,
+    DatabaseCorruptError,
+    MigrationNeededError,
+    ServiceNotFoundError,
+)
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import migrate as migration

@@ -23,7 +23,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from zope.interface import implementer
 
-from novasvc.errors import SettingError
+from novasvc.config.errors import SettingError
 from novasvc.transport.amqp.options import BrokerOptions
 
 Notice = Callable[[str], object]

@@ -16,24 +16,24 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc.config.errors import SettingError
 from novasvc.config.transport_url import BrokerAddress, Host
-from novasvc.errors import (
-    BrokerError,
-    BrokerFailedError,
-    BrokerRefusedError,
-    BrokerUnavailableError,
-    DeclarationDeniedError,
-    DeclarationMismatchError,
-    SettingError,
-    TransportClosedError,
-)
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.rpc.errors import TransportClosedError
 from novasvc.telemetry import flight, metrics
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
 from novasvc.transport.amqp.tls import endpoint, explain, is_refusal
+from novasvc.transport.errors import (
+    BrokerError,
+    BrokerFailedError,
+    BrokerRefusedError,
+    BrokerUnavailableError,
+    DeclarationDeniedError,
+    DeclarationMismatchError,
+)
 
 _log = Logger()
 

@@ -11,13 +11,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
 from novasvc.reactor.backoff import jittered_backoff
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionUser
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
 
 _log = Logger()
 

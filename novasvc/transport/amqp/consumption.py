@@ -12,7 +12,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 from novasvc.interfaces import IDelivery, ISession
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
@@ -21,6 +20,7 @@ from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Prope
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
+from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 
 _log = Logger()
 

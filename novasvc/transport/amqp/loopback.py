@@ -9,7 +9,6 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
-from novasvc.errors import BrokerBlockedError
 from novasvc.interfaces import Reachability, WriteProbe
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel
@@ -18,6 +17,7 @@ from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.topology import Binding
 from novasvc.transport.amqp.verification import GoneError, OverdueError, Plan, Verification
+from novasvc.transport.errors import BrokerBlockedError
 
 if TYPE_CHECKING:
     from novasvc.transport.amqp.listener import Listener

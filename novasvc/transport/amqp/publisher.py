@@ -13,16 +13,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import (
-    BrokerBlockedError,
-    BrokerError,
-    BrokerUnavailableError,
-    TransportClosedError,
-    TransportFullError,
-    UnconfirmedError,
-    UndeliverableError,
-)
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionUser
@@ -38,6 +30,7 @@ from novasvc.transport.amqp.topology import (
     fanout_exchange,
     refusal,
 )
+from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 
 _log = Logger()
 

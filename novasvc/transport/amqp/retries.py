@@ -9,8 +9,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import TransportClosedError, UnconfirmedError, UndeliverableError
 from novasvc.reactor.backoff import jittered_backoff
+from novasvc.rpc.errors import TransportClosedError, UnconfirmedError, UndeliverableError
 from novasvc.transport.amqp.publisher import Message, Publisher
 
 _log = Logger()

@@ -8,12 +8,12 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.errors import BrokerUnavailableError
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
 from novasvc.transport.amqp.consumption import Consumption, Owner
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.errors import BrokerUnavailableError
 
 _log = Logger()
 

@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from novasvc.errors import (
+from novasvc.rpc.target import Target
+from novasvc.transport.amqp.channel import Channel, ClosedError
+from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
+from novasvc.transport.amqp.options import BrokerOptions
+from novasvc.transport.errors import (
     BrokerError,
     BrokerFailedError,
     BrokerLimitError,
@@ -22,10 +26,6 @@ from novasvc.errors import (
     DeclarationDeniedError,
     DeclarationMismatchError,
 )
-from novasvc.rpc.target import Target
-from novasvc.transport.amqp.channel import Channel, ClosedError
-from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
-from novasvc.transport.amqp.options import BrokerOptions
 
 _PRECONDITION_FAILED, _NOT_ALLOWED, _INTERNAL_ERROR = 406, 530, 541
 

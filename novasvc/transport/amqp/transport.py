@@ -10,10 +10,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc.config.errors import SettingError
 from novasvc.config.transport_url import BrokerAddress
-from novasvc.errors import SettingError, TransportClosedError, UndeliverableError
 from novasvc.interfaces import IListener, ITransport
 from novasvc.reactor.backoff import RetryPolicy
+from novasvc.rpc.errors import TransportClosedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError

@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.internet.task import deferLater
 
-from novasvc.errors import (
-    BrokerBlockedError,
-    BrokerError,
-    BrokerUnavailableError,
-    RPCError,
-    UndeliverableError,
-)
 from novasvc.interfaces import Reachability, WriteProbe
+from novasvc.rpc.errors import RPCError, UndeliverableError
 from novasvc.transport.amqp.topology import Binding
+from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 
 if TYPE_CHECKING:
     from novasvc.transport.amqp.loopback import Loopback

@@ -8,8 +8,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from novasvc.errors import TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.interfaces import IDelivery, IListener, ISession, ITransport, Reachability, WriteProbe
+from novasvc.rpc.errors import TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import MemoryBroker, Message, Name, Queue
 

@@ -314,7 +314,7 @@ class UnreachableTests(SynchronousTestCase):
 
     def refusal(self, path: Path | None = None) -> str:
         error = self.assertRaises(ControlError, Connection, path or self.path)
-        self.assertEqual(error.path, str(path or self.path))
+        self.assertEqual(error.subject, str(path or self.path))
         return f"{error.problem}; {error.remedy}"
 
     def listen(self, backlog: int = 1) -> socket.socket:

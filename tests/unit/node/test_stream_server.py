@@ -164,7 +164,7 @@ class AloneTests(ServerTestCase):
         server = self.make(f"tcp:{taken.port}:interface=127.0.0.1")
         server.privilegedStartService()
         error = self.assertRaises(ListenError, server.startService)
-        self.assertEqual(error.address, f"127.0.0.1:{taken.port}")
+        self.assertEqual(error.subject, f"127.0.0.1:{taken.port}")
         self.assertRegex(
             str(error), "(?i)^cannot listen on .*: address already in use; end the process .* or give another"
         )

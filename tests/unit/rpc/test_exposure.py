@@ -51,7 +51,7 @@ class ExposeTests(SynchronousTestCase):
     def refused(self, function: Any, **terms: Any) -> DeclarationError:
         decorate = rpc.expose(**terms) if terms else rpc.expose
         error = self.assertRaises(DeclarationError, decorate, function)
-        self.assertIn("test_exposure", error.where)
+        self.assertIn("test_exposure", error.subject)
         return error
 
     def test_refused_terms(self) -> None:

@@ -124,10 +124,14 @@ class FailureTests(SynchronousTestCase):
 
     def test_others(self) -> None:
         """Any other error becomes a RemoteError with its class and text."""
-        for error in (OwnError("x"), RPCTimeoutError("t", "m", 1.0), CancelledError("x")):
+        for error, module in (
+            (OwnError("x"), OwnError.__module__),
+            (RPCTimeoutError("t", "m", 1.0), "novasvc.errors"),
+            (CancelledError("x"), CancelledError.__module__),
+        ):
             again = crossed(error)
             assert isinstance(again, RemoteError)
-            self.assertEqual((again.exc_type, again.module), (type(error).__name__, type(error).__module__))
+            self.assertEqual((again.exc_type, again.module), (type(error).__name__, module))
             self.assertEqual(again.value, str(error))
             self.assertEqual(again.traceback, (f"{type(error).__name__}: {error}\n",))
 

@@ -266,7 +266,7 @@ class AutoTests(GiveUpCase):
         self.start((Server("api"), 1), (Server("agent"), 1))
         self.host.living[0].be_ready()
         self.die(5)
-        self.assertEqual([error.server for error in self.owner.errors], ["agent"])
+        self.assertEqual([error.subject for error in self.owner.errors], ["agent"])
 
 
 class ExitTests(GiveUpCase):

@@ -90,7 +90,7 @@ class ReloadTests(SupervisorCase):
         before = descriptors()
         servers = [ServerWrapper(Listening("web"), 1), ServerWrapper(Listening("other", "taken"), 1)]
         reload = self.reload((self.configuration, servers))
-        self.assertIn("somebody else listens", str(self.failureResultOf(reload, ReloadError).value))
+        self.assertIn("another process listens", str(self.failureResultOf(reload, ReloadError).value))
         self.assertEqual((descriptors(), len(self.staying())), (before, 1))
 
     def test_cannot_be_pickled(self) -> None:

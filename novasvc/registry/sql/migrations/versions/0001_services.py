@@ -6,7 +6,7 @@ Revision: 0001, the first.
 import sqlalchemy as sa
 from alembic import context, op
 
-from novasvc.errors import DatabaseRefusedError
+from novasvc.registry.errors import DatabaseRefusedError
 
 revision = "0001"
 down_revision = None

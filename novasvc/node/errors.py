@@ -1,0 +1,32 @@
+"""Errors of services that cannot start."""
+
+import attrs
+
+from novasvc.errors import NovasvcError, ProblemError
+
+
+class DirectoryError(ProblemError):
+    """A required file or directory is missing or not usable; the subject says which: "state directory '/x'"."""
+
+
+class AppError(ProblemError):
+    """A WSGI application cannot be loaded; the subject is its name and the file that configures it."""
+
+    about = "application {}"
+
+
+@attrs.define
+class StartError(NovasvcError):
+    """A node failed to start.
+
+    :param node: "binary@host".
+    :param step: the step that failed: "register", "init_host", "pre_start_hook", ...
+    :param problem: the reason, in one line.
+    """
+
+    node: str
+    step: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.node} did not start: {self.step} failed: {self.problem}"

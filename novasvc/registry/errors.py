@@ -1,0 +1,121 @@
+"""Errors of the service registry and its database."""
+
+import attrs
+
+from novasvc.errors import NovasvcError
+
+
+@attrs.define
+class DatabaseError(NovasvcError):
+    """A database operation failed; base class of the specific reasons.
+
+    :param url: URL of the database, password masked.
+    :param problem: the database's message, in one line.
+    """
+
+    url: str
+    problem: str
+
+    remedy = "see the log of the database server"
+
+    def __str__(self) -> str:
+        return f"database {self.url}: {self.problem}; {self.remedy}"
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The database does not answer, the connection failed or was lost, or no connection was free in time; retryable."""
+
+    remedy = "check that the database server is running and reachable from this host"
+
+
+class DatabaseLockedError(DatabaseUnavailableError):
+    """Another process holds the lock for longer than the busy timeout; retryable."""
+
+    remedy = "end the transaction that holds the lock, or its process"
+
+
+class DatabaseReadOnlyError(DatabaseError):
+    """The database file, its directory or the server is read-only."""
+
+    remedy = "make the file and its directory writable for this user, or set another database_url"
+
+
+class DatabaseFullError(DatabaseError):
+    """No space left on the disk of the database."""
+
+    remedy = "free space on its disk, or move the database"
+
+
+class DatabaseConflictError(DatabaseError):
+    """Unique key violation: a row that is not deleted has the same key."""
+
+    remedy = "choose another host, binary or topic, or delete the other service"
+
+
+class DatabaseCorruptError(DatabaseError):
+    """The file is not a database or is corrupt."""
+
+    remedy = "restore it from a backup, or move it away to start with an empty database"
+
+
+class DatabaseRefusedError(DatabaseError):
+    """Access denied: wrong password, no such database, no permission, unknown driver, or an unusable path."""
+
+    remedy = "check user, password, database name and driver in database_url, and the user's permissions"
+
+
+@attrs.define
+class DatabaseDriverError(DatabaseRefusedError):
+    """The Python driver of this database is not installed.
+
+    :param url: URL of the database, password masked.
+    :param problem: which package is missing.
+    :param remedy: the command that installs it.
+    """
+
+    remedy: str
+
+
+@attrs.define
+class DatabaseNewerError(DatabaseError):
+    """The schema was created by a newer version of novasvc.
+
+    :param url: URL of the database, password masked.
+    :param problem: which revision was found.
+    :param found: the revision of the database.
+    :param known: the newest revision that this version knows.
+    """
+
+    found: str
+    known: str
+
+    remedy = "install the newer novasvc on this host, or set another database_url"
+
+
+@attrs.define
+class MigrationNeededError(DatabaseError):
+    """The schema is older than this version requires, and migration is disabled.
+
+    :param url: URL of the database, password masked.
+    :param problem: which revision was found.
+    :param found: the revision of the database; None if the database is empty.
+    :param known: the newest revision that this version knows.
+    """
+
+    found: str | None
+    known: str
+
+    remedy = "run `novasvc db upgrade`, or start without --no-migrate"
+
+
+@attrs.define
+class ServiceNotFoundError(NovasvcError):
+    """The registry has no such service; deleted rows do not count.
+
+    :param service: id, UUID or "binary@host".
+    """
+
+    service: str
+
+    def __str__(self) -> str:
+        return f"service {self.service} could not be found; `novasvc service list` lists the registered services"
