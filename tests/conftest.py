@@ -7,8 +7,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support.examples import examples
+
 # Two busy cores make any deadline a matter of luck. CI takes the same examples each time; elsewhere they vary.
-hypothesis.settings.register_profile("novasvc", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "novasvc", deadline=None, derandomize="CI" in os.environ, max_examples=examples(100)
+)
 hypothesis.settings.load_profile("novasvc")
 
 # A shell ignores these for `tests/run &` in a script, and for nohup. What the tests start would inherit that, but not a

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.examples import examples
 from tests.support.http_rig import Wire
 
 NEXT = b"GET /next HTTP/1.1\r\nHost: next\r\n\r\n"
@@ -210,7 +211,7 @@ class OracleTests(SynchronousTestCase):
         last = Read(b"GET", b"/next", [(b"host", b"next")], b"")
         self.assertEqual(read_by_us(data + NEXT), [expected, last])
 
-    @settings(max_examples=300)
+    @settings(max_examples=examples(300))
     @given(spoilt())
     @example(b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: a\rb\r\n\r\n")
     def test_same(self, data: bytes) -> None:

@@ -35,6 +35,7 @@ from novasvc.node.stream_server import StreamServer
 from novasvc.workers import current
 from novasvc.workers.current import CurrentWorker
 from novasvc.workers.errors import NotPreforkableError
+from tests.support.waiting import PATIENCE
 
 
 class Greeter(Protocol):
@@ -73,7 +74,7 @@ class Caller(Protocol):
 async def call(client: str, length: int = 5) -> Caller:
     """Connect, wait until somebody accepts and greets, and stay connected."""
     caller = await connectProtocol(clientFromString(reactor, client), Caller(length))
-    await caller.heard.addTimeout(10, reactor)
+    await caller.heard.addTimeout(PATIENCE, reactor)
     return caller
 
 
@@ -153,7 +154,7 @@ class AloneTests(ServerTestCase):
         caller = await connectProtocol(clientFromString(reactor, f"tcp:127.0.0.1:{server.port}"), Caller(5))
         self.assertEqual(caller.data, b"")
         server.startService()
-        self.assertEqual(await caller.heard.addTimeout(10, reactor), b"hello")
+        self.assertEqual(await caller.heard.addTimeout(PATIENCE, reactor), b"hello")
         caller.transport.loseConnection()
         await caller.gone
 
@@ -287,7 +288,7 @@ class PreforkedTests(ServerTestCase):
         await copies.pop(left).stopService()
         caller = await connectProtocol(clientFromString(reactor, client), Caller(5))
         third = self.adopt(server, sockets, GreeterFactory(b"third"))
-        self.assertEqual(await caller.heard.addTimeout(10, reactor), b"third")
+        self.assertEqual(await caller.heard.addTimeout(PATIENCE, reactor), b"third")
         caller.transport.loseConnection()
         await caller.gone
         await third.stopService()
@@ -335,7 +336,7 @@ class PreforkedTests(ServerTestCase):
             self.assertIs(self.open(server, sockets)[0], sockets[0])
             self.assertEqual(server.port, port)
         self.adopt(server, sockets)
-        self.assertEqual(await caller.heard.addTimeout(10, reactor), b"hello")
+        self.assertEqual(await caller.heard.addTimeout(PATIENCE, reactor), b"hello")
         caller.transport.loseConnection()
         await caller.gone
 
@@ -434,7 +435,7 @@ class UNIXSocketTests(ServerTestCase):
             factory = Factory.forProtocol(lambda: caller)
             factory.noisy = False
             reactor.adoptStreamConnection(plain.fileno(), socket.AF_UNIX, factory)
-        self.assertEqual(await caller.heard.addTimeout(10, reactor), b"hello")
+        self.assertEqual(await caller.heard.addTimeout(PATIENCE, reactor), b"hello")
         caller.transport.loseConnection()
         await caller.gone
 

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc import rpc
 from novasvc.rpc.backlog import SLOTS, Fate, SharedBacklog
 from tests.e2e.process import ROOT
+from tests.support.examples import examples
 from tests.support.rpc_rig import RPCCase
 
 PAGES = 4
@@ -106,7 +107,7 @@ class FateTests(BacklogCase):
         self.child("record.add('b')")
         self.assertIs(self.own.fate("a"), Fate.UNKNOWN)
 
-    @settings(max_examples=50, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(max_examples=examples(50), suppress_health_check=[HealthCheck.differing_executors])
     @given(st.lists(st.text(st.characters(), max_size=40), unique=True, max_size=30), st.data())
     def test_any_id(self, ids: list[str], data: st.DataObject) -> None:
         """Ids of any form are told apart, lone surrogates among them."""

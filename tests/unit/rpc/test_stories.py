@@ -19,6 +19,7 @@ from novasvc.errors import TransportClosedError
 from novasvc.interfaces import IDelivery, IListener, ISession, Reachability, WriteProbe
 from novasvc.rpc.message import WayBack, encode_request, read_reply, unwrap
 from novasvc.rpc.target import Target
+from tests.support.examples import examples
 
 CONCURRENCY = 2
 PREFETCH = 4
@@ -516,7 +517,7 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=120,
+    max_examples=examples(120),
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # It measures wall-clock time, on a shared machine.

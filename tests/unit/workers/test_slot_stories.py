@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.support.examples import examples
 from tests.support.slot_rig import SlotRig
 
 ENDED = "exited with status 1"
@@ -263,5 +264,5 @@ class SlotStories(RuleBasedStateMachine):
             assert self.drained.called == (self.slot.state == "ended")
 
 
-SlotStories.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
+SlotStories.TestCase.settings = settings(max_examples=examples(100), stateful_step_count=40)
 SlotStoriesTests = SlotStories.TestCase

@@ -18,6 +18,7 @@ from novasvc.workers.control.commands import Command, RequestError
 from novasvc.workers.control.connection import IDLE, LONGEST, ControlConnection
 from novasvc.workers.errors import ReloadError, ResizeError
 from tests.support.control_rig import StandInSupervisor
+from tests.support.examples import examples
 
 
 class Talk:
@@ -332,7 +333,7 @@ _LINES = st.lists(
 
 
 class FuzzTests(SynchronousTestCase):
-    @settings(max_examples=80)
+    @settings(max_examples=examples(80))
     @given(_LINES, st.data())
     def test_any_lines(self, lines: list[bytes], data: st.DataObject) -> None:
         """Whatever is sent, in whatever pieces: each line has one answer, and the connection stays."""
