@@ -23,7 +23,7 @@ Lose = Callable[[Target], Awaitable[None]]
 Fixture = Callable[[TestCase], Awaitable[tuple[Connect, Lose]]]
 """Takes the running test."""
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which what was to come is missing."""
 
 

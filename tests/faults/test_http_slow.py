@@ -52,7 +52,7 @@ class SlowTests(HTTPCase):
         port = self.serve(app, body_timeout=1, body_rate=1000)
         caller = await connect(port)
         caller.transport.write(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
-        await caller.gone.addTimeout(10, reactor)
+        await caller.gone.addTimeout(30, reactor)
         self.assertEqual(responses(caller.data)[0].status, 408)
         self.assertEqual(self.site.pool._started, 0)
 

@@ -20,7 +20,7 @@ from tests.servers.databases import PostgreSQL
 from tests.servers.erlang import ErlangError
 from tests.servers.proxy import Proxy
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 GREETING = b"AMQP\0\0\x09\x01"
 
 

@@ -24,7 +24,7 @@ from tests.faults.amqp_rig import AMQPCase
 from tests.servers import shared_broker
 from tests.servers.process import missing
 
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds for whatever the peer is asked."""
 QUIET = 0.3
 """Seconds in which what must not come would have come."""

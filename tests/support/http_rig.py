@@ -168,7 +168,7 @@ class Caller(Protocol):
             waiter.callback(self.data)
         else:
             self._waiting.append((test, waiter))
-        return waiter.addTimeout(10, reactor)
+        return waiter.addTimeout(30, reactor)
 
 
 async def connect(port: int) -> Caller:
@@ -180,7 +180,7 @@ async def ask(port: int, data: bytes = LAST, *, head_only: bool = False) -> list
     """Send this, and return all answers when the server has closed."""
     caller = await connect(port)
     caller.transport.write(data)
-    await caller.gone.addTimeout(10, reactor)
+    await caller.gone.addTimeout(30, reactor)
     return responses(caller.data, head_only=head_only)
 
 

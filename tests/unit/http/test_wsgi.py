@@ -384,7 +384,7 @@ class FailedTests(HTTPCase):
             for _ in range(5):
                 caller = await connect(port)
                 caller.transport.write(GET.replace(b"/ ", path + b" ").replace(b"1.1", version))
-                await caller.gone.addTimeout(10, reactor)
+                await caller.gone.addTimeout(30, reactor)
                 head, _, body = caller.data.partition(b"\r\n\r\n")
                 if path == b"/chunks":
                     self.assertIn(b"Transfer-Encoding: chunked", head)
@@ -411,7 +411,7 @@ class FailedTests(HTTPCase):
         ):
             caller = await connect(port)
             caller.transport.write(data)
-            await caller.gone.addTimeout(10, reactor)
+            await caller.gone.addTimeout(30, reactor)
             head, _, sent = caller.data.partition(b"\r\n\r\n")
             self.assertEqual(sent, body)
             self.assertNotIn(b"Content-Length", head)
@@ -432,7 +432,7 @@ class FailedTests(HTTPCase):
         self.assertIn("is longer than its Content-Length", told or "")
         caller = await connect(port)
         caller.transport.write(GET.replace(b"/ ", b"/4 "))
-        await caller.gone.addTimeout(10, reactor)
+        await caller.gone.addTimeout(30, reactor)
         self.assertTrue(caller.data.endswith(b"\r\n\r\nabc"))
 
     async def test_close(self) -> None:
@@ -522,7 +522,7 @@ class StreamTests(HTTPCase):
         caller.transport.write(GET)
         await caller.until(b"xxx")
         caller.transport.abortConnection()
-        await body.closed.addTimeout(10, reactor)
+        await body.closed.addTimeout(30, reactor)
         self.assertEqual(body.count, 1)
 
     async def test_not_reading(self) -> None:
@@ -536,7 +536,7 @@ class StreamTests(HTTPCase):
         caller = await connect(self.serve(app, idle_timeout=1))
         caller.transport.pauseProducing()
         caller.transport.write(GET)
-        await body.closed.addTimeout(10, reactor)
+        await body.closed.addTimeout(30, reactor)
         caller.transport.abortConnection()
 
 
