@@ -5,6 +5,7 @@ The sections are the only table of the settings: the names of variables and opti
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import attrs
@@ -96,6 +97,11 @@ class Settings(
     def database_in_state_dir(self) -> bool:
         """Whether the database is a SQLite file in the state directory; the directory is then created if missing."""
         return self.database_url.startswith(f"sqlite:///{self.state_dir}/")
+
+    @property
+    def socket_dir(self) -> Path:
+        """The directory of the sockets by which the processes of a user reach each other without a broker."""
+        return self.state_dir / "rpc"
 
     def api_named(self, name: str) -> APISettings:
         """Return the settings of one API; the defaults if none are given."""

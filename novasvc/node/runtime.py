@@ -21,7 +21,8 @@ from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
 from novasvc.rpc.backlog import Backlog
-from novasvc.transport.memory import MemoryBroker, MemoryTransport
+from novasvc.transport.local import LocalTransport
+from novasvc.transport.memory import MemoryBroker
 from novasvc.workers.current import current_worker
 
 
@@ -184,7 +185,7 @@ def _blocking_pool(reactor: Any) -> BlockingPool:
 def _make_transport(settings: Settings, reactor: Any) -> ITransport:
     if settings.transport_url.startswith("memory:"):
         memory = _memory_brokers.setdefault(reactor, MemoryBroker())
-        return MemoryTransport(memory, clock=reactor, exchange=settings.control_exchange)
+        return LocalTransport(memory, reactor, settings.socket_dir, exchange=settings.control_exchange)
     # A node on memory: does not load AMQP and TLS.
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
 

@@ -233,9 +233,12 @@ class MemoryBroker:
         queue = self._queues.get((exchange, target.topic, target.server))
         return () if queue is None else (queue,)
 
-    def add_replies(self, receiver: Callable[[bytes], None]) -> str:
-        """Create a reply address."""
-        address = f"reply_{os.urandom(16).hex()}"
+    def add_replies(self, receiver: Callable[[bytes], None], address: str | None = None) -> str:
+        """Create a reply address.
+
+        :param address: the address of a client in another process; None makes a new one.
+        """
+        address = address or f"reply_{os.urandom(16).hex()}"
         self._boxes[address] = _ReplyBox(receiver)
         return address
 

@@ -1,0 +1,115 @@
+"""Connections from other processes: their requests go to this process's queues, and replies to them back."""
+
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from novasvc.rpc.errors import InvalidTargetError, TransportFullError, UndeliverableError
+from novasvc.rpc.target import Target
+from novasvc.transport.local.frames import FrameProtocol
+from novasvc.transport.memory import MemoryBroker, MemoryTransport
+
+CONNECTIONS = 256
+"""Connections at a time; further ones are refused."""
+
+_CLOSE = 1.0
+"""Seconds for a peer to read its last replies."""
+
+ADDRESSES = 64
+"""Reply addresses of one connection; the clients of a process share one, so there are few."""
+
+
+class IncomingConnection(FrameProtocol):
+    """A connection from another process of this user."""
+
+    factory: "IncomingFactory"
+
+    def __init__(self, broker: MemoryBroker, memory: MemoryTransport, clock: IReactorTime) -> None:
+        super().__init__()
+        self._broker = broker
+        self._memory = memory
+        self._clock = clock
+        self._addresses: set[str] = set()
+
+    def finish(self) -> None:
+        """Close the connection when the peer has read what was sent, or soon."""
+        self.transport.unregisterProducer()  # loseConnection would wait for it
+        self.transport.loseConnection()
+        aborting = self._clock.callLater(_CLOSE, self.transport.abortConnection)
+        self.gone.addCallback(lambda _: aborting.cancel() if aborting.active() else None)
+
+    def connectionMade(self) -> None:
+        """Join the connections of the process, if there is room for one more."""
+        super().connectionMade()
+        if len(self.factory.connections) >= CONNECTIONS:
+            self.transport.abortConnection()
+            return
+        self.factory.connections.add(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Drop the reply addresses: their clients have gone."""
+        super().connectionLost(reason)
+        self.factory.connections.discard(self)
+        for address in self._addresses:
+            self._broker.drop_replies(address)
+        self._addresses.clear()
+
+    def frame_received(self, header: dict[str, Any], body: bytes) -> None:
+        """Handle a frame of the process that connected."""
+        match header["do"]:
+            case "send":
+                self._receive(header, body)
+            case "open" if len(self._addresses) < ADDRESSES:
+                address = str(header["address"])
+                self._broker.add_replies(lambda reply: self.send_frame({"address": address}, reply), address)
+                self._addresses.add(address)
+            case "close":
+                self._addresses.discard(header["address"])
+                self._broker.drop_replies(header["address"])
+            case _:
+                raise ValueError(header)
+
+    def _receive(self, header: dict[str, Any], body: bytes) -> None:
+        number, ttl = int(header["id"]), header["ttl"]
+        try:
+            target = Target(
+                header["topic"], header["server"], fanout=bool(header["fanout"]), exchange=header["exchange"]
+            )
+        except InvalidTargetError as error:
+            raise ValueError(str(error)) from None
+        # The transport in memory has decided when it returns.
+        sending = self._memory.send(target, body, None if ttl is None else float(ttl), mandatory=True)
+        sending.addCallbacks(lambda _: {"result": "taken"}, _refusal)
+        sending.addCallback(lambda result: self.send_frame({"id": number, **result}))
+        sending.addErrback(lambda _: self.transport.abortConnection())  # closed: the process ends
+
+
+def _refusal(failure: Failure) -> dict[str, Any]:
+    failure.trap(UndeliverableError, TransportFullError)
+    if isinstance(failure.value, TransportFullError):
+        return {"result": "full", "bound": failure.value.bound}
+    return {"result": "unbound"}
+
+
+class IncomingFactory(Factory):
+    """Makes the connections from other processes.
+
+    :param broker: the queues of this process.
+    :ivar connections: those that are open.
+    """
+
+    noisy = False
+
+    def __init__(self, broker: MemoryBroker, clock: IReactorTime) -> None:
+        self._broker = broker
+        self._memory = MemoryTransport(broker, clock=clock)
+        self._clock = clock
+        self.connections: set[IncomingConnection] = set()
+
+    def buildProtocol(self, addr: Any) -> IncomingConnection:  # noqa: N802, ARG002 - the interface's
+        """Make the protocol of a connection."""
+        connection = IncomingConnection(self._broker, self._memory, self._clock)
+        connection.factory = self
+        return connection

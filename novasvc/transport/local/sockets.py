@@ -1,0 +1,90 @@
+"""The socket of this process and its connections to the other processes of the host."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.logger import Logger
+
+from novasvc.transport.local.incoming import IncomingFactory
+from novasvc.transport.local.outgoing import SUFFIX, OtherProcesses
+from novasvc.transport.memory import MemoryBroker
+
+_log = Logger()
+
+_BACKLOG = 128
+
+
+@attrs.define(eq=False)
+class HostSockets:
+    """The sockets by which the transports of one process reach the other processes of this user.
+
+    :param broker: the queues of this process.
+    :param reactor: provides IReactorUNIX and IReactorTime.
+    :param directory: has one socket for each process; made with mode 0700 if it does not exist. Whoever may connect to
+        a socket may call every method.
+    :ivar others: the connections to the other processes.
+    """
+
+    broker: MemoryBroker
+    reactor: Any
+    directory: Path
+    others: OtherProcesses = attrs.field(init=False)
+    incoming: IncomingFactory = attrs.field(init=False)
+    _port: Any = attrs.field(default=None, init=False)
+    _unusable: bool = attrs.field(default=False, init=False)
+    _users: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Replies go through the broker, which bounds them and guards against a receiver that raises.
+        self.others = OtherProcesses(self.directory, self.reactor, self.broker.reply)
+        self.incoming = IncomingFactory(self.broker, self.reactor)
+
+    def acquire(self) -> None:
+        """Count one more transport that uses the sockets."""
+        self._users += 1
+
+    def release(self) -> Deferred[None]:
+        """Count one transport less; the last one closes the sockets, and waits until they are closed."""
+        self._users -= 1
+        return Deferred.fromCoroutine(self._close() if self._users == 0 else _nothing())
+
+    def listen(self) -> None:
+        """Have other processes reach this one, from the first call on.
+
+        If the directory cannot be used, the log says so once, and only this process reaches its servers.
+        """
+        if self._port is not None or self._unusable:
+            return
+        path = self.directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._port = self.reactor.listenUNIX(str(path), self.incoming, _BACKLOG, mode=0o600)
+        except Exception as error:  # noqa: BLE001 - Twisted raises CannotListenError, OSError and ValueError
+            self._unusable = True
+            _log.warn(
+                "other processes of this host, such as `novasvc call`, cannot reach this one: no socket at {path}: "
+                "{error}; set state_dir to a writable directory with a short path",
+                path=str(path),
+                error=error,
+            )
+        else:
+            self.others.own = path
+
+    async def _close(self) -> None:
+        port, self._port = self._port, None
+        self.others.own = None
+        if port is not None:
+            await maybeDeferred(port.stopListening)
+        connections = list(self.incoming.connections)
+        for connection in connections:
+            connection.finish()
+        await self.others.close()
+        await DeferredList([connection.gone for connection in connections])
+
+
+async def _nothing() -> None:
+    """Wait for nothing."""

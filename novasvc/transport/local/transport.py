@@ -1,0 +1,129 @@
+"""ITransport between the processes of one user on one host."""
+
+from collections.abc import Callable
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from zope.interface import implementer
+
+from novasvc.interfaces import IDelivery, IListener, ITransport
+from novasvc.rpc.errors import UndeliverableError
+from novasvc.rpc.target import Target
+from novasvc.transport.local.sockets import HostSockets
+from novasvc.transport.memory import MemoryTransport
+
+# Note [Messages between processes]
+#
+# A request goes to a queue of this process if a server here consumes from it, as it always did in memory, at no further
+# cost. Otherwise the other processes are asked in turn, the one that was used longest ago first: the first that has a
+# consumer for the target takes it. A fanout goes to all.
+#
+# A client names its reply addresses to each process that it connects to, and gets its replies over the connection. No
+# address of a socket is on the wire, so a process that only calls, such as the command, needs no socket of its own.
+#
+# The socket's name is never used twice. So a socket that refuses connections belonged to a process that was killed, and
+# whoever finds it may remove it.
+
+
+@implementer(ITransport)
+@attrs.define(eq=False)
+class LocalTransport:
+    """ITransport in memory, which also reaches the other processes of this user on this host.
+
+    :param sockets: shared by the transports of this process.
+    :param exchange: the control exchange of targets that name none.
+    """
+
+    _sockets: HostSockets
+    _exchange: str = attrs.field(default="nova", kw_only=True)
+    _memory: MemoryTransport = attrs.field(init=False)
+    _addresses: set[str] = attrs.field(factory=set, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        sockets = self._sockets
+        self._memory = MemoryTransport(sockets.broker, clock=sockets.reactor, exchange=self._exchange)
+        sockets.acquire()
+
+    def open(self) -> Deferred[None]:
+        """Do nothing: the first server opens the socket; see ITransport."""
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        """Close the transport; the last one of a process closes its sockets. See ITransport."""
+        if self._closed:
+            return succeed(None)
+        self._closed = True
+        for address in self._addresses:
+            self._sockets.others.close_replies(address)
+        self._memory.close()  # at once
+        return self._sockets.release()
+
+    def problem(self) -> str | None:
+        """Return what keeps messages from moving, or None; see ITransport."""
+        return self._memory.problem()
+
+    def listen(self, target: Target, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
+        """Consume a target's messages, from all processes; see ITransport."""
+        if not self._closed:
+            self._sockets.listen()
+        return self._memory.listen(target, receiver, prefetch)
+
+    def consume(self, queue: str, receiver: Callable[[IDelivery], None], prefetch: int) -> Deferred[IListener]:
+        """Consume from one queue of this process only; see ITransport."""
+        return self._memory.consume(queue, receiver, prefetch)
+
+    def post(self, queue: str, body: bytes) -> Deferred[None]:
+        """Append a message to a queue of this process; see ITransport."""
+        return self._memory.post(queue, body)
+
+    def send(self, target: Target, body: bytes, ttl: float | None, mandatory: bool) -> Deferred[None]:  # noqa: FBT001 - the interface's
+        """Send a request to a server of this process, or of another one; see ITransport."""
+        if self._closed or (not target.fanout and self._memory.consumed(target)):
+            return self._memory.send(target, body, ttl, mandatory)
+        send = self._send_to_all if target.fanout else self._send_to_one
+        return Deferred.fromCoroutine(send(target, body, ttl, mandatory=mandatory))
+
+    async def _send_to_one(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
+        for connection in await self._sockets.others.connections():
+            try:
+                await connection.send(target, self._exchange, body, ttl)
+            except UndeliverableError:
+                continue
+            self._sockets.others.used(connection)
+            return
+        await self._memory.send(target, body, ttl, mandatory)
+
+    async def _send_to_all(self, target: Target, body: bytes, ttl: float | None, *, mandatory: bool) -> None:
+        others = await self._sockets.others.connections()
+        sending = [self._memory.send(target, body, ttl, mandatory=True)]
+        sending += [connection.send(target, self._exchange, body, ttl) for connection in others]
+        results = await DeferredList(sending, consumeErrors=True)
+        failures = [result for success, result in results if not success]
+        other = next((failure for failure in failures if not failure.check(UndeliverableError)), None)
+        if other is not None:
+            other.raiseException()
+        if mandatory and len(failures) == len(results):
+            raise UndeliverableError(str(target))
+
+    def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
+        """Create a reply address, for replies of all processes; see ITransport."""
+        opening = self._memory.open_replies(receiver)
+
+        def announce(address: str) -> str:
+            self._addresses.add(address)
+            self._sockets.others.open_replies(address)
+            return address
+
+        return opening.addCallback(announce)
+
+    def close_replies(self, address: str) -> Deferred[None]:
+        """Delete a reply address; see ITransport."""
+        if address in self._addresses:
+            self._addresses.discard(address)
+            self._sockets.others.close_replies(address)
+        return self._memory.close_replies(address)
+
+    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+        """Send a reply; see ITransport."""
+        return self._memory.reply(address, body, patience)

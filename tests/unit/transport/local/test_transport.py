@@ -1,0 +1,385 @@
+"""Tests for novasvc.transport.local: processes of one host, here several transports with a broker each."""
+
+import json
+import socket
+import stat
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredQueue
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
+
+from novasvc.context import RequestContext
+from novasvc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
+from novasvc.interfaces import ITransport
+from novasvc.rpc import Client, Endpoints, Server, expose
+from novasvc.rpc.target import Target
+from novasvc.transport.local import HostSockets, LocalTransport, frames, incoming, outgoing
+from novasvc.transport.memory import MemoryBroker
+from tests.support.waiting import until
+
+PATIENCE = 10.0
+
+
+class Echo:
+    """Answers with the host that it is on."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.seen: list[str] = []
+
+    @expose()
+    def echo(self, context: RequestContext, text: str) -> str:
+        """Return the host and the text."""
+        self.seen.append(text)
+        return f"{self.host}: {text}"
+
+
+class LocalCase(TestCase):
+    """Each process is a transport with a broker of its own; they share a directory of sockets."""
+
+    def setUp(self) -> None:
+        # Not mktemp: the path of a socket is short.
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.directory = Path(temporary.name) / "rpc"
+
+    def process(self, bound: int = 10_000) -> LocalTransport:
+        transport = LocalTransport(HostSockets(MemoryBroker(bound), reactor, self.directory))
+        self.addCleanup(transport.close)
+        return transport
+
+    async def serve(self, topic: str, host: str) -> tuple[LocalTransport, Echo]:
+        """Start a process with a server."""
+        transport, echo = self.process(), Echo(host)
+        server = Server(
+            transport, Target(topic, host), Endpoints(echo), clock=reactor, run_blocking=lambda function: function()
+        )
+        await server.start()
+        self.addCleanup(server.close)
+        return transport, echo
+
+    def client(self, transport: LocalTransport, topic: str, server: str | None = None) -> Any:
+        client = Client(transport, clock=reactor, timeout=PATIENCE, target=Target(topic, server))
+        self.addCleanup(client.close)
+        return client
+
+    async def inbox(self, transport: LocalTransport, target: Target, prefetch: int = 10) -> "DeferredQueue[Any]":
+        queue: DeferredQueue[Any] = DeferredQueue()
+        await transport.listen(target, queue.put, prefetch)
+        return queue
+
+    def next(self, queue: "DeferredQueue[Any]") -> Deferred[Any]:
+        return queue.get().addTimeout(PATIENCE, reactor)
+
+    def sockets(self) -> list[Path]:
+        return sorted(self.directory.glob("*.sock"))
+
+
+class CallTests(LocalCase):
+    """Calls between processes."""
+
+    async def test_call(self) -> None:
+        """A process without a server calls one that has one, and gets the result."""
+        await self.serve("stock", "h1")
+        calling = self.process()
+        self.assertTrue(verifyObject(ITransport, calling))
+        answer = await self.client(calling, "stock").call(RequestContext(), "echo", text="a")
+        self.assertEqual(answer, "h1: a")
+        self.assertEqual(len(self.sockets()), 1)
+
+    async def test_error(self) -> None:
+        """An error comes back as over any other transport."""
+        await self.serve("stock", "h1")
+        call = self.client(self.process(), "stock").call(RequestContext(), "echo", txt="a")
+        with self.assertRaisesRegex(Exception, "missing"):
+            await call
+
+    async def test_servers_of_two_processes(self) -> None:
+        """Two servers call each other's topics; each process has one socket."""
+        one, _ = await self.serve("stock", "h1")
+        two, _ = await self.serve("till", "h1")
+        self.assertEqual(await self.client(one, "till").call(RequestContext(), "echo", text="a"), "h1: a")
+        self.assertEqual(await self.client(two, "stock").call(RequestContext(), "echo", text="b"), "h1: b")
+        self.assertEqual(len(self.sockets()), 2)
+
+    async def test_own_process_first(self) -> None:
+        """A call stays in its process if a server of it can take it."""
+        one, echo = await self.serve("stock", "h1")
+        _, other = await self.serve("stock", "h2")
+        client = self.client(one, "stock")
+        for text in "abc":
+            self.assertEqual(await client.call(RequestContext(), "echo", text=text), f"h1: {text}")
+        self.assertEqual((echo.seen, other.seen), (["a", "b", "c"], []))
+        self.assertEqual(await self.client(one, "stock", "h2").call(RequestContext(), "echo", text="d"), "h2: d")
+
+    async def test_in_turn(self) -> None:
+        """The processes of a topic have its calls in turn."""
+        echoes = [(await self.serve("stock", host))[1] for host in ("h1", "h2", "h3")]
+        client = self.client(self.process(), "stock")
+        for text in "abcdef":
+            await client.call(RequestContext(), "echo", text=text)
+        self.assertEqual([len(echo.seen) for echo in echoes], [2, 2, 2])
+
+    async def test_fanout(self) -> None:
+        """A fanout reaches the servers of all processes, its own among them."""
+        one, echo = await self.serve("stock", "h1")
+        _, other = await self.serve("stock", "h2")
+        await self.client(one, "stock").prepare(fanout=True).cast(RequestContext(), "echo", text="a")
+        await until(lambda: echo.seen == other.seen == ["a"])
+
+    async def test_large(self) -> None:
+        """A request and a reply may be larger than a socket's buffer."""
+        await self.serve("stock", "h1")
+        text = "x" * 5_000_000
+        answer = await self.client(self.process(), "stock").call(RequestContext(), "echo", text=text)
+        self.assertEqual(len(answer), len(text) + 4)
+
+    async def test_later_process(self) -> None:
+        """A process that starts after a client has called is found."""
+        await self.serve("stock", "h1")
+        calling = self.process()
+        await self.client(calling, "stock").call(RequestContext(), "echo", text="a")
+        await self.serve("till", "h1")
+        self.assertEqual(await self.client(calling, "till").call(RequestContext(), "echo", text="b"), "h1: b")
+
+    async def test_many_at_once(self) -> None:
+        """Concurrent calls of a process share one connection."""
+        serving, _ = await self.serve("stock", "h1")
+        client = self.client(self.process(), "stock")
+        calls = [client.call(RequestContext(), "echo", text=str(number)) for number in range(200)]
+        self.assertEqual([await call for call in calls], [f"h1: {number}" for number in range(200)])
+        self.assertEqual(len(serving._sockets.incoming.connections), 1)
+
+
+class SendTests(LocalCase):
+    """Messages that nobody takes, or not at once."""
+
+    async def test_nobody(self) -> None:
+        """A message that must find a server fails if no process has one, as it does without other processes."""
+        alone = self.process()
+        for target in (Target("stock"), Target("stock", "h1"), Target("stock", fanout=True)):
+            await self.assertFailure(alone.send(target, b"1", None, True), UndeliverableError)
+        await self.serve("till", "h1")
+        for target in (Target("stock"), Target("till", "h2"), Target("till", exchange="other")):
+            await self.assertFailure(alone.send(target, b"1", None, True), UndeliverableError)
+            await alone.send(target, b"1", None, False)
+
+    async def test_waits_at_home(self) -> None:
+        """A message for a server of this process that is restarting waits for it."""
+        transport = self.process()
+        listener = await transport.listen(Target("stock"), lambda _: None, 1)
+        await listener.close()
+        await transport.send(Target("stock"), b"1", None, False)
+        self.assertEqual((await self.next(await self.inbox(transport, Target("stock")))).body, b"1")
+
+    async def test_full(self) -> None:
+        """A full queue of another process refuses a message."""
+        full = self.process(bound=1)
+        await full.listen(Target("stock"), lambda _: None, 1)
+        sending = self.process()
+        await sending.send(Target("stock"), b"1", None, True)
+        await until(lambda: not full._sockets.broker.queue("nova", "stock", None).messages)
+        await sending.send(Target("stock"), b"2", None, True)
+        error = await self.assertFailure(sending.send(Target("stock"), b"3", None, True), TransportFullError)
+        assert isinstance(error, TransportFullError)
+        self.assertEqual(error.bound, 1)
+
+    async def test_ttl(self) -> None:
+        """The time that a sender waits reaches the receiver."""
+        queue = await self.inbox(self.process(), Target("stock"))
+        sending = self.process()
+        await sending.send(Target("stock"), b"1", 30.0, True)
+        await sending.send(Target("stock"), b"2", None, True)
+        self.assertTrue(25.0 < (await self.next(queue)).expires_in <= 30.0)
+        self.assertIsNone((await self.next(queue)).expires_in)
+
+    async def test_closed(self) -> None:
+        """A closed transport sends nothing, and its socket has gone."""
+        transport, _ = await self.serve("stock", "h1")
+        self.assertEqual(len(self.sockets()), 1)
+        await transport.close()
+        self.assertEqual(self.sockets(), [])
+        await self.assertFailure(transport.send(Target("till"), b"1", None, False), TransportClosedError)
+
+    async def test_closed_replies(self) -> None:
+        """Another process drops the replies to an address that was closed."""
+        serving, _ = await self.serve("stock", "h1")
+        calling = self.process()
+        client = self.client(calling, "stock")
+        await client.call(RequestContext(), "echo", text="a")
+        self.assertEqual(len(serving._sockets.broker._boxes), 1)
+        await client.close()
+        await until(lambda: not serving._sockets.broker._boxes)
+
+
+class SharedTests(LocalCase):
+    """Several transports of one process."""
+
+    async def test_one_socket(self) -> None:
+        """The transports of a process share a socket, so that a fanout arrives once; the last one closes it."""
+        sockets = HostSockets(MemoryBroker(), reactor, self.directory)
+        transports = [LocalTransport(sockets) for _ in range(2)]
+        self.addCleanup(transports[1].close)
+        queues = [await self.inbox(transport, Target("stock")) for transport in transports]
+        self.assertEqual(len(self.sockets()), 1)
+        await transports[0].send(Target("stock", fanout=True), b"1", None, True)
+        await self.process().send(Target("stock", fanout=True), b"2", None, True)
+        for queue in queues:
+            self.assertEqual([(await self.next(queue)).body for _ in range(2)], [b"1", b"2"])
+            self.assertEqual(queue.pending, [])
+        await transports[0].close()
+        await transports[0].close()
+        self.assertEqual(len(self.sockets()), 1)
+        await transports[1].close()
+        self.assertEqual(self.sockets(), [])
+
+
+class EndTests(LocalCase):
+    """Processes that end, hang, or were killed."""
+
+    async def test_killed(self) -> None:
+        """The socket of a killed process is skipped and removed."""
+        self.directory.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(self.directory / "1-dead.sock"))
+        await self.serve("stock", "h1")
+        self.assertEqual(len(self.sockets()), 2)
+        answer = await self.client(self.process(), "stock").call(RequestContext(), "echo", text="a")
+        self.assertEqual((answer, len(self.sockets())), ("h1: a", 1))
+
+    async def test_hanging(self) -> None:
+        """A request that a process does not take over in time is unconfirmed."""
+        self.patch(outgoing, "_ANSWER", 0.05)
+        self.directory.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as hanging:
+            hanging.bind(str(self.directory / "1-hangs.sock"))
+            hanging.listen(1)
+            error = await self.assertFailure(
+                self.process().send(Target("stock"), b"1", None, True), UnconfirmedError
+            )
+        self.assertIn("did not answer within 0.05 s", str(error))
+
+    async def test_ends_meanwhile(self) -> None:
+        """A request to a process that ends before it takes the request over is unconfirmed."""
+        self.directory.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as ending:
+            ending.bind(str(self.directory / "1-ends.sock"))
+            ending.listen(1)
+            ending.setblocking(False)
+            sending = self.process().send(Target("stock"), b"1", None, True)
+            accepted: list[socket.socket] = []
+
+            def accept() -> bool:
+                try:
+                    accepted.append(ending.accept()[0])
+                except BlockingIOError:
+                    return False
+                return True
+
+            await until(accept)
+            accepted[0].close()
+            error = await self.assertFailure(sending, UnconfirmedError)
+        self.assertIn("has ended", str(error))
+
+    async def test_client_gone(self) -> None:
+        """When a client's process ends, its reply addresses go with it."""
+        serving, _ = await self.serve("stock", "h1")
+        calling = self.process()
+        await self.client(calling, "stock").call(RequestContext(), "echo", text="a")
+        await calling.close()
+        await until(lambda: not serving._sockets.broker._boxes)
+
+    async def test_unread(self) -> None:
+        """A peer that does not read is disconnected, and what is kept for it is bounded."""
+        self.patch(frames, "UNREAD", 1_000_000)
+        serving, _ = await self.serve("stock", "h1")
+        with self.connected() as peer:
+            peer.sendall(frame({"do": "open", "address": "reply_x"}))
+            await until(lambda: serving._sockets.broker._boxes)
+            for _ in range(20):
+                serving._sockets.broker.reply("reply_x", b"x" * 500_000)
+            await until(lambda: not serving._sockets.incoming.connections)
+
+    def connected(self) -> socket.socket:
+        peer = socket.socket(socket.AF_UNIX)
+        self.addCleanup(peer.close)
+        peer.connect(str(self.sockets()[0]))
+        return peer
+
+
+class AccessTests(LocalCase):
+    """Who may connect, and what a connection may send."""
+
+    async def test_modes(self) -> None:
+        """The directory and the socket are accessible to their user only."""
+        await self.serve("stock", "h1")
+        self.assertEqual(stat.S_IMODE(self.directory.stat().st_mode), 0o700)
+        self.assertEqual(stat.S_IMODE(self.sockets()[0].stat().st_mode), 0o600)
+
+    async def test_no_socket(self) -> None:
+        """Without a usable directory a process serves itself, and the log says why others cannot reach it."""
+        for unusable in (self.directory / ("x" * 120), Path("/dev/null/rpc")):
+            self.directory = unusable
+            transport, _ = await self.serve("stock", "h1")
+            self.assertEqual(await self.client(transport, "stock").call(RequestContext(), "echo", text="a"), "h1: a")
+
+    async def test_malformed(self) -> None:
+        """A connection that sends anything but frames is closed; the others go on."""
+        serving, _ = await self.serve("stock", "h1")
+        client = self.client(self.process(), "stock")
+        for sent in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            struct.pack("!I", frames.LONGEST + 1),
+            frame({}),
+            frame({"do": "stop"}),
+            frame({"do": "send"}),
+            frame({"do": "send", "id": 1, "topic": "a b", "server": None, "fanout": False, "exchange": "x", "ttl": 1}),
+            frame({"do": "send", "id": 1, "topic": 7, "server": None, "fanout": False, "exchange": "x", "ttl": 1}),
+            frame({"do": "send", "id": 1, "topic": "a", "server": None, "fanout": False, "exchange": "x", "ttl": "x"}),
+            raw(b"[1]\n"),
+            raw(b"{" * 5000),
+            b"".join(frame({"do": "open", "address": f"a{number}"}) for number in range(incoming.ADDRESSES + 1)),
+        ):
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(str(self.sockets()[0]))
+                peer.sendall(sent)
+                peer.setblocking(False)
+                await until(lambda peer=peer: closed(peer))
+        self.assertEqual(await client.call(RequestContext(), "echo", text="a"), "h1: a")
+        self.assertEqual(len(serving._sockets.broker._boxes), 1)
+
+    async def test_too_many(self) -> None:
+        """Connections beyond the limit are closed at once."""
+        self.patch(incoming, "CONNECTIONS", 2)
+        serving, _ = await self.serve("stock", "h1")
+        peers = []
+        for _ in range(3):
+            peer = socket.socket(socket.AF_UNIX)
+            self.addCleanup(peer.close)
+            peer.connect(str(self.sockets()[0]))
+            peer.setblocking(False)
+            peers.append(peer)
+        await until(lambda: [closed(peer) for peer in peers].count(True) == 1)
+        self.assertEqual(len(serving._sockets.incoming.connections), 2)
+
+
+def raw(content: bytes) -> bytes:
+    return struct.pack("!I", len(content)) + content
+
+
+def frame(header: dict[str, Any], body: bytes = b"") -> bytes:
+    return raw(json.dumps(header).encode() + b"\n" + body)
+
+
+def closed(peer: socket.socket) -> bool:
+    try:
+        return peer.recv(65536) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
