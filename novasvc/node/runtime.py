@@ -21,7 +21,7 @@ from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
 from novasvc.rpc.backlog import Backlog
-from novasvc.transport.local import LocalTransport
+from novasvc.transport.local import HostSockets, LocalTransport
 from novasvc.transport.memory import MemoryBroker
 from novasvc.workers.current import current_worker
 
@@ -172,6 +172,10 @@ _memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()
 """By reactor. ``memory:`` connects all nodes of a process, even if they have different runtimes."""
 
 
+_host_sockets: WeakKeyDictionary[Any, dict[Path, HostSockets]] = WeakKeyDictionary()
+"""By reactor and directory. The nodes of a process share the socket by which other processes reach them."""
+
+
 _blocking_pools: WeakKeyDictionary[Any, BlockingPool] = WeakKeyDictionary()
 """By reactor. Threads live as long as the process, and a restarted node must reuse them."""
 
@@ -184,8 +188,12 @@ def _blocking_pool(reactor: Any) -> BlockingPool:
 
 def _make_transport(settings: Settings, reactor: Any) -> ITransport:
     if settings.transport_url.startswith("memory:"):
-        memory = _memory_brokers.setdefault(reactor, MemoryBroker())
-        return LocalTransport(memory, reactor, settings.socket_dir, exchange=settings.control_exchange)
+        sockets = _host_sockets.setdefault(reactor, {})
+        directory = settings.socket_dir
+        if directory not in sockets:
+            memory = _memory_brokers.setdefault(reactor, MemoryBroker())
+            sockets[directory] = HostSockets(memory, reactor, directory)
+        return LocalTransport(sockets[directory], exchange=settings.control_exchange)
     # A node on memory: does not load AMQP and TLS.
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
 

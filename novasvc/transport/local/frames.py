@@ -23,6 +23,7 @@ import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import Int32StringReceiver
 from twisted.python.failure import Failure
 
@@ -40,6 +41,7 @@ class FrameProtocol(Int32StringReceiver):
     """
 
     MAX_LENGTH = LONGEST
+    transport: Any
     _unread: int | None = None
 
     def __init__(self) -> None:
@@ -47,9 +49,9 @@ class FrameProtocol(Int32StringReceiver):
 
     def connectionMade(self) -> None:
         """Have the transport say when its buffer is full."""
-        self.transport.registerProducer(self, True)  # noqa: FBT003 - IConsumer's
+        self.transport.registerProducer(self, True)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fire ``gone``."""
         self.connected = 0
         self.gone.callback(None)
@@ -66,7 +68,7 @@ class FrameProtocol(Int32StringReceiver):
                 return
         self.sendString(b"%s\n%s" % (text, body))
 
-    def stringReceived(self, string: bytes) -> None:
+    def stringReceived(self, string: bytes) -> None:  # noqa: N802 - Twisted's name
         """Receive a frame."""
         text, _, body = string.partition(b"\n")
         try:
@@ -86,14 +88,14 @@ class FrameProtocol(Int32StringReceiver):
 
     # -- IPushProducer: the transport's buffer ---------------------------------------------------
 
-    def pauseProducing(self) -> None:  # noqa: N802 - the interface's name
+    def pauseProducing(self) -> None:
         """Count from now on what the peer has not read. The transport calls this at each write that finds it full."""
         if self._unread is None:
             self._unread = 0
 
-    def resumeProducing(self) -> None:  # noqa: N802
+    def resumeProducing(self) -> None:
         """Stop counting: the buffer is empty."""
         self._unread = None
 
-    def stopProducing(self) -> None:  # noqa: N802
+    def stopProducing(self) -> None:
         """Do nothing: connectionLost follows."""

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
-from novasvc.rpc.errors import InvalidTargetError, TransportFullError, UndeliverableError
+from novasvc.rpc.errors import InvalidTargetError, TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.local.frames import FrameProtocol
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
@@ -24,7 +25,7 @@ ADDRESSES = 64
 class IncomingConnection(FrameProtocol):
     """A connection from another process of this user."""
 
-    factory: "IncomingFactory"
+    factory: Any
 
     def __init__(self, broker: MemoryBroker, memory: MemoryTransport, clock: IReactorTime) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class IncomingConnection(FrameProtocol):
             return
         self.factory.connections.add(self)
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Drop the reply addresses: their clients have gone."""
         super().connectionLost(reason)
         self.factory.connections.discard(self)
@@ -80,10 +81,11 @@ class IncomingConnection(FrameProtocol):
         except InvalidTargetError as error:
             raise ValueError(str(error)) from None
         # The transport in memory has decided when it returns.
-        sending = self._memory.send(target, body, None if ttl is None else float(ttl), mandatory=True)
+        sending: Deferred[Any] = self._memory.send(target, body, None if ttl is None else float(ttl), mandatory=True)
         sending.addCallbacks(lambda _: {"result": "taken"}, _refusal)
         sending.addCallback(lambda result: self.send_frame({"id": number, **result}))
-        sending.addErrback(lambda _: self.transport.abortConnection())  # closed: the process ends
+        # The transport is closed: this process ends.
+        sending.addErrback(lambda failure: failure.trap(TransportClosedError) and self.transport.abortConnection())
 
 
 def _refusal(failure: Failure) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class IncomingFactory(Factory):
         self._clock = clock
         self.connections: set[IncomingConnection] = set()
 
-    def buildProtocol(self, addr: Any) -> IncomingConnection:  # noqa: N802, ARG002 - the interface's
+    def buildProtocol(self, addr: Any) -> Any:
         """Make the protocol of a connection."""
         connection = IncomingConnection(self._broker, self._memory, self._clock)
         connection.factory = self

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, fail
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectionRefusedError, TimeoutError  # noqa: A004 - Twisted's
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -53,7 +54,11 @@ class OutgoingConnection(FrameProtocol):
             return fail(TransportFullError(str(target), _UNANSWERED, "a process on this host does not take them"))
         self._next += 1
         number = self._next
-        answered: Deferred[None] = Deferred(lambda _: self._sent.pop(number, None))
+
+        def cancel(_: object) -> None:
+            self._sent.pop(number, None)
+
+        answered: Deferred[None] = Deferred(cancel)
         self._sent[number] = target, answered
         header = {
             "do": "send",
@@ -96,7 +101,7 @@ class OutgoingConnection(FrameProtocol):
             case _:
                 answered.errback(UndeliverableError(str(target)))
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail what was not answered."""
         super().connectionLost(reason)
         sent, self._sent = self._sent, {}
@@ -125,9 +130,11 @@ class OtherProcesses:
     async def connections(self) -> list[OutgoingConnection]:
         """Connect to the processes that are not connected yet; return the connections, longest unused first."""
         paths = self._paths()
-        missing = [self._connect(path) for path in paths if path not in self._connected]
-        if missing:
-            await DeferredList(missing)
+        for path in paths:
+            if path not in self._connected and path not in self._connecting:
+                self._connect(path)
+        if self._connecting:
+            await DeferredList([_after(connecting) for connecting in self._connecting.values()])
         return [self._connected[path] for path in paths if path in self._connected]
 
     def used(self, connection: OutgoingConnection) -> None:
@@ -165,23 +172,20 @@ class OtherProcesses:
         order = {path: place for place, path in enumerate(self._connected)}
         return sorted(found, key=lambda path: (order.get(path, -1), path.name))
 
-    def _connect(self, path: Path) -> Deferred[None]:
-        waiting: Deferred[None] = Deferred()
-        if path in self._connecting:
-            self._connecting[path].addBoth(lambda result: (waiting.callback(None), result)[1])
-            return waiting
+    def _connect(self, path: Path) -> None:
         connection = OutgoingConnection(self._reactor, self._receive)
-        endpoint = UNIXClientEndpoint(self._reactor, str(path), timeout=_CONNECT)
-        connecting = self._connecting[path] = connectProtocol(endpoint, connection)
+
+        def lost(_: object) -> None:
+            del self._connected[path]
 
         def connected(_: object) -> None:
             self._connected[path] = connection
-            connection.gone.addCallback(lambda _: self._connected.pop(path, None))
+            connection.gone.addCallback(lost)
             for address in self.addresses:
                 connection.open_replies(address)
 
         def refused(failure: Failure) -> None:
-            failure.trap(ConnectError, TimeoutError, OSError)
+            failure.trap(ConnectError, TimeoutError, CancelledError)
             if failure.check(ConnectionRefusedError):
                 # Its process was killed. A name is never used twice, so no other one can have it.
                 with suppress(OSError):
@@ -189,15 +193,29 @@ class OtherProcesses:
             else:
                 _log.debug("the process that listens at {path} is left out: {error}", path=path, error=failure.value)
 
-        def finish(result: object) -> object:
-            self._connecting.pop(path, None)
-            return result
-
+        endpoint = UNIXClientEndpoint(self._reactor, str(path), timeout=_CONNECT)
+        connecting: Deferred[Any] = connectProtocol(endpoint, connection)
+        self._connecting[path] = connecting
         connecting.addCallbacks(connected, refused)
-        connecting.addBoth(finish)
-        connecting.addErrback(lambda failure: _log.failure("connecting to another process failed", failure))
-        connecting.addBoth(lambda _: waiting.callback(None))
-        return waiting
+        connecting.addErrback(lambda failure: _log.failure("connecting to {path} failed", failure, path=path))
+
+        def finished(_: object) -> None:
+            del self._connecting[path]
+
+        connecting.addBoth(finished)
+
+
+def _after(other: Deferred[Any]) -> Deferred[None]:
+    """Return a Deferred that fires with another one; cancelling it leaves the other one alone."""
+    waiter: Deferred[None] = Deferred()
+
+    def fire(result: Any) -> Any:
+        if not waiter.called:
+            waiter.callback(None)
+        return result
+
+    other.addBoth(fire)
+    return waiter
 
 
 def any_process(directory: Path) -> bool:
@@ -206,4 +224,3 @@ def any_process(directory: Path) -> bool:
         return any(path.suffix == SUFFIX for path in directory.iterdir())
     except OSError:
         return False
-

@@ -3,12 +3,14 @@
 import os
 import secrets
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
+from novasvc.net.unix import UNIXPort, open_unix
 from novasvc.transport.local.incoming import IncomingFactory
 from novasvc.transport.local.outgoing import SUFFIX, OtherProcesses
 from novasvc.transport.memory import MemoryBroker
@@ -23,7 +25,7 @@ class HostSockets:
     """The sockets by which the transports of one process reach the other processes of this user.
 
     :param broker: the queues of this process.
-    :param reactor: provides IReactorUNIX and IReactorTime.
+    :param reactor: provides IReactorUNIX, IReactorSocket, IReactorFDSet and IReactorTime.
     :param directory: has one socket for each process; made with mode 0700 if it does not exist. Whoever may connect to
         a socket may call every method.
     :ivar others: the connections to the other processes.
@@ -34,7 +36,8 @@ class HostSockets:
     directory: Path
     others: OtherProcesses = attrs.field(init=False)
     incoming: IncomingFactory = attrs.field(init=False)
-    _port: Any = attrs.field(default=None, init=False)
+    _socket: socket | None = attrs.field(default=None, init=False)
+    _port: UNIXPort | None = attrs.field(default=None, init=False)
     _unusable: bool = attrs.field(default=False, init=False)
     _users: int = attrs.field(default=0, init=False)
 
@@ -62,8 +65,8 @@ class HostSockets:
         path = self.directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._port = self.reactor.listenUNIX(str(path), self.incoming, _BACKLOG, mode=0o600)
-        except Exception as error:  # noqa: BLE001 - Twisted raises CannotListenError, OSError and ValueError
+            self._socket = open_unix(str(path), 0o600, _BACKLOG, ())
+        except OSError as error:
             self._unusable = True
             _log.warn(
                 "other processes of this host, such as `novasvc call`, cannot reach this one: no socket at {path}: "
@@ -71,14 +74,16 @@ class HostSockets:
                 path=str(path),
                 error=error,
             )
-        else:
-            self.others.own = path
+            return
+        self.others.own = path
+        self._port = UNIXPort(self.reactor, self._socket, self.incoming)
+        self._port.startListening()
 
     async def _close(self) -> None:
-        port, self._port = self._port, None
-        self.others.own = None
-        if port is not None:
-            await maybeDeferred(port.stopListening)
+        if self._port is not None and self._socket is not None:
+            await self._port.stopListening()
+            self._socket.close()  # removes its file, too
+            self._port = self._socket = self.others.own = None
         connections = list(self.incoming.connections)
         for connection in connections:
             connection.finish()

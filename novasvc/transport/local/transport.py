@@ -1,9 +1,11 @@
 """ITransport between the processes of one user on one host."""
 
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from novasvc.interfaces import IDelivery, IListener, ITransport
@@ -98,8 +100,8 @@ class LocalTransport:
         others = await self._sockets.others.connections()
         sending = [self._memory.send(target, body, ttl, mandatory=True)]
         sending += [connection.send(target, self._exchange, body, ttl) for connection in others]
-        results = await DeferredList(sending, consumeErrors=True)
-        failures = [result for success, result in results if not success]
+        results: list[tuple[bool, Any]] = await DeferredList(sending, consumeErrors=True)
+        failures: list[Failure] = [result for success, result in results if not success]
         other = next((failure for failure in failures if not failure.check(UndeliverableError)), None)
         if other is not None:
             other.raiseException()

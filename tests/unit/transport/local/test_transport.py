@@ -259,9 +259,7 @@ class EndTests(LocalCase):
         with socket.socket(socket.AF_UNIX) as hanging:
             hanging.bind(str(self.directory / "1-hangs.sock"))
             hanging.listen(1)
-            error = await self.assertFailure(
-                self.process().send(Target("stock"), b"1", None, True), UnconfirmedError
-            )
+            error = await self.assertFailure(self.process().send(Target("stock"), b"1", None, True), UnconfirmedError)
         self.assertIn("did not answer within 0.05 s", str(error))
 
     async def test_ends_meanwhile(self) -> None:
