@@ -10,7 +10,7 @@ import attrs
 import click
 
 from novasvc.config import Settings
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 from novasvc.rpc.errors import InvalidTargetError, RemoteError, UndeliverableError
 from novasvc.rpc.target import Target
 
@@ -20,23 +20,6 @@ _LOOKUP = 2.0
 """Seconds that an undeliverable message may wait for the registry, which explains it."""
 _CLOSING = 2.0
 """Seconds for the AMQP close handshake; the result has been printed by then."""
-
-
-@attrs.define
-class NoBrokerError(NovasvcError):
-    """The command needs a broker, but transport_url reaches only the nodes of one process.
-
-    :param transport_url: value of the setting.
-    """
-
-    transport_url: str
-
-    def __str__(self) -> str:
-        return (
-            f"transport_url is {self.transport_url!r}, which reaches no other process; give the URL of the services' "
-            "broker: --transport-url amqp://user:password@host/vhost in front of the command's name, "
-            "NOVASVC_TRANSPORT_URL, or transport_url in a configuration file"
-        )
 
 
 class Seconds(click.FloatRange):
@@ -143,21 +126,18 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
     """Connect to the broker, call the function on the reactor, and disconnect.
 
     :param function: takes a :class:`novasvc.rpc.Client` for the target, and the reactor.
-    :raises NoBrokerError: the settings name no broker.
+    :raises ProblemError: there is no broker, and no service of this user runs on this host.
     :raises BrokerError: the broker cannot be used.
     """
-    if settings.transport_url.startswith("memory:"):
-        raise NoBrokerError(settings.transport_url)
     # Imported here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
     from novasvc.cli.reactor import run_on_reactor  # noqa: PLC0415
+    from novasvc.interfaces import ITransport  # noqa: PLC0415
     from novasvc.rpc import Client  # noqa: PLC0415
-    from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
-    from novasvc.transport.amqp.transport import AMQPTransport  # noqa: PLC0415
 
     async def work(reactor: Any) -> _T:
-        transport = configured_transport(settings, reactor, name="novasvc command")
+        transport = _make_transport(settings, reactor)
         client = Client(
             transport,
             clock=reactor,
@@ -175,11 +155,31 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             # Errors of the close are ignored: the process exits, and its connections with it.
             await leaving.addErrback(lambda _: None)
 
-    async def close(client: Client, transport: AMQPTransport) -> None:
+    async def close(client: Client, transport: ITransport) -> None:
         await client.close()
         await transport.close()
 
     return run_on_reactor(work)
+
+
+def _make_transport(settings: Settings, reactor: Any) -> Any:
+    if not settings.transport_url.startswith("memory:"):
+        from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415 - see with_client
+
+        return configured_transport(settings, reactor, name="novasvc command")
+    from novasvc.transport.local import HostSockets, LocalTransport  # noqa: PLC0415
+    from novasvc.transport.local.outgoing import any_process  # noqa: PLC0415
+    from novasvc.transport.memory import MemoryBroker  # noqa: PLC0415
+
+    if not any_process(settings.socket_dir):
+        problem = f"no service of this user runs on this host with state_dir = {str(settings.state_dir)!r}"
+        remedy = (
+            "start one, give its --state-dir, or give the URL of the services' broker: --transport-url "
+            "amqp://user:password@host/vhost in front of the command's name, NOVASVC_TRANSPORT_URL, or transport_url "
+            "in a configuration file"
+        )
+        raise ProblemError(f"transport_url = {settings.transport_url!r}", problem, remedy)
+    return LocalTransport(HostSockets(MemoryBroker(), reactor, settings.socket_dir), exchange=settings.control_exchange)
 
 
 async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
