@@ -135,7 +135,7 @@ class AlarmTests(FragileCase):
         """Nor does one that was written before the broker said so: its error says that it is not confirmed."""
         await self.serve()
         transport = await self.connect()
-        transport._publisher._proof_age = inf  # as that of a busy sender, in the moment in which the alarm begins
+        transport._publisher._flow_check_age = inf  # as that of a busy sender, in the moment in which the alarm begins
         client = await self.client(transport, patience=1.5)
         with self.broker.memory_alarm():
             error = await self.assertFailure(client.call(CONTEXT, "note", what="late"), RPCTimeoutError)

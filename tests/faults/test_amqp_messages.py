@@ -255,7 +255,7 @@ class NobodyTests(AMQPCase):
         await self.assert_serves(client)
         self.assertLess(reactor.seconds() - begun, 5.0)
         await self.until(lambda: server.in_flight == 0, 8.0)
-        self.assertEqual(transport.unclaimed_replies, 2)
+        self.assertEqual(transport.dropped_replies, 2)
 
 
 class DrainTests(AMQPCase):

@@ -26,7 +26,7 @@ from zope.interface import implementer
 from novasvc.config.errors import SettingError
 from novasvc.transport.amqp.options import BrokerOptions
 
-Notice = Callable[[str], object]
+OnRejected = Callable[[str], object]
 """Called with the reason why a certificate is rejected; OpenSSL's own error only says that it is."""
 
 _ORIGIN = "the TLS settings of the broker"
@@ -59,12 +59,12 @@ class ConnectionCreator:
 
     :param host: name or IP address. A name is sent as SNI; the certificate has to be valid for either.
     :param context: with the CA bundle and the client certificate.
-    :param notice: called with the reason if the certificate is rejected.
+    :param on_rejected: called with the reason if the certificate is rejected.
     """
 
     _host: str
     _context: SSL.Context
-    _notice: Notice
+    _on_rejected: OnRejected
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803 - the interface's names
         """Create a connection; see IOpenSSLClientConnectionCreator."""
@@ -82,14 +82,14 @@ class ConnectionCreator:
         certificate = x509.to_cryptography()
         problem = None
         if not accepted:
-            problem = _problem(number, certificate)
+            problem = _rejection_reason(number, certificate)
         elif depth == 0:
-            problem = self._misnamed(certificate)
+            problem = self._name_mismatch(certificate)
         if problem is not None:
-            self._notice(problem)
+            self._on_rejected(problem)
         return problem is None
 
-    def _misnamed(self, certificate: Certificate) -> str | None:
+    def _name_mismatch(self, certificate: Certificate) -> str | None:
         try:
             if self._is_address():
                 verify_certificate_ip_address(certificate, self._host)
@@ -100,7 +100,7 @@ class ConnectionCreator:
         return None
 
 
-def _problem(number: int, certificate: Certificate) -> str:
+def _rejection_reason(number: int, certificate: Certificate) -> str:
     if number == _EXPIRED:
         return f"its certificate has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
     return _PROBLEMS.get(number, f"its certificate is refused (X.509 error {number})")
@@ -119,12 +119,12 @@ def _names(certificate: Certificate) -> str:
     return ", ".join(names) or "nobody"
 
 
-def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> ConnectionCreator:
+def connection_creator(host: str, options: BrokerOptions, on_rejected: OnRejected) -> ConnectionCreator:
     """Return a creator of TLS connections to a host, with TLS 1.2 or later.
 
     The files are read on each call, so that renewed certificates are used without a restart.
 
-    :param notice: called with the reason if the host's certificate is rejected.
+    :param on_rejected: called with the reason if the host's certificate is rejected.
     :raises SettingError: a file cannot be read or used.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -133,11 +133,11 @@ def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> Con
         context.set_default_verify_paths()
     else:
         problem = "it has no certificate in PEM that can be read"
-        _use("rabbit_ssl_ca_file", options.ssl_ca_file, context.load_verify_locations, problem)
+        _load("rabbit_ssl_ca_file", options.ssl_ca_file, context.load_verify_locations, problem)
     certificate, key = options.ssl_cert_file, options.ssl_key_file
     if certificate is not None and key is not None:
         problem = "it has no certificate in PEM that can be read"
-        _use("rabbit_ssl_cert_file", certificate, context.use_certificate_chain_file, problem)
+        _load("rabbit_ssl_cert_file", certificate, context.use_certificate_chain_file, problem)
         problem = f"it has no private key in PEM without a passphrase, or not that of {certificate}"
 
         def use_key(path: str) -> None:
@@ -146,11 +146,11 @@ def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> Con
             context.use_privatekey(key)
             context.check_privatekey()
 
-        _use("rabbit_ssl_key_file", key, use_key, problem)
-    return ConnectionCreator(host, context, notice)
+        _load("rabbit_ssl_key_file", key, use_key, problem)
+    return ConnectionCreator(host, context, on_rejected)
 
 
-def _use(setting: str, path: Path, use: Callable[[str], object], problem: str) -> None:
+def _load(setting: str, path: Path, use: Callable[[str], object], problem: str) -> None:
     try:
         path.open("rb").close()
         use(str(path))

@@ -22,10 +22,10 @@ from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.rpc.errors import TransportClosedError
 from novasvc.telemetry import flight, metrics
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.endpoints import endpoint, failure_reason, is_tls_failure
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
-from novasvc.transport.amqp.tls import endpoint, explain, is_refusal
 from novasvc.transport.errors import (
     BrokerError,
     BrokerFailedError,
@@ -39,31 +39,31 @@ _log = Logger()
 
 _ACCESS_REFUSED = 403
 """Reply code access-refused: wrong credentials during the handshake, a missing permission after it."""
-_REFUSALS = BrokerRefusedError, DeclarationMismatchError, DeclarationDeniedError
+_OPERATOR_ERRORS = BrokerRefusedError, DeclarationMismatchError, DeclarationDeniedError
 """Errors that only an operator can resolve, so they are retried with the slow backoff."""
-_FAILURES = 5
+_FAILED_ROUNDS = 5
 """Rounds of internal broker errors before the slow backoff applies to them, too."""
-_TOLD_BOUND = 50
+_LOGGED_BOUND = 50
 """Bound on the distinct reasons logged in one outage; each host may have its own, and they alternate."""
 
 
-_THERE = {"ready", "blocked"}
+_CONNECTED = {"ready", "blocked"}
 
 
-class ConnectionUser(Protocol):
+class ConnectionHandler(Protocol):
     """The owner of what happens on a connection: it declares, publishes or consumes."""
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Open channels and make declarations on a new connection, before it counts as ready.
 
         :raises BrokerError: a declaration failed; the connection is closed and retried.
-        :raises ClosedError: the connection was lost meanwhile.
+        :raises AMQPClosedError: the connection was lost meanwhile.
         """
 
     def ready(self) -> None:
         """Resume publishing. Called after prepare, after connection.unblocked, and when the socket has room again."""
 
-    def lost(self, reason: ClosedError) -> bool | None:
+    def lost(self, reason: AMQPClosedError) -> bool | None:
         """Give up what was under way on the connection; called once for each connection.
 
         :return: True if the broker's reason no longer applies; the connection is then retried without a pause.
@@ -79,16 +79,16 @@ class _Machine(Protocol):
     def connected(self) -> None:
         """Note that the TCP or TLS connection is established."""
 
-    def greeted(self) -> None:
+    def opened(self) -> None:
         """Handle connection.open-ok: the virtual host is open."""
 
     def prepared(self) -> None:
-        """Note that the user's prepare has returned."""
+        """Note that the handler's prepare has returned."""
 
     def failed(self, error: BrokerError) -> None:
         """Note that an attempt has failed, or the connection was lost."""
 
-    def wait_over(self) -> None:
+    def retry_due(self) -> None:
         """Start the next attempt: the backoff is over."""
 
     def block(self) -> None:
@@ -100,7 +100,7 @@ class _Machine(Protocol):
     def close(self) -> None:
         """Disconnect for good."""
 
-    def gone(self) -> None:
+    def disconnected(self) -> None:
         """Note that the closing handshake is over."""
 
 
@@ -114,7 +114,7 @@ def slow_backoff() -> RetryPolicy:
     return jittered_backoff(first=4.0, longest=60.0)
 
 
-class _Once(Factory):
+class _SingleProtocolFactory(Factory):
     """Builds the one protocol that it was given; logs nothing."""
 
     noisy = False
@@ -134,14 +134,14 @@ class Connection:
     :param address: hosts, credentials and virtual host.
     :param options: deadlines, heartbeat, TLS.
     :param reactor: connects, and measures time.
-    :param user: called when the connection is made, ready and lost.
+    :param handler: called when the connection is made, ready and lost.
     :param client_name: what the broker's list of connections shows.
     :param retry: backoff: seconds to wait after the nth failed round of hosts.
     :param retry_refused: the same, if the broker answered and refused us.
     :ivar is_writable: the connection is ready and the socket has room: what is written now leaves in this turn.
     :ivar is_congested: the socket's buffer is full.
     :ivar blocked_by: the reason that connection.blocked gave, or "".
-    :ivar problem: why the last attempt or connection failed; None once it is ready.
+    :ivar last_error: why the last attempt or connection failed; None once it is ready.
     :ivar reconnects: how often it was restored after a loss.
     """
 
@@ -149,7 +149,7 @@ class Connection:
     address: BrokerAddress
     options: BrokerOptions
     reactor: Any
-    user: ConnectionUser
+    handler: ConnectionHandler
     client_name: str
     retry: RetryPolicy = attrs.field(factory=quick_backoff)
     retry_refused: RetryPolicy = attrs.field(factory=slow_backoff)
@@ -157,20 +157,20 @@ class Connection:
     blocked_by: str = attrs.field(default="", init=False)
     is_congested: bool = attrs.field(default=False, init=False)
     is_writable: bool = attrs.field(default=False, init=False)
-    problem: BrokerError | None = attrs.field(default=None, init=False)
+    last_error: BrokerError | None = attrs.field(default=None, init=False)
     protocol: AMQPProtocol | None = attrs.field(default=None, init=False)
     reconnects: int = attrs.field(default=0, init=False)
     _machine: _Machine = attrs.field(init=False)
     _host: Host = attrs.field(init=False)
-    _noticed: str = attrs.field(default="", init=False)
+    _certificate_problem: str = attrs.field(default="", init=False)
     _attempts: int = attrs.field(default=0, init=False)
     _refusals: int = attrs.field(default=0, init=False)
-    _adapted: bool = attrs.field(default=False, init=False)
+    _retry_at_once: bool = attrs.field(default=False, init=False)
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
     _timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _opening: Deferred[None] | None = attrs.field(default=None, init=False)
-    _told: set[str] = attrs.field(factory=set, init=False)
-    _outcome: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
+    _logged_reasons: set[str] = attrs.field(factory=set, init=False)
+    _open_error: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
     _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -204,31 +204,31 @@ class Connection:
         return closed
 
     @property
-    def host_shown(self) -> str:
+    def host_and_port(self) -> str:
         """The present or last host: "name:port"."""
         return f"{self._host.host}:{self._host.port}"
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Why nothing can be sent or received now; None if the connection is ready."""
         if self.state == "ready":
             return None
         if self.state == "blocked":
             return f"the broker blocks publishing: {self.blocked_by}"
         doing = f"the connection for {self.name} is {self.state}"
-        return doing if self.problem is None else f"{doing}: {self.problem}"
+        return doing if self.last_error is None else f"{doing}: {self.last_error}"
 
     # -- Observer ------------------------------------------------------------------------------
 
-    def lost(self, reason: ClosedError) -> None:
+    def lost(self, reason: AMQPClosedError) -> None:
         """Handle the end of the connection; see Observer."""
-        was_ready = self.state in _THERE
+        was_ready = self.state in _CONNECTED
         self.is_congested, self.blocked_by = False, ""
         self.is_writable = self.state == "ready"
-        self._adapted = bool(self.user.lost(reason))
+        self._retry_at_once = bool(self.handler.lost(reason))
         if was_ready and not reason.clean:
             flight.note("broker", f"{self.name} lost {self._shown()}")
-            self._machine.failed(self._explained(reason))
+            self._machine.failed(self._broker_error(reason))
 
     def blocked(self, reason: str) -> None:
         """Handle connection.blocked; see Observer."""
@@ -245,7 +245,7 @@ class Connection:
         self.is_congested = congested
         self.is_writable = self.state == "ready" and not congested
         if not congested and self.state == "ready":
-            self.user.ready()
+            self.handler.ready()
 
     # -- called by the state machine -----------------------------------------------------------
 
@@ -253,22 +253,22 @@ class Connection:
         """Enter a state: update ``is_writable`` and the metrics."""
         before, self.state = self.state, state
         self.is_writable = state == "ready" and not self.is_congested
-        for states, figure in ((_THERE, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
+        for states, figure in ((_CONNECTED, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
             figure.at(self.name).value += (state in states) - (before in states)
-        if before in _THERE and state == "waiting":
+        if before in _CONNECTED and state == "waiting":
             metrics.broker_lost.at(self.name).value += 1
 
-    def begin(self) -> None:
+    def start_attempt(self) -> None:
         """Start an attempt with the next host."""
         hosts = self.address.hosts
         self._host = hosts[self._attempts % len(hosts)]
         self._attempts += 1
-        self._noticed = ""
-        self._adapted = False
-        self._attempt = Deferred.fromCoroutine(self._walk())
+        self._certificate_problem = ""
+        self._retry_at_once = False
+        self._attempt = Deferred.fromCoroutine(self._connect())
         self._attempt.addErrback(self._attempt_failed)
 
-    async def _walk(self) -> None:
+    async def _connect(self) -> None:
         host, options = self._host, self.options
         login = Login(username=host.username, password=host.password, vhost=self.address.vhost, name=self.client_name)
         protocol = AMQPProtocol(
@@ -282,20 +282,27 @@ class Connection:
 
         async def in_time(step: Deferred[Any], doing: str) -> None:
             left = max(0.0, deadline - self.reactor.seconds())
-            late = ClosedError(f"{doing} took longer than {options.connect_timeout:g} s")
+            late = AMQPClosedError(f"{doing} took longer than {options.connect_timeout:g} s")
             await step.addTimeout(left, self.reactor, onTimeoutCancel=lambda _, __: Failure(late))
 
         try:
-            way = endpoint(
-                self.reactor, host.host, host.port, tls=self.address.tls, options=options, notice=self._notice
+            client_endpoint = endpoint(
+                self.reactor,
+                host.host,
+                host.port,
+                tls=self.address.tls,
+                options=options,
+                on_rejected=self._certificate_rejected,
             )
-            await in_time(way.connect(_Once(protocol)), "connecting")
+            await in_time(client_endpoint.connect(_SingleProtocolFactory(protocol)), "connecting")
             self._machine.connected()
             await in_time(Deferred.fromCoroutine(protocol.handshake()), "the handshake")
-            self._machine.greeted()
-            await self.user.prepare(protocol)
+            self._machine.opened()
+            await self.handler.prepare(protocol)
         except BaseException as error:
-            protocol.end(error if isinstance(error, ClosedError) else ClosedError("it was not needed", clean=True))
+            protocol.end(
+                error if isinstance(error, AMQPClosedError) else AMQPClosedError("it was not needed", clean=True)
+            )
             raise
         self.protocol = protocol
         self._machine.prepared()
@@ -304,25 +311,25 @@ class Connection:
         if failure.check(CancelledError, ConnectingCancelledError) and self.state in {"closing", "closed"}:
             return
         error = failure.value
-        if isinstance(error, ClosedError):
-            self._machine.failed(self._explained(error))
+        if isinstance(error, AMQPClosedError):
+            self._machine.failed(self._broker_error(error))
         elif isinstance(error, BrokerError):
             self._machine.failed(error)
         elif isinstance(error, SettingError):  # a TLS file that open() could read, and that has changed since
             self._machine.failed(BrokerRefusedError(self._shown(), str(error)))
         else:
-            if not is_refusal(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
+            if not is_tls_failure(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
                 _log.failure("connecting to {broker} failed", failure, broker=self._shown())
-            kind = BrokerRefusedError if is_refusal(failure) else BrokerUnavailableError
-            self._machine.failed(kind(self._shown(), self._noticed or explain(failure)))
+            kind = BrokerRefusedError if is_tls_failure(failure) else BrokerUnavailableError
+            self._machine.failed(kind(self._shown(), self._certificate_problem or failure_reason(failure)))
 
-    def _explained(self, reason: ClosedError) -> BrokerError:
+    def _broker_error(self, reason: AMQPClosedError) -> BrokerError:
         """Turn the end of a connection into an error that tells the operator what to do."""
         shown = self._shown()
         if reason.cause is not None:
-            kind = BrokerRefusedError if is_refusal(reason.cause) else BrokerUnavailableError
-            return kind(shown, self._noticed or explain(reason.cause))
-        error = topology.refusal(shown, reason)
+            kind = BrokerRefusedError if is_tls_failure(reason.cause) else BrokerUnavailableError
+            return kind(shown, self._certificate_problem or failure_reason(reason.cause))
+        error = topology.broker_error(shown, reason)
         if type(error) is not BrokerRefusedError:
             return error
         if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
@@ -331,47 +338,51 @@ class Connection:
             return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
         return BrokerRefusedError(shown, f"it refuses the connection: {reason}")
 
-    def _notice(self, problem: str) -> None:
-        self._noticed = problem
+    def _certificate_rejected(self, problem: str) -> None:
+        self._certificate_problem = problem
 
     def _shown(self) -> str:
         return self.address.shown(self._host)
 
-    def note(self, error: BrokerError) -> None:
-        """Record why the broker is gone; log each distinct reason once in an outage."""
-        self.problem, self.protocol = error, None
-        if self._adapted:
+    def record_failure(self, error: BrokerError) -> None:
+        """Record why the connection failed or was lost; log each distinct reason once in an outage."""
+        self.last_error, self.protocol = error, None
+        if self._retry_at_once:
             return
-        if self._opening is None and str(error) not in self._told and len(self._told) < _TOLD_BOUND:
-            self._told.add(str(error))
+        if (
+            self._opening is None
+            and str(error) not in self._logged_reasons
+            and len(self._logged_reasons) < _LOGGED_BOUND
+        ):
+            self._logged_reasons.add(str(error))
             _log.warn("the connection for {name} is lost; reconnecting: {error}", name=self.name, error=error)
 
     def wait(self, error: BrokerError) -> None:
         """Schedule the next attempt: the next host at once, the next round of hosts after a backoff."""
-        refused, failed = isinstance(error, _REFUSALS), isinstance(error, BrokerFailedError)
+        refused, failed = isinstance(error, _OPERATOR_ERRORS), isinstance(error, BrokerFailedError)
         self._refusals = self._refusals + 1 if refused or failed else 0
         rounds, place = divmod(self._attempts, len(self.address.hosts))
         # Refusals have a count of their own: a broker that starts after a long outage may refuse once or twice.
-        refusals = self._refusals // len(self.address.hosts) - (_FAILURES if failed else 0)
-        if place or self._adapted:
+        refusals = self._refusals // len(self.address.hosts) - (_FAILED_ROUNDS if failed else 0)
+        if place or self._retry_at_once:
             delay = 0.0
         elif refused or refusals > 0:
             delay = self.retry_refused(max(1, refusals))
         else:
             delay = self.retry(max(1, rounds))
         flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
-        self._timer = self.reactor.callLater(delay, self._wait_over)
+        self._timer = self.reactor.callLater(delay, self._retry_due)
 
-    def _wait_over(self) -> None:
+    def _retry_due(self) -> None:
         self._timer = None
-        self._machine.wait_over()
+        self._machine.retry_due()
 
-    def all_tried(self) -> bool:
+    def has_tried_all(self) -> bool:
         """Return whether the first open has tried every host in vain."""
-        return self._opening is not None and self._attempts >= len(self.address.hosts) and not self._adapted
+        return self._opening is not None and self._attempts >= len(self.address.hosts) and not self._retry_at_once
 
-    def is_ready(self) -> None:
-        """Tell the user and whoever waits for open(); log the recovery if a loss was logged."""
+    def became_ready(self) -> None:
+        """Call the handler and fire the Deferred of open(); log the recovery if a loss was logged."""
         opening, self._opening = self._opening, None
         self._attempts, self._refusals, self._attempt = 0, 0, None
         flight.note("broker", f"{self.name} connected {self._shown()}")
@@ -379,21 +390,21 @@ class Connection:
             self.reconnects += 1
             metrics.broker_reconnects.at(self.name).value += 1
             _log.info("the connection for {name} was restored: {broker}", name=self.name, broker=self._shown())
-        self.problem = None
-        self._told.clear()
+        self.last_error = None
+        self._logged_reasons.clear()
         if self.blocked_by:
             self._machine.block()  # connection.blocked arrived during prepare
         else:
-            self.user.ready()
+            self.handler.ready()
         if opening is not None:
             opening.callback(None)
 
-    def give_up(self, error: BrokerError) -> None:
+    def fail_open(self, error: BrokerError) -> None:
         """Fail the first open with this error, and close."""
-        self._outcome = error
+        self._open_error = error
         self._machine.close()
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """Cancel the attempt or the backoff, and close the connection if there is one."""
         if self._timer is not None:
             self._timer.cancel()
@@ -401,15 +412,15 @@ class Connection:
         if self._attempt is not None:
             self._attempt.cancel()
         protocol, self.protocol = self.protocol, None
-        goodbye = succeed(None) if protocol is None else protocol.close()
-        goodbye.addBoth(lambda _: self._machine.gone())
+        closing = succeed(None) if protocol is None else protocol.close()
+        closing.addBoth(lambda _: self._machine.disconnected())
 
-    def finish(self) -> None:
+    def fire_waiters(self) -> None:
         """Fire the Deferreds of close(), and fail that of an open() that was cut short."""
         opening, self._opening = self._opening, None
         closing, self._closing = self._closing, []
         if opening is not None and not opening.called:
-            opening.errback(self._outcome)
+            opening.errback(self._open_error)
         for closed in closing:
             closed.callback(None)
 
@@ -427,37 +438,37 @@ def _build() -> Callable[[Connection], _Machine]:
     names = "idle connecting handshaking preparing ready blocked waiting closing closed"
     states = {name: builder.state(name) for name in names.split()}
     idle, connecting, handshaking, preparing, ready, blocked, waiting, closing, closed = states.values()
-    trying = (connecting, handshaking, preparing)
-    there = (ready, blocked)
+    attempting = (connecting, handshaking, preparing)
+    connected_states = (ready, blocked)
 
-    for before, given in ((idle, _Machine.open), (waiting, _Machine.wait_over)):
+    for before, given in ((idle, _Machine.open), (waiting, _Machine.retry_due)):
 
         @before.upon(given).to(connecting)
-        def begin(machine: _Machine, connection: Connection) -> None:
+        def start_attempt(machine: _Machine, connection: Connection) -> None:
             connection.enter("connecting")
-            connection.begin()
+            connection.start_attempt()
 
     @connecting.upon(_Machine.connected).to(handshaking)
-    def shake_hands(machine: _Machine, connection: Connection) -> None:
+    def begin_handshake(machine: _Machine, connection: Connection) -> None:
         connection.enter("handshaking")
 
-    @handshaking.upon(_Machine.greeted).to(preparing)
+    @handshaking.upon(_Machine.opened).to(preparing)
     def prepare(machine: _Machine, connection: Connection) -> None:
         connection.enter("preparing")
 
     @preparing.upon(_Machine.prepared).to(ready)
     def be_ready(machine: _Machine, connection: Connection) -> None:
         connection.enter("ready")
-        connection.is_ready()
+        connection.became_ready()
 
-    for state in (*trying, *there):
+    for state in (*attempting, *connected_states):
 
         @state.upon(_Machine.failed).to(waiting)
         def wait(machine: _Machine, connection: Connection, error: BrokerError) -> None:
             connection.enter("waiting")
-            connection.note(error)
-            if connection.all_tried():
-                connection.give_up(error)
+            connection.record_failure(error)
+            if connection.has_tried_all():
+                connection.fail_open(error)
             else:
                 connection.wait(error)
 
@@ -470,32 +481,32 @@ def _build() -> Callable[[Connection], _Machine]:
     def unblock(machine: _Machine, connection: Connection) -> None:
         connection.enter("ready")
         _log.info("the broker accepts messages again")
-        connection.user.ready()
+        connection.handler.ready()
 
-    for state in (*trying, waiting, closing, closed, blocked):
+    for state in (*attempting, waiting, closing, closed, blocked):
         state.upon(_Machine.block).loop().returns(None)
-    for state in (*trying, waiting, closing, closed, ready):
+    for state in (*attempting, waiting, closing, closed, ready):
         state.upon(_Machine.unblock).loop().returns(None)
 
-    for state in (idle, *trying, *there, waiting):
+    for state in (idle, *attempting, *connected_states, waiting):
 
         @state.upon(_Machine.close).to(closing)
         def close(machine: _Machine, connection: Connection) -> None:
             connection.enter("closing")
-            connection.leave()
+            connection.disconnect()
 
-    @closing.upon(_Machine.gone).to(closed)
+    @closing.upon(_Machine.disconnected).to(closed)
     def end(machine: _Machine, connection: Connection) -> None:
         connection.enter("closed")
-        connection.finish()
+        connection.fire_waiters()
 
     for state in (closing, closed):
         state.upon(_Machine.close).loop().returns(None)
-        for late in (_Machine.connected, _Machine.greeted, _Machine.prepared, _Machine.wait_over):
+        for late in (_Machine.connected, _Machine.opened, _Machine.prepared, _Machine.retry_due):
             state.upon(late).loop().returns(None)
 
         @state.upon(_Machine.failed).loop()
-        def too_late(machine: _Machine, connection: Connection, error: BrokerError) -> None:
+        def ignore_failure(machine: _Machine, connection: Connection, error: BrokerError) -> None:
             """Ignore a failure of the attempt that closing has cancelled."""
 
     return builder.build()

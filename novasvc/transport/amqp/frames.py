@@ -79,8 +79,8 @@ class ContentReceiver(Protocol):
     def delivered(self, deliver: "Deliver", properties: bytes, body: bytes | None) -> None:
         """Handle basic.deliver; the body is None if it was over the limit."""
 
-    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
-        """Handle a publisher confirm: basic.ack, or basic.nack if ``taken`` is false."""
+    def confirmed(self, delivery_tag: int, multiple: bool, acked: bool) -> None:  # noqa: FBT001 - fields of the method
+        """Handle a publisher confirm: basic.ack, or basic.nack if ``acked`` is false."""
 
 
 class OpenChannel(Protocol):
@@ -129,10 +129,10 @@ class FrameReader:
         self._body_limit = body_limit
         self._channels = channels
         self._receiver = receiver
-        self._rest = bytearray()
+        self._buffer = bytearray()
         self._needed = 0
         self._contents: dict[int, _Content] = {}
-        self._takers = {METHOD: self._method, HEADER: self._header, BODY: self._body, HEARTBEAT: self._heartbeat}
+        self._handlers = {METHOD: self._method, HEADER: self._header, BODY: self._body, HEARTBEAT: self._heartbeat}
 
     def forget_channel(self, channel: int) -> None:
         """Discard a partial message of a closed channel, whose rest will not arrive."""
@@ -143,13 +143,13 @@ class FrameReader:
 
         :raises FrameError: it is malformed; do not feed the reader any more.
         """
-        if self._rest:
+        if self._buffer:
             # Join the pieces only when a frame is complete: many small pieces would otherwise cost quadratic time.
-            self._rest += data
-            if len(self._rest) < self._needed:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
                 return
-            data = bytes(self._rest)
-            self._rest.clear()
+            data = bytes(self._buffer)
+            self._buffer.clear()
         at, end, size, read = 0, len(data), 0, _FRAME.unpack_from
         while end - at >= _OVERHEAD:
             kind, channel, size = read(data, at)
@@ -165,20 +165,20 @@ class FrameReader:
             if kind == METHOD:
                 name = payload[:4]
                 if name == BASIC_DELIVER:
-                    at = self._whole(data, at, end, channel, payload) or after
+                    at = self._read_whole(data, at, end, channel, payload) or after
                     if at > after:
                         continue
-                elif name in _CONFIRMS and self._confirm(channel, payload, taken=name == BASIC_ACK):
+                elif name in _CONFIRMS and self._confirm(channel, payload, acked=name == BASIC_ACK):
                     continue
-            take = self._takers.get(kind)
-            if take is None:
+            handle = self._handlers.get(kind)
+            if handle is None:
                 raise FrameError(f"a frame of the unknown type {kind}")
-            take(channel, payload)
+            handle(channel, payload)
         if at < end:
-            self._rest += data[at:]
+            self._buffer += data[at:]
             self._needed = _OVERHEAD if end - at < _OVERHEAD else _OVERHEAD + size
 
-    def _whole(self, data: bytes, at: int, end: int, channel: int, payload: bytes) -> int:
+    def _read_whole(self, data: bytes, at: int, end: int, channel: int, payload: bytes) -> int:
         """Parse a message whose header and single body frame are in this piece as well: the common case.
 
         :param at: index where its header frame would begin.
@@ -202,10 +202,10 @@ class FrameReader:
         if data[body_at - 1] != _END_OCTET or data[after - 1] != _END_OCTET:
             return 0
         properties = data[at + _CONTENT.size : body_at - 1]
-        self._take(channel, payload, properties, data[body_at + 7 : after - 1])
+        self._dispatch(channel, payload, properties, data[body_at + 7 : after - 1])
         return after
 
-    def _take(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
+    def _dispatch(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
         """Dispatch a complete message."""
         if self._channels is None or payload[:4] != BASIC_DELIVER:
             self._receiver.content_received(channel, payload, properties, body)
@@ -214,13 +214,13 @@ class FrameReader:
         if receiver is not None:
             receiver.delivered(parse_deliver(payload), properties, body)
 
-    def _confirm(self, channel: int, payload: bytes, *, taken: bool) -> bool:
+    def _confirm(self, channel: int, payload: bytes, *, acked: bool) -> bool:
         """Dispatch basic.ack or basic.nack; return whether the channel is open."""
         if self._channels is None or channel not in self._channels or channel in self._contents:
             return False
         receiver = self._channels[channel].receiver
         if receiver is not None:
-            receiver.confirmed(*parse_ack(payload), taken)
+            receiver.confirmed(*parse_ack(payload), acked)
         return True
 
     def _heartbeat(self, _channel: int, _payload: bytes) -> None:
@@ -266,7 +266,7 @@ class FrameReader:
 
     def _complete(self, channel: int, content: _Content, body: bytes | None) -> None:
         del self._contents[channel]
-        self._take(channel, content.payload, content.properties or b"", body)
+        self._dispatch(channel, content.payload, content.properties or b"", body)
 
 
 class Deliver(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.consumer."""
+"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.subscriptions."""
 
 import zlib
 from typing import Any
@@ -7,7 +7,7 @@ from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableErr
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.protocol import BODY_LIMIT
-from novasvc.transport.amqp.publisher import PROBE_KEY
+from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
@@ -233,7 +233,7 @@ class SettleTests(ListenerCase):
         self.got[0].requeue(2)
         self.settle()
         probe = self.published()[0]
-        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", PROBE_KEY))
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", FLOW_CHECK_KEY))
         self.out.say(probe.channel, "basic.ack", delivery_tag=1)
         self.settle()
         said = self.published()[1]

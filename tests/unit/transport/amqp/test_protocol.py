@@ -2,7 +2,7 @@
 
 from twisted.internet.error import ConnectionDone
 
-from novasvc.transport.amqp.channel import ChannelReceiver, ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError, ChannelReceiver
 from novasvc.transport.amqp.frames import HEARTBEAT_FRAME, METHOD, PROTOCOL_HEADER, Deliver, pack_frame
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 from tests.support.amqp_rig import LOGIN, AMQPCase, Link, Owner, pack
@@ -92,7 +92,7 @@ class HandshakeTests(AMQPCase):
         """The handshake fails with the broker's reason for refusing the login."""
         self.broker.closing["connection.start-ok"] = (403, "ACCESS_REFUSED - Login was refused\nusing PLAIN")
         self.linked(open_it=False)
-        error = self.failed(self.protocol.handshake(), ClosedError)
+        error = self.failed(self.protocol.handshake(), AMQPClosedError)
         self.assertEqual((error.code, error.problem), (403, "ACCESS_REFUSED - Login was refused using PLAIN"))
         self.assertEqual(self.owner.heard, [error])
 
@@ -110,7 +110,7 @@ class HandshakeTests(AMQPCase):
         link = self.linked(open_it=False)
         shaken = self.protocol.handshake()
         link.say(0, "connection.secure", challenge="?")
-        self.assertIn("connection.secure is not for a client", str(self.failed(shaken, ClosedError)))
+        self.assertIn("connection.secure is not for a client", str(self.failed(shaken, AMQPClosedError)))
 
     def test_what_it_speaks(self) -> None:
         """Other protocols on the port are recognised by their first bytes."""
@@ -123,15 +123,15 @@ class HandshakeTests(AMQPCase):
             link = self.linked(open_it=False)
             shaken = self.protocol.handshake()
             link.feed(said)
-            self.assertIn(problem, str(self.failed(shaken, ClosedError)))
+            self.assertIn(problem, str(self.failed(shaken, AMQPClosedError)))
 
     def test_no_transport(self) -> None:
         """The handshake fails if the protocol is ended before it is connected."""
         owner = Owner()
         protocol = AMQPProtocol(LOGIN, clock=self.reactor, heartbeat=0, operation_timeout=1, observer=owner)
-        reason = ClosedError("it was not needed", clean=True)
+        reason = AMQPClosedError("it was not needed", clean=True)
         protocol.end(reason)
-        self.assertIs(self.failed(protocol.handshake(), ClosedError), reason)
+        self.assertIs(self.failed(protocol.handshake(), AMQPClosedError), reason)
         self.assertEqual(owner.heard, [reason])
 
 
@@ -168,7 +168,7 @@ class EndTests(AMQPCase):
 
     def test_socket_that_stays(self) -> None:
         """A socket that does not close after close-ok is aborted."""
-        self.protocol.end(ClosedError("enough", clean=True))
+        self.protocol.end(AMQPClosedError("enough", clean=True))
         self.assertEqual((self.link.transport.disconnecting, self.link.transport.disconnected), (True, False))
         self.reactor.advance(3)
         self.assertTrue(self.link.transport.disconnected)
@@ -192,7 +192,7 @@ class EndTests(AMQPCase):
         one = self.channel()
         self.link.lose(ConnectionDone())
         self.assertTrue(one.closed)
-        self.protocol.end(ClosedError("again"))
+        self.protocol.end(AMQPClosedError("again"))
         self.assertEqual(len(self.owner.heard), 1)
         self.assertEqual(self.owner.heard[0].cause.type, ConnectionDone)
         self.assertTrue(self.successResultOf(self.protocol.disconnected.wait()))
@@ -201,7 +201,7 @@ class EndTests(AMQPCase):
     def test_after_the_end(self) -> None:
         """Bytes that arrive or are written after the end are ignored."""
         self.channel()
-        self.protocol.end(ClosedError("enough"))
+        self.protocol.end(AMQPClosedError("enough"))
         self.settle()
         self.protocol.write(b"x")
         self.assertEqual(self.link.transport.value(), b"")
@@ -229,7 +229,7 @@ class ChannelsTests(AMQPCase):
         """Opening a channel on a connection that has ended fails with the reason."""
         link = self.linked()
         link.lose()
-        error = self.failed(self.protocol.open_channel(), ClosedError)
+        error = self.failed(self.protocol.open_channel(), AMQPClosedError)
         self.assertIs(error, self.protocol.reason)
 
     def test_bound(self) -> None:
@@ -238,7 +238,7 @@ class ChannelsTests(AMQPCase):
         link = self.linked()
         self.channel()
         self.channel()
-        self.assertIn("all 2 channels", str(self.failed(self.protocol.open_channel(), ClosedError)))
+        self.assertIn("all 2 channels", str(self.failed(self.protocol.open_channel(), AMQPClosedError)))
         link.say(1, "channel.close", reply_code=404)
         self.assertEqual(self.channel().id, 1)
 

@@ -30,22 +30,22 @@ def endpoint(
     *,
     tls: bool,
     options: BrokerOptions,
-    notice: Callable[[str], object],
+    on_rejected: Callable[[str], object],
 ) -> IStreamClientEndpoint:
     """Return a client endpoint for a host.
 
-    :param notice: called with the reason if the host's certificate is rejected.
+    :param on_rejected: called with the reason if the host's certificate is rejected.
     :raises SettingError: a TLS file cannot be used.
     """
-    way = HostnameEndpoint(reactor, host, port, timeout=options.connect_timeout)
+    plain = HostnameEndpoint(reactor, host, port, timeout=options.connect_timeout)
     if not tls:
-        return way
+        return plain
     from novasvc.transport.amqp.certificates import connection_creator  # noqa: PLC0415 - imports OpenSSL
 
-    return wrapClientTLS(connection_creator(host, options, notice), way)
+    return wrapClientTLS(connection_creator(host, options, on_rejected), plain)
 
 
-def check_files(address: BrokerAddress, options: BrokerOptions) -> None:
+def check_tls_files(address: BrokerAddress, options: BrokerOptions) -> None:
     """Check that the TLS files can be used, if the address uses TLS.
 
     :raises SettingError: a file cannot be used.
@@ -56,19 +56,19 @@ def check_files(address: BrokerAddress, options: BrokerOptions) -> None:
         connection_creator("", options, lambda _: None)
 
 
-def is_refusal(failure: Failure) -> bool:
+def is_tls_failure(failure: Failure) -> bool:
     """Return whether TLS failed, so that the host was reached."""
     return bool(failure.check(_TLS_FAILURE))
 
 
-def explain(failure: Failure) -> str:
+def failure_reason(failure: Failure) -> str:
     """Return in one line why a connection failed, and what the operator can do."""
-    if is_refusal(failure):
-        return _tls_reason(cast(BaseException, failure.value))
+    if is_tls_failure(failure):
+        return _tls_failure_reason(cast(BaseException, failure.value))
     return (failure.getErrorMessage() or type(failure.value).__name__).rstrip(".")
 
 
-def _tls_reason(error: BaseException) -> str:
+def _tls_failure_reason(error: BaseException) -> str:
     """Explain OpenSSL's error queue: tuples of library, function and reason."""
     queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
     reasons = [str(entry[-1]).lower() for entry in queue if entry]

@@ -9,10 +9,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import ClosedError
-from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
-from novasvc.transport.amqp.consumption import Consumption, Owner
+from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Owner
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.subscriptions import NOT_FOUND, Subscriptions
 from novasvc.transport.errors import BrokerUnavailableError
 
 _log = Logger()
@@ -24,24 +24,24 @@ _PREFETCH = 65_535
 class _Listener(Owner, Protocol):
     """The listener whose requests are held."""
 
-    consumers: Consumers
+    subscriptions: Subscriptions
 
     @property
-    def is_silent(self) -> bool:
+    def is_unresponsive(self) -> bool:
         """Whether the broker did not answer basic.cancel in time."""
 
-    async def ask(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
+    async def wait_for_change(self, change: Coroutine[Deferred[Any], Any, None]) -> None:
         """Wait briefly for a change of consumers."""
 
-    async def moved(self) -> None:
+    async def wait_for_moves(self) -> None:
         """Wait until the moves under way are done."""
 
-    def held_changed(self) -> None:
+    def held_count_changed(self) -> None:
         """Handle a change of the number of held requests."""
 
 
 @attrs.define(eq=False)
-class RunningRequests:
+class HoldingQueue:
     """One process's queue for the requests that it runs; only that process consumes it. Declared on first use.
 
     See Note [Running requests] in :mod:`novasvc.transport.amqp.topology`.
@@ -53,73 +53,79 @@ class RunningRequests:
     _listener: _Listener
     origin: str
     name: str = attrs.field(init=False)
-    _consumption: Consumption | None = attrs.field(default=None, init=False)
+    _consuming: ConsumerChannel | None = attrs.field(default=None, init=False)
     _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
-    _told: str = attrs.field(default="", init=False)
+    _logged: str = attrs.field(default="", init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.name = topology.new_running_queue(self.origin)
+        self.name = topology.new_holding_queue(self.origin)
 
     def __len__(self) -> int:
         """Return how many requests the queue holds; all of them are unacknowledged deliveries of this process."""
-        return 0 if self._consumption is None else len(self._consumption)
+        return 0 if self._consuming is None else len(self._consuming)
 
     def __str__(self) -> str:
-        return f"the queue of running requests {self.name}"
+        return f"the holding queue {self.name}"
 
     def ready(self) -> Deferred[None]:
         """Wait until the queue has its consumer; a message sent before would expire.
 
         :return: Deferred[None]; fails with a BrokerError.
         """
-        consumers = self._listener.consumers
-        if self._consumption is not None:
+        subscriptions = self._listener.subscriptions
+        if self._consuming is not None:
             return succeed(None)
-        if consumers.keeps(self):
-            # It was lost; Consumers re-establishes it.
-            return fail(BrokerUnavailableError(consumers.connection.address.shown(), f"{self.name} is not consumed"))
+        if self in subscriptions:
+            # It was lost; Subscriptions re-establishes it.
+            return fail(
+                BrokerUnavailableError(subscriptions.connection.address.shown(), f"{self.name} is not consumed")
+            )
         waiter: Deferred[None] = Deferred()
         self._waiting.append(waiter)
         if len(self._waiting) == 1:
-            Deferred.fromCoroutine(consumers.add(self)).addCallbacks(lambda _: self._tell(None), self._tell)
+            Deferred.fromCoroutine(subscriptions.add(self)).addCallbacks(
+                lambda _: self._fire_waiters(None), self._fire_waiters
+            )
         return waiter
 
-    def _tell(self, failure: Failure | None) -> None:
+    def _fire_waiters(self, failure: Failure | None) -> None:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
             waiter.callback(None if failure is None else Failure(failure.value))
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Declare both queues and consume from them; see _Subscription."""
+        """Declare both queues and consume from them; see Subscription."""
         if self._closed:
             return
         channel = await protocol.open_channel()
-        changed = self._listener.held_changed
-        consumption = Consumption(self._listener, channel, _PREFETCH, self._ended, private=True, resized=changed)
+        changed = self._listener.held_count_changed
+        consuming = ConsumerChannel(
+            self._listener, channel, _PREFETCH, self._channel_closed, private=True, on_count_changed=changed
+        )
         try:
             await channel.basic_qos(prefetch_count=_PREFETCH)
-            await topology.declare_running_queues(channel, self.name, self.origin, self._listener.consumers.options)
-            channel.receiver = consumption
-            await consumption.consume(self.name, self.origin)
-            await consumption.consume(topology.unclaimed_queue(self.name), self.origin)
+            await topology.declare_holding_queues(channel, self.name, self.origin, self._listener.subscriptions.options)
+            channel.receiver = consuming
+            await consuming.consume(self.name, self.origin)
+            await consuming.consume(topology.unclaimed_queue(self.name), self.origin)
         except BaseException as problem:
-            if isinstance(problem, ClosedError) and problem.code == NOT_FOUND:
+            if isinstance(problem, AMQPClosedError) and problem.code == NOT_FOUND:
                 # The node that hosts the queue is down, and its messages return with it. Use a new queue meanwhile.
-                self.name = topology.new_running_queue(self.origin)
-            consumption.end("it cannot be set up")
+                self.name = topology.new_holding_queue(self.origin)
+            consuming.close("it cannot be set up")
             raise
         if self._is_closed():  # close() was called while the queues were declared
-            consumption.end("it is not wanted any more")
+            consuming.close("it is not wanted any more")
             return
-        self._consumption = consumption
-        self._told = ""
+        self._consuming = consuming
+        self._logged = ""
 
-    def refused(self, failure: Failure) -> None:
+    def log_refusal(self, failure: Failure) -> None:
         """Log why a request cannot be held, once for each distinct reason: the attempt is repeated."""
-        told, self._told = self._told, str(failure.value)
-        if self._told != told:
+        logged, self._logged = self._logged, str(failure.value)
+        if self._logged != logged:
             _log.warn(
                 "long-running requests from {queue} cannot be held beyond the broker's consumer_timeout: {error}",
                 queue=self.origin,
@@ -132,39 +138,39 @@ class RunningRequests:
     def connection_lost(self) -> None:
         """Do nothing: channel_closed has handled it."""
 
-    def _ended(self, consumption: Consumption, reason: ClosedError) -> None:
-        """Repair the consumers after a lost channel; after a lost connection the next one restores them."""
-        if consumption is not self._consumption:
+    def _channel_closed(self, consuming: ConsumerChannel, reason: AMQPClosedError) -> None:
+        """Restore the consumers after a lost channel; after a lost connection the next one restores them."""
+        if consuming is not self._consuming:
             return
-        self._consumption = None
-        self._listener.held_changed()
-        self._listener.consumers.learn_limit(reason)
-        if not consumption.channel.client.closed and not self._closed:
+        self._consuming = None
+        self._listener.held_count_changed()
+        self._listener.subscriptions.adopt_consumer_timeout(reason)
+        if not consuming.channel.client.closed and not self._closed:
             _log.warn("{queue} lost its channel: {reason}", queue=str(self), reason=reason)
-            self._listener.consumers.repair(self)
+            self._listener.subscriptions.retry(self)
 
     async def close(self) -> None:
-        """Cancel the consumers and delete the queues if they are empty.
+        """Cancel the subscriptions and delete the queues if they are empty.
 
         Requests that are still in them return to their origin by dead-lettering; see Note [Running requests].
         """
         self._closed = True
-        self._listener.consumers.remove(self)
-        consumption, self._consumption = self._consumption, None
-        if consumption is None:
+        self._listener.subscriptions.remove(self)
+        consuming, self._consuming = self._consuming, None
+        if consuming is None:
             return
-        if not self._listener.is_silent:
+        if not self._listener.is_unresponsive:
             # Deliveries that are on their way arrive before cancel-ok. If one did, the queue must not be deleted.
-            await self._listener.ask(consumption.cancel())
-        if self._listener.is_silent:
-            consumption.end("the broker does not answer")
+            await self._listener.wait_for_change(consuming.cancel())
+        if self._listener.is_unresponsive:
+            consuming.close("the broker does not answer")
             return
         try:
-            await self._listener.moved()
-            consumption.flush()
-            if not len(consumption):
+            await self._listener.wait_for_moves()
+            consuming.flush()
+            if not len(consuming):
                 for queue in (self.name, topology.unclaimed_queue(self.name)):
-                    await topology.delete_queue(consumption.channel, queue, self._listener.clock, if_empty=True)
-        except ClosedError:
+                    await topology.delete_queue(consuming.channel, queue, self._listener.clock, if_empty=True)
+        except AMQPClosedError:
             return
-        consumption.end("done")
+        consuming.close("done")
