@@ -140,7 +140,7 @@ class AlarmTests(FragileCase):
         with self.broker.memory_alarm():
             error = await self.assertFailure(client.call(CONTEXT, "note", what="late"), RPCTimeoutError)
             self.assertIn("low on memory", error.unconfirmed)
-            await self.until(lambda: self.said("dropped, with messages that the broker had not read"))
+            await self.until(lambda: self.said("to discard messages that the broker had not read"))
         await self.assert_comes_back(client)
         self.assertNotIn("late", self.diary.calls)
 

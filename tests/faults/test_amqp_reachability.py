@@ -210,7 +210,9 @@ class LostTests(ReachabilityCase):
 
     async def test_queue(self) -> None:
         """A queue whose end the broker tells."""
-        await self.lose(("queue_delete", {"queue": HOST_QUEUE}), said=f"the queue {HOST_QUEUE} was deleted")
+        await self.lose(
+            ("queue_delete", {"queue": HOST_QUEUE}), said=f"the broker cancelled the consumer of {HOST_QUEUE}"
+        )
 
 
 class SilentTests(LostTests):

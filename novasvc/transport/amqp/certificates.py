@@ -31,15 +31,15 @@ OnRejected = Callable[[str], object]
 
 _ORIGIN = "the TLS settings of the broker"
 _EXPIRED = 10
-_UNTRUSTED = "its certificate is signed by none whom we trust; give the authority's as rabbit_ssl_ca_file"
+_UNTRUSTED = "its certificate is signed by an unknown authority; set rabbit_ssl_ca_file to the authority's certificate"
 _PROBLEMS = {
     2: _UNTRUSTED,
-    9: "its certificate is not valid yet; see to both clocks",
-    18: "its certificate is signed by itself; give it as rabbit_ssl_ca_file, if it is to be trusted",
+    9: "its certificate is not valid yet; check the clocks of both hosts",
+    18: "its certificate is self-signed; to trust it, set rabbit_ssl_ca_file to it",
     19: _UNTRUSTED,
     20: _UNTRUSTED,
     21: _UNTRUSTED,
-    23: "its certificate was revoked",
+    23: "its certificate has been revoked",
 }
 """Reasons by OpenSSL's verification error (X509_V_ERR_*)."""
 
@@ -96,27 +96,27 @@ class ConnectionCreator:
             else:
                 verify_certificate_hostname(certificate, self._host.encode("idna").decode("ascii"))
         except (VerificationError, CertificateError, ValueError):
-            return f"its certificate is for {_names(certificate)}, and not for {self._host}"
+            return f"its certificate is for {_names(certificate)}, not for {self._host}"
         return None
 
 
 def _rejection_reason(number: int, certificate: Certificate) -> str:
     if number == _EXPIRED:
-        return f"its certificate has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-    return _PROBLEMS.get(number, f"its certificate is refused (X.509 error {number})")
+        return f"its certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    return _PROBLEMS.get(number, f"its certificate was rejected (X.509 error {number})")
 
 
 def _names(certificate: Certificate) -> str:
     try:
         patterns = extract_patterns(certificate)
     except (CertificateError, ValueError):
-        return "names that cannot be read"
+        return "unreadable names"
     names = [
         pattern.pattern.decode() if isinstance(pattern, DNSPattern) else str(pattern.pattern)
         for pattern in patterns
         if isinstance(pattern, DNSPattern | IPAddressPattern)
     ]
-    return ", ".join(names) or "nobody"
+    return ", ".join(names) or "no name"
 
 
 def connection_creator(host: str, options: BrokerOptions, on_rejected: OnRejected) -> ConnectionCreator:
@@ -132,13 +132,13 @@ def connection_creator(host: str, options: BrokerOptions, on_rejected: OnRejecte
     if options.ssl_ca_file is None:
         context.set_default_verify_paths()
     else:
-        problem = "it has no certificate in PEM that can be read"
+        problem = "it contains no readable PEM certificate"
         _load("rabbit_ssl_ca_file", options.ssl_ca_file, context.load_verify_locations, problem)
     certificate, key = options.ssl_cert_file, options.ssl_key_file
     if certificate is not None and key is not None:
-        problem = "it has no certificate in PEM that can be read"
+        problem = "it contains no readable PEM certificate"
         _load("rabbit_ssl_cert_file", certificate, context.use_certificate_chain_file, problem)
-        problem = f"it has no private key in PEM without a passphrase, or not that of {certificate}"
+        problem = f"it contains no unencrypted PEM private key, or not the key of {certificate}"
 
         def use_key(path: str) -> None:
             # Not by use_privatekey_file: OpenSSL would ask for a passphrase on the terminal.

@@ -142,12 +142,12 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self._timer = None
         name = f"{request.method.klass.name}.{request.method.name}"
         subject = f" for queue '{request.queue}'" if request.queue else ""
-        self.close(AMQPClosedError(f"no answer to {name}{subject} within {timeout:g} s"))
+        self.close(AMQPClosedError(f"no reply to {name}{subject} within {timeout:g} s"))
 
     def _reply_received(self, method: Any, args: tuple[Any, ...]) -> None:
         request = self._outstanding
         if request is None or method not in request.method.responses:
-            raise FrameError(f"{method.klass.name}.{method.name} answers no question")
+            raise FrameError(f"unexpected {method.klass.name}.{method.name}: no method awaits it")
         self._outstanding = None
         self._cancel_timer()
         if not request.answer.called:

@@ -215,7 +215,7 @@ class Connection:
             return None
         if self.state == "blocked":
             return f"the broker blocks publishing: {self.blocked_by}"
-        doing = f"the connection for {self.name} is {self.state}"
+        doing = f"the {self.name} connection is {self.state}"
         return doing if self.last_error is None else f"{doing}: {self.last_error}"
 
     # -- Observer ------------------------------------------------------------------------------
@@ -301,7 +301,9 @@ class Connection:
             await self.handler.prepare(protocol)
         except BaseException as error:
             protocol.end(
-                error if isinstance(error, AMQPClosedError) else AMQPClosedError("it was not needed", clean=True)
+                error
+                if isinstance(error, AMQPClosedError)
+                else AMQPClosedError("the attempt was cancelled", clean=True)
             )
             raise
         self.protocol = protocol
@@ -319,7 +321,7 @@ class Connection:
             self._machine.failed(BrokerRefusedError(self._shown(), str(error)))
         else:
             if not is_tls_failure(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
-                _log.failure("connecting to {broker} failed", failure, broker=self._shown())
+                _log.failure("unexpected error while connecting to {broker}", failure, broker=self._shown())
             kind = BrokerRefusedError if is_tls_failure(failure) else BrokerUnavailableError
             self._machine.failed(kind(self._shown(), self._certificate_problem or failure_reason(failure)))
 
@@ -475,12 +477,14 @@ def _build() -> Callable[[Connection], _Machine]:
     @ready.upon(_Machine.block).to(blocked)
     def block(machine: _Machine, connection: Connection) -> None:
         connection.enter("blocked")
-        _log.warn("the broker blocks publishing: {reason}", reason=connection.blocked_by)
+        _log.warn(
+            "the broker blocks publishing: {reason}; messages are held until it unblocks", reason=connection.blocked_by
+        )
 
     @blocked.upon(_Machine.unblock).to(ready)
     def unblock(machine: _Machine, connection: Connection) -> None:
         connection.enter("ready")
-        _log.info("the broker accepts messages again")
+        _log.info("the broker no longer blocks publishing")
         connection.handler.ready()
 
     for state in (*attempting, waiting, closing, closed, blocked):

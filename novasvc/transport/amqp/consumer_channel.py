@@ -92,7 +92,7 @@ class Delivery:
         try:
             self._consuming.listener.receiver(self)
         except Exception:  # noqa: BLE001 - it must not end the connection, which all consumers share
-            _log.failure("a message receiver raised an exception, which it must not")
+            _log.failure("unhandled exception in a message receiver")
 
     def ack(self) -> None:
         """Acknowledge the message; see IDelivery."""
@@ -524,9 +524,7 @@ class ConsumerChannel(ChannelReceiver):
         """
         logged, self._logged[target] = self._logged.get(target), str(failure.value)
         if logged != self._logged[target]:
-            _log.warn(
-                "messages cannot be moved to {target} and are requeued: {error}", target=target, error=failure.value
-            )
+            _log.warn("cannot move messages to {target}; requeueing them: {error}", target=target, error=failure.value)
         if tag in self._unsettled:
             self._unsettled[tag] = _PENDING
             # Not at once: the message may be redelivered to us, and fail for the same reason, in a busy loop.
@@ -558,7 +556,7 @@ class ConsumerChannel(ChannelReceiver):
             body, read = read_content(body, properties, BODY_LIMIT)
         except ValueError as error:
             listener.unreadable += 1
-            _log.warn("a message from {queue} was dropped: {error}", queue=origin.queue, error=error)
+            _log.warn("dropped a message from {queue}: {error}", queue=origin.queue, error=error)
             self.reject(tag, requeue=False)
             return
         if (read.probe or origin.watched) and listener.loopback.consume_probe(origin.queue, body, read.probe):
@@ -573,12 +571,13 @@ class ConsumerChannel(ChannelReceiver):
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Handle basic.cancel: close the channel; the listener declares and consumes again. See ChannelReceiver."""
         queue = self.origins.get(consumer_tag.encode(), _NO_ORIGIN).queue
-        queue = f"of running requests from {queue}" if self.private else queue
+        queue = f"the holding queue for {queue}" if self.private else queue
         _log.warn(
-            "the queue {queue} was deleted, its host in the cluster is gone, or a message was not acknowledged in time",
+            "the broker cancelled the consumer of {queue}: the queue was deleted, its cluster node is down, or a "
+            "delivery exceeded the consumer_timeout",
             queue=queue,
         )
-        self.channel.close(AMQPClosedError(f"the queue {queue} is gone", code=NOT_FOUND))
+        self.channel.close(AMQPClosedError(f"the consumer of {queue} was cancelled", code=NOT_FOUND))
 
     def channel_closed(self, reason: AMQPClosedError) -> None:
         """Forget the unsettled deliveries, which the broker requeues; see ChannelReceiver."""

@@ -13,12 +13,12 @@ from novasvc.transport.amqp.options import BrokerOptions
 _TLS_FAILURE = "OpenSSL.SSL.Error"
 _NO_TLS = frozenset({"wrong version number", "packet length too long", "http request", "record layer failure"})
 _ALERTS = {
-    "certificate required": "it wants a certificate of ours; give rabbit_ssl_cert_file and rabbit_ssl_key_file",
+    "certificate required": "it requires a client certificate; set rabbit_ssl_cert_file and rabbit_ssl_key_file",
     "unknown ca": "it does not trust the authority that signed rabbit_ssl_cert_file",
-    "certificate expired": "it says that the certificate in rabbit_ssl_cert_file has expired",
-    "bad certificate": "it does not accept the certificate in rabbit_ssl_cert_file",
-    "handshake failure": "it agrees to no version or cipher of TLS that we offer, or wants a certificate of ours",
-    "protocol version": "it speaks no version of TLS from 1.2 on",
+    "certificate expired": "it rejects the certificate in rabbit_ssl_cert_file as expired",
+    "bad certificate": "it rejects the certificate in rabbit_ssl_cert_file",
+    "handshake failure": "there is no TLS version or cipher in common, or it requires a client certificate",
+    "protocol version": "it does not support TLS 1.2 or later",
 }
 """TLS alerts of the broker, by the end of OpenSSL's reason text."""
 
@@ -73,9 +73,9 @@ def _tls_failure_reason(error: BaseException) -> str:
     queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
     reasons = [str(entry[-1]).lower() for entry in queue if entry]
     if any(reason in _NO_TLS for reason in reasons):
-        return "the port speaks no TLS; use amqp://, or the port that does"
+        return "the port does not speak TLS; use amqp://, or the broker's TLS port"
     for reason in reasons:
         for end, text in _ALERTS.items():
             if reason.endswith(end):
                 return text
-    return f"TLS failed: {', '.join(reasons) or 'the connection was cut in the handshake'}"
+    return f"TLS failed: {', '.join(reasons) or 'the connection was closed during the handshake'}"

@@ -154,12 +154,14 @@ class FrameReader:
         while end - at >= _OVERHEAD:
             kind, channel, size = read(data, at)
             if size + _OVERHEAD > self.frame_max:
-                raise FrameError(f"a frame of {size + _OVERHEAD} bytes where {self.frame_max} were agreed upon")
+                raise FrameError(
+                    f"a frame of {size + _OVERHEAD} bytes exceeds the negotiated frame-max of {self.frame_max}"
+                )
             after = at + _OVERHEAD + size
             if after > end:
                 break
             if data[after - 1] != _END_OCTET:
-                raise FrameError("a frame does not end where it says")
+                raise FrameError("a frame without its frame-end octet")
             payload = data[at + 7 : after - 1]
             at = after
             if kind == METHOD:
@@ -172,7 +174,7 @@ class FrameReader:
                     continue
             handle = self._handlers.get(kind)
             if handle is None:
-                raise FrameError(f"a frame of the unknown type {kind}")
+                raise FrameError(f"unknown frame type {kind}")
             handle(channel, payload)
         if at < end:
             self._buffer += data[at:]
@@ -228,7 +230,7 @@ class FrameReader:
 
     def _method(self, channel: int, payload: bytes) -> None:
         if channel in self._contents:
-            raise FrameError("a method in the midst of a message")
+            raise FrameError("a method frame before the content is complete")
         if payload[:4] in _WITH_CONTENT:
             if self._channels is not None and channel not in self._channels:
                 raise FrameError(f"a message on channel {channel}, which is not open")
@@ -252,13 +254,13 @@ class FrameReader:
     def _body(self, channel: int, payload: bytes) -> None:
         content = self._contents.get(channel)
         if content is None or content.properties is None:
-            raise FrameError("a message's body without its header")
+            raise FrameError("a body frame without a content header")
         if len(payload) == content.expected and not content.received and content.body is not None:
             self._complete(channel, content, payload)  # a body in one frame: the common case
             return
         content.received += len(payload)
         if content.received > content.expected:
-            raise FrameError("a message's body is longer than its header says")
+            raise FrameError("the body exceeds the size in its content header")
         if content.body is not None:
             content.body.append(payload)
         if content.received == content.expected:
@@ -298,9 +300,9 @@ def parse_deliver(payload: bytes) -> Deliver:
         exchange = payload[at + 10 : key_at]
         end = key_at + 1 + payload[key_at]
     except (IndexError, ValueError, OverflowError, _struct_error) as error:
-        raise FrameError("basic.deliver is cut short") from error
+        raise FrameError("basic.deliver is truncated") from error
     if end != len(payload):
-        raise FrameError("basic.deliver is not as long as it says")
+        raise FrameError("trailing bytes after basic.deliver")
     return Deliver(consumer_tag, delivery_tag, bool(redelivered & 1), exchange, payload[key_at + 1 : end])
 
 
@@ -311,7 +313,7 @@ def parse_ack(payload: bytes) -> tuple[int, bool]:
     :raises FrameError: its length is wrong.
     """
     if len(payload) != _ACK_BYTES:
-        raise FrameError("basic.ack or basic.nack of a wrong length")
+        raise FrameError("basic.ack or basic.nack has the wrong length")
     (tag,) = _TAG.unpack_from(payload, 4)
     return tag, bool(payload[12] & 1)
 
@@ -370,7 +372,7 @@ def pack_frame(kind: int, channel: int, payload: bytes) -> bytes:
 def _short(name: str) -> bytes:
     octets = name.encode()
     if len(octets) > _NAME_BYTES:
-        raise ValueError(f"{name!r} is {len(octets)} bytes long, and a name on the broker may have {_NAME_BYTES}")
+        raise ValueError(f"{name!r} is {len(octets)} bytes long; names on the broker are limited to {_NAME_BYTES}")
     return bytes((len(octets),)) + octets
 
 

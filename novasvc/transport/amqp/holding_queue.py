@@ -114,10 +114,10 @@ class HoldingQueue:
             if isinstance(problem, AMQPClosedError) and problem.code == NOT_FOUND:
                 # The node that hosts the queue is down, and its messages return with it. Use a new queue meanwhile.
                 self.name = topology.new_holding_queue(self.origin)
-            consuming.close("it cannot be set up")
+            consuming.close("set-up failed")
             raise
         if self._is_closed():  # close() was called while the queues were declared
-            consuming.close("it is not wanted any more")
+            consuming.close("cancelled during set-up")
             return
         self._consuming = consuming
         self._logged = ""
@@ -127,7 +127,8 @@ class HoldingQueue:
         logged, self._logged = self._logged, str(failure.value)
         if self._logged != logged:
             _log.warn(
-                "long-running requests from {queue} cannot be held beyond the broker's consumer_timeout: {error}",
+                "no holding queue for {queue}: the broker will redeliver requests that run longer than its "
+                "consumer_timeout: {error}",
                 queue=self.origin,
                 error=failure.value,
             )
@@ -146,7 +147,7 @@ class HoldingQueue:
         self._listener.held_count_changed()
         self._listener.subscriptions.adopt_consumer_timeout(reason)
         if not consuming.channel.client.closed and not self._closed:
-            _log.warn("{queue} lost its channel: {reason}", queue=str(self), reason=reason)
+            _log.warn("{queue} lost its channel; resubscribing: {reason}", queue=str(self), reason=reason)
             self._listener.subscriptions.retry(self)
 
     async def close(self) -> None:

@@ -168,9 +168,9 @@ class Listener:
         except BaseException:
             if self._consuming is consuming:
                 self._consuming = None
-            consuming.close("it cannot be set up")
+            consuming.close("set-up failed")
             raise
-        consuming.close("it is not wanted any more")
+        consuming.close("cancelled during set-up")
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
         """Send a message to itself, and bind its queues again; see IListener."""
@@ -217,7 +217,7 @@ class Listener:
         self._consuming = None
         self.subscriptions.adopt_consumer_timeout(reason)
         if not consuming.channel.client.closed and not self._cancelled:
-            _log.warn("{listener} lost its channel: {reason}", listener=str(self), reason=reason)
+            _log.warn("{listener} lost its channel; resubscribing: {reason}", listener=str(self), reason=reason)
             self.subscriptions.retry(self)
 
     def connection_lost(self) -> None:
@@ -329,7 +329,11 @@ class Listener:
     def _mark_unresponsive(self, _: object, seconds: float) -> None:
         """Stop waiting for this broker's answers: a shutdown has a deadline."""
         self._unresponsive = True
-        _log.warn("the broker has not answered {listener} within {seconds:g} s", listener=str(self), seconds=seconds)
+        _log.warn(
+            "no reply from the broker to {listener} within {seconds:g} s; shutting down without waiting for it",
+            listener=str(self),
+            seconds=seconds,
+        )
 
     def close(self) -> Deferred[None]:
         """Delete the fanout queue and close the channel; unsettled deliveries are requeued. See IListener."""

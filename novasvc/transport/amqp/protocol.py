@@ -123,7 +123,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
         method = message.method
         handler = getattr(self, f"{pythonize(method.klass.name)}_{pythonize(method.name)}", None)
         if handler is None:
-            raise FrameError(f"{method.klass.name}.{method.name} is not for a client")
+            raise FrameError(f"a client must not receive {method.klass.name}.{method.name}")
         handler(channel, message)
 
     def connection_start(self, channel: Channel, message: Invocation) -> None:
@@ -148,7 +148,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def _check_order(self, name: str) -> None:
         if self.client.tuned:
-            raise FrameError(f"{name} out of its turn")
+            raise FrameError(f"unexpected {name} after the handshake")
 
     def connection_blocked(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.blocked: tell the owner."""
@@ -249,7 +249,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.channels[0].connection_tune_ok(self.channel_max, self.frame_max, announced)
         if self.heartbeat:
             running = self._heartbeat_loop.start(self.heartbeat / 2, now=False)
-            running.addErrback(lambda failure: _log.failure("heartbeats ended", failure))
+            running.addErrback(lambda failure: _log.failure("the heartbeat timer failed", failure))
 
     def close(self, reason: object = None, within: float = _CLOSE_TIMEOUT) -> Deferred[None]:
         """Send connection.close and disconnect.
@@ -265,7 +265,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         return closing  # type: ignore[no-any-return]
 
     def _close_confirmed(self, answer: object) -> Deferred[None]:
-        self.end(AMQPClosedError("it was closed", clean=True))
+        self.end(AMQPClosedError("closed by this process", clean=True))
         if isinstance(answer, Failure):
             self.transport.abortConnection()  # a silent peer would not finish TLS's closure, either
         gone: Deferred[None] = self.disconnected.wait()
@@ -323,7 +323,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             else:
                 self._reader.feed(data)
         except (FrameError, CodecError) as error:
-            self.end(AMQPClosedError(f"it sent what is no AMQP: {error}"))
+            self.end(AMQPClosedError(f"it sent invalid AMQP: {error}"))
         finally:
             self.reading = False
             if self.turn_end:
@@ -371,7 +371,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     @staticmethod
     def _not_opened(failure: Failure, channel: Channel) -> Failure:
         """Close the channel: a caller that has cancelled has no reference to it."""
-        channel.close(AMQPClosedError("nobody wants it any more", clean=True))
+        channel.close(AMQPClosedError("opening was cancelled", clean=True))
         return failure
 
     def release_channel(self, channel: Channel) -> None:
@@ -413,7 +413,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self._silent_intervals = 0 if self._bytes_received else self._silent_intervals + 1
         self._bytes_sent = self._bytes_received = False
         if self._silent_intervals >= _SILENT_INTERVALS:
-            self.end(AMQPClosedError(f"not a byte came for {self._silent_intervals * self.heartbeat / 2:g} s"))
+            self.end(AMQPClosedError(f"no data received for {self._silent_intervals * self.heartbeat / 2:g} s"))
 
 
 def _one_line(value: object) -> str:

@@ -166,7 +166,7 @@ class ConfirmChannel(ChannelReceiver):
         ]
         for message in [self._unconfirmed.pop(tag) for tag in overdue]:
             if not message.done.called:
-                message.done.errback(UnconfirmedError(str(message.target), f"the broker has stopped reading: {reason}"))
+                message.done.errback(UnconfirmedError(str(message.target), f"the broker blocks publishing: {reason}"))
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class ConfirmChannel(ChannelReceiver):
             elif acked:
                 done.callback(None)
             else:
-                done.errback(BrokerError(str(message.target), "the broker could not take the message"))
+                done.errback(BrokerError(str(message.target), "the broker rejected the message (basic.nack)"))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
         """Handle basic.return: no queue was bound; see ChannelReceiver."""
@@ -459,11 +459,9 @@ class Publisher:
             return connection.last_error
         if connection.state == "ready" and self._checking_flow:
             # Name the limit rather than the elapsed time: a caller that retries logs every change of the text.
-            problem = (
-                f"it has not confirmed for over {self._flow_check_age:g} s that it reads, and the message was not sent"
-            )
+            problem = f"no publisher confirm for over {self._flow_check_age:g} s, so the message was not sent"
             return BrokerUnavailableError(shown, problem)
-        return BrokerUnavailableError(shown, f"the connection is {connection.state}, and the message was not sent")
+        return BrokerUnavailableError(shown, f"the connection is {connection.state}, so the message was not sent")
 
     def _release(self, held: _Waiting) -> None:
         del self._backlog[held]
@@ -626,9 +624,9 @@ class Publisher:
         protocol = self.connection.protocol
         # A channel that closes while prepare() runs is retried by the caller of prepare().
         if reason.code and self._reopening is None and protocol is not None and not protocol.closed:
-            _log.warn("the broker closed the channel for publishing: {reason}", reason=reason)
+            _log.warn("the broker closed the publishing channel; opening another: {reason}", reason=reason)
             self._reopening = Deferred.fromCoroutine(self._reopen(protocol))
-            self._reopening.addErrback(_log_unless_cancelled, "no channel for publishing")
+            self._reopening.addErrback(_log_unless_cancelled, "reopening the publishing channel failed")
             self._reopening.addBoth(self._reopened)
 
     def _reopened(self, _: object) -> None:
@@ -650,7 +648,7 @@ class Publisher:
             except (BrokerError, AMQPClosedError) as error:
                 self._main = None
                 if attempt == 1:
-                    _log.warn("cannot open a channel for publishing; retrying: {error}", error=error)
+                    _log.warn("cannot open a publishing channel; retrying: {error}", error=error)
             else:
                 self.ready()
                 return
@@ -702,7 +700,7 @@ class Publisher:
         self._dropping = None
         protocol, reason = self.connection.protocol, self.connection.blocked_by
         if protocol is not None and self.connection.state == "blocked":
-            protocol.end(AMQPClosedError(f"dropped, with messages that the broker had not read: {reason}"))
+            protocol.end(AMQPClosedError(f"closed, to discard messages that the broker had not read: {reason}"))
 
     # -- overdue confirms ----------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class ReplyRetries:
             self.dropped += 1
             if not late and not self._is_gone(address):
                 self._mark_gone(address)
-                _log.info("a caller is gone, replies to {address} are dropped", address=address)
+                _log.info("reply queue {address} does not exist; dropping replies to this caller", address=address)
             return None
         again: Deferred[None] = deferLater(self._clock, pause)
         again.addCallback(lambda _: self._send(address, body, until))

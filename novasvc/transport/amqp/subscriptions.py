@@ -87,7 +87,7 @@ class Subscriptions:
         if limit and not 0 < self.consumer_timeout <= limit:
             self.consumer_timeout, ours = limit, self.options.consumer_timeout
             _log.error(
-                "the broker's consumer_timeout is {limit:g} s, {ours}; set rabbit_consumer_timeout to that",
+                "the broker's consumer_timeout is {limit:g} s, {ours}; set rabbit_consumer_timeout to the same value",
                 limit=limit,
                 ours=f"not {ours:g} s" if ours else "and none is set here",
             )
@@ -117,7 +117,7 @@ class Subscriptions:
 
         def late(_result: object, seconds: float) -> Failure:
             self._reconnect_waiters.remove(reconnected)
-            problem = f"it closed the connection, and no other one is there after {seconds:g} s"
+            problem = f"it closed the connection, and reconnecting took longer than {seconds:g} s"
             return Failure(BrokerUnavailableError(self.connection.address.shown(), problem))
 
         return reconnected.addTimeout(self.options.connect_timeout, self.clock, onTimeoutCancel=late)
@@ -218,8 +218,8 @@ class Subscriptions:
             return False
         self.options = attrs.evolve(self.options, durable_private_queues=True)
         _log.warn(
-            "the broker permits no queues that are neither durable nor exclusive: those of replies and fanouts are "
-            "declared durable from now on ({reason})",
+            "the broker denies queues that are neither durable nor exclusive; reply and fanout queues are "
+            "declared durable from now on: {reason}",
             reason=reason,
         )
         return True
@@ -228,4 +228,4 @@ class Subscriptions:
 def _log_unless_cancelled(failure: Failure) -> None:
     """Log a failure, except a cancellation."""
     if not failure.check(CancelledError):
-        _log.failure("a subscription cannot be repaired", failure)
+        _log.failure("retrying a subscription failed", failure)

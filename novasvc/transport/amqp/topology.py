@@ -98,7 +98,7 @@ def broker_error(broker: str, reason: AMQPClosedError) -> BrokerError:
     elif _NODE_DOWN in problem:
         kind = BrokerUnavailableError
     elif kind is BrokerFailedError:
-        problem = f"it answered with an error: {reason}"
+        problem = f"it reported an error: {reason}"
     elif kind is BrokerUnavailableError:
         problem = str(reason)
     return kind(broker, problem)

@@ -50,7 +50,7 @@ class ReplyQueue(ChannelReceiver):
     _channel: Channel | None = attrs.field(default=None, init=False)
 
     def __str__(self) -> str:
-        return f"the replies at {self.name}"
+        return f"the reply queue {self.name}"
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare the reply queue and consume from it; see Subscription."""
@@ -62,7 +62,7 @@ class ReplyQueue(ChannelReceiver):
             await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
         except BaseException:
             channel.receiver = None
-            channel.close(AMQPClosedError("it cannot be set up"))
+            channel.close(AMQPClosedError("set-up failed"))
             raise
         self._channel = channel
 
@@ -92,17 +92,17 @@ class ReplyQueue(ChannelReceiver):
                 body, _ = read_content(body, properties, BODY_LIMIT)
             except ValueError as error:
                 self.unreadable += 1
-                _log.warn("a reply was dropped: {error}", error=error)
+                _log.warn("dropped a reply: {error}", error=error)
                 return
         try:
             self._receiver(body)
         except Exception:  # noqa: BLE001 - it must not end the connection, which all consumers share
-            _log.failure("a reply receiver raised an exception, which it must not")
+            _log.failure("unhandled exception in a reply receiver")
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Handle basic.cancel: close the channel, which declares and consumes again; see ChannelReceiver."""
         if self._channel is not None:
-            self._channel.close(AMQPClosedError(f"the queue {self.name} is gone", code=NOT_FOUND))
+            self._channel.close(AMQPClosedError(f"the consumer of {self.name} was cancelled", code=NOT_FOUND))
 
     def channel_closed(self, reason: AMQPClosedError) -> None:
         """Re-establish the queue after a lost channel; see ChannelReceiver.
@@ -111,7 +111,7 @@ class ReplyQueue(ChannelReceiver):
         """
         self._channel = None
         if reason.code:
-            _log.warn("{replies} lost their channel: {reason}", replies=str(self), reason=reason)
+            _log.warn("{replies} lost its channel; resubscribing: {reason}", replies=str(self), reason=reason)
             self._subscriptions.retry(self)
 
 

@@ -153,7 +153,7 @@ class _ReplyQueue:
             try:
                 self._receiver(self.bodies.popleft())
             except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
-                _log.failure("a reply receiver raised an exception, which it must not")
+                _log.failure("unhandled exception in a reply receiver")
         return handled
 
 
@@ -184,7 +184,7 @@ class MemoryBroker:
         :raises ValueError: the broker has another clock already.
         """
         if getattr(self, "clock", clock) is not clock:
-            problem = "the transports of a MemoryBroker live in one process, on one clock"
+            problem = "all transports of a MemoryBroker must share one clock"
             raise ValueError(problem)
         self.clock = clock
 

@@ -136,7 +136,7 @@ class _Listener:
         try:
             self._receiver(delivery)
         except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
-            _log.failure("a message receiver raised an exception, which it must not")
+            _log.failure("unhandled exception in a message receiver")
 
     def settle(self, delivery: _Delivery) -> bool:
         """Mark a delivery as settled; return False if it was settled or requeued before."""
@@ -258,7 +258,7 @@ class MemoryTransport:
 
     def problem(self) -> str | None:
         """Return what keeps messages from moving, or None; see ITransport."""
-        return "it was closed" if self._closed else None
+        return "the transport is closed" if self._closed else None
 
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume a target's messages; see ITransport."""

@@ -94,7 +94,7 @@ class InvokeTests(AMQPCase):
         self.reactor.advance(15)
         for asked in (first, second):
             error = self.failureResultOf(asked, AMQPClosedError).value
-            self.assertEqual(str(error), "no answer to queue.declare for queue 'a' within 15 s")
+            self.assertEqual(str(error), "no reply to queue.declare for queue 'a' within 15 s")
         self.assertEqual(keeper.got, [self.one.reason])
         self.assertFalse(self.protocol.closed)
         self.done(other.basic_qos(prefetch_count=1))
@@ -176,7 +176,7 @@ class InvokeTests(AMQPCase):
     def test_unasked_answer(self) -> None:
         """An answer without a method ends the connection."""
         self.link.say(1, "queue.declare-ok", queue="a")
-        self.assertIn("queue.declare-ok answers no question", str(self.protocol.reason))
+        self.assertIn("unexpected queue.declare-ok", str(self.protocol.reason))
 
     def test_wrong_answer(self) -> None:
         """An answer to another method ends the connection, and fails the outstanding method."""
@@ -299,10 +299,10 @@ class ReceiverTests(AMQPCase):
     def test_malformed(self) -> None:
         """A truncated or unknown method, or one that is not for a client, ends the connection with the reason."""
         for payload, reason in (
-            (b"\x00\x32\x00\x0b\x01", "no AMQP"),
+            (b"\x00\x32\x00\x0b\x01", "invalid AMQP"),
             (b"\x00\x63\x00\x01", "unknown"),
-            (b"\x00", "no AMQP"),
-            (pack(1, "queue.purge", queue="a")[7:-1], "queue.purge is not for a client"),
+            (b"\x00", "invalid AMQP"),
+            (pack(1, "queue.purge", queue="a")[7:-1], "must not receive queue.purge"),
         ):
             link = self.linked()
             self.channel()

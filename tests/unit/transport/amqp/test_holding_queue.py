@@ -110,7 +110,7 @@ class RefusedTests(RunningCase):
             self.assertEqual(self.published()[-1].args["routing_key"], "compute", code)
             self.assertEqual(self.headers(), {"x-novasvc-deliveries": 1, "x-novasvc-deaths": 1})
         self.assertEqual(self.settled(), [("ack", tag, True) for tag in range(1, 5)])
-        self.assertEqual(len([line for line in self.log if "cannot be held beyond" in line]), 4)
+        self.assertEqual(len([line for line in self.log if "no holding queue for" in line]), 4)
 
     def test_away(self) -> None:
         """If the private queue's node is down, the request is requeued after a pause; the log names that queue."""
@@ -120,8 +120,8 @@ class RefusedTests(RunningCase):
         self.got[-1].requeue_here(1)
         self.settle()
         self.assertEqual(self.published(), [])
-        (line,) = [line for line in self.log if "cannot be moved to" in line]
-        self.assertIn("cannot be moved to compute_running_", line)
+        (line,) = [line for line in self.log if "cannot move messages to" in line]
+        self.assertIn("cannot move messages to compute_running_", line)
         self.broker.closing.clear()
         self.wait(31)
         self.assertEqual(self.settled(), [("reject", 1, True)])

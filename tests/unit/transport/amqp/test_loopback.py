@@ -285,7 +285,7 @@ class BindingTests(LoopbackCase):
             said = self.probes()[-1]
             self.out.say(said.channel, "basic.nack", delivery_tag=tag)
             self.settle()
-        self.assertIn("could not take the message", str(self.successResultOf(verifying).problem))
+        self.assertIn("rejected the message", str(self.successResultOf(verifying).problem))
 
 
 class LateTests(LoopbackCase):

@@ -88,7 +88,7 @@ class ProblemTests(TransportCase):
         self.wait(5)
         problem = self.amqp.problem()
         assert problem is not None
-        self.assertRegex(problem, r"^the connection for publishing is \w+: .*:567[23]")
+        self.assertRegex(problem, r"^the publishing connection is \w+: .*:567[23]")
         self.assertNotIn("secret", problem)
         self.assertEqual(self.counted(), [0, 0, 1, 0])
         self.broker.refusing.clear()

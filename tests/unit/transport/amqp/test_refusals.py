@@ -83,7 +83,7 @@ class RetryTests(ConnectionCase):
         self.assertEqual([kind for kind, _ in self.rounds[:6]], ["away"] * 6)
         self.assertEqual({kind for kind, _ in self.rounds[7:]}, {"refused"})
         self.assertIsInstance(self.connection.last_error, BrokerFailedError)
-        self.assertIn("it answered with an error: 541", str(self.connection.last_error))
+        self.assertIn("it reported an error: 541", str(self.connection.last_error))
 
     def test_limit(self) -> None:
         """A reached connection limit is retried with the slow backoff, and named."""

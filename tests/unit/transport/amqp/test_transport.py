@@ -182,7 +182,7 @@ class ReplyTests(TransportCase):
             self.nobody_is_there()
             self.successResultOf(replied)
         self.assertEqual((len(self.published()), self.amqp.dropped_replies), (8, 4))
-        self.assertEqual(len([line for line in self.log if "a caller is gone" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "dropping replies to this caller" in line]), 1)
 
     def test_others(self) -> None:
         """A caller that is gone delays no other caller's reply."""
@@ -210,7 +210,7 @@ class ReplyTests(TransportCase):
         for one in replying:
             self.successResultOf(one)
         self.assertEqual(self.amqp.dropped_replies, 2)
-        self.assertEqual(len([line for line in self.log if "a caller is gone" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "dropping replies to this caller" in line]), 1)
 
     def test_retried_bound(self) -> None:
         """Beyond the bound on retries a reply gets one attempt."""
