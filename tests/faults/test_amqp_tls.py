@@ -153,11 +153,11 @@ class RefusedTests(TLSCase):
         own = {"ssl_cert_file": client.certificate, "ssl_key_file": client.key}
         for given, setting, reason in (
             ({"ssl_ca_file": here / "none.pem"}, "rabbit_ssl_ca_file", "No such file"),
-            ({"ssl_ca_file": here / "empty.pem"}, "rabbit_ssl_ca_file", "no certificate"),
-            ({"ssl_ca_file": here / "broken.pem"}, "rabbit_ssl_ca_file", "no certificate"),
+            ({"ssl_ca_file": here / "empty.pem"}, "rabbit_ssl_ca_file", "no readable PEM certificate"),
+            ({"ssl_ca_file": here / "broken.pem"}, "rabbit_ssl_ca_file", "no readable PEM certificate"),
             ({**own, "ssl_cert_file": here / "none.pem"}, "rabbit_ssl_cert_file", "No such file"),
-            ({**own, "ssl_key_file": client.certificate}, "rabbit_ssl_key_file", "no private key"),
-            ({**own, "ssl_key_file": self.certificates.server.key}, "rabbit_ssl_key_file", "or not that of"),
+            ({**own, "ssl_key_file": client.certificate}, "rabbit_ssl_key_file", "no unencrypted PEM private key"),
+            ({**own, "ssl_key_file": self.certificates.server.key}, "rabbit_ssl_key_file", "or not the key of"),
         ):
             text = await self.refused(self.transport(self.url(), **given), SettingError)
             self.assertIn(setting, text)
