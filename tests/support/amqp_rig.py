@@ -294,7 +294,7 @@ class RigReactor(MemoryReactorClock):
 
 
 class Owner:
-    """Whom a connection tells what happens; see Observer."""
+    """Whom a connection tells what happens; see ConnectionObserver."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []

@@ -1,14 +1,13 @@
 """A persistent broker connection: hosts in turn, deadlines and exponential backoff, as an Automat machine.
 
 States: idle -> connecting -> handshaking -> preparing -> ready <-> blocked. A failure leads to
-waiting, and from there to connecting again. close() leads to closing, then closed.
+waiting, and from there to connecting again. close() leads to closing, then closed. The table is at
+the end of the module.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
-from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IAddress, IDelayedCall
@@ -16,38 +15,25 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.config.errors import SettingError
+from novasvc._compat import machine_state
 from novasvc.config.transport_url import BrokerAddress, Host
-from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.reactor.backoff import RetryPolicy
+from novasvc.reactor.machine import build_machine
 from novasvc.rpc.errors import TransportClosedError
 from novasvc.telemetry import flight, metrics
-from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
-from novasvc.transport.amqp.endpoints import endpoint, failure_reason, is_tls_failure
+from novasvc.transport.amqp.connection_errors import ConnectionErrors
+from novasvc.transport.amqp.endpoints import endpoint
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
-from novasvc.transport.errors import (
-    BrokerError,
-    BrokerFailedError,
-    BrokerRefusedError,
-    BrokerUnavailableError,
-    DeclarationDeniedError,
-    DeclarationMismatchError,
-)
+from novasvc.transport.amqp.reconnect import ReconnectSchedule, quick_backoff, slow_backoff
+from novasvc.transport.errors import BrokerError
 
 _log = Logger()
 
-_ACCESS_REFUSED = 403
-"""Reply code access-refused: wrong credentials during the handshake, a missing permission after it."""
-_OPERATOR_ERRORS = BrokerRefusedError, DeclarationMismatchError, DeclarationDeniedError
-"""Errors that only an operator can resolve, so they are retried with the slow backoff."""
-_FAILED_ROUNDS = 5
-"""Rounds of internal broker errors before the slow backoff applies to them, too."""
 _LOGGED_BOUND = 50
 """Bound on the distinct reasons logged in one outage; each host may have its own, and they alternate."""
-
-
-_CONNECTED = {"ready", "blocked"}
+_CONNECTED = frozenset({"ready", "blocked"})
 
 
 class ConnectionHandler(Protocol):
@@ -104,16 +90,6 @@ class _Machine(Protocol):
         """Note that the closing handshake is over."""
 
 
-def quick_backoff() -> RetryPolicy:
-    """Return the backoff for an unreachable broker: half a second to 2 s, so that a fleet is back within seconds."""
-    return jittered_backoff(first=0.5, longest=2.0)
-
-
-def slow_backoff() -> RetryPolicy:
-    """Return the backoff for a broker that refuses us: 4 s to a minute, as only an operator can resolve that."""
-    return jittered_backoff(first=4.0, longest=60.0)
-
-
 class _SingleProtocolFactory(Factory):
     """Builds the one protocol that it was given; logs nothing."""
 
@@ -153,7 +129,6 @@ class Connection:
     client_name: str
     retry: RetryPolicy = attrs.field(factory=quick_backoff)
     retry_refused: RetryPolicy = attrs.field(factory=slow_backoff)
-    state: str = attrs.field(default="idle", init=False)
     blocked_by: str = attrs.field(default="", init=False)
     is_congested: bool = attrs.field(default=False, init=False)
     is_writable: bool = attrs.field(default=False, init=False)
@@ -161,22 +136,22 @@ class Connection:
     protocol: AMQPProtocol | None = attrs.field(default=None, init=False)
     reconnects: int = attrs.field(default=0, init=False)
     _machine: _Machine = attrs.field(init=False)
+    _schedule: ReconnectSchedule = attrs.field(init=False)
     _host: Host = attrs.field(init=False)
-    _certificate_problem: str = attrs.field(default="", init=False)
-    _attempts: int = attrs.field(default=0, init=False)
-    _refusals: int = attrs.field(default=0, init=False)
-    _retry_at_once: bool = attrs.field(default=False, init=False)
+    _errors: ConnectionErrors = attrs.field(init=False)
+    _settings_adapted: bool = attrs.field(default=False, init=False)
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
-    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _retry_call: IDelayedCall | None = attrs.field(default=None, init=False)
     _opening: Deferred[None] | None = attrs.field(default=None, init=False)
-    _logged_reasons: set[str] = attrs.field(factory=set, init=False)
     _open_error: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
-    _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _close_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _logged_reasons: set[str] = attrs.field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         # Create the series at zero: an increase is computed from the first exported value.
         metrics.broker_lost.at(self.name)
         metrics.broker_reconnects.at(self.name)
+        self._schedule = ReconnectSchedule(self.address.hosts, self.retry, self.retry_refused)
         self._machine = _make_machine(self)
 
     # -- public --------------------------------------------------------------------------------
@@ -199,9 +174,14 @@ class Connection:
         if self.state == "closed":
             return succeed(None)
         closed: Deferred[None] = Deferred()
-        self._closing.append(closed)
+        self._close_waiters.append(closed)
         self._machine.close()
         return closed
+
+    @property
+    def state(self) -> str:
+        """The machine's state: idle, connecting, handshaking, preparing, ready, blocked, waiting, closing or closed."""
+        return machine_state(self._machine)
 
     @property
     def host_and_port(self) -> str:
@@ -218,61 +198,53 @@ class Connection:
         doing = f"the {self.name} connection is {self.state}"
         return doing if self.last_error is None else f"{doing}: {self.last_error}"
 
-    # -- Observer ------------------------------------------------------------------------------
+    # -- ConnectionObserver --------------------------------------------------------------------
 
     def lost(self, reason: AMQPClosedError) -> None:
-        """Handle the end of the connection; see Observer."""
+        """Handle the end of the connection; see ConnectionObserver."""
         was_ready = self.state in _CONNECTED
         self.is_congested, self.blocked_by = False, ""
-        self.is_writable = self.state == "ready"
-        self._retry_at_once = bool(self.handler.lost(reason))
+        self._update_writable()
+        self._settings_adapted = bool(self.handler.lost(reason))
         if was_ready and not reason.clean:
             flight.note("broker", f"{self.name} lost {self._shown()}")
-            self._machine.failed(self._broker_error(reason))
+            self._machine.failed(self._errors.of_closing(reason, handshaking=False))
 
     def blocked(self, reason: str) -> None:
-        """Handle connection.blocked; see Observer."""
+        """Handle connection.blocked; see ConnectionObserver."""
         self.blocked_by = reason
         self._machine.block()
 
     def unblocked(self) -> None:
-        """Handle connection.unblocked; see Observer."""
+        """Handle connection.unblocked; see ConnectionObserver."""
         self.blocked_by = ""
         self._machine.unblock()
 
-    def congested(self, congested: bool) -> None:  # noqa: FBT001 - as Observer has it
-        """Handle the socket's back-pressure; see Observer."""
+    def congested(self, congested: bool) -> None:  # noqa: FBT001 - as ConnectionObserver has it
+        """Handle the socket's back-pressure; see ConnectionObserver."""
         self.is_congested = congested
-        self.is_writable = self.state == "ready" and not congested
-        if not congested and self.state == "ready":
+        self._update_writable()
+        if self.is_writable:
             self.handler.ready()
 
-    # -- called by the state machine -----------------------------------------------------------
+    def _update_writable(self) -> None:
+        # Kept in an attribute, since it is read for every message; updated in each action that changes it.
+        self.is_writable = self.state == "ready" and not self.is_congested
 
-    def enter(self, state: str) -> None:
-        """Enter a state: update ``is_writable`` and the metrics."""
-        before, self.state = self.state, state
-        self.is_writable = state == "ready" and not self.is_congested
-        for states, figure in ((_CONNECTED, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
-            figure.at(self.name).value += (state in states) - (before in states)
-        if before in _CONNECTED and state == "waiting":
-            metrics.broker_lost.at(self.name).value += 1
+    # -- actions of the machine, see the table: connecting -------------------------------------
 
     def start_attempt(self) -> None:
         """Start an attempt with the next host."""
-        hosts = self.address.hosts
-        self._host = hosts[self._attempts % len(hosts)]
-        self._attempts += 1
-        self._certificate_problem = ""
-        self._retry_at_once = False
+        self._host = self._schedule.next_host()
+        self._errors = ConnectionErrors(self.address, self._host)
+        self._settings_adapted = False
         self._attempt = Deferred.fromCoroutine(self._connect())
-        self._attempt.addErrback(self._attempt_failed)
+        self._attempt.addErrback(self._attempt_ended)
 
     async def _connect(self) -> None:
         host, options = self._host, self.options
-        login = Login(username=host.username, password=host.password, vhost=self.address.vhost, name=self.client_name)
         protocol = AMQPProtocol(
-            login,
+            Login(username=host.username, password=host.password, vhost=self.address.vhost, name=self.client_name),
             clock=self.reactor,
             heartbeat=options.heartbeat,
             operation_timeout=options.operation_timeout,
@@ -286,13 +258,9 @@ class Connection:
             await step.addTimeout(left, self.reactor, onTimeoutCancel=lambda _, __: Failure(late))
 
         try:
+            on_rejected = self._errors.certificate_rejected
             client_endpoint = endpoint(
-                self.reactor,
-                host.host,
-                host.port,
-                tls=self.address.tls,
-                options=options,
-                on_rejected=self._certificate_rejected,
+                self.reactor, host.host, host.port, tls=self.address.tls, options=options, on_rejected=on_rejected
             )
             await in_time(client_endpoint.connect(_SingleProtocolFactory(protocol)), "connecting")
             self._machine.connected()
@@ -300,98 +268,30 @@ class Connection:
             self._machine.opened()
             await self.handler.prepare(protocol)
         except BaseException as error:
-            protocol.end(
-                error
-                if isinstance(error, AMQPClosedError)
-                else AMQPClosedError("the attempt was cancelled", clean=True)
-            )
+            cancelled = AMQPClosedError("the attempt was cancelled", clean=True)
+            protocol.end(error if isinstance(error, AMQPClosedError) else cancelled)
             raise
         self.protocol = protocol
         self._machine.prepared()
 
-    def _attempt_failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError, ConnectingCancelledError) and self.state in {"closing", "closed"}:
+    def _attempt_ended(self, failure: Failure) -> None:
+        state = self.state
+        if failure.check(CancelledError, ConnectingCancelledError) and state in {"closing", "closed"}:
             return
-        error = failure.value
-        if isinstance(error, AMQPClosedError):
-            self._machine.failed(self._broker_error(error))
-        elif isinstance(error, BrokerError):
-            self._machine.failed(error)
-        elif isinstance(error, SettingError):  # a TLS file that open() could read, and that has changed since
-            self._machine.failed(BrokerRefusedError(self._shown(), str(error)))
-        else:
-            if not is_tls_failure(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
-                _log.failure("unexpected error while connecting to {broker}", failure, broker=self._shown())
-            kind = BrokerRefusedError if is_tls_failure(failure) else BrokerUnavailableError
-            self._machine.failed(kind(self._shown(), self._certificate_problem or failure_reason(failure)))
-
-    def _broker_error(self, reason: AMQPClosedError) -> BrokerError:
-        """Turn the end of a connection into an error that tells the operator what to do."""
-        shown = self._shown()
-        if reason.cause is not None:
-            kind = BrokerRefusedError if is_tls_failure(reason.cause) else BrokerUnavailableError
-            return kind(shown, self._certificate_problem or failure_reason(reason.cause))
-        error = topology.broker_error(shown, reason)
-        if type(error) is not BrokerRefusedError:
-            return error
-        if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
-            return BrokerRefusedError(shown, f"it refuses the user {self._host.username!r}: {reason}")
-        if reason.code == _ACCESS_REFUSED or "vhost" in reason.problem:
-            return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
-        return BrokerRefusedError(shown, f"it refuses the connection: {reason}")
-
-    def _certificate_rejected(self, problem: str) -> None:
-        self._certificate_problem = problem
-
-    def _shown(self) -> str:
-        return self.address.shown(self._host)
-
-    def record_failure(self, error: BrokerError) -> None:
-        """Record why the connection failed or was lost; log each distinct reason once in an outage."""
-        self.last_error, self.protocol = error, None
-        if self._retry_at_once:
-            return
-        if (
-            self._opening is None
-            and str(error) not in self._logged_reasons
-            and len(self._logged_reasons) < _LOGGED_BOUND
-        ):
-            self._logged_reasons.add(str(error))
-            _log.warn("the connection for {name} is lost; reconnecting: {error}", name=self.name, error=error)
-
-    def wait(self, error: BrokerError) -> None:
-        """Schedule the next attempt: the next host at once, the next round of hosts after a backoff."""
-        refused, failed = isinstance(error, _OPERATOR_ERRORS), isinstance(error, BrokerFailedError)
-        self._refusals = self._refusals + 1 if refused or failed else 0
-        rounds, place = divmod(self._attempts, len(self.address.hosts))
-        # Refusals have a count of their own: a broker that starts after a long outage may refuse once or twice.
-        refusals = self._refusals // len(self.address.hosts) - (_FAILED_ROUNDS if failed else 0)
-        if place or self._retry_at_once:
-            delay = 0.0
-        elif refused or refusals > 0:
-            delay = self.retry_refused(max(1, refusals))
-        else:
-            delay = self.retry(max(1, rounds))
-        flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
-        self._timer = self.reactor.callLater(delay, self._retry_due)
-
-    def _retry_due(self) -> None:
-        self._timer = None
-        self._machine.retry_due()
-
-    def has_tried_all(self) -> bool:
-        """Return whether the first open has tried every host in vain."""
-        return self._opening is not None and self._attempts >= len(self.address.hosts) and not self._retry_at_once
+        self._machine.failed(self._errors.of_attempt(failure, handshaking=state == "handshaking"))
 
     def became_ready(self) -> None:
-        """Call the handler and fire the Deferred of open(); log the recovery if a loss was logged."""
+        """Resume publishing, log a recovery, and fire the Deferred of open()."""
+        self._update_writable()
+        metrics.broker_connected.at(self.name).value += 1
         opening, self._opening = self._opening, None
-        self._attempts, self._refusals, self._attempt = 0, 0, None
+        self._schedule.reset()
+        self._attempt = None
         flight.note("broker", f"{self.name} connected {self._shown()}")
         if opening is None:
             self.reconnects += 1
             metrics.broker_reconnects.at(self.name).value += 1
-            _log.info("the connection for {name} was restored: {broker}", name=self.name, broker=self._shown())
+            _log.info("the {name} connection was restored: {broker}", name=self.name, broker=self._shown())
         self.last_error = None
         self._logged_reasons.clear()
         if self.blocked_by:
@@ -401,16 +301,85 @@ class Connection:
         if opening is not None:
             opening.callback(None)
 
-    def fail_open(self, error: BrokerError) -> None:
-        """Fail the first open with this error, and close."""
-        self._open_error = error
-        self._machine.close()
+    # -- actions: failures ---------------------------------------------------------------------
+
+    def lose_blocked(self, error: BrokerError) -> None:
+        """Do as :meth:`lose`, after the broker has blocked publishing."""
+        metrics.broker_blocked.at(self.name).value -= 1
+        self.lose(error)
+
+    def lose(self, error: BrokerError) -> None:
+        """Count a lost connection, and reconnect."""
+        metrics.broker_connected.at(self.name).value -= 1
+        metrics.broker_lost.at(self.name).value += 1
+        self._update_writable()
+        self.reconnect(error)
+
+    def reconnect(self, error: BrokerError) -> None:
+        """Schedule the next attempt, or fail open() if it has tried every host in vain."""
+        self.last_error, self.protocol = error, None
+        if self._opening is not None and self._schedule.has_tried_all() and not self._settings_adapted:
+            self._open_error = error
+            self._machine.close()
+            return
+        delay = self._schedule.delay(error)
+        if self._settings_adapted:
+            delay = 0.0  # what the broker refused is not declared again
+        else:
+            self._log_once(error, delay)
+        flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
+        self._retry_call = self.reactor.callLater(delay, self._retry)
+
+    def _log_once(self, error: BrokerError, delay: float) -> None:
+        """Log each distinct reason once in an outage. The failure of the first open is its caller's to log."""
+        reason = str(error)
+        if self._opening is None and reason not in self._logged_reasons and len(self._logged_reasons) < _LOGGED_BOUND:
+            self._logged_reasons.add(reason)
+            _log.warn(
+                "the {name} connection is down; reconnecting in {delay:.1f} s (attempt {attempt}): {error}",
+                name=self.name,
+                delay=delay,
+                attempt=self._schedule.attempts + 1,
+                error=error,
+            )
+
+    def _retry(self) -> None:
+        self._retry_call = None
+        self._machine.retry_due()
+
+    # -- actions: blocked ----------------------------------------------------------------------
+
+    def became_blocked(self) -> None:
+        """Stop publishing until connection.unblocked."""
+        self._update_writable()
+        metrics.broker_blocked.at(self.name).value += 1
+        _log.warn("the broker blocks publishing: {reason}; messages are held until it unblocks", reason=self.blocked_by)
+
+    def became_unblocked(self) -> None:
+        """Resume publishing."""
+        self._update_writable()
+        metrics.broker_blocked.at(self.name).value -= 1
+        _log.info("the broker no longer blocks publishing")
+        self.handler.ready()
+
+    # -- actions: closing ----------------------------------------------------------------------
+
+    def disconnect_blocked(self) -> None:
+        """Do as :meth:`disconnect_ready`, after the broker has blocked publishing."""
+        metrics.broker_blocked.at(self.name).value -= 1
+        self.disconnect_ready()
+
+    def disconnect_ready(self) -> None:
+        """Close the connection."""
+        metrics.broker_connected.at(self.name).value -= 1
+        self._update_writable()
+        self.disconnect()
 
     def disconnect(self) -> None:
         """Cancel the attempt or the backoff, and close the connection if there is one."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._retry_call is not None:
+            self._retry_call.cancel()
+            self._retry_call = None
         if self._attempt is not None:
             self._attempt.cancel()
         protocol, self.protocol = self.protocol, None
@@ -420,100 +389,52 @@ class Connection:
     def fire_waiters(self) -> None:
         """Fire the Deferreds of close(), and fail that of an open() that was cut short."""
         opening, self._opening = self._opening, None
-        closing, self._closing = self._closing, []
+        closing, self._close_waiters = self._close_waiters, []
         if opening is not None and not opening.called:
             opening.errback(self._open_error)
         for closed in closing:
             closed.callback(None)
 
+    def ignore_failure(self, error: BrokerError) -> None:
+        """Ignore a failure of the attempt that closing has cancelled."""
 
-_EXPECTED = (
-    "twisted.internet.error.ConnectError",
-    "twisted.internet.error.ConnectionClosed",
-    "twisted.internet.error.DNSLookupError",
-    "twisted.internet.defer.TimeoutError",
+    def _shown(self) -> str:
+        return self.address.shown(self._host)
+
+
+_ATTEMPTING = "connecting | handshaking | preparing"
+_INPUT = _Machine
+
+_make_machine = build_machine(
+    _Machine,
+    Connection,
+    "idle",
+    (
+        ("idle", _INPUT.open, "connecting", Connection.start_attempt),
+        ("waiting", _INPUT.retry_due, "connecting", Connection.start_attempt),
+        ("connecting", _INPUT.connected, "handshaking", None),
+        ("handshaking", _INPUT.opened, "preparing", None),
+        ("preparing", _INPUT.prepared, "ready", Connection.became_ready),
+        # -- failures
+        (_ATTEMPTING, _INPUT.failed, "waiting", Connection.reconnect),
+        ("ready", _INPUT.failed, "waiting", Connection.lose),
+        ("blocked", _INPUT.failed, "waiting", Connection.lose_blocked),
+        # -- connection.blocked and connection.unblocked; became_ready sees what came before it
+        ("ready", _INPUT.block, "blocked", Connection.became_blocked),
+        ("blocked", _INPUT.unblock, "ready", Connection.became_unblocked),
+        (f"{_ATTEMPTING} | waiting | closing | closed | blocked", _INPUT.block, "", None),
+        (f"{_ATTEMPTING} | waiting | closing | closed | ready", _INPUT.unblock, "", None),
+        # -- close
+        (f"idle | {_ATTEMPTING} | waiting", _INPUT.close, "closing", Connection.disconnect),
+        ("ready", _INPUT.close, "closing", Connection.disconnect_ready),
+        ("blocked", _INPUT.close, "closing", Connection.disconnect_blocked),
+        ("closing", _INPUT.disconnected, "closed", Connection.fire_waiters),
+        # -- inputs of an attempt that closing has cancelled
+        ("closing | closed", _INPUT.close, "", None),
+        ("closing | closed", _INPUT.connected, "", None),
+        ("closing | closed", _INPUT.opened, "", None),
+        ("closing | closed", _INPUT.prepared, "", None),
+        ("closing | closed", _INPUT.retry_due, "", None),
+        ("closing | closed", _INPUT.failed, "", Connection.ignore_failure),
+    ),
 )
-
-
-def _build() -> Callable[[Connection], _Machine]:
-    builder = TypeMachineBuilder(_Machine, Connection)
-    names = "idle connecting handshaking preparing ready blocked waiting closing closed"
-    states = {name: builder.state(name) for name in names.split()}
-    idle, connecting, handshaking, preparing, ready, blocked, waiting, closing, closed = states.values()
-    attempting = (connecting, handshaking, preparing)
-    connected_states = (ready, blocked)
-
-    for before, given in ((idle, _Machine.open), (waiting, _Machine.retry_due)):
-
-        @before.upon(given).to(connecting)
-        def start_attempt(machine: _Machine, connection: Connection) -> None:
-            connection.enter("connecting")
-            connection.start_attempt()
-
-    @connecting.upon(_Machine.connected).to(handshaking)
-    def begin_handshake(machine: _Machine, connection: Connection) -> None:
-        connection.enter("handshaking")
-
-    @handshaking.upon(_Machine.opened).to(preparing)
-    def prepare(machine: _Machine, connection: Connection) -> None:
-        connection.enter("preparing")
-
-    @preparing.upon(_Machine.prepared).to(ready)
-    def be_ready(machine: _Machine, connection: Connection) -> None:
-        connection.enter("ready")
-        connection.became_ready()
-
-    for state in (*attempting, *connected_states):
-
-        @state.upon(_Machine.failed).to(waiting)
-        def wait(machine: _Machine, connection: Connection, error: BrokerError) -> None:
-            connection.enter("waiting")
-            connection.record_failure(error)
-            if connection.has_tried_all():
-                connection.fail_open(error)
-            else:
-                connection.wait(error)
-
-    @ready.upon(_Machine.block).to(blocked)
-    def block(machine: _Machine, connection: Connection) -> None:
-        connection.enter("blocked")
-        _log.warn(
-            "the broker blocks publishing: {reason}; messages are held until it unblocks", reason=connection.blocked_by
-        )
-
-    @blocked.upon(_Machine.unblock).to(ready)
-    def unblock(machine: _Machine, connection: Connection) -> None:
-        connection.enter("ready")
-        _log.info("the broker no longer blocks publishing")
-        connection.handler.ready()
-
-    for state in (*attempting, waiting, closing, closed, blocked):
-        state.upon(_Machine.block).loop().returns(None)
-    for state in (*attempting, waiting, closing, closed, ready):
-        state.upon(_Machine.unblock).loop().returns(None)
-
-    for state in (idle, *attempting, *connected_states, waiting):
-
-        @state.upon(_Machine.close).to(closing)
-        def close(machine: _Machine, connection: Connection) -> None:
-            connection.enter("closing")
-            connection.disconnect()
-
-    @closing.upon(_Machine.disconnected).to(closed)
-    def end(machine: _Machine, connection: Connection) -> None:
-        connection.enter("closed")
-        connection.fire_waiters()
-
-    for state in (closing, closed):
-        state.upon(_Machine.close).loop().returns(None)
-        for late in (_Machine.connected, _Machine.opened, _Machine.prepared, _Machine.retry_due):
-            state.upon(late).loop().returns(None)
-
-        @state.upon(_Machine.failed).loop()
-        def ignore_failure(machine: _Machine, connection: Connection, error: BrokerError) -> None:
-            """Ignore a failure of the attempt that closing has cancelled."""
-
-    return builder.build()
-
-
-_make_machine = _build()

@@ -19,7 +19,7 @@ from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Prope
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
-from novasvc.transport.amqp.subscriptions import NOT_FOUND
+from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 
 _log = Logger()

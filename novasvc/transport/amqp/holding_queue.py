@@ -12,7 +12,8 @@ from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Owner
 from novasvc.transport.amqp.protocol import AMQPProtocol
-from novasvc.transport.amqp.subscriptions import NOT_FOUND, Subscriptions
+from novasvc.transport.amqp.reply_codes import NOT_FOUND
+from novasvc.transport.amqp.subscriptions import Subscriptions
 from novasvc.transport.errors import BrokerUnavailableError
 
 _log = Logger()

@@ -19,7 +19,8 @@ from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.loopback import Loopback
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
-from novasvc.transport.amqp.subscriptions import NOT_FOUND, Subscriptions
+from novasvc.transport.amqp.reply_codes import NOT_FOUND
+from novasvc.transport.amqp.subscriptions import Subscriptions
 
 _log = Logger()
 

@@ -53,7 +53,7 @@ _CAPABILITIES = (
 _TLS_ALERT = b"\x15\x03"
 
 
-class Observer(Protocol):
+class ConnectionObserver(Protocol):
     """The owner of a connection. Its methods must not raise."""
 
     def lost(self, reason: AMQPClosedError) -> None:
@@ -98,7 +98,7 @@ class Login:
 class _BackPressure:
     """Reports the transport's back-pressure to the owner, as a push producer."""
 
-    _observer: Observer
+    _observer: ConnectionObserver
 
     def pauseProducing(self) -> None:
         self._observer.congested(True)
@@ -193,7 +193,13 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     """
 
     def __init__(
-        self, login: Login, *, clock: IReactorTime, heartbeat: float, operation_timeout: float, observer: Observer
+        self,
+        login: Login,
+        *,
+        clock: IReactorTime,
+        heartbeat: float,
+        operation_timeout: float,
+        observer: ConnectionObserver,
     ) -> None:
         super().__init__(Delegate(), login.vhost, SPEC, heartbeat=0, clock=clock)
         self.login = login

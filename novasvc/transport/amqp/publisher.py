@@ -22,8 +22,8 @@ from novasvc.transport.amqp.content import PLAIN, write_properties
 from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.reply_codes import broker_error
 from novasvc.transport.amqp.topology import (
-    broker_error,
     count,
     declare_exchange,
     declare_fanout_exchange,

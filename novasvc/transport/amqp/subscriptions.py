@@ -12,17 +12,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.reactor.backoff import jittered_backoff
-from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.reply_codes import broker_error, denies_feature
 from novasvc.transport.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
 
 _log = Logger()
 
-NOT_FOUND = 404
-"""Reply code not-found: the queue does not exist."""
 _TIMED_OUT = re.compile(r"acknowledgement .*timed out.*?(\d+) ms")
 """RabbitMQ's reply text when it closes a channel whose delivery exceeded the consumer_timeout."""
 
@@ -136,11 +134,11 @@ class Subscriptions:
         broker = self.connection.address.shown()
         protocol = self.connection.protocol
         if protocol is None:
-            raise self.connection.last_error or topology.broker_error(broker, AMQPClosedError("the connection is lost"))
+            raise self.connection.last_error or broker_error(broker, AMQPClosedError("the connection is lost"))
         try:
             await subscription.establish(protocol)
         except AMQPClosedError as reason:
-            raise topology.broker_error(broker, reason) from reason
+            raise broker_error(broker, reason) from reason
 
     def retry(self, subscription: Subscription) -> None:
         """Re-establish a subscription that lost its channel or queue; retry with backoff until it succeeds."""
@@ -193,7 +191,7 @@ class Subscriptions:
                 await subscription.establish(protocol)
             except AMQPClosedError as reason:
                 if not reason.code or protocol.closed:
-                    raise topology.broker_error(self.connection.address.shown(), reason) from reason
+                    raise broker_error(self.connection.address.shown(), reason) from reason
                 self._failed.append(subscription)  # a refusal closed this subscription's channel only
 
     def ready(self) -> None:
@@ -214,7 +212,7 @@ class Subscriptions:
         """
         for subscription in list(self._subscriptions):
             subscription.connection_lost()
-        if not topology.denies_feature(reason) or self.options.durable_private_queues:
+        if not denies_feature(reason) or self.options.durable_private_queues:
             return False
         self.options = attrs.evolve(self.options, durable_private_queues=True)
         _log.warn(

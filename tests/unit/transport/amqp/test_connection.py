@@ -9,8 +9,9 @@ from twisted.internet.error import DNSLookupError
 from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableError, TransportClosedError
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions
 from novasvc.transport.amqp.channel import AMQPClosedError
-from novasvc.transport.amqp.connection import Connection, quick_backoff, slow_backoff
+from novasvc.transport.amqp.connection import Connection
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.reconnect import quick_backoff, slow_backoff
 from tests.support.amqp_rig import URL, AMQPCase
 from tests.support.flight_rig import record_flight, said
 
@@ -234,7 +235,7 @@ class ReconnectTests(ConnectionCase):
         self.assertEqual(self.connection.state, "ready")
         self.assertEqual(self.user.heard, ["prepare", "ready", "lost", "prepare", "ready"])
         self.assertEqual((self.connection.reconnects, self.connection.last_error), (1, None))
-        self.assertEqual(len(self.warnings("is lost; reconnecting")), 1)
+        self.assertEqual(len(self.warnings("is down; reconnecting")), 1)
         self.assertEqual(len(self.warnings("was restored")), 1)
 
     def test_rounds(self) -> None:

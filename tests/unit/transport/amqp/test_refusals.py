@@ -12,8 +12,8 @@ from novasvc.errors import (
     DeclarationMismatchError,
 )
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.reply_codes import broker_error
 from tests.support.amqp_rig import DENIED
 from tests.unit.transport.amqp.test_connection import ConnectionCase
 from tests.unit.transport.amqp.test_transport import TransportCase
@@ -54,7 +54,7 @@ class ReplyCodeTests(SynchronousTestCase):
     def test_kinds(self) -> None:
         """Each code, and each reply text where a code has several meanings, becomes its error."""
         for code, text, kind in REASONS:
-            error = topology.broker_error("amqp://one", AMQPClosedError(text, code))
+            error = broker_error("amqp://one", AMQPClosedError(text, code))
             self.assertIs(type(error), kind, text)
             self.assertTrue(str(error).endswith(kind.remedy), str(error))
             if kind is not DeclarationDeniedError:
@@ -62,7 +62,7 @@ class ReplyCodeTests(SynchronousTestCase):
 
     def test_denied(self) -> None:
         """A denied feature is named in one line, with the settings that help."""
-        text = str(topology.broker_error("amqp://one", AMQPClosedError(" ".join(DENIED.split()), 541)))
+        text = str(broker_error("amqp://one", AMQPClosedError(" ".join(DENIED.split()), 541)))
         for part in ("541", "transient_nonexcl_queues", "amqp_durable_queues", "rabbit_quorum_queue"):
             self.assertIn(part, text)
         self.assertNotIn("check that the broker is running", text)
