@@ -23,7 +23,7 @@ from novasvc.registry.errors import DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.transport.amqp.configured import broker_options
-from novasvc.transport.amqp.tls import check_files
+from novasvc.transport.amqp.endpoints import check_tls_files
 from novasvc.workers.control.path_lock import check_path
 from novasvc.workers.errors import ControlError
 
@@ -114,7 +114,7 @@ def _check_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool
 
 def _broker(settings: Settings) -> None:
     if not settings.transport_url.startswith("memory:"):
-        check_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
+        check_tls_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
 
 
 def _needs_database(settings: Settings) -> bool:

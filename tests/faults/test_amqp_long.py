@@ -279,7 +279,7 @@ class LossTests(LongCase):
         client = await self.client(await self.connect(**options))
         calling = client.call(CONTEXT, "hang_again", what=1)
         await self.until(lambda: len(self.said("consumes again")) == 4)
-        self.assertEqual(len(self.said("cannot be held beyond.*access to queue 'compute_running_")), 1)
+        self.assertEqual(len(self.said("no holding queue for.*access to queue 'compute_running_")), 1)
         diary.let_go()
         self.assertEqual((await calling, diary.calls), (1, [1]))
         await self.until_asked(lambda: not self.held())

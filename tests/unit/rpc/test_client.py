@@ -344,7 +344,7 @@ class SlowTransportTests(ClientCase):
         self.failureResultOf(calling, TransportClosedError)
         self.slow.release()
         self.assertEqual((self.slow.waiting, self.slow.cancelled), ([], []))
-        self.assertEqual(self.broker._boxes, {})
+        self.assertEqual(self.broker._reply_queues, {})
 
     def test_not_opened_when_closed(self) -> None:
         """A reply address that could not be opened for a closed client raises and logs nothing."""

@@ -236,7 +236,7 @@ class RedeliveryTests(RPCCase):
 
     def redeliver_here(self, body: bytes) -> None:
         queue = self.broker.queue("nova", TARGET.topic, TARGET.server)
-        queue.put_back(Message(body, None))
+        queue.requeue_at_head(Message(body, None))
         self.clock.advance(0)
 
 

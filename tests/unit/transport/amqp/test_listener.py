@@ -1,4 +1,4 @@
-"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.consumer."""
+"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.subscriptions."""
 
 import zlib
 from typing import Any
@@ -7,7 +7,7 @@ from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableErr
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.protocol import BODY_LIMIT
-from novasvc.transport.amqp.publisher import PROBE_KEY
+from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
@@ -167,7 +167,7 @@ class DeliveryTests(ListenerCase):
         self.deliver(b"x", properties=b"\xff\xff")
         self.assertEqual((self.got, listener.unreadable), ([], 5))
         self.assertEqual(self.settled(), [("reject", tag, False) for tag in range(1, 6)])
-        self.assertEqual(len([line for line in self.log if "a message from compute was dropped" in line]), 5)
+        self.assertEqual(len([line for line in self.log if "dropped a message from compute" in line]), 5)
 
     def test_compressed(self) -> None:
         """A compressed body is delivered uncompressed."""
@@ -233,7 +233,7 @@ class SettleTests(ListenerCase):
         self.got[0].requeue(2)
         self.settle()
         probe = self.published()[0]
-        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", PROBE_KEY))
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", FLOW_CHECK_KEY))
         self.out.say(probe.channel, "basic.ack", delivery_tag=1)
         self.settle()
         said = self.published()[1]
@@ -280,7 +280,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [])
         self.wait(1)
         self.assertEqual(self.settled(), [("reject", 1, True)])
-        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 1)
 
     def test_settled_in_the_pause(self) -> None:
         """During that pause the message can still be acknowledged."""
@@ -368,7 +368,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.published(), [])
         self.deliver(b"y")
         self.assertEqual(len(self.got), 2)
-        self.assertTrue(any("cannot be moved to compute_quarantine" in line for line in self.log))
+        self.assertTrue(any("cannot move messages to compute_quarantine" in line for line in self.log))
 
     def test_channel_gone(self) -> None:
         """Settling a delivery of a lost channel has no effect."""
@@ -473,7 +473,7 @@ class CancelTests(ListenerCase):
         self.done(listener.cancel())
         self.done(listener.close())
         self.assertEqual(self.link.all("queue.delete"), [])
-        self.assertTrue(any("the broker has not answered the listener of compute.h1" in line for line in self.log))
+        self.assertTrue(any("no reply from the broker to the listener of compute.h1" in line for line in self.log))
 
     def test_cancelled_before_it_consumes(self) -> None:
         """A listener that is cancelled while its queues are declared starts no consumer."""
@@ -522,7 +522,7 @@ class NarrowTests(ListenerCase):
         self.wait(2.1)
         self.successResultOf(closing)
         self.wait(15)
-        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 2)
+        self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 2)
 
     def test_alarm_at_the_end(self) -> None:
         """close waits only briefly for a blocked broker, and logs once that no message could be moved."""
@@ -535,7 +535,7 @@ class NarrowTests(ListenerCase):
         self.wait(2.1)
         self.successResultOf(closing)
         self.wait(15)
-        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 1)
 
     def test_without_a_server(self) -> None:
         """A narrowed listener without a server consumes nothing, and is not re-established."""
@@ -618,7 +618,7 @@ class RestoreTests(ListenerCase):
         self.assertFalse(listener.live)
         self.wait(1)
         self.assertEqual((listener.live, self.consumed(), len(self.broker.links)), (True, 6, 2))
-        self.assertTrue(any("the queue compute was deleted" in line for line in self.log))
+        self.assertTrue(any("the broker cancelled the consumer of compute" in line for line in self.log))
         self.deliver(b"x")
         self.assertEqual(len(self.got), 1)
 
@@ -637,7 +637,7 @@ class RestoreTests(ListenerCase):
                 self.wait(5)
             self.assertEqual(listener.hold_after, 600)
             (line,) = [line for line in self.log if told in line]
-            self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to that", line)
+            self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to the same value", line)
 
     def test_refused_for_a_while(self) -> None:
         """A refused declaration is retried with backoff until it succeeds, and logged once."""
