@@ -55,7 +55,7 @@ class IDelivery(Interface):
     deaths = Attribute(
         "int: processes that died holding the message, as far as is certain; a lost channel is no death."
     )
-    counted = Attribute("bool: the transport counts a death if this process dies before it settles the delivery.")
+    counts_death = Attribute("bool: the transport counts a death if this process dies before it settles the delivery.")
     session = Attribute("ISession: what it arrived on.")
     sent_to = Attribute('str: how its sender addressed it: "topic", "server" (of a topic) or "fanout".')
 
@@ -85,7 +85,9 @@ class IDelivery(Interface):
         """
 
     def requeue_here(deliveries: int) -> None:
-        """Give the message back, to be delivered again, ``counted``, only to this process while it lives.
+        """Give the message back, to be delivered again only to this process while it lives.
+
+        The next delivery has ``counts_death``, so a process that dies with it is counted.
 
         A transport without queues of one process does the same as :meth:`requeue`.
 

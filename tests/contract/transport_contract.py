@@ -157,7 +157,7 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             for body in (b"1", b"2", b"3"):
                 await self.send(body)
             deliveries = [await self.next(inbox) for _ in range(3)]
-            self.assertEqual([(d.deliveries, d.counted) for d in deliveries], [(0, True)] * 3)
+            self.assertEqual([(d.deliveries, d.counts_death) for d in deliveries], [(0, True)] * 3)
             deliveries[1].ack()
             await listener.close()
             _, other = await self.listen()
@@ -185,7 +185,7 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await listener.close()
             _, other = await self.listen()
             again = await self.next(other)
-            self.assertEqual((again.body, again.deliveries, again.counted), (b"1", 0, True))
+            self.assertEqual((again.body, again.deliveries, again.counts_death), (b"1", 0, True))
             again.ack()
             await self.send(b"2")
             self.assertEqual((await self.next(other)).body, b"2")

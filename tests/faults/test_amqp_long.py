@@ -240,7 +240,7 @@ class LossTests(LongCase):
         worker.popen.kill()
         took = await self.until(lambda: diary.calls)
         self.assertLess(took, 8.0)
-        self.assertEqual([(d.deaths, d.deliveries, d.counted) for d in deliveries], [(1, 1, False), (1, 1, True)])
+        self.assertEqual([(d.deaths, d.deliveries, d.counts_death) for d in deliveries], [(1, 1, False), (1, 1, True)])
         self.assertTrue(all(500 < delivery.expires_in <= 600 for delivery in deliveries))
         self.let_go()
         self.assertEqual(await calling, 1)

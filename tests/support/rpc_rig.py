@@ -30,7 +30,7 @@ class RigTransport(MemoryTransport):
         def receive(delivery: Any) -> None:
             if delivery.deliveries and not self.counting:
                 # As from a queue that does not count; what it was told at a requeue it knows.
-                delivery.counted, self.counting = False, True
+                delivery.counts_death, self.counting = False, True
             receiver(delivery)
 
         return super().listen(target, receive, prefetch)

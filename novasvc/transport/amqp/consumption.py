@@ -42,7 +42,7 @@ class Delivery:
         "_queue",
         "_tag",
         "body",
-        "counted",
+        "counts_death",
         "deaths",
         "deliveries",
         "expires_at",
@@ -69,7 +69,7 @@ class Delivery:
         self.deliveries = properties.deliveries + again
         self.deaths = properties.deaths + (properties.unclaimed and not consumption.private)
         # Without private queues every redelivery was taken for a death, and is counted as one.
-        self.counted = consumption.private or (not again and self.deaths >= self.deliveries)
+        self.counts_death = consumption.private or (not again and self.deaths >= self.deliveries)
         self.session = consumption.session
         self.sent_to = origin.sent_to
         self._consumption = consumption

@@ -29,7 +29,7 @@ class _Delivery:
     body: bytes
     deliveries: int
     sent_to: str
-    counted: bool = attrs.field(default=True, init=False)
+    counts_death: bool = attrs.field(default=True, init=False)
 
     @property
     def deaths(self) -> int:

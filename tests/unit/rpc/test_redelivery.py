@@ -57,7 +57,7 @@ class MarkedDelivery:
         return self.inner.expires_in  # type: ignore[no-any-return]
 
     @property
-    def counted(self) -> bool:
+    def counts_death(self) -> bool:
         return self.body not in self.marks.again
 
     @property
@@ -332,7 +332,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.clock.pump([0.0, 0.0])
         service = self.services[0]
         self.successResultOf(service.server.stop_consuming())
-        self.assertEqual([delivery for delivery in service.transport.held if not delivery.counted], [])
+        self.assertEqual([delivery for delivery in service.transport.held if not delivery.counts_death], [])
         while service.running:
             service.step()
         self.successResultOf(service.server.drained())

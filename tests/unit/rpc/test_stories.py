@@ -99,7 +99,7 @@ class Delivery:
         return self.message.deaths + (self.message.unclaimed and not self.private)
 
     @property
-    def counted(self) -> bool:
+    def counts_death(self) -> bool:
         return not self._again
 
     def _settle(self) -> bool:

@@ -129,7 +129,7 @@ class DeliveryTests(ListenerCase):
         """A new message has no earlier deliveries, and its sender's TTL."""
         self.deliver(b"x", properties={"expiration": "1500"})
         one = self.got[0]
-        self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
+        self.assertEqual((one.expires_in, one.deliveries, one.counts_death), (1.5, 0, True))
 
     def test_expires_in(self) -> None:
         """expires_in is what is left when it is read, however long the message waited here."""
@@ -154,7 +154,7 @@ class DeliveryTests(ListenerCase):
         ):
             self.deliver(b"x", properties={"headers": headers}, redelivered=redelivered)
             one = self.got.pop()
-            self.assertEqual((one.deliveries, one.counted), expected, headers)
+            self.assertEqual((one.deliveries, one.counts_death), expected, headers)
 
     def test_unreadable(self) -> None:
         """An unreadable message is rejected and counted: too long, wrongly compressed, malformed properties."""
