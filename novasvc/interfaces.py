@@ -220,12 +220,12 @@ class ITransport(Interface):
         :return: Deferred[None]; never fails.
         """
 
-    def reply(address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Send a reply.
 
         :param str address: the result of the caller's open_replies.
         :param bytes body: the message.
-        :param patience: seconds as a float for which the reply may be held while it cannot be sent: the time its
+        :param timeout: seconds as a float for which the reply may be held while it cannot be sent: the time its
             caller still waits. None, if that is unknown, takes the transport's own bound.
         :return: Deferred[None]; succeeds if the caller is gone. Fails if the reply could not be sent in time.
             Cancelling drops a reply that is still held.

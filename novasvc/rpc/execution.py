@@ -36,14 +36,14 @@ class _Reply:
     """A reply being published.
 
     :param back: the caller's message id and reply address.
-    :param patience: seconds for which the caller still waits; None if unknown.
+    :param timeout: seconds for which the caller still waits; None if unknown.
     :param call: the call that it answers; None for a refused request, which never became a call.
     :param settles: settle the call when the reply is published, not before (idempotent calls).
     """
 
     back: WayBack
     body: bytes
-    patience: float | None
+    timeout: float | None
     call: Call | None = None
     settles: bool = False
 
@@ -290,21 +290,21 @@ class Execution:
             body = encode_failure(back.msg_id, write_failure(substitute))
         self._conclude(call, body)
 
-    def refuse(self, back: WayBack, error: Exception, patience: float | None) -> None:
+    def refuse(self, back: WayBack, error: Exception, timeout: float | None) -> None:
         """Reply with an error to a request that did not become a call.
 
-        :param patience: seconds for which the caller still waits; None if unknown.
+        :param timeout: seconds for which the caller still waits; None if unknown.
         """
-        self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), patience))
+        self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), timeout))
 
-    def answer_again(self, request: Request, patience: float | None) -> None:
+    def answer_again(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.
 
-        :param patience: seconds for which the caller still waits; None if unknown.
+        :param timeout: seconds for which the caller still waits; None if unknown.
         """
         found = self._recent.get(request.unique_id)
         if found is not None:
-            self._publish(_Reply(*found, patience))
+            self._publish(_Reply(*found, timeout))
 
     def _conclude(self, call: Call, body: bytes | None) -> None:
         """Publish the reply to a call, once; acknowledge an idempotent call after that.
@@ -318,10 +318,10 @@ class Execution:
             self._stop_keepalive(call)
         settles = call.method.exposure.idempotent
         if body is not None and call.request.back is not None:
-            patience = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
+            timeout = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
             if settles and call.request.unique_id is not None:
                 self._recent.add(call.request.unique_id, call.request.back, body)
-            self._publish(_Reply(call.request.back, body, patience, call, settles))
+            self._publish(_Reply(call.request.back, body, timeout, call, settles))
         elif settles:
             self._ledger.settle(call)
 
@@ -335,9 +335,9 @@ class Execution:
 
         This keeps the call, not its delivery: a redelivery may have replaced the delivery by then.
         """
-        patience = None if reply.patience is None else max(0.0, reply.patience)
-        until = None if patience is None else self._clock.seconds() + patience
-        publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, patience)
+        timeout = None if reply.timeout is None else max(0.0, reply.timeout)
+        until = None if timeout is None else self._clock.seconds() + timeout
+        publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, timeout)
         if publishing.called and publishing.result is None:
             # Published synchronously, as by the in-memory transport: save the cost of two callbacks per call.
             if reply.settles:

@@ -290,7 +290,7 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             self.assertEqual(inbox.pending, [])
 
         async def test_reply_in_time(self) -> None:
-            """A reply that can be sent is sent, even if its caller has no patience left."""
+            """A reply that can be sent is sent, even if its timeout is 0."""
             inbox: DeferredQueue[bytes] = DeferredQueue()
             address = await self.transport.open_replies(inbox.put)
             await (await self.connect()).reply(address, b"1", 0.0)

@@ -24,7 +24,7 @@ class RigTransport(MemoryTransport):
         super().__init__(broker, clock=clock)
         self.on_reply: Callable[[], Deferred[None]] | None = None
         self.counting = True
-        self.patience: float | None = None
+        self.reply_timeout: float | None = None
 
     def listen(self, target: Target, receiver: Callable[[Any], None], prefetch: int) -> Deferred[Any]:
         def receive(delivery: Any) -> None:
@@ -35,8 +35,8 @@ class RigTransport(MemoryTransport):
 
         return super().listen(target, receive, prefetch)
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
-        self.patience = patience
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
+        self.reply_timeout = timeout
         return super().reply(address, body) if self.on_reply is None else self.on_reply()
 
 

@@ -323,7 +323,7 @@ class MemoryTransport:
             self._broker.drop_replies(address)
         return succeed(None)
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Append a reply to its caller's box; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("replying"))

@@ -498,17 +498,17 @@ class PatienceTests(ExecutionCase):
         self.begin("hang")
         self.clock.advance(4)
         self.diary.hanging[0].callback(1)
-        self.assertEqual(self.transport.patience, 6.0)
+        self.assertEqual(self.transport.reply_timeout, 6.0)
 
     def test_of_a_refusal(self) -> None:
         """The reply to a refused request may be held for the rest of the caller's timeout too."""
         self.begin("unknown")
-        self.assertEqual(self.transport.patience, 10.0)
+        self.assertEqual(self.transport.reply_timeout, 10.0)
 
     def test_unknown(self) -> None:
         """The time is unknown if the request has no TTL."""
         self.send(self.request("note"))
-        self.assertIsNone(self.transport.patience)
+        self.assertIsNone(self.transport.reply_timeout)
 
     def test_over(self) -> None:
         """A call whose reply was not published before its caller gave up does not run again; the log says so."""

@@ -215,7 +215,7 @@ class Life:
     def problem(self) -> str | None:
         return None
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         number = int(read_reply(unwrap(body)).msg_id)
         if self.gone:
             return Deferred()
