@@ -40,7 +40,9 @@ class ISession(Interface):
     """What deliveries arrive on, such as a channel. When it ends, the transport takes back unsettled deliveries."""
 
     ended = Attribute("bool: settling its deliveries has no effect any more.")
-    kept = Attribute("bool: deliveries that were unsettled at its end are delivered again; False if they may be lost.")
+    redelivers = Attribute(
+        "bool: deliveries that were unsettled at its end are delivered again; False if they may be lost."
+    )
 
 
 class IDelivery(Interface):

@@ -36,8 +36,7 @@ class Parking:
     # is run; another server may run it too. Any other call is refused with RedeliveredError, because
     # nothing tells whether another server has begun it.
     #
-    # If the session's messages are kept (ISession.kept), the broker cannot have lost them, and the call
-    # only waits.
+    # If the session's messages are certainly redelivered (ISession.redelivers), the call only waits.
 
     def __init__(self, clock: IReactorTime, *, consuming: Callable[[], bool], missed: Callable[[Call], None]) -> None:
         self._clock = clock
@@ -56,7 +55,7 @@ class Parking:
         self.calls[call.request.unique_id or call] = call
         if len(self.calls) > _BOUND:
             self._purge()
-        if not call.delivery.session.kept:
+        if not call.delivery.session.redelivers:
             self._looks[call] = 0
             self._look_later()
 

@@ -158,7 +158,7 @@ class Session:
     """Tells whether the deliveries of a channel can still be settled; see ISession."""
 
     ended: bool = False
-    kept: bool = True
+    redelivers: bool = True
 
 
 class RunningQueue(Protocol):
@@ -579,7 +579,7 @@ class Consumption(ChannelReceiver):
         """Forget the unsettled deliveries, which the broker requeues; see ChannelReceiver."""
         self._acks.clear()
         # If the connection is lost, the broker may have restarted, and transient queues are lost with it.
-        self.session.kept = self.private or self.listener.durable or not self.channel.client.closed
+        self.session.redelivers = self.private or self.listener.durable or not self.channel.client.closed
         self.forget_unsettled()
         self.ended(self, reason)
 

@@ -92,7 +92,7 @@ class _Listener:
     hold_after: None = attrs.field(default=None, init=False)
     ended: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
-    kept: bool = attrs.field(default=True, init=False)
+    redelivers: bool = attrs.field(default=True, init=False)
     _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -8,10 +8,10 @@ from tests.support.rpc_rig import TARGET, RPCCase
 
 
 class ParkingTests(RPCCase):
-    def lose_broker(self, *, kept: bool) -> None:
+    def lose_broker(self, *, redelivers: bool) -> None:
         """End the session without redeliveries, and consume again."""
         listener: Any = self.server._listener
-        listener.kept, listener.ended = kept, True
+        listener.redelivers, listener.ended = redelivers, True
         listener.cancel()
         self.server._listener = self.successResultOf(self.transport.listen(TARGET, listener._receiver, 2))
 
@@ -28,7 +28,7 @@ class ParkingTests(RPCCase):
     def test_missed(self) -> None:
         """A call whose message may be lost is run after a while if it is idempotent, and refused otherwise."""
         self.fill()
-        self.lose_broker(kept=False)
+        self.lose_broker(redelivers=False)
         self.end_running()
         self.clock.advance(GRACE)
         self.assertEqual(self.diary.calls, ["hang"] * 2)
@@ -45,7 +45,7 @@ class ParkingTests(RPCCase):
     def test_kept(self) -> None:
         """A call whose message the broker keeps is left to the redelivery, and does not delay the shutdown."""
         self.fill()
-        self.lose_broker(kept=True)
+        self.lose_broker(redelivers=True)
         self.end_running()
         self.clock.pump([GRACE] * 10)
         self.assertEqual(self.diary.calls, ["hang"] * 2)
@@ -56,7 +56,7 @@ class ParkingTests(RPCCase):
         for drained_first in (True, False):
             self.setUp()
             self.fill()
-            self.lose_broker(kept=False)
+            self.lose_broker(redelivers=False)
             if drained_first:
                 self.server.drain()
             self.end_running()
@@ -69,7 +69,7 @@ class ParkingTests(RPCCase):
     def test_cut_short(self) -> None:
         """A server that is cut short does not wait for parked calls."""
         self.fill()
-        self.lose_broker(kept=False)
+        self.lose_broker(redelivers=False)
         self.end_running()
         self.server.cut_short("b@h was shutting down")
         self.successResultOf(self.server.drained())
@@ -77,7 +77,7 @@ class ParkingTests(RPCCase):
     def test_nobody_waits(self) -> None:
         """An expired call is forgotten and not begun."""
         self.fill()
-        self.lose_broker(kept=False)
+        self.lose_broker(redelivers=False)
         self.end_running()
         self.server._listener.live = False  # type: ignore[union-attr]  # as while the broker is away
         self.clock.pump([GRACE] * 20)  # the calls' timeout is 60 s

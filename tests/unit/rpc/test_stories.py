@@ -57,7 +57,7 @@ class Session:
     """
 
     ended: bool = False
-    kept: bool = True
+    redelivers: bool = True
     unacknowledged: list["Delivery"] = attrs.field(factory=list)
     unread: list["Delivery"] = attrs.field(factory=list)
 
