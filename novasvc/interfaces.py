@@ -111,7 +111,7 @@ class IListener(Interface):
         "float | None: seconds within which a delivery must be settled or held; then the transport may redeliver it."
     )
 
-    def narrow(prefetch: int) -> Deferred[None]:
+    def cancel_topic(prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; continue with messages to the server itself.
 
         Called first when a server drains. From now on the transport prefers other listeners to the same

@@ -187,7 +187,7 @@ class Server:
     def _started(self, listener: IListener) -> Deferred[None] | None:
         self._listener = listener
         self._holding.start()
-        return None if self._admission is None else self._narrow(self._admission)
+        return None if self._admission is None else self._cancel_topic(self._admission)
 
     def _hold_after(self) -> float | None:
         seconds: float | None = None if self._listener is None else self._listener.hold_after
@@ -218,13 +218,13 @@ class Server:
             else:
                 admission.add(self._withdraw(call))
         self._go_on()
-        return self._narrow(admission)
+        return self._cancel_topic(admission)
 
-    def _narrow(self, admission: Admission) -> Deferred[None]:
+    def _cancel_topic(self, admission: Admission) -> Deferred[None]:
         if self._listener is None:
-            return succeed(None)  # _started() narrows the listener when it exists.
-        narrowed: Deferred[None] = self._listener.narrow(self._concurrency + ROOM)
-        return narrowed.addBoth(lambda _: admission.narrowed())
+            return succeed(None)  # _started() calls this again with the listener.
+        cancelled: Deferred[None] = self._listener.cancel_topic(self._concurrency + ROOM)
+        return cancelled.addBoth(lambda _: admission.topic_cancelled())
 
     def stop_consuming(self) -> Deferred[None]:
         """Stop consuming; calls that were delivered still run.

@@ -149,7 +149,7 @@ class _Listener:
                 self.broker.wake(queue)
         return True
 
-    def narrow(self, prefetch: int) -> Deferred[None]:
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
         if self.live:
             self._prefetch = prefetch
             for queue in self._queues:

@@ -279,7 +279,7 @@ class WaitingTests(AdmissionCase):
         self.successResultOf(listener.close())
         listener = self.successResultOf(self.transport.listen(TARGET, receive, self.concurrency))
         self.server._listener = listener
-        self.successResultOf(listener.narrow(100))
+        self.successResultOf(listener.cancel_topic(100))
         self.clock.advance(0)
 
     def test_fanout(self) -> None:

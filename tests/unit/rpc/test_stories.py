@@ -195,7 +195,7 @@ class Life:
         self.receive = receiver
         return succeed(self)
 
-    def narrow(self, prefetch: int) -> Deferred[None]:
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
         return self.cancel()  # This model only has the topic's consumer.
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
