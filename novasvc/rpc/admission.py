@@ -184,7 +184,7 @@ class Admission:
 
     def _told(self, answer: str, arrival: Arrival, *, at_once: bool) -> None:
         if arrival not in self._undecided:
-            return  # close() has given it back.
+            return  # close() has requeued it already.
         del self._undecided[arrival]
         if self.belongs(arrival.request) or (answer == UNDER_WAY and not self._over):
             self._decisions.take_in(arrival)
@@ -198,7 +198,7 @@ class Admission:
 
     def _settle(self, arrival: Arrival) -> None:
         """Refuse a call, or hold a cast, that no other worker can run now."""
-        if arrival.request.back is not None:
+        if arrival.request.reply_to is not None:
             self._decisions.refuse(arrival, ServiceDrainingError(self._target))
         else:
             self._hold(arrival)

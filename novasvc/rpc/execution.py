@@ -20,7 +20,7 @@ from novasvc.rpc.endpoint import Method
 from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.rpc.failure import write_failure
 from novasvc.rpc.ledger import Ledger
-from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
+from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.metrics import MethodMetrics
@@ -35,13 +35,13 @@ RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
 class _Reply:
     """A reply being published.
 
-    :param back: the caller's message id and reply address.
+    :param reply_to: the caller's message id and reply address.
     :param timeout: seconds for which the caller still waits; None if unknown.
     :param call: the call that it answers; None for a refused request, which never became a call.
     :param settles: settle the call when the reply is published, not before (idempotent calls).
     """
 
-    back: WayBack
+    reply_to: ReplyTo
     body: bytes
     timeout: float | None
     call: Call | None = None
@@ -188,11 +188,11 @@ class Execution:
             if not call.answered:
                 figures.done.value += 1
             note("call", f"{call.method.name} done {call.request_id}")
-            if call.request.back is None or call.answered:
+            if call.request.reply_to is None or call.answered:
                 self._conclude(call, None)
                 return
             try:
-                body = encode_result(call.request.back.msg_id, result, call.method.name)
+                body = encode_result(call.request.reply_to.msg_id, result, call.method.name)
             except ResultNotSerializableError as error:
                 call.scope.copy().run(_log.error, "{error}", error=error)
                 self.answer(call, error)
@@ -278,24 +278,24 @@ class Execution:
         :param error: the error to send.
         :param failure: the Failure that holds the traceback, sent if ``send_tracebacks`` is set; None for no traceback.
         """
-        back = call.request.back
-        if back is None or call.answered:
+        reply_to = call.request.reply_to
+        if reply_to is None or call.answered:
             self._conclude(call, None)
             return
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
         try:
-            body = encode_failure(back.msg_id, write_failure(error, lines))
+            body = encode_failure(reply_to.msg_id, write_failure(error, lines))
         except ValueError as problem:  # The message is over the size limit.
             substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
-            body = encode_failure(back.msg_id, write_failure(substitute))
+            body = encode_failure(reply_to.msg_id, write_failure(substitute))
         self._conclude(call, body)
 
-    def refuse(self, back: WayBack, error: Exception, timeout: float | None) -> None:
+    def refuse(self, reply_to: ReplyTo, error: Exception, timeout: float | None) -> None:
         """Reply with an error to a request that did not become a call.
 
         :param timeout: seconds for which the caller still waits; None if unknown.
         """
-        self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), timeout))
+        self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, write_failure(error)), timeout))
 
     def answer_again(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.
@@ -317,11 +317,11 @@ class Execution:
         if call.keepalive is not None:
             self._stop_keepalive(call)
         settles = call.method.exposure.idempotent
-        if body is not None and call.request.back is not None:
+        if body is not None and call.request.reply_to is not None:
             timeout = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
             if settles and call.request.unique_id is not None:
-                self._recent.add(call.request.unique_id, call.request.back, body)
-            self._publish(_Reply(call.request.back, body, timeout, call, settles))
+                self._recent.add(call.request.unique_id, call.request.reply_to, body)
+            self._publish(_Reply(call.request.reply_to, body, timeout, call, settles))
         elif settles:
             self._ledger.settle(call)
 
@@ -337,7 +337,7 @@ class Execution:
         """
         timeout = None if reply.timeout is None else max(0.0, reply.timeout)
         until = None if timeout is None else self._clock.seconds() + timeout
-        publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, timeout)
+        publishing: Deferred[None] = self._transport.reply(reply.reply_to.address, reply.body, timeout)
         if publishing.called and publishing.result is None:
             # Published synchronously, as by the in-memory transport: save the cost of two callbacks per call.
             if reply.settles:
@@ -377,13 +377,13 @@ class Execution:
 
     def _keep_alive(self, call: Call) -> None:
         """Schedule the next keepalive, at half the caller's interval, if the caller asked for keepalives."""
-        seconds, back = call.request.keepalive, call.request.back
-        if seconds is not None and back is not None and not call.answered:
-            call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, back)
+        seconds, reply_to = call.request.keepalive, call.request.reply_to
+        if seconds is not None and reply_to is not None and not call.answered:
+            call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, reply_to)
 
-    def _show_life(self, call: Call, back: WayBack) -> None:
+    def _show_life(self, call: Call, reply_to: ReplyTo) -> None:
         call.keepalive = None
-        showing: Deferred[None] = self._transport.reply(back.address, encode_keepalive(back.msg_id))
+        showing: Deferred[None] = self._transport.reply(reply_to.address, encode_keepalive(reply_to.msg_id))
         # A caller that cannot be reached gets no further keepalives.
         showing.addCallbacks(lambda _: self._keep_alive(call), lambda _: None)
 

@@ -264,7 +264,7 @@ class Server:
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
     def cut_short(self, reason: str) -> None:
-        """Cancel the running methods, and give the waiting calls back.
+        """Cancel the running methods, and requeue the waiting calls.
 
         A caller whose method was cut short gets a MethodTimeoutError. An idempotent call is given back
         to the transport instead, to run again elsewhere.
@@ -318,8 +318,8 @@ class Server:
         self.counts.unserved("refused")
         error = RedeliveredError(call.request.method)
         call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-        if call.request.back is not None:
-            self._execution.refuse(call.request.back, error, None)
+        if call.request.reply_to is not None:
+            self._execution.refuse(call.request.reply_to, error, None)
         self._go_on()
 
     def _give_back_late(self) -> None:
@@ -484,8 +484,8 @@ class Server:
             self.counts.unserved("refused")
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             self._ledger.acknowledge(delivery, request.unique_id)
-        if request.back is not None:
-            self._execution.refuse(request.back, error, delivery.expires_in)
+        if request.reply_to is not None:
+            self._execution.refuse(request.reply_to, error, delivery.expires_in)
 
     def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
         """Handle a redelivery or duplicate; see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.

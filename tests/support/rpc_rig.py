@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.rpc.message import Reply, WayBack, encode_request, read_reply, unwrap
+from novasvc.rpc.message import Reply, ReplyTo, encode_request, read_reply, unwrap
 from novasvc.rpc.target import Target
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
@@ -133,7 +133,7 @@ class RPCCase(SynchronousTestCase):
         address = self.successResultOf(
             self.transport.open_replies(lambda b: self.replies.append(read_reply(unwrap(b))))
         )
-        return encode_request(method, given, {}, back=WayBack("id", address))
+        return encode_request(method, given, {}, reply_to=ReplyTo("id", address))
 
     def redeliver(self, *bodies: bytes, times: int = 1) -> None:
         """Send messages that others had, and left."""

@@ -10,7 +10,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError, RPCTimeoutError, ServiceDrainingError
 from novasvc.rpc.admission import HELD, HELD_BYTES, NOBODY, PAUSE, READY, UNDER_WAY
-from novasvc.rpc.message import BODY_LIMIT, WayBack, encode_request
+from novasvc.rpc.message import BODY_LIMIT, ReplyTo, encode_request
 from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import Message
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
@@ -97,7 +97,7 @@ class ArrivingTests(AdmissionCase):
         self.drain()
         for entries in ({}, {"request_id": None}, {"request_id": ["req-1"]}, {"request_id": {}}):
             address = self.successResultOf(self.transport.open_replies(lambda _: None))
-            body = encode_request("note", {}, entries, back=WayBack("id", address))
+            body = encode_request("note", {}, entries, reply_to=ReplyTo("id", address))
             self.send(body)
         self.assertEqual((self.diary.calls, self.server.counts.refused), (["operation"], 4))
 

@@ -17,7 +17,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import TransportClosedError
 from novasvc.interfaces import IDelivery, IListener, ISession, Reachability, WriteProbe
-from novasvc.rpc.message import WayBack, encode_request, read_reply, unwrap
+from novasvc.rpc.message import ReplyTo, encode_request, read_reply, unwrap
 from novasvc.rpc.target import Target
 
 CONCURRENCY = 2
@@ -340,9 +340,9 @@ class World(RuleBasedStateMachine):
         for idempotent, cast in kinds:
             number = len(self.idempotent)
             self.idempotent[number] = idempotent
-            back = None if cast else WayBack(str(number), "caller")
+            reply_to = None if cast else ReplyTo(str(number), "caller")
             method = "again" if idempotent else "once"
-            self.bodies[number] = encode_request(method, {"number": number}, {}, back=back)
+            self.bodies[number] = encode_request(method, {"number": number}, {}, reply_to=reply_to)
             self.queue.append(Message(number, self.bodies[number]))
 
     @property
