@@ -14,7 +14,6 @@ from twisted.python.failure import Failure
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
 from novasvc.rpc.call import Call
-from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
@@ -23,7 +22,7 @@ from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.metrics import MethodMetrics
+from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
 
@@ -63,8 +62,8 @@ class Execution:
     :param clock: measures deadlines.
     :param run_blocking: runs blocking methods in a thread.
     :param send_tracebacks: send callers the whole traceback of an error.
-    :param counts: outcomes of the deliveries, updated here.
-    :param figures: metrics of every method that can be called.
+    :param delivery_metrics: counts the messages that are not run, or whose replies are lost.
+    :param method_metrics: metrics of every method that can be called.
     :param ended: called when a method or the publishing of a reply has ended, or a method has timed out.
     :ivar running: calls whose methods have not ended, oldest first; includes calls that were cut short.
     :ivar publishing: Deferreds of replies that the transport has not confirmed.
@@ -78,8 +77,8 @@ class Execution:
         *,
         run_blocking: RunBlocking,
         send_tracebacks: bool,
-        counts: Counts,
-        figures: Mapping[Method, MethodMetrics],
+        delivery_metrics: DeliveryMetrics,
+        method_metrics: Mapping[Method, MethodMetrics],
         ended: Callable[[], None],
     ) -> None:
         self.publishing: dict[Deferred[None], None] = {}
@@ -90,8 +89,8 @@ class Execution:
         self._clock = clock
         self._run_blocking = run_blocking
         self._send_tracebacks = send_tracebacks
-        self._counts = counts
-        self._figures = figures
+        self._delivery_metrics = delivery_metrics
+        self._method_metrics = method_metrics
         self._ended = ended
         self._deadlines = Deadlines[Call](clock, self._overdue)
 
@@ -118,7 +117,7 @@ class Execution:
         That may be this server.
         """
         if call.expires_at is not None and call.expires_at <= self._clock.seconds():
-            self._counts.unserved("expired")
+            self._delivery_metrics.expired.value += 1
             self._ledger.settle(call)
             return True
         if call.delivery.session.ended and not call.missed:
@@ -146,7 +145,7 @@ class Execution:
         call.request_id = context.request_id
         note("call", f"{call.method.name} began {call.request_id}")
         self.running[call] = None
-        self._figures[call.method].now.value += 1
+        self._method_metrics[call.method].now.value += 1
         try:
             result = self._run(call)
         except KeyboardInterrupt:
@@ -179,14 +178,13 @@ class Execution:
 
         :param result: the method's result, or a Failure.
         """
-        figures = self._figures[call.method]
+        metrics = self._method_metrics[call.method]
         try:
             if isinstance(result, Failure):
-                self._failed(result, call, figures)
+                self._failed(result, call, metrics)
                 return
-            self._counts.completed += 1
             if not call.answered:
-                figures.done.value += 1
+                metrics.done.value += 1
             note("call", f"{call.method.name} done {call.request_id}")
             if call.request.reply_to is None or call.answered:
                 self._conclude(call, None)
@@ -200,21 +198,20 @@ class Execution:
                 self._conclude(call, body)
         finally:
             self.running.pop(call, None)
-            figures.now.value -= 1
-            figures.seconds.observe(self._clock.seconds() - call.began)
+            metrics.now.value -= 1
+            metrics.seconds.observe(self._clock.seconds() - call.began)
             if call.running is not None:
                 self._deadlines.live.pop(call, None)
                 self._ended()  # Not for a method that ended at once: the caller of begin() continues by itself.
 
-    def _failed(self, failure: Failure, call: Call, figures: MethodMetrics) -> None:
+    def _failed(self, failure: Failure, call: Call, metrics: MethodMetrics) -> None:
         error = cast(BaseException, failure.value)
         note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
         if not call.answered:
-            outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
+            outcome = metrics.expected if failure.check(*call.method.exposure.expected) else metrics.failed
             outcome.value += 1
-            figures.raised(error)
+            metrics.raised(error)
         if not (call.answered and failure.check(CancelledError)):
-            self._counts.failed += 1
             # A copy: a Context cannot be entered twice, and the method's thread may still be in the scope.
             call.scope.copy().run(_log_failure, call.method, failure)
         self.answer(call, error, failure)
@@ -222,7 +219,6 @@ class Execution:
     # -- cancellation --------------------------------------------------------------------------
 
     def _overdue(self, call: Call) -> None:
-        self._counts.timed_out += 1
         self._cut_short(call)
         self._ended()
 
@@ -236,7 +232,7 @@ class Execution:
         """
         if not call.answered:
             note("call", f"{call.method.name} {'was cut short' if reason else 'timed out'} {call.request_id}")
-            self._figures[call.method].timed_out.value += 1
+            self._method_metrics[call.method].timed_out.value += 1
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3), reason)
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.answer(call, error)
@@ -359,7 +355,7 @@ class Execution:
         self._ended()
 
     def _unpublished(self, failure: Failure, publishing: Deferred[None], reply: _Reply, until: float | None) -> None:
-        self._counts.unserved("unanswered")
+        self._delivery_metrics.unanswered.value += 1
         too_late = until is not None and until <= self._clock.seconds()
         reply.log(
             "the reply to {method} was dropped, because {why}: {reason}",

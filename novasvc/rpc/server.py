@@ -16,7 +16,6 @@ from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.call import Call
-from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
 from novasvc.rpc.execution import Execution
@@ -27,7 +26,7 @@ from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.takeover import Takeover
 from novasvc.rpc.target import Target
-from novasvc.telemetry.metrics import MethodMetrics
+from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
 
@@ -47,8 +46,8 @@ class Server:
     :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
-    :ivar counts: outcomes of the deliveries.
-    :ivar figures: metrics by method.
+    :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
+    :ivar method_metrics: metrics by method.
     """
 
     # Note [When a message is acknowledged]
@@ -90,14 +89,14 @@ class Server:
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
     ) -> None:
-        self.counts = Counts(target.topic)
+        self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self._transport = transport
         self._target = target
         self._endpoints = endpoints
         self._clock = clock
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
-        self.figures = {
+        self.method_metrics = {
             method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
         }
         self._parking = Parking(clock, consuming=self._is_consuming, missed=self._missed)
@@ -108,8 +107,8 @@ class Server:
             clock,
             run_blocking=run_blocking,
             send_tracebacks=send_tracebacks,
-            counts=self.counts,
-            figures=self.figures,
+            delivery_metrics=self.delivery_metrics,
+            method_metrics=self.method_metrics,
             ended=self._go_on,
         )
         self._redelivered = RedeliveredCalls(
@@ -283,7 +282,7 @@ class Server:
 
     def _give_back(self, call: Call) -> None:
         """Requeue a call that was not begun, for any server of its target."""
-        self.counts.unserved("given_back")
+        self.delivery_metrics.given_back.value += 1
         self._takeover.forget(call)
         self._ledger.give_back(call)
 
@@ -315,7 +314,7 @@ class Server:
             self._waiting.append(call)
             self._go_on()
             return
-        self.counts.unserved("refused")
+        self.delivery_metrics.refused.value += 1
         error = RedeliveredError(call.request.method)
         call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
         if call.request.reply_to is not None:
@@ -340,11 +339,10 @@ class Server:
 
     def _receive(self, delivery: IDelivery) -> None:
         """Receive a delivery; called by the transport. A malformed message is dropped."""
-        self.counts.received += 1
         try:
             request = read_request(unwrap(delivery.body))
         except MessageFormatError as error:
-            self.counts.unserved("malformed")
+            self.delivery_metrics.malformed.value += 1
             scope = self._scope.copy()
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
@@ -457,7 +455,7 @@ class Server:
     def give_back(self, arrival: Arrival) -> None:
         """Requeue a request; see :class:`novasvc.rpc.admission.Decisions`."""
         if arrival.call is None:
-            self.counts.unserved("given_back")
+            self.delivery_metrics.given_back.value += 1
             arrival.delivery.requeue(arrival.deliveries)
             return
         arrival.call.delivery = arrival.delivery
@@ -477,11 +475,11 @@ class Server:
         scope = self._scope.copy()
         scope.run(current_context.set, RequestContext.from_wire(request.context))
         if isinstance(error, QuarantinedError):
-            self.counts.unserved("quarantined")
+            self.delivery_metrics.quarantined.value += 1
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
             self._ledger.quarantine(delivery, request.unique_id, str(error))
         else:
-            self.counts.unserved("refused")
+            self.delivery_metrics.refused.value += 1
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             self._ledger.acknowledge(delivery, request.unique_id)
         if request.reply_to is not None:
@@ -502,7 +500,7 @@ class Server:
                 self._go_on()  # The call may have waited for this delivery.
             return True, known if parked else None
         if self._ledger.settle_again(delivery, request.unique_id):
-            self.counts.unserved("duplicates")
+            self.delivery_metrics.duplicates.value += 1
             self._execution.answer_again(request, delivery.expires_in)
             return True, None
         if self._state == "closed":

@@ -336,9 +336,9 @@ class RedeliveredCallsTests(SynchronousTestCase):
         while service.running:
             service.step()
         self.successResultOf(service.server.drained())
-        given_back = service.server.counts.given_back
+        given_back = service.server.delivery_metrics.given_back.value
         self.clock.advance(PATIENCE)
-        self.assertEqual((service.server.counts.given_back, service.transport.held), (given_back, []))
+        self.assertEqual((service.server.delivery_metrics.given_back.value, service.transport.held), (given_back, []))
 
     def test_comes_twice(self) -> None:
         """A message that is delivered twice while it is being moved keeps one place and one timer."""
