@@ -112,16 +112,16 @@ class Execution:
     def drop_stale(self, call: Call) -> bool:
         """Drop a call that must not begin now; return whether it was dropped.
 
-        An expired call is settled: its caller has stopped waiting. A call whose session has ended is
-        parked: its delivery is void, and the server that receives the redelivery decides about it.
-        That may be this server.
+        An expired call is settled: its caller has stopped waiting. A call whose session has ended waits
+        for its redelivery: its delivery is void, and the server that receives the redelivery decides
+        about it. That may be this server.
         """
         if call.expires_at is not None and call.expires_at <= self._clock.seconds():
             self._delivery_metrics.expired.value += 1
             self._ledger.settle(call)
             return True
-        if call.delivery.session.ended and not call.missed:
-            self._ledger.park(call)
+        if call.delivery.session.ended and not call.message_lost:
+            self._ledger.await_redelivery(call)
             return True
         return False
 
@@ -258,7 +258,7 @@ class Execution:
             if call.method.exposure.idempotent and not call.answered:
                 call.answered = True
                 self._stop_keepalive(call)
-                self._ledger.give_back(call)  # With its old count: a shutdown is not a death.
+                self._ledger.requeue(call)  # With its old count: a shutdown is not a death.
         for call in list(self.running):
             self._cut_short(call, reason)
         if self._transport.problem() is not None:
@@ -365,7 +365,7 @@ class Execution:
         if too_late:
             self._settle(reply)  # The method has run, and its caller has stopped waiting.
         elif reply.settles and reply.call is not None:
-            self._ledger.give_back(reply.call)
+            self._ledger.requeue(reply.call)
         del self.publishing[publishing]
         self._ended()
 

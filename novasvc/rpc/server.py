@@ -13,6 +13,7 @@ from novasvc.context import RequestContext, current_context
 from novasvc.errors import StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
+from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.call import Call
@@ -22,7 +23,6 @@ from novasvc.rpc.execution import Execution
 from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_request, unwrap
-from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.takeover import Takeover
 from novasvc.rpc.target import Target
@@ -99,8 +99,8 @@ class Server:
         self.method_metrics = {
             method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
         }
-        self._parking = Parking(clock, consuming=self._is_consuming, missed=self._missed)
-        self._ledger = Ledger(clock, self._parking, remembered=8 * concurrency)
+        self._awaiting = AwaitingRedelivery(clock, consuming=self._is_consuming, lost=self._message_lost)
+        self._ledger = Ledger(clock, self._awaiting, remembered=8 * concurrency)
         self._execution = Execution(
             transport,
             self._ledger,
@@ -209,7 +209,7 @@ class Server:
         admission = self._admission = Admission(
             str(self._target), self, self._clock, operations=self.operations, siblings=self._siblings
         )
-        self._parking.wait_no_longer()
+        self._awaiting.stop_checks()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         for call in waiting:
             if admission.belongs(call.request):
@@ -258,7 +258,7 @@ class Server:
         self.cut_short(f"the RPC server of {self._target} was closed; see what the method did before calling again")
         self._execution.close()
         self._holding.stop()
-        self._parking.close()
+        self._awaiting.close()
         published = _wait_in(self._publishers, done=not self._execution.publishing)
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
@@ -273,7 +273,7 @@ class Server:
         if self._admission is not None:
             self._admission.end_operations()
         self._takeover.give_back()
-        self._parking.wait_no_longer()
+        self._awaiting.stop_checks()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         self._execution.cut_short(reason)
         for call in waiting:
@@ -284,11 +284,11 @@ class Server:
         """Requeue a call that was not begun, for any server of its target."""
         self.delivery_metrics.given_back.value += 1
         self._takeover.forget(call)
-        self._ledger.give_back(call)
+        self._ledger.requeue(call)
 
     def _retain(self, call: Call) -> None:
         """Requeue a call to this process, so that the next delivery is counted before the call begins."""
-        self._ledger.give_back(call, here=True)
+        self._ledger.requeue(call, here=True)
 
     def _give_back_waiting(self, call: Call) -> bool:
         """Give a call back if it waits to begin; return whether it waited."""
@@ -300,17 +300,17 @@ class Server:
             self._give_back(call)
         return True
 
-    def _missed(self, call: Call) -> None:
+    def _message_lost(self, call: Call) -> None:
         """Run or refuse a call whose message the broker seems to have lost.
 
-        See Note [Void deliveries] in novasvc.rpc.parking.
+        See Note [Void deliveries] in novasvc.rpc.awaiting_redelivery.
         """
         admission = self._admission
         if admission is not None and not admission.belongs(call.request):
             return  # A draining server begins no new operation.
         if call.method.exposure.idempotent:
-            call.missed = True
-            self._ledger.take(call)
+            call.message_lost = True
+            self._ledger.add(call)
             self._waiting.append(call)
             self._go_on()
             return
@@ -373,7 +373,7 @@ class Server:
         except RPCError as error:
             self._refuse(delivery, request, error)
         else:
-            self._ledger.take(call)
+            self._ledger.add(call)
             self._run(call)
 
     def _take_new(self, delivery: IDelivery, request: Request) -> bool:
@@ -382,7 +382,7 @@ class Server:
             call = self._admit(delivery, request)
         except RPCError:
             return False  # This may be a second copy of a refused request: look for duplicates first.
-        if not self._ledger.take_new(call):
+        if not self._ledger.add_new(call):
             return False
         self._enqueue(call)
         self._go_on()
@@ -449,7 +449,7 @@ class Server:
             self._take(arrival.delivery, arrival.request)
             return
         call.delivery = arrival.delivery
-        self._ledger.take(call)
+        self._ledger.add(call)
         self._run(call)
 
     def give_back(self, arrival: Arrival) -> None:
@@ -490,16 +490,16 @@ class Server:
 
         :return: whether the delivery was handled, and the call that has to be queued again, if any.
         """
-        known = self._ledger.find(request.unique_id)
+        known = self._ledger.get(request.unique_id)
         if known is not None:
             if self._state != "closed":
                 # The redelivery may mean that the broker's acknowledgement timeout has changed: read it again.
                 self._holding.start()
-            parked = self._ledger.take_over(known, delivery)
+            parked = self._ledger.replace_delivery(known, delivery)
             if not parked:
                 self._go_on()  # The call may have waited for this delivery.
             return True, known if parked else None
-        if self._ledger.settle_again(delivery, request.unique_id):
+        if self._ledger.acknowledge_duplicate(delivery, request.unique_id):
             self.delivery_metrics.duplicates.value += 1
             self._execution.answer_again(request, delivery.expires_in)
             return True, None
@@ -576,7 +576,7 @@ class Server:
 
     def _idle(self) -> bool:
         redelivered = self._redelivered
-        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._parking)
+        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._awaiting)
         return not (waiting or redelivered.retained or len(self._execution))
 
 
