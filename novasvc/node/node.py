@@ -104,7 +104,7 @@ class Node:
     _hurried_early: bool = attrs.field(default=False, init=False)
     _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
-    _narrowed: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
+    _topic_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
 
@@ -327,13 +327,13 @@ class Node:
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""
         self._tasks_ended = self.tasks.stop()
-        self._narrowed = succeed(None) if self.server is None else self.server.drain()
+        self._topic_cancelled = succeed(None) if self.server is None else self.server.drain()
 
     async def _drain(self) -> None:
         """Finish the tasks and calls under way, within graceful_shutdown_timeout."""
         if self.reachability is not None:
             await self._stop_step("stop verifying", self.reachability.stop)
-        await self._stop_step("stop consuming from the topic", lambda: self._narrowed)
+        await self._stop_step("stop consuming from the topic", lambda: self._topic_cancelled)
         try:
             await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)
         except _TooLate:

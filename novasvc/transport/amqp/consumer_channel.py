@@ -42,7 +42,7 @@ class Delivery:
         "_queue",
         "_tag",
         "body",
-        "counted",
+        "counts_death",
         "deaths",
         "deliveries",
         "expires_at",
@@ -69,7 +69,7 @@ class Delivery:
         self.deliveries = properties.deliveries + again
         self.deaths = properties.deaths + (properties.unclaimed and not consuming.private)
         # Without private queues every redelivery was taken for a death, and is counted as one.
-        self.counted = consuming.private or (not again and self.deaths >= self.deliveries)
+        self.counts_death = consuming.private or (not again and self.deaths >= self.deliveries)
         self.session = consuming.session
         self.sent_to = origin.sent_to
         self._consuming = consuming
@@ -158,7 +158,7 @@ class Session:
     """Tells whether the deliveries of a channel can still be settled; see ISession."""
 
     ended: bool = False
-    kept: bool = True
+    redelivers: bool = True
 
 
 class RequestHolder(Protocol):
@@ -583,7 +583,7 @@ class ConsumerChannel(ChannelReceiver):
         """Forget the unsettled deliveries, which the broker requeues; see ChannelReceiver."""
         self._acks.clear()
         # If the connection is lost, the broker may have restarted, and transient queues are lost with it.
-        self.session.kept = self.private or self.listener.durable or not self.channel.client.closed
+        self.session.redelivers = self.private or self.listener.durable or not self.channel.client.closed
         self.forget_unsettled()
         self.on_closed(self, reason)
 

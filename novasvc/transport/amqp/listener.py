@@ -279,7 +279,7 @@ class Listener:
             self._copies.append(copy)
         return bool(self._moving)
 
-    def narrow(self, prefetch: int) -> Deferred[None]:
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
         self._cancel_resize()

@@ -307,7 +307,7 @@ class AMQPTransport:
             await self._publisher.add_queue(queue)
             await self._publisher.publish(message())
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Publish a reply; see ITransport.
 
         A missing reply queue is retried a few times; then the caller counts as gone, and for a while its replies
@@ -315,7 +315,7 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        patience = REPLY_PATIENCE if patience is None else max(0.0, patience)
+        patience = REPLY_PATIENCE if timeout is None else max(0.0, timeout)
         message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
         done, until = self._publisher.publish(message), self._reactor.seconds() + patience
         if address in self._retries.gone:

@@ -29,7 +29,7 @@ class _Delivery:
     body: bytes
     deliveries: int
     sent_to: str
-    counted: bool = attrs.field(default=True, init=False)
+    counts_death: bool = attrs.field(default=True, init=False)
 
     @property
     def deaths(self) -> int:
@@ -92,7 +92,7 @@ class _Listener:
     hold_after: None = attrs.field(default=None, init=False)
     ended: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
-    kept: bool = attrs.field(default=True, init=False)
+    redelivers: bool = attrs.field(default=True, init=False)
     _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -149,7 +149,7 @@ class _Listener:
                 self.broker.schedule(queue)
         return True
 
-    def narrow(self, prefetch: int) -> Deferred[None]:
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
         if self.live:
             self._prefetch = prefetch
             for queue in self._queues:
@@ -325,7 +325,7 @@ class MemoryTransport:
             self._broker.delete_reply_queue(address)
         return succeed(None)
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Append a reply to its caller's box; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("replying"))

@@ -57,7 +57,7 @@ class ResizeTests(RunningCase):
         """A draining server does not consume its topic again for a pending resize."""
         listener = self.listen(prefetch=10)
         self.hold(b"a")
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.wait(0.5)
         self.assertEqual(self.consumed("compute"), 1)
         self.assertFalse(listener._consuming.consumes_from("compute"))
@@ -80,7 +80,7 @@ class ResizeTests(RunningCase):
         self.wait(0.3)
         self.assertFalse(listener._consuming.consumes_from("compute"))
         consumed = self.consumed("compute")
-        narrowing = self.started(listener.narrow(100))
+        narrowing = self.started(listener.cancel_topic(100))
         self.broker.unanswered.clear()
         for said in self.link.all(unanswered)[before:]:
             self.link.say(channel, f"{unanswered}-ok", consumer_tag=said.args["consumer_tag"])

@@ -129,7 +129,7 @@ class DeliveryTests(ListenerCase):
         """A new message has no earlier deliveries, and its sender's TTL."""
         self.deliver(b"x", properties={"expiration": "1500"})
         one = self.got[0]
-        self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
+        self.assertEqual((one.expires_in, one.deliveries, one.counts_death), (1.5, 0, True))
 
     def test_expires_in(self) -> None:
         """expires_in is what is left when it is read, however long the message waited here."""
@@ -154,7 +154,7 @@ class DeliveryTests(ListenerCase):
         ):
             self.deliver(b"x", properties={"headers": headers}, redelivered=redelivered)
             one = self.got.pop()
-            self.assertEqual((one.deliveries, one.counted), expected, headers)
+            self.assertEqual((one.deliveries, one.counts_death), expected, headers)
 
     def test_unreadable(self) -> None:
         """An unreadable message is rejected and counted: too long, wrongly compressed, malformed properties."""
@@ -465,7 +465,7 @@ class CancelTests(ListenerCase):
         """A silent broker is waited for once, for 2 s; its late answers are ignored."""
         listener = self.listen()
         self.broker.unanswered.add("basic.qos")
-        narrowing = self.started(listener.narrow(100))
+        narrowing = self.started(listener.cancel_topic(100))
         self.wait(1.9)
         self.assertNoResult(narrowing)
         self.wait(0.2)
@@ -485,7 +485,7 @@ class CancelTests(ListenerCase):
 
 
 class NarrowTests(ListenerCase):
-    """Tests for narrow: what a draining server still consumes."""
+    """Tests for cancel_topic: what a draining server still consumes."""
 
     def consumed(self) -> list[tuple[Any, ...]]:
         """Return the consumed queues, with their arguments."""
@@ -495,7 +495,7 @@ class NarrowTests(ListenerCase):
         """The server's queue always has a consumer; the new one has a lower priority and its own prefetch."""
         listener = self.listen()
         self.link.seen.clear()
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.assertEqual(self.link.names(), ["basic.qos", "basic.consume", *["basic.cancel"] * 3])
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 100)
         self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
@@ -511,7 +511,7 @@ class NarrowTests(ListenerCase):
         self.deliver(*[b"x"] * 200)  # of the topic
         self.deliver(b"own", consumer=self.link.consumer("compute.h1"))
         self.deliver(b"begun")
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.out.say(0, "connection.blocked", reason="low on memory")
         for one in self.got:
             one.requeue(int(one.body == b"begun"))
@@ -541,7 +541,7 @@ class NarrowTests(ListenerCase):
         """A narrowed listener without a server consumes nothing, and is not re-established."""
         self.target = Target("compute")
         listener = self.listen()
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.assertEqual(len(self.link.all("basic.cancel")), 2)
         self.link.lose()
         self.wait(5)
@@ -550,7 +550,7 @@ class NarrowTests(ListenerCase):
     def test_lost(self) -> None:
         """After a reconnect it is still narrow, and declares no fanout queue."""
         listener = self.listen()
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.link.lose()
         self.wait(5)
         self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
@@ -558,10 +558,10 @@ class NarrowTests(ListenerCase):
         self.assertTrue(listener.live)
 
     def test_lost_meanwhile(self) -> None:
-        """narrow ends when the connection is lost, and the listener is narrow after the reconnect."""
+        """cancel_topic ends when the connection is lost, and the listener is narrow after the reconnect."""
         listener = self.listen()
         self.broker.unanswered.add("basic.cancel")
-        narrowing = self.started(listener.narrow(100))
+        narrowing = self.started(listener.cancel_topic(100))
         self.link.lose()
         self.done(narrowing)
         self.broker.unanswered.clear()
@@ -575,7 +575,7 @@ class NarrowTests(ListenerCase):
         self.link.lose()
         self.wait(3)
         channel = self.link.last("basic.consume").channel
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.broker.unanswered.clear()
         self.link.say(channel, "basic.consume-ok", consumer_tag="1")
         self.wait(1)
@@ -589,7 +589,7 @@ class NarrowTests(ListenerCase):
         self.link.lose()
         self.wait(3)
         said = self.link.last("basic.consume")
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.broker.unanswered.clear()
         self.link.say(said.channel, "basic.consume-ok", consumer_tag="1")
         self.broker.closing["basic.cancel"] = (404, "NOT_FOUND - no")

@@ -72,7 +72,7 @@ class ProbeTests(LoopbackCase):
         self.assertEqual((properties["headers"], properties["expiration"]), ({PROBE: self.own}, "7200"))
         request = read_request(unwrap(said.body or b""))
         self.assertEqual((request.namespace, request.method, request.version), ("baseapi", "ping", "1.0"))
-        self.assertEqual(request.back.address, self.own)  # type: ignore[union-attr]  # it is a call
+        self.assertEqual(request.reply_to.address, self.own)  # type: ignore[union-attr]  # it is a call
         self.assertNoResult(verifying)
         self.carry(said)
         self.assertEqual(self.successResultOf(verifying), Reachability())
@@ -119,7 +119,7 @@ class ProbeTests(LoopbackCase):
         """A peer without probes answers the ping: a proof, which does not reach the receiver, late or not."""
         verifying = self.verify()
         request = read_request(unwrap(self.probes()[-1].body or b""))
-        answer = encode_result(request.back.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
+        answer = encode_result(request.reply_to.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
         self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual(self.successResultOf(verifying), Reachability())
         self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
