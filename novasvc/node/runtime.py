@@ -10,9 +10,10 @@ from weakref import WeakKeyDictionary
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
 
 from novasvc.config import Settings, load
-from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.interfaces import IServiceRegistry, ISpecification, ISpecified, ITransport
 from novasvc.node.errors import DirectoryError
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.reactor.threads import BlockingPool
@@ -107,6 +108,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         return RemoteRegistry(Client(self._transport, clock=self._clock))
 
 
+@implementer(ISpecified)
 @attrs.frozen(eq=False)
 class Runtime:
     """The resources of the nodes of one process.
@@ -141,9 +143,9 @@ class Runtime:
     def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
         return ConductorConnection(self.broker, self.reactor)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only the settings: a worker has its own reactor and connections."""
-        return _make_again, (self.settings,)
+    def specification(self) -> "RuntimeSpecification":
+        """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""
+        return RuntimeSpecification(self.settings)
 
     @classmethod
     def from_settings(cls, settings: Settings, reactor: Any) -> "Runtime":
@@ -161,10 +163,16 @@ class Runtime:
         )
 
 
-def _make_again(settings: Settings) -> Runtime:
-    from twisted.internet import reactor  # noqa: PLC0415 - the worker's
+@implementer(ISpecification)
+@attrs.frozen
+class RuntimeSpecification:
+    """A :class:`Runtime` as its settings: each process has its own reactor and connections."""
 
-    return Runtime.from_settings(settings, reactor)
+    settings: Settings
+
+    def build(self, reactor: Any) -> Runtime:
+        """Make the runtime; nothing is opened yet."""
+        return Runtime.from_settings(self.settings, reactor)
 
 
 _memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,23 +20,28 @@ from novasvc.interfaces import (
     IInterruptible,
     IPreloading,
     IRebuildable,
+    ISpecified,
     IStartable,
 )
 from novasvc.manager import make_manager
 from novasvc.node.node import Node
-from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.node.signature import ConstructorSignature, hides
+from novasvc.node.runtime import Runtime, process_runtime
+from novasvc.node.signature import hides
+from novasvc.node.specification import NodeSpecification
 from novasvc.periodic import TaskRunner
 from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.rpc import Client
+from novasvc.workers.specification import check_constructor
 
 
-@implementer(IStartable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable)
+@implementer(IStartable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified)
 class Service(service.Service):
     """A node: serves a manager's RPC methods on its topic, runs its tasks, sends heartbeats.
 
     ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
     ``stopService`` Twisted's; both drive one state machine.
+
+    A subclass with a constructor of its own overrides :meth:`specification`, so that workers can make it.
 
     :param host: the host's name in the registry and in ``topic.host``.
     :param binary: the program's name in the registry.
@@ -57,21 +62,6 @@ class Service(service.Service):
     :raises DeclarationError: its exposed methods or tasks contradict each other.
     """
 
-    __signature__ = ConstructorSignature()
-    _made_of: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the arguments, so that a worker can make the service again."""
-        self = super().__new__(cls)
-        self._made_of = (args, kwargs)
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only the constructor's arguments: no later state goes to a worker."""
-        # A subclass may not take a runtime; it then uses that of its process.
-        runtime = process_runtime() if self.by_environment else None
-        return _make_again, (type(self), *self._made_of, runtime)
-
     def __init__(
         self,
         host: str,
@@ -86,6 +76,9 @@ class Service(service.Service):
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        intervals = report_interval, periodic_enable, periodic_fuzzy_delay, periodic_interval_max
+        self._arguments = (host, binary, topic, manager, *intervals, db_allowed, *args)
+        self._options = dict(kwargs)
         given = kwargs.pop("runtime") if isinstance(kwargs.get("runtime", ""), Runtime | None) else None
         self.runtime = given or process_runtime()
         settings = self.runtime.settings
@@ -182,17 +175,17 @@ class Service(service.Service):
     @property
     def by_environment(self) -> bool:
         """Whether it was given no runtime, and so uses the environment's settings."""
-        return _runtime_in(self._made_of[1]) is None
+        return _runtime_in(self._options) is None
 
-    def made_again(self) -> Self:
-        """Make a new service, with a new manager, from the same arguments.
+    def specification(self) -> NodeSpecification:
+        """Return what a worker makes the service of; see :class:`~novasvc.interfaces.ISpecified`."""
+        check_constructor(self, Service)
+        environment = process_runtime() if self.by_environment else None
+        return NodeSpecification(type(self), self._arguments, self._options, self.name, environment)
 
-        :raises NovasvcError: the service cannot be made.
-        """
-        args, kwargs = self._made_of
-        again = type(self)(*args, **kwargs)
-        again.name = self.name
-        return again
+    def rebuild(self) -> Any:
+        """Make a new service, with a new manager; see :class:`~novasvc.interfaces.IRebuildable`."""
+        return self.specification().build(self.runtime.reactor)
 
     @property
     def state(self) -> str:
@@ -325,14 +318,6 @@ class Service(service.Service):
     async def _kill(self) -> None:
         await self.stop()
         await self.node.delete_row()
-
-
-def _make_again(
-    kind: Callable[..., Service], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None
-) -> Service:
-    if of_process is not None:
-        set_process_runtime(of_process)
-    return kind(*args, **kwargs)
 
 
 def _runtime_in(kwargs: Mapping[str, Any]) -> Runtime | None:

@@ -249,14 +249,14 @@ class ServiceLauncher(Launcher):
     async def _reload(self) -> None:
         try:
             after = self._reread()
-            servers = self._made_again(after)
+            servers = self._rebuild(after)
         except (NovasvcError, SystemExit) as error:
             raise ReloadError(str(error)) from error
         log_changes(self.configuration, after)
         self.configuration = after
         await self.restart(servers)
 
-    def _made_again(self, configuration: Configuration) -> list[IService]:
+    def _rebuild(self, configuration: Configuration) -> list[IService]:
         """Rebuild the servers that follow the environment; keep the others."""
         servers = list(self)
         if not any(_follows_environment(server) for server in servers):
@@ -264,9 +264,7 @@ class ServiceLauncher(Launcher):
         before = process_runtime()
         set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
         try:
-            again = [
-                IRebuildable(server).made_again() if _follows_environment(server) else server for server in servers
-            ]
+            again = [IRebuildable(server).rebuild() if _follows_environment(server) else server for server in servers]
             self.hand_over(again)
         except BaseException:
             set_process_runtime(before)
@@ -276,10 +274,6 @@ class ServiceLauncher(Launcher):
 
 def _follows_environment(server: Any) -> bool:
     return IRebuildable.providedBy(server) and IRebuildable(server).by_environment
-
-
-def _rebuilt(server: IService) -> Any:
-    return IRebuildable(server).made_again() if _follows_environment(server) else server
 
 
 def log_changes(before: Configuration, after: Configuration) -> None:

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from novasvc._version import __version__
 from novasvc.config import Configuration, ServiceSettings, Settings, load, masked_url, option_table
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IPreloading, IWebPage
+from novasvc.interfaces import IPreloading, ISpecification, IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.service import Service
 from novasvc.node.tree import ServiceTree
@@ -189,10 +189,10 @@ def make_services(services: Iterable[ServiceSettings], runtime: Runtime) -> list
     ]
 
 
-@implementer(IPreloading)
+@implementer(IPreloading, ISpecification)
 @attrs.frozen
 class Deployment:
-    """The nodes that run together in one worker; pickled, and called there to make them.
+    """The nodes that run together in one worker.
 
     :param settings: all settings.
     :param services: settings of the nodes in this worker.
@@ -214,11 +214,8 @@ class Deployment:
         """The modules of its managers, imported before the fork."""
         return [part.manager.rpartition(".")[0] for part in self.services]
 
-    def __call__(self, reactor: Any) -> ServiceTree:
-        """Make the nodes, in the worker.
-
-        :raises NovasvcError: a manager cannot be made.
-        """
+    def build(self, reactor: Any) -> ServiceTree:
+        """Make the nodes; see :class:`~novasvc.interfaces.ISpecification`."""
         tree = ServiceTree(self.name)
         for service in make_services(self.services, Runtime.from_settings(self.settings, reactor)):
             service.setServiceParent(tree)

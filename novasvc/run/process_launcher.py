@@ -29,7 +29,7 @@ from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import HURRY_TIMEOUT
-from novasvc.workers.specification import make_specification
+from novasvc.workers.specification import pickle_server
 from novasvc.workers.supervisor import (
     Reread,
     ServerWrapper,
@@ -154,7 +154,7 @@ class ProcessLauncher(service.Service):
             raise StateError("the launcher", self.state, "take another server")
         check_names([*self._wrappers, wrapper])
         check_workers(workers)
-        make_specification(server)
+        pickle_server(server)
         self._wrappers.append(wrapper)
 
     def wait(self) -> Deferred[None] | None:
@@ -439,7 +439,7 @@ class ProcessLauncher(service.Service):
 
 
 def _rebuilt(server: Any) -> Any:
-    return server.made_again() if _can_rebuild(server) else server
+    return server.rebuild() if _can_rebuild(server) else server
 
 
 def _can_rebuild(server: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 import shutil
 import socket
 import ssl
@@ -35,6 +34,7 @@ from novasvc.node.stream_server import StreamServer
 from novasvc.workers import current
 from novasvc.workers.current import CurrentWorker
 from novasvc.workers.errors import NotPreforkableError
+from tests.support.pickling import carried
 
 
 class Greeter(Protocol):
@@ -106,7 +106,7 @@ class ServerTestCase(TestCase):
 
     def adopt(self, server: StreamServer, sockets: Sequence[socket.socket], factory: Any = None) -> StreamServer:
         """Return a copy that serves, as a worker has it."""
-        copy: StreamServer = pickle.loads(pickle.dumps(server))  # noqa: S301 - our own
+        copy: StreamServer = carried(server)
         self.addCleanup(copy.stopService)
         if factory is not None:
             copy.factory = factory
@@ -272,7 +272,7 @@ class PreforkedTests(ServerTestCase):
         server = self.make("tcp:0:interface=127.0.0.1")
         server.setName("api")
         server.startService()
-        copy = pickle.loads(pickle.dumps(server))  # noqa: S301 - our own
+        copy = carried(server)
         self.assertEqual((copy.name, copy.endpoint, copy.running), ("api", server.endpoint, 0))
 
     async def check_two(self, server: StreamServer, client: str) -> None:
