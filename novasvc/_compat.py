@@ -48,3 +48,18 @@ def buffered_octets(transport: Any) -> int | None:
     if not hasattr(transport, "_tempDataLen"):
         return None
     return len(transport.dataBuffer) - int(transport.offset) + int(transport._tempDataLen)  # noqa: SLF001
+
+
+# -- automat ---------------------------------------------------------------------------------------
+
+
+def machine_state(machine: Any) -> str:
+    """Return the name of the state that a machine of Automat's ``TypeMachineBuilder`` is in.
+
+    An input that returned it could not be given while another input is handled, but that is when it is asked for.
+
+    Private: ``automat._typed.InputImplementer.__automat_transitioner__``, and its ``_state``. Checked with Automat
+    25.4.
+    """
+    name: str = machine.__automat_transitioner__._state.name  # noqa: SLF001
+    return name

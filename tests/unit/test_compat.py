@@ -1,7 +1,7 @@
 """Tests for novasvc._compat: the private parts of other packages are where it expects them, and do what it says."""
 
 import zlib
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
@@ -11,8 +11,9 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import EncodingResourceWrapper, Resource
 from twisted.web.server import GzipEncoderFactory
 
-from novasvc._compat import buffered_octets, set_request_in_progress
+from novasvc._compat import buffered_octets, machine_state, set_request_in_progress
 from novasvc.http import make_site
+from novasvc.reactor.machine import build_machine
 
 
 class RequestInProgressTests(SynchronousTestCase):
@@ -88,3 +89,29 @@ class BufferedOctetsTests(SynchronousTestCase):
     def test_unknown(self) -> None:
         """A transport that is no file descriptor does not tell."""
         self.assertIsNone(buffered_octets(StringTransport()))
+
+
+class Switch(Protocol):
+    """The inputs of a machine."""
+
+    def toggle(self) -> None:
+        """Change."""
+
+
+class MachineStateTests(SynchronousTestCase):
+    """Tests for machine_state."""
+
+    def test_state(self) -> None:
+        """It is the new state from the moment an input is handled, in its action already."""
+        seen: list[str] = []
+
+        class Lamp:
+            def note(self) -> None:
+                seen.append(machine_state(machine))
+
+        rows = ("off", Switch.toggle, "on", Lamp.note), ("on", Switch.toggle, "off", Lamp.note)
+        machine = build_machine(Switch, Lamp, "off", rows)(Lamp())
+        self.assertEqual(machine_state(machine), "off")
+        machine.toggle()
+        machine.toggle()
+        self.assertEqual((seen, machine_state(machine)), (["on", "off"], "off"))
