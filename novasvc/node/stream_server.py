@@ -138,11 +138,11 @@ class StreamServer(service.Service):
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             raise refusal
-        self._grace = drain_time() if self.drain_timeout is None else self.drain_timeout
-        self._bind()
         reactor = self._reactor
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+        self._grace = drain_time(reactor) if self.drain_timeout is None else self.drain_timeout
+        self._bind()
         factory = self._connections = Connections(self._wrapped or self._make_factory(), reactor)
         for listening in self._sockets:
             if listening.family == socket.AF_UNIX:

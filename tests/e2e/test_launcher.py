@@ -425,7 +425,7 @@ async def main(reactor):
         server = Service()
         serve(server)
         waiting = wait()
-        reactor.callLater(0, script._launcher.stop)
+        reactor.callLater(0, script._launchers.get(reactor).stop)
         await waiting
         print("ended", server.running, flush=True)
 
