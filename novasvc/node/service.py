@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from twisted.application import service
 from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import implementer
 
@@ -21,21 +20,21 @@ from novasvc.interfaces import (
     IPreloading,
     IRebuildable,
     ISpecified,
-    IStartable,
 )
 from novasvc.manager import make_manager
+from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.node.node import Node
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
-from novasvc.periodic import TaskRunner
+from novasvc.node.wiring import make_tasks
 from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.rpc import Client
 from novasvc.workers.specification import check_constructor
 
 
-@implementer(IStartable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified)
-class Service(service.Service):
+@implementer(IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified)
+class Service(LifecycleService):
     """A node: serves a manager's RPC methods on its topic, runs its tasks, sends heartbeats.
 
     ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
@@ -98,13 +97,11 @@ class Service(service.Service):
             )
         self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
         self.manager = make_manager(manager, *args, host=host, **kwargs)
-        self.tasks = TaskRunner(
+        self.tasks = make_tasks(
             self.manager,
-            clock=self.runtime.reactor,
-            random_source=self.runtime.random_source,
+            self.runtime,
             fuzzy_delay=self.periodic_fuzzy_delay,
             interval_max=self.periodic_interval_max,
-            run_external=settings.run_external_periodic_tasks,
         )
         self.node = Node(
             identity=ServiceIdentity(host, binary, topic, self.manager.service_version),
@@ -188,16 +185,6 @@ class Service(service.Service):
         return self.specification().build(self.runtime.reactor)
 
     @property
-    def state(self) -> str:
-        """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._lifecycle.state
-
-    @property
-    def running(self) -> bool:  # type: ignore[override]  # Twisted's is a plain attribute
-        """Whether it is starting or running."""
-        return self.state in {"starting", "running"}
-
-    @property
     def rpc(self) -> Client:
         """The RPC client of this node: ``service.rpc.prepare(topic=...).call(...)``.
 
@@ -214,23 +201,12 @@ class Service(service.Service):
         """
         return self._lifecycle.start()
 
-    def startService(self) -> None:
-        """Begin to start. :meth:`when_started` and the log tell the outcome."""
-        # Twisted ignores what startService returns; a failure is logged by the node.
-        self._lifecycle.start().addErrback(lambda _: None)
-
-    def when_started(self) -> Deferred[None]:
-        """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        return self._lifecycle.when_started()
-
     def stop(self) -> Deferred[None]:
         """Drain and stop: finish calls and tasks under way, up to ``graceful_shutdown_timeout`` seconds.
 
         :return: Deferred[None], fired when it has stopped. Errors of the stop are logged.
         """
-        return self._lifecycle.stop()
-
-    stopService = stop
+        return self.stopService()
 
     @property
     def preload(self) -> list[str]:

@@ -12,14 +12,13 @@ from zope.interface import implementer
 
 from novasvc.config.errors import SettingError
 from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
-from novasvc.manager import ManagerResources, make_manager
+from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
 from novasvc.node.paste import Loader
 from novasvc.node.runtime import Runtime, process_runtime
 from novasvc.node.signature import hides
 from novasvc.node.specification import NodeSpecification
-from novasvc.periodic import TaskRunner
-from novasvc.registry.lookup import ServiceLookup
+from novasvc.node.wiring import attach, make_client, make_tasks
 from novasvc.rpc import Client
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import pluralize
@@ -175,33 +174,14 @@ class WSGIService(HTTPService):
 
     async def _attach(self, manager: Any) -> None:
         runtime = self.runtime
-        settings = runtime.settings
         self._step = "open the transport"
         self._transport = await runtime.broker.acquire()
-        explain = ServiceLookup(lambda: self._registry, runtime.reactor, settings.service_down_time)
-        self._client = Client(
-            self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout, explain=explain
-        )
+        self._client = make_client(runtime, self._transport, lambda: self._registry)
         self._step = "reach the registry"
         self._registry = await self._registry_connection.acquire()
-        tasks = TaskRunner(
-            manager,
-            clock=runtime.reactor,
-            random_source=runtime.random_source,
-            fuzzy_delay=settings.periodic_fuzzy_delay,
-            interval_max=settings.periodic_interval_max,
-            run_external=settings.run_external_periodic_tasks,
-        )
-        manager.attach(
-            ManagerResources(
-                reactor=runtime.reactor,
-                rpc=self._client,
-                tasks=tasks,
-                registry=self._registry,
-                run_blocking=runtime.run_blocking,
-                worker=runtime.worker,
-            )
-        )
+        delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
+        tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
+        attach(manager, runtime, self._client, self._registry, tasks)
 
     @property
     def _registry_connection(self) -> Any:

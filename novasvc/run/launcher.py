@@ -112,7 +112,7 @@ class Launcher(ServiceTree):
     def _settings(self) -> Settings:
         """Read the log settings. An error is only logged: the servers run by now, and may need no settings."""
         try:
-            return _from_environment().settings
+            return read_environment().settings
         except ConfigurationError as error:
             _log.error("logging with default settings: {error}", error=error)
             return Settings()
@@ -198,8 +198,8 @@ class ServiceLauncher(Launcher):
         reread: Callable[[], Configuration] | None = None,
     ) -> None:
         super().__init__(reactor)
-        self.configuration = configuration or _from_environment()
-        self._reread = reread or _from_environment
+        self.configuration = configuration or read_environment()
+        self._reread = reread or read_environment
         self._process = Process(
             self._reactor,
             self,
@@ -261,15 +261,30 @@ class ServiceLauncher(Launcher):
         servers = list(self)
         if not any(_follows_environment(server) for server in servers):
             return servers
-        before = process_runtime()
-        set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
-        try:
+        with environment(configuration, self._reactor):
             again = [IRebuildable(server).rebuild() if _follows_environment(server) else server for server in servers]
             self.hand_over(again)
-        except BaseException:
-            set_process_runtime(before)
-            raise
         return again
+
+
+def read_environment() -> Configuration:
+    """Read the settings of the environment.
+
+    :raises ConfigurationError: lists all their errors.
+    """
+    return load((), os.environ, {})
+
+
+@contextmanager
+def environment(configuration: Configuration, reactor: Any) -> Iterator[None]:
+    """Make services that are given no runtime take these settings, from now on unless this context fails."""
+    before = process_runtime(reactor)
+    set_process_runtime(Runtime.from_settings(configuration.settings, reactor))
+    try:
+        yield
+    except BaseException:
+        set_process_runtime(before)
+        raise
 
 
 def _follows_environment(server: Any) -> bool:
@@ -375,7 +390,3 @@ def keep_status() -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
                     signal.signal(number, signal.SIG_IGN)
-
-
-def _from_environment() -> Configuration:
-    return load((), os.environ, {})
