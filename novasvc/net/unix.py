@@ -21,9 +21,9 @@ from novasvc.net.errors import ListenError
 _log = Logger()
 
 _ACCEPTS = 32
-"""Connections accepted per reactor iteration at first, so that other work is not starved."""
+"""Connections that a server accepts per reactor iteration at first, so that other work is not starved."""
 _MORE = 20
-"""Increment of that number while the backlog is not empty."""
+"""Increment of that number while its backlog is not empty."""
 
 _PAUSE = 0.5
 """Seconds to stop accepting when out of file descriptors; other processes may go on."""
@@ -137,11 +137,22 @@ class UNIXAcceptor:
     :param reactor: provides IReactorFDSet and IReactorTime.
     :param listening: non-blocking; stays open when this stops.
     :param accept: called with each connection, which is closed when it returns.
-    :ivar numberAccepts: maximum of connections accepted per reactor iteration.
+    :param most: connections accepted per reactor iteration. One leaves the reactor time to notice which of them are
+        closed before the next is accepted.
+    :param more: increment of that number while the backlog is not empty.
+    :ivar numberAccepts: the number now, as Twisted's ports have it.
     """
 
-    def __init__(self, reactor: Any, listening: socket.socket, accept: Callable[[socket.socket], None]) -> None:
-        self.numberAccepts = _ACCEPTS  # as a port of Twisted
+    def __init__(
+        self,
+        reactor: Any,
+        listening: socket.socket,
+        accept: Callable[[socket.socket], None],
+        most: int = 1,
+        more: int = 0,
+    ) -> None:
+        self.numberAccepts = most
+        self._more = more
         self._reactor = reactor
         self._listening = listening
         self._accept = accept
@@ -198,7 +209,7 @@ class UNIXAcceptor:
                     _log.debug("a connection was lost when it was accepted: {error}", error=error.strerror)
                 except Exception:  # noqa: BLE001 - one bad connection must not stop the others
                     _log.failure("serving a connection on a unix socket failed")
-        self.numberAccepts += _MORE
+        self.numberAccepts += self._more
 
     def connectionLost(self, reason: Failure) -> None:
         """Ignore the reactor's shutdown; the owner closes the socket."""
@@ -216,7 +227,7 @@ class UNIXPort(UNIXAcceptor):
     """
 
     def __init__(self, reactor: Any, listening: socket.socket, factory: Any) -> None:
-        super().__init__(reactor, listening, self._serve)
+        super().__init__(reactor, listening, self._serve, _ACCEPTS, _MORE)
         self._factory = factory
 
     def startListening(self) -> None:  # noqa: N802 - as a port of Twisted
