@@ -27,8 +27,8 @@ from novasvc.node.stream_server import StreamServer
 from novasvc.node.tree import ServiceTree
 from novasvc.node.wsgi import WSGIService
 from novasvc.run.launcher import Launcher
-from novasvc.run.plugin import Deployment
 from novasvc.run.process_launcher import ProcessLauncher
+from novasvc.run.services import Deployment
 from novasvc.testing import memory_runtime
 
 

@@ -17,7 +17,7 @@ from zope.interface.verify import verifyObject
 from novasvc.errors import AppError, ConfigurationError, ListenError, ManagerError, SettingError, StartError
 from novasvc.interfaces import IPreforkable, IStartable
 from novasvc.node.paste import Loader
-from novasvc.run.plugin import deployments, make_parts
+from novasvc.run.services import deployments, make_parts
 from novasvc.service import WSGIService
 from tests.servers.certificates import Certificates
 from tests.support.http_rig import GET, LAST, ask, connect
