@@ -437,13 +437,34 @@ class IPreloading(Interface):
     preload = Attribute("iterable of str: dotted names of modules.")
 
 
+class ISpecification(Interface):
+    """A value from which a service, or another part of one, is made. It can be pickled."""
+
+    def build(reactor: Any) -> Any:
+        """Make the service. Called in the process that runs it.
+
+        :param reactor: the reactor of that process.
+        :raises NovasvcError: it cannot be made.
+        """
+
+
+class ISpecified(Interface):
+    """A service, or another part of one, that is made again in a worker from a value, and is not pickled itself."""
+
+    def specification() -> ISpecification:
+        """Return what an equal one is made of: what its constructor was given, and no later state.
+
+        :raises SpecificationError: its class does not say how it is made.
+        """
+
+
 class IRebuildable(Interface):
-    """A server that can be constructed again from its own arguments, to follow a changed configuration."""
+    """A server that can be made again in this process, to follow a changed configuration."""
 
     by_environment = Attribute("bool: its settings came from the environment, not from its caller.")
 
-    def made_again() -> Any:
-        """Construct another server from the same arguments; files are read again.
+    def rebuild() -> Any:
+        """Make another server from the same arguments; files are read again.
 
         :raises NovasvcError: it cannot be made.
         """

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from novasvc.cli.output import printable_lines
 from novasvc.workers import errors
-from novasvc.workers.control import client as protocol
-from novasvc.workers.control.client import ANSWER, LONGEST
+from novasvc.workers.control import protocol
+from novasvc.workers.control.protocol import ANSWER, LONGEST
 
 
 class RefusedError(errors.CommandRejectedError):

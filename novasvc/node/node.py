@@ -14,18 +14,18 @@ from twisted.logger import Logger, LogLevel
 from novasvc._version import __version__
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.manager import Manager, ManagerResources
+from novasvc.manager import Manager
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.node.wiring import attach, make_client
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
-from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.errors import TransportClosedError
@@ -173,7 +173,6 @@ class Node:
             raise failed from error
 
     async def _start_parts(self) -> None:
-        settings, clock = self.runtime.settings, self.runtime.reactor
         _log.info("starting {topic} node {node}, version {v}", topic=self.topic, node=self.identity, v=__version__)
         self._step = "basic_config_check"
         self.basic_config_check()
@@ -189,18 +188,8 @@ class Node:
 
         self._step = "open the transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
-        explain = ServiceLookup(lambda: registry, clock, settings.service_down_time)
-        self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
-        self.manager.attach(
-            ManagerResources(
-                reactor=clock,
-                rpc=self.client,
-                tasks=self.tasks,
-                registry=registry,
-                run_blocking=self.runtime.run_blocking,
-                worker=self.runtime.worker,
-            )
-        )
+        self.client = make_client(self.runtime, transport, lambda: registry)
+        attach(self.manager, self.runtime, self.client, registry, self.tasks)
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 
@@ -210,6 +199,7 @@ class Node:
 
         self._step = "start the heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
+        clock = self.runtime.reactor
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
         await self.heartbeat.start()
         if self.periodic_enable:

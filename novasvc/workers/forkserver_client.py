@@ -61,7 +61,7 @@ class ForkserverClient:
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
     :param preload: modules to import before the first fork.
     :param main: the program's main module, if workers need what it defines; see
-        :attr:`novasvc.workers.specification.ServerSpecification.main`.
+        :attr:`novasvc.workers.specification.PickledServer.main`.
     :param environment: for the forkserver and the workers.
     :param log_file: their standard output and standard error; None inherits ours.
     :param retry: backoff in seconds before a restart, after the nth early death in a row.
