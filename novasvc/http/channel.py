@@ -29,11 +29,11 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
-from novasvc._compat import set_request_in_progress
+from novasvc._compat import buffered_octets, set_request_in_progress
 from novasvc.http.body import Body
 from novasvc.http.errors import HTTPError, error_body, error_head
 from novasvc.http.head import Head, check_partial_head, read_head, request_line
-from novasvc.http.peer import SendQueue, has_arrived, is_gone, probe, unsent
+from novasvc.http.peer import SendQueue, has_arrived, is_gone, probe
 from novasvc.interfaces import IDrainable
 
 _log = Logger()
@@ -377,7 +377,7 @@ class LimitedChannel(HTTPChannel):
         self._check_late(now)
 
     def _check_late(self, now: float) -> None:
-        if self._closing and self.secure and unsent(self.transport) == 0:
+        if self._closing and self.secure and buffered_octets(self.transport) == 0:
             # All is sent, close_notify included. The TLS layer waits for the client's, which a client may leave out.
             self._late_at = min(self._late_at or float("inf"), now + _CLOSE_NOTIFY)
         if self._stalled_at is not None and now >= self._stalled_at:

@@ -54,14 +54,14 @@ class SendQueue:
 
         :param otherwise: seconds from now, if the transport does not tell the length of the queue.
         """
-        self._octets = unsent(self._transport)
+        self._octets = buffered_octets(self._transport)
         limits = self._limits
         seconds = otherwise if self._octets is None else limits.body_timeout
         return self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds)
 
     def is_shrinking(self) -> bool:
         """Return whether the client has read at the minimum rate, that of request bodies, since due() was called."""
-        before, now = self._octets, unsent(self._transport)
+        before, now = self._octets, buffered_octets(self._transport)
         if before is None or now is None:
             return False
         limits = self._limits
@@ -69,20 +69,12 @@ class SendQueue:
         return bool(before - now >= seconds * limits.body_rate)
 
 
-def unsent(transport: Any) -> int | None:
-    """Return how many octets wait in this process to be sent; None if the transport does not tell."""
-    # A wrapper, such as TLS, hands its data to the transport below at once, and has none of its own.
-    while not hasattr(transport, "dataBuffer") and hasattr(transport, "transport"):
-        transport = transport.transport
-    return buffered_octets(transport)
-
-
 def has_arrived(transport: Any) -> bool:
     """Return whether the client's host has acknowledged all that was written.
 
     Where the kernel does not tell, return whether all was handed to it.
     """
-    if unsent(transport):
+    if buffered_octets(transport):
         return False
     found = _descriptor(transport)
     if found is None:
