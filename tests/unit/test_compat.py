@@ -20,7 +20,6 @@ from novasvc._compat import (
     buffered_octets,
     http_channel,
     import_alchimia,
-    interpreter_options,
     json_encoder,
     json_scanner,
     set_request_in_progress,
