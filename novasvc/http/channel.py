@@ -110,7 +110,7 @@ class LimitedChannel(HTTPChannel):
         """Cancel the requests in progress."""
         self.site.remove_channel(self)
         if self.secure and not reason.check(ConnectionClosed):
-            self.site.tls_failed(self.transport.getPeer(), reason)
+            self.site.tls_failures.add(self.transport.getPeer(), reason)
         self._closing = True
         self._late_at = self._stalled_at = None
         self._input = b""
