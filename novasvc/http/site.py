@@ -18,7 +18,7 @@ from novasvc.http.tls_failures import TLSFailureLog
 from novasvc.telemetry import metrics
 
 _DEADLINE_CHECK = 1.0
-"""Seconds between two checks of all connections' deadlines. See Note [Slow clients] in channel.py."""
+"""Seconds between two checks of all connections' deadlines. See Note [Slow clients] in deadlines.py."""
 
 
 class Site(server.Site):
