@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc.reactor.coalesce import Waiters
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import ClosedError
 from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
@@ -54,7 +55,8 @@ class RunningRequests:
     origin: str
     name: str = attrs.field(init=False)
     _consumption: Consumption | None = attrs.field(default=None, init=False)
-    _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    _adding: bool = attrs.field(default=False, init=False)
     _told: str = attrs.field(default="", init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -79,17 +81,15 @@ class RunningRequests:
         if consumers.keeps(self):
             # It was lost; Consumers re-establishes it.
             return fail(BrokerUnavailableError(consumers.connection.address.shown(), f"{self.name} is not consumed"))
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(consumers.add(self)).addCallbacks(lambda _: self._tell(None), self._tell)
+        waiter = self._waiters.wait()
+        if not self._adding:
+            self._adding = True
+            Deferred.fromCoroutine(consumers.add(self)).addBoth(self._added)
         return waiter
 
-    def _tell(self, failure: Failure | None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
-            waiter.callback(None if failure is None else Failure(failure.value))
+    def _added(self, outcome: Failure | None) -> None:
+        self._adding = False
+        self._waiters.fire(outcome)
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare both queues and consume from them; see _Subscription."""
