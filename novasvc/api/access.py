@@ -82,7 +82,7 @@ class Access:
     def caller(self, request: Any) -> Caller | None:
         """Return the authenticated caller, or None.
 
-        :param request: a :class:`novasvc.http.site.Request`, or a FastRequest.
+        :param request: a :class:`novasvc.http.request.Request`, or a FastRequest.
         """
         if not self._tokens:
             return _LOCAL_CALLER if self._is_own_host(request) else None

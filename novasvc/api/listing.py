@@ -32,7 +32,7 @@ _MAX_PARAMETERS = 100
 
 @attrs.frozen
 class ListQuery:
-    """What a request asks for. Equal ones share a response, see :mod:`novasvc.api.coalescing`.
+    """What a request asks for. Equal ones share a response, see :mod:`novasvc.reactor.coalesce`.
 
     :param uuids: the id of an item is the uuid.
     :param forced_down: items have this field.

@@ -13,7 +13,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from novasvc.api.access import Access, Caller, audit
 from novasvc.api.backend import Backend
 from novasvc.api.changes import describe_changes, read_body, read_new, read_old
-from novasvc.api.coalescing import CoalescedReads
 from novasvc.api.errors import APIError
 from novasvc.api.faults import fault_response
 from novasvc.api.listing import UUIDS, Listing, ListQuery, make_item, read_list_query
@@ -23,6 +22,7 @@ from novasvc.api.tokens import ADMIN
 from novasvc.api.versions import base_url, version_document
 from novasvc.http.fast_path import FastRequest, Handler
 from novasvc.http.head import Head
+from novasvc.reactor.coalesce import CoalescedReads
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from novasvc._compat import machine_state
 from novasvc.errors import StateError
+from novasvc.reactor.coalesce import Waiters
 from novasvc.reactor.machine import build_machine
 
 _log = Logger()
@@ -67,9 +68,9 @@ class Lifecycle:
     reason: BaseException | None = attrs.field(default=None, init=False)
     _machine: LifecycleMachine = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
-    _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
-    _end_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
-    _answers: deque[tuple[Deferred[None], Failure | None]] = attrs.field(factory=deque, init=False)
+    _start_waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    _end_waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    _answers: deque[tuple[Waiters[None], Failure | None]] = attrs.field(factory=deque, init=False)
     _inputs: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Lifecycle:
         """
         if self.state not in {"starting", "running"} and not self.restarting:
             return fail(StateError(self.name, self.state, "restart"))
-        started = _waiter(self._start_waiters)
+        started = self._start_waiters.wait()
         self._give(self._machine.restart)
         return started
 
@@ -116,13 +117,13 @@ class Lifecycle:
             return succeed(None)
         if self.state in {"draining", "stopped", "failed"}:
             return fail(self._why_not_started())
-        return _waiter(self._start_waiters)
+        return self._start_waiters.wait()
 
     def when_ended(self) -> Deferred[None]:
         """Wait for the end, in "stopped" or "failed"."""
         if self.state in {"stopped", "failed"}:
             return succeed(None)
-        return _waiter(self._end_waiters)
+        return self._end_waiters.wait()
 
     # -- actions of the machine, see the table -------------------------------------------------
 
@@ -185,10 +186,8 @@ class Lifecycle:
     def _why_not_started(self) -> BaseException:
         return self.reason or StateError(self.name, self.state, "start")
 
-    def _answer(self, waiters: list[Deferred[None]], error: BaseException | None = None) -> None:
-        # Each waiter gets its own Failure: an errback changes the Failure it handles.
-        self._answers.extend((waiter, None if error is None else Failure(error)) for waiter in waiters)
-        waiters.clear()
+    def _answer(self, waiters: Waiters[None], error: BaseException | None = None) -> None:
+        self._answers.append((waiters.detach(), None if error is None else Failure(error)))
 
     def _give(self, take: Callable[..., None], *args: Any) -> None:
         """Give the machine an input, then fire waiters; see Note [When the waiters are fired]."""
@@ -198,21 +197,8 @@ class Lifecycle:
         finally:
             self._inputs -= 1
         while self._answers and not self._inputs:
-            waiter, result = self._answers.popleft()
-            if not waiter.called:  # another waiter's callback may have cancelled it
-                waiter.callback(result)
-
-
-def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
-    """Append a Deferred to a list; cancelling removes it."""
-
-    def leave(waiter: Deferred[None]) -> None:
-        if waiter in waiters:
-            waiters.remove(waiter)
-
-    waiter: Deferred[None] = Deferred(leave)
-    waiters.append(waiter)
-    return waiter
+            waiters, outcome = self._answers.popleft()
+            waiters.fire(outcome)
 
 
 _RESTARTING = frozenset({"restarting", "start interrupted to restart"})

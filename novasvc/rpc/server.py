@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
+from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.backlog import Backlog
@@ -128,8 +129,8 @@ class Server:
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
         self._late: list[IDelivery] = []
-        self._drainers: list[Deferred[None]] = []
-        self._publishers: list[Deferred[None]] = []
+        self._drainers: Waiters[None] = Waiters()
+        self._publishers: Waiters[None] = Waiters()
         self._going_on = self._stopping = self._given_up = False
         self._scope = copy_context()
         self._state = "new"
@@ -246,7 +247,7 @@ class Server:
 
         :return: a new Deferred[None] each time; cancelling it stops only this wait.
         """
-        return _wait_in(self._drainers, done=self._idle())
+        return succeed(None) if self._idle() else self._drainers.wait()
 
     def close(self) -> Deferred[None]:
         """Cut short the running calls, publish their replies, and close the listener.
@@ -259,7 +260,7 @@ class Server:
         self._execution.close()
         self._holding.stop()
         self._awaiting.close()
-        published = _wait_in(self._publishers, done=not self._execution.publishing)
+        published = self._publishers.wait() if self._execution.publishing else succeed(None)
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
     def cut_short(self, reason: str) -> None:
@@ -558,7 +559,7 @@ class Server:
         finally:
             self._going_on = False
         if self._publishers and not self._execution.publishing:
-            _fire(self._publishers)
+            self._publishers.fire(None)
         if self._drainers:
             self._tell_idle()
 
@@ -572,23 +573,9 @@ class Server:
 
     def _tell_idle(self) -> None:
         if self._drainers and self._idle():
-            _fire(self._drainers)
+            self._drainers.fire(None)
 
     def _idle(self) -> bool:
         redelivered = self._redelivered
         waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._awaiting)
         return not (waiting or redelivered.retained or len(self._execution))
-
-
-def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:
-    if done:
-        return succeed(None)
-    waiter: Deferred[None] = Deferred(waiters.remove)
-    waiters.append(waiter)
-    return waiter
-
-
-def _fire(waiters: list[Deferred[None]]) -> None:
-    # One at a time: a callback may cancel another waiter.
-    while waiters:
-        waiters.pop(0).callback(None)

@@ -17,6 +17,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc._compat import is_log_begun
 from novasvc.config import Configuration, Settings, load
 from novasvc.config.definition import text_of
 from novasvc.config.errors import ConfigurationError
@@ -26,7 +27,7 @@ from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
-from novasvc.run.script_log import begin_log, is_log_begun
+from novasvc.run.script_log import begin_log
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.exit_status import end_of, status_of
 

@@ -16,6 +16,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc._compat import interpreter_options
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.workers.forkserver import CONTROL, LOCK
@@ -116,7 +117,7 @@ class ForkserverClient:
                 process = self._reactor.spawnProcess(
                     protocol,
                     sys.executable,
-                    [sys.executable, *_interpreter_options(), "-c", code],
+                    [sys.executable, *interpreter_options(), "-c", code],
                     env=dict(self._environment),
                     childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno(), **kept},
                 )
@@ -286,11 +287,3 @@ class _Reaper(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         """Fire the Deferred when the process has been reaped."""
         self.ended.callback(None)
-
-
-def _interpreter_options() -> list[str]:
-    """Return the interpreter options to pass on to the child, such as -W, -X and -O."""
-    import subprocess  # noqa: PLC0415 - for this alone
-
-    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return options

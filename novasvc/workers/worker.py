@@ -1,6 +1,5 @@
 """The worker process: runs one server on its own reactor, and reports to the supervisor."""
 
-import atexit
 import contextlib
 import faulthandler
 import gc
@@ -25,6 +24,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBe
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc._compat import run_exit_functions
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IExitRequester, IHealthy, IInspectable, IPreforkable, IStartable
 from novasvc.reactor.monotonic import use_monotonic_clock
@@ -113,7 +113,7 @@ def run(
     call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
-    atexit._run_exitfuncs()  # noqa: SLF001 - a forked child leaves by os._exit
+    run_exit_functions()  # the forkserver ends this process by os._exit
     return worker.status
 
 

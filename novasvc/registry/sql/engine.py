@@ -1,8 +1,7 @@
 """Runs transactions in worker threads: alchimia's engine, adapted to SQLAlchemy 2 and to failures.
 
-The only module that imports alchimia, whose last release is of 2018: its own methods take a thread
-per connection and never return it, wait without a bound, and partly call what SQLAlchemy 2 removed.
-We use how it hands work to a thread and returns the result to the reactor.
+We use how alchimia hands work to a thread and returns the result to the reactor. Its own methods are
+not used, see :func:`novasvc._compat.import_alchimia`.
 """
 
 from collections.abc import Callable
@@ -11,22 +10,20 @@ from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection
-from sqlalchemy.engine import strategies
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc._compat import import_alchimia
 from novasvc.reactor.threads import WorkerThread
 from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.telemetry import metrics
 
-# Before the import: alchimia subclasses a class that SQLAlchemy 2 removed, but never uses the subclass.
-strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
-from alchimia.engine import TwistedEngine, _defer_to_worker  # noqa: E402
+_TwistedEngine, _defer_to_worker = import_alchimia()
 
 _log = Logger()
 
@@ -53,7 +50,7 @@ CLOSING = 5.0
 """Seconds that :meth:`Engine.close` waits for transactions under way."""
 
 
-class Engine(TwistedEngine):  # type: ignore[misc]
+class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
     """A fixed pool of threads that run whole transactions: one thread switch each way per transaction.
 
     No thread and no socket exists before the first transaction, so an engine can be made before a fork.
@@ -67,7 +64,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
     :raises DatabaseRefusedError: there is no driver for this address.
     """
 
-    # alchimia's methods that must not be used: see the module's docstring.
+    # alchimia's methods that must not be used, see import_alchimia().
     connect = execute = has_table = table_names = None
 
     def __init__(

@@ -152,8 +152,8 @@ class ServiceRegistry:
 
         def count(connection: Connection) -> ServiceTotals:
             statement, values = totals_statement(query)
-            totals = connection.execute(statement, values).one()
-            return ServiceTotals(**{name: int(number) for name, number in totals._mapping.items()})  # noqa: SLF001
+            totals = connection.execute(statement, values).mappings().one()
+            return ServiceTotals(**{name: int(number) for name, number in totals.items()})
 
         return self._engine.run(count)
 

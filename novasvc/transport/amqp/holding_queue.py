@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc.reactor.coalesce import Waiters
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Owner
@@ -55,7 +56,8 @@ class HoldingQueue:
     origin: str
     name: str = attrs.field(init=False)
     _consuming: ConsumerChannel | None = attrs.field(default=None, init=False)
-    _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    _adding: bool = attrs.field(default=False, init=False)
     _logged: str = attrs.field(default="", init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -82,19 +84,15 @@ class HoldingQueue:
             return fail(
                 BrokerUnavailableError(subscriptions.connection.address.shown(), f"{self.name} is not consumed")
             )
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(subscriptions.add(self)).addCallbacks(
-                lambda _: self._fire_waiters(None), self._fire_waiters
-            )
+        waiter = self._waiters.wait()
+        if not self._adding:
+            self._adding = True
+            Deferred.fromCoroutine(subscriptions.add(self)).addBoth(self._added)
         return waiter
 
-    def _fire_waiters(self, failure: Failure | None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
-            waiter.callback(None if failure is None else Failure(failure.value))
+    def _added(self, outcome: Failure | None) -> None:
+        self._adding = False
+        self._waiters.fire(outcome)
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare both queues and consume from them; see Subscription."""

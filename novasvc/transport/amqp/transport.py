@@ -14,6 +14,7 @@ from novasvc.config.errors import SettingError
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.interfaces import IListener, ITransport
 from novasvc.reactor.backoff import RetryPolicy
+from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.errors import TransportClosedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
@@ -140,7 +141,7 @@ class AMQPTransport:
     _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
     _publisher: Publisher = attrs.field(init=False)
     _subscriptions: Subscriptions = attrs.field(init=False)
-    _connecting: list[Deferred[None]] | None = attrs.field(default=None, init=False)
+    _connecting: Waiters[None] | None = attrs.field(default=None, init=False)
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _reply_queues: dict[str, ReplyQueue] = attrs.field(factory=dict, init=False)
     _retries: ReplyRetries = attrs.field(init=False)
@@ -255,13 +256,12 @@ class AMQPTransport:
         :return: Deferred[None] of this caller. Cancelling it leaves the shared connection as it is.
         """
         if self._subscriptions.connection.state == "idle":
-            self._connecting = []
+            self._connecting = Waiters()
             opening = self._subscriptions.connection.open()
             opening.addCallbacks(lambda _: self._connected(None), self._not_connected)
         if self._connecting is None:
             return succeed(None)
-        waiter: Deferred[None] = Deferred(_ignore_late_result)
-        self._connecting.append(waiter)
+        waiter = self._connecting.wait()
         if self._subscriptions.connection.state == "ready":
             self._connected(None)  # at once
         return waiter
@@ -272,11 +272,9 @@ class AMQPTransport:
         self._connected(failure)
 
     def _connected(self, failure: Failure | None) -> None:
-        waiters, self._connecting = self._connecting or [], None
-        for waiter in waiters:
-            if not waiter.called:
-                # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
-                waiter.callback(None if failure is None else Failure(failure.value))
+        waiters, self._connecting = self._connecting, None
+        if waiters is not None:
+            waiters.fire(failure)
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -321,7 +319,3 @@ class AMQPTransport:
         if address in self._retries.gone:
             done.addCallback(self._retries.caller_reached, address)
         return done.addErrback(self._retries.retry, address, body, until)
-
-
-def _ignore_late_result(waiter: Deferred[None]) -> None:
-    """No-op canceller: the Deferred fails by itself, and a late result is ignored."""
