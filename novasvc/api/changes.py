@@ -9,6 +9,7 @@ import attrs
 
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
+from novasvc.api.openapi import STRING, Component, object_schema
 from novasvc.registry.record import ServiceChanges
 
 FORCED_DOWN_SINCE = Microversion(2, 11)
@@ -67,6 +68,29 @@ def _status(value: Any) -> str | None:
 _OLD: Mapping[str, _Check] = {"host": _host, "binary": _string, "disabled_reason": _string}
 _OLD_FORCED: Mapping[str, _Check] = {**_OLD, "forced_down": _flag}
 _NEW: Mapping[str, _Check] = {"status": _status, "disabled_reason": _string, "forced_down": _flag}
+
+_TEXT_SCHEMA = {**STRING, "minLength": 1, "maxLength": _MAX_TEXT}
+_FLAG_SCHEMA = {"type": ["boolean", "string"]}
+OLD_CHANGE = Component(
+    "OldChange",
+    object_schema(
+        {"host": _TEXT_SCHEMA, "binary": _TEXT_SCHEMA, "disabled_reason": _TEXT_SCHEMA, "forced_down": _FLAG_SCHEMA},
+        *("disabled_reason", "forced_down"),
+        closed=True,
+    ),
+)
+NEW_CHANGE = Component(
+    "NewChange",
+    object_schema(
+        {
+            "status": {"enum": ["enabled", "disabled"]},
+            "disabled_reason": _TEXT_SCHEMA,
+            "forced_down": _FLAG_SCHEMA,
+        },
+        *("status", "disabled_reason", "forced_down"),
+        closed=True,
+    ),
+)
 
 
 # -- bodies --------------------------------------------------------------------------------------

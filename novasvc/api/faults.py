@@ -7,6 +7,7 @@ from werkzeug.exceptions import HTTPException
 
 from novasvc.api.errors import as_api_error
 from novasvc.api.microversion import UnsupportedMicroversionError, set_version_headers
+from novasvc.api.openapi import Component
 from novasvc.api.responses import api_error, json_response
 
 _NAMES = {
@@ -23,6 +24,13 @@ _NAMES = {
     503: "serviceUnavailable",
 }
 _OTHER = "computeFault"
+FAULT = Component(
+    "Fault",
+    {
+        "description": "An object with one key, the name of the fault. For 401 and unknown paths, see Error.",
+        "type": "object",
+    },
+)
 _NO_ROUTE = {"message": "The resource could not be found.", "code": "404 Not Found", "title": "Not Found"}
 """Nova's routing does not respond with a fault: unknown path, or a method that the path does not have."""
 

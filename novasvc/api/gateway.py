@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from novasvc.api.access import Access, audit
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import NULLABLE_STRING, Component, content, object_schema, operation
 from novasvc.api.responses import json_response, make_app, read_json
 from novasvc.api.tokens import ADMIN
 from novasvc.context import RequestContext, current_context
@@ -70,6 +71,31 @@ _STATUSES: Mapping[type[BaseException], int] = {
 """Statuses of RPC errors. Any other error is that of the method, or of its node: 502."""
 
 
+_CALL_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "args": {"type": ["object", "null"], "description": "The method's arguments."},
+    "host": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "description": "The host of the node; if omitted, any node of the topic.",
+    },
+    "namespace": NULLABLE_STRING,
+    "version": {"type": ["string", "null"], "pattern": r"^[0-9]{1,9}\.[0-9]{1,9}(\.[0-9]{1,9})?$"},
+    "timeout": {
+        "type": ["number", "null"],
+        "minimum": MIN_TIMEOUT,
+        "maximum": MAX_TIMEOUT,
+        "description": "Seconds; rpc_response_timeout if omitted.",
+    },
+    "cast": {"type": ["boolean", "null"], "description": "Do not wait for the result."},
+    "fanout": {"type": ["boolean", "null"], "description": "To every node of the topic; no result."},
+    "idempotent": {
+        "type": ["boolean", "null"],
+        "description": "The method may run twice: a message that the broker did not confirm is sent again.",
+    },
+}
+_CALL = Component("Call", object_schema({**_CALL_FIELDS}, *_CALL_FIELDS, closed=True))
+
+
 @attrs.frozen
 class _Call:
     """The body of a request; every field is optional.
@@ -114,6 +140,16 @@ class Gateway:
         self._calls = 0
 
     @app.route("/v1/rpc/<topic>/<method>", methods=["POST"])
+    @operation(
+        "Call a method of a node",
+        {
+            200: content("The result.", json=object_schema({"result": {}})),
+            202: content("The cast was sent.", json=object_schema({"result": {"type": "null"}})),
+        },
+        *(400, 401, 403, 404, 415, 502, 503, 504),
+        path_parameters={"topic": "The topic of the node.", "method": "An exposed method."},
+        body=_CALL,
+    )
     async def call(self, request: Any, topic: str, method: str) -> bytes:
         """Call a method.
 

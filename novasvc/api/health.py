@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
+from novasvc.api.openapi import BOOLEAN, STRING, Component, array_of, content, object_schema, operation
 from novasvc.api.responses import json_response, make_app
 from novasvc.node.health import Check, CheckHistory, CheckResult, check_migration, check_reactor, check_registry
 from novasvc.reactor.coalesce import CoalescingCache
@@ -26,6 +27,25 @@ _FRESH_UNREADY = 0.1
 """Seconds for which any other response is cached: shorter, as a restart takes less than a second."""
 
 _READY = frozenset({"ready"})
+
+_LEG = Component(
+    "Leg",
+    object_schema(
+        {
+            "name": STRING,
+            "service": STRING,
+            "ready": BOOLEAN,
+            "detail": {**STRING, "description": "Only with the scope read."},
+            "since": {**STRING, "description": "Only with the scope read; ISO 8601."},
+        },
+        "detail",
+        "since",
+    ),
+)
+_READINESS = Component(
+    "Readiness",
+    object_schema({"ready": BOOLEAN, "legs": array_of(_LEG), "workers": array_of({"type": "object"})}),
+)
 
 
 @attrs.define(eq=False)
@@ -70,11 +90,21 @@ class HealthResource:
         )
 
     @app.route("/healthz", methods=["GET", "HEAD"])
+    @operation(
+        "Liveness: whether this process responds",
+        {200: content("It responds.", json=object_schema({"status": {"const": "ok"}}))},
+        public=True,
+    )
     def live(self, request: Any) -> bytes:
         """Respond if the reactor runs; nothing else is checked."""
         return json_response(request, {"status": "ok"})
 
     @app.route("/readyz", methods=["GET", "HEAD"])
+    @operation(
+        "Readiness, with each check",
+        {200: content("Ready.", json=_READINESS), 503: content("Not ready.", json=_READINESS)},
+        public=True,
+    )
     async def ready(self, request: Any) -> bytes:
         """Return each check; 503 if one is not ready. Unauthenticated callers get no details."""
         document = await self._document.get()

@@ -13,6 +13,7 @@ from novasvc.api.backend import Backend
 from novasvc.api.changes import check_keys
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
+from novasvc.api.openapi import BOOLEAN, NULLABLE_STRING, STRING, Component, array_of, content, object_schema, parameter
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServiceQuery
@@ -28,6 +29,37 @@ _NUMBER = re.compile("[0-9]*")
 _MAX_SHOWN = 100
 _MAX_PARAMETERS = 100
 """Query parameters of a request."""
+
+
+SERVICE = Component(
+    "Service",
+    object_schema(
+        {
+            "id": {"type": ["integer", "string"], "description": "The uuid since 2.53; before, a number."},
+            "binary": STRING,
+            "host": STRING,
+            "zone": STRING,
+            "status": {"enum": ["enabled", "disabled"]},
+            "state": {"enum": ["up", "down"]},
+            "updated_at": {**NULLABLE_STRING, "description": "UTC, with six decimals and no offset."},
+            "disabled_reason": NULLABLE_STRING,
+            "forced_down": {**BOOLEAN, "description": "Since 2.11."},
+        },
+        "forced_down",
+    ),
+)
+LIST_PARAMETERS = (
+    parameter("host", "query", "Only services of this host."),
+    parameter("binary", "query", "Only services with this binary."),
+    parameter("limit", "query", f"Maximum number of services, at most {MAX_PAGE}.", {**STRING, "pattern": "^[0-9]*$"}),
+    parameter("marker", "query", "The id of the last service of the page before."),
+)
+LIST_RESPONSE = content(
+    "The services, and a link to the next page if there is one.",
+    json=object_schema(
+        {"services": array_of(SERVICE), "services_links": array_of({"type": "object"})}, "services_links"
+    ),
+)
 
 
 @attrs.frozen

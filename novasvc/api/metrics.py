@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import STRING, content, operation
 from novasvc.api.responses import make_app
 from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.telemetry import metrics
@@ -48,6 +49,11 @@ class MetricsResource:
         )
 
     @app.route("/metrics", methods=["GET", "HEAD"])
+    @operation(
+        "Metrics of all workers, for Prometheus",
+        {200: content("The metrics.", text=STRING, openmetrics=STRING)},
+        *(401, 403, 503),
+    )
     async def show(self, request: Any) -> bytes:
         """Respond in OpenMetrics if the client accepts it, otherwise in the Prometheus text format."""
         self._access.require(request)

@@ -8,11 +8,15 @@ from typing import Any
 import attrs
 
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import parameter
 
 _FORM = re.compile(r"([1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 _SERVICE = "compute"
 _STANDARD, _LEGACY = b"OpenStack-API-Version", b"X-OpenStack-Nova-API-Version"
 _MAX_SHOWN = 100
+VERSION_PARAMETER = parameter(
+    _STANDARD.decode(), "header", '"compute 2.N" or "compute latest"; 2.1 if omitted. /v2 is always 2.1.'
+)
 
 
 @attrs.frozen(order=True)

@@ -6,6 +6,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from novasvc.api.microversion import HIGHEST, LOWEST
+from novasvc.api.openapi import STRING, Component, array_of, object_schema
 from novasvc.api.responses import json_response, scheme_of
 
 _VERSIONS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,15 @@ _VERSIONS: dict[str, dict[str, Any]] = {
     },
 }
 """By path. Source: Nova's own version documents."""
+VERSION = Component(
+    "Version",
+    object_schema(
+        {
+            **dict.fromkeys(("id", "status", "version", "min_version", "updated"), STRING),
+            "links": array_of({"type": "object"}),
+        }
+    ),
+)
 _DESCRIBED = {"rel": "describedby", "type": "text/html", "href": "http://docs.openstack.org/"}
 
 

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from novasvc.api.access import Access, audit
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import FORM_RESPONSES, PAGE_RESPONSES, operation
 from novasvc.api.page.calls import call_node, ping_node
 from novasvc.api.page.pages import Pages, make_page_app
 from novasvc.api.responses import api_error
@@ -134,6 +135,9 @@ def done_message(args: Mapping[bytes, Sequence[bytes]]) -> str:
     return f"It responded within {took} ms." if action.name == "ping" and _NUMBER.fullmatch(took) else action.done
 
 
+_PATH_PARAMETERS = {"verb": f"One of {', '.join(ACTIONS)}.", "uuid": "Of the service."}
+
+
 class ActionPages:
     """Serves ``/action/VERB/UUID``: asks for confirmation, and performs the action.
 
@@ -150,6 +154,7 @@ class ActionPages:
         self.pages = pages
 
     @app.route("/action/<verb>/<uuid>", methods=["GET"])
+    @operation("Ask for confirmation of an action", PAGE_RESPONSES, path_parameters=_PATH_PARAMETERS)
     async def ask(self, request: Any, verb: str, uuid: str) -> bytes:
         """Show the confirmation."""
         caller = self._access.require(request, ADMIN)
@@ -163,6 +168,7 @@ class ActionPages:
         )
 
     @app.route("/action/<verb>/<uuid>", methods=["POST"])
+    @operation("Perform an action: a form of the page", FORM_RESPONSES, path_parameters=_PATH_PARAMETERS)
     async def act(self, request: Any, verb: str, uuid: str) -> bytes:
         """Perform the action, and redirect to the page of the service."""
         caller = self._access.require(request)
