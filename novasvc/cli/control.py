@@ -8,17 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from novasvc.cli.output import printable_lines
-from novasvc.workers import errors
 from novasvc.workers.control import client as protocol
 from novasvc.workers.control.client import ANSWER, LONGEST
-
-
-class RefusedError(errors.CommandRejectedError):
-    """A CommandRejectedError whose text has its control characters escaped for the terminal."""
-
-    def __str__(self) -> str:
-        return printable_lines(self.problem)
 
 
 class Connection:
@@ -45,7 +36,7 @@ class Connection:
 
         :param timeout: seconds, or None for no limit.
         :return: the result, decoded JSON.
-        :raises RefusedError: the supervisor rejected the command.
+        :raises CommandRejectedError: the supervisor rejected the command.
         :raises ControlError: no reply, or not one of a supervisor.
         """
         deadline = _deadline(timeout)
@@ -61,10 +52,7 @@ class Connection:
                 raise protocol.ended_early(self._path, command)
         line, _, rest = self._received.partition(b"\n")
         self._received = rest
-        try:
-            return protocol.result_of(self._path, bytes(line))
-        except errors.CommandRejectedError as error:
-            raise RefusedError(error.kind, error.problem) from None
+        return protocol.result_of(self._path, bytes(line))
 
     def wait_for_end(self, timeout: float | None) -> None:
         """Wait until the supervisor closes the connection, which it does when it exits.

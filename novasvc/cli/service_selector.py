@@ -8,27 +8,12 @@ from typing import Any
 import attrs
 import click
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import ProblemError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.record import ServiceRecord
 
 _IDENTITY = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-@attrs.define
-class AmbiguousServiceError(NovasvcError):
-    """The selector matches more than one service.
-
-    :param said: the selector as text.
-    :param found: the matching services, as "binary@host".
-    """
-
-    said: str
-    found: list[str]
-
-    def __str__(self) -> str:
-        return f"service {self.said} is ambiguous: {', '.join(self.found)}; select one with --host and --binary"
 
 
 @attrs.frozen
@@ -48,7 +33,7 @@ class ServiceSelector:
         """Read the row of the selected service.
 
         :raises ServiceNotFoundError: no service matches.
-        :raises AmbiguousServiceError: several services match.
+        :raises ProblemError: several services match.
         """
         if self.identity is not None:
             record: ServiceRecord = await registry.get(self.identity)
@@ -57,7 +42,9 @@ class ServiceSelector:
         if not records:
             raise ServiceNotFoundError(str(self))
         if len(records) > 1:
-            raise AmbiguousServiceError(str(self), [f"{record.binary}@{record.host}" for record in records])
+            matches = ", ".join(f"{record.binary}@{record.host}" for record in records)
+            problem, remedy = f"several services match: {matches}", "select one with --host and --binary"
+            raise ProblemError(f"service {self}", problem, remedy)
         return records[0]
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.cli.call import readable
 from novasvc.cli.command_context import CommandContext
 from novasvc.cli.program import program
-from novasvc.cli.remote import NoBrokerError, read_arguments, read_target, wait_for_reply
+from novasvc.cli.remote import read_arguments, read_target, wait_for_reply
 from novasvc.errors import NoSuchMethodError, RemoteError
 from novasvc.rpc.target import Target
 
@@ -72,7 +72,7 @@ class CommandTests(SynchronousTestCase):
         """Without a broker's URL each of them says that one is needed, and where it is given."""
         for command in (("call", "agent", "x"), ("cast", "agent", "x"), ("ping", "agent")):
             error = self.run_command(*command).exception
-            self.assertIsInstance(error, NoBrokerError)
+            self.assertIn("transport_url 'memory:': it reaches no other process; give", str(error))
             for place in ("--transport-url", "NOVASVC_TRANSPORT_URL", "configuration file"):
                 self.assertIn(place, str(error))
 

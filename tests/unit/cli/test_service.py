@@ -13,8 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.cli.command_context import CommandContext
 from novasvc.cli.service import service
-from novasvc.cli.service_selector import AmbiguousServiceError
-from novasvc.errors import ServiceNotFoundError
+from novasvc.errors import ProblemError, ServiceNotFoundError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.record import ServiceRecord
 from novasvc.testing import MemoryRegistry
@@ -160,8 +159,8 @@ class SelectionTests(ServiceCase):
 
     def test_ambiguous(self) -> None:
         """A host with two services does; the error names them."""
-        error = self.assertRaises(AmbiguousServiceError, self.run_command, "show", "h1")
-        self.assertIn("nova-compute@h1, novasvc-agent@h1", str(error))
+        error = self.assertRaises(ProblemError, self.run_command, "show", "h1")
+        self.assertIn("service on h1: several services match: nova-compute@h1, novasvc-agent@h1; select", str(error))
 
     def test_unknown(self) -> None:
         """A service that is not there is an error that names what was looked for."""

@@ -19,10 +19,10 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from novasvc.cli import control as client
-from novasvc.cli.control import Connection, RefusedError, ask
+from novasvc.cli.control import Connection, ask
 from novasvc.cli.program import run
 from novasvc.errors import ConfigurationError, SettingError
-from novasvc.workers.errors import ControlError, ReloadError, ResizeError
+from novasvc.workers.errors import CommandRejectedError, ControlError, ReloadError, ResizeError
 from tests.support.control_rig import HOSTILE, ControlCase, worker
 from tests.support.waiting import until
 
@@ -413,7 +413,7 @@ class StrangeTests(TestCase):
     async def test_refused_unread(self) -> None:
         """One that does not read the request may have said why."""
         answer = b'{"error": {"type": "ControlError", "message": "too many"}}\n'
-        error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer, read=False)), RefusedError)
+        error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer, read=False)), CommandRejectedError)
         self.assertEqual((error.kind, str(error)), ("ControlError", "too many"))
 
     async def test_no_supervisor(self) -> None:
