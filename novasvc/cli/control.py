@@ -12,7 +12,7 @@ from novasvc.workers.control import client as protocol
 from novasvc.workers.control.client import ANSWER, LONGEST
 
 
-class Connection:
+class ControlClient:
     """A connection to a supervisor; use it in a with statement.
 
     :param path: path of the control socket.
@@ -43,7 +43,7 @@ class Connection:
         request = protocol.request_line(command, arguments)
         # A supervisor that rejects the connection may have sent the reason before it closed: read that.
         with suppress(ConnectionError):
-            self._socket.settimeout(_left(deadline))
+            self._socket.settimeout(_remaining(deadline))
             self._socket.sendall(request)
         while b"\n" not in self._received:
             if len(self._received) > LONGEST:
@@ -70,7 +70,7 @@ class Connection:
         :param late: text of the error if the deadline passes.
         """
         try:
-            self._socket.settimeout(_left(deadline))
+            self._socket.settimeout(_remaining(deadline))
             data = self._socket.recv(1 << 20)
         except TimeoutError:
             raise protocol.unanswered(self._path, late) from None
@@ -89,8 +89,8 @@ class Connection:
 
 
 def ask(path: Path, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
-    """Send one command over a connection of its own; see :meth:`Connection.ask`."""
-    with Connection(path) as connection:
+    """Send one command over a connection of its own; see :meth:`ControlClient.ask`."""
+    with ControlClient(path) as connection:
         return connection.ask(command, timeout=timeout, **arguments)
 
 
@@ -98,6 +98,6 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _left(deadline: float | None) -> float | None:
+def _remaining(deadline: float | None) -> float | None:
     # Not 0: settimeout(0) means non-blocking, which raises BlockingIOError in place of TimeoutError.
     return None if deadline is None else max(deadline - time.monotonic(), 0.001)

@@ -113,7 +113,7 @@ class _Loader:
         top_level = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
         settings = top_level if tables is None else attrs.evolve(top_level, services=self._services(tables, top_level))
         if tables is not None:
-            self._no_single_service(given.values())
+            self._reject_single_service(given.values())
         self.errors += rule_violations(settings, self.origins, self.invalid)
         defaults = dict.fromkeys(DEFINITIONS, "default")
         configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
@@ -149,7 +149,7 @@ class _Loader:
             try:
                 self.values[name] = substitution.applied_to(value).read()
                 if _seems_commented(value):
-                    self.warnings.append(f"{value.written} (from {value.origin}): {_HAS_COMMENT}")
+                    self.warnings.append(f"{value.spelling} (from {value.origin}): {_HAS_COMMENT}")
             except SettingError as error:
                 if _seems_commented(value):
                     error.remedy += f"; {_HAS_COMMENT}"
@@ -197,7 +197,7 @@ class _Loader:
         made = {name: APISettings(**given) for name, given in apis.items()}
         return {**fields, "managers": managers, "apis": made}
 
-    def _no_single_service(self, given: Iterable[RawValue]) -> None:
+    def _reject_single_service(self, given: Iterable[RawValue]) -> None:
         problem = "it configures the single service, but there are [[service]] tables"
         for value in given:
             if value.name in {"binary", "topic", "manager"}:

@@ -54,7 +54,7 @@ class Substitution:
         if given.section is None or "$" not in given.value:
             return given
         try:
-            return attrs.evolve(given, value=self.text(given.section, given.written, given.value))
+            return attrs.evolve(given, value=self.text(given.section, given.spelling, given.value))
         except UndefinedOptionError as error:
             (name,) = error.args
             # What looks like a reference may be part of a password.
@@ -106,7 +106,7 @@ class Substitution:
         # Errors in this value are reported for the value itself, not for the values that refer to it.
         with suppress(UndefinedOptionError):
             if given.section is not None:
-                given = attrs.evolve(given, value=self.text(given.section, given.written, given.value))
+                given = attrs.evolve(given, value=self.text(given.section, given.spelling, given.value))
         try:
             return given.read()
         except SettingError:

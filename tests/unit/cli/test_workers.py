@@ -19,7 +19,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from novasvc.cli import control as client
-from novasvc.cli.control import Connection, ask
+from novasvc.cli.control import ControlClient, ask
 from novasvc.cli.program import run
 from novasvc.errors import ConfigurationError, SettingError
 from novasvc.workers.errors import CommandRejectedError, ControlError, ReloadError, ResizeError
@@ -305,7 +305,7 @@ class PlaceTests(CommandCase):
 
 
 class UnreachableTests(SynchronousTestCase):
-    """Tests for novasvc.cli.control.Connection where no supervisor is."""
+    """Tests for novasvc.cli.control.ControlClient where no supervisor is."""
 
     def setUp(self) -> None:
         directory = TemporaryDirectory()
@@ -313,7 +313,7 @@ class UnreachableTests(SynchronousTestCase):
         self.path = Path(directory.name) / "control"
 
     def refusal(self, path: Path | None = None) -> str:
-        error = self.assertRaises(ControlError, Connection, path or self.path)
+        error = self.assertRaises(ControlError, ControlClient, path or self.path)
         self.assertEqual(error.subject, str(path or self.path))
         return f"{error.problem}; {error.remedy}"
 
@@ -361,7 +361,7 @@ class UnreachableTests(SynchronousTestCase):
     def test_busy(self) -> None:
         """A supervisor that accepts nobody is not waited for."""
         self.listen(0)
-        with Connection(self.path):
+        with ControlClient(self.path):
             self.assertIn("does not accept connections: its backlog is full", self.refusal())
 
     def test_hangs(self) -> None:
