@@ -31,8 +31,9 @@ from novasvc.errors import (
 )
 from novasvc.manager import Manager
 from novasvc.node.runtime import Runtime, SharedConnection
-from novasvc.registry.conductor import TIMEOUT, Conductor, RemoteRegistry
+from novasvc.registry.conductor import Conductor
 from novasvc.registry.record import ServiceChanges
+from novasvc.registry.remote import TIMEOUT, RemoteRegistry
 from novasvc.rpc import Client, Endpoints
 from novasvc.rpc.target import Target
 from novasvc.service import Service
