@@ -128,7 +128,7 @@ def _check_database(settings: Settings) -> None:
     if not _needs_database(settings):
         return
     address = DatabaseAddress.parse(settings.database_url)
-    address.make_engine(connections=1, patience=1.0).dispose()
+    address.make_engine(connections=1, wait_timeout=1.0).dispose()
     path = address.path
     if path is None:
         return

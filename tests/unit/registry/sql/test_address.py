@@ -71,7 +71,7 @@ class DatabaseAddressTests(SynchronousTestCase):
     def test_no_driver(self) -> None:
         """An unknown dialect is refused before anything is opened."""
         address = DatabaseAddress.parse("nosuch://u:hunter2@h/n")
-        error = self.assertRaises(DatabaseRefusedError, address.make_engine, connections=1, patience=1.0)
+        error = self.assertRaises(DatabaseRefusedError, address.make_engine, connections=1, wait_timeout=1.0)
         self.assertIn("no driver", str(error))
         self.assertNotIn("hunter2", str(error))
 
@@ -85,7 +85,7 @@ class DatabaseAddressTests(SynchronousTestCase):
         ):
             address = DatabaseAddress.parse(text)
             with patch.dict(sys.modules, {module: None}):
-                error = self.assertRaises(DatabaseDriverError, address.make_engine, connections=1, patience=1.0)
+                error = self.assertRaises(DatabaseDriverError, address.make_engine, connections=1, wait_timeout=1.0)
             self.assertIn(module, error.problem)
             self.assertEqual(error.remedy, remedy)
             self.assertNotIn("hunter2", str(error))

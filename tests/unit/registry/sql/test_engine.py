@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 from novasvc.errors import DatabaseError, DatabaseUnavailableError, MigrationNeededError
 from novasvc.registry.sql import migrate
 from novasvc.registry.sql.address import DatabaseAddress
-from novasvc.registry.sql.engine import CLOSING, Engine
+from novasvc.registry.sql.engine import CLOSE_TIMEOUT, Engine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.logs import node_fields
 from tests.support.waiting import until
@@ -271,7 +271,7 @@ class EngineTests(TestCase):
         await until(gate.entered.is_set)
         closing = engine.close()
         self.assertNoResult(closing)
-        self.clock.advance(CLOSING)
+        self.clock.advance(CLOSE_TIMEOUT)
         await closing
         self.assertEqual([event["busy"] for event in events if "busy" in event], [1])
         gate.leave.set()

@@ -24,7 +24,8 @@ from novasvc.registry.record import ServiceChanges
 from novasvc.registry.sql import migrate
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.engine import Engine
-from novasvc.registry.sql.services import DISABLED_REASON, ServiceRegistry, connect_registry
+from novasvc.registry.sql.rows import DISABLED_REASON
+from novasvc.registry.sql.services import ServiceRegistry, connect_registry
 from tests.unit.registry.sql.test_migrate import NOVAS, SECOND_KEY
 
 STAMP = r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}000\Z"
