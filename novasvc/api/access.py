@@ -19,7 +19,7 @@ _log = Logger()
 
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Methods that change nothing (RFC 9110, 9.2.1)."""
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _MAX_LOGGED = 300
 """Characters of callers' text in a log line."""
 
@@ -31,7 +31,7 @@ class Caller:
     :param name: of the token or the session, or "local".
     :param scope: "read" or "admin".
     :param auth: how it was authenticated: "loopback", "token" or "session".
-    :param session: the id of the session, for CSRF tokens; "" for a token.
+    :param session: id of the session, for CSRF tokens; "" for a token.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Access:
     :param tokens: empty disables authentication.
     :param sessions: verifies cookies.
     :param login_links: verifies the codes of login links.
-    :param names: host names, in lower case, that a Host header may have without tokens; empty allows any.
+    :param allowed_hosts: host names, in lower case, that a Host header may have without tokens; empty allows any.
     """
 
     # Note [Cross-site requests]
@@ -67,11 +67,15 @@ class Access:
     # its Host, so without tokens the Host itself must be one of ours.
 
     def __init__(
-        self, tokens: Sequence[Token], sessions: Sessions, login_links: LoginLinks, names: frozenset[str] = _LOCAL_NAMES
+        self,
+        tokens: Sequence[Token],
+        sessions: Sessions,
+        login_links: LoginLinks,
+        allowed_hosts: frozenset[str] = _LOOPBACK_NAMES,
     ) -> None:
         self._tokens = tokens
         self._sessions = sessions
-        self._names = names
+        self._allowed_hosts = allowed_hosts
         self.login_links = login_links
 
     @property
@@ -85,7 +89,7 @@ class Access:
         :param request: a :class:`novasvc.http.site.Request`, or a FastRequest.
         """
         if not self._tokens:
-            return _LOCAL_CALLER if self._is_own_host(request) else None
+            return _LOCAL_CALLER if self._is_allowed_host(request) else None
         presented = presented_token(request)
         if presented is not None:
             token = find_token(self._tokens, presented)
@@ -103,10 +107,10 @@ class Access:
             scope = token.scope
         return Caller(session.name, scope, "session", session.id)
 
-    def _is_own_host(self, request: Any) -> bool:
+    def _is_allowed_host(self, request: Any) -> bool:
         """Return whether the Host header is one of ours. See Note [Cross-site requests]."""
         host = request.getHeader(b"host")
-        return not self._names or not host or _hostname(host) in self._names
+        return not self._allowed_hosts or not host or _hostname(host) in self._allowed_hosts
 
     def require(self, request: Any, scope: str = READ) -> Caller:
         """Return the caller if it is authenticated and has a scope.

@@ -184,7 +184,7 @@ class Gateway:
             raise gateway_error(error) from error
         except Exception as error:
             # An exception of a built-in type that the method raised; the client raises it again.
-            raise _raised(type(error).__name__, str(error)) from error
+            raise _method_error(type(error).__name__, str(error)) from error
         finally:
             self._calls -= 1
 
@@ -261,8 +261,8 @@ def gateway_error(error: Exception) -> APIError:
             return APIError(status, str(error)[:_MAX_TEXT], _BUSY if status == 503 else {})  # noqa: PLR2004
     if isinstance(error, RPCError):
         return APIError(502, str(error)[:_MAX_TEXT])
-    return _raised(type(error).__name__, str(error))
+    return _method_error(type(error).__name__, str(error))
 
 
-def _raised(kind: str, text: str) -> APIError:
+def _method_error(kind: str, text: str) -> APIError:
     return APIError(502, f"the method raised {kind}: {text}"[:_MAX_TEXT])

@@ -24,7 +24,7 @@ _MAX_TOKENS = 1000
 """Tokens in a file: every request is compared with each."""
 _MAX_FILE = 1 << 20
 """Characters of a file that are read."""
-_HOW = "`novasvc token NAME --scope read` creates the file and a token"
+_HOW_TO_CREATE = "`novasvc token NAME --scope read` creates the file and a token"
 _NOT_OWNER = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -75,7 +75,7 @@ def read_tokens(path: Path) -> list[Token]:
             problem = f"line {number} repeats a name"
             raise _error(path, problem, "give each token a name of its own")
     if not tokens:
-        raise _error(path, "it contains no token, so nobody could use the API", _HOW)
+        raise _error(path, "it contains no token, so nobody could use the API", _HOW_TO_CREATE)
     if len(tokens) > _MAX_TOKENS:
         raise _error(path, f"it contains {len(tokens)} tokens", f"the maximum is {_MAX_TOKENS}")
     return [*tokens.values()]
@@ -93,10 +93,10 @@ def add_token(path: Path, name: str, scope: str, token: str) -> None:
     if path.exists() and path.stat().st_size and any(known.name == name for known in read_tokens(path)):
         raise _error(path, f"it has a token named {name!r} already", "choose another name, or remove that line first")
     try:
-        whole = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
+        ends_with_newline = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(line if whole else f"\n{line}")
+            file.write(line if ends_with_newline else f"\n{line}")
             file.write("\n")
     except OSError as error:
         problem = f"it cannot be written: {error.strerror}"
@@ -116,7 +116,7 @@ def _lines(path: Path) -> list[str]:
         raise _error(path, f"it cannot be read: {error.strerror}", remedy) from error
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not valid UTF-8"
-        raise _error(path, f"it cannot be read: {why}", _HOW) from error
+        raise _error(path, f"it cannot be read: {why}", _HOW_TO_CREATE) from error
 
 
 def _token(path: Path, number: int, line: str) -> Token:
@@ -126,7 +126,7 @@ def _token(path: Path, number: int, line: str) -> Token:
         raise _error(path, "it has an invalid line", remedy)
     if len(match["token"]) < MIN_LENGTH:
         problem = f"the token in line {number} is too short"
-        raise _error(path, problem, f"use at least {MIN_LENGTH} characters; {_HOW}")
+        raise _error(path, problem, f"use at least {MIN_LENGTH} characters; {_HOW_TO_CREATE}")
     return Token(match["name"], match["scope"], digest(match["token"]))
 
 

@@ -25,7 +25,7 @@ _log = Logger()
 _MAX_FIELDS = {"reason": 255, "task": 200}
 """Characters of form fields."""
 _MAX_CSRF_TOKEN = 200
-_NUMBER = re.compile(r"[0-9]{1,6}\.[0-9]")
+_MILLISECONDS = re.compile(r"[0-9]{1,6}\.[0-9]")
 
 Fields = Mapping[str, str]
 """Form fields by name: reason, task."""
@@ -132,7 +132,7 @@ def done_message(args: Mapping[bytes, Sequence[bytes]]) -> str:
     if action is None:
         return ""
     took = args.get(b"ms", [b""])[0].decode("latin-1")
-    return f"It responded within {took} ms." if action.name == "ping" and _NUMBER.fullmatch(took) else action.done
+    return f"It responded within {took} ms." if action.name == "ping" and _MILLISECONDS.fullmatch(took) else action.done
 
 
 _PATH_PARAMETERS = {"verb": f"One of {', '.join(ACTIONS)}.", "uuid": "Of the service."}

@@ -81,12 +81,12 @@ class _Node:
     """What is cached of one node.
 
     :param record: its row, as of the last request.
-    :ivar memo: coalesces requests, and caches a description, or the failure to get one, for a second.
+    :ivar cache: coalesces requests, and caches a description, or the failure to get one, for a second.
     :ivar samples: by process id, the most recently used last.
     """
 
     record: ServiceRecord
-    memo: CoalescingCache[dict[str, Any] | Exception] = attrs.field(init=False)
+    cache: CoalescingCache[dict[str, Any] | Exception] = attrs.field(init=False)
     samples: OrderedDict[int, deque[Sample]] = attrs.field(factory=OrderedDict, init=False)
 
 
@@ -107,7 +107,7 @@ class NodeDescriptions:
         :raises APIError: the node gives none; see :func:`novasvc.api.page.calls.call_node`.
         """
         node = self._node(record)
-        description = await node.memo.get()
+        description = await node.cache.get()
         if isinstance(description, Exception):
             raise description
         return description, [*node.samples.get(description["pid"] or 0, ())]
@@ -116,7 +116,7 @@ class NodeDescriptions:
         node = self._nodes.get(record.uuid)
         if node is None:
             node = self._nodes[record.uuid] = _Node(record)
-            node.memo = CoalescingCache(lambda: Deferred.fromCoroutine(self._describe(node)), self._clock)
+            node.cache = CoalescingCache(lambda: Deferred.fromCoroutine(self._describe(node)), self._clock)
             while len(self._nodes) > _MAX_NODES:
                 self._nodes.popitem(last=False)
         self._nodes.move_to_end(record.uuid)

@@ -22,7 +22,7 @@ from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.health import APIHealth, merge_checks
 from novasvc.api.login_links import LoginLinks
-from novasvc.api.metrics import Figures
+from novasvc.api.metrics import DocumentCollector
 from novasvc.api.sessions import Sessions
 from novasvc.api.site import make_api_root
 from novasvc.api.tokens import Token, digest
@@ -393,7 +393,7 @@ class OwnHealthTests(SynchronousTestCase):
 
 
 class ExpositionTests(SynchronousTestCase):
-    """Tests for Figures."""
+    """Tests for DocumentCollector."""
 
     def test_labels_are_escaped(self) -> None:
         """Whatever a label's value is, it stays in its quotes."""
@@ -402,6 +402,6 @@ class ExpositionTests(SynchronousTestCase):
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - as the room has it
 
         registry = CollectorRegistry()
-        registry.register(Figures([family.document()]))
+        registry.register(DocumentCollector([family.document()]))
         (told,) = parse_text(generate_latest(registry).decode())
         self.assertEqual([(sample.labels, sample.value) for sample in told.samples], [({"name": 'a"b\\c\nd'}, 3.0)])
