@@ -28,10 +28,10 @@ _MAX_LOGGED = 300
 class Caller:
     """An authenticated caller.
 
-    :param name: of the token or the session, or "local".
+    :param name: name of the token or of the session, or "local".
     :param scope: "read" or "admin".
     :param auth: how it was authenticated: "loopback", "token" or "session".
-    :param session: id of the session, for CSRF tokens; "" for a token.
+    :param session: session id, for CSRF tokens; "" for a token.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Access:
     ``X-Auth-Token`` or ``Authorization: Bearer``, or the cookie of a session.
 
     :param tokens: empty disables authentication.
-    :param sessions: verifies cookies.
-    :param login_links: verifies the codes of login links.
+    :param sessions: the signer of session cookies.
+    :param login_links: the codes of login links.
     :param allowed_hosts: host names, in lower case, that a Host header may have without tokens; empty allows any.
     """
 
@@ -108,7 +108,7 @@ class Access:
         return Caller(session.name, scope, "session", session.id)
 
     def _is_allowed_host(self, request: Any) -> bool:
-        """Return whether the Host header is one of ours. See Note [Cross-site requests]."""
+        """Return whether the Host header names this server. See Note [Cross-site requests]."""
         host = request.getHeader(b"host")
         return not self._allowed_hosts or not host or _hostname(host) in self._allowed_hosts
 
@@ -183,10 +183,10 @@ def presented_token(request: Any) -> str | None:
 def audit(request: Any, caller: Caller | None, action: str, target: str, outcome: str = "done") -> None:
     """Write a line to the audit log.
 
-    :param caller: None if it is not authenticated.
+    :param caller: None for an unauthenticated request.
     :param action: a verb: "disable", "call".
-    :param target: the service, or the method, that the action is for.
-    :param outcome: "done", or why not.
+    :param target: the service or the method that it acts on.
+    :param outcome: "done", or the reason for the failure.
     """
     fields = {
         "who": "unauthenticated" if caller is None else str(caller),

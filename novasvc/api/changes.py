@@ -1,4 +1,4 @@
-"""Changes of a service that a request asks for: validated strictly, with Nova's error messages."""
+"""Requested changes of a service, validated as Nova does and with its error messages."""
 
 import json
 import re
@@ -142,11 +142,11 @@ def _checked(body: Any, checks: Mapping[str, _Check], required: tuple[str, ...] 
 
 @attrs.frozen
 class OldChange:
-    """A change by an action, the way before 2.53.
+    """A change requested by an action, as before 2.53: PUT os-services/disable.
 
-    :param host: of the service.
-    :param binary: of the service.
-    :param shown: fields of the service in the response, in addition to these two.
+    :param host: host of the service.
+    :param binary: binary of the service.
+    :param shown: fields of the service in the response besides host and binary.
     """
 
     host: str
@@ -190,7 +190,7 @@ def read_old(action: str, body: Any, version: Microversion, *, lenient: bool = F
 
 @attrs.frozen
 class NewChange:
-    """A change by the body of a PUT, the way since 2.53."""
+    """A change requested by the body of a PUT of a uuid, as since 2.53."""
 
     status: str | None
     reason: str | None
@@ -224,7 +224,7 @@ def read_new(body: Any) -> NewChange:
 
 
 def describe_changes(changes: ServiceChanges) -> str:
-    """Return what the audit log says of a change: "disable, force down"."""
+    """Describe a change for the audit log: "disable, force down"."""
     verbs = []
     if changes.disabled is not None:
         verbs.append("disable" if changes.disabled else "enable")

@@ -17,8 +17,8 @@ _Value = TypeVar("_Value")
 class CoalescedReads(Generic[_Key, _Value]):
     """Coalesces concurrent reads of the same key. Nothing is cached: no caller gets a value read before its call.
 
-    :param read: a coroutine function of the key; it has a deadline of its own.
-    :param clock: provides the turns of the reactor.
+    :param read: coroutine function of a key, with its own deadline.
+    :param clock: the reactor.
     """
 
     # A read in progress may have taken its snapshot already, so a caller that comes meanwhile waits for the next read,

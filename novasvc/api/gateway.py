@@ -102,12 +102,12 @@ class _Call:
 
     :param args: the method's arguments.
     :param host: the node to call; None is any node of the topic.
-    :param namespace: of the interface.
-    :param version: of the interface, "major.minor".
+    :param namespace: namespace of the interface.
+    :param version: version of the interface, "major.minor".
     :param timeout: seconds to wait for the result.
-    :param cast: do not wait for a result.
-    :param fanout: cast to every node of the topic.
-    :param idempotent: the method may run twice; see :class:`novasvc.rpc.Client`.
+    :param cast: whether not to wait for a result.
+    :param fanout: whether to cast to every node of the topic.
+    :param idempotent: whether the method may run twice; see :class:`novasvc.rpc.Client`.
     """
 
     args: dict[str, Any] = attrs.field(factory=dict)

@@ -64,13 +64,13 @@ LIST_RESPONSE = content(
 
 @attrs.frozen
 class ListQuery:
-    """What a request asks for. Equal ones share a response, see :mod:`novasvc.api.coalescing`.
+    """A parsed request for the list. Equal queries share a response, see :mod:`novasvc.api.coalescing`.
 
-    :param uuids: the id of an item is the uuid.
-    :param forced_down: items have this field.
+    :param uuids: whether the id of an item is the uuid.
+    :param forced_down: whether items have this field.
     :param limit: maximum number of services; None is all.
-    :param marker: the id of the last service of the page before.
-    :param url: of the list, without a query, for the link to the next page; "" without a limit, as there is none then.
+    :param marker: the id of the last service of the previous page.
+    :param url: URL of the list without its query, for the link to the next page; "" if there is no limit.
     """
 
     uuids: bool
@@ -86,8 +86,8 @@ class ListQuery:
 def read_list_query(query: bytes, version: Microversion) -> ListQuery:
     """Parse query parameters. Empty ones are ignored, and the last of several with the same name counts.
 
-    :param query: as it was sent.
-    :return: without a url.
+    :param query: the raw query string.
+    :return: a ListQuery without a url.
     :raises APIError: 400, they are invalid.
     """
     try:
@@ -128,7 +128,7 @@ def make_item(record: ServiceRecord, query: ListQuery, service_down_time: float)
     """Return the representation of a service.
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
-    Source: Nova's API reference, "Compute services".
+    Source: Nova's API reference, "Compute services (os-services)".
     """
     updated = record.updated_at
     item = {
@@ -150,7 +150,7 @@ def make_item(record: ServiceRecord, query: ListQuery, service_down_time: float)
 class Listing:
     """Reads pages of the list and serializes them.
 
-    :param backend: has the registry.
+    :param backend: the connection to the registry.
     """
 
     _backend: Backend

@@ -86,7 +86,7 @@ class DocumentCollector:
     _documents: Iterable[Document]
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: the names are known only when they are collected."""
+        """Return nothing, because the names are only known after collecting."""
         return ()
 
     def collect(self) -> Iterator[Metric]:

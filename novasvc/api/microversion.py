@@ -1,4 +1,4 @@
-"""Microversions of the compute API: the one that a request asks for, and the one that its response has."""
+"""Microversions of the compute API: negotiation by request and response headers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def _for_compute(standard: Sequence[bytes], legacy: Sequence[bytes]) -> str | No
 
 
 def set_version_headers(request: Any, version: Microversion) -> None:
-    """Set the response headers that name its microversion, and say that it depends on the request's headers."""
+    """Set the response headers that name its microversion, and Vary, because requests choose the microversion."""
     request.set_headers(_version_headers(version))
 
 

@@ -43,8 +43,8 @@ _NAME = {"name": "A uuid since 2.53; before, a number, or the action of a PUT."}
 class OSServices:
     """Serves ``os-services``, and the documents of the two versions. Source: Nova's API reference.
 
-    :param backend: has the registry.
-    :param access: authenticates and authorizes callers.
+    :param backend: the connection to the registry.
+    :param access: authentication and authorization.
     """
 
     app = make_app(fault_response)
@@ -229,7 +229,7 @@ class OSServices:
 
 
 def _service_in_body(request: Any) -> str:
-    """Return the service that the body of an action before 2.53 names, "binary@host"; "" if it names none."""
+    """Return "binary@host" from the body of an action (before 2.53); "" if the body has no such fields."""
     try:
         body = json.loads(request.content.read())
         return f"{body['binary']}@{body['host']}"

@@ -28,11 +28,11 @@ _MAX_COOKIE = 1024
 class Session:
     """The contents of a cookie.
 
-    :param name: of the token that it was begun with, or "login link".
+    :param name: name of the token that the session began with, or "login link".
     :param scope: "read" or "admin".
     :param expires: seconds since 1970.
-    :param id: distinguishes sessions with the same name.
-    :param token: the fingerprint of the token that it was begun with; "" for a login link.
+    :param id: unique id.
+    :param token: fingerprint of the token that the session began with; "" for a login link.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Sessions:
     def begin(self, name: str, scope: str, token: str = "") -> str:
         """Return the cookie of a new session.
 
-        :param token: the fingerprint of the token it is begun with, if any.
+        :param token: fingerprint of the token that the session begins with; "" for a login link.
         """
         session = Session(name, scope, self._now() + LIFETIME, secrets.token_urlsafe(12), token)
         payload = _encode(json.dumps(attrs.asdict(session)).encode())

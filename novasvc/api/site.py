@@ -28,8 +28,8 @@ from novasvc.http.head import Head
 class APIRoot:
     """Dispatches each request by the first segment of its path.
 
-    :param resources: by segment.
-    :param fast_handlers: by segment: functions that may claim a request, see
+    :param resources: segment -> resource.
+    :param fast_handlers: segment -> function that may claim a request, see
         :meth:`novasvc.http.fast_path.IFastPath.fast_handler`.
     """
 

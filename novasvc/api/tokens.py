@@ -15,13 +15,13 @@ from novasvc.config.errors import SettingError
 READ = "read"
 ADMIN = "admin"
 SCOPES = (READ, ADMIN)
-"""What a caller may do: read everything; or also make changes."""
+"""read: read-only access; admin: also changes, and calls of nodes."""
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._@-]{1,64})\s+(?P<scope>[a-z]+)\s+(?P<token>[\x21-\x7e]+)")
 MIN_LENGTH = 16
 """Characters of a token; a shorter one could be guessed."""
 _MAX_TOKENS = 1000
-"""Tokens in a file: every request is compared with each."""
+"""Tokens in a file. Each request is compared with all of them."""
 _MAX_FILE = 1 << 20
 """Characters of a file that are read."""
 _HOW_TO_CREATE = "`novasvc token NAME --scope read` creates the file and a token"
@@ -32,7 +32,7 @@ _NOT_OWNER = stat.S_IRWXG | stat.S_IRWXO
 class Token:
     """One line of the file.
 
-    :param name: of its owner, for the log.
+    :param name: name of its owner, for the log.
     :param scope: "read" or "admin".
     :param digest: SHA-256 of the token. The token itself is not stored.
     """
@@ -48,7 +48,7 @@ def digest(token: str) -> bytes:
 
 
 def token_fingerprint(token: Token) -> str:
-    """Return what a session has of its token: a part of the digest."""
+    """Return a part of the token's digest, by which a session refers to it."""
     return token.digest.hex()[:16]
 
 

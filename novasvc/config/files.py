@@ -29,7 +29,7 @@ def _ini_names() -> Mapping[str, Mapping[str, str]]:
 _INI_NAMES = _ini_names()
 
 _MIN_SIMILARITY = 0.85
-"""Similarity, from 0 to 1, above which an unknown name in an INI file counts as a typo of one of ours."""
+"""Similarity, from 0 to 1, from which an unknown name in an INI file counts as a typo of a setting of novasvc."""
 
 
 @attrs.define
@@ -182,7 +182,7 @@ def _foreign(assignment: Assignment) -> tuple[str, str]:
 
 
 def _ini_section(name: str) -> str | None:
-    """Return the INI section that a name is probably a typo of; None if there is none."""
+    """Return the INI section that the name most resembles; None if none is similar enough."""
     known = {section.lower(): section for section in _INI_NAMES}
     close = get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY)
     return known[close[0]] if close else None

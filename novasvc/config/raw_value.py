@@ -22,7 +22,7 @@ class RawValue:
 
     :param name: name of the setting.
     :param spelling: the name as the source spells it: "NOVASVC_HOST", "--host", "state_path".
-    :param definition: of the setting.
+    :param definition: definition of the setting.
     :param value: the value; it may be secret.
     :param textual: the source knows only text, so "10" may be a number.
     :param origin: the source: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".

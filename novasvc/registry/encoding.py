@@ -85,7 +85,7 @@ def read_totals(value: Any) -> ServiceTotals:
 def read_query(method: str, query: Mapping[str, Any]) -> ServiceQuery:
     """Decode a query.
 
-    :param method: for the error.
+    :param method: name of the called method, for the error.
     :raises InvalidArgumentsError: a field is unknown, or has the wrong type.
     """
     unknown = query.keys() - _QUERY.keys()

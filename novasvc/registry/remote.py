@@ -56,7 +56,7 @@ class RemoteRegistry:
     It fails as the SQL registry does: with the database's own error, which the conductor returns; with
     DatabaseUnavailableError while no conductor answers; with DatabaseError if an answer is malformed.
 
-    :param client: on an open transport; closed with the registry.
+    :param client: an RPC client on an open transport; closed with the registry.
     Source: novasvc.interfaces.IServiceRegistry; nova.conductor.api.API.
     """
 

@@ -38,14 +38,14 @@ Perform = Callable[[Backend, ServiceRecord, Fields], Awaitable[Outcome]]
 class Action:
     """An action on a service.
 
-    :param name: in the URL.
-    :param label: of its button.
-    :param question: asks for confirmation.
-    :param meaning: explains what it does, and what it does not.
-    :param done: shown afterwards.
-    :param perform: performs it, and returns the outcome.
+    :param name: its name in URLs.
+    :param label: text of its button.
+    :param question: title of the confirmation; a format of the service's name.
+    :param meaning: what it does, and what it does not.
+    :param done: message that is shown afterwards.
+    :param perform: coroutine function that performs it.
     :param destructive: whether its button is styled as a warning.
-    :param fields: of its form.
+    :param fields: names of the fields in its form.
     """
 
     name: str
@@ -124,9 +124,11 @@ ACTIONS = {
 
 
 def done_message(args: Mapping[bytes, Sequence[bytes]]) -> str:
-    """Return the message after an action; "" if there was none. Its text is never taken from the URL.
+    """Return the message that is shown after an action; "" if there was none.
 
-    :param args: of the request.
+    The URL only selects the message, so that a forged link cannot make the page show a text of its own.
+
+    :param args: query parameters.
     """
     action = ACTIONS.get(args.get(b"done", [b""])[0].decode("latin-1"))
     if action is None:
@@ -141,8 +143,8 @@ _PATH_PARAMETERS = {"verb": f"One of {', '.join(ACTIONS)}.", "uuid": "Of the ser
 class ActionPages:
     """Serves ``/action/VERB/UUID``: asks for confirmation, and performs the action.
 
-    :param access: authorizes callers.
-    :param watch: is read again after an action.
+    :param access: authorization.
+    :param watch: the watch to refresh after an action.
     """
 
     app = make_page_app()
@@ -196,10 +198,10 @@ def _name(record: ServiceRecord) -> str:
 
 
 def _action(name: str) -> Action:
-    verb = ACTIONS.get(name)
-    if verb is None:
+    action = ACTIONS.get(name)
+    if action is None:
         raise APIError(404, f"unknown action {name[:50]!r}; the actions are {', '.join(ACTIONS)}")
-    return verb
+    return action
 
 
 def _field(request: Any, name: str, longest: int) -> str:

@@ -16,9 +16,9 @@ from novasvc.registry.record import ServiceRecord
 _MAX_SAMPLES = 90
 """Samples per process."""
 _MAX_NODES = 64
-"""Nodes that are cached; the longest unused is dropped."""
+"""Cached nodes; the least recently used is evicted."""
 _MAX_PROCESSES = 16
-"""Processes of a node that are sampled: different workers may respond."""
+"""Processes that are sampled per node: each request may be answered by another worker."""
 _MAX_ROWS = 200
 """Rows of a table."""
 _MAX_TEXT = 500
@@ -49,7 +49,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
 def read_description(document: Any) -> dict[str, Any]:
     """Validate the response of a node to "describe". Fields that are missing, or of another type, are None.
 
-    The node may run another version, so nothing is taken for granted.
+    Nothing is taken for granted, because the node may run another version.
 
     :param document: JSON of :meth:`novasvc.node.endpoint.NodeAPI.describe`.
     """
@@ -78,11 +78,11 @@ def _value(value: Any, kind: type) -> Any:
 
 @attrs.define(eq=False)
 class _Node:
-    """What is cached of one node.
+    """The cache entry of one node.
 
-    :param record: its row, as of the last request.
+    :param record: its row at the last request.
     :ivar cache: coalesces requests, and caches a description, or the failure to get one, for a second.
-    :ivar samples: by process id, the most recently used last.
+    :ivar samples: process id -> samples, the most recently used last.
     """
 
     record: ServiceRecord
@@ -91,7 +91,7 @@ class _Node:
 
 
 class NodeDescriptions:
-    """Gets descriptions from nodes: once for concurrent viewers. Keeps samples of each process for time series.
+    """Gets descriptions from nodes, once for concurrent viewers, and keeps samples of each process for time series.
 
     :param ask: a coroutine function that returns the response of a service's node to "describe".
     """

@@ -13,8 +13,8 @@ from novasvc.api.watch import Watch
 class Events:
     """Serves ``/events``.
 
-    :param access: authorizes callers.
-    :param watch: has the state of the fleet.
+    :param access: authorization.
+    :param watch: the state of the fleet.
     :param streams: the open streams.
     """
 

@@ -18,10 +18,10 @@ _SHOWN = 30
 class FleetPage:
     """Serves ``/``.
 
-    :param access: authorizes callers.
-    :param watch: has the state of the fleet.
-    :param views: finds the hosts of a query.
-    :param pages: renders pages.
+    :param access: authorization.
+    :param watch: the state of the fleet.
+    :param views: the hosts of each query.
+    :param pages: the renderer of pages.
     """
 
     app = make_page_app()

@@ -11,7 +11,7 @@ import attrs
 class Sample:
     """The counters of a process at one time.
 
-    :param methods: by key: the number of calls, and their total duration in seconds or None.
+    :param methods: key of a method -> number of calls, and their total duration in seconds or None.
     """
 
     time: float

@@ -18,9 +18,9 @@ from novasvc.api.sessions import COOKIE
 _log = Logger()
 
 DELAY = 1.0
-"""Seconds by which the response to a failed login is delayed, against guessing."""
+"""Seconds by which the response to a failed login is delayed, to slow down guessing."""
 _MAX_DELAYED = 100
-"""Responses that are delayed at the same time; more are not delayed."""
+"""Concurrently delayed responses; further ones are not delayed."""
 _MAX_DELAYED_PER_CLIENT = 10
 """Delayed responses of one client; further attempts get 429 and are not checked."""
 _MAX_FIELD = 512
@@ -29,8 +29,8 @@ _MAX_FIELD = 512
 class LoginPage:
     """Serves ``/login`` and ``/logout``.
 
-    :param access: verifies tokens and codes.
-    :param streams: end with their session.
+    :param access: verification of tokens and codes.
+    :param streams: the event streams, which end with their session.
     """
 
     app = make_page_app()
@@ -50,7 +50,7 @@ class LoginPage:
         public=True,
     )
     def ask(self, request: Any) -> bytes:
-        """Show the form; for a login link a button, as link previews must not use up the link."""
+        """Show the form; for a login link a button, because link previews send a GET and must not use up the link."""
         if not self._access.requires_login:
             return _redirect(request, "/")
         return self._form(request, 200, code=_field(request, "code"))

@@ -22,10 +22,10 @@ _SHOWN = 20
 class NodePage:
     """Serves ``/node/UUID``.
 
-    :param backend: has the registry.
-    :param access: authorizes callers.
-    :param watch: has the timeline.
-    :param descriptions: gets descriptions from nodes.
+    :param backend: the connection to the registry.
+    :param access: authorization.
+    :param watch: the timeline.
+    :param descriptions: the nodes' descriptions.
     """
 
     app = make_page_app()

@@ -33,8 +33,8 @@ _REQUIREMENTS = {
 class DatabaseAddress:
     """A parsed database URL.
 
-    :param url: for SQLAlchemy, with the password.
-    :param masked: for logs and errors: the password is ``***``.
+    :param url: the URL for SQLAlchemy, with the password.
+    :param masked: the URL for logs and errors, with the password masked.
     :param path: the absolute path of an SQLite file; None for other databases.
     """
 

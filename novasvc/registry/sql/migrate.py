@@ -98,7 +98,7 @@ def upgrade(url: str) -> str:
 def create(url: str) -> bool:
     """Create the tables in a database that has none. Concurrent calls are safe.
 
-    :param url: as for :func:`upgrade`.
+    :param url: see :func:`upgrade`.
     :return: whether the database has this version's schema now; False if it had other tables.
     :raises DatabaseError: the tables cannot be created.
     """

@@ -41,9 +41,9 @@ _DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_a
 class ServiceRows:
     """Reads and writes rows. The caller opens and commits the transaction.
 
-    :param masked_url: of the database, for errors.
+    :param masked_url: URL of the database, for errors.
     :param enable_new_services: False creates new rows disabled.
-    :param new_uuid: returns the uuid of a new row, lower-case and with dashes.
+    :param new_uuid: function that returns the uuid of a new row, lower-case and with dashes.
     """
 
     _masked_url: str
