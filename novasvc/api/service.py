@@ -96,9 +96,12 @@ class APIService(HTTPService):
     def _make_factory(self) -> Any:
         settings, reactor = self.runtime.settings, self.runtime.reactor
         sessions = Sessions(session_key(settings.state_dir), reactor.seconds)
-        names = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
+        allowed_hosts = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
         access = Access(
-            self._credentials.tokens, sessions, self.login_links, names if settings.api_is_local else frozenset()
+            self._credentials.tokens,
+            sessions,
+            self.login_links,
+            allowed_hosts if settings.api_is_local else frozenset(),
         )
         site = make_site(
             make_api_root(self.backend, access),

@@ -10,33 +10,16 @@ import attrs
 import click
 
 from novasvc.config import Settings
-from novasvc.errors import NovasvcError
+from novasvc.errors import NovasvcError, ProblemError
 from novasvc.rpc.errors import InvalidTargetError, RemoteError, UndeliverableError
 from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")
 
-_LOOKUP = 2.0
+_EXPLAIN_TIMEOUT = 2.0
 """Seconds that an undeliverable message may wait for the registry, which explains it."""
-_CLOSING = 2.0
+_CLOSE_TIMEOUT = 2.0
 """Seconds for the AMQP close handshake; the result has been printed by then."""
-
-
-@attrs.define
-class NoBrokerError(NovasvcError):
-    """The command needs a broker, but transport_url reaches only the nodes of one process.
-
-    :param transport_url: value of the setting.
-    """
-
-    transport_url: str
-
-    def __str__(self) -> str:
-        return (
-            f"transport_url is {self.transport_url!r}, which reaches no other process; give the URL of the services' "
-            "broker: --transport-url amqp://user:password@host/vhost in front of the command's name, "
-            "NOVASVC_TRANSPORT_URL, or transport_url in a configuration file"
-        )
 
 
 class Seconds(click.FloatRange):
@@ -143,11 +126,16 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
     """Connect to the broker, call the function on the reactor, and disconnect.
 
     :param function: takes a :class:`novasvc.rpc.Client` for the target, and the reactor.
-    :raises NoBrokerError: the settings name no broker.
+    :raises ProblemError: the settings name no broker.
     :raises BrokerError: the broker cannot be used.
     """
     if settings.transport_url.startswith("memory:"):
-        raise NoBrokerError(settings.transport_url)
+        raise ProblemError(
+            f"transport_url {settings.transport_url!r}",
+            "it reaches no other process",
+            "give the URL of the services' broker: --transport-url amqp://user:password@host/vhost in front of the "
+            "command's name, NOVASVC_TRANSPORT_URL, or transport_url in a configuration file",
+        )
     # Imported here, because `--help` needs neither Twisted nor AMQP.
     from twisted.internet.defer import Deferred  # noqa: PLC0415
 
@@ -164,16 +152,16 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             timeout=settings.rpc_response_timeout,
             target=target,
             explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
-                _LOOKUP, reactor
+                _EXPLAIN_TIMEOUT, reactor
             ),
         )
         try:
             await transport.open()
             return await function(client, reactor)
         finally:
-            leaving = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSING, reactor)
+            closing = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSE_TIMEOUT, reactor)
             # Errors of the close are ignored: the process exits, and its connections with it.
-            await leaving.addErrback(lambda _: None)
+            await closing.addErrback(lambda _: None)
 
     async def close(client: Client, transport: AMQPTransport) -> None:
         await client.close()
@@ -185,7 +173,7 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
 async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
     """Look up in the registry why no queue is bound for a target.
 
-    :raises DatabaseError: there is no database on this host, or it cannot be used.
+    :raises NovasvcError: there is no database on this host, or it cannot be used.
     """
     from novasvc.cli.database import require_database  # noqa: PLC0415 - see with_client
     from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415

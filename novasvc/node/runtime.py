@@ -17,7 +17,7 @@ from novasvc.node.errors import DirectoryError
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.reactor.local import ReactorLocal
 from novasvc.reactor.threads import BlockingPool
-from novasvc.registry.conductor import RemoteRegistry
+from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings

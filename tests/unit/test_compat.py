@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
+import typing
 import zlib
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.protocol import Factory, Protocol
@@ -131,7 +132,7 @@ class BufferedOctetsTests(SynchronousTestCase):
         self.assertIsNone(buffered_octets(StringTransport()))
 
 
-class Switch(Protocol):
+class Switch(typing.Protocol):
     """The inputs of a machine."""
 
     def toggle(self) -> None:
