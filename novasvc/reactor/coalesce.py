@@ -47,7 +47,7 @@ class Waiters(Generic[_Result]):
     def detach(self) -> "Waiters[_Result]":
         """Return all that wait, to be fired later; those that come from now on do not belong to them."""
         detached: Waiters[_Result] = Waiters()
-        detached._waiting, self.waiting = self.waiting, []
+        detached.waiting, self.waiting = self.waiting, []
         return detached
 
     def _leave(self, waiter: Deferred[_Result]) -> None:
