@@ -40,7 +40,9 @@ class ISession(Interface):
     """What deliveries arrive on, such as a channel. When it ends, the transport takes back unsettled deliveries."""
 
     ended = Attribute("bool: settling its deliveries has no effect any more.")
-    kept = Attribute("bool: deliveries that were unsettled at its end are delivered again; False if they may be lost.")
+    redelivers = Attribute(
+        "bool: deliveries that were unsettled at its end are delivered again; False if they may be lost."
+    )
 
 
 class IDelivery(Interface):
@@ -55,7 +57,7 @@ class IDelivery(Interface):
     deaths = Attribute(
         "int: processes that died holding the message, as far as is certain; a lost channel is no death."
     )
-    counted = Attribute("bool: the transport counts a death if this process dies before it settles the delivery.")
+    counts_death = Attribute("bool: the transport counts a death if this process dies before it settles the delivery.")
     session = Attribute("ISession: what it arrived on.")
     sent_to = Attribute('str: how its sender addressed it: "topic", "server" (of a topic) or "fanout".')
 
@@ -85,7 +87,9 @@ class IDelivery(Interface):
         """
 
     def requeue_here(deliveries: int) -> None:
-        """Give the message back, to be delivered again, ``counted``, only to this process while it lives.
+        """Give the message back, to be delivered again only to this process while it lives.
+
+        The next delivery has ``counts_death``, so a process that dies with it is counted.
 
         A transport without queues of one process does the same as :meth:`requeue`.
 
@@ -107,7 +111,7 @@ class IListener(Interface):
         "float | None: seconds within which a delivery must be settled or held; then the transport may redeliver it."
     )
 
-    def narrow(prefetch: int) -> Deferred[None]:
+    def cancel_topic(prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; continue with messages to the server itself.
 
         Called first when a server drains. From now on the transport prefers other listeners to the same
@@ -218,12 +222,12 @@ class ITransport(Interface):
         :return: Deferred[None]; never fails.
         """
 
-    def reply(address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Send a reply.
 
         :param str address: the result of the caller's open_replies.
         :param bytes body: the message.
-        :param patience: seconds as a float for which the reply may be held while it cannot be sent: the time its
+        :param timeout: seconds as a float for which the reply may be held while it cannot be sent: the time its
             caller still waits. None, if that is unknown, takes the transport's own bound.
         :return: Deferred[None]; succeeds if the caller is gone. Fails if the reply could not be sent in time.
             Cancelling drops a reply that is still held.
@@ -433,13 +437,34 @@ class IPreloading(Interface):
     preload = Attribute("iterable of str: dotted names of modules.")
 
 
+class ISpecification(Interface):
+    """A value from which a service, or another part of one, is made. It can be pickled."""
+
+    def build(reactor: Any) -> Any:
+        """Make the service. Called in the process that runs it.
+
+        :param reactor: the reactor of that process.
+        :raises NovasvcError: it cannot be made.
+        """
+
+
+class ISpecified(Interface):
+    """A service, or another part of one, that is made again in a worker from a value, and is not pickled itself."""
+
+    def specification() -> ISpecification:
+        """Return what an equal one is made of: what its constructor was given, and no later state.
+
+        :raises SpecificationError: its class does not say how it is made.
+        """
+
+
 class IRebuildable(Interface):
-    """A server that can be constructed again from its own arguments, to follow a changed configuration."""
+    """A server that can be made again in this process, to follow a changed configuration."""
 
     by_environment = Attribute("bool: its settings came from the environment, not from its caller.")
 
-    def made_again() -> Any:
-        """Construct another server from the same arguments; files are read again.
+    def rebuild() -> Any:
+        """Make another server from the same arguments; files are read again.
 
         :raises NovasvcError: it cannot be made.
         """

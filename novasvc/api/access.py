@@ -19,7 +19,7 @@ _log = Logger()
 
 _SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 """Methods that change nothing (RFC 9110, 9.2.1)."""
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _MAX_LOGGED = 300
 """Characters of callers' text in a log line."""
 
@@ -28,10 +28,10 @@ _MAX_LOGGED = 300
 class Caller:
     """An authenticated caller.
 
-    :param name: of the token or the session, or "local".
+    :param name: name of the token or of the session, or "local".
     :param scope: "read" or "admin".
     :param auth: how it was authenticated: "loopback", "token" or "session".
-    :param session: the id of the session, for CSRF tokens; "" for a token.
+    :param session: session id, for CSRF tokens; "" for a token.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Access:
     ``X-Auth-Token`` or ``Authorization: Bearer``, or the cookie of a session.
 
     :param tokens: empty disables authentication.
-    :param sessions: verifies cookies.
-    :param login_links: verifies the codes of login links.
-    :param names: host names, in lower case, that a Host header may have without tokens; empty allows any.
+    :param sessions: the signer of session cookies.
+    :param login_links: the codes of login links.
+    :param allowed_hosts: host names, in lower case, that a Host header may have without tokens; empty allows any.
     """
 
     # Note [Cross-site requests]
@@ -67,11 +67,15 @@ class Access:
     # its Host, so without tokens the Host itself must be one of ours.
 
     def __init__(
-        self, tokens: Sequence[Token], sessions: Sessions, login_links: LoginLinks, names: frozenset[str] = _LOCAL_NAMES
+        self,
+        tokens: Sequence[Token],
+        sessions: Sessions,
+        login_links: LoginLinks,
+        allowed_hosts: frozenset[str] = _LOOPBACK_NAMES,
     ) -> None:
         self._tokens = tokens
         self._sessions = sessions
-        self._names = names
+        self._allowed_hosts = allowed_hosts
         self.login_links = login_links
 
     @property
@@ -82,10 +86,10 @@ class Access:
     def caller(self, request: Any) -> Caller | None:
         """Return the authenticated caller, or None.
 
-        :param request: a :class:`novasvc.http.site.Request`, or a FastRequest.
+        :param request: a :class:`novasvc.http.request.Request`, or a FastRequest.
         """
         if not self._tokens:
-            return _LOCAL_CALLER if self._is_own_host(request) else None
+            return _LOCAL_CALLER if self._is_allowed_host(request) else None
         presented = presented_token(request)
         if presented is not None:
             token = find_token(self._tokens, presented)
@@ -103,10 +107,10 @@ class Access:
             scope = token.scope
         return Caller(session.name, scope, "session", session.id)
 
-    def _is_own_host(self, request: Any) -> bool:
-        """Return whether the Host header is one of ours. See Note [Cross-site requests]."""
+    def _is_allowed_host(self, request: Any) -> bool:
+        """Return whether the Host header names this server. See Note [Cross-site requests]."""
         host = request.getHeader(b"host")
-        return not self._names or not host or _hostname(host) in self._names
+        return not self._allowed_hosts or not host or _hostname(host) in self._allowed_hosts
 
     def require(self, request: Any, scope: str = READ) -> Caller:
         """Return the caller if it is authenticated and has a scope.
@@ -154,6 +158,8 @@ class Access:
             if found is None:
                 return None
             value = self._sessions.begin(found.name, found.scope, token_fingerprint(found))
+        # RFC 6265, 4.1.2: without Domain a browser returns it to this host only, and HttpOnly hides it from scripts.
+        # SameSite: see Note [Cross-site requests]. The page adds Secure, because only a request tells if TLS is used.
         return f"{COOKIE}={value}; Path=/; Max-Age={LIFETIME:.0f}; HttpOnly; SameSite=Strict"
 
     def csrf_token(self, caller: Caller) -> str:
@@ -179,10 +185,10 @@ def presented_token(request: Any) -> str | None:
 def audit(request: Any, caller: Caller | None, action: str, target: str, outcome: str = "done") -> None:
     """Write a line to the audit log.
 
-    :param caller: None if it is not authenticated.
+    :param caller: None for an unauthenticated request.
     :param action: a verb: "disable", "call".
-    :param target: the service, or the method, that the action is for.
-    :param outcome: "done", or why not.
+    :param target: the service or the method that it acts on.
+    :param outcome: "done", or the reason for the failure.
     """
     fields = {
         "who": "unauthenticated" if caller is None else str(caller),

@@ -24,7 +24,7 @@ from novasvc.transport.errors import BrokerUnavailableError
 _log = Logger()
 
 FIRST_ATTEMPT = 3.0
-"""Seconds for which the start waits for the first attempts to connect."""
+"""Seconds that the start waits for the first attempts to connect."""
 CONNECTING = "not connected yet"
 _T = TypeVar("_T")
 
@@ -35,16 +35,16 @@ def _nothing() -> Iterable[IService]:
 
 @attrs.define(eq=False)
 class Backend:
-    """Connects to the broker and the registry. While one is unavailable, requests that need it get a 503 that names it.
+    """Connects to the broker and the registry. While one is unavailable, requests that need it get a 503 naming it.
 
     :param runtime: settings, reactor, and the connections to the broker and the database.
-    :param local_services: returns the services of this process, for health and metrics.
+    :param local_services: function that returns the services of this process, for health and metrics.
     """
 
     runtime: Runtime
     local_services: Callable[[], Iterable[IService]] = _nothing
     errors: dict[str, NovasvcError] = attrs.field(factory=dict, init=False)
-    """Why a connection cannot be made, by its name: "database" or "conductor", "broker"."""
+    """Name of a connection ("database" or "conductor", "broker") -> why it cannot be made."""
     _registry: IServiceRegistry | None = attrs.field(default=None, init=False)
     _transport: ITransport | None = attrs.field(default=None, init=False)
     _client: Client | None = attrs.field(default=None, init=False)

@@ -1,4 +1,4 @@
-"""Changes of a service that a request asks for: validated strictly, with Nova's error messages."""
+"""Requested changes of a service, validated as Nova does and with its error messages."""
 
 import json
 import re
@@ -9,9 +9,11 @@ import attrs
 
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
+from novasvc.api.openapi import STRING, Component, object_schema
 from novasvc.registry.record import ServiceChanges
 
 FORCED_DOWN_SINCE = Microversion(2, 11)
+"""Adds the action force-down. Source: Nova's REST API version history."""
 
 _MAX_TEXT = 255
 """Characters of a text column."""
@@ -36,8 +38,9 @@ def _string(value: Any) -> str | None:
         return "'' is too short"
     if len(value) > _MAX_TEXT:
         return f"{value!r} is too long"
+    # JSON can escape NUL and lone surrogates, but PostgreSQL accepts no NUL, and UTF-8 has no surrogates.
     if "\0" in value or not _is_unicode(value):
-        return f"{value!r} contains invalid characters"  # no database accepts them
+        return f"{value!r} contains invalid characters"
     return None
 
 
@@ -67,6 +70,29 @@ def _status(value: Any) -> str | None:
 _OLD: Mapping[str, _Check] = {"host": _host, "binary": _string, "disabled_reason": _string}
 _OLD_FORCED: Mapping[str, _Check] = {**_OLD, "forced_down": _flag}
 _NEW: Mapping[str, _Check] = {"status": _status, "disabled_reason": _string, "forced_down": _flag}
+
+_TEXT_SCHEMA = {**STRING, "minLength": 1, "maxLength": _MAX_TEXT}
+_FLAG_SCHEMA = {"type": ["boolean", "string"]}
+OLD_CHANGE = Component(
+    "OldChange",
+    object_schema(
+        {"host": _TEXT_SCHEMA, "binary": _TEXT_SCHEMA, "disabled_reason": _TEXT_SCHEMA, "forced_down": _FLAG_SCHEMA},
+        *("disabled_reason", "forced_down"),
+        closed=True,
+    ),
+)
+NEW_CHANGE = Component(
+    "NewChange",
+    object_schema(
+        {
+            "status": {"enum": ["enabled", "disabled"]},
+            "disabled_reason": _TEXT_SCHEMA,
+            "forced_down": _FLAG_SCHEMA,
+        },
+        *("status", "disabled_reason", "forced_down"),
+        closed=True,
+    ),
+)
 
 
 # -- bodies --------------------------------------------------------------------------------------
@@ -118,11 +144,11 @@ def _checked(body: Any, checks: Mapping[str, _Check], required: tuple[str, ...] 
 
 @attrs.frozen
 class OldChange:
-    """A change by an action, the way before 2.53.
+    """A change requested by an action, as before 2.53: PUT os-services/disable.
 
-    :param host: of the service.
-    :param binary: of the service.
-    :param shown: fields of the service in the response, in addition to these two.
+    :param host: host of the service.
+    :param binary: binary of the service.
+    :param shown: fields of the service in the response besides host and binary.
     """
 
     host: str
@@ -166,7 +192,7 @@ def read_old(action: str, body: Any, version: Microversion, *, lenient: bool = F
 
 @attrs.frozen
 class NewChange:
-    """A change by the body of a PUT, the way since 2.53."""
+    """A change requested by the body of a PUT of a uuid, as since 2.53."""
 
     status: str | None
     reason: str | None
@@ -200,7 +226,7 @@ def read_new(body: Any) -> NewChange:
 
 
 def describe_changes(changes: ServiceChanges) -> str:
-    """Return what the audit log says of a change: "disable, force down"."""
+    """Describe a change for the audit log: "disable, force down"."""
     verbs = []
     if changes.disabled is not None:
         verbs.append("disable" if changes.disabled else "enable")

@@ -16,9 +16,9 @@ from novasvc.transport.errors import BrokerUnavailableError
 class APIError(NovasvcError):
     """A request that fails.
 
-    :param status: of HTTP, 400 to 599.
-    :param message: for the client: what is wrong, and what would be right.
-    :param headers: of the response, in addition to the usual ones.
+    :param status: HTTP status, 400 to 599.
+    :param message: what is wrong and what would be right, for the client.
+    :param headers: response headers besides the usual ones.
     """
 
     status: int
@@ -40,7 +40,7 @@ class APIError(NovasvcError):
 
 
 def as_api_error(error: BaseException) -> APIError | None:
-    """Return the APIError for an error that is expected in operation; None for any other, which is a bug."""
+    """Return the APIError for an error that is expected in operation; None for a bug."""
     match error:
         case APIError():
             return error

@@ -6,7 +6,7 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException
 
 from novasvc.api.errors import as_api_error
-from novasvc.api.microversion import UnsupportedMicroversionError, set_version_headers
+from novasvc.api.openapi import Component
 from novasvc.api.responses import api_error, json_response
 
 _NAMES = {
@@ -23,6 +23,13 @@ _NAMES = {
     503: "serviceUnavailable",
 }
 _OTHER = "computeFault"
+FAULT = Component(
+    "Fault",
+    {
+        "description": "An object with one key, the name of the fault. For 401 and unknown paths, see Error.",
+        "type": "object",
+    },
+)
 _NO_ROUTE = {"message": "The resource could not be found.", "code": "404 Not Found", "title": "Not Found"}
 """Nova's routing does not respond with a fault: unknown path, or a method that the path does not have."""
 
@@ -36,8 +43,6 @@ def fault_response(_resource: Any, request: Any, failure: Failure) -> bytes:
         return _respond(request, _NO_ROUTE, 404)
     request.setHeader(b"x-compute-request-id", request.request_id.encode())
     error = api_error(request, failure)
-    if isinstance(error, UnsupportedMicroversionError):
-        set_version_headers(request, error.version)
     for name, value in error.headers.items():
         request.setHeader(name.encode(), value.encode("latin-1", "replace"))
     if error.status == 401:  # noqa: PLR2004 - in OpenStack, Keystone's middleware responds, and not with a fault

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from novasvc.api.access import Access, audit
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import NULLABLE_STRING, Component, content, object_schema, operation
 from novasvc.api.responses import json_response, make_app, read_json
 from novasvc.api.tokens import ADMIN
 from novasvc.context import RequestContext, current_context
@@ -70,18 +71,43 @@ _STATUSES: Mapping[type[BaseException], int] = {
 """Statuses of RPC errors. Any other error is that of the method, or of its node: 502."""
 
 
+_CALL_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "args": {"type": ["object", "null"], "description": "The method's arguments."},
+    "host": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "description": "The host of the node; if omitted, any node of the topic.",
+    },
+    "namespace": NULLABLE_STRING,
+    "version": {"type": ["string", "null"], "pattern": r"^[0-9]{1,9}\.[0-9]{1,9}(\.[0-9]{1,9})?$"},
+    "timeout": {
+        "type": ["number", "null"],
+        "minimum": MIN_TIMEOUT,
+        "maximum": MAX_TIMEOUT,
+        "description": "Seconds; rpc_response_timeout if omitted.",
+    },
+    "cast": {"type": ["boolean", "null"], "description": "Do not wait for the result."},
+    "fanout": {"type": ["boolean", "null"], "description": "To every node of the topic; no result."},
+    "idempotent": {
+        "type": ["boolean", "null"],
+        "description": "The method may run twice: a message that the broker did not confirm is sent again.",
+    },
+}
+_CALL = Component("Call", object_schema({**_CALL_FIELDS}, *_CALL_FIELDS, closed=True))
+
+
 @attrs.frozen
 class _Call:
     """The body of a request; every field is optional.
 
     :param args: the method's arguments.
     :param host: the node to call; None is any node of the topic.
-    :param namespace: of the interface.
-    :param version: of the interface, "major.minor".
+    :param namespace: namespace of the interface.
+    :param version: version of the interface, "major.minor".
     :param timeout: seconds to wait for the result.
-    :param cast: do not wait for a result.
-    :param fanout: cast to every node of the topic.
-    :param idempotent: the method may run twice; see :class:`novasvc.rpc.Client`.
+    :param cast: whether not to wait for a result.
+    :param fanout: whether to cast to every node of the topic.
+    :param idempotent: whether the method may run twice; see :class:`novasvc.rpc.Client`.
     """
 
     args: dict[str, Any] = attrs.field(factory=dict)
@@ -114,6 +140,16 @@ class Gateway:
         self._calls = 0
 
     @app.route("/v1/rpc/<topic>/<method>", methods=["POST"])
+    @operation(
+        "Call a method of a node",
+        {
+            200: content("The result.", json=object_schema({"result": {}})),
+            202: content("The cast was sent.", json=object_schema({"result": {"type": "null"}})),
+        },
+        *(400, 401, 403, 404, 415, 502, 503, 504),
+        path_parameters={"topic": "The topic of the node.", "method": "An exposed method."},
+        body=_CALL,
+    )
     async def call(self, request: Any, topic: str, method: str) -> bytes:
         """Call a method.
 
@@ -131,7 +167,7 @@ class Gateway:
         action = "call" if call.returns else "cast"
         try:
             result = await self._call(topic, method, call)
-        except BaseException as error:
+        except BaseException as error:  # also CancelledError: the method may be running, so the attempt is audited
             audit(request, caller, action, target, str(error) or "cancelled by the client")
             raise
         audit(request, caller, action, target)
@@ -148,7 +184,7 @@ class Gateway:
             raise gateway_error(error) from error
         except Exception as error:
             # An exception of a built-in type that the method raised; the client raises it again.
-            raise _raised(type(error).__name__, str(error)) from error
+            raise _method_error(type(error).__name__, str(error)) from error
         finally:
             self._calls -= 1
 
@@ -225,8 +261,8 @@ def gateway_error(error: Exception) -> APIError:
             return APIError(status, str(error)[:_MAX_TEXT], _BUSY if status == 503 else {})  # noqa: PLR2004
     if isinstance(error, RPCError):
         return APIError(502, str(error)[:_MAX_TEXT])
-    return _raised(type(error).__name__, str(error))
+    return _method_error(type(error).__name__, str(error))
 
 
-def _raised(kind: str, text: str) -> APIError:
+def _method_error(kind: str, text: str) -> APIError:
     return APIError(502, f"the method raised {kind}: {text}"[:_MAX_TEXT])

@@ -9,23 +9,43 @@ from twisted.internet.defer import Deferred
 
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
+from novasvc.api.openapi import BOOLEAN, STRING, Component, array_of, content, object_schema, operation
 from novasvc.api.responses import json_response, make_app
 from novasvc.node.health import Check, CheckHistory, CheckResult, check_migration, check_reactor, check_registry
 from novasvc.reactor.coalesce import CoalescingCache
-from novasvc.workers.control import client as inquiry
+from novasvc.workers.control import client as control
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.worker import health_of, parts
 
 _TIMEOUT = 4.0
 """Seconds for the supervisor, which gives its workers three."""
 
-_FRESH = 1.0
+_CACHE_TIME_READY = 1.0
 """Seconds for which a ready response is cached."""
 
-_FRESH_UNREADY = 0.1
+_CACHE_TIME_NOT_READY = 0.1
 """Seconds for which any other response is cached: shorter, as a restart takes less than a second."""
 
 _READY = frozenset({"ready"})
+
+_LEG = Component(
+    "Leg",
+    object_schema(
+        {
+            "name": STRING,
+            "service": STRING,
+            "ready": BOOLEAN,
+            "detail": {**STRING, "description": "Only with the scope read."},
+            "since": {**STRING, "description": "Only with the scope read; ISO 8601."},
+        },
+        "detail",
+        "since",
+    ),
+)
+_READINESS = Component(
+    "Readiness",
+    object_schema({"ready": BOOLEAN, "legs": array_of(_LEG), "workers": array_of({"type": "object"})}),
+)
 
 
 @attrs.define(eq=False)
@@ -36,22 +56,22 @@ class APIHealth:
     _history: CheckHistory = attrs.field(factory=CheckHistory, init=False)
 
     async def report(self) -> dict[str, Any]:
-        """Return the verdict on each; see :class:`novasvc.interfaces.IHealthy`."""
+        """Return the result of each check; see :class:`novasvc.interfaces.IHealthy`."""
         backend = self._backend
         name, registry = backend.registry_name, backend.registry_or_none
         if registry is None:
-            registry_verdict: CheckResult = False, backend.problem(name)
+            registry_result: CheckResult = False, backend.problem(name)
         else:
-            # A node is known to be able to write by its heartbeats; the API sends none.
-            registry_verdict = await check_registry(registry.prove_writable(), backend.reactor)
+            # A node's heartbeats prove that it can write. The API sends none.
+            registry_result = await check_registry(registry.prove_writable(), backend.reactor)
         problem = backend.broker_problem()
-        verdicts: dict[str, CheckResult] = {
-            "broker": (problem is None, problem or "messages can move"),
-            name: registry_verdict,
+        results: dict[str, CheckResult] = {
+            "broker": (problem is None, problem or "connected"),
+            name: registry_result,
             "migration": check_migration(backend.errors.get(name), reached=registry is not None),
             "reactor": check_reactor(),
         }
-        return {"service": "api", "legs": [self._history.check(name, verdict) for name, verdict in verdicts.items()]}
+        return {"service": "api", "legs": [self._history.check(name, result) for name, result in results.items()]}
 
 
 @attrs.define(eq=False)
@@ -66,15 +86,25 @@ class HealthResource:
 
     def __attrs_post_init__(self) -> None:
         self._document = CoalescingCache(
-            lambda: Deferred.fromCoroutine(self._collect()), self._backend.reactor, _freshness
+            lambda: Deferred.fromCoroutine(self._collect()), self._backend.reactor, _cache_time
         )
 
     @app.route("/healthz", methods=["GET", "HEAD"])
+    @operation(
+        "Liveness: whether this process responds",
+        {200: content("It responds.", json=object_schema({"status": {"const": "ok"}}))},
+        public=True,
+    )
     def live(self, request: Any) -> bytes:
         """Respond if the reactor runs; nothing else is checked."""
         return json_response(request, {"status": "ok"})
 
     @app.route("/readyz", methods=["GET", "HEAD"])
+    @operation(
+        "Readiness, with each check",
+        {200: content("Ready.", json=_READINESS), 503: content("Not ready.", json=_READINESS)},
+        public=True,
+    )
     async def ready(self, request: Any) -> bytes:
         """Return each check; 503 if one is not ready. Unauthenticated callers get no details."""
         document = await self._document.get()
@@ -99,14 +129,14 @@ class HealthResource:
         backend = self._backend
         path = backend.settings.control_socket
         try:
-            rows = await inquiry.ask(backend.reactor, path, "health", timeout=_TIMEOUT)
+            rows = await control.ask(backend.reactor, path, "health", timeout=_TIMEOUT)
         except SupervisionError as error:
             return [{"name": "supervisor", "service": "api", "ready": False, "detail": str(error)}], []
         return merge_checks(rows), [{**row, "ready": _is_ready(row), "services": row["services"] or []} for row in rows]
 
 
-def _freshness(document: dict[str, Any]) -> float:
-    return _FRESH if document["ready"] else _FRESH_UNREADY
+def _cache_time(document: dict[str, Any]) -> float:
+    return _CACHE_TIME_READY if document["ready"] else _CACHE_TIME_NOT_READY
 
 
 def _with_service(rows: Iterable[dict[str, Any]]) -> list[Check]:
@@ -116,8 +146,8 @@ def _with_service(rows: Iterable[dict[str, Any]]) -> list[Check]:
 def merge_checks(rows: Iterable[dict[str, Any]]) -> list[Check]:
     """Merge the checks of a supervisor's workers into one list.
 
-    A check is ready if it is so in one worker of a server, which then does the work of the others. The check "workers"
-    of a server counts those that are ready.
+    A check is ready if it is ready in one worker of a server, because that worker does the work of the others. The
+    check "workers" of a server counts the workers that are ready.
 
     :param rows: see ISupervisor.health.
     """

@@ -13,6 +13,7 @@ from novasvc.api.backend import Backend
 from novasvc.api.changes import check_keys
 from novasvc.api.errors import APIError
 from novasvc.api.microversion import Microversion
+from novasvc.api.openapi import BOOLEAN, NULLABLE_STRING, STRING, Component, array_of, content, object_schema, parameter
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.liveness import is_up
 from novasvc.registry.query import ServiceQuery
@@ -30,15 +31,46 @@ _MAX_PARAMETERS = 100
 """Query parameters of a request."""
 
 
+SERVICE = Component(
+    "Service",
+    object_schema(
+        {
+            "id": {"type": ["integer", "string"], "description": "The uuid since 2.53; before, a number."},
+            "binary": STRING,
+            "host": STRING,
+            "zone": STRING,
+            "status": {"enum": ["enabled", "disabled"]},
+            "state": {"enum": ["up", "down"]},
+            "updated_at": {**NULLABLE_STRING, "description": "UTC, with six decimals and no offset."},
+            "disabled_reason": NULLABLE_STRING,
+            "forced_down": {**BOOLEAN, "description": "Since 2.11."},
+        },
+        "forced_down",
+    ),
+)
+LIST_PARAMETERS = (
+    parameter("host", "query", "Only services of this host."),
+    parameter("binary", "query", "Only services with this binary."),
+    parameter("limit", "query", f"Maximum number of services, at most {MAX_PAGE}.", {**STRING, "pattern": "^[0-9]*$"}),
+    parameter("marker", "query", "The id of the last service of the page before."),
+)
+LIST_RESPONSE = content(
+    "The services, and a link to the next page if there is one.",
+    json=object_schema(
+        {"services": array_of(SERVICE), "services_links": array_of({"type": "object"})}, "services_links"
+    ),
+)
+
+
 @attrs.frozen
 class ListQuery:
-    """What a request asks for. Equal ones share a response, see :mod:`novasvc.api.coalescing`.
+    """A parsed request for the list. Equal queries share a response, see :mod:`novasvc.reactor.coalesce`.
 
-    :param uuids: the id of an item is the uuid.
-    :param forced_down: items have this field.
+    :param uuids: whether the id of an item is the uuid.
+    :param forced_down: whether items have this field.
     :param limit: maximum number of services; None is all.
-    :param marker: the id of the last service of the page before.
-    :param url: of the list, without a query, for the link to the next page; "" without a limit, as there is none then.
+    :param marker: the id of the last service of the previous page.
+    :param url: URL of the list without its query, for the link to the next page; "" if there is no limit.
     """
 
     uuids: bool
@@ -54,8 +86,8 @@ class ListQuery:
 def read_list_query(query: bytes, version: Microversion) -> ListQuery:
     """Parse query parameters. Empty ones are ignored, and the last of several with the same name counts.
 
-    :param query: as it was sent.
-    :return: without a url.
+    :param query: the raw query string.
+    :return: a ListQuery without a url.
     :raises APIError: 400, they are invalid.
     """
     try:
@@ -87,7 +119,8 @@ _KNOWN = ("host", "binary", "limit", "marker")
 
 
 def _page_size(limit: str) -> int:
-    """Return the size of a page; 0 asks for the maximum."""
+    """Return the size of a page; 0 asks for the maximum, as in Nova."""
+    # The length first: int() takes quadratic time, and raises ValueError for more than 4,300 digits.
     digits = limit.lstrip("0")
     return MAX_PAGE if not digits or len(digits) > len(str(MAX_PAGE)) else min(int(digits), MAX_PAGE)
 
@@ -96,7 +129,7 @@ def make_item(record: ServiceRecord, query: ListQuery, service_down_time: float)
     """Return the representation of a service.
 
     :param service_down_time: seconds without a heartbeat after which a service is down.
-    Source: Nova's API reference, "Compute services".
+    Source: Nova's API reference, "Compute services (os-services)".
     """
     updated = record.updated_at
     item = {
@@ -118,7 +151,7 @@ def make_item(record: ServiceRecord, query: ListQuery, service_down_time: float)
 class Listing:
     """Reads pages of the list and serializes them.
 
-    :param backend: has the registry.
+    :param backend: the connection to the registry.
     """
 
     _backend: Backend

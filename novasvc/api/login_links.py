@@ -28,7 +28,7 @@ _MAX_LINKS = 100
 class LoginLinks:
     """The login links of this host.
 
-    :param directory: for login links only; created when it is needed.
+    :param directory: a directory for login links only; created when needed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -60,7 +60,7 @@ class LoginLinks:
         file = self._file(code)
         try:
             issued = file.stat().st_mtime
-            file.unlink()
+            file.unlink()  # of several processes, one succeeds: see Note [Links are files]
         except OSError:
             return False
         return time.time() - issued <= LIFETIME
@@ -85,7 +85,7 @@ class LoginLinks:
 def page_url(settings: Settings, port: int | None = None) -> str:
     """Return the URL of the page.
 
-    :param port: of the API; None is the one in the settings.
+    :param port: port of the API; None takes the setting.
     """
     scheme = "https" if settings.api_use_ssl else "http"
     address = settings.api_listen
@@ -98,7 +98,7 @@ def page_url(settings: Settings, port: int | None = None) -> str:
 def login_url(settings: Settings, login_links: LoginLinks, port: int | None = None) -> str:
     """Return a link that logs one browser in, once.
 
-    :param port: of the API; None is the one in the settings.
+    :param port: port of the API; None takes the setting.
     :raises DirectoryError: the state directory cannot be written.
     """
     return f"{page_url(settings, port)}login?code={login_links.issue()}"

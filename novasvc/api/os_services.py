@@ -3,7 +3,7 @@
 import json
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -12,17 +12,18 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from novasvc.api.access import Access, Caller, audit
 from novasvc.api.backend import Backend
-from novasvc.api.changes import describe_changes, read_body, read_new, read_old
-from novasvc.api.coalescing import CoalescedReads
+from novasvc.api.changes import NEW_CHANGE, OLD_CHANGE, describe_changes, read_body, read_new, read_old
 from novasvc.api.errors import APIError
-from novasvc.api.faults import fault_response
-from novasvc.api.listing import UUIDS, Listing, ListQuery, make_item, read_list_query
-from novasvc.api.microversion import LOWEST, Microversion, requested_version, set_version_headers
+from novasvc.api.faults import FAULT, fault_response
+from novasvc.api.listing import LIST_PARAMETERS, LIST_RESPONSE, UUIDS, Listing, ListQuery, make_item, read_list_query
+from novasvc.api.microversion import LOWEST, VERSION_PARAMETER, Microversion, requested_version, set_version_headers
+from novasvc.api.openapi import Operation, content, object_schema, operation, operations_of
 from novasvc.api.responses import begin_request, json_response, make_app
 from novasvc.api.tokens import ADMIN
-from novasvc.api.versions import base_url, version_document
+from novasvc.api.versions import VERSION, base_url, version_document
 from novasvc.http.fast_path import FastRequest, Handler
 from novasvc.http.head import Head
+from novasvc.reactor.coalesce import CoalescedReads
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.record import ServiceChanges, ServiceRecord
 
@@ -34,13 +35,16 @@ _SERVICE_OF_PROJECT = "/<any('v2', 'v2.1'):path>/<project>/os-services/<name>"
 """The project is ignored: services belong to no project."""
 _LIST = re.compile(r"/v2(?:\.1)?/(?:[^/]+/)?os-services")
 """The list, too, with or without a project; see :meth:`OSServices.fast_handler`."""
+_LIST_PATH = "/v2.1/os-services"
+_SERVICE_PATH = f"{_LIST_PATH}/{{name}}"
+_NAME = {"name": "A uuid since 2.53; before, a number, or the action of a PUT."}
 
 
 class OSServices:
     """Serves ``os-services``, and the documents of the two versions. Source: Nova's API reference.
 
-    :param backend: has the registry.
-    :param access: authenticates and authorizes callers.
+    :param backend: the connection to the registry.
+    :param access: authentication and authorization.
     """
 
     app = make_app(fault_response)
@@ -52,9 +56,22 @@ class OSServices:
 
     @app.route("/<any('v2', 'v2.1'):path>", methods=["GET"])
     @app.route("/<any('v2', 'v2.1'):path>/", methods=["GET"])
+    @operation(
+        "One version of the compute API; /v2/ is the other one",
+        {200: content("The version.", json=object_schema({"version": VERSION}))},
+        public=True,
+        path="/v2.1/",
+    )
     def version(self, request: Any, path: str) -> bytes:
         """Describe one version; needs no token."""
         return json_response(request, version_document(request, path))
+
+    @classmethod
+    def operations(cls) -> Iterator[tuple[str, str, Operation]]:
+        """Yield (path, method, operation) of the routes, and of the list, which has no route."""
+        listing: Any = cls.list
+        yield _LIST_PATH, "get", listing.operation
+        yield from operations_of(cls.app)
 
     def fast_handler(self, head: Head) -> Handler | None:
         """Claim requests for the list; see :class:`novasvc.http.fast_path.IFastPath`."""
@@ -67,6 +84,14 @@ class OSServices:
             return None  # APIRoot rejects it
         return None if found is None else self.list
 
+    @operation(
+        "List services. The same is at /v2.1/{project_id}/os-services, and under /v2",
+        {200: LIST_RESPONSE},
+        *(400, 401, 403, 404, 406, 500, 503),
+        error=FAULT,
+        parameters=[VERSION_PARAMETER, *LIST_PARAMETERS],
+        path=_LIST_PATH,
+    )
     def list(self, request: FastRequest) -> Deferred[bytes]:
         """List services."""
         begin_request(request)
@@ -87,6 +112,16 @@ class OSServices:
 
     @app.route(_SERVICE, methods=["PUT"])
     @app.route(_SERVICE_OF_PROJECT, methods=["PUT"])
+    @operation(
+        "Enable, disable, or force a service down or up",
+        {200: content("The updated service.", json=object_schema({"service": {"type": "object"}}))},
+        *(400, 401, 403, 404, 406, 415, 500, 503),
+        error=FAULT,
+        parameters=[VERSION_PARAMETER],
+        path_parameters=_NAME,
+        body={"anyOf": [NEW_CHANGE, OLD_CHANGE]},
+        path=_SERVICE_PATH,
+    )
     async def update(self, request: Any, path: str, name: str, project: str = "") -> bytes:
         """Enable, disable or force down a service.
 
@@ -94,6 +129,7 @@ class OSServices:
         """
         caller = self._require_admin(request, "update", name)
         version = _negotiate(request, path)
+        # Microversion 2.53 replaced the actions enable, disable, disable-log-reason and force-down by PUT of a uuid.
         if version < UUIDS:
             return await self._act(request, caller, name, version, lenient=path == "v2")
         change = read_new(read_body(request))
@@ -104,6 +140,15 @@ class OSServices:
 
     @app.route(_SERVICE, methods=["DELETE"])
     @app.route(_SERVICE_OF_PROJECT, methods=["DELETE"])
+    @operation(
+        "Delete a service's row",
+        {204: {"description": "Deleted."}},
+        *(400, 401, 403, 404, 406, 500, 503),
+        error=FAULT,
+        parameters=[VERSION_PARAMETER],
+        path_parameters=_NAME,
+        path=_SERVICE_PATH,
+    )
     async def delete(self, request: Any, path: str, name: str, project: str = "") -> bytes:
         """Delete the row of a service.
 
@@ -185,7 +230,7 @@ class OSServices:
 
 
 def _service_in_body(request: Any) -> str:
-    """Return the service that the body of an action before 2.53 names, "binary@host"; "" if it names none."""
+    """Return "binary@host" from the body of an action (before 2.53); "" if the body has no such fields."""
     try:
         body = json.loads(request.content.read())
         return f"{body['binary']}@{body['host']}"

@@ -1,4 +1,4 @@
-"""JSON requests and responses, and what every response of the API has: a request id and security headers."""
+"""JSON requests and responses, and the request id and security headers of every response."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -55,8 +55,8 @@ def make_app(error_response: Callable[[Any, Any, Failure], bytes] | None = None)
 
 
 def scheme_of(request: Any) -> str:
-    """Return the scheme that the client has used: "https" if it, or a proxy in front of us, used TLS."""
-    # Anybody can forge the header; all it changes are the links in the response to the forger.
+    """Return the scheme that the client used: "https" if the client or a reverse proxy used TLS."""
+    # A client can forge X-Forwarded-Proto, but that only changes links and the cookie of its own response.
     proxied = (request.getHeader(b"x-forwarded-proto") or b"").partition(b",")[0].strip().lower() == b"https"
     return "https" if request.isSecure() or proxied else "http"
 

@@ -19,15 +19,16 @@ from novasvc.api.tokens import Token, read_tokens
 from novasvc.config import Settings
 from novasvc.http import AccessLog, make_site
 from novasvc.http.limits import limits_from_settings
-from novasvc.interfaces import IHealthy, IWebPage
+from novasvc.interfaces import IHealthy, ISpecified, IWebPage
 from novasvc.node.http_service import HTTPService
 from novasvc.node.runtime import Runtime
 from novasvc.telemetry import flight
+from novasvc.workers.specification import ServiceSpecification
 
 _log = Logger()
 
 
-@implementer(IHealthy, IWebPage)
+@implementer(IHealthy, ISpecified, IWebPage)
 class APIService(HTTPService):
     """Serves the API of ``twistd novasvc --api``, in one process, or in several workers that share the port.
 
@@ -54,9 +55,9 @@ class APIService(HTTPService):
         self.login_links = LoginLinks.of(settings)
         self._listen_on("the API", settings.api_listen, settings.api_listen_port)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the constructor's arguments. In a worker there are no other services."""
-        return APIService, (self.runtime, tuple, self._credentials)
+    def specification(self) -> ServiceSpecification:
+        """Return what a worker makes the API of; see :class:`~novasvc.interfaces.ISpecified`."""
+        return ServiceSpecification(APIService, (self.runtime, tuple, self._credentials))  # no other services there
 
     @property
     def url(self) -> str:
@@ -95,9 +96,12 @@ class APIService(HTTPService):
     def _make_factory(self) -> Any:
         settings, reactor = self.runtime.settings, self.runtime.reactor
         sessions = Sessions(session_key(settings.state_dir), reactor.seconds)
-        names = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
+        allowed_hosts = frozenset({"localhost", "127.0.0.1", "::1", settings.api_listen.lower()})
         access = Access(
-            self._credentials.tokens, sessions, self.login_links, names if settings.api_is_local else frozenset()
+            self._credentials.tokens,
+            sessions,
+            self.login_links,
+            allowed_hosts if settings.api_is_local else frozenset(),
         )
         site = make_site(
             make_api_root(self.backend, access),

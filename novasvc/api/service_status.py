@@ -10,7 +10,7 @@ from novasvc.registry.liveness import is_up
 from novasvc.registry.record import ServiceRecord
 
 UP, DOWN, FORCED = "up", "down", "forced down"
-"""States of a service. Being disabled is independent of these: a disabled service runs, too."""
+"""States of a service. Whether it is disabled is independent of its state: a disabled service still runs."""
 
 
 @attrs.frozen
@@ -33,7 +33,7 @@ class ServiceStatus:
 
 @attrs.frozen
 class Totals:
-    """Numbers of services. A disabled one is counted as up, down or forced down, too."""
+    """Numbers of services. A disabled service also counts as up, down or forced down."""
 
     services: int = 0
     hosts: int = 0
@@ -54,7 +54,7 @@ def service_state(record: ServiceRecord, service_down_time: float) -> str:
 
 
 def visible_fields(record: ServiceRecord) -> tuple[Any, ...]:
-    """Return the fields whose change viewers are told."""
+    """Return the fields whose changes the page shows."""
     return (record.report_count, record.last_seen_up, record.disabled, record.disabled_reason, record.version)
 
 

@@ -28,11 +28,11 @@ _MAX_COOKIE = 1024
 class Session:
     """The contents of a cookie.
 
-    :param name: of the token that it was begun with, or "login link".
+    :param name: name of the token that the session began with, or "login link".
     :param scope: "read" or "admin".
     :param expires: seconds since 1970.
-    :param id: distinguishes sessions with the same name.
-    :param token: the fingerprint of the token that it was begun with; "" for a login link.
+    :param id: unique id.
+    :param token: fingerprint of the token that the session began with; "" for a login link.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Sessions:
     def begin(self, name: str, scope: str, token: str = "") -> str:
         """Return the cookie of a new session.
 
-        :param token: the fingerprint of the token it is begun with, if any.
+        :param token: fingerprint of the token that the session begins with; "" for a login link.
         """
         session = Session(name, scope, self._now() + LIFETIME, secrets.token_urlsafe(12), token)
         payload = _encode(json.dumps(attrs.asdict(session)).encode())
@@ -65,6 +65,7 @@ class Sessions:
     def read(self, cookie: str) -> Session | None:
         """Return the session of a cookie; None if the signature is invalid, or it has expired."""
         payload, _, signature = cookie.partition(".")
+        # Nothing of a cookie is decoded before its signature is verified; compare_digest takes constant time.
         if len(cookie) > _MAX_COOKIE or not hmac.compare_digest(
             self._sign("session", payload).encode(), signature.encode("utf-8", "surrogateescape")
         ):
@@ -84,6 +85,7 @@ class Sessions:
         return hmac.compare_digest(self.csrf_token(session_id).encode(), csrf_token.encode("utf-8", "surrogateescape"))
 
     def _sign(self, purpose: str, text: str) -> str:
+        # The purpose separates the two uses of the key: a cookie's signature must not be a valid CSRF token.
         message = f"{purpose}:{text}".encode("utf-8", "surrogateescape")
         return _encode(hmac.new(self._key, message, hashlib.sha256).digest())
 

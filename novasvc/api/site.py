@@ -1,6 +1,6 @@
 """The root resource of the API: dispatches by the first segment of the path."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import copy_context
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,9 +15,9 @@ from novasvc.api.errors import APIError
 from novasvc.api.gateway import Gateway
 from novasvc.api.health import HealthResource
 from novasvc.api.metrics import MetricsResource
-from novasvc.api.openapi import OpenAPI
+from novasvc.api.openapi import OpenAPI, Operation, operations_of
 from novasvc.api.os_services import OSServices
-from novasvc.api.page.resources import make_page_resources
+from novasvc.api.page.resources import PAGE_APPS, make_page_resources
 from novasvc.api.responses import begin_request, json_error_response
 from novasvc.api.versions import Index
 from novasvc.http.fast_path import Handler, IFastPath
@@ -28,8 +28,8 @@ from novasvc.http.head import Head
 class APIRoot:
     """Dispatches each request by the first segment of its path.
 
-    :param resources: by segment.
-    :param fast_handlers: by segment: functions that may claim a request, see
+    :param resources: segment -> resource.
+    :param fast_handlers: segment -> function that may claim a request, see
         :meth:`novasvc.http.fast_path.IFastPath.fast_handler`.
     """
 
@@ -84,10 +84,16 @@ def make_api_root(backend: Backend, access: Access) -> APIRoot:
         b"readyz": health,
         b"metrics": MetricsResource(backend, access).app.resource(),
         b"v1": Gateway(backend, access).app.resource(),
-        b"openapi.json": OpenAPI().app.resource(),
+        b"openapi.json": OpenAPI(_operations()).app.resource(),
     }
     resources |= make_page_resources(backend, access)
     resources[b""] = Index(resources[b""])
     os_services = OSServices(backend, access)
     resources[b"v2"] = resources[b"v2.1"] = os_services.app.resource()
     return APIRoot(resources, dict.fromkeys((b"v2", b"v2.1"), os_services.fast_handler))
+
+
+def _operations() -> Iterator[tuple[str, str, Operation]]:
+    yield from OSServices.operations()
+    for app in (Gateway.app, HealthResource.app, MetricsResource.app, *PAGE_APPS):
+        yield from operations_of(app)

@@ -24,10 +24,10 @@ class Entry:
     :param number: consecutive, from 1.
     :param time: seconds since 1970, by this host's clock.
     :param kind: "up", "down", "forced down", "let up", "disabled", "enabled", "appeared" or "deleted".
-    :param text: the name of the service; of a summary, some names.
-    :param uuid: of the service; "" for a summary.
+    :param text: name of the service; in a summary, some of the names.
+    :param uuid: uuid of the service; "" for a summary.
     :param detail: the reason, or "".
-    :param count: how many services.
+    :param count: number of services.
     """
 
     number: int

@@ -15,16 +15,16 @@ from novasvc.config.errors import SettingError
 READ = "read"
 ADMIN = "admin"
 SCOPES = (READ, ADMIN)
-"""What a caller may do: read everything; or also make changes."""
+"""read: read-only access; admin: also changes, and calls of nodes."""
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._@-]{1,64})\s+(?P<scope>[a-z]+)\s+(?P<token>[\x21-\x7e]+)")
 MIN_LENGTH = 16
 """Characters of a token; a shorter one could be guessed."""
 _MAX_TOKENS = 1000
-"""Tokens in a file: every request is compared with each."""
+"""Tokens in a file. Each request is compared with all of them."""
 _MAX_FILE = 1 << 20
 """Characters of a file that are read."""
-_HOW = "`novasvc token NAME --scope read` creates the file and a token"
+_HOW_TO_CREATE = "`novasvc token NAME --scope read` creates the file and a token"
 _NOT_OWNER = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -32,7 +32,7 @@ _NOT_OWNER = stat.S_IRWXG | stat.S_IRWXO
 class Token:
     """One line of the file.
 
-    :param name: of its owner, for the log.
+    :param name: name of its owner, for the log.
     :param scope: "read" or "admin".
     :param digest: SHA-256 of the token. The token itself is not stored.
     """
@@ -48,14 +48,14 @@ def digest(token: str) -> bytes:
 
 
 def token_fingerprint(token: Token) -> str:
-    """Return what a session has of its token: a part of the digest."""
+    """Return a part of the token's digest, by which a session refers to it."""
     return token.digest.hex()[:16]
 
 
 def find_token(tokens: Sequence[Token], presented: str) -> Token | None:
     """Return the Token of a presented text, or None; in constant time."""
     wanted, found = digest(presented), None
-    for token in tokens:
+    for token in tokens:  # no early exit, which would tell how far down the file a token is
         if hmac.compare_digest(token.digest, wanted):
             found = token
     return found
@@ -75,7 +75,7 @@ def read_tokens(path: Path) -> list[Token]:
             problem = f"line {number} repeats a name"
             raise _error(path, problem, "give each token a name of its own")
     if not tokens:
-        raise _error(path, "it contains no token, so nobody could use the API", _HOW)
+        raise _error(path, "it contains no token, so nobody could use the API", _HOW_TO_CREATE)
     if len(tokens) > _MAX_TOKENS:
         raise _error(path, f"it contains {len(tokens)} tokens", f"the maximum is {_MAX_TOKENS}")
     return [*tokens.values()]
@@ -93,10 +93,10 @@ def add_token(path: Path, name: str, scope: str, token: str) -> None:
     if path.exists() and path.stat().st_size and any(known.name == name for known in read_tokens(path)):
         raise _error(path, f"it has a token named {name!r} already", "choose another name, or remove that line first")
     try:
-        whole = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
+        ends_with_newline = not path.exists() or path.read_bytes()[-1:] in {b"", b"\n"}
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(line if whole else f"\n{line}")
+            file.write(line if ends_with_newline else f"\n{line}")
             file.write("\n")
     except OSError as error:
         problem = f"it cannot be written: {error.strerror}"
@@ -116,7 +116,7 @@ def _lines(path: Path) -> list[str]:
         raise _error(path, f"it cannot be read: {error.strerror}", remedy) from error
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not valid UTF-8"
-        raise _error(path, f"it cannot be read: {why}", _HOW) from error
+        raise _error(path, f"it cannot be read: {why}", _HOW_TO_CREATE) from error
 
 
 def _token(path: Path, number: int, line: str) -> Token:
@@ -126,7 +126,7 @@ def _token(path: Path, number: int, line: str) -> Token:
         raise _error(path, "it has an invalid line", remedy)
     if len(match["token"]) < MIN_LENGTH:
         problem = f"the token in line {number} is too short"
-        raise _error(path, problem, f"use at least {MIN_LENGTH} characters; {_HOW}")
+        raise _error(path, problem, f"use at least {MIN_LENGTH} characters; {_HOW_TO_CREATE}")
     return Token(match["name"], match["scope"], digest(match["token"]))
 
 

@@ -6,6 +6,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from novasvc.api.microversion import HIGHEST, LOWEST
+from novasvc.api.openapi import STRING, Component, array_of, object_schema
 from novasvc.api.responses import json_response, scheme_of
 
 _VERSIONS: dict[str, dict[str, Any]] = {
@@ -25,6 +26,15 @@ _VERSIONS: dict[str, dict[str, Any]] = {
     },
 }
 """By path. Source: Nova's own version documents."""
+VERSION = Component(
+    "Version",
+    object_schema(
+        {
+            **dict.fromkeys(("id", "status", "version", "min_version", "updated"), STRING),
+            "links": array_of({"type": "object"}),
+        }
+    ),
+)
 _DESCRIBED = {"rel": "describedby", "type": "text/html", "href": "http://docs.openstack.org/"}
 
 
@@ -59,7 +69,7 @@ class Index:
 def version_document(request: Any, path: str) -> dict[str, Any]:
     """Return the document of one version.
 
-    :param request: its scheme and Host are those of the links.
+    :param request: a request whose scheme and Host the links have.
     :param path: "v2.1" or "v2".
     """
     entry = _entry(request, path)
@@ -69,7 +79,7 @@ def version_document(request: Any, path: str) -> dict[str, Any]:
 
 
 def base_url(request: Any) -> str:
-    """Return the base of the API's URLs, as the client has reached it, without a slash at its end."""
+    """Return the base of the API's URLs as the client reached it, without a trailing slash."""
     host = (request.getHeader(b"host") or b"").decode("latin-1")
     if not host:  # optional in HTTP/1.0
         address = request.getHost()

@@ -1,4 +1,4 @@
-"""A cached view of the fleet: one periodic read of the registry serves all viewers, and yields the timeline."""
+"""A cached view of the fleet: one periodic read of the registry serves all viewers and feeds the timeline."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -30,8 +30,8 @@ _POLLING_VIEWER = 15.0
 class Watch(Service):
     """Reads the registry periodically, and notifies its subscribers.
 
-    :param source: a coroutine function that returns all rows, or raises a NovasvcError; it has a deadline of its own.
-    :param clock: its seconds are since 1970.
+    :param source: coroutine function that returns all rows, or raises a NovasvcError; it has its own deadline.
+    :param clock: a clock whose seconds are since 1970.
     :param service_down_time: seconds without a heartbeat after which a service is down.
     """
 
@@ -42,7 +42,7 @@ class Watch(Service):
         self._clock = clock
         self._down_time = service_down_time
         self.epoch = secrets.token_hex(4)
-        """Identifies this watch: versions of another one, or of another process, do not apply."""
+        """Random id of this watch. Versions of another watch or process are not comparable."""
         self.version = 0
         """The number of successful reads."""
         self.totals = Totals()
@@ -171,6 +171,7 @@ class Watch(Service):
             self._reading = None
             if self.running:
                 viewed = self._listeners or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
+                # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
                 pause = WATCHED if viewed or self.trouble else UNWATCHED
                 self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
             self._answer_waiting()

@@ -39,7 +39,7 @@ class CommandContext:
         """Call a function with the open registry on the reactor, and return its result.
 
         :param function: takes the open registry.
-        :raises MissingDatabaseError: there is no database file yet; none is created.
+        :raises ProblemError: there is no database file yet; none is created.
         :raises DatabaseError: the database cannot be used.
         """
         # Imported here, because Twisted's reactor and SQLAlchemy take most of a second, and `--help` needs neither.

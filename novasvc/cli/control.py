@@ -8,20 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from novasvc.cli.output import printable_lines
-from novasvc.workers import errors
-from novasvc.workers.control import client as protocol
-from novasvc.workers.control.client import ANSWER, LONGEST
+from novasvc.workers.control import protocol
+from novasvc.workers.control.protocol import ANSWER, LONGEST
 
 
-class RefusedError(errors.CommandRejectedError):
-    """A CommandRejectedError whose text has its control characters escaped for the terminal."""
-
-    def __str__(self) -> str:
-        return printable_lines(self.problem)
-
-
-class Connection:
+class ControlClient:
     """A connection to a supervisor; use it in a with statement.
 
     :param path: path of the control socket.
@@ -45,14 +36,14 @@ class Connection:
 
         :param timeout: seconds, or None for no limit.
         :return: the result, decoded JSON.
-        :raises RefusedError: the supervisor rejected the command.
+        :raises CommandRejectedError: the supervisor rejected the command.
         :raises ControlError: no reply, or not one of a supervisor.
         """
         deadline = _deadline(timeout)
         request = protocol.request_line(command, arguments)
         # A supervisor that rejects the connection may have sent the reason before it closed: read that.
         with suppress(ConnectionError):
-            self._socket.settimeout(_left(deadline))
+            self._socket.settimeout(_remaining(deadline))
             self._socket.sendall(request)
         while b"\n" not in self._received:
             if len(self._received) > LONGEST:
@@ -61,10 +52,7 @@ class Connection:
                 raise protocol.ended_early(self._path, command)
         line, _, rest = self._received.partition(b"\n")
         self._received = rest
-        try:
-            return protocol.result_of(self._path, bytes(line))
-        except errors.CommandRejectedError as error:
-            raise RefusedError(error.kind, error.problem) from None
+        return protocol.result_of(self._path, bytes(line))
 
     def wait_for_end(self, timeout: float | None) -> None:
         """Wait until the supervisor closes the connection, which it does when it exits.
@@ -82,7 +70,7 @@ class Connection:
         :param late: text of the error if the deadline passes.
         """
         try:
-            self._socket.settimeout(_left(deadline))
+            self._socket.settimeout(_remaining(deadline))
             data = self._socket.recv(1 << 20)
         except TimeoutError:
             raise protocol.unanswered(self._path, late) from None
@@ -101,8 +89,8 @@ class Connection:
 
 
 def ask(path: Path, command: str, *, timeout: float | None = ANSWER, **arguments: Any) -> Any:
-    """Send one command over a connection of its own; see :meth:`Connection.ask`."""
-    with Connection(path) as connection:
+    """Send one command over a connection of its own; see :meth:`ControlClient.ask`."""
+    with ControlClient(path) as connection:
         return connection.ask(command, timeout=timeout, **arguments)
 
 
@@ -110,6 +98,6 @@ def _deadline(timeout: float | None) -> float | None:
     return None if timeout is None else time.monotonic() + timeout
 
 
-def _left(deadline: float | None) -> float | None:
+def _remaining(deadline: float | None) -> float | None:
     # Not 0: settimeout(0) means non-blocking, which raises BlockingIOError in place of TimeoutError.
     return None if deadline is None else max(deadline - time.monotonic(), 0.001)

@@ -3,7 +3,7 @@
 import click
 
 from novasvc.cli.command_context import CommandContext, pass_command_context
-from novasvc.cli.control import Connection
+from novasvc.cli.control import ControlClient
 from novasvc.cli.remote import TIMEOUT
 
 _MARGIN = 10.0
@@ -29,13 +29,13 @@ def drain(context: CommandContext, number: int | None, timeout: float | None) ->
     """
     settings = context.configuration.settings
     grace = settings.graceful_shutdown_timeout
-    patience = timeout or (grace + _MARGIN if grace else None)
-    with Connection(settings.control_socket) as connection:
+    wait_timeout = timeout or (grace + _MARGIN if grace else None)
+    with ControlClient(settings.control_socket) as client:
         if number is not None:
-            connection.ask("drain", timeout=patience, number=number)
+            client.ask("drain", timeout=wait_timeout, number=number)
             click.echo(f"worker {number} is drained and has exited; a new one replaces it")
             return
-        pid = connection.ask("who")["pid"]
-        connection.ask("drain", timeout=patience)
-        connection.wait_for_end(patience)
+        pid = client.ask("who")["pid"]
+        client.ask("drain", timeout=wait_timeout)
+        client.wait_for_end(wait_timeout)
         click.echo(f"supervisor {pid} and its workers are drained and have exited")

@@ -23,9 +23,11 @@ from novasvc.workers.errors import NoSuchWorkerError
     metavar="SECONDS",
     help="How long to wait for the supervisor.",
 )
-@click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", help="Output format.")
+@click.option(
+    "-f", "--format", "output_format", type=click.Choice(["text", "json"]), default="text", help="Output format."
+)
 @pass_command_context
-def dump(context: CommandContext, number: int | None, timeout: float, form: str) -> None:
+def dump(context: CommandContext, number: int | None, timeout: float, output_format: str) -> None:
     """Print calls in flight, recent events and stacks of every worker, even of one that hangs."""
     rows = ask(context.configuration.settings.control_socket, "dump", timeout=timeout)
     if number is not None:
@@ -33,7 +35,7 @@ def dump(context: CommandContext, number: int | None, timeout: float, form: str)
         rows = [row for row in rows if row["number"] == number]
         if not rows:
             raise NoSuchWorkerError(f"worker {number}", known)
-    if form == "json":
+    if output_format == "json":
         click.echo(json.dumps(rows, indent=2))
     else:
         click.echo("\n\n".join("\n".join(lines(row)) for row in rows))

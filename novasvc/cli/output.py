@@ -35,13 +35,15 @@ class Output:
     format: str
     columns: tuple[str, ...]
 
-    def write_list(self, usual: Sequence[str], rows: Sequence[dict[str, Any]], stream: TextIO | None = None) -> None:
+    def write_list(
+        self, default_columns: Sequence[str], rows: Sequence[dict[str, Any]], stream: TextIO | None = None
+    ) -> None:
         """Write rows, one line for each.
 
-        :param usual: the default columns.
+        :param default_columns: the columns to write without -c.
         :param rows: column -> value; all rows have the same columns, which may be more than the default ones.
         """
-        columns = self._chosen(usual, rows[0] if rows else dict.fromkeys(usual))
+        columns = self._chosen(default_columns, rows[0] if rows else dict.fromkeys(default_columns))
         values = [[row[column] for column in columns] for row in rows]
         out = stream or sys.stdout
         if self.format == "json":
@@ -60,10 +62,10 @@ class Output:
         else:
             self._write(["Field", "Value"], [[column, row[column]] for column in columns], out)
 
-    def _chosen(self, usual: Sequence[str], row: dict[str, Any]) -> list[str]:
+    def _chosen(self, default_columns: Sequence[str], row: dict[str, Any]) -> list[str]:
         """Return the columns to write, in the order of the row."""
         if not self.columns:
-            return list(usual)
+            return list(default_columns)
         wanted = {name.lower() for name in self.columns}
         unknown = wanted - {name.lower() for name in row}
         if unknown:
@@ -72,8 +74,8 @@ class Output:
         return [name for name in row if name.lower() in wanted]
 
     def _write(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: TextIO) -> None:
-        nothing = "-" if self.format == "table" else "" if self.format == "csv" else "None"
-        texts = [[nothing if value is None else printable(value) for value in row] for row in rows]
+        missing_text = "-" if self.format == "table" else "" if self.format == "csv" else "None"
+        texts = [[missing_text if value is None else printable(value) for value in row] for row in rows]
         if self.format == "value":
             out.writelines(f"{' '.join(row)}\n" for row in texts)
         elif self.format == "csv":

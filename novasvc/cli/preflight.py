@@ -23,11 +23,11 @@ from novasvc.registry.errors import DatabaseRefusedError
 from novasvc.registry.sql import sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.transport.amqp.configured import broker_options
-from novasvc.transport.amqp.tls import check_files
+from novasvc.transport.amqp.endpoints import check_tls_files
 from novasvc.workers.control.path_lock import check_path
 from novasvc.workers.errors import ControlError
 
-_PATIENCE = 2.0
+_REPLY_TIMEOUT = 2.0
 """Seconds to wait for a running supervisor to reply."""
 
 
@@ -50,9 +50,9 @@ def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()
     checks: list[_Check] = [
         *_managers(settings),
         *_directories(settings),
-        (_BROKER, partial(_broker, settings)),
-        (("database_url", "state_dir", "api", "db_allowed"), partial(_database, settings)),
-        *_served(settings),
+        (_BROKER, partial(_check_broker, settings)),
+        (("database_url", "state_dir", "api", "db_allowed"), partial(_check_database, settings)),
+        *_check_http(settings),
     ]
     for names, check in checks:
         if {*names} & {*invalid}:
@@ -66,9 +66,9 @@ def problems(settings: Settings, *, running: bool, invalid: Collection[str] = ()
 
 
 def _managers(settings: Settings) -> Iterator[_Check]:
-    for part in settings.services:
-        names = ("binary", "topic", "manager", f"{part.topic}_manager")
-        yield names, partial(check_manager, part.manager, host=part.host, **part.options)
+    for service in settings.services:
+        names = ("binary", "topic", "manager", f"{service.topic}_manager")
+        yield names, partial(check_manager, service.manager, host=service.host, **service.options)
     for name in _applications(settings):
         if name in settings.managers:
             yield (), partial(check_manager, settings.managers[name], host=settings.host)
@@ -78,7 +78,10 @@ def _directories(settings: Settings) -> Iterator[_Check]:
     """Yield checks for the directories that these settings use."""
     if settings.services:
         temporary = settings.tempdir or Path(tempfile.gettempdir())
-        yield ("tempdir",), partial(_check_writable, "temporary directory", temporary, "tempdir", may_be_made=False)
+        yield (
+            ("tempdir",),
+            partial(_check_writable, "temporary directory", temporary, "tempdir", created_at_start=False),
+        )
     # The API keeps its session key there.
     if settings.api or (settings.database_in_state_dir and _needs_database(settings)):
         names = ("state_dir", "api", "database_url", "db_allowed")
@@ -90,49 +93,49 @@ def _directories(settings: Settings) -> Iterator[_Check]:
         yield names, partial(_check_writable, "directory of the control socket", folder, "control_socket")
 
 
-def _check_writable(purpose: str, path: Path, setting: str, *, may_be_made: bool = True) -> None:
+def _check_writable(purpose: str, path: Path, setting: str, *, created_at_start: bool = True) -> None:
     """Check that files can be created in a directory, or that a missing directory can be created.
 
     :param setting: name of the setting that configures the directory.
-    :param may_be_made: whether a start creates the directory if it is missing.
+    :param created_at_start: whether a start creates the directory if it is missing.
     :raises DirectoryError: neither is possible.
     """
-    there = path
-    while may_be_made and not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not there.exists():
+    ancestor = path
+    while created_at_start and not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.exists():
         problem, remedy = "no such directory", f"create it, or set {setting} to another directory"
-    elif not there.is_dir():
-        problem, remedy = f"{there} is not a directory", f"set {setting} to another directory"
-    elif not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
-        problem = f"this user (uid {os.geteuid()}) cannot write to {there}"
+    elif not ancestor.is_dir():
+        problem, remedy = f"{ancestor} is not a directory", f"set {setting} to another directory"
+    elif not os.access(ancestor, os.W_OK | os.X_OK, effective_ids=True):
+        problem = f"this user (uid {os.geteuid()}) cannot write to {ancestor}"
         remedy = f"make it writable for this user, or set {setting} to another directory"
     else:
         return
     raise DirectoryError(f"{purpose} {str(path)!r}", problem, remedy)
 
 
-def _broker(settings: Settings) -> None:
+def _check_broker(settings: Settings) -> None:
     if not settings.transport_url.startswith("memory:"):
-        check_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
+        check_tls_files(BrokerAddress.parse(settings.transport_url, tls=settings.rabbit_ssl), broker_options(settings))
 
 
 def _needs_database(settings: Settings) -> bool:
-    return settings.api or any(part.db_allowed for part in settings.services)
+    return settings.api or any(service.db_allowed for service in settings.services)
 
 
-def _database(settings: Settings) -> None:
+def _check_database(settings: Settings) -> None:
     if not _needs_database(settings):
         return
     address = DatabaseAddress.parse(settings.database_url)
-    address.make_engine(connections=1, patience=1.0).dispose()
+    address.make_engine(connections=1, wait_timeout=1.0).dispose()
     path = address.path
     if path is None:
         return
     if not os.path.lexists(path):
         # A start creates the state directory if it is missing, but no other directory.
         _check_writable(
-            "directory of the database", path.parent, "database_url", may_be_made=path.parent == settings.state_dir
+            "directory of the database", path.parent, "database_url", created_at_start=path.parent == settings.state_dir
         )
     elif path.is_dir():
         raise DatabaseRefusedError(address.masked, f"{path} is a directory")
@@ -140,7 +143,7 @@ def _database(settings: Settings) -> None:
         raise DatabaseRefusedError(address.masked, reason)
 
 
-def _served(settings: Settings) -> Iterator[_Check]:
+def _check_http(settings: Settings) -> Iterator[_Check]:
     loader = Loader(settings.api_paste_config)
     certificate = ("ssl_cert_file", "ssl_key_file", "ssl_ca_file")
     for name in _applications(settings):
@@ -162,32 +165,33 @@ def _applications(settings: Settings) -> dict[str, None]:
 def _addresses(settings: Settings, invalid: Collection[str]) -> Iterator[ListenError]:
     """Yield an error for each address that is in use, or that clashes with another address of these settings."""
     wanted = [(name, settings.api_named(name)) for name in _applications(settings)]
-    places = [(name, api.listen, api.listen_port) for name, api in wanted]
+    addresses_wanted = [(name, api.listen, api.listen_port) for name, api in wanted]
     if settings.api:
-        places.insert(0, ("api", settings.api_listen, settings.api_listen_port))
+        addresses_wanted.insert(0, ("api", settings.api_listen, settings.api_listen_port))
     taken: list[tuple[str, socket.socket]] = []
     with ExitStack() as stack:
-        for name, host, port in places:
+        for name, host, port in addresses_wanted:
             if {f"{name}_listen", f"{name}_listen_port"} & {*invalid}:
                 continue
             try:
-                made = stack.enter_context(closing(bind_tcp(host, port)))
+                # Sockets stay bound until all are checked, so that two settings with the same address are found.
+                bound = stack.enter_context(closing(bind_tcp(host, port)))
             except ListenError as error:
                 yield error
                 continue
             for first, other in taken:
-                if _clash(made, other):
+                if _conflict(bound, other):
                     problem = f"both {first} and {name} are configured to listen there"
-                    if address_of(made) != address_of(other):
+                    if address_of(bound) != address_of(other):
                         problem += f", {first} on {address_of(other)}"
-                    yield ListenError(address_of(made), problem, "give one of them another port")
+                    yield ListenError(address_of(bound), problem, "give one of them another port")
                     break
             else:
                 if port:
-                    taken.append((name, made))
+                    taken.append((name, bound))
 
 
-def _clash(one: socket.socket, other: socket.socket) -> bool:
+def _conflict(one: socket.socket, other: socket.socket) -> bool:
     """Whether only one of two bound sockets could listen. SO_REUSEADDR lets both bind, so bind() does not tell."""
     if port_of(one) != port_of(other):
         return False
@@ -203,7 +207,7 @@ def _is_supervised_here(settings: Settings) -> bool:
     if not settings.supervised:
         return False
     try:
-        ask(settings.control_socket, "who", timeout=_PATIENCE)
+        ask(settings.control_socket, "who", timeout=_REPLY_TIMEOUT)
     except ControlError:
         return False
     return True

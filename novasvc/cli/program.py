@@ -13,9 +13,10 @@ import click
 
 from novasvc._version import __version__
 from novasvc.cli.command_context import CommandContext
-from novasvc.cli.output import printable
+from novasvc.cli.output import printable, printable_lines
 from novasvc.errors import NovasvcError, describe
 from novasvc.rpc.errors import RPCError
+from novasvc.workers.errors import CommandRejectedError
 
 _USAGE = 2
 _INTERRUPTED = 130
@@ -123,9 +124,11 @@ def _failed(error: Exception) -> int:
         case BrokenPipeError():
             # The reader has gone, as `head` does after ten lines.
             _discard_output()
+        # The text comes from another process, maybe on another host: escape control characters.
         case RPCError():
-            # The text may come from another host: escape control characters.
             text = printable(error)
+        case CommandRejectedError():
+            text = printable_lines(str(error))
         case NovasvcError():
             text = str(error)
         case OSError():

@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 
 _T = TypeVar("_T")
 
-_GRACE = 2.0
+_CLEANUP_TIMEOUT = 2.0
 """Seconds for clean-up after an interrupt; a second interrupt kills the process."""
 
 
@@ -41,12 +41,13 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
         if outcomes:
             return None
         interrupted = True
+        # The reactor, which has caught the first SIGINT, waits for the Deferred that this trigger returns.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        tidy: Deferred[None] = Deferred()
-        working.addBoth(lambda _: None).chainDeferred(tidy)
+        cleaned_up: Deferred[None] = Deferred()
+        working.addBoth(lambda _: None).chainDeferred(cleaned_up)
         working.cancel()
         # Clean-up that does not finish in time is abandoned: the process exits.
-        return tidy.addTimeout(_GRACE, the_reactor).addErrback(lambda _: None)
+        return cleaned_up.addTimeout(_CLEANUP_TIMEOUT, the_reactor).addErrback(lambda _: None)
 
     the_reactor.callWhenRunning(begin)
     the_reactor.run()

@@ -17,7 +17,7 @@ def with_registry(settings: Settings, function: Callable[[IServiceRegistry], Awa
 
     :param function: takes the open registry.
     :return: the function's result.
-    :raises MissingDatabaseError: the database file does not exist; none is created.
+    :raises ProblemError: the database file does not exist; none is created.
     :raises KeyboardInterrupt: the process was interrupted.
     """
     require_database(settings.database_url)

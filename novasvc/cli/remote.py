@@ -16,9 +16,9 @@ from novasvc.rpc.target import Target
 
 _T = TypeVar("_T")
 
-_LOOKUP = 2.0
+_EXPLAIN_TIMEOUT = 2.0
 """Seconds that an undeliverable message may wait for the registry, which explains it."""
-_CLOSING = 2.0
+_CLOSE_TIMEOUT = 2.0
 """Seconds for the AMQP close handshake; the result has been printed by then."""
 
 
@@ -144,16 +144,16 @@ def with_client(settings: Settings, target: Target, function: Callable[[Any, Any
             timeout=settings.rpc_response_timeout,
             target=target,
             explain=lambda target: Deferred.fromCoroutine(_explain(settings, reactor, target)).addTimeout(
-                _LOOKUP, reactor
+                _EXPLAIN_TIMEOUT, reactor
             ),
         )
         try:
             await transport.open()
             return await function(client, reactor)
         finally:
-            leaving = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSING, reactor)
+            closing = Deferred.fromCoroutine(close(client, transport)).addTimeout(_CLOSE_TIMEOUT, reactor)
             # Errors of the close are ignored: the process exits, and its connections with it.
-            await leaving.addErrback(lambda _: None)
+            await closing.addErrback(lambda _: None)
 
     async def close(client: Client, transport: ITransport) -> None:
         await client.close()
@@ -185,7 +185,7 @@ def _make_transport(settings: Settings, reactor: Any) -> Any:
 async def _explain(settings: Settings, reactor: Any, target: Target) -> UndeliverableError:
     """Look up in the registry why no queue is bound for a target.
 
-    :raises DatabaseError: there is no database on this host, or it cannot be used.
+    :raises NovasvcError: there is no database on this host, or it cannot be used.
     """
     from novasvc.cli.database import require_database  # noqa: PLC0415 - see with_client
     from novasvc.registry.lookup import ServiceLookup  # noqa: PLC0415

@@ -15,8 +15,8 @@ API_BINARIES = ("nova-osapi_compute", "nova-metadata")
 """Nova's API servers register without ever sending heartbeats; like Nova, list them only if asked by name."""
 
 COLUMNS = ("ID", "Binary", "Host", "Zone", "Status", "State", "Updated At")
-LONG = ("Disabled Reason", "Forced Down")
-_LONGEST_REASON = 255
+LONG_COLUMNS = ("Disabled Reason", "Forced Down")
+_MAX_REASON_LENGTH = 255
 
 
 @click.group()
@@ -47,7 +47,7 @@ def list_(
         return [record for record in records if binary or record.binary not in API_BINARIES]
 
     records = context.with_registry(read)
-    output.write_list((*COLUMNS, *LONG) if long_ else COLUMNS, [row(record, down_time) for record in records])
+    output.write_list((*COLUMNS, *LONG_COLUMNS) if long_ else COLUMNS, [row(record, down_time) for record in records])
     return _check(records, down_time) if check else 0
 
 
@@ -86,8 +86,8 @@ def enable(context: CommandContext, selector: ServiceSelector) -> None:
 @pass_command_context
 def disable(context: CommandContext, selector: ServiceSelector, reason: str | None) -> None:
     """Disable a service: schedulers no longer use it, but it goes on running."""
-    if reason is not None and not 0 < len(reason.strip()) <= len(reason) <= _LONGEST_REASON:
-        message = f"--reason takes 1 to {_LONGEST_REASON} characters, not {len(reason)}."
+    if reason is not None and not 0 < len(reason.strip()) <= len(reason) <= _MAX_REASON_LENGTH:
+        message = f"--reason takes 1 to {_MAX_REASON_LENGTH} characters, not {len(reason)}."
         raise click.UsageError(message, click.get_current_context())
     record = _change(context, selector, ServiceChanges(disabled=True, disabled_reason=reason))
     click.echo(f"{record.binary}@{record.host} is disabled" + (f": {printable(reason)}" if reason else ""))
@@ -123,8 +123,8 @@ def delete(context: CommandContext, selector: ServiceSelector) -> None:
 
 def _change(context: CommandContext, selector: ServiceSelector, changes: ServiceChanges) -> ServiceRecord:
     async def change(registry: IServiceRegistry) -> ServiceRecord:
-        found = await selector.find(registry)
-        record: ServiceRecord = await registry.update(found.id, changes)
+        selected = await selector.find(registry)
+        record: ServiceRecord = await registry.update(selected.id, changes)
         return record
 
     return context.with_registry(change)

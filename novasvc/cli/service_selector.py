@@ -8,39 +8,24 @@ from typing import Any
 import attrs
 import click
 
-from novasvc.errors import NovasvcError
+from novasvc.errors import ProblemError
 from novasvc.interfaces import IServiceRegistry
 from novasvc.registry.errors import ServiceNotFoundError
 from novasvc.registry.record import ServiceRecord
 
-_IDENTITY = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-@attrs.define
-class AmbiguousServiceError(NovasvcError):
-    """The selector matches more than one service.
-
-    :param said: the selector as text.
-    :param found: the matching services, as "binary@host".
-    """
-
-    said: str
-    found: list[str]
-
-    def __str__(self) -> str:
-        return f"service {self.said} is ambiguous: {', '.join(self.found)}; select one with --host and --binary"
+_ID_OR_UUID = re.compile(r"\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @attrs.frozen
 class ServiceSelector:
     """The operator's selection of one service.
 
-    :param identity: id or UUID of the row; None to select by host and binary.
+    :param id_or_uuid: id or UUID of the row; None to select by host and binary.
     :param host: host name, or None for any.
     :param binary: binary name, or None for any.
     """
 
-    identity: str | None
+    id_or_uuid: str | None
     host: str | None
     binary: str | None
 
@@ -48,21 +33,23 @@ class ServiceSelector:
         """Read the row of the selected service.
 
         :raises ServiceNotFoundError: no service matches.
-        :raises AmbiguousServiceError: several services match.
+        :raises ProblemError: several services match.
         """
-        if self.identity is not None:
-            record: ServiceRecord = await registry.get(self.identity)
+        if self.id_or_uuid is not None:
+            record: ServiceRecord = await registry.get(self.id_or_uuid)
             return record
         records: list[ServiceRecord] = await registry.list(self.host, self.binary, None)
         if not records:
             raise ServiceNotFoundError(str(self))
         if len(records) > 1:
-            raise AmbiguousServiceError(str(self), [f"{record.binary}@{record.host}" for record in records])
+            matches = ", ".join(f"{record.binary}@{record.host}" for record in records)
+            problem, remedy = f"several services match: {matches}", "select one with --host and --binary"
+            raise ProblemError(f"service {self}", problem, remedy)
         return records[0]
 
     def __str__(self) -> str:
-        if self.identity is not None:
-            return self.identity
+        if self.id_or_uuid is not None:
+            return self.id_or_uuid
         if self.host is None:
             return str(self.binary)
         return f"{self.binary}@{self.host}" if self.binary else f"on {self.host}"
@@ -72,26 +59,31 @@ def selector_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the arguments and options that select a service; the command gets them as ``selector``."""
 
     @click.argument("service", required=False, metavar="[ID|UUID|HOST]")
-    @click.argument("named", required=False, metavar="[BINARY]")
+    @click.argument("binary_argument", required=False, metavar="[BINARY]")
     @click.option("--host", help="Host of the service.")
     @click.option("--binary", help="Binary name of the service.")
     @wraps(function)
     def with_selection(
-        *args: Any, service: str | None, named: str | None, host: str | None, binary: str | None, **kwargs: Any
+        *args: Any,
+        service: str | None,
+        binary_argument: str | None,
+        host: str | None,
+        binary: str | None,
+        **kwargs: Any,
     ) -> Any:
-        return function(*args, selector=_select(service, named, host, binary), **kwargs)
+        return function(*args, selector=_select(service, binary_argument, host, binary), **kwargs)
 
     return with_selection
 
 
-def _select(service: str | None, named: str | None, host: str | None, binary: str | None) -> ServiceSelector:
+def _select(service: str | None, binary_argument: str | None, host: str | None, binary: str | None) -> ServiceSelector:
     context = click.get_current_context()
-    if (service and host) or (named and binary):
+    if (service and host) or (binary_argument and binary):
         message = "Select the service either by arguments or by --host and --binary."
         raise click.UsageError(message, context)
-    if service and not named and not binary and _IDENTITY.fullmatch(service.lower()):
+    if service and not binary_argument and not binary and _ID_OR_UUID.fullmatch(service.lower()):
         return ServiceSelector(service.lower(), None, None)
     if not service and not host and not binary:
         message = "Select a service: by ID, by UUID, or by --host and --binary."
         raise click.UsageError(message, context)
-    return ServiceSelector(None, service or host, named or binary)
+    return ServiceSelector(None, service or host, binary_argument or binary)

@@ -55,24 +55,24 @@ def read_options(options: Mapping[str, Any]) -> tuple[list[RawValue], list[Setti
     given: dict[str, RawValue] = {}
     errors = []
     for key, value in options.items():
-        written = _option(key)
+        spelling = _option(key)
         name, negated = _setting_of(key.replace("-", "_"))
         definition = definition_of(name)
         if value is None or (definition is not None and definition.value_type is BOOLEAN and _is_unset_flag(value)):
             continue
         if definition is None:
-            errors.append(unknown_name_error(written, name, "the command line", DEFINITIONS, spell=_option))
+            errors.append(unknown_name_error(spelling, name, "the command line", DEFINITIONS, spell=_option))
         elif name in given:
-            problem, remedy = f"{given[name].written} is also given", "give only one of them"
-            errors.append(SettingError(written, None, "the command line", problem, remedy))
+            problem, remedy = f"{given[name].spelling} is also given", "give only one of them"
+            errors.append(SettingError(spelling, None, "the command line", problem, remedy))
         else:
             given[name] = RawValue(
                 name=name,
-                written=written,
+                spelling=spelling,
                 definition=definition,
                 value=_flag_value(value, negated=negated) if definition.value_type is BOOLEAN else value,
                 textual=True,
-                origin=f"option {written}",
+                origin=f"option {spelling}",
             )
     return list(given.values()), errors
 

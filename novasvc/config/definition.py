@@ -54,14 +54,18 @@ def text_of(value: object) -> str:
 _METADATA_KEY = "novasvc"
 
 
-def setting(description: str, value_type: ValueType, *, default: Any, shown: str | None = None, **rest: Any) -> Any:
+def setting(
+    description: str, value_type: ValueType, *, default: Any, default_text: str | None = None, **rest: Any
+) -> Any:
     """Declare an attrs field that is a setting.
 
     :param default: the value, or an attrs Factory.
-    :param shown: the default in words for the help; required for a Factory.
+    :param default_text: the default in words, for the help; required for a Factory.
     :param rest: see :class:`SettingDefinition`.
     """
-    definition = SettingDefinition(help=description, value_type=value_type, default=shown or text_of(default), **rest)
+    definition = SettingDefinition(
+        help=description, value_type=value_type, default=default_text or text_of(default), **rest
+    )
     return attrs.field(
         default=default, metadata={_METADATA_KEY: definition}, repr=masked_url if definition.secret else True
     )

@@ -46,7 +46,7 @@ def _read(environ: Mapping[str, str]) -> Iterator[RawValue | SettingError]:
         if definition := definition_of(name):
             origin = f"variable {key}"
             yield RawValue(
-                name=name, written=key, definition=definition, value=environ[key], textual=True, origin=origin
+                name=name, spelling=key, definition=definition, value=environ[key], textual=True, origin=origin
             )
         elif definition := definition_of(base):
             yield _from_file(key, base, definition, environ)
@@ -69,4 +69,4 @@ def _from_file(
             key, environ[key], "the environment", problem, "give the path of a readable file that contains the value"
         )
     origin = f"file {file}, named by variable {key}"
-    return RawValue(name=name, written=key, definition=definition, value=value, textual=True, origin=origin)
+    return RawValue(name=name, spelling=key, definition=definition, value=value, textual=True, origin=origin)

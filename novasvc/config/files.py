@@ -28,8 +28,8 @@ def _ini_names() -> Mapping[str, Mapping[str, str]]:
 
 _INI_NAMES = _ini_names()
 
-_LIKENESS = 0.85
-"""Similarity, from 0 to 1, above which an unknown name in an INI file counts as a typo of one of ours."""
+_MIN_SIMILARITY = 0.85
+"""Similarity, from 0 to 1, from which an unknown name in an INI file counts as a typo of a setting of novasvc."""
 
 
 @attrs.define
@@ -123,7 +123,7 @@ def _take_services(services: object, file: Path, content: FileContent) -> None:
 
 
 def _typed(name: str, definition: SettingDefinition, value: object, origin: str) -> RawValue:
-    return RawValue(name=name, written=name, definition=definition, value=value, textual=False, origin=origin)
+    return RawValue(name=name, spelling=name, definition=definition, value=value, textual=False, origin=origin)
 
 
 def _read_ini(file: Path) -> FileContent:
@@ -148,7 +148,7 @@ def _read_ini(file: Path) -> FileContent:
         content.values.append(
             RawValue(
                 name=name,
-                written=each.name,
+                spelling=each.name,
                 definition=definition,
                 value=each.value,
                 textual=True,
@@ -182,15 +182,15 @@ def _foreign(assignment: Assignment) -> tuple[str, str]:
 
 
 def _ini_section(name: str) -> str | None:
-    """Return the INI section that a name is probably a typo of; None if there is none."""
+    """Return the INI section that the name most resembles; None if none is similar enough."""
     known = {section.lower(): section for section in _INI_NAMES}
-    close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
+    close = get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY)
     return known[close[0]] if close else None
 
 
 def _hint(name: str, known: Iterable[str], spell: str) -> str:
     # Stricter than for other sources: Nova has many options whose names resemble ours a little.
-    close = get_close_matches(name.lower(), known, n=1, cutoff=_LIKENESS)
+    close = get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY)
     return f" (did you mean {spell.format(close[0])}?)" if close else ""
 
 

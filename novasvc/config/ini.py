@@ -8,6 +8,7 @@ import attrs
 DEFAULT = "DEFAULT"
 
 
+@attrs.define
 class INIError(ValueError):
     """A line that oslo.config rejects.
 
@@ -15,21 +16,8 @@ class INIError(ValueError):
     :param line: line number, from 1.
     """
 
-    def __init__(self, problem: str, line: int) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.line = line
-
-
-class UndefinedOptionError(ValueError):
-    """A value refers to an option that has no value.
-
-    :param name: the name after the dollar sign.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    problem: str
+    line: int
 
 
 @attrs.frozen

@@ -16,18 +16,9 @@ from novasvc.config.model import DEFINITIONS, Settings
 from novasvc.config.raw_value import RawValue, member_of
 from novasvc.config.rules import rule_violations
 from novasvc.config.sections.host import default_state_dir
-from novasvc.config.sections.services import (
-    API_PORTS,
-    INHERITED,
-    MANAGERS,
-    APISettings,
-    ServiceSettings,
-    default_topic,
-)
+from novasvc.config.sections.services import API_PORTS, APISettings, ServiceSettings
+from novasvc.config.service_tables import read_service, served_topics
 from novasvc.config.substitution import Foreign, Substitution
-
-_RESERVED = {"self", "args", "binary", "topic", "manager", "runtime", "kwargs", *INHERITED}
-"""Names that a manager's options cannot have: the service passes or uses arguments of these names itself."""
 
 _COMMENT = re.compile(r"\s[#;]")
 _HAS_COMMENT = (
@@ -113,7 +104,7 @@ class _Loader:
         top_level = Settings(**{"state_dir": default_state_dir(self.environ), **self._fields()})
         settings = top_level if tables is None else attrs.evolve(top_level, services=self._services(tables, top_level))
         if tables is not None:
-            self._no_single_service(given.values())
+            self._reject_single_service(given.values())
         self.errors += rule_violations(settings, self.origins, self.invalid)
         defaults = dict.fromkeys(DEFINITIONS, "default")
         configuration = Configuration(settings, {**defaults, **self.origins}, tuple(self.warnings))
@@ -149,7 +140,7 @@ class _Loader:
             try:
                 self.values[name] = substitution.applied_to(value).read()
                 if _seems_commented(value):
-                    self.warnings.append(f"{value.written} (from {value.origin}): {_HAS_COMMENT}")
+                    self.warnings.append(f"{value.spelling} (from {value.origin}): {_HAS_COMMENT}")
             except SettingError as error:
                 if _seems_commented(value):
                     error.remedy += f"; {_HAS_COMMENT}"
@@ -159,7 +150,8 @@ class _Loader:
                     self.invalid.add(name)
                 else:
                     family_errors.append((name, member[0], error))
-        served = self._served(tables)
+        apis = (*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ()))
+        served = {*apis, *served_topics(self.values, tables)}
         for name, owner, wrong in family_errors:
             if owner in served:
                 self.errors.append(wrong)
@@ -168,17 +160,6 @@ class _Loader:
                 # Most likely an option of another program: Nova has had volume_manager and ec2_workers.
                 del self.origins[name]
                 self.warnings.append(f"ignoring {wrong} (no service or API in these settings is named {owner!r})")
-
-    def _served(self, tables: Sequence[Sequence[RawValue]] | None) -> set[str]:
-        """Return the names of the topics and APIs that the process serves."""
-        served = {*self.values.get("enabled_apis", ()), *self.values.get("enabled_ssl_apis", ())}
-        if tables is None:
-            served.add(self.values.get("topic") or default_topic(self.values.get("binary", "novasvc-agent")))
-            return served
-        for table in tables:
-            named = {given.name: str(given.value) for given in table}
-            served.add(named.get("topic") or default_topic(named.get("binary", "")))
-        return served
 
     def _fields(self) -> dict[str, Any]:
         """Return the arguments for Settings, from the valid values."""
@@ -197,7 +178,7 @@ class _Loader:
         made = {name: APISettings(**given) for name, given in apis.items()}
         return {**fields, "managers": managers, "apis": made}
 
-    def _no_single_service(self, given: Iterable[RawValue]) -> None:
+    def _reject_single_service(self, given: Iterable[RawValue]) -> None:
         problem = "it configures the single service, but there are [[service]] tables"
         for value in given:
             if value.name in {"binary", "topic", "manager"}:
@@ -205,49 +186,17 @@ class _Loader:
                 self.errors.append(value.error(problem, remedy))
 
     def _services(self, tables: Sequence[Sequence[RawValue]], top_level: Settings) -> tuple[ServiceSettings, ...]:
-        services = [self._service(f"service[{number}]", table, top_level) for number, table in enumerate(tables)]
-        if None in services:
-            self.invalid.add("service")  # rules about the services would give misleading errors
-        return tuple(service for service in services if service is not None)
-
-    def _service(self, where: str, table: Sequence[RawValue], top_level: Settings) -> ServiceSettings | None:
-        """Validate a [[service]] table; None if its manager or the manager's options are invalid or missing."""
-        wrong = len(self.errors)
-        values: dict[str, Any] = {}
-        for given in table:
-            self.origins[f"{where}.{given.name}"] = given.origin
-            try:
-                values[given.name] = given.read()
-            except SettingError as error:
-                self.errors.append(error)
-        options = values.get("options", {})
-        reserved = sorted(_RESERVED & options.keys())
-        if reserved:
-            values["options"] = {name: value for name, value in options.items() if name not in reserved}
-        for name in reserved:
-            problem, remedy = "the service uses this argument name itself", "rename the manager's argument"
-            self.errors.append(
-                SettingError(f"{where}.options.{name}", None, self.origins[f"{where}.options"], problem, remedy)
-            )
-        if len(self.errors) > wrong:
-            self.invalid.add("service")
-            if {given.name for given in table} & {"binary", "topic", "manager", "options"} - values.keys():
-                return None
-        if not {"binary", "topic"} & values.keys():
-            self._missing(where, "binary", 'add binary = "novasvc-agent", or another name for the service')
-            return None
-        values.setdefault("binary", f"novasvc-{values.get('topic')}")
-        topic = values.setdefault("topic", default_topic(values["binary"]))
-        manager = top_level.managers.get(topic) or MANAGERS.get(topic)
-        if values.setdefault("manager", manager) is None:
-            self._missing(where, "manager", f'add manager = "package.module.Class", or set {topic}_manager')
-            return None
-        return ServiceSettings(**{**{name: getattr(top_level, name) for name in INHERITED}, **values})
-
-    def _missing(self, where: str, name: str, remedy: str) -> None:
-        self.errors.append(
-            SettingError(f"{where}.{name}", None, "configuration files", "required, but missing", remedy)
-        )
+        services = []
+        for number, table in enumerate(tables):
+            where = f"service[{number}]"
+            self.origins.update((f"{where}.{given.name}", given.origin) for given in table)
+            service, errors = read_service(where, table, top_level)
+            if service is not None:
+                services.append(service)
+            if errors:
+                self.errors += errors
+                self.invalid.add("service")  # rules about the services would give misleading errors
+        return tuple(services)
 
 
 def _seems_commented(given: RawValue) -> bool:

@@ -74,7 +74,7 @@ class Settings(
         "RPC topic of the single service.",
         NAME,
         default=attrs.Factory(lambda self: default_topic(self.binary), takes_self=True),
-        shown='binary without its prefix "novasvc-" or "nova-"',
+        default_text='binary without its prefix "novasvc-" or "nova-"',
     )
     manager: str = setting(
         "Manager class of the single service.",
@@ -82,14 +82,14 @@ class Settings(
         default=attrs.Factory(
             lambda self: self.managers.get(self.topic) or MANAGERS.get(self.topic, AGENT), takes_self=True
         ),
-        shown=f"<topic>_manager, or {MANAGERS['conductor']} for the topic conductor, or {AGENT}",
+        default_text=f"<topic>_manager, or {MANAGERS['conductor']} for the topic conductor, or {AGENT}",
     )
     services: tuple[ServiceSettings, ...] = attrs.field(default=attrs.Factory(_single_service, takes_self=True))
 
     @property
     def supervised(self) -> bool:
         """Whether a supervisor and worker processes are needed."""
-        own = any(part.workers for part in self.services)
+        own = any(service.workers for service in self.services)
         served = any(self.api_named(name).workers for name in (*self.enabled_apis, *self.enabled_ssl_apis))
         return bool(self.workers or own or served or (self.api and self.api_workers))
 

@@ -21,8 +21,8 @@ class RawValue:
     """A value as a source gives it, not validated yet.
 
     :param name: name of the setting.
-    :param written: the name as the source spells it: "NOVASVC_HOST", "--host", "state_path".
-    :param definition: of the setting.
+    :param spelling: the name as the source spells it: "NOVASVC_HOST", "--host", "state_path".
+    :param definition: definition of the setting.
     :param value: the value; it may be secret.
     :param textual: the source knows only text, so "10" may be a number.
     :param origin: the source: "file /etc/novasvc.toml", "variable NOVASVC_HOST", "option --host".
@@ -30,7 +30,7 @@ class RawValue:
     """
 
     name: str
-    written: str
+    spelling: str
     definition: SettingDefinition
     value: Any = attrs.field(repr=False)
     textual: bool
@@ -67,10 +67,10 @@ class RawValue:
 
     def error(self, problem: str, remedy: str) -> SettingError:
         """Return an error about this value, secrets masked."""
-        return SettingError(self.written, shown(self.value, self.definition), self.origin, problem, remedy)
+        return SettingError(self.spelling, masked_text(self.value, self.definition), self.origin, problem, remedy)
 
 
-def shown(value: object, definition: SettingDefinition) -> str:
+def masked_text(value: object, definition: SettingDefinition) -> str:
     """Format a value for errors, secrets masked."""
     if definition.secret:
         return masked_url(str(value))
@@ -98,7 +98,7 @@ def member_of(name: str) -> tuple[str, str] | None:
 
 
 def unknown_name_error(
-    written: str,
+    spelling: str,
     name: str,
     source: str,
     known: Iterable[str],
@@ -107,7 +107,7 @@ def unknown_name_error(
 ) -> SettingError:
     """Return the error for an unknown name. It omits the value, which may be a misplaced secret.
 
-    :param written: the name as the source spells it.
+    :param spelling: the name as the source spells it.
     :param name: the name as ``known`` spells names.
     :param known: the names that exist.
     :param what: "setting" or "table".
@@ -120,4 +120,4 @@ def unknown_name_error(
         } | names
     close = get_close_matches(name.lower(), names, n=1)
     remedy = f"did you mean {spell(names[close[0]])}?" if close else REFERENCE
-    return SettingError(written, None, source, f"no such {what}", remedy)
+    return SettingError(spelling, None, source, f"no such {what}", remedy)

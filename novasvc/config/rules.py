@@ -21,7 +21,7 @@ def rule_violations(settings: Settings, origins: Mapping[str, str], invalid: Col
     if not {"enabled_apis", "enabled_ssl_apis", "ssl_cert_file"} & set(invalid):
         yield from _apis(settings, origins)
     if not {"api_listen", "api_token_file", "api_use_ssl", "insecure_http"} & set(invalid):
-        yield from _guarded(settings, origins)
+        yield from _exposure(settings, origins)
     if "service" not in invalid:
         yield from _duplicates(settings)
         if not {"db_allowed", "transport_url"} & set(invalid):
@@ -71,7 +71,7 @@ def _apis(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingErr
         yield SettingError("enabled_ssl_apis", ",".join(secure), source, problem, remedy)
 
 
-def _guarded(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
+def _exposure(settings: Settings, origins: Mapping[str, str]) -> Iterator[SettingError]:
     if not settings.api or settings.api_is_local:
         return
     if settings.api_token_file is None:

@@ -9,7 +9,7 @@ import attrs
 from novasvc.config.definition import text_of
 from novasvc.config.errors import SettingError
 from novasvc.config.files import ini_name
-from novasvc.config.ini import UndefinedOptionError, candidates, substitute
+from novasvc.config.ini import candidates, substitute
 from novasvc.config.masking import masked_url
 from novasvc.config.model import DEFINITIONS, Settings
 from novasvc.config.raw_value import RawValue, definition_of
@@ -22,14 +22,12 @@ _ORIGINS_OF_DEFAULTS = ("state_dir", "binary")
 """Settings from which the defaults of other settings are computed."""
 
 
+class UndefinedOptionError(LookupError):
+    """A value refers to an option that has no value. The argument is the name after the dollar sign."""
+
+
 class CircularReferenceError(ValueError):
-    """Values refer to each other in a circle.
-
-    :param names: "section/option" in the order of reference; the last is the first again.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(" -> ".join(names))
+    """Values refer to each other in a circle: "section/option -> section/option -> ..."."""
 
 
 @attrs.define
@@ -56,11 +54,12 @@ class Substitution:
         if given.section is None or "$" not in given.value:
             return given
         try:
-            return attrs.evolve(given, value=self.text(given.section, given.written, given.value))
+            return attrs.evolve(given, value=self.text(given.section, given.spelling, given.value))
         except UndefinedOptionError as error:
+            (name,) = error.args
             # What looks like a reference may be part of a password.
-            visible = not given.definition.secret or error.name in masked_url(given.value)
-            named = f"${error.name}" if visible else "the name after a $"
+            visible = not given.definition.secret or name in masked_url(given.value)
+            named = f"${name}" if visible else "the name after a $"
             raise given.error(
                 f"{named} is not an option with a value", "define it in this file, or write $$ for a dollar sign"
             ) from None
@@ -76,7 +75,7 @@ class Substitution:
         """
         here = f"{section}/{name}"
         if here in self._resolving:
-            raise CircularReferenceError([*self._resolving[self._resolving.index(here) :], here])
+            raise CircularReferenceError(" -> ".join([*self._resolving[self._resolving.index(here) :], here]))
         self._resolving.append(here)
         try:
             return substitute(value, lambda inner: self._look_up(section, inner))
@@ -107,7 +106,7 @@ class Substitution:
         # Errors in this value are reported for the value itself, not for the values that refer to it.
         with suppress(UndefinedOptionError):
             if given.section is not None:
-                given = attrs.evolve(given, value=self.text(given.section, given.written, given.value))
+                given = attrs.evolve(given, value=self.text(given.section, given.spelling, given.value))
         try:
             return given.read()
         except SettingError:

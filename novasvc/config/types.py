@@ -15,6 +15,7 @@ from novasvc.config.transport_url import BOOLEAN_WORDS, BrokerAddress
 _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
 
+@attrs.define
 class InvalidValueError(ValueError):
     """A value that its type does not allow.
 
@@ -22,10 +23,8 @@ class InvalidValueError(ValueError):
     :param remedy: what to give instead; None to use the type's own description.
     """
 
-    def __init__(self, problem: str, remedy: str | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.remedy = remedy
+    problem: str
+    remedy: str | None = None
 
 
 @attrs.frozen

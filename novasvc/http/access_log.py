@@ -13,7 +13,10 @@ from novasvc.config.masking import MASK
 _log = Logger()
 _MAX_LINE = 2000
 """Bytes of a request line that are logged."""
+_MAX_TARGET = 200
+"""Bytes of a request target that are logged."""
 _MAX_REASON = 500
+"""Characters of the reason of a rejection that are logged."""
 _UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
 _SECRET = re.compile(rb"passw|pwd|secret|token|key|code|auth|sig|session|credential", re.IGNORECASE)
 
@@ -75,6 +78,11 @@ def loggable(line: bytes) -> str:
         query, blank, version = rest.partition(b" ")
         line = path + b"?" + b"&".join(map(_masked, query.split(b"&"))) + blank + version
     return _UNSAFE.sub(_escaped, line.decode("latin-1"))
+
+
+def loggable_target(target: bytes) -> str:
+    """Return the start of a request target as it may be logged."""
+    return loggable(target[:_MAX_TARGET])
 
 
 def _masked(pair: bytes) -> bytes:

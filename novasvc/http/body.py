@@ -1,20 +1,15 @@
 """The body of a request: received within limits, kept in memory or in a temporary file."""
 
-import re
 import tempfile
 from contextlib import suppress
 from io import BytesIO
 from typing import IO
 
 from novasvc.http.errors import HTTPError
-from novasvc.http.head import TOKEN, check_trailer_field
+from novasvc.http.grammar import CHUNK_LINE
+from novasvc.http.head import check_trailer_field
 from novasvc.http.limits import Limits
 
-_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
-# chunk-size [chunk-ext] CRLF (RFC 9112, 7.1). The standard lets recipients ignore whitespace around ";" and "=". It is
-# rejected here, as in other servers: a parser that reads the size up to the first odd octet and one that reads up to
-# the end of the line would disagree. See Note [Request smuggling] in head.py.
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*)\r\n")
 _BREAK = b"\r\n"
 _MAX_LINE = 1024
 """Bytes of a chunk-size line."""
@@ -53,8 +48,8 @@ class Body:
     def take(self, data: bytes) -> tuple[bool, bytes]:
         """Take input.
 
-        :return: whether the body is complete, and the rest of the input: the begin of the next request, or an
-            incomplete line that is to be passed again with what follows it.
+        :return: whether the body is complete, and the rest of the input: the start of the next request, or an
+            incomplete line, which is to be passed again together with the input that follows.
         :raises HTTPError: it is malformed, exceeds a limit, or cannot be stored.
         """
         if self._chunked:
@@ -107,7 +102,7 @@ class Body:
         if not line.endswith(_BREAK):
             raise HTTPError(400, "each line between chunks must end in CRLF")
         if self._step == "size":
-            found = _CHUNK_LINE.fullmatch(line)
+            found = CHUNK_LINE.fullmatch(line)
             if found is None:
                 raise HTTPError(400, "a chunk must begin with its size in hexadecimal, and optional extensions")
             self._extensions += len(found[2])

@@ -1,19 +1,8 @@
 """A connection: twisted.web's HTTP/1.1 channel with its own parser, limits and deadlines."""
 
-# Note [Slow clients]
-#
-# A client that sends a byte now and then never runs into an idle timeout, and a few thousand of those exhaust a server
-# (slowloris). So a request's head must be complete within a fixed time, however it arrives, and a body must arrive at a
-# minimum rate. A timer per request, started and cancelled each time, would cost more than parsing the request: a
-# channel only records its deadline, and its site checks the deadlines of all channels once a second.
-#
-# The same holds for reading: a client that takes a byte now and then would keep its response in memory, and the thread
-# that makes it. So the data waiting to be sent has to shrink at a minimum rate, too. And a client that pipelines
-# requests without reading the responses is not read from any more.
-
 # Note [States of a channel]
 #
-# ``_step`` is the state: the function that consumes input next. Each returns whether it got on, so that _advance()
+# ``_step`` is the state: the function that consumes input next. Each returns whether it made progress; then _advance()
 # calls the next one.
 #
 #   _read_head --head complete--> _read_body --body complete--> _wait --requestDone--> _read_head
@@ -22,41 +11,25 @@
 
 from typing import Any
 
-from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IHalfCloseableProtocol, ISSLTransport
-from twisted.logger import Logger
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
 from novasvc._compat import set_request_in_progress
 from novasvc.http.body import Body
 from novasvc.http.errors import HTTPError, error_body, error_head
 from novasvc.http.head import Head, check_partial_head, read_head, request_line
-from novasvc.http.peer import SendQueue, has_arrived, is_gone, probe, unsent
+from novasvc.http.teardown import CONTINUE, TeardownChannel
 from novasvc.interfaces import IDrainable
 
-_log = Logger()
-
-LAST_REQUEST = 1.0
-"""Seconds in which a client may still send a request on a connection that was idle when the server began to drain."""
 _MAX_PIPELINED = 16384
 """Bytes of pipelined requests that are buffered while one is being answered."""
-_LINGER = 2.0
-"""Seconds for which input is discarded after an error response: closed at once, the client might not see it."""
-_CLOSE_NOTIFY = 1.0
-"""Seconds in which a client has to answer our TLS close_notify."""
-_CLOSING = 60.0
-"""Seconds in which a client has to read the rest of a response, where the amount of it is unknown."""
 _MAX_CONSECUTIVE = 16
 """Pipelined requests that are answered before other connections get their turn of the reactor."""
-_HALF_CLOSE_PROBE = 2.0
-"""Seconds after which a half-closed client is sent an interim response, to find out whether it is still there."""
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @implementer(IHalfCloseableProtocol, IDrainable)
-class LimitedChannel(HTTPChannel):
+class LimitedChannel(TeardownChannel):
     """Parses requests and hands them to its site; responses are written through HTTPChannel's methods.
 
     None of HTTPChannel's line-based parsing is used: a head is parsed as a whole, see head.py.
@@ -66,60 +39,24 @@ class LimitedChannel(HTTPChannel):
         answered, it calls ``requestDone``.
     """
 
-    transport: Any
     common: Any = None
     """What the site caches per connection, for its requests."""
 
     def __init__(self, site: Any) -> None:
-        super().__init__()
-        self.site = self.factory = site
-        self.write_blocked = False
-        """Whether the client reads more slowly than the response is produced."""
-        self._limits = site.limits
-        self._clock = site.reactor.seconds
+        super().__init__(site)
         self._input = b""
         self._step: Any = self._read_head
         self._advancing = False
         self._body: Body | None = None
-        self._late_at: float | None = None
-        self._stalled_at: float | None = None
         self._soon: Any = None
         self._between_requests = True
         self._skipped_empty_line = False
         self._responding = False
-        self._draining = False
-        self._grace: Any = None
-        self._closing = False
-        self._resetting = False
-        self._input_ended = False
-        self._probe_at: float | None = None
 
     def connectionMade(self) -> None:
         """Wait for the first request."""
         super().connectionMade()
-        self.secure = ISSLTransport(self.transport, None) is not None
-        self._send_queue = SendQueue(self.transport, self._limits, self._clock)
-        self._late_at = self._clock() + self._limits.head_timeout
-        self.site.add_channel(self)
-
-    def isSecure(self) -> bool:  # noqa: N802 - twisted.web's name
-        """Return whether the connection uses TLS."""
-        return self.secure
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is for tests
-        """Cancel the requests in progress."""
-        self.site.remove_channel(self)
-        if self.secure and not reason.check(ConnectionClosed):
-            self.site.tls_failed(self.transport.getPeer(), reason)
-        self._closing = True
-        self._late_at = self._stalled_at = None
-        self._input = b""
-        for later in (self._grace, self._soon):
-            if later is not None and later.active():
-                later.cancel()
-        self._drop_body()
-        for request in self.requests:
-            request.connectionLost(reason)
+        self._deadlines.input_due = self._clock() + self._limits.head_timeout
 
     # -- input ---------------------------------------------------------------------------------
 
@@ -136,13 +73,8 @@ class LimitedChannel(HTTPChannel):
         """Answer what has arrived; nothing more will. See Note [Half-closed clients] in peer.py."""
         # Called again each time the transport is resumed, as it then reads the end of input once more.
         if not self._input_ended:
-            self._input_ended = True
-            self._probe_at = self._clock() + _HALF_CLOSE_PROBE
-            probe(self.transport)
+            self.note_end_of_input()
             self._end_of_input()
-
-    def writeConnectionLost(self) -> None:
-        """Do nothing: after an error response the client may go on sending, see _linger()."""
 
     def _end_of_input(self) -> None:
         """Close, or reject the incomplete request, unless something is left to parse or to answer."""
@@ -204,7 +136,7 @@ class LimitedChannel(HTTPChannel):
                     if not data:
                         return False
             self._between_requests = False
-            self._late_at = self._clock() + self._limits.head_timeout
+            self._deadlines.input_due = self._clock() + self._limits.head_timeout
         end = data.find(b"\r\n\r\n")
         if end < 0:
             check_partial_head(data, self._limits)
@@ -230,10 +162,10 @@ class LimitedChannel(HTTPChannel):
         self._step = self._read_body
         now = self._clock()
         self._body_due = now + self._limits.body_timeout
-        self._late_at = self._body_due
+        self._deadlines.input_due = self._body_due
         # A client that has begun to send its body does not wait for this (RFC 9110, 10.1.1).
         if head.expects and not self._input:
-            self.transport.write(_CONTINUE)
+            self.transport.write(CONTINUE)
 
     def _read_body(self) -> bool:
         body = self._body
@@ -246,12 +178,12 @@ class LimitedChannel(HTTPChannel):
         limits = self._limits
         # Each body_rate bytes extend the deadline by a second: the minimum rate of Note [Slow clients].
         due = self._body_due + body.received / limits.body_rate
-        self._late_at = min(due, self._clock() + limits.idle_timeout) if limits.idle_timeout else due
+        self._deadlines.input_due = min(due, self._clock() + limits.idle_timeout) if limits.idle_timeout else due
         return False
 
     def _received(self, body: Body | None) -> None:
         """Have a complete request answered."""
-        self._late_at = None
+        self._deadlines.input_due = None
         self._step = self._wait
         self._responding = True
         set_request_in_progress(self, in_progress=True)
@@ -283,7 +215,7 @@ class LimitedChannel(HTTPChannel):
         self._skipped_empty_line = False
         self._step = self._read_head
         idle = self._limits.idle_timeout
-        self._late_at = self._clock() + idle if idle else None
+        self._deadlines.input_due = self._clock() + idle if idle else None
         if self._advancing:
             return  # the loop in _advance() goes on
         if self._input:
@@ -301,129 +233,37 @@ class LimitedChannel(HTTPChannel):
         head = error_head(error.status, len(body), self.site.date)
         head_only = request is not None and request.head.method == b"HEAD"
         self.transport.write(head if head_only else head + body)
-        self._linger()
+        self.linger()
 
-    def _linger(self) -> None:
-        """Close once the client has seen the response (RFC 9112, 9.6).
-
-        If a socket is closed while it has unread input, the kernel sends a reset, and the client's kernel may drop the
-        response. So only our direction is closed, and input is discarded for a while.
-        """
+    def discard_input(self) -> None:
+        """Discard the input that was not parsed, and all that follows."""
         self._step = self._discard
         self._input = b""
-        self._closing = True
-        self._late_at = self._clock() + _LINGER
-        if self.secure or self._input_ended or not hasattr(self.transport, "loseWriteConnection"):
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # Twisted's default is for tests
+        """Cancel the requests in progress."""
+        if self._soon is not None and self._soon.active():
+            self._soon.cancel()
+        self._drop_body()
+        super().connectionLost(reason)
+
+    def input_overdue(self) -> None:
+        """Respond with 408, or close an idle connection without a response (RFC 9112, 9.5)."""
+        if self._body is not None:
+            self.send_error(HTTPError(408, "the request body did not arrive in time"))
+        elif self._between_requests:
             self.loseConnection()
         else:
-            self.transport.loseWriteConnection()
+            seconds = self._limits.head_timeout
+            self.send_error(HTTPError(408, f"the request head was not complete within {seconds:g} s"))
 
-    def loseConnection(self) -> None:
-        """Close when all data is sent."""
-        self._step = self._discard
-        self._input = b""
-        self._closing = True
-        self._late_at = self._send_queue.due(_CLOSING)
-        super().loseConnection()
-
-    def close_incomplete(self, *, delimited: bool) -> None:
-        """Close after a response that was cut short, so that the client can tell it from a complete one.
-
-        The request gets connectionLost().
-
-        :param delimited: the response has a Content-Length or is chunked, so that a close before its end shows that it
-            is incomplete. Where the close itself is its end, only a reset shows that (RFC 9112, 8).
-        """
-        if delimited:
-            self.loseConnection()
-            return
-        self.unregisterProducer()
-        self._step = self._discard
-        self._input = b""
-        # A reset discards what the client has not acknowledged: check_deadlines() waits for that first.
-        self._closing = self._resetting = True
-        self._late_at = self._send_queue.due(_CLOSING)
-
-    def abortConnection(self) -> None:
-        """Close at once, and discard unsent data."""
-        self._closing = True
-        self.transport.abortConnection()
-
-    def drain(self) -> None:
-        """Take no more requests than the one in progress, or one that arrives within LAST_REQUEST."""
-        self._draining = True
-        self.persistent = False
-        if not self.requests:
-            self._grace = self.site.reactor.callLater(LAST_REQUEST, self._close_idle)
-
-    def _close_idle(self) -> None:
-        if not self.requests:
-            self.loseConnection()
+    def resumeProducing(self) -> None:
+        """Resume the response, or the parsing of further requests: the transport's buffer is empty."""
+        super().resumeProducing()
+        if self._input and not self._advancing:
+            self._advance()
 
     def _drop_body(self) -> None:
         body, self._body = self._body, None
         if body is not None:
             body.close()
-
-    # -- deadlines -----------------------------------------------------------------------------
-
-    def check_deadlines(self, now: float) -> None:
-        """Act on a client that is late, or has gone. Called once a second by the site."""
-        if self._resetting and has_arrived(self.transport):
-            self.abortConnection()
-            return
-        if self._input_ended and self.requests and not self._closing:
-            self._check_half_closed(now)
-        self._check_late(now)
-
-    def _check_late(self, now: float) -> None:
-        if self._closing and self.secure and unsent(self.transport) == 0:
-            # All is sent, close_notify included. The TLS layer waits for the client's, which a client may leave out.
-            self._late_at = min(self._late_at or float("inf"), now + _CLOSE_NOTIFY)
-        if self._stalled_at is not None and now >= self._stalled_at:
-            if self._send_queue.is_shrinking():
-                self._stalled_at = self._send_queue.due(self._limits.idle_timeout)
-                return
-            _log.info(
-                "closing the connection from {peer}: it does not read its response", peer=self.transport.getPeer()
-            )
-            self.abortConnection()
-        elif self._late_at is not None and now >= self._late_at:
-            self._late_at = None
-            if self._closing and self._send_queue.is_shrinking():
-                self._late_at = self._send_queue.due(_CLOSING)
-            elif self._closing:
-                self.abortConnection()
-            elif self._body is not None:
-                self.send_error(HTTPError(408, "the request body did not arrive in time"))
-            elif self._between_requests:
-                self.loseConnection()  # an idle connection is closed without a response (RFC 9112, 9.5)
-            else:
-                seconds = self._limits.head_timeout
-                self.send_error(HTTPError(408, f"the request head was not complete within {seconds:g} s"))
-
-    def _check_half_closed(self, now: float) -> None:
-        """Find out whether a half-closed client is still there. See Note [Half-closed clients] in peer.py."""
-        if is_gone(self.transport):
-            self.abortConnection()
-        elif self._probe_at is not None and now >= self._probe_at:
-            self._probe_at = None
-            request = self.requests[0]
-            # HTTP/1.0 has no interim responses, and none may follow the begin of the final one.
-            if request.head.version == b"HTTP/1.1" and not request.startedWriting:
-                self.transport.write(_CONTINUE)
-
-    def pauseProducing(self) -> None:
-        """Pause the response: the transport's buffer is full."""
-        self.write_blocked = True
-        if self._limits.idle_timeout:
-            self._stalled_at = self._send_queue.due(self._limits.idle_timeout)
-        super().pauseProducing()
-
-    def resumeProducing(self) -> None:
-        """Resume the response, or the parsing of further requests: the transport's buffer is empty."""
-        self.write_blocked = False
-        self._stalled_at = None
-        super().resumeProducing()
-        if self._input and not self._advancing:
-            self._advance()

@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
 from novasvc.http.head import Head
-from novasvc.http.threadpool import ReactorQueue
+from novasvc.http.reactor_queue import ReactorQueue
 
 _log = Logger()
 

@@ -73,7 +73,7 @@ class FastRequest:
         self._answering: Deferred[bytes] | None = None
         self._client_gone = False
 
-    # -- for handlers: the same methods as novasvc.http.site.Request has -------------------------
+    # -- for handlers: the same methods as novasvc.http.request.Request has -------------------------
 
     def getHeader(self, name: bytes) -> bytes | None:  # noqa: N802 - twisted.web's name
         """Return the last value of a request header, or None."""

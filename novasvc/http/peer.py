@@ -21,7 +21,6 @@
 
 import select
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
 from struct import unpack
@@ -31,50 +30,9 @@ from typing import Any, cast
 from twisted.internet.interfaces import ITCPTransport
 
 from novasvc._compat import buffered_octets
-from novasvc.http.limits import Limits
 
 PROBE_IDLE = 15
 """Seconds until the kernel sends a half-closed client a keepalive probe, and between two probes."""
-
-
-class SendQueue:
-    """The data that waits to be sent to a client, and whether it shrinks. See Note [Slow clients] in channel.py.
-
-    :param clock: returns seconds.
-    """
-
-    def __init__(self, transport: Any, limits: Limits, clock: Callable[[], float]) -> None:
-        self._transport = transport
-        self._limits = limits
-        self._clock = clock
-        self._octets: int | None = None
-
-    def due(self, otherwise: float) -> float:
-        """Measure the queue, and return the time at which it is to be measured again.
-
-        :param otherwise: seconds from now, if the transport does not tell the length of the queue.
-        """
-        self._octets = unsent(self._transport)
-        limits = self._limits
-        seconds = otherwise if self._octets is None else limits.body_timeout
-        return self._clock() + (min(seconds, limits.idle_timeout) if limits.idle_timeout else seconds)
-
-    def is_shrinking(self) -> bool:
-        """Return whether the client has read at the minimum rate, that of request bodies, since due() was called."""
-        before, now = self._octets, unsent(self._transport)
-        if before is None or now is None:
-            return False
-        limits = self._limits
-        seconds = min(limits.body_timeout, limits.idle_timeout) if limits.idle_timeout else limits.body_timeout
-        return bool(before - now >= seconds * limits.body_rate)
-
-
-def unsent(transport: Any) -> int | None:
-    """Return how many octets wait in this process to be sent; None if the transport does not tell."""
-    # A wrapper, such as TLS, hands its data to the transport below at once, and has none of its own.
-    while not hasattr(transport, "dataBuffer") and hasattr(transport, "transport"):
-        transport = transport.transport
-    return buffered_octets(transport)
 
 
 def has_arrived(transport: Any) -> bool:
@@ -82,7 +40,7 @@ def has_arrived(transport: Any) -> bool:
 
     Where the kernel does not tell, return whether all was handed to it.
     """
-    if unsent(transport):
+    if buffered_octets(transport):
         return False
     found = _descriptor(transport)
     if found is None:

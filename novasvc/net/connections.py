@@ -1,6 +1,5 @@
 """Track and drain the connections of a server."""
 
-import sys
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -9,6 +8,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
+from novasvc._compat import http_channel
 from novasvc.interfaces import IDrainable
 from novasvc.telemetry.logs import pluralize
 
@@ -106,10 +106,8 @@ class Connections(WrappingFactory):
         if IDrainable.providedBy(protocol) or callable(getattr(protocol, "drain", None)):
             protocol.drain()
             return
-        web = sys.modules.get("twisted.web.http")  # not imported: no protocol can be its channel
-        # Site builds a wrapper that selects HTTP/1 or 2 and holds the real channel in _channel.
-        channel = getattr(protocol, "_channel", protocol)
-        if web is not None and isinstance(channel, web.HTTPChannel):
+        channel = http_channel(protocol)
+        if channel is not None:
             channel.checkPersistence = _for_the_last_time
             for request in channel.requests:
                 if not request.startedWriting:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from novasvc.net.errors import ListenError
 _log = Logger()
 
 _ACCEPTS = 32
-"""Connections accepted per reactor iteration at first, so that other work is not starved."""
+"""Connections that a server accepts per reactor iteration at first, so that other work is not starved."""
 _MORE = 20
-"""Increment of that number while the backlog is not empty."""
+"""Increment of that number while its backlog is not empty."""
 
 _PAUSE = 0.5
 """Seconds to stop accepting when out of file descriptors; other processes may go on."""
@@ -129,41 +129,53 @@ def _make_room(path: Path) -> None:
 
 
 @implementer(IReadDescriptor)
-class UNIXPort:
-    """Accepts from a unix socket that other processes may share; see Note [Shared sockets].
+class UNIXAcceptor:
+    """Accepts from a listening unix socket that its owner opens and closes.
 
-    :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
+    Not Twisted's port, which makes the socket file world-writable, and unlinks whatever is at the path when it closes.
+
+    :param reactor: provides IReactorFDSet and IReactorTime.
     :param listening: non-blocking; stays open when this stops.
-    :param factory: provides IProtocolFactory.
-    :ivar numberAccepts: maximum of connections accepted per reactor iteration.
+    :param accept: called with each connection, which is closed when it returns.
+    :param most: connections accepted per reactor iteration. One leaves the reactor time to notice which of them are
+        closed before the next is accepted.
+    :param more: increment of that number while the backlog is not empty.
+    :ivar numberAccepts: the number now, as Twisted's ports have it.
     """
 
-    def __init__(self, reactor: Any, listening: socket.socket, factory: Any) -> None:
-        self.numberAccepts = _ACCEPTS  # as a port of Twisted
+    def __init__(
+        self,
+        reactor: Any,
+        listening: socket.socket,
+        accept: Callable[[socket.socket], None],
+        most: int = 1,
+        more: int = 0,
+    ) -> None:
+        self.numberAccepts = most
+        self._more = more
         self._reactor = reactor
         self._listening = listening
-        self._factory = factory
+        self._accept = accept
         self._accepting = False
         self._pause: IDelayedCall | None = None
 
-    def startListening(self) -> None:  # noqa: N802 - as a port of Twisted
+    def start(self) -> None:
         """Start accepting."""
-        self._factory.doStart()
         self._accepting = True
         self._reactor.addReader(self)
 
-    def stopListening(self) -> Deferred[None]:  # noqa: N802 - as a port of Twisted
-        """Stop accepting.
-
-        :return: Deferred[None], already fired.
-        """
+    def stop(self) -> None:
+        """Stop accepting."""
         self._accepting = False
         self._reactor.removeReader(self)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-        self._factory.doStop()
-        return succeed(None)
+
+    @property
+    def pausing(self) -> bool:
+        """Whether it waits until there are file descriptors again."""
+        return self._pause is not None
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -171,7 +183,7 @@ class UNIXPort:
 
     def logPrefix(self) -> str:
         """Return the prefix of log lines."""
-        return type(self._factory).__name__
+        return type(self).__name__
 
     def doRead(self) -> None:
         """Accept pending connections; another process may have taken them."""
@@ -184,21 +196,57 @@ class UNIXPort:
                 self.numberAccepts = max(1, accepted)
                 return
             except OSError as error:
-                _log.warn("cannot accept connections for {s:g} s: {why}", s=_PAUSE, why=error.strerror)
+                # EMFILE, most likely. The socket stays readable, so the reactor would spin: pause instead.
+                _log.warn("cannot accept connections: {why}; retrying in {s:g} s", s=_PAUSE, why=error.strerror)
                 self._reactor.removeReader(self)
-                self._pause = self._reactor.callLater(_PAUSE, self._go_on)
+                self._pause = self._reactor.callLater(_PAUSE, self._resume)
                 return
             with connection:
                 connection.setblocking(False)
                 try:
-                    self._reactor.adoptStreamConnection(connection.fileno(), socket.AF_UNIX, self._factory)
+                    self._accept(connection)
+                except ConnectionError as error:
+                    _log.debug("a connection was lost when it was accepted: {error}", error=error.strerror)
                 except Exception:  # noqa: BLE001 - one bad connection must not stop the others
                     _log.failure("serving a connection on a unix socket failed")
-        self.numberAccepts += _MORE
+        self.numberAccepts += self._more
 
     def connectionLost(self, reason: Failure) -> None:
         """Ignore the reactor's shutdown; the owner closes the socket."""
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._pause = None
         self._reactor.addReader(self)
+
+
+class UNIXPort(UNIXAcceptor):
+    """Serves a unix socket that other processes may share; see Note [Shared sockets].
+
+    :param reactor: provides IReactorFDSet, IReactorSocket and IReactorTime.
+    :param factory: provides IProtocolFactory.
+    """
+
+    def __init__(self, reactor: Any, listening: socket.socket, factory: Any) -> None:
+        super().__init__(reactor, listening, self._serve, _ACCEPTS, _MORE)
+        self._factory = factory
+
+    def startListening(self) -> None:  # noqa: N802 - as a port of Twisted
+        """Start accepting."""
+        self._factory.doStart()
+        self.start()
+
+    def stopListening(self) -> Deferred[None]:  # noqa: N802 - as a port of Twisted
+        """Stop accepting.
+
+        :return: Deferred[None], already fired.
+        """
+        self.stop()
+        self._factory.doStop()
+        return succeed(None)
+
+    def logPrefix(self) -> str:
+        """Return the prefix of log lines."""
+        return type(self._factory).__name__
+
+    def _serve(self, connection: socket.socket) -> None:
+        self._reactor.adoptStreamConnection(connection.fileno(), socket.AF_UNIX, self._factory)

@@ -75,7 +75,7 @@ class NodeAPI:
             "uptime": uptime,
             "in_flight": 0 if server is None else server.in_flight,
             "tasks": [task_row(stats, clock.seconds()) for stats in node.tasks.stats()],
-            "methods": [] if server is None else method_rows(server.figures),
+            "methods": [] if server is None else method_rows(server.method_metrics),
             "workers": workers,
             "events": [
                 {"time": _time(event.time), "kind": event.kind, "text": event.text}

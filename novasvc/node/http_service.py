@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from socket import socket
 from typing import Any
 
-from twisted.application import service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError, describe
-from novasvc.interfaces import IInterruptible, IPreloading, IReplaceable, IStartable
+from novasvc.interfaces import IInterruptible, IPreloading, IReplaceable
 from novasvc.node.errors import StartError
 from novasvc.node.lifecycle import Lifecycle
+from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.node.runtime import Runtime
 
 _log = Logger()
@@ -21,8 +21,8 @@ _BACKLOG = 1024
 """Connections that wait in the kernel to be accepted."""
 
 
-@implementer(IStartable, IReplaceable, IInterruptible, IPreloading)
-class HTTPService(service.Service):
+@implementer(IReplaceable, IInterruptible, IPreloading)
+class HTTPService(LifecycleService):
     """The base class of services with one HTTP server.
 
     A subclass calls :meth:`_listen_on` in its constructor, and defines ``_begin``, ``_end`` and ``_make_factory``.
@@ -36,7 +36,6 @@ class HTTPService(service.Service):
     replaceable = True
     preload: Sequence[str] = ()
     _title: str
-    _lifecycle: Lifecycle
 
     def _listen_on(self, title: str, address: str, port: int) -> None:
         """Make the server and the state machine; nothing is bound yet.
@@ -64,11 +63,6 @@ class HTTPService(service.Service):
         port: int | None = self.server.port
         return port
 
-    @property
-    def state(self) -> str:
-        """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._lifecycle.state
-
     # -- preforked -----------------------------------------------------------------------------
 
     def open_sockets(self, held: Sequence[socket]) -> Sequence[socket]:
@@ -93,26 +87,15 @@ class HTTPService(service.Service):
 
     def privilegedStartService(self) -> None:
         """Bind the port."""
-        super().privilegedStartService()
         self.server.privilegedStartService()
-
-    def startService(self) -> None:
-        """Begin to start. :meth:`when_started` returns the outcome, and the log has it."""
-        super().startService()
-        self._lifecycle.start().addErrback(lambda _: None)
-
-    def when_started(self) -> Deferred[None]:
-        """Return a Deferred that fires when it is started; see :class:`~novasvc.interfaces.IStartable`."""
-        return self._lifecycle.when_started()
 
     def stopService(self) -> Deferred[None]:
         """Accept no more connections, and finish the requests in progress, up to graceful_shutdown_timeout.
 
         :return: Deferred[None], fired when it has stopped.
         """
-        super().stopService()
         # The port may be bound even if the start has not begun.
-        return self._lifecycle.stop().addCallback(lambda _: self.server.stopService())
+        return super().stopService().addCallback(lambda _: self.server.stopService())
 
     def hurry(self) -> None:
         """Abort the remaining connections. Called while it stops."""

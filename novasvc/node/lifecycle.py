@@ -1,7 +1,7 @@
 """The lifecycle of a service: an Automat machine that every service in the tree uses.
 
 initial -> starting -> running -> draining -> stopped, and failed if a start failed.
-A restart goes from running or starting through draining to starting.
+A restart goes from running or starting through draining to starting. The table is at the end of the module.
 A :class:`Lifecycle` is given two coroutine functions, which start and stop its service.
 """
 
@@ -10,12 +10,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import attrs
-from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc._compat import machine_state
 from novasvc.errors import StateError
+from novasvc.reactor.coalesce import Waiters
+from novasvc.reactor.machine import build_machine
 
 _log = Logger()
 
@@ -49,8 +51,8 @@ class Lifecycle:
     :param name: the service's name, for errors: "node novasvc-agent@host1".
     :param begin: coroutine function that starts the service; cancelled if a stop comes first.
     :param end: coroutine function that stops whatever ``begin`` has started.
-    :param entered: called with the name of each state that is entered.
-    :ivar restarting: a restart is on its way down; its state is shown as draining.
+    :param entered: called with the name of each state that is entered, as :attr:`state` shows it.
+    :ivar reason: why the last start failed.
     """
 
     # Note [When the waiters are fired]
@@ -63,18 +65,27 @@ class Lifecycle:
     begin: Callable[[], Coroutine[Deferred[Any], Any, None]]
     end: Callable[[], Coroutine[Deferred[Any], Any, None]]
     entered: Callable[[str], None]
-    state: str = attrs.field(default="initial", init=False)
     reason: BaseException | None = attrs.field(default=None, init=False)
-    restarting: bool = attrs.field(default=False, init=False)
     _machine: LifecycleMachine = attrs.field(init=False)
     _starting: Deferred[None] | None = attrs.field(default=None, init=False)
-    _start_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
-    _end_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
-    _answers: deque[tuple[Deferred[None], Failure | None]] = attrs.field(factory=deque, init=False)
+    _start_waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    _end_waiters: Waiters[None] = attrs.field(factory=Waiters, init=False)
+    _answers: deque[tuple[Waiters[None], Failure | None]] = attrs.field(factory=deque, init=False)
     _inputs: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._machine = _make_lifecycle(self)
+
+    @property
+    def state(self) -> str:
+        """The state's name: initial, starting, running, draining, stopped or failed."""
+        state = machine_state(self._machine)
+        return "draining" if state in _DRAINING else state
+
+    @property
+    def restarting(self) -> bool:
+        """Whether a restart is on its way down; the state is shown as draining."""
+        return machine_state(self._machine) in _RESTARTING
 
     # -- for callers ---------------------------------------------------------------------------
 
@@ -96,7 +107,7 @@ class Lifecycle:
         """
         if self.state not in {"starting", "running"} and not self.restarting:
             return fail(StateError(self.name, self.state, "restart"))
-        started = _waiter(self._start_waiters)
+        started = self._start_waiters.wait()
         self._give(self._machine.restart)
         return started
 
@@ -106,47 +117,62 @@ class Lifecycle:
             return succeed(None)
         if self.state in {"draining", "stopped", "failed"}:
             return fail(self._why_not_started())
-        return _waiter(self._start_waiters)
+        return self._start_waiters.wait()
 
     def when_ended(self) -> Deferred[None]:
         """Wait for the end, in "stopped" or "failed"."""
         if self.state in {"stopped", "failed"}:
             return succeed(None)
-        return _waiter(self._end_waiters)
+        return self._end_waiters.wait()
 
-    # -- for the machine -----------------------------------------------------------------------
+    # -- actions of the machine, see the table -------------------------------------------------
 
-    def enter(self, state: str) -> None:
-        """Set the state, and call ``entered``."""
-        self.state = state
-        self.entered(state)
-
-    def run_begin(self) -> None:
+    def begin_start(self) -> None:
         """Call ``begin``, and give its outcome to the machine."""
+        self.entered(self.state)
         self.reason = None
         self._starting = Deferred.fromCoroutine(self.begin())
         self._starting.addCallbacks(
             lambda _: self._give(self._machine.begun), lambda failure: self._give(self._machine.broken, failure)
         )
 
-    def run_end(self) -> None:
+    def finish_start(self) -> None:
+        """Fire the waiters of the start: it succeeded."""
+        self.entered(self.state)
+        self._starting = None
+        self._answer(self._start_waiters)
+
+    def cancel_start(self) -> None:
+        """Cancel the start under way. It must end, whatever its outcome, before the stop begins."""
+        self.entered(self.state)
+        if self._starting is not None:
+            self._starting.cancel()
+
+    def roll_back(self, failure: Failure) -> None:
+        """Stop what the failed start has started."""
+        self.reason = failure.value
+        self.begin_stop()
+
+    def begin_stop(self) -> None:
+        """Begin to stop what runs."""
+        self.entered(self.state)
+        self.run_end()
+
+    def stop_cancelled(self, failure: Failure) -> None:
+        """Stop what a start has started that did not succeed; the reason counts unless it is the cancellation."""
+        if not failure.check(CancelledError):
+            self.reason = failure.value
+        self.run_end()
+
+    def run_end(self, _failure: Failure | None = None) -> None:
         """Call ``end``, and tell the machine when it has ended, whatever its outcome."""
         ending = Deferred.fromCoroutine(self.end())
         ending.addErrback(lambda failure: _log.failure("{name} did not stop cleanly", failure, name=self.name))
         ending.addCallback(lambda _: self._give(self._machine.ended))
 
-    def cancel_begin(self) -> None:
-        """Cancel the start under way."""
-        if self._starting is not None:
-            self._starting.cancel()
-
-    def finish_start(self) -> None:
-        """Fire the waiters of the start: it succeeded."""
-        self._starting = None
-        self._answer(self._start_waiters)
-
-    def finish_end(self) -> None:
+    def finish_stop(self) -> None:
         """Fire all waiters."""
+        self.entered(self.state)
         self._starting = None
         self._answer(self._start_waiters, self._why_not_started())
         self._answer(self._end_waiters)
@@ -155,13 +181,13 @@ class Lifecycle:
         """Log that a start came while stopping: its caller may not wait for the Deferred."""
         _log.warn("{error}", error=StateError(self.name, self.state, "start"))
 
+    # -- waiters -------------------------------------------------------------------------------
+
     def _why_not_started(self) -> BaseException:
         return self.reason or StateError(self.name, self.state, "start")
 
-    def _answer(self, waiters: list[Deferred[None]], error: BaseException | None = None) -> None:
-        # Each waiter gets its own Failure: an errback changes the Failure it handles.
-        self._answers.extend((waiter, None if error is None else Failure(error)) for waiter in waiters)
-        waiters.clear()
+    def _answer(self, waiters: Waiters[None], error: BaseException | None = None) -> None:
+        self._answers.append((waiters.detach(), None if error is None else Failure(error)))
 
     def _give(self, take: Callable[..., None], *args: Any) -> None:
         """Give the machine an input, then fire waiters; see Note [When the waiters are fired]."""
@@ -171,144 +197,51 @@ class Lifecycle:
         finally:
             self._inputs -= 1
         while self._answers and not self._inputs:
-            waiter, result = self._answers.popleft()
-            if not waiter.called:  # another waiter's callback may have cancelled it
-                waiter.callback(result)
+            waiters, outcome = self._answers.popleft()
+            waiters.fire(outcome)
 
 
-def _waiter(waiters: list[Deferred[None]]) -> Deferred[None]:
-    """Append a Deferred to a list; cancelling removes it."""
+_RESTARTING = frozenset({"restarting", "start interrupted to restart"})
+_DRAINING = frozenset({"rolling back", "start interrupted"}) | _RESTARTING
+"""States that are shown as draining."""
 
-    def leave(waiter: Deferred[None]) -> None:
-        if waiter in waiters:
-            waiters.remove(waiter)
+_INPUT = LifecycleMachine
 
-    waiter: Deferred[None] = Deferred(leave)
-    waiters.append(waiter)
-    return waiter
-
-
-def _build() -> Callable[[Lifecycle], LifecycleMachine]:
-    builder = TypeMachineBuilder(LifecycleMachine, Lifecycle)
-    initial = builder.state("initial")
-    starting = builder.state("starting")
-    running = builder.state("running")
-    draining = builder.state("draining")
-    rolling_back = builder.state("rolling_back")  # stopping after a failed start; shown as draining
-    stopped = builder.state("stopped")
-    failed = builder.state("failed")
-
-    for at_rest in (initial, stopped, failed):
-
-        @at_rest.upon(LifecycleMachine.start).to(starting)
-        def start(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-            lifecycle.enter("starting")
-            lifecycle.run_begin()
-
-    for under_way in (starting, running):
-        under_way.upon(LifecycleMachine.start).loop().returns(None)
-
-    @starting.upon(LifecycleMachine.begun).to(running)
-    def run(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.enter("running")
-        lifecycle.finish_start()
-
-    @starting.upon(LifecycleMachine.broken).to(rolling_back)
-    def roll_back(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
-        lifecycle.reason = failure.value
-        lifecycle.enter("draining")
-        lifecycle.run_end()
-
-    @rolling_back.upon(LifecycleMachine.ended).to(failed)
-    def fail(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.enter("failed")
-        lifecycle.finish_end()
-
-    @initial.upon(LifecycleMachine.stop).to(stopped)
-    def never_started(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.enter("stopped")
-        lifecycle.finish_end()
-
-    # A cancelled start must end, whatever its outcome, before the stop begins.
-    interrupted = builder.state("interrupted")
-
-    @starting.upon(LifecycleMachine.stop).to(interrupted)
-    def interrupt(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.enter("draining")
-        lifecycle.cancel_begin()
-
-    @interrupted.upon(LifecycleMachine.begun).to(draining)
-    def drain_late(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.run_end()
-
-    @interrupted.upon(LifecycleMachine.broken).to(draining)
-    def drain_interrupted(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            lifecycle.reason = failure.value
-        lifecycle.run_end()
-
-    @running.upon(LifecycleMachine.stop).to(draining)
-    def drain(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.enter("draining")
-        lifecycle.run_end()
-
-    # A restart on its way down. Both states are shown as draining.
-    restarting = builder.state("restarting")
-    # Waiting for the end of the start that the restart cancelled.
-    start_interrupted = builder.state("start_interrupted")
-
-    @running.upon(LifecycleMachine.restart).to(restarting)
-    def drain_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.restarting = True
-        lifecycle.enter("draining")
-        lifecycle.run_end()
-
-    @starting.upon(LifecycleMachine.restart).to(start_interrupted)
-    def interrupt_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.restarting = True
-        lifecycle.enter("draining")
-        lifecycle.cancel_begin()
-
-    @start_interrupted.upon(LifecycleMachine.begun).to(restarting)
-    def drain_late_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.run_end()
-
-    @start_interrupted.upon(LifecycleMachine.broken).to(restarting)
-    def drain_interrupted_to_restart(machine: LifecycleMachine, lifecycle: Lifecycle, failure: Failure) -> None:
-        lifecycle.run_end()
-
-    @restarting.upon(LifecycleMachine.ended).to(starting)
-    def start_again(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.restarting = False
-        lifecycle.enter("starting")
-        lifecycle.run_begin()
-
-    @restarting.upon(LifecycleMachine.stop).to(draining)
-    def end_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.restarting = False
-
-    @start_interrupted.upon(LifecycleMachine.stop).to(interrupted)
-    def interrupt_for_good(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.restarting = False
-
-    for under_way in (restarting, start_interrupted):
-        under_way.upon(LifecycleMachine.restart).loop().returns(None)
-
-    @draining.upon(LifecycleMachine.ended).to(stopped)
-    def end(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-        lifecycle.enter("stopped")
-        lifecycle.finish_end()
-
-    for ending in (interrupted, draining, rolling_back, stopped, failed):
-        ending.upon(LifecycleMachine.stop).loop().returns(None)
-
-    for ending in (interrupted, draining, rolling_back, restarting, start_interrupted):
-
-        @ending.upon(LifecycleMachine.start).loop()
-        def refuse(machine: LifecycleMachine, lifecycle: Lifecycle) -> None:
-            lifecycle.refuse_start()
-
-    return builder.build()
-
-
-_make_lifecycle = _build()
+# A start that is cancelled ends, whatever its outcome, before the stop begins: it is "start interrupted" until then.
+_make_lifecycle = build_machine(
+    LifecycleMachine,
+    Lifecycle,
+    "initial",
+    (
+        ("initial | stopped | failed", _INPUT.start, "starting", Lifecycle.begin_start),
+        ("starting", _INPUT.begun, "running", Lifecycle.finish_start),
+        ("starting", _INPUT.broken, "rolling back", Lifecycle.roll_back),
+        ("rolling back", _INPUT.ended, "failed", Lifecycle.finish_stop),
+        # -- stop
+        ("initial", _INPUT.stop, "stopped", Lifecycle.finish_stop),
+        ("running", _INPUT.stop, "draining", Lifecycle.begin_stop),
+        ("starting", _INPUT.stop, "start interrupted", Lifecycle.cancel_start),
+        ("start interrupted", _INPUT.begun, "draining", Lifecycle.run_end),
+        ("start interrupted", _INPUT.broken, "draining", Lifecycle.stop_cancelled),
+        ("draining", _INPUT.ended, "stopped", Lifecycle.finish_stop),
+        # -- restart
+        ("running", _INPUT.restart, "restarting", Lifecycle.begin_stop),
+        ("starting", _INPUT.restart, "start interrupted to restart", Lifecycle.cancel_start),
+        ("start interrupted to restart", _INPUT.begun, "restarting", Lifecycle.run_end),
+        ("start interrupted to restart", _INPUT.broken, "restarting", Lifecycle.run_end),
+        ("restarting", _INPUT.ended, "starting", Lifecycle.begin_start),
+        # -- a stop wins over the restart
+        ("restarting", _INPUT.stop, "draining", None),
+        ("start interrupted to restart", _INPUT.stop, "start interrupted", None),
+        # -- inputs that repeat what is known, or come too late
+        ("starting | running", _INPUT.start, "", None),
+        ("restarting | start interrupted to restart", _INPUT.restart, "", None),
+        ("start interrupted | draining | rolling back | stopped | failed", _INPUT.stop, "", None),
+        (
+            "start interrupted | draining | rolling back | restarting | start interrupted to restart",
+            _INPUT.start,
+            "",
+            Lifecycle.refuse_start,
+        ),
+    ),
+)

@@ -14,18 +14,18 @@ from twisted.logger import Logger, LogLevel
 from novasvc._version import __version__
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IServiceRegistry, ITransport
-from novasvc.manager import Manager, ManagerResources
+from novasvc.manager import Manager
 from novasvc.node.endpoint import NodeAPI
 from novasvc.node.errors import DirectoryError, StartError
 from novasvc.node.health import NodeHealth
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.node.reachability import ReachabilityCheck
 from novasvc.node.runtime import Runtime, SharedConnection
+from novasvc.node.wiring import attach, make_client
 from novasvc.periodic import TaskRunner
 from novasvc.reactor.abandon import abandon_on_cancel
 from novasvc.registry.errors import DatabaseUnavailableError, ServiceNotFoundError
 from novasvc.registry.heartbeat import Heartbeat, ServiceIdentity
-from novasvc.registry.lookup import ServiceLookup
 from novasvc.registry.record import ServiceRecord
 from novasvc.rpc import BaseAPI, Client, Endpoints, Server
 from novasvc.rpc.errors import TransportClosedError
@@ -104,7 +104,7 @@ class Node:
     _hurried_early: bool = attrs.field(default=False, init=False)
     _shorten: Callable[[], None] | None = attrs.field(default=None, init=False)
     _tasks_ended: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
-    _narrowed: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
+    _topic_cancelled: Deferred[None] = attrs.field(factory=lambda: succeed(None), init=False)
     _endpoints: Endpoints = attrs.field(init=False)
     _step: str = attrs.field(default="", init=False)
 
@@ -173,7 +173,6 @@ class Node:
             raise failed from error
 
     async def _start_parts(self) -> None:
-        settings, clock = self.runtime.settings, self.runtime.reactor
         _log.info("starting {topic} node {node}, version {v}", topic=self.topic, node=self.identity, v=__version__)
         self._step = "basic_config_check"
         self.basic_config_check()
@@ -189,18 +188,8 @@ class Node:
 
         self._step = "open the transport"
         transport = self.transport = await self._retry_outages("broker", self.runtime.broker.acquire)
-        explain = ServiceLookup(lambda: registry, clock, settings.service_down_time)
-        self.client = Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
-        self.manager.attach(
-            ManagerResources(
-                reactor=clock,
-                rpc=self.client,
-                tasks=self.tasks,
-                registry=registry,
-                run_blocking=self.runtime.run_blocking,
-                worker=self.runtime.worker,
-            )
-        )
+        self.client = make_client(self.runtime, transport, lambda: registry)
+        attach(self.manager, self.runtime, self.client, registry, self.tasks)
         await self._hook("init_host")
         await self._hook("pre_start_hook")
 
@@ -210,6 +199,7 @@ class Node:
 
         self._step = "start the heartbeat"
         checks = [self._why_not_consuming, self.why_not_reached]
+        clock = self.runtime.reactor
         self.heartbeat = Heartbeat(registry, identity, record, clock, self.report_interval, checks)
         await self.heartbeat.start()
         if self.periodic_enable:
@@ -327,13 +317,13 @@ class Node:
     def _begin_drain(self) -> None:
         """Accept nothing new from this moment on, so that "draining" can be relied on."""
         self._tasks_ended = self.tasks.stop()
-        self._narrowed = succeed(None) if self.server is None else self.server.drain()
+        self._topic_cancelled = succeed(None) if self.server is None else self.server.drain()
 
     async def _drain(self) -> None:
         """Finish the tasks and calls under way, within graceful_shutdown_timeout."""
         if self.reachability is not None:
             await self._stop_step("stop verifying", self.reachability.stop)
-        await self._stop_step("stop consuming from the topic", lambda: self._narrowed)
+        await self._stop_step("stop consuming from the topic", lambda: self._topic_cancelled)
         try:
             await self._bounded(Deferred.fromCoroutine(self._finish()), work=True)
         except _TooLate:

@@ -5,18 +5,19 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakKeyDictionary
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
 
 from novasvc.config import Settings, load
-from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.interfaces import IServiceRegistry, ISpecification, ISpecified, ITransport
 from novasvc.node.errors import DirectoryError
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.reactor.local import ReactorLocal
 from novasvc.reactor.threads import BlockingPool
-from novasvc.registry.conductor import RemoteRegistry
+from novasvc.registry.remote import RemoteRegistry
 from novasvc.registry.sql.services import connect_registry
 from novasvc.rpc import Client
 from novasvc.rpc.admission import Siblings
@@ -108,6 +109,7 @@ class ConductorConnection(SharedConnection[IServiceRegistry]):
         return RemoteRegistry(Client(self._transport, clock=self._clock))
 
 
+@implementer(ISpecified)
 @attrs.frozen(eq=False)
 class Runtime:
     """The resources of the nodes of one process.
@@ -131,20 +133,32 @@ class Runtime:
     broker: SharedConnection[ITransport]
     database: SharedConnection[IServiceRegistry]
     run_blocking: Callable[..., Deferred[Any]]
-    worker: int | None = attrs.field(factory=lambda: current_worker().number)
-    backlog: Backlog | None = attrs.field(factory=lambda: current_worker().backlog)
-    siblings: Siblings | None = attrs.field(factory=lambda: current_worker().siblings)
+    worker: int | None = attrs.field()
+    backlog: Backlog | None = attrs.field()
+    siblings: Siblings | None = attrs.field()
     random_source: random.Random = attrs.field(factory=random.Random)
     retry: RetryPolicy = attrs.field(factory=jittered_backoff)
     conductor: SharedConnection[IServiceRegistry] = attrs.field(init=False)
+
+    @worker.default
+    def _worker_number(self) -> int | None:
+        return current_worker(self.reactor).number
+
+    @backlog.default
+    def _worker_backlog(self) -> Backlog | None:
+        return current_worker(self.reactor).backlog
+
+    @siblings.default
+    def _worker_siblings(self) -> Siblings | None:
+        return current_worker(self.reactor).siblings
 
     @conductor.default
     def _by_conductor(self) -> SharedConnection[IServiceRegistry]:
         return ConductorConnection(self.broker, self.reactor)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only the settings: a worker has its own reactor and connections."""
-        return _make_again, (self.settings,)
+    def specification(self) -> "RuntimeSpecification":
+        """Return what a worker makes its runtime of; see :class:`~novasvc.interfaces.ISpecified`."""
+        return RuntimeSpecification(self.settings)
 
     @classmethod
     def from_settings(cls, settings: Settings, reactor: Any) -> "Runtime":
@@ -158,41 +172,40 @@ class Runtime:
             reactor=reactor,
             broker=SharedConnection("broker", lambda: _make_transport(settings, reactor)),
             database=SharedConnection("database", lambda: _reach_database(settings, reactor)),
-            run_blocking=_blocking_pool(reactor).run_blocking,
+            run_blocking=_blocking_pools.get(reactor).run_blocking,
         )
 
 
-def _make_again(settings: Settings) -> Runtime:
-    from twisted.internet import reactor  # noqa: PLC0415 - the worker's
+@implementer(ISpecification)
+@attrs.frozen
+class RuntimeSpecification:
+    """A :class:`Runtime` as its settings: each process has its own reactor and connections."""
 
-    return Runtime.from_settings(settings, reactor)
+    settings: Settings
 
-
-_memory_brokers: WeakKeyDictionary[Any, MemoryBroker] = WeakKeyDictionary()
-"""By reactor. ``memory:`` connects all nodes of a process, even if they have different runtimes."""
-
-
-_host_sockets: WeakKeyDictionary[Any, dict[Path, HostSockets]] = WeakKeyDictionary()
-"""By reactor and directory. The nodes of a process share the socket by which other processes reach them."""
+    def build(self, reactor: Any) -> Runtime:
+        """Make the runtime; nothing is opened yet."""
+        return Runtime.from_settings(self.settings, reactor)
 
 
-_blocking_pools: WeakKeyDictionary[Any, BlockingPool] = WeakKeyDictionary()
-"""By reactor. Threads live as long as the process, and a restarted node must reuse them."""
+_memory_brokers = ReactorLocal(lambda _: MemoryBroker())
+"""``memory:`` connects all nodes of a process, even if they have different runtimes."""
 
+_blocking_pools = ReactorLocal(BlockingPool)
+"""Threads live as long as the process, and a restarted node must reuse them."""
 
-def _blocking_pool(reactor: Any) -> BlockingPool:
-    if reactor not in _blocking_pools:
-        _blocking_pools[reactor] = BlockingPool(reactor)
-    return _blocking_pools[reactor]
+_host_sockets: ReactorLocal[dict[Path, HostSockets]] = ReactorLocal(lambda _: {})
+"""By directory. The nodes of a process share the socket by which the other processes of their host reach them."""
+
+_process_runtimes: ReactorLocal[Runtime | None] = ReactorLocal(lambda _: None)
+"""The runtime of nodes that are given none."""
 
 
 def _make_transport(settings: Settings, reactor: Any) -> ITransport:
     if settings.transport_url.startswith("memory:"):
-        sockets = _host_sockets.setdefault(reactor, {})
-        directory = settings.socket_dir
+        sockets, directory = _host_sockets.get(reactor), settings.socket_dir
         if directory not in sockets:
-            memory = _memory_brokers.setdefault(reactor, MemoryBroker())
-            sockets[directory] = HostSockets(memory, reactor, directory)
+            sockets[directory] = HostSockets(_memory_brokers.get(reactor), reactor, directory)
         return LocalTransport(sockets[directory], exchange=settings.control_exchange)
     # A node on memory: does not load AMQP and TLS.
     from novasvc.transport.amqp.configured import configured_transport  # noqa: PLC0415
@@ -223,35 +236,34 @@ def make_directory(path: Path) -> None:
         raise DirectoryError(f"state directory {str(path)!r}", error.strerror or str(error), remedy) from error
 
 
-_process_runtime: Runtime | None = None
-
-
-def process_runtime() -> Runtime:
+def process_runtime(reactor: Any = None) -> Runtime:
     """Return the runtime of nodes that are given none; it corresponds to Nova's global CONF.
 
-    Made on the first call, from ``NOVASVC_*`` variables and the files in ``NOVASVC_CONFIG``, on the
-    global reactor.
+    Made on the first call, from ``NOVASVC_*`` variables and the files in ``NOVASVC_CONFIG``.
 
+    :param reactor: None is the global reactor.
     :raises ConfigurationError: the environment or a file has an error.
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
-    return _process_runtime or set_process_runtime(Runtime.from_settings(load((), os.environ, {}).settings, reactor))
+    runtime = _process_runtimes.get(reactor)
+    return runtime or set_process_runtime(Runtime.from_settings(load((), os.environ, {}).settings, reactor))
 
 
-def drain_time() -> float:
+def set_process_runtime(runtime: Runtime) -> Runtime:
+    """Set the runtime for nodes on its reactor that are given none, from now on; return it."""
+    _process_runtimes.set(runtime.reactor, runtime)
+    return runtime
+
+
+def drain_time(reactor: Any) -> float:
     """Return the seconds that this process may spend on a drain; 0 for no limit.
 
     The supervisor's value, else that of the process's runtime, else the default.
     """
-    grace = current_worker().grace
+    grace = current_worker(reactor).grace
     if grace is not None:
         return grace
-    return 60.0 if _process_runtime is None else _process_runtime.settings.graceful_shutdown_timeout
-
-
-def set_process_runtime(runtime: Runtime) -> Runtime:
-    """Set the process's runtime, for nodes made from now on; return it."""
-    global _process_runtime  # noqa: PLW0603 - one in a process is what it is about
-    _process_runtime = runtime
-    return runtime
+    runtime = _process_runtimes.get(reactor)
+    return 60.0 if runtime is None else runtime.settings.graceful_shutdown_timeout

@@ -2,11 +2,10 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from twisted.application import service
 from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import implementer
 
@@ -20,23 +19,28 @@ from novasvc.interfaces import (
     IInterruptible,
     IPreloading,
     IRebuildable,
-    IStartable,
+    ISpecified,
 )
 from novasvc.manager import make_manager
+from novasvc.node.lifecycle_service import LifecycleService
 from novasvc.node.node import Node
-from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.node.signature import ConstructorSignature, hides
-from novasvc.periodic import TaskRunner
+from novasvc.node.runtime import Runtime, process_runtime
+from novasvc.node.signature import hides
+from novasvc.node.specification import NodeSpecification
+from novasvc.node.wiring import make_tasks
 from novasvc.registry.heartbeat import ServiceIdentity
 from novasvc.rpc import Client
+from novasvc.workers.specification import check_constructor
 
 
-@implementer(IStartable, IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable)
-class Service(service.Service):
+@implementer(IHealthy, IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified)
+class Service(LifecycleService):
     """A node: serves a manager's RPC methods on its topic, runs its tasks, sends heartbeats.
 
     ``start``, ``stop``, ``wait`` and ``kill`` are Nova's names, ``startService`` and
     ``stopService`` Twisted's; both drive one state machine.
+
+    A subclass with a constructor of its own overrides :meth:`specification`, so that workers can make it.
 
     :param host: the host's name in the registry and in ``topic.host``.
     :param binary: the program's name in the registry.
@@ -57,21 +61,6 @@ class Service(service.Service):
     :raises DeclarationError: its exposed methods or tasks contradict each other.
     """
 
-    __signature__ = ConstructorSignature()
-    _made_of: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the arguments, so that a worker can make the service again."""
-        self = super().__new__(cls)
-        self._made_of = (args, kwargs)
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only the constructor's arguments: no later state goes to a worker."""
-        # A subclass may not take a runtime; it then uses that of its process.
-        runtime = process_runtime() if self.by_environment else None
-        return _make_again, (type(self), *self._made_of, runtime)
-
     def __init__(
         self,
         host: str,
@@ -86,6 +75,9 @@ class Service(service.Service):
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        intervals = report_interval, periodic_enable, periodic_fuzzy_delay, periodic_interval_max
+        self._arguments = (host, binary, topic, manager, *intervals, db_allowed, *args)
+        self._options = dict(kwargs)
         given = kwargs.pop("runtime") if isinstance(kwargs.get("runtime", ""), Runtime | None) else None
         self.runtime = given or process_runtime()
         settings = self.runtime.settings
@@ -105,13 +97,11 @@ class Service(service.Service):
             )
         self.manager_class_name = manager if isinstance(manager, str) else _dotted(manager)
         self.manager = make_manager(manager, *args, host=host, **kwargs)
-        self.tasks = TaskRunner(
+        self.tasks = make_tasks(
             self.manager,
-            clock=self.runtime.reactor,
-            random_source=self.runtime.random_source,
+            self.runtime,
             fuzzy_delay=self.periodic_fuzzy_delay,
             interval_max=self.periodic_interval_max,
-            run_external=settings.run_external_periodic_tasks,
         )
         self.node = Node(
             identity=ServiceIdentity(host, binary, topic, self.manager.service_version),
@@ -182,27 +172,17 @@ class Service(service.Service):
     @property
     def by_environment(self) -> bool:
         """Whether it was given no runtime, and so uses the environment's settings."""
-        return _runtime_in(self._made_of[1]) is None
+        return _runtime_in(self._options) is None
 
-    def made_again(self) -> Self:
-        """Make a new service, with a new manager, from the same arguments.
+    def specification(self) -> NodeSpecification:
+        """Return what a worker makes the service of; see :class:`~novasvc.interfaces.ISpecified`."""
+        check_constructor(self, Service)
+        environment = process_runtime() if self.by_environment else None
+        return NodeSpecification(type(self), self._arguments, self._options, self.name, environment)
 
-        :raises NovasvcError: the service cannot be made.
-        """
-        args, kwargs = self._made_of
-        again = type(self)(*args, **kwargs)
-        again.name = self.name
-        return again
-
-    @property
-    def state(self) -> str:
-        """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._lifecycle.state
-
-    @property
-    def running(self) -> bool:  # type: ignore[override]  # Twisted's is a plain attribute
-        """Whether it is starting or running."""
-        return self.state in {"starting", "running"}
+    def rebuild(self) -> Any:
+        """Make a new service, with a new manager; see :class:`~novasvc.interfaces.IRebuildable`."""
+        return self.specification().build(self.runtime.reactor)
 
     @property
     def rpc(self) -> Client:
@@ -221,23 +201,12 @@ class Service(service.Service):
         """
         return self._lifecycle.start()
 
-    def startService(self) -> None:
-        """Begin to start. :meth:`when_started` and the log tell the outcome."""
-        # Twisted ignores what startService returns; a failure is logged by the node.
-        self._lifecycle.start().addErrback(lambda _: None)
-
-    def when_started(self) -> Deferred[None]:
-        """Wait for the start; see :class:`novasvc.interfaces.IStartable`."""
-        return self._lifecycle.when_started()
-
     def stop(self) -> Deferred[None]:
         """Drain and stop: finish calls and tasks under way, up to ``graceful_shutdown_timeout`` seconds.
 
         :return: Deferred[None], fired when it has stopped. Errors of the stop are logged.
         """
-        return self._lifecycle.stop()
-
-    stopService = stop
+        return self.stopService()
 
     @property
     def preload(self) -> list[str]:
@@ -325,14 +294,6 @@ class Service(service.Service):
     async def _kill(self) -> None:
         await self.stop()
         await self.node.delete_row()
-
-
-def _make_again(
-    kind: Callable[..., Service], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None
-) -> Service:
-    if of_process is not None:
-        set_process_runtime(of_process)
-    return kind(*args, **kwargs)
 
 
 def _runtime_in(kwargs: Mapping[str, Any]) -> Runtime | None:

@@ -24,16 +24,3 @@ def hides(*names: str) -> Callable[[_Function], _Function]:
         return function
 
     return hide
-
-
-class ConstructorSignature:
-    """A class's ``__signature__`` that is that of its ``__init__``, although its ``__new__`` takes anything.
-
-    A subclass shows its own ``__init__``.
-    """
-
-    def __get__(self, _instance: object, owner: Callable[..., Any]) -> inspect.Signature:
-        """Return the signature of ``__init__`` without self."""
-        whole = inspect.signature(owner.__init__)
-        _self, *rest = whole.parameters.values()
-        return whole.replace(parameters=rest, return_annotation=inspect.Signature.empty)

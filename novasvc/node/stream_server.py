@@ -12,22 +12,21 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.errors import NovasvcError
-from novasvc.interfaces import IInterruptible, IReplaceable
+from novasvc.interfaces import IInterruptible, IReplaceable, ISpecified
 from novasvc.net.connections import Connections
 from novasvc.net.sockets import address_of, keep_alive, parse_endpoint, port_of
 from novasvc.net.unix import UNIXPort
 from novasvc.node.runtime import drain_time
 from novasvc.workers.errors import NotPreforkableError
+from novasvc.workers.specification import ServiceSpecification, check_constructor
 
 _log = Logger()
 
 _BACKLOG = 4096
 """The largest backlog that a kernel allows: connections that wait to be accepted."""
-_CARRIED = ("endpoint", "factory", "drain_timeout", "tcp_keepidle", "name", "host", "port")
-"""The attributes that are pickled."""
 
 
-@implementer(IReplaceable, IInterruptible)
+@implementer(IReplaceable, IInterruptible, ISpecified)
 class StreamServer(service.Service):
     """Listen on an endpoint, in one process, or in several workers that share its socket.
 
@@ -35,6 +34,8 @@ class StreamServer(service.Service):
     connections wait in the backlog until it has started. Preforked, the supervisor binds the address
     and each worker accepts. A stop accepts no more connections, and waits for the open ones;
     see :class:`~novasvc.net.connections.Connections`.
+
+    A subclass with a constructor of its own overrides :meth:`specification`.
 
     :param endpoint: a string for :func:`twisted.internet.endpoints.serverFromString`. An endpoint that wraps
         connections, such as ssl, serves in one process only.
@@ -62,9 +63,6 @@ class StreamServer(service.Service):
         self.tcp_keepidle = tcp_keepidle
         self.drain_timeout = drain_timeout
         self.factory = factory
-        self._begin(reactor)
-
-    def _begin(self, reactor: Any) -> None:
         self._reactor = reactor
         self._sockets: list[socket.socket] = []
         self._ports: list[Any] = []
@@ -76,15 +74,13 @@ class StreamServer(service.Service):
         self._shared = False
         self._superseded = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the pickled attributes: neither sockets nor the reactor."""
-        return {name: getattr(self, name) for name in _CARRIED}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin(None)
-
     # -- preforked -----------------------------------------------------------------------------
+
+    def specification(self) -> ServiceSpecification:
+        """Return what a worker makes the server of; see :class:`~novasvc.interfaces.ISpecified`."""
+        check_constructor(self, StreamServer)
+        options = {"drain_timeout": self.drain_timeout, "tcp_keepidle": self.tcp_keepidle}
+        return ServiceSpecification(type(self), (self.endpoint, self.factory), options, self.name)
 
     def open_sockets(self, held: Sequence[socket.socket]) -> Sequence[socket.socket]:
         """Listen; see :class:`~novasvc.interfaces.IPreforkable`.
@@ -142,11 +138,11 @@ class StreamServer(service.Service):
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             raise refusal
-        self._grace = drain_time() if self.drain_timeout is None else self.drain_timeout
-        self._bind()
         reactor = self._reactor
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+        self._grace = drain_time(reactor) if self.drain_timeout is None else self.drain_timeout
+        self._bind()
         factory = self._connections = Connections(self._wrapped or self._make_factory(), reactor)
         for listening in self._sockets:
             if listening.family == socket.AF_UNIX:

@@ -3,13 +3,21 @@
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
 from twisted.logger import Logger, LogLevel
 from zope.interface import implementer
 
 from novasvc.errors import describe
-from novasvc.interfaces import IExitRequester, IInterruptible, IReplaceable, IStartable
+from novasvc.interfaces import (
+    IExitRequester,
+    IInterruptible,
+    IReplaceable,
+    ISpecification,
+    ISpecified,
+    IStartable,
+)
 from novasvc.node.handover import hand_over
 from novasvc.node.lifecycle import Lifecycle
 from novasvc.reactor.abandon import abandon_on_cancel
@@ -18,7 +26,7 @@ from novasvc.workers.exit_status import hurry
 _log = Logger()
 
 
-@implementer(IStartable, IExitRequester, IInterruptible)
+@implementer(IStartable, IExitRequester, IInterruptible, ISpecified)
 class ServiceTree(MultiService):
     """Start the parts in order, each when the previous one runs; stop them in reverse.
 
@@ -47,14 +55,9 @@ class ServiceTree(MultiService):
         self._stops: dict[IService, Deferred[Any]] = {}
         self._abandoned = False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only the parts: a worker gets a tree that was never started."""
-        return _make_again, (type(self), self._lifecycle.name), list(self)
-
-    def __setstate__(self, parts: list[IService]) -> None:
-        for part in parts:
-            part.parent = None  # a part pickled with its state has the old tree as its parent
-            part.setServiceParent(self)
+    def specification(self) -> "TreeSpecification":
+        """Return what a worker makes the tree of; see :class:`~novasvc.interfaces.ISpecified`."""
+        return TreeSpecification(type(self), self._lifecycle.name, tuple(self))
 
     @property
     def state(self) -> str:
@@ -279,5 +282,22 @@ class ServiceTree(MultiService):
         _log.debug("{tree}: {state}", tree=self._lifecycle.name, state=state)
 
 
-def _make_again(kind: type[ServiceTree], name: str) -> ServiceTree:
-    return kind(name)
+@implementer(ISpecification)
+@attrs.frozen
+class TreeSpecification:
+    """A :class:`ServiceTree` as its parts.
+
+    :param kind: the class.
+    :param parts: as they come out of a pickle: made, and not started.
+    """
+
+    kind: type[ServiceTree]
+    name: str
+    parts: tuple[IService, ...]
+
+    def build(self, reactor: Any) -> ServiceTree:
+        """Make the tree, and add its parts."""
+        tree = self.kind(self.name)
+        for part in self.parts:
+            part.setServiceParent(tree)
+        return tree

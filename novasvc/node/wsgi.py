@@ -1,43 +1,46 @@
 """WSGIService: serves a WSGI application of a paste configuration over HTTP."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.config.errors import SettingError
-from novasvc.interfaces import IRebuildable, IServiceRegistry, ITransport
-from novasvc.manager import ManagerResources, make_manager
+from novasvc.interfaces import IRebuildable, IServiceRegistry, ISpecified, ITransport
+from novasvc.manager import make_manager
 from novasvc.node.http_service import HTTPService
 from novasvc.node.paste import Loader
-from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.node.signature import ConstructorSignature, hides
-from novasvc.periodic import TaskRunner
-from novasvc.registry.lookup import ServiceLookup
+from novasvc.node.runtime import Runtime, process_runtime
+from novasvc.node.signature import hides
+from novasvc.node.specification import NodeSpecification
+from novasvc.node.wiring import attach, make_client, make_tasks
 from novasvc.rpc import Client
 from novasvc.telemetry.flight import note
 from novasvc.telemetry.logs import pluralize
+from novasvc.workers.specification import check_constructor
 
 _log = Logger()
 
 
-@implementer(IRebuildable)
+@implementer(IRebuildable, ISpecified)
 class WSGIService(HTTPService):
     """Serves an application of WSGI, in one process, or in as many workers as share its port.
 
     Its settings are named after it: ``<name>_listen``, ``<name>_listen_port``, ``<name>_workers``, and
     ``<name>_manager``, whose hooks are called around the start. Each worker loads the application when
-    it starts.
+    it starts. A subclass with a constructor of its own overrides :meth:`specification`.
 
     :param name: the application's name in the paste configuration.
     :param loader: has a method ``load_app(name)``; None loads from api_paste_config.
     :param use_ssl: serve TLS with ssl_cert_file and ssl_key_file; with ssl_ca_file, clients need certificates.
     :param max_url_len: bytes; longer URLs get 414. None is 8192.
     :param runtime: the runtime it uses; None is that of this process.
+    :param tls: the context of TLS, if its files have been read; None reads them.
     :ivar workers: the number of processes that are to serve it.
     :ivar server: the listening server, with ``host`` and ``port`` as soon as the address is bound.
     :raises AppError: there is no such application.
@@ -45,24 +48,10 @@ class WSGIService(HTTPService):
     Source: nova.service.WSGIService.
     """
 
-    __signature__ = ConstructorSignature()
-    _made_of: tuple[tuple[Any, ...], dict[str, Any]]
-    _tls: Any = None
     name: str
     preload = ("novasvc.node.wsgi", "novasvc.http.wsgi")
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember the arguments, so that a worker can make the service again."""
-        self = super().__new__(cls)
-        self._made_of = (args, kwargs)
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle only the constructor's arguments: a worker loads the application itself."""
-        runtime = process_runtime() if self.by_environment else None
-        return _make_again, (type(self), *self._made_of, runtime, self._tls)
-
-    @hides("runtime")
+    @hides("runtime", "tls")
     def __init__(
         self,
         name: str,
@@ -71,7 +60,11 @@ class WSGIService(HTTPService):
         max_url_len: int | None = None,
         *,
         runtime: Runtime | None = None,
+        tls: Any = None,
     ) -> None:
+        self.by_environment = runtime is None
+        self._given_loader = loader
+        self._tls = tls
         self.runtime = runtime or process_runtime()
         settings = self.runtime.settings
         self.name = name
@@ -83,7 +76,7 @@ class WSGIService(HTTPService):
         if loader is None:
             self.loader.check(name)
         self.max_url_len = max_url_len
-        if use_ssl and self._tls is None:
+        if use_ssl and tls is None:
             from novasvc.http.tls import make_tls  # noqa: PLC0415 - imports OpenSSL
 
             self._tls = make_tls(settings.ssl_cert_file, settings.ssl_key_file, settings.ssl_ca_file)
@@ -106,18 +99,22 @@ class WSGIService(HTTPService):
             make_manager(settings.managers[self.name], host=settings.host) if self.name in settings.managers else None
         )
 
-    @property
-    def by_environment(self) -> bool:
-        """Whether it was given no runtime, and so uses the environment's settings."""
-        return self._made_of[1].get("runtime") is None
+    def specification(self) -> "WSGISpecification":
+        """Return what a worker makes the service of; see :class:`~novasvc.interfaces.ISpecified`.
 
-    def made_again(self) -> Self:
-        """Make a new service from the same arguments; files are read again.
-
-        :raises NovasvcError: the service cannot be made.
+        The worker loads the application itself. It does not read the files of TLS: they may have changed.
         """
-        args, kwargs = self._made_of
-        return type(self)(*args, **kwargs)
+        check_constructor(self, WSGIService)
+        arguments = self.name, self._given_loader, self.use_ssl, self.max_url_len
+        options = {"runtime": None if self.by_environment else self.runtime, "tls": self._tls}
+        environment = process_runtime() if self.by_environment else None
+        return WSGISpecification(type(self), arguments, options, None, environment)
+
+    def rebuild(self) -> "WSGIService":
+        """Make a new service; files are read again. See :class:`~novasvc.interfaces.IRebuildable`."""
+        check_constructor(self, WSGIService)
+        runtime = None if self.by_environment else self.runtime
+        return type(self)(self.name, self._given_loader, self.use_ssl, self.max_url_len, runtime=runtime)
 
     # -- the way up, and down ------------------------------------------------------------------
 
@@ -177,33 +174,14 @@ class WSGIService(HTTPService):
 
     async def _attach(self, manager: Any) -> None:
         runtime = self.runtime
-        settings = runtime.settings
         self._step = "open the transport"
         self._transport = await runtime.broker.acquire()
-        explain = ServiceLookup(lambda: self._registry, runtime.reactor, settings.service_down_time)
-        self._client = Client(
-            self._transport, clock=runtime.reactor, timeout=settings.rpc_response_timeout, explain=explain
-        )
+        self._client = make_client(runtime, self._transport, lambda: self._registry)
         self._step = "reach the registry"
         self._registry = await self._registry_connection.acquire()
-        tasks = TaskRunner(
-            manager,
-            clock=runtime.reactor,
-            random_source=runtime.random_source,
-            fuzzy_delay=settings.periodic_fuzzy_delay,
-            interval_max=settings.periodic_interval_max,
-            run_external=settings.run_external_periodic_tasks,
-        )
-        manager.attach(
-            ManagerResources(
-                reactor=runtime.reactor,
-                rpc=self._client,
-                tasks=tasks,
-                registry=self._registry,
-                run_blocking=runtime.run_blocking,
-                worker=runtime.worker,
-            )
-        )
+        delay, interval = runtime.settings.periodic_fuzzy_delay, runtime.settings.periodic_interval_max
+        tasks = make_tasks(manager, runtime, fuzzy_delay=delay, interval_max=interval)
+        attach(manager, runtime, self._client, self._registry, tasks)
 
     @property
     def _registry_connection(self) -> Any:
@@ -266,13 +244,12 @@ def _workers(name: str, given: int | None) -> int:
     return given
 
 
-def _make_again(
-    kind: type[WSGIService], args: Sequence[Any], kwargs: dict[str, Any], of_process: Runtime | None, tls: Any
-) -> WSGIService:
-    if of_process is not None:
-        set_process_runtime(of_process)
-    service = kind.__new__(kind, *args, **kwargs)
-    service._tls = tls  # noqa: SLF001 - so that the files are not read again
-    service.__init__(*args, **kwargs)  # type: ignore[misc]
-    service.manager  # noqa: B018 - fail here, for good, if the worker's manager cannot be made
-    return service
+@attrs.frozen
+class WSGISpecification(NodeSpecification):
+    """A :class:`WSGIService` as the arguments of its constructor."""
+
+    def build(self, reactor: Any) -> Any:
+        """Make the service, with its manager."""
+        service = super().build(reactor)
+        service.manager  # noqa: B018 - fail here, for good, if the worker's manager cannot be made
+        return service

@@ -53,10 +53,10 @@ class Heartbeat:
     skipped, and the reason is logged once. Heartbeats never overlap: the registry bounds the time
     of each, and LoopingCall waits for it.
 
-    :param identity: what the service registers as again if its row was deleted.
+    :param identity: identity to register again with if the row was deleted.
     :param record: the row, as it was registered.
     :param report_interval: seconds between heartbeats. With 0 none is sent, as in Nova: the row exists and ages.
-    :param checks: must all return None for a heartbeat to be sent.
+    :param checks: liveness checks; a heartbeat is sent only if all of them return None.
     :ivar sent: heartbeats sent.
     :ivar failures: heartbeats that could not be written.
     :ivar skipped: heartbeats not sent because a check failed.

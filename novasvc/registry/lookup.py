@@ -13,7 +13,7 @@ from novasvc.rpc.errors import UndeliverableError
 from novasvc.rpc.replies import EXPLAIN_PATIENCE
 from novasvc.rpc.target import Target
 
-_TARGETS = 100
+_MAX_TARGETS = 100
 """Targets whose counts are cached for a second, so that thousands of failing calls cause one query."""
 
 
@@ -29,16 +29,16 @@ class ServiceLookup:
     _registry: Callable[[], IServiceRegistry | None]
     _clock: IReactorTime
     _service_down_time: float
-    _asked: dict[tuple[str, str | None], CoalescingCache[ServiceTotals]] = attrs.field(factory=dict, init=False)
+    _caches: dict[tuple[str, str | None], CoalescingCache[ServiceTotals]] = attrs.field(factory=dict, init=False)
 
     def __call__(self, target: Target) -> Deferred[UndeliverableError]:
         """Return an error with the counts; fails within EXPLAIN_PATIENCE if the registry does not answer."""
         key = target.topic, target.server
-        memo = self._asked.pop(key, None) or CoalescingCache(lambda: self._count(*key), self._clock)
-        self._asked[key] = memo
-        if len(self._asked) > _TARGETS:
-            del self._asked[next(iter(self._asked))]
-        answer = memo.get()
+        cache = self._caches.pop(key, None) or CoalescingCache(lambda: self._count(*key), self._clock)
+        self._caches[key] = cache
+        if len(self._caches) > _MAX_TARGETS:
+            del self._caches[next(iter(self._caches))]
+        answer = cache.get()
         return answer.addCallback(lambda totals: UndeliverableError(str(target), totals.services, totals.up))
 
     def _count(self, topic: str, host: str | None) -> Deferred[ServiceTotals]:

@@ -19,7 +19,7 @@ from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 
 _T = TypeVar("_T")
 
-_NAMES = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
+_SORT_COLUMNS = {"name": ("binary", "host"), "host": ("host", "binary"), "seen": (), "id": ()}
 """The columns that each sort order compares before time stamp and id."""
 
 
@@ -60,7 +60,7 @@ class MemoryRegistry:
                 raise DatabaseConflictError("memory:", problem)
             self._check_writable()
             self._last_id += 1
-            self._rows.append(self._fresh(host, binary, topic, version))
+            self._rows.append(self._new_row(host, binary, topic, version))
             return self._aged(self._rows[-1])
 
         return self._answer(read_or_create)
@@ -106,19 +106,23 @@ class MemoryRegistry:
     def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
         """Read one page of the live rows, filtered and sorted."""
 
-        def place(row: ServiceRecord) -> tuple[Any, ...]:
-            return tuple(getattr(row, name) or "" for name in _NAMES[query.sort]) + (
+        def sort_key(row: ServiceRecord) -> tuple[Any, ...]:
+            return tuple(getattr(row, name) or "" for name in _SORT_COLUMNS[query.sort]) + (
                 (row.last_seen_up or row.created_at, row.id) if query.sort == "seen" else (row.id,)
             )
 
         def select() -> ServicePage:
-            rows = sorted(self._found(query), key=place, reverse=query.descending)
+            rows = sorted(self._matching(query), key=sort_key, reverse=query.descending)
             if query.after is not None:
                 named = [row for row in (*self._rows, *self._deleted) if query.after in {str(row.id), row.uuid}]
                 if not named:
                     raise ServiceNotFoundError(query.after)
-                mark = place(named[0])
-                rows = [row for row in rows if (place(row) < mark if query.descending else place(row) > mark)]
+                marker_key = sort_key(named[0])
+                rows = [
+                    row
+                    for row in rows
+                    if (sort_key(row) < marker_key if query.descending else sort_key(row) > marker_key)
+                ]
             return ServicePage(rows[: query.limit], query.limit is not None and len(rows) > query.limit)
 
         return self._answer(select)
@@ -127,7 +131,7 @@ class MemoryRegistry:
         """Count the live rows that match a query."""
 
         def count() -> ServiceTotals:
-            rows = self._found(query)
+            rows = self._matching(query)
             forced = sum(row.forced_down for row in rows)
             up = sum(is_up(row, query.service_down_time) for row in rows)
             hosts, disabled = len({row.host for row in rows}), sum(row.disabled for row in rows)
@@ -171,10 +175,10 @@ class MemoryRegistry:
         if self.unwritable is not None:
             raise self.unwritable
 
-    def _found(self, query: ServiceQuery) -> Records:
+    def _matching(self, query: ServiceQuery) -> Records:
         exact = {name: getattr(query, name) for name in ("host", "binary", "topic", "disabled")}
 
-        def fits(row: ServiceRecord) -> bool:
+        def matches(row: ServiceRecord) -> bool:
             texts = (row.host, row.binary, row.topic, row.disabled_reason)
             return (
                 all(value is None or value == getattr(row, name) for name, value in exact.items())
@@ -183,7 +187,7 @@ class MemoryRegistry:
                 and (query.text is None or any(query.text.lower() in (text or "").lower() for text in texts))
             )
 
-        return [row for row in map(self._aged, self._rows) if fits(row)]
+        return [row for row in map(self._aged, self._rows) if matches(row)]
 
     def _row(self, service_id: int) -> ServiceRecord:
         for row in self._rows:
@@ -204,7 +208,7 @@ class MemoryRegistry:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.seconds(), UTC).replace(tzinfo=None)
 
-    def _fresh(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
+    def _new_row(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
         return ServiceRecord(
             id=self._last_id,
             uuid=str(uuid.uuid4()),

@@ -48,7 +48,7 @@ class ServiceQuery:
 class ServicePage:
     """One page of a query's rows.
 
-    :param rows: in the query's order, at most its limit.
+    :param rows: the rows in the query's order, at most its limit.
     :param more: whether rows follow this page.
     """
 

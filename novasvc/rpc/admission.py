@@ -114,7 +114,7 @@ class Admission:
         self._clock = clock
         self._operations = operations
         self._siblings = siblings
-        self._narrowed = self._over = False
+        self._topic_cancelled = self._over = False
         self._aside: list[Arrival] = []
         self._undecided: dict[Arrival, None] = {}
         self._paused: dict[Arrival, IDelayedCall] = {}
@@ -135,7 +135,7 @@ class Admission:
         if sent_to == "fanout":
             arrival.delivery.ack()
         elif sent_to == "topic":
-            if self._narrowed:
+            if self._topic_cancelled:
                 self._decisions.give_back(arrival)
             else:
                 self._aside.append(arrival)
@@ -145,7 +145,7 @@ class Admission:
             self._undecided[arrival] = None
             request_id = arrival.request.context.get("request_id")
             asked = self._siblings(request_id if isinstance(request_id, str) else "")
-            asked.addCallback(self._told, arrival, at_once=not self._narrowed)
+            asked.addCallback(self._told, arrival, at_once=not self._topic_cancelled)
 
     def replace(self, unique_id: str | None, delivery: IDelivery) -> bool:
         """Replace the delivery of an undecided or held request by its redelivery; return whether there was one.
@@ -161,9 +161,9 @@ class Admission:
                 return True
         return False
 
-    def narrowed(self) -> None:
+    def topic_cancelled(self) -> None:
         """Give back the topic's requests. Called when only messages to this server itself are still delivered."""
-        self._narrowed = True
+        self._topic_cancelled = True
         aside, self._aside = self._aside, []
         for arrival in aside:
             self._decisions.give_back(arrival)
@@ -184,7 +184,7 @@ class Admission:
 
     def _told(self, answer: str, arrival: Arrival, *, at_once: bool) -> None:
         if arrival not in self._undecided:
-            return  # close() has given it back.
+            return  # close() has requeued it already.
         del self._undecided[arrival]
         if self.belongs(arrival.request) or (answer == UNDER_WAY and not self._over):
             self._decisions.take_in(arrival)
@@ -198,7 +198,7 @@ class Admission:
 
     def _settle(self, arrival: Arrival) -> None:
         """Refuse a call, or hold a cast, that no other worker can run now."""
-        if arrival.request.back is not None:
+        if arrival.request.reply_to is not None:
             self._decisions.refuse(arrival, ServiceDrainingError(self._target))
         else:
             self._hold(arrival)

@@ -6,13 +6,13 @@ import attrs
 
 from novasvc.context import RequestContext
 from novasvc.rpc.exposure import expose
-from novasvc.rpc.message import WayBack, encode_request
+from novasvc.rpc.message import ReplyTo, encode_request
 
 
 def write_ping(msg_id: str, address: str) -> bytes:
     """Encode a call of ``ping`` with this reply address; see :data:`novasvc.interfaces.WriteProbe`."""
-    back = WayBack(msg_id, address)
-    return encode_request("ping", {"arg": "reachability"}, {}, namespace="baseapi", version="1.0", back=back)
+    reply_to = ReplyTo(msg_id, address)
+    return encode_request("ping", {"arg": "reachability"}, {}, namespace="baseapi", version="1.0", reply_to=reply_to)
 
 
 @attrs.frozen(eq=False)

@@ -31,7 +31,8 @@ class Call:
     :ivar answered: the reply was sent, or no reply must be sent.
     :ivar held: another copy of the message will be delivered to this process; see
         :meth:`novasvc.interfaces.IDelivery.hold`.
-    :ivar missed: the broker seems to have lost the message; see Note [Void deliveries] in novasvc.rpc.parking.
+    :ivar message_lost: the broker seems to have lost the message; see Note [Void deliveries] in
+        novasvc.rpc.awaiting_redelivery.
     :ivar backlog_slot: the call's slot in the shared record of requests not begun; None without an entry.
     :ivar placed: the call has a place in a group of redelivered calls; see novasvc.rpc.redelivery.
     """
@@ -50,6 +51,6 @@ class Call:
     keepalive: IDelayedCall | None = attrs.field(default=None, init=False)
     answered: bool = attrs.field(default=False, init=False)
     held: bool = attrs.field(default=False, init=False)
-    missed: bool = attrs.field(default=False, init=False)
+    message_lost: bool = attrs.field(default=False, init=False)
     backlog_slot: int | None = attrs.field(default=None, init=False)
     placed: bool = attrs.field(default=False, init=False)

@@ -14,16 +14,15 @@ from twisted.python.failure import Failure
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import ITransport
 from novasvc.rpc.call import Call
-from novasvc.rpc.counts import Counts
 from novasvc.rpc.deadline import Deadlines
 from novasvc.rpc.endpoint import Method
 from novasvc.rpc.errors import MethodTimeoutError, ResultNotSerializableError
 from novasvc.rpc.failure import write_failure
 from novasvc.rpc.ledger import Ledger
-from novasvc.rpc.message import Request, WayBack, encode_failure, encode_keepalive, encode_result
+from novasvc.rpc.message import ReplyTo, Request, encode_failure, encode_keepalive, encode_result
 from novasvc.rpc.recent import RecentReplies
 from novasvc.telemetry.flight import note
-from novasvc.telemetry.metrics import MethodMetrics
+from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
 
@@ -35,15 +34,15 @@ RunBlocking = Callable[[Callable[[], Any]], Deferred[Any]]
 class _Reply:
     """A reply being published.
 
-    :param back: the caller's message id and reply address.
-    :param patience: seconds for which the caller still waits; None if unknown.
+    :param reply_to: the caller's message id and reply address.
+    :param timeout: seconds for which the caller still waits; None if unknown.
     :param call: the call that it answers; None for a refused request, which never became a call.
     :param settles: settle the call when the reply is published, not before (idempotent calls).
     """
 
-    back: WayBack
+    reply_to: ReplyTo
     body: bytes
-    patience: float | None
+    timeout: float | None
     call: Call | None = None
     settles: bool = False
 
@@ -63,8 +62,8 @@ class Execution:
     :param clock: measures deadlines.
     :param run_blocking: runs blocking methods in a thread.
     :param send_tracebacks: send callers the whole traceback of an error.
-    :param counts: outcomes of the deliveries, updated here.
-    :param figures: metrics of every method that can be called.
+    :param delivery_metrics: counts the messages that are not run, or whose replies are lost.
+    :param method_metrics: metrics of every method that can be called.
     :param ended: called when a method or the publishing of a reply has ended, or a method has timed out.
     :ivar running: calls whose methods have not ended, oldest first; includes calls that were cut short.
     :ivar publishing: Deferreds of replies that the transport has not confirmed.
@@ -78,8 +77,8 @@ class Execution:
         *,
         run_blocking: RunBlocking,
         send_tracebacks: bool,
-        counts: Counts,
-        figures: Mapping[Method, MethodMetrics],
+        delivery_metrics: DeliveryMetrics,
+        method_metrics: Mapping[Method, MethodMetrics],
         ended: Callable[[], None],
     ) -> None:
         self.publishing: dict[Deferred[None], None] = {}
@@ -90,8 +89,8 @@ class Execution:
         self._clock = clock
         self._run_blocking = run_blocking
         self._send_tracebacks = send_tracebacks
-        self._counts = counts
-        self._figures = figures
+        self._delivery_metrics = delivery_metrics
+        self._method_metrics = method_metrics
         self._ended = ended
         self._deadlines = Deadlines[Call](clock, self._overdue)
 
@@ -113,16 +112,16 @@ class Execution:
     def drop_stale(self, call: Call) -> bool:
         """Drop a call that must not begin now; return whether it was dropped.
 
-        An expired call is settled: its caller has stopped waiting. A call whose session has ended is
-        parked: its delivery is void, and the server that receives the redelivery decides about it.
-        That may be this server.
+        An expired call is settled: its caller has stopped waiting. A call whose session has ended waits
+        for its redelivery: its delivery is void, and the server that receives the redelivery decides
+        about it. That may be this server.
         """
         if call.expires_at is not None and call.expires_at <= self._clock.seconds():
-            self._counts.unserved("expired")
+            self._delivery_metrics.expired.value += 1
             self._ledger.settle(call)
             return True
-        if call.delivery.session.ended and not call.missed:
-            self._ledger.park(call)
+        if call.delivery.session.ended and not call.message_lost:
+            self._ledger.await_redelivery(call)
             return True
         return False
 
@@ -146,7 +145,7 @@ class Execution:
         call.request_id = context.request_id
         note("call", f"{call.method.name} began {call.request_id}")
         self.running[call] = None
-        self._figures[call.method].now.value += 1
+        self._method_metrics[call.method].now.value += 1
         try:
             result = self._run(call)
         except KeyboardInterrupt:
@@ -179,20 +178,19 @@ class Execution:
 
         :param result: the method's result, or a Failure.
         """
-        figures = self._figures[call.method]
+        metrics = self._method_metrics[call.method]
         try:
             if isinstance(result, Failure):
-                self._failed(result, call, figures)
+                self._failed(result, call, metrics)
                 return
-            self._counts.completed += 1
             if not call.answered:
-                figures.done.value += 1
+                metrics.done.value += 1
             note("call", f"{call.method.name} done {call.request_id}")
-            if call.request.back is None or call.answered:
+            if call.request.reply_to is None or call.answered:
                 self._conclude(call, None)
                 return
             try:
-                body = encode_result(call.request.back.msg_id, result, call.method.name)
+                body = encode_result(call.request.reply_to.msg_id, result, call.method.name)
             except ResultNotSerializableError as error:
                 call.scope.copy().run(_log.error, "{error}", error=error)
                 self.answer(call, error)
@@ -200,21 +198,20 @@ class Execution:
                 self._conclude(call, body)
         finally:
             self.running.pop(call, None)
-            figures.now.value -= 1
-            figures.seconds.observe(self._clock.seconds() - call.began)
+            metrics.now.value -= 1
+            metrics.seconds.observe(self._clock.seconds() - call.began)
             if call.running is not None:
                 self._deadlines.live.pop(call, None)
                 self._ended()  # Not for a method that ended at once: the caller of begin() continues by itself.
 
-    def _failed(self, failure: Failure, call: Call, figures: MethodMetrics) -> None:
+    def _failed(self, failure: Failure, call: Call, metrics: MethodMetrics) -> None:
         error = cast(BaseException, failure.value)
         note("call", f"{call.method.name} failed {call.request_id} {type(error).__name__}")
         if not call.answered:
-            outcome = figures.expected if failure.check(*call.method.exposure.expected) else figures.failed
+            outcome = metrics.expected if failure.check(*call.method.exposure.expected) else metrics.failed
             outcome.value += 1
-            figures.raised(error)
+            metrics.raised(error)
         if not (call.answered and failure.check(CancelledError)):
-            self._counts.failed += 1
             # A copy: a Context cannot be entered twice, and the method's thread may still be in the scope.
             call.scope.copy().run(_log_failure, call.method, failure)
         self.answer(call, error, failure)
@@ -222,7 +219,6 @@ class Execution:
     # -- cancellation --------------------------------------------------------------------------
 
     def _overdue(self, call: Call) -> None:
-        self._counts.timed_out += 1
         self._cut_short(call)
         self._ended()
 
@@ -236,7 +232,7 @@ class Execution:
         """
         if not call.answered:
             note("call", f"{call.method.name} {'was cut short' if reason else 'timed out'} {call.request_id}")
-            self._figures[call.method].timed_out.value += 1
+            self._method_metrics[call.method].timed_out.value += 1
             error = MethodTimeoutError(call.method.name, round(self._clock.seconds() - call.began, 3), reason)
             call.scope.copy().run(_log.warn, "{error}", error=error)
             self.answer(call, error)
@@ -262,7 +258,7 @@ class Execution:
             if call.method.exposure.idempotent and not call.answered:
                 call.answered = True
                 self._stop_keepalive(call)
-                self._ledger.give_back(call)  # With its old count: a shutdown is not a death.
+                self._ledger.requeue(call)  # With its old count: a shutdown is not a death.
         for call in list(self.running):
             self._cut_short(call, reason)
         if self._transport.problem() is not None:
@@ -278,33 +274,33 @@ class Execution:
         :param error: the error to send.
         :param failure: the Failure that holds the traceback, sent if ``send_tracebacks`` is set; None for no traceback.
         """
-        back = call.request.back
-        if back is None or call.answered:
+        reply_to = call.request.reply_to
+        if reply_to is None or call.answered:
             self._conclude(call, None)
             return
         lines = failure.getTraceback().splitlines() if failure and self._send_tracebacks else ()
         try:
-            body = encode_failure(back.msg_id, write_failure(error, lines))
+            body = encode_failure(reply_to.msg_id, write_failure(error, lines))
         except ValueError as problem:  # The message is over the size limit.
             substitute = ResultNotSerializableError(call.method.name, f"it raised {type(error).__name__}; {problem}")
-            body = encode_failure(back.msg_id, write_failure(substitute))
+            body = encode_failure(reply_to.msg_id, write_failure(substitute))
         self._conclude(call, body)
 
-    def refuse(self, back: WayBack, error: Exception, patience: float | None) -> None:
+    def refuse(self, reply_to: ReplyTo, error: Exception, timeout: float | None) -> None:
         """Reply with an error to a request that did not become a call.
 
-        :param patience: seconds for which the caller still waits; None if unknown.
+        :param timeout: seconds for which the caller still waits; None if unknown.
         """
-        self._publish(_Reply(back, encode_failure(back.msg_id, write_failure(error)), patience))
+        self._publish(_Reply(reply_to, encode_failure(reply_to.msg_id, write_failure(error)), timeout))
 
-    def answer_again(self, request: Request, patience: float | None) -> None:
+    def answer_again(self, request: Request, timeout: float | None) -> None:
         """Publish the reply to a duplicate request again, if the reply is remembered.
 
-        :param patience: seconds for which the caller still waits; None if unknown.
+        :param timeout: seconds for which the caller still waits; None if unknown.
         """
         found = self._recent.get(request.unique_id)
         if found is not None:
-            self._publish(_Reply(*found, patience))
+            self._publish(_Reply(*found, timeout))
 
     def _conclude(self, call: Call, body: bytes | None) -> None:
         """Publish the reply to a call, once; acknowledge an idempotent call after that.
@@ -317,11 +313,11 @@ class Execution:
         if call.keepalive is not None:
             self._stop_keepalive(call)
         settles = call.method.exposure.idempotent
-        if body is not None and call.request.back is not None:
-            patience = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
+        if body is not None and call.request.reply_to is not None:
+            timeout = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
             if settles and call.request.unique_id is not None:
-                self._recent.add(call.request.unique_id, call.request.back, body)
-            self._publish(_Reply(call.request.back, body, patience, call, settles))
+                self._recent.add(call.request.unique_id, call.request.reply_to, body)
+            self._publish(_Reply(call.request.reply_to, body, timeout, call, settles))
         elif settles:
             self._ledger.settle(call)
 
@@ -335,9 +331,9 @@ class Execution:
 
         This keeps the call, not its delivery: a redelivery may have replaced the delivery by then.
         """
-        patience = None if reply.patience is None else max(0.0, reply.patience)
-        until = None if patience is None else self._clock.seconds() + patience
-        publishing: Deferred[None] = self._transport.reply(reply.back.address, reply.body, patience)
+        timeout = None if reply.timeout is None else max(0.0, reply.timeout)
+        until = None if timeout is None else self._clock.seconds() + timeout
+        publishing: Deferred[None] = self._transport.reply(reply.reply_to.address, reply.body, timeout)
         if publishing.called and publishing.result is None:
             # Published synchronously, as by the in-memory transport: save the cost of two callbacks per call.
             if reply.settles:
@@ -359,7 +355,7 @@ class Execution:
         self._ended()
 
     def _unpublished(self, failure: Failure, publishing: Deferred[None], reply: _Reply, until: float | None) -> None:
-        self._counts.unserved("unanswered")
+        self._delivery_metrics.unanswered.value += 1
         too_late = until is not None and until <= self._clock.seconds()
         reply.log(
             "the reply to {method} was dropped, because {why}: {reason}",
@@ -369,7 +365,7 @@ class Execution:
         if too_late:
             self._settle(reply)  # The method has run, and its caller has stopped waiting.
         elif reply.settles and reply.call is not None:
-            self._ledger.give_back(reply.call)
+            self._ledger.requeue(reply.call)
         del self.publishing[publishing]
         self._ended()
 
@@ -377,13 +373,13 @@ class Execution:
 
     def _keep_alive(self, call: Call) -> None:
         """Schedule the next keepalive, at half the caller's interval, if the caller asked for keepalives."""
-        seconds, back = call.request.keepalive, call.request.back
-        if seconds is not None and back is not None and not call.answered:
-            call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, back)
+        seconds, reply_to = call.request.keepalive, call.request.reply_to
+        if seconds is not None and reply_to is not None and not call.answered:
+            call.keepalive = self._clock.callLater(seconds / 2, self._show_life, call, reply_to)
 
-    def _show_life(self, call: Call, back: WayBack) -> None:
+    def _show_life(self, call: Call, reply_to: ReplyTo) -> None:
         call.keepalive = None
-        showing: Deferred[None] = self._transport.reply(back.address, encode_keepalive(back.msg_id))
+        showing: Deferred[None] = self._transport.reply(reply_to.address, encode_keepalive(reply_to.msg_id))
         # A caller that cannot be reached gets no further keepalives.
         showing.addCallbacks(lambda _: self._keep_alive(call), lambda _: None)
 

@@ -9,13 +9,13 @@ from novasvc.rpc.ledger import Ledger
 
 
 class Holding:
-    """Check the calls in hand periodically, and give back or hold those whose deliveries are due.
+    """Check the unsettled calls periodically, and give back or hold those whose deliveries are due.
 
     A call that has not begun within ``hold_after`` is given back: another server may have room for it. A
     running call is held, repeatedly; see :meth:`novasvc.interfaces.IDelivery.hold`.
 
     :param clock: measures the age of deliveries.
-    :param ledger: the calls in hand.
+    :param ledger: the unsettled calls.
     :param hold_after: returns the current limit in seconds, see :class:`novasvc.interfaces.IListener`; None is
         no limit.
     :param give_back: gives a call back if it has not begun, and returns whether it did.

@@ -1,4 +1,4 @@
-"""Deduplication: a server's record of the calls in hand and of the messages that it has settled."""
+"""Deduplication: a server's record of its unsettled calls and of the messages that it has settled."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.interfaces import IDelivery, ISession
+from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.call import Call
-from novasvc.rpc.parking import Parking
 
 
 @attrs.define(eq=False)
@@ -26,23 +26,23 @@ class SeenWindow:
         whose acknowledgement a session could not deliver is remembered.
     :param seconds: how long to remember an id, > 0.
     :ivar seen: by id: when it was settled, on which session, and whether a copy of the message is expected.
-    :ivar unread: ids kept beyond ``seen``: their acknowledgement may not have been read, or a copy is expected.
+    :ivar overflow: ids kept beyond ``seen``: their acknowledgement may not have been read, or a copy is expected.
     """
 
     _clock: IReactorTime
     _count: int = 10_000
     _seconds: float = 600.0
     seen: OrderedDict[str, tuple[float, ISession, bool]] = attrs.field(factory=OrderedDict, init=False)
-    unread: OrderedDict[str, None] = attrs.field(factory=OrderedDict, init=False)
+    overflow: OrderedDict[str, None] = attrs.field(factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
-        return len(self.seen) + len(self.unread)
+        return len(self.seen) + len(self.overflow)
 
     def __contains__(self, unique_id: str) -> bool:
         """Return whether an id is remembered; an expired one is dropped."""
         entry = self.seen.get(unique_id)
         if entry is None:
-            return unique_id in self.unread
+            return unique_id in self.overflow
         then, session, expected = entry
         if expected or session.ended or self._clock.seconds() - then < self._seconds:
             return True
@@ -58,24 +58,24 @@ class SeenWindow:
         seen = self.seen
         if unique_id in seen:
             del seen[unique_id]
-        elif self.unread:
-            self.unread.pop(unique_id, None)
+        elif self.overflow:
+            self.overflow.pop(unique_id, None)
         seen[unique_id] = (self._clock.seconds(), session, expected)
         if len(seen) > self._count:
             oldest, (_, session, expected) = seen.popitem(last=False)
             if expected or session.ended:
-                self.unread[oldest] = None
-                if len(self.unread) > self._count:
-                    self.unread.popitem(last=False)
+                self.overflow[oldest] = None
+                if len(self.overflow) > self._count:
+                    self.overflow.popitem(last=False)
 
 
 class Ledger:
     """Track one server's calls by the unique ids of their messages, and settle their deliveries.
 
-    A message without a unique id is tracked while it is in hand, but a redelivery of it is not recognised.
+    A message without a unique id is tracked until it is settled, but a redelivery of it is not recognised.
 
     :param clock: measures how long ids are remembered.
-    :param parking: keeps the calls whose deliveries became void before they began.
+    :param awaiting: keeps the calls whose deliveries became void before they began.
     :param remembered: the least number of settled ids to remember; see :class:`SeenWindow`.
     """
 
@@ -86,72 +86,72 @@ class Ledger:
     # holds a copy. A process that received the message before, and still lives, knows what it did
     # with it. That decides, whatever the count of deliveries says:
     #
-    # - In hand (waiting, running, or its reply is being published): the new delivery replaces the
+    # - Unsettled (waiting, running, or its reply is being published): the new delivery replaces the
     #   old one, which is void or is acknowledged.
     # - Settled (answered, refused, or begun at-most-once): the new delivery is acknowledged. If the
     #   message was held, its copy will certainly be delivered, so its id is kept until then.
     # - Quarantined: another copy of the message is acknowledged. A message with this id that was
     #   never delivered before is new: an operator has put it back into the queue.
-    # - Given back: the process treats the message as one it has never seen.
-    # - Parked (it waited, and its delivery became void): the call waits again, with the new delivery.
-    #   See Note [Void deliveries] in novasvc.rpc.parking.
+    # - Requeued: the process treats the message as one it has never seen.
+    # - Awaiting redelivery (it waited, and its delivery became void): the call waits again, with the new
+    #   delivery. See Note [Void deliveries] in novasvc.rpc.awaiting_redelivery.
 
-    def __init__(self, clock: IReactorTime, parking: Parking, remembered: int = 0) -> None:
+    def __init__(self, clock: IReactorTime, awaiting: AwaitingRedelivery, remembered: int = 0) -> None:
         self._clock = clock
-        self._parking = parking
-        self._in_hand: dict[object, Call] = {}
+        self._awaiting = awaiting
+        self._unsettled: dict[object, Call] = {}
         self._settled = SeenWindow(clock, count=max(10_000, remembered))
         self._quarantined = SeenWindow(clock, count=1_000)
 
     def __iter__(self) -> Iterator[Call]:
-        """Iterate over a snapshot of the calls in hand."""
-        return iter(list(self._in_hand.values()))
+        """Iterate over a snapshot of the unsettled calls."""
+        return iter(list(self._unsettled.values()))
 
-    def take(self, call: Call) -> None:
-        """Record a call as in hand."""
-        self._in_hand[call.request.unique_id or call] = call
+    def add(self, call: Call) -> None:
+        """Record an unsettled call."""
+        self._unsettled[call.request.unique_id or call] = call
 
-    def take_new(self, call: Call) -> bool:
-        """Record a call as in hand, unless its message may have been here before; return whether it was recorded."""
+    def add_new(self, call: Call) -> bool:
+        """Record an unsettled call, unless its message may be one received before; return whether it was recorded."""
         unique_id = call.request.unique_id
         settled, quarantined = self._settled, self._quarantined
         if unique_id is not None and (
             unique_id in settled.seen
-            or unique_id in self._in_hand
-            or unique_id in self._parking.calls
-            or unique_id in settled.unread
+            or unique_id in self._unsettled
+            or unique_id in self._awaiting.calls
+            or unique_id in settled.overflow
             or unique_id in quarantined.seen
-            or unique_id in quarantined.unread
+            or unique_id in quarantined.overflow
         ):
             return False
-        self._in_hand[unique_id or call] = call
+        self._unsettled[unique_id or call] = call
         return True
 
-    def find(self, unique_id: str | None) -> Call | None:
-        """Return the call of a message that is in hand or parked, or None."""
+    def get(self, unique_id: str | None) -> Call | None:
+        """Return the call of a message that is unsettled or awaits its redelivery, or None."""
         if unique_id is None:
             return None
-        return self._in_hand.get(unique_id) or self._parking.find(unique_id)
+        return self._unsettled.get(unique_id) or self._awaiting.get(unique_id)
 
-    def take_over(self, call: Call, delivery: IDelivery) -> bool:
-        """Replace a call's delivery by a new one; return whether the call was parked and is in hand again."""
+    def replace_delivery(self, call: Call, delivery: IDelivery) -> bool:
+        """Replace a call's delivery by a new one; return whether the call awaited it, and has to be queued again."""
         # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be acknowledged.
         call.delivery.ack()
         call.delivery, call.delivered, call.held = delivery, self._clock.seconds(), False
         unique_id = call.request.unique_id
-        if unique_id is None or not self._parking.take(unique_id):
+        if unique_id is None or not self._awaiting.remove(unique_id):
             return False
-        self.take(call)
+        self.add(call)
         return True
 
-    def park(self, call: Call) -> None:
-        """Park a call that has not begun and whose delivery is void."""
-        self._in_hand.pop(call.request.unique_id or call, None)
-        self._parking.add(call)
+    def await_redelivery(self, call: Call) -> None:
+        """Let a call that has not begun wait for its redelivery, because its delivery is void."""
+        self._unsettled.pop(call.request.unique_id or call, None)
+        self._awaiting.add(call)
 
     def release(self, call: Call) -> None:
-        """Forget a call in hand that has not begun; the caller then settles its delivery, or takes it again."""
-        self._in_hand.pop(call.request.unique_id or call, None)
+        """Forget an unsettled call that has not begun; the caller then settles its delivery, or adds it again."""
+        self._unsettled.pop(call.request.unique_id or call, None)
 
     def hold(self, call: Call) -> None:
         """Extend the time to settle a call's message; see :meth:`novasvc.interfaces.IDelivery.hold`."""
@@ -161,7 +161,7 @@ class Ledger:
     def settle(self, call: Call) -> None:
         """Acknowledge a call's delivery, forget the call, and remember its unique id."""
         unique_id = call.request.unique_id
-        self._in_hand.pop(unique_id or call, None)
+        self._unsettled.pop(unique_id or call, None)
         if unique_id is not None:
             self._settled.add(unique_id, call.delivery.session, expected=call.held)
         call.delivery.ack()
@@ -181,7 +181,7 @@ class Ledger:
         if unique_id is not None:
             self._quarantined.add(unique_id, delivery.session)
 
-    def settle_again(self, delivery: IDelivery, unique_id: str | None) -> bool:
+    def acknowledge_duplicate(self, delivery: IDelivery, unique_id: str | None) -> bool:
         """Acknowledge a delivery of a message that this server is known to have settled.
 
         :return: whether it was acknowledged; False for a message that is not remembered.
@@ -196,12 +196,12 @@ class Ledger:
             return False
         return True
 
-    def give_back(self, call: Call, *, here: bool = False) -> None:
+    def requeue(self, call: Call, *, here: bool = False) -> None:
         """Requeue a call's message with its delivery count, and forget the call.
 
         :param here: requeue it to this process, so that the transport counts the next delivery; see
             :meth:`novasvc.interfaces.IDelivery.requeue_here`.
         """
-        self._in_hand.pop(call.request.unique_id or call, None)
+        self._unsettled.pop(call.request.unique_id or call, None)
         requeue = call.delivery.requeue_here if here else call.delivery.requeue
         requeue(call.deliveries)

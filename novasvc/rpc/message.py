@@ -32,7 +32,7 @@ _BEFORE_ENDS = len(_BEFORE)
 _NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
-class WayBack(NamedTuple):
+class ReplyTo(NamedTuple):
     """The return address of a call.
 
     :param msg_id: the call's message id, repeated in the reply.
@@ -51,10 +51,10 @@ class Request(NamedTuple):
     :param context: the context's entries, by name without the prefix.
     :param namespace: the interface's name; None is the interface without a name.
     :param version: the version that the caller requires; None (sent as null) matches no method.
-    :param back: the return address; None for a cast.
+    :param reply_to: the return address; None for a cast.
     :param unique_id: the message's id, unique for each message; None if the sender sent none.
     :param keepalive: seconds between keepalives, as the caller asked; None for no keepalives.
-    :param problem: why the request cannot be run; None if it can. With a problem, only ``context`` and ``back``
+    :param problem: why the request cannot be run; None if it can. With a problem, only ``context`` and ``reply_to``
         are valid.
     """
 
@@ -63,7 +63,7 @@ class Request(NamedTuple):
     context: dict[str, Any]
     namespace: str | None = None
     version: str | None = "1.0"
-    back: WayBack | None = None
+    reply_to: ReplyTo | None = None
     unique_id: str | None = None
     keepalive: int | None = None
     problem: str | None = None
@@ -91,11 +91,11 @@ def encode_request(
     *,
     namespace: str | None = None,
     version: str | None = None,
-    back: WayBack | None = None,
+    reply_to: ReplyTo | None = None,
     keepalive: int | None = None,
     limit: int = BODY_LIMIT,
 ) -> bytes:
-    """Encode a call, or a cast if ``back`` is None.
+    """Encode a call, or a cast if ``reply_to`` is None.
 
     :param args: arguments by name, of the types that :func:`novasvc.rpc.payload.dumps` accepts.
     :param context: the context's entries, by name without the prefix.
@@ -110,8 +110,8 @@ def encode_request(
         body["namespace"] = namespace
     if version is not None:
         body["version"] = version
-    if back is not None:
-        body["_msg_id"], body["_reply_q"] = back
+    if reply_to is not None:
+        body["_msg_id"], body["_reply_q"] = reply_to
         body["_timeout"] = keepalive
     body["_unique_id"] = new_id()
     for name, value in context.items():
@@ -246,11 +246,11 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             read_context(fields),
             namespace,
             version,
-            way_back(fields),
+            read_reply_to(fields),
             unique_id if isinstance(unique_id, str) else None,
             None if keepalive is None else _whole_seconds(keepalive),
         )
-    return Request("", _NOTHING, read_context(fields), back=way_back(fields), problem=problem)
+    return Request("", _NOTHING, read_context(fields), reply_to=read_reply_to(fields), problem=problem)
 
 
 def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,13 +258,13 @@ def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
 
 
-def way_back(fields: Mapping[str, Any]) -> WayBack | None:
+def read_reply_to(fields: Mapping[str, Any]) -> ReplyTo | None:
     """Return a request's return address, even of a request with a problem; None for a cast."""
     msg_id, address = fields.get("_msg_id"), fields.get("_reply_q")
     if not (isinstance(msg_id, str) and isinstance(address, str)):
         return None
     # Bounded, because the reply repeats the id and must not exceed the limit of a message because of it.
-    return WayBack(msg_id, address) if len(msg_id) <= NAME_LIMIT and 0 < len(address) <= NAME_LIMIT else None
+    return ReplyTo(msg_id, address) if len(msg_id) <= NAME_LIMIT and 0 < len(address) <= NAME_LIMIT else None
 
 
 def read_reply(fields: Mapping[str, Any]) -> Reply:

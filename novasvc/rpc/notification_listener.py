@@ -128,7 +128,7 @@ class NotificationListener:
             _log.warn("a notification was dropped: {error}", error=error)
             delivery.reject()
             return
-        if not delivery.counted:
+        if not delivery.counts_death:
             # Requeued once without being handled, so that the transport counts the next delivery: the count
             # must outlive the processes that a poison message kills.
             delivery.requeue(delivery.deliveries)

@@ -12,6 +12,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any
 from uuid import UUID
 
+from novasvc._compat import json_encoder, json_scanner
+
 _AS_TEXT = (
     UUID,
     Decimal,
@@ -56,7 +58,7 @@ def _primitive(value: object) -> Any:
 _careful = json.JSONEncoder(default=_primitive)
 _decode: Callable[[str], Any] = json.JSONDecoder().decode
 
-loads_at: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+loads_at = json_scanner()
 """Decode the JSON value at an index; return the value and the index after it.
 
 Raises StopIteration if no value begins there; otherwise as :func:`loads`.
@@ -66,22 +68,11 @@ quote: Callable[[str], str] = json.encoder.encode_basestring_ascii
 """Encode a string as JSON, in ASCII."""
 
 
-_Encoder = Callable[[Any, int], tuple[str, ...]]
+def _encode_without_c(value: Any, _indentation: int) -> tuple[str, ...]:
+    return (_careful.encode(value),)
 
 
-def _encoder(make: Callable[..., _Encoder] | None) -> _Encoder:
-    """Return a function that encodes a value.
-
-    :param make: ``c_make_encoder`` of the json module; None in a Python without its C accelerator.
-    """
-    if make is None:
-        return lambda value, _: (_careful.encode(value),)
-    separators = _careful.key_separator, _careful.item_separator
-    flags = _careful.sort_keys, _careful.skipkeys, _careful.allow_nan
-    return make(None, _primitive, quote, None, *separators, *flags)
-
-
-encode_parts = _encoder(getattr(json.encoder, "c_make_encoder", None))
+encode_parts = json_encoder(_careful) or _encode_without_c
 """Encode a value, at indentation 0, and return the parts of its JSON text.
 
 Raises TypeError, ValueError or RecursionError where :func:`dumps` raises an error that names the part.

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import attrs
 
-from novasvc.rpc.message import WayBack
+from novasvc.rpc.message import ReplyTo
 
 REMEMBERED = 1000
 """The most replies in the cache."""
@@ -22,21 +22,21 @@ class RecentReplies:
     the reply.
     """
 
-    _replies: OrderedDict[str, tuple[WayBack, bytes]] = attrs.field(factory=OrderedDict, init=False)
+    _replies: OrderedDict[str, tuple[ReplyTo, bytes]] = attrs.field(factory=OrderedDict, init=False)
     _bytes: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self._replies)
 
-    def add(self, unique_id: str, back: WayBack, body: bytes) -> None:
+    def add(self, unique_id: str, reply_to: ReplyTo, body: bytes) -> None:
         """Cache a reply as the newest; evict the oldest beyond the bounds."""
         self._remove(unique_id)
-        self._replies[unique_id] = (back, body)
+        self._replies[unique_id] = (reply_to, body)
         self._bytes += len(body)
         while len(self._replies) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
             self._remove(next(iter(self._replies)))
 
-    def get(self, unique_id: str | None) -> tuple[WayBack, bytes] | None:
+    def get(self, unique_id: str | None) -> tuple[ReplyTo, bytes] | None:
         """Return the reply address and body of a request, or None if the reply is not cached."""
         return None if unique_id is None else self._replies.get(unique_id)
 

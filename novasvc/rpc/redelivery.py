@@ -95,7 +95,7 @@ class RedeliveredCalls:
 
         After :meth:`stop`, a call that is not counted is given back.
         """
-        if call.delivery.counted:
+        if call.delivery.counts_death:
             call.placed = self._forget(_key(call))
         elif self._stopped:
             self._give_back(call)
@@ -121,7 +121,7 @@ class RedeliveredCalls:
             self.waiting.remove(call)
             if self._execution.drop_stale(call):
                 continue
-            if call.delivery.counted:
+            if call.delivery.counts_death:
                 self._running.append(call)
                 self._execution.begin(call)
             else:
@@ -139,7 +139,7 @@ class RedeliveredCalls:
         Counting a call needs another delivery, and none will arrive.
         """
         self._stopped = True
-        for call in [call for call in self.waiting if not call.delivery.counted]:
+        for call in [call for call in self.waiting if not call.delivery.counts_death]:
             self.waiting.remove(call)
             self._give_back(call)
 

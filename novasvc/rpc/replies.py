@@ -23,7 +23,7 @@ from novasvc.rpc.errors import (
 )
 from novasvc.rpc.failure import read_failure
 from novasvc.rpc.ids import new_id
-from novasvc.rpc.message import WayBack, read_reply, unwrap
+from novasvc.rpc.message import ReplyTo, read_reply, unwrap
 from novasvc.rpc.target import Target
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import MOST, Counter
@@ -45,7 +45,7 @@ _REPLY_GRACE = 0.25
 class MakeBody(Protocol):
     """Encode the message of a call."""
 
-    def __call__(self, *, back: WayBack) -> bytes:
+    def __call__(self, *, reply_to: ReplyTo) -> bytes:
         """Return the encoded message, with the given message id and reply address.
 
         :raises RPCError: the message cannot be encoded.
@@ -268,7 +268,7 @@ class PendingCalls:
         body = pending.body
         try:
             if body is None:
-                body = pending.make_body(back=WayBack(msg_id, address))
+                body = pending.make_body(reply_to=ReplyTo(msg_id, address))
         except RPCError as error:
             self._end(msg_id, error, pending.figures.unsent)
             return

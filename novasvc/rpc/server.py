@@ -12,22 +12,22 @@ from twisted.logger import Logger
 from novasvc.context import RequestContext, current_context
 from novasvc.errors import StateError
 from novasvc.interfaces import IDelivery, IListener, ITransport, Reachability
+from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import ROOM, Admission, Arrival, Siblings
+from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.backlog import Backlog
 from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.call import Call
-from novasvc.rpc.counts import Counts
 from novasvc.rpc.endpoint import Endpoints
 from novasvc.rpc.errors import MessageFormatError, QuarantinedError, RedeliveredError, RPCError
 from novasvc.rpc.execution import Execution
 from novasvc.rpc.holding import Holding
 from novasvc.rpc.ledger import Ledger
 from novasvc.rpc.message import Request, read_request, unwrap
-from novasvc.rpc.parking import Parking
 from novasvc.rpc.redelivery import RedeliveredCalls
 from novasvc.rpc.takeover import Takeover
 from novasvc.rpc.target import Target
-from novasvc.telemetry.metrics import MethodMetrics
+from novasvc.telemetry.metrics import DeliveryMetrics, MethodMetrics
 
 _log = Logger()
 
@@ -47,8 +47,8 @@ class Server:
     :param backlog: the record of requests that dead siblings received and did not begin; None without siblings.
     :param operations: returns the request ids of this node's other operations: periodic tasks and outgoing calls.
     :param siblings: asks this node's other workers during a drain; see :mod:`novasvc.rpc.admission`.
-    :ivar counts: outcomes of the deliveries.
-    :ivar figures: metrics by method.
+    :ivar delivery_metrics: metrics of the messages that are not run, or whose replies are lost.
+    :ivar method_metrics: metrics by method.
     """
 
     # Note [When a message is acknowledged]
@@ -90,26 +90,26 @@ class Server:
         operations: Callable[[], Collection[str]] = frozenset,
         siblings: Siblings | None = None,
     ) -> None:
-        self.counts = Counts(target.topic)
+        self.delivery_metrics = DeliveryMetrics.of(target.topic)
         self._transport = transport
         self._target = target
         self._endpoints = endpoints
         self._clock = clock
         self._concurrency = concurrency
         self._max_deliveries = max_deliveries
-        self.figures = {
+        self.method_metrics = {
             method: MethodMetrics.of(target.topic, method.exposure.namespace, method.name) for method in endpoints
         }
-        self._parking = Parking(clock, consuming=self._is_consuming, missed=self._missed)
-        self._ledger = Ledger(clock, self._parking, remembered=8 * concurrency)
+        self._awaiting = AwaitingRedelivery(clock, consuming=self._is_consuming, lost=self._message_lost)
+        self._ledger = Ledger(clock, self._awaiting, remembered=8 * concurrency)
         self._execution = Execution(
             transport,
             self._ledger,
             clock,
             run_blocking=run_blocking,
             send_tracebacks=send_tracebacks,
-            counts=self.counts,
-            figures=self.figures,
+            delivery_metrics=self.delivery_metrics,
+            method_metrics=self.method_metrics,
             ended=self._go_on,
         )
         self._redelivered = RedeliveredCalls(
@@ -129,8 +129,8 @@ class Server:
         self._listener: IListener | None = None
         self._waiting: deque[Call] = deque()
         self._late: list[IDelivery] = []
-        self._drainers: list[Deferred[None]] = []
-        self._publishers: list[Deferred[None]] = []
+        self._drainers: Waiters[None] = Waiters()
+        self._publishers: Waiters[None] = Waiters()
         self._going_on = self._stopping = self._given_up = False
         self._scope = copy_context()
         self._state = "new"
@@ -187,7 +187,7 @@ class Server:
     def _started(self, listener: IListener) -> Deferred[None] | None:
         self._listener = listener
         self._holding.start()
-        return None if self._admission is None else self._narrow(self._admission)
+        return None if self._admission is None else self._cancel_topic(self._admission)
 
     def _hold_after(self) -> float | None:
         seconds: float | None = None if self._listener is None else self._listener.hold_after
@@ -210,7 +210,7 @@ class Server:
         admission = self._admission = Admission(
             str(self._target), self, self._clock, operations=self.operations, siblings=self._siblings
         )
-        self._parking.wait_no_longer()
+        self._awaiting.stop_checks()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         for call in waiting:
             if admission.belongs(call.request):
@@ -218,13 +218,13 @@ class Server:
             else:
                 admission.add(self._withdraw(call))
         self._go_on()
-        return self._narrow(admission)
+        return self._cancel_topic(admission)
 
-    def _narrow(self, admission: Admission) -> Deferred[None]:
+    def _cancel_topic(self, admission: Admission) -> Deferred[None]:
         if self._listener is None:
-            return succeed(None)  # _started() narrows the listener when it exists.
-        narrowed: Deferred[None] = self._listener.narrow(self._concurrency + ROOM)
-        return narrowed.addBoth(lambda _: admission.narrowed())
+            return succeed(None)  # _started() calls this again with the listener.
+        cancelled: Deferred[None] = self._listener.cancel_topic(self._concurrency + ROOM)
+        return cancelled.addBoth(lambda _: admission.topic_cancelled())
 
     def stop_consuming(self) -> Deferred[None]:
         """Stop consuming; calls that were delivered still run.
@@ -247,7 +247,7 @@ class Server:
 
         :return: a new Deferred[None] each time; cancelling it stops only this wait.
         """
-        return _wait_in(self._drainers, done=self._idle())
+        return succeed(None) if self._idle() else self._drainers.wait()
 
     def close(self) -> Deferred[None]:
         """Cut short the running calls, publish their replies, and close the listener.
@@ -259,12 +259,12 @@ class Server:
         self.cut_short(f"the RPC server of {self._target} was closed; see what the method did before calling again")
         self._execution.close()
         self._holding.stop()
-        self._parking.close()
-        published = _wait_in(self._publishers, done=not self._execution.publishing)
+        self._awaiting.close()
+        published = self._publishers.wait() if self._execution.publishing else succeed(None)
         return stopped.addBoth(lambda _: published).addBoth(self._give_up_queues)
 
     def cut_short(self, reason: str) -> None:
-        """Cancel the running methods, and give the waiting calls back.
+        """Cancel the running methods, and requeue the waiting calls.
 
         A caller whose method was cut short gets a MethodTimeoutError. An idempotent call is given back
         to the transport instead, to run again elsewhere.
@@ -274,7 +274,7 @@ class Server:
         if self._admission is not None:
             self._admission.end_operations()
         self._takeover.give_back()
-        self._parking.wait_no_longer()
+        self._awaiting.stop_checks()
         waiting, self._waiting = [*self._redelivered.withdraw(), *self._waiting], deque()
         self._execution.cut_short(reason)
         for call in waiting:
@@ -283,13 +283,13 @@ class Server:
 
     def _give_back(self, call: Call) -> None:
         """Requeue a call that was not begun, for any server of its target."""
-        self.counts.unserved("given_back")
+        self.delivery_metrics.given_back.value += 1
         self._takeover.forget(call)
-        self._ledger.give_back(call)
+        self._ledger.requeue(call)
 
     def _retain(self, call: Call) -> None:
         """Requeue a call to this process, so that the next delivery is counted before the call begins."""
-        self._ledger.give_back(call, here=True)
+        self._ledger.requeue(call, here=True)
 
     def _give_back_waiting(self, call: Call) -> bool:
         """Give a call back if it waits to begin; return whether it waited."""
@@ -301,25 +301,25 @@ class Server:
             self._give_back(call)
         return True
 
-    def _missed(self, call: Call) -> None:
+    def _message_lost(self, call: Call) -> None:
         """Run or refuse a call whose message the broker seems to have lost.
 
-        See Note [Void deliveries] in novasvc.rpc.parking.
+        See Note [Void deliveries] in novasvc.rpc.awaiting_redelivery.
         """
         admission = self._admission
         if admission is not None and not admission.belongs(call.request):
             return  # A draining server begins no new operation.
         if call.method.exposure.idempotent:
-            call.missed = True
-            self._ledger.take(call)
+            call.message_lost = True
+            self._ledger.add(call)
             self._waiting.append(call)
             self._go_on()
             return
-        self.counts.unserved("refused")
+        self.delivery_metrics.refused.value += 1
         error = RedeliveredError(call.request.method)
         call.scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
-        if call.request.back is not None:
-            self._execution.refuse(call.request.back, error, None)
+        if call.request.reply_to is not None:
+            self._execution.refuse(call.request.reply_to, error, None)
         self._go_on()
 
     def _give_back_late(self) -> None:
@@ -340,11 +340,10 @@ class Server:
 
     def _receive(self, delivery: IDelivery) -> None:
         """Receive a delivery; called by the transport. A malformed message is dropped."""
-        self.counts.received += 1
         try:
             request = read_request(unwrap(delivery.body))
         except MessageFormatError as error:
-            self.counts.unserved("malformed")
+            self.delivery_metrics.malformed.value += 1
             scope = self._scope.copy()
             scope.run(_log.warn, "a message to {target} was dropped: {error}", target=self._target, error=error)
             delivery.reject()
@@ -375,7 +374,7 @@ class Server:
         except RPCError as error:
             self._refuse(delivery, request, error)
         else:
-            self._ledger.take(call)
+            self._ledger.add(call)
             self._run(call)
 
     def _take_new(self, delivery: IDelivery, request: Request) -> bool:
@@ -384,7 +383,7 @@ class Server:
             call = self._admit(delivery, request)
         except RPCError:
             return False  # This may be a second copy of a refused request: look for duplicates first.
-        if not self._ledger.take_new(call):
+        if not self._ledger.add_new(call):
             return False
         self._enqueue(call)
         self._go_on()
@@ -451,13 +450,13 @@ class Server:
             self._take(arrival.delivery, arrival.request)
             return
         call.delivery = arrival.delivery
-        self._ledger.take(call)
+        self._ledger.add(call)
         self._run(call)
 
     def give_back(self, arrival: Arrival) -> None:
         """Requeue a request; see :class:`novasvc.rpc.admission.Decisions`."""
         if arrival.call is None:
-            self.counts.unserved("given_back")
+            self.delivery_metrics.given_back.value += 1
             arrival.delivery.requeue(arrival.deliveries)
             return
         arrival.call.delivery = arrival.delivery
@@ -477,32 +476,32 @@ class Server:
         scope = self._scope.copy()
         scope.run(current_context.set, RequestContext.from_wire(request.context))
         if isinstance(error, QuarantinedError):
-            self.counts.unserved("quarantined")
+            self.delivery_metrics.quarantined.value += 1
             scope.run(_log.error, "a request to {target} was put aside: {error}", target=self._target, error=error)
             self._ledger.quarantine(delivery, request.unique_id, str(error))
         else:
-            self.counts.unserved("refused")
+            self.delivery_metrics.refused.value += 1
             scope.run(_log.info, "a request to {target} was refused: {error}", target=self._target, error=error)
             self._ledger.acknowledge(delivery, request.unique_id)
-        if request.back is not None:
-            self._execution.refuse(request.back, error, delivery.expires_in)
+        if request.reply_to is not None:
+            self._execution.refuse(request.reply_to, error, delivery.expires_in)
 
     def _recognise(self, delivery: IDelivery, request: Request) -> tuple[bool, Call | None]:
         """Handle a redelivery or duplicate; see Note [Deduplication of redeliveries] in novasvc.rpc.ledger.
 
         :return: whether the delivery was handled, and the call that has to be queued again, if any.
         """
-        known = self._ledger.find(request.unique_id)
+        known = self._ledger.get(request.unique_id)
         if known is not None:
             if self._state != "closed":
                 # The redelivery may mean that the broker's acknowledgement timeout has changed: read it again.
                 self._holding.start()
-            parked = self._ledger.take_over(known, delivery)
+            parked = self._ledger.replace_delivery(known, delivery)
             if not parked:
                 self._go_on()  # The call may have waited for this delivery.
             return True, known if parked else None
-        if self._ledger.settle_again(delivery, request.unique_id):
-            self.counts.unserved("duplicates")
+        if self._ledger.acknowledge_duplicate(delivery, request.unique_id):
+            self.delivery_metrics.duplicates.value += 1
             self._execution.answer_again(request, delivery.expires_in)
             return True, None
         if self._state == "closed":
@@ -559,9 +558,9 @@ class Server:
                     break
         finally:
             self._going_on = False
-        if self._publishers and not self._execution.publishing:
-            _fire(self._publishers)
-        if self._drainers:
+        if self._publishers.waiting and not self._execution.publishing:
+            self._publishers.fire(None)
+        if self._drainers.waiting:
             self._tell_idle()
 
     @property
@@ -573,24 +572,10 @@ class Server:
         return len(execution.running) + len(execution.publishing) + len(self._redelivered.retained) < limit
 
     def _tell_idle(self) -> None:
-        if self._drainers and self._idle():
-            _fire(self._drainers)
+        if self._drainers.waiting and self._idle():
+            self._drainers.fire(None)
 
     def _idle(self) -> bool:
         redelivered = self._redelivered
-        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._parking)
+        waiting = self._waiting or len(self._takeover) or redelivered.waiting or len(self._awaiting)
         return not (waiting or redelivered.retained or len(self._execution))
-
-
-def _wait_in(waiters: list[Deferred[None]], *, done: bool) -> Deferred[None]:
-    if done:
-        return succeed(None)
-    waiter: Deferred[None] = Deferred(waiters.remove)
-    waiters.append(waiter)
-    return waiter
-
-
-def _fire(waiters: list[Deferred[None]]) -> None:
-    # One at a time: a callback may cancel another waiter.
-    while waiters:
-        waiters.pop(0).callback(None)

@@ -17,6 +17,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc._compat import is_log_begun
 from novasvc.config import Configuration, Settings, load
 from novasvc.config.definition import text_of
 from novasvc.config.errors import ConfigurationError
@@ -26,7 +27,7 @@ from novasvc.interfaces import IRebuildable, IStartable, IWaitable
 from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
 from novasvc.node.tree import ServiceTree
 from novasvc.run.process import Process, end_process, is_alone, lift_limit, limit_end, stop_reactor
-from novasvc.run.script_log import begin_log, is_log_begun
+from novasvc.run.script_log import begin_log
 from novasvc.workers.errors import ReloadError
 from novasvc.workers.exit_status import end_of, status_of
 
@@ -112,7 +113,7 @@ class Launcher(ServiceTree):
     def _settings(self) -> Settings:
         """Read the log settings. An error is only logged: the servers run by now, and may need no settings."""
         try:
-            return _from_environment().settings
+            return read_environment().settings
         except ConfigurationError as error:
             _log.error("logging with default settings: {error}", error=error)
             return Settings()
@@ -198,8 +199,8 @@ class ServiceLauncher(Launcher):
         reread: Callable[[], Configuration] | None = None,
     ) -> None:
         super().__init__(reactor)
-        self.configuration = configuration or _from_environment()
-        self._reread = reread or _from_environment
+        self.configuration = configuration or read_environment()
+        self._reread = reread or read_environment
         self._process = Process(
             self._reactor,
             self,
@@ -249,37 +250,46 @@ class ServiceLauncher(Launcher):
     async def _reload(self) -> None:
         try:
             after = self._reread()
-            servers = self._made_again(after)
+            servers = self._rebuild(after)
         except (NovasvcError, SystemExit) as error:
             raise ReloadError(str(error)) from error
         log_changes(self.configuration, after)
         self.configuration = after
         await self.restart(servers)
 
-    def _made_again(self, configuration: Configuration) -> list[IService]:
+    def _rebuild(self, configuration: Configuration) -> list[IService]:
         """Rebuild the servers that follow the environment; keep the others."""
         servers = list(self)
         if not any(_follows_environment(server) for server in servers):
             return servers
-        before = process_runtime()
-        set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
-        try:
-            again = [
-                IRebuildable(server).made_again() if _follows_environment(server) else server for server in servers
-            ]
+        with environment(configuration, self._reactor):
+            again = [IRebuildable(server).rebuild() if _follows_environment(server) else server for server in servers]
             self.hand_over(again)
-        except BaseException:
-            set_process_runtime(before)
-            raise
         return again
+
+
+def read_environment() -> Configuration:
+    """Read the settings of the environment.
+
+    :raises ConfigurationError: lists all their errors.
+    """
+    return load((), os.environ, {})
+
+
+@contextmanager
+def environment(configuration: Configuration, reactor: Any) -> Iterator[None]:
+    """Make services that are given no runtime take these settings, from now on unless this context fails."""
+    before = process_runtime(reactor)
+    set_process_runtime(Runtime.from_settings(configuration.settings, reactor))
+    try:
+        yield
+    except BaseException:
+        set_process_runtime(before)
+        raise
 
 
 def _follows_environment(server: Any) -> bool:
     return IRebuildable.providedBy(server) and IRebuildable(server).by_environment
-
-
-def _rebuilt(server: IService) -> Any:
-    return IRebuildable(server).made_again() if _follows_environment(server) else server
 
 
 def log_changes(before: Configuration, after: Configuration) -> None:
@@ -381,7 +391,3 @@ def keep_status() -> None:
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:
                     signal.signal(number, signal.SIG_IGN)
-
-
-def _from_environment() -> Configuration:
-    return load((), os.environ, {})

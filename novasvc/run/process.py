@@ -2,16 +2,16 @@
 
 import atexit
 import faulthandler
+import math
 import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
+import attrs
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
@@ -44,8 +44,38 @@ _LEFT_BEHIND = 1.5
 # clean exit would have had: killed by the same signal under twistd, SignalExit's status in a script. The stacks of
 # that moment go to standard error, because they show what has to be fixed.
 
-_ends_at: float | None = None
-"""time.monotonic() of the forced exit; None is never."""
+
+@attrs.frozen
+class _ForcedExit:
+    """The handler of SIGALRM that ends the process.
+
+    :param number: the signal that is the reason.
+    :param status: exit status; None kills the process with the signal.
+    """
+
+    _number: int
+    _status: int | None
+
+    def __call__(self, _alarm: int, _frame: object) -> None:
+        name = signal.Signals(self._number).name
+        said = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
+        with suppress(OSError, ValueError, RuntimeError):  # standard error may be closed, or be in use
+            os.write(2, said.encode())
+            faulthandler.dump_traceback(2)
+        for stream in (sys.__stdout__, sys.__stderr__):
+            with suppress(OSError, ValueError, RuntimeError, AttributeError):
+                stream.flush()  # type: ignore[union-attr]  # a None is suppressed
+        if self._status is not None:
+            os._exit(self._status)
+        signal.signal(self._number, signal.SIG_DFL)
+        os.kill(os.getpid(), self._number)
+
+
+def _seconds_to_forced_exit() -> float:
+    """Return the seconds until the process is forced to exit; infinite if it is not."""
+    limited = isinstance(signal.getsignal(signal.SIGALRM), _ForcedExit)
+    seconds, _ = signal.getitimer(signal.ITIMER_REAL)
+    return seconds if limited and seconds else math.inf
 
 
 def limit_end(number: int, seconds: float, status: int | None = None) -> None:
@@ -54,35 +84,15 @@ def limit_end(number: int, seconds: float, status: int | None = None) -> None:
     :param number: the signal that is the reason.
     :param status: exit status; None kills the process with the signal.
     """
-    global _ends_at  # noqa: PLW0603 - a process exits once
-    ends_at = time.monotonic() + seconds
-    if _ends_at is None or ends_at < _ends_at:
-        _ends_at = ends_at
-        signal.signal(signal.SIGALRM, partial(_end_by_force, number, status))
+    if seconds < _seconds_to_forced_exit():
+        signal.signal(signal.SIGALRM, _ForcedExit(number, status))
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def lift_limit() -> None:
     """Cancel the forced exit: the tree has stopped in time, and the process goes on."""
-    global _ends_at  # noqa: PLW0603 - see limit_end
-    if _ends_at is not None:
-        _ends_at = None
+    if _seconds_to_forced_exit() < math.inf:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _end_by_force(number: int, status: int | None, _alarm: int, _frame: object) -> None:
-    name = signal.Signals(number).name
-    said = f"novasvc: {name}: did not exit in time; killing this process. Stacks:\n"
-    with suppress(OSError, ValueError, RuntimeError):  # standard error may be closed, or be in use
-        os.write(2, said.encode())
-        faulthandler.dump_traceback(2)
-    for stream in (sys.__stdout__, sys.__stderr__):
-        with suppress(OSError, ValueError, RuntimeError, AttributeError):
-            stream.flush()  # type: ignore[union-attr]  # a None is suppressed
-    if status is not None:
-        os._exit(status)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
 
 
 class Process(MultiService):

@@ -6,19 +6,25 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from twisted.application import service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from novasvc.config import Configuration, load
+from novasvc.config import Configuration
 from novasvc.errors import NovasvcError, StateError, describe
-from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IStartable, IWaitable
+from novasvc.interfaces import IInterruptible, IRebuildable, IReplaceable, IWaitable
 from novasvc.node.lifecycle import Lifecycle
-from novasvc.node.runtime import Runtime, process_runtime, set_process_runtime
-from novasvc.run.launcher import SignalExit, keep_status, log_settings, run_until_ended
+from novasvc.node.lifecycle_service import LifecycleService
+from novasvc.run.launcher import (
+    SignalExit,
+    environment,
+    keep_status,
+    log_settings,
+    read_environment,
+    run_until_ended,
+)
 from novasvc.run.process import end_process, is_alone, stop_reactor
 from novasvc.telemetry import flight
 from novasvc.telemetry.logfiles import rotate_at_signal
@@ -29,7 +35,7 @@ from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import HURRY_TIMEOUT
-from novasvc.workers.specification import make_specification
+from novasvc.workers.specification import pickle_server
 from novasvc.workers.supervisor import (
     Reread,
     ServerWrapper,
@@ -57,8 +63,8 @@ _PROGRESS_INTERVAL = 5.0
 """Seconds between two progress lines during a drain."""
 
 
-@implementer(IStartable, IInterruptible, IWaitable)
-class ProcessLauncher(service.Service):
+@implementer(IInterruptible, IWaitable)
+class ProcessLauncher(LifecycleService):
     """Run each server in several worker processes, and restart those that exit.
 
     An ordinary service: for ``twistd novasvc --workers``, a .tac file, or any application.
@@ -91,7 +97,7 @@ class ProcessLauncher(service.Service):
         self._reload_again = self._cut = False
         self._signo: int | None = None
         self._lifecycle = Lifecycle("the supervisor", self._begin, self._end, self._entered)
-        self.configuration = configuration or _from_environment()[0]
+        self.configuration = configuration or read_environment()
         self._reread = reread or self._reread_environment
         self._log_file = log_file
         self._reset()
@@ -127,11 +133,6 @@ class ProcessLauncher(service.Service):
         loop.clock = self._reactor
         return loop
 
-    @property
-    def state(self) -> str:
-        """The state's name: initial, starting, running, draining, stopped or failed."""
-        return self._lifecycle.state
-
     # -- Nova's names --------------------------------------------------------------------------
 
     @property
@@ -154,7 +155,7 @@ class ProcessLauncher(service.Service):
             raise StateError("the launcher", self.state, "take another server")
         check_names([*self._wrappers, wrapper])
         check_workers(workers)
-        make_specification(server)
+        pickle_server(server)
         self._wrappers.append(wrapper)
 
     def wait(self) -> Deferred[None] | None:
@@ -176,7 +177,6 @@ class ProcessLauncher(service.Service):
 
     def privilegedStartService(self) -> None:
         """Open the listening sockets with the current privileges. An error is raised by the start."""
-        super().privilegedStartService()
         if self._sockets is None and self._listen_error is None:
             try:
                 self._sockets = open_sockets(self._wrappers, {})
@@ -184,24 +184,12 @@ class ProcessLauncher(service.Service):
                 # twistd would only print a traceback here; a failed start is reported properly.
                 self._listen_error = error
 
-    def startService(self) -> None:
-        """Start the workers in the background; :meth:`when_started` and the log report the outcome."""
-        super().startService()
-        self._lifecycle.start().addErrback(lambda _: None)
-
-    def when_started(self) -> Deferred[None]:
-        """Wait until all workers have been ready; see :class:`~novasvc.interfaces.IStartable`."""
-        return self._lifecycle.when_started()
-
-    def stopService(self) -> Deferred[None]:
+    def stop(self) -> Deferred[None]:
         """Drain the workers, up to graceful_shutdown_timeout.
 
         :return: Deferred[None], fired when all have exited.
         """
-        super().stopService()
-        return self._lifecycle.stop()
-
-    stop = stopService
+        return self.stopService()
 
     def when_ended(self) -> Deferred[None]:
         """Wait until all workers have exited.
@@ -418,15 +406,10 @@ class ProcessLauncher(service.Service):
         self._supervisor.rotate_log()
 
     def _reread_environment(self) -> tuple[Configuration, list[ServerWrapper] | None]:
-        configuration, _ = _from_environment()
-        # Services without settings of their own take them from the process runtime when they are rebuilt.
-        before = process_runtime()
-        set_process_runtime(Runtime.from_settings(configuration.settings, self._reactor))
-        try:
+        configuration = read_environment()
+        # What is not rebuilt here, workers make again: with these settings, unless it was given its own.
+        with environment(configuration, self._reactor):
             servers = [_rebuilt(wrapper.server) for wrapper in self._supervisor.wrappers]
-        except BaseException:
-            set_process_runtime(before)
-            raise
         wrappers = [
             ServerWrapper(server, wrapper.configured)
             for server, wrapper in zip(servers, self._supervisor.wrappers, strict=True)
@@ -439,7 +422,7 @@ class ProcessLauncher(service.Service):
 
 
 def _rebuilt(server: Any) -> Any:
-    return server.made_again() if _can_rebuild(server) else server
+    return server.rebuild() if _can_rebuild(server) else server
 
 
 def _can_rebuild(server: Any) -> bool:
@@ -467,7 +450,3 @@ def _log_dump(rows: Sequence[dict[str, Any]]) -> None:
 
 def _checks_broke(failure: Failure) -> None:
     _log.failure("watchdog checks of the workers stopped", failure)
-
-
-def _from_environment() -> tuple[Configuration, None]:
-    return load((), os.environ, {}), None

@@ -4,14 +4,15 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from novasvc.reactor.local import ReactorLocal
 from novasvc.reactor.monotonic import use_monotonic_clock
 from novasvc.run.launcher import ServiceLauncher
 from novasvc.run.process_launcher import ProcessLauncher
 
 _T = TypeVar("_T")
 
-_launcher: ServiceLauncher | ProcessLauncher | None = None
-"""The launcher of serve(), until wait() returns. One per process, like the reactor."""
+_launchers: ReactorLocal[ServiceLauncher | ProcessLauncher | None] = ReactorLocal(lambda _: None)
+"""The launcher of serve(), until wait() returns. Nova's API has no object that could hold it."""
 
 
 def serve(server: Any, workers: int | None = None) -> None:
@@ -26,11 +27,10 @@ def serve(server: Any, workers: int | None = None) -> None:
     :raises NovasvcError: the settings are invalid, or the server cannot run in workers.
     Source: nova.service.serve.
     """
-    global _launcher  # noqa: PLW0603 - Nova's API has no object that could hold it
-    if _launcher is not None:
-        raise RuntimeError("serve() was already called; use a launcher to run several servers")
     from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
 
+    if _launchers.get(reactor) is not None:
+        raise RuntimeError("serve() was already called; use a launcher to run several servers")
     use_monotonic_clock(reactor)
     launcher: ServiceLauncher | ProcessLauncher
     if workers:
@@ -39,7 +39,7 @@ def serve(server: Any, workers: int | None = None) -> None:
     else:
         launcher = ServiceLauncher(reactor)
         launcher.launch_server(server)
-    _launcher = launcher
+    _launchers.set(reactor, launcher)
 
 
 def wait() -> Deferred[None] | None:
@@ -51,17 +51,19 @@ def wait() -> Deferred[None] | None:
     :raises RuntimeError: serve() was not called.
     Source: nova.service.wait.
     """
-    if _launcher is None:
+    from twisted.internet import reactor  # noqa: PLC0415 - importing the package installs no reactor
+
+    launcher = _launchers.get(reactor)
+    if launcher is None:
         raise RuntimeError("nothing to wait for: call serve(server) before wait()")
+
+    def forget(result: _T) -> _T:
+        _launchers.set(reactor, None)
+        return result
+
     try:
-        waiting = _launcher.wait()
+        waiting = launcher.wait()
     except BaseException:
-        _forget(None)
+        forget(None)
         raise
-    return _forget(None) if waiting is None else waiting.addBoth(_forget)
-
-
-def _forget(result: _T) -> _T:
-    global _launcher  # noqa: PLW0603 - see serve
-    _launcher = None
-    return result
+    return forget(None) if waiting is None else waiting.addBoth(forget)

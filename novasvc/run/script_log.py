@@ -4,14 +4,9 @@ import sys
 
 from twisted.logger import globalLogBeginner
 
+from novasvc._compat import is_log_begun
 from novasvc.config import Settings
 from novasvc.telemetry.logs import make_observer
-
-
-def is_log_begun() -> bool:
-    """Return whether logging has begun in this process."""
-    # Twisted offers no public way to ask.
-    return getattr(globalLogBeginner, "_temporaryObserver", None) is None
 
 
 def begin_log(settings: Settings) -> None:

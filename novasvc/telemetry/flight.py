@@ -152,6 +152,8 @@ class FlightRecorder:
 
 # Note [One recorder a process]
 #
+# This recorder, and the metrics beside it, are the one state of the package that belongs to a module: see
+# Note [What belongs to the process] in novasvc.reactor.local for what belongs to a reactor instead.
 # A process has one recorder, as it has one log: the recorder shows what the process did last, in
 # any of its parts. If it had to be passed as an argument, the one part that did not pass it on
 # would be missing in the dump that matters. Nothing depends on its content, and it needs no

@@ -58,7 +58,35 @@ deliveries = counter(
     "given_back, quarantined, unanswered.",
     "topic",
     "fate",
+    most=2 * MOST,
 )
+
+
+@attrs.frozen(eq=False)
+class DeliveryMetrics:
+    """The messages that the servers of one topic did not run, or whose replies were lost; looked up once.
+
+    :param refused: requests refused before their method began: no such method, invalid arguments, redelivered.
+    :param malformed: messages that could not be decoded, and were dropped.
+    :param duplicates: deliveries of messages that were settled before.
+    :param expired: calls dropped before their method began, because the caller had stopped waiting.
+    :param given_back: requests requeued before their method began.
+    :param quarantined: poison messages moved to the quarantine queue.
+    :param unanswered: replies that could not be published.
+    """
+
+    refused: Counter
+    malformed: Counter
+    duplicates: Counter
+    expired: Counter
+    given_back: Counter
+    quarantined: Counter
+    unanswered: Counter
+
+    @classmethod
+    def of(cls, topic: str) -> "DeliveryMetrics":
+        """Return the metrics of a topic, created at zero so that alerts see the first increase."""
+        return cls(**{field.name: deliveries.at(topic, field.name) for field in attrs.fields(cls)})
 
 
 @attrs.frozen(eq=False)

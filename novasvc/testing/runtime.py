@@ -20,7 +20,7 @@ def memory_runtime(clock: Clock | None = None, *, seed: int = 0, **settings: Any
     functions run at once, in the test's own thread.
 
     :param clock: a Clock to share with other parts; None makes one.
-    :param seed: of the random source; the same seed gives the same delays.
+    :param seed: seed of the random source; the same seed gives the same delays.
     :param settings: fields of :class:`novasvc.config.Settings`.
     """
     time = clock or Clock()

@@ -1,11 +1,14 @@
-"""The worker that this process is, if a supervisor forked it.
+"""The worker that a process is, if a supervisor forked it.
 
-Process-wide state on purpose: a process is one worker for its whole life, and parts that users construct themselves
-(runtimes, stream servers) need this without being passed it.
+Parts that users construct themselves (runtimes, stream servers) need this without being passed it: see
+Note [What belongs to the process] in :mod:`novasvc.reactor.local`.
 """
+
+from typing import Any
 
 import attrs
 
+from novasvc.reactor.local import ReactorLocal
 from novasvc.rpc.admission import Siblings
 from novasvc.rpc.backlog import Backlog
 
@@ -26,15 +29,14 @@ class CurrentWorker:
     siblings: Siblings | None = None
 
 
-_current = CurrentWorker()
+_workers = ReactorLocal(lambda _: CurrentWorker())
 
 
-def current_worker() -> CurrentWorker:
-    """Return the worker that this process is."""
-    return _current
+def current_worker(reactor: Any) -> CurrentWorker:
+    """Return the worker that runs on a reactor."""
+    return _workers.get(reactor)
 
 
-def set_current_worker(worker: CurrentWorker) -> None:
-    """Declare which worker this process is, before any part is constructed in it."""
-    global _current  # noqa: PLW0603 - see the module's docstring
-    _current = worker
+def set_current_worker(reactor: Any, worker: CurrentWorker) -> None:
+    """Declare which worker runs on a reactor, before any part of it is constructed."""
+    _workers.set(reactor, worker)

@@ -15,6 +15,12 @@ class NotPreforkableError(SupervisionError, ProblemError):
     about = "{} cannot run in a worker"
 
 
+class SpecificationError(ProblemError):
+    """A service cannot be made again, in a worker or in a reload; the subject is its name."""
+
+    about = "{} cannot be made again"
+
+
 class WorkerFailedError(SupervisionError, ProblemError):
     """The workers of a server cannot run, and the supervisor shuts down; the subject is the server's name."""
 

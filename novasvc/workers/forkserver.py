@@ -54,7 +54,7 @@ PRELOAD = (
     "novasvc.service",
     _WARMUP,
     "novasvc.workers.worker",
-    "novasvc.run.plugin",
+    "novasvc.run.services",
     "novasvc.registry.sql.services",
     "sqlalchemy.dialects.sqlite.pysqlite",
     "twisted.internet.default",

@@ -16,6 +16,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc._compat import interpreter_options
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.workers.forkserver import CONTROL, LOCK
@@ -61,7 +62,7 @@ class ForkserverClient:
     :param reactor: provides IReactorProcess, IReactorSocket and IReactorTime.
     :param preload: modules to import before the first fork.
     :param main: the program's main module, if workers need what it defines; see
-        :attr:`novasvc.workers.specification.ServerSpecification.main`.
+        :attr:`novasvc.workers.specification.PickledServer.main`.
     :param environment: for the forkserver and the workers.
     :param log_file: their standard output and standard error; None inherits ours.
     :param retry: backoff in seconds before a restart, after the nth early death in a row.
@@ -116,7 +117,7 @@ class ForkserverClient:
                 process = self._reactor.spawnProcess(
                     protocol,
                     sys.executable,
-                    [sys.executable, *_interpreter_options(), "-c", code],
+                    [sys.executable, *interpreter_options(), "-c", code],
                     env=dict(self._environment),
                     childFDs={0: nothing.fileno(), 1: out, 2: err, CONTROL: theirs.fileno(), **kept},
                 )
@@ -286,11 +287,3 @@ class _Reaper(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         """Fire the Deferred when the process has been reaped."""
         self.ended.callback(None)
-
-
-def _interpreter_options() -> list[str]:
-    """Return the interpreter options to pass on to the child, such as -W, -X and -O."""
-    import subprocess  # noqa: PLC0415 - for this alone
-
-    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-    return options

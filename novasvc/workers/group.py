@@ -17,7 +17,7 @@ from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import ProcessListener, WorkerProcess
 from novasvc.workers.restart_policy import RestartPolicy, Throttle
 from novasvc.workers.slot import ABORT_TIMEOUT, Slot, WorkerTimeouts
-from novasvc.workers.specification import ServerSpecification
+from novasvc.workers.specification import PickledServer
 
 _log = Logger()
 
@@ -32,13 +32,13 @@ _LATER = 1.0
 class WorkerTemplate:
     """What workers are started from; a reload makes a new template.
 
-    :param specification: the pickled server.
+    :param server: the pickled server.
     :param sockets: the server's listening sockets.
     :param forkserver: forks the workers.
     :param parameters: for :func:`novasvc.workers.worker.run`, without the number and the server.
     """
 
-    specification: ServerSpecification
+    server: PickledServer
     sockets: Sequence[socket.socket]
     forkserver: ForkserverClient
     policy: RestartPolicy
@@ -74,7 +74,7 @@ class WorkerGroup:
     @property
     def name(self) -> str:
         """The server's name."""
-        return self.template.specification.name
+        return self.template.server.name
 
     def __iter__(self) -> Iterator[Slot]:
         """Iterate over all slots, including replacements that start and old workers that drain."""
@@ -171,8 +171,8 @@ class WorkerGroup:
         template = self.template
 
         def launch(listener: ProcessListener) -> WorkerProcess:
-            server = template.specification
-            parameters = {**template.parameters, "number": number, "name": server.name, "server": server.server}
+            server = template.server
+            parameters = {**template.parameters, "number": number, "name": server.name, "server": server.data}
             return WorkerProcess(template.forkserver, self._reactor, parameters, template.sockets, listener)
 
         policy, timeouts = template.policy, template.timeouts

@@ -42,14 +42,16 @@ class _Taken:
 # meant for another job. SIGTERM and SIGHUP are handled in any case: nohup ignores SIGHUP because its default action
 # kills the program, but ours reloads.
 
-_taken: dict[int, _Taken] = {}
-"""By signal number. Module state, because signal handlers belong to the process."""
+
+def _installed(number: int) -> _Taken | None:
+    """Return our handler of a signal, if it is the one that the process has."""
+    owner = getattr(signal.getsignal(number), "__self__", None)
+    return owner if isinstance(owner, _Taken) else None
 
 
 def is_taken(number: int) -> bool:
     """Return whether this package handles the signal in this process."""
-    taken = _taken.get(number)
-    return taken is not None and signal.getsignal(number) == taken.handle
+    return _installed(number) is not None
 
 
 class Signals(service.Service):
@@ -86,8 +88,6 @@ class Signals(service.Service):
             taken.takers.remove(self)
             if not taken.takers:
                 taken.give_back(number)
-                if _taken.get(number) is taken:
-                    del _taken[number]
 
     def former(self, number: int) -> Any:
         """Return the handler before ours, as signal.getsignal does; None while ours is not installed."""
@@ -123,8 +123,6 @@ class Signals(service.Service):
             if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
                 _log.info("SIGINT stays ignored, as this process inherited it; use SIGTERM to stop")
                 continue
-            taken = _taken.get(number)
-            if taken is None or signal.getsignal(number) != taken.handle:
-                taken = _taken[number] = _Taken(number)
+            taken = _installed(number) or _Taken(number)
             taken.takers.append(self)
             self._mine[number] = taken

@@ -1,4 +1,7 @@
-"""The slot of one worker: an Automat machine that starts, watches, drains and replaces its process."""
+"""The slot of one worker: an Automat machine that starts, watches, drains and replaces its process.
+
+The table of its states is at the end of the module.
+"""
 
 import time
 from collections.abc import Callable
@@ -6,11 +9,12 @@ from signal import SIGABRT, SIGKILL, SIGTERM
 from typing import Any, Protocol
 
 import attrs
-from automat import TypeMachineBuilder
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from novasvc._compat import machine_state
+from novasvc.reactor.machine import build_machine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import pluralize
@@ -29,6 +33,8 @@ HURRY_TIMEOUT = 2.0
 
 EXHAUSTED_PAUSE = 30.0
 """Seconds between two restarts once the restart budget is exhausted."""
+
+_LOST = "its running work is lost, or is redelivered to another worker"
 
 _LAST_EVENTS = 30
 """Flight recorder events that are logged when a worker crashes."""
@@ -106,7 +112,6 @@ class Slot:
     _throttle: Throttle
     _give_up: Callable[["Slot", str], bool]
     _answer_sibling_query: Callable[["Slot", PipeMessage], object] = lambda _slot, _message: None
-    state: str = attrs.field(default="idle", init=False)
     since: float = attrs.field(factory=time.time, init=False)
     restarts: int = attrs.field(default=0, init=False)
     trouble: str | None = attrs.field(default=None, init=False)
@@ -136,6 +141,12 @@ class Slot:
     def __str__(self) -> str:
         pid = "" if self.process is None or self.process.pid is None else f" (pid {self.process.pid})"
         return f"worker {self.number}{pid} of {self.name}"
+
+    @property
+    def state(self) -> str:
+        """The state's name: idle, starting, ready, draining, hung, backing off, failed or ended."""
+        state = machine_state(self._machine)
+        return "draining" if state == "leaving" else state
 
     # -- for the outside -----------------------------------------------------------------------
 
@@ -232,12 +243,131 @@ class Slot:
             events=format_events(self.process.last_events(_LAST_EVENTS)) or "none",
         )
 
-    # -- for the machine -----------------------------------------------------------------------
+    # -- actions of the machine, see the table -------------------------------------------------
 
-    def enter(self, state: str) -> None:
-        """Enter a state, and fire the Deferreds that wait for it."""
+    def start_process(self) -> None:
+        """Fork a process."""
+        self.enter()
+        self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
+        self._ready_at, self._final, self.trouble = None, "", None
+        self._aborted = self._told_to_end_now = self._killed = self._failed = False
+        self.arm(self.timeouts.start)
+        try:
+            self.process = self._launch(self)
+        except OSError as error:  # out of descriptors, most likely
+            self.fork_failed(str(error.strerror))
+
+    def become_ready(self) -> None:
+        """Record that the process is ready."""
+        now = self._clock.seconds()
+        _log.info("{worker} is ready after {seconds:.3f} s", worker=self, seconds=now - self._entered_at)
+        self._ready_at, self.trouble = now, None
+        self.enter()
+
+    def abort_late_start(self) -> None:
+        """Abort a process that did not become ready in time."""
+        self.enter()
+        self._abort(f"not ready within worker_start_timeout ({self.timeouts.start:g} s)")
+
+    def abort_blocked(self, seconds: float) -> None:
+        """Abort a process whose reactor is blocked."""
+        self.enter()
+        self._abort(f"its reactor was blocked for {seconds:.0f} s")
+
+    def abort_blocked_drain(self, seconds: float) -> None:
+        """Abort a draining process whose reactor is blocked: it finishes nothing, and may have no deadline."""
+        if not self._aborted:
+            self._abort(f"its reactor was blocked for {seconds:.0f} s while draining")
+
+    def kill_hung(self) -> None:
+        """Kill a process that was aborted and has not exited."""
+        self.signal(SIGKILL)
+
+    def begin_drain(self) -> None:
+        """Send SIGTERM: finish running work, then exit."""
+        self.enter()
+        self.signal(SIGTERM)
+        self.arm(self.timeouts.drain)
+
+    def drain_unready(self) -> None:
+        """Drain a process that is not ready, and so serves nobody yet: nothing to finish."""
+        self.begin_drain()
+        self.end_now()
+
+    def drain_hung(self) -> None:
+        """Kill a hung process instead of draining it."""
+        self.enter()
+        self.signal(SIGKILL)
+
+    def note_drain(self) -> None:
+        """Give a process that somebody else has signalled the same drain timeout; it is replaced afterwards."""
+        self.enter()
+        self.arm(self.timeouts.drain)
+
+    def end_now(self) -> None:
+        """Tell the process to cancel its work and exit; SIGKILL follows."""
+        self._tell_to_hurry(HURRY_TIMEOUT / 2)
+        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
+            self.arm(HURRY_TIMEOUT)
+
+    def drain_timed_out(self) -> None:
+        """Handle the drain timeout: cancel running work first, kill on the second expiry."""
+        if self._told_to_end_now:
+            self._kill()
+        else:
+            self._tell_to_hurry(ABANDONED)
+            self.arm(FORCED)
+
+    def note_exit(self, how: str) -> None:
+        """Record how the process exited; that is the trouble, unless it reported one itself."""
+        self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
+        self.trouble = self.trouble or f"it {how}"
+        self.restarts += 1
+        metrics.worker_restarts.at(self.name).value += 1
+        self.process = None
+        self.enter()
+        # Queued behind inputs of callbacks on this state: one that drains the slot must win over a restart.
+        self._machine.plan_restart()
+
+    def plan_restart(self) -> None:
+        """Decide when to start the next process, or give up."""
+        now = self._clock.seconds()
+        lived = None if self._ready_at is None else now - self._ready_at
+        pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
+        if self._final or self._history.exhausted:
+            if self._give_up(self, self._final):
+                self.log_last_exit()
+                self._machine.give_up()
+                return
+            pause = EXHAUSTED_PAUSE
+        pause = max(pause, self._throttle.wait(now))
+        when = f"in {pause:.1f} s" if pause else "now"
+        _log.error("{what}; restarting it {when}", what=self._exit_summary, when=when)
+        if pause:
+            self.arm(pause)
+        else:
+            self._machine.start()
+
+    def log_last_exit(self) -> None:
+        """Log the exit of a process that is not replaced."""
+        _log.critical("{what}; giving up", what=self._exit_summary)
+
+    def note_drained(self, how: str) -> None:
+        """Record how a drained process exited, and close the slot."""
+        finished = self.process is None or self.process.finished or self._ready_at is None
+        self.cut = self._told_to_end_now and not finished
+        if self.cut and not self._killed:  # a kill has been logged already
+            _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=_LOST)
+        else:
+            _log.info("{worker} drained: it {how}", worker=self, how=how)
+        self.process = None
+        self.enter()
+
+    def enter(self) -> None:
+        """Begin a state: clear the timer, and fire the Deferreds that wait for the state."""
         self.arm(0)
-        self.state, self.since, self._entered_at = state, time.time(), self._clock.seconds()
+        self.since, self._entered_at = time.time(), self._clock.seconds()
+        state = self.state
         waiters = [waiter for waiter in self._waiters if state in waiter[0]]
         for waiter in waiters:
             if waiter in self._waiters:  # an earlier callback may have cancelled it
@@ -267,24 +397,12 @@ class Slot:
         else:
             self._machine.start()
 
-    def launch(self) -> None:
-        """Fork a process."""
-        self._throttle.forked(self._clock.seconds(), after_death=self.restarts > 0)
-        self._ready_at, self._final, self.trouble = None, "", None
-        self._aborted = self._told_to_end_now = self._killed = self._failed = False
-        self.arm(self.timeouts.start)
-        try:
-            self.process = self._launch(self)
-        except OSError as error:  # out of descriptors, most likely
-            self.fork_failed(str(error.strerror))
+    def signal(self, number: int) -> None:
+        """Send the process a signal, if there is one."""
+        if self.process is not None:
+            self.process.signal(number)
 
-    def note_ready(self) -> None:
-        """Record that the process is ready."""
-        now = self._clock.seconds()
-        _log.info("{worker} is ready after {seconds:.3f} s", worker=self, seconds=now - self._entered_at)
-        self._ready_at, self.trouble = now, None
-
-    def abort(self, problem: str) -> None:
+    def _abort(self, problem: str) -> None:
         """Send SIGABRT, at which faulthandler writes the stacks; SIGKILL follows."""
         _log.error("{worker} hangs: {problem}; aborting it", worker=self, problem=problem)
         self.trouble = problem
@@ -293,232 +411,61 @@ class Slot:
         self.signal(SIGABRT)
         self.arm(ABORT_TIMEOUT)
 
-    def abort_once(self, problem: str) -> None:
-        """Abort the process, unless that was done before."""
-        if not self._aborted:
-            self.abort(problem)
-
-    def begin_drain(self) -> None:
-        """Send SIGTERM: finish running work, then exit."""
-        self.signal(SIGTERM)
-        self.limit_drain()
-
-    def limit_drain(self) -> None:
-        """Start the drain timeout."""
-        self.arm(self.timeouts.drain)
-
-    def end_now(self) -> None:
-        """Tell the process to cancel its work and exit; SIGKILL follows."""
-        self._tell_to_hurry(HURRY_TIMEOUT / 2)
-        if self._timer is None or self._timer.getTime() > self._clock.seconds() + HURRY_TIMEOUT:
-            self.arm(HURRY_TIMEOUT)
-
     def _tell_to_hurry(self, seconds: float) -> None:
         self._told_to_end_now = True
         if self.process is not None:
             self.process.hurry(seconds)
 
-    def drain_timed_out(self) -> None:
-        """Handle the drain timeout: cancel running work first, kill on the second expiry."""
-        if self._told_to_end_now:
-            self.kill()
-        else:
-            self._tell_to_hurry(ABANDONED)
-            self.arm(FORCED)
-
-    def kill(self) -> None:
-        """Kill the process with SIGKILL."""
+    def _kill(self) -> None:
         self._killed = True
-        lost = "its running work is lost, or is redelivered to another worker"
-        _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=lost)
+        _log.error("{worker} did not exit in time; killing it: {lost}", worker=self, lost=_LOST)
         self.signal(SIGKILL)
 
-    def signal(self, number: int) -> None:
-        """Send the process a signal, if there is one."""
-        if self.process is not None:
-            self.process.signal(number)
 
-    def note_exit(self, how: str) -> None:
-        """Record how the process exited; that is the trouble, unless it reported one itself."""
-        self._exit_summary = f"{self} {how}" if self.trouble is None else f"{self} {how}: {self.trouble}"
-        self.trouble = self.trouble or f"it {how}"
-        self.restarts += 1
-        metrics.worker_restarts.at(self.name).value += 1
-        self.process = None
-
-    def plan_restart(self) -> None:
-        """Decide when to start the next process, or give up."""
-        now = self._clock.seconds()
-        lived = None if self._ready_at is None else now - self._ready_at
-        pause = self._history.died(now, lived, killed=self._exit_signal == SIGKILL)
-        if self._final or self._history.exhausted:
-            if self._give_up(self, self._final):
-                self.log_last_end()
-                self._machine.give_up()
-                return
-            pause = EXHAUSTED_PAUSE
-        pause = max(pause, self._throttle.wait(now))
-        when = f"in {pause:.1f} s" if pause else "now"
-        _log.error("{what}; restarting it {when}", what=self._exit_summary, when=when)
-        if pause:
-            self.arm(pause)
-        else:
-            self._machine.start()
-
-    def log_last_end(self) -> None:
-        """Log the exit of a process that is not replaced."""
-        _log.critical("{what}; giving up", what=self._exit_summary)
-
-    def log_drained(self, how: str) -> None:
-        """Log how a drained process exited."""
-        finished = self.process is None or self.process.finished or self._ready_at is None
-        self.cut = self._told_to_end_now and not finished
-        if self.cut and not self._killed:  # a kill has been logged already
-            lost = "its running work is lost, or is redelivered to another worker"
-            _log.warn("{worker} was interrupted: it {how}; {lost}", worker=self, how=how, lost=lost)
-        else:
-            _log.info("{worker} drained: it {how}", worker=self, how=how)
-
-    def finish(self) -> None:
-        """Forget the process."""
-        self.process = None
+_ALL = "idle | starting | ready | draining | leaving | hung | backing off | failed | ended"
 
 
-def _build() -> Callable[[Slot], SlotInput]:
-    builder = TypeMachineBuilder(SlotInput, Slot)
-    idle = builder.state("idle")
-    starting = builder.state("starting")
-    ready = builder.state("ready")
-    draining = builder.state("draining")
-    hung = builder.state("hung")
-    backing_off = builder.state("backing off")
-    failed = builder.state("failed")
-    ended = builder.state("ended")
-
-    for without in (idle, backing_off, failed):
-
-        @without.upon(SlotInput.start).to(starting)
-        def start(machine: SlotInput, slot: Slot) -> None:
-            slot.enter("starting")
-            slot.launch()
-
-        @without.upon(SlotInput.drain).to(ended)
-        def give_back(machine: SlotInput, slot: Slot) -> None:
-            slot.enter("ended")
-
-    @starting.upon(SlotInput.ready).to(ready)
-    def live(machine: SlotInput, slot: Slot) -> None:
-        slot.note_ready()
-        slot.enter("ready")
-
-    @starting.upon(SlotInput.elapsed).to(hung)
-    def too_late(machine: SlotInput, slot: Slot) -> None:
-        slot.enter("hung")
-        slot.abort(f"not ready within worker_start_timeout ({slot.timeouts.start:g} s)")
-
-    for alive in (starting, ready):
-
-        @alive.upon(SlotInput.stalled).to(hung)
-        def stuck(machine: SlotInput, slot: Slot, seconds: float) -> None:
-            slot.enter("hung")
-            slot.abort(f"its reactor was blocked for {seconds:.0f} s")
-
-    @ready.upon(SlotInput.drain).to(draining)
-    def drain(machine: SlotInput, slot: Slot) -> None:
-        slot.enter("draining")
-        slot.begin_drain()
-
-    @starting.upon(SlotInput.drain).to(draining)
-    def drain_unready(machine: SlotInput, slot: Slot) -> None:
-        # Not ready means that it serves nobody yet: nothing to finish.
-        slot.enter("draining")
-        slot.begin_drain()
-        slot.end_now()
-
-    # Signalled by somebody else: it gets the same drain timeout, and is then replaced.
-    leaving = builder.state("leaving")
-
-    @ready.upon(SlotInput.leave).to(leaving)
-    def leave(machine: SlotInput, slot: Slot) -> None:
-        slot.enter("draining")
-        slot.limit_drain()
-
-    @leaving.upon(SlotInput.drain).to(draining)
-    def drain_leaving(machine: SlotInput, slot: Slot) -> None:
-        pass  # it drains already; only the replacement is cancelled
-
-    @leaving.upon(SlotInput.stalled).loop()
-    def stuck_in_leave(machine: SlotInput, slot: Slot, seconds: float) -> None:
-        slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
-
-    @leaving.upon(SlotInput.elapsed).loop()
-    def late_in_leave(machine: SlotInput, slot: Slot) -> None:
-        slot.drain_timed_out()
-
-    for dying in (starting, ready, hung, leaving):
-
-        @dying.upon(SlotInput.ended).to(backing_off)
-        def died(machine: SlotInput, slot: Slot, how: str) -> None:
-            slot.note_exit(how)
-            slot.enter("backing off")
-            # Queued behind inputs of callbacks on this state: one that drains the slot must win over a restart.
-            machine.plan_restart()
-
-    @backing_off.upon(SlotInput.plan_restart).loop()
-    def plan_restart(machine: SlotInput, slot: Slot) -> None:
-        slot.plan_restart()
-
-    @ended.upon(SlotInput.plan_restart).loop()
-    def plan_nothing(machine: SlotInput, slot: Slot) -> None:
-        slot.log_last_end()
-
-    @backing_off.upon(SlotInput.give_up).to(failed)
-    def give_up(machine: SlotInput, slot: Slot) -> None:
-        slot.enter("failed")
-
-    @hung.upon(SlotInput.elapsed).loop()
-    def kill_hung(machine: SlotInput, slot: Slot) -> None:
-        slot.signal(SIGKILL)
-
-    @hung.upon(SlotInput.drain).to(draining)
-    def end_hung(machine: SlotInput, slot: Slot) -> None:
-        slot.enter("draining")
-        slot.signal(SIGKILL)
-
-    @draining.upon(SlotInput.stalled).loop()
-    def stuck_in_drain(machine: SlotInput, slot: Slot, seconds: float) -> None:
-        # A blocked reactor finishes nothing, and the drain may have no deadline.
-        slot.abort_once(f"its reactor was blocked for {seconds:.0f} s while draining")
-
-    @draining.upon(SlotInput.elapsed).loop()
-    def late(machine: SlotInput, slot: Slot) -> None:
-        slot.drain_timed_out()
-
-    @draining.upon(SlotInput.hurry).loop()
-    def hurry(machine: SlotInput, slot: Slot) -> None:
-        slot.end_now()
-
-    @draining.upon(SlotInput.ended).to(ended)
-    def end(machine: SlotInput, slot: Slot, how: str) -> None:
-        slot.log_drained(how)
-        slot.finish()
-        slot.enter("ended")
-
-    # Inputs that come too late, or repeat what is known, are ignored.
-    for state in (idle, starting, hung, draining, leaving, backing_off, failed, ended):
-        state.upon(SlotInput.leave).loop().returns(None)
-    for state in (ready, hung, draining, leaving):
-        state.upon(SlotInput.ready).loop().returns(None)
-    hung.upon(SlotInput.stalled).loop().returns(None)
-    for state in (draining, ended):
-        state.upon(SlotInput.drain).loop().returns(None)
-    for state in (idle, starting, ready, hung, leaving, backing_off, failed, ended):
-        state.upon(SlotInput.hurry).loop().returns(None)
-    for state in (ready, backing_off, failed, ended):
-        state.upon(SlotInput.elapsed).loop().returns(None)
-    for state in (starting, ready, hung, draining, leaving):
-        state.upon(SlotInput.start).loop().returns(None)
-    return builder.build()
+def _all_but(*states: str) -> str:
+    return " | ".join(state for state in _ALL.split(" | ") if state not in states)
 
 
-_make_slot = _build()
+_INPUT = SlotInput
+
+# "leaving" is shown as draining: somebody else has signalled the process, so it will be replaced.
+_make_slot = build_machine(
+    SlotInput,
+    Slot,
+    "idle",
+    (
+        ("idle | backing off | failed", _INPUT.start, "starting", Slot.start_process),
+        ("starting", _INPUT.ready, "ready", Slot.become_ready),
+        # -- processes that hang
+        ("starting", _INPUT.elapsed, "hung", Slot.abort_late_start),
+        ("starting | ready", _INPUT.stalled, "hung", Slot.abort_blocked),
+        ("hung", _INPUT.elapsed, "", Slot.kill_hung),
+        # -- drain
+        ("idle | backing off | failed", _INPUT.drain, "ended", Slot.enter),
+        ("ready", _INPUT.drain, "draining", Slot.begin_drain),
+        ("starting", _INPUT.drain, "draining", Slot.drain_unready),
+        ("hung", _INPUT.drain, "draining", Slot.drain_hung),
+        ("ready", _INPUT.leave, "leaving", Slot.note_drain),
+        ("leaving", _INPUT.drain, "draining", None),  # only the replacement is cancelled
+        ("draining", _INPUT.hurry, "", Slot.end_now),
+        ("draining | leaving", _INPUT.elapsed, "", Slot.drain_timed_out),
+        ("draining | leaving", _INPUT.stalled, "", Slot.abort_blocked_drain),
+        ("draining", _INPUT.ended, "ended", Slot.note_drained),
+        # -- exits that were not asked for
+        ("starting | ready | hung | leaving", _INPUT.ended, "backing off", Slot.note_exit),
+        ("backing off", _INPUT.plan_restart, "", Slot.plan_restart),
+        ("backing off", _INPUT.give_up, "failed", Slot.enter),
+        ("ended", _INPUT.plan_restart, "", Slot.log_last_exit),
+        # -- inputs that repeat what is known, or come too late
+        ("starting | ready | hung | draining | leaving", _INPUT.start, "", None),
+        ("ready | hung | draining | leaving", _INPUT.ready, "", None),
+        ("hung", _INPUT.stalled, "", None),
+        ("ready | backing off | failed | ended", _INPUT.elapsed, "", None),
+        ("draining | ended", _INPUT.drain, "", None),
+        (_all_but("ready"), _INPUT.leave, "", None),
+        (_all_but("draining"), _INPUT.hurry, "", None),
+    ),
+)

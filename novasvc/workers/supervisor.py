@@ -31,7 +31,7 @@ from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.group import WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
 from novasvc.workers.slot import Slot, WorkerTimeouts
-from novasvc.workers.specification import make_specification, server_name
+from novasvc.workers.specification import pickle_server, server_name
 from novasvc.workers.systemd import CHILD_VARIABLES
 
 _log = Logger()
@@ -49,7 +49,7 @@ class ServerWrapper:
     """A server and its number of worker processes.
 
     :param server: provides IService, or takes a reactor and returns such a one; see
-        :func:`novasvc.workers.specification.make_specification`.
+        :func:`novasvc.workers.specification.pickle_server`.
     :param workers: number of processes, > 0.
     :ivar children: process ids of its current workers. For those of all servers of a launcher, see
         :attr:`novasvc.service.ProcessLauncher.children`.
@@ -259,12 +259,9 @@ class Supervisor:
 
     def _make_templates(self, wrappers: Sequence[ServerWrapper], sockets: Sockets) -> list[WorkerTemplate]:
         settings = self._settings
-        specifications = [make_specification(wrapper.server) for wrapper in wrappers]
-        modules = frozenset[str]().union(*(each.modules for each in specifications)) - {
-            "__main__",
-            "builtins",
-        }
-        main = next((each.main for each in specifications if each.main is not None), None)
+        servers = [pickle_server(wrapper.server) for wrapper in wrappers]
+        modules = frozenset[str]().union(*(server.modules for server in servers)) - {"__main__", "builtins"}
+        main = next((server.main for server in servers if server.main is not None), None)
         environment = {name: value for name, value in os.environ.items() if name not in CHILD_VARIABLES}
         forkserver = ForkserverClient(
             self._reactor, sorted(modules), main, environment, self._log_file, lock=self._lock
@@ -282,8 +279,7 @@ class Supervisor:
         )
         policy = RestartPolicy.from_settings(settings)
         return [
-            WorkerTemplate(each, sockets[each.name], forkserver, policy, timeouts, parameters)
-            for each in specifications
+            WorkerTemplate(server, sockets[server.name], forkserver, policy, timeouts, parameters) for server in servers
         ]
 
     def _take_number(self) -> int:

@@ -1,7 +1,5 @@
 """The worker process: runs one server on its own reactor, and reports to the supervisor."""
 
-import atexit
-import base64
 import contextlib
 import faulthandler
 import gc
@@ -9,7 +7,6 @@ import importlib
 import json
 import math
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -27,6 +24,7 @@ from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBe
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from novasvc._compat import run_exit_functions
 from novasvc.errors import NovasvcError, describe
 from novasvc.interfaces import IExitRequester, IHealthy, IInspectable, IPreforkable, IStartable
 from novasvc.reactor.monotonic import use_monotonic_clock
@@ -43,6 +41,7 @@ from novasvc.workers.errors import NotPreforkableError
 from novasvc.workers.exit_status import ABANDONED, FORCED, UNSUPERVISED, end_of, hurry, status_of
 from novasvc.workers.orphan import call_when_orphaned
 from novasvc.workers.pipe import LONGEST, Pipe, PipeMessage, adopt
+from novasvc.workers.specification import unpickle_server
 from novasvc.workers.title import set_title
 
 _log = Logger()
@@ -108,12 +107,13 @@ def run(
     use_monotonic_clock(reactor)
     observer.switch(parameters, reactor)
     worker = Worker(parameters, reactor, diagnostics, [socket.socket(fileno=descriptor) for descriptor in sockets])
-    set_current_worker(CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings))
+    current = CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings)
+    set_current_worker(reactor, current)
     worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
     call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
-    atexit._run_exitfuncs()  # noqa: SLF001 - a forked child leaves by os._exit
+    run_exit_functions()  # the forkserver ends this process by os._exit
     return worker.status
 
 
@@ -450,7 +450,7 @@ def make_server(parameters: Mapping[str, Any], sockets: Sequence[socket.socket],
             "or starts threads into a module of its own"
         )
         raise NotPreforkableError(parameters["name"], parameters["problem"], remedy)
-    server = pickle.loads(base64.b64decode(parameters["server"]))  # noqa: S301 - see the import
+    server = unpickle_server(parameters["server"], reactor)
     if IPreforkable.providedBy(server):
         server.adopt_sockets(sockets)
     return server if IService.providedBy(server) else server(reactor)

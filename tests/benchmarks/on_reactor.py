@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet.task import react
 
-from novasvc.run.plugin import settle_collector
+from novasvc.run.process_tree import settle_collector
 
 
 async def _main(reactor: Any, name: str) -> None:

@@ -9,7 +9,8 @@ from twisted.trial.unittest import TestCase
 
 from novasvc.manager import ManagerResources
 from novasvc.periodic import TaskRunner
-from novasvc.registry.conductor import TOPIC, Conductor, RemoteRegistry
+from novasvc.registry.conductor import TOPIC, Conductor
+from novasvc.registry.remote import RemoteRegistry
 from novasvc.rpc import Client, Endpoints, Server
 from novasvc.rpc.target import Target
 from novasvc.testing import MemoryRegistry

@@ -157,7 +157,7 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             for body in (b"1", b"2", b"3"):
                 await self.send(body)
             deliveries = [await self.next(inbox) for _ in range(3)]
-            self.assertEqual([(d.deliveries, d.counted) for d in deliveries], [(0, True)] * 3)
+            self.assertEqual([(d.deliveries, d.counts_death) for d in deliveries], [(0, True)] * 3)
             deliveries[1].ack()
             await listener.close()
             _, other = await self.listen()
@@ -185,7 +185,7 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             await listener.close()
             _, other = await self.listen()
             again = await self.next(other)
-            self.assertEqual((again.body, again.deliveries, again.counted), (b"1", 0, True))
+            self.assertEqual((again.body, again.deliveries, again.counts_death), (b"1", 0, True))
             again.ack()
             await self.send(b"2")
             self.assertEqual((await self.next(other)).body, b"2")
@@ -249,11 +249,11 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             self.assertEqual(sorted(said), ["fanout", "server", "topic"])
 
         async def test_narrowed(self) -> None:
-            """A listener that was narrowed gets what is sent to its server, and nothing of the topic or of fanouts."""
+            """After cancel_topic a listener receives messages to its server, but none to the topic and no fanout."""
             listener, inbox = await self.listen(self.on("one"), prefetch=1)
             await self.send(b"before")
             before = await self.next(inbox)
-            await listener.narrow(10)
+            await listener.cancel_topic(10)
             before.ack()
             _, other = await self.listen(self.on("other"))
             await self.send(b"to the topic")
@@ -270,27 +270,27 @@ def make_transport_tests(fixture: Fixture) -> type[TestCase]:  # noqa: C901 - a 
             self.assertEqual(inbox.pending, [])
 
         async def test_narrowed_and_given_back(self) -> None:
-            """What a narrowed listener gives back to the topic goes to others, and not to itself again."""
+            """A topic message that is requeued after cancel_topic goes to another listener."""
             listener, inbox = await self.listen(self.on("one"))
             await self.send(b"1")
             delivery = await self.next(inbox)
-            await listener.narrow(10)
+            await listener.cancel_topic(10)
             delivery.requeue(0)
             _, other = await self.listen(self.on("other"))
             self.assertEqual((await self.next(other)).body, b"1")
             self.assertEqual(inbox.pending, [])
 
         async def test_narrowed_without_a_server(self) -> None:
-            """A listener without a server gets nothing any more when it was narrowed."""
+            """A listener without a server receives nothing after cancel_topic."""
             listener, inbox = await self.listen()
-            await listener.narrow(10)
+            await listener.cancel_topic(10)
             await self.send(b"1")
             _, other = await self.listen()
             self.assertEqual((await self.next(other)).body, b"1")
             self.assertEqual(inbox.pending, [])
 
         async def test_reply_in_time(self) -> None:
-            """A reply that can be sent is sent, even if its caller has no patience left."""
+            """A reply that can be sent is sent, even if its timeout is 0."""
             inbox: DeferredQueue[bytes] = DeferredQueue()
             address = await self.transport.open_replies(inbox.put)
             await (await self.connect()).reply(address, b"1", 0.0)

@@ -17,7 +17,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import RPCError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
-from novasvc.transport.amqp.connection import quick_backoff
+from novasvc.transport.amqp.reconnect import quick_backoff
 from tests.servers import Broker, Proxy, shared_broker, vhost_url
 from tests.support.waiting import until
 

@@ -86,7 +86,7 @@ class Orders(LineOnlyReceiver):
 
 def obey(reactor: Any, think: Callable[[], Deferred[str]] | None = None) -> None:
     """Listen for orders."""
-    path = Path(f"worker-{current_worker().number}")
+    path = Path(f"worker-{current_worker(reactor).number}")
     path.unlink(missing_ok=True)
     reactor.listenUNIX(str(path), Factory.forProtocol(partial(Orders, think)))
 

@@ -135,12 +135,12 @@ class AlarmTests(FragileCase):
         """Nor does one that was written before the broker said so: its error says that it is not confirmed."""
         await self.serve()
         transport = await self.connect()
-        transport._publisher._proof_age = inf  # as that of a busy sender, in the moment in which the alarm begins
+        transport._publisher._flow_check_age = inf  # as that of a busy sender, in the moment in which the alarm begins
         client = await self.client(transport, patience=1.5)
         with self.broker.memory_alarm():
             error = await self.assertFailure(client.call(CONTEXT, "note", what="late"), RPCTimeoutError)
             self.assertIn("low on memory", error.unconfirmed)
-            await self.until(lambda: self.said("dropped, with messages that the broker had not read"))
+            await self.until(lambda: self.said("to discard messages that the broker had not read"))
         await self.assert_comes_back(client)
         self.assertNotIn("late", self.diary.calls)
 

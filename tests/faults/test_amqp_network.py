@@ -215,11 +215,11 @@ class ImpostorTests(AMQPCase):
     async def test_impostors(self) -> None:
         """What is no broker is recognised by the first bytes, or given up at the deadline."""
         for says, seen in {
-            b"HTTP/1.1 400 Bad Request\r\n\r\n": "no AMQP",
+            b"HTTP/1.1 400 Bad Request\r\n\r\n": "invalid AMQP",
             b"\x15\x03\x03\x00\x02\x02\x46": "TLS",
             b"AMQP\x00\x01\x00\x00": "another version",
-            b"SSH-2.0-OpenSSH_9.2\r\n": "no AMQP",
-            frame(1, 0, b"\x00\x0a\x00\x0a\x00\x09"): "no AMQP",
+            b"SSH-2.0-OpenSSH_9.2\r\n": "invalid AMQP",
+            frame(1, 0, b"\x00\x0a\x00\x0a\x00\x09"): "invalid AMQP",
             b"": "0.5 s",
         }.items():
             factory = Factory.forProtocol(type("Impostor", (Impostor,), {"says": says}))

@@ -6,7 +6,7 @@ import pytest
 
 from novasvc.interfaces import IDelivery
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError
 from tests.faults.amqp_rig import TOPIC, AMQPCase
 
 BOUNDS = {"quorum_delivery_limit": 3, "quorum_max_memory_length": 100, "quorum_max_memory_bytes": 100_000}
@@ -33,7 +33,7 @@ class DeliveryLimitTests(AMQPCase):
         for seen in range(1, number + 1):
             await self.until(lambda seen=seen: len(got) >= seen and listener.live and connection.protocol)
             assert connection.protocol is not None
-            connection.protocol.end(ClosedError("lost by the test"))
+            connection.protocol.end(AMQPClosedError("lost by the test"))
         await self.until(lambda: len(got) > number)
         return got
 

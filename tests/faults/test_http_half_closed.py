@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from novasvc.http import channel, make_site, peer
+from novasvc.http import make_site, peer, teardown
 from novasvc.http.tls import make_tls, wrap
 from novasvc.node.stream_server import StreamServer
 from tests.servers.certificates import Certificates
@@ -119,7 +119,7 @@ class AnsweredTests(ClientCase):
 
     async def test_slow(self) -> None:
         """A client that waits long for its answer gets it: an interim response tells that it is there."""
-        self.patch(channel, "_HALF_CLOSE_PROBE", 0.5)
+        self.patch(teardown, "_HALF_CLOSE_PROBE", 0.5)
         resource = Echo()
         client = await deferToThread(self.connect, self.listen(make_site(resource, reactor=reactor)))
 
@@ -162,7 +162,7 @@ class GoneTests(ClientCase):
 
     async def test_closed(self) -> None:
         """One that closes, which looks like the end of its sending side until it is sent something."""
-        self.patch(channel, "_HALF_CLOSE_PROBE", 0.5)
+        self.patch(teardown, "_HALF_CLOSE_PROBE", 0.5)
         client, gone = await self.waiting(self.listen(make_site(self.resource, reactor=reactor)))
         client.close()
         self.assertIsNotNone(await gone)
@@ -205,7 +205,7 @@ class GoneTests(ClientCase):
 
     async def test_before_its_turn(self) -> None:
         """A request whose client has closed before its turn is not worked on."""
-        self.patch(channel, "_HALF_CLOSE_PROBE", 0.5)
+        self.patch(teardown, "_HALF_CLOSE_PROBE", 0.5)
         go = threading.Event()
         self.addCleanup(go.set)
         paths = []

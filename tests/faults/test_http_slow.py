@@ -31,8 +31,8 @@ class SlowTests(HTTPCase):
         for client in slow[::2]:
             client.send(b"X")
         for channel in self.site.channels:
-            self.assertGreater(channel._late_at - reactor.seconds(), 10)
-            channel._late_at = 0.0  # as in half a minute
+            self.assertGreater(channel._deadlines.input_due - reactor.seconds(), 10)
+            channel._deadlines.input_due = 0.0  # as in half a minute
         await until(lambda: not self.site.channels)
         for client in (slow[0], slow[-1]):
             client.settimeout(5)

@@ -78,7 +78,7 @@ class DescriptorTests(FleetCase):
             def ask() -> list[str]:
                 asking = askers.enter_context(socket.socket(socket.AF_UNIX))
                 asking.connect(str(fleet.folder / "novasvc.control"))
-                return fleet.said("cannot accept connections: Too many open files; retrying in 1 s")
+                return fleet.said("cannot accept connections: Too many open files; retrying in 0.5 s")
 
             with limited(fleet.pid, resource.RLIMIT_NOFILE, descriptors(fleet.pid)):
                 fleet.popen.send_signal(signal.SIGTTIN)

@@ -31,7 +31,7 @@ from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.engine import Engine
 from novasvc.registry.sql.services import ServiceRegistry
 
-PATIENCE = 0.2
+WAIT_TIMEOUT = 0.2
 NOBODY = 65534
 
 HOLD = """
@@ -174,7 +174,7 @@ class FaultCase(TestCase):
         return directory
 
     def make(self, query: str = "") -> ServiceRegistry:
-        engine = Engine(DatabaseAddress.parse(self.url + query), reactor=reactor, patience=PATIENCE)
+        engine = Engine(DatabaseAddress.parse(self.url + query), reactor=reactor, wait_timeout=WAIT_TIMEOUT)
         registry = ServiceRegistry(engine)
         self.addCleanup(registry.close)
         return registry

@@ -15,7 +15,7 @@ from tests.servers.databases import DatabaseServer
 
 def tables(url: str) -> dict[str, object]:
     """Return what a database says of its tables."""
-    engine = DatabaseAddress.parse(url).make_engine(connections=1, patience=10.0)
+    engine = DatabaseAddress.parse(url).make_engine(connections=1, wait_timeout=10.0)
     try:
         inspector = sqlalchemy.inspect(engine)
         return {

@@ -12,8 +12,8 @@ from oslo_config import cfg
 from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc.config import load
-from novasvc.config.ini import INIError, UndefinedOptionError, read_assignments
-from novasvc.config.substitution import CircularReferenceError, Substitution
+from novasvc.config.ini import INIError, read_assignments
+from novasvc.config.substitution import CircularReferenceError, Substitution, UndefinedOptionError
 from novasvc.errors import ConfigurationError
 
 NAMES = ("a", "b", "my_ip", "Big")

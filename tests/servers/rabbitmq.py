@@ -305,6 +305,10 @@ class Broker:
         """Return the queues of a vhost: name -> messages that wait, delivered ones included."""
         return self._queues(vhost, "messages")
 
+    def unacknowledged(self, vhost: str) -> dict[str, int]:
+        """Return the queues of a vhost: name -> messages that are delivered and not acknowledged."""
+        return self._queues(vhost, "messages_unacknowledged")
+
     def consumers(self, vhost: str) -> dict[str, int]:
         """Return the queues of a vhost: name -> consumers."""
         return self._queues(vhost, "consumers")

@@ -15,7 +15,7 @@ from txamqp.spec import Method
 
 from novasvc.reactor.backoff import RetryPolicy
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress, BrokerOptions
-from novasvc.transport.amqp.channel import Channel, ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel
 from novasvc.transport.amqp.codec import decode_method, encode_method, encode_properties
 from novasvc.transport.amqp.frames import (
     METHOD,
@@ -294,12 +294,12 @@ class RigReactor(MemoryReactorClock):
 
 
 class Owner:
-    """Whom a connection tells what happens; see Observer."""
+    """Whom a connection tells what happens; see ConnectionObserver."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
 
-    def lost(self, reason: ClosedError) -> None:
+    def lost(self, reason: AMQPClosedError) -> None:
         self.heard.append(reason)
 
     def blocked(self, reason: str) -> None:

@@ -16,7 +16,7 @@ from novasvc.telemetry import flight
 from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.pipe import PipeMessage
 from novasvc.workers.process import Exit, WorkerProcess
-from novasvc.workers.specification import make_specification
+from novasvc.workers.specification import pickle_server
 
 
 class Sleeper(Service):
@@ -105,11 +105,11 @@ GRACE = 1.0
 
 def worker_parameters(server: Any, number: int = 1) -> dict[str, Any]:
     """Return what a worker is told."""
-    specification = make_specification(server)
+    pickled = pickle_server(server)
     return {
         "number": number,
-        "name": specification.name,
-        "server": specification.server,
+        "name": pickled.name,
+        "server": pickled.data,
         "reactor": "twisted.internet.epollreactor",
         "grace": GRACE,
         "watchdog": 30.0,

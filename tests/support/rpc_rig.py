@@ -9,8 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from novasvc import rpc
 from novasvc.context import RequestContext
-from novasvc.rpc.message import Reply, WayBack, encode_request, read_reply, unwrap
+from novasvc.rpc.message import Reply, ReplyTo, encode_request, read_reply, unwrap
 from novasvc.rpc.target import Target
+from novasvc.telemetry import metrics
+from novasvc.telemetry.instruments import Counter
 from novasvc.transport.memory import MemoryBroker, MemoryTransport
 
 TARGET = Target("compute", "h1")
@@ -18,25 +20,30 @@ CONTEXT = RequestContext(request_id="req-1", user_id="u1")
 
 
 class RigTransport(MemoryTransport):
-    """Has the test answer for its replies, if it wants to."""
+    """Has the test answer for its replies, if it wants to.
+
+    :ivar received: messages that the servers on this transport received.
+    """
 
     def __init__(self, broker: MemoryBroker, clock: Clock) -> None:
         super().__init__(broker, clock=clock)
         self.on_reply: Callable[[], Deferred[None]] | None = None
         self.counting = True
-        self.patience: float | None = None
+        self.received = 0
+        self.reply_timeout: float | None = None
 
     def listen(self, target: Target, receiver: Callable[[Any], None], prefetch: int) -> Deferred[Any]:
         def receive(delivery: Any) -> None:
+            self.received += 1
             if delivery.deliveries and not self.counting:
                 # As from a queue that does not count; what it was told at a requeue it knows.
-                delivery.counted, self.counting = False, True
+                delivery.counts_death, self.counting = False, True
             receiver(delivery)
 
         return super().listen(target, receive, prefetch)
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
-        self.patience = patience
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
+        self.reply_timeout = timeout
         return super().reply(address, body) if self.on_reply is None else self.on_reply()
 
 
@@ -78,6 +85,8 @@ class RPCCase(SynchronousTestCase):
     concurrency = 2
 
     def setUp(self) -> None:
+        metrics.reset()
+        self.addCleanup(metrics.reset)
         self.clock = Clock()
         self.broker = MemoryBroker()
         self.transport = self.make_transport()
@@ -123,6 +132,15 @@ class RPCCase(SynchronousTestCase):
         self.clock.advance(0)
         return calling
 
+    def outcomes(self, method: str) -> dict[str, float]:
+        """Return how many runs of a method ended with each outcome that occurred."""
+        return {values[3]: one.value for values, one in metrics.served if values[2] == method and one.value}
+
+    def count(self, fate: str) -> float:
+        """Return how many messages were not run, or not answered, for this reason."""
+        counter: Counter = getattr(self.server.delivery_metrics, fate)
+        return counter.value
+
     def send(self, body: bytes, ttl: float | None = None) -> None:
         """Send a message as it is."""
         self.successResultOf(self.transport.send(TARGET, body, ttl, False))
@@ -133,7 +151,7 @@ class RPCCase(SynchronousTestCase):
         address = self.successResultOf(
             self.transport.open_replies(lambda b: self.replies.append(read_reply(unwrap(b))))
         )
-        return encode_request(method, given, {}, back=WayBack("id", address))
+        return encode_request(method, given, {}, reply_to=ReplyTo("id", address))
 
     def redeliver(self, *bodies: bytes, times: int = 1) -> None:
         """Send messages that others had, and left."""

@@ -16,6 +16,8 @@ from novasvc.interfaces import (
     IInterruptible,
     IPreloading,
     IRebuildable,
+    ISpecification,
+    ISpecified,
     IWaitable,
     IWebPage,
 )
@@ -25,8 +27,8 @@ from novasvc.node.stream_server import StreamServer
 from novasvc.node.tree import ServiceTree
 from novasvc.node.wsgi import WSGIService
 from novasvc.run.launcher import Launcher
-from novasvc.run.plugin import Deployment
 from novasvc.run.process_launcher import ProcessLauncher
+from novasvc.run.services import Deployment
 from novasvc.testing import memory_runtime
 
 
@@ -34,13 +36,17 @@ class ProvidersTests(SynchronousTestCase):
     def test_node(self) -> None:
         """A node reports its work, can be interrupted and rebuilt, and may ask for an exit status."""
         node = Service("h1", "nova-agent", "agent", Manager, runtime=memory_runtime())
-        for interface in (IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable):
+        for interface in (IInspectable, IExitRequester, IInterruptible, IPreloading, IRebuildable, ISpecified):
             verifyObject(interface, node)
+        verifyObject(ISpecified, node.runtime)
+        for specified in (node, node.runtime):
+            verifyObject(ISpecification, specified.specification())
 
     def test_tree(self) -> None:
         """A tree passes interruptions on, and keeps the exit status that a part asked for."""
-        for interface in (IExitRequester, IInterruptible):
+        for interface in (IExitRequester, IInterruptible, ISpecified):
             verifyObject(interface, ServiceTree())
+        verifyObject(ISpecification, ServiceTree().specification())
 
     def test_launcher(self) -> None:
         """A launcher tells when it has ended."""
@@ -48,16 +54,17 @@ class ProvidersTests(SynchronousTestCase):
 
     def test_deployment(self) -> None:
         """What a worker runs names the modules to import before the fork."""
-        verifyObject(IPreloading, Deployment(Settings(), ()))
+        for interface in (IPreloading, ISpecification):
+            verifyObject(interface, Deployment(Settings(), ()))
 
     def test_classes(self) -> None:
         """Servers that need files, ports or signals to be made declare what their classes have."""
         declared: list[tuple[type[Any], tuple[Any, ...]]] = [
-            (APIService, (IInterruptible, IWebPage, IPreloading)),
+            (APIService, (IInterruptible, IWebPage, IPreloading, ISpecified)),
             (LimitedChannel, (IDrainable,)),
             (ProcessLauncher, (IInterruptible, IWaitable)),
-            (StreamServer, (IInterruptible,)),
-            (WSGIService, (IInterruptible, IPreloading, IRebuildable)),
+            (StreamServer, (IInterruptible, ISpecified)),
+            (WSGIService, (IInterruptible, IPreloading, IRebuildable, ISpecified)),
         ]
         for kind, interfaces in declared:
             for interface in interfaces:

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from novasvc.api.access import Access, audit
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import FORM_RESPONSES, PAGE_RESPONSES, operation
 from novasvc.api.page.calls import call_node, ping_node
 from novasvc.api.page.pages import Pages, make_page_app
 from novasvc.api.responses import api_error
@@ -24,7 +25,7 @@ _log = Logger()
 _MAX_FIELDS = {"reason": 255, "task": 200}
 """Characters of form fields."""
 _MAX_CSRF_TOKEN = 200
-_NUMBER = re.compile(r"[0-9]{1,6}\.[0-9]")
+_MILLISECONDS = re.compile(r"[0-9]{1,6}\.[0-9]")
 
 Fields = Mapping[str, str]
 """Form fields by name: reason, task."""
@@ -37,14 +38,14 @@ Perform = Callable[[Backend, ServiceRecord, Fields], Awaitable[Outcome]]
 class Action:
     """An action on a service.
 
-    :param name: in the URL.
-    :param label: of its button.
-    :param question: asks for confirmation.
-    :param meaning: explains what it does, and what it does not.
-    :param done: shown afterwards.
-    :param perform: performs it, and returns the outcome.
+    :param name: its name in URLs.
+    :param label: text of its button.
+    :param question: title of the confirmation; a format of the service's name.
+    :param meaning: what it does, and what it does not.
+    :param done: message that is shown afterwards.
+    :param perform: coroutine function that performs it.
     :param destructive: whether its button is styled as a warning.
-    :param fields: of its form.
+    :param fields: names of the fields in its form.
     """
 
     name: str
@@ -123,22 +124,27 @@ ACTIONS = {
 
 
 def done_message(args: Mapping[bytes, Sequence[bytes]]) -> str:
-    """Return the message after an action; "" if there was none. Its text is never taken from the URL.
+    """Return the message that is shown after an action; "" if there was none.
 
-    :param args: of the request.
+    The URL only selects the message, so that a forged link cannot make the page show a text of its own.
+
+    :param args: query parameters.
     """
     action = ACTIONS.get(args.get(b"done", [b""])[0].decode("latin-1"))
     if action is None:
         return ""
     took = args.get(b"ms", [b""])[0].decode("latin-1")
-    return f"It responded within {took} ms." if action.name == "ping" and _NUMBER.fullmatch(took) else action.done
+    return f"It responded within {took} ms." if action.name == "ping" and _MILLISECONDS.fullmatch(took) else action.done
+
+
+_PATH_PARAMETERS = {"verb": f"One of {', '.join(ACTIONS)}.", "uuid": "Of the service."}
 
 
 class ActionPages:
     """Serves ``/action/VERB/UUID``: asks for confirmation, and performs the action.
 
-    :param access: authorizes callers.
-    :param watch: is read again after an action.
+    :param access: authorization.
+    :param watch: the watch to refresh after an action.
     """
 
     app = make_page_app()
@@ -150,6 +156,7 @@ class ActionPages:
         self.pages = pages
 
     @app.route("/action/<verb>/<uuid>", methods=["GET"])
+    @operation("Ask for confirmation of an action", PAGE_RESPONSES, path_parameters=_PATH_PARAMETERS)
     async def ask(self, request: Any, verb: str, uuid: str) -> bytes:
         """Show the confirmation."""
         caller = self._access.require(request, ADMIN)
@@ -163,6 +170,7 @@ class ActionPages:
         )
 
     @app.route("/action/<verb>/<uuid>", methods=["POST"])
+    @operation("Perform an action: a form of the page", FORM_RESPONSES, path_parameters=_PATH_PARAMETERS)
     async def act(self, request: Any, verb: str, uuid: str) -> bytes:
         """Perform the action, and redirect to the page of the service."""
         caller = self._access.require(request)
@@ -190,10 +198,10 @@ def _name(record: ServiceRecord) -> str:
 
 
 def _action(name: str) -> Action:
-    verb = ACTIONS.get(name)
-    if verb is None:
+    action = ACTIONS.get(name)
+    if action is None:
         raise APIError(404, f"unknown action {name[:50]!r}; the actions are {', '.join(ACTIONS)}")
-    return verb
+    return action
 
 
 def _field(request: Any, name: str, longest: int) -> str:

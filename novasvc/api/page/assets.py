@@ -5,6 +5,7 @@ from importlib.resources import files
 from typing import Any
 
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import STRING, content, operation
 from novasvc.api.responses import make_app
 
 _TYPES = {
@@ -45,6 +46,13 @@ class Assets:
         return f"/static/{self.digest}/{name}"
 
     @app.route("/static/<digest>/<name>", methods=["GET"])
+    @operation(
+        "Static files of the page",
+        {200: content("The file.", css=STRING, javascript=STRING, svg=STRING)},
+        404,
+        path_parameters={"digest": "Of the contents of all files.", "name": "Of the file."},
+        public=True,
+    )
     def serve(self, request: Any, digest: str, name: str) -> bytes:
         """Serve a file."""
         octets = self._files.get(name) if digest == self.digest else None

@@ -17,9 +17,9 @@ TIMEOUT = 2.0
 async def call_node(backend: Backend, record: ServiceRecord, method: str, **args: Any) -> Any:
     """Call a method of the node API, which every node has.
 
-    :param method: of the namespace "node".
-    :raises APIError: 409, it serves no topic, or its state does not allow this; 404, it has no such task; 504, it does
-        not respond in time; 503, the node or the broker is unreachable; 502, it responded with an error.
+    :param method: a method of the namespace "node".
+    :raises APIError: 409 if the node serves no topic, or its state does not allow this; 404 if it has no such task; 504
+        if it does not respond in time; 503 if the node or the broker is unreachable; 502 if it responds with an error.
     """
     return await _call(backend, record, "node", method, **args)
 

@@ -16,9 +16,9 @@ from novasvc.registry.record import ServiceRecord
 _MAX_SAMPLES = 90
 """Samples per process."""
 _MAX_NODES = 64
-"""Nodes that are cached; the longest unused is dropped."""
+"""Cached nodes; the least recently used is evicted."""
 _MAX_PROCESSES = 16
-"""Processes of a node that are sampled: different workers may respond."""
+"""Processes that are sampled per node: each request may be answered by another worker."""
 _MAX_ROWS = 200
 """Rows of a table."""
 _MAX_TEXT = 500
@@ -49,7 +49,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
 def read_description(document: Any) -> dict[str, Any]:
     """Validate the response of a node to "describe". Fields that are missing, or of another type, are None.
 
-    The node may run another version, so nothing is taken for granted.
+    Nothing is taken for granted, because the node may run another version.
 
     :param document: JSON of :meth:`novasvc.node.endpoint.NodeAPI.describe`.
     """
@@ -69,7 +69,7 @@ def _typed(row: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]
 def _value(value: Any, kind: type) -> Any:
     if kind is str:
         return value[:_MAX_TEXT] if isinstance(value, str) else None
-    if kind is bool or isinstance(value, bool):
+    if kind is bool or isinstance(value, bool):  # bool is a subclass of int, and no number here
         return value if kind is bool and isinstance(value, bool) else None
     if not isinstance(value, int | float) or not isfinite(value):
         return None
@@ -78,20 +78,20 @@ def _value(value: Any, kind: type) -> Any:
 
 @attrs.define(eq=False)
 class _Node:
-    """What is cached of one node.
+    """The cache entry of one node.
 
-    :param record: its row, as of the last request.
-    :ivar memo: coalesces requests, and caches a description, or the failure to get one, for a second.
-    :ivar samples: by process id, the most recently used last.
+    :param record: its row at the last request.
+    :ivar cache: coalesces requests, and caches a description, or the failure to get one, for a second.
+    :ivar samples: process id -> samples, the most recently used last.
     """
 
     record: ServiceRecord
-    memo: CoalescingCache[dict[str, Any] | Exception] = attrs.field(init=False)
+    cache: CoalescingCache[dict[str, Any] | Exception] = attrs.field(init=False)
     samples: OrderedDict[int, deque[Sample]] = attrs.field(factory=OrderedDict, init=False)
 
 
 class NodeDescriptions:
-    """Gets descriptions from nodes: once for concurrent viewers. Keeps samples of each process for time series.
+    """Gets descriptions from nodes, once for concurrent viewers, and keeps samples of each process for time series.
 
     :param ask: a coroutine function that returns the response of a service's node to "describe".
     """
@@ -107,7 +107,7 @@ class NodeDescriptions:
         :raises APIError: the node gives none; see :func:`novasvc.api.page.calls.call_node`.
         """
         node = self._node(record)
-        description = await node.memo.get()
+        description = await node.cache.get()
         if isinstance(description, Exception):
             raise description
         return description, [*node.samples.get(description["pid"] or 0, ())]
@@ -116,7 +116,7 @@ class NodeDescriptions:
         node = self._nodes.get(record.uuid)
         if node is None:
             node = self._nodes[record.uuid] = _Node(record)
-            node.memo = CoalescingCache(lambda: Deferred.fromCoroutine(self._describe(node)), self._clock)
+            node.cache = CoalescingCache(lambda: Deferred.fromCoroutine(self._describe(node)), self._clock)
             while len(self._nodes) > _MAX_NODES:
                 self._nodes.popitem(last=False)
         self._nodes.move_to_end(record.uuid)

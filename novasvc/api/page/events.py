@@ -3,6 +3,7 @@
 from typing import Any
 
 from novasvc.api.access import Access
+from novasvc.api.openapi import STRING, content, operation, parameter
 from novasvc.api.page.query import Query
 from novasvc.api.page.stream import EventStreams
 from novasvc.api.responses import json_response, make_app
@@ -12,8 +13,8 @@ from novasvc.api.watch import Watch
 class Events:
     """Serves ``/events``.
 
-    :param access: authorizes callers.
-    :param watch: has the state of the fleet.
+    :param access: authorization.
+    :param watch: the state of the fleet.
     :param streams: the open streams.
     """
 
@@ -25,6 +26,16 @@ class Events:
         self._streams = streams
 
     @app.route("/events", methods=["GET"])
+    @operation(
+        "Updates for the page, as server-sent events",
+        {
+            200: content(
+                "The format is internal to the page, and may change.", event_stream=STRING, json={"type": "object"}
+            )
+        },
+        *(400, 401, 403, 503),
+        parameters=[parameter("poll", "query", '"1" returns one update as JSON.')],
+    )
     async def events(self, request: Any) -> bytes:
         """Send updates as server-sent events, or one update as JSON with ``poll=1``.
 

@@ -9,6 +9,7 @@ from twisted.logger import Logger
 
 from novasvc.api.access import Access, client_address
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import FORM_RESPONSES, STRING, content, operation, parameter
 from novasvc.api.page.pages import Pages, local_path, make_page_app
 from novasvc.api.page.stream import EventStreams
 from novasvc.api.responses import scheme_of
@@ -17,9 +18,9 @@ from novasvc.api.sessions import COOKIE
 _log = Logger()
 
 DELAY = 1.0
-"""Seconds by which the response to a failed login is delayed, against guessing."""
+"""Seconds by which the response to a failed login is delayed, to slow down guessing."""
 _MAX_DELAYED = 100
-"""Responses that are delayed at the same time; more are not delayed."""
+"""Concurrently delayed responses; further ones are not delayed."""
 _MAX_DELAYED_PER_CLIENT = 10
 """Delayed responses of one client; further attempts get 429 and are not checked."""
 _MAX_FIELD = 512
@@ -28,8 +29,8 @@ _MAX_FIELD = 512
 class LoginPage:
     """Serves ``/login`` and ``/logout``.
 
-    :param access: verifies tokens and codes.
-    :param streams: end with their session.
+    :param access: verification of tokens and codes.
+    :param streams: the event streams, which end with their session.
     """
 
     app = make_page_app()
@@ -42,13 +43,20 @@ class LoginPage:
         self._waiting: Counter[str] = Counter()
 
     @app.route("/login", methods=["GET"])
+    @operation(
+        "The login form",
+        {200: content("The form.", html=STRING), 303: {"description": "Authentication is disabled."}},
+        parameters=[parameter("code", "query", "Of a login link.")],
+        public=True,
+    )
     def ask(self, request: Any) -> bytes:
-        """Show the form; for a login link a button, as link previews must not use up the link."""
+        """Show the form; for a login link a button, because link previews send a GET and must not use up the link."""
         if not self._access.requires_login:
             return _redirect(request, "/")
         return self._form(request, 200, code=_field(request, "code"))
 
     @app.route("/login", methods=["POST"])
+    @operation("Log in with a code or a token", FORM_RESPONSES, public=True)
     async def log_in(self, request: Any) -> bytes:
         """Begin a session."""
         self._access.check_origin(request)
@@ -81,6 +89,7 @@ class LoginPage:
                 del self._waiting[client]
 
     @app.route("/logout", methods=["POST"])
+    @operation("Log out", {**FORM_RESPONSES, 303: {"description": "Redirects to the login."}})
     def log_out(self, request: Any) -> bytes:
         """End the session in this browser, and its event streams."""
         caller = self._access.require(request)

@@ -7,6 +7,7 @@ from typing import Any
 from novasvc.api.access import Access
 from novasvc.api.backend import Backend
 from novasvc.api.errors import APIError
+from novasvc.api.openapi import PAGE_RESPONSES, operation
 from novasvc.api.page.actions import ACTIONS, done_message
 from novasvc.api.page.description import NodeDescriptions
 from novasvc.api.page.history import Sample, latencies, method_key, rates
@@ -21,10 +22,10 @@ _SHOWN = 20
 class NodePage:
     """Serves ``/node/UUID``.
 
-    :param backend: has the registry.
-    :param access: authorizes callers.
-    :param watch: has the timeline.
-    :param descriptions: gets descriptions from nodes.
+    :param backend: the connection to the registry.
+    :param access: authorization.
+    :param watch: the timeline.
+    :param descriptions: the nodes' descriptions.
     """
 
     app = make_page_app()
@@ -39,6 +40,7 @@ class NodePage:
         self.pages = pages
 
     @app.route("/node/<uuid>", methods=["GET"])
+    @operation("The page of a service", PAGE_RESPONSES, path_parameters={"uuid": "Of the service."})
     async def show(self, request: Any, uuid: str) -> bytes:
         """Show a service and its node's description; only the row if the node does not respond."""
         caller = self._access.require(request)

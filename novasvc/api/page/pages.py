@@ -21,8 +21,8 @@ _MAX_PATH = 1000
 class Pages:
     """Renders whole pages.
 
-    :param renderer: fills templates.
-    :param access: authenticates callers.
+    :param renderer: the templates.
+    :param access: authentication.
     """
 
     renderer: Renderer
@@ -74,5 +74,5 @@ def make_page_app() -> Klein:
 
 
 def local_path(path: str) -> str:
-    """Return a path if it is that of a page of ours, otherwise "/": no open redirects."""
+    """Return the path if it is one of our pages, otherwise "/", to prevent open redirects."""
     return path if len(path) <= _MAX_PATH and _OWN_PATH.fullmatch(path) else "/"

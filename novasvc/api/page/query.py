@@ -19,11 +19,11 @@ _MAX_PAGE = 100_000
 class Query:
     """A query of the fleet's page.
 
-    :param text: part of a host's or binary's name, or of the reason why a service is disabled; "" is any.
-    :param binary: exact name; "" is all.
-    :param state: one of STATES; "" is any.
+    :param text: part of a host's or binary's name, or of the reason why a service is disabled; "" matches all.
+    :param binary: exact name of a binary; "" matches all.
+    :param state: one of STATES; "" matches all.
     :param sort: one of SORTS.
-    :param page: from 1.
+    :param page: page number, from 1.
     """
 
     text: str = ""
@@ -36,7 +36,7 @@ class Query:
     def read(cls, args: Mapping[bytes, Sequence[bytes]]) -> "Query":
         """Parse query parameters; invalid ones are ignored.
 
-        :param args: as in twisted.web's ``Request.args``.
+        :param args: query parameters, in the form of twisted.web's ``Request.args``.
         """
         text, binary, state, sort, page = (
             args.get(name, [b""])[0].decode("utf-8", "replace").strip()[:_MAX_FIELD]

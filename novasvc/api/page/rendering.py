@@ -11,10 +11,10 @@ from novasvc._version import __version__
 from novasvc.api.page.assets import Assets
 
 _WIDTH, _HEIGHT, _EDGE = 120, 24, 2.0
-"""Of a sparkline, in units of its viewBox."""
+"""Size and margin of a sparkline, in units of its viewBox."""
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _TWICE = 2
-"""A unit is used up to twice the next one: 119 min, then 2 h."""
+"""A unit is used for up to twice the next larger unit: 119 min, then 2 h."""
 
 
 def span(seconds: float | None) -> str:
@@ -89,7 +89,7 @@ def sparkline(values: Sequence[float | None], label: str) -> Markup:
 class Renderer:
     """Fills templates.
 
-    :param assets: for their URLs.
+    :param assets: static files, whose URLs templates use.
     """
 
     def __init__(self, assets: Assets) -> None:

@@ -19,6 +19,9 @@ from novasvc.api.page.view import Views
 from novasvc.api.watch import Watch
 from novasvc.registry.record import ServiceRecord
 
+PAGE_APPS = tuple(resource.app for resource in (FleetPage, NodePage, ActionPages, LoginPage, Events, Assets))
+"""The Klein apps of the page, for its description."""
+
 
 def make_page_resources(backend: Backend, access: Access) -> dict[bytes, Any]:
     """Make the resources of the page; their services run while the backend is open.

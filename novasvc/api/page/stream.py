@@ -48,9 +48,9 @@ _SHOWN = 30
 def make_update(watch: Watch, view: View, since: int, last_entry: int, renderer: Renderer) -> dict[str, Any]:
     """Return the update for a viewer. See Note [Updates for viewers].
 
-    :param view: that the viewer sees.
-    :param since: the version that it has; 0 is none.
-    :param last_entry: the number of the newest timeline entry that it has.
+    :param view: the view that the viewer sees.
+    :param since: the version that the viewer has; 0 if it has none.
+    :param last_entry: the number of the newest timeline entry that the viewer has.
     :return: JSON: {"id": str, "old": seconds or None, "trouble": str, "totals": {name: int}, "layout": str,
         "cells": [[id, state, disabled, age], ...], "entry": int, "entries": HTML of the new ones, newest first}.
     """
@@ -91,10 +91,10 @@ def read_id(watch: Watch, text: str) -> tuple[int, int]:
 class Viewer:
     """An open stream.
 
-    :param request: of twisted.web; nothing is written yet.
-    :param query: of its page.
-    :param known: the version and the newest timeline entry that it has.
-    :param session: the id of its session.
+    :param request: a twisted.web request whose response has not begun.
+    :param query: the query of its page.
+    :param known: the version and the number of the newest timeline entry that the viewer has.
+    :param session: session id.
     :ivar ended: fires when the stream ends.
     """
 
@@ -121,7 +121,7 @@ class Viewer:
     def send(self, event: str, data: str, message_id: str = "") -> None:
         """Send one message.
 
-        :param data: one line.
+        :param data: text without line breaks, which end a field of an event stream.
         """
         head = f"id: {message_id}\n" if message_id else ""
         self.request.write(f"{head}event: {event}\ndata: {data}\n\n".encode("utf-8", "replace"))
@@ -131,9 +131,9 @@ class Viewer:
 class EventStreams(Service):
     """The open streams.
 
-    :param watch: has the state of the fleet.
-    :param views: finds the hosts of a query.
-    :param access: checks before each update that the viewer is still authorized.
+    :param watch: the state of the fleet.
+    :param views: the hosts of each query.
+    :param access: authorization, which is checked again before each update.
     """
 
     def __init__(self, watch: Watch, views: Views, access: Access, renderer: Renderer, clock: IReactorTime) -> None:

@@ -1,4 +1,4 @@
-"""The table of hosts by binaries that a query finds."""
+"""The table of the fleet's page: a row for each host, a column for each binary."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,9 +15,9 @@ from novasvc.api.watch import Watch
 HOSTS = 100
 """Hosts on a page."""
 COLUMNS = 10
-"""Binaries on a page: more do not fit on a screen; the filter offers all."""
+"""Binaries on a page. More do not fit on a screen; the filter offers all of them."""
 _MAX_CACHED = 100
-"""Views that are cached until the next read: many viewers share one."""
+"""Views that are cached until the next read, for viewers with the same query."""
 
 _WORST = {DOWN: 0, FORCED: 1, UP: 3}
 _DISABLED = 2
@@ -39,7 +39,7 @@ class View:
     :param query: the query, with a page number that exists.
     :param binaries: all binaries of the fleet.
     :param columns: the binaries that are shown.
-    :param rows: of this page.
+    :param rows: the rows of this page.
     :param found: number of hosts on all pages.
     """
 
@@ -81,9 +81,9 @@ class View:
 
 
 class Views:
-    """Views of the current state. The index that they share is made once per read.
+    """Views of the current state. All views of one read share an index.
 
-    :param watch: has the state of the fleet.
+    :param watch: the state of the fleet.
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -142,6 +142,8 @@ class _Index:
         """Return the matching hosts, sorted."""
         hosts: Iterable[str] = self._sorted(query.sort)
         text = query.text.casefold()
+        # The joined text of a host rules out most hosts with one search. It may match where no single service does,
+        # such as with a reason of one service and another state, so _matches decides.
         if text:
             texts = self._texts
             hosts = [host for host in hosts if text in texts[host]]

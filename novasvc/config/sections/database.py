@@ -14,7 +14,7 @@ class DatabaseSection:
         "URL of the database with the services table: SQLite, PostgreSQL, MySQL or MariaDB.",
         DATABASE_URL,
         default=attrs.Factory(lambda self: f"sqlite:///{self.state_dir / 'novasvc.sqlite'}", takes_self=True),
-        shown="novasvc.sqlite in state_dir",
+        default_text="novasvc.sqlite in state_dir",
         secret=True,
         nova="database/connection",
     )

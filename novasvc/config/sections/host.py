@@ -33,15 +33,15 @@ class HostSection:
         "Host name that the services of this machine register under.",
         NAME,
         default=attrs.Factory(socket.gethostname),
-        shown="the machine's name",
+        default_text="the machine's name",
     )
     state_dir: Path = setting(  # noqa: RUF009 - it makes the field
         "Directory for persistent state, such as the SQLite database.",
         PATH,
         default=attrs.Factory(lambda: default_state_dir(os.environ)),
-        shown="/var/lib/novasvc for root, else novasvc in $XDG_STATE_HOME or ~/.local/state",
+        default_text="/var/lib/novasvc for root, else novasvc in $XDG_STATE_HOME or ~/.local/state",
         nova="state_path",
     )
     tempdir: Path | None = setting(  # noqa: RUF009
-        "Directory for temporary files.", PATH, default=None, shown="the system's", optional=True
+        "Directory for temporary files.", PATH, default=None, default_text="the system's", optional=True
     )

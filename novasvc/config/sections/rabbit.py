@@ -92,7 +92,7 @@ class RabbitSection:
         "CA bundle (PEM) used to verify the broker.",
         PATH,
         default=None,
-        shown="the system's",
+        default_text="the system's",
         optional=True,
         nova="oslo_messaging_rabbit/ssl_ca_file",
     )

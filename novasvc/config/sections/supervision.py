@@ -56,5 +56,5 @@ class SupervisionSection:
         "Path of the supervisor's UNIX socket, used by `novasvc workers`, `drain`, `reload` and `dump`.",
         PATH,
         default=attrs.Factory(lambda self: self.state_dir / "novasvc.control", takes_self=True),
-        shown="novasvc.control in state_dir",
+        default_text="novasvc.control in state_dir",
     )

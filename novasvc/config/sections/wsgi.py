@@ -18,16 +18,16 @@ class WSGISection:
         "<api>_workers configure each one.",
         APIS,
         default=(),
-        shown="none",
+        default_text="none",
     )
     enabled_ssl_apis: tuple[str, ...] = setting(
-        "WSGI applications to serve over TLS; they need not be in enabled_apis.", APIS, default=(), shown="none"
+        "WSGI applications to serve over TLS; they need not be in enabled_apis.", APIS, default=(), default_text="none"
     )
     api_paste_config: Path = setting(  # noqa: RUF009
         "Paste Deploy configuration file that defines the WSGI applications.",
         PATH,
         default=attrs.Factory(lambda: Path("api-paste.ini").absolute()),
-        shown="api-paste.ini in the working directory",
+        default_text="api-paste.ini in the working directory",
         nova="wsgi/api_paste_config",
     )
     ssl_cert_file: Path | None = setting(  # noqa: RUF009

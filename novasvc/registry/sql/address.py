@@ -33,8 +33,8 @@ _REQUIREMENTS = {
 class DatabaseAddress:
     """A parsed database URL.
 
-    :param url: for SQLAlchemy, with the password.
-    :param masked: for logs and errors: the password is ``***``.
+    :param url: the URL for SQLAlchemy, with the password.
+    :param masked: the URL for logs and errors, with the password masked.
     :param path: the absolute path of an SQLite file; None for other databases.
     """
 
@@ -75,11 +75,11 @@ class DatabaseAddress:
         """Return the URL with its password, for another process to parse."""
         return self.url.render_as_string(hide_password=False)
 
-    def make_engine(self, *, connections: int, patience: float) -> sqlalchemy.Engine:
+    def make_engine(self, *, connections: int, wait_timeout: float) -> sqlalchemy.Engine:
         """Make an SQLAlchemy engine; nothing is opened yet.
 
         :param connections: the largest number of open connections, > 0.
-        :param patience: seconds to wait for a connection, a lock or a statement.
+        :param wait_timeout: seconds to wait for a connection, a lock or a statement.
         :raises DatabaseDriverError: the dialect's driver is not installed.
         :raises DatabaseRefusedError: there is no such dialect.
         """
@@ -88,10 +88,10 @@ class DatabaseAddress:
                 self.url,
                 pool_size=connections,
                 max_overflow=0,
-                pool_timeout=patience,
+                pool_timeout=wait_timeout,
                 # A server may close an idle connection, which shows only when it is used. A file cannot.
                 pool_pre_ping=self.path is None,
-                connect_args=_connect_args(self.url.get_backend_name(), patience),
+                connect_args=_connect_args(self.url.get_backend_name(), wait_timeout),
             )
         except ImportError as error:
             raise self._no_driver(error) from None
@@ -108,14 +108,14 @@ class DatabaseAddress:
         return DatabaseDriverError(self.masked, f"its driver cannot be imported: {error}", remedy)
 
 
-def _connect_args(backend: str, patience: float) -> dict[str, Any]:
-    seconds = max(1, round(patience))
-    milliseconds = int(patience * 1000)
+def _connect_args(backend: str, wait_timeout: float) -> dict[str, Any]:
+    seconds = max(1, round(wait_timeout))
+    milliseconds = int(wait_timeout * 1000)
     match backend:
         case "sqlite":
             # IMMEDIATE: a writing transaction waits for the write lock at BEGIN. Taken later, in WAL mode, the lock
             # is refused at once if another connection has written since, regardless of the busy timeout.
-            return {"timeout": patience, "isolation_level": "IMMEDIATE"}
+            return {"timeout": wait_timeout, "isolation_level": "IMMEDIATE"}
         case "postgresql":
             # The lock timeout is shorter than the statement timeout, so that the error names the lock.
             bounds = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds * 4 // 5}"

@@ -1,8 +1,7 @@
 """Runs transactions in worker threads: alchimia's engine, adapted to SQLAlchemy 2 and to failures.
 
-The only module that imports alchimia, whose last release is of 2018: its own methods take a thread
-per connection and never return it, wait without a bound, and partly call what SQLAlchemy 2 removed.
-We use how it hands work to a thread and returns the result to the reactor.
+We use how alchimia hands work to a thread and returns the result to the reactor. Its own methods are
+not used, see :func:`novasvc._compat.import_alchimia`.
 """
 
 from collections.abc import Callable
@@ -11,22 +10,20 @@ from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection
-from sqlalchemy.engine import strategies
 from sqlalchemy.exc import SQLAlchemyError
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from novasvc._compat import import_alchimia
 from novasvc.reactor.threads import WorkerThread
 from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.telemetry import metrics
 
-# Before the import: alchimia subclasses a class that SQLAlchemy 2 removed, but never uses the subclass.
-strategies.DefaultEngineStrategy = type("DefaultEngineStrategy", (), {})  # type: ignore[attr-defined]
-from alchimia.engine import TwistedEngine, _defer_to_worker  # noqa: E402
+_TwistedEngine, _defer_to_worker = import_alchimia()
 
 _log = Logger()
 
@@ -40,20 +37,20 @@ SERVER_WORKERS = 4
 #   the file lock, in sleeps of SQLite's choosing, and for the GIL: of 64 concurrent
 #   heartbeats at a time, 1, 2 and 4 threads do some 3,100, 2,700 and 2,600 a second.
 
-QUEUE = 256
+QUEUE_LIMIT = 256
 """Transactions that may wait for a thread. A longer queue would only hide that the database is too slow."""
 
 TIMEOUT = 15.0
-"""Seconds for a transaction, from the call to the result; longer than PATIENCE, which bounds each wait in it."""
+"""Seconds for a transaction, from the call to the result; longer than WAIT_TIMEOUT, which bounds each wait in it."""
 
-PATIENCE = 5.0
+WAIT_TIMEOUT = 5.0
 """Seconds that a thread may wait in the database for a connection, a lock or a statement."""
 
-CLOSING = 5.0
+CLOSE_TIMEOUT = 5.0
 """Seconds that :meth:`Engine.close` waits for transactions under way."""
 
 
-class Engine(TwistedEngine):  # type: ignore[misc]
+class Engine(_TwistedEngine):  # type: ignore[misc, valid-type]
     """A fixed pool of threads that run whole transactions: one thread switch each way per transaction.
 
     No thread and no socket exists before the first transaction, so an engine can be made before a fork.
@@ -63,11 +60,11 @@ class Engine(TwistedEngine):  # type: ignore[misc]
     :param workers: the largest number of threads and connections; by default 1 for SQLite, else SERVER_WORKERS.
     :param queue: transactions that may wait for a thread.
     :param timeout: seconds for a transaction without a timeout of its own.
-    :param patience: seconds that a thread may wait in the database.
+    :param wait_timeout: seconds that a thread may wait in the database.
     :raises DatabaseRefusedError: there is no driver for this address.
     """
 
-    # alchimia's methods that must not be used: see the module's docstring.
+    # alchimia's methods that must not be used, see import_alchimia().
     connect = execute = has_table = table_names = None
 
     def __init__(
@@ -76,17 +73,17 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         *,
         reactor: Any,
         workers: int | None = None,
-        queue: int = QUEUE,
+        queue: int = QUEUE_LIMIT,
         timeout: float = TIMEOUT,
-        patience: float = PATIENCE,
+        wait_timeout: float = WAIT_TIMEOUT,
     ) -> None:
         self.address = address
-        self._count = workers or (1 if address.path is not None else SERVER_WORKERS)
-        self._engine = address.make_engine(connections=self._count, patience=patience)
+        self._size = workers or (1 if address.path is not None else SERVER_WORKERS)
+        self._engine = address.make_engine(connections=self._size, wait_timeout=wait_timeout)
         self._reactor = reactor
         self._queue = queue
         self._timeout = timeout
-        self._turns = DeferredSemaphore(self._count)
+        self._free_workers = DeferredSemaphore(self._size)
         self._idle: list[WorkerThread] = []
         self._workers: list[WorkerThread] = []
         self._closed = False
@@ -121,7 +118,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         """
         if self._closed:
             return fail(self._unavailable("the engine was closed"))
-        if not self._turns.tokens and len(self._turns.waiting) >= self._queue:
+        if not self._free_workers.tokens and len(self._free_workers.waiting) >= self._queue:
             return fail(self._unavailable(f"{self._queue} transactions, the bound of the queue, wait for it already"))
         seconds = self._timeout if timeout is None else timeout
 
@@ -130,14 +127,16 @@ class Engine(TwistedEngine):  # type: ignore[misc]
                 raise self._unavailable(f"no answer within {seconds:g} s")
             return outcome
 
-        turn = Deferred.fromCoroutine(self._in_turn(function)).addTimeout(seconds, self._reactor, onTimeoutCancel=late)
+        turn = Deferred.fromCoroutine(self._run_in_thread(function)).addTimeout(
+            seconds, self._reactor, onTimeoutCancel=late
+        )
         return turn.addErrback(_count_failure)
 
-    async def _in_turn(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
+    async def _run_in_thread(self, function: Callable[[sqlalchemy.Engine], T]) -> T:
         asked = self._reactor.seconds()
         metrics.database_waiting.at().value += 1
         try:
-            await self._turns.acquire()
+            await self._free_workers.acquire()
         except CancelledError:
             if self._closed:
                 raise self._unavailable("the engine was closed") from None
@@ -165,7 +164,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
         try:
             worker = WorkerThread(f"database-{len(self._workers)}")
         except RuntimeError as error:
-            self._turns.release()
+            self._free_workers.release()
             raise self._unavailable(f"cannot start a thread for it: {error}") from error
         self._workers.append(worker)
         return worker
@@ -173,7 +172,7 @@ class Engine(TwistedEngine):  # type: ignore[misc]
     def _done(self, outcome: Any, worker: WorkerThread, began: float) -> Any:
         metrics.database_seconds.at().observe(self._reactor.seconds() - began)
         self._idle.append(worker)
-        self._turns.release()
+        self._free_workers.release()
         return outcome
 
     def _unavailable(self, problem: str) -> DatabaseUnavailableError:
@@ -182,40 +181,40 @@ class Engine(TwistedEngine):  # type: ignore[misc]
     def close(self) -> Deferred[None]:
         """End the threads and the connections. Queued transactions fail; running ones may finish.
 
-        :return: Deferred[None]; never fails. It waits CLOSING seconds for running transactions: a thread that is
+        :return: Deferred[None]; never fails. It waits CLOSE_TIMEOUT seconds for running transactions: a thread that is
             stuck longer is left behind, and does not keep the process from exiting.
         """
         if self._closed:
             return succeed(None)
         self._closed = True
-        for waiting in list(self._turns.waiting):
+        for waiting in list(self._free_workers.waiting):
             waiting.cancel()
         return Deferred.fromCoroutine(self._finish())
 
     async def _finish(self) -> None:
         try:
-            await Deferred.fromCoroutine(self._all_idle()).addTimeout(CLOSING, self._reactor)
+            await Deferred.fromCoroutine(self._all_idle()).addTimeout(CLOSE_TIMEOUT, self._reactor)
             if self._idle:
                 disposing = _defer_to_worker(self._reactor.callFromThread, self._idle[0], self._engine.dispose)
-                await disposing.addTimeout(CLOSING, self._reactor)
+                await disposing.addTimeout(CLOSE_TIMEOUT, self._reactor)
         except DeferredTimeoutError:
             _log.warn(
                 "database {url}: leaving {busy} transactions behind that are still running after {seconds:g} s",
                 url=self.address.masked,
                 busy=len(self._workers) - len(self._idle),
-                seconds=CLOSING,
+                seconds=CLOSE_TIMEOUT,
             )
         except Exception:  # noqa: BLE001 - whatever a driver raises, close the rest
             _log.failure("database {url}: closing its connections failed", url=self.address.masked)
         for worker in self._workers:
             if worker not in self._idle:
                 worker.do(self._engine.dispose)  # closes its connection too, once its transaction ends
-            worker.quit(join=CLOSING if worker in self._idle else 0)
+            worker.quit(join=CLOSE_TIMEOUT if worker in self._idle else 0)
 
     async def _all_idle(self) -> None:
         """Wait until no transaction runs, by acquiring every token of the semaphore."""
-        for _ in range(self._count):
-            await self._turns.acquire()
+        for _ in range(self._size):
+            await self._free_workers.acquire()
 
 
 def _count_failure(failure: Failure) -> Failure:

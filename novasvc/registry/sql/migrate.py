@@ -32,14 +32,14 @@ from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.schema import HEAD, REVISIONS, VERSION_TABLE, metadata, revision, services
 
-PATIENCE = 10.0
+WAIT_TIMEOUT = 10.0
 """Seconds that a migration may wait for a connection, a lock or a statement."""
 
 _LOCK = {
     "sqlite": "BEGIN IMMEDIATE",
     "postgresql": f"SELECT pg_advisory_xact_lock({int.from_bytes(b'novasvc')})",
-    "mysql": f"SELECT GET_LOCK('{VERSION_TABLE}', {PATIENCE:g})",
-    "mariadb": f"SELECT GET_LOCK('{VERSION_TABLE}', {PATIENCE:g})",
+    "mysql": f"SELECT GET_LOCK('{VERSION_TABLE}', {WAIT_TIMEOUT:g})",
+    "mariadb": f"SELECT GET_LOCK('{VERSION_TABLE}', {WAIT_TIMEOUT:g})",
 }
 """The advisory lock that serialises concurrent migrations; released with the connection."""
 
@@ -98,7 +98,7 @@ def upgrade(url: str) -> str:
 def create(url: str) -> bool:
     """Create the tables in a database that has none. Concurrent calls are safe.
 
-    :param url: as for :func:`upgrade`.
+    :param url: see :func:`upgrade`.
     :return: whether the database has this version's schema now; False if it had other tables.
     :raises DatabaseError: the tables cannot be created.
     """
@@ -166,7 +166,7 @@ def _make_file(address: DatabaseAddress) -> None:
 
 @contextmanager
 def _connected(address: DatabaseAddress) -> Iterator[Connection]:
-    engine = address.make_engine(connections=1, patience=PATIENCE)
+    engine = address.make_engine(connections=1, wait_timeout=WAIT_TIMEOUT)
     try:
         with engine.connect() as connection:
             yield connection
@@ -179,9 +179,10 @@ def _connected(address: DatabaseAddress) -> Iterator[Connection]:
 def _lock(address: DatabaseAddress, connection: Connection) -> None:
     backend = address.url.get_backend_name()
     taken = connection.exec_driver_sql(_LOCK[backend]) if backend in _LOCK else None
-    # MySQL returns 0 or NULL when the lock times out, where the others raise.
+    # GET_LOCK belongs to the connection: MySQL commits before each DDL statement, which would release a lock of the
+    # transaction. It returns 0 or NULL when it times out, where the others raise.
     if backend in {"mysql", "mariadb"} and taken is not None and taken.scalar() != 1:
-        raise DatabaseLockedError(address.masked, f"another migration has been running for {PATIENCE:g} s")
+        raise DatabaseLockedError(address.masked, f"another migration has been running for {WAIT_TIMEOUT:g} s")
 
 
 def is_head(address: DatabaseAddress, found: str | None) -> bool:

@@ -1,63 +1,33 @@
 """The service registry in a database that this process reaches directly."""
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection
 from sqlalchemy import Engine as SQLEngine
-from sqlalchemy.sql import ColumnElement
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from novasvc.interfaces import IServiceRegistry
-from novasvc.registry.errors import (
-    DatabaseConflictError,
-    DatabaseCorruptError,
-    MigrationNeededError,
-    ServiceNotFoundError,
-)
+from novasvc.registry.errors import DatabaseConflictError, MigrationNeededError
 from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
 from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
 from novasvc.registry.sql import migrate as migration
-from novasvc.registry.sql import sqlite
+from novasvc.registry.sql import rows, sqlite
 from novasvc.registry.sql.address import DatabaseAddress
 from novasvc.registry.sql.diagnosis import diagnose
 from novasvc.registry.sql.engine import Engine
-from novasvc.registry.sql.queries import is_number, marker_statement, rows_statement, totals_statement
-from novasvc.registry.sql.schema import GREATEST_ID, HEAD, database_now, services
+from novasvc.registry.sql.schema import HEAD
 
 _log = Logger()
-
-DISABLED_REASON = "New service disabled by the setting enable_new_services."
-"""The disabled_reason of a row that was created disabled."""
 
 _MIGRATION_DEADLINE = 60.0
 """Seconds. An empty table takes one; altering a large table may take many more."""
 
-_ROOM_FOR = 1.0
-"""Seconds for which a successful check for room on the disk is cached."""
-
-_NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
-
-# Built once: most of a statement's cost is SQLAlchemy's look-up of the compiled form by its shape.
-_LIVE = services.c.deleted == 0
-_OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
-_READ = select(services, database_now().label("now")).where(_LIVE)
-_BEAT = (
-    update(services)
-    .where(_OF_ID)
-    .values(
-        report_count=services.c.report_count + 1,
-        last_seen_up=database_now(),
-        updated_at=database_now(),
-    )
-)
-_PROOF = update(services).where(services.c.id == -1).values(report_count=services.c.report_count)
-_DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
+_SPACE_CHECK_INTERVAL = 1.0
+"""Seconds for which a successful check of the disk's free space is cached."""
 
 
 def connect_registry(
@@ -99,10 +69,9 @@ class ServiceRegistry:
         new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._engine = engine
-        self._enable_new_services = enable_new_services
+        self._rows = rows.ServiceRows(engine.address.masked, enable_new_services, new_uuid)
         self._migrate = migrate
-        self._new_uuid = new_uuid
-        self._looks_at = 0.0
+        self._next_space_check = 0.0
 
     def open(self) -> Deferred[None]:
         """See IServiceRegistry."""
@@ -121,60 +90,48 @@ class ServiceRegistry:
 
     def beat(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
-        return self._write(lambda connection: _change(connection, _BEAT, service_id))
+        return self._write(lambda connection: rows.beat(connection, service_id))
 
     def prove_writable(self) -> Deferred[None]:
-        """See IServiceRegistry.
-
-        The statement matches no row, but a read-only database or a replica refuses it.
-        """
-        return self._write(_try_to_write)
+        """See IServiceRegistry."""
+        return self._write(rows.prove_writable)
 
     def get(self, service: str) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
-        if is_number(service):
-            return self._engine.run(lambda connection: self._one(connection, int(service)))
-        wanted = services.c.uuid == service
-        return self._engine.run(lambda connection: self._only(connection, wanted, service))
+        return self._engine.run(lambda connection: self._rows.get(connection, service))
 
     def list(self, host: str | None, binary: str | None, topic: str | None) -> Deferred[Records]:
         """See IServiceRegistry."""
-        given = {services.c.host: host, services.c.binary: binary, services.c.topic: topic}
-        wanted = [column == value for column, value in given.items() if value is not None]
-        return self._engine.run(lambda connection: self._read(connection, *wanted))
+        return self._engine.run(lambda connection: self._rows.list(connection, host, binary, topic))
 
     def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
         """See IServiceRegistry."""
-        return self._engine.run(lambda connection: self._page(connection, query))
+        return self._engine.run(lambda connection: self._rows.page(connection, query))
 
     def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
         """See IServiceRegistry."""
-
-        def count(connection: Connection) -> ServiceTotals:
-            statement, values = totals_statement(query)
-            totals = connection.execute(statement, values).one()
-            return ServiceTotals(**{name: int(number) for name, number in totals._mapping.items()})  # noqa: SLF001
-
-        return self._engine.run(count)
+        return self._engine.run(lambda connection: self._rows.count(connection, query))
 
     def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
         """See IServiceRegistry."""
-        return self._engine.run(lambda connection: self._update(connection, service_id, _columns(changes)))
+        return self._engine.run(lambda connection: self._rows.update(connection, service_id, changes))
 
     def delete(self, service_id: int) -> Deferred[None]:
         """See IServiceRegistry."""
-        return self._engine.run(lambda connection: _change(connection, _DELETE, service_id))
+        return self._engine.run(lambda connection: rows.delete(connection, service_id))
 
     # -- in the reactor's thread -------------------------------------------------------------------
 
     async def _register(self, host: str, binary: str, topic: str | None, version: int) -> ServiceRecord:
         def read_or_create(connection: Connection) -> ServiceRecord:
-            return self._read_or_create(connection, host, binary, topic, version)
+            return self._rows.read_or_create(connection, host, binary, topic, version)
 
         try:
             return await self._engine.run(read_or_create)
         except DatabaseConflictError:
-            pass  # another was first; a new transaction sees its row
+            # A concurrent transaction has committed a row with this (host, binary), which a new transaction reads, or
+            # with this (host, topic), with which it conflicts again. A third attempt would find nothing else.
+            pass
         try:
             return await self._engine.run(read_or_create)
         except DatabaseConflictError as error:
@@ -182,18 +139,21 @@ class ServiceRegistry:
             raise DatabaseConflictError(error.url, problem) from error
 
     def _write(self, change: Callable[[Connection], None]) -> Deferred[None]:
-        """Run a change that is to prove something: in a file, once a second, that there is room for more as well."""
+        """Run a change that proves that the database can be written.
+
+        For a file, check also, at most once a second, that its disk has space, which an update does not need.
+        """
         address, now = self._engine.address, self._engine.seconds()
 
         def write(engine: SQLEngine) -> None:
             with engine.begin() as connection:
                 change(connection)
-            if address.path is not None and now >= self._looks_at:
+            if address.path is not None and now >= self._next_space_check:
                 try:
-                    sqlite.prove_room(address.path)
+                    sqlite.prove_space(address.path)
                 except OSError as error:
                     raise diagnose(address, error) from error
-                self._looks_at = now + _ROOM_FOR
+                self._next_space_check = now + _SPACE_CHECK_INTERVAL
 
         return self._engine.block(write)
 
@@ -216,146 +176,3 @@ class ServiceRegistry:
             migration.upgrade_in_child(address, _MIGRATION_DEADLINE)
         change = f"schema migrated from {found} to {HEAD}" if found else f"schema created at {HEAD}"
         _log.info("database {url}: {change}", url=address.masked, change=change)
-
-    def _read_or_create(
-        self, connection: Connection, host: str, binary: str, topic: str | None, version: int
-    ) -> ServiceRecord:
-        wanted = (services.c.host == host) & (services.c.binary == binary)
-        found = self._read(connection, wanted)
-        if found:
-            return self._update(connection, found[0].id, {"version": version})
-        disabled = not self._enable_new_services
-        # All columns, because none has a default in the database: see novasvc.registry.sql.schema.
-        connection.execute(
-            insert(services).values(
-                created_at=database_now(),
-                updated_at=None,
-                deleted_at=None,
-                host=host,
-                binary=binary,
-                topic=topic,
-                report_count=0,
-                disabled=disabled,
-                deleted=0,
-                disabled_reason=DISABLED_REASON if disabled else None,
-                last_seen_up=None,
-                forced_down=False,
-                version=version,
-                uuid=self._new_uuid(),
-            )
-        )
-        return self._only(connection, wanted, f"{binary}@{host}")
-
-    def _update(self, connection: Connection, service_id: int, values: dict[str, Any]) -> ServiceRecord:
-        record = self._one(connection, service_id)
-        changed = {name: value for name, value in values.items() if getattr(record, name) != value}
-        if not changed:
-            return record
-        _change(connection, update(services).where(_OF_ID).values(updated_at=database_now(), **changed), service_id)
-        return self._one(connection, service_id)
-
-    def _one(self, connection: Connection, service_id: int) -> ServiceRecord:
-        return self._only(connection, services.c.id == _checked(service_id), str(service_id))
-
-    def _only(self, connection: Connection, wanted: ColumnElement[bool], name: str) -> ServiceRecord:
-        found = self._read(connection, wanted)
-        if not found:
-            raise ServiceNotFoundError(name)
-        return found[0]
-
-    def _page(self, connection: Connection, query: ServiceQuery) -> ServicePage:
-        marker = None
-        if query.after is not None:
-            with self._readable():
-                marker = connection.execute(marker_statement(query)).first()
-            if marker is None:
-                raise ServiceNotFoundError(query.after)
-        statement, values = rows_statement(query, marker)
-        records = self._records(connection, statement, values)
-        return ServicePage(records[: query.limit], query.limit is not None and len(records) > query.limit)
-
-    def _read(self, connection: Connection, *wanted: ColumnElement[bool]) -> Records:
-        order = (services.c.binary, services.c.host, services.c.id)
-        return self._records(connection, _READ.where(*wanted).order_by(*order), {})
-
-    def _records(self, connection: Connection, statement: Any, values: dict[str, Any]) -> Records:
-        with self._readable():
-            return [_record(row) for row in connection.execute(statement, values).all()]
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            # SQLite stores a value of any type, and SQLAlchemy cannot parse it as a time stamp.
-            problem = f"the table services has a value that cannot be read: {error}"
-            raise DatabaseCorruptError(self._engine.address.masked, problem) from error
-
-
-def _checked(service_id: int) -> int:
-    # PostgreSQL and SQLite reject larger numbers with different errors.
-    if not 0 <= service_id <= GREATEST_ID:
-        raise ServiceNotFoundError(str(service_id))
-    return service_id
-
-
-def _change(connection: Connection, statement: Any, service_id: int) -> None:
-    if connection.execute(statement, {"of_id": _checked(service_id)}).rowcount == 0:
-        raise ServiceNotFoundError(str(service_id))
-
-
-def _try_to_write(connection: Connection) -> None:
-    connection.execute(_PROOF)
-
-
-def _columns(changes: ServiceChanges) -> dict[str, Any]:
-    """Return the columns that an operator's changes write. Enabling or disabling clears the old reason."""
-    values: dict[str, Any] = {}
-    if changes.disabled is not None:
-        values |= {"disabled": changes.disabled, "disabled_reason": changes.disabled_reason}
-        if not changes.disabled:
-            values["disabled_reason"] = None
-    elif changes.disabled_reason is not None:
-        values["disabled_reason"] = changes.disabled_reason
-    if changes.forced_down is not None:
-        values["forced_down"] = changes.forced_down
-    return values
-
-
-def _record(row: Sequence[Any]) -> ServiceRecord:
-    # By position, which takes half the time of access by name.
-    (
-        created_at,
-        updated_at,
-        _,
-        number,
-        host,
-        binary,
-        topic,
-        report_count,
-        disabled,
-        _,
-        disabled_reason,
-        last_seen_up,
-        forced_down,
-        version,
-        uuid_,
-        now,
-    ) = row
-    # Other writers may leave NULL where Nova expects a value; read it as the default.
-    return ServiceRecord(
-        id=number,
-        uuid=uuid_ or "",
-        host=host or "",
-        binary=binary or "",
-        topic=topic,
-        disabled=bool(disabled),
-        disabled_reason=disabled_reason,
-        forced_down=bool(forced_down),
-        report_count=report_count,
-        created_at=created_at,
-        updated_at=updated_at,
-        last_seen_up=last_seen_up,
-        version=version or 0,
-        age=(now - (last_seen_up or created_at or _NEVER)).total_seconds(),
-    )

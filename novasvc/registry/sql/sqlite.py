@@ -66,13 +66,13 @@ def watch(engine: sqlalchemy.Engine, path: Path) -> None:
             raise DisconnectionError(message)
 
 
-def prove_room(path: Path) -> None:
-    """Check that the file system has room for one more page beside a file.
+def prove_space(path: Path) -> None:
+    """Check that the file system has space for one more page beside a file.
 
     A heartbeat alone does not prove that: its pages exist already, in the file and in an old
     write-ahead log, so it succeeds on a full disk.
 
-    :raises OSError: there is no room, or it cannot be checked.
+    :raises OSError: there is no space, or it cannot be checked.
     """
     with tempfile.TemporaryFile(dir=path.parent, prefix=path.name, buffering=0) as file:
         file.write(bytes(_PAGE))

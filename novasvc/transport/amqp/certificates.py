@@ -26,20 +26,20 @@ from zope.interface import implementer
 from novasvc.config.errors import SettingError
 from novasvc.transport.amqp.options import BrokerOptions
 
-Notice = Callable[[str], object]
+OnRejected = Callable[[str], object]
 """Called with the reason why a certificate is rejected; OpenSSL's own error only says that it is."""
 
 _ORIGIN = "the TLS settings of the broker"
 _EXPIRED = 10
-_UNTRUSTED = "its certificate is signed by none whom we trust; give the authority's as rabbit_ssl_ca_file"
+_UNTRUSTED = "its certificate is signed by an unknown authority; set rabbit_ssl_ca_file to the authority's certificate"
 _PROBLEMS = {
     2: _UNTRUSTED,
-    9: "its certificate is not valid yet; see to both clocks",
-    18: "its certificate is signed by itself; give it as rabbit_ssl_ca_file, if it is to be trusted",
+    9: "its certificate is not valid yet; check the clocks of both hosts",
+    18: "its certificate is self-signed; to trust it, set rabbit_ssl_ca_file to it",
     19: _UNTRUSTED,
     20: _UNTRUSTED,
     21: _UNTRUSTED,
-    23: "its certificate was revoked",
+    23: "its certificate has been revoked",
 }
 """Reasons by OpenSSL's verification error (X509_V_ERR_*)."""
 
@@ -59,12 +59,12 @@ class ConnectionCreator:
 
     :param host: name or IP address. A name is sent as SNI; the certificate has to be valid for either.
     :param context: with the CA bundle and the client certificate.
-    :param notice: called with the reason if the certificate is rejected.
+    :param on_rejected: called with the reason if the certificate is rejected.
     """
 
     _host: str
     _context: SSL.Context
-    _notice: Notice
+    _on_rejected: OnRejected
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803 - the interface's names
         """Create a connection; see IOpenSSLClientConnectionCreator."""
@@ -82,49 +82,49 @@ class ConnectionCreator:
         certificate = x509.to_cryptography()
         problem = None
         if not accepted:
-            problem = _problem(number, certificate)
+            problem = _rejection_reason(number, certificate)
         elif depth == 0:
-            problem = self._misnamed(certificate)
+            problem = self._name_mismatch(certificate)
         if problem is not None:
-            self._notice(problem)
+            self._on_rejected(problem)
         return problem is None
 
-    def _misnamed(self, certificate: Certificate) -> str | None:
+    def _name_mismatch(self, certificate: Certificate) -> str | None:
         try:
             if self._is_address():
                 verify_certificate_ip_address(certificate, self._host)
             else:
                 verify_certificate_hostname(certificate, self._host.encode("idna").decode("ascii"))
         except (VerificationError, CertificateError, ValueError):
-            return f"its certificate is for {_names(certificate)}, and not for {self._host}"
+            return f"its certificate is for {_names(certificate)}, not for {self._host}"
         return None
 
 
-def _problem(number: int, certificate: Certificate) -> str:
+def _rejection_reason(number: int, certificate: Certificate) -> str:
     if number == _EXPIRED:
-        return f"its certificate has expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-    return _PROBLEMS.get(number, f"its certificate is refused (X.509 error {number})")
+        return f"its certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    return _PROBLEMS.get(number, f"its certificate was rejected (X.509 error {number})")
 
 
 def _names(certificate: Certificate) -> str:
     try:
         patterns = extract_patterns(certificate)
     except (CertificateError, ValueError):
-        return "names that cannot be read"
+        return "unreadable names"
     names = [
         pattern.pattern.decode() if isinstance(pattern, DNSPattern) else str(pattern.pattern)
         for pattern in patterns
         if isinstance(pattern, DNSPattern | IPAddressPattern)
     ]
-    return ", ".join(names) or "nobody"
+    return ", ".join(names) or "no name"
 
 
-def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> ConnectionCreator:
+def connection_creator(host: str, options: BrokerOptions, on_rejected: OnRejected) -> ConnectionCreator:
     """Return a creator of TLS connections to a host, with TLS 1.2 or later.
 
     The files are read on each call, so that renewed certificates are used without a restart.
 
-    :param notice: called with the reason if the host's certificate is rejected.
+    :param on_rejected: called with the reason if the host's certificate is rejected.
     :raises SettingError: a file cannot be read or used.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -132,13 +132,13 @@ def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> Con
     if options.ssl_ca_file is None:
         context.set_default_verify_paths()
     else:
-        problem = "it has no certificate in PEM that can be read"
-        _use("rabbit_ssl_ca_file", options.ssl_ca_file, context.load_verify_locations, problem)
+        problem = "it contains no readable PEM certificate"
+        _load("rabbit_ssl_ca_file", options.ssl_ca_file, context.load_verify_locations, problem)
     certificate, key = options.ssl_cert_file, options.ssl_key_file
     if certificate is not None and key is not None:
-        problem = "it has no certificate in PEM that can be read"
-        _use("rabbit_ssl_cert_file", certificate, context.use_certificate_chain_file, problem)
-        problem = f"it has no private key in PEM without a passphrase, or not that of {certificate}"
+        problem = "it contains no readable PEM certificate"
+        _load("rabbit_ssl_cert_file", certificate, context.use_certificate_chain_file, problem)
+        problem = f"it contains no unencrypted PEM private key, or not the key of {certificate}"
 
         def use_key(path: str) -> None:
             # Not by use_privatekey_file: OpenSSL would ask for a passphrase on the terminal.
@@ -146,11 +146,11 @@ def connection_creator(host: str, options: BrokerOptions, notice: Notice) -> Con
             context.use_privatekey(key)
             context.check_privatekey()
 
-        _use("rabbit_ssl_key_file", key, use_key, problem)
-    return ConnectionCreator(host, context, notice)
+        _load("rabbit_ssl_key_file", key, use_key, problem)
+    return ConnectionCreator(host, context, on_rejected)
 
 
-def _use(setting: str, path: Path, use: Callable[[str], object], problem: str) -> None:
+def _load(setting: str, path: Path, use: Callable[[str], object], problem: str) -> None:
     try:
         path.open("rb").close()
         use(str(path))

@@ -21,7 +21,7 @@ from novasvc.transport.amqp.spec import SPEC
 
 
 @attrs.define
-class ClosedError(Exception):
+class AMQPClosedError(Exception):
     """The end of a channel or a connection.
 
     :param problem: why, in one line.
@@ -45,8 +45,8 @@ class ChannelReceiver:
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
         """Handle basic.deliver; the body is None if it was over the limit."""
 
-    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
-        """Handle a publisher confirm: basic.ack, or basic.nack if ``taken`` is false.
+    def confirmed(self, delivery_tag: int, multiple: bool, acked: bool) -> None:  # noqa: FBT001 - fields of the method
+        """Handle a publisher confirm: basic.ack, or basic.nack if ``acked`` is false.
 
         :param multiple: it settles all delivery tags up to this one.
         """
@@ -60,12 +60,12 @@ class ChannelReceiver:
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Handle basic.cancel: the broker cancelled a consumer, for example because its queue was deleted."""
 
-    def channel_closed(self, reason: ClosedError) -> None:
+    def channel_closed(self, reason: AMQPClosedError) -> None:
         """Handle the end of the channel; called once, and no other method after it."""
 
 
 @attrs.define(eq=False)
-class _Request:
+class _SyncMethod:
     """A synchronous method, and the Deferred of its answer.
 
     :param queue: the queue that it names, or "".
@@ -95,23 +95,25 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         self.id = id
         self.client = client
         self.closed = False
-        self.reason: ClosedError | None = None
+        self.reason: AMQPClosedError | None = None
         self.receiver: ChannelReceiver | None = None
-        self._requests: deque[_Request] = deque()
-        self._asked: _Request | None = None
+        self._queued: deque[_SyncMethod] = deque()
+        self._outstanding: _SyncMethod | None = None
         self._timer: IDelayedCall | None = None
-        self._abandoned = False
+        self._closing = False
 
     # -- sending methods -----------------------------------------------------------------------
 
     def invoke(self, method: Any, args: tuple[Any, ...], content: None = None) -> Deferred[tuple[Any, ...]]:
         """Send a method; called by the methods of the spec's class, such as ``queue_declare``.
 
-        :return: Deferred of the answer's arguments, or of () for a method without an answer. Cancelling it leaves the
-            channel open; a late answer is ignored. Fails with ClosedError, or with CodecError for an invalid argument.
+        :return: Deferred of the reply's arguments, or of () for a method without a reply. Cancelling it leaves
+            the channel open; a late reply is ignored.
+        :raises AMQPClosedError: the channel is closed, or closes before the reply arrives.
+        :raises CodecError: an invalid argument.
         """
         if self.closed:
-            return fail(self.reason or ClosedError("the channel is closed"))
+            return fail(self.reason or AMQPClosedError("the channel is closed"))
         try:
             payload = encode_method(method, args)
         except ValueError as error:
@@ -119,38 +121,38 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         if not method.responses or _argument(method, args, "no-wait"):
             self.client.write(pack_frame(METHOD, self.id, payload))
             return succeed(())
-        request = _Request(method, _argument(method, args, "queue") or "", payload, Deferred(_let_go))
-        self._requests.append(request)
-        if self._asked is None:
-            self._ask()
+        request = _SyncMethod(method, _argument(method, args, "queue") or "", payload, Deferred(_ignore_late_result))
+        self._queued.append(request)
+        if self._outstanding is None:
+            self._send_next()
         return request.answer
 
-    def _ask(self) -> None:
+    def _send_next(self) -> None:
         """Send the next queued method whose caller still waits, unless one is outstanding."""
-        while self._requests and self._asked is None:
-            request = self._requests.popleft()
+        while self._queued and self._outstanding is None:
+            request = self._queued.popleft()
             if not request.answer.called:
-                self._asked = request
+                self._outstanding = request
                 timeout = self.client.operation_timeout
-                self._timer = self.client.clock.callLater(timeout, self._overdue, request, timeout)
+                self._timer = self.client.clock.callLater(timeout, self._timed_out, request, timeout)
                 self.client.write(pack_frame(METHOD, self.id, request.payload))
                 return
 
-    def _overdue(self, request: _Request, timeout: float) -> None:
+    def _timed_out(self, request: _SyncMethod, timeout: float) -> None:
         self._timer = None
         name = f"{request.method.klass.name}.{request.method.name}"
         subject = f" for queue '{request.queue}'" if request.queue else ""
-        self.abandon(ClosedError(f"no answer to {name}{subject} within {timeout:g} s"))
+        self.close(AMQPClosedError(f"no reply to {name}{subject} within {timeout:g} s"))
 
-    def _answered(self, method: Any, args: tuple[Any, ...]) -> None:
-        request = self._asked
+    def _reply_received(self, method: Any, args: tuple[Any, ...]) -> None:
+        request = self._outstanding
         if request is None or method not in request.method.responses:
-            raise FrameError(f"{method.klass.name}.{method.name} answers no question")
-        self._asked = None
+            raise FrameError(f"unexpected {method.klass.name}.{method.name}: no method awaits it")
+        self._outstanding = None
         self._cancel_timer()
         if not request.answer.called:
             request.answer.callback(args)  # # may send the next method, or close the channel
-        self._ask()
+        self._send_next()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -168,10 +170,10 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         method, args = decode_method(payload)
         if (method.klass.name == "connection") != (self.id == 0):
             raise FrameError(f"{method.klass.name}.{method.name} on channel {self.id}")
-        if self._abandoned:
+        if self._closing:
             self._received_while_closing(method)
         elif method.response:
-            self._answered(method, args)
+            self._reply_received(method, args)
         else:
             self.client.delegate.dispatch(self, Invocation(method, args))
 
@@ -193,12 +195,12 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         if receiver is None or self.closed:
             return
         if payload[:4] != BASIC_RETURN:
-            raise FrameError("a message that nobody asked for")
+            raise FrameError("a message that was not requested: basic.get is never sent")
         receiver.returned(decode_method(payload)[1], body)
 
     # -- the end -------------------------------------------------------------------------------
 
-    def abandon(self, reason: ClosedError) -> None:
+    def close(self, reason: AMQPClosedError) -> None:
         """Send channel.close and fail the callers at once; the number is free again when close-ok arrives.
 
         On channel 0 this ends the connection.
@@ -208,21 +210,21 @@ class Channel(AMQChannel, SPEC.klass):  # type: ignore[misc]
         if self.id == 0:  # # the connection
             self.client.end(reason)
             return
-        self._abandoned = True
+        self._closing = True
         text = reason.problem.encode()[:255].decode(errors="ignore")
         self.client.write(pack_frame(METHOD, self.id, encode_method(_CHANNEL_CLOSE, (200, text, 0, 0))))
         self.do_close(reason)
 
-    def do_close(self, reason: ClosedError) -> None:
+    def do_close(self, reason: AMQPClosedError) -> None:
         """Mark the channel closed, and fail the callers, then tell the receiver. Sends nothing."""
         if self.closed:
             return
         self.closed = True
         self.reason = reason
         self._cancel_timer()
-        asked, self._asked = self._asked, None
-        requests, self._requests = self._requests, deque()
-        for request in (*([asked] if asked else ()), *requests):
+        outstanding, self._outstanding = self._outstanding, None
+        requests, self._queued = self._queued, deque()
+        for request in (*([outstanding] if outstanding else ()), *requests):
             if not request.answer.called:
                 request.answer.errback(Failure(reason))
         receiver, self.receiver = self.receiver, None
@@ -252,7 +254,7 @@ def _argument(method: Any, args: tuple[Any, ...], name: str) -> Any:
     return None if field is None else args[method.fields.index(field)]
 
 
-def _let_go(answer: Deferred[Any]) -> None:
+def _ignore_late_result(answer: Deferred[Any]) -> None:
     """No-op canceller: the Deferred fails by itself, and a late answer is ignored."""
 
 

@@ -69,7 +69,7 @@ def decode_method(payload: bytes) -> tuple[Any, tuple[Any, ...]]:
     ids = reader.short(), reader.short()
     method = _METHODS.get(ids)
     if method is None:
-        raise CodecError(f"method {ids[1]} of class {ids[0]} is unknown")
+        raise CodecError(f"unknown method: class {ids[0]}, method {ids[1]}")
     args: list[Any] = []
     octet = place = 0
     for field in method.fields:
@@ -82,7 +82,7 @@ def decode_method(payload: bytes) -> tuple[Any, tuple[Any, ...]]:
             place = 0
             args.append(getattr(reader, field.type)())
     if reader.at != reader.end:
-        raise CodecError(f"{method.klass.name}.{method.name} is longer than its arguments")
+        raise CodecError(f"trailing bytes after the arguments of {method.klass.name}.{method.name}")
     return method, tuple(args)
 
 
@@ -94,7 +94,7 @@ def encode_properties(properties: Mapping[str, Any]) -> bytes:
     """
     for name in properties:
         if name not in _PROPERTIES:
-            raise CodecError(f"messages have no property {name!r}")
+            raise CodecError(f"unknown message property {name!r}")
     flags, parts = 0, []
     for name, (kind, flag) in _PROPERTIES.items():
         value = properties.get(name)
@@ -118,8 +118,8 @@ def decode_properties(data: bytes) -> dict[str, Any]:
     reader = Reader(data, 0, len(data))
     flags = reader.short()
     if flags & _NO_PROPERTY:
-        raise CodecError(f"the flags {flags:#06x} mean more properties than messages have")
+        raise CodecError(f"the property flags {flags:#06x} name unknown properties")
     properties = {name: getattr(reader, kind)() for name, (kind, flag) in _PROPERTIES.items() if flags & flag}
     if reader.at != reader.end:
-        raise CodecError("the properties are longer than their flags say")
+        raise CodecError("trailing bytes after the properties")
     return properties

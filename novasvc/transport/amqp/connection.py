@@ -1,14 +1,13 @@
 """A persistent broker connection: hosts in turn, deadlines and exponential backoff, as an Automat machine.
 
 States: idle -> connecting -> handshaking -> preparing -> ready <-> blocked. A failure leads to
-waiting, and from there to connecting again. close() leads to closing, then closed.
+waiting, and from there to connecting again. close() leads to closing, then closed. The table is at
+the end of the module.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
-from automat import TypeMachineBuilder
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IAddress, IDelayedCall
@@ -16,54 +15,41 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from novasvc.config.errors import SettingError
+from novasvc._compat import machine_state
 from novasvc.config.transport_url import BrokerAddress, Host
-from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
+from novasvc.reactor.backoff import RetryPolicy
+from novasvc.reactor.machine import build_machine
 from novasvc.rpc.errors import TransportClosedError
 from novasvc.telemetry import flight, metrics
-from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.connection_errors import ConnectionErrors
+from novasvc.transport.amqp.endpoints import endpoint
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol, Login
-from novasvc.transport.amqp.tls import endpoint, explain, is_refusal
-from novasvc.transport.errors import (
-    BrokerError,
-    BrokerFailedError,
-    BrokerRefusedError,
-    BrokerUnavailableError,
-    DeclarationDeniedError,
-    DeclarationMismatchError,
-)
+from novasvc.transport.amqp.reconnect import ReconnectSchedule, quick_backoff, slow_backoff
+from novasvc.transport.errors import BrokerError
 
 _log = Logger()
 
-_ACCESS_REFUSED = 403
-"""Reply code access-refused: wrong credentials during the handshake, a missing permission after it."""
-_REFUSALS = BrokerRefusedError, DeclarationMismatchError, DeclarationDeniedError
-"""Errors that only an operator can resolve, so they are retried with the slow backoff."""
-_FAILURES = 5
-"""Rounds of internal broker errors before the slow backoff applies to them, too."""
-_TOLD_BOUND = 50
+_LOGGED_BOUND = 50
 """Bound on the distinct reasons logged in one outage; each host may have its own, and they alternate."""
+_CONNECTED = frozenset({"ready", "blocked"})
 
 
-_THERE = {"ready", "blocked"}
-
-
-class ConnectionUser(Protocol):
+class ConnectionHandler(Protocol):
     """The owner of what happens on a connection: it declares, publishes or consumes."""
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
         """Open channels and make declarations on a new connection, before it counts as ready.
 
         :raises BrokerError: a declaration failed; the connection is closed and retried.
-        :raises ClosedError: the connection was lost meanwhile.
+        :raises AMQPClosedError: the connection was lost meanwhile.
         """
 
     def ready(self) -> None:
         """Resume publishing. Called after prepare, after connection.unblocked, and when the socket has room again."""
 
-    def lost(self, reason: ClosedError) -> bool | None:
+    def lost(self, reason: AMQPClosedError) -> bool | None:
         """Give up what was under way on the connection; called once for each connection.
 
         :return: True if the broker's reason no longer applies; the connection is then retried without a pause.
@@ -79,16 +65,16 @@ class _Machine(Protocol):
     def connected(self) -> None:
         """Note that the TCP or TLS connection is established."""
 
-    def greeted(self) -> None:
+    def opened(self) -> None:
         """Handle connection.open-ok: the virtual host is open."""
 
     def prepared(self) -> None:
-        """Note that the user's prepare has returned."""
+        """Note that the handler's prepare has returned."""
 
     def failed(self, error: BrokerError) -> None:
         """Note that an attempt has failed, or the connection was lost."""
 
-    def wait_over(self) -> None:
+    def retry_due(self) -> None:
         """Start the next attempt: the backoff is over."""
 
     def block(self) -> None:
@@ -100,21 +86,11 @@ class _Machine(Protocol):
     def close(self) -> None:
         """Disconnect for good."""
 
-    def gone(self) -> None:
+    def disconnected(self) -> None:
         """Note that the closing handshake is over."""
 
 
-def quick_backoff() -> RetryPolicy:
-    """Return the backoff for an unreachable broker: half a second to 2 s, so that a fleet is back within seconds."""
-    return jittered_backoff(first=0.5, longest=2.0)
-
-
-def slow_backoff() -> RetryPolicy:
-    """Return the backoff for a broker that refuses us: 4 s to a minute, as only an operator can resolve that."""
-    return jittered_backoff(first=4.0, longest=60.0)
-
-
-class _Once(Factory):
+class _SingleProtocolFactory(Factory):
     """Builds the one protocol that it was given; logs nothing."""
 
     noisy = False
@@ -134,14 +110,14 @@ class Connection:
     :param address: hosts, credentials and virtual host.
     :param options: deadlines, heartbeat, TLS.
     :param reactor: connects, and measures time.
-    :param user: called when the connection is made, ready and lost.
+    :param handler: called when the connection is made, ready and lost.
     :param client_name: what the broker's list of connections shows.
     :param retry: backoff: seconds to wait after the nth failed round of hosts.
     :param retry_refused: the same, if the broker answered and refused us.
     :ivar is_writable: the connection is ready and the socket has room: what is written now leaves in this turn.
     :ivar is_congested: the socket's buffer is full.
     :ivar blocked_by: the reason that connection.blocked gave, or "".
-    :ivar problem: why the last attempt or connection failed; None once it is ready.
+    :ivar last_error: why the last attempt or connection failed; None once it is ready.
     :ivar reconnects: how often it was restored after a loss.
     """
 
@@ -149,34 +125,33 @@ class Connection:
     address: BrokerAddress
     options: BrokerOptions
     reactor: Any
-    user: ConnectionUser
+    handler: ConnectionHandler
     client_name: str
     retry: RetryPolicy = attrs.field(factory=quick_backoff)
     retry_refused: RetryPolicy = attrs.field(factory=slow_backoff)
-    state: str = attrs.field(default="idle", init=False)
     blocked_by: str = attrs.field(default="", init=False)
     is_congested: bool = attrs.field(default=False, init=False)
     is_writable: bool = attrs.field(default=False, init=False)
-    problem: BrokerError | None = attrs.field(default=None, init=False)
+    last_error: BrokerError | None = attrs.field(default=None, init=False)
     protocol: AMQPProtocol | None = attrs.field(default=None, init=False)
     reconnects: int = attrs.field(default=0, init=False)
     _machine: _Machine = attrs.field(init=False)
+    _schedule: ReconnectSchedule = attrs.field(init=False)
     _host: Host = attrs.field(init=False)
-    _noticed: str = attrs.field(default="", init=False)
-    _attempts: int = attrs.field(default=0, init=False)
-    _refusals: int = attrs.field(default=0, init=False)
-    _adapted: bool = attrs.field(default=False, init=False)
+    _errors: ConnectionErrors = attrs.field(init=False)
+    _settings_adapted: bool = attrs.field(default=False, init=False)
     _attempt: Deferred[None] | None = attrs.field(default=None, init=False)
-    _timer: IDelayedCall | None = attrs.field(default=None, init=False)
+    _retry_call: IDelayedCall | None = attrs.field(default=None, init=False)
     _opening: Deferred[None] | None = attrs.field(default=None, init=False)
-    _told: set[str] = attrs.field(factory=set, init=False)
-    _outcome: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
-    _closing: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _open_error: Exception = attrs.field(factory=lambda: TransportClosedError("connecting"), init=False)
+    _close_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _logged_reasons: set[str] = attrs.field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         # Create the series at zero: an increase is computed from the first exported value.
         metrics.broker_lost.at(self.name)
         metrics.broker_reconnects.at(self.name)
+        self._schedule = ReconnectSchedule(self.address.hosts, self.retry, self.retry_refused)
         self._machine = _make_machine(self)
 
     # -- public --------------------------------------------------------------------------------
@@ -199,80 +174,77 @@ class Connection:
         if self.state == "closed":
             return succeed(None)
         closed: Deferred[None] = Deferred()
-        self._closing.append(closed)
+        self._close_waiters.append(closed)
         self._machine.close()
         return closed
 
     @property
-    def host_shown(self) -> str:
+    def state(self) -> str:
+        """The machine's state: idle, connecting, handshaking, preparing, ready, blocked, waiting, closing or closed."""
+        return machine_state(self._machine)
+
+    @property
+    def host_and_port(self) -> str:
         """The present or last host: "name:port"."""
         return f"{self._host.host}:{self._host.port}"
 
     @property
-    def trouble(self) -> str | None:
+    def problem(self) -> str | None:
         """Why nothing can be sent or received now; None if the connection is ready."""
         if self.state == "ready":
             return None
         if self.state == "blocked":
             return f"the broker blocks publishing: {self.blocked_by}"
-        doing = f"the connection for {self.name} is {self.state}"
-        return doing if self.problem is None else f"{doing}: {self.problem}"
+        doing = f"the {self.name} connection is {self.state}"
+        return doing if self.last_error is None else f"{doing}: {self.last_error}"
 
-    # -- Observer ------------------------------------------------------------------------------
+    # -- ConnectionObserver --------------------------------------------------------------------
 
-    def lost(self, reason: ClosedError) -> None:
-        """Handle the end of the connection; see Observer."""
-        was_ready = self.state in _THERE
+    def lost(self, reason: AMQPClosedError) -> None:
+        """Handle the end of the connection; see ConnectionObserver."""
+        was_ready = self.state in _CONNECTED
         self.is_congested, self.blocked_by = False, ""
-        self.is_writable = self.state == "ready"
-        self._adapted = bool(self.user.lost(reason))
+        self._update_writable()
+        self._settings_adapted = bool(self.handler.lost(reason))
         if was_ready and not reason.clean:
             flight.note("broker", f"{self.name} lost {self._shown()}")
-            self._machine.failed(self._explained(reason))
+            self._machine.failed(self._errors.of_closing(reason, handshaking=False))
 
     def blocked(self, reason: str) -> None:
-        """Handle connection.blocked; see Observer."""
+        """Handle connection.blocked; see ConnectionObserver."""
         self.blocked_by = reason
         self._machine.block()
 
     def unblocked(self) -> None:
-        """Handle connection.unblocked; see Observer."""
+        """Handle connection.unblocked; see ConnectionObserver."""
         self.blocked_by = ""
         self._machine.unblock()
 
-    def congested(self, congested: bool) -> None:  # noqa: FBT001 - as Observer has it
-        """Handle the socket's back-pressure; see Observer."""
+    def congested(self, congested: bool) -> None:  # noqa: FBT001 - as ConnectionObserver has it
+        """Handle the socket's back-pressure; see ConnectionObserver."""
         self.is_congested = congested
-        self.is_writable = self.state == "ready" and not congested
-        if not congested and self.state == "ready":
-            self.user.ready()
+        self._update_writable()
+        if self.is_writable:
+            self.handler.ready()
 
-    # -- called by the state machine -----------------------------------------------------------
+    def _update_writable(self) -> None:
+        # Kept in an attribute, since it is read for every message; updated in each action that changes it.
+        self.is_writable = self.state == "ready" and not self.is_congested
 
-    def enter(self, state: str) -> None:
-        """Enter a state: update ``is_writable`` and the metrics."""
-        before, self.state = self.state, state
-        self.is_writable = state == "ready" and not self.is_congested
-        for states, figure in ((_THERE, metrics.broker_connected), ({"blocked"}, metrics.broker_blocked)):
-            figure.at(self.name).value += (state in states) - (before in states)
-        if before in _THERE and state == "waiting":
-            metrics.broker_lost.at(self.name).value += 1
+    # -- actions of the machine, see the table: connecting -------------------------------------
 
-    def begin(self) -> None:
+    def start_attempt(self) -> None:
         """Start an attempt with the next host."""
-        hosts = self.address.hosts
-        self._host = hosts[self._attempts % len(hosts)]
-        self._attempts += 1
-        self._noticed = ""
-        self._adapted = False
-        self._attempt = Deferred.fromCoroutine(self._walk())
-        self._attempt.addErrback(self._attempt_failed)
+        self._host = self._schedule.next_host()
+        self._errors = ConnectionErrors(self.address, self._host)
+        self._settings_adapted = False
+        self._attempt = Deferred.fromCoroutine(self._connect())
+        self._attempt.addErrback(self._attempt_ended)
 
-    async def _walk(self) -> None:
+    async def _connect(self) -> None:
         host, options = self._host, self.options
-        login = Login(username=host.username, password=host.password, vhost=self.address.vhost, name=self.client_name)
         protocol = AMQPProtocol(
-            login,
+            Login(username=host.username, password=host.password, vhost=self.address.vhost, name=self.client_name),
             clock=self.reactor,
             heartbeat=options.heartbeat,
             operation_timeout=options.operation_timeout,
@@ -282,223 +254,187 @@ class Connection:
 
         async def in_time(step: Deferred[Any], doing: str) -> None:
             left = max(0.0, deadline - self.reactor.seconds())
-            late = ClosedError(f"{doing} took longer than {options.connect_timeout:g} s")
+            late = AMQPClosedError(f"{doing} took longer than {options.connect_timeout:g} s")
             await step.addTimeout(left, self.reactor, onTimeoutCancel=lambda _, __: Failure(late))
 
         try:
-            way = endpoint(
-                self.reactor, host.host, host.port, tls=self.address.tls, options=options, notice=self._notice
+            on_rejected = self._errors.certificate_rejected
+            client_endpoint = endpoint(
+                self.reactor, host.host, host.port, tls=self.address.tls, options=options, on_rejected=on_rejected
             )
-            await in_time(way.connect(_Once(protocol)), "connecting")
+            await in_time(client_endpoint.connect(_SingleProtocolFactory(protocol)), "connecting")
             self._machine.connected()
             await in_time(Deferred.fromCoroutine(protocol.handshake()), "the handshake")
-            self._machine.greeted()
-            await self.user.prepare(protocol)
+            self._machine.opened()
+            await self.handler.prepare(protocol)
         except BaseException as error:
-            protocol.end(error if isinstance(error, ClosedError) else ClosedError("it was not needed", clean=True))
+            cancelled = AMQPClosedError("the attempt was cancelled", clean=True)
+            protocol.end(error if isinstance(error, AMQPClosedError) else cancelled)
             raise
         self.protocol = protocol
         self._machine.prepared()
 
-    def _attempt_failed(self, failure: Failure) -> None:
-        if failure.check(CancelledError, ConnectingCancelledError) and self.state in {"closing", "closed"}:
+    def _attempt_ended(self, failure: Failure) -> None:
+        state = self.state
+        if failure.check(CancelledError, ConnectingCancelledError) and state in {"closing", "closed"}:
             return
-        error = failure.value
-        if isinstance(error, ClosedError):
-            self._machine.failed(self._explained(error))
-        elif isinstance(error, BrokerError):
-            self._machine.failed(error)
-        elif isinstance(error, SettingError):  # a TLS file that open() could read, and that has changed since
-            self._machine.failed(BrokerRefusedError(self._shown(), str(error)))
-        else:
-            if not is_refusal(failure) and not isinstance(error, OSError) and not failure.check(*_EXPECTED):
-                _log.failure("connecting to {broker} failed", failure, broker=self._shown())
-            kind = BrokerRefusedError if is_refusal(failure) else BrokerUnavailableError
-            self._machine.failed(kind(self._shown(), self._noticed or explain(failure)))
+        self._machine.failed(self._errors.of_attempt(failure, handshaking=state == "handshaking"))
 
-    def _explained(self, reason: ClosedError) -> BrokerError:
-        """Turn the end of a connection into an error that tells the operator what to do."""
-        shown = self._shown()
-        if reason.cause is not None:
-            kind = BrokerRefusedError if is_refusal(reason.cause) else BrokerUnavailableError
-            return kind(shown, self._noticed or explain(reason.cause))
-        error = topology.refusal(shown, reason)
-        if type(error) is not BrokerRefusedError:
-            return error
-        if reason.code == _ACCESS_REFUSED and self.state == "handshaking":
-            return BrokerRefusedError(shown, f"it refuses the user {self._host.username!r}: {reason}")
-        if reason.code == _ACCESS_REFUSED or "vhost" in reason.problem:
-            return BrokerRefusedError(shown, f"it refuses the virtual host {self.address.vhost!r}: {reason}")
-        return BrokerRefusedError(shown, f"it refuses the connection: {reason}")
-
-    def _notice(self, problem: str) -> None:
-        self._noticed = problem
-
-    def _shown(self) -> str:
-        return self.address.shown(self._host)
-
-    def note(self, error: BrokerError) -> None:
-        """Record why the broker is gone; log each distinct reason once in an outage."""
-        self.problem, self.protocol = error, None
-        if self._adapted:
-            return
-        if self._opening is None and str(error) not in self._told and len(self._told) < _TOLD_BOUND:
-            self._told.add(str(error))
-            _log.warn("the connection for {name} is lost; reconnecting: {error}", name=self.name, error=error)
-
-    def wait(self, error: BrokerError) -> None:
-        """Schedule the next attempt: the next host at once, the next round of hosts after a backoff."""
-        refused, failed = isinstance(error, _REFUSALS), isinstance(error, BrokerFailedError)
-        self._refusals = self._refusals + 1 if refused or failed else 0
-        rounds, place = divmod(self._attempts, len(self.address.hosts))
-        # Refusals have a count of their own: a broker that starts after a long outage may refuse once or twice.
-        refusals = self._refusals // len(self.address.hosts) - (_FAILURES if failed else 0)
-        if place or self._adapted:
-            delay = 0.0
-        elif refused or refusals > 0:
-            delay = self.retry_refused(max(1, refusals))
-        else:
-            delay = self.retry(max(1, rounds))
-        flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
-        self._timer = self.reactor.callLater(delay, self._wait_over)
-
-    def _wait_over(self) -> None:
-        self._timer = None
-        self._machine.wait_over()
-
-    def all_tried(self) -> bool:
-        """Return whether the first open has tried every host in vain."""
-        return self._opening is not None and self._attempts >= len(self.address.hosts) and not self._adapted
-
-    def is_ready(self) -> None:
-        """Tell the user and whoever waits for open(); log the recovery if a loss was logged."""
+    def became_ready(self) -> None:
+        """Resume publishing, log a recovery, and fire the Deferred of open()."""
+        self._update_writable()
+        metrics.broker_connected.at(self.name).value += 1
         opening, self._opening = self._opening, None
-        self._attempts, self._refusals, self._attempt = 0, 0, None
+        self._schedule.reset()
+        self._attempt = None
         flight.note("broker", f"{self.name} connected {self._shown()}")
         if opening is None:
             self.reconnects += 1
             metrics.broker_reconnects.at(self.name).value += 1
-            _log.info("the connection for {name} was restored: {broker}", name=self.name, broker=self._shown())
-        self.problem = None
-        self._told.clear()
+            _log.info("the {name} connection was restored: {broker}", name=self.name, broker=self._shown())
+        self.last_error = None
+        self._logged_reasons.clear()
         if self.blocked_by:
             self._machine.block()  # connection.blocked arrived during prepare
         else:
-            self.user.ready()
+            self.handler.ready()
         if opening is not None:
             opening.callback(None)
 
-    def give_up(self, error: BrokerError) -> None:
-        """Fail the first open with this error, and close."""
-        self._outcome = error
-        self._machine.close()
+    # -- actions: failures ---------------------------------------------------------------------
 
-    def leave(self) -> None:
+    def lose_blocked(self, error: BrokerError) -> None:
+        """Do as :meth:`lose`, after the broker has blocked publishing."""
+        metrics.broker_blocked.at(self.name).value -= 1
+        self.lose(error)
+
+    def lose(self, error: BrokerError) -> None:
+        """Count a lost connection, and reconnect."""
+        metrics.broker_connected.at(self.name).value -= 1
+        metrics.broker_lost.at(self.name).value += 1
+        self._update_writable()
+        self.reconnect(error)
+
+    def reconnect(self, error: BrokerError) -> None:
+        """Schedule the next attempt, or fail open() if it has tried every host in vain."""
+        self.last_error, self.protocol = error, None
+        if self._opening is not None and self._schedule.has_tried_all() and not self._settings_adapted:
+            self._open_error = error
+            self._machine.close()
+            return
+        delay = self._schedule.delay(error)
+        if self._settings_adapted:
+            delay = 0.0  # what the broker refused is not declared again
+        else:
+            self._log_once(error, delay)
+        flight.note("broker", f"{self.name} retry in {delay:.1f} s {type(error).__name__} {self._shown()}")
+        self._retry_call = self.reactor.callLater(delay, self._retry)
+
+    def _log_once(self, error: BrokerError, delay: float) -> None:
+        """Log each distinct reason once in an outage. The failure of the first open is its caller's to log."""
+        reason = str(error)
+        if self._opening is None and reason not in self._logged_reasons and len(self._logged_reasons) < _LOGGED_BOUND:
+            self._logged_reasons.add(reason)
+            _log.warn(
+                "the {name} connection is down; reconnecting in {delay:.1f} s (attempt {attempt}): {error}",
+                name=self.name,
+                delay=delay,
+                attempt=self._schedule.attempts + 1,
+                error=error,
+            )
+
+    def _retry(self) -> None:
+        self._retry_call = None
+        self._machine.retry_due()
+
+    # -- actions: blocked ----------------------------------------------------------------------
+
+    def became_blocked(self) -> None:
+        """Stop publishing until connection.unblocked."""
+        self._update_writable()
+        metrics.broker_blocked.at(self.name).value += 1
+        _log.warn("the broker blocks publishing: {reason}; messages are held until it unblocks", reason=self.blocked_by)
+
+    def became_unblocked(self) -> None:
+        """Resume publishing."""
+        self._update_writable()
+        metrics.broker_blocked.at(self.name).value -= 1
+        _log.info("the broker no longer blocks publishing")
+        self.handler.ready()
+
+    # -- actions: closing ----------------------------------------------------------------------
+
+    def disconnect_blocked(self) -> None:
+        """Do as :meth:`disconnect_ready`, after the broker has blocked publishing."""
+        metrics.broker_blocked.at(self.name).value -= 1
+        self.disconnect_ready()
+
+    def disconnect_ready(self) -> None:
+        """Close the connection."""
+        metrics.broker_connected.at(self.name).value -= 1
+        self._update_writable()
+        self.disconnect()
+
+    def disconnect(self) -> None:
         """Cancel the attempt or the backoff, and close the connection if there is one."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._retry_call is not None:
+            self._retry_call.cancel()
+            self._retry_call = None
         if self._attempt is not None:
             self._attempt.cancel()
         protocol, self.protocol = self.protocol, None
-        goodbye = succeed(None) if protocol is None else protocol.close()
-        goodbye.addBoth(lambda _: self._machine.gone())
+        closing = succeed(None) if protocol is None else protocol.close()
+        closing.addBoth(lambda _: self._machine.disconnected())
 
-    def finish(self) -> None:
+    def fire_waiters(self) -> None:
         """Fire the Deferreds of close(), and fail that of an open() that was cut short."""
         opening, self._opening = self._opening, None
-        closing, self._closing = self._closing, []
+        closing, self._close_waiters = self._close_waiters, []
         if opening is not None and not opening.called:
-            opening.errback(self._outcome)
+            opening.errback(self._open_error)
         for closed in closing:
             closed.callback(None)
 
+    def ignore_failure(self, error: BrokerError) -> None:
+        """Ignore a failure of the attempt that closing has cancelled."""
 
-_EXPECTED = (
-    "twisted.internet.error.ConnectError",
-    "twisted.internet.error.ConnectionClosed",
-    "twisted.internet.error.DNSLookupError",
-    "twisted.internet.defer.TimeoutError",
+    def _shown(self) -> str:
+        return self.address.shown(self._host)
+
+
+_ATTEMPTING = "connecting | handshaking | preparing"
+_INPUT = _Machine
+
+_make_machine = build_machine(
+    _Machine,
+    Connection,
+    "idle",
+    (
+        ("idle", _INPUT.open, "connecting", Connection.start_attempt),
+        ("waiting", _INPUT.retry_due, "connecting", Connection.start_attempt),
+        ("connecting", _INPUT.connected, "handshaking", None),
+        ("handshaking", _INPUT.opened, "preparing", None),
+        ("preparing", _INPUT.prepared, "ready", Connection.became_ready),
+        # -- failures
+        (_ATTEMPTING, _INPUT.failed, "waiting", Connection.reconnect),
+        ("ready", _INPUT.failed, "waiting", Connection.lose),
+        ("blocked", _INPUT.failed, "waiting", Connection.lose_blocked),
+        # -- connection.blocked and connection.unblocked; became_ready sees what came before it
+        ("ready", _INPUT.block, "blocked", Connection.became_blocked),
+        ("blocked", _INPUT.unblock, "ready", Connection.became_unblocked),
+        (f"{_ATTEMPTING} | waiting | closing | closed | blocked", _INPUT.block, "", None),
+        (f"{_ATTEMPTING} | waiting | closing | closed | ready", _INPUT.unblock, "", None),
+        # -- close
+        (f"idle | {_ATTEMPTING} | waiting", _INPUT.close, "closing", Connection.disconnect),
+        ("ready", _INPUT.close, "closing", Connection.disconnect_ready),
+        ("blocked", _INPUT.close, "closing", Connection.disconnect_blocked),
+        ("closing", _INPUT.disconnected, "closed", Connection.fire_waiters),
+        # -- inputs of an attempt that closing has cancelled
+        ("closing | closed", _INPUT.close, "", None),
+        ("closing | closed", _INPUT.connected, "", None),
+        ("closing | closed", _INPUT.opened, "", None),
+        ("closing | closed", _INPUT.prepared, "", None),
+        ("closing | closed", _INPUT.retry_due, "", None),
+        ("closing | closed", _INPUT.failed, "", Connection.ignore_failure),
+    ),
 )
-
-
-def _build() -> Callable[[Connection], _Machine]:
-    builder = TypeMachineBuilder(_Machine, Connection)
-    names = "idle connecting handshaking preparing ready blocked waiting closing closed"
-    states = {name: builder.state(name) for name in names.split()}
-    idle, connecting, handshaking, preparing, ready, blocked, waiting, closing, closed = states.values()
-    trying = (connecting, handshaking, preparing)
-    there = (ready, blocked)
-
-    for before, given in ((idle, _Machine.open), (waiting, _Machine.wait_over)):
-
-        @before.upon(given).to(connecting)
-        def begin(machine: _Machine, connection: Connection) -> None:
-            connection.enter("connecting")
-            connection.begin()
-
-    @connecting.upon(_Machine.connected).to(handshaking)
-    def shake_hands(machine: _Machine, connection: Connection) -> None:
-        connection.enter("handshaking")
-
-    @handshaking.upon(_Machine.greeted).to(preparing)
-    def prepare(machine: _Machine, connection: Connection) -> None:
-        connection.enter("preparing")
-
-    @preparing.upon(_Machine.prepared).to(ready)
-    def be_ready(machine: _Machine, connection: Connection) -> None:
-        connection.enter("ready")
-        connection.is_ready()
-
-    for state in (*trying, *there):
-
-        @state.upon(_Machine.failed).to(waiting)
-        def wait(machine: _Machine, connection: Connection, error: BrokerError) -> None:
-            connection.enter("waiting")
-            connection.note(error)
-            if connection.all_tried():
-                connection.give_up(error)
-            else:
-                connection.wait(error)
-
-    @ready.upon(_Machine.block).to(blocked)
-    def block(machine: _Machine, connection: Connection) -> None:
-        connection.enter("blocked")
-        _log.warn("the broker blocks publishing: {reason}", reason=connection.blocked_by)
-
-    @blocked.upon(_Machine.unblock).to(ready)
-    def unblock(machine: _Machine, connection: Connection) -> None:
-        connection.enter("ready")
-        _log.info("the broker accepts messages again")
-        connection.user.ready()
-
-    for state in (*trying, waiting, closing, closed, blocked):
-        state.upon(_Machine.block).loop().returns(None)
-    for state in (*trying, waiting, closing, closed, ready):
-        state.upon(_Machine.unblock).loop().returns(None)
-
-    for state in (idle, *trying, *there, waiting):
-
-        @state.upon(_Machine.close).to(closing)
-        def close(machine: _Machine, connection: Connection) -> None:
-            connection.enter("closing")
-            connection.leave()
-
-    @closing.upon(_Machine.gone).to(closed)
-    def end(machine: _Machine, connection: Connection) -> None:
-        connection.enter("closed")
-        connection.finish()
-
-    for state in (closing, closed):
-        state.upon(_Machine.close).loop().returns(None)
-        for late in (_Machine.connected, _Machine.greeted, _Machine.prepared, _Machine.wait_over):
-            state.upon(late).loop().returns(None)
-
-        @state.upon(_Machine.failed).loop()
-        def too_late(machine: _Machine, connection: Connection, error: BrokerError) -> None:
-            """Ignore a failure of the attempt that closing has cancelled."""
-
-    return builder.build()
-
-
-_make_machine = _build()

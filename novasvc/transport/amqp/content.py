@@ -24,7 +24,7 @@ EXPIRES_IN = "x-novasvc-expires-in"
 """Header of a held copy: remaining TTL in milliseconds when it was published."""
 RUNNING = "_running_"
 UNCLAIMED = "_unclaimed"
-"""Parts of private queue names, see :func:`novasvc.transport.amqp.topology.declare_running_queues`."""
+"""Parts of private queue names, see :func:`novasvc.transport.amqp.topology.declare_holding_queues`."""
 _DEAD_LETTERS = "x-death"
 RETURNS = "x-delivery-count", "x-acquired-count"
 """Headers of a message from a quorum queue: how often it was returned; from RabbitMQ 4.0 on the larger one counts."""
@@ -129,7 +129,7 @@ def read_content(body: bytes | None, properties: bytes, limit: int) -> tuple[byt
     :raises ValueError: it is too long, malformed or cut short; a CodecError is a ValueError.
     """
     if body is None:
-        raise ValueError(f"it is longer than {limit} bytes")
+        raise ValueError(f"the body exceeds {limit} bytes")
     if properties == PLAIN:
         return body, _NOTHING
     read = read_properties(properties)
@@ -142,9 +142,9 @@ def _inflate(body: bytes, limit: int) -> bytes:
     try:
         plain = stream.decompress(body, limit + 1)
     except zlib.error as error:
-        raise ValueError("it says that it is compressed, and is not") from error
+        raise ValueError("the body is not a valid zlib stream") from error
     if len(plain) > limit or not stream.eof:
-        raise ValueError(f"uncompressed it is longer than {limit} bytes, or cut short")
+        raise ValueError(f"the uncompressed body exceeds {limit} bytes, or the zlib stream is truncated")
     return plain
 
 

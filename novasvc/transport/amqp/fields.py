@@ -61,7 +61,7 @@ def encode_table(table: Mapping[str, Any]) -> bytes:
 
 def _table(table: Any, depth: int) -> bytes:
     if not isinstance(table, Mapping):
-        raise CodecError(f"a table was expected, not {_shown(table)}")
+        raise CodecError(f"expected a table, got {_shown(table)}")
     _check_depth(depth)
     return _sized(b"".join([_shortstr(name) + _field(value, depth) for name, value in table.items()]))
 
@@ -101,13 +101,13 @@ def _integer(value: int) -> bytes:
         return b"I" + _INT.pack(value)
     if -(2**63) <= value < 2**63:
         return b"l" + _INT64.pack(value)
-    raise CodecError(f"an integer of {value.bit_length()} bits does not fit into 64, with its sign")
+    raise CodecError(f"an integer of {value.bit_length()} bits does not fit into a signed 64-bit field")
 
 
 def _decimal(value: Decimal) -> bytes:
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
-        raise CodecError(f"the decimal {value} is no number")
+        raise CodecError(f"the decimal {value} is not finite")
     if len(digits) + max(0, exponent) <= _DECIMAL_DIGITS and -exponent <= _DECIMAL_SCALE:
         number = (-1 if sign else 1) * int("".join(map(str, digits))) * 10 ** max(0, exponent)
         if -(2**31) <= number < 2**31:
@@ -118,7 +118,7 @@ def _decimal(value: Decimal) -> bytes:
 def _timestamp(value: datetime | int) -> bytes:
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise CodecError(f"{value} has no zone, so it could be any of 24 hours")
+            raise CodecError(f"{value} has no time zone")
         value = int(value.timestamp())
     return _longlong(value)
 
@@ -126,7 +126,7 @@ def _timestamp(value: datetime | int) -> bytes:
 def _shortstr(value: str | bytes) -> bytes:
     octets = _utf8(value)
     if len(octets) > _SHORTSTR_BYTES:
-        raise CodecError(f"{value[:60]!r}... is {len(octets)} bytes long; {_SHORTSTR_BYTES} is the most")
+        raise CodecError(f"{value[:60]!r}... is {len(octets)} bytes long; the limit is {_SHORTSTR_BYTES}")
     return _OCTET.pack(len(octets)) + octets
 
 
@@ -143,11 +143,11 @@ def _utf8(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise CodecError(f"a text was expected, not {_shown(value)}")
+        raise CodecError(f"expected a string, got {_shown(value)}")
     try:
         return value.encode()
     except UnicodeEncodeError as error:
-        raise CodecError(f"a text is no Unicode: {error.reason}") from None
+        raise CodecError(f"a string is not valid Unicode: {error.reason}") from None
 
 
 def _unsigned(form: Struct) -> Callable[[Any], bytes]:
@@ -155,7 +155,7 @@ def _unsigned(form: Struct) -> Callable[[Any], bytes]:
 
     def write(value: Any) -> bytes:
         if not isinstance(value, int) or value < 0 or value.bit_length() > bits:
-            raise CodecError(f"a whole number of {bits} bits, not negative, was expected, not {_shown(value)}")
+            raise CodecError(f"expected an unsigned {bits}-bit integer, got {_shown(value)}")
         return form.pack(value)
 
     return write
@@ -282,7 +282,7 @@ class Reader:
             return self._number(form)
         read = _FIELDS.get(kind)
         if read is None:
-            raise CodecError(f"a field of the unknown type {kind!r}")
+            raise CodecError(f"unknown field type {kind!r}")
         return read(self, depth)
 
     def decimal(self) -> Decimal:
@@ -305,7 +305,7 @@ class Reader:
     def _skip(self, size: int) -> None:
         after = self.at + size
         if after > self.end:
-            raise CodecError(f"{size} bytes were announced where {self.end - self.at} are left")
+            raise CodecError(f"{size} bytes expected, {self.end - self.at} left")
         self.at = after
 
 

@@ -79,8 +79,8 @@ class ContentReceiver(Protocol):
     def delivered(self, deliver: "Deliver", properties: bytes, body: bytes | None) -> None:
         """Handle basic.deliver; the body is None if it was over the limit."""
 
-    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - fields of the method
-        """Handle a publisher confirm: basic.ack, or basic.nack if ``taken`` is false."""
+    def confirmed(self, delivery_tag: int, multiple: bool, acked: bool) -> None:  # noqa: FBT001 - fields of the method
+        """Handle a publisher confirm: basic.ack, or basic.nack if ``acked`` is false."""
 
 
 class OpenChannel(Protocol):
@@ -129,10 +129,10 @@ class FrameReader:
         self._body_limit = body_limit
         self._channels = channels
         self._receiver = receiver
-        self._rest = bytearray()
+        self._buffer = bytearray()
         self._needed = 0
         self._contents: dict[int, _Content] = {}
-        self._takers = {METHOD: self._method, HEADER: self._header, BODY: self._body, HEARTBEAT: self._heartbeat}
+        self._handlers = {METHOD: self._method, HEADER: self._header, BODY: self._body, HEARTBEAT: self._heartbeat}
 
     def forget_channel(self, channel: int) -> None:
         """Discard a partial message of a closed channel, whose rest will not arrive."""
@@ -143,42 +143,44 @@ class FrameReader:
 
         :raises FrameError: it is malformed; do not feed the reader any more.
         """
-        if self._rest:
+        if self._buffer:
             # Join the pieces only when a frame is complete: many small pieces would otherwise cost quadratic time.
-            self._rest += data
-            if len(self._rest) < self._needed:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
                 return
-            data = bytes(self._rest)
-            self._rest.clear()
+            data = bytes(self._buffer)
+            self._buffer.clear()
         at, end, size, read = 0, len(data), 0, _FRAME.unpack_from
         while end - at >= _OVERHEAD:
             kind, channel, size = read(data, at)
             if size + _OVERHEAD > self.frame_max:
-                raise FrameError(f"a frame of {size + _OVERHEAD} bytes where {self.frame_max} were agreed upon")
+                raise FrameError(
+                    f"a frame of {size + _OVERHEAD} bytes exceeds the negotiated frame-max of {self.frame_max}"
+                )
             after = at + _OVERHEAD + size
             if after > end:
                 break
             if data[after - 1] != _END_OCTET:
-                raise FrameError("a frame does not end where it says")
+                raise FrameError("a frame without its frame-end octet")
             payload = data[at + 7 : after - 1]
             at = after
             if kind == METHOD:
                 name = payload[:4]
                 if name == BASIC_DELIVER:
-                    at = self._whole(data, at, end, channel, payload) or after
+                    at = self._read_whole(data, at, end, channel, payload) or after
                     if at > after:
                         continue
-                elif name in _CONFIRMS and self._confirm(channel, payload, taken=name == BASIC_ACK):
+                elif name in _CONFIRMS and self._confirm(channel, payload, acked=name == BASIC_ACK):
                     continue
-            take = self._takers.get(kind)
-            if take is None:
-                raise FrameError(f"a frame of the unknown type {kind}")
-            take(channel, payload)
+            handle = self._handlers.get(kind)
+            if handle is None:
+                raise FrameError(f"unknown frame type {kind}")
+            handle(channel, payload)
         if at < end:
-            self._rest += data[at:]
+            self._buffer += data[at:]
             self._needed = _OVERHEAD if end - at < _OVERHEAD else _OVERHEAD + size
 
-    def _whole(self, data: bytes, at: int, end: int, channel: int, payload: bytes) -> int:
+    def _read_whole(self, data: bytes, at: int, end: int, channel: int, payload: bytes) -> int:
         """Parse a message whose header and single body frame are in this piece as well: the common case.
 
         :param at: index where its header frame would begin.
@@ -202,10 +204,10 @@ class FrameReader:
         if data[body_at - 1] != _END_OCTET or data[after - 1] != _END_OCTET:
             return 0
         properties = data[at + _CONTENT.size : body_at - 1]
-        self._take(channel, payload, properties, data[body_at + 7 : after - 1])
+        self._dispatch(channel, payload, properties, data[body_at + 7 : after - 1])
         return after
 
-    def _take(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
+    def _dispatch(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
         """Dispatch a complete message."""
         if self._channels is None or payload[:4] != BASIC_DELIVER:
             self._receiver.content_received(channel, payload, properties, body)
@@ -214,13 +216,13 @@ class FrameReader:
         if receiver is not None:
             receiver.delivered(parse_deliver(payload), properties, body)
 
-    def _confirm(self, channel: int, payload: bytes, *, taken: bool) -> bool:
+    def _confirm(self, channel: int, payload: bytes, *, acked: bool) -> bool:
         """Dispatch basic.ack or basic.nack; return whether the channel is open."""
         if self._channels is None or channel not in self._channels or channel in self._contents:
             return False
         receiver = self._channels[channel].receiver
         if receiver is not None:
-            receiver.confirmed(*parse_ack(payload), taken)
+            receiver.confirmed(*parse_ack(payload), acked)
         return True
 
     def _heartbeat(self, _channel: int, _payload: bytes) -> None:
@@ -228,7 +230,7 @@ class FrameReader:
 
     def _method(self, channel: int, payload: bytes) -> None:
         if channel in self._contents:
-            raise FrameError("a method in the midst of a message")
+            raise FrameError("a method frame before the content is complete")
         if payload[:4] in _WITH_CONTENT:
             if self._channels is not None and channel not in self._channels:
                 raise FrameError(f"a message on channel {channel}, which is not open")
@@ -252,13 +254,13 @@ class FrameReader:
     def _body(self, channel: int, payload: bytes) -> None:
         content = self._contents.get(channel)
         if content is None or content.properties is None:
-            raise FrameError("a message's body without its header")
+            raise FrameError("a body frame without a content header")
         if len(payload) == content.expected and not content.received and content.body is not None:
             self._complete(channel, content, payload)  # a body in one frame: the common case
             return
         content.received += len(payload)
         if content.received > content.expected:
-            raise FrameError("a message's body is longer than its header says")
+            raise FrameError("the body exceeds the size in its content header")
         if content.body is not None:
             content.body.append(payload)
         if content.received == content.expected:
@@ -266,7 +268,7 @@ class FrameReader:
 
     def _complete(self, channel: int, content: _Content, body: bytes | None) -> None:
         del self._contents[channel]
-        self._take(channel, content.payload, content.properties or b"", body)
+        self._dispatch(channel, content.payload, content.properties or b"", body)
 
 
 class Deliver(NamedTuple):
@@ -298,9 +300,9 @@ def parse_deliver(payload: bytes) -> Deliver:
         exchange = payload[at + 10 : key_at]
         end = key_at + 1 + payload[key_at]
     except (IndexError, ValueError, OverflowError, _struct_error) as error:
-        raise FrameError("basic.deliver is cut short") from error
+        raise FrameError("basic.deliver is truncated") from error
     if end != len(payload):
-        raise FrameError("basic.deliver is not as long as it says")
+        raise FrameError("trailing bytes after basic.deliver")
     return Deliver(consumer_tag, delivery_tag, bool(redelivered & 1), exchange, payload[key_at + 1 : end])
 
 
@@ -311,7 +313,7 @@ def parse_ack(payload: bytes) -> tuple[int, bool]:
     :raises FrameError: its length is wrong.
     """
     if len(payload) != _ACK_BYTES:
-        raise FrameError("basic.ack or basic.nack of a wrong length")
+        raise FrameError("basic.ack or basic.nack has the wrong length")
     (tag,) = _TAG.unpack_from(payload, 4)
     return tag, bool(payload[12] & 1)
 
@@ -370,7 +372,7 @@ def pack_frame(kind: int, channel: int, payload: bytes) -> bytes:
 def _short(name: str) -> bytes:
     octets = name.encode()
     if len(octets) > _NAME_BYTES:
-        raise ValueError(f"{name!r} is {len(octets)} bytes long, and a name on the broker may have {_NAME_BYTES}")
+        raise ValueError(f"{name!r} is {len(octets)} bytes long; names on the broker are limited to {_NAME_BYTES}")
     return bytes((len(octets),)) + octets
 
 

@@ -16,7 +16,7 @@ from novasvc.transport.amqp.content import PROBE
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.topology import Binding
-from novasvc.transport.amqp.verification import GoneError, OverdueError, Plan, Verification
+from novasvc.transport.amqp.verification import NoConsumerError, Plan, ProbeTimeoutError, Verification
 from novasvc.transport.errors import BrokerBlockedError
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _log = Logger()
 
-_WAITING = 0.8
+_PROBE_FRACTION = 0.8
 """Fraction of a verification's timeout in which the probe has to return; the rest is for the diagnosis."""
-_TOO_OFTEN = 2
-"""Consecutive overdue probes after which the listener consumes anew."""
+_TIMEOUTS_TOLERATED = 2
+"""Consecutive overdue probes after which the listener resubscribes."""
 _SHORTEST_TTL = 0.1
 _FORWARD_TTL = 10.0
 """Seconds."""
@@ -40,9 +40,9 @@ class Loopback:
     """Verifies the route to one listener; see :meth:`novasvc.interfaces.IListener.verify`.
 
     :param address: the listener's own fanout queue, to which probes return; None if it has none.
-    :ivar host: binding of the server's queue.
-    :ivar topic: binding of the topic's queue.
-    :ivar fanout: binding of the listener's fanout queue.
+    :ivar server_binding: binding of the server's queue.
+    :ivar topic_binding: binding of the topic's queue.
+    :ivar fanout_binding: binding of the listener's fanout queue.
     """
 
     # Note [The way to oneself]
@@ -71,31 +71,31 @@ class Loopback:
     listener: "Listener"
     address: str | None
     options: BrokerOptions
-    host: Binding = attrs.field(init=False)
-    topic: Binding = attrs.field(init=False)
-    fanout: Binding = attrs.field(init=False)
-    _mark: bytes = attrs.field(factory=lambda: os.urandom(12).hex().encode(), init=False)
-    _probes: int = attrs.field(default=0, init=False)
-    _rounds: int = attrs.field(default=0, init=False)
-    _overdue: int = attrs.field(default=0, init=False)
-    _taken: int = attrs.field(default=0, init=False)
+    server_binding: Binding = attrs.field(init=False)
+    topic_binding: Binding = attrs.field(init=False)
+    fanout_binding: Binding = attrs.field(init=False)
+    _token_prefix: bytes = attrs.field(factory=lambda: os.urandom(12).hex().encode(), init=False)
+    _probe_count: int = attrs.field(default=0, init=False)
+    _verifications: int = attrs.field(default=0, init=False)
+    _timeouts_in_a_row: int = attrs.field(default=0, init=False)
+    _requests_seen: int = attrs.field(default=0, init=False)
     _token: bytes = attrs.field(default=b"", init=False)
-    _back: Deferred[None] | None = attrs.field(default=None, init=False)
+    _returned: Deferred[None] | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         target, exchange = self.listener.target, self.listener.exchange
-        topic, host = target.topic, topology.request_address(target)
-        self.host = Binding(host, exchange, host)
-        self.topic = Binding(topic, exchange, topic)
-        self.fanout = Binding(self.address or "", topology.fanout_exchange(topic), topic)
+        topic, server = target.topic, topology.request_address(target)
+        self.server_binding = Binding(server, exchange, server)
+        self.topic_binding = Binding(topic, exchange, topic)
+        self.fanout_binding = Binding(self.address or "", topology.fanout_exchange(topic), topic)
 
     # -- deliveries ----------------------------------------------------------------------------
 
     def watches(self, queue: str) -> bool:
-        """Return whether :meth:`take` has to see all messages of a queue: the server's, and the one for answers."""
-        return queue in {self.host.queue, self.address}
+        """Return whether :meth:`consume_probe` has to see all messages of a queue."""
+        return queue in {self.server_binding.queue, self.address}
 
-    def take(self, queue: str, body: bytes, probe: str | None) -> bool:
+    def consume_probe(self, queue: str, body: bytes, probe: str | None) -> bool:
         """Consume a delivery if it is a probe, or a peer's answer to one; return whether it was.
 
         Called for all messages of the watched queues, and for all probes.
@@ -103,27 +103,29 @@ class Loopback:
         :param probe: the probe header: the queue of its sender; None without the header.
         """
         if probe is None:
-            if queue == self.host.queue:
-                self._taken += 1
-            if queue != self.address or len(body) > _ANSWER_LIMIT or self._mark not in body:
+            if queue == self.server_binding.queue:
+                self._requests_seen += 1
+            if queue != self.address or len(body) > _ANSWER_LIMIT or self._token_prefix not in body:
                 return False
-            self._came_back(body)
+            self._probe_returned(body)
         elif probe == self.address:
-            self._came_back(body)
-        elif queue != self.address and probe.startswith(f"{self.fanout.exchange}_"):
-            self._pass_on(probe, body)
+            self._probe_returned(body)
+        elif queue != self.address and probe.startswith(f"{self.fanout_binding.exchange}_"):
+            self._forward(probe, body)
         return True
 
-    def _came_back(self, body: bytes) -> None:
-        if self._back is not None and self._token in body:
-            back, self._back = self._back, None
-            back.callback(None)
+    def _probe_returned(self, body: bytes) -> None:
+        if self._returned is not None and self._token in body:
+            returned, self._returned = self._returned, None
+            returned.callback(None)
 
-    def _pass_on(self, address: str, body: bytes) -> None:
+    def _forward(self, address: str, body: bytes) -> None:
         """Forward a probe to its sender, another process of this host."""
         message = Message("", address, body, _FORWARD_TTL, mandatory=False, target=address, headers={PROBE: address})
-        passing = self.listener.publish(message)
-        passing.addErrback(lambda failure: _log.debug("a probe was not passed on: {error}", error=failure.value))
+        forwarding = self.listener.publish(message)
+        forwarding.addErrback(
+            lambda failure: _log.debug("probe to {queue} not forwarded: {error}", queue=address, error=failure.value)
+        )
 
     # -- verifications -------------------------------------------------------------------------
 
@@ -132,14 +134,14 @@ class Loopback:
         listener = self.listener
         if self.address is None or listener.target.server is None:
             return succeed(Reachability())
-        self._rounds += 1
+        self._verifications += 1
         clock = listener.clock
-        verification = Verification(self, write, clock.seconds() + timeout * _WAITING, self.regular())
+        verification = Verification(self, write, clock.seconds() + timeout * _PROBE_FRACTION, self.routine_plan())
         verifying = Deferred.fromCoroutine(verification.run())
         silent = Reachability(f"the broker did not answer within {timeout:g} s")
-        return verifying.addTimeout(timeout, clock, onTimeoutCancel=lambda *_: self._judged(silent))
+        return verifying.addTimeout(timeout, clock, onTimeoutCancel=lambda *_: self._unless_blocked(silent))
 
-    def _judged(self, found: Reachability) -> Reachability:
+    def _unless_blocked(self, found: Reachability) -> Reachability:
         """Return the finding, unless the broker blocks publishing.
 
         :raises BrokerBlockedError: it does.
@@ -149,64 +151,64 @@ class Loopback:
             raise BrokerBlockedError(connection.address.shown(), f"it blocks publishing: {connection.blocked_by}")
         return found
 
-    def regular(self) -> Plan:
+    def routine_plan(self) -> Plan:
         """Return the plan of a verification: check the topic's and the fanout's binding in turns."""
-        return Plan(count_consumers=True) if self._rounds % 2 else Plan(bindings=[self.fanout])
+        return Plan(count_consumers=True) if self._verifications % 2 else Plan(bindings=[self.fanout_binding])
 
-    async def arrives(self, plan: Plan, write: WriteProbe, until: float) -> None:
+    async def send_and_wait(self, plan: Plan, write: WriteProbe, deadline: float) -> None:
         """Declare, send a probe, and wait until it is back or known to queue behind other messages.
 
-        :param until: seconds on the clock.
+        :param deadline: seconds on the clock.
         :raises UndeliverableError: a binding is missing.
         :raises BrokerError: the broker refuses a declaration, or takes no message.
-        :raises GoneError: the queue has no consumer.
-        :raises OverdueError: the probe was confirmed and is not back.
+        :raises NoConsumerError: the queue has no consumer.
+        :raises ProbeTimeoutError: the probe was confirmed and is not back.
         """
-        listener, clock, taken = self.listener, self.listener.clock, self._taken
-        back: Deferred[None] = Deferred()
-        self._back = back
-        await self._send(self.host, plan, write, until)
+        listener, clock, seen_before = self.listener, self.listener.clock, self._requests_seen
+        returned: Deferred[None] = Deferred()
+        self._returned = returned
+        await self._send(self.server_binding, plan, write, deadline)
         if plan.to_topic:
-            await self._send(self.topic, Plan(), write, until)
+            await self._send(self.topic_binding, Plan(), write, deadline)
         try:
-            await back.addTimeout(max(0.0, until - clock.seconds()), clock)
+            await returned.addTimeout(max(0.0, deadline - clock.seconds()), clock)
         except DeferredTimeoutError:
-            self._back = None
+            self._returned = None
         else:
-            self._overdue = 0
+            self._timeouts_in_a_row = 0
             return
-        messages, consumers = await listener.publisher.count(self.host.queue)
+        messages, consumers = await listener.publisher.count(self.server_binding.queue)
         if not consumers and not self.options.quorum_queue:
-            raise GoneError(self.host.queue)
-        if listener.is_full or (messages and self._taken != taken):
+            raise NoConsumerError(self.server_binding.queue)
+        if listener.is_full or (messages and self._requests_seen != seen_before):
             return  # It queues behind messages that are being processed.
         # Kept out of the error's text: the caller logs each change of that text.
         _log.debug(
-            "{queue} has {messages} messages that wait, and {consumers} consumers",
-            queue=self.host.queue,
+            "probe overdue: {queue} has {messages} ready messages and {consumers} consumers",
+            queue=self.server_binding.queue,
             messages=messages,
             consumers=consumers,
         )
-        raise OverdueError(f"a message to {self.host.queue} was confirmed and did not arrive")
+        raise ProbeTimeoutError(f"a message to {self.server_binding.queue} was confirmed and did not arrive")
 
-    def late(self, problem: str) -> Reachability:
-        """Report an overdue probe; consume anew the second time in a row, when load is no longer the likely cause."""
-        found = self._judged(Reachability(problem))
-        self._overdue += 1
-        if self._overdue == _TOO_OFTEN:
-            self.listener.consume_anew(problem)
+    def timed_out(self, problem: str) -> Reachability:
+        """Report an overdue probe; resubscribe the second time in a row, when load is no longer the likely cause."""
+        found = self._unless_blocked(Reachability(problem))
+        self._timeouts_in_a_row += 1
+        if self._timeouts_in_a_row == _TIMEOUTS_TOLERATED:
+            self.listener.resubscribe(problem)
         return found
 
-    async def _send(self, binding: Binding, plan: Plan, write: WriteProbe, until: float) -> None:
-        self._probes += 1
-        token = b"%b%08x" % (self._mark, self._probes)
-        if binding is self.host:
+    async def _send(self, binding: Binding, plan: Plan, write: WriteProbe, deadline: float) -> None:
+        self._probe_count += 1
+        token = b"%b%08x" % (self._token_prefix, self._probe_count)
+        if binding is self.server_binding:
             self._token = token
         message = Message(
             binding.exchange,
             binding.routing_key,
             write(token.decode(), self.address or ""),
-            max(_SHORTEST_TTL, until - self.listener.clock.seconds()),
+            max(_SHORTEST_TTL, deadline - self.listener.clock.seconds()),
             mandatory=True,
             target=binding.routing_key,
             headers={PROBE: self.address},
@@ -214,22 +216,22 @@ class Loopback:
         await self.listener.publisher.publish_probe(message, partial(self._declare, plan))
 
     async def _declare(self, plan: Plan, channel: Channel) -> None:
-        if self.host.exchange in plan.exchanges:
-            await topology.declare_exchange(channel, self.host.exchange, self.options)
-        if self.fanout.exchange in plan.exchanges:
-            await topology.declare_fanout_exchange(channel, self.topic.queue, self.options)
+        if self.server_binding.exchange in plan.exchanges:
+            await topology.declare_exchange(channel, self.server_binding.exchange, self.options)
+        if self.fanout_binding.exchange in plan.exchanges:
+            await topology.declare_fanout_exchange(channel, self.topic_binding.queue, self.options)
         bindings = plan.bindings
         if plan.count_consumers:
             # A full node has cancelled its consumer, and starts another when it has room.
-            took = self.listener.takes(self.topic.queue)
-            _, consumers = await topology.count(channel, self.topic.queue)
-            takes = took and self.listener.takes(self.topic.queue)
-            if takes and not consumers and not self.options.quorum_queue:
-                raise GoneError(self.topic.queue)
-            plan.to_topic = takes and consumers == 1
-            bindings = [] if plan.to_topic else [self.topic]
+            consumed = self.listener.consumes_from(self.topic_binding.queue)
+            _, consumers = await topology.count(channel, self.topic_binding.queue)
+            consumes = consumed and self.listener.consumes_from(self.topic_binding.queue)
+            if consumes and not consumers and not self.options.quorum_queue:
+                raise NoConsumerError(self.topic_binding.queue)
+            plan.to_topic = consumes and consumers == 1
+            bindings = [] if plan.to_topic else [self.topic_binding]
         for binding in bindings:
-            if binding in plan.broken:
+            if binding in plan.stale:
                 # After a network partition a cluster may keep a binding that routes nowhere; unbind it first.
                 await topology.unbind(channel, binding)
             await topology.bind(channel, binding)

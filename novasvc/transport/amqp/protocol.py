@@ -21,7 +21,7 @@ from txamqp.spec import pythonize
 from zope.interface import implementer
 
 from novasvc._version import __version__
-from novasvc.transport.amqp.channel import Channel, ClosedError, Invocation
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel, Invocation
 from novasvc.transport.amqp.codec import CodecError
 from novasvc.transport.amqp.frames import (
     HEARTBEAT_FRAME,
@@ -41,7 +41,7 @@ BODY_LIMIT = 16 * 2**20
 """Largest message body in bytes; a longer one is reported as None and not kept."""
 _CLOSE_TIMEOUT = 3.0
 """Seconds to wait for connection.close-ok."""
-_BEATS_MISSED = 3
+_SILENT_INTERVALS = 3
 """Half heartbeat intervals without a byte after which the broker counts as dead: at most two heartbeats pass."""
 _CAPABILITIES = (
     "authentication_failure_close",
@@ -53,10 +53,10 @@ _CAPABILITIES = (
 _TLS_ALERT = b"\x15\x03"
 
 
-class Observer(Protocol):
+class ConnectionObserver(Protocol):
     """The owner of a connection. Its methods must not raise."""
 
-    def lost(self, reason: ClosedError) -> None:
+    def lost(self, reason: AMQPClosedError) -> None:
         """Handle the end of the connection; called once."""
 
     def blocked(self, reason: str) -> None:
@@ -95,10 +95,10 @@ class Login:
 
 @implementer(IPushProducer)
 @attrs.frozen(eq=False)
-class _Valve:
+class _BackPressure:
     """Reports the transport's back-pressure to the owner, as a push producer."""
 
-    _observer: Observer
+    _observer: ConnectionObserver
 
     def pauseProducing(self) -> None:
         self._observer.congested(True)
@@ -123,14 +123,14 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
         method = message.method
         handler = getattr(self, f"{pythonize(method.klass.name)}_{pythonize(method.name)}", None)
         if handler is None:
-            raise FrameError(f"{method.klass.name}.{method.name} is not for a client")
+            raise FrameError(f"a client must not receive {method.klass.name}.{method.name}")
         handler(channel, message)
 
     def connection_start(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.start: send credentials and client capabilities (AMQP 0-9-1 1.4.2.1)."""
-        self._see_turn("connection.start")
+        self._check_order("connection.start")
         login = self.client.login
-        mechanism, response = login.answer(_text(message.mechanisms))
+        mechanism, response = login.answer(_one_line(message.mechanisms))
         properties = {
             "product": "novasvc",
             "version": __version__,
@@ -142,17 +142,17 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def connection_tune(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.tune: negotiate the limits (AMQP 0-9-1 1.4.2.5)."""
-        self._see_turn("connection.tune")
+        self._check_order("connection.tune")
         self.client.tune(message.channel_max, message.frame_max, message.heartbeat)
         self.client.started.fire()
 
-    def _see_turn(self, name: str) -> None:
+    def _check_order(self, name: str) -> None:
         if self.client.tuned:
-            raise FrameError(f"{name} out of its turn")
+            raise FrameError(f"unexpected {name} after the handshake")
 
     def connection_blocked(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.blocked: tell the owner."""
-        self.client.observer.blocked(_text(message.reason))
+        self.client.observer.blocked(_one_line(message.reason))
 
     def connection_unblocked(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.unblocked: tell the owner."""
@@ -161,18 +161,18 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
     def connection_close(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.close: confirm it and end the connection."""
         channel.connection_close_ok()
-        self.client.end(ClosedError(_text(message.reply_text), message.reply_code))
+        self.client.end(AMQPClosedError(_one_line(message.reply_text), message.reply_code))
 
     def channel_close(self, channel: Channel, message: Invocation) -> None:
         """Handle channel.close: confirm it, free the number and end the channel."""
         channel.channel_close_ok()
         self.client.release_channel(channel)
-        channel.do_close(ClosedError(_text(message.reply_text), message.reply_code))
+        channel.do_close(AMQPClosedError(_one_line(message.reply_text), message.reply_code))
 
     def basic_cancel(self, channel: Channel, message: Invocation) -> None:
         """Handle basic.cancel: tell the channel's receiver."""
         if channel.receiver is not None:
-            channel.receiver.consumer_cancelled(_text(message.consumer_tag))
+            channel.receiver.consumer_cancelled(_one_line(message.consumer_tag))
 
     def close(self, reason: object) -> None:
         """Do nothing: the protocol ends itself."""
@@ -193,7 +193,13 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     """
 
     def __init__(
-        self, login: Login, *, clock: IReactorTime, heartbeat: float, operation_timeout: float, observer: Observer
+        self,
+        login: Login,
+        *,
+        clock: IReactorTime,
+        heartbeat: float,
+        operation_timeout: float,
+        observer: ConnectionObserver,
     ) -> None:
         super().__init__(Delegate(), login.vhost, SPEC, heartbeat=0, clock=clock)
         self.login = login
@@ -203,14 +209,14 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         self.channel_max = CHANNEL_MAX
         self.heartbeat = heartbeat
         self.closed = False
-        self.reason: ClosedError | None = None
+        self.reason: AMQPClosedError | None = None
         self.channels: dict[int, Channel] = {0: Channel(0, None, self)}
         self._reader = FrameReader(self, frame_max=FRAME_MAX, body_limit=BODY_LIMIT, channels=self.channels)
-        self._beats = LoopingCall(self._beat)
-        self._beats.clock = clock
-        self._heard = self._sent = False
-        self._silence = 0
-        self._greeted = False
+        self._heartbeat_loop = LoopingCall(self._check_heartbeat)
+        self._heartbeat_loop.clock = clock
+        self._bytes_received = self._bytes_sent = False
+        self._silent_intervals = 0
+        self._first_bytes_checked = False
         self.tuned = False
         self.reading = False
         self.turn_end: list[Callable[[], None]] = []
@@ -222,14 +228,14 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """Send the protocol header (AMQP 0-9-1 4.2.2); the broker answers with connection.start."""
         for option in ("setTcpNoDelay", "setTcpKeepAlive"):
             getattr(self.transport, option)(True)
-        self.transport.registerProducer(_Valve(self.observer), True)
+        self.transport.registerProducer(_BackPressure(self.observer), True)
         self.transport.write(PROTOCOL_HEADER)
 
     async def handshake(self) -> None:
         """Wait until the virtual host is open.
 
         :return: None, when connection.open-ok has arrived.
-        :raises ClosedError: the broker refused, or the connection was lost.
+        :raises AMQPClosedError: the broker refused, or the connection was lost.
         """
         await self.started.wait()
         await self.channels[0].connection_open(self.vhost)
@@ -248,8 +254,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         announced = max(1, round(self.heartbeat)) if self.heartbeat else 0
         self.channels[0].connection_tune_ok(self.channel_max, self.frame_max, announced)
         if self.heartbeat:
-            running = self._beats.start(self.heartbeat / 2, now=False)
-            running.addErrback(lambda failure: _log.failure("heartbeats ended", failure))
+            running = self._heartbeat_loop.start(self.heartbeat / 2, now=False)
+            running.addErrback(lambda failure: _log.failure("the heartbeat timer failed", failure))
 
     def close(self, reason: object = None, within: float = _CLOSE_TIMEOUT) -> Deferred[None]:
         """Send connection.close and disconnect.
@@ -259,19 +265,19 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """
         if self.closed:
             return succeed(None)
-        goodbye = self.channels[0].connection_close(200, "goodbye", 0, 0)
-        goodbye.addTimeout(within, self.clock)
-        goodbye.addBoth(self._goodbye_said)
-        return goodbye  # type: ignore[no-any-return]
+        closing = self.channels[0].connection_close(200, "closed by the client", 0, 0)
+        closing.addTimeout(within, self.clock)
+        closing.addBoth(self._close_confirmed)
+        return closing  # type: ignore[no-any-return]
 
-    def _goodbye_said(self, answer: object) -> Deferred[None]:
-        self.end(ClosedError("it was closed", clean=True))
+    def _close_confirmed(self, answer: object) -> Deferred[None]:
+        self.end(AMQPClosedError("closed by this process", clean=True))
         if isinstance(answer, Failure):
             self.transport.abortConnection()  # a silent peer would not finish TLS's closure, either
         gone: Deferred[None] = self.disconnected.wait()
         return gone.addCallback(lambda _: None)
 
-    def end(self, reason: ClosedError) -> None:
+    def end(self, reason: AMQPClosedError) -> None:
         """Close all channels, disconnect, and tell the owner; it does nothing the second time.
 
         The socket is flushed if the broker gave a reply code or we closed on purpose, and aborted otherwise.
@@ -280,8 +286,8 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
             return
         self.closed = True
         self.reason = reason
-        if self._beats.running:
-            self._beats.stop()
+        if self._heartbeat_loop.running:
+            self._heartbeat_loop.stop()
         for channel in list(self.channels.values()):
             channel.do_close(reason)
         self.started.fail_if_not_fired(Failure(reason))
@@ -298,7 +304,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """Handle the end of the socket."""
         if self._closing is not None and self._closing.active():
             self._closing.cancel()
-        self.end(ClosedError(reason.getErrorMessage(), cause=reason))
+        self.end(AMQPClosedError(reason.getErrorMessage(), cause=reason))
         self.disconnected.fire()
 
     # -- bytes ---------------------------------------------------------------------------------
@@ -306,31 +312,31 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     def write(self, data: bytes) -> None:
         """Write whole frames; they are dropped after the end."""
         if not self.closed:
-            self._sent = True
+            self._bytes_sent = True
             self.transport.write(data)
 
     def dataReceived(self, data: bytes) -> None:
         """Parse and dispatch the received bytes; malformed ones end the connection."""
-        self._heard = True
+        self._bytes_received = True
         if self.reason is not None:
             return
         self.reading = True
         try:
-            foreign = None if self._greeted else self._what_it_speaks(data)
-            self._greeted = True
+            foreign = None if self._first_bytes_checked else self._foreign_protocol(data)
+            self._first_bytes_checked = True
             if foreign:
-                self.end(ClosedError(foreign))
+                self.end(AMQPClosedError(foreign))
             else:
                 self._reader.feed(data)
         except (FrameError, CodecError) as error:
-            self.end(ClosedError(f"it sent what is no AMQP: {error}"))
+            self.end(AMQPClosedError(f"it sent invalid AMQP: {error}"))
         finally:
             self.reading = False
             if self.turn_end:
                 self._end_turn()
 
     @staticmethod
-    def _what_it_speaks(data: bytes) -> str | None:
+    def _foreign_protocol(data: bytes) -> str | None:
         """Recognise a wrong port by the first bytes of the answer; return the problem, or None if it may be AMQP."""
         if data.startswith(_TLS_ALERT):
             return "the port speaks TLS; use amqps://"
@@ -354,13 +360,14 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     def open_channel(self) -> Deferred[Channel]:
         """Open a channel with the lowest free number.
 
-        :return: Deferred[Channel], fired at channel.open-ok; fails with ClosedError. Cancelling it closes the channel.
+        :return: Deferred[Channel], fired at channel.open-ok. Cancelling it closes the channel.
+        :raises AMQPClosedError: the connection is closed, or has no free channel number.
         """
         if self.closed:
-            return fail(self.reason or ClosedError("the connection is closed"))
+            return fail(self.reason or AMQPClosedError("the connection is closed"))
         number = next((n for n in range(1, self.channel_max + 1) if n not in self.channels), None)
         if number is None:
-            return fail(ClosedError(f"all {self.channel_max} channels of the connection are in use"))
+            return fail(AMQPClosedError(f"all {self.channel_max} channels of the connection are in use"))
         channel = self.channels[number] = Channel(number, None, self)
         opening: Deferred[Channel] = channel.channel_open()
         opening.addCallback(lambda _: channel)
@@ -370,7 +377,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     @staticmethod
     def _not_opened(failure: Failure, channel: Channel) -> Failure:
         """Close the channel: a caller that has cancelled has no reference to it."""
-        channel.abandon(ClosedError("nobody wants it any more", clean=True))
+        channel.close(AMQPClosedError("opening was cancelled", clean=True))
         return failure
 
     def release_channel(self, channel: Channel) -> None:
@@ -405,17 +412,17 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
     def heartbeat_received(self) -> None:
         """Do nothing: every byte counts as a heartbeat (AMQP 0-9-1 4.2.7)."""
 
-    def _beat(self) -> None:
+    def _check_heartbeat(self) -> None:
         """Send a heartbeat if nothing else was sent; end a half-open connection."""
-        if not self._sent:
+        if not self._bytes_sent:
             self.transport.write(HEARTBEAT_FRAME)
-        self._silence = 0 if self._heard else self._silence + 1
-        self._sent = self._heard = False
-        if self._silence >= _BEATS_MISSED:
-            self.end(ClosedError(f"not a byte came for {self._silence * self.heartbeat / 2:g} s"))
+        self._silent_intervals = 0 if self._bytes_received else self._silent_intervals + 1
+        self._bytes_sent = self._bytes_received = False
+        if self._silent_intervals >= _SILENT_INTERVALS:
+            self.end(AMQPClosedError(f"no data received for {self._silent_intervals * self.heartbeat / 2:g} s"))
 
 
-def _text(value: object) -> str:
+def _one_line(value: object) -> str:
     """Return text from the broker, str or bytes, as one line."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return " ".join(text.split())

@@ -16,19 +16,19 @@ from twisted.python.failure import Failure
 from novasvc.reactor.backoff import RetryPolicy, jittered_backoff
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UnconfirmedError, UndeliverableError
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
-from novasvc.transport.amqp.connection import Connection, ConnectionUser
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
+from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.content import PLAIN, write_properties
 from novasvc.transport.amqp.frames import pack_content, pack_publish
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.reply_codes import broker_error
 from novasvc.transport.amqp.topology import (
     count,
     declare_exchange,
     declare_fanout_exchange,
     declare_request_queue,
     fanout_exchange,
-    refusal,
 )
 from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnavailableError
 
@@ -37,24 +37,24 @@ _log = Logger()
 Prepare = Callable[[Channel], Awaitable[Any]]
 """Makes declarations on a channel."""
 
-HELD_MESSAGES = 10_000
-HELD_BYTES = 64 * 2**20
+BACKLOG_MESSAGES = 10_000
+BACKLOG_BYTES = 64 * 2**20
 """Bounds on the messages held while the broker is unreachable or applies back-pressure."""
 _TOO_LARGE = "message size"
 """Prefix of RabbitMQ's reply text for a message over its own size limit; the size in bytes follows."""
-_LEAST_WAIT = 1.0
+_SHORTEST_CHECK = 1.0
 """Shortest interval, in seconds, between two checks for overdue confirms."""
-_BEFORE_THE_END = 0.95
+_TTL_FRACTION_HELD = 0.95
 """Fraction of a message's TTL for which it is held, so that the sender gets the reason before its own timeout."""
-PROOF_AGE = 1.0
+FLOW_CHECK_AGE = 1.0
 """Seconds for which a publisher confirm proves that the broker reads from this connection."""
-PROBE_KEY = "novasvc.probe"
+FLOW_CHECK_KEY = "novasvc.probe"
 """Routing key of the empty message that asks for such a proof. No queue is bound to it."""
-_PROBE_TTL = 0.001
+_FLOW_CHECK_TTL = 0.001
 """Seconds. A queue bound to every key, such as a tracing queue, drops the probe at once."""
 _FANOUTS, _PROBES = "fanouts", "probes"
 """Purposes with a channel of their own: a refused declaration closes the channel and loses every message on it."""
-PEERS_RETURN = 5.0
+UNROUTABLE_RETRY_WINDOW = 5.0
 """Seconds after our reconnect during which an unroutable request is sent again."""
 
 
@@ -68,7 +68,7 @@ class Message:
     :param patience: seconds for which it may be held if it has no ttl; None means the operation timeout.
     :param request: it is addressed to a service, whose queue may come back shortly after an outage.
     :param done: fires when the broker has confirmed the message; the sender may cancel it.
-    :param forgotten: called if ``done`` is cancelled after the message was written and before its confirm.
+    :param on_cancelled: called if ``done`` is cancelled after the message was written and before its confirm.
     :param expires_at: seconds on the clock after which the message is void, or None.
     :param sent_at: seconds on the clock when the message was written.
     :param returned: basic.return came for the last attempt.
@@ -85,7 +85,7 @@ class Message:
     patience: float | None = None
     request: bool = attrs.field(default=False, kw_only=True)
     done: Deferred[None] = attrs.field(init=False)
-    forgotten: Callable[[], None] | None = attrs.field(default=None, init=False)
+    on_cancelled: Callable[[], None] | None = attrs.field(default=None, init=False)
     expires_at: float | None = attrs.field(default=None, init=False)
     sent_at: float = attrs.field(default=0.0, init=False)
     returned: bool = attrs.field(default=False, init=False)
@@ -96,27 +96,27 @@ class Message:
 
     def _cancelled(self, _: object) -> None:
         """No-op canceller: the Deferred fails by itself, and a late confirm is ignored."""
-        if self.forgotten is not None:
-            self.forgotten()
+        if self.on_cancelled is not None:
+            self.on_cancelled()
 
 
 @attrs.define(eq=False)
 class ConfirmChannel(ChannelReceiver):
     """A channel in confirm mode, with its unconfirmed messages by delivery tag.
 
-    :param explain: turns the reason for which the channel closed into an error.
-    :param ended: called when the channel has closed, before its unconfirmed messages fail.
-    :param not_routed: called with a message that was returned, when its confirm arrives.
-    :param forgotten: called when the sender cancels an unconfirmed message.
+    :param to_error: turns the reason for which the channel closed into an error.
+    :param on_closed: called when the channel has closed, before its unconfirmed messages fail.
+    :param unroutable: called with a message that was returned, when its confirm arrives.
+    :param on_cancelled: called when the sender cancels an unconfirmed message.
     :param confirmed_at: seconds on the clock of the last confirm; -inf before the first.
     """
 
     channel: Channel
     _clock: IReactorTime
-    _explain: Callable[[ClosedError], BrokerError]
-    _ended: Callable[[ClosedError], None]
-    _not_routed: Callable[[Message], None]
-    _forgotten: Callable[[], None]
+    _to_error: Callable[[AMQPClosedError], BrokerError]
+    _on_closed: Callable[[AMQPClosedError], None]
+    _unroutable: Callable[[Message], None]
+    _message_cancelled: Callable[[], None]
     confirmed_at: float = attrs.field(default=-inf, init=False)
     _last_tag: int = attrs.field(default=0, init=False)
     _unconfirmed: dict[int, Message] = attrs.field(factory=dict, init=False)
@@ -140,7 +140,7 @@ class ConfirmChannel(ChannelReceiver):
         except ValueError as error:
             message.done.errback(BrokerError(str(message.target), str(error)))
             return
-        message.sent_at, message.forgotten = now, self._forgotten
+        message.sent_at, message.on_cancelled = now, self._message_cancelled
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = message
         client = channel.client
@@ -150,7 +150,7 @@ class ConfirmChannel(ChannelReceiver):
         """Return when the oldest unconfirmed message was sent, in seconds on the clock, or None."""
         return next(iter(self._unconfirmed.values())).sent_at if self._unconfirmed else None
 
-    def give_up(self, before: float, reason: str) -> None:
+    def fail_overdue(self, before: float, reason: str) -> None:
         """Fail overdue messages with UnconfirmedError.
 
         A message with a TTL is overdue when it has expired, any other when it was sent by ``before``.
@@ -166,11 +166,11 @@ class ConfirmChannel(ChannelReceiver):
         ]
         for message in [self._unconfirmed.pop(tag) for tag in overdue]:
             if not message.done.called:
-                message.done.errback(UnconfirmedError(str(message.target), f"the broker has stopped reading: {reason}"))
+                message.done.errback(UnconfirmedError(str(message.target), f"the broker blocks publishing: {reason}"))
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
-    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:  # noqa: FBT001 - as ChannelReceiver
+    def confirmed(self, delivery_tag: int, multiple: bool, acked: bool) -> None:  # noqa: FBT001 - as ChannelReceiver
         """Settle the messages that basic.ack or basic.nack names; see ChannelReceiver."""
         self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
@@ -181,11 +181,11 @@ class ConfirmChannel(ChannelReceiver):
             if done.called:
                 continue
             if message.returned:
-                self._not_routed(message)
-            elif taken:
+                self._unroutable(message)
+            elif acked:
                 done.callback(None)
             else:
-                done.errback(BrokerError(str(message.target), "the broker could not take the message"))
+                done.errback(BrokerError(str(message.target), "the broker rejected the message (basic.nack)"))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
         """Handle basic.return: no queue was bound; see ChannelReceiver."""
@@ -196,10 +196,10 @@ class ConfirmChannel(ChannelReceiver):
                 message.returned = True
                 return
 
-    def channel_closed(self, reason: ClosedError) -> None:
+    def channel_closed(self, reason: AMQPClosedError) -> None:
         """Fail the unconfirmed messages; see ChannelReceiver."""
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        self._ended(reason)  # before the callbacks, which may publish again
+        self._on_closed(reason)  # before the callbacks, which may publish again
         for message in unconfirmed.values():
             if message.done.called:
                 continue
@@ -208,14 +208,14 @@ class ConfirmChannel(ChannelReceiver):
             named = message.exchange and f"'{message.exchange}'" in reason.problem
             too_large = _TOO_LARGE in reason.problem and f"{_TOO_LARGE} {len(message.body)} " in reason.problem
             if reason.code and (named or too_large):
-                error: Exception = self._explain(reason)
+                error: Exception = self._to_error(reason)
             else:
                 error = UnconfirmedError(str(message.target), str(reason))
             message.done.errback(error)
 
 
 @attrs.define(eq=False)
-class _Held:
+class _Waiting:
     """A message that cannot be sent yet.
 
     :param send: sends it.
@@ -233,8 +233,8 @@ class Publisher:
 
     :param exchange: the control exchange.
     :param connect: makes the connection for its user; the caller opens and closes it.
-    :param proof_age: see PROOF_AGE.
-    :param pause: backoff before an unroutable request is sent again, by the number of its returns.
+    :param flow_check_age: see FLOW_CHECK_AGE.
+    :param unroutable_backoff: backoff before an unroutable request is sent again, by the number of its returns.
     """
 
     # Note [Two connections]
@@ -244,7 +244,7 @@ class Publisher:
     # publishing would stop consuming as well. Therefore one connection publishes, and another one
     # consumes.
 
-    # Note [Only what is read is written]
+    # Note [Flow check]
     #
     # A message that was written to the socket cannot be taken back. A broker in alarm does not read
     # it. It sends connection.blocked only when it meets the first message after the alarm began, and
@@ -252,7 +252,7 @@ class Publisher:
     # so the broker would deliver a request whose caller timed out long before.
     #
     # So a request, and any other message with a TTL, is written only while the broker is known to
-    # read: it has confirmed something within PROOF_AGE. Otherwise an empty probe goes first, to a key
+    # read: it has confirmed something within FLOW_CHECK_AGE. Otherwise an empty probe goes first, to a key
     # that no queue is bound to, and the message waits for the probe's confirm. In an alarm the probe
     # stays in the socket, and the caller's message is held in this process, where it can still be
     # cancelled.
@@ -267,23 +267,23 @@ class Publisher:
     _exchange: str
     _options: BrokerOptions
     _clock: IReactorTime
-    _connect: Callable[[ConnectionUser], Connection]
-    _proof_age: float = PROOF_AGE
-    _pause: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
+    _connect: Callable[[ConnectionHandler], Connection]
+    _flow_check_age: float = FLOW_CHECK_AGE
+    _unroutable_backoff: RetryPolicy = attrs.field(factory=lambda: jittered_backoff(first=0.1, longest=1.0))
     connection: Connection = attrs.field(init=False)
-    _direct: ConfirmChannel | None = attrs.field(default=None, init=False)
-    _apart: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)  # by purpose
+    _main: ConfirmChannel | None = attrs.field(default=None, init=False)
+    _isolated: dict[str, ConfirmChannel] = attrs.field(factory=dict, init=False)  # by purpose
     _opening_channel: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _adding: DeferredLock = attrs.field(factory=DeferredLock, init=False)
     _exchanges: set[str] = attrs.field(factory=set, init=False)
-    _held: dict[_Held, None] = attrs.field(factory=dict, init=False)
-    _held_bytes: int = attrs.field(default=0, init=False)
-    _unrouted: dict[Message, IDelayedCall] = attrs.field(factory=dict, init=False)
-    _probing: bool = attrs.field(default=False, init=False)
+    _backlog: dict[_Waiting, None] = attrs.field(factory=dict, init=False)
+    _backlog_bytes: int = attrs.field(default=0, init=False)
+    _unroutable_messages: dict[Message, IDelayedCall] = attrs.field(factory=dict, init=False)
+    _checking_flow: bool = attrs.field(default=False, init=False)
     _dropping: IDelayedCall | None = attrs.field(default=None, init=False)
     _reconnects: int = attrs.field(default=0, init=False)
-    _back_at: float = attrs.field(default=-inf, init=False)
-    _watch: IDelayedCall | None = attrs.field(default=None, init=False)
+    _reconnected_at: float = attrs.field(default=-inf, init=False)
+    _confirm_check: IDelayedCall | None = attrs.field(default=None, init=False)
     _reopening: Deferred[None] | None = attrs.field(default=None, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -291,15 +291,15 @@ class Publisher:
         self.connection = self._connect(self)
 
     def __len__(self) -> int:
-        return len(self._held) + len(self._unrouted) + sum(map(len, self._channels()))
+        return len(self._backlog) + len(self._unroutable_messages) + sum(map(len, self._channels()))
 
     def _channels(self) -> list[ConfirmChannel]:
-        return [*(() if self._direct is None else (self._direct,)), *self._apart.values()]
+        return [*(() if self._main is None else (self._main,)), *self._isolated.values()]
 
     @property
-    def is_back_for(self) -> float:
+    def seconds_since_reconnect(self) -> float:
         """Seconds since the last reconnect; infinite if the connection was never lost."""
-        return self._clock.seconds() - self._back_at
+        return self._clock.seconds() - self._reconnected_at
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -314,33 +314,38 @@ class Publisher:
         :raises TransportFullError: too many messages, or bytes, are held already.
         :raises TransportClosedError: the publisher is closed.
         """
-        now, direct = self._clock.seconds(), self._direct
+        now, direct = self._clock.seconds(), self._main
         if message.ttl is not None and message.expires_at is None:
             message.expires_at = now + message.ttl
-        if direct is None or self._held or not self.connection.is_writable or message.exchange not in self._exchanges:
-            return self._publish_slowly(message)
-        if now - direct.confirmed_at > self._proof_age and self._needs_proof(message, now):
-            return self._publish_slowly(message)
+        if (
+            direct is None
+            or self._backlog
+            or not self.connection.is_writable
+            or message.exchange not in self._exchanges
+        ):
+            return self._publish_or_hold(message)
+        if now - direct.confirmed_at > self._flow_check_age and self._needs_flow_check(message, now):
+            return self._publish_or_hold(message)
         direct.publish(message, now)
-        if self._watch is None:
-            self._arm()
+        if self._confirm_check is None:
+            self._schedule_check()
         return message.done
 
     @property
-    def _flows(self) -> bool:
-        return not self._held and self.connection.is_writable
+    def _can_send(self) -> bool:
+        return not self._backlog and self.connection.is_writable
 
-    def _needs_proof(self, message: Message, now: float) -> bool:
-        """Return whether a message waits for a confirm first; see Note [Only what is read is written]."""
-        direct, expires_at = self._direct, message.expires_at
-        if direct is not None and now - direct.confirmed_at <= self._proof_age:
+    def _needs_flow_check(self, message: Message, now: float) -> bool:
+        """Return whether a message waits for a confirm first; see Note [Flow check]."""
+        direct, expires_at = self._main, message.expires_at
+        if direct is not None and now - direct.confirmed_at <= self._flow_check_age:
             return False
         return message.request or (expires_at is not None and expires_at > now)
 
-    def _publish_slowly(self, message: Message) -> Deferred[None]:
+    def _publish_or_hold(self, message: Message) -> Deferred[None]:
         if self._closed:
             return fail(TransportClosedError("sending"))
-        if not self._flows or self._direct is None or message.exchange in self._exchanges:
+        if not self._can_send or self._main is None or message.exchange in self._exchanges:
             return self._hold(partial(self._publish_held, message), message)
         asking = Deferred.fromCoroutine(self._add_exchange(message.exchange))
         asking.addCallbacks(lambda _: self._publish_held(message), partial(self._fail, message))
@@ -350,7 +355,7 @@ class Publisher:
         if message.done.called:
             return
         if message.expires_at is not None and message.expires_at <= self._clock.seconds():
-            message.done.errback(self._why_not())
+            message.done.errback(self._unsent_error())
             return
         # The sender holds ``message.done``, so a failure to hold the message again has to fail that one.
         published = self.publish(message)
@@ -361,7 +366,7 @@ class Publisher:
         """Publish a copy to every server of a topic; otherwise as :meth:`publish`."""
         message = Message(fanout_exchange(topic), "", body, ttl, mandatory=False, target=target, request=True)
         # The fanout exchange is auto-delete: it goes with the last server, and a publish then closes the channel.
-        return self._send_apart(
+        return self._publish_isolated(
             _FANOUTS, message, lambda channel: declare_fanout_exchange(channel, topic, self._options)
         )
 
@@ -370,39 +375,39 @@ class Publisher:
 
         :param prepare: makes declarations on that channel first; its exception fails the publishing.
         """
-        return self._send_apart(_PROBES, message, prepare)
+        return self._publish_isolated(_PROBES, message, prepare)
 
-    def _send_apart(self, purpose: str, message: Message, prepare: Prepare) -> Deferred[None]:
+    def _publish_isolated(self, purpose: str, message: Message, prepare: Prepare) -> Deferred[None]:
         now = self._clock.seconds()
         message.expires_at = None if message.ttl is None else now + message.ttl
         if self._closed:
             return fail(TransportClosedError("sending"))
-        if not self._flows or self._needs_proof(message, now):
-            return self._hold(partial(self._publish_apart, purpose, prepare, message), message)
-        self._publish_apart(purpose, prepare, message)
+        if not self._can_send or self._needs_flow_check(message, now):
+            return self._hold(partial(self._start_isolated, purpose, prepare, message), message)
+        self._start_isolated(purpose, prepare, message)
         return message.done
 
-    def _publish_apart(self, purpose: str, prepare: Prepare, message: Message) -> None:
+    def _start_isolated(self, purpose: str, prepare: Prepare, message: Message) -> None:
         sending = Deferred.fromCoroutine(self._prepare_and_publish(purpose, prepare, message))
         sending.addErrback(partial(self._fail, message))
 
     async def _prepare_and_publish(self, purpose: str, prepare: Prepare, message: Message) -> None:
-        confirming = await self._expendable(purpose)
+        confirming = await self._isolated_channel(purpose)
         try:
             await prepare(confirming.channel)
-        except ClosedError as reason:
-            raise self._explained(reason) from reason
+        except AMQPClosedError as reason:
+            raise self._broker_error(reason) from reason
         if not message.done.called:
             confirming.publish(message, self._clock.seconds())
-            self._arm()
+            self._schedule_check()
 
-    async def _expendable(self, purpose: str) -> ConfirmChannel:
+    async def _isolated_channel(self, purpose: str) -> ConfirmChannel:
         await self._opening_channel.acquire()
         try:
-            confirming = self._apart.get(purpose)
+            confirming = self._isolated.get(purpose)
             if confirming is None or confirming.channel.closed:
-                ended = partial(self._apart_ended, purpose)
-                confirming = self._apart[purpose] = await self._open_channel(ended)
+                ended = partial(self._isolated_closed, purpose)
+                confirming = self._isolated[purpose] = await self._open_channel(ended)
             return confirming
         finally:
             self._opening_channel.release()
@@ -413,159 +418,161 @@ class Publisher:
         :raises BrokerError: the queue does not exist, or the broker cannot be asked now.
         """
         try:
-            confirming = await self._expendable(_PROBES)
+            confirming = await self._isolated_channel(_PROBES)
             return await count(confirming.channel, queue)
-        except ClosedError as reason:
-            raise self._explained(reason) from reason
+        except AMQPClosedError as reason:
+            raise self._broker_error(reason) from reason
 
     # -- holding -------------------------------------------------------------------------------
 
     def _hold(self, send: Callable[[], None], message: Message) -> Deferred[None]:
         size = len(message.body)
         if not self._has_room(size):
-            why = self.connection.trouble or "the broker confirms too slowly"
-            return fail(TransportFullError(str(message.target), len(self._held) + len(self._unrouted), why))
+            why = self.connection.problem or "the broker confirms too slowly"
+            return fail(
+                TransportFullError(str(message.target), len(self._backlog) + len(self._unroutable_messages), why)
+            )
         patience = self._options.operation_timeout if message.patience is None else message.patience
         if message.expires_at is not None and message.expires_at < inf:
-            patience = max(0.0, message.expires_at - self._clock.seconds()) * _BEFORE_THE_END
-        held = _Held(send, message)
-        held.timer = self._clock.callLater(patience, self._give_up, held)
-        self._held[held] = None
-        self._held_bytes += size
-        self._probe()
+            patience = max(0.0, message.expires_at - self._clock.seconds()) * _TTL_FRACTION_HELD
+        held = _Waiting(send, message)
+        held.timer = self._clock.callLater(patience, self._expire, held)
+        self._backlog[held] = None
+        self._backlog_bytes += size
+        self._check_flow()
         return message.done
 
     def _has_room(self, size: int) -> bool:
-        waiting = len(self._held) + len(self._unrouted)
-        return waiting < HELD_MESSAGES and self._held_bytes + size <= HELD_BYTES
+        waiting = len(self._backlog) + len(self._unroutable_messages)
+        return waiting < BACKLOG_MESSAGES and self._backlog_bytes + size <= BACKLOG_BYTES
 
-    def _give_up(self, held: _Held) -> None:
+    def _expire(self, held: _Waiting) -> None:
         self._release(held)
-        self._fail(held.message, Failure(self._why_not()))
+        self._fail(held.message, Failure(self._unsent_error()))
 
-    def _why_not(self) -> Exception:
+    def _unsent_error(self) -> Exception:
         connection = self.connection
         shown = connection.address.shown()
         if connection.state == "blocked":
             return BrokerBlockedError(shown, f"it blocks publishing: {connection.blocked_by}")
-        if connection.problem is not None:
-            return connection.problem
-        if connection.state == "ready" and self._probing:
+        if connection.last_error is not None:
+            return connection.last_error
+        if connection.state == "ready" and self._checking_flow:
             # Name the limit rather than the elapsed time: a caller that retries logs every change of the text.
-            problem = f"it has not confirmed for over {self._proof_age:g} s that it reads, and the message was not sent"
+            problem = f"no publisher confirm for over {self._flow_check_age:g} s, so the message was not sent"
             return BrokerUnavailableError(shown, problem)
-        return BrokerUnavailableError(shown, f"the connection is {connection.state}, and the message was not sent")
+        return BrokerUnavailableError(shown, f"the connection is {connection.state}, so the message was not sent")
 
-    def _release(self, held: _Held) -> None:
-        del self._held[held]
-        self._held_bytes -= len(held.message.body)
+    def _release(self, held: _Waiting) -> None:
+        del self._backlog[held]
+        self._backlog_bytes -= len(held.message.body)
         if held.timer.active():
             held.timer.cancel()
 
-    def _probe(self) -> None:
-        """Publish a probe if a held message waits for a proof; see Note [Only what is read is written]."""
-        direct = self._direct
-        if direct is None or self._probing or not self.connection.is_writable:
+    def _check_flow(self) -> None:
+        """Publish a probe if a held message waits for a proof; see Note [Flow check]."""
+        direct = self._main
+        if direct is None or self._checking_flow or not self.connection.is_writable:
             return
         now = self._clock.seconds()
-        waiting = next((held.message for held in self._held if self._needs_proof(held.message, now)), None)
+        waiting = next((held.message for held in self._backlog if self._needs_flow_check(held.message, now)), None)
         if waiting is None:
             return
         # Use the message's own exchange: the user may lack the write permission for another one.
         exchange = waiting.exchange if waiting.exchange in self._exchanges else self._exchange
-        probe = Message(exchange, PROBE_KEY, b"", _PROBE_TTL, mandatory=False, target=PROBE_KEY)
-        probe.expires_at = now + _PROBE_TTL
-        self._probing = True
+        probe = Message(exchange, FLOW_CHECK_KEY, b"", _FLOW_CHECK_TTL, mandatory=False, target=FLOW_CHECK_KEY)
+        probe.expires_at = now + _FLOW_CHECK_TTL
+        self._checking_flow = True
         direct.publish(probe, now)
-        probe.done.addCallbacks(self._proven, self._not_proven, errbackArgs=(exchange,))
-        self._arm()
+        probe.done.addCallbacks(self._flow_confirmed, self._flow_check_failed, errbackArgs=(exchange,))
+        self._schedule_check()
 
-    def _proven(self, _: None) -> None:
-        self._probing = False
+    def _flow_confirmed(self, _: None) -> None:
+        self._checking_flow = False
         self._send_held()
 
-    def _not_proven(self, failure: Failure, exchange: str) -> None:
+    def _flow_check_failed(self, failure: Failure, exchange: str) -> None:
         """Fail the messages to a refused exchange; retry after a lost channel.
 
-        A refusal (BrokerError) holds for the messages too. After a lost channel the next channel is probed again.
+        A broker_error (BrokerError) holds for the messages too. After a lost channel the next channel is probed again.
         """
-        self._probing = False
+        self._checking_flow = False
         if failure.check(BrokerError):
-            for held in [held for held in self._held if held.message.exchange == exchange]:
+            for held in [held for held in self._backlog if held.message.exchange == exchange]:
                 self._release(held)
                 self._fail(held.message, Failure(failure.value))
-        self._probe()  # for messages to other exchanges
+        self._check_flow()  # for messages to other exchanges
 
     # -- unroutable requests -------------------------------------------------------------------
 
-    # Note [Peers return]
+    # Note [Unroutable after a reconnect]
     #
     # After a broker's crash its clients reconnect one after the other, within seconds. A queue that is
     # not durable exists again when the first of its servers has declared it. A caller that reconnects
-    # before that server would get UndeliverableError. So for PEERS_RETURN seconds after our own
+    # before that server would get UndeliverableError. So for UNROUTABLE_RETRY_WINDOW seconds after our own
     # reconnect an unroutable request is sent again, with short pauses, as long as its TTL lasts.
 
-    def _not_routed(self, message: Message) -> None:
-        """Send an unroutable request again, or fail it; see Note [Peers return]."""
+    def _unroutable(self, message: Message) -> None:
+        """Send an unroutable request again, or fail it; see Note [Unroutable after a reconnect]."""
         size = len(message.body)
         message.returns += 1
-        message.forgotten = None
+        message.on_cancelled = None
         if message.request and self._has_room(size):
-            pause = self._pause(message.returns)
-            until = self._back_at + PEERS_RETURN
+            pause = self._unroutable_backoff(message.returns)
+            until = self._reconnected_at + UNROUTABLE_RETRY_WINDOW
             if message.expires_at is not None:
                 until = min(until, message.expires_at)
             if self._clock.seconds() + pause < until:
-                self._held_bytes += size
-                self._unrouted[message] = self._clock.callLater(pause, self._route_again, message)
+                self._backlog_bytes += size
+                self._unroutable_messages[message] = self._clock.callLater(pause, self._retry_unroutable, message)
                 return
         message.done.errback(UndeliverableError(str(message.target)))
 
-    def _route_again(self, message: Message) -> None:
-        del self._unrouted[message]
-        self._held_bytes -= len(message.body)
+    def _retry_unroutable(self, message: Message) -> None:
+        del self._unroutable_messages[message]
+        self._backlog_bytes -= len(message.body)
         message.returned = False
         self._publish_held(message)
 
-    # -- ConnectionUser ------------------------------------------------------------------------
+    # -- ConnectionHandler ------------------------------------------------------------------------
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
-        """Open the publishing channel and declare the control exchange; see ConnectionUser."""
+        """Open the publishing channel and declare the control exchange; see ConnectionHandler."""
         self._exchanges = {""}
-        self._direct = await self._open_channel(self._direct_ended, protocol)
+        self._main = await self._open_channel(self._main_closed, protocol)
         try:
-            await declare_exchange(self._direct.channel, self._exchange, self._options)
-        except ClosedError as reason:
-            raise refusal(self.connection.address.shown(), reason) from reason
+            await declare_exchange(self._main.channel, self._exchange, self._options)
+        except AMQPClosedError as reason:
+            raise broker_error(self.connection.address.shown(), reason) from reason
         self._exchanges.add(self._exchange)
 
     def ready(self) -> None:
-        """Send the held messages; see ConnectionUser."""
+        """Send the held messages; see ConnectionHandler."""
         if self._reconnects != self.connection.reconnects:
-            self._reconnects, self._back_at = self.connection.reconnects, self._clock.seconds()
+            self._reconnects, self._reconnected_at = self.connection.reconnects, self._clock.seconds()
         self._send_held()
 
     def _send_held(self) -> None:
         """Send the held messages in order, once the broker is known to read."""
-        self._probe()
-        if self._probing:
+        self._check_flow()
+        if self._checking_flow:
             return
-        held, self._held = self._held, {}
+        held, self._backlog = self._backlog, {}
         waiting = list(held)
         for number, one in enumerate(waiting):
-            if not self._flows:
+            if not self._can_send:
                 # Back-pressure again: the rest keeps its place before the messages held meanwhile.
-                self._held = {**dict.fromkeys(waiting[number:]), **self._held}
+                self._backlog = {**dict.fromkeys(waiting[number:]), **self._backlog}
                 return
-            self._held_bytes -= len(one.message.body)
+            self._backlog_bytes -= len(one.message.body)
             one.timer.cancel()
             if not one.message.done.called:
                 one.send()
 
-    def lost(self, reason: ClosedError) -> None:
-        """Forget the channels, which have failed their messages already; see ConnectionUser."""
-        self._direct = None
-        self._apart.clear()
+    def lost(self, reason: AMQPClosedError) -> None:
+        """Forget the channels, which have failed their messages already; see ConnectionHandler."""
+        self._main = None
+        self._isolated.clear()
         self._end_reopening()  # the next connection opens its own channel
 
     def close(self) -> None:
@@ -574,50 +581,52 @@ class Publisher:
         The caller closes the connection.
         """
         self._closed = True
-        for timer in (self._watch, self._dropping):
+        for timer in (self._confirm_check, self._dropping):
             if timer is not None:
                 timer.cancel()
-        self._watch = self._dropping = None
+        self._confirm_check = self._dropping = None
         self._end_reopening()
-        waiting = [held.message for held in self._held] + list(self._unrouted)
-        for held in list(self._held):
+        waiting = [held.message for held in self._backlog] + list(self._unroutable_messages)
+        for held in list(self._backlog):
             self._release(held)
-        for message, pause in self._unrouted.items():
+        for message, pause in self._unroutable_messages.items():
             pause.cancel()
-            self._held_bytes -= len(message.body)
-        self._unrouted = {}
+            self._backlog_bytes -= len(message.body)
+        self._unroutable_messages = {}
         for message in waiting:
             self._fail(message, Failure(TransportClosedError("sending")))
 
     # -- channels ------------------------------------------------------------------------------
 
     async def _open_channel(
-        self, ended: Callable[[ClosedError], None], protocol: AMQPProtocol | None = None
+        self, ended: Callable[[AMQPClosedError], None], protocol: AMQPProtocol | None = None
     ) -> ConfirmChannel:
         protocol = protocol or self.connection.protocol
         if protocol is None:
             raise BrokerUnavailableError(self.connection.address.shown(), "the connection is lost")
         channel = await protocol.open_channel()
         await channel.confirm_select()
-        confirming = ConfirmChannel(channel, self._clock, self._explained, ended, self._not_routed, self._forgotten)
+        confirming = ConfirmChannel(
+            channel, self._clock, self._broker_error, ended, self._unroutable, self._message_cancelled
+        )
         channel.receiver = confirming
         return confirming
 
-    def _explained(self, reason: ClosedError) -> BrokerError:
-        return refusal(self.connection.address.shown(), reason)
+    def _broker_error(self, reason: AMQPClosedError) -> BrokerError:
+        return broker_error(self.connection.address.shown(), reason)
 
-    def _apart_ended(self, purpose: str, _reason: ClosedError) -> None:
-        self._apart.pop(purpose, None)
+    def _isolated_closed(self, purpose: str, _reason: AMQPClosedError) -> None:
+        self._isolated.pop(purpose, None)
 
-    def _direct_ended(self, reason: ClosedError) -> None:
+    def _main_closed(self, reason: AMQPClosedError) -> None:
         """Reopen the publishing channel with backoff unless the connection is lost; messages are held meanwhile."""
-        self._direct = None
+        self._main = None
         protocol = self.connection.protocol
         # A channel that closes while prepare() runs is retried by the caller of prepare().
         if reason.code and self._reopening is None and protocol is not None and not protocol.closed:
-            _log.warn("the broker closed the channel for publishing: {reason}", reason=reason)
+            _log.warn("the broker closed the publishing channel; opening another: {reason}", reason=reason)
             self._reopening = Deferred.fromCoroutine(self._reopen(protocol))
-            self._reopening.addErrback(_note, "no channel for publishing")
+            self._reopening.addErrback(_log_unless_cancelled, "reopening the publishing channel failed")
             self._reopening.addBoth(self._reopened)
 
     def _reopened(self, _: object) -> None:
@@ -636,10 +645,10 @@ class Publisher:
             await deferLater(self._clock, wait(attempt), lambda: None)
             try:
                 await self.prepare(protocol)
-            except (BrokerError, ClosedError) as error:
-                self._direct = None
+            except (BrokerError, AMQPClosedError) as error:
+                self._main = None
                 if attempt == 1:
-                    _log.warn("cannot open a channel for publishing; retrying: {error}", error=error)
+                    _log.warn("cannot open a publishing channel; retrying: {error}", error=error)
             else:
                 self.ready()
                 return
@@ -668,20 +677,20 @@ class Publisher:
         try:
             channel = await protocol.open_channel()
             await declare(channel)
-        except ClosedError as reason:
-            raise self._explained(reason) from reason
-        channel.abandon(ClosedError("done", clean=True))
+        except AMQPClosedError as reason:
+            raise self._broker_error(reason) from reason
+        channel.close(AMQPClosedError("done", clean=True))
 
     def _fail(self, message: Message, failure: Failure) -> None:
         """Fail a message's Deferred with the reason, unless it has fired."""
         if not message.done.called:
             error = failure.value
-            message.done.errback(self._explained(error) if isinstance(error, ClosedError) else failure)
+            message.done.errback(self._broker_error(error) if isinstance(error, AMQPClosedError) else failure)
 
-    def _forgotten(self) -> None:
+    def _message_cancelled(self) -> None:
         """Drop a blocked connection after a sender has cancelled a message that was written to it.
 
-        See Note [Only what is read is written].
+        See Note [Flow check].
         """
         if self.connection.state == "blocked" and self._dropping is None:
             # In the next turn: a caller that cancels one message may be about to cancel others.
@@ -691,21 +700,21 @@ class Publisher:
         self._dropping = None
         protocol, reason = self.connection.protocol, self.connection.blocked_by
         if protocol is not None and self.connection.state == "blocked":
-            protocol.end(ClosedError(f"dropped, with messages that the broker had not read: {reason}"))
+            protocol.end(AMQPClosedError(f"closed, to discard messages that the broker had not read: {reason}"))
 
     # -- overdue confirms ----------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        if self._watch is None:
-            self._watch = self._clock.callLater(self._options.operation_timeout, self._look)
+    def _schedule_check(self) -> None:
+        if self._confirm_check is None:
+            self._confirm_check = self._clock.callLater(self._options.operation_timeout, self._check_overdue)
 
-    def _look(self) -> None:
+    def _check_overdue(self) -> None:
         """Check for overdue confirms.
 
         A broker that reads and does not confirm within the operation timeout is taken for dead: the connection is
         ended. A blocked broker keeps its connection, and only the overdue messages fail.
         """
-        self._watch = None
+        self._confirm_check = None
         channels = [confirming for confirming in self._channels() if confirming]
         oldest = min((sent for confirming in channels if (sent := confirming.oldest()) is not None), default=None)
         if oldest is None:
@@ -716,14 +725,14 @@ class Publisher:
             if self.connection.state == "blocked":
                 # A blocked broker reads from no publishing connection, so a new one would not help.
                 for confirming in channels:
-                    confirming.give_up(now - timeout, self.connection.blocked_by)
+                    confirming.fail_overdue(now - timeout, self.connection.blocked_by)
             elif self.connection.protocol is not None:
-                self.connection.protocol.end(ClosedError(f"a message was not confirmed within {waited:.0f} s"))
+                self.connection.protocol.end(AMQPClosedError(f"a message was not confirmed within {waited:.0f} s"))
                 return
-        self._watch = self._clock.callLater(max(timeout - waited, _LEAST_WAIT), self._look)
+        self._confirm_check = self._clock.callLater(max(timeout - waited, _SHORTEST_CHECK), self._check_overdue)
 
 
-def _note(failure: Failure, what: str) -> None:
+def _log_unless_cancelled(failure: Failure, what: str) -> None:
     """Log a failure, except a cancellation."""
     if not failure.check(CancelledError):
         _log.failure("{what}", failure, what=what)

@@ -15,13 +15,13 @@ from novasvc.transport.amqp.publisher import Message, Publisher
 
 _log = Logger()
 
-ATTEMPTS = 5
+MAX_ATTEMPTS = 5
 """Attempts for a caller whose reply queue does not exist: the queue may return with the caller's connection."""
-BOUND = 1000
+RETRIES_BOUND = 1000
 """Bound on the callers remembered as gone, and on the replies that wait for a retry."""
-GONE_FOR = 60.0
+GONE_TTL = 60.0
 """Seconds for which a reply to a caller that is gone is published once, and not retried."""
-CALLERS_RETURN = 15.0
+RECONNECT_GRACE = 15.0
 """Seconds after our reconnect in which no caller counts as gone: its connection may come back after ours."""
 
 _backoff = jittered_backoff(first=0.25, longest=2.0)
@@ -34,17 +34,17 @@ class ReplyRetries:
     :param clock: measures pauses and deadlines.
     :param publisher: publishes the replies.
     :ivar gone: when a caller was found to be gone, in seconds on the clock, by reply address.
-    :ivar unclaimed: number of replies that were dropped.
+    :ivar dropped: number of replies that were dropped.
     """
 
     _clock: IReactorTime
     _publisher: Publisher
     gone: dict[str, float] = attrs.field(factory=dict, init=False)
-    unclaimed: int = attrs.field(default=0, init=False)
-    _waiting: set[Deferred[None]] = attrs.field(factory=set, init=False)
+    dropped: int = attrs.field(default=0, init=False)
+    _pending: set[Deferred[None]] = attrs.field(factory=set, init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
-    def returned(self, _result: None, address: str) -> None:
+    def caller_reached(self, _result: None, address: str) -> None:
         """Forget that a caller was gone: a reply to it was delivered."""
         self.gone.pop(address, None)
 
@@ -60,23 +60,23 @@ class ReplyRetries:
         if self._closed:
             return Failure(TransportClosedError("replying")) if failure.check(CancelledError) else failure
         failure.trap(UndeliverableError, UnconfirmedError)
-        known = failure.check(UndeliverableError) and self._is_gone(address)
+        gone_before = failure.check(UndeliverableError) and self._is_gone(address)
         pause = _backoff(attempt)
         late = self._clock.seconds() + pause >= until  # the caller has timed out by then
-        returning = failure.check(UndeliverableError) and self._publisher.is_back_for < CALLERS_RETURN
-        given_up = late or (not returning and (known or attempt >= ATTEMPTS))
-        if given_up or len(self._waiting) >= BOUND:
+        returning = failure.check(UndeliverableError) and self._publisher.seconds_since_reconnect < RECONNECT_GRACE
+        given_up = late or (not returning and (gone_before or attempt >= MAX_ATTEMPTS))
+        if given_up or len(self._pending) >= RETRIES_BOUND:
             if failure.check(UnconfirmedError):
                 return failure
-            self.unclaimed += 1
+            self.dropped += 1
             if not late and not self._is_gone(address):
                 self._mark_gone(address)
-                _log.info("a caller is gone, replies to {address} are dropped", address=address)
+                _log.info("reply queue {address} does not exist; dropping replies to this caller", address=address)
             return None
         again: Deferred[None] = deferLater(self._clock, pause)
         again.addCallback(lambda _: self._send(address, body, until))
         again.addErrback(self.retry, address, body, until, attempt + 1)
-        self._waiting.add(again)
+        self._pending.add(again)
         return again.addBoth(self._ended, again)
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class ReplyRetries:
 
     def cancel(self) -> None:
         """Cancel the retries that wait for their backoff. Called after :meth:`close`."""
-        for again in list(self._waiting):
+        for again in list(self._pending):
             again.cancel()
 
     def _send(self, address: str, body: bytes, until: float) -> Deferred[None]:
@@ -94,15 +94,15 @@ class ReplyRetries:
         return self._publisher.publish(message)
 
     def _ended(self, result: Any, again: Deferred[None]) -> Any:
-        self._waiting.discard(again)
+        self._pending.discard(again)
         return result
 
     def _is_gone(self, address: str) -> bool:
         since = self.gone.get(address)
-        return since is not None and self._clock.seconds() - since < GONE_FOR
+        return since is not None and self._clock.seconds() - since < GONE_TTL
 
     def _mark_gone(self, address: str) -> None:
         self.gone.pop(address, None)
         self.gone[address] = self._clock.seconds()
-        if len(self.gone) > BOUND:
+        if len(self.gone) > RETRIES_BOUND:
             del self.gone[next(iter(self.gone))]

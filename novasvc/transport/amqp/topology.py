@@ -6,7 +6,6 @@ refuses with 406 (AMQP 0-9-1 1.7.2.1). Reply and fanout queues have private name
 """
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,106 +13,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp.channel import Channel, ClosedError
+from novasvc.transport.amqp.channel import Channel
 from novasvc.transport.amqp.content import RUNNING, UNCLAIMED
 from novasvc.transport.amqp.options import BrokerOptions
-from novasvc.transport.errors import (
-    BrokerError,
-    BrokerFailedError,
-    BrokerLimitError,
-    BrokerRefusedError,
-    BrokerUnavailableError,
-    DeclarationDeniedError,
-    DeclarationMismatchError,
-)
 
-_PRECONDITION_FAILED, _NOT_ALLOWED, _INTERNAL_ERROR = 406, 530, 541
-
-_NODE_DOWN = "down or inaccessible"
-"""Part of RabbitMQ's reply text for a queue whose node is down; the queue returns with the node."""
-
-_LIMIT = re.compile(r"limit .*is reached|reached (the )?maximum|has reached the")
-"""RabbitMQ's reply text for a limit set by an operator or the handshake, with code 406 or 530."""
-
-_TOO_LARGE = "message size"
-"""Part of RabbitMQ's reply text for one message over its size limit, with code 406."""
-
-_TRANSIENT = "transient_nonexcl_queues"
-_DENIED = re.compile(r"Feature `(\w+)` is deprecated")
-"""RabbitMQ's reply text for a deprecated feature that it denies, with code 541."""
-
-_DELETE_PATIENCE = 3.0
+_DELETE_TIMEOUT = 3.0
 """Seconds to wait for queue.delete-ok."""
 
 QUARANTINE_BOUND = 1000
 """Messages that a quarantine queue keeps; the oldest are dropped first."""
 
-CLAIM_PATIENCE = 5.0
+CLAIM_TIMEOUT = 5.0
 """Seconds in which a process has to consume its running requests again after it lost its channel or connection."""
-_RUNNING_TTL = 1.0
+_HOLDING_TTL = 1.0
 """Seconds that a request may wait in a process's queue for that process, which consumes it."""
-_RUNNING_EXPIRY = 1800.0
+_HOLDING_EXPIRY = 1800.0
 """Seconds after which the unused queues of a dead process are deleted; they are empty long before."""
-# Note [Reply codes]
-#
-# What each code means for us, and so whether and when to retry. The broker closes the channel with
-# 311, 403, 404, 405 and 406 (403 during the handshake closes the connection), and the connection
-# with all others.
-#
-# 320       an operator closed the connection, or the broker stops: an outage
-# 402, 530  a missing or forbidden virtual host, or a limit: an operator has to act
-# 403       a user or a permission: an operator has to act
-# 404       a queue that does not exist, or whose node is down and brings it back
-# 405       a queue that is exclusive to another connection
-# 406       declared with other arguments, or a limit
-# 501-505   the broker rejects our frames or methods: a defect on either side, so an immediate retry is of no use
-# 506, 541  an internal error of the broker (a virtual host that is down, metadata that time out), which may pass;
-#           541 also denies a deprecated feature, and then other settings are needed
-# 540       the broker does not implement the method
-#
-# Source: AMQP 0-9-1 1.2; rabbit_framing, rabbit_channel, rabbit_reader and rabbit_amqqueue of RabbitMQ 3.10 to 4.3.
-
-_KINDS: Mapping[int, type[BrokerError]] = {
-    **dict.fromkeys((402, 403, 530), BrokerRefusedError),
-    **dict.fromkeys((311, 404, 405), BrokerError),
-    _PRECONDITION_FAILED: DeclarationMismatchError,
-    **dict.fromkeys((501, 502, 503, 504, 505, 506, 540, _INTERNAL_ERROR), BrokerFailedError),
-}
-
-
-def refusal(broker: str, reason: ClosedError) -> BrokerError:
-    """Turn the reason for which a channel or a connection closed into an error; see Note [Reply codes].
-
-    :param broker: its URL, with the password masked.
-    :return: the error; its type says whether a retry may help.
-    """
-    code, problem = reason.code, reason.problem
-    kind = _KINDS.get(code, BrokerUnavailableError)
-    if is_denial(reason):
-        kind, problem = DeclarationDeniedError, _denied(reason)
-    elif code in {_PRECONDITION_FAILED, _NOT_ALLOWED} and _LIMIT.search(problem):
-        kind = BrokerLimitError
-    elif code == _PRECONDITION_FAILED and _TOO_LARGE in problem:
-        kind = BrokerError
-    elif _NODE_DOWN in problem:
-        kind = BrokerUnavailableError
-    elif kind is BrokerFailedError:
-        problem = f"it answered with an error: {reason}"
-    elif kind is BrokerUnavailableError:
-        problem = str(reason)
-    return kind(broker, problem)
-
-
-def is_denial(reason: ClosedError) -> bool:
-    """Return whether the broker denied a deprecated feature: for us, transient queues that are not exclusive."""
-    return reason.code == _INTERNAL_ERROR and _DENIED.search(reason.problem) is not None
-
-
-def _denied(reason: ClosedError) -> str:
-    found = _DENIED.search(reason.problem)
-    feature = found[1] if found is not None else ""
-    what = "queues that are neither durable nor exclusive" if feature == _TRANSIENT else "what we declare"
-    return f"it does not permit {what} ({reason.code}, deprecated feature {feature})"
 
 
 def request_address(target: Target) -> str:
@@ -136,7 +51,7 @@ def new_reply_queue() -> str:
     return f"reply_{os.urandom(16).hex()}"
 
 
-def new_running_queue(queue: str) -> str:
+def new_holding_queue(queue: str) -> str:
     """Return a new, private name for one process's queue of running requests.
 
     :param queue: the queue that the requests came from.
@@ -168,7 +83,7 @@ class Binding(NamedTuple):
 def bind(channel: Channel, binding: Binding) -> Deferred[Any]:
     """Make a binding; an existing one stays (AMQP 0-9-1 1.7.2.3).
 
-    :return: Deferred, fired at queue.bind-ok; fails with ClosedError.
+    :return: Deferred, fired at queue.bind-ok; fails with AMQPClosedError.
     """
     return channel.queue_bind(**binding._asdict())  # type: ignore[no-any-return]
 
@@ -176,7 +91,7 @@ def bind(channel: Channel, binding: Binding) -> Deferred[Any]:
 def unbind(channel: Channel, binding: Binding) -> Deferred[Any]:
     """Remove a binding; a missing one is no error in RabbitMQ.
 
-    :return: Deferred, fired at queue.unbind-ok; fails with ClosedError.
+    :return: Deferred, fired at queue.unbind-ok; fails with AMQPClosedError.
     """
     return channel.queue_unbind(**binding._asdict())  # type: ignore[no-any-return]
 
@@ -184,7 +99,7 @@ def unbind(channel: Channel, binding: Binding) -> Deferred[Any]:
 async def count(channel: Channel, queue: str) -> tuple[int, int]:
     """Return a queue's number of ready messages and of consumers. A quorum queue may report 0 for both.
 
-    :raises ClosedError: the queue does not exist.
+    :raises AMQPClosedError: the queue does not exist.
     """
     _, messages, consumers = await channel.queue_declare(queue=queue, passive=True)
     return messages, consumers
@@ -213,7 +128,7 @@ def declare_fanout_exchange(channel: Channel, topic: str, options: BrokerOptions
 async def declare_request_queue(channel: Channel, exchange: str, name: str, options: BrokerOptions) -> None:
     """Declare a queue of requests and bind it to its exchange.
 
-    :raises ClosedError: the broker refused, or was lost.
+    :raises AMQPClosedError: the broker refused, or was lost.
     """
     await channel.queue_declare(
         queue=name,
@@ -227,7 +142,7 @@ async def declare_request_queue(channel: Channel, exchange: str, name: str, opti
 async def declare_fanout_queue(channel: Channel, topic: str, name: str, options: BrokerOptions) -> None:
     """Declare a server's fanout queue, and bind it to the topic's fanout exchange.
 
-    :raises ClosedError: the broker refused, or was lost.
+    :raises AMQPClosedError: the broker refused, or was lost.
     """
     await declare_fanout_exchange(channel, topic, options)
     await _declare_transient(channel, name, options)
@@ -243,18 +158,18 @@ async def delete_queue(channel: Channel, name: str, clock: IReactorTime, *, if_e
     """Delete a private queue; wait 3 s at most, as the queue expires by itself.
 
     :param if_empty: if the queue has messages, the broker closes the channel with 406 instead.
-    :raises ClosedError: the channel was closed.
+    :raises AMQPClosedError: the channel was closed.
     """
     deleting: Deferred[Any] = channel.queue_delete(queue=name, if_empty=if_empty)
-    await deleting.addTimeout(_DELETE_PATIENCE, clock, onTimeoutCancel=lambda *_: None)
+    await deleting.addTimeout(_DELETE_TIMEOUT, clock, onTimeoutCancel=lambda *_: None)
 
 
-async def declare_running_queues(channel: Channel, running: str, queue: str, options: BrokerOptions) -> None:
+async def declare_holding_queues(channel: Channel, running: str, queue: str, options: BrokerOptions) -> None:
     """Declare a process's queue for the requests that it runs, and the one for those that it does not claim.
 
     :param running: the name of the first.
     :param queue: where the requests came from, and return to if their process is dead.
-    :raises ClosedError: the broker refused, or was lost.
+    :raises AMQPClosedError: the broker refused, or was lost.
     """
     # Note [Running requests]
     #
@@ -269,13 +184,13 @@ async def declare_running_queues(channel: Channel, running: str, queue: str, opt
     # The queues are durable, because brokers may deny transient ones that are not exclusive. They are
     # replicated if the request queues are.
     unclaimed = unclaimed_queue(running)
-    for name, seconds, then in ((running, _RUNNING_TTL, unclaimed), (unclaimed, CLAIM_PATIENCE, queue)):
+    for name, seconds, then in ((running, _HOLDING_TTL, unclaimed), (unclaimed, CLAIM_TIMEOUT, queue)):
         arguments = {
             **(_quorum(options) if options.quorum_queue else {}),
             "x-message-ttl": round(seconds * 1000),
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": then,
-            "x-expires": round(_RUNNING_EXPIRY * 1000),
+            "x-expires": round(_HOLDING_EXPIRY * 1000),
         }
         await channel.queue_declare(queue=name, durable=True, arguments=arguments)
 

@@ -14,20 +14,23 @@ from novasvc.config.errors import SettingError
 from novasvc.config.transport_url import BrokerAddress
 from novasvc.interfaces import IListener, ITransport
 from novasvc.reactor.backoff import RetryPolicy
+from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.errors import TransportClosedError, UndeliverableError
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import Channel, ChannelReceiver, ClosedError
-from novasvc.transport.amqp.connection import Connection, ConnectionUser, quick_backoff
-from novasvc.transport.amqp.consumer import NOT_FOUND, Consumers
+from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelReceiver
+from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.content import PLAIN, read_content
+from novasvc.transport.amqp.endpoints import check_tls_files
 from novasvc.transport.amqp.frames import Deliver
 from novasvc.transport.amqp.listener import Listener, Receiver
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
+from novasvc.transport.amqp.reconnect import quick_backoff
+from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.retries import ReplyRetries
-from novasvc.transport.amqp.tls import check_files
+from novasvc.transport.amqp.subscriptions import Subscriptions
 
 _log = Logger()
 
@@ -36,33 +39,33 @@ REPLY_PATIENCE = 60.0
 
 
 @attrs.define(eq=False)
-class ReplyBox(ChannelReceiver):
+class ReplyQueue(ChannelReceiver):
     """Consumes the reply queue of one client.
 
     :param receiver: called with the body of each reply.
     :ivar unreadable: replies that were dropped because they could not be decoded.
     """
 
-    _consumers: Consumers
+    _subscriptions: Subscriptions
     _receiver: Callable[[bytes], None]
     name: str = attrs.field(factory=topology.new_reply_queue, init=False)
     unreadable: int = attrs.field(default=0, init=False)
     _channel: Channel | None = attrs.field(default=None, init=False)
 
     def __str__(self) -> str:
-        return f"the replies at {self.name}"
+        return f"the reply queue {self.name}"
 
     async def establish(self, protocol: AMQPProtocol) -> None:
-        """Declare the reply queue and consume from it; see _Subscription."""
+        """Declare the reply queue and consume from it; see Subscription."""
         channel = await protocol.open_channel()
         try:
-            await topology.declare_reply_queue(channel, self.name, self._consumers.options)
+            await topology.declare_reply_queue(channel, self.name, self._subscriptions.options)
             channel.receiver = self
             # No acknowledgements: only this process can use a reply, so redelivery is of no use.
             await channel.basic_consume(queue=self.name, consumer_tag="1", no_ack=True)
         except BaseException:
             channel.receiver = None
-            channel.abandon(ClosedError("it cannot be set up"))
+            channel.close(AMQPClosedError("set-up failed"))
             raise
         self._channel = channel
 
@@ -72,16 +75,16 @@ class ReplyBox(ChannelReceiver):
 
     async def close(self) -> None:
         """Delete the queue and close the channel."""
-        self._consumers.remove(self)
+        self._subscriptions.remove(self)
         channel, self._channel = self._channel, None
         if channel is None or channel.closed:
             return
         channel.receiver = None
         try:
-            await topology.delete_queue(channel, self.name, self._consumers.clock)
-        except ClosedError:
+            await topology.delete_queue(channel, self.name, self._subscriptions.clock)
+        except AMQPClosedError:
             return
-        channel.abandon(ClosedError("done", clean=True))
+        channel.close(AMQPClosedError("done", clean=True))
 
     # -- ChannelReceiver -----------------------------------------------------------------------
 
@@ -92,27 +95,27 @@ class ReplyBox(ChannelReceiver):
                 body, _ = read_content(body, properties, BODY_LIMIT)
             except ValueError as error:
                 self.unreadable += 1
-                _log.warn("a reply was dropped: {error}", error=error)
+                _log.warn("dropped a reply: {error}", error=error)
                 return
         try:
             self._receiver(body)
         except Exception:  # noqa: BLE001 - it must not end the connection, which all consumers share
-            _log.failure("a reply receiver raised an exception, which it must not")
+            _log.failure("unhandled exception in a reply receiver")
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
-        """Handle basic.cancel: abandon the channel, which declares and consumes again; see ChannelReceiver."""
+        """Handle basic.cancel: close the channel, which declares and consumes again; see ChannelReceiver."""
         if self._channel is not None:
-            self._channel.abandon(ClosedError(f"the queue {self.name} is gone", code=NOT_FOUND))
+            self._channel.close(AMQPClosedError(f"the consumer of {self.name} was cancelled", code=NOT_FOUND))
 
-    def channel_closed(self, reason: ClosedError) -> None:
+    def channel_closed(self, reason: AMQPClosedError) -> None:
         """Re-establish the queue after a lost channel; see ChannelReceiver.
 
         After a lost connection the next one does that.
         """
         self._channel = None
         if reason.code:
-            _log.warn("{replies} lost their channel: {reason}", replies=str(self), reason=reason)
-            self._consumers.repair(self)
+            _log.warn("{replies} lost its channel; resubscribing: {reason}", replies=str(self), reason=reason)
+            self._subscriptions.retry(self)
 
 
 @implementer(ITransport)
@@ -137,39 +140,39 @@ class AMQPTransport:
     _name: str = attrs.field(default="novasvc", kw_only=True)
     _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
     _publisher: Publisher = attrs.field(init=False)
-    _consumers: Consumers = attrs.field(init=False)
-    _connecting: list[Deferred[None]] | None = attrs.field(default=None, init=False)
+    _subscriptions: Subscriptions = attrs.field(init=False)
+    _connecting: Waiters[None] | None = attrs.field(default=None, init=False)
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
-    _boxes: dict[str, ReplyBox] = attrs.field(factory=dict, init=False)
+    _reply_queues: dict[str, ReplyQueue] = attrs.field(factory=dict, init=False)
     _retries: ReplyRetries = attrs.field(init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         options, clock = self._options, self._reactor
         self._publisher = Publisher(self._exchange, options, clock, partial(self._connection, "publishing"))
-        self._consumers = Consumers(options, clock, partial(self._connection, "consuming"))
+        self._subscriptions = Subscriptions(options, clock, partial(self._connection, "consuming"))
         self._retries = ReplyRetries(clock, self._publisher)
 
-    def _connection(self, name: str, user: ConnectionUser) -> Connection:
+    def _connection(self, name: str, handler: ConnectionHandler) -> Connection:
         return Connection(
             name,
             self._address,
             self._options,
             self._reactor,
-            user,
+            handler,
             client_name=f"{self._name} ({name})",
             retry=self._retry,
         )
 
     @property
-    def unclaimed_replies(self) -> int:
+    def dropped_replies(self) -> int:
         """Number of replies that were dropped because their callers were gone."""
-        return self._retries.unclaimed
+        return self._retries.dropped
 
     @property
     def connections(self) -> tuple[Connection, Connection]:
         """The publishing and the consuming connection, in whatever state they are."""
-        return self._publisher.connection, self._consumers.connection
+        return self._publisher.connection, self._subscriptions.connection
 
     def open(self) -> Deferred[None]:
         """Open the publishing connection; the first listener or reply queue opens the consuming one. See ITransport.
@@ -177,7 +180,7 @@ class AMQPTransport:
         :raises SettingError: a TLS file cannot be used.
         """
         try:
-            check_files(self._address, self._options)
+            check_tls_files(self._address, self._options)
         except SettingError as error:
             return fail(error)
         return self._publisher.connection.open()
@@ -192,15 +195,15 @@ class AMQPTransport:
     async def _close(self) -> None:
         self._retries.cancel()
         closing = [listener.close() for listener in self._listeners]
-        closing += [Deferred.fromCoroutine(box.close()) for box in self._boxes.values()]
-        self._listeners, self._boxes = [], {}
+        closing += [Deferred.fromCoroutine(replies.close()) for replies in self._reply_queues.values()]
+        self._listeners, self._reply_queues = [], {}
         await DeferredList(closing, consumeErrors=True)  # concurrently, so a silent broker costs one timeout
         await DeferredList([connection.close() for connection in self.connections], consumeErrors=True)
 
     def problem(self) -> str | None:
         """Return what keeps messages from moving, or None; see ITransport."""
         # The consuming connection is idle until the first listener or reply queue.
-        problems = [connection.trouble for connection in self.connections if connection.state != "idle"]
+        problems = [connection.problem for connection in self.connections if connection.state != "idle"]
         return next((problem for problem in problems if problem is not None), None)
 
     # -- consuming -----------------------------------------------------------------------------
@@ -209,70 +212,69 @@ class AMQPTransport:
         """Consume a target's messages; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        return self._listen(target, receiver, prefetch, alone=False)
+        return self._listen(target, receiver, prefetch, single_queue=False)
 
     def consume(self, queue: str, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume from one queue only; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        return self._listen(Target(queue), receiver, prefetch, alone=True)
+        return self._listen(Target(queue), receiver, prefetch, single_queue=True)
 
-    def _listen(self, target: Target, receiver: Receiver, prefetch: int, *, alone: bool) -> Deferred[IListener]:
+    def _listen(self, target: Target, receiver: Receiver, prefetch: int, *, single_queue: bool) -> Deferred[IListener]:
         exchange = target.exchange or self._exchange
-        listener = Listener(self._consumers, target, exchange, receiver, prefetch, self._publisher, alone=alone)
+        listener = Listener(
+            self._subscriptions, target, exchange, receiver, prefetch, self._publisher, single_queue=single_queue
+        )
         return Deferred.fromCoroutine(self._begin(listener))
 
     async def _begin(self, listener: Listener) -> IListener:
         await self._connect()
-        await self._consumers.add(listener)
-        self._listeners = [*filter(self._consumers.keeps, self._listeners), listener]
+        await self._subscriptions.add(listener)
+        self._listeners = [*filter(self._subscriptions.__contains__, self._listeners), listener]
         return listener
 
     def open_replies(self, receiver: Callable[[bytes], None]) -> Deferred[str]:
         """Open a reply queue and return its address; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("receiving replies"))
-        return Deferred.fromCoroutine(self._open_replies(ReplyBox(self._consumers, receiver)))
+        return Deferred.fromCoroutine(self._open_replies(ReplyQueue(self._subscriptions, receiver)))
 
-    async def _open_replies(self, box: ReplyBox) -> str:
+    async def _open_replies(self, replies: ReplyQueue) -> str:
         await self._connect()
-        await self._consumers.add(box)
-        self._boxes[box.name] = box
-        return box.name
+        await self._subscriptions.add(replies)
+        self._reply_queues[replies.name] = replies
+        return replies.name
 
     def close_replies(self, address: str) -> Deferred[None]:
         """Delete a reply queue; see ITransport."""
-        box = self._boxes.pop(address, None)
-        return succeed(None) if box is None else Deferred.fromCoroutine(box.close())
+        replies = self._reply_queues.pop(address, None)
+        return succeed(None) if replies is None else Deferred.fromCoroutine(replies.close())
 
     def _connect(self) -> Deferred[None]:
         """Open the consuming connection once for all callers.
 
         :return: Deferred[None] of this caller. Cancelling it leaves the shared connection as it is.
         """
-        if self._consumers.connection.state == "idle":
-            self._connecting = []
-            opening = self._consumers.connection.open()
+        if self._subscriptions.connection.state == "idle":
+            self._connecting = Waiters()
+            opening = self._subscriptions.connection.open()
             opening.addCallbacks(lambda _: self._connected(None), self._not_connected)
         if self._connecting is None:
             return succeed(None)
-        waiter: Deferred[None] = Deferred(_let_go)
-        self._connecting.append(waiter)
-        if self._consumers.connection.state == "ready":
+        waiter = self._connecting.wait()
+        if self._subscriptions.connection.state == "ready":
             self._connected(None)  # at once
         return waiter
 
     def _not_connected(self, failure: Failure) -> None:
         # The next caller opens a new connection: a closed one cannot be opened again.
-        self._consumers.renew_connection()
+        self._subscriptions.renew_connection()
         self._connected(failure)
 
     def _connected(self, failure: Failure | None) -> None:
-        waiters, self._connecting = self._connecting or [], None
-        for waiter in waiters:
-            if not waiter.called:
-                # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
-                waiter.callback(None if failure is None else Failure(failure.value))
+        waiters, self._connecting = self._connecting, None
+        if waiters is not None:
+            waiters.fire(failure)
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -303,7 +305,7 @@ class AMQPTransport:
             await self._publisher.add_queue(queue)
             await self._publisher.publish(message())
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Publish a reply; see ITransport.
 
         A missing reply queue is retried a few times; then the caller counts as gone, and for a while its replies
@@ -311,13 +313,9 @@ class AMQPTransport:
         """
         if self._closed:
             return fail(TransportClosedError("replying"))
-        patience = REPLY_PATIENCE if patience is None else max(0.0, patience)
+        patience = REPLY_PATIENCE if timeout is None else max(0.0, timeout)
         message = Message("", address, body, None, mandatory=True, target=address, patience=patience)
         done, until = self._publisher.publish(message), self._reactor.seconds() + patience
         if address in self._retries.gone:
-            done.addCallback(self._retries.returned, address)
+            done.addCallback(self._retries.caller_reached, address)
         return done.addErrback(self._retries.retry, address, body, until)
-
-
-def _let_go(waiter: Deferred[None]) -> None:
-    """No-op canceller: the Deferred fails by itself, and a late result is ignored."""

@@ -14,13 +14,13 @@ from novasvc.transport.errors import BrokerBlockedError, BrokerError, BrokerUnav
 if TYPE_CHECKING:
     from novasvc.transport.amqp.loopback import Loopback
 
-_ABSENT = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
+_NOT_FOUND = re.compile(r"(?:no|of durable) (exchange|queue) '([^']*)'")
 """RabbitMQ's reply text for a name that does not exist, or whose host it cannot reach."""
 _POLL = 0.25
 """Seconds between two checks whether a lost connection or consumer is back."""
 
 
-class GoneError(Exception):
+class NoConsumerError(Exception):
     """A queue of the listener has no consumer."""
 
     def __init__(self, queue: str) -> None:
@@ -28,7 +28,7 @@ class GoneError(Exception):
         self.queue = queue
 
 
-class OverdueError(Exception):
+class ProbeTimeoutError(Exception):
     """A probe was confirmed and has not come back in time."""
 
 
@@ -38,14 +38,14 @@ class Plan:
 
     :param exchanges: names of exchanges to declare.
     :param bindings: bindings to make.
-    :param broken: those bindings that route nowhere; they are removed first.
+    :param stale: those bindings that route nowhere; they are removed first.
     :param count_consumers: check the topic queue's consumer count.
     :param to_topic: send a probe to the topic as well.
     """
 
     exchanges: set[str] = attrs.field(factory=set)
     bindings: list[Binding] = attrs.field(factory=list)
-    broken: set[Binding] = attrs.field(factory=set)
+    stale: set[Binding] = attrs.field(factory=set)
     count_consumers: bool = False
     to_topic: bool = False
 
@@ -55,18 +55,18 @@ class Verification:
     """Sends probes until one is back; repairs before each attempt what the last one found missing.
 
     :param write: makes the probe's body.
-    :param until: deadline, in seconds on the clock.
+    :param deadline: in seconds on the clock.
     :param plan: for the first attempt.
-    :ivar found: problems of the attempts so far, in order; one that recurs cannot be repaired.
+    :ivar problems: problems of the attempts so far, in order; one that recurs cannot be repaired.
     :ivar missing: the queue, exchange or binding that was found missing last.
     :ivar repaired: what was declared again.
     """
 
     _loopback: "Loopback"
     _write: WriteProbe
-    _until: float
+    _deadline: float
     _plan: Plan
-    _found: list[str] = attrs.field(factory=list, init=False)
+    _problems: list[str] = attrs.field(factory=list, init=False)
     _missing: str | None = attrs.field(default=None, init=False)
     _repaired: list[str] = attrs.field(factory=list, init=False)
 
@@ -76,81 +76,89 @@ class Verification:
         :raises BrokerBlockedError: the broker blocks publishing.
         """
         while True:
-            if not await self._consumes():
-                return Reachability(self._found[-1] if self._found else "its consumers are not live")
+            if not await self._wait_until_live():
+                return Reachability(self._problems[-1] if self._problems else "its consumers are not live")
             try:
-                await self._loopback.arrives(self._plan, self._write, self._until)
+                await self._loopback.send_and_wait(self._plan, self._write, self._deadline)
             except BrokerBlockedError:
                 raise
-            except OverdueError as overdue:
-                return self._loopback.late(str(overdue))
-            except (GoneError, RPCError) as error:
-                what = await self._learn(error)
+            except ProbeTimeoutError as overdue:
+                return self._loopback.timed_out(str(overdue))
+            except (NoConsumerError, RPCError) as error:
+                what = await self._plan_next(error)
             else:
                 return Reachability(repaired=tuple(self._repaired))
-            if what in self._found:
+            if what in self._problems:
                 return Reachability(f"{what}, though it was declared again" if what == self._missing else what)
-            self._found.append(what)
+            self._problems.append(what)
 
-    async def _consumes(self) -> bool:
+    async def _wait_until_live(self) -> bool:
         """Wait until the listener consumes; return whether it does before the deadline."""
         listener, clock = self._loopback.listener, self._loopback.listener.clock
-        while not listener.live and clock.seconds() < self._until:
+        while not listener.live and clock.seconds() < self._deadline:
             await deferLater(clock, _POLL, lambda: None)
-        return listener.live and clock.seconds() < self._until
+        return listener.live and clock.seconds() < self._deadline
 
-    async def _learn(self, error: Exception) -> str:
+    async def _plan_next(self, error: Exception) -> str:
         """Plan the next attempt by the last one's error; return the problem in words."""
-        if isinstance(error, GoneError):
-            return await self._without(error.queue, str(error))
+        if isinstance(error, NoConsumerError):
+            return await self._resubscribe(error.queue, str(error))
         if isinstance(error, UndeliverableError):
             loopback = self._loopback
-            binding = loopback.topic if error.target == loopback.topic.routing_key else loopback.host
-            self._plan.broken.add(binding)
-            return self._make_again(str(binding))
+            binding = (
+                loopback.topic_binding
+                if error.target == loopback.topic_binding.routing_key
+                else loopback.server_binding
+            )
+            self._plan.stale.add(binding)
+            return self._redeclare(str(binding))
         if isinstance(error, BrokerError):
-            return await self._learn_from_broker(error)
-        return await self._pause(f"no message can be sent to it: {error}")
+            return await self._plan_after_broker_error(error)
+        return await self._wait(f"no message can be sent to it: {error}")
 
-    async def _learn_from_broker(self, error: BrokerError) -> str:
-        absent = _ABSENT.search(error.problem)
+    async def _plan_after_broker_error(self, error: BrokerError) -> str:
+        absent = _NOT_FOUND.search(error.problem)
         if absent is not None and absent[1] == "queue":
-            return await self._without(absent[2], f"the queue {absent[2]} is missing")
+            return await self._resubscribe(absent[2], f"the queue {absent[2]} is missing")
         if absent is not None:
             self._plan.exchanges.add(absent[2])
-            return self._make_again(f"the exchange {absent[2]}")
+            return self._redeclare(f"the exchange {absent[2]}")
         if type(error) is BrokerUnavailableError:
-            return await self._pause(f"no message can be sent to it: {error.problem}")
+            return await self._wait(f"no message can be sent to it: {error.problem}")
         if self._missing is not None:
             return f"{self._missing}, and the broker {error.broker} refuses to restore it: {error.problem}"
         # Nothing is known to be missing, and what exists need not be declared: the next attempt declares nothing.
         self._plan = Plan()
         return f"the broker refuses: {error.problem}"
 
-    async def _pause(self, problem: str) -> str:
+    async def _wait(self, problem: str) -> str:
         """Wait for a connection to come back; the problem may recur until the deadline."""
         await deferLater(self._loopback.listener.clock, _POLL, lambda: None)
-        if problem in self._found:
-            self._found.remove(problem)
+        if problem in self._problems:
+            self._problems.remove(problem)
         return problem
 
-    def _make_again(self, what: str) -> str:
+    def _redeclare(self, what: str) -> str:
         """Plan to make a binding or exchange again, with all bindings that may have gone with it."""
         loopback = self._loopback
-        self._plan = Plan(self._plan.exchanges, [loopback.host, loopback.topic, loopback.fanout], self._plan.broken)
+        self._plan = Plan(
+            self._plan.exchanges,
+            [loopback.server_binding, loopback.topic_binding, loopback.fanout_binding],
+            self._plan.stale,
+        )
         self._repaired.append(what)
         self._missing = f"{what} is missing"
         return self._missing
 
-    async def _without(self, queue: str, problem: str) -> str:
+    async def _resubscribe(self, queue: str, problem: str) -> str:
         """Have the listener declare and consume anew, which logs the problem.
 
         Not if the consuming connection's host still counts a consumer: then the hosts of the cluster disagree.
         """
         listener = self._loopback.listener
-        self._plan = self._loopback.regular()
+        self._plan = self._loopback.routine_plan()
         if await listener.count_consumers(queue):
-            publishing, consuming = (connection.host_shown for connection in listener.connections)
+            publishing, consuming = (connection.host_and_port for connection in listener.connections)
             return f"the broker's hosts disagree: it consumes at {consuming}, and {publishing} does not know its queues"
-        listener.consume_anew(problem)
+        listener.resubscribe(problem)
         return problem

@@ -54,7 +54,7 @@ class IncomingConnection(FrameProtocol):
         super().connectionLost(reason)
         self.factory.connections.discard(self)
         for address in self._addresses:
-            self._broker.drop_replies(address)
+            self._broker.delete_reply_queue(address)
         self._addresses.clear()
 
     def frame_received(self, header: dict[str, Any], body: bytes) -> None:
@@ -64,11 +64,11 @@ class IncomingConnection(FrameProtocol):
                 self._receive(header, body)
             case "open" if len(self._addresses) < ADDRESSES:
                 address = str(header["address"])
-                self._broker.add_replies(lambda reply: self.send_frame({"address": address}, reply), address)
+                self._broker.add_reply_queue(lambda reply: self.send_frame({"address": address}, reply), address)
                 self._addresses.add(address)
             case "close":
                 self._addresses.discard(header["address"])
-                self._broker.drop_replies(header["address"])
+                self._broker.delete_reply_queue(header["address"])
             case _:
                 raise ValueError(header)
 

@@ -19,12 +19,12 @@ QUEUE_BOUND = 10_000
 QUARANTINE_BOUND = 1000
 """Bound on the quarantined messages; the oldest are dropped first."""
 
-Name = tuple[str, str, str | None]
+QueueName = tuple[str, str, str | None]
 """Exchange, topic and server (None for the topic's queue): the address of a message."""
 
-_TURN = 128
+_TURN_LIMIT = 128
 """Most messages delivered in one turn of the reactor, so that other events are served, too."""
-_SHARE = 16
+_QUEUE_LIMIT = 16
 """Most messages that one queue delivers before the next queue has its turn."""
 
 
@@ -49,14 +49,14 @@ class Consumer(Protocol):
     def has_room(self) -> bool:
         """Return whether the prefetch leaves room for one more message."""
 
-    def take(self, message: Message, queue: "Queue") -> None:
+    def receive(self, message: Message, queue: "Queue") -> None:
         """Handle a delivery; must not raise."""
 
 
 class _Source(Protocol):
-    """What the broker delivers from: a queue, or a reply box."""
+    """What the broker delivers from: a queue, or a reply replies."""
 
-    awake: bool
+    scheduled: bool
 
     def ready(self) -> bool: ...
 
@@ -68,14 +68,14 @@ class Queue:
     """A FIFO of messages, shared by its consumers in round robin.
 
     :param bound: most ready messages.
-    :ivar awake: the broker has scheduled a delivery from it.
+    :ivar scheduled: the broker has scheduled a delivery from it.
     """
 
     _broker: "MemoryBroker"
     bound: int
     messages: deque[Message] = attrs.field(factory=deque, init=False)
     consumers: deque[Consumer] = attrs.field(factory=deque, init=False)
-    awake: bool = attrs.field(default=False, init=False)
+    scheduled: bool = attrs.field(default=False, init=False)
 
     def put(self, message: Message) -> bool:
         """Append a message; return False if the queue is full, after expired messages at its head are dropped."""
@@ -86,23 +86,23 @@ class Queue:
                 return False
             messages.popleft()
         messages.append(message)
-        self._broker.wake(self)
+        self._broker.schedule(self)
         return True
 
-    def put_back(self, message: Message) -> None:
+    def requeue_at_head(self, message: Message) -> None:
         """Requeue an unsettled message at the head; the bound may be exceeded by a prefetch."""
         message.deliveries += 1
         self.messages.appendleft(message)
-        self._broker.wake(self)
+        self._broker.schedule(self)
 
-    def put_anew(self, message: Message, deliveries: int) -> None:
+    def requeue_at_tail(self, message: Message, deliveries: int) -> None:
         """Requeue a message at the tail, as the AMQP transport's copy would be; the bound may be exceeded.
 
         :param deliveries: number of deliveries to record.
         """
         message.deliveries = deliveries
         self.messages.append(message)
-        self._broker.wake(self)
+        self._broker.schedule(self)
 
     def ready(self) -> bool:
         """Return whether there is a message, and a consumer with room."""
@@ -122,7 +122,7 @@ class Queue:
             handled += 1
             message = self.messages.popleft()
             if message.expires_at is None or message.expires_at > self._broker.seconds():
-                consumer.take(message, self)
+                consumer.receive(message, self)
         return handled
 
     def _next_consumer(self) -> Consumer | None:
@@ -136,12 +136,12 @@ class Queue:
 
 
 @attrs.define(eq=False)
-class _ReplyBox:
+class _ReplyQueue:
     """Replies to one caller, in order; beyond QUEUE_BOUND the oldest are dropped."""
 
     _receiver: Callable[[bytes], None]
     bodies: deque[bytes] = attrs.field(factory=lambda: deque(maxlen=QUEUE_BOUND), init=False)
-    awake: bool = attrs.field(default=False, init=False)
+    scheduled: bool = attrs.field(default=False, init=False)
 
     def ready(self) -> bool:
         return bool(self.bodies)
@@ -153,7 +153,7 @@ class _ReplyBox:
             try:
                 self._receiver(self.bodies.popleft())
             except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
-                _log.failure("a reply receiver raised an exception, which it must not")
+                _log.failure("unhandled exception in a reply receiver")
         return handled
 
 
@@ -172,11 +172,11 @@ class MemoryBroker:
     bound: int = QUEUE_BOUND
     quarantine: deque[tuple[bytes, str]] = attrs.field(factory=lambda: deque(maxlen=QUARANTINE_BOUND), init=False)
     clock: IReactorTime = attrs.field(init=False)
-    _queues: dict[Name, Queue] = attrs.field(factory=dict, init=False)
+    _queues: dict[QueueName, Queue] = attrs.field(factory=dict, init=False)
     _fanouts: dict[str, dict[Queue, None]] = attrs.field(factory=dict, init=False)
-    _boxes: dict[str, _ReplyBox] = attrs.field(factory=dict, init=False)
-    _awake: deque[_Source] = attrs.field(factory=deque, init=False)
-    _turning: bool = attrs.field(default=False, init=False)
+    _reply_queues: dict[str, _ReplyQueue] = attrs.field(factory=dict, init=False)
+    _scheduled: deque[_Source] = attrs.field(factory=deque, init=False)
+    _turn_scheduled: bool = attrs.field(default=False, init=False)
 
     def attach(self, clock: IReactorTime) -> None:
         """Adopt a transport's clock. All transports of a broker share one clock.
@@ -184,7 +184,7 @@ class MemoryBroker:
         :raises ValueError: the broker has another clock already.
         """
         if getattr(self, "clock", clock) is not clock:
-            problem = "the transports of a MemoryBroker live in one process, on one clock"
+            problem = "all transports of a MemoryBroker must share one clock"
             raise ValueError(problem)
         self.clock = clock
 
@@ -204,11 +204,11 @@ class MemoryBroker:
         self._fanouts.setdefault(topic, {})[queue] = None
         return queue
 
-    def restore(self, name: Name, queue: Queue) -> Queue:
+    def restore(self, name: QueueName, queue: Queue) -> Queue:
         """Return the queue of a name; the given one gets the name if no queue has it."""
         return self._queues.setdefault(name, queue)
 
-    def has(self, name: Name) -> bool:
+    def has(self, name: QueueName) -> bool:
         """Return whether a queue of that name exists."""
         return name in self._queues
 
@@ -219,7 +219,7 @@ class MemoryBroker:
         queues[queue] = None
         return missing
 
-    def drop_fanout(self, topic: str, queue: Queue) -> None:
+    def delete_fanout(self, topic: str, queue: Queue) -> None:
         """Delete a fanout queue and its messages."""
         queues = self._fanouts.get(topic, {})
         queues.pop(queue, None)
@@ -233,55 +233,55 @@ class MemoryBroker:
         queue = self._queues.get((exchange, target.topic, target.server))
         return () if queue is None else (queue,)
 
-    def add_replies(self, receiver: Callable[[bytes], None], address: str | None = None) -> str:
+    def add_reply_queue(self, receiver: Callable[[bytes], None], address: str | None = None) -> str:
         """Create a reply address.
 
         :param address: the address of a client in another process; None makes a new one.
         """
         address = address or f"reply_{os.urandom(16).hex()}"
-        self._boxes[address] = _ReplyBox(receiver)
+        self._reply_queues[address] = _ReplyQueue(receiver)
         return address
 
-    def drop_replies(self, address: str) -> None:
+    def delete_reply_queue(self, address: str) -> None:
         """Delete a reply address; later replies to it are dropped."""
-        box = self._boxes.pop(address, None)
-        if box is not None:
-            box.bodies.clear()
+        replies = self._reply_queues.pop(address, None)
+        if replies is not None:
+            replies.bodies.clear()
 
     def reply(self, address: str, body: bytes) -> None:
-        """Append a reply to its box; drop it if there is no box."""
-        box = self._boxes.get(address)
-        if box is not None:
-            box.bodies.append(body)
-            self.wake(box)
+        """Append a reply to the queue of its address; drop it if there is none."""
+        replies = self._reply_queues.get(address)
+        if replies is not None:
+            replies.bodies.append(body)
+            self.schedule(replies)
 
     # -- turns ---------------------------------------------------------------------------------
 
-    def later(self, do: Callable[[], object]) -> None:
+    def call_later(self, do: Callable[[], object]) -> None:
         """Call a function in a later turn of the reactor, as a delivery would come."""
         self.clock.callLater(0, do)
 
-    def wake(self, source: _Source) -> None:
+    def schedule(self, source: _Source) -> None:
         """Schedule a delivery from a source, unless it is scheduled already."""
-        if source.awake:
+        if source.scheduled:
             return
-        source.awake = True
-        self._awake.append(source)
-        if not self._turning:
-            self._next_turn()
+        source.scheduled = True
+        self._scheduled.append(source)
+        if not self._turn_scheduled:
+            self._schedule_turn()
 
-    def _next_turn(self) -> None:
-        self._turning = True
-        self.clock.callLater(0, self._turn)
+    def _schedule_turn(self) -> None:
+        self._turn_scheduled = True
+        self.clock.callLater(0, self._run_turn)
 
-    def _turn(self) -> None:
-        left = _TURN
-        while self._awake and left > 0:
-            source = self._awake.popleft()
-            source.awake = False
-            left -= source.deliver(min(left, _SHARE))
+    def _run_turn(self) -> None:
+        left = _TURN_LIMIT
+        while self._scheduled and left > 0:
+            source = self._scheduled.popleft()
+            source.scheduled = False
+            left -= source.deliver(min(left, _QUEUE_LIMIT))
             if source.ready():
-                self.wake(source)
-        self._turning = False
-        if self._awake:
-            self._next_turn()
+                self.schedule(source)
+        self._turn_scheduled = False
+        if self._scheduled:
+            self._schedule_turn()

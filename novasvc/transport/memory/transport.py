@@ -11,7 +11,7 @@ from zope.interface import implementer
 from novasvc.interfaces import IDelivery, IListener, ISession, ITransport, Reachability, WriteProbe
 from novasvc.rpc.errors import TransportClosedError, TransportFullError, UndeliverableError
 from novasvc.rpc.target import Target
-from novasvc.transport.memory.broker import MemoryBroker, Message, Name, Queue
+from novasvc.transport.memory.broker import MemoryBroker, Message, Queue, QueueName
 
 _log = Logger()
 
@@ -29,7 +29,7 @@ class _Delivery:
     body: bytes
     deliveries: int
     sent_to: str
-    counted: bool = attrs.field(default=True, init=False)
+    counts_death: bool = attrs.field(default=True, init=False)
 
     @property
     def deaths(self) -> int:
@@ -61,20 +61,20 @@ class _Delivery:
 
     def requeue(self, deliveries: int) -> None:
         if self._listener.settle(self):
-            self._queue.put_anew(self._message, deliveries)
+            self._queue.requeue_at_tail(self._message, deliveries)
 
     def requeue_here(self, deliveries: int) -> None:
         if self._listener.settle(self):
             self._message.deliveries = deliveries
             again = _Delivery(self._message, self._queue, self._listener, self.body, deliveries, self.sent_to)
-            self._listener.take_again(again)
+            self._listener.redeliver(again)
 
     def quarantine(self, reason: str) -> None:
         if self._listener.settle(self):
             self._listener.broker.quarantine.append((self.body, reason))
 
-    def put_back(self) -> None:
-        self._queue.put_back(self._message)
+    def requeue_at_head(self) -> None:
+        self._queue.requeue_at_head(self._message)
 
 
 @implementer(IListener, ISession)
@@ -86,13 +86,13 @@ class _Listener:
     _topic: str
     _receiver: Receiver
     _prefetch: int
-    _named: dict[Name, Queue]
+    _named: dict[QueueName, Queue]
     _fanout: Queue | None
     live: bool = attrs.field(default=True, init=False)
     hold_after: None = attrs.field(default=None, init=False)
     ended: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
-    kept: bool = attrs.field(default=True, init=False)
+    redelivers: bool = attrs.field(default=True, init=False)
     _unsettled: dict[_Delivery, None] = attrs.field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -107,7 +107,7 @@ class _Listener:
 
     def _consume(self, queue: Queue) -> None:
         queue.consumers.append(self)
-        self.broker.wake(queue)
+        self.broker.schedule(queue)
 
     def _sent_to(self, queue: Queue) -> str:
         if queue is self._fanout:
@@ -119,24 +119,24 @@ class _Listener:
     def has_room(self) -> bool:
         return len(self._unsettled) < self._prefetch
 
-    def take(self, message: Message, queue: Queue) -> None:
+    def receive(self, message: Message, queue: Queue) -> None:
         if message.probe is not None:
             message.probe()
             return
         delivery = _Delivery(message, queue, self, message.body, message.deliveries, self._sent_to(queue))
         self._unsettled[delivery] = None
-        self._hand_on(delivery)
+        self._dispatch(delivery)
 
-    def take_again(self, delivery: _Delivery) -> None:
+    def redeliver(self, delivery: _Delivery) -> None:
         """Redeliver a message to this listener, in a later turn of the reactor."""
         self._unsettled[delivery] = None
-        self.broker.later(lambda: self._hand_on(delivery) if delivery in self._unsettled else None)
+        self.broker.call_later(lambda: self._dispatch(delivery) if delivery in self._unsettled else None)
 
-    def _hand_on(self, delivery: _Delivery) -> None:
+    def _dispatch(self, delivery: _Delivery) -> None:
         try:
             self._receiver(delivery)
         except Exception:  # noqa: BLE001 - it must not stop the delivery of other messages
-            _log.failure("a message receiver raised an exception, which it must not")
+            _log.failure("unhandled exception in a message receiver")
 
     def settle(self, delivery: _Delivery) -> bool:
         """Mark a delivery as settled; return False if it was settled or requeued before."""
@@ -146,10 +146,10 @@ class _Listener:
         del self._unsettled[delivery]
         if self.live and not had_room:
             for queue in self._queues:
-                self.broker.wake(queue)
+                self.broker.schedule(queue)
         return True
 
-    def narrow(self, prefetch: int) -> Deferred[None]:
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
         if self.live:
             self._prefetch = prefetch
             for queue in self._queues:
@@ -158,7 +158,7 @@ class _Listener:
             self._named = {name: queue for name, queue in self._named.items() if name[2] is not None}
             self._narrowed = True
             for queue in self._queues:
-                self.broker.wake(queue)
+                self.broker.schedule(queue)
         return succeed(None)
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
@@ -179,7 +179,7 @@ class _Listener:
         def give_up(*_: object) -> Reachability:
             if not self.has_room():
                 return Reachability(repaired=repaired)
-            return Reachability(f"a message to {_shown(name)} did not arrive within {timeout:g} s")
+            return Reachability(f"a message to {_describe(name)} did not arrive within {timeout:g} s")
 
         verifying = arrived.addCallback(lambda _: Reachability(repaired=repaired))
         return verifying.addTimeout(timeout, self.broker.clock, onTimeoutCancel=give_up)
@@ -194,7 +194,7 @@ class _Listener:
             if not consumes:
                 self._consume(current)
             if not (known and consumes):
-                repaired.append(f"the queue {_shown(name)}")
+                repaired.append(f"the queue {_describe(name)}")
         if self._fanout is not None and self.broker.restore_fanout(self._topic, self._fanout):
             repaired.append(f"the queue for fanouts of {self._topic}")
         return tuple(repaired)
@@ -210,14 +210,14 @@ class _Listener:
         self.cancel()
         self.ended = True
         if self._fanout is not None:
-            self.broker.drop_fanout(self._topic, self._fanout)
+            self.broker.delete_fanout(self._topic, self._fanout)
         unsettled, self._unsettled = list(self._unsettled), {}
         for delivery in reversed(unsettled):  # each goes to the head, so the oldest comes last
-            delivery.put_back()
+            delivery.requeue_at_head()
         return succeed(None)
 
 
-def _shown(name: Name) -> str:
+def _describe(name: QueueName) -> str:
     _, topic, server = name
     return topic if server is None else f"{topic}.{server}"
 
@@ -252,13 +252,13 @@ class MemoryTransport:
         for listener in self._listeners:
             listener.close()
         for address in self._addresses:
-            self._broker.drop_replies(address)
+            self._broker.delete_reply_queue(address)
         self._listeners, self._addresses = [], []
         return succeed(None)
 
     def problem(self) -> str | None:
         """Return what keeps messages from moving, or None; see ITransport."""
-        return "it was closed" if self._closed else None
+        return "the transport is closed" if self._closed else None
 
     def listen(self, target: Target, receiver: Receiver, prefetch: int) -> Deferred[IListener]:
         """Consume a target's messages; see ITransport."""
@@ -266,7 +266,7 @@ class MemoryTransport:
             return fail(TransportClosedError("listening"))
         exchange, broker = target.exchange or self._exchange, self._broker
         fanout = broker.add_fanout(target.topic)
-        names: list[Name] = [(exchange, target.topic, None)]
+        names: list[QueueName] = [(exchange, target.topic, None)]
         if target.server is not None:
             names.append((exchange, target.topic, target.server))
         queues = {name: broker.queue(*name) for name in names}
@@ -276,7 +276,9 @@ class MemoryTransport:
         """Consume from one queue only; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("listening"))
-        queues: dict[Name, Queue] = {(self._exchange, queue, None): self._broker.queue(self._exchange, queue, None)}
+        queues: dict[QueueName, Queue] = {
+            (self._exchange, queue, None): self._broker.queue(self._exchange, queue, None)
+        }
         return self._begin(_Listener(self._broker, queue, receiver, prefetch, queues, None))
 
     def _begin(self, listener: _Listener) -> Deferred[IListener]:
@@ -317,7 +319,7 @@ class MemoryTransport:
         """Create a reply address and return it; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("receiving replies"))
-        address = self._broker.add_replies(receiver)
+        address = self._broker.add_reply_queue(receiver)
         self._addresses.append(address)
         return succeed(address)
 
@@ -325,10 +327,10 @@ class MemoryTransport:
         """Delete a reply address; see ITransport."""
         if address in self._addresses:
             self._addresses.remove(address)
-            self._broker.drop_replies(address)
+            self._broker.delete_reply_queue(address)
         return succeed(None)
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         """Append a reply to its caller's box; see ITransport."""
         if self._closed:
             return fail(TransportClosedError("replying"))

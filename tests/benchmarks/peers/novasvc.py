@@ -38,7 +38,7 @@ from novasvc.context import RequestContext
 from novasvc.errors import NovasvcError
 from novasvc.manager import Manager
 from novasvc.rpc.target import Target
-from novasvc.run.plugin import settle_collector
+from novasvc.run.process_tree import settle_collector
 from novasvc.transport.amqp import AMQPTransport, BrokerAddress
 from tests.benchmarks.peers.command import PAYLOAD, TOPIC, Window, ready, run
 

@@ -1,4 +1,4 @@
-"""The thread pool of WSGI: how many there are, and when."""
+"""Tests for novasvc.http.threadpool: how many threads run, and when they start and end."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.http.threadpool import ReactorQueue, ThreadPool
+from novasvc.http.threadpool import ThreadPool
 
 
 class ThreadPoolTests(SynchronousTestCase):
@@ -17,9 +17,9 @@ class ThreadPoolTests(SynchronousTestCase):
         self.clock = Clock()
 
     def submit(self, pool: ThreadPool, work: Callable[[], object]) -> bool:
-        taken = pool.submit(work)  # type: ignore[arg-type]
-        self.clock.advance(0)  # a thread is woken when the reactor has done its turn
-        return taken
+        accepted = pool.submit(work)  # type: ignore[arg-type]
+        self.clock.advance(0)  # threads are woken at the end of the reactor's turn
+        return accepted
 
     def pool(self, threads: int, queue: int = 100) -> ThreadPool:
         pool = ThreadPool(self.clock, threads=threads, queue=queue)
@@ -27,7 +27,7 @@ class ThreadPoolTests(SynchronousTestCase):
         return pool
 
     def test_one(self) -> None:
-        """Work that does not wait is done by one thread, in its order."""
+        """Work that does not block runs in one thread, in the order in which it was submitted."""
         pool = self.pool(10)
         done: Queue[tuple[int, str]] = Queue()
         for number in range(50):
@@ -39,7 +39,7 @@ class ThreadPoolTests(SynchronousTestCase):
         self.assertEqual(len({name for _, name in found}), 1)
 
     def test_many(self) -> None:
-        """Work that waits gets threads, up to the most; what they needed is remembered for a while."""
+        """Work that blocks gets more threads, up to the maximum; their number is remembered for a while."""
         pool = self.pool(3)
         begun: Queue[None] = Queue()
         go = threading.Event()
@@ -52,7 +52,7 @@ class ThreadPoolTests(SynchronousTestCase):
             self.submit(pool, work)
         begun.get(timeout=10)
         self.assertTrue(begun.empty())
-        self.clock.pump([0.01] * 2)  # the first look sees that work was begun since it was given
+        self.clock.pump([0.01] * 2)  # the first poll sees that work has begun since it was submitted
         for _ in range(2):
             begun.get(timeout=10)
         self.clock.pump([0.01] * 3)
@@ -65,11 +65,11 @@ class ThreadPoolTests(SynchronousTestCase):
         self.submit(pool, work)
         self.submit(pool, work)
         for _ in range(2):
-            begun.get(timeout=10)  # nobody had to look
+            begun.get(timeout=10)  # without a poll
         go.set()
 
     def test_no_threads(self) -> None:
-        """While the system gives no thread that is said once, and tried again now and then."""
+        """A system that starts no more threads is logged once, and asked again every 0.1 seconds."""
         pool = self.pool(2)
         done: Queue[None] = Queue()
         tries: list[float] = []
@@ -93,10 +93,10 @@ class ThreadPoolTests(SynchronousTestCase):
             if condition():
                 return
             timeout.wait(0.01)
-        self.fail("it did not come to be")
+        self.fail("the condition did not become true")
 
     def test_full(self) -> None:
-        """Work that too much waits before is not taken."""
+        """Work is rejected when the queue is full."""
         pool = self.pool(1, queue=2)
         go = threading.Event()
         begun = threading.Event()
@@ -111,7 +111,7 @@ class ThreadPoolTests(SynchronousTestCase):
         go.set()
 
     def test_close(self) -> None:
-        """Threads that are not needed any more end."""
+        """Idle threads end when the pool is closed."""
         pool = self.pool(1)
         done: Queue[threading.Thread] = Queue()
         self.submit(pool, lambda: done.put(threading.current_thread()))
@@ -120,25 +120,3 @@ class ThreadPoolTests(SynchronousTestCase):
         thread.join(10)
         self.assertFalse(thread.is_alive())
         self.assertTrue(thread.daemon)
-
-
-class MailboxTests(SynchronousTestCase):
-    def test_once(self) -> None:
-        """Many calls wake the reactor once, and are made in their order; one that fails does not stop the others."""
-        woken: list[Callable[[], None]] = []
-
-        class Reactor:
-            def callFromThread(self, function: Callable[[], None]) -> None:
-                woken.append(function)
-
-        reactor_queue = ReactorQueue(Reactor())
-        heard: list[int] = []
-        reactor_queue.post(lambda: heard.append(1))
-        reactor_queue.post(lambda: heard.append(1 // 0))
-        reactor_queue.post(lambda: reactor_queue.post(lambda: heard.append(3)))
-        (deliver,) = woken
-        deliver()
-        self.assertEqual((heard, len(woken)), ([1], 2))
-        woken[1]()
-        self.assertEqual(heard, [1, 3])
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

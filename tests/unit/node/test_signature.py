@@ -1,13 +1,13 @@
 """The signatures and attributes of nova.service, as Nova's code reads them."""
 
 import inspect
-import pickle
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc import Manager
-from novasvc.node import runtime
+from novasvc import Manager, ServiceTree
+from novasvc.node.runtime import process_runtime
 from novasvc.service import (
     Launcher,
     ProcessLauncher,
@@ -20,6 +20,9 @@ from novasvc.service import (
     wait,
 )
 from novasvc.testing import memory_runtime
+from novasvc.workers.errors import NotPreforkableError
+from novasvc.workers.specification import ServiceSpecification, pickle_server
+from tests.support.pickling import carried
 from tests.support.wsgi_rig import WSGICase
 
 SEED = {
@@ -96,15 +99,49 @@ class SignatureTests(SynchronousTestCase):
         self.assertIs(Service("h", "b", "t", Manager, runtime=mine).runtime, mine)
         self.assertIs(Service.create(binary="b", manager=Manager, runtime=mine).runtime, mine)
         self.assertIs(Sub("h", runtime=mine).runtime, mine)
-        self.patch(runtime, "_process_runtime", mine)
         service = Service("h", "b", "t", Optional, runtime="libvirt", colour="red")
-        self.assertIs(service.runtime, mine)
+        self.assertIs(service.runtime, process_runtime())
         self.assertEqual((service.manager.given, service.manager.options), ("libvirt", {"colour": "red"}))
-        self.assertIs(Service("h", "b", "t", Optional, runtime=None).runtime, mine)
+        self.assertIs(Service("h", "b", "t", Optional, runtime=None).runtime, process_runtime())
+
+
+class Painted(Sub):
+    """Says how it is made."""
+
+    def specification(self) -> ServiceSpecification:
+        return ServiceSpecification(type(self), (self.host,), {"colour": self.colour, "runtime": self.runtime})
 
 
 class ServiceTests(SynchronousTestCase):
     """Attributes of a Service."""
+
+    def test_carried(self) -> None:
+        """A worker makes a service of what its constructor was given, and services share their runtime there, too."""
+        mine = memory_runtime(host="h7")
+        tree = ServiceTree()
+        for topic in ("one", "two"):
+            node = Service("h1", "b", topic, Optional, 3.5, runtime=mine, colour="red")
+            node.setName(topic)
+            node.setServiceParent(tree)
+        one, two = carried(tree, Clock())
+        self.assertEqual((one.name, one.topic, one.host, one.report_interval), ("one", "one", "h1", 3.5))
+        self.assertEqual((one.manager.options, one.runtime.settings), ({"colour": "red"}, mine.settings))
+        self.assertIsNot(one.runtime, mine)
+        self.assertIs(one.runtime, two.runtime)
+
+    def test_subclass_carried(self) -> None:
+        """A subclass with a constructor of its own says how it is made."""
+        again = carried(Painted("h3", colour="blue", runtime=memory_runtime()), Clock())
+        self.assertEqual((type(again), again.host, again.colour), (Painted, "h3", "blue"))
+
+    def test_subclass_not_carried(self) -> None:
+        """A subclass that does not say how it is made is refused when it is launched, with what to do."""
+        error = self.assertRaises(NotPreforkableError, pickle_server, Sub("h3", runtime=memory_runtime()))
+        self.assertEqual(
+            str(error),
+            "sub cannot run in a worker: Sub has a constructor of its own; "
+            "override specification() there to return what the constructor was given",
+        )
 
     def test_repr(self) -> None:
         """A service names host, binary and topic, one of a subclass too, and one whose constructor has failed."""
@@ -124,14 +161,6 @@ class ServiceTests(SynchronousTestCase):
         ):
             service = Service("h", "b", "t", manager, runtime=mine)
             self.assertEqual(service.manager_class_name, name)
-
-    def test_pickled(self) -> None:
-        """A service of a subclass goes to a worker with what its own constructor was given."""
-        mine = memory_runtime()
-        self.patch(runtime, "_process_runtime", mine)
-        self.patch(type(mine), "__reduce__", lambda self: (memory_runtime, ()))
-        again = pickle.loads(pickle.dumps(Sub("h3", colour="blue")))  # noqa: S301 - made one line above
-        self.assertEqual((again.host, again.colour), ("h3", "blue"))
 
 
 class WSGIServiceTests(WSGICase):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 import shutil
 import socket
 import ssl
@@ -22,6 +21,7 @@ from twisted.internet.endpoints import clientFromString, connectProtocol
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
@@ -31,10 +31,12 @@ from zope.interface.verify import verifyObject
 from novasvc.errors import ListenError
 from novasvc.interfaces import IPreforkable
 from novasvc.net.unix import UNIXPort, open_unix
+from novasvc.node.runtime import drain_time, set_process_runtime
 from novasvc.node.stream_server import StreamServer
-from novasvc.workers import current
-from novasvc.workers.current import CurrentWorker
+from novasvc.testing import memory_runtime
+from novasvc.workers.current import CurrentWorker, set_current_worker
 from novasvc.workers.errors import NotPreforkableError
+from tests.support.pickling import carried
 from tests.support.waiting import PATIENCE
 
 
@@ -107,7 +109,7 @@ class ServerTestCase(TestCase):
 
     def adopt(self, server: StreamServer, sockets: Sequence[socket.socket], factory: Any = None) -> StreamServer:
         """Return a copy that serves, as a worker has it."""
-        copy: StreamServer = pickle.loads(pickle.dumps(server))  # noqa: S301 - our own
+        copy: StreamServer = carried(server)
         self.addCleanup(copy.stopService)
         if factory is not None:
             copy.factory = factory
@@ -224,15 +226,14 @@ class AloneTests(ServerTestCase):
             await caller.gone
             await stopped
 
-    async def test_stop_as_supervised(self) -> None:
+    def test_drain_time(self) -> None:
         """Without a time of their own, connections have as long as the process has."""
-        self.patch(current, "_current", CurrentWorker(grace=0.01))
-        server = StreamServer("tcp:0:interface=127.0.0.1", GreeterFactory)
-        server.startService()
-        caller = await call(f"tcp:127.0.0.1:{server.port}")
-        stopped = server.stopService()
-        await caller.gone
-        await stopped
+        clock = Clock()
+        self.assertEqual(drain_time(clock), 60)
+        set_process_runtime(memory_runtime(clock, graceful_shutdown_timeout=7))
+        self.assertEqual(drain_time(clock), 7)
+        set_current_worker(clock, CurrentWorker(grace=0.01))
+        self.assertEqual(drain_time(clock), 0.01)
 
     async def test_tls(self) -> None:
         """An endpoint with TLS serves in one process, and is refused where it would be preforked."""
@@ -273,7 +274,7 @@ class PreforkedTests(ServerTestCase):
         server = self.make("tcp:0:interface=127.0.0.1")
         server.setName("api")
         server.startService()
-        copy = pickle.loads(pickle.dumps(server))  # noqa: S301 - our own
+        copy = carried(server)
         self.assertEqual((copy.name, copy.endpoint, copy.running), ("api", server.endpoint, 0))
 
     async def check_two(self, server: StreamServer, client: str) -> None:

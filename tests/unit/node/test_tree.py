@@ -1,6 +1,5 @@
 """The service tree that waits."""
 
-import pickle
 import sys
 
 from twisted.application.service import IServiceCollection, MultiService, Service
@@ -13,6 +12,7 @@ from zope.interface.verify import verifyObject
 from novasvc import ServiceTree
 from novasvc.errors import StateError
 from novasvc.interfaces import IStartable
+from tests.support.pickling import carried
 
 
 @implementer(IStartable)
@@ -116,11 +116,11 @@ class ServiceTreeTests(SynchronousTestCase):
         part.setName("named")
         part.setServiceParent(tree)
         tree.startService()
-        copy = pickle.loads(pickle.dumps(tree))  # noqa: S301 - our own
-        (carried,) = copy
-        self.assertIs(copy.getServiceNamed("named"), carried)
-        self.assertIs(carried.parent, copy)
-        self.assertEqual((copy.state, carried.running), ("initial", 0))
+        copy = carried(tree)
+        (made,) = copy
+        self.assertIs(copy.getServiceNamed("named"), made)
+        self.assertIs(made.parent, copy)
+        self.assertEqual((copy.state, made.running), ("initial", 0))
 
     def test_end_of_the_process(self) -> None:
         """A part that ends with SystemExit keeps no other from its stop; whoever ends the process finds it."""

@@ -1,7 +1,6 @@
 """WSGIService: from a paste configuration to answers, and back."""
 
 import os
-import pickle
 import socket
 import ssl
 from pathlib import Path
@@ -17,12 +16,12 @@ from zope.interface.verify import verifyObject
 
 from novasvc.errors import AppError, ConfigurationError, ListenError, ManagerError, SettingError, StartError
 from novasvc.interfaces import IPreforkable, IStartable
-from novasvc.node import runtime
 from novasvc.node.paste import Loader
-from novasvc.run.plugin import deployments, make_parts
+from novasvc.run.services import deployments, make_parts
 from novasvc.service import WSGIService
 from tests.servers.certificates import Certificates
 from tests.support.http_rig import GET, LAST, ask, connect
+from tests.support.pickling import carried
 from tests.support.wsgi_rig import Noting, WSGICase, events
 
 
@@ -67,8 +66,7 @@ class ServedTests(WSGICase):
         """The manager is made where the API is served: at the start, or when a worker gets it."""
         service = self.make(hello_manager="tests.support.wsgi_rig.NoSuchManager")
         await self.assertFailure(service.start(), StartError)
-        self.patch(runtime, "_process_runtime", service.runtime)
-        self.assertRaises(ManagerError, pickle.loads, pickle.dumps(WSGIService("hello")))
+        self.assertRaises(ManagerError, carried, service, reactor)
 
     async def test_manager(self) -> None:
         """The manager's hooks are called around the start, and around the end."""
@@ -128,7 +126,7 @@ class ServedTests(WSGICase):
         for listening in opened:
             self.addCleanup(listening.close)
         for _ in range(2):
-            copy: WSGIService = pickle.loads(pickle.dumps(service))  # noqa: S301 - our own
+            copy: WSGIService = carried(service, reactor)
             self.addCleanup(copy.stop)
             copy.adopt_sockets([socket.socket(fileno=os.dup(listening.fileno())) for listening in opened])
             await copy.start()
@@ -278,7 +276,7 @@ class TLSTests(WSGICase):
         made.server.certificate.write_text("something else")
         made.server.key.unlink()
         made.ca.rename(made.ca.with_name("old"))
-        copy = pickle.loads(pickle.dumps(service))  # noqa: S301 - our own
+        copy = carried(service, reactor)
         self.addCleanup(copy.stop)
         await copy.start()
         context = ssl.create_default_context(cafile=str(made.ca.with_name("old")))

@@ -10,7 +10,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import RPCError, RPCTimeoutError, ServiceDrainingError
 from novasvc.rpc.admission import HELD, HELD_BYTES, NOBODY, PAUSE, READY, UNDER_WAY
-from novasvc.rpc.message import BODY_LIMIT, WayBack, encode_request
+from novasvc.rpc.message import BODY_LIMIT, ReplyTo, encode_request
 from novasvc.rpc.target import Target
 from novasvc.transport.memory.broker import Message
 from tests.support.rpc_rig import CONTEXT, TARGET, Diary, RPCCase
@@ -97,9 +97,9 @@ class ArrivingTests(AdmissionCase):
         self.drain()
         for entries in ({}, {"request_id": None}, {"request_id": ["req-1"]}, {"request_id": {}}):
             address = self.successResultOf(self.transport.open_replies(lambda _: None))
-            body = encode_request("note", {}, entries, back=WayBack("id", address))
+            body = encode_request("note", {}, entries, reply_to=ReplyTo("id", address))
             self.send(body)
-        self.assertEqual((self.diary.calls, self.server.counts.refused), (["operation"], 4))
+        self.assertEqual((self.diary.calls, self.count("refused")), (["operation"], 4))
 
     def test_call_to_the_topic(self) -> None:
         """A request to the topic is served by another server, or waits for one."""
@@ -115,14 +115,14 @@ class ArrivingTests(AdmissionCase):
         """A cast to the server that belongs to no operation is held for the next server, which runs it as new."""
         self.drain()
         self.cast(OTHER, what=1)
-        received = self.server.counts.received
+        received = self.transport.received
         self.clock.advance(10)
-        self.assertEqual((self.diary.calls, self.server.counts.received), (["operation"], received))
+        self.assertEqual((self.diary.calls, self.transport.received), (["operation"], received))
         self.finish()
         self.successResultOf(self.server.close())
         self.server = self.serve()
         self.clock.advance(0)
-        self.assertEqual((self.diary.calls, self.server.counts.refused), (["operation", 1], 0))
+        self.assertEqual((self.diary.calls, self.count("refused")), (["operation", 1], 0))
 
     def test_many_casts(self) -> None:
         """However many casts are held, a call of an operation under way is delivered, and no cast is lost."""
@@ -133,9 +133,9 @@ class ArrivingTests(AdmissionCase):
         for _ in range(10):
             self.clock.advance(PAUSE)
         self.assertEqual(self.successResultOf(calling), "nested")
-        turns = self.server.counts.received
+        turns = self.transport.received
         self.clock.advance(PAUSE / 2)
-        self.assertLess(self.server.counts.received - turns, 2 * HELD)  # no fast loop
+        self.assertLess(self.transport.received - turns, 2 * HELD)  # no fast loop
         self.finish()
         self.successResultOf(self.server.close())
         self.assertEqual(self.diary.calls, ["operation", "nested"])
@@ -151,10 +151,10 @@ class ArrivingTests(AdmissionCase):
         number = HELD_BYTES // len(large) + 1
         for _ in range(number):
             self.cast(OTHER, what=large)
-        given_back = self.server.counts.given_back
+        given_back = self.count("given_back")
         self.assertEqual(given_back, 0)
         self.clock.advance(PAUSE)
-        self.assertEqual(self.server.counts.given_back, 1)
+        self.assertEqual(self.count("given_back"), 1)
 
     def test_beyond_concurrency(self) -> None:
         """A call that an operation waits for begins even beyond the server's concurrency."""
@@ -196,7 +196,7 @@ class RepeatedTests(AdmissionCase):
 
     def put_back(self, body: bytes) -> None:
         """Deliver a message as a redelivery after a server's death or a lost acknowledgement."""
-        self.broker.queue("nova", TARGET.topic, TARGET.server).put_back(Message(body, None))
+        self.broker.queue("nova", TARGET.topic, TARGET.server).requeue_at_head(Message(body, None))
         self.clock.advance(0)
 
     def test_may_have_run(self) -> None:
@@ -219,7 +219,7 @@ class RepeatedTests(AdmissionCase):
         self.put_back(body)
         self.send(body)
         self.assertEqual((self.answers(), self.diary.calls), ([], ["operation", 1]))
-        self.assertEqual(self.server.counts.duplicates, 2)
+        self.assertEqual(self.count("duplicates"), 2)
 
     def test_held(self) -> None:
         """A held cast that is redelivered, because the connection was lost, is held once, and still as new."""
@@ -231,7 +231,7 @@ class RepeatedTests(AdmissionCase):
         self.successResultOf(self.server.close())
         self.server = self.serve()
         self.clock.advance(0)
-        self.assertEqual((self.diary.calls, self.server.counts.refused), (["operation", 1], 0))
+        self.assertEqual((self.diary.calls, self.count("refused")), (["operation", 1], 0))
 
 
 class WaitingTests(AdmissionCase):
@@ -261,7 +261,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual(self.other_server().calls, [1])
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(calling), 1)
-        self.assertEqual(self.server.counts.given_back, 1)
+        self.assertEqual(self.count("given_back"), 1)
 
     def test_cast_to_the_server(self) -> None:
         """A cast to the server is held for its successor, even if the connection is lost meanwhile."""
@@ -279,7 +279,7 @@ class WaitingTests(AdmissionCase):
         self.successResultOf(listener.close())
         listener = self.successResultOf(self.transport.listen(TARGET, receive, self.concurrency))
         self.server._listener = listener
-        self.successResultOf(listener.narrow(100))
+        self.successResultOf(listener.cancel_topic(100))
         self.clock.advance(0)
 
     def test_fanout(self) -> None:
@@ -298,7 +298,7 @@ class WaitingTests(AdmissionCase):
         self.hang("3")
         self.send(self.request("hang_again", what=4))
         self.drain()
-        self.assertEqual(self.server.counts.quarantined, 0)
+        self.assertEqual(self.count("quarantined"), 0)
 
     def test_idempotent_operation_redelivered(self) -> None:
         """An idempotent operation that runs while its connection is lost runs once, and is acknowledged at its end."""
@@ -373,11 +373,11 @@ class SiblingTests(AdmissionCase):
         self.drain()
         self.to_server(OTHER, what=1)
         self.answer(READY)
-        given_back = self.server.counts.given_back
+        given_back = self.count("given_back")
         self.clock.advance(PAUSE / 2)
-        self.assertEqual(self.server.counts.given_back, given_back)
+        self.assertEqual(self.count("given_back"), given_back)
         self.clock.advance(PAUSE / 2)
-        self.assertEqual(self.server.counts.given_back, given_back + 1)
+        self.assertEqual(self.count("given_back"), given_back + 1)
 
     def test_no_answer_before_the_end(self) -> None:
         """Undecided requests are given back to the queue when the worker ends."""

@@ -104,15 +104,15 @@ class ClientCase(SynchronousTestCase):
         return calling
 
     def reply(self, body: bytes, number: int = -1) -> None:
-        back = self.requests[number].back
-        assert back is not None
-        self.transport.reply(back.address, body)
+        reply_to = self.requests[number].reply_to
+        assert reply_to is not None
+        self.transport.reply(reply_to.address, body)
         self.clock.advance(0)
 
     def msg_id(self, number: int = -1) -> str:
-        back = self.requests[number].back
-        assert back is not None
-        return back.msg_id
+        reply_to = self.requests[number].reply_to
+        assert reply_to is not None
+        return reply_to.msg_id
 
     def reply_fields(self, **fields: Any) -> None:
         body = {"result": None, "failure": None, "ending": True, "_msg_id": self.msg_id(), **fields}
@@ -283,7 +283,7 @@ class SlowTransportTests(ClientCase):
         self.slow.release()
         self.clock.advance(0)
         self.assertEqual([request.args["x"] for request in self.requests], [0, 1, 2])
-        self.assertEqual(len({request.back.address for request in self.requests if request.back}), 1)
+        self.assertEqual(len({request.reply_to.address for request in self.requests if request.reply_to}), 1)
 
     def test_timeout_while_opening(self) -> None:
         """A call that times out before there is an address is not sent later."""
@@ -344,7 +344,7 @@ class SlowTransportTests(ClientCase):
         self.failureResultOf(calling, TransportClosedError)
         self.slow.release()
         self.assertEqual((self.slow.waiting, self.slow.cancelled), ([], []))
-        self.assertEqual(self.broker._boxes, {})
+        self.assertEqual(self.broker._reply_queues, {})
 
     def test_not_opened_when_closed(self) -> None:
         """A reply address that could not be opened for a closed client raises and logs nothing."""
@@ -756,7 +756,7 @@ class AddressTests(ClientCase):
         """Prepared clients share the reply address and the pending calls."""
         self.call("echo", self.client.prepare(server="h1"))
         self.call("echo", self.client.prepare(timeout=1))
-        self.assertEqual(len({request.back.address for request in self.requests if request.back}), 1)
+        self.assertEqual(len({request.reply_to.address for request in self.requests if request.reply_to}), 1)
         self.assertEqual(self.client.pending, 2)
 
     def test_no_target(self) -> None:
@@ -778,7 +778,7 @@ class AddressTests(ClientCase):
         self.successResultOf(self.client.prepare(topic="unknown").cast(CONTEXT, "note"))
         self.clock.advance(0)
         self.assertEqual((self.requests[0].method, self.requests[0].args), ("note", {"x": 1}))
-        self.assertIsNone(self.requests[0].back)
+        self.assertIsNone(self.requests[0].reply_to)
         self.assertIsNone(self.deliveries[0].expires_in)
 
     def test_fanout(self) -> None:

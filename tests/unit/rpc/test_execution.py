@@ -196,7 +196,7 @@ class HostileTests(ExecutionCase):
         """A call with an oversized message id gets no reply, and one with an oversized unique id is refused."""
         self.deliver("note", msg_id="\u00e9" * 1_000_000)
         self.deliver("note", unique_id="x" * 1_000_000)
-        self.assertEqual((len(self.diary.calls), self.server.counts.refused, self.server.in_flight), (1, 1, 0))
+        self.assertEqual((len(self.diary.calls), self.count("refused"), self.server.in_flight), (1, 1, 0))
 
     def deliver(self, method: str, msg_id: str = "m", unique_id: str | None = None, timeout: Any = None) -> None:
         """Send a message that novasvc's client would not send."""
@@ -232,7 +232,7 @@ class FailureTests(ExecutionCase):
         """An asynchronous error is handled as a synchronous one."""
         self.failureResultOf(self.call("fail_later"), RemoteError)
         self.assertEqual(len(self.flushLoggedErrors(OwnError)), 1)
-        self.assertEqual(self.server.counts.failed, 1)
+        self.assertEqual(self.outcomes("fail_later"), {"failed": 1})
 
     def test_tracebacks(self) -> None:
         """A server can be told to send tracebacks."""
@@ -278,7 +278,7 @@ class TimeoutTests(ExecutionCase):
         self.clock.advance(5)
         self.assertEqual(self.failureResultOf(calling, MethodTimeoutError).value.args, ("bounded", 5.0, ""))
         self.assertEqual((self.diary.cancelled, self.server.in_flight), (1, 0))
-        self.assertEqual((self.server.counts.timed_out, self.server.counts.failed), (1, 0))
+        self.assertEqual(self.outcomes("bounded"), {"timed_out": 1})
 
     def test_callers_deadline(self) -> None:
         """A method is cancelled at its caller's deadline."""
@@ -304,7 +304,7 @@ class TimeoutTests(ExecutionCase):
         self.diary.hanging[0].callback(1)
         self.clock.advance(5)
         self.assertEqual(self.successResultOf(calling), 1)
-        self.assertEqual((self.diary.cancelled, self.server.counts.timed_out), (0, 0))
+        self.assertEqual((self.diary.cancelled, self.outcomes("bounded")), (0, {"done": 1}))
 
     def test_stubborn(self) -> None:
         """A method that ignores its cancellation keeps its slot until it ends; the one reply is at the timeout."""
@@ -466,7 +466,7 @@ class AcknowledgementTests(ExecutionCase):
         self.diary.hanging[1].callback("found")
         self.clock.advance(0)
         self.assertEqual(self.successResultOf(calling), "found")
-        self.assertEqual((self.diary.calls, self.server.counts.unanswered), ([1, 1], 1))
+        self.assertEqual((self.diary.calls, self.count("unanswered")), ([1, 1], 1))
 
 
 class PatienceTests(ExecutionCase):
@@ -498,17 +498,17 @@ class PatienceTests(ExecutionCase):
         self.begin("hang")
         self.clock.advance(4)
         self.diary.hanging[0].callback(1)
-        self.assertEqual(self.transport.patience, 6.0)
+        self.assertEqual(self.transport.reply_timeout, 6.0)
 
     def test_of_a_refusal(self) -> None:
         """The reply to a refused request may be held for the rest of the caller's timeout too."""
         self.begin("unknown")
-        self.assertEqual(self.transport.patience, 10.0)
+        self.assertEqual(self.transport.reply_timeout, 10.0)
 
     def test_unknown(self) -> None:
         """The time is unknown if the request has no TTL."""
         self.send(self.request("note"))
-        self.assertIsNone(self.transport.patience)
+        self.assertIsNone(self.transport.reply_timeout)
 
     def test_over(self) -> None:
         """A call whose reply was not published before its caller gave up does not run again; the log says so."""

@@ -14,7 +14,7 @@ from novasvc.rpc.ledger import SeenWindow
 @attrs.define(eq=False)
 class Session:
     ended: bool = False
-    kept: bool = True
+    redelivers: bool = True
 
 
 class SeenWindowTests(SynchronousTestCase):

@@ -13,16 +13,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.errors import InvalidArgumentsError, MessageFormatError, ResultNotSerializableError
 from novasvc.rpc.message import (
     Reply,
+    ReplyTo,
     Request,
-    WayBack,
     encode_failure,
     encode_keepalive,
     encode_request,
     encode_result,
     read_reply,
+    read_reply_to,
     read_request,
     unwrap,
-    way_back,
 )
 from tests.unit.rpc.test_payload import JSON
 
@@ -59,7 +59,7 @@ class CapturedTests(SynchronousTestCase):
             args={"x": 1, "s": "h\u00e9"},
             context={"user": "u1", "request_id": "req-1", "n": None, "l": [1, 2]},
             version="1.2",
-            back=WayBack("f90072f09581436ab0353a45669e1c1f", "reply_73c76d5ce9d243cebd34ca29ed69b0a5"),
+            reply_to=ReplyTo("f90072f09581436ab0353a45669e1c1f", "reply_73c76d5ce9d243cebd34ca29ed69b0a5"),
             unique_id="09631b1ca6784f6baaa7cdafdb98594d",
         )
         self.assertEqual(read_request(unwrap(CALL)), expected)
@@ -68,7 +68,7 @@ class CapturedTests(SynchronousTestCase):
         """A cast written by oslo.messaging is decoded."""
         request = read_request(unwrap(CAST))
         self.assertEqual((request.method, request.args, request.context), ("note", {"k": "fanout"}, {}))
-        self.assertIsNone(request.back)
+        self.assertIsNone(request.reply_to)
 
     def test_reply(self) -> None:
         """A reply written by oslo.messaging is decoded."""
@@ -84,9 +84,9 @@ class CapturedTests(SynchronousTestCase):
 
     def test_call_written(self) -> None:
         """A call is encoded with oslo.messaging's keys, in their order."""
-        back = WayBack("f90072f09581436ab0353a45669e1c1f", "reply_73c76d5ce9d243cebd34ca29ed69b0a5")
+        reply_to = ReplyTo("f90072f09581436ab0353a45669e1c1f", "reply_73c76d5ce9d243cebd34ca29ed69b0a5")
         context = {"user": "u1", "request_id": "req-1", "n": None, "l": [1, 2]}
-        message = encode_request("echo", {"x": 1, "s": "h\u00e9"}, context, version="1.2", back=back)
+        message = encode_request("echo", {"x": 1, "s": "h\u00e9"}, context, version="1.2", reply_to=reply_to)
         expected = unwrap(CALL)
         del expected["_unique_id"]
         self.assertEqual(self.written(message), expected)
@@ -121,9 +121,9 @@ class RoundTripTests(SynchronousTestCase):
         self, method: str, args: Any, context: Any, namespace: str | None, version: str | None, msg_id: str
     ) -> None:
         """An encoded request is decoded to the same values."""
-        back = WayBack(msg_id, "reply_1")
-        message = encode_request(method, args, context, namespace=namespace, version=version, back=back)
-        expected = Request(method, args, context, namespace, version or "1.0", back, mock.ANY)
+        reply_to = ReplyTo(msg_id, "reply_1")
+        message = encode_request(method, args, context, namespace=namespace, version=version, reply_to=reply_to)
+        expected = Request(method, args, context, namespace, version or "1.0", reply_to, mock.ANY)
         if version != "":
             self.assertEqual(read_request(unwrap(message)), expected)
 
@@ -224,13 +224,13 @@ class ReadRequestTests(SynchronousTestCase):
         ):
             request = read_request({**fields, "_msg_id": "1", "_reply_q": "q", "_context_request_id": "req-1"})
             self.assertIn(f"'{name}'", str(request.problem))
-            self.assertEqual((request.back, request.context), (WayBack("1", "q"), {"request_id": "req-1"}))
+            self.assertEqual((request.reply_to, request.context), (ReplyTo("1", "q"), {"request_id": "req-1"}))
 
-    def test_way_back(self) -> None:
+    def test_reply_to(self) -> None:
         """Only a request with a message id and a reply address has a return address."""
-        self.assertEqual(way_back({"_msg_id": "1", "_reply_q": "q"}), WayBack("1", "q"))
+        self.assertEqual(read_reply_to({"_msg_id": "1", "_reply_q": "q"}), ReplyTo("1", "q"))
         for fields in ({}, {"_msg_id": "1"}, {"_reply_q": "q"}, {"_msg_id": "1", "_reply_q": ""}, {"_msg_id": 1}):
-            self.assertIsNone(way_back(fields))
+            self.assertIsNone(read_reply_to(fields))
 
     def test_keepalive(self) -> None:
         """Keepalives are requested with a number of seconds, from 2 upwards."""

@@ -225,7 +225,7 @@ class NotificationListenerTests(SynchronousTestCase):
             body = encode_notification(
                 Notification(event_type="x", payload=None, publisher_id="", priority="info", context=CONTEXT)
             )
-            deliveries, counted = 1, False
+            deliveries, counts_death = 1, False
             requeue = staticmethod(requeued.append)
 
         listener._receive(Uncounted())  # type: ignore[arg-type]

@@ -4,26 +4,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.rpc.message import WayBack
+from novasvc.rpc.message import ReplyTo
 from novasvc.rpc.recent import REMEMBERED, REMEMBERED_BYTES, RecentReplies
 
-BACK = WayBack("id", "reply_1")
+REPLY_TO = ReplyTo("id", "reply_1")
 
 
 class RecentRepliesTests(SynchronousTestCase):
     def test_last(self) -> None:
         """The last reply to a request is cached; other requests have none."""
         recent = RecentReplies()
-        recent.add("a", BACK, b"1")
-        recent.add("a", BACK, b"2")
-        self.assertEqual((recent.get("a"), recent.get("b"), recent.get(None)), ((BACK, b"2"), None, None))
+        recent.add("a", REPLY_TO, b"1")
+        recent.add("a", REPLY_TO, b"2")
+        self.assertEqual((recent.get("a"), recent.get("b"), recent.get(None)), ((REPLY_TO, b"2"), None, None))
 
     def test_count(self) -> None:
         """The oldest replies are evicted when there are too many."""
         recent = RecentReplies()
         for number in range(REMEMBERED + 1):
-            recent.add(str(number), BACK, b"")
-        self.assertEqual((len(recent), recent.get("0"), recent.get("1")), (REMEMBERED, None, (BACK, b"")))
+            recent.add(str(number), REPLY_TO, b"")
+        self.assertEqual((len(recent), recent.get("0"), recent.get("1")), (REMEMBERED, None, (REPLY_TO, b"")))
 
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, REMEMBERED_BYTES + 1)), max_size=20))
     def test_bytes(self, added: list[tuple[int, int]]) -> None:
@@ -31,7 +31,7 @@ class RecentRepliesTests(SynchronousTestCase):
         recent, bodies = RecentReplies(), {}
         for number, size in added:
             body = bodies[size] = bytes(size)
-            recent.add(str(number), BACK, body)
+            recent.add(str(number), REPLY_TO, body)
             kept = [found[1] for each in range(6) if (found := recent.get(str(each))) is not None]
             self.assertLessEqual(sum(map(len, kept)), REMEMBERED_BYTES)
             self.assertEqual(recent.get(str(number)) is not None, size <= REMEMBERED_BYTES)

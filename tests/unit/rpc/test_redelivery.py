@@ -57,7 +57,7 @@ class MarkedDelivery:
         return self.inner.expires_in  # type: ignore[no-any-return]
 
     @property
-    def counted(self) -> bool:
+    def counts_death(self) -> bool:
         return self.body not in self.marks.again
 
     @property
@@ -332,13 +332,13 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.clock.pump([0.0, 0.0])
         service = self.services[0]
         self.successResultOf(service.server.stop_consuming())
-        self.assertEqual([delivery for delivery in service.transport.held if not delivery.counted], [])
+        self.assertEqual([delivery for delivery in service.transport.held if not delivery.counts_death], [])
         while service.running:
             service.step()
         self.successResultOf(service.server.drained())
-        given_back = service.server.counts.given_back
+        given_back = service.server.delivery_metrics.given_back.value
         self.clock.advance(PATIENCE)
-        self.assertEqual((service.server.counts.given_back, service.transport.held), (given_back, []))
+        self.assertEqual((service.server.delivery_metrics.given_back.value, service.transport.held), (given_back, []))
 
     def test_comes_twice(self) -> None:
         """A message that is delivered twice while it is being moved keeps one place and one timer."""

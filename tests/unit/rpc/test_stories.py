@@ -17,7 +17,7 @@ from novasvc import rpc
 from novasvc.context import RequestContext
 from novasvc.errors import TransportClosedError
 from novasvc.interfaces import IDelivery, IListener, ISession, Reachability, WriteProbe
-from novasvc.rpc.message import WayBack, encode_request, read_reply, unwrap
+from novasvc.rpc.message import ReplyTo, encode_request, read_reply, unwrap
 from novasvc.rpc.target import Target
 from tests.support.examples import examples
 
@@ -58,7 +58,7 @@ class Session:
     """
 
     ended: bool = False
-    kept: bool = True
+    redelivers: bool = True
     unacknowledged: list["Delivery"] = attrs.field(factory=list)
     unread: list["Delivery"] = attrs.field(factory=list)
 
@@ -100,7 +100,7 @@ class Delivery:
         return self.message.deaths + (self.message.unclaimed and not self.private)
 
     @property
-    def counted(self) -> bool:
+    def counts_death(self) -> bool:
         return not self._again
 
     def _settle(self) -> bool:
@@ -196,7 +196,7 @@ class Life:
         self.receive = receiver
         return succeed(self)
 
-    def narrow(self, prefetch: int) -> Deferred[None]:
+    def cancel_topic(self, prefetch: int) -> Deferred[None]:
         return self.cancel()  # This model only has the topic's consumer.
 
     def verify(self, write: WriteProbe, timeout: float) -> Deferred[Reachability]:
@@ -216,7 +216,7 @@ class Life:
     def problem(self) -> str | None:
         return None
 
-    def reply(self, address: str, body: bytes, patience: float | None = None) -> Deferred[None]:
+    def reply(self, address: str, body: bytes, timeout: float | None = None) -> Deferred[None]:
         number = int(read_reply(unwrap(body)).msg_id)
         if self.gone:
             return Deferred()
@@ -341,9 +341,9 @@ class World(RuleBasedStateMachine):
         for idempotent, cast in kinds:
             number = len(self.idempotent)
             self.idempotent[number] = idempotent
-            back = None if cast else WayBack(str(number), "caller")
+            reply_to = None if cast else ReplyTo(str(number), "caller")
             method = "again" if idempotent else "once"
-            self.bodies[number] = encode_request(method, {"number": number}, {}, back=back)
+            self.bodies[number] = encode_request(method, {"number": number}, {}, reply_to=reply_to)
             self.queue.append(Message(number, self.bodies[number]))
 
     @property

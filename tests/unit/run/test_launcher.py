@@ -5,15 +5,15 @@ from typing import Any
 
 from twisted.application import service
 from twisted.application.service import IService
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from novasvc.config import load
 from novasvc.errors import StateError
-from novasvc.interfaces import IStartable
+from novasvc.interfaces import IRebuildable, IStartable
 from novasvc.manager import Manager
-from novasvc.node import runtime
+from novasvc.node.runtime import process_runtime
 from novasvc.service import Launcher, Service, ServiceLauncher, SignalExit
-from novasvc.testing import memory_runtime
 from tests.support.launcher_rig import Ending, Part, SignalsTestCase
 
 
@@ -41,16 +41,22 @@ class Sleeping(service.Service):
         return 3.0
 
 
-class Remade(Manager):
-    """Can be made until the test says otherwise."""
-
-    broken = False
+class Greeting(Manager):
+    """Takes an option."""
 
     def __init__(self, host: str, greeting: str = "hello") -> None:
         super().__init__(host)
         self.greeting = greeting
-        if self.broken:
-            raise ValueError("not today")
+
+
+@implementer(IRebuildable)
+class Unrepeatable(Part):
+    """Follows the environment, but cannot be made again."""
+
+    by_environment = True
+
+    def rebuild(self) -> None:
+        raise StateError(self.label, "gone", "start")
 
 
 class Coroutine(Ending):
@@ -283,26 +289,23 @@ class ServiceLauncherTests(LauncherTests):
             [line for line in self.told if line.startswith("SIGHUP: ")], ["SIGHUP: it is gone and cannot start"]
         )
 
-    def test_service_made_again(self) -> None:
+    def test_rebuilt(self) -> None:
         """A Service that goes by the environment is made again of what it was made of, with another manager."""
-        self.patch(runtime, "_process_runtime", memory_runtime(host="h1"))
-        node = Service("h1", "nova-m", "m", Remade, greeting="hi")
-        again = node.made_again()
+        node = Service("h1", "nova-m", "m", Greeting, greeting="hi")
+        again = node.rebuild()
         self.assertIsNot(again.manager, node.manager)
         self.assertEqual((again.manager.greeting, again.host, again.by_environment), ("hi", "h1", True))
 
-    def test_service_not_made_again(self) -> None:
+    def test_not_rebuilt(self) -> None:
         """If it cannot be made, the restart is refused with the reason, and what is there runs on."""
-        self.patch(runtime, "_process_runtime", before := memory_runtime(host="h1"))
-        node = Service("h1", "nova-m", "m", Remade)
-        self.launcher.launch_server(node)
+        before = process_runtime()
+        server = Unrepeatable("a", self.log)
+        self.launcher.launch_server(server)
         self.reactor.begin()
-        self.patch(Remade, "broken", True)
         self.send(signal.SIGHUP)
-        self.assertIn("not today", self.told[-1])
-        self.assertEqual((node.state, list(self.launcher)), ("running", [node]))
-        self.assertIs(runtime.process_runtime(), before)
-        self.launcher.stop()
+        self.assertIn("SIGHUP: reload failed, previous configuration kept: a is gone and cannot start", self.told)
+        self.assertEqual((self.log, list(self.launcher)), (["start a"], [server]))
+        self.assertIs(process_runtime(), before)
 
     def test_refused(self) -> None:
         """A configuration with an error is refused, the error is logged, and the old stays."""

@@ -14,7 +14,7 @@ from novasvc.workers.forkserver_client import ForkserverClient
 from novasvc.workers.group import OPERATIONS_TIMEOUT, WorkerGroup, WorkerTemplate
 from novasvc.workers.restart_policy import RestartPolicy
 from novasvc.workers.slot import Slot, WorkerTimeouts
-from novasvc.workers.specification import ServerSpecification
+from novasvc.workers.specification import PickledServer
 from tests.support.supervision_rig import Host, StandInWorker, exited
 
 TIMEOUTS = WorkerTimeouts(start=60, drain=40, watchdog=30)
@@ -37,7 +37,7 @@ class GroupCase(SynchronousTestCase):
             self.addCleanup(forkserver.close)
         policy = RestartPolicy(5, 60.0, "auto", float)
         return WorkerTemplate(
-            ServerSpecification("api", server, frozenset()), (), forkserver, policy, TIMEOUTS, {"reactor": "r"}
+            PickledServer("api", server, frozenset()), (), forkserver, policy, TIMEOUTS, {"reactor": "r"}
         )
 
     def take_number(self) -> int:

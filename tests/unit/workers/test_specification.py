@@ -1,7 +1,5 @@
 """Tests for novasvc.workers.specification: what can be brought into a worker."""
 
-import base64
-import pickle
 import sys
 import threading
 from functools import partial
@@ -14,10 +12,17 @@ import attrs
 from twisted.application.service import IService, MultiService, Service
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
-from novasvc.interfaces import IPreloading
+from novasvc.interfaces import IPreloading, ISpecification, ISpecified
 from novasvc.workers.errors import NotPreforkableError
-from novasvc.workers.specification import ServerSpecification, make_specification, server_name
+from novasvc.workers.specification import (
+    PickledServer,
+    ServiceSpecification,
+    pickle_server,
+    server_name,
+    unpickle_server,
+)
 
 
 class Sleeper(Service):
@@ -45,21 +50,50 @@ def make_sleeper(reactor: Any) -> Service:
     return Sleeper()
 
 
-def unpacked(specification: ServerSpecification) -> Any:
-    return pickle.loads(base64.b64decode(specification.server))  # noqa: S301 - our own
+def unpacked(pickled: PickledServer) -> Any:
+    return unpickle_server(pickled.data, None)
+
+
+@implementer(ISpecification)
+@attrs.frozen
+class Plan:
+    """What a test's service is made of."""
+
+    name: str
+    others: tuple[Any, ...] = ()
+
+    def build(self, reactor: Any) -> Any:
+        made = Planned(self.name)
+        made.reactor, made.others = reactor, self.others
+        return made
+
+
+@implementer(ISpecified)
+class Planned(Service):
+    """A service that gives a specification, and cannot be pickled itself."""
+
+    reactor: Any = None
+
+    def __init__(self, name: str) -> None:
+        self.setName(name)
+        self.lock = threading.Lock()
+        self.others: tuple[Any, ...] = ()
+
+    def specification(self) -> Plan:
+        return Plan(str(self.name), self.others)
 
 
 class MakeSpecificationTests(SynchronousTestCase):
     """What pickle can carry."""
 
     def problem(self, server: Any) -> str:
-        return str(self.assertRaises(NotPreforkableError, make_specification, server))
+        return str(self.assertRaises(NotPreforkableError, pickle_server, server))
 
     def test_service(self) -> None:
         """A service arrives as it was."""
-        specification = make_specification(Sleeper(path=Path("/x")))
-        self.assertEqual(specification.name, "sleeper")
-        arrived = unpacked(specification)
+        pickled = pickle_server(Sleeper(path=Path("/x")))
+        self.assertEqual(pickled.name, "sleeper")
+        arrived = unpacked(pickled)
         self.assertTrue(IService.providedBy(arrived))
         self.assertEqual((arrived.name, arrived.options), ("sleeper", {"path": Path("/x")}))
 
@@ -68,38 +102,38 @@ class MakeSpecificationTests(SynchronousTestCase):
         tree = MultiService()
         tree.setName("tree")
         Sleeper().setServiceParent(tree)
-        arrived = unpacked(make_specification(tree))
+        arrived = unpacked(pickle_server(tree))
         self.assertEqual([each.name for each in arrived], ["sleeper"])
 
     def test_function(self) -> None:
         """A function of a module arrives by its name."""
-        specification = make_specification(make_sleeper)
-        self.assertEqual((specification.name, specification.modules), ("make_sleeper", {__name__}))
-        self.assertIs(unpacked(specification), make_sleeper)
+        pickled = pickle_server(make_sleeper)
+        self.assertEqual((pickled.name, pickled.modules), ("make_sleeper", {__name__}))
+        self.assertIs(unpacked(pickled), make_sleeper)
 
     def test_callable(self) -> None:
         """An object that makes the service arrives with what it knows."""
-        specification = make_specification(Maker(2.5))
-        self.assertEqual((specification.name, unpacked(specification)), ("Maker", Maker(2.5)))
+        pickled = pickle_server(Maker(2.5))
+        self.assertEqual((pickled.name, unpacked(pickled)), ("Maker", Maker(2.5)))
 
     def test_partial(self) -> None:
         """A function with some of its arguments arrives with them."""
-        arrived = unpacked(make_specification(partial(Sleeper, "other")))
+        arrived = unpacked(pickle_server(partial(Sleeper, "other")))
         self.assertEqual(arrived.args, ("other",))
 
     def test_modules(self) -> None:
         """It is known which modules it is made of, however deep they are in it."""
-        modules = make_specification(Sleeper(inner=[{"deep": Maker(1.0)}, SynchronousTestCase])).modules
+        modules = pickle_server(Sleeper(inner=[{"deep": Maker(1.0)}, SynchronousTestCase])).modules
         self.assertTrue({__name__, "twisted.trial._synctest"} <= modules, modules)
 
     def test_preload(self) -> None:
         """It may name modules that only its workers import."""
-        self.assertIn("wave", make_specification(Maker(1.0, preload=("wave",))).modules)
+        self.assertIn("wave", pickle_server(Maker(1.0, preload=("wave",))).modules)
 
     def test_changes_nothing(self) -> None:
         """The server itself is none the worse for it."""
         server = Sleeper(seconds=1)
-        make_specification(server)
+        pickle_server(server)
         self.assertEqual((server.name, server.options, server.running), ("sleeper", {"seconds": 1}, 0))
 
     def test_no_service(self) -> None:
@@ -138,6 +172,50 @@ class MakeSpecificationTests(SynchronousTestCase):
         self.assertIn("ZeroDivisionError: of its own", self.problem(Broken()))
 
 
+class SpecifiedTests(SynchronousTestCase):
+    """Services that are made again from a value; see Note [Services in a pickle]."""
+
+    def test_interfaces(self) -> None:
+        """What is pickled in place of a service, is a specification."""
+        verifyObject(ISpecified, Planned("x"))
+        verifyObject(ISpecification, Planned("x").specification())
+        verifyObject(ISpecification, ServiceSpecification(Sleeper))
+
+    def test_built(self) -> None:
+        """A service is built in the worker, with the worker's reactor."""
+        made = unpickle_server(pickle_server(Planned("api")).data, reactor := object())
+        self.assertIs(made.reactor, reactor)
+        self.assertEqual(made.name, "api")
+
+    def test_value(self) -> None:
+        """A specification can be launched itself."""
+        self.assertIsInstance(unpacked(pickle_server(Plan("api"))), Planned)
+
+    def test_within(self) -> None:
+        """A service is built wherever it is in what is pickled, once, however often it is met."""
+        tree = MultiService()
+        Planned("part").setServiceParent(tree)
+        arrived = unpacked(pickle_server(Sleeper(trees=[tree], services=list(tree))))
+        (again,) = arrived.options["trees"]
+        (part,) = again
+        self.assertIs(again.getServiceNamed("part"), part)
+        self.assertEqual(arrived.options["services"], [part])
+        self.assertIsInstance(part.lock, type(threading.Lock()))
+
+    def test_of_each_other(self) -> None:
+        """A part that refers to the service that is made of it, finds nothing there."""
+        whole, part = Planned("whole"), Sleeper()
+        part.parent, whole.others = whole, (part,)  # type: ignore[assignment]
+        (again,) = unpacked(pickle_server(whole)).others
+        self.assertIsNone(again.parent)
+
+    def test_constructor(self) -> None:
+        """The constructor is called with what it was called with before, and the name is set behind it."""
+        made = ServiceSpecification(Sleeper, ("first",), {"seconds": 1}, "second").build(None)
+        self.assertEqual((made.name, made.options), ("second", {"seconds": 1}))
+        self.assertEqual(ServiceSpecification(Sleeper).build(None).name, "sleeper")
+
+
 class MainTests(SynchronousTestCase):
     """Servers of a program's main module."""
 
@@ -160,23 +238,23 @@ class MainTests(SynchronousTestCase):
 
     def test_script(self) -> None:
         """A server of a script needs the script to be run again, and that is all that is told of it."""
-        specification = make_specification(self.server(self.main("/srv/run.py")))
-        self.assertEqual((specification.main, specification.modules), (("path", "/srv/run.py"), {"__main__"}))
+        pickled = pickle_server(self.server(self.main("/srv/run.py")))
+        self.assertEqual((pickled.main, pickled.modules), (("path", "/srv/run.py"), {"__main__"}))
 
     def test_module(self) -> None:
         """So does one of a module that was run by ``python -m``."""
         main = self.main("/srv/program/__main__.py")
         main.__spec__ = ModuleSpec("program.__main__", None)
-        self.assertEqual(make_specification(self.server(main)).main, ("module", "program.__main__"))
+        self.assertEqual(pickle_server(self.server(main)).main, ("module", "program.__main__"))
 
     def test_elsewhere(self) -> None:
         """A server of another module does not."""
         self.main("/srv/run.py")
-        self.assertIsNone(make_specification(make_sleeper).main)
+        self.assertIsNone(pickle_server(make_sleeper).main)
 
     def test_interactive(self) -> None:
         """A server that was typed in cannot be had in another process."""
-        error = self.assertRaises(NotPreforkableError, make_specification, self.server(self.main(None)))
+        error = self.assertRaises(NotPreforkableError, pickle_server, self.server(self.main(None)))
         self.assertEqual(
             str(error),
             "mine cannot run in a worker: it uses classes or functions defined in an interactive session; "

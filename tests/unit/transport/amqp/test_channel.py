@@ -4,7 +4,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 
-from novasvc.transport.amqp.channel import ChannelReceiver, ClosedError, Invocation
+from novasvc.transport.amqp.channel import AMQPClosedError, ChannelReceiver, Invocation
 from novasvc.transport.amqp.codec import CodecError
 from novasvc.transport.amqp.frames import METHOD, Deliver, pack_content, pack_frame
 from tests.support.amqp_rig import AMQPCase, Link, method, pack
@@ -19,8 +19,8 @@ class Keeper(ChannelReceiver):
     def delivered(self, deliver: Deliver, properties: bytes, body: bytes | None) -> None:
         self.got.append(body)
 
-    def confirmed(self, delivery_tag: int, multiple: bool, taken: bool) -> None:
-        self.got.append((delivery_tag, multiple, taken))
+    def confirmed(self, delivery_tag: int, multiple: bool, acked: bool) -> None:
+        self.got.append((delivery_tag, multiple, acked))
 
     def returned(self, args: tuple[Any, ...], body: bytes | None) -> None:
         self.got.append((*args, body))
@@ -28,7 +28,7 @@ class Keeper(ChannelReceiver):
     def consumer_cancelled(self, consumer_tag: str) -> None:
         self.got.append(consumer_tag)
 
-    def channel_closed(self, reason: ClosedError) -> None:
+    def channel_closed(self, reason: AMQPClosedError) -> None:
         self.got.append(reason)
 
 
@@ -93,8 +93,8 @@ class InvokeTests(AMQPCase):
         first, second = (self.started(self.one.queue_declare(queue=name)) for name in "ab")
         self.reactor.advance(15)
         for asked in (first, second):
-            error = self.failureResultOf(asked, ClosedError).value
-            self.assertEqual(str(error), "no answer to queue.declare for queue 'a' within 15 s")
+            error = self.failureResultOf(asked, AMQPClosedError).value
+            self.assertEqual(str(error), "no reply to queue.declare for queue 'a' within 15 s")
         self.assertEqual(keeper.got, [self.one.reason])
         self.assertFalse(self.protocol.closed)
         self.done(other.basic_qos(prefetch_count=1))
@@ -109,7 +109,7 @@ class InvokeTests(AMQPCase):
     def test_closed_from_both_sides(self) -> None:
         """The broker's channel.close that crosses ours is confirmed, and affects nothing else."""
         self.broker.unanswered.add("channel.close")
-        self.one.abandon(ClosedError("enough"))
+        self.one.close(AMQPClosedError("enough"))
         self.settle()
         self.link.say(1, "channel.close", reply_code=404, reply_text="NOT_FOUND")
         self.settle()
@@ -118,18 +118,18 @@ class InvokeTests(AMQPCase):
         self.assertFalse(self.protocol.closed)
         self.assertEqual(self.channel().id, 1)
 
-    def test_abandoned_twice(self) -> None:
+    def test_closed_twice(self) -> None:
         """Closing a closed channel does nothing."""
-        self.one.abandon(ClosedError("enough"))
-        self.one.abandon(ClosedError("more than that"))
-        self.one.do_close(ClosedError("once more"))
+        self.one.close(AMQPClosedError("enough"))
+        self.one.close(AMQPClosedError("more than that"))
+        self.one.do_close(AMQPClosedError("once more"))
         self.settle()
         self.assertEqual(len(self.link.all("channel.close")), 1)
         self.assertEqual(str(self.one.reason), "enough")
 
     def test_reason_too_long(self) -> None:
         """A reason over 255 bytes is truncated on the wire only."""
-        self.one.abandon(ClosedError("é" * 300))
+        self.one.close(AMQPClosedError("é" * 300))
         self.settle()
         self.assertEqual(self.link.last("channel.close").args["reply_text"], "é" * 127)
         self.assertEqual(str(self.one.reason), "é" * 300)
@@ -153,7 +153,7 @@ class InvokeTests(AMQPCase):
     def test_closed(self) -> None:
         """A method on a closed channel fails with the reason for its end."""
         self.link.say(1, "channel.close", reply_code=406, reply_text="PRECONDITION_FAILED")
-        error = self.failureResultOf(self.one.queue_declare(queue="a"), ClosedError).value
+        error = self.failureResultOf(self.one.queue_declare(queue="a"), AMQPClosedError).value
         self.assertEqual((error.code, str(error)), (406, "406 PRECONDITION_FAILED"))
 
     def test_many_waiters(self) -> None:
@@ -162,7 +162,7 @@ class InvokeTests(AMQPCase):
         asked = [self.one.queue_declare(queue="a") for _ in range(5000)]
         self.link.say(1, "channel.close", reply_code=404, reply_text="NOT_FOUND")
         for one in asked:
-            self.failureResultOf(one, ClosedError)
+            self.failureResultOf(one, AMQPClosedError)
         self.assert_idle()
 
     def test_many_answers(self) -> None:
@@ -176,14 +176,14 @@ class InvokeTests(AMQPCase):
     def test_unasked_answer(self) -> None:
         """An answer without a method ends the connection."""
         self.link.say(1, "queue.declare-ok", queue="a")
-        self.assertIn("queue.declare-ok answers no question", str(self.protocol.reason))
+        self.assertIn("unexpected queue.declare-ok", str(self.protocol.reason))
 
     def test_wrong_answer(self) -> None:
         """An answer to another method ends the connection, and fails the outstanding method."""
         self.broker.unanswered.add("queue.declare")
         asked = self.started(self.one.queue_declare(queue="a"))
         self.link.say(1, "queue.bind-ok")
-        self.failureResultOf(asked, ClosedError)
+        self.failureResultOf(asked, AMQPClosedError)
         self.assertTrue(self.protocol.closed)
 
     def test_lost_with_a_cancelled_question(self) -> None:
@@ -249,7 +249,7 @@ class ReceiverTests(AMQPCase):
     def test_closed_with_a_delivery_in_flight(self) -> None:
         """A delivery that arrives after channel.close was sent is ignored, and the connection stays."""
         self.broker.unanswered.add("channel.close")
-        self.one.abandon(ClosedError("enough", clean=True))
+        self.one.close(AMQPClosedError("enough", clean=True))
         self.link.deliver(1, b"late")
         self.link.say(1, "basic.ack", delivery_tag=1)
         self.link.say(1, "basic.cancel", consumer_tag="1")
@@ -282,7 +282,7 @@ class ReceiverTests(AMQPCase):
     def test_message_that_nobody_asked_for(self) -> None:
         """Content by a method that we do not use ends the connection."""
         self.link.feed(pack(1, "basic.get-ok") + pack_content(1, b"\0\0", b"x", 4096))
-        self.assertIn("nobody asked for", str(self.protocol.reason))
+        self.assertIn("not requested", str(self.protocol.reason))
 
     def test_flow(self) -> None:
         """channel.flow is answered."""
@@ -299,10 +299,10 @@ class ReceiverTests(AMQPCase):
     def test_malformed(self) -> None:
         """A truncated or unknown method, or one that is not for a client, ends the connection with the reason."""
         for payload, reason in (
-            (b"\x00\x32\x00\x0b\x01", "no AMQP"),
+            (b"\x00\x32\x00\x0b\x01", "invalid AMQP"),
             (b"\x00\x63\x00\x01", "unknown"),
-            (b"\x00", "no AMQP"),
-            (pack(1, "queue.purge", queue="a")[7:-1], "queue.purge is not for a client"),
+            (b"\x00", "invalid AMQP"),
+            (pack(1, "queue.purge", queue="a")[7:-1], "must not receive queue.purge"),
         ):
             link = self.linked()
             self.channel()

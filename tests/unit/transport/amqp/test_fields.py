@@ -166,15 +166,15 @@ class WrittenTests(SynchronousTestCase):
     def test_no_table(self) -> None:
         """A value that is not a mapping is refused as a table."""
         for value in (None, [], "text", 5):
-            with self.assertRaisesRegex(CodecError, "a table was expected"):
+            with self.assertRaisesRegex(CodecError, "expected a table"):
                 encode_table(value)  # type: ignore[arg-type]
 
     def test_name(self) -> None:
         """A name of 255 bytes is encoded; a longer one is refused, and so is one that is not text."""
         self.assertEqual(encode_table({"é" * 127 + "a": None})[4], 255)
-        with self.assertRaisesRegex(CodecError, "256 bytes long; 255 is the most"):
+        with self.assertRaisesRegex(CodecError, "256 bytes long; the limit is 255"):
             encode_table({"é" * 128: None})
-        with self.assertRaisesRegex(CodecError, "a text was expected, not 5"):
+        with self.assertRaisesRegex(CodecError, "expected a string, got 5"):
             encode_table({5: None})  # type: ignore[dict-item]
 
     def test_surrogate(self) -> None:
@@ -304,19 +304,19 @@ class MalformedTests(SynchronousTestCase):
     def test_beyond_its_table(self) -> None:
         """A value cannot extend beyond its table, even if bytes follow."""
         for inner in (b"\x05kV", b"\x01kS\x00\x00\x00\x02x", b"\x01kF\x00\x00\x00\x01", b"\x01kl" + bytes(7), b"\x01k"):
-            with self.assertRaisesRegex(CodecError, "announced"):
+            with self.assertRaisesRegex(CodecError, "bytes expected"):
                 decode_table(sized(inner) + bytes(20))
 
     def test_lengths(self) -> None:
         """An announced length of 4 GiB allocates nothing."""
         for kind in "SxAF":
-            with self.assertRaisesRegex(CodecError, "4294967295 bytes were announced where 0 are left"):
+            with self.assertRaisesRegex(CodecError, "4294967295 bytes expected, 0 left"):
                 decode_table(one(kind, b"\xff" * 4))
 
     def test_unknown(self) -> None:
         """An unknown type is malformed, because its length is unknown as well."""
         for kind in set(string.ascii_letters) - set("tbBsuIilLfdDSxTFAV"):
-            with self.assertRaisesRegex(CodecError, f"unknown type b'{kind}'"):
+            with self.assertRaisesRegex(CodecError, f"unknown field type b'{kind}'"):
                 decode_table(one(kind, bytes(16)))
 
     def test_depth(self) -> None:
@@ -347,7 +347,7 @@ class WritersTests(SynchronousTestCase):
         for kind, size in (("octet", 1), ("short", 2), ("long", 4), ("longlong", 8)):
             self.assertEqual(WRITERS[kind](2 ** (8 * size) - 1), b"\xff" * size)
             self.refused(WRITERS[kind], 2 ** (8 * size), -1, 1.0, "1", None, 10**5000)
-        with self.assertRaisesRegex(CodecError, "a whole number of 16 bits, not negative, was expected, not 65536"):
+        with self.assertRaisesRegex(CodecError, "expected an unsigned 16-bit integer, got 65536"):
             WRITERS["short"](65536)
 
     def test_shortstr(self) -> None:

@@ -184,16 +184,16 @@ class ReaderTests(SynchronousTestCase):
         method = pack_frame(METHOD, 1, deliver_payload())
         header = pack_frame(HEADER, 1, b"\x00\x3c\x00\x00" + (3).to_bytes(8, "big") + b"\0\0")
         for stream, reason in (
-            (b"HTTP/1.1 400 Bad Request\r\n\r\n", "agreed upon"),
-            (pack_frame(5, 1, b""), "unknown type 5"),
-            (pack_frame(METHOD, 1, b"abcd")[:-1] + b"\0", "does not end"),
-            (pack_frame(METHOD, 1, b"x" * 4096), "agreed upon"),
-            (method + method, "in the midst"),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", "exceeds the negotiated frame-max"),
+            (pack_frame(5, 1, b""), "unknown frame type 5"),
+            (pack_frame(METHOD, 1, b"abcd")[:-1] + b"\0", "without its frame-end"),
+            (pack_frame(METHOD, 1, b"x" * 4096), "exceeds the negotiated frame-max"),
+            (method + method, "before the content is complete"),
             (header, "without its method"),
             (method + header + header, "without its method"),
             (method + pack_frame(HEADER, 1, b"\0"), "too short"),
-            (method + pack_frame(BODY, 1, b"abc"), "without its header"),
-            (method + header + pack_frame(BODY, 1, b"abcd"), "longer than its header"),
+            (method + pack_frame(BODY, 1, b"abc"), "without a content header"),
+            (method + header + pack_frame(BODY, 1, b"abcd"), "exceeds the size in its content header"),
         ):
             error = self.assertRaises(FrameError, read, stream)
             self.assertIn(reason, str(error))

@@ -1,4 +1,4 @@
-"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.consumer."""
+"""Tests for novasvc.transport.amqp.listener and novasvc.transport.amqp.subscriptions."""
 
 import zlib
 from typing import Any
@@ -7,7 +7,7 @@ from novasvc.errors import BrokerError, BrokerRefusedError, BrokerUnavailableErr
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.protocol import BODY_LIMIT
-from novasvc.transport.amqp.publisher import PROBE_KEY
+from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
@@ -129,7 +129,7 @@ class DeliveryTests(ListenerCase):
         """A new message has no earlier deliveries, and its sender's TTL."""
         self.deliver(b"x", properties={"expiration": "1500"})
         one = self.got[0]
-        self.assertEqual((one.expires_in, one.deliveries, one.counted), (1.5, 0, True))
+        self.assertEqual((one.expires_in, one.deliveries, one.counts_death), (1.5, 0, True))
 
     def test_expires_in(self) -> None:
         """expires_in is what is left when it is read, however long the message waited here."""
@@ -154,7 +154,7 @@ class DeliveryTests(ListenerCase):
         ):
             self.deliver(b"x", properties={"headers": headers}, redelivered=redelivered)
             one = self.got.pop()
-            self.assertEqual((one.deliveries, one.counted), expected, headers)
+            self.assertEqual((one.deliveries, one.counts_death), expected, headers)
 
     def test_unreadable(self) -> None:
         """An unreadable message is rejected and counted: too long, wrongly compressed, malformed properties."""
@@ -167,7 +167,7 @@ class DeliveryTests(ListenerCase):
         self.deliver(b"x", properties=b"\xff\xff")
         self.assertEqual((self.got, listener.unreadable), ([], 5))
         self.assertEqual(self.settled(), [("reject", tag, False) for tag in range(1, 6)])
-        self.assertEqual(len([line for line in self.log if "a message from compute was dropped" in line]), 5)
+        self.assertEqual(len([line for line in self.log if "dropped a message from compute" in line]), 5)
 
     def test_compressed(self) -> None:
         """A compressed body is delivered uncompressed."""
@@ -233,7 +233,7 @@ class SettleTests(ListenerCase):
         self.got[0].requeue(2)
         self.settle()
         probe = self.published()[0]
-        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", PROBE_KEY))
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"]), ("", FLOW_CHECK_KEY))
         self.out.say(probe.channel, "basic.ack", delivery_tag=1)
         self.settle()
         said = self.published()[1]
@@ -280,7 +280,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.settled(), [])
         self.wait(1)
         self.assertEqual(self.settled(), [("reject", 1, True)])
-        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 1)
 
     def test_settled_in_the_pause(self) -> None:
         """During that pause the message can still be acknowledged."""
@@ -368,7 +368,7 @@ class SettleTests(ListenerCase):
         self.assertEqual(self.published(), [])
         self.deliver(b"y")
         self.assertEqual(len(self.got), 2)
-        self.assertTrue(any("cannot be moved to compute_quarantine" in line for line in self.log))
+        self.assertTrue(any("cannot move messages to compute_quarantine" in line for line in self.log))
 
     def test_channel_gone(self) -> None:
         """Settling a delivery of a lost channel has no effect."""
@@ -465,7 +465,7 @@ class CancelTests(ListenerCase):
         """A silent broker is waited for once, for 2 s; its late answers are ignored."""
         listener = self.listen()
         self.broker.unanswered.add("basic.qos")
-        narrowing = self.started(listener.narrow(100))
+        narrowing = self.started(listener.cancel_topic(100))
         self.wait(1.9)
         self.assertNoResult(narrowing)
         self.wait(0.2)
@@ -473,7 +473,7 @@ class CancelTests(ListenerCase):
         self.done(listener.cancel())
         self.done(listener.close())
         self.assertEqual(self.link.all("queue.delete"), [])
-        self.assertTrue(any("the broker has not answered the listener of compute.h1" in line for line in self.log))
+        self.assertTrue(any("no reply from the broker to the listener of compute.h1" in line for line in self.log))
 
     def test_cancelled_before_it_consumes(self) -> None:
         """A listener that is cancelled while its queues are declared starts no consumer."""
@@ -485,7 +485,7 @@ class CancelTests(ListenerCase):
 
 
 class NarrowTests(ListenerCase):
-    """Tests for narrow: what a draining server still consumes."""
+    """Tests for cancel_topic: what a draining server still consumes."""
 
     def consumed(self) -> list[tuple[Any, ...]]:
         """Return the consumed queues, with their arguments."""
@@ -495,7 +495,7 @@ class NarrowTests(ListenerCase):
         """The server's queue always has a consumer; the new one has a lower priority and its own prefetch."""
         listener = self.listen()
         self.link.seen.clear()
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.assertEqual(self.link.names(), ["basic.qos", "basic.consume", *["basic.cancel"] * 3])
         self.assertEqual(self.link.last("basic.qos").args["prefetch_count"], 100)
         self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
@@ -511,7 +511,7 @@ class NarrowTests(ListenerCase):
         self.deliver(*[b"x"] * 200)  # of the topic
         self.deliver(b"own", consumer=self.link.consumer("compute.h1"))
         self.deliver(b"begun")
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.out.say(0, "connection.blocked", reason="low on memory")
         for one in self.got:
             one.requeue(int(one.body == b"begun"))
@@ -522,7 +522,7 @@ class NarrowTests(ListenerCase):
         self.wait(2.1)
         self.successResultOf(closing)
         self.wait(15)
-        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 2)
+        self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 2)
 
     def test_alarm_at_the_end(self) -> None:
         """close waits only briefly for a blocked broker, and logs once that no message could be moved."""
@@ -535,13 +535,13 @@ class NarrowTests(ListenerCase):
         self.wait(2.1)
         self.successResultOf(closing)
         self.wait(15)
-        self.assertEqual(len([line for line in self.log if "cannot be moved to compute" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot move messages to compute" in line]), 1)
 
     def test_without_a_server(self) -> None:
         """A narrowed listener without a server consumes nothing, and is not re-established."""
         self.target = Target("compute")
         listener = self.listen()
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.assertEqual(len(self.link.all("basic.cancel")), 2)
         self.link.lose()
         self.wait(5)
@@ -550,7 +550,7 @@ class NarrowTests(ListenerCase):
     def test_lost(self) -> None:
         """After a reconnect it is still narrow, and declares no fanout queue."""
         listener = self.listen()
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.link.lose()
         self.wait(5)
         self.assertEqual(self.consumed(), [("compute.h1", {"x-priority": -1})])
@@ -558,10 +558,10 @@ class NarrowTests(ListenerCase):
         self.assertTrue(listener.live)
 
     def test_lost_meanwhile(self) -> None:
-        """narrow ends when the connection is lost, and the listener is narrow after the reconnect."""
+        """cancel_topic ends when the connection is lost, and the listener is narrow after the reconnect."""
         listener = self.listen()
         self.broker.unanswered.add("basic.cancel")
-        narrowing = self.started(listener.narrow(100))
+        narrowing = self.started(listener.cancel_topic(100))
         self.link.lose()
         self.done(narrowing)
         self.broker.unanswered.clear()
@@ -575,7 +575,7 @@ class NarrowTests(ListenerCase):
         self.link.lose()
         self.wait(3)
         channel = self.link.last("basic.consume").channel
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.broker.unanswered.clear()
         self.link.say(channel, "basic.consume-ok", consumer_tag="1")
         self.wait(1)
@@ -589,7 +589,7 @@ class NarrowTests(ListenerCase):
         self.link.lose()
         self.wait(3)
         said = self.link.last("basic.consume")
-        self.done(listener.narrow(100))
+        self.done(listener.cancel_topic(100))
         self.broker.unanswered.clear()
         self.link.say(said.channel, "basic.consume-ok", consumer_tag="1")
         self.broker.closing["basic.cancel"] = (404, "NOT_FOUND - no")
@@ -618,7 +618,7 @@ class RestoreTests(ListenerCase):
         self.assertFalse(listener.live)
         self.wait(1)
         self.assertEqual((listener.live, self.consumed(), len(self.broker.links)), (True, 6, 2))
-        self.assertTrue(any("the queue compute was deleted" in line for line in self.log))
+        self.assertTrue(any("the broker cancelled the consumer of compute" in line for line in self.log))
         self.deliver(b"x")
         self.assertEqual(len(self.got), 1)
 
@@ -637,7 +637,7 @@ class RestoreTests(ListenerCase):
                 self.wait(5)
             self.assertEqual(listener.hold_after, 600)
             (line,) = [line for line in self.log if told in line]
-            self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to that", line)
+            self.assertIn(f"consumer_timeout is 1800 s, {told}; set rabbit_consumer_timeout to the same value", line)
 
     def test_refused_for_a_while(self) -> None:
         """A refused declaration is retried with backoff until it succeeds, and logged once."""

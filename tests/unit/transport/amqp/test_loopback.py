@@ -10,7 +10,7 @@ from novasvc.rpc.baseapi import write_ping
 from novasvc.rpc.message import encode_result, read_request, unwrap
 from novasvc.rpc.target import Target
 from novasvc.transport.amqp.codec import decode_properties
-from novasvc.transport.amqp.publisher import PROBE_KEY
+from novasvc.transport.amqp.publisher import FLOW_CHECK_KEY
 from tests.support.amqp_rig import Said
 from tests.unit.transport.amqp.test_listener import ListenerCase
 
@@ -32,7 +32,7 @@ class LoopbackCase(ListenerCase):
     def published(self) -> list[Said]:
         """Return what was published since, without the publisher's own probes."""
         before = self.before if self.out is self.first else 0
-        return [said for said in super().published()[before:] if said.args["routing_key"] != PROBE_KEY]
+        return [said for said in super().published()[before:] if said.args["routing_key"] != FLOW_CHECK_KEY]
 
     def verify(self) -> Deferred[Reachability]:
         return self.started(self.listener.verify(write_ping, TIMEOUT))
@@ -72,7 +72,7 @@ class ProbeTests(LoopbackCase):
         self.assertEqual((properties["headers"], properties["expiration"]), ({PROBE: self.own}, "7200"))
         request = read_request(unwrap(said.body or b""))
         self.assertEqual((request.namespace, request.method, request.version), ("baseapi", "ping", "1.0"))
-        self.assertEqual(request.back.address, self.own)  # type: ignore[union-attr]  # it is a call
+        self.assertEqual(request.reply_to.address, self.own)  # type: ignore[union-attr]  # it is a call
         self.assertNoResult(verifying)
         self.carry(said)
         self.assertEqual(self.successResultOf(verifying), Reachability())
@@ -119,7 +119,7 @@ class ProbeTests(LoopbackCase):
         """A peer without probes answers the ping: a proof, which does not reach the receiver, late or not."""
         verifying = self.verify()
         request = read_request(unwrap(self.probes()[-1].body or b""))
-        answer = encode_result(request.back.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
+        answer = encode_result(request.reply_to.msg_id, {"service": "compute"}, "ping")  # type: ignore[union-attr]
         self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
         self.assertEqual(self.successResultOf(verifying), Reachability())
         self.deliver(answer, consumer=self.link.consumer("compute_fanout_"))
@@ -285,7 +285,7 @@ class BindingTests(LoopbackCase):
             said = self.probes()[-1]
             self.out.say(said.channel, "basic.nack", delivery_tag=tag)
             self.settle()
-        self.assertIn("could not take the message", str(self.successResultOf(verifying).problem))
+        self.assertIn("rejected the message", str(self.successResultOf(verifying).problem))
 
 
 class LateTests(LoopbackCase):

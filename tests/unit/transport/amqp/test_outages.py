@@ -35,7 +35,7 @@ class ListenTests(TransportCase):
 class SendTests(TransportCase):
     def test_no_place_to_wait(self) -> None:
         """A message that has to be held and finds the bound exceeded fails."""
-        self.patch(publisher, "HELD_MESSAGES", 1)
+        self.patch(publisher, "BACKLOG_MESSAGES", 1)
         self.broker.unanswered.add("exchange.declare")
         late = self.started(self.amqp.send(Target("a", exchange="other"), b"x", None, True))
         self.out.say(0, "connection.blocked", reason="memory")
@@ -88,7 +88,7 @@ class ProblemTests(TransportCase):
         self.wait(5)
         problem = self.amqp.problem()
         assert problem is not None
-        self.assertRegex(problem, r"^the connection for publishing is \w+: .*:567[23]")
+        self.assertRegex(problem, r"^the publishing connection is \w+: .*:567[23]")
         self.assertNotIn("secret", problem)
         self.assertEqual(self.counted(), [0, 0, 1, 0])
         self.broker.refusing.clear()
@@ -131,7 +131,7 @@ class ReplyTests(TransportCase):
         again = self.started(self.amqp.reply("reply_1", b"s"))
         self.out.say(1, "basic.ack", delivery_tag=len(self.published()))
         self.successResultOf(again)
-        self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (6, 1))
+        self.assertEqual((len(self.published()), self.amqp.dropped_replies), (6, 1))
         third = self.started(self.amqp.reply("reply_1", b"t"))
         self.nobody_is_there()
         self.wait(1)
@@ -218,7 +218,7 @@ class EstablishTests(TransportCase):
         self.again("basic.consume")
         channel = self.link.last("basic.consume").channel
         self.link.deliver(channel, b"x")
-        self.wait(16)  # no answer: the channel is abandoned
+        self.wait(16)  # no answer: the channel is closed
         (one,) = self.got
         before = len(self.published())
         one.requeue(0)

@@ -2,7 +2,7 @@
 
 from twisted.internet.error import ConnectionDone
 
-from novasvc.transport.amqp.channel import ChannelReceiver, ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError, ChannelReceiver
 from novasvc.transport.amqp.frames import HEARTBEAT_FRAME, METHOD, PROTOCOL_HEADER, Deliver, pack_frame
 from novasvc.transport.amqp.protocol import BODY_LIMIT, AMQPProtocol
 from tests.support.amqp_rig import LOGIN, AMQPCase, Link, Owner, pack
@@ -71,7 +71,7 @@ class HandshakeTests(AMQPCase):
         link = self.linked()
         self.channel()
         link.deliver(1, b"x" * 5000)
-        self.assertIn("where 4096 were agreed upon", str(self.protocol.reason))
+        self.assertIn("frame-max of 4096", str(self.protocol.reason))
 
     def test_mechanisms(self) -> None:
         """PLAIN is chosen if offered, else AMQPLAIN; the password is in no repr."""
@@ -92,7 +92,7 @@ class HandshakeTests(AMQPCase):
         """The handshake fails with the broker's reason for refusing the login."""
         self.broker.closing["connection.start-ok"] = (403, "ACCESS_REFUSED - Login was refused\nusing PLAIN")
         self.linked(open_it=False)
-        error = self.failed(self.protocol.handshake(), ClosedError)
+        error = self.failed(self.protocol.handshake(), AMQPClosedError)
         self.assertEqual((error.code, error.problem), (403, "ACCESS_REFUSED - Login was refused using PLAIN"))
         self.assertEqual(self.owner.heard, [error])
 
@@ -101,7 +101,7 @@ class HandshakeTests(AMQPCase):
         for name in ("connection.start", "connection.tune"):
             link = self.linked(heartbeat=10)
             link.say(0, name)
-            self.assertIn(f"{name} out of its turn", str(self.protocol.reason))
+            self.assertIn(f"unexpected {name}", str(self.protocol.reason))
             self.settle()
             self.assertEqual(len(link.all("connection.start-ok")), 1)
 
@@ -110,28 +110,28 @@ class HandshakeTests(AMQPCase):
         link = self.linked(open_it=False)
         shaken = self.protocol.handshake()
         link.say(0, "connection.secure", challenge="?")
-        self.assertIn("connection.secure is not for a client", str(self.failed(shaken, ClosedError)))
+        self.assertIn("must not receive connection.secure", str(self.failed(shaken, AMQPClosedError)))
 
     def test_what_it_speaks(self) -> None:
         """Other protocols on the port are recognised by their first bytes."""
         for said, problem in (
             (b"\x15\x03\x01\x00\x02\x02\x16", "the port speaks TLS; use amqps://"),
             (b"AMQP\x00\x01\x00\x00", "it speaks another version of AMQP: 00 01 00 00"),
-            (b"HTTP/1.1 400 Bad Request\r\n", "it sent what is no AMQP"),
+            (b"HTTP/1.1 400 Bad Request\r\n", "it sent invalid AMQP"),
         ):
             self.broker.unanswered.add("protocol header")
             link = self.linked(open_it=False)
             shaken = self.protocol.handshake()
             link.feed(said)
-            self.assertIn(problem, str(self.failed(shaken, ClosedError)))
+            self.assertIn(problem, str(self.failed(shaken, AMQPClosedError)))
 
     def test_no_transport(self) -> None:
         """The handshake fails if the protocol is ended before it is connected."""
         owner = Owner()
         protocol = AMQPProtocol(LOGIN, clock=self.reactor, heartbeat=0, operation_timeout=1, observer=owner)
-        reason = ClosedError("it was not needed", clean=True)
+        reason = AMQPClosedError("it was not needed", clean=True)
         protocol.end(reason)
-        self.assertIs(self.failed(protocol.handshake(), ClosedError), reason)
+        self.assertIs(self.failed(protocol.handshake(), AMQPClosedError), reason)
         self.assertEqual(owner.heard, [reason])
 
 
@@ -168,7 +168,7 @@ class EndTests(AMQPCase):
 
     def test_socket_that_stays(self) -> None:
         """A socket that does not close after close-ok is aborted."""
-        self.protocol.end(ClosedError("enough", clean=True))
+        self.protocol.end(AMQPClosedError("enough", clean=True))
         self.assertEqual((self.link.transport.disconnecting, self.link.transport.disconnected), (True, False))
         self.reactor.advance(3)
         self.assertTrue(self.link.transport.disconnected)
@@ -192,7 +192,7 @@ class EndTests(AMQPCase):
         one = self.channel()
         self.link.lose(ConnectionDone())
         self.assertTrue(one.closed)
-        self.protocol.end(ClosedError("again"))
+        self.protocol.end(AMQPClosedError("again"))
         self.assertEqual(len(self.owner.heard), 1)
         self.assertEqual(self.owner.heard[0].cause.type, ConnectionDone)
         self.assertTrue(self.successResultOf(self.protocol.disconnected.wait()))
@@ -201,7 +201,7 @@ class EndTests(AMQPCase):
     def test_after_the_end(self) -> None:
         """Bytes that arrive or are written after the end are ignored."""
         self.channel()
-        self.protocol.end(ClosedError("enough"))
+        self.protocol.end(AMQPClosedError("enough"))
         self.settle()
         self.protocol.write(b"x")
         self.assertEqual(self.link.transport.value(), b"")
@@ -229,7 +229,7 @@ class ChannelsTests(AMQPCase):
         """Opening a channel on a connection that has ended fails with the reason."""
         link = self.linked()
         link.lose()
-        error = self.failed(self.protocol.open_channel(), ClosedError)
+        error = self.failed(self.protocol.open_channel(), AMQPClosedError)
         self.assertIs(error, self.protocol.reason)
 
     def test_bound(self) -> None:
@@ -238,7 +238,7 @@ class ChannelsTests(AMQPCase):
         link = self.linked()
         self.channel()
         self.channel()
-        self.assertIn("all 2 channels", str(self.failed(self.protocol.open_channel(), ClosedError)))
+        self.assertIn("all 2 channels", str(self.failed(self.protocol.open_channel(), AMQPClosedError)))
         link.say(1, "channel.close", reply_code=404)
         self.assertEqual(self.channel().id, 1)
 
@@ -280,7 +280,7 @@ class ChannelsTests(AMQPCase):
         """A malformed method ends the connection at once."""
         link = self.linked()
         link.feed(pack_frame(METHOD, 0, b"\x00\x0a\x00\x3c\xff"))
-        self.assertIn("no AMQP", str(self.protocol.reason))
+        self.assertIn("invalid AMQP", str(self.protocol.reason))
 
 
 class BrokersWordTests(AMQPCase):
@@ -336,7 +336,7 @@ class HeartbeatTests(AMQPCase):
         self.wait(14.5)
         self.assertEqual(self.owner.heard, [])
         self.wait(5.5)
-        self.assertIn("not a byte came for 15 s", str(self.owner.heard[0]))
+        self.assertIn("no data received for 15 s", str(self.owner.heard[0]))
         self.assertTrue(self.link.transport.disconnected)
         self.assert_idle()
 
@@ -358,7 +358,7 @@ class HeartbeatTests(AMQPCase):
         link = self.linked(heartbeat=0.4)
         self.assertEqual(link.last("connection.tune-ok").args["heartbeat"], 1)
         self.wait(0.9, step=0.1)
-        self.assertIn("not a byte came for 0.6 s", str(self.owner.heard[-1]))
+        self.assertIn("no data received for 0.6 s", str(self.owner.heard[-1]))
 
 
 class NoHeartbeatTests(AMQPCase):

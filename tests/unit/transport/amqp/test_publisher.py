@@ -20,17 +20,17 @@ from novasvc.errors import (
 from novasvc.transport.amqp import BrokerAddress, BrokerOptions, publisher
 from novasvc.transport.amqp.codec import decode_properties
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.publisher import HELD_BYTES, PROBE_KEY, PROOF_AGE, Message, Publisher
+from novasvc.transport.amqp.publisher import BACKLOG_BYTES, FLOW_CHECK_AGE, FLOW_CHECK_KEY, Message, Publisher
 from tests.support.amqp_rig import AMQPCase, Link, Said
 
 
 class PublisherCase(AMQPCase):
     """A publisher on its connection; the test sends the publisher confirms.
 
-    :cvar proof_age: see Publisher; infinite sends no probes.
+    :cvar flow_check_age: see Publisher; infinite sends no probes.
     """
 
-    proof_age = inf
+    flow_check_age = inf
 
     def setUp(self) -> None:
         super().setUp()
@@ -40,7 +40,9 @@ class PublisherCase(AMQPCase):
         connect = partial(
             Connection, "publishing", address, options, self.reactor, client_name="test", retry=lambda _: 1.0
         )
-        self.publisher = Publisher("nova", options, self.reactor, connect, self.proof_age, lambda returns: returns / 2)
+        self.publisher = Publisher(
+            "nova", options, self.reactor, connect, self.flow_check_age, lambda returns: returns / 2
+        )
         self.connection = self.publisher.connection
         self.done(self.connection.open())
         self.addCleanup(self.nothing_is_left)
@@ -113,7 +115,7 @@ class ConfirmTests(PublisherCase):
         """A message that the broker nacks fails, and the next one does not."""
         first, second = self.publish(), self.publish()
         self.confirm(1, "basic.nack")
-        self.assertIn("could not take", self.failed(first, BrokerError).problem)
+        self.assertIn("rejected the message", self.failed(first, BrokerError).problem)
         self.confirm(2)
         self.successResultOf(second)
 
@@ -286,7 +288,7 @@ class ReturnedPeersTests(PublisherCase):
 
     def test_bound(self) -> None:
         """Requests that wait for a retry count towards the bound on held messages."""
-        self.patch(publisher, "HELD_BYTES", 10)
+        self.patch(publisher, "BACKLOG_BYTES", 10)
         first, second = self.request(body=b"123456"), self.request(body=b"7890ab")
         for said in self.published():
             self.link.give_back(said)
@@ -296,7 +298,7 @@ class ReturnedPeersTests(PublisherCase):
         self.wait(0.5)
         self.confirm(3)
         self.successResultOf(first)
-        self.assertEqual(self.publisher._held_bytes, 0)
+        self.assertEqual(self.publisher._backlog_bytes, 0)
 
     def test_closed(self) -> None:
         """Requests that wait for a retry fail on close, and leave no timer."""
@@ -314,7 +316,7 @@ class ReturnedPeersTests(PublisherCase):
 class ProofTests(PublisherCase):
     """Tests for Note [Only what is read is written]: a message with a TTL is written only while the broker reads."""
 
-    proof_age = PROOF_AGE
+    flow_check_age = FLOW_CHECK_AGE
 
     def request(self, ttl: float | None = 60.0, **more: Any) -> Deferred[None]:
         return self.publish(ttl=ttl, request=True, **more)
@@ -338,7 +340,7 @@ class ProofTests(PublisherCase):
         sent = self.request(body=b"1")
         other = self.request(body=b"2")
         (probe,) = self.published()
-        self.assertEqual((probe.args["exchange"], probe.args["routing_key"], probe.body), ("nova", PROBE_KEY, b""))
+        self.assertEqual((probe.args["exchange"], probe.args["routing_key"], probe.body), ("nova", FLOW_CHECK_KEY, b""))
         self.assertEqual((probe.args["mandatory"], decode_properties(probe.properties)["expiration"]), (False, "1"))
         self.confirm(1)
         self.assertEqual(self.bodies(), [b"", b"1", b"2"])
@@ -355,7 +357,7 @@ class ProofTests(PublisherCase):
         self.assertEqual(self.keys(), ["reply_1", "compute"])
         self.wait(0.1)
         sent.append(self.request())
-        self.assertEqual(self.keys(), ["reply_1", "compute", PROBE_KEY])
+        self.assertEqual(self.keys(), ["reply_1", "compute", FLOW_CHECK_KEY])
         self.confirm(3, multiple=True)
         self.confirm(4)
         for one in sent:
@@ -368,7 +370,7 @@ class ProofTests(PublisherCase):
         self.assertEqual(self.keys(), ["reply_1", "compute"])
         sent.append(self.publish(exchange="", key="compute", ttl=60.0))
         sent.append(self.request(ttl=None, key="cast"))
-        self.assertEqual(self.keys(), ["reply_1", "compute", PROBE_KEY])
+        self.assertEqual(self.keys(), ["reply_1", "compute", FLOW_CHECK_KEY])
         self.assertEqual(self.published()[-1].args["exchange"], "")
         self.confirm(3, multiple=True)
         self.assertEqual(self.keys()[3:], ["compute", "cast"])
@@ -381,7 +383,7 @@ class ProofTests(PublisherCase):
         sent = self.request(ttl=2.0)
         self.wait(2)
         problem = self.failed(sent, BrokerUnavailableError).problem
-        self.assertEqual(problem, "it has not confirmed for over 1 s that it reads, and the message was not sent")
+        self.assertEqual(problem, "no publisher confirm for over 1 s, so the message was not sent")
         self.confirm(1)
 
     def test_alarm(self) -> None:
@@ -393,7 +395,7 @@ class ProofTests(PublisherCase):
         self.wait(20)  # the probe's own confirm is not waited for
         self.link.say(0, "connection.unblocked")
         self.settle()
-        self.assertEqual(set(self.keys()), {PROBE_KEY})
+        self.assertEqual(set(self.keys()), {FLOW_CHECK_KEY})
         self.confirm(len(self.published()), multiple=True)
         self.assertEqual(self.keys()[-1], "compute")
         self.confirm(len(self.published()))
@@ -405,9 +407,9 @@ class ProofTests(PublisherCase):
         self.link.lose()
         self.assertNoResult(sent)
         self.wait(1)
-        self.assertEqual(self.keys(), [PROBE_KEY])
+        self.assertEqual(self.keys(), [FLOW_CHECK_KEY])
         self.confirm(1)
-        self.assertEqual(self.keys(), [PROBE_KEY, "compute"])
+        self.assertEqual(self.keys(), [FLOW_CHECK_KEY, "compute"])
         self.confirm(2)
         self.successResultOf(sent)
 
@@ -435,21 +437,21 @@ class ProofTests(PublisherCase):
     def test_fanout(self) -> None:
         """A fanout waits for a proof as well; the probe goes to the control exchange."""
         sent = self.started(self.publisher.fanout("compute", b"{}", None, "all of compute"))
-        self.assertEqual((self.keys(), self.published()[0].args["exchange"]), ([PROBE_KEY], "nova"))
+        self.assertEqual((self.keys(), self.published()[0].args["exchange"]), ([FLOW_CHECK_KEY], "nova"))
         self.confirm(1)
         self.settle()
-        self.assertEqual(self.keys(), [PROBE_KEY, ""])
+        self.assertEqual(self.keys(), [FLOW_CHECK_KEY, ""])
         self.confirm(1, channel=2)
         self.successResultOf(sent)
 
     def test_too_late(self) -> None:
         """A message that has expired when it could be written is not written."""
-        self.patch(publisher, "_BEFORE_THE_END", 2.0)
+        self.patch(publisher, "_TTL_FRACTION_HELD", 2.0)
         sent = self.request(ttl=1.0)
         self.wait(1.5)
         self.confirm(1)
         self.failed(sent, BrokerUnavailableError)
-        self.assertEqual(self.keys(), [PROBE_KEY])
+        self.assertEqual(self.keys(), [FLOW_CHECK_KEY])
 
     def test_busy_sender(self) -> None:
         """A connection that was blocked with messages on it is dropped when one of their senders cancels."""
@@ -462,7 +464,7 @@ class ProofTests(PublisherCase):
         self.assertIn("had not read: low on memory", self.failed(other, UnconfirmedError).problem)
         self.assertTrue(self.link.transport.disconnecting)
         self.wait(1)
-        self.assertEqual((len(self.broker.links), self.keys()), (2, [PROBE_KEY]))
+        self.assertEqual((len(self.broker.links), self.keys()), (2, [FLOW_CHECK_KEY]))
         self.confirm(1)
         self.confirm(2)
         self.successResultOf(held)
@@ -668,7 +670,7 @@ class HeldTests(PublisherCase):
 
     def test_bound_of_messages(self) -> None:
         """The number of held messages is bounded."""
-        self.patch(publisher, "HELD_MESSAGES", 100)  # a Clock sorts all its timers for each
+        self.patch(publisher, "BACKLOG_MESSAGES", 100)  # a Clock sorts all its timers for each
         self.block()
         for _ in range(100):
             self.publisher.publish(Message("nova", "c", b"", 1.0, mandatory=False, target="c")).addErrback(
@@ -687,7 +689,7 @@ class HeldTests(PublisherCase):
     def test_bound_of_bytes(self) -> None:
         """The bytes of held messages are bounded."""
         self.block()
-        sent = self.publish(bytes(HELD_BYTES))
+        sent = self.publish(bytes(BACKLOG_BYTES))
         self.failed(self.publish(b"x"), TransportFullError)
         sent.cancel()
         self.failed(sent, CancelledError)
@@ -750,7 +752,7 @@ class ChannelClosedTests(PublisherCase):
         self.wait(20)
         tries = len(self.link.all("channel.open")) - 1
         self.assertTrue(3 <= tries <= 10, tries)
-        self.assertEqual(len([line for line in self.log if "cannot open a channel for publishing" in line]), 1)
+        self.assertEqual(len([line for line in self.log if "cannot open a publishing channel" in line]), 1)
         self.broker.closing.clear()
         sent = self.publish()
         self.wait(10)

@@ -12,8 +12,8 @@ from novasvc.errors import (
     DeclarationMismatchError,
 )
 from novasvc.rpc.target import Target
-from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import ClosedError
+from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.reply_codes import broker_error
 from tests.support.amqp_rig import DENIED
 from tests.unit.transport.amqp.test_connection import ConnectionCase
 from tests.unit.transport.amqp.test_transport import TransportCase
@@ -54,7 +54,7 @@ class ReplyCodeTests(SynchronousTestCase):
     def test_kinds(self) -> None:
         """Each code, and each reply text where a code has several meanings, becomes its error."""
         for code, text, kind in REASONS:
-            error = topology.refusal("amqp://one", ClosedError(text, code))
+            error = broker_error("amqp://one", AMQPClosedError(text, code))
             self.assertIs(type(error), kind, text)
             self.assertTrue(str(error).endswith(kind.remedy), str(error))
             if kind is not DeclarationDeniedError:
@@ -62,7 +62,7 @@ class ReplyCodeTests(SynchronousTestCase):
 
     def test_denied(self) -> None:
         """A denied feature is named in one line, with the settings that help."""
-        text = str(topology.refusal("amqp://one", ClosedError(" ".join(DENIED.split()), 541)))
+        text = str(broker_error("amqp://one", AMQPClosedError(" ".join(DENIED.split()), 541)))
         for part in ("541", "transient_nonexcl_queues", "amqp_durable_queues", "rabbit_quorum_queue"):
             self.assertIn(part, text)
         self.assertNotIn("check that the broker is running", text)
@@ -82,8 +82,8 @@ class RetryTests(ConnectionCase):
         self.wait(30, step=0.5)
         self.assertEqual([kind for kind, _ in self.rounds[:6]], ["away"] * 6)
         self.assertEqual({kind for kind, _ in self.rounds[7:]}, {"refused"})
-        self.assertIsInstance(self.connection.problem, BrokerFailedError)
-        self.assertIn("it answered with an error: 541", str(self.connection.problem))
+        self.assertIsInstance(self.connection.last_error, BrokerFailedError)
+        self.assertIn("it reported an error: 541", str(self.connection.last_error))
 
     def test_limit(self) -> None:
         """A reached connection limit is retried with the slow backoff, and named."""
@@ -91,8 +91,8 @@ class RetryTests(ConnectionCase):
         self.broker.links[0].lose()
         self.wait(2)
         self.assertEqual(self.rounds[-1][0], "refused")
-        self.assertIsInstance(self.connection.problem, BrokerLimitError)
-        self.assertIn("raise the limit", str(self.connection.problem))
+        self.assertIsInstance(self.connection.last_error, BrokerLimitError)
+        self.assertIn("raise the limit", str(self.connection.last_error))
 
 
 class DeniedTests(TransportCase):

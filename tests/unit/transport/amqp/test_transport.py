@@ -127,7 +127,7 @@ class ReturningCallerTests(TransportCase):
         self.assertNoResult(replying)
         self.out.say(self.published()[-1].channel, "basic.ack", delivery_tag=len(self.published()))
         self.successResultOf(replying)
-        self.assertEqual((self.amqp.unclaimed_replies, self.amqp._retries.gone), (0, {}))
+        self.assertEqual((self.amqp.dropped_replies, self.amqp._retries.gone), (0, {}))
 
     def test_gone(self) -> None:
         """A caller that does not come back within 15 s counts as gone."""
@@ -137,7 +137,7 @@ class ReturningCallerTests(TransportCase):
             self.wait(2)
         self.nobody_is_there()
         self.successResultOf(replying)
-        self.assertEqual(self.amqp.unclaimed_replies, 1)
+        self.assertEqual(self.amqp.dropped_replies, 1)
 
 
 class ReplyTests(TransportCase):
@@ -171,18 +171,18 @@ class ReplyTests(TransportCase):
         self.wait(1)
         self.out.say(1, "basic.ack", delivery_tag=2)
         self.successResultOf(replied)
-        self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (2, 0))
+        self.assertEqual((len(self.published()), self.amqp.dropped_replies), (2, 0))
 
     def test_vanished(self) -> None:
         """A caller that is gone costs five attempts, then one for each reply; it is logged once, and is no error."""
         self.successResultOf(self.vanish())
-        self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (5, 1))
+        self.assertEqual((len(self.published()), self.amqp.dropped_replies), (5, 1))
         for number in range(3):
             replied = self.started(self.amqp.reply("reply_1", b"r%d" % number))
             self.nobody_is_there()
             self.successResultOf(replied)
-        self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (8, 4))
-        self.assertEqual(len([line for line in self.log if "a caller is gone" in line]), 1)
+        self.assertEqual((len(self.published()), self.amqp.dropped_replies), (8, 4))
+        self.assertEqual(len([line for line in self.log if "dropping replies to this caller" in line]), 1)
 
     def test_others(self) -> None:
         """A caller that is gone delays no other caller's reply."""
@@ -192,7 +192,7 @@ class ReplyTests(TransportCase):
 
     def test_remembered_bound(self) -> None:
         """The callers remembered as gone are bounded; the oldest are forgotten first."""
-        self.patch(retries, "BOUND", 2)
+        self.patch(retries, "RETRIES_BOUND", 2)
         for number in range(3):
             self.successResultOf(self.vanish(f"reply_{number}"))
         self.assertEqual(list(self.amqp._retries.gone), ["reply_1", "reply_2"])
@@ -209,16 +209,16 @@ class ReplyTests(TransportCase):
             self.wait(2)
         for one in replying:
             self.successResultOf(one)
-        self.assertEqual(self.amqp.unclaimed_replies, 2)
-        self.assertEqual(len([line for line in self.log if "a caller is gone" in line]), 1)
+        self.assertEqual(self.amqp.dropped_replies, 2)
+        self.assertEqual(len([line for line in self.log if "dropping replies to this caller" in line]), 1)
 
     def test_retried_bound(self) -> None:
         """Beyond the bound on retries a reply gets one attempt."""
-        self.patch(retries, "BOUND", 0)
+        self.patch(retries, "RETRIES_BOUND", 0)
         replied = self.started(self.amqp.reply("reply_1", b"r"))
         self.nobody_is_there()
         self.successResultOf(replied)
-        self.assertEqual((len(self.published()), self.amqp.unclaimed_replies), (1, 1))
+        self.assertEqual((len(self.published()), self.amqp.dropped_replies), (1, 1))
 
     def test_unconfirmed(self) -> None:
         """A reply that was unconfirmed when the connection was lost is sent again."""
@@ -282,7 +282,7 @@ class ReplyTests(TransportCase):
         self.failed(replied, CancelledError)
         self.wait(5)
         self.assertEqual(len(self.published()), 1)
-        self.assertEqual(self.amqp._retries._waiting, set())
+        self.assertEqual(self.amqp._retries._pending, set())
 
     def test_closed_between_attempts(self) -> None:
         """Closing the transport ends the retries, and the waiting replies fail."""
@@ -309,7 +309,7 @@ class ReplyBoxTests(TransportCase):
 
     @property
     def box(self) -> Any:
-        return self.amqp._boxes[self.address]
+        return self.amqp._reply_queues[self.address]
 
     def channel(self) -> int:
         return self.link.last("basic.consume").channel

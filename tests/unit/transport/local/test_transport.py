@@ -212,9 +212,9 @@ class SendTests(LocalCase):
         calling = self.process()
         client = self.client(calling, "stock")
         await client.call(RequestContext(), "echo", text="a")
-        self.assertEqual(len(serving._sockets.broker._boxes), 1)
+        self.assertEqual(len(serving._sockets.broker._reply_queues), 1)
         await client.close()
-        await until(lambda: not serving._sockets.broker._boxes)
+        await until(lambda: not serving._sockets.broker._reply_queues)
 
 
 class SharedTests(LocalCase):
@@ -290,7 +290,7 @@ class EndTests(LocalCase):
         calling = self.process()
         await self.client(calling, "stock").call(RequestContext(), "echo", text="a")
         await calling.close()
-        await until(lambda: not serving._sockets.broker._boxes)
+        await until(lambda: not serving._sockets.broker._reply_queues)
 
     async def test_unread(self) -> None:
         """A peer that does not read is disconnected, and what is kept for it is bounded."""
@@ -298,7 +298,7 @@ class EndTests(LocalCase):
         serving, _ = await self.serve("stock", "h1")
         with self.connected() as peer:
             peer.sendall(frame({"do": "open", "address": "reply_x"}))
-            await until(lambda: serving._sockets.broker._boxes)
+            await until(lambda: serving._sockets.broker._reply_queues)
             for _ in range(20):
                 serving._sockets.broker.reply("reply_x", b"x" * 500_000)
             await until(lambda: not serving._sockets.incoming.connections)
@@ -349,7 +349,7 @@ class AccessTests(LocalCase):
                 peer.setblocking(False)
                 await until(lambda peer=peer: closed(peer))
         self.assertEqual(await client.call(RequestContext(), "echo", text="a"), "h1: a")
-        self.assertEqual(len(serving._sockets.broker._boxes), 1)
+        self.assertEqual(len(serving._sockets.broker._reply_queues), 1)
 
     async def test_too_many(self) -> None:
         """Connections beyond the limit are closed at once."""

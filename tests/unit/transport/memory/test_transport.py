@@ -219,7 +219,7 @@ class MemoryTransportTests(SynchronousTestCase):
         """A probe that does not arrive is the problem, and the verification ends in time."""
         listener = self.listen(Target("compute", "h1"))
         verifying = listener.verify(lambda *_: b"", 5.0)
-        self.broker._awake.clear()  # so that no turn delivers the probe
+        self.broker._scheduled.clear()  # so that no turn delivers the probe
         self.clock.advance(5)
         expected = Reachability("a message to compute.h1 did not arrive within 5 s")
         self.assertEqual(self.successResultOf(verifying), expected)

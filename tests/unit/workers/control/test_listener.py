@@ -177,14 +177,13 @@ class ConnectionTests(ControlCase):
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (client.socket.fileno() + 1, limits[1]))
         try:
-            await until(lambda: self.control._listener is not None and self.control._listener._timer is not None)
+            await until(lambda: self.control._acceptor is not None and self.control._acceptor.pausing)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         return client
 
     async def test_no_descriptors(self) -> None:
         """When the system has no descriptor left, one that waits is accepted later; nothing spins."""
-        self.patch(control, "_PAUSE", 0.05)
         client = await self.starve()
         self.assertIn("result", await client.ask({"command": "who"}))
 

@@ -1,17 +1,17 @@
-"""Tests for novasvc.rpc.parking: calls that waited when their session ended."""
+"""Tests for novasvc.rpc.awaiting_redelivery: calls that waited when their session ended."""
 
 from typing import Any
 
 from novasvc.errors import RedeliveredError, RPCTimeoutError
-from novasvc.rpc.parking import GRACE
+from novasvc.rpc.awaiting_redelivery import REDELIVERY_GRACE
 from tests.support.rpc_rig import TARGET, RPCCase
 
 
-class ParkingTests(RPCCase):
-    def lose_broker(self, *, kept: bool) -> None:
+class AwaitingRedeliveryTests(RPCCase):
+    def lose_broker(self, *, redelivers: bool) -> None:
         """End the session without redeliveries, and consume again."""
         listener: Any = self.server._listener
-        listener.kept, listener.ended = kept, True
+        listener.redelivers, listener.ended = redelivers, True
         listener.cancel()
         self.server._listener = self.successResultOf(self.transport.listen(TARGET, listener._receiver, 2))
 
@@ -25,16 +25,16 @@ class ParkingTests(RPCCase):
             hanging.callback(None)
         self.clock.advance(0)
 
-    def test_missed(self) -> None:
+    def test_message_lost(self) -> None:
         """A call whose message may be lost is run after a while if it is idempotent, and refused otherwise."""
         self.fill()
-        self.lose_broker(kept=False)
+        self.lose_broker(redelivers=False)
         self.end_running()
-        self.clock.advance(GRACE)
+        self.clock.advance(REDELIVERY_GRACE)
         self.assertEqual(self.diary.calls, ["hang"] * 2)
         drained = self.server.drained()
         self.assertNoResult(drained)
-        self.clock.pump([GRACE, 0.0])
+        self.clock.pump([REDELIVERY_GRACE, 0.0])
         self.assertEqual(self.diary.calls, ["hang"] * 2 + ["hang_again"])
         self.failureResultOf(self.calls[3], RedeliveredError)
         self.diary.hanging[2].callback("done")
@@ -45,31 +45,31 @@ class ParkingTests(RPCCase):
     def test_kept(self) -> None:
         """A call whose message the broker keeps is left to the redelivery, and does not delay the shutdown."""
         self.fill()
-        self.lose_broker(kept=True)
+        self.lose_broker(redelivers=True)
         self.end_running()
-        self.clock.pump([GRACE] * 10)
+        self.clock.pump([REDELIVERY_GRACE] * 10)
         self.assertEqual(self.diary.calls, ["hang"] * 2)
         self.successResultOf(self.server.drained())
 
     def test_draining(self) -> None:
-        """A draining server neither begins nor refuses parked calls, nor waits for them."""
+        """A draining server neither begins nor refuses calls that wait for a redelivery, nor waits for them."""
         for drained_first in (True, False):
             self.setUp()
             self.fill()
-            self.lose_broker(kept=False)
+            self.lose_broker(redelivers=False)
             if drained_first:
                 self.server.drain()
             self.end_running()
             if not drained_first:
                 self.server.drain()
-            self.clock.pump([GRACE] * 4)
+            self.clock.pump([REDELIVERY_GRACE] * 4)
             self.assertEqual(self.diary.calls, ["hang"] * 2, drained_first)
             self.successResultOf(self.server.drained())
 
     def test_cut_short(self) -> None:
-        """A server that is cut short does not wait for parked calls."""
+        """A server that is cut short does not wait for calls that wait for a redelivery."""
         self.fill()
-        self.lose_broker(kept=False)
+        self.lose_broker(redelivers=False)
         self.end_running()
         self.server.cut_short("b@h was shutting down")
         self.successResultOf(self.server.drained())
@@ -77,11 +77,11 @@ class ParkingTests(RPCCase):
     def test_nobody_waits(self) -> None:
         """An expired call is forgotten and not begun."""
         self.fill()
-        self.lose_broker(kept=False)
+        self.lose_broker(redelivers=False)
         self.end_running()
         self.server._listener.live = False  # type: ignore[union-attr]  # as while the broker is away
-        self.clock.pump([GRACE] * 20)  # the calls' timeout is 60 s
-        self.assertEqual(len(self.server._parking), 0)
+        self.clock.pump([REDELIVERY_GRACE] * 20)  # the calls' timeout is 60 s
+        self.assertEqual(len(self.server._awaiting), 0)
         for call in self.calls[2:]:
             self.failureResultOf(call, RPCTimeoutError)
         self.successResultOf(self.server.drained())

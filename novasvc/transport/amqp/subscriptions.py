@@ -12,28 +12,26 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from novasvc.reactor.backoff import jittered_backoff
-from novasvc.transport.amqp import topology
-from novasvc.transport.amqp.channel import ClosedError
-from novasvc.transport.amqp.connection import Connection, ConnectionUser
+from novasvc.transport.amqp.channel import AMQPClosedError
+from novasvc.transport.amqp.connection import Connection, ConnectionHandler
 from novasvc.transport.amqp.options import BrokerOptions
 from novasvc.transport.amqp.protocol import AMQPProtocol
+from novasvc.transport.amqp.reply_codes import broker_error, denies_feature
 from novasvc.transport.errors import BrokerError, BrokerUnavailableError, DeclarationDeniedError
 
 _log = Logger()
 
-NOT_FOUND = 404
-"""Reply code not-found: the queue does not exist."""
 _TIMED_OUT = re.compile(r"acknowledgement .*timed out.*?(\d+) ms")
 """RabbitMQ's reply text when it closes a channel whose delivery exceeded the consumer_timeout."""
 
 
-class _Subscription(Protocol):
+class Subscription(Protocol):
     """Queues and consumers to keep established on the consuming connection."""
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Open a channel, declare the queues and start the consumers.
 
-        :raises ClosedError: the channel or the connection was lost meanwhile.
+        :raises AMQPClosedError: the channel or the connection was lost meanwhile.
         """
 
     def connection_lost(self) -> None:
@@ -41,7 +39,7 @@ class _Subscription(Protocol):
 
 
 @attrs.define(eq=False)
-class Consumers:
+class Subscriptions:
     """Keeps a transport's subscriptions established on one shared connection.
 
     :param options: how queues are declared.
@@ -64,13 +62,13 @@ class Consumers:
 
     options: BrokerOptions
     clock: IReactorTime
-    _connect: Callable[[ConnectionUser], Connection]
+    _connect: Callable[[ConnectionHandler], Connection]
     connection: Connection = attrs.field(init=False)
     consumer_timeout: float = attrs.field(init=False)
-    _subscriptions: list[_Subscription] = attrs.field(factory=list, init=False)
-    _refused: list[_Subscription] = attrs.field(factory=list, init=False)
-    _repairs: dict[_Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
-    _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _subscriptions: list[Subscription] = attrs.field(factory=list, init=False)
+    _failed: list[Subscription] = attrs.field(factory=list, init=False)
+    _retries: dict[Subscription, Deferred[None]] = attrs.field(factory=dict, init=False)
+    _reconnect_waiters: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.consumer_timeout = self.options.consumer_timeout
@@ -80,19 +78,19 @@ class Consumers:
         """Replace a connection that failed to open with a new, idle one."""
         self.connection = self._connect(self)
 
-    def learn_limit(self, reason: ClosedError) -> None:
+    def adopt_consumer_timeout(self, reason: AMQPClosedError) -> None:
         """Adopt the broker's consumer_timeout if a channel was closed because it is shorter than configured."""
         found = _TIMED_OUT.search(reason.problem)
         limit = int(found[1]) / 1000 if found else 0.0
         if limit and not 0 < self.consumer_timeout <= limit:
             self.consumer_timeout, ours = limit, self.options.consumer_timeout
             _log.error(
-                "the broker's consumer_timeout is {limit:g} s, {ours}; set rabbit_consumer_timeout to that",
+                "the broker's consumer_timeout is {limit:g} s, {ours}; set rabbit_consumer_timeout to the same value",
                 limit=limit,
                 ours=f"not {ours:g} s" if ours else "and none is set here",
             )
 
-    async def add(self, subscription: _Subscription) -> None:
+    async def add(self, subscription: Subscription) -> None:
         """Establish a subscription and keep it established.
 
         :raises BrokerError: it cannot be established; it is not kept.
@@ -103,64 +101,64 @@ class Consumers:
         except DeclarationDeniedError:
             if adapted:
                 raise
-            await self._next_connection()
+            await self._wait_for_reconnect()
             await self._establish(subscription)
         self._subscriptions.append(subscription)
 
-    def _next_connection(self) -> Deferred[None]:
+    def _wait_for_reconnect(self) -> Deferred[None]:
         """Wait for the reconnect after the broker has closed the connection.
 
         :return: Deferred[None]; fails with BrokerUnavailableError after the connect timeout.
         """
-        back: Deferred[None] = Deferred()
-        self._waiting.append(back)
+        reconnected: Deferred[None] = Deferred()
+        self._reconnect_waiters.append(reconnected)
 
         def late(_result: object, seconds: float) -> Failure:
-            self._waiting.remove(back)
-            problem = f"it closed the connection, and no other one is there after {seconds:g} s"
+            self._reconnect_waiters.remove(reconnected)
+            problem = f"it closed the connection, and reconnecting took longer than {seconds:g} s"
             return Failure(BrokerUnavailableError(self.connection.address.shown(), problem))
 
-        return back.addTimeout(self.options.connect_timeout, self.clock, onTimeoutCancel=late)
+        return reconnected.addTimeout(self.options.connect_timeout, self.clock, onTimeoutCancel=late)
 
-    def keeps(self, subscription: _Subscription) -> bool:
+    def __contains__(self, subscription: Subscription) -> bool:
         """Return whether a subscription was added and not removed."""
         return subscription in self._subscriptions
 
-    def remove(self, subscription: _Subscription) -> None:
+    def remove(self, subscription: Subscription) -> None:
         """Stop keeping a subscription established; its channel is the caller's to close."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
-        self._end_repair(subscription)
+        self._cancel_retry(subscription)
 
-    async def _establish(self, subscription: _Subscription) -> None:
+    async def _establish(self, subscription: Subscription) -> None:
         broker = self.connection.address.shown()
         protocol = self.connection.protocol
         if protocol is None:
-            raise self.connection.problem or topology.refusal(broker, ClosedError("the connection is lost"))
+            raise self.connection.last_error or broker_error(broker, AMQPClosedError("the connection is lost"))
         try:
             await subscription.establish(protocol)
-        except ClosedError as reason:
-            raise topology.refusal(broker, reason) from reason
+        except AMQPClosedError as reason:
+            raise broker_error(broker, reason) from reason
 
-    def repair(self, subscription: _Subscription) -> None:
+    def retry(self, subscription: Subscription) -> None:
         """Re-establish a subscription that lost its channel or queue; retry with backoff until it succeeds."""
-        self._end_repair(subscription)
+        self._cancel_retry(subscription)
         if self.connection.protocol is None:
             # The connection is not ready yet: other subscriptions are being established. ready() repairs this one.
-            self._refused.append(subscription)
+            self._failed.append(subscription)
             return
-        repairing = self._repairs[subscription] = Deferred.fromCoroutine(self._repair(subscription))
-        repairing.addErrback(_note)
+        retrying = self._retries[subscription] = Deferred.fromCoroutine(self._retry(subscription))
+        retrying.addErrback(_log_unless_cancelled)
 
-    def _end_repair(self, subscription: _Subscription) -> None:
-        repairing = self._repairs.pop(subscription, None)
-        if repairing is not None:
-            repairing.cancel()
+    def _cancel_retry(self, subscription: Subscription) -> None:
+        retrying = self._retries.pop(subscription, None)
+        if retrying is not None:
+            retrying.cancel()
 
-    async def _repair(self, subscription: _Subscription) -> None:
+    async def _retry(self, subscription: Subscription) -> None:
         protocol = self.connection.protocol
         wait = jittered_backoff(first=0.2, longest=4.0)
-        told: str | None = None
+        logged: str | None = None
         attempt = 0
         while protocol is not None and not protocol.closed and subscription in self._subscriptions:
             attempt += 1
@@ -170,8 +168,8 @@ class Consumers:
             try:
                 await self._establish(subscription)
             except BrokerError as error:
-                if told != str(error):
-                    told = str(error)
+                if logged != str(error):
+                    logged = str(error)
                     _log.error(
                         "{subscription} cannot consume; retrying: {error}",
                         subscription=str(subscription),
@@ -181,32 +179,32 @@ class Consumers:
                 _log.info("{subscription} consumes again", subscription=str(subscription))
                 return
 
-    # -- ConnectionUser ------------------------------------------------------------------------
+    # -- ConnectionHandler ------------------------------------------------------------------------
 
     async def prepare(self, protocol: AMQPProtocol) -> None:
-        """Establish all subscriptions; see ConnectionUser."""
-        self._refused = []
+        """Establish all subscriptions; see ConnectionHandler."""
+        self._failed = []
         for subscription in list(self._subscriptions):
             if subscription not in self._subscriptions:
                 continue
             try:
                 await subscription.establish(protocol)
-            except ClosedError as reason:
+            except AMQPClosedError as reason:
                 if not reason.code or protocol.closed:
-                    raise topology.refusal(self.connection.address.shown(), reason) from reason
-                self._refused.append(subscription)  # a refusal closed this subscription's channel only
+                    raise broker_error(self.connection.address.shown(), reason) from reason
+                self._failed.append(subscription)  # a refusal closed this subscription's channel only
 
     def ready(self) -> None:
-        """Retry the subscriptions that the broker refused; see ConnectionUser."""
-        refused, self._refused = self._refused, []
-        for subscription in refused:
-            self.repair(subscription)
-        waiting, self._waiting = self._waiting, []
-        for back in waiting:
-            back.callback(None)
+        """Retry the subscriptions that the broker refused; see ConnectionHandler."""
+        failed, self._failed = self._failed, []
+        for subscription in failed:
+            self.retry(subscription)
+        waiters, self._reconnect_waiters = self._reconnect_waiters, []
+        for reconnected in waiters:
+            reconnected.callback(None)
 
-    def lost(self, reason: ClosedError) -> bool:
-        """Tell the subscriptions; switch to durable private queues if transient ones were denied. See ConnectionUser.
+    def lost(self, reason: AMQPClosedError) -> bool:
+        """Switch to durable private queues if transient ones were denied; see ConnectionHandler.
 
         See Note [Transient queues].
 
@@ -214,18 +212,18 @@ class Consumers:
         """
         for subscription in list(self._subscriptions):
             subscription.connection_lost()
-        if not topology.is_denial(reason) or self.options.durable_private_queues:
+        if not denies_feature(reason) or self.options.durable_private_queues:
             return False
         self.options = attrs.evolve(self.options, durable_private_queues=True)
         _log.warn(
-            "the broker permits no queues that are neither durable nor exclusive: those of replies and fanouts are "
-            "declared durable from now on ({reason})",
+            "the broker denies queues that are neither durable nor exclusive; reply and fanout queues are "
+            "declared durable from now on: {reason}",
             reason=reason,
         )
         return True
 
 
-def _note(failure: Failure) -> None:
+def _log_unless_cancelled(failure: Failure) -> None:
     """Log a failure, except a cancellation."""
     if not failure.check(CancelledError):
-        _log.failure("a subscription cannot be repaired", failure)
+        _log.failure("retrying a subscription failed", failure)

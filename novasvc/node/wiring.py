@@ -1,0 +1,51 @@
+"""What a manager works with: its periodic tasks, an RPC client, and the resources that it is attached to."""
+
+from collections.abc import Callable
+
+from novasvc.interfaces import IServiceRegistry, ITransport
+from novasvc.manager import Manager, ManagerResources
+from novasvc.node.runtime import Runtime
+from novasvc.periodic import TaskRunner
+from novasvc.registry.lookup import ServiceLookup
+from novasvc.rpc import Client
+
+
+def make_tasks(manager: Manager, runtime: Runtime, *, fuzzy_delay: float, interval_max: float | None) -> TaskRunner:
+    """Make the runner of a manager's periodic tasks.
+
+    :param fuzzy_delay: seconds: the longest random delay of the first pass.
+    :param interval_max: seconds: the longest wait between passes; None for no limit.
+    """
+    return TaskRunner(
+        manager,
+        clock=runtime.reactor,
+        random_source=runtime.random_source,
+        fuzzy_delay=fuzzy_delay,
+        interval_max=interval_max,
+        run_external=runtime.settings.run_external_periodic_tasks,
+    )
+
+
+def make_client(runtime: Runtime, transport: ITransport, registry: Callable[[], IServiceRegistry | None]) -> Client:
+    """Make an RPC client whose errors say what the registry knows of a service that is not reached.
+
+    :param transport: open.
+    :param registry: returns the registry; None while it is not connected.
+    """
+    settings, clock = runtime.settings, runtime.reactor
+    explain = ServiceLookup(registry, clock, settings.service_down_time)
+    return Client(transport, clock=clock, timeout=settings.rpc_response_timeout, explain=explain)
+
+
+def attach(manager: Manager, runtime: Runtime, client: Client, registry: IServiceRegistry, tasks: TaskRunner) -> None:
+    """Give a manager its resources."""
+    manager.attach(
+        ManagerResources(
+            reactor=runtime.reactor,
+            rpc=client,
+            tasks=tasks,
+            registry=registry,
+            run_blocking=runtime.run_blocking,
+            worker=runtime.worker,
+        )
+    )

@@ -1,0 +1,148 @@
+"""The registry, reached through a conductor."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from zope.interface import implementer
+
+from novasvc import rpc
+from novasvc.context import RequestContext
+from novasvc.interfaces import IServiceRegistry
+from novasvc.registry.conductor import NAMESPACE, PAGE_VERSION, PROVE_WRITABLE_VERSION, TOPIC, VERSION
+from novasvc.registry.encoding import read_nothing, read_page, read_record, read_records, read_totals
+from novasvc.registry.errors import DatabaseError, DatabaseUnavailableError, ServiceNotFoundError
+from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+from novasvc.rpc.errors import (
+    MethodTimeoutError,
+    NoSuchMethodError,
+    RPCTimeoutError,
+    ServiceDrainingError,
+    TooManyCallsError,
+    TransportClosedError,
+    TransportFullError,
+    UnconfirmedError,
+    UndeliverableError,
+    UnsupportedVersionError,
+)
+from novasvc.transport.errors import BrokerError
+
+TIMEOUT = 20.0
+"""Seconds for a call: more than the database's own timeout, so that the database's error is returned."""
+
+_OUTAGES: Mapping[type[Exception], str] = {
+    MethodTimeoutError: "its database did not answer in time",
+    RPCTimeoutError: "it did not answer in time",
+    ServiceDrainingError: "it is draining",
+    TooManyCallsError: "too many calls wait for it",
+    TransportClosedError: "the connection to it was closed",
+    TransportFullError: "too many messages wait for it already",
+    UnconfirmedError: "the connection to the broker was lost meanwhile",
+    UndeliverableError: f"no node serves the topic {TOPIC!r}",
+    BrokerError: "the broker is unavailable, or refused the call",
+}
+"""Transient errors, which a later call may not meet, with the problem to report. They count as an outage."""
+
+_T = TypeVar("_T")
+
+
+@implementer(IServiceRegistry)
+class RemoteRegistry:
+    """The registry, reached through a conductor.
+
+    It fails as the SQL registry does: with the database's own error, which the conductor returns; with
+    DatabaseUnavailableError while no conductor answers; with DatabaseError if an answer is malformed.
+
+    :param client: an RPC client on an open transport; closed with the registry.
+    Source: novasvc.interfaces.IServiceRegistry; nova.conductor.api.API.
+    """
+
+    def __init__(self, client: rpc.Client) -> None:
+        self._client = client
+        self._conductor = client.prepare(
+            topic=TOPIC,
+            server=None,
+            fanout=False,
+            namespace=NAMESPACE,
+            version=VERSION,
+            timeout=TIMEOUT,
+            idempotent=True,
+        )
+
+    def open(self) -> Deferred[None]:
+        """Do nothing: each call finds a conductor, or fails."""
+        return succeed(None)
+
+    def close(self) -> Deferred[None]:
+        """See IServiceRegistry. Calls under way fail with DatabaseUnavailableError."""
+        return self._client.close()
+
+    def register(self, host: str, binary: str, topic: str | None, version: int) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry."""
+        return self._ask(read_record, "register", host=host, binary=binary, topic=topic, version=version)
+
+    def beat(self, service_id: int) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._ask(read_nothing, "beat", service_id=service_id)
+
+    def prove_writable(self) -> Deferred[None]:
+        """See IServiceRegistry. An older conductor lacks the method; then a read must do."""
+        return Deferred.fromCoroutine(self._prove_writable())
+
+    async def _prove_writable(self) -> None:
+        try:
+            await self._ask(read_nothing, "prove_writable", PROVE_WRITABLE_VERSION)
+        except DatabaseError as error:
+            if not isinstance(error.__cause__, UnsupportedVersionError | NoSuchMethodError):
+                raise
+            with suppress(ServiceNotFoundError):
+                await self.get("0")
+
+    def get(self, service: str) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry."""
+        return self._ask(read_record, "get", service=service)
+
+    def list(self, host: str | None, binary: str | None, topic: str | None) -> Deferred[Records]:
+        """See IServiceRegistry."""
+        return self._ask(read_records, "list", host=host, binary=binary, topic=topic)
+
+    def page(self, query: ServiceQuery) -> Deferred[ServicePage]:
+        """See IServiceRegistry."""
+        return self._ask(read_page, "page", PAGE_VERSION, query=attrs.asdict(query))
+
+    def count(self, query: ServiceQuery) -> Deferred[ServiceTotals]:
+        """See IServiceRegistry."""
+        return self._ask(read_totals, "count", PAGE_VERSION, query=attrs.asdict(query))
+
+    def update(self, service_id: int, changes: ServiceChanges) -> Deferred[ServiceRecord]:
+        """See IServiceRegistry."""
+        once = self._conductor.prepare(idempotent=False)  # See Note [What a conductor may do twice].
+        asking = once.call(RequestContext.admin(), "update", service_id=service_id, **attrs.asdict(changes))
+        return Deferred.fromCoroutine(_answer(asking, read_record, "update"))
+
+    def delete(self, service_id: int) -> Deferred[None]:
+        """See IServiceRegistry."""
+        return self._ask(read_nothing, "delete", service_id=service_id)
+
+    def _ask(self, read: Callable[[Any], _T], method: str, since: str = VERSION, /, **args: Any) -> Deferred[_T]:
+        asking = self._conductor.prepare(version=since).call(RequestContext.admin(), method, **args)
+        return Deferred.fromCoroutine(_answer(asking, read, method))
+
+
+async def _answer(asking: Deferred[Any], read: Callable[[Any], _T], method: str) -> _T:
+    try:
+        answer = await asking
+    except (DatabaseError, ServiceNotFoundError, CancelledError):
+        raise
+    except Exception as error:
+        for kind, problem in _OUTAGES.items():
+            if isinstance(error, kind):
+                raise DatabaseUnavailableError(TOPIC, problem) from error
+        raise DatabaseError(TOPIC, f"{method!r} failed with {type(error).__name__}: {error}") from error
+    try:
+        return read(answer)
+    except ValueError as error:
+        raise DatabaseError(TOPIC, f"its answer to {method!r} cannot be read: {error}") from error

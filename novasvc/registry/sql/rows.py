@@ -1,0 +1,235 @@
+"""Rows of the ``services`` table: what one transaction reads and writes, in a worker thread."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import attrs
+from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy.sql import ColumnElement
+
+from novasvc.registry.errors import DatabaseCorruptError, ServiceNotFoundError
+from novasvc.registry.query import ServicePage, ServiceQuery, ServiceTotals
+from novasvc.registry.record import Records, ServiceChanges, ServiceRecord
+from novasvc.registry.sql.queries import is_number, marker_statement, rows_statement, totals_statement
+from novasvc.registry.sql.schema import GREATEST_ID, database_now, services
+
+DISABLED_REASON = "New service disabled by the setting enable_new_services."
+"""The disabled_reason of a row that was created disabled."""
+
+_NEVER = datetime(1970, 1, 1)  # noqa: DTZ001 - the table's form
+
+# Built once: most of a statement's cost is SQLAlchemy's look-up of the compiled form by its shape.
+_LIVE = services.c.deleted == 0
+_OF_ID = (services.c.id == bindparam("of_id")) & _LIVE
+_READ = select(services, database_now().label("now")).where(_LIVE)
+_BEAT = (
+    update(services)
+    .where(_OF_ID)
+    .values(
+        report_count=services.c.report_count + 1,
+        last_seen_up=database_now(),
+        updated_at=database_now(),
+    )
+)
+_PROOF = update(services).where(services.c.id == -1).values(report_count=services.c.report_count)
+_DELETE = update(services).where(_OF_ID).values(deleted=services.c.id, deleted_at=database_now())
+
+
+@attrs.frozen
+class ServiceRows:
+    """Reads and writes rows. The caller opens and commits the transaction.
+
+    :param masked_url: URL of the database, for errors.
+    :param enable_new_services: False creates new rows disabled.
+    :param new_uuid: function that returns the uuid of a new row, lower-case and with dashes.
+    """
+
+    _masked_url: str
+    _enable_new_services: bool
+    _new_uuid: Callable[[], str]
+
+    def get(self, connection: Connection, service: str) -> ServiceRecord:
+        """Read one row by its id in decimal, or its uuid."""
+        if is_number(service):
+            return self._one(connection, int(service))
+        return self._only(connection, services.c.uuid == service, service)
+
+    def list(self, connection: Connection, host: str | None, binary: str | None, topic: str | None) -> Records:
+        """Read the live rows, ordered by binary, host, id."""
+        given = {services.c.host: host, services.c.binary: binary, services.c.topic: topic}
+        wanted = [column == value for column, value in given.items() if value is not None]
+        return self._read(connection, *wanted)
+
+    def count(self, connection: Connection, query: ServiceQuery) -> ServiceTotals:
+        """Count the live rows that match a query."""
+        statement, values = totals_statement(query)
+        totals = connection.execute(statement, values).mappings().one()
+        return ServiceTotals(**{name: int(number) for name, number in totals.items()})
+
+    def read_or_create(
+        self, connection: Connection, host: str, binary: str, topic: str | None, version: int
+    ) -> ServiceRecord:
+        """Return the row of (host, binary), created if there is none.
+
+        :raises IntegrityError: another transaction has created a row with the same key since; retry.
+        """
+        wanted = (services.c.host == host) & (services.c.binary == binary)
+        found = self._read(connection, wanted)
+        if found:
+            return self._write(connection, found[0].id, {"version": version})
+        disabled = not self._enable_new_services
+        # All columns, because none has a default in the database: see novasvc.registry.sql.schema.
+        connection.execute(
+            insert(services).values(
+                created_at=database_now(),
+                updated_at=None,
+                deleted_at=None,
+                host=host,
+                binary=binary,
+                topic=topic,
+                report_count=0,
+                disabled=disabled,
+                deleted=0,
+                disabled_reason=DISABLED_REASON if disabled else None,
+                last_seen_up=None,
+                forced_down=False,
+                version=version,
+                uuid=self._new_uuid(),
+            )
+        )
+        return self._only(connection, wanted, f"{binary}@{host}")
+
+    def update(self, connection: Connection, service_id: int, changes: ServiceChanges) -> ServiceRecord:
+        """Change a row; enabling or disabling it clears the old reason."""
+        return self._write(connection, service_id, _columns(changes))
+
+    def _write(self, connection: Connection, service_id: int, values: dict[str, Any]) -> ServiceRecord:
+        # A change to the present values writes nothing, so that updated_at stays. The row is read without a lock: a
+        # concurrent change that is committed between read and write has the effect of having come before or after this
+        # one, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB). SQLite holds its write lock since BEGIN.
+        record = self._one(connection, service_id)
+        changed = {name: value for name, value in values.items() if getattr(record, name) != value}
+        if not changed:
+            return record
+        _change(connection, update(services).where(_OF_ID).values(updated_at=database_now(), **changed), service_id)
+        return self._one(connection, service_id)
+
+    def _one(self, connection: Connection, service_id: int) -> ServiceRecord:
+        return self._only(connection, services.c.id == _checked(service_id), str(service_id))
+
+    def _only(self, connection: Connection, wanted: ColumnElement[bool], name: str) -> ServiceRecord:
+        found = self._read(connection, wanted)
+        if not found:
+            raise ServiceNotFoundError(name)
+        return found[0]
+
+    def page(self, connection: Connection, query: ServiceQuery) -> ServicePage:
+        """Read one page of the live rows."""
+        marker = None
+        if query.after is not None:
+            with self._readable():
+                marker = connection.execute(marker_statement(query)).first()
+            if marker is None:
+                raise ServiceNotFoundError(query.after)
+        statement, values = rows_statement(query, marker)
+        records = self._records(connection, statement, values)
+        return ServicePage(records[: query.limit], query.limit is not None and len(records) > query.limit)
+
+    def _read(self, connection: Connection, *wanted: ColumnElement[bool]) -> Records:
+        order = (services.c.binary, services.c.host, services.c.id)
+        return self._records(connection, _READ.where(*wanted).order_by(*order), {})
+
+    def _records(self, connection: Connection, statement: Any, values: dict[str, Any]) -> Records:
+        with self._readable():
+            return [_record(row) for row in connection.execute(statement, values).all()]
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            # SQLite stores a value of any type, and SQLAlchemy cannot parse it as a time stamp.
+            problem = f"the table services has a value that cannot be read: {error}"
+            raise DatabaseCorruptError(self._masked_url, problem) from error
+
+
+def _checked(service_id: int) -> int:
+    # PostgreSQL and SQLite reject larger numbers with different errors.
+    if not 0 <= service_id <= GREATEST_ID:
+        raise ServiceNotFoundError(str(service_id))
+    return service_id
+
+
+def beat(connection: Connection, service_id: int) -> None:
+    """Add one to report_count and stamp last_seen_up."""
+    _change(connection, _BEAT, service_id)
+
+
+def delete(connection: Connection, service_id: int) -> None:
+    """Soft-delete a row."""
+    _change(connection, _DELETE, service_id)
+
+
+def prove_writable(connection: Connection) -> None:
+    """Execute a statement that matches no row, but that a read-only database or a replica refuses."""
+    connection.execute(_PROOF)
+
+
+def _change(connection: Connection, statement: Any, service_id: int) -> None:
+    if connection.execute(statement, {"of_id": _checked(service_id)}).rowcount == 0:
+        raise ServiceNotFoundError(str(service_id))
+
+
+def _columns(changes: ServiceChanges) -> dict[str, Any]:
+    """Return the columns that an operator's changes write. Enabling or disabling clears the old reason."""
+    values: dict[str, Any] = {}
+    if changes.disabled is not None:
+        values |= {"disabled": changes.disabled, "disabled_reason": changes.disabled_reason}
+        if not changes.disabled:
+            values["disabled_reason"] = None
+    elif changes.disabled_reason is not None:
+        values["disabled_reason"] = changes.disabled_reason
+    if changes.forced_down is not None:
+        values["forced_down"] = changes.forced_down
+    return values
+
+
+def _record(row: Sequence[Any]) -> ServiceRecord:
+    # By position, which takes half the time of access by name.
+    (
+        created_at,
+        updated_at,
+        _,
+        number,
+        host,
+        binary,
+        topic,
+        report_count,
+        disabled,
+        _,
+        disabled_reason,
+        last_seen_up,
+        forced_down,
+        version,
+        uuid_,
+        now,
+    ) = row
+    # Other writers may leave NULL where Nova expects a value; read it as the default.
+    return ServiceRecord(
+        id=number,
+        uuid=uuid_ or "",
+        host=host or "",
+        binary=binary or "",
+        topic=topic,
+        disabled=bool(disabled),
+        disabled_reason=disabled_reason,
+        forced_down=bool(forced_down),
+        report_count=report_count,
+        created_at=created_at,
+        updated_at=updated_at,
+        last_seen_up=last_seen_up,
+        version=version or 0,
+        age=(now - (last_seen_up or created_at or _NEVER)).total_seconds(),
+    )
