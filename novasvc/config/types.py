@@ -119,7 +119,7 @@ def _transport_url(value: object) -> str:
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
         return url
-    remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the nodes of a single process'
+    remedy = 'give "amqp://user:password@host/vhost" for RabbitMQ, or "memory:" for the processes of one host'
     if ":" not in url:
         raise InvalidValueError("has no scheme", remedy)
     try:

@@ -175,3 +175,13 @@ def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:
     if isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected):
         return expected
     raise DeclarationError(where, f"expected is {expected!r}", "give a tuple of exception classes")
+
+
+def callable_without_arguments(kind: Any) -> list[str]:
+    """Return the names of a class's exposed methods that take only a context, in the order of their definition."""
+    found = []
+    for name in dir(kind):
+        exposure = exposure_of(inspect.getattr_static(kind, name))
+        if exposure is not None and not exposure.required and exposure.namespace is None and exposure.version[0] == "1":
+            found.append(name)
+    return found

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from novasvc._version import __version__
-from novasvc.config import Configuration, masked_url
+from novasvc.config import Configuration, ServiceSettings, masked_url
+from novasvc.rpc.exposure import callable_without_arguments
 
 
 def greeting(configuration: Configuration, page: str = "") -> str:
@@ -17,19 +18,37 @@ def greeting(configuration: Configuration, page: str = "") -> str:
     command = Path(sys.argv[0]).with_name("novasvc")
     novasvc = str(command) if command.exists() else "novasvc"
     # The command reads the same environment, but not this process's options and files: repeat those.
-    for name, value in (("state_dir", str(settings.state_dir)), ("database_url", masked_url(settings.database_url))):
+    for name, value in (
+        ("state_dir", str(settings.state_dir)),
+        ("database_url", masked_url(settings.database_url)),
+        ("transport_url", masked_url(settings.transport_url)),
+    ):
         if origins[name].startswith(("option", "file")):
             novasvc += f" --{name.replace('_', '-')} {shlex.quote(value)}"
     runs = ", ".join(f"{part.binary}@{part.host} (topic {part.topic})" for part in settings.services)
-    tries = ["config show"]
+    tries = [*(f"{_example(part)}" for part in settings.services[:1]), "config show"]
     if settings.db_allowed:
-        disable = "service disable --reason 'new disk'"
-        some = [f"{disable} --host {part.host} --binary {part.binary}" for part in settings.services[:1]]
-        tries = ["service list", *some, *tries]
+        tries.insert(0, "service list")
+    state = str(settings.state_dir)
+    if not settings.db_allowed:
+        state += " (the services table: through the conductor)"
+    elif not settings.database_in_state_dir:
+        state += f" (the services table: {masked_url(settings.database_url)})"
+    messages = masked_url(settings.transport_url)
+    if messages.startswith("memory:"):
+        messages += " (reaches the processes of this user on this host)"
     return (
         f"\nnovasvc {__version__} runs {runs or 'no node'}\n"
-        f"  state      {masked_url(settings.database_url) if settings.db_allowed else 'through the conductor'}\n"
-        f"  messages   {masked_url(settings.transport_url)}\n"
+        f"  state      {state}\n"
+        f"  messages   {messages}\n"
         + (f"  page       {page}\n" if page else "")
         + f"  try        {f'{chr(10)}             '.join(f'{novasvc} {words}' for words in tries)}\n\n"
     )
+
+
+def _example(service: ServiceSettings) -> str:
+    """Return a command that a service answers: a method without arguments, if its manager is known here, or a ping."""
+    module, _, name = service.manager.replace(":", ".").rpartition(".")
+    # Not imported for this: a supervisor runs no code of the users'.
+    methods = callable_without_arguments(getattr(sys.modules.get(module), name, None))
+    return f"call {service.topic} {methods[0]}" if methods else f"ping {service.topic}"

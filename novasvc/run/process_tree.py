@@ -53,7 +53,8 @@ class ProcessTree(ServiceTree):
         settings = self._configuration.settings
         if settings.services and settings.transport_url.startswith("memory:"):
             _log.warn(
-                "transport_url memory: reaches no other process: workers cannot exchange messages; set up a broker"
+                "transport_url memory: keeps messages in the memory of each worker: those of a worker that dies are "
+                "lost; set transport_url to a broker to keep them"
             )
         launcher = ProcessLauncher(self._configuration, self._reactor, reread=read, log_file=log_file)
         for wrapper in wrappers:

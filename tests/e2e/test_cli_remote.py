@@ -175,3 +175,81 @@ class RemoteCommandTests(TestCase):
         self.assertIn("Connection was refused", command.output)
         self.assertNotIn("s3cret", command.output)
         self.assertEqual(command.output.count("\n"), 1)
+
+
+SHOP = """
+from novasvc import Manager, rpc
+
+class Stock(Manager):
+    @rpc.expose
+    def reserve(self, context, item, amount=1):
+        return f"{amount} {item}"
+    @rpc.expose
+    def count(self, context):
+        return 7
+
+class Till(Manager):
+    @rpc.expose
+    async def sell(self, context, item):
+        stock = self.attachments.rpc.prepare(topic="stock")
+        return "sold " + await stock.call(context, "reserve", item=item)
+"""
+
+
+class WithoutBrokerTests(TestCase):
+    """Nodes and commands of one user on one host, on the default transport_url."""
+
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.folder = Path(holder.name)
+        (self.folder / "shop.py").write_text(SHOP)
+        self.environment = {"NOVASVC_STATE_DIR": str(self.folder / "state"), "PYTHONPATH": str(self.folder)}
+
+    def node(self, topic: str, *options: str) -> Process:
+        manager = ("--topic", topic, "--binary", topic, "--manager", f"shop.{topic.title()}")
+        command = [program("twistd"), "-n", "--pidfile=", "novasvc", "--host", "h1", *manager, *options]
+        node = Process(self, command, self.folder, **self.environment)
+        node.wait_for("is running" if not options else "runs")
+        return node
+
+    def run_command(self, *arguments: str) -> tuple[int, str]:
+        command = Process(self, [program("novasvc"), *arguments], self.folder, **self.environment)
+        return command.wait(), command.output
+
+    @pytest.mark.timeout(120)
+    def test_two_processes(self) -> None:
+        """The commands reach the nodes of two processes, and these reach each other."""
+        stock = self.node("stock")
+        stock.wait_for(r"try +\S*novasvc service list")
+        stock.wait_for(r" call stock count")
+        self.assertEqual(self.run_command("call", "stock", "count"), (0, "7\n"))
+        self.assertEqual(self.run_command("call", "stock.h1", "reserve", "item=tea", "amount=2"), (0, "2 tea\n"))
+        self.node("till")
+        self.assertEqual(self.run_command("call", "till", "sell", "item=tea"), (0, "sold 1 tea\n"))
+        status, output = self.run_command("ping", "stock", "--count", "1")
+        self.assertEqual((status, "1 of 1 calls answered" in output), (0, True), output)
+        self.assertEqual(self.run_command("cast", "stock", "count")[0], 0)
+
+    @pytest.mark.timeout(120)
+    def test_nobody(self) -> None:
+        """Without a node of the topic, or without any node, the command says what is missing."""
+        status, output = self.run_command("call", "stock", "count")
+        self.assertEqual((status, "no service of this user runs on this host" in output), (1, True), output)
+        stock = self.node("stock")
+        status, output = self.run_command("call", "till", "sell", "item=tea")
+        self.assertEqual((status, "no server for till" in output), (1, True), output)
+        stock.popen.kill()
+        stock.popen.wait()
+        status, output = self.run_command("call", "stock", "count")
+        # The registry takes it for up until service_down_time has passed.
+        self.assertEqual((status, "stock is unreachable: no queue is bound for it" in output), (1, True), output)
+        self.assertEqual(list((self.folder / "state" / "rpc").iterdir()), [])
+
+    @pytest.mark.timeout(120)
+    def test_workers(self) -> None:
+        """The workers of a node have the calls in turn."""
+        self.node("stock", "--workers", "2")
+        self.assertEqual(len(list((self.folder / "state" / "rpc").iterdir())), 2)
+        for _ in range(4):
+            self.assertEqual(self.run_command("call", "stock", "count"), (0, "7\n"))

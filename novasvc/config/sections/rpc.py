@@ -13,7 +13,8 @@ class RPCSection:
     transport_url: str = setting(
         "URL of the message transport. amqp://user:password@host:5672/vhost is RabbitMQ; rabbit: is an alias of amqp:; "
         "amqps: uses TLS. ?ssl=1 or ?ssl=0 at the end turns TLS on or off and overrides rabbit_ssl. Separate several "
-        "user:password@host:port by commas: they are tried in turn. memory: connects only the nodes of one process.",
+        "user:password@host:port by commas: they are tried in turn. memory: needs no broker: it connects the processes "
+        "of one user on one host that have the same state_dir, and messages end with the process that holds them.",
         TRANSPORT_URL,
         default="memory:",
         secret=True,

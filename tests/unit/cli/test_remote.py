@@ -66,13 +66,14 @@ class AnswerTests(SynchronousTestCase):
 
 class CommandTests(SynchronousTestCase):
     def run_command(self, *arguments: str) -> click.testing.Result:
-        return CliRunner().invoke(program, arguments, obj=CommandContext((), {}, {}), catch_exceptions=True)
+        context = CommandContext((), {"state-dir": self.mktemp()}, {})
+        return CliRunner().invoke(program, arguments, obj=context, catch_exceptions=True)
 
     def test_no_broker(self) -> None:
         """Without a broker each command fails, and says how to name one."""
         for command in (("call", "agent", "x"), ("cast", "agent", "x"), ("ping", "agent")):
             error = self.run_command(*command).exception
-            self.assertIn("transport_url 'memory:': it reaches no other process; give", str(error))
+            self.assertIn("no service of this user runs on this host with state_dir", str(error))
             for place in ("--transport-url", "NOVASVC_TRANSPORT_URL", "configuration file"):
                 self.assertIn(place, str(error))
 
