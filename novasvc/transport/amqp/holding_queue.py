@@ -14,6 +14,7 @@ from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Owner
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.subscriptions import Subscriptions
+from novasvc.transport.amqp.waiters import Waiters
 from novasvc.transport.errors import BrokerUnavailableError
 
 _log = Logger()
@@ -55,7 +56,8 @@ class HoldingQueue:
     origin: str
     name: str = attrs.field(init=False)
     _consuming: ConsumerChannel | None = attrs.field(default=None, init=False)
-    _waiting: list[Deferred[None]] = attrs.field(factory=list, init=False)
+    _waiters: Waiters = attrs.field(factory=Waiters, init=False)
+    _adding: bool = attrs.field(default=False, init=False)
     _logged: str = attrs.field(default="", init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -82,19 +84,15 @@ class HoldingQueue:
             return fail(
                 BrokerUnavailableError(subscriptions.connection.address.shown(), f"{self.name} is not consumed")
             )
-        waiter: Deferred[None] = Deferred()
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(subscriptions.add(self)).addCallbacks(
-                lambda _: self._fire_waiters(None), self._fire_waiters
-            )
+        waiter = self._waiters.add()
+        if not self._adding:
+            self._adding = True
+            Deferred.fromCoroutine(subscriptions.add(self)).addBoth(self._added)
         return waiter
 
-    def _fire_waiters(self, failure: Failure | None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
-            waiter.callback(None if failure is None else Failure(failure.value))
+    def _added(self, result: Failure | None) -> None:
+        self._adding = False
+        self._waiters.fire(result)
 
     async def establish(self, protocol: AMQPProtocol) -> None:
         """Declare both queues and consume from them; see Subscription."""

@@ -30,6 +30,7 @@ from novasvc.transport.amqp.reconnect import quick_backoff
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.retries import ReplyRetries
 from novasvc.transport.amqp.subscriptions import Subscriptions
+from novasvc.transport.amqp.waiters import Waiters
 
 _log = Logger()
 
@@ -140,7 +141,8 @@ class AMQPTransport:
     _retry: RetryPolicy = attrs.field(factory=quick_backoff, kw_only=True)
     _publisher: Publisher = attrs.field(init=False)
     _subscriptions: Subscriptions = attrs.field(init=False)
-    _connecting: list[Deferred[None]] | None = attrs.field(default=None, init=False)
+    _connecting: bool = attrs.field(default=False, init=False)
+    _connect_waiters: Waiters = attrs.field(factory=Waiters, init=False)
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _reply_queues: dict[str, ReplyQueue] = attrs.field(factory=dict, init=False)
     _retries: ReplyRetries = attrs.field(init=False)
@@ -255,16 +257,10 @@ class AMQPTransport:
         :return: Deferred[None] of this caller. Cancelling it leaves the shared connection as it is.
         """
         if self._subscriptions.connection.state == "idle":
-            self._connecting = []
+            self._connecting = True
             opening = self._subscriptions.connection.open()
             opening.addCallbacks(lambda _: self._connected(None), self._not_connected)
-        if self._connecting is None:
-            return succeed(None)
-        waiter: Deferred[None] = Deferred(_ignore_late_result)
-        self._connecting.append(waiter)
-        if self._subscriptions.connection.state == "ready":
-            self._connected(None)  # at once
-        return waiter
+        return self._connect_waiters.add() if self._connecting else succeed(None)
 
     def _not_connected(self, failure: Failure) -> None:
         # The next caller opens a new connection: a closed one cannot be opened again.
@@ -272,11 +268,8 @@ class AMQPTransport:
         self._connected(failure)
 
     def _connected(self, failure: Failure | None) -> None:
-        waiters, self._connecting = self._connecting or [], None
-        for waiter in waiters:
-            if not waiter.called:
-                # Each waiter gets a Failure of its own: handling one must not clean another waiter's traceback.
-                waiter.callback(None if failure is None else Failure(failure.value))
+        self._connecting = False
+        self._connect_waiters.fire(failure)
 
     # -- publishing ----------------------------------------------------------------------------
 
@@ -321,7 +314,3 @@ class AMQPTransport:
         if address in self._retries.gone:
             done.addCallback(self._retries.caller_reached, address)
         return done.addErrback(self._retries.retry, address, body, until)
-
-
-def _ignore_late_result(waiter: Deferred[None]) -> None:
-    """No-op canceller: the Deferred fails by itself, and a late result is ignored."""
