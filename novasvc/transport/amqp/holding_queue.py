@@ -107,8 +107,8 @@ class HoldingQueue:
             await channel.basic_qos(prefetch_count=_PREFETCH)
             await topology.declare_holding_queues(channel, self.name, self.origin, self._listener.subscriptions.options)
             channel.receiver = consuming
-            await consuming.consume(self.name, self.origin)
-            await consuming.consume(topology.unclaimed_queue(self.name), self.origin)
+            await consuming.consumers.consume(self.name, self.origin)
+            await consuming.consumers.consume(topology.unclaimed_queue(self.name), self.origin)
         except BaseException as problem:
             if isinstance(problem, AMQPClosedError) and problem.code == NOT_FOUND:
                 # The node that hosts the queue is down, and its messages return with it. Use a new queue meanwhile.
@@ -161,7 +161,7 @@ class HoldingQueue:
             return
         if not self._listener.is_unresponsive:
             # Deliveries that are on their way arrive before cancel-ok. If one did, the queue must not be deleted.
-            await self._listener.wait_for_change(consuming.cancel())
+            await self._listener.wait_for_change(consuming.consumers.cancel())
         if self._listener.is_unresponsive:
             consuming.close("the broker does not answer")
             return

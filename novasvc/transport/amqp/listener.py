@@ -14,9 +14,10 @@ from novasvc.rpc.target import Target
 from novasvc.transport.amqp import topology
 from novasvc.transport.amqp.channel import AMQPClosedError
 from novasvc.transport.amqp.connection import Connection
-from novasvc.transport.amqp.consumer_channel import ConsumerChannel, Delivery
+from novasvc.transport.amqp.consumer_channel import ConsumerChannel
 from novasvc.transport.amqp.holding_queue import HoldingQueue
 from novasvc.transport.amqp.loopback import Loopback
+from novasvc.transport.amqp.moves import MovesUnderWay, completion
 from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
@@ -73,14 +74,14 @@ class Listener:
     _cancelled: bool = attrs.field(default=False, init=False)
     _narrowed: bool = attrs.field(default=False, init=False)
     _unresponsive: bool = attrs.field(default=False, init=False)
-    _moving: list[Deferred[Any]] = attrs.field(factory=list, init=False)
-    _copies: list[Delivery] = attrs.field(factory=list, init=False)
+    moves: MovesUnderWay = attrs.field(init=False)
     _resize_call: IDelayedCall | None = attrs.field(default=None, init=False)
     _resizing: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
+        self.moves = MovesUnderWay(self.clock)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
     def __str__(self) -> str:
@@ -157,7 +158,7 @@ class Listener:
             # The shared topic queue last. If one of our own queues cannot be consumed, this attempt fails, and each
             # retry would otherwise take requests of the topic and requeue them as redelivered.
             for queue in reversed(queues):
-                await consuming.consume(queue, low_priority=narrowed)
+                await consuming.consumers.consume(queue, low_priority=narrowed)
             if not consuming.requeue_all:
                 self._consuming, self._establishing = consuming, None
                 if self._narrowed and not narrowed:
@@ -197,7 +198,7 @@ class Listener:
 
     def consumes_from(self, queue: str) -> bool:
         """Return whether the listener has a consumer on a queue now; a full listener may have cancelled it."""
-        return self._consuming is not None and self._consuming.consumes_from(queue)
+        return self._consuming is not None and self._consuming.consumers.consumes_from(queue)
 
     def resubscribe(self, problem: str) -> None:
         """Close the channel; the queues are declared and consumed again on another.
@@ -248,7 +249,7 @@ class Listener:
         if consuming is not None:
             self._resizing = True
             held = self._held_count()
-            resizing = Deferred.fromCoroutine(consuming.resize(self.topic, max(0, self.prefetch - held)))
+            resizing = Deferred.fromCoroutine(consuming.consumers.resize(self.topic, max(0, self.prefetch - held)))
             resizing.addErrback(lambda failure: failure.trap(AMQPClosedError) and None)
             resizing.addBoth(self._resized, held)
 
@@ -260,25 +261,6 @@ class Listener:
     def _held_count(self) -> int:
         return sum(map(len, self._holding_queues.values()))
 
-    def track_move(self, moving: Deferred[Any]) -> None:
-        """Track a move: closing, and copies that arrive, wait for it."""
-        self._moving.append(moving)
-        moving.addBoth(self._move_done, moving)
-
-    def _move_done(self, _: object, moving: Deferred[Any]) -> None:
-        """Hand on the copies that waited, after the last of the moves; see Note [Copies wait]."""
-        self._moving.remove(moving)
-        if not self._moving:
-            copies, self._copies = self._copies, []
-            for delivery in copies:
-                delivery.dispatch()
-
-    def postpone(self, copy: Delivery) -> bool:
-        """Keep a copy while a message is being moved; see Note [Copies wait]."""
-        if self._moving:
-            self._copies.append(copy)
-        return bool(self._moving)
-
     def narrow(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
@@ -287,12 +269,12 @@ class Listener:
 
     def _narrow(self, consuming: ConsumerChannel) -> Coroutine[Deferred[Any], Any, None]:
         own = None if self.target.server is None else topology.request_address(self.target)
-        return consuming.narrow(own, self.prefetch)
+        return consuming.consumers.narrow(own, self.prefetch)
 
     def cancel(self) -> Deferred[None]:
         """Stop all deliveries; see IListener."""
         self._stop()
-        return Deferred.fromCoroutine(self._change(ConsumerChannel.cancel))
+        return Deferred.fromCoroutine(self._change(lambda consuming: consuming.consumers.cancel()))
 
     def _is_cancelled(self) -> bool:
         return self._cancelled
@@ -324,7 +306,7 @@ class Listener:
         changing: Deferred[None] = Deferred.fromCoroutine(change)
         changing.addErrback(lambda failure: failure.trap(AMQPClosedError) and None)
         # The change goes on after the timeout: a broker that is only slow still gets all of its methods.
-        waiting = _completion(changing)
+        waiting = completion(changing)
         await waiting.addTimeout(_ANSWER_TIMEOUT, self.clock, onTimeoutCancel=self._mark_unresponsive)
 
     def _mark_unresponsive(self, _: object, seconds: float) -> None:
@@ -343,10 +325,8 @@ class Listener:
 
     async def wait_for_moves(self) -> None:
         """Wait for the moves under way: up to the operation timeout, or 2 s if the broker is silent or blocked."""
-        moves = DeferredList([_completion(moving) for moving in self._moving], consumeErrors=True)
         unresponsive = self._unresponsive or self.publisher.connection.state == "blocked"
-        timeout = _ANSWER_TIMEOUT if unresponsive else self.subscriptions.options.operation_timeout
-        await moves.addTimeout(timeout, self.clock, onTimeoutCancel=lambda *_: None)
+        await self.moves.wait(_ANSWER_TIMEOUT if unresponsive else self.subscriptions.options.operation_timeout)
 
     async def _close(self) -> None:
         self.subscriptions.remove(self)
@@ -364,16 +344,3 @@ class Listener:
         except AMQPClosedError:
             return
         consuming.close("done")
-
-
-def _completion(moving: Deferred[Any]) -> Deferred[None]:
-    """Return a Deferred that fires with None when another has fired, whose result stays unchanged."""
-    done: Deferred[None] = Deferred()
-
-    def end(result: Any) -> Any:
-        if not done.called:
-            done.callback(None)
-        return result
-
-    moving.addBoth(end)
-    return done
