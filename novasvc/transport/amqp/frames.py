@@ -187,7 +187,7 @@ class FrameReader:
         :return: the index after the message; 0 if it has to be parsed frame by frame.
         """
         channels = self._channels
-        if channel in self._contents or (channels is not None and channel not in channels):
+        if channels is None or channel not in channels or channel in self._contents:
             return 0
         if end - at < _CONTENT.size + 2 * _OVERHEAD:
             return 0
@@ -204,7 +204,9 @@ class FrameReader:
         if data[body_at - 1] != _END_OCTET or data[after - 1] != _END_OCTET:
             return 0
         properties = data[at + _CONTENT.size : body_at - 1]
-        self._dispatch(channel, payload, properties, data[body_at + 7 : after - 1])
+        receiver = channels[channel].receiver
+        if receiver is not None:
+            receiver.delivered(parse_deliver(payload), properties, data[body_at + 7 : after - 1])
         return after
 
     def _dispatch(self, channel: int, payload: bytes, properties: bytes, body: bytes | None) -> None:
@@ -222,7 +224,9 @@ class FrameReader:
             return False
         receiver = self._channels[channel].receiver
         if receiver is not None:
-            receiver.confirmed(*parse_ack(payload), acked)
+            if len(payload) != _ACK_BYTES:
+                raise FrameError("basic.ack or basic.nack has the wrong length")
+            receiver.confirmed(_TAG.unpack_from(payload, 4)[0], bool(payload[12] & _MULTIPLE_BIT), acked)
         return True
 
     def _heartbeat(self, _channel: int, _payload: bytes) -> None:
@@ -306,19 +310,9 @@ def parse_deliver(payload: bytes) -> Deliver:
     return Deliver(consumer_tag, delivery_tag, bool(redelivered & 1), exchange, payload[key_at + 1 : end])
 
 
-def parse_ack(payload: bytes) -> tuple[int, bool]:
-    """Decode basic.ack or basic.nack.
-
-    :return: the delivery tag, and whether it settles all tags up to it ("multiple").
-    :raises FrameError: its length is wrong.
-    """
-    if len(payload) != _ACK_BYTES:
-        raise FrameError("basic.ack or basic.nack has the wrong length")
-    (tag,) = _TAG.unpack_from(payload, 4)
-    return tag, bool(payload[12] & 1)
-
-
 _ACK_BYTES = 13
+"""Length of basic.ack and basic.nack: class id, method id, delivery tag, bits."""
+_MULTIPLE_BIT = 1
 
 
 @lru_cache(maxsize=4096)
