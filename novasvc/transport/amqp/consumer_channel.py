@@ -277,7 +277,11 @@ class ConsumerChannel(ChannelReceiver):
             self.channel.client.write(pack_reject(self.channel.id, tag, requeue))
 
     def flush(self) -> None:
-        """Write the pending acknowledgements, with "multiple" for the tags below the first unsettled one."""
+        """Write the pending acknowledgements, with "multiple" for the tags below the first unsettled one.
+
+        "multiple" settles all tags up to its own (AMQP 0-9-1 1.8.3.13), and tags ascend in the order of delivery. So
+        one frame is enough for the tags that no unsettled delivery precedes; the others need a frame each.
+        """
         acks, self._acks = self._acks, []
         if not acks or self.channel.closed:
             return
@@ -352,6 +356,8 @@ class ConsumerChannel(ChannelReceiver):
 
     def consumer_cancelled(self, consumer_tag: str) -> None:
         """Handle basic.cancel: close the channel; the listener declares and consumes again. See ChannelReceiver."""
+        # RabbitMQ, "Consumer Cancel Notification": only clients that announce consumer_cancel_notify get basic.cancel.
+        # The channel stays open, but it is simplest to restore all of its consumers in the one way there is.
         queue = self.consumers.origins.get(consumer_tag.encode(), _NO_ORIGIN).queue
         queue = f"the holding queue for {queue}" if self.private else queue
         _log.warn(

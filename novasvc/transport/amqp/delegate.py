@@ -89,6 +89,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def connection_blocked(self, channel: Channel, message: Invocation) -> None:
         """Handle connection.blocked: tell the owner."""
+        # RabbitMQ, "Blocked Connections": sent when a memory or disk alarm is on and this connection has published.
         self.client.observer.blocked(_one_line(message.reason))
 
     def connection_unblocked(self, channel: Channel, message: Invocation) -> None:
@@ -102,6 +103,7 @@ class Delegate(TwistedDelegate):  # type: ignore[misc]
 
     def channel_close(self, channel: Channel, message: Invocation) -> None:
         """Handle channel.close: confirm it, free the number and end the channel."""
+        # The number may be used again as soon as close-ok is on its way (AMQP 0-9-1 1.5.2.6).
         channel.channel_close_ok()
         self.client.release_channel(channel)
         channel.do_close(AMQPClosedError(_one_line(message.reply_text), message.reply_code))

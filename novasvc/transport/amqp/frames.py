@@ -144,13 +144,15 @@ class FrameReader:
         :raises FrameError: it is malformed; do not feed the reader any more.
         """
         if self._buffer:
-            # Join the pieces only when a frame is complete: many small pieces would otherwise cost quadratic time.
+            # TCP delivers the stream in pieces of any size. Join them only when a frame is complete: many small pieces
+            # would otherwise cost quadratic time.
             self._buffer += data
             if len(self._buffer) < self._needed:
                 return
             data = bytes(self._buffer)
             self._buffer.clear()
         at, end, size, read = 0, len(data), 0, _FRAME.unpack_from
+        # A frame: type, channel, size of the payload, payload, frame-end octet (AMQP 0-9-1 4.2.3).
         while end - at >= _OVERHEAD:
             kind, channel, size = read(data, at)
             if size + _OVERHEAD > self.frame_max:
@@ -192,6 +194,8 @@ class FrameReader:
         if end - at < _CONTENT.size + 2 * _OVERHEAD:
             return 0
         size: int
+        # Content is a header frame and as many body frames as its size needs (AMQP 0-9-1 4.2.6), none for size 0. The
+        # broker may interleave frames of other channels. Whatever is not exactly header and one body is left to feed().
         kind, number, size, _, _, length = _CONTENT.unpack_from(data, at)
         body_at = at + _OVERHEAD + size
         if kind != HEADER or number != channel or size < _CONTENT_BYTES or body_at + _OVERHEAD > end:

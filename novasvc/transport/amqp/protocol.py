@@ -155,6 +155,7 @@ class AMQPProtocol(AMQClient):  # type: ignore[misc]
         """
         if self.closed:
             return succeed(None)
+        # The peer must answer with close-ok, and frames that arrive before it are discarded (AMQP 0-9-1 1.4.2.9).
         closing = self.channels[0].connection_close(200, "closed by the client", 0, 0)
         closing.addTimeout(within, self.clock)
         closing.addBoth(self._close_confirmed)

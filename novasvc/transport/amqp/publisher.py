@@ -137,6 +137,8 @@ class ConfirmChannel(ChannelReceiver):
         message.sent_at, message.on_cancelled = now, self._message_cancelled
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = message
+        # Method, header and body of a message must not be interleaved with other frames of the channel (AMQP 0-9-1
+        # 4.2.6), so they are one write.
         client = channel.client
         client.write(method + pack_content(channel.id, properties, message.body, client.frame_max))
 
@@ -168,13 +170,17 @@ class ConfirmChannel(ChannelReceiver):
         """Settle the messages that basic.ack or basic.nack names; see ChannelReceiver."""
         self.confirmed_at = self._clock.seconds()
         unconfirmed = self._unconfirmed
-        # Delivery tags ascend, so takewhile is enough. Remove all of them first: a callback may publish again.
+        # The broker counts the messages of a channel from 1, and so do we; it may confirm several at once with
+        # "multiple" (RabbitMQ, "Publisher Confirms"). The tags ascend, so takewhile is enough. Remove all of them
+        # first: a callback may publish again.
         tags = takewhile(delivery_tag.__ge__, unconfirmed) if multiple else (delivery_tag,)
         for message in [unconfirmed.pop(tag) for tag in list(tags) if tag in unconfirmed]:
             done = message.done
-            if done.called:
+            if done.called:  # its sender has cancelled it
                 continue
             if message.returned:
+                # basic.return came first, and the broker confirms an unroutable message, too (RabbitMQ, "When Will
+                # Published Messages Be Confirmed by the Broker?").
                 self._unroutable(message)
             elif acked:
                 done.callback(None)
@@ -197,8 +203,9 @@ class ConfirmChannel(ChannelReceiver):
         for message in unconfirmed.values():
             if message.done.called:
                 continue
-            # One message closed the channel. The reply text names its exchange or its size, and so identifies the
-            # messages that were refused. Any other message may have been taken, or not.
+            # A channel-level error (AMQP 0-9-1 1.2): one message closed the channel. The reply text names its exchange
+            # or its size, and so identifies the messages that were refused. Any other message may have been taken, or
+            # not.
             named = message.exchange and f"'{message.exchange}'" in reason.problem
             too_large = _TOO_LARGE in reason.problem and f"{_TOO_LARGE} {len(message.body)} " in reason.problem
             if reason.code and (named or too_large):

@@ -183,6 +183,7 @@ class Subscriptions:
             try:
                 await subscription.establish(protocol)
             except AMQPClosedError as reason:
+                # A reply code on an open connection is a channel-level error: other subscriptions are not affected.
                 if not reason.code or protocol.closed:
                     raise broker_error(self.connection.address.shown(), reason) from reason
                 self._failed.append(subscription)  # a refusal closed this subscription's channel only
