@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -22,6 +22,7 @@ from novasvc.transport.amqp.protocol import AMQPProtocol
 from novasvc.transport.amqp.publisher import Message, Publisher
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 from novasvc.transport.amqp.subscriptions import Subscriptions
+from novasvc.transport.amqp.topic_prefetch import TopicPrefetch
 
 _log = Logger()
 
@@ -29,8 +30,6 @@ Receiver = Callable[[IDelivery], None]
 _ANSWER_TIMEOUT = 2.0
 """Seconds to wait for basic.cancel-ok; the connection may be half open without our knowing yet."""
 _LARGEST_PREFETCH = 65_535
-_RESIZE_DELAY = 0.2
-"""Seconds between a change of the number of held requests and the resize, so that several changes share one."""
 _HOLD_AFTER = 1 / 3
 """Fraction of the consumer_timeout after which a delivery is to be held; the caller may be late by half of that."""
 
@@ -75,13 +74,13 @@ class Listener:
     _narrowed: bool = attrs.field(default=False, init=False)
     _unresponsive: bool = attrs.field(default=False, init=False)
     moves: MovesUnderWay = attrs.field(init=False)
-    _resize_call: IDelayedCall | None = attrs.field(default=None, init=False)
-    _resizing: bool = attrs.field(default=False, init=False)
+    _topic_prefetch: TopicPrefetch = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.prefetch = min(self.prefetch, _LARGEST_PREFETCH)
         self._fanout_queue = None if self.single_queue else topology.new_fanout_queue(self.target.topic)
         self.moves = MovesUnderWay(self.clock)
+        self._topic_prefetch = TopicPrefetch(self.clock, self._held_count, self._resize_topic)
         self.loopback = Loopback(self, self._fanout_queue, self.subscriptions.options)
 
     def __str__(self) -> str:
@@ -229,34 +228,16 @@ class Listener:
         """Return the private queue for long-running requests that came from a queue; see HoldingQueue."""
         return self._holding_queues.setdefault(queue, HoldingQueue(self, queue))
 
-    # Note [Room for what others could do]
-    #
-    # A held request no longer counts for the prefetch of the queue that it came from, but it still
-    # occupies a place in this process. Other servers may have free places for the requests that would
-    # wait here instead. So the prefetch of the topic's queue shrinks by the number of held requests,
-    # to nothing if need be. Nobody else serves our own queues, so their prefetch stays.
-
     def held_count_changed(self) -> None:
-        """Schedule a resize of the topic's prefetch; see Note [Room for what others could do]."""
+        """Resize the topic's prefetch soon; see Note [Room for what others could do]."""
         # A resize cancels the consumer, and an auto-delete queue is deleted with its last one.
-        stays = self._cancelled or self._narrowed or self.subscriptions.options.auto_delete
-        if self._holding_queues and self._resize_call is None and not self._resizing and not stays:
-            self._resize_call = self.clock.callLater(_RESIZE_DELAY, self._resize)
+        if self._holding_queues and not self.subscriptions.options.auto_delete:
+            self._topic_prefetch.held_changed()
 
-    def _resize(self) -> None:
-        self._resize_call = None
-        consuming = self._consuming
-        if consuming is not None:
-            self._resizing = True
-            held = self._held_count()
-            resizing = Deferred.fromCoroutine(consuming.consumers.resize(self.topic, max(0, self.prefetch - held)))
-            resizing.addErrback(lambda failure: failure.trap(AMQPClosedError) and None)
-            resizing.addBoth(self._resized, held)
-
-    def _resized(self, _: object, held: int) -> None:
-        self._resizing = False
-        if held != self._held_count():
-            self.held_count_changed()
+    def _resize_topic(self, held: int) -> Deferred[None] | None:
+        if self._consuming is None:
+            return None
+        return Deferred.fromCoroutine(self._consuming.consumers.resize(self.topic, max(0, self.prefetch - held)))
 
     def _held_count(self) -> int:
         return sum(map(len, self._holding_queues.values()))
@@ -264,7 +245,7 @@ class Listener:
     def narrow(self, prefetch: int) -> Deferred[None]:
         """Stop the deliveries of the topic and of fanouts; see IListener."""
         self._narrowed, self.prefetch = True, min(prefetch, _LARGEST_PREFETCH)
-        self._cancel_resize()
+        self._topic_prefetch.stop()
         return Deferred.fromCoroutine(self._change(self._narrow))
 
     def _narrow(self, consuming: ConsumerChannel) -> Coroutine[Deferred[Any], Any, None]:
@@ -283,12 +264,7 @@ class Listener:
         self._cancelled = True
         if self._establishing is not None:
             self._establishing.requeue_all = True
-        self._cancel_resize()
-
-    def _cancel_resize(self) -> None:
-        if self._resize_call is not None:
-            self._resize_call.cancel()
-            self._resize_call = None
+        self._topic_prefetch.stop()
 
     async def _change(self, change: Callable[[ConsumerChannel], Coroutine[Deferred[Any], Any, None]]) -> None:
         if self._consuming is None or self._unresponsive:
