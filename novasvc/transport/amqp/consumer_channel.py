@@ -1,10 +1,9 @@
 """A channel with consumers, and its deliveries until each is settled: ack, requeue, hold or quarantine."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -15,14 +14,13 @@ from novasvc.transport.amqp.channel import AMQPClosedError, Channel, ChannelRece
 from novasvc.transport.amqp.consumer_set import ConsumerSet, Origin
 from novasvc.transport.amqp.content import DEATHS, DELIVERIES, EXPIRES_IN, Properties, read_content
 from novasvc.transport.amqp.frames import MULTIPLE, SINGLE, Deliver, ack_packer, pack_reject
-from novasvc.transport.amqp.moves import Moves, MovesUnderWay
+from novasvc.transport.amqp.moves import Moves
 from novasvc.transport.amqp.protocol import BODY_LIMIT
 from novasvc.transport.amqp.publisher import Message
 from novasvc.transport.amqp.reply_codes import NOT_FOUND
 
 if TYPE_CHECKING:
-    from novasvc.transport.amqp.holding_queue import HoldingQueue
-    from novasvc.transport.amqp.loopback import Loopback
+    from novasvc.transport.amqp.listener import Listener
 
 _log = Logger()
 
@@ -163,65 +161,27 @@ _NO_ORIGIN = Origin("", "server", watched=False)
 """Origin for an unknown consumer tag; a broker does not deliver to one."""
 
 
-class Owner(Protocol):
-    """The listener that consumes, on one channel after another."""
-
-    unreadable: int
-    receiver: Callable[[IDelivery], None]
-
-    moves: MovesUnderWay
-
-    @property
-    def loopback(self) -> "Loopback":
-        """Takes probes before the receiver sees them."""
-
-    @property
-    def clock(self) -> IReactorTime:
-        """Measures pauses."""
-
-    @property
-    def topic(self) -> str:
-        """The topic whose quarantine queue is used."""
-
-    @property
-    def durable(self) -> bool:
-        """Whether the request queues survive a restart of the broker."""
-
-    @property
-    def can_publish(self) -> bool:
-        """Whether the publishing connection is ready: connected and not blocked."""
-
-    def publish(self, message: Message) -> Deferred[None]:
-        """Publish a copy of a message that is requeued, held or quarantined."""
-
-    def holding_queue(self, queue: str) -> "HoldingQueue":
-        """Return the private queue for running requests that came from a queue."""
-
-    def sent_to(self, queue: str) -> str:
-        """Return how the messages of a queue were addressed; see IDelivery."""
-
-    def nears_delivery_limit(self, returns: int) -> bool:
-        """Return whether a message has to be published anew, before it reaches the queue's delivery limit."""
-
-
 @attrs.define(eq=False)
 class ConsumerChannel(ChannelReceiver):
     """The consumers of one channel, and its unsettled deliveries.
 
     It ends with its channel; the listener outlives it.
 
-    :param prefetch: unacknowledged messages for each consumer, as told to the broker.
+    :param listener: consumes, on one channel after another.
+    :param prefetch: unacknowledged messages for each consumer at first, as told to the broker.
     :param on_closed: called with this object and the reason when the channel has closed by itself.
     :param private: its queues are this process's own.
     :param on_count_changed: called when the number of unsettled messages has changed.
     :ivar clock: the listener's.
-    :ivar origins: origins by consumer tag.
+    :ivar consumers: starts and stops the consumers.
+    :ivar moves: moves deliveries to other queues.
+    :ivar session: tells the deliveries when they can no longer be settled.
     :ivar requeue_all: requeue every delivery: the listener was cancelled while this channel was being set up.
     """
 
-    listener: Owner
+    listener: "Listener"
     channel: Channel
-    prefetch: int
+    _prefetch: int
     on_closed: Callable[["ConsumerChannel", AMQPClosedError], None]
     clock: IReactorTime = attrs.field(init=False)
     requeue_all: bool = attrs.field(default=False, init=False)
@@ -237,7 +197,7 @@ class ConsumerChannel(ChannelReceiver):
     def __attrs_post_init__(self) -> None:
         self.clock = self.listener.clock
         self._pack_ack = ack_packer(self.channel.id)
-        self.consumers = ConsumerSet(self.channel, self.prefetch, self._origin)
+        self.consumers = ConsumerSet(self.channel, self._prefetch, self._origin)
         self.moves = Moves(self)
 
     def _origin(self, queue: str) -> Origin:
