@@ -67,7 +67,7 @@ class BrokerAwayTests(Fleets, ProxyCase):
         await self.until(lambda: "begun it" in node.journal)
         self.proxy.refuses = True
         self.proxy.reset()
-        await deferToThread(node.says, "is lost")
+        await deferToThread(node.says, "is down")
         return node, self.assertFailure(call, RPCTimeoutError)
 
     async def end(self, node: Fleet) -> float:
