@@ -236,7 +236,7 @@ class LossTests(LongCase):
         deliveries: list[Any] = []
         server = self.servers["h2"]
         listener: Any = server._listener
-        listener.receiver = lambda delivery: (deliveries.append(delivery), server._receive(delivery))
+        listener.receiver = lambda delivery: (deliveries.append(delivery), server._dispatcher.receive(delivery))
         worker.popen.kill()
         took = await self.until(lambda: diary.calls)
         self.assertLess(took, 8.0)

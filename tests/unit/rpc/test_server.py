@@ -421,7 +421,7 @@ class LifeTests(RPCCase):
 
     def test_closed(self) -> None:
         """A closed server requeues deliveries that still arrive."""
-        self.server._state = "closed"  # between the closing and the transport's noticing
+        self.server._dispatcher._closed = True  # between the closing and the transport's noticing
         self.send(encode_request("note", {"what": 1}, {}))
         self.assertEqual(self.diary.calls, [])
         self.successResultOf(self.server.close())
