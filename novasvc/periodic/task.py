@@ -15,6 +15,7 @@ from novasvc.context import RequestContext, current_context
 from novasvc.periodic.cadence import Cadence
 from novasvc.periodic.declare import Declaration
 from novasvc.periodic.errors import TaskTimeoutError
+from novasvc.reactor.waiters import Waiters
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 
@@ -79,7 +80,7 @@ class Run:
     timeout: TaskTimeoutError | None = attrs.field(default=None, init=False)
     timer: IDelayedCall | None = attrs.field(default=None, init=False)
     _result: Deferred[Any] | None = attrs.field(default=None, init=False)
-    _waiters: list[Deferred[Any]] = attrs.field(factory=list, init=False)
+    _waiters: Waiters[Any] = attrs.field(factory=Waiters, init=False)
 
     @property
     def request_id(self) -> str:
@@ -100,10 +101,9 @@ class Run:
         :return: a new Deferred of the task's result. Fails with its exception, with TaskTimeoutError,
             or with CancelledError if the runner cancelled the run. Cancelling it does not cancel the run.
         """
-        waiter: Deferred[Any] = Deferred(self._waiters.remove)
-        self._waiters.append(waiter)
+        waiter = self._waiters.wait()
         if self.ended:
-            self._answer()
+            self._waiters.fire(self.outcome)
         return waiter
 
     def cancel(self) -> None:
@@ -133,18 +133,13 @@ class Run:
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
         self.ended, self.outcome = True, outcome if self.timeout is None else Failure(self.timeout)
-        self._answer()
+        if self._waiters.waiting:
+            self._waiters.fire(self.outcome)
 
     def run_in_context(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Call a function in the run's context variables, so that log events carry the run's fields."""
         # A copy, because a Context cannot be entered twice, and this may be called inside the run.
         self.variables.copy().run(function, *args, **kwargs)
-
-    def _answer(self) -> None:
-        outcome = self.outcome
-        while self._waiters:
-            # Each waiter gets its own Failure: an errback changes the Failure it handles.
-            self._waiters.pop(0).callback(Failure(outcome.value) if isinstance(outcome, Failure) else outcome)
 
 
 @attrs.define(eq=False)
@@ -165,6 +160,7 @@ class Task:
     cadence: Cadence
     _manager: str
     run: Run | None = attrs.field(default=None, init=False)
+    _labels: tuple[str, str] = attrs.field(init=False)
     _runs: int = attrs.field(default=0, init=False)
     _failures: int = attrs.field(default=0, init=False)
     _timeouts: int = attrs.field(default=0, init=False)
@@ -175,6 +171,7 @@ class Task:
     _max_lateness: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._labels = self._manager, self.name
         # Export counters at zero so that alerts see the first increase.
         metrics.tasks_missed.at(*self._labels)
         for outcome in ("done", "failed", "timed_out", "cancelled"):
@@ -184,10 +181,6 @@ class Task:
     def name(self) -> str:
         """The task's name in logs and metrics."""
         return self.declaration.name
-
-    @property
-    def _labels(self) -> tuple[str, str]:
-        return self._manager, self.name
 
     def take_due(self) -> bool:
         """Take the due times that have passed, and count the missed ones.

@@ -8,6 +8,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from novasvc.reactor.waiters import Waiters
+
 _Result = TypeVar("_Result")
 
 
@@ -27,7 +29,7 @@ class CoalescingCache(Generic[_Result]):
     _call: Callable[[], Deferred[_Result]]
     _clock: IReactorTime
     _ttl: Callable[[_Result], float] = _one_second
-    _waiters: list[Deferred[_Result]] = attrs.field(factory=list, init=False)
+    _waiters: Waiters[_Result] = attrs.field(factory=Waiters, init=False)
     _cached: tuple[float, _Result] | None = attrs.field(default=None, init=False)
     _calling: bool = attrs.field(default=False, init=False)
 
@@ -38,8 +40,7 @@ class CoalescingCache(Generic[_Result]):
         """
         if self._cached is not None and self._clock.seconds() < self._cached[0]:
             return succeed(self._cached[1])
-        waiter: Deferred[_Result] = Deferred(self._waiters.remove)
-        self._waiters.append(waiter)
+        waiter = self._waiters.wait()
         if not self._calling:
             self._calling = True
             self._call().addBoth(self._finish)
@@ -49,6 +50,4 @@ class CoalescingCache(Generic[_Result]):
         self._calling = False
         if not isinstance(result, Failure):
             self._cached = self._clock.seconds() + self._ttl(result), result
-        while self._waiters:
-            # Each waiter gets its own Failure: an errback changes the Failure it handles.
-            self._waiters.pop(0).callback(Failure(result.value) if isinstance(result, Failure) else result)
+        self._waiters.fire(result)
