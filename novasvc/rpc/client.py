@@ -13,7 +13,7 @@ from novasvc.context import RequestContext
 from novasvc.interfaces import ITransport
 from novasvc.rpc.errors import InvalidTargetError, RPCError, RPCVersionCapError, UnconfirmedError
 from novasvc.rpc.message import SHORTEST_KEEPALIVE, encode_request
-from novasvc.rpc.replies import RESENDS, Explain, PendingCalls
+from novasvc.rpc.replies import MAX_RESENDS, Explain, PendingCalls
 from novasvc.rpc.target import Target
 from novasvc.rpc.version import compatible
 from novasvc.telemetry import metrics
@@ -226,17 +226,17 @@ class Client:
 
 
 async def _send_again(send: Callable[[], Deferred[None]]) -> None:
-    """Send a message until the broker confirms it, at most RESENDS times more.
+    """Send a message until the broker confirms it, at most MAX_RESENDS times more.
 
     The transport holds the message while there is no connection.
 
     :raises UnconfirmedError: the last attempt was not confirmed either.
     """
-    for attempt in range(RESENDS + 1):
+    for attempt in range(MAX_RESENDS + 1):
         try:
             await send()
         except UnconfirmedError:
-            if attempt == RESENDS:
+            if attempt == MAX_RESENDS:
                 raise
             metrics.resent.at().value += 1
         else:
