@@ -25,10 +25,10 @@ _LONGEST_KEEPALIVE = 86_400
 _VERSION = "oslo.version"
 _MESSAGE = "oslo.message"
 _CONTEXT = "_context_"
-_CONTEXT_AT = len(_CONTEXT)
+_CONTEXT_LENGTH = len(_CONTEXT)
 _ENVELOPE_VERSION = "2.0"
-_BEFORE = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
-_BEFORE_ENDS = len(_BEFORE)
+_PREFIX = f'{{"{_VERSION}": "{_ENVELOPE_VERSION}", "{_MESSAGE}": '
+_PREFIX_LENGTH = len(_PREFIX)
 _NOT_ENCODED = (TypeError, ValueError, RecursionError)
 
 
@@ -169,7 +169,7 @@ def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
 
     :raises ValueError: the message is over the limit.
     """
-    message = f"{_BEFORE}{quote(text)}}}".encode("ascii")
+    message = f"{_PREFIX}{quote(text)}}}".encode("ascii")
     if len(message) > limit:
         problem = f"the message is {len(message)} bytes long, and the limit is {limit}"
         raise ValueError(problem)
@@ -190,10 +190,10 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
     except UnicodeDecodeError:
         problem = "it is not UTF-8"
         raise MessageFormatError(problem) from None
-    if text.startswith(_BEFORE):
+    if text.startswith(_PREFIX):
         # Fast path for the usual envelope. A message that does not fit is parsed again below, by the full rules.
         try:
-            inner, end = loads_at(text, _BEFORE_ENDS)
+            inner, end = loads_at(text, _PREFIX_LENGTH)
             fields, inner_end = loads_at(inner, 0)
         except (TypeError, ValueError, StopIteration, RecursionError):
             pass
@@ -201,7 +201,7 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
             whole = end == len(text) - 1 and inner_end == len(inner) and text.endswith("}")
             if whole and isinstance(fields, dict):
                 return fields
-    return _open_envelope(_object(text, "it"))
+    return _open_envelope(_parse_object(text, "it"))
 
 
 def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(inner, str):
         problem = f"{_MESSAGE} is not a text"
         raise MessageFormatError(problem)
-    return _object(inner, _MESSAGE)
+    return _parse_object(inner, _MESSAGE)
 
 
 def read_request(fields: Mapping[str, Any]) -> Request:
@@ -222,7 +222,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     :param fields: the fields that :func:`unwrap` returned.
     :return: the request, with a ``problem`` if a field is missing, too long or has the wrong type.
     """
-    method, args = fields.get("method"), fields.get("args", _NOTHING)
+    method, args = fields.get("method"), fields.get("args", _EMPTY)
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
     unique_id, keepalive = fields.get("_unique_id"), fields.get("_timeout")
     if not isinstance(method, str):
@@ -250,12 +250,12 @@ def read_request(fields: Mapping[str, Any]) -> Request:
             unique_id if isinstance(unique_id, str) else None,
             None if keepalive is None else _whole_seconds(keepalive),
         )
-    return Request("", _NOTHING, read_context(fields), reply_to=read_reply_to(fields), problem=problem)
+    return Request("", _EMPTY, read_context(fields), reply_to=read_reply_to(fields), problem=problem)
 
 
 def read_context(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the context's entries, by name without the prefix, even of a request with a problem."""
-    return {name[_CONTEXT_AT:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
+    return {name[_CONTEXT_LENGTH:]: value for name, value in fields.items() if name.startswith(_CONTEXT)}
 
 
 def read_reply_to(fields: Mapping[str, Any]) -> ReplyTo | None:
@@ -282,10 +282,10 @@ def read_reply(fields: Mapping[str, Any]) -> Reply:
     return Reply(msg_id, fields.get("result"), failure or None, fields.get("ending") is True)
 
 
-_NOTHING: dict[str, Any] = {}
+_EMPTY: dict[str, Any] = {}
 
 
-def _object(text: str, what: str) -> dict[str, Any]:
+def _parse_object(text: str, what: str) -> dict[str, Any]:
     try:
         value = loads(text)
     except RecursionError:

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from novasvc.context import RequestContext
 from novasvc.errors import DeclarationError
 from novasvc.periodic import periodic_task
-from novasvc.periodic.declare import declared_tasks, dropped_tasks
+from novasvc.periodic.declare import declared_tasks, overridden_tasks
 
 
 class Base:
@@ -119,7 +119,7 @@ class InheritanceTests(SynchronousTestCase):
         owner = Sub()
         self.assertEqual(self.found(owner)["sync_power"], "sub after base")
         self.assertEqual([declaration.spacing for declaration, _ in declared_tasks(owner)], [7, 10])
-        self.assertEqual(list(dropped_tasks(owner)), [])
+        self.assertEqual(list(overridden_tasks(owner)), [])
 
     def test_overridden_undecorated(self) -> None:
         """An undecorated override is no task, and is told of."""
@@ -130,7 +130,7 @@ class InheritanceTests(SynchronousTestCase):
 
         owner = Sub()
         self.assertEqual(list(self.found(owner)), ["reap"])
-        self.assertEqual([declaration.name for declaration in dropped_tasks(owner)], ["sync_power"])
+        self.assertEqual([declaration.name for declaration in overridden_tasks(owner)], ["sync_power"])
 
     def test_mixin(self) -> None:
         """A task of a mixin is found, whatever side of the bases it stands on."""

@@ -220,7 +220,7 @@ class RegistrationTests(SynchronousTestCase):
 class OverlapTests(SynchronousTestCase):
     """Runs that take longer than the spacing, and clocks that jump."""
 
-    def test_cadence_does_not_drift(self) -> None:
+    def test_schedule_does_not_drift(self) -> None:
         """Runs that take time leave the due times where they were."""
         worker = Spaced(Clock())
         worker.duration = 7

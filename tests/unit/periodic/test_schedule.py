@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.periodic.cadence import Cadence
+from novasvc.periodic.schedule import Schedule
 
 
 def step(clock: Clock) -> None:
@@ -13,21 +13,21 @@ def step(clock: Clock) -> None:
     clock.advance(max(0.0, clock.getDelayedCalls()[0].getTime() - clock.seconds()))
 
 
-class CadenceTests(SynchronousTestCase):
-    """Cadence, on a Clock."""
+class ScheduleTests(SynchronousTestCase):
+    """Schedule, on a Clock."""
 
-    def make(self, interval: float, now: float = 0.0) -> tuple[Clock, Cadence, list[tuple[float, int]]]:
+    def make(self, interval: float, now: float = 0.0) -> tuple[Clock, Schedule, list[tuple[float, int]]]:
         clock = Clock()
         clock.advance(now)
         taken: list[tuple[float, int]] = []
 
-        def fall_due() -> None:
-            count, _ = cadence.take()
+        def on_due() -> None:
+            count, _ = schedule.take()
             if count:
                 taken.append((clock.seconds(), count))
 
-        cadence = Cadence(clock, interval, now + interval, fall_due)
-        return clock, cadence, taken
+        schedule = Schedule(clock, interval, now + interval, on_due)
+        return clock, schedule, taken
 
     @given(
         now=st.floats(0, 1e7),
@@ -36,9 +36,9 @@ class CadenceTests(SynchronousTestCase):
     )
     def test_no_due_time_is_lost_to_rounding(self, now: float, interval: float, delay: float | None) -> None:
         """On a clock that moves from due time to due time, each of them is taken once, alone."""
-        clock, cadence, taken = self.make(interval, now)
+        clock, schedule, taken = self.make(interval, now)
         first = interval if delay is None else delay
-        cadence.start(first, not_before=0)
+        schedule.start(first, not_before=0)
         while len(taken) < 50:
             step(clock)
         self.assertEqual({count for _, count in taken}, {1})
@@ -46,64 +46,64 @@ class CadenceTests(SynchronousTestCase):
 
     def test_lateness_is_since_the_last_due_time(self) -> None:
         """Several due times taken together are counted, and the last of them tells how late it is."""
-        clock, cadence, _ = self.make(10)
+        clock, schedule, _ = self.make(10)
         clock.advance(34)
-        self.assertEqual(cadence.take(), (3, 4.0))
-        self.assertEqual(cadence.take(), (0, 0.0))
-        self.assertEqual(cadence.due, 40)
+        self.assertEqual(schedule.take(), (3, 4.0))
+        self.assertEqual(schedule.take(), (0, 0.0))
+        self.assertEqual(schedule.due, 40)
 
     def test_busy_reactor_at_the_first_due_time(self) -> None:
         """A first call that comes late does not make all others late."""
-        clock, cadence, taken = self.make(10)
-        cadence.start(2, not_before=2)
+        clock, schedule, taken = self.make(10)
+        schedule.start(2, not_before=2)
         clock.advance(5)
-        self.assertEqual(cadence.due, 15)
+        self.assertEqual(schedule.due, 15)
         clock.advance(10)
         self.assertEqual(taken, [(5, 1), (15, 1)])
 
     def test_restart_in_the_loop(self) -> None:
         """After a restart the next due time is one interval away."""
-        clock, cadence, taken = self.make(10)
-        cadence.start(10, not_before=0)
+        clock, schedule, taken = self.make(10)
+        schedule.start(10, not_before=0)
         clock.pump([4, 0])
-        cadence.restart()
-        self.assertEqual(cadence.due, 14)
+        schedule.restart()
+        self.assertEqual(schedule.due, 14)
         clock.pump([9, 1, 10])
         self.assertEqual(taken, [(14, 1), (24, 1)])
 
     def test_restart_before_the_first_due_time(self) -> None:
         """A restart puts off a first due time that was to come."""
-        clock, cadence, taken = self.make(10)
-        cadence.start(2, not_before=0)
+        clock, schedule, taken = self.make(10)
+        schedule.start(2, not_before=0)
         clock.advance(1)
-        cadence.restart()
+        schedule.restart()
         clock.pump([1, 8, 1, 10])
         self.assertEqual(taken, [(11, 1), (21, 1)])
 
     def test_restart_before_the_first_pass(self) -> None:
         """A restart does not bring a due time before the first pass."""
-        clock, cadence, taken = self.make(10)
-        cadence.start(30, not_before=30)
+        clock, schedule, taken = self.make(10)
+        schedule.start(30, not_before=30)
         clock.advance(4)
-        cadence.restart()
-        self.assertEqual(cadence.due, 30)
+        schedule.restart()
+        self.assertEqual(schedule.due, 30)
         clock.pump([25, 1])
         self.assertEqual(taken, [(30, 1)])
 
     def test_stop(self) -> None:
-        """A stopped cadence leaves nothing on the clock, begun or not."""
+        """A stopped schedule leaves nothing on the clock, begun or not."""
         for waited in (0, 3, 20):
-            clock, cadence, _ = self.make(10)
-            cadence.start(2, not_before=2)
+            clock, schedule, _ = self.make(10)
+            schedule.start(2, not_before=2)
             clock.advance(waited)
-            cadence.stop()
+            schedule.stop()
             self.assertEqual(clock.getDelayedCalls(), [])
 
     def test_stop_from_inside(self) -> None:
-        """A cadence may be stopped by what it calls."""
+        """A schedule may be stopped by what it calls."""
         clock = Clock()
         stopped: list[None] = []
-        cadence = Cadence(clock, 10, 0, lambda: stopped.append(cadence.stop()))
-        cadence.start(0, not_before=0)
+        schedule = Schedule(clock, 10, 0, lambda: stopped.append(schedule.stop()))
+        schedule.start(0, not_before=0)
         clock.advance(0)
         self.assertEqual((stopped, clock.getDelayedCalls()), ([None], []))
