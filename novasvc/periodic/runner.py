@@ -144,7 +144,7 @@ class TaskRunner:
         if task is None:
             raise UnknownTaskError(name, sorted(self._tasks))
         if task.run is not None:
-            raise StateError(f"the periodic task {name!r}", "running", "run twice at a time")
+            raise StateError(f"the periodic task {name!r}", "running", "be started again")
         if self._state == "stopped":
             raise self._state_error(f"run {name!r}")
         self._begin_now(task, context)

@@ -20,7 +20,7 @@ from novasvc.telemetry import metrics
 
 _SAME: Any = object()
 """Sentinel: keep the client's value. None is a value of its own."""
-_NO_TARGET = "none", "the client addresses no topic yet; give one by prepare(topic=...)"
+_NO_TARGET = "(none)", "the client has no topic; set one with prepare(topic=...)"
 
 
 class Client:
@@ -59,9 +59,9 @@ class Client:
         if call_monitor_timeout is not None and not SHORTEST_KEEPALIVE <= call_monitor_timeout < inf:
             raise ValueError(f"call_monitor_timeout is {call_monitor_timeout!r}; give seconds >= {SHORTEST_KEEPALIVE}")
         if timeout is None and call_monitor_timeout is None:
-            raise ValueError("timeout is None, and would let a call wait for ever; give a call_monitor_timeout with it")
+            raise ValueError("timeout and call_monitor_timeout are None, so a call could wait for ever; give one")
         if timeout is not None and not timeout < inf:
-            raise ValueError(f"timeout is {timeout!r}; give seconds")
+            raise ValueError(f"timeout is {timeout!r}; give a finite number of seconds, or None")
         self._transport = transport
         self._clock = clock
         self._timeout = timeout

@@ -94,7 +94,7 @@ class Endpoints:
             if other.version[0] == method.version[0]:
                 raise DeclarationError(
                     method.where,
-                    f"{other.where} answers the same calls (namespace {namespace}, version {method.version[0]}.x)",
+                    f"{other.where} has the same name, namespace ({namespace}) and major version ({method.version[0]})",
                     "rename one, or give it another namespace or major version",
                 )
         others.append(method)
@@ -127,7 +127,8 @@ def _methods(endpoint: object) -> list[Method]:
         if name.startswith("_"):
             raise DeclarationError(where, "a private method cannot be exposed", "give it a name without the underscore")
         if isinstance(attribute, staticmethod | classmethod):
-            raise DeclarationError(where, "it has no self", "expose a plain method")
+            kind_of_method = type(attribute).__name__
+            raise DeclarationError(where, f"a {kind_of_method} cannot be exposed", "make it a plain method with self")
         exposed.append((name, where, exposure))
 
     highest: dict[tuple[str | None, int], Version] = {}

@@ -240,7 +240,7 @@ class Execution:
             try:
                 call.running.cancel()
             except Exception:  # noqa: BLE001 - a user's canceller raised; the other calls must still be cancelled
-                call.scope.copy().run(_log.failure, "{method} cannot be cancelled", method=call.method.name)
+                call.scope.copy().run(_log.failure, "the canceller of {method} failed", method=call.method.name)
 
     def close(self) -> None:
         """Stop the deadline timer. Called after :meth:`cut_short`."""
@@ -391,7 +391,7 @@ def _earlier(caller: float | None, own: float) -> float:
 
 def _log_failure(method: Method, failure: Failure) -> None:
     if failure.check(*method.exposure.expected):
-        _log.debug("{method} ended with {error}", method=method.name, error=repr(failure.value))
+        _log.debug("{method} raised {error}, as its author expects", method=method.name, error=repr(failure.value))
     else:
         _log.failure(
             "{method} failed ({where})", failure=failure, level=LogLevel.error, method=method.name, where=method.where

@@ -105,7 +105,7 @@ def read_failure(text: str) -> Exception:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        return RemoteError("an error", "that cannot be read")
+        return RemoteError("unknown", "the reply reports an error, but not as a JSON object")
     name, module, message = (_text(fields.get(key)) for key in ("class", "module", "message"))
     lines = _lines(fields.get("tb"))
     args, kwargs = fields.get("args", []), fields.get("kwargs", {})
@@ -117,7 +117,7 @@ def read_failure(text: str) -> Exception:
     if error is None:
         return RemoteError(name, message, lines, module)
     if len(lines) > 1:
-        error.add_note("It was raised on the other side:\n" + "".join(lines))
+        error.add_note("Remote traceback:\n" + "".join(lines))
     return error
 
 

@@ -171,7 +171,7 @@ def wrap(text: str, limit: int = BODY_LIMIT) -> bytes:
     """
     message = f"{_PREFIX}{quote(text)}}}".encode("ascii")
     if len(message) > limit:
-        problem = f"the message is {len(message)} bytes long, and the limit is {limit}"
+        problem = f"the message is {len(message)} bytes long; the limit is {limit}"
         raise ValueError(problem)
     return message
 
@@ -183,7 +183,7 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
         envelope has an incompatible version.
     """
     if len(message) > limit:
-        problem = f"it is {len(message)} bytes long, and the limit is {limit}"
+        problem = f"it is {len(message)} bytes long; the limit is {limit}"
         raise MessageFormatError(problem)
     try:
         text = message.decode()
@@ -211,7 +211,7 @@ def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
     if version != _ENVELOPE_VERSION:
         _check_envelope(version)
     if not isinstance(inner, str):
-        problem = f"{_MESSAGE} is not a text"
+        problem = f"{_MESSAGE} is not a string"
         raise MessageFormatError(problem)
     return _parse_object(inner, _MESSAGE)
 
@@ -226,7 +226,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
     unique_id, keepalive = fields.get("_unique_id"), fields.get("_timeout")
     if not isinstance(method, str):
-        problem = "'method' is missing, or not a text"
+        problem = "'method' is missing, or not a string"
     elif len(method) > NAME_LIMIT:
         problem = f"'method' is longer than {NAME_LIMIT} characters"
     elif isinstance(unique_id, str) and len(unique_id) > NAME_LIMIT:
@@ -234,9 +234,9 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     elif not isinstance(args, dict):
         problem = "'args' is not an object"
     elif namespace is not None and not isinstance(namespace, str):
-        problem = "'namespace' is not a text"
+        problem = "'namespace' is not a string"
     elif version is not None and not isinstance(version, str):
-        problem = "'version' is not a text"
+        problem = "'version' is not a string"
     elif len(namespace or "") > NAME_LIMIT or len(version or "") > NAME_LIMIT:
         problem = f"'namespace' or 'version' is longer than {NAME_LIMIT} characters"
     else:
@@ -275,7 +275,7 @@ def read_reply(fields: Mapping[str, Any]) -> Reply:
     """
     msg_id, failure = fields.get("_msg_id"), fields.get("failure")
     if not isinstance(msg_id, str):
-        problem = "'_msg_id' is missing, or not a text"
+        problem = "'_msg_id' is missing, or not a string"
         raise MessageFormatError(problem)
     if failure and not isinstance(failure, str):
         failure = "null"  # The call must fail, even if the error cannot be read.

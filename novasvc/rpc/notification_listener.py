@@ -74,7 +74,7 @@ class NotificationListener:
             with StateError if the listener was started before.
         """
         if self._state != "new":
-            return fail(StateError("the listener to notifications", self._state, "start"))
+            return fail(StateError("the notification listener", self._state, "start"))
         self._state = "started"
         return Deferred.fromCoroutine(self._start())
 
@@ -134,7 +134,7 @@ class NotificationListener:
             delivery.requeue(delivery.deliveries)
             return
         if delivery.deliveries >= self._max_deliveries:
-            delivery.quarantine(f"it was delivered {delivery.deliveries} times, and not taken")
+            delivery.quarantine(f"it was delivered {delivery.deliveries} times, and never handled")
             return
         scope = copy_context()
         scope.run(current_context.set, notification.context)
@@ -157,7 +157,7 @@ class NotificationListener:
         if deliveries < self._max_deliveries:
             delivery.requeue(deliveries)
         else:
-            delivery.quarantine(f"it could not be taken: {failure.getErrorMessage()}")
+            delivery.quarantine(f"its handler failed {deliveries} times, at last with: {failure.getErrorMessage()}")
 
     def _done(self, _: object, handling: Deferred[Any]) -> None:
         del self._handling[handling]

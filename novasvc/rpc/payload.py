@@ -148,15 +148,15 @@ def _describe_misfit(value: Any, root: str) -> str:
             seen.add(id(part))
             key = next((key for key in part if isinstance(part, Mapping) and not isinstance(key, _KEYS)), None)
             if key is not None:
-                return f"{path} has a key of type {_name(key)}, which JSON cannot hold"
+                return f"{path} has a key of type {_name(key)}, which is not JSON serializable"
             parts.extend(reversed([(child, f"{path}[{at!r}]") for at, child in _children(part)]))
         try:
             encode_parts(None if isinstance(part, dict | list | tuple | set | frozenset) else part, 0)
         except UnicodeDecodeError:
-            return f"{path} is bytes that are not UTF-8"
+            return f"{path} is bytes that are not valid UTF-8"
         except (TypeError, ValueError):
-            return f"{path} is of type {_name(part)}, which JSON cannot hold"
-    return f"{root} contains itself"
+            return f"{path} is of type {_name(part)}, which is not JSON serializable"
+    return f"{root} contains a circular reference"
 
 
 def _children(container: Any) -> Iterable[tuple[Any, Any]]:

@@ -100,7 +100,7 @@ class Server:
         :return: Deferred of the Reachability, which holds a problem if the server does not consume yet.
         """
         if self._listener is None:
-            return succeed(Reachability("it does not consume yet"))
+            return succeed(Reachability("it has not started to consume"))
         verifying: Deferred[Reachability] = self._listener.verify(write_ping, timeout)
         return verifying
 

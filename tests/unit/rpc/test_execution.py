@@ -251,7 +251,7 @@ class FailureTests(ExecutionCase):
 
     def test_misfit(self) -> None:
         """A result that JSON cannot hold, or that is too large, is an error at once."""
-        for what, problem in (("object", "type object"), ("bytes", "not UTF-8"), ("huge", "the limit is")):
+        for what, problem in (("object", "type object"), ("bytes", "not valid UTF-8"), ("huge", "the limit is")):
             error = self.failureResultOf(self.call("misfit", what=what), ResultNotSerializableError).value
             self.assertEqual(error.method, "misfit")
             self.assertIn(problem, error.problem)
