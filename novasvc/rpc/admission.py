@@ -1,8 +1,6 @@
 """Admission during a graceful shutdown: a draining server runs only calls of operations under way."""
 
-from collections import deque
 from collections.abc import Callable, Collection
-from itertools import chain
 from typing import Protocol
 
 import attrs
@@ -120,11 +118,15 @@ class Admission:
         self._operations = operations
         self._siblings = siblings
         self._topic_cancelled = self._operations_ended = False
+        # Invariant: a request is in exactly one of these four until it is run, requeued or refused, and in
+        # _by_id, if it has a unique id.
         self._topic_requests: list[UnstartedRequest] = []
         self._undecided: dict[UnstartedRequest, None] = {}
-        self._delayed: dict[UnstartedRequest, IDelayedCall] = {}
-        self._held: deque[UnstartedRequest] = deque()
+        self._delayed: dict[UnstartedRequest, float] = {}
+        self._held: list[UnstartedRequest] = []
+        self._by_id: dict[str, UnstartedRequest] = {}
         self._held_bytes = 0
+        self._timer: IDelayedCall | None = None
 
     def belongs(self, request: Request) -> bool:
         """Return whether a request belongs to an operation under way in this process."""
@@ -136,12 +138,15 @@ class Admission:
 
         The decision may come later: when the topic's consumer has stopped, or when the other workers have answered.
         """
-        sent_to = unstarted.delivery.sent_to
+        sent_to, unique_id = unstarted.delivery.sent_to, unstarted.request.unique_id
         if sent_to == "fanout":
             unstarted.delivery.ack()
-        elif sent_to == "topic":
+            return
+        if unique_id is not None:
+            self._by_id[unique_id] = unstarted
+        if sent_to == "topic":
             if self._topic_cancelled:
-                self._decisions.requeue(unstarted)
+                self._requeue(unstarted)
             else:
                 self._topic_requests.append(unstarted)
         elif self._siblings is None or self._operations_ended:
@@ -157,21 +162,20 @@ class Admission:
 
         The redelivery is due to a lost connection, not to a death: the request has not begun.
         """
-        for unstarted in chain(self._topic_requests, self._undecided, self._delayed, self._held):
-            if unique_id is not None and unstarted.request.unique_id == unique_id:
-                # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be
-                # acknowledged.
-                unstarted.delivery.ack()
-                unstarted.delivery = delivery
-                return True
-        return False
+        unstarted = None if unique_id is None else self._by_id.get(unique_id)
+        if unstarted is None:
+            return False
+        # Has no effect on a void delivery. If the new delivery is a duplicate message, both must be acknowledged.
+        unstarted.delivery.ack()
+        unstarted.delivery = delivery
+        return True
 
     def topic_cancelled(self) -> None:
         """Requeue the topic's requests. Called when only messages to this server itself are still delivered."""
         self._topic_cancelled = True
         requests, self._topic_requests = self._topic_requests, []
         for unstarted in requests:
-            self._decisions.requeue(unstarted)
+            self._requeue(unstarted)
 
     def end_operations(self) -> None:
         """Admit no further request. Called when the operations under way are cut short."""
@@ -180,12 +184,13 @@ class Admission:
     def close(self) -> None:
         """Requeue the requests that are undecided, delayed or held. Called when the server has stopped consuming."""
         self._operations_ended = True
-        for timer in self._delayed.values():
-            timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         left = [*self._topic_requests, *self._undecided, *self._delayed, *self._held]
-        self._topic_requests, self._undecided, self._delayed, self._held = [], {}, {}, deque()
+        self._topic_requests, self._undecided, self._delayed, self._held = [], {}, {}, []
         for unstarted in left:
-            self._decisions.requeue(unstarted)
+            self._requeue(unstarted)
 
     def _siblings_answered(self, answer: str, unstarted: UnstartedRequest, *, at_once: bool) -> None:
         if unstarted not in self._undecided:
@@ -193,9 +198,10 @@ class Admission:
         del self._undecided[unstarted]
         # Ask again whether it belongs: an operation may have begun its call here in the meantime.
         if self.belongs(unstarted.request) or (answer == UNDER_WAY and not self._operations_ended):
+            self._forget(unstarted)
             self._decisions.run(unstarted)
         elif answer == READY and at_once:
-            self._decisions.requeue(unstarted)
+            self._requeue(unstarted)
         elif answer == READY:
             # The broker prefers the ready workers, so a delivery here means that they have no room now.
             self._requeue_later(unstarted)
@@ -205,6 +211,7 @@ class Admission:
     def _refuse_or_hold(self, unstarted: UnstartedRequest) -> None:
         """Refuse a call, or hold a cast, that no other worker can run now."""
         if unstarted.request.reply_to is not None:
+            self._forget(unstarted)
             self._decisions.refuse(unstarted, ServiceDrainingError(self._target))
         else:
             self._hold(unstarted)
@@ -218,8 +225,27 @@ class Admission:
         self._held_bytes += size
 
     def _requeue_later(self, unstarted: UnstartedRequest) -> None:
-        self._delayed[unstarted] = self._clock.callLater(REQUEUE_DELAY, self._requeue_delayed, unstarted)
+        self._delayed[unstarted] = self._clock.seconds() + REQUEUE_DELAY
+        if self._timer is None:
+            self._timer = self._clock.callLater(REQUEUE_DELAY, self._requeue_due)
 
-    def _requeue_delayed(self, unstarted: UnstartedRequest) -> None:
-        del self._delayed[unstarted]
+    def _requeue_due(self) -> None:
+        """Requeue the requests whose delay has passed. All delays are equal, so they are due in order."""
+        now = self._clock.seconds()
+        due = [unstarted for unstarted, when in self._delayed.items() if when <= now]
+        for unstarted in due:
+            del self._delayed[unstarted]
+        self._timer = None
+        if self._delayed:
+            delay = next(iter(self._delayed.values())) - now
+            self._timer = self._clock.callLater(delay, self._requeue_due)
+        for unstarted in due:
+            self._requeue(unstarted)
+
+    def _requeue(self, unstarted: UnstartedRequest) -> None:
+        self._forget(unstarted)
         self._decisions.requeue(unstarted)
+
+    def _forget(self, unstarted: UnstartedRequest) -> None:
+        if unstarted.request.unique_id is not None:
+            self._by_id.pop(unstarted.request.unique_id, None)
