@@ -20,7 +20,7 @@ CONTEXT = RequestContext(request_id="req-1", user_id="u1")
 
 
 class RigTransport(MemoryTransport):
-    """Has the test answer for its replies, if it wants to.
+    """A memory transport that records its use; ``on_reply``, if set, publishes the replies in its place.
 
     :ivar received: messages that the servers on this transport received.
     """
@@ -36,7 +36,7 @@ class RigTransport(MemoryTransport):
         def receive(delivery: Any) -> None:
             self.received += 1
             if delivery.deliveries and not self.counting:
-                # As from a queue that does not count; what it was told at a requeue it knows.
+                # As from a queue without a delivery count, which knows only the count given at a requeue.
                 delivery.counts_death, self.counting = False, True
             receiver(delivery)
 
