@@ -255,7 +255,7 @@ class WaitingTests(AdmissionCase):
         self.failureResultOf(calling, ServiceDrainingError)
 
     def test_call_to_the_topic(self) -> None:
-        """A call to the topic is given back, and another server serves it as new."""
+        """A call to the topic is requeued, and another server serves it as new."""
         calling = self.to_topic(OTHER, what=1)
         self.drain()
         self.assertEqual(self.other_server().calls, [1])
@@ -292,7 +292,7 @@ class WaitingTests(AdmissionCase):
         self.assertEqual((self.diary.calls, other.calls), (["operation", "another"], [1]))
 
     def test_redelivered(self) -> None:
-        """A redelivered idempotent call that did not begin is given back with its count."""
+        """A redelivered idempotent call that did not begin is requeued with its count."""
         self.redeliver(self.request("hang_again", what=1))
         self.hang("2")
         self.hang("3")
@@ -355,7 +355,7 @@ class SiblingTests(AdmissionCase):
         self.failureResultOf(calling, ServiceDrainingError)
 
     def test_ready(self) -> None:
-        """If another worker is ready, waiting calls and casts are given back to it at once."""
+        """If another worker is ready, waiting calls and casts are requeued for it at once."""
         self.hang("another")
         calling = self.to_server(OTHER, what=1)
         self.cast(OTHER, what=2)
@@ -369,7 +369,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(self.successResultOf(calling), 1)
 
     def test_ready_but_full(self) -> None:
-        """A request that arrives although another worker is ready, and so full, is given back after a pause."""
+        """A request that arrives although another worker is ready, and so full, is requeued after REQUEUE_DELAY."""
         self.drain()
         self.to_server(OTHER, what=1)
         self.answer(READY)
@@ -380,7 +380,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(self.count("given_back"), given_back + 1)
 
     def test_no_answer_before_the_end(self) -> None:
-        """Undecided requests are given back to the queue when the worker ends."""
+        """Undecided requests are requeued when the worker ends."""
         self.drain()
         self.to_server(OTHER, what=1)
         self.finish()
@@ -390,7 +390,7 @@ class SiblingTests(AdmissionCase):
         self.assertEqual(len(self.take()), 1)
 
     def test_without_an_id(self) -> None:
-        """A call without a request id is given back if another worker is ready."""
+        """A call without a request id is requeued if another worker is ready."""
         self.drain()
         self.cast(attrs.evolve(OTHER, request_id=None), what=1)  # type: ignore[arg-type]  # as of a careless peer
         self.assertEqual(self.asked, [""])

@@ -68,7 +68,7 @@ class ProgressTests(BacklogCase):
         self.assertIs(self.own.progress("a"), Progress.NEVER_BEGAN)
 
     def test_began(self) -> None:
-        """A request that the dead process had begun or given back may have run."""
+        """A request that the dead process had begun or requeued may have run."""
         self.kill(self.child("record.remove(record.add('a'))"))
         self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
 
@@ -83,12 +83,12 @@ class ProgressTests(BacklogCase):
         self.assertIs(self.own.progress("a"), Progress.UNKNOWN)
 
     def test_own(self) -> None:
-        """A request that this process has recorded is held by a living process."""
+        """A request that this process has recorded is pending in a living process."""
         self.own.add("a")
         self.assertIs(self.own.progress("a"), Progress.PENDING)
 
     def test_pid_of_another(self) -> None:
-        """A reused pid is not taken for the process that had the request."""
+        """A reused pid is not mistaken for the process that had the request."""
         self.shared.join(1, os.getpid()).add("a")
         pid, started = self.shared.owner(1)
         self.shared.memory[16:32] = pid.to_bytes(8, "little") + (started - 1).to_bytes(8, "little")
@@ -109,7 +109,7 @@ class ProgressTests(BacklogCase):
     @settings(max_examples=50, suppress_health_check=[HealthCheck.differing_executors])
     @given(st.lists(st.text(st.characters(), max_size=40), unique=True, max_size=30), st.data())
     def test_any_id(self, ids: list[str], data: st.DataObject) -> None:
-        """Ids of any form are told apart, lone surrogates among them."""
+        """Ids of any form are distinguished, including lone surrogates."""
         dead = SharedBacklog(pages=2)
         record = dead.join(0, 2**31)  # no process has this pid
         own = dead.join(1, os.getpid())
@@ -195,7 +195,7 @@ class ServerTests(RPCCase):
         self.successResultOf(drained)
 
     def test_given_back(self) -> None:
-        """A server that is closed while it waits gives the request back, for another to decide."""
+        """A server that is closed while it waits requeues the request, for another to decide."""
         body = self.request("note", what=1)
         self.shared.join(2, os.getpid()).add(self.unique_id(body))
         self.redeliver(body)
@@ -206,7 +206,7 @@ class ServerTests(RPCCase):
         self.assertEqual((self.diary.calls, self.results()), ([], []))
 
     def test_recorded(self) -> None:
-        """The server records a waiting request until the request begins or is given back."""
+        """The server records a waiting request until the request begins or is requeued."""
         first, second, third = (self.request("hang", what=n) for n in range(3))
         for body in (first, second, third):
             self.send(body)

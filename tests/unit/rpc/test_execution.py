@@ -457,7 +457,7 @@ class AcknowledgementTests(ExecutionCase):
         self.assertEqual(self.left(), [])
 
     def test_unpublished(self) -> None:
-        """An idempotent call whose reply could not be published is given back, to run again."""
+        """An idempotent call whose reply could not be published is requeued, to run again."""
         self.transport.on_reply = lambda: fail(TransportClosedError("replying"))
         calling = self.call("hang_again", what=1)
         self.diary.hanging[0].callback("lost")

@@ -132,7 +132,7 @@ class MarkingTransport(MemoryTransport):
 
 
 class Service:
-    """A process that dies of poison messages, with all its calls in hand."""
+    """A process that dies of poison messages, together with its unsettled calls."""
 
     def __init__(self, case: "RedeliveredCallsTests") -> None:
         self.case = case
@@ -252,7 +252,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.check(innocent, [])
 
     def die_and_restart(self) -> Service:
-        """Kill the only service for another reason, with all its calls in hand, and start the next one."""
+        """Kill the only service for another reason, with all its calls unsettled, and start the next one."""
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
         self.start(1)
@@ -322,7 +322,7 @@ class RedeliveredCallsTests(SynchronousTestCase):
         self.assertEqual(len(redelivered.moving), 0)
 
     def test_stopped(self) -> None:
-        """A service that stops gives back the calls that have not begun, and waits for none."""
+        """A service that stops requeues the calls that have not begun, and waits for none."""
         self.calls()
         self.clock.pump([0.0, 0.0])
         self.services[0].die()
