@@ -15,7 +15,7 @@ from novasvc.context import RequestContext, current_context
 from novasvc.periodic.declare import Declaration
 from novasvc.periodic.errors import TaskTimeoutError
 from novasvc.periodic.schedule import Schedule
-from novasvc.reactor.waiters import Waiters
+from novasvc.reactor.coalesce import Waiters
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import note
 

@@ -1,6 +1,6 @@
-"""Coalesce concurrent calls and cache the result briefly."""
+"""Callers that wait for the same outcome: shared calls, cached results, and reads that begin after the call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -8,9 +8,51 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from novasvc.reactor.waiters import Waiters
+_TURNS = 3
+"""Turns of the reactor between two reads: the first sends the responses, the others receive the next requests."""
 
+_Key = TypeVar("_Key", bound=Hashable)
 _Result = TypeVar("_Result")
+
+
+@attrs.define(eq=False)
+class Waiters(Generic[_Result]):
+    """Callers that wait for the same outcome, each with a Deferred of its own.
+
+    :ivar waiting: their Deferreds; what is empty most of the time is asked for without a call.
+    """
+
+    waiting: list[Deferred[_Result]] = attrs.field(factory=list, init=False)
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def wait(self) -> Deferred[_Result]:
+        """Wait for the next outcome.
+
+        :return: a new Deferred. Cancelling it ends the waiting of its caller only.
+        """
+        waiter: Deferred[_Result] = Deferred(self._leave)
+        self.waiting.append(waiter)
+        return waiter
+
+    def fire(self, outcome: _Result | Failure) -> None:
+        """Give an outcome to all that wait. A caller that comes from now on, in a callback even, waits for the next."""
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            if not waiter.called:  # another waiter's callback may have cancelled it
+                # Each gets a Failure of its own: an errback changes the Failure that it handles.
+                waiter.callback(Failure(outcome.value) if isinstance(outcome, Failure) else outcome)
+
+    def detach(self) -> "Waiters[_Result]":
+        """Return all that wait, to be fired later; those that come from now on do not belong to them."""
+        detached: Waiters[_Result] = Waiters()
+        detached.waiting, self.waiting = self.waiting, []
+        return detached
+
+    def _leave(self, waiter: Deferred[_Result]) -> None:
+        if waiter in self.waiting:
+            self.waiting.remove(waiter)
 
 
 def _one_second(_: object) -> float:
@@ -46,8 +88,59 @@ class CoalescingCache(Generic[_Result]):
             self._call().addBoth(self._finish)
         return waiter
 
-    def _finish(self, result: Any) -> None:
+    def _finish(self, result: _Result | Failure) -> None:
         self._calling = False
         if not isinstance(result, Failure):
             self._cached = self._clock.seconds() + self._ttl(result), result
         self._waiters.fire(result)
+
+
+class CoalescedReads(Generic[_Key, _Result]):
+    """Coalesces concurrent reads of the same key. Nothing is cached: no caller gets a value read before its call.
+
+    :param read: a coroutine function of the key; it has a deadline of its own.
+    :param clock: provides the turns of the reactor.
+    """
+
+    # A read in progress may have taken its snapshot already, so a caller that comes meanwhile waits for the next read,
+    # which all such callers share. That begins a few turns of the reactor later: most clients that were just answered
+    # ask again at once, and then share it, too. The higher the load, the more callers share a read, and the database
+    # sees one reader per key.
+
+    def __init__(self, read: Callable[[_Key], Coroutine[Deferred[Any], Any, _Result]], clock: IReactorTime) -> None:
+        self._read = read
+        self._clock = clock
+        self._in_progress: set[_Key] = set()
+        self._waiting: dict[_Key, Waiters[_Result]] = {}
+
+    def get(self, key: _Key) -> Deferred[_Result]:
+        """Read a key.
+
+        :return: Deferred firing with the result of a read that began after this call, or with its failure. Cancelling
+            it ends the waiting only.
+        """
+        waiters = self._waiting.get(key)
+        if waiters is None:
+            waiters = self._waiting[key] = Waiters()
+        waiter = waiters.wait()
+        if key not in self._in_progress:
+            self._begin(key)
+        return waiter
+
+    def _begin_in(self, turns: int, key: _Key) -> None:
+        if turns:
+            self._clock.callLater(0, self._begin_in, turns - 1, key)
+        else:
+            self._begin(key)
+
+    def _begin(self, key: _Key) -> None:
+        waiters = self._waiting.pop(key)
+        self._in_progress.add(key)
+        Deferred.fromCoroutine(self._read(key)).addBoth(self._finish, key, waiters)
+
+    def _finish(self, outcome: _Result | Failure, key: _Key, waiters: Waiters[_Result]) -> None:
+        if key in self._waiting:
+            self._begin_in(_TURNS, key)
+        else:
+            self._in_progress.remove(key)
+        waiters.fire(outcome)

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from novasvc.context import RequestContext, current_context
 from novasvc.interfaces import IDelivery, ITransport
-from novasvc.reactor.waiters import Waiters
+from novasvc.reactor.coalesce import Waiters
 from novasvc.rpc.admission import EXTRA_ROOM, Admission, UnstartedRequest
 from novasvc.rpc.awaiting_redelivery import AwaitingRedelivery
 from novasvc.rpc.backlog import Backlog

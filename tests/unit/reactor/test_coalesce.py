@@ -1,10 +1,69 @@
-"""Tests for novasvc.reactor.coalesce: coalesced calls and cached results."""
+"""Tests for novasvc.reactor.coalesce."""
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from novasvc.reactor.coalesce import CoalescingCache
+from novasvc.reactor.coalesce import CoalescedReads, CoalescingCache, Waiters
+
+
+class WaitersTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.waiters: Waiters[int] = Waiters()
+
+    def test_fire(self) -> None:
+        """An outcome goes to all that wait, in their order, and not to those that come later."""
+        fired: list[str] = []
+        for name in "ab":
+            self.waiters.wait().addCallback(lambda result, name=name: fired.append(f"{name}{result}"))
+        self.assertEqual(len(self.waiters), 2)
+        self.waiters.fire(1)
+        self.assertEqual(fired, ["a1", "b1"])
+        self.assertEqual(len(self.waiters), 0)
+        later = self.waiters.wait()
+        self.assertNoResult(later)
+        self.waiters.fire(2)
+        self.assertEqual(self.successResultOf(later), 2)
+
+    def test_failure(self) -> None:
+        """Each waiter gets a Failure of its own: what the errback of one does to it is not seen by the others."""
+        waiting = [self.waiters.wait() for _ in range(2)]
+        failure = Failure(ValueError("x"))
+        self.waiters.fire(failure)
+        found = [self.failureResultOf(waiter, ValueError) for waiter in waiting]
+        self.assertEqual(len({id(each) for each in (*found, failure)}), 3)
+        self.assertEqual({id(each.value) for each in found}, {id(failure.value)})
+
+    def test_cancel(self) -> None:
+        """Cancelling ends the waiting of one caller, even in the callback of another."""
+        first, second, third = (self.waiters.wait() for _ in range(3))
+        first.cancel()
+        self.assertEqual(len(self.waiters), 2)
+        second.addCallback(lambda _: third.cancel())
+        self.waiters.fire(1)
+        self.failureResultOf(first, CancelledError)
+        self.failureResultOf(third, CancelledError)
+
+    def test_again(self) -> None:
+        """A caller that waits again in its callback gets the next outcome, not the same once more."""
+        results: list[int] = []
+        self.waiters.wait().addErrback(lambda _: self.waiters.wait()).addCallback(results.append)
+        self.waiters.fire(Failure(ValueError("x")))
+        self.assertEqual(results, [])
+        self.waiters.fire(2)
+        self.assertEqual(results, [2])
+
+    def test_detach(self) -> None:
+        """Detached waiters are fired apart from those that come later, and can still be cancelled."""
+        first, second = self.waiters.wait(), self.waiters.wait()
+        detached = self.waiters.detach()
+        later = self.waiters.wait()
+        second.cancel()
+        self.failureResultOf(second, CancelledError)
+        detached.fire(1)
+        self.assertEqual(self.successResultOf(first), 1)
+        self.assertNoResult(later)
 
 
 class CoalescingCacheTests(SynchronousTestCase):
@@ -48,6 +107,14 @@ class CoalescingCacheTests(SynchronousTestCase):
         self.asked[1].callback("yes")
         self.assertEqual(self.successResultOf(again), "yes")
 
+    def test_asks_after_failure(self) -> None:
+        """A call made in the errback of a failure begins a new call, and does not get the same failure again."""
+        waiting = self.cache.get().addErrback(lambda _: self.cache.get())
+        self.asked[0].errback(ValueError("x"))
+        self.assertNoResult(waiting)
+        self.asked[1].callback("yes")
+        self.assertEqual(self.successResultOf(waiting), "yes")
+
     def test_cancel(self) -> None:
         """Cancelling a waiter does not cancel the call, and no second call begins beside it."""
         first = self.cache.get()
@@ -65,3 +132,92 @@ class CoalescingCacheTests(SynchronousTestCase):
         waiting.addCallback(lambda _: self.cache.get()).addCallback(answers.append)
         self.asked[0].callback("yes")
         self.assertEqual((answers, len(self.asked)), (["yes"], 1))
+
+
+class CoalescedReadsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.under_way: list[tuple[str, Deferred[int]]] = []
+
+        async def read(key: str) -> int:
+            reading: Deferred[int] = Deferred()
+            self.under_way.append((key, reading))
+            return await reading
+
+        self.reads: CoalescedReads[str, int] = CoalescedReads(read, self.clock)
+
+    def end(self, outcome: int | Exception) -> None:
+        """End the read that began first."""
+        _, reading = self.under_way.pop(0)
+        if isinstance(outcome, Exception):
+            reading.errback(outcome)
+        else:
+            reading.callback(outcome)
+        self.clock.advance(0)
+
+    def test_never_older(self) -> None:
+        """No caller gets a result that was read before its call."""
+        first, second = self.reads.get("a"), self.reads.get("a")
+        self.end(1)
+        self.assertEqual(self.successResultOf(first), 1)
+        self.assertNoResult(second)
+        third = self.reads.get("a")
+        self.end(2)
+        self.assertEqual(self.successResultOf(second), 2)
+        self.assertNoResult(third)
+        self.end(3)
+        self.assertEqual(self.successResultOf(third), 3)
+        self.assertEqual(self.under_way, [])
+
+    def test_shared(self) -> None:
+        """All callers that come while a read is under way share the next one."""
+        first, *others = (self.reads.get("a") for _ in range(10))
+        self.end(1)
+        self.end(2)
+        self.assertEqual(self.successResultOf(first), 1)
+        self.assertEqual([self.successResultOf(other) for other in others], [2] * 9)
+        self.assertEqual(self.under_way, [])
+
+    def test_just_answered(self) -> None:
+        """A caller that calls again in the callback of its result shares the next read as well."""
+        again: list[Deferred[int]] = []
+        self.reads.get("a").addCallback(lambda _: again.append(self.reads.get("a")))
+        waiting = self.reads.get("a")
+        self.end(1)
+        self.end(2)
+        self.assertEqual([self.successResultOf(found) for found in (waiting, *again)], [2, 2])
+
+    def test_apart(self) -> None:
+        """Reads of different keys run at the same time."""
+        self.reads.get("a")
+        self.reads.get("b")
+        self.assertEqual([key for key, _ in self.under_way], ["a", "b"])
+
+    def test_nothing_kept(self) -> None:
+        """Without a read under way, the next call begins one at once: no result is kept."""
+        first = self.reads.get("a")
+        self.end(1)
+        second = self.reads.get("a")
+        self.end(2)
+        self.assertEqual((self.successResultOf(first), self.successResultOf(second)), (1, 2))
+
+    def test_fails(self) -> None:
+        """A failure goes to the callers that waited for that read, and to no others."""
+        first, second, third = (self.reads.get("a") for _ in range(3))
+        self.end(KeyError())
+        self.failureResultOf(first, KeyError)
+        self.end(ValueError())
+        for found in (second, third):
+            self.failureResultOf(found, ValueError)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_cancelled(self) -> None:
+        """Cancelling a Deferred ends the waiting of one caller; the others get the result."""
+        first, second, third = (self.reads.get("a") for _ in range(3))
+        first.cancel()
+        second.cancel()
+        self.end(1)
+        self.end(2)
+        for found in (first, second):
+            self.failureResultOf(found, CancelledError)
+        self.assertEqual(self.successResultOf(third), 2)
