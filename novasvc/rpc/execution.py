@@ -37,14 +37,14 @@ class _Reply:
     :param reply_to: the caller's message id and reply address.
     :param timeout: seconds for which the caller still waits; None if unknown.
     :param call: the call that it answers; None for a refused request, which never became a call.
-    :param settles: settle the call when the reply is published, not before (idempotent calls).
+    :param settles: the call to settle when the reply is published; None if it is settled already (at-most-once).
     """
 
     reply_to: ReplyTo
     body: bytes
     timeout: float | None
     call: Call | None = None
-    settles: bool = False
+    settles: Call | None = None
 
     def log(self, text: str, **fields: Any) -> None:
         """Log a warning about this reply, with the caller's request id."""
@@ -137,6 +137,8 @@ class Execution:
             return
         call.began = self._clock.seconds()
         if not call.method.exposure.idempotent:
+            # At most once: acknowledged (AMQP 0-9-1 1.8.3.13, basic.ack) before the method can have an effect, as
+            # oslo.messaging's servers do.
             self._ledger.settle(call)
         timeout = call.method.exposure.timeout
         deadline = call.deadline if timeout is None else _earlier(call.deadline, call.began + timeout)
@@ -201,6 +203,7 @@ class Execution:
             metrics.now.value -= 1
             metrics.seconds.observe(self._clock.seconds() - call.began)
             if call.running is not None:
+                # The slot is free now, so a waiting call may begin.
                 self._deadlines.live.pop(call, None)
                 self._ended()  # Not for a method that ended at once: the caller of begin() continues by itself.
 
@@ -254,6 +257,7 @@ class Execution:
 
         :param reason: text of the MethodTimeoutError; not "".
         """
+        # Before any method is cancelled: a method that ends now must not reply to a call that will run again.
         for call in list(self.running):
             if call.method.exposure.idempotent and not call.answered:
                 call.answered = True
@@ -312,14 +316,16 @@ class Execution:
         call.answered = True
         if call.keepalive is not None:
             self._cancel_keepalive(call)
-        settles = call.method.exposure.idempotent
+        settles = call if call.method.exposure.idempotent else None
         if body is not None and call.request.reply_to is not None:
+            # A caller with keepalives and without a deadline gives up one interval after the last keepalive.
             timeout = call.request.keepalive if call.deadline is None else call.deadline - self._clock.seconds()
-            if settles and call.request.unique_id is not None:
+            if settles is not None and call.request.unique_id is not None:
+                # Only callers of idempotent methods send a request again.
                 self._recent_replies.add(call.request.unique_id, call.request.reply_to, body)
             self._publish(_Reply(call.request.reply_to, body, timeout, call, settles))
-        elif settles:
-            self._ledger.settle(call)
+        elif settles is not None:
+            self._ledger.settle(settles)
 
     def _cancel_keepalive(self, call: Call) -> None:
         if call.keepalive is not None:
@@ -336,21 +342,17 @@ class Execution:
         publishing: Deferred[None] = self._transport.reply(reply.reply_to.address, reply.body, timeout)
         if publishing.called and publishing.result is None:
             # Published synchronously, as by the in-memory transport: save the cost of two callbacks per call.
-            if reply.settles:
-                self._settle(reply)
+            if reply.settles is not None:
+                self._ledger.settle(reply.settles)
             return
         self.publishing[publishing] = None
         publishing.addCallbacks(
             self._published, self._unpublished, callbackArgs=(publishing, reply), errbackArgs=(publishing, reply, until)
         )
 
-    def _settle(self, reply: _Reply) -> None:
-        if reply.settles and reply.call is not None:
-            self._ledger.settle(reply.call)
-
     def _published(self, _: None, publishing: Deferred[None], reply: _Reply) -> None:
-        if reply.settles:
-            self._settle(reply)
+        if reply.settles is not None:
+            self._ledger.settle(reply.settles)
         del self.publishing[publishing]
         self._ended()
 
@@ -362,17 +364,21 @@ class Execution:
             why="its caller has stopped waiting" if too_late else "it could not be published",
             reason="the service is shutting down" if failure.check(CancelledError) else failure.value,
         )
-        if too_late:
-            self._settle(reply)  # The method has run, and its caller has stopped waiting.
-        elif reply.settles and reply.call is not None:
-            self._ledger.requeue(reply.call)
+        if reply.settles is not None:
+            if too_late:
+                self._ledger.settle(reply.settles)  # The method has run, and nobody waits for its result.
+            else:
+                self._ledger.requeue(reply.settles)  # Idempotent: it may run again to answer its caller.
         del self.publishing[publishing]
         self._ended()
 
     # -- keepalives ----------------------------------------------------------------------------
 
     def _schedule_keepalive(self, call: Call) -> None:
-        """Schedule the next keepalive, at half the caller's interval, if the caller asked for keepalives."""
+        """Schedule the next keepalive, if the caller asked for keepalives.
+
+        At half the caller's interval, as oslo.messaging's call-monitor heartbeat, so that one may be late.
+        """
         seconds, reply_to = call.request.keepalive, call.request.reply_to
         if seconds is not None and reply_to is not None and not call.answered:
             call.keepalive = self._clock.callLater(seconds / 2, self._send_keepalive, call, reply_to)
