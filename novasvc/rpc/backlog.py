@@ -154,7 +154,7 @@ class Backlog:
         return slot
 
     def remove(self, slot: int) -> None:
-        """Mark an entry as removed. Called before its request begins or is given back."""
+        """Mark an entry as removed. Called before its request begins or is requeued."""
         self._shared.memory[self._shared.ids_at(self._page) + SLOTS * _ID + slot] = _REMOVED
 
     def progress(self, unique_id: str) -> Progress:

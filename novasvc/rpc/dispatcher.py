@@ -320,7 +320,7 @@ class Dispatcher:
         if request.problem is not None:
             raise MessageFormatError(request.problem)
         key = request.namespace, request.method, request.version
-        method = self._endpoints.found.get(key) or self._endpoints.find(*key)
+        method = self._endpoints.cache.get(key) or self._endpoints.find(*key)
         exposure, deliveries = method.exposure, delivery.deliveries
         # At most once: what another process may have begun is not run, unless the backlog proves that none has.
         taken_over = bool(deliveries) and not exposure.idempotent

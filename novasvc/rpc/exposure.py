@@ -15,7 +15,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _MARK = "__novasvc_exposure__"
 _CONTEXT_NAMES = frozenset({"context", "ctxt", "ctx"})
-_SHOWN, _SHOWN_LENGTH = 8, 64
+_MAX_SHOWN, _MAX_LENGTH = 8, 64
 
 
 @attrs.frozen
@@ -50,9 +50,8 @@ class Exposure:
         missing = self.required - names
         unknown = names - self.allowed if self.allowed is not None else names & self.reserved
         if missing or unknown:
-            problems = [
-                f"{what}: {_listed(found)}" for what, found in (("missing", missing), ("unknown", unknown)) if found
-            ]
+            found = {"missing": missing, "unknown": unknown}
+            problems = [f"{what}: {_format_names(names)}" for what, names in found.items() if names]
             raise InvalidArgumentsError(method, "; ".join(problems))
 
 
@@ -169,10 +168,10 @@ def _signature(
     )
 
 
-def _listed(names: AbstractSet[str]) -> str:
+def _format_names(names: AbstractSet[str]) -> str:
     """Format argument names for an error, shortened: a caller may send any number, of any length."""
-    shown = [name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}..." for name in sorted(names)[:_SHOWN]]
-    return ", ".join(shown if len(names) <= _SHOWN else [*shown, f"and {len(names) - _SHOWN} more"])
+    shown = [name if len(name) <= _MAX_LENGTH else f"{name[:_MAX_LENGTH]}..." for name in sorted(names)[:_MAX_SHOWN]]
+    return ", ".join(shown if len(names) <= _MAX_SHOWN else [*shown, f"and {len(names) - _MAX_SHOWN} more"])
 
 
 def _exceptions(expected: object, where: str) -> tuple[type[Exception], ...]:
