@@ -191,7 +191,8 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
         problem = "it is not UTF-8"
         raise MessageFormatError(problem) from None
     if text.startswith(_PREFIX):
-        # Fast path for the usual envelope. A message that does not fit is parsed again below, by the full rules.
+        # Fast path for the envelope as json.dumps writes it, which is what every peer sends. A message that does
+        # not fit is parsed again below, by the full rules.
         try:
             inner, end = loads_at(text, _PREFIX_LENGTH)
             fields, inner_end = loads_at(inner, 0)
@@ -206,7 +207,7 @@ def unwrap(message: bytes, limit: int = BODY_LIMIT) -> dict[str, Any]:
 
 def _open_envelope(outer: dict[str, Any]) -> dict[str, Any]:
     if _VERSION not in outer or _MESSAGE not in outer:
-        return outer
+        return outer  # The form before envelopes, which oslo.messaging reads too (its deserialize_msg).
     version, inner = outer[_VERSION], outer[_MESSAGE]
     if version != _ENVELOPE_VERSION:
         _check_envelope(version)
@@ -223,6 +224,7 @@ def read_request(fields: Mapping[str, Any]) -> Request:
     :return: the request, with a ``problem`` if a field is missing, too long or has the wrong type.
     """
     method, args = fields.get("method"), fields.get("args", _EMPTY)
+    # Without a version, oslo.messaging's dispatcher assumes 1.0 too.
     namespace, version = fields.get("namespace"), fields.get("version", "1.0")
     unique_id, keepalive = fields.get("_unique_id"), fields.get("_timeout")
     if not isinstance(method, str):
@@ -283,6 +285,7 @@ def read_reply(fields: Mapping[str, Any]) -> Reply:
 
 
 _EMPTY: dict[str, Any] = {}
+"""Shared by all requests without arguments, and never changed."""
 
 
 def _parse_object(text: str, what: str) -> dict[str, Any]:
