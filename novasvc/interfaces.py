@@ -143,7 +143,7 @@ class IListener(Interface):
         """
 
     def close() -> Deferred[None]:
-        """Delete the queues that only this listener used; unsettled deliveries are given back.
+        """Delete the queues that only this listener used; the broker requeues unsettled deliveries.
 
         Called last, after the calls in flight have ended.
 

@@ -1,4 +1,4 @@
-"""Targets, and the pauses between attempts."""
+"""Tests for novasvc.rpc.target and novasvc.reactor.backoff."""
 
 import random
 
@@ -19,12 +19,12 @@ class TargetTests(SynchronousTestCase):
         self.assertEqual(str(Target("compute", fanout=True)), "all of compute")
 
     def test_wildcards(self) -> None:
-        """A topic or server that a broker would take for a pattern is refused."""
+        """A topic or server with a wildcard or white space is refused."""
         for topic, server in (("", None), ("a*", None), ("a", "#"), ("a b", None), ("a", "")):
             self.assertRaises(InvalidTargetError, Target, topic, server)
 
     def test_long(self) -> None:
-        """A name that no queue can have, with what is added to it, is refused, as is one that UTF-8 cannot have."""
+        """A name too long for a queue with its suffixes, or that UTF-8 cannot encode, is refused."""
         Target("a" * 215)
         Target("a" * 10, "b" * 244)
         for topic, server in (("a" * 216, None), ("a" * 10, "b" * 245), ("ä" * 108, None), ("a", "\ud800")):
@@ -42,6 +42,6 @@ class JitteredBackoffTests(SynchronousTestCase):
                 self.assertTrue(bound / 2 <= policy(attempt) <= bound)
 
     def test_hosts_differ(self) -> None:
-        """Two hosts do not wait equally long."""
+        """Two hosts wait for different times."""
         one, other = (jittered_backoff(random_source=random.Random(seed)) for seed in (1, 2))
         self.assertNotEqual(one(3), other(3))
