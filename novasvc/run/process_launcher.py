@@ -33,18 +33,11 @@ from novasvc.telemetry.stalls import StallWatch
 from novasvc.workers.control.listener import ControlSocket
 from novasvc.workers.errors import OrphansError, WorkerFailedError
 from novasvc.workers.exit_status import UNSUPERVISED
+from novasvc.workers.servers import Reread, ServerWrapper, Sockets, check_names, check_workers, open_sockets
 from novasvc.workers.signals import Signals
 from novasvc.workers.slot import HURRY_TIMEOUT
 from novasvc.workers.specification import pickle_server
-from novasvc.workers.supervisor import (
-    Reread,
-    ServerWrapper,
-    Sockets,
-    Supervisor,
-    check_names,
-    check_workers,
-    open_sockets,
-)
+from novasvc.workers.supervisor import Supervisor
 from novasvc.workers.systemd import SystemdNotifier, Watchdog
 from novasvc.workers.title import set_title
 

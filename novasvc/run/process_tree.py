@@ -24,7 +24,7 @@ from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
 from novasvc.workers.errors import ReloadError
-from novasvc.workers.supervisor import Reread, ServerWrapper
+from novasvc.workers.servers import Reread, ServerWrapper
 
 _log = Logger()
 

@@ -9,7 +9,7 @@ from novasvc.node.wsgi import WSGIService
 from novasvc.run.launcher import Launcher, ServiceLauncher, SignalExit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.script import serve, wait
-from novasvc.workers.supervisor import ServerWrapper
+from novasvc.workers.servers import ServerWrapper
 
 __all__ = [
     "Launcher",

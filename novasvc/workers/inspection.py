@@ -1,4 +1,4 @@
-"""Metrics and health of all workers, aggregated by the supervisor."""
+"""What the supervisor tells of its workers: their rows, metrics, health, and dumps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
+from novasvc.telemetry.logs import iso_time
 from novasvc.workers.process import WorkerProcess
 from novasvc.workers.slot import Slot
 
@@ -59,10 +60,39 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
     """
     places = _places(slots)
     answers = await _ask(places, "health", HEALTH_TIMEOUT)
-    return [{**row(slot), "services": answer} for slot, answer in zip(places, answers, strict=True)]
+    return [{**_row(slot), "services": answer} for slot, answer in zip(places, answers, strict=True)]
 
 
-def row(slot: Slot) -> Row:
+async def collect_dumps(slots: Iterable[Slot]) -> list[Row]:
+    """Collect the stacks, calls and events of all workers; see :meth:`novasvc.interfaces.ISupervisor.dump`."""
+    return await gatherResults([Deferred.fromCoroutine(_dump(slot)) for slot in slots], consumeErrors=True)
+
+
+def worker_rows(slots: Iterable[Slot]) -> list[Row]:
+    """Return a row for each worker; see :meth:`novasvc.interfaces.ISupervisor.workers`."""
+    return [
+        {
+            **_row(slot),
+            "since": iso_time(slot.since),
+            "restarts": slot.restarts,
+            "memory": None if slot.process is None else slot.process.memory,
+            "trouble": slot.trouble,
+        }
+        for slot in sorted(slots, key=lambda slot: slot.number)
+    ]
+
+
+async def _dump(slot: Slot) -> Row:
+    told, process = _row(slot), slot.process
+    if process is None:
+        return {**told, "stacks": "", "calls": None, "events": []}
+    calls = await process.calls()
+    stacks = await process.dump()
+    events = [{"time": iso_time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
+    return {**told, "stacks": stacks, "calls": calls, "events": events}
+
+
+def _row(slot: Slot) -> Row:
     """Return the columns that identify a worker."""
     pid = None if slot.process is None else slot.process.pid
     return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
