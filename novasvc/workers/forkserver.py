@@ -219,7 +219,7 @@ class ForkServer:
             self._say_importing(message["main"][1])
             self._problem = run_main(*message["main"])
         self._say_importing(None)
-        self._observer = importlib.import_module("novasvc.workers.worker").SwitchableObserver()
+        self._observer = importlib.import_module("novasvc.workers.switchable_log").SwitchableObserver()
         # Made before the first fork, so that all workers share it: they find requests that a dead sibling never began.
         self._backlog = importlib.import_module("novasvc.rpc.backlog").SharedBacklog()
         with installing_none(), contextlib.suppress(Exception):
