@@ -18,8 +18,8 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IWebPage
 from novasvc.node.runtime import Runtime
 from novasvc.node.tree import ServiceTree
+from novasvc.run.environment import log_changes, log_settings
 from novasvc.run.greeting import greeting
-from novasvc.run.launcher import log_changes, log_settings
 from novasvc.run.process import Process, end_process, is_alone, lift_limit
 from novasvc.run.process_launcher import ProcessLauncher
 from novasvc.run.services import make_applications, make_front, make_own, make_parts
