@@ -110,10 +110,10 @@ class Connections(WrappingFactory):
         # Site builds a wrapper that selects HTTP/1 or 2 and holds the real channel in _channel.
         channel = getattr(protocol, "_channel", protocol)
         if web is not None and isinstance(channel, web.HTTPChannel):
-            channel.checkPersistence = _for_the_last_time
+            channel.checkPersistence = _close_after_response
             for request in channel.requests:
                 if not request.startedWriting:
-                    _for_the_last_time(request, b"")
+                    _close_after_response(request, b"")
             if channel.requests:  # an idle channel that is not persistent would drop its next request
                 channel.persistent = False
             self._web.append(channel)
@@ -134,7 +134,7 @@ class _HalfCloseable(ProtocolWrapper):
         self.wrappedProtocol.writeConnectionLost()
 
 
-def _for_the_last_time(request: Any, _version: bytes) -> bool:
+def _close_after_response(request: Any, _version: bytes) -> bool:
     """Replace HTTPChannel.checkPersistence: send Connection: close, and end after this request."""
     request.responseHeaders.setRawHeaders(b"connection", [b"close"])
     return False

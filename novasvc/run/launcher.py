@@ -126,9 +126,9 @@ class Launcher(ServiceTree):
             started.addErrback(partial(self._not_started, server))
         ended = end_of(server)
         if ended is not None:
-            ended.addErrback(self._ended_badly).addCallback(lambda _: self._ended(server))
+            ended.addErrback(self._server_failed).addCallback(lambda _: self._ended(server))
 
-    def _ended_badly(self, failure: Failure) -> None:
+    def _server_failed(self, failure: Failure) -> None:
         """Handle a server that failed while running: stop all, and fail the waiters."""
         if self.state == "running":
             self._problem = failure.value

@@ -35,19 +35,19 @@ async def collect_metrics(slots: Iterable[Slot]) -> list[Document]:
 
     :return: one document per metric name.
     """
-    places = _places(slots)
-    answers = await _ask(places, "figures", METRICS_TIMEOUT)
+    current = _current_slots(slots)
+    answers = await _ask(current, "figures", METRICS_TIMEOUT)
     metrics.workers.clear()
     metrics.worker_up.clear()
     metrics.worker_memory.clear()
-    for slot, answer in zip(places, answers, strict=True):
+    for slot, answer in zip(current, answers, strict=True):
         metrics.workers.at(slot.name, slot.state).value += 1
         metrics.worker_up.at(slot.name, str(slot.number)).value = int(answer is not None)
         if slot.process is not None and (memory := slot.process.memory) is not None:
             metrics.worker_memory.at(slot.name, str(slot.number)).value = memory
     merged: dict[str, Document] = {}
     _merge(merged, metrics.documents(), _OURS)
-    for slot, answer in zip(places, answers, strict=True):
+    for slot, answer in zip(current, answers, strict=True):
         _merge(merged, answer or (), str(slot.number))
     return list(merged.values())
 
@@ -58,9 +58,9 @@ async def collect_health(slots: Iterable[Slot]) -> list[Row]:
     :return: a row per worker: number, server, pid, state; "services": [{"service": str, "legs": see
         novasvc.node.health.Check}], or None if it does not answer.
     """
-    places = _places(slots)
-    answers = await _ask(places, "health", HEALTH_TIMEOUT)
-    return [{**_row(slot), "services": answer} for slot, answer in zip(places, answers, strict=True)]
+    current = _current_slots(slots)
+    answers = await _ask(current, "health", HEALTH_TIMEOUT)
+    return [{**_row(slot), "services": answer} for slot, answer in zip(current, answers, strict=True)]
 
 
 async def collect_dumps(slots: Iterable[Slot]) -> list[Row]:
@@ -98,12 +98,12 @@ def _row(slot: Slot) -> Row:
     return {"number": slot.number, "server": slot.name, "pid": pid, "state": slot.state}
 
 
-def _places(slots: Iterable[Slot]) -> list[Slot]:
+def _current_slots(slots: Iterable[Slot]) -> list[Slot]:
     """Return one slot per number: during a replacement, the one that is not draining."""
-    places: dict[int, Slot] = {}
+    current: dict[int, Slot] = {}
     for slot in sorted(slots, key=lambda slot: (slot.number, slot.state == "draining")):
-        places.setdefault(slot.number, slot)
-    return list(places.values())
+        current.setdefault(slot.number, slot)
+    return list(current.values())
 
 
 async def _ask(slots: Sequence[Slot], what: str, patience: float) -> list[Any]:

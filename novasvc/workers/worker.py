@@ -92,7 +92,7 @@ def run(
     current = CurrentWorker(parameters["number"], parameters["grace"], backlog, worker.ask_siblings)
     set_current_worker(reactor, current)
     worker.pipe = adopt(reactor, socket.socket(fileno=pipe_end), Pipe(worker.receive, worker.orphaned))
-    call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.hung_up)
+    call_when_orphaned(cast(Any, worker.pipe.transport).fileno(), worker.pipe_closed)
     reactor.callWhenRunning(worker.begin)
     reactor.run()
     atexit._run_exitfuncs()  # noqa: SLF001 - a forked child leaves by os._exit
@@ -154,23 +154,23 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._ready = True
-        self._say({"is": "ready"})
+        self._send({"is": "ready"})
         flight.note("worker", "ready")
         if (ended := end_of(server)) is not None:
             # A server that can report its end ends its worker.
-            ended.addErrback(self._ended_badly).addCallback(lambda _: self.terminate())
+            ended.addErrback(self._server_failed).addCallback(lambda _: self.terminate())
 
-    def _ended_badly(self, failure: Failure) -> None:
+    def _server_failed(self, failure: Failure) -> None:
         """Handle a server that failed while running."""
         if not self._ending:
-            self._tell(failure, "the server failed while running", final=False)
+            self._report_failure(failure, "the server failed while running", final=False)
 
     def _failed(self, failure: Failure) -> None:
         if not self._ending:
-            self._tell(failure, "the server did not start", final=self._server is None)
+            self._report_failure(failure, "the server did not start", final=self._server is None)
             self._end()
 
-    def _tell(self, failure: Failure, what: str, *, final: bool) -> None:
+    def _report_failure(self, failure: Failure, what: str, *, final: bool) -> None:
         """Report a failure to the supervisor, and set the exit status.
 
         :param what: what happened, for the log.
@@ -185,7 +185,7 @@ class Worker:
         else:
             self.status, problem = UNHANDLED, describe(error)
             _log.failure("{what}", failure, level=LogLevel.critical, what=what)
-        self._say({"is": "failed", "problem": problem, "final": known and final})
+        self._send({"is": "failed", "problem": problem, "final": known and final})
 
     # -- reports -------------------------------------------------------------------------------
 
@@ -197,9 +197,9 @@ class Worker:
             report = {"is": "draining", "calls": reports.count_calls(self._server)}
         if report != self._last_report:
             self._last_report = report
-            self._say(report)
+            self._send(report)
 
-    def _say(self, message: PipeMessage) -> None:
+    def _send(self, message: PipeMessage) -> None:
         if "problem" in message:
             message["problem"] = message["problem"][:_LONGEST_PROBLEM]
         self.pipe.send(message)
@@ -216,14 +216,14 @@ class Worker:
                 if question is not None:
                     question.callback(answer)
             case {"ask": key, "what": "operations"}:
-                self._say({"is": "asked", "key": key, "answer": reports.operations(self._server)})
+                self._send({"is": "asked", "key": key, "answer": reports.operations(self._server)})
             case {"ask": key, "what": "figures"}:
-                self._say({"is": "asked", "key": key, "answer": reports.fitting(metrics.documents())})
+                self._send({"is": "asked", "key": key, "answer": reports.fitting(metrics.documents())})
             case {"ask": key, "what": "health"}:
-                telling = Deferred.fromCoroutine(self._tell_health(key))
+                telling = Deferred.fromCoroutine(self._report_health(key))
                 telling.addErrback(lambda failure: _log.failure("cannot report the health of the services", failure))
             case {"ask": key}:
-                self._say({"is": "asked", "key": key, "calls": reports.running_calls(self._server)})
+                self._send({"is": "asked", "key": key, "calls": reports.running_calls(self._server)})
             case {"end": "at once", "seconds": seconds}:
                 self.terminate()
                 self._hurry(seconds)
@@ -232,7 +232,7 @@ class Worker:
         """Ask the supervisor whether a sibling can take an operation; see :data:`novasvc.rpc.admission.Siblings`."""
         key = next(self._keys)
         question = self._questions[key] = Deferred[str]()
-        self._say({"is": "asking", "key": key, "request_id": reports.truncated(request_id)})
+        self._send({"is": "asking", "key": key, "request_id": reports.truncated(request_id)})
 
         def unanswered(_: object, __: float) -> str:
             self._questions.pop(key, None)
@@ -240,8 +240,8 @@ class Worker:
 
         return question.addTimeout(_SIBLINGS_TIMEOUT, self._reactor, unanswered)
 
-    async def _tell_health(self, key: int) -> None:
-        self._say({"is": "asked", "key": key, "answer": await reports.health_of(reports.parts(self._server))})
+    async def _report_health(self, key: int) -> None:
+        self._send({"is": "asked", "key": key, "answer": await reports.health_of(reports.parts(self._server))})
 
     def dump_to_log(self) -> None:
         """Log the stacks and last events, on SIGUSR2."""
@@ -272,7 +272,7 @@ class Worker:
         self._ending = True
         self._tick()
         stopping = succeed(None) if self._server is None else maybeDeferred(self._server.stopService)
-        stopping.addErrback(self._stopped_badly)
+        stopping.addErrback(self._stop_failed)
         stopping.addCallback(self._stopped_all)
 
     def _stopped_all(self, _: object) -> None:
@@ -281,7 +281,7 @@ class Worker:
                 self.status = self.status or status_of(leaving)
         self._end()
 
-    def _stopped_badly(self, failure: Failure) -> None:
+    def _stop_failed(self, failure: Failure) -> None:
         if isinstance(failure.value, SystemExit):
             self.status = status_of(failure.value)
         else:
@@ -310,7 +310,7 @@ class Worker:
     def _grace(self) -> float:
         return float(self._parameters["grace"] or UNSUPERVISED)
 
-    def hung_up(self) -> None:
+    def pipe_closed(self) -> None:
         """Limit the remaining lifetime; called by a signal handler when the pipe closes. See novasvc.workers.orphan."""
         # After _end() the pipe was closed by us: exit handlers may take their time.
         if not self._over and not self._orphan:
@@ -345,7 +345,7 @@ class Worker:
             self._stop()
             return
         # The last report must be written before the reactor stops: the close of the pipe stops it (see orphaned).
-        self._say({"is": "done"})
+        self._send({"is": "done"})
         self.pipe.close()
         self._reactor.callLater(_EXIT_TIMEOUT, self._stop)
 
