@@ -337,7 +337,7 @@ class Node:
     def _cause(self) -> str:
         """Why tasks and calls are cancelled."""
         if self._deadline.hurried_early:
-            return "told to end at once"
+            return "told to stop immediately"
         return f"graceful_shutdown_timeout ({self.runtime.settings.graceful_shutdown_timeout:g} s) expired"
 
     @property

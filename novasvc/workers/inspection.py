@@ -83,13 +83,13 @@ def worker_rows(slots: Iterable[Slot]) -> list[Row]:
 
 
 async def _dump(slot: Slot) -> Row:
-    told, process = _row(slot), slot.process
+    columns, process = _row(slot), slot.process
     if process is None:
-        return {**told, "stacks": "", "calls": None, "events": []}
+        return {**columns, "stacks": "", "calls": None, "events": []}
     calls = await process.calls()
     stacks = await process.dump()
     events = [{"time": iso_time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
-    return {**told, "stacks": stacks, "calls": calls, "events": events}
+    return {**columns, "stacks": stacks, "calls": calls, "events": events}
 
 
 def _row(slot: Slot) -> Row:
@@ -122,11 +122,11 @@ def _asked(process: WorkerProcess | None, what: str, patience: float) -> Deferre
 def _merge(merged: dict[str, Document], documents: Iterable[Document], worker: str) -> None:
     for document in documents:
         own = document["name"].startswith("novasvc_worker")
-        told = document if own else _labelled(document, worker)
-        known = merged.setdefault(told["name"], {**told, "samples": []})
+        labelled = document if own else _labelled(document, worker)
+        known = merged.setdefault(labelled["name"], {**labelled, "samples": []})
         # A worker of another version may have the same metric name with other labels: drop it rather than mix.
-        if _shape(known) == _shape(told):
-            known["samples"].extend(told["samples"])
+        if _shape(known) == _shape(labelled):
+            known["samples"].extend(labelled["samples"])
 
 
 def _labelled(document: Document, worker: str) -> Document:
