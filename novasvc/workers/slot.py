@@ -18,9 +18,9 @@ from novasvc.reactor.machine import build_machine
 from novasvc.telemetry import metrics
 from novasvc.telemetry.flight import format_events
 from novasvc.telemetry.logs import pluralize
-from novasvc.workers.exit_status import ABANDONED, FORCED
+from novasvc.workers.exit_status import ABANDONED, FORCED, Exit
 from novasvc.workers.pipe import PipeMessage
-from novasvc.workers.process import Exit, Launch, WorkerProcess
+from novasvc.workers.process import Launch, WorkerProcess
 from novasvc.workers.restart_policy import History, RestartPolicy, Throttle
 
 _log = Logger()
