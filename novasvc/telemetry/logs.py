@@ -44,6 +44,14 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def iso_time(seconds: float) -> str:
+    """Return a time as ISO 8601 in UTC, with milliseconds.
+
+    :param seconds: since the epoch.
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
 @implementer(ILogObserver)
 @attrs.frozen
 class FieldsObserver:
@@ -112,7 +120,7 @@ def make_observer(
 
 
 def _time(event: LogEvent) -> str:
-    return datetime.fromtimestamp(event.get("log_time", 0.0), UTC).isoformat(timespec="milliseconds")
+    return iso_time(event.get("log_time", 0.0))
 
 
 def _level(event: LogEvent) -> str:

@@ -140,7 +140,9 @@ class TerminatedTests(ScriptTestCase):
         began = time.monotonic()
         self.assertEqual(script.stop(numbers[-1]), 1, script.output)
         self.assertLess(time.monotonic() - began, 2)
-        self.assertRegex(script.output, r"(?s)told to end at once: cancelling 1 call and 0 periodic tasks.*is stopped")
+        self.assertRegex(
+            script.output, r"(?s)told to stop immediately: cancelling 1 call and 0 periodic tasks.*is stopped"
+        )
         self.assertIn("work has ended", script.output)
         self.assert_orderly(script)
 

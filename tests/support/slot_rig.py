@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from novasvc.telemetry.flight import Event
-from novasvc.workers.process import Exit, ProcessListener
+from novasvc.workers.exit_status import Exit
+from novasvc.workers.process import ProcessListener
 from novasvc.workers.restart_policy import RestartPolicy, Throttle
 from novasvc.workers.slot import Slot, WorkerTimeouts
 
