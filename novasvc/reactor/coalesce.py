@@ -17,12 +17,12 @@ _Result = TypeVar("_Result")
 
 @attrs.define(eq=False)
 class Waiters(Generic[_Result]):
-    """Callers that wait for the same outcome, each with a Deferred of its own."""
+    """Callers that wait for the same outcome, each with a Deferred of its own.
 
-    _waiting: list[Deferred[_Result]] = attrs.field(factory=list, init=False)
+    :ivar waiting: their Deferreds; empty if nobody waits.
+    """
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    waiting: list[Deferred[_Result]] = attrs.field(factory=list, init=False)
 
     def wait(self) -> Deferred[_Result]:
         """Wait for the next outcome.
@@ -30,12 +30,12 @@ class Waiters(Generic[_Result]):
         :return: a new Deferred. Cancelling it ends the waiting of its caller only.
         """
         waiter: Deferred[_Result] = Deferred(self._leave)
-        self._waiting.append(waiter)
+        self.waiting.append(waiter)
         return waiter
 
     def fire(self, outcome: _Result | Failure) -> None:
-        """Give an outcome to all that wait. A caller that comes from now on, in a callback even, waits for the next."""
-        waiting, self._waiting = self._waiting, []
+        """Give an outcome to all that wait. A caller that waits again in its callback gets the next outcome."""
+        waiting, self.waiting = self.waiting, []
         for waiter in waiting:
             if not waiter.called:  # another waiter's callback may have cancelled it
                 # Each gets a Failure of its own: an errback changes the Failure that it handles.
@@ -44,12 +44,12 @@ class Waiters(Generic[_Result]):
     def detach(self) -> "Waiters[_Result]":
         """Return all that wait, to be fired later; those that come from now on do not belong to them."""
         detached: Waiters[_Result] = Waiters()
-        detached._waiting, self._waiting = self._waiting, []
+        detached.waiting, self.waiting = self.waiting, []
         return detached
 
     def _leave(self, waiter: Deferred[_Result]) -> None:
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
+        if waiter in self.waiting:
+            self.waiting.remove(waiter)
 
 
 def _one_second(_: object) -> float:

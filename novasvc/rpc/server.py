@@ -560,9 +560,9 @@ class Server:
                     break
         finally:
             self._going_on = False
-        if self._publishers and not self._execution.publishing:
+        if self._publishers.waiting and not self._execution.publishing:
             self._publishers.fire(None)
-        if self._drainers:
+        if self._drainers.waiting:
             self._tell_idle()
 
     @property
@@ -574,7 +574,7 @@ class Server:
         return len(execution.running) + len(execution.publishing) + len(self._redelivered.retained) < limit
 
     def _tell_idle(self) -> None:
-        if self._drainers and self._idle():
+        if self._drainers.waiting and self._idle():
             self._drainers.fire(None)
 
     def _idle(self) -> bool:
