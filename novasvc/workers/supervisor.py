@@ -4,7 +4,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
 import attrs
@@ -18,6 +17,7 @@ from novasvc.errors import NovasvcError
 from novasvc.interfaces import IPreforkable, ISupervisor
 from novasvc.telemetry.logfiles import LogFile
 from novasvc.telemetry.logs import pluralize
+from novasvc.telemetry.timestamps import iso_time
 from novasvc.workers.aggregation import collect_health, collect_metrics, row
 from novasvc.workers.errors import (
     DrainError,
@@ -556,7 +556,7 @@ def _module_of(reactor: Any) -> str:
 
 def _details(slot: Slot) -> Row:
     return {
-        "since": _time(slot.since),
+        "since": iso_time(slot.since),
         "restarts": slot.restarts,
         "memory": None if slot.process is None else slot.process.memory,
         "trouble": slot.trouble,
@@ -569,9 +569,5 @@ async def _dump(slot: Slot) -> Row:
         return {**told, "stacks": "", "calls": None, "events": []}
     calls = await process.calls()
     stacks = await process.dump()
-    events = [{"time": _time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
+    events = [{"time": iso_time(event.time), "kind": event.kind, "text": event.text} for event in process.events]
     return {**told, "stacks": stacks, "calls": calls, "events": events}
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
