@@ -200,7 +200,6 @@ _api = _pattern(r"[A-Za-z]\w{0,63}")
 _name = _pattern(r"[A-Za-z0-9._-]{1,255}")
 _class = _pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
-TEXT = ValueType("a non-empty text", _nonempty_text, _nonempty_text)
 INTEGER = ValueType("a whole number", lambda text: _integer(int(text)), _integer)
 NUMBER = ValueType("a number", lambda text: _number(float(text)), _number)
 BOOLEAN = ValueType("true or false", _boolean_from_text, _boolean)
