@@ -190,17 +190,6 @@ WRITERS: Mapping[str, Callable[[Any], bytes]] = {
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def decode_table(data: bytes, at: int = 0) -> tuple[dict[str, Any], int]:
-    """Decode a field table with its length.
-
-    :param at: index of its first byte.
-    :return: the table, and the index after it.
-    :raises CodecError: it is malformed.
-    """
-    reader = Reader(data, at, len(data))
-    return reader.table(), reader.at
-
-
 class Reader:
     """Decodes consecutive values within bounds.
 
