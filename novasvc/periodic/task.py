@@ -133,7 +133,8 @@ class Run:
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
         self.ended, self.outcome = True, outcome if self.timeout is None else Failure(self.timeout)
-        self._waiters.fire(self.outcome)
+        if self._waiters.waiting:
+            self._waiters.fire(self.outcome)
 
     def run_in_context(self, function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Call a function in the run's context variables, so that log events carry the run's fields."""
