@@ -18,8 +18,8 @@ from novasvc.periodic.task import TaskStats
 from novasvc.rpc import expose
 from novasvc.rpc.endpoint import Method
 from novasvc.telemetry import flight
-from novasvc.telemetry.logs import iso_time
 from novasvc.telemetry.metrics import MethodMetrics
+from novasvc.telemetry.timestamps import iso_time
 from novasvc.workers.control import client as inquiry
 from novasvc.workers.errors import SupervisionError
 from novasvc.workers.signals import is_taken

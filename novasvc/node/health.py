@@ -13,7 +13,7 @@ from novasvc.errors import NovasvcError, describe
 from novasvc.reactor.coalesce import CoalescingCache
 from novasvc.registry.errors import MigrationNeededError, ServiceNotFoundError
 from novasvc.telemetry import flight, metrics
-from novasvc.telemetry.logs import iso_time
+from novasvc.telemetry.timestamps import iso_time
 
 if TYPE_CHECKING:
     from novasvc.node.node import Node

@@ -106,7 +106,7 @@ def read_failure(text: str) -> Exception:
         fields = None
     if not isinstance(fields, dict):
         return RemoteError("unknown", "the reply reports an error, but not as a JSON object")
-    name, module, message = (_text(fields.get(key)) for key in ("class", "module", "message"))
+    name, module, message = (_text_or_empty(fields.get(key)) for key in ("class", "module", "message"))
     lines = _lines(fields.get("tb"))
     args, kwargs = fields.get("args", []), fields.get("kwargs", {})
     kind = _class_of(module, name)
@@ -140,7 +140,7 @@ def _rebuild(kind: Callable[..., Exception] | None, args: Any, kwargs: Any) -> E
     return error
 
 
-def _text(value: object) -> str:
+def _text_or_empty(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 

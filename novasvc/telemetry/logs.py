@@ -13,7 +13,6 @@ write a coroutine, or wrap the callback: ``d.addCallback(partial(copy_context().
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import attrs
@@ -29,6 +28,7 @@ from twisted.logger import (
 from zope.interface import implementer
 
 from novasvc.context import current_context
+from novasvc.telemetry.timestamps import iso_time
 
 NO_NODE: Mapping[str, str | None] = {"host": None, "binary": None, "topic": None}
 
@@ -42,14 +42,6 @@ def pluralize(number: int, noun: str) -> str:
     :param noun: in the singular, with a regular plural.
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def iso_time(seconds: float) -> str:
-    """Return a time as ISO 8601 in UTC, with milliseconds.
-
-    :param seconds: since the epoch.
-    """
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 @implementer(ILogObserver)

@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from novasvc.telemetry import metrics
 from novasvc.telemetry.instruments import Document
-from novasvc.telemetry.logs import iso_time
+from novasvc.telemetry.timestamps import iso_time
 from novasvc.workers.process import WorkerProcess
 from novasvc.workers.slot import Slot
 

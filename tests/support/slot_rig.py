@@ -76,7 +76,7 @@ class SlotRig:
             "agent",
             self.clock,
             self.launch,
-            RestartPolicy(budget, 60.0, "auto", float),
+            RestartPolicy(budget, 60.0, float),
             timeouts or WorkerTimeouts(start=60.0, drain=30.0, watchdog=10.0),
             Throttle(workers),
             self.give_up,
