@@ -158,6 +158,8 @@ class Access:
             if found is None:
                 return None
             value = self._sessions.begin(found.name, found.scope, token_fingerprint(found))
+        # RFC 6265, 4.1.2: without Domain a browser returns it to this host only, and HttpOnly hides it from scripts.
+        # SameSite: see Note [Cross-site requests]. The page adds Secure, because only a request tells if TLS is used.
         return f"{COOKIE}={value}; Path=/; Max-Age={LIFETIME:.0f}; HttpOnly; SameSite=Strict"
 
     def csrf_token(self, caller: Caller) -> str:

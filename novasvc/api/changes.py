@@ -13,6 +13,7 @@ from novasvc.api.openapi import STRING, Component, object_schema
 from novasvc.registry.record import ServiceChanges
 
 FORCED_DOWN_SINCE = Microversion(2, 11)
+"""Adds the action force-down. Source: Nova's REST API version history."""
 
 _MAX_TEXT = 255
 """Characters of a text column."""
@@ -37,8 +38,9 @@ def _string(value: Any) -> str | None:
         return "'' is too short"
     if len(value) > _MAX_TEXT:
         return f"{value!r} is too long"
+    # JSON can escape NUL and lone surrogates, but PostgreSQL accepts no NUL, and UTF-8 has no surrogates.
     if "\0" in value or not _is_unicode(value):
-        return f"{value!r} contains invalid characters"  # no database accepts them
+        return f"{value!r} contains invalid characters"
     return None
 
 

@@ -167,7 +167,7 @@ class Gateway:
         action = "call" if call.returns else "cast"
         try:
             result = await self._call(topic, method, call)
-        except BaseException as error:
+        except BaseException as error:  # also CancelledError: the method may be running, so the attempt is audited
             audit(request, caller, action, target, str(error) or "cancelled by the client")
             raise
         audit(request, caller, action, target)

@@ -119,7 +119,8 @@ _KNOWN = ("host", "binary", "limit", "marker")
 
 
 def _page_size(limit: str) -> int:
-    """Return the size of a page; 0 asks for the maximum."""
+    """Return the size of a page; 0 asks for the maximum, as in Nova."""
+    # The length first: int() takes quadratic time, and raises ValueError for more than 4,300 digits.
     digits = limit.lstrip("0")
     return MAX_PAGE if not digits or len(digits) > len(str(MAX_PAGE)) else min(int(digits), MAX_PAGE)
 

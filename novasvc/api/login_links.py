@@ -60,7 +60,7 @@ class LoginLinks:
         file = self._file(code)
         try:
             issued = file.stat().st_mtime
-            file.unlink()
+            file.unlink()  # of several processes, one succeeds: see Note [Links are files]
         except OSError:
             return False
         return time.time() - issued <= LIFETIME

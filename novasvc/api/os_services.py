@@ -129,6 +129,7 @@ class OSServices:
         """
         caller = self._require_admin(request, "update", name)
         version = _negotiate(request, path)
+        # Microversion 2.53 replaced the actions enable, disable, disable-log-reason and force-down by PUT of a uuid.
         if version < UUIDS:
             return await self._act(request, caller, name, version, lenient=path == "v2")
         change = read_new(read_body(request))

@@ -65,6 +65,7 @@ class Sessions:
     def read(self, cookie: str) -> Session | None:
         """Return the session of a cookie; None if the signature is invalid, or it has expired."""
         payload, _, signature = cookie.partition(".")
+        # Nothing of a cookie is decoded before its signature is verified; compare_digest takes constant time.
         if len(cookie) > _MAX_COOKIE or not hmac.compare_digest(
             self._sign("session", payload).encode(), signature.encode("utf-8", "surrogateescape")
         ):
@@ -84,6 +85,7 @@ class Sessions:
         return hmac.compare_digest(self.csrf_token(session_id).encode(), csrf_token.encode("utf-8", "surrogateescape"))
 
     def _sign(self, purpose: str, text: str) -> str:
+        # The purpose separates the two uses of the key: a cookie's signature must not be a valid CSRF token.
         message = f"{purpose}:{text}".encode("utf-8", "surrogateescape")
         return _encode(hmac.new(self._key, message, hashlib.sha256).digest())
 

@@ -55,7 +55,7 @@ def token_fingerprint(token: Token) -> str:
 def find_token(tokens: Sequence[Token], presented: str) -> Token | None:
     """Return the Token of a presented text, or None; in constant time."""
     wanted, found = digest(presented), None
-    for token in tokens:
+    for token in tokens:  # no early exit, which would tell how far down the file a token is
         if hmac.compare_digest(token.digest, wanted):
             found = token
     return found

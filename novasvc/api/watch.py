@@ -171,6 +171,7 @@ class Watch(Service):
             self._reading = None
             if self.running:
                 viewed = self._listeners or self._clock.seconds() - self._asked_at < _POLLING_VIEWER
+                # While reads fail, the pace stays that for viewers, so that the page recovers soon after the registry.
                 pause = WATCHED if viewed or self.trouble else UNWATCHED
                 self._schedule(max(pause, _PAUSE_FACTOR * (self._clock.seconds() - began)))
             self._answer_waiting()

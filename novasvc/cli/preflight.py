@@ -174,6 +174,7 @@ def _addresses(settings: Settings, invalid: Collection[str]) -> Iterator[ListenE
             if {f"{name}_listen", f"{name}_listen_port"} & {*invalid}:
                 continue
             try:
+                # Sockets stay bound until all are checked, so that two settings with the same address are found.
                 bound = stack.enter_context(closing(bind_tcp(host, port)))
             except ListenError as error:
                 yield error

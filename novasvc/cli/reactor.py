@@ -41,6 +41,7 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
         if outcomes:
             return None
         interrupted = True
+        # The reactor, which has caught the first SIGINT, waits for the Deferred that this trigger returns.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         cleaned_up: Deferred[None] = Deferred()
         working.addBoth(lambda _: None).chainDeferred(cleaned_up)

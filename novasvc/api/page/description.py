@@ -69,7 +69,7 @@ def _typed(row: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]
 def _value(value: Any, kind: type) -> Any:
     if kind is str:
         return value[:_MAX_TEXT] if isinstance(value, str) else None
-    if kind is bool or isinstance(value, bool):
+    if kind is bool or isinstance(value, bool):  # bool is a subclass of int, and no number here
         return value if kind is bool and isinstance(value, bool) else None
     if not isinstance(value, int | float) or not isfinite(value):
         return None

@@ -34,6 +34,7 @@ def take_sample(time: float, description: Mapping[str, Any]) -> Sample:
 
 def rates(samples: Sequence[Sample], key: str) -> list[float | None]:
     """Return a method's calls per second between consecutive samples; None where they are unknown."""
+    # max(0): a counter falls if the process restarts under the same process id.
     return [
         max(0, after.methods[key][0] - before.methods[key][0]) / (after.time - before.time)
         if key in before.methods and key in after.methods and after.time > before.time

@@ -142,6 +142,8 @@ class _Index:
         """Return the matching hosts, sorted."""
         hosts: Iterable[str] = self._sorted(query.sort)
         text = query.text.casefold()
+        # The joined text of a host rules out most hosts with one search. It may match where no single service does,
+        # such as with a reason of one service and another state, so _matches decides.
         if text:
             texts = self._texts
             hosts = [host for host in hosts if text in texts[host]]

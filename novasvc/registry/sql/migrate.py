@@ -179,7 +179,8 @@ def _connected(address: DatabaseAddress) -> Iterator[Connection]:
 def _lock(address: DatabaseAddress, connection: Connection) -> None:
     backend = address.url.get_backend_name()
     taken = connection.exec_driver_sql(_LOCK[backend]) if backend in _LOCK else None
-    # MySQL returns 0 or NULL when the lock times out, where the others raise.
+    # GET_LOCK belongs to the connection: MySQL commits before each DDL statement, which would release a lock of the
+    # transaction. It returns 0 or NULL when it times out, where the others raise.
     if backend in {"mysql", "mariadb"} and taken is not None and taken.scalar() != 1:
         raise DatabaseLockedError(address.masked, f"another migration has been running for {WAIT_TIMEOUT:g} s")
 

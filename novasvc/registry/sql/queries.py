@@ -112,6 +112,8 @@ def _rows(shape: frozenset[str], sort: str, descending: bool, after: bool) -> Se
     keys = _SORTS[sort]
     statement = _ROWS.where(*_wanted(shape)).order_by(*(key.desc() if descending else key for key in keys))
     if after:
+        # Keyset pagination: rows that are added or deleted meanwhile move no other row to another page, as they do with
+        # OFFSET. Row values compare lexicographically (SQL-92, 8.2), so the keys are unique by id, and none is NULL.
         place = tuple_(*keys)
         marker = tuple_(*(bindparam(f"marker{number}", type_=key.type) for number, key in enumerate(keys)))
         statement = statement.where(place < marker if descending else place > marker)

@@ -106,6 +106,9 @@ class ServiceRows:
         return self._write(connection, service_id, _columns(changes))
 
     def _write(self, connection: Connection, service_id: int, values: dict[str, Any]) -> ServiceRecord:
+        # A change to the present values writes nothing, so that updated_at stays. The row is read without a lock: a
+        # concurrent change that is committed between read and write has the effect of having come before or after this
+        # one, at READ COMMITTED (PostgreSQL) as at REPEATABLE READ (InnoDB). SQLite holds its write lock since BEGIN.
         record = self._one(connection, service_id)
         changed = {name: value for name, value in values.items() if getattr(record, name) != value}
         if not changed:
