@@ -19,7 +19,7 @@ SECRET = "not-to-be-seen-anywhere"
 
 
 class FolderCase(TestCase):
-    """A folder of its own."""
+    """A test with a directory of its own."""
 
     def setUp(self) -> None:
         holder = tempfile.TemporaryDirectory()
@@ -44,7 +44,7 @@ class TokenFileTests(FolderCase):
         return text
 
     def test_read(self) -> None:
-        """Each line is a token; what is empty, or begins with #, is nothing. The token itself is not kept."""
+        """Each line is a token, except for empty lines and comments. The token itself is not stored."""
         tokens = read_tokens(self.write(f"# ours\n\nada admin {SECRET}\n  ron  read  {SECRET}2\n"))
         self.assertEqual([(token.name, token.scope) for token in tokens], [("ada", "admin"), ("ron", "read")])
         self.assertNotIn(SECRET, repr(tokens))
@@ -53,7 +53,7 @@ class TokenFileTests(FolderCase):
         self.assertIsNone(find_token(tokens, "\udcff"))
 
     def test_refused(self) -> None:
-        """A file that others may read, or with a line that is none, is refused, and the line is named by its number."""
+        """A file that other users can read, or with an invalid line, is rejected; the error has the line number."""
         self.assertIn("0640", self.refused(self.write(f"ada admin {SECRET}\n", 0o640)))
         self.assertIn("line 2", self.refused(self.write(f"ada admin {SECRET}\nron all {SECRET}\n")))
         self.assertIn("line 1", self.refused(self.write(f"{SECRET}\n")))
@@ -66,7 +66,7 @@ class TokenFileTests(FolderCase):
         self.assertIn("UTF-8", self.refused(path))
 
     def test_add(self) -> None:
-        """A token is added to a file, which is made for its owner alone, and not under a name that is there."""
+        """add_token creates the file with mode 0600, and rejects a name that exists."""
         path = self.folder / "new"
         add_token(path, "ada", "admin", SECRET)
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
@@ -83,7 +83,7 @@ class LoginsTests(FolderCase):
     """Tests for novasvc.api.login_links."""
 
     def test_once(self) -> None:
-        """A code is good once, and only those are that were issued; its file says nothing of it."""
+        """An issued code is valid once; its file does not contain it."""
         logins = LoginLinks(self.folder / "logins")
         code = logins.issue()
         (file,) = (self.folder / "logins").iterdir()
@@ -94,7 +94,7 @@ class LoginsTests(FolderCase):
         self.assertFalse(logins.use(code))
 
     def test_at_once(self) -> None:
-        """Of many that use a code at the same moment, one is let in."""
+        """Of concurrent uses of a code one succeeds."""
         logins = LoginLinks(self.folder)
         for _ in range(20):
             code, let_in = logins.issue(), []
@@ -112,7 +112,7 @@ class LoginsTests(FolderCase):
             self.assertEqual(sorted(let_in), [False, False, False, True])
 
     def test_late(self) -> None:
-        """A code is good for an hour; the next one sweeps it away. There are not more than a hundred."""
+        """A code expires after an hour, and the next one removes it. There are at most a hundred."""
         logins = LoginLinks(self.folder)
         code = logins.issue()
         (file,) = self.folder.iterdir()
@@ -124,7 +124,7 @@ class LoginsTests(FolderCase):
         self.assertEqual(len(list(self.folder.iterdir())), 100)
 
     def test_no_directory(self) -> None:
-        """Where no code can be kept, the error names the directory."""
+        """If a code cannot be stored, the error names the directory."""
         (self.folder / "file").write_text("")
         with self.assertRaises(DirectoryError):
             LoginLinks(self.folder / "file").issue()
@@ -134,7 +134,7 @@ class SessionsTests(FolderCase):
     """Tests for novasvc.api.sessions."""
 
     def test_cookie(self) -> None:
-        """A cookie is known again until it expires; nothing that was not signed is."""
+        """A cookie is valid until it expires; one that was not signed is not."""
         now = [0.0]
         sessions = Sessions(b"k" * 32, lambda: now[0])
         cookie = sessions.begin("ada", "admin")
@@ -150,7 +150,7 @@ class SessionsTests(FolderCase):
         self.assertIsNone(sessions.read(cookie))
 
     def test_form(self) -> None:
-        """The mark of a form is that of one session, and no cookie is one."""
+        """A CSRF token is valid for one session only, and a cookie's signature is none."""
         sessions = Sessions(b"k" * 32, lambda: 0.0)
         mark = sessions.csrf_token("a")
         self.assertTrue(sessions.verify_csrf_token("a", mark))
@@ -158,7 +158,7 @@ class SessionsTests(FolderCase):
             self.assertFalse(sessions.verify_csrf_token(session, other))
 
     def test_key(self) -> None:
-        """All processes of a host have one key, which is made once, for its owner alone."""
+        """All processes of a host share one key, created once with mode 0600."""
         key = session_key(self.folder)
         self.assertEqual(session_key(self.folder), key)
         file = self.folder / "api.key"
@@ -169,12 +169,12 @@ class SessionsTests(FolderCase):
 
 
 class AccessTests(TestCase):
-    """Tests for novasvc.api.access, through the doors."""
+    """Tests for novasvc.api.access, through the site."""
 
     CALL = "/v1/rpc/agent/ping"
 
     def test_nobody(self) -> None:
-        """Without a token, or with a wrong one, it is 401 wherever something is to be seen or changed."""
+        """Without a valid token every read and change gets 401."""
         rig = APIRig(self, TOKENS)
         for path in ("/metrics", self.CALL):
             method = "POST" if path == self.CALL else "GET"
@@ -185,7 +185,7 @@ class AccessTests(TestCase):
                 self.assertNotIn("wrong", str(answer.document))
 
     def test_scopes(self) -> None:
-        """Who may read sees, and changes nothing; a token comes in either of two headers."""
+        """The scope read allows reads only; a token may be in either of two headers."""
         rig = APIRig(self, TOKENS)
         self.assertEqual(rig.get("/metrics", X_Auth_Token=READERS).status, 200)
         self.assertEqual(rig.get("/metrics", Authorization=f"Bearer {READERS}").status, 200)
@@ -195,7 +195,7 @@ class AccessTests(TestCase):
         self.assertEqual(rig.ask("POST", self.CALL, {}, X_Auth_Token=ADMINS).status, 404)  # nobody serves it
 
     def test_other_sites(self) -> None:
-        """What another site's page sends with a session's cookie changes nothing; our own page, and a program, may."""
+        """A cross-site request with a session's cookie changes nothing; our own pages and programs may."""
         rig = APIRig(self, TOKENS)
         cookie = rig.access.log_in(token=ADMINS)
         assert cookie is not None
@@ -209,7 +209,7 @@ class AccessTests(TestCase):
         self.assertIsNone(rig.access.log_in(code="wrong"))
 
     def test_refusals_are_logged(self) -> None:
-        """Who may not change something, and tries, is in the log: who, what, from where; also who is not known."""
+        """Rejected changes are audited with caller, action and address, unauthenticated ones too."""
         told: list[LogEvent] = []
         globalLogPublisher.addObserver(told.append)
         self.addCleanup(globalLogPublisher.removeObserver, told.append)
@@ -234,7 +234,7 @@ class AccessTests(TestCase):
         )
 
     def test_other_names(self) -> None:
-        """Without tokens a name that points at loopback is not enough: another site may have given it."""
+        """Without tokens, a Host that merely resolves to loopback is rejected (DNS rebinding)."""
         rig = APIRig(self)
         for host in ("evil.example", "evil.example:8774", "127.0.0.1.evil.example", "[::2]"):
             self.assertEqual(rig.get("/metrics", Host=host).status, 403, host)
@@ -242,7 +242,7 @@ class AccessTests(TestCase):
             self.assertEqual(rig.get("/metrics", Host=host).status, 200, host)
 
     def test_headers(self) -> None:
-        """Every answer, of whatever kind, forbids what no page of ours does."""
+        """Every response has the security headers."""
         rig = APIRig(self, TOKENS)
         for path in ("/healthz", "/metrics", "/nowhere", "/", "/login"):
             headers = rig.get(path).headers
@@ -251,7 +251,7 @@ class AccessTests(TestCase):
             self.assertIsNone(headers["Server"], path)
 
     def test_odd_names(self) -> None:
-        """What is no name of a host, and no origin, is refused, and no error of ours."""
+        """A malformed Host or Origin is rejected, and is not a 500."""
         for host in ("[", "[::1", "]", "a:b:c", "[zz]:1"):
             self.assertIn(APIRig(self).get("/metrics", Host=host).status, {400, 403}, host)
         rig = APIRig(self, TOKENS)
@@ -261,7 +261,7 @@ class AccessTests(TestCase):
             self.assertEqual(answer.status, 403, origin)
 
     def test_other_names_are_told_nothing(self) -> None:
-        """A name that points at loopback is told no details of the health, either."""
+        """A Host that merely resolves to loopback gets no details of the health."""
         rig = APIRig(self)
         node = Service("h1", "agent", "agent", Manager, runtime=rig.runtime)
         rig.backend.local_services = lambda: [node]
@@ -269,7 +269,7 @@ class AccessTests(TestCase):
         self.assertNotIn(b"detail", rig.get("/readyz", Host="evil.example").body)
 
     def test_token_taken_away(self) -> None:
-        """A session has the scope that its token has now, and ends with it; one by a link goes on."""
+        """A session has its token's current scope, and ends with the token; one by a login link goes on."""
         rig = APIRig(self, TOKENS)
         begun = rig.access.log_in(token=ADMINS), rig.access.log_in(code=rig.access.login_links.issue())
         by_token, by_link = ((cookie or "").partition(";")[0] for cookie in begun)
@@ -281,20 +281,20 @@ class AccessTests(TestCase):
         self.assertEqual(rig.get("/metrics", Cookie=by_link).status, 200)
 
     def test_proxy(self) -> None:
-        """Behind a proxy that speaks TLS, links are those by which the client came."""
+        """Behind a proxy that terminates TLS, links have the scheme that the client used."""
         rig = APIRig(self)
         for proto, scheme in (("https", "https"), ("HTTPS, http", "https"), ("http", "http"), ("", "http")):
             answer = rig.get("/v2.1/", X_Forwarded_Proto=proto, Host="localhost:8774")
             self.assertEqual(answer.document["version"]["links"][0]["href"], f"{scheme}://localhost:8774/v2.1/")
 
     def test_slashes(self) -> None:
-        """A path with a slash too many is not there; who asks is not sent to another."""
+        """A path with a doubled slash is 404, not a redirect."""
         rig = APIRig(self)
         for path in ("/node//x", "/action//x/y", "/v1/rpc//x"):
             self.assertIn(rig.get(path).status, {404, 405}, path)
 
     def test_path_that_is_no_text(self) -> None:
-        """A path that is no UTF-8 is refused as everything else is."""
+        """A path that is not valid UTF-8 gets a JSON error."""
         rig = APIRig(self)
         for path in ("/v1/rpc/%ff/x", "/%ff", "/v2.1/os-services/%ff", "/node/%c3%28"):
             answer = rig.ask("POST", path, {})

@@ -1,4 +1,4 @@
-"""Reads that many share."""
+"""Tests for novasvc.api.coalescing."""
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -22,7 +22,7 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.reads: CoalescedReads[str, int] = CoalescedReads(read, self.clock)
 
     def end(self, outcome: int | Exception) -> None:
-        """End the read that began first."""
+        """End the oldest read."""
         _, reading = self.under_way.pop(0)
         if isinstance(outcome, Exception):
             reading.errback(outcome)
@@ -31,7 +31,7 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.clock.advance(0)
 
     def test_never_older(self) -> None:
-        """Nobody gets what was read before they asked."""
+        """No caller gets a value that was read before its call."""
         first, second = self.reads.get("a"), self.reads.get("a")
         self.end(1)
         self.assertEqual(self.successResultOf(first), 1)
@@ -45,7 +45,7 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.assertEqual(self.under_way, [])
 
     def test_shared(self) -> None:
-        """All who come while one is under way share the next one."""
+        """Callers that arrive during a read share the next one."""
         first, *others = (self.reads.get("a") for _ in range(10))
         self.end(1)
         self.end(2)
@@ -54,7 +54,7 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.assertEqual(self.under_way, [])
 
     def test_just_answered(self) -> None:
-        """Who asks again as soon as they are answered shares the next one, too."""
+        """A caller that asks again right after its answer shares the next read."""
         again: list[Deferred[int]] = []
         self.reads.get("a").addCallback(lambda _: again.append(self.reads.get("a")))
         waiting = self.reads.get("a")
@@ -63,13 +63,13 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.assertEqual([self.successResultOf(found) for found in (waiting, *again)], [2, 2])
 
     def test_apart(self) -> None:
-        """What is something else is read beside."""
+        """Different keys are read concurrently."""
         self.reads.get("a")
         self.reads.get("b")
         self.assertEqual([key for key, _ in self.under_way], ["a", "b"])
 
     def test_nothing_kept(self) -> None:
-        """After all were answered the next one reads anew, at once."""
+        """Without waiting callers, the next call starts a read at once."""
         first = self.reads.get("a")
         self.end(1)
         second = self.reads.get("a")
@@ -77,7 +77,7 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.assertEqual((self.successResultOf(first), self.successResultOf(second)), (1, 2))
 
     def test_fails(self) -> None:
-        """A read that fails, fails for those who waited for it, and for nobody else."""
+        """A failed read fails only for the callers that waited for it."""
         first, second, third = (self.reads.get("a") for _ in range(3))
         self.end(KeyError())
         self.failureResultOf(first, KeyError)
@@ -87,7 +87,7 @@ class CoalescedReadsTests(SynchronousTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_cancelled(self) -> None:
-        """Who gives up takes nothing from the others."""
+        """Cancelling one caller does not affect the others."""
         first, second, third = (self.reads.get("a") for _ in range(3))
         first.cancel()
         second.cancel()

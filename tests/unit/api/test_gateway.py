@@ -14,7 +14,7 @@ from tests.support.api_rig import ADMINS, TOKENS, APIRig
 
 
 class Greeter(Manager):
-    """Answers, waits, and fails."""
+    """A manager that answers, waits and fails."""
 
     def __init__(self, host: str) -> None:
         super().__init__(host)
@@ -45,7 +45,7 @@ class Greeter(Manager):
 
 
 class Broken(Exception):  # noqa: N818 - a manager's own
-    """Nobody else knows it."""
+    """An exception that is not a known error."""
 
 
 class GatewayTests(TestCase):
@@ -66,7 +66,7 @@ class GatewayTests(TestCase):
         return answer.status, answer.document
 
     def refused(self, status: int, method: str, body: Any = None, **where: str) -> str:
-        """Call what is refused with this status; return why."""
+        """Make a call that fails with this status; return the message."""
         found, document = self.call(method, body, **where)
         self.assertEqual(found, status, document)
         self.assertNotIn("Traceback", json.dumps(document))
@@ -90,32 +90,32 @@ class GatewayTests(TestCase):
         self.assertEqual(len(self.manager.contexts), 3)
 
     def test_not_exposed(self) -> None:
-        """What is not exposed does not exist."""
+        """A method that is not exposed is 404."""
         for method in ("hidden", "init_host", "periodic_tasks", "__class__", "nothing"):
             self.assertIn("exposes no method", self.refused(404, method))
 
     def test_nobody(self) -> None:
-        """A topic or host that nobody serves is not found."""
+        """A topic or host without a node is 404."""
         self.assertIn("no server for", self.refused(404, "greet", topic="nobody"))
         self.assertIn("no server for", self.refused(404, "greet", {"host": "h2"}))
 
     def test_unreachable(self) -> None:
-        """A service that the registry has as up, but that no queue is bound for, cannot be reached now: 503."""
+        """A service that the registry lists as up, but that has no queue, is 503."""
         self.rig.add("h2", "greeter", "greeter")
         self.assertIn("although 1 of 1 such services are up", self.refused(503, "greet", {"host": "h2"}))
 
     def test_idempotent(self) -> None:
-        """A caller may say that the method may run twice."""
+        """A call can be marked as idempotent."""
         self.assertEqual(self.call("greet", {"idempotent": True}), (200, {"result": "hello you"}))
         self.assertIn("idempotent must be true or false", self.refused(400, "greet", {"idempotent": 1}))
 
     def test_may_run(self) -> None:
-        """Nobody is invited to try again what may run."""
+        """An unconfirmed call is not a 503, which would invite a retry."""
         error = gateway_error(UnconfirmedError("greeter", "the connection was lost"))
         self.assertEqual((error.status, error.headers), (504, {}))
 
     def test_wrong(self) -> None:
-        """What is wrong with a body, or with arguments, is said."""
+        """An invalid body, or invalid arguments, get 400 with the reason."""
         for body, said in (
             ([], "an object"),
             ({"arg": {}}, "'arg'"),
@@ -136,26 +136,26 @@ class GatewayTests(TestCase):
         self.assertEqual(self.call("greet", b"{}", Content_Type="text/plain")[0], 415)
 
     def test_names_that_no_queue_has(self) -> None:
-        """A topic, or a host, that no broker could have a queue for is the caller's error."""
+        """A topic or host that cannot name a queue is 400."""
         self.assertIn("octets", self.refused(400, "greet", topic="t" * 300))
         for host in ("h" * 300, "\ud800"):
             self.refused(400, "greet", {"host": host})
 
     def test_failed(self) -> None:
-        """What a method raises is told with its class and its text, and nothing else."""
+        """An exception of the method is 502 with its class and text only."""
         self.assertIn("KeyError", self.refused(502, "fail", {"args": {"kind": "key"}}))
         self.assertIn("the disk is on fire", self.refused(502, "fail", {"args": {"kind": "own"}}))
         self.assertIn("odd", self.refused(502, "odd"))
 
     def test_deadline(self) -> None:
-        """A call that is not answered in time is 504, and the node knows until when it may take."""
+        """A call that times out is 504; the node gets its deadline."""
         began = self.rig.clock.seconds()
         self.refused(504, "wait", {"timeout": 3})
         self.assertAlmostEqual(self.rig.clock.seconds() - began, 3, delta=0.5)
         self.assertAlmostEqual(self.manager.contexts[0].deadline or 0, began + 3, delta=0.5)
 
     def test_given_up(self) -> None:
-        """A call whose caller goes away is forgotten, and its place is free again."""
+        """A call whose client disconnects is cancelled, and no longer counts."""
         asking = self.rig.send("POST", "/v1/rpc/greeter/wait", {}, X_Auth_Token=ADMINS)
         self.rig.clock.pump([0.1] * 5)
         self.assertEqual((asking.answered, self.rig.backend.client.pending), (False, 1))

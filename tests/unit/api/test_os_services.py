@@ -1,4 +1,4 @@
-"""The compute services API, request by request: what is answered, refused, changed and logged."""
+"""Tests for the compute services API: responses, errors, changes and the audit log."""
 
 import json
 import uuid
@@ -58,7 +58,7 @@ class ListTests(ServicesCase):
         return [f"{item['binary']}@{item['host']}" for item in services]
 
     def test_item(self) -> None:
-        """An item grows with the versions: forced_down since 2.11, and the uuid as its id since 2.53."""
+        """Items have forced_down since 2.11, and the uuid as their id since 2.53."""
         item = {
             "id": self.record.id,
             "binary": "novasvc-agent",
@@ -86,7 +86,7 @@ class ListTests(ServicesCase):
             self.assertEqual(answer.headers["x-compute-request-id"], answer.headers["x-openstack-request-id"])
 
     def test_states(self) -> None:
-        """Status, state, reason and zone are the row's; what was never changed has no updated_at."""
+        """Status, state, reason and zone are those of the row; updated_at is null in an unchanged row."""
         silent = self.rig.registry.register("h2", "nova-compute", "compute", 1).result
         self.rig.clock.advance(61)
         forced = self.rig.add("h3", "nova-compute", "compute")
@@ -99,7 +99,7 @@ class ListTests(ServicesCase):
         self.assertEqual((shown["h3"]["disabled_reason"], shown["h3"]["forced_down"]), ('Grüße, "disk"', True))
 
     def test_paths(self) -> None:
-        """The list is the same at each of its paths; a HEAD has its length; and what is near it is not found."""
+        """The list is the same at each of its paths; HEAD has its length; similar paths are 404."""
         expected = self.ask("GET", LIST)
         for path in (LIST, "/v2/os-services", "/v2.1/some-project/os-services", "/v2.1/os%2Dservices"):
             answer = self.ask("GET", path)
@@ -115,19 +115,19 @@ class ListTests(ServicesCase):
         self.assertEqual(self.ask("GET", "/v2.1/%ff/os-services").status, 400)
 
     def test_link(self) -> None:
-        """The link to the next page leads to the host by which the list was asked for, though responses are shared."""
+        """The link to the next page has the Host of its request, although responses are shared."""
         self.rig.add("h2")
         for host in ("localhost:8774", "127.0.0.1"):
             (link,) = self.ask("GET", f"{LIST}?limit=1", Host=host).document["services_links"]
             self.assertEqual(link["href"], f"http://{host}{LIST}?limit=1&marker={self.record.id}")
 
     def test_nobody(self) -> None:
-        """Where there is none that fits, the list is empty."""
+        """Without a matching service the list is empty."""
         self.assertEqual(self.ask("GET", f"{LIST}?host=zz").document, {"services": []})
         self.assertEqual(self.ask("GET", f"{LIST}?host=h1%00").document, {"services": []})
 
     def test_filters(self) -> None:
-        """Host and binary are exact; an empty one filters nothing, and the last one of several counts."""
+        """Host and binary match exactly; an empty parameter is ignored, and the last of several counts."""
         self.rig.add("h2")
         self.rig.add("h1", "nova-compute", "compute")
         self.rig.add("h1", "nova-osapi_compute", None)
@@ -145,12 +145,12 @@ class ListTests(ServicesCase):
             self.assertEqual(self.listed(query), expected, query)
 
     def test_any_host(self) -> None:
-        """A host of any letters is found."""
+        """A host with non-ASCII letters is found."""
         self.rig.add("höst & co")
         self.assertEqual(self.listed("?host=h%C3%B6st+%26%20co"), ["novasvc-agent@höst & co"])
 
     def test_unknown_parameters(self) -> None:
-        """What is unknown is ignored before 2.75, and refused since."""
+        """Unknown parameters are ignored before 2.75, and rejected since."""
         for version in ("2.1", "2.74"):
             self.assertEqual(self.ask("GET", f"{LIST}?x=1", version=version).status, 200)
         refused = self.ask("GET", f"{LIST}?x=1&host=h1", version="2.75")
@@ -161,7 +161,7 @@ class ListTests(ServicesCase):
         self.assert_fault(refused, 400, "badRequest", message)
 
     def test_pages(self) -> None:
-        """With a limit there are pages, each with a link to the next one, and the links lead through all."""
+        """With a limit there are pages, whose links lead through the whole list."""
         for number in range(2, 8):
             self.rig.add(f"h{number}")
         for version in ("2.1", "2.53", "2.104"):
@@ -178,7 +178,7 @@ class ListTests(ServicesCase):
             self.assertEqual(seen, [f"h{number}" for number in range(1, 8)])
 
     def test_limits(self) -> None:
-        """A limit is a number; 0 is as many as there may be, and what is beyond all limits too."""
+        """A limit is a number; 0, and a number above the maximum, are the maximum."""
         for number in range(MAX_PAGE):
             self.rig.registry.register(f"n{number}", "b", "t", 1)
         for limit in ("0", "00", str(MAX_PAGE), "1001", "9" * 500):
@@ -191,7 +191,7 @@ class ListTests(ServicesCase):
             self.assert_fault(refused, 400, "badRequest", message)
 
     def test_marker(self) -> None:
-        """A page may begin after a service that is gone, and not after one that never was."""
+        """A marker may be a deleted service, but not one that never existed."""
         second = self.rig.add("h2")
         self.rig.add("h3")
         self.rig.registry.delete(second.id)
@@ -201,14 +201,14 @@ class ListTests(ServicesCase):
         self.assert_fault(refused, 400, "badRequest", f"marker [{NO_SUCH_UUID}] not found")
 
     def test_bad_queries(self) -> None:
-        """What is no UTF-8, or has hundreds of parameters, is refused."""
+        """A query that is not valid UTF-8, or has hundreds of parameters, is rejected."""
         refused = self.ask("GET", f"{LIST}?host=%ff")
         self.assert_fault(refused, 400, "badRequest", "Query string is not UTF-8 encoded")
         refused = self.ask("GET", f"{LIST}?{'a=1&' * 200}")
         self.assert_fault(refused, 400, "badRequest", "The query string has more than 100 parameters")
 
     def test_everywhere(self) -> None:
-        """The list is the same below a project, and below /v2, and whichever way a request takes."""
+        """The list is the same below a project and below /v2."""
         expected = self.ask("GET", LIST).document
         for path in ("/v2.1/abcdef/os-services", "/v2/os-services", "/v2/abcdef/os-services"):
             self.assertEqual(self.ask("GET", path).document, expected, path)
@@ -220,7 +220,7 @@ class ListTests(ServicesCase):
         self.assertEqual(answer.headers["Content-Length"], whole.headers["Content-Length"])
 
     def test_no_route(self) -> None:
-        """What has no route is 404, in the form of the routes and not of faults."""
+        """A path or method without a route is 404 in the format of Nova's routing, not a fault."""
         for method, path in (
             ("GET", f"{LIST}/1"),
             ("POST", LIST),
@@ -239,10 +239,10 @@ class ListTests(ServicesCase):
 
 
 class UnavailableTests(ServicesCase):
-    """Tests for a registry that is away or broken."""
+    """Tests for a registry that is unavailable or broken."""
 
     def test_away(self) -> None:
-        """It is 503, with when to come again; a list, an update and a deletion say so alike."""
+        """List, update and delete get 503 with Retry-After."""
         self.rig.registry.outage = DatabaseUnavailableError("sqlite:///x", "it is locked")
         for method, path, body in (
             ("GET", LIST, None),
@@ -256,18 +256,18 @@ class UnavailableTests(ServicesCase):
             self.assertEqual(answer.headers["Retry-After"], "5")
 
     def test_broken(self) -> None:
-        """It is 500, with what the database says."""
+        """It is 500 with the database's message."""
         self.rig.registry.outage = DatabaseCorruptError("sqlite:///x", "it is no database")
         answer = self.ask("GET", LIST)
         self.assert_fault(answer, 500, "computeFault", str(self.rig.registry.outage))
 
     def test_not_reached(self) -> None:
-        """It is 503 as long as the registry was not reached."""
+        """It is 503 until the registry is connected."""
         self.rig.backend._registry = None  # what it is before it is reached
         self.assertEqual([*self.ask("GET", LIST).document], ["serviceUnavailable"])
 
     def test_bug(self) -> None:
-        """A bug is 500 with the type of the error; what it says is for the log alone."""
+        """A bug is 500 with the type of the exception; its text is only logged."""
         self.rig.registry.outage = KeyError("s3cret")  # type: ignore[assignment]  # whatever it is
         for path in (LIST, "/v2.1/p/os-services"):
             answer = self.ask("GET", path)
@@ -288,7 +288,7 @@ class UpdateTests(ServicesCase):
         self.assert_fault(self.put(body, **more), status, name, message)
 
     def test_changes(self) -> None:
-        """Status, reason and force change one by one and together; the answer is the whole item."""
+        """Status, reason and forced_down change separately and together; the response is the item."""
         for body, expected in (
             ({"status": "disabled", "disabled_reason": "disk"}, ("disabled", "disk", False, "up")),
             ({"forced_down": True}, ("disabled", "disk", True, "down")),
@@ -307,7 +307,7 @@ class UpdateTests(ServicesCase):
             self.assertEqual([item], self.ask("GET", LIST, version="2.53").document["services"])
 
     def test_words(self) -> None:
-        """A flag is a JSON boolean, or one of the words for it."""
+        """A flag is a JSON boolean or one of Nova's words for it."""
         yes = [True, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", "y", "t"]
         no = [False, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no", "n", "f"]
         for words, expected in ((yes, True), (no, False)):
@@ -316,14 +316,14 @@ class UpdateTests(ServicesCase):
                 self.assertIs(item["forced_down"], expected, word)
 
     def test_same(self) -> None:
-        """To ask for what is so already is no error, and no change."""
+        """A change to the present values is no error, and writes nothing."""
         before = self.rig.row(self.record.id).updated_at
         self.rig.clock.advance(5)
         self.assertEqual(self.put({"status": "enabled", "forced_down": False}).status, 200)
         self.assertEqual(self.rig.row(self.record.id).updated_at, before)
 
     def test_bad_values(self) -> None:
-        """Each value that cannot be taken is refused, with the field, the value and why."""
+        """An invalid value is rejected with field, value and reason."""
         field = "Invalid input for field/attribute {}. Value: {}. {}"
         flags = "[True, 'True', 'TRUE', 'true', '1', 'ON', 'On', 'on', 'YES', 'Yes', 'yes', 'y', 't', "
         for body, message in (
@@ -345,7 +345,7 @@ class UpdateTests(ServicesCase):
         self.assertTrue(answer.startswith(field.format("forced_down", "maybe", f"'maybe' is not one of {flags}")))
 
     def test_unstorable(self) -> None:
-        """Text that no database takes is refused: zero characters, and halves of pairs."""
+        """Text that a database cannot store is rejected: NUL and lone surrogates."""
         for reason in ('"\\u0000"', '"a\\ud800b"'):
             body = f'{{"status": "disabled", "disabled_reason": {reason}}}'.encode()
             answer = self.put(body)
@@ -353,13 +353,13 @@ class UpdateTests(ServicesCase):
             self.assertIn("contains invalid characters", answer.document["badRequest"]["message"])
 
     def test_unknown_keys(self) -> None:
-        """A key that is unknown is refused, and named."""
+        """An unknown key is rejected by name."""
         unknown = "Additional properties are not allowed ({} unexpected)"
         self.refused({"status": "enabled", "x": 1}, unknown.format("'x' was"))
         self.refused({"host": "h1", "binary": "b"}, unknown.format("'binary', 'host' were"))
 
     def test_nothing(self) -> None:
-        """A body that asks for nothing, or for what does not go together, is refused."""
+        """A body without a change, or with a contradiction, is rejected."""
         nothing = "No updates were requested. Fields 'status' or 'forced_down' should be specified."
         self.refused({}, nothing)
         self.refused({"disabled_reason": "x"}, nothing)
@@ -367,7 +367,7 @@ class UpdateTests(ServicesCase):
         self.refused({"status": "enabled", "disabled_reason": "x"}, together)
 
     def test_ids(self) -> None:
-        """An id that is no uuid is refused after the body was read; one that nobody has is not found."""
+        """An id that is not a uuid is 400, an unknown one 404; the body is validated first."""
         self.assert_fault(self.put({"status": "enabled"}, "7"), 400, "badRequest", "Invalid uuid 7")
         missing = self.put({"status": "enabled"}, NO_SUCH_UUID)
         self.assert_fault(missing, 404, "itemNotFound", f"Service {NO_SUCH_UUID} could not be found.")
@@ -379,7 +379,7 @@ class UpdateTests(ServicesCase):
         self.assertIn("'bad' is not one of", both)
 
     def test_bodies(self) -> None:
-        """What is no JSON is 400, and what says to be something else 415."""
+        """A body that is not JSON is 400; another Content-Type is 415."""
         for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"status": "enabled"} x', b"1" * 5000):
             self.refused(body, "Malformed request body")
         self.assert_fault(self.ask("PUT", f"{LIST}/x", None, "2.53"), 400, "badRequest", "Malformed request body")
@@ -390,7 +390,7 @@ class UpdateTests(ServicesCase):
             self.assertEqual(self.put({"status": "enabled"}, content_type=kind).status, 200)
 
     def test_gone_meanwhile(self) -> None:
-        """A service that is deleted between look and change is not found."""
+        """A service that is deleted between read and change is 404."""
         registry = self.rig.registry
         update = registry.update
 
@@ -403,7 +403,7 @@ class UpdateTests(ServicesCase):
         self.assert_fault(refused, 404, "itemNotFound", f"Service {self.record.uuid} could not be found.")
 
     def test_audit(self) -> None:
-        """Every change is logged, also one that the registry refuses."""
+        """Every change is audited, also one that the registry rejects."""
         lines = self.audits()
         self.put({"status": "disabled", "disabled_reason": "x", "forced_down": True})
         self.put({"forced_down": False})
@@ -429,7 +429,7 @@ class ActionTests(ServicesCase):
         self.assert_fault(self.act(action, body, version), status, name, message)
 
     def test_actions(self) -> None:
-        """Each action changes the service of a host and a binary, and answers with what it did."""
+        """Each action changes the service with this host and binary, and returns the changed fields."""
         whose = {"host": "h1", "binary": "novasvc-agent"}
         for action, more, shown, expected in (
             ("disable", {}, {"status": "disabled"}, (True, None, False)),
@@ -450,13 +450,13 @@ class ActionTests(ServicesCase):
             self.assertEqual((row.disabled, row.disabled_reason, row.forced_down), expected)
 
     def test_any_binary(self) -> None:
-        """What serves no topic, or is of Nova, can be changed as well."""
+        """Services without a topic, and Nova's, can be changed."""
         for binary, topic in (("nova-conductor", "conductor"), ("novasvc-api", None)):
             self.rig.add("h1", binary, topic)
             self.assertEqual(self.act("disable", {"host": "h1", "binary": binary}).status, 200)
 
     def test_unknown_actions(self) -> None:
-        """An action that there is not is 404, and so is force-down before 2.11."""
+        """An unknown action is 404; force-down is unknown before 2.11."""
         whose = {"host": "h1", "binary": "novasvc-agent"}
         self.refused("explode", whose, "Unknown action", status=404)
         self.refused("force-down", whose, "Unknown action", "2.10", 404)
@@ -464,12 +464,12 @@ class ActionTests(ServicesCase):
         self.refused("force-down", {**whose, "forced_down": True}, message, "2.10")
 
     def test_unknown_services(self) -> None:
-        """A host that nobody knows, and a binary that it has not, are 404, each in its words."""
+        """An unknown host and an unknown binary are 404 with Nova's messages."""
         self.refused("enable", {"host": "zz", "binary": "b"}, "Host 'zz' is not mapped to any cell", status=404)
         self.refused("enable", {"host": "h1", "binary": "b"}, "Could not find binary b on host h1.", status=404)
 
     def test_missing_fields(self) -> None:
-        """What is missing is named."""
+        """A missing field is named."""
         whose = {"host": "h1", "binary": "novasvc-agent"}
         self.refused("enable", {}, "'host' is a required property")
         self.refused("enable", {"host": "h1"}, "'binary' is a required property")
@@ -477,7 +477,7 @@ class ActionTests(ServicesCase):
         self.refused("force-down", whose, "Missing forced_down field")
 
     def test_bad_values(self) -> None:
-        """What cannot be taken is refused: hosts that are none, texts that are too long, keys that are unknown."""
+        """Invalid hosts, long texts and unknown keys are rejected."""
         field = "Invalid input for field/attribute {}. Value: {}. {}"
         for host, why in (
             ("a b", "'a b' does not match '^[a-zA-Z0-9-._]*$'"),
@@ -493,7 +493,7 @@ class ActionTests(ServicesCase):
         self.refused("enable", {"host": "h1", "binary": "b", "x": 1}, unknown)
 
     def test_v2(self) -> None:
-        """/v2 takes unknown keys, and leaves them aside; its actions are those of 2.1."""
+        """/v2 ignores unknown keys; its actions are those of 2.1."""
         body = {"host": "h1", "binary": "novasvc-agent", "x": 1, "forced_down": True}
         self.assertEqual(self.act("disable", body, "2.53", "/v2/os-services").status, 200)
         self.assertTrue(self.rig.row(self.record.id).disabled)
@@ -504,7 +504,7 @@ class DeleteTests(ServicesCase):
     """Tests for DELETE."""
 
     def test_delete(self) -> None:
-        """A service is deleted by its number before 2.53 and by its uuid since; the answer is empty."""
+        """A service is deleted by its number before 2.53, and by its uuid since; the response is empty."""
         lines = self.audits()
         for version, name in (("2.52", str(self.record.id)), ("2.53", self.rig.add("h2").uuid)):
             answer = self.ask("DELETE", f"{LIST}/{name}", version=version)
@@ -516,7 +516,7 @@ class DeleteTests(ServicesCase):
         )
 
     def test_missing(self) -> None:
-        """Who is not there is not found, however large the number."""
+        """An unknown service is 404, however large its number."""
         for version, name in (
             ("2.1", "4711"),
             ("2.1", "-1"),
@@ -528,7 +528,7 @@ class DeleteTests(ServicesCase):
             self.assert_fault(answer, 404, "itemNotFound", f"Service {name[:300]} not found.")
 
     def test_bad_ids(self) -> None:
-        """What is no id is refused."""
+        """An invalid id is rejected."""
         bad = self.ask("DELETE", f"{LIST}/{self.record.uuid}", version="2.52")
         self.assert_fault(bad, 400, "badRequest", "Invalid input received: id must be an integer")
         bad = self.ask("DELETE", f"{LIST}/{self.record.id}", version="2.53")
@@ -537,14 +537,14 @@ class DeleteTests(ServicesCase):
 
 
 class AccessTests(SynchronousTestCase):
-    """Who may do what."""
+    """Tests for scopes."""
 
     def setUp(self) -> None:
         self.rig = APIRig(self, TOKENS)
         self.record = self.rig.add("h1")
 
     def test_strangers(self) -> None:
-        """Who has no token, or a wrong one, is told to authenticate, in Keystone's form."""
+        """Without a valid token it is 401 in Keystone's format."""
         for given in ({}, {"X_Auth_Token": "wrong"}, {"Authorization": "Bearer wrong"}):
             for method, path in (("GET", LIST), ("GET", f"/v2{LIST}"), ("PUT", f"{LIST}/x"), ("DELETE", f"{LIST}/x")):
                 answer = self.rig.ask(method, path.replace("/v2/v2.1", "/v2"), **given)
@@ -555,7 +555,7 @@ class AccessTests(SynchronousTestCase):
                 self.assertEqual(answer.headers["WWW-Authenticate"], 'Keystone uri="http://127.0.0.1:8774/"')
 
     def test_readers(self) -> None:
-        """A reader lists, and is refused in the policy's words what changes something; the log has it."""
+        """The scope read may list; a change is rejected with Nova's policy message, and audited."""
         lines: list[str] = []
 
         def observe(event: Any) -> None:
@@ -575,13 +575,13 @@ class AccessTests(SynchronousTestCase):
         self.assertFalse(self.rig.row(self.record.id).disabled)
 
     def test_admins(self) -> None:
-        """An administrator changes, and is named in the log."""
+        """The scope admin may make changes, which are audited."""
         headers = {"X_Auth_Token": ADMINS, "OpenStack_API_Version": "compute 2.53"}
         answer = self.rig.ask("PUT", f"{LIST}/{self.record.uuid}", {"status": "disabled"}, **headers)
         self.assertEqual(answer.status, 200)
 
     def test_sessions(self) -> None:
-        """A browser's session lists, by both ways, and changes nothing from another site's page."""
+        """A session may list; a cross-site request with its cookie changes nothing."""
         token = self.rig.access.log_in(token=ADMINS)
         assert token is not None
         cookie = f"other=1; {token.partition(';')[0]}"
@@ -593,7 +593,7 @@ class AccessTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask("DELETE", path, origin="http://127.0.0.1:8774", **headers).status, 204)
 
     def test_other_names(self) -> None:
-        """Without tokens a page whose name leads to loopback is refused."""
+        """Without tokens a Host that merely resolves to loopback is rejected."""
         rig = APIRig(self)
         answer = rig.get(LIST, host="evil.example")
         self.assertEqual((answer.status, [*answer.document]), (403, ["forbidden"]))
@@ -617,7 +617,7 @@ class WaitingTests(SynchronousTestCase):
         self.patch(type(self.rig.registry), "page", slow)
 
     def test_shared(self) -> None:
-        """Requests for the same that arrive while one is read share the next read, and see what it finds."""
+        """Equal requests that arrive during a read share the next one."""
         first = self.rig.send("GET", LIST)
         others = [self.rig.send("GET", path) for path in (LIST, LIST, "/v2.1/os-services?host=")]
         self.assertEqual(len(self.reads), 1)
@@ -630,14 +630,14 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual([len(asking.answer.document["services"]) for asking in (first, *others)], [1, 2, 2, 2])
 
     def test_apart(self) -> None:
-        """Requests for something else do not wait for each other."""
+        """Different requests do not wait for each other."""
         asked = [self.rig.send("GET", f"{LIST}?host=h{number}") for number in range(3)]
         self.assertEqual(len(self.reads), 3)
         self.reads[2].callback(None)
         self.assertEqual([asking.answered for asking in asked], [False, False, True])
 
     def test_gone(self) -> None:
-        """A client that goes takes nothing from those who wait for the same."""
+        """A client that disconnects does not affect those that share its read."""
         for path in (LIST, "/v2.1/p/os-services"):
             gone, waits = self.rig.send("GET", path), self.rig.send("GET", path)
             gone.protocol.connectionLost(Failure(ConnectionDone()))
@@ -649,7 +649,7 @@ class WaitingTests(SynchronousTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_kept_connection(self) -> None:
-        """Requests on one connection are answered in their order, by whichever way they go."""
+        """Pipelined requests are answered in order, fast path or not."""
         asking = self.rig.send("GET", LIST, connection="keep-alive")
         asking.protocol.dataReceived(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         asking.protocol.dataReceived(b"GET /v2.1/os-services HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
@@ -664,10 +664,10 @@ class WaitingTests(SynchronousTestCase):
 
 
 class ManyTests(SynchronousTestCase):
-    """Tests for a fleet."""
+    """Tests for a large fleet."""
 
     def test_in_slices(self) -> None:
-        """A list of thousands is made in slices, between which others are answered."""
+        """A list of thousands is serialized in slices; other requests are answered in between."""
         rig = APIRig(self)
         for number in range(1234):
             rig.registry.register(f"h{number}", "b", "t", 1)

@@ -1,4 +1,4 @@
-"""Tests for novasvc.api.health and novasvc.api.metrics: what load balancers and Prometheus are told."""
+"""Tests for novasvc.api.health and novasvc.api.metrics."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def leg(name: str, **changed: Any) -> dict[str, Any]:
 
 @implementer(IHealthy, IService)
 class Part(Service):
-    """A service that tells what the test says."""
+    """A service whose health the test sets."""
 
     def __init__(self, *legs: dict[str, Any]) -> None:
         self.legs = list(legs)
@@ -76,7 +76,7 @@ class _Body(Protocol):
 
 
 class APICase(TestCase):
-    """The API's doors on a port of loopback, in a process without a supervisor."""
+    """The API on a loopback port, in a process without a supervisor."""
 
     tokens: tuple[Token, ...] = ()
     worker: int | None = None
@@ -119,14 +119,14 @@ class LiveTests(APICase):
     tokens = (Token("t", "read", digest("secret")),)
 
     async def test_needs_nothing(self) -> None:
-        """It answers to everybody, without a token, and whatever is missing."""
+        """It answers without a token, whatever is unavailable."""
         self.backend.errors["database"] = DatabaseUnavailableError("sqlite:///x", "gone")
         self.assertEqual(await self.get_json("/healthz"), (200, {"status": "ok"}))
         self.assertEqual(await self.get("/healthz", "HEAD"), (200, "application/json", ""))
         self.assertEqual(self.part.asked, 0)
 
     async def test_other_methods(self) -> None:
-        """There is nothing to change."""
+        """Other methods get 405."""
         status, _, _ = await self.get("/healthz", "DELETE")
         self.assertEqual(status, 405)
 
@@ -135,32 +135,32 @@ class ReadyTests(APICase):
     """Tests for /readyz of one process."""
 
     async def test_ready(self) -> None:
-        """When all legs are ready it is 200, with each leg of each service."""
+        """If all checks are ready it is 200, with each check of each service."""
         status, document = await self.get_json("/readyz")
         self.assertEqual((status, document["ready"], document["workers"]), (200, True, []))
         self.assertEqual(document["legs"][0], {**leg("broker"), "service": "nova-x@h1"})
 
     async def test_unready(self) -> None:
-        """When one is not it is 503, and that one is told."""
+        """If one check is not ready it is 503, with its reason."""
         self.part.legs[1].update(ready=False, detail="no messages reach it")
         status, document = await self.get_json("/readyz")
         self.assertEqual((status, document["ready"]), (503, False))
         self.assertEqual([leg["name"] for leg in document["legs"] if not leg["ready"]], ["consumers"])
 
     async def test_often(self) -> None:
-        """Who asks often is answered often, and nothing is looked at more than once a second."""
+        """Frequent requests are answered from a cache of one second."""
         for _ in range(5):
             await self.get_json("/readyz")
         self.assertEqual(self.part.asked, 1)
 
 
 class GuardedTests(APICase):
-    """Tests for both where callers have to say who they are."""
+    """Tests for both with authentication."""
 
     tokens = (Token("prometheus", "read", digest("s3cr3t-token")),)
 
     async def test_verdict_only(self) -> None:
-        """Without a token a probe is told the verdict, and no details."""
+        """Without a token a probe gets the status without details."""
         self.part.legs[0].update(ready=False, detail="amqp://10.0.0.7 refuses")
         status, document = await self.get_json("/readyz")
         self.assertEqual((status, document["workers"]), (503, []))
@@ -168,12 +168,12 @@ class GuardedTests(APICase):
         self.assertNotIn("10.0.0.7", json.dumps(document))
 
     async def test_details(self) -> None:
-        """With one it is told all."""
+        """With a token it gets all details."""
         _, document = await self.get_json("/readyz", x_auth_token="s3cr3t-token")
         self.assertEqual(document["legs"][0]["detail"], "well")
 
     async def test_metrics(self) -> None:
-        """Metrics are for who may read; what was given for a token is in none of them."""
+        """Metrics need the scope read, and contain no token."""
         self.assertEqual((await self.get("/metrics"))[0], 401)
         self.assertEqual((await self.get("/metrics", authorization="Bearer s3cr3t-guess"))[0], 401)
         status, _, body = await self.get("/metrics", authorization="Bearer s3cr3t-token")
@@ -185,7 +185,7 @@ class MetricsTests(APICase):
     """Tests for /metrics of one process."""
 
     async def test_text(self) -> None:
-        """It is the text format, which Prometheus' own parser understands."""
+        """The text format is valid for prometheus_client's parser."""
         metrics.MethodMetrics.of("compute", None, "boot").seconds.observe(0.02)
         status, kind, body = await self.get("/metrics")
         self.assertEqual((status, kind), (200, "text/plain; version=0.0.4; charset=utf-8"))
@@ -199,7 +199,7 @@ class MetricsTests(APICase):
         self.assertEqual([samples[bound] for bound in ("0.01", "0.025", "60.0", "+Inf")], [0, 1, 1, 1])
 
     async def test_openmetrics(self) -> None:
-        """It is OpenMetrics if the client wants that, whichever version it makes up."""
+        """It is OpenMetrics if the client accepts that, in any version."""
         for accept in (
             "application/openmetrics-text; version=1.0.0,text/plain;q=0.5",
             "application/openmetrics-text;version=x",
@@ -211,13 +211,13 @@ class MetricsTests(APICase):
             self.assertIn("novasvc_build", {family.name.removesuffix("_info") for family in parse_openmetrics(body)})
 
     async def test_build(self) -> None:
-        """What runs is a label."""
+        """The version is a label."""
         _, _, body = await self.get("/metrics")
         self.assertIn('novasvc_build_info{python="', body)
 
 
 class SupervisedTests(APICase):
-    """Tests for both in a worker: the supervisor is asked, for all of them."""
+    """Tests for both in a worker, which asks the supervisor."""
 
     worker = 1
 
@@ -231,7 +231,7 @@ class SupervisedTests(APICase):
         self.addCleanup(self.control.stopService)
 
     async def test_metrics(self) -> None:
-        """The figures of all workers are one answer."""
+        """A scrape has the metrics of all workers."""
         self.subscribe()
         made = histogram("novasvc_x_seconds", "What.", "method", "worker", bounds=(1.0,))
         made.at("m", "1").observe(0.5)
@@ -243,7 +243,7 @@ class SupervisedTests(APICase):
         self.assertIn('novasvc_x_seconds_sum{method="m",worker="1"} 0.5', body)
 
     async def test_health(self) -> None:
-        """Their health is summed up."""
+        """The health of all workers is merged."""
         self.subscribe()
         rows = [
             {
@@ -262,7 +262,7 @@ class SupervisedTests(APICase):
         self.assertEqual((workers["ready"], workers["detail"]), (True, "1 of 2: worker 2 is hung"))
 
     async def test_replaced_meanwhile(self) -> None:
-        """A worker that was replaced while it was asked does not make all look unready."""
+        """A worker that is replaced during the request does not make the whole not ready."""
         self.subscribe()
 
         def row(**service: Any) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class SupervisedTests(APICase):
         self.assertEqual(status, 200)
 
     async def test_no_supervisor(self) -> None:
-        """A supervisor that is gone is an answer, too: 503, and why."""
+        """If the supervisor does not answer it is 503 with the reason."""
         status, document = await self.get_json("/readyz")
         self.assertEqual(status, 503)
         self.assertEqual([one["name"] for one in document["legs"]], ["supervisor"])
@@ -296,33 +296,33 @@ class SumUpTests(SynchronousTestCase):
         return {(one["service"], one["name"]): (one["ready"], one["detail"]) for one in merge_checks(rows)}
 
     def test_all(self) -> None:
-        """Legs that all workers have ready are ready."""
+        """A check that is ready in all workers is ready."""
         told = self.verdicts(self.row(1, leg("broker")), self.row(2, leg("broker")))
         self.assertEqual(
             told, {("agent", "workers"): (True, "2 of 2 are ready"), ("agent@h", "broker"): (True, "well")}
         )
 
     def test_some(self) -> None:
-        """One worker that has it ready is enough, and what is wrong with another is said."""
+        """A check that is ready in one worker is ready, with the detail of the failing one."""
         broken = leg("broker", ready=False, detail="refused")
         told = self.verdicts(self.row(1, broken), self.row(2, leg("broker")))
         self.assertEqual(told["agent@h", "broker"], (True, "1 of 2: refused"))
         self.assertEqual(told["agent", "workers"], (True, "1 of 2: worker 1 is not ready (broker: refused)"))
 
     def test_leaving(self) -> None:
-        """Of a worker that drains no leg is said to be well: the detail does not contradict the verdict."""
+        """The checks of a draining worker are not ready, and their details say why."""
         told = self.verdicts(self.row(1, leg("broker"), state="draining"))
         self.assertEqual(told["agent@h", "broker"], (False, "worker 1 is draining"))
 
     def test_none(self) -> None:
-        """A server without a worker that is ready is not, whatever the others are."""
+        """A server without a ready worker is not ready."""
         told = self.verdicts(self.row(1, leg("broker")), self.row(2, leg("broker"), state="draining", server="api"))
         self.assertEqual(
             [name for name, (ready, _) in told.items() if not ready], [("api", "workers"), ("api@h", "broker")]
         )
 
     def test_silent(self) -> None:
-        """One that does not answer is not ready."""
+        """A worker that does not answer is not ready."""
         told = self.verdicts({**self.row(1), "services": None})
         self.assertEqual(told, {("agent", "workers"): (False, "worker 1 is ready, but does not respond")})
 
@@ -344,11 +344,11 @@ class OwnHealthTests(SynchronousTestCase):
         return {one["name"]: one["detail"] for one in told["legs"] if not one["ready"]}
 
     def test_opening(self) -> None:
-        """Before its legs are reached nothing but the reactor is ready."""
+        """Before it is connected only the reactor is ready."""
         self.assertEqual(set(self.unready()), {"broker", "database", "migration"})
 
     def test_open(self) -> None:
-        """When they are, all is."""
+        """Once connected, all checks are ready."""
         self.backend.open()
         self.assertEqual(self.unready(), {})
         self.registry.outage = DatabaseUnavailableError("sqlite:///x", "gone")
@@ -357,14 +357,14 @@ class OwnHealthTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.backend.close()))
 
     def test_read_only(self) -> None:
-        """A database that answers, and cannot be written, is not ready: an API has no heartbeat that would tell."""
+        """A read-only database is not ready, although the API sends no heartbeats."""
         self.backend.open()
         self.registry.unwritable = DatabaseReadOnlyError("sqlite:///x", "attempt to write a readonly database")
         self.assertEqual(self.unready(), {"database": str(self.registry.unwritable)})
         self.successResultOf(Deferred.fromCoroutine(self.backend.close()))
 
     def test_closed_while_opening(self) -> None:
-        """A broker that is being reached when the API stops is let go, and no error of ours."""
+        """Stopping the API while it connects to the broker logs no error."""
 
         class Opening:
             def open(self) -> Deferred[None]:
@@ -380,13 +380,13 @@ class OwnHealthTests(SynchronousTestCase):
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_migration(self) -> None:
-        """A schema that is not ours is a leg of its own."""
+        """A schema of another version fails the check "migration"."""
         error = MigrationNeededError("sqlite:///x", "it has no schema yet", found=None, known="0001")
         self.backend.errors["database"] = error
         self.assertEqual(self.unready()["migration"], str(error))
 
     def test_broker(self) -> None:
-        """A broker that is not there is told with its address, without its password."""
+        """An unavailable broker is named by its URL with the password masked."""
         error = BrokerUnavailableError("amqp://nova:***@10.0.0.7", "refused")
         self.backend.errors["broker"] = error
         self.assertEqual(self.unready()["broker"], str(error))
@@ -396,7 +396,7 @@ class ExpositionTests(SynchronousTestCase):
     """Tests for DocumentCollector."""
 
     def test_labels_are_escaped(self) -> None:
-        """Whatever a label's value is, it stays in its quotes."""
+        """Label values are escaped."""
         family = metrics.counter("novasvc_x_total", "What.", "name")
         family.at('a"b\\c\nd').value = 3
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - as the room has it

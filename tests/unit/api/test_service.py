@@ -29,7 +29,7 @@ class APIServiceTests(SynchronousTestCase):
         return APIService(memory_runtime(Clock(), state_dir=self.folder, **settings))
 
     def test_interfaces(self) -> None:
-        """It keeps the promises of its interfaces."""
+        """It provides its interfaces."""
         service = self.service()
         for interface in (IService, IHealthy, IReplaceable, IStartable, IWebPage):
             verifyObject(interface, service)

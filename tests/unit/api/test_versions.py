@@ -26,7 +26,7 @@ class DiscoveryTests(SynchronousTestCase):
         }
 
     def test_root(self) -> None:
-        """The root lists both versions, without a token, with links to the host that was asked."""
+        """The root lists both versions without a token; links have the request's Host."""
         answer = self.rig.get("/", host="api.example:8774")
         self.assertEqual((answer.status, answer.headers["Vary"]), (200, "Accept"))
         old, new = answer.document["versions"]
@@ -35,12 +35,12 @@ class DiscoveryTests(SynchronousTestCase):
         self.assertEqual(old["links"], [{"rel": "self", "href": "http://api.example:8774/v2/"}])
 
     def test_root_of_browsers(self) -> None:
-        """A browser gets the page at the root: here, the way to the login."""
+        """A browser gets the page at the root, here a redirect to the login."""
         answer = self.rig.get("/", accept="text/html,*/*")
         self.assertEqual((answer.status, answer.headers["Vary"]), (302, "Accept"))
 
     def test_version(self) -> None:
-        """Each version has a document of its own, with and without the slash at its end."""
+        """Each version has a document, with and without a trailing slash."""
         for path in ("/v2.1", "/v2.1/"):
             version = self.rig.get(path).document["version"]
             described = {"rel": "describedby", "type": "text/html", "href": "http://docs.openstack.org/"}
@@ -59,7 +59,7 @@ class DiscoveryTests(SynchronousTestCase):
         self.assertTrue(old["media-types"][0]["type"].endswith("version=2"))
 
     def test_without_host(self) -> None:
-        """A client of HTTP/1.0 that sends no Host gets links to the address that it reached."""
+        """Without a Host header (HTTP/1.0), links have the address of the connection."""
         asking = self.rig.send("GET", "/v2.1")
         raw = b"GET /v2.1 HTTP/1.0\r\n\r\n"
         asking.transport.clear()
@@ -76,7 +76,7 @@ class MicroversionTests(SynchronousTestCase):
         self.rig = APIRig(self)
 
     def test_said(self) -> None:
-        """An answer says its version in both forms, and that it depends on both headers."""
+        """A response names its version in both headers, and in Vary the request headers."""
         for given, expected in (
             ({}, "2.1"),
             ({"OpenStack_API_Version": "compute 2.53"}, "2.53"),
@@ -98,7 +98,7 @@ class MicroversionTests(SynchronousTestCase):
             self.assertEqual(answer.headers.get_all("Vary"), vary, given)
 
     def test_refused(self) -> None:
-        """A version out of range is 406, and one that is none is 400, for every request."""
+        """A version out of range is 406, a malformed one 400, for every method."""
         for version in ("2.105", "2.0", "1.1", "3.0", "2.999999999"):
             for method, path in (("GET", LIST), ("PUT", f"{LIST}/x"), ("DELETE", f"{LIST}/x")):
                 answer = self.rig.ask(method, path, OpenStack_API_Version=f"compute {version}")
@@ -114,7 +114,7 @@ class MicroversionTests(SynchronousTestCase):
             self.assertNotIn("OpenStack-API-Version", answer.headers)
 
     def test_v2(self) -> None:
-        """/v2 is 2.1 for ever: it neither reads nor says versions."""
+        """/v2 is always 2.1: it ignores requested versions, and sends none."""
         self.rig.add("h1")
         for version in ("compute 2.53", "compute nonsense"):
             answer = self.rig.get("/v2/os-services", OpenStack_API_Version=version)

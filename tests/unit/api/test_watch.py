@@ -36,7 +36,7 @@ class WatchTestCase(SynchronousTestCase):
         self.addCleanup(lambda: self.watch.running and self.watch.stopService())
 
     def subscribe(self) -> list[int]:
-        """Note the versions that a listener is told of."""
+        """Record the versions at which the listener is called."""
         told: list[int] = []
         self.watch.subscribe(lambda: told.append(self.watch.version))
         return told
@@ -55,7 +55,7 @@ class WatchTestCase(SynchronousTestCase):
 
 class ReadingTests(WatchTestCase):
     def test_first_read(self) -> None:
-        """It reads as soon as it is started; what is there then is no news."""
+        """It reads at start; the services found then yield no events."""
         self.add("h1")
         self.start()
         self.assertEqual([service.name for service in self.watch.services.values()], ["agent@h1"])
@@ -63,7 +63,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(self.happened(), [])
 
     def test_pace(self) -> None:
-        """It reads every 10 s while nobody looks, and every 2 s while somebody does."""
+        """It reads every 10 s without viewers, and every 2 s with them."""
         self.start()
         self.clock.pump([UNWATCHED] * 3)
         self.assertEqual(self.reads, 4)
@@ -77,7 +77,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(self.reads, reads)
 
     def test_first_listener_hurries(self) -> None:
-        """Who begins to look does not wait for the slow pace."""
+        """The first viewer brings the next read forward."""
         self.start()
         self.clock.advance(5)
         told = self.subscribe()
@@ -85,7 +85,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(told, [2])
 
     def test_one_read_for_all(self) -> None:
-        """However many look, there is one read."""
+        """All viewers share one read."""
         self.start()
         told = [self.subscribe() for _ in range(20)]
         self.clock.advance(WATCHED)
@@ -93,7 +93,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(told, [[2]] * 20)
 
     def test_slow_reads(self) -> None:
-        """A read that takes long is followed by a longer pause, and there are never two at a time."""
+        """A slow read is followed by a longer pause; reads never overlap."""
         answers: list[Deferred[list[ServiceRecord]]] = []
 
         async def read() -> list[ServiceRecord]:
@@ -112,7 +112,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(len(answers), 2)
 
     def test_outage(self) -> None:
-        """When the database is away what is known stays, listeners hear why it is old, and it recovers by itself."""
+        """During an outage the state stays, listeners get the reason, and reads are retried."""
         self.add("h1")
         self.start()
         told = self.subscribe()
@@ -127,7 +127,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual((self.watch.trouble, self.watch.version, self.watch.age), ("", 2, 0.0))
 
     def test_bug(self) -> None:
-        """A read that fails as nobody expected is logged, and the next one is tried."""
+        """An unexpected error is logged, and the next read is tried."""
 
         async def read() -> list[ServiceRecord]:
             self.reads += 1
@@ -141,7 +141,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_failing_listener(self) -> None:
-        """A listener that fails keeps no other one from hearing."""
+        """A listener that raises does not affect the others."""
 
         def fail() -> None:
             raise ZeroDivisionError
@@ -154,7 +154,7 @@ class ReadingTests(WatchTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_stopped(self) -> None:
-        """Stopped, it reads no more, a read under way is cancelled, and nobody waits any longer."""
+        """stopService cancels a read in progress, ends all waiting, and reads no more."""
         cancelled: list[Any] = []
 
         async def read() -> list[ServiceRecord]:
@@ -174,14 +174,14 @@ class FreshTests(WatchTestCase):
         return Deferred.fromCoroutine(self.watch.wait_fresh())
 
     def test_fresh_already(self) -> None:
-        """What is two seconds old is fresh."""
+        """A state of two seconds is fresh."""
         self.start()
         self.clock.advance(2)
         self.successResultOf(self.wait_fresh())
         self.assertEqual(self.reads, 1)
 
     def test_old(self) -> None:
-        """What is older is read again, and the pace is quick for a while, as somebody seems to look."""
+        """An older state is read again, and reads stay frequent for a while."""
         self.start()
         self.clock.advance(5)
         fresh = self.wait_fresh()
@@ -192,7 +192,7 @@ class FreshTests(WatchTestCase):
         self.assertEqual(self.reads, 5)
 
     def test_not_for_long(self) -> None:
-        """Nobody waits longer than a second for a read that hangs."""
+        """A hanging read is waited for at most a second."""
         hanging: Callable[[], Deferred[list[ServiceRecord]]] = Deferred
 
         async def read() -> list[ServiceRecord]:
@@ -207,7 +207,7 @@ class FreshTests(WatchTestCase):
         self.successResultOf(fresh)
 
     def test_given_up(self) -> None:
-        """Who does not wait any more leaves nothing behind."""
+        """A cancelled wait leaves nothing behind."""
         self.start()
         self.clock.advance(5)
         fresh = self.wait_fresh()
@@ -217,7 +217,7 @@ class FreshTests(WatchTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_again(self) -> None:
-        """After a change it is read at once."""
+        """reread() reads at once."""
         record = self.add("h1")
         self.start()
         self.registry.update(record.id, ServiceChanges(forced_down=True))
@@ -229,7 +229,7 @@ class FreshTests(WatchTestCase):
 
 class DifferenceTests(WatchTestCase):
     def test_ups_and_downs(self) -> None:
-        """A service that falls silent goes down, and comes up with its next heartbeat."""
+        """A service without heartbeats goes down, and comes up with the next one."""
         record, other = self.add("h1"), self.add("h2")
         self.start()
         for _ in range(7):
@@ -242,7 +242,7 @@ class DifferenceTests(WatchTestCase):
         self.assertEqual(self.happened()[1:], [("up", "agent@h1", "")])
 
     def test_operators_changes(self) -> None:
-        """Disabling, enabling, forcing down and letting up are told, with the reason."""
+        """Disabling, enabling, forcing down and undoing that are events, with the reason."""
         record = self.add("h1")
         self.start()
         for changes in (
@@ -266,7 +266,7 @@ class DifferenceTests(WatchTestCase):
         self.assertEqual([entry.number for entry in self.happenings()], [1, 2, 3, 4])
 
     def test_coming_and_going(self) -> None:
-        """Services that appear, and that are deleted, are told."""
+        """New and deleted services are events."""
         record = self.add("h1")
         self.start()
         self.add("h2")
@@ -276,7 +276,7 @@ class DifferenceTests(WatchTestCase):
         self.assertIsNone(self.watch.find(record.uuid))
 
     def test_storm(self) -> None:
-        """When a rack loses its power, that is one line, which says how many."""
+        """Many events of one kind in one read are one entry with their number."""
         records = [self.add(f"h{number}") for number in range(40)]
         self.start()
         for record in records:
@@ -297,7 +297,7 @@ class DifferenceTests(WatchTestCase):
         self.assertEqual(self.watch.timeline.newest, 510)
 
     def test_changed(self) -> None:
-        """A service carries the version at which it was another last; a heartbeat makes it another."""
+        """A service has the version of its last change; a heartbeat is a change."""
         first, second = self.add("h1"), self.add("h2")
         self.start()
         self.beat(second)

@@ -18,7 +18,7 @@ def method(calls: int, mean: float | None = None, name: str = "greet") -> dict[s
 
 class ReadTests(SynchronousTestCase):
     def test_types(self) -> None:
-        """What has another type, or is no number that can be shown, is not there."""
+        """Fields of another type, and numbers that cannot be shown, are dropped."""
         description = read_description(
             {"pid": 7, "uptime": float("nan"), "version": 3, "worker": True, "in_flight": 2.0}
         )
@@ -26,14 +26,14 @@ class ReadTests(SynchronousTestCase):
         self.assertEqual([description[name] for name in ("uptime", "version", "worker", "state")], [None] * 4)
 
     def test_bounded(self) -> None:
-        """A node cannot fill the page, nor the memory."""
+        """The sizes of tables and texts from a node are bounded."""
         description = read_description({"methods": [method(1)] * 9999, "events": [{"text": "x" * 9999}]})
         self.assertEqual((len(description["methods"]), len(description["events"][0]["text"])), (200, 500))
 
 
 class LineTests(SynchronousTestCase):
     def test_rates(self) -> None:
-        """Rates are calls a second; where a method was not known, or no time went by, there is none."""
+        """Rates are calls per second; None where a method was unknown or no time passed."""
         samples = [
             Sample(0, {}),
             Sample(2, {"m": (4, None)}),
@@ -43,19 +43,19 @@ class LineTests(SynchronousTestCase):
         self.assertEqual(rates(samples, "m"), [None, 3.0, None])
 
     def test_latencies(self) -> None:
-        """Latencies are of the calls that ended meanwhile, not of all since the start."""
+        """Latencies are those of the calls between two samples, not of all calls since the start."""
         samples = [Sample(0, {"m": (10, 1.0)}), Sample(2, {"m": (12, 5.0)}), Sample(4, {"m": (12, 5.0)})]
         self.assertEqual(latencies(samples, "m"), [2.0, None])
 
     def test_sparkline(self) -> None:
-        """A line has a point for each value, and gaps where there is none; its label is text."""
+        """A sparkline has a point for each value, a gap for None, and an escaped label."""
         line = str(sparkline([0.0, 5.0, None, 2.5], 'rate of "x"'))
         self.assertIn('d="M0.0 22.0L40.0 2.0M120.0 12.0L120.0 12.0"', line)
         self.assertIn('aria-label="rate of &#34;x&#34;"', line)
         self.assertIn('d=""', str(sparkline([], "")))
 
     def test_words(self) -> None:
-        """Spans and durations are written for people."""
+        """Spans and durations are formatted for people."""
         spans = [span(seconds) for seconds in (-5, 0, 119.9, 120, 7199, 7200, 172800, None)]
         self.assertEqual(spans, ["0 s", "0 s", "119 s", "2 min", "119 min", "2 h", "2 d", "?"])
         durations = [duration(seconds) for seconds in (0.00034, 0.0032, 0.25, 1.5, 300)]
@@ -83,7 +83,7 @@ class PortraitsTests(SynchronousTestCase):
         return Deferred.fromCoroutine(self.descriptions.get(record or self.record))
 
     def test_one_question(self) -> None:
-        """Several who look wait for one answer, and one who goes takes it from nobody."""
+        """Concurrent viewers share one call; cancelling one of them does not affect the others."""
         first, second, third = self.get(), self.get(), self.get()
         self.assertEqual(len(self.asked), 1)
         first.cancel()
@@ -98,7 +98,7 @@ class PortraitsTests(SynchronousTestCase):
         self.assertEqual(len(self.asked), 2)
 
     def test_history(self) -> None:
-        """What each process told is remembered by itself."""
+        """Samples are kept per process."""
         for pid, calls in ((1, 0), (2, 100), (1, 6)):
             waiting = self.get()
             self.asked[-1].callback({"pid": pid, "methods": [method(calls, 0.5)]})
@@ -108,7 +108,7 @@ class PortraitsTests(SynchronousTestCase):
         self.assertEqual(latencies(samples, ".greet 1.0"), [0.5])
 
     def test_silence(self) -> None:
-        """A node that does not answer is an error for all who wait, and is asked again."""
+        """If a node does not answer, all waiting viewers get the error, and the next request calls it again."""
         waiting = [self.get(), self.get()]
         self.asked[0].errback(APIError(504, "it is silent"))
         for one in waiting:
@@ -119,7 +119,7 @@ class PortraitsTests(SynchronousTestCase):
         self.successResultOf(again)
 
     def test_bug(self) -> None:
-        """An error that nobody expected reaches who looks, and leaves the next question possible."""
+        """An unexpected error reaches the viewer, and the next request calls the node again."""
         waiting = self.get()
         self.asked[0].errback(ZeroDivisionError())
         self.failureResultOf(waiting, ZeroDivisionError)
@@ -129,7 +129,7 @@ class PortraitsTests(SynchronousTestCase):
         self.successResultOf(again)
 
     def test_bounded(self) -> None:
-        """Only so many nodes and processes are remembered."""
+        """The numbers of cached nodes and processes are bounded."""
         for number in range(100):
             self.get(self.register(f"h{number}"))
             self.asked[-1].callback({"pid": number})

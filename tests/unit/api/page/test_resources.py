@@ -18,7 +18,7 @@ HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 
 
 class InnerLife:
-    """What stands in a node's place: it answers as every node does, what the test wants."""
+    """A stand-in for a node, whose methods return what the test sets."""
 
     answer: Any
 
@@ -44,7 +44,7 @@ class InnerLife:
 
 
 def serve(rig: PageRig, life: InnerLife, transport: Any) -> None:
-    """Let a node answer at h1."""
+    """Serve a node at h1."""
     server = Server(
         transport,
         Target(topic="agent", server="h1"),
@@ -61,13 +61,13 @@ class FleetTests(SynchronousTestCase):
         self.rig = PageRig(self)
 
     def test_empty(self) -> None:
-        """An empty fleet says how to begin."""
+        """The page of an empty fleet says how to start a node."""
         answer = self.rig.ask("/")
         self.assertEqual(answer.status, 200)
         self.assertIn("No service has registered yet", answer.text)
 
     def test_states_in_words(self) -> None:
-        """A cell has an icon, a word, and the age of the heartbeat, and leads to the service's page."""
+        """A cell has an icon, a word and the age of the heartbeat, and links to the service's page."""
         uuid = self.rig.add("h1")
         self.rig.registry.update(1, ServiceChanges(forced_down=True, disabled=True, disabled_reason="x"))
         self.rig.see()
@@ -80,7 +80,7 @@ class FleetTests(SynchronousTestCase):
         self.assertIn("1 down · novasvc</title>", text)
 
     def test_hostile_text(self) -> None:
-        """Nothing that a service says becomes HTML, or a template, on any page."""
+        """Text of a service is never interpreted as HTML or as a template."""
         uuid = self.rig.add(HOSTILE, HOSTILE, HOSTILE)
         self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason=HOSTILE))
         self.rig.clock.advance(10)
@@ -95,7 +95,7 @@ class FleetTests(SynchronousTestCase):
             self.assertIn(shown, unescape(text), path)
 
     def test_no_inline(self) -> None:
-        """No page has a script or a style in it: the policy forbids them."""
+        """No page has an inline script or style, which the content security policy forbids."""
         uuid = self.rig.add("h1")
         self.rig.see()
         for path in ("/", f"/node/{uuid}", f"/action/disable/{uuid}", "/nowhere", "/login"):
@@ -103,7 +103,7 @@ class FleetTests(SynchronousTestCase):
             self.assertEqual(re.findall(r"<style|\sstyle=|\son\w+=|<script(?! type=\"module\" src=)", text), [], path)
 
     def test_outage(self) -> None:
-        """When the database is away, the page shows what was known, how old that is, and why."""
+        """During an outage of the database the page shows the last state, its age and the reason."""
         self.rig.add("h1")
         self.rig.see()
         self.rig.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
@@ -113,7 +113,7 @@ class FleetTests(SynchronousTestCase):
         self.assertRegex(text, r"This state is \d+ s old: .*it is gone")
 
     def test_query(self) -> None:
-        """What is looked for stays in the form and in all links."""
+        """The query is kept in the form and in all links."""
         for number in range(150):
             self.rig.add(f"h{number}")
         self.rig.see()
@@ -125,7 +125,7 @@ class FleetTests(SynchronousTestCase):
         self.assertIn('data-events="/events?q=h&amp;sort=-host&amp;page=2"', text)
 
     def test_static(self) -> None:
-        """The files that a page names are there, may be kept for a year, and are there under no other name."""
+        """The static files of a page exist, may be cached for a year, and have no other URL."""
         text = self.rig.ask("/").text
         names = re.findall(r'"(/static/[^"]+)"', text)
         self.assertEqual(len(names), 3)
@@ -138,7 +138,7 @@ class FleetTests(SynchronousTestCase):
             self.assertEqual(self.rig.ask(name).status, 404, name)
 
     def test_methods(self) -> None:
-        """A page is not posted to."""
+        """A POST to a page gets 405."""
         self.assertEqual(self.rig.ask("/", {}).status, 405)
 
 
@@ -153,19 +153,19 @@ class NodeTests(SynchronousTestCase):
         serve(self.rig, self.life, transport)
 
     def test_nobody_there(self) -> None:
-        """A node that is not there leaves its row to be seen."""
+        """If a node does not respond, its page shows the row."""
         answer = self.rig.ask(f"/node/{self.uuid}")
         self.assertEqual(answer.status, 200)
         self.assertIn("novasvc-agent@h1 is unreachable", answer.text)
         self.assertIn("last heartbeat", answer.text)
 
     def test_unknown(self) -> None:
-        """A service that does not exist is not found."""
+        """The page of an unknown service is 404."""
         for uuid in ("0", "x" * 36, "00000000-0000-0000-0000-000000000000"):
             self.assertEqual(self.rig.ask(f"/node/{uuid}").status, 404)
 
     def test_odd_answers(self) -> None:
-        """Whatever a node answers, there is a page."""
+        """The page is rendered whatever the node's description is."""
         self.serve()
         rows = {"tasks": [{}], "methods": [{}], "workers": [{}], "events": [{}], "health": [{}]}
         wrong = {
@@ -181,7 +181,7 @@ class NodeTests(SynchronousTestCase):
             self.assertEqual(self.rig.ask(f"/node/{self.uuid}").status, 200, answer)
 
     def test_hostile_answers(self) -> None:
-        """What a node says does not become HTML."""
+        """Text in a node's description is escaped."""
         self.serve()
         self.life.answer = {
             "version": HOSTILE,
@@ -197,7 +197,7 @@ class NodeTests(SynchronousTestCase):
         self.assertGreaterEqual(unescape(text).count(HOSTILE), 10)
 
     def test_one_question(self) -> None:
-        """However many look at a node, it is asked once a second."""
+        """A node is called at most once a second, however many viewers it has."""
         self.serve()
         for _ in range(5):
             self.rig.ask(f"/node/{self.uuid}")
@@ -217,7 +217,7 @@ class ActionTests(SynchronousTestCase):
         return self.successResultOf(self.rig.registry.get(self.uuid))
 
     def test_changes(self) -> None:
-        """Each change is done, and leads to the service's page, which says so."""
+        """Each action is performed, and redirects to the service's page with a message."""
         for verb, fields, disabled, reason, forced in (
             ("disable", {"reason": " new\r\n disk "}, True, "new disk", False),
             ("force-down", {}, True, "new disk", True),
@@ -233,12 +233,12 @@ class ActionTests(SynchronousTestCase):
             self.assertIn('class="message"', self.rig.ask(answer.headers["location"]).text)
 
     def test_seen_at_once(self) -> None:
-        """What was changed is on the fleet's page at once."""
+        """A change shows on the fleet's page at once."""
         self.do("force-down")
         self.assertIn('data-state="forced down"', self.rig.ask("/").text)
 
     def test_asks_first(self) -> None:
-        """A question comes first, changes nothing, and has a form that works without a script."""
+        """The confirmation changes nothing, and its form works without JavaScript."""
         for verb in ("enable", "disable", "force-down", "let-up", "drain", "ping", "run-task"):
             answer = self.rig.ask(f"/action/{verb}/{self.uuid}")
             self.assertEqual(answer.status, 200)
@@ -246,7 +246,7 @@ class ActionTests(SynchronousTestCase):
         self.assertEqual((self.row().disabled, self.row().forced_down), (False, False))
 
     def test_forms_of_others(self) -> None:
-        """A form that is not from a page of the session, or comes from another site, changes nothing."""
+        """A form with a wrong CSRF token, or from another site, changes nothing."""
         path = f"/action/disable/{self.uuid}"
         for form, headers in (
             ({}, {}),
@@ -259,7 +259,7 @@ class ActionTests(SynchronousTestCase):
         self.assertFalse(self.row().disabled)
 
     def test_wrong(self) -> None:
-        """What cannot be done is said on a page, with its status."""
+        """A failed action shows an error page with the right status."""
         for path, form, status in (
             ("/action/explode/" + self.uuid, {}, 404),
             ("/action/disable/nobody", {}, 404),
@@ -270,14 +270,14 @@ class ActionTests(SynchronousTestCase):
             self.assertIn("<h1>", answer.text)
 
     def test_node_silent(self) -> None:
-        """A node that is not there cannot be pinged, drained, or told to run a task."""
+        """Ping, drain and run-task fail if the node does not respond."""
         for verb in ("ping", "drain", "run-task"):
             answer = self.do(verb, task="x")
             self.assertEqual(answer.status, 503)
             self.assertIn("is unreachable", answer.text)
 
     def test_node_told(self) -> None:
-        """A node is told to run a task and to drain; what it refuses is said."""
+        """Drain and run-task call the node; its errors are shown."""
         life = InnerLife()
         transport = self.successResultOf(self.rig.runtime.broker.acquire())
         serve(self.rig, life, transport)
@@ -288,7 +288,7 @@ class ActionTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask(f"/action/run-task/{self.uuid}?task=report").status, 200)
 
     def test_audit(self) -> None:
-        """What was done and what was refused is in the log, with who, what and from where."""
+        """Performed and rejected actions are in the audit log, with caller, action and client address."""
         lines: list[str] = []
 
         def note(event: Any) -> None:
@@ -306,7 +306,7 @@ class ActionTests(SynchronousTestCase):
         self.assertRegex(lines[2], f"{re.escape(who)} disable {self.uuid}: this form does not belong to your session")
 
     def test_messages_are_ours(self) -> None:
-        """No address makes a page say anything but what we say."""
+        """No query parameter can put its text on a page."""
         for query in (
             "done=You+are+hacked",
             "done=ping&ms=You+are+hacked",
@@ -330,14 +330,14 @@ class LoginTests(SynchronousTestCase):
         return str(answer.headers["set-cookie"]).partition(";")[0]
 
     def test_led_there(self) -> None:
-        """Who is not logged in is led to the login page, and back from there."""
+        """An unauthenticated browser is redirected to the login page, and back after the login."""
         answer = self.rig.ask("/?state=down")
         self.assertEqual((answer.status, answer.headers["location"]), (302, "/login?next=%2F%3Fstate%3Ddown"))
         answer = self.rig.ask("/login", {"token": READERS, "next": "/?state=down"})
         self.assertEqual((answer.status, answer.headers["location"]), (303, "/?state=down"))
 
     def test_led_nowhere_else(self) -> None:
-        """Nobody is led to another site."""
+        """The login redirects only to our own pages."""
         for path in (
             "//evil.example",
             "/\\evil.example",
@@ -350,7 +350,7 @@ class LoginTests(SynchronousTestCase):
             self.assertEqual(answer.headers["location"], "/", path)
 
     def test_wrong_token(self) -> None:
-        """A wrong token is refused, after a second, without a cookie."""
+        """A wrong token is rejected after a second, without a cookie."""
         before = self.rig.clock.seconds()
         answer = self.rig.ask("/login", {"token": "a reader's token "[:-2]})
         self.assertEqual(answer.status, 401)
@@ -359,7 +359,7 @@ class LoginTests(SynchronousTestCase):
         self.assertGreaterEqual(self.rig.clock.seconds() - before, 1.0)
 
     def test_guessing(self) -> None:
-        """Whoever tries many at a time is not looked at any more; that shuts nobody else out."""
+        """A client with many concurrent attempts gets 429; other clients are not affected."""
         headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": "7"}
         tries = [Connection(self.rig) for _ in range(11)]
         for connection in tries:
@@ -374,7 +374,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual({connection.octets.split()[1] for connection in tries[:-1]}, {b"401"})
 
     def test_link(self) -> None:
-        """To look at a link does not use it up; the button does, once."""
+        """A GET of a login link does not use it; the button does, once."""
         code = self.rig.login_links.issue()
         for _ in range(3):
             self.assertIn(f'name="code" value="{code}"', self.rig.ask(f"/login?code={code}").text)
@@ -387,11 +387,11 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask("/login", {"code": code}).status, 401)
 
     def test_other_sites(self) -> None:
-        """Another site's page cannot log its reader in."""
+        """Another site's page cannot log a browser in."""
         self.assertEqual(self.rig.ask("/login", {"token": ADMINS}, Origin="http://evil.example").status, 403)
 
     def test_reader(self) -> None:
-        """A reader sees everything and no buttons, and may not ask, nor act."""
+        """A caller with the scope read sees all pages without buttons, and may not confirm or perform actions."""
         cookie = self.cookie(READERS)
         text = self.rig.ask(f"/node/{self.uuid}", Cookie=cookie).text
         self.assertIn("last heartbeat", text)
@@ -403,7 +403,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask(f"/action/disable/{self.uuid}", form, Cookie=cookie).status, 403)
 
     def test_administrator(self) -> None:
-        """An administrator acts, with the mark of their own session only."""
+        """An administrator's action needs the CSRF token of their own session."""
         cookie = self.cookie(ADMINS)
         text = self.rig.ask(f"/action/disable/{self.uuid}", Cookie=cookie).text
         (mark,) = re.findall(r'name="mark" value="([^"]+)"', text.partition("<main")[2])
@@ -413,7 +413,7 @@ class LoginTests(SynchronousTestCase):
         self.assertEqual(self.rig.ask(path, {"mark": mark}, Cookie=cookie).status, 303)
 
     def test_logout(self) -> None:
-        """Logging out takes the cookie back, and needs the mark."""
+        """Logging out expires the cookie, and needs the CSRF token."""
         cookie = self.cookie(ADMINS)
         self.assertEqual(self.rig.ask("/logout", {}, Cookie=cookie).status, 403)
         session = self.rig.sessions.read(cookie.partition("=")[2])
@@ -422,7 +422,7 @@ class LoginTests(SynchronousTestCase):
         self.assertIn("Max-Age=0", str(answer.headers["set-cookie"]))
 
     def test_nothing_to_log_in_for(self) -> None:
-        """Where everybody is let in, nobody is asked."""
+        """Without authentication there is no login page."""
         rig = PageRig(self)
         self.assertEqual(rig.ask("/login").headers["location"], "/")
         self.assertEqual(rig.ask("/login", {"token": "x"}).headers["location"], "/")

@@ -57,7 +57,7 @@ class StreamTests(SynchronousTestCase):
         self.rig.see()
 
     def test_begins(self) -> None:
-        """A stream says how soon to come back, and then all that is on the page, with an id."""
+        """A stream begins with the retry time, then an update with the whole page and an id."""
         stream = Stream(self.rig)
         self.assertIn("content-type: text/event-stream; charset=utf-8", stream.text.lower())
         self.assertIn("\r\n\r\nretry: 2000\n\n", stream.text)
@@ -68,7 +68,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(data["trouble"], "")
 
     def test_tells_differences(self) -> None:
-        """Each read is told, and what of it is new: cells, and entries of the timeline as they are to be shown."""
+        """Each read yields an update with the changed cells and the new timeline entries as HTML."""
         stream = Stream(self.rig)
         self.rig.clock.advance(2)
         self.assertEqual((stream.last["cells"], stream.last["entries"]), ([], ""))
@@ -80,7 +80,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual((stream.last["cells"], stream.last["entries"]), ([], ""))
 
     def test_comes_back(self) -> None:
-        """Who comes back with the id that they have is told what they missed, and no more."""
+        """A reconnecting viewer gets only what changed since its Last-Event-ID."""
         known = Stream(self.rig).messages[0][1]
         self.rig.add("h2")
         self.rig.clock.advance(2)
@@ -89,14 +89,14 @@ class StreamTests(SynchronousTestCase):
             self.assertIn("novasvc-agent@h2", stream.first["entries"])
 
     def test_unknown_id(self) -> None:
-        """An id of another server, or of none, is answered with everything there is."""
+        """An unknown Last-Event-ID gets the whole page."""
         for known in ("0badcafe-1-1", "x", "", "a-b-c", "-", "9" * 4000, f"{self.rig.add('h2')}-999999-1"):
             stream = Stream(self.rig, f"/events?since={known}")
             self.assertEqual(stream.first["cells"][0][0], 1, known)
             self.assertEqual(stream.first["entries"], "")
 
     def test_own_view(self) -> None:
-        """A viewer is told of the cells of its own page."""
+        """An update has only cells of the viewer's own page."""
         self.rig.add("other")
         self.rig.see()
         stream = Stream(self.rig, "/events?q=other")
@@ -106,7 +106,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(stream.last["totals"]["services"], 2)
 
     def test_in_turns(self) -> None:
-        """Looking in many ways takes its time, so that the reactor does something else in between."""
+        """Updates for many different queries are spread over several turns of the reactor."""
         clock, turns = self.rig.clock, []
         view, call_later = Views.view, clock.callLater
 
@@ -129,7 +129,7 @@ class StreamTests(SynchronousTestCase):
         self.assertGreaterEqual(len(turns), 2)
 
     def test_outage(self) -> None:
-        """When the database is away, viewers hear why what they see is old, and when it is not any more."""
+        """During an outage of the database viewers get the reason, and an update when it is over."""
         stream = Stream(self.rig)
         self.rig.registry.outage = DatabaseUnavailableError("mysql://db", "it is gone")
         self.rig.clock.pump([2.0] * 3)
@@ -140,7 +140,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual((stream.last["trouble"], stream.last["old"]), ("", 0.0))
 
     def test_alive(self) -> None:
-        """A stream without news says that it lives, often enough for a page to miss it."""
+        """A stream without updates sends keepalives."""
         stream = Stream(self.rig)
         watch = self.rig.backend._services[0]
         watch.stopService()
@@ -149,7 +149,7 @@ class StreamTests(SynchronousTestCase):
         watch.startService()
 
     def test_gone(self) -> None:
-        """Nothing is kept of a viewer that has gone, and when the last one has, the watch slows down."""
+        """Nothing is kept of a disconnected viewer; after the last one the watch reads less often."""
         stream = Stream(self.rig)
         streams = self.rig.backend._services[1]
         self.assertEqual(len(streams), 1)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(self.rig.backend._services[0].version, version)  # type: ignore[attr-defined]
 
     def test_slow(self) -> None:
-        """A viewer that takes nothing is sent nothing more, and is let go after a while."""
+        """A viewer that does not read gets no updates, and is disconnected after a while."""
         stream = Stream(self.rig)
         producer = stream.connection.transport.producer
         producer.pauseProducing()
@@ -173,7 +173,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(len(self.rig.backend._services[1]), 0)  # type: ignore[arg-type]
 
     def test_slow_for_a_while(self) -> None:
-        """A viewer that pauses, and goes on, is told at once all that it missed."""
+        """A viewer that resumes reading gets all it missed in one update."""
         stream = Stream(self.rig)
         producer = stream.connection.transport.producer
         producer.pauseProducing()
@@ -186,7 +186,7 @@ class StreamTests(SynchronousTestCase):
         self.assertIn("h2", stream.last["entries"])
 
     def test_bounded(self) -> None:
-        """So many streams are open at a time; the next one is refused, and told to ask again and again."""
+        """The number of streams is bounded; another one gets 503, and is told to poll."""
         streams = [Stream(self.rig) for _ in range(MAX_VIEWERS)]
         refused = self.rig.ask("/events")
         self.assertEqual((refused.status, refused.headers["retry-after"]), (503, "10"))
@@ -196,7 +196,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(Stream(self.rig).messages[0][0], "news")
 
     def test_poll(self) -> None:
-        """Who cannot have a stream asks, and gets the same."""
+        """Polling returns the same update as a stream."""
         first = json.loads(self.rig.ask("/events?poll=1").text)
         self.rig.registry.update(1, ServiceChanges(disabled=True, disabled_reason="<i>"))
         self.rig.see()
@@ -205,7 +205,7 @@ class StreamTests(SynchronousTestCase):
         self.assertIn("&lt;i&gt;", second["entries"])
 
     def test_head(self) -> None:
-        """Who asks for the head alone does not keep a stream open."""
+        """HEAD does not open a stream."""
         connection = Connection(self.rig)
         connection.send("HEAD", "/events", {})
         self.rig.clock.advance(0)
@@ -213,7 +213,7 @@ class StreamTests(SynchronousTestCase):
         self.assertEqual(len(self.rig.backend._services[1]), 0)  # type: ignore[arg-type]
 
     def test_stopped(self) -> None:
-        """When the API stops, streams end, so that nobody waits for them."""
+        """Streams end when the API stops."""
         stream = Stream(self.rig)
         self.successResultOf(_stopped(self.rig))
         self.assertTrue(stream.connection.octets.endswith(b"0\r\n\r\n"))
@@ -226,12 +226,12 @@ class GuardedStreamTests(SynchronousTestCase):
         self.rig.see()
 
     def test_nobody(self) -> None:
-        """Without a session there is no stream, and no news."""
+        """Without authentication there is neither a stream nor an update."""
         for path in ("/events", "/events?poll=1"):
             self.assertEqual(self.rig.ask(path).status, 401)
 
     def test_ends_with_session(self) -> None:
-        """A stream ends when its session does, and says so."""
+        """A stream ends with a final event when its session expires."""
         cookie = f"novasvc_session={self.rig.sessions.begin('ada', 'admin')}"
         stream = Stream(self.rig, Cookie=cookie)
         self.rig.clock.advance(2)
@@ -253,7 +253,7 @@ class GuardedStreamTests(SynchronousTestCase):
         self.assertEqual(ended, [True, False])
 
     def test_token(self) -> None:
-        """A program with a token may have a stream, too."""
+        """A stream can be authenticated by a token."""
         self.assertEqual(Stream(self.rig, X_Auth_Token=ADMINS).messages[0][0], "news")
 
 

@@ -13,19 +13,19 @@ class QueryTests(SynchronousTestCase):
         return Query.read({name.encode(): [value.encode()] for name, value in args.items()})
 
     def test_nothing(self) -> None:
-        """An address without a query is the first page of everything, by host."""
+        """A URL without a query is the first page of all services, sorted by host."""
         self.assertEqual(self.read(), Query())
         self.assertEqual(Query().url, "/")
 
     def test_there_and_back(self) -> None:
-        """What a query says is in its URL, and no more."""
+        """A query's URL has only values that differ from the defaults, and parses to the same query."""
         query = self.read(q="a&b=<ü>", binary="agent", state="down", sort="-host", page="3")
         self.assertEqual(query, Query("a&b=<ü>", "agent", "down", "-host", 3))
         self.assertEqual(query.url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&state=down&sort=-host&page=3")
         self.assertEqual(query.but(state="").url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&sort=-host")
 
     def test_nonsense(self) -> None:
-        """What makes no sense is as if it were not there, and what is endless is cut."""
+        """Invalid parameters are ignored, and long ones truncated."""
         for page in ("0", "-1", "x", "", "१", "1e9"):
             self.assertEqual(self.read(page=page, state="odd", sort="odd"), Query())
         self.assertEqual(self.read(page="9" * 50).page, 100_000)
@@ -62,7 +62,7 @@ class ViewTests(SynchronousTestCase):
         return [row.host for row in self.view(query).rows]
 
     def test_grid(self) -> None:
-        """Hosts are rows, binaries are columns, and a host that lacks one has a gap there."""
+        """Hosts are rows, binaries are columns, and a missing service is None."""
         self.add("h1")
         self.add("h2", "conductor")
         view = self.view()
@@ -71,25 +71,25 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(names, [["agent@h1", None], [None, "conductor@h2"]])
 
     def test_empty(self) -> None:
-        """Nothing is one page of nothing."""
+        """An empty fleet has one empty page."""
         view = self.view(Query(page=4))
         self.assertEqual((view.rows, view.pages, view.query.page, view.first, view.last), ((), 1, 1, 0, 0))
 
     def test_order(self) -> None:
-        """Hosts are sorted as people count, forwards and backwards."""
+        """Hosts are sorted in natural order, ascending and descending."""
         for host in ("n10", "n9", "N1", "a"):
             self.add(host)
         self.assertEqual(self.hosts(), ["a", "N1", "n9", "n10"])
         self.assertEqual(self.hosts(Query(sort="-host")), ["n10", "n9", "N1", "a"])
 
     def test_odd_names(self) -> None:
-        """Names of digits, of other scripts' digits and empty ones can be sorted, too."""
+        """Names of digits, of non-ASCII digits, and empty names can be sorted."""
         for host in ("", "0" * 40, "٣", "9a9", "10"):
             self.add(host)
         self.assertEqual(len(self.hosts()), 5)
 
     def test_trouble_first(self) -> None:
-        """Hosts in trouble come first, then those that are disabled."""
+        """Sorted by trouble, hosts with a service that is down come first, then those with a disabled one."""
         self.add("d", disabled=True)
         self.add("a")
         self.add("f", forced_down=True)
@@ -101,7 +101,7 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(self.hosts(Query(sort="trouble")), ["z", "f", "d", "a"])
 
     def test_silent_first(self) -> None:
-        """Those that are silent for longest come first; those that are up stay in place."""
+        """Sorted by silence, the longest without a heartbeat come first; hosts that are up keep their order."""
         for host in ("c", "b", "a"):
             self.add(host)
             self.clock.advance(100)
@@ -110,7 +110,7 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(self.hosts(Query(sort="silent")), ["c", "b", "a", "d", "e"])
 
     def test_filters(self) -> None:
-        """Text finds hosts, binaries and reasons in any case; states find what they say; all hold at once."""
+        """Text matches hosts, binaries and reasons in any case; filters are combined by AND."""
         self.add("alpha")
         self.add("beta", disabled=True, disabled_reason="New DISK")
         self.add("gamma", "conductor", forced_down=True)
@@ -132,7 +132,7 @@ class ViewTests(SynchronousTestCase):
             self.assertEqual([row.host for row in self.views.view(query).rows], found, query)
 
     def test_kept(self) -> None:
-        """What is looked at twice is made once, until the fleet is read again."""
+        """A view is cached until the next read."""
         self.add("alpha")
         view = self.view(Query(text="a"))
         self.assertIs(self.views.view(Query(text="a")), view)
@@ -141,14 +141,14 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(self.hosts(Query(text="a")), ["abel", "alpha"])
 
     def test_by_uuid(self) -> None:
-        """A whole uuid finds its service, and a part of one finds nothing."""
+        """A complete uuid finds its service; a part of one finds nothing."""
         record = self.add("zeta")
         self.add("eta")
         self.assertEqual(self.hosts(Query(text=record.uuid)), ["zeta"])
         self.assertEqual(self.hosts(Query(text=record.uuid[:20])), [])
 
     def test_pages(self) -> None:
-        """A hundred hosts are a page; one that does not exist is the last one."""
+        """A page has 100 hosts; a page number beyond the last is the last page."""
         for number in range(250):
             self.add(f"h{number:03}")
         view = self.view(Query(page=3))
@@ -157,14 +157,14 @@ class ViewTests(SynchronousTestCase):
         self.assertEqual(self.view(Query(page=99)).query.page, 3)
 
     def test_columns(self) -> None:
-        """However many binaries there are, so many are shown, and the one that is chosen is."""
+        """The number of columns is bounded; a chosen binary is always among them."""
         for number in range(COLUMNS + 5):
             self.add("h1", f"binary{number:02}")
         self.assertEqual(len(self.view().columns), COLUMNS)
         self.assertEqual(self.view(Query(binary="binary14")).columns, ("binary14",))
 
     def test_layout(self) -> None:
-        """The layout is another one when cells come, go or move, and the same when they only change."""
+        """The layout changes when cells are added, removed or moved, not when their contents change."""
         record = self.add("h1")
         before = self.view().layout
         self.registry.update(record.id, ServiceChanges(disabled=True))
