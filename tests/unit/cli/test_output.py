@@ -1,4 +1,4 @@
-"""How the operators' command writes rows."""
+"""Tests for the output of the operators' command."""
 
 import json
 from datetime import datetime
@@ -20,13 +20,13 @@ class OutputTests(SynchronousTestCase):
     """Tests for novasvc.cli.output.Output."""
 
     def write(self, output_format: str, *columns: str, rows: list[dict[str, Any]] = ROWS) -> str:
-        """Write all columns, or these."""
+        """Write all columns, or the given ones."""
         out = StringIO()
         Output(output_format, columns).write_list(list(ROWS[0]), rows, out)
         return out.getvalue()
 
     def test_table(self) -> None:
-        """A table that is not for a terminal is plain, and a row keeps to its line."""
+        """Outside a terminal a table is plain ASCII, one line a row."""
         self.assertEqual(
             self.write("table"),
             "+----+------+----------------------------+--------------------+\n"
@@ -38,15 +38,15 @@ class OutputTests(SynchronousTestCase):
         )
 
     def test_table_of_any_width(self) -> None:
-        """Nothing is cut off or wrapped where a program reads it."""
+        """Output for programs is never truncated or wrapped."""
         self.assertIn("x" * 2000, self.write("table", "Host", rows=[{"Host": "x" * 2000}]))
 
     def test_markup(self) -> None:
-        """A name that looks like markup is a name."""
+        """Text that looks like rich's markup is printed as it is."""
         self.assertIn("| [red]x |", self.write("table", "Host", rows=[{"Host": "[red]x"}]))
 
     def test_json(self) -> None:
-        """JSON has an object a row, with numbers and nulls."""
+        """JSON has an object for each row, with numbers and nulls."""
         self.assertEqual(
             json.loads(self.write("json")),
             [
@@ -56,22 +56,22 @@ class OutputTests(SynchronousTestCase):
         )
 
     def test_csv(self) -> None:
-        """CSV has a header, and quotes what needs it."""
+        """CSV has a header, and quotes values that need it."""
         self.assertEqual(
             self.write("csv"),
             'ID,Host,Updated At,Reason\n1,h1,2026-01-02T03:04:05.000000,\n2,"a,b",,two\\nlines\\x1b[31m\n',
         )
 
     def test_value(self) -> None:
-        """Values have blanks between them, and "None" where there is none, so that fields can be counted."""
+        """Values are separated by spaces; a missing one is "None", so that fields can be counted."""
         self.assertEqual(self.write("value", "ID", "Updated At"), "1 2026-01-02T03:04:05.000000\n2 None\n")
 
     def test_columns(self) -> None:
-        """Columns are chosen in any case, and keep their order."""
+        """Column names are case-insensitive; the order of columns stays."""
         self.assertEqual(self.write("value", "host", "ID"), "1 h1\n2 a,b\n")
 
     def test_unknown_column(self) -> None:
-        """A column that does not exist is an error that names those that do."""
+        """An unknown column is an error that lists the columns."""
         error = self.assertRaises(click.UsageError, self.write, "value", "Hots")
         self.assertIn("ID, Host, Updated At, Reason", str(error))
 
@@ -83,7 +83,7 @@ class OutputTests(SynchronousTestCase):
         self.assertIn("| ID | Host |", self.write("table", rows=[]))
 
     def test_one(self) -> None:
-        """One row is a field a line; in JSON it is an object."""
+        """A single row has one line for each field; in JSON it is an object."""
         written = {}
         for output_format in ("csv", "value", "json"):
             out = StringIO()
@@ -106,5 +106,5 @@ class OutputTests(SynchronousTestCase):
         self.assertIn("\x1b[31mdown", out.getvalue())
 
     def test_printable(self) -> None:
-        """Letters of any alphabet stay, what steers a terminal does not."""
+        """printable() keeps letters of any alphabet, and escapes control characters."""
         self.assertEqual(printable("é文\x07\u202e"), "é文\\x07\\u202e")

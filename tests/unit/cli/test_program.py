@@ -1,4 +1,4 @@
-"""The operators' command as a program: status, messages, and the commands that need no database."""
+"""Tests for the command as a program: exit status, messages, and commands without a database."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from novasvc.cli.program import run
 
 
 class Ran(NamedTuple):
-    """What the command returned and wrote."""
+    """The exit status and output of the command."""
 
     status: int
     stdout: str
@@ -65,7 +65,7 @@ class RunTests(ProgramCase):
                 self.assertIn(f"\n  {name} ", page)
 
     def test_usage_errors(self) -> None:
-        """A command line that is wrong gives one line, which names the help, and status 2."""
+        """A usage error is one line that names --help, with status 2."""
         for arguments, command in (
             (["foo"], "novasvc"),
             (["--foo"], "novasvc"),
@@ -83,7 +83,7 @@ class RunTests(ProgramCase):
             self.assertRegex(ran.stderr, rf"^novasvc: .*`{command} --help`\.\n$")
 
     def test_wrong_settings(self) -> None:
-        """Wrong settings are said without a traceback, and passwords are not."""
+        """Invalid settings are reported without a traceback, passwords masked."""
         ran = self.run_program("--database-url", "mysql:/u:secret@h", "service", "list")
         self.assertEqual((ran.status, ran.stdout), (1, ""))
         self.assertRegex(ran.stderr, "^novasvc: the configuration has an error: --database-url = mysql:.*\n$")
@@ -104,7 +104,7 @@ class ConfigTests(ProgramCase):
         self.assertIn("topic agent default\n", ran.stdout)
 
     def test_show_services(self) -> None:
-        """With tables the services take the place of the only one; what they inherit keeps its origin."""
+        """With [[service]] tables their services are shown; inherited values keep their origin."""
         file = self.write("a.toml", "report_interval = 5", "[[service]]", 'topic = "agent"', "options = {password = 1}")
         rows = json.loads(self.run_program("--config", file, "config", "show", "-f", "json").stdout)
         values = {row["Setting"]: (row["Value"], row["Origin"]) for row in rows}
@@ -114,7 +114,7 @@ class ConfigTests(ProgramCase):
         self.assertEqual(values["service[0].options"][0], {"password": "***"})
 
     def test_show_files(self) -> None:
-        """Files are named to `show` as to `check`: by themselves, by --config, and by --config in front of `config`."""
+        """`show` takes files as `check` does: as arguments, by --config, and by --config in front of `config`."""
         one, two = self.write("a.toml", "report_interval = 5"), self.write("b.toml", "report_interval = 6")
         for arguments in (
             ("config", "show", one, two),
@@ -136,13 +136,13 @@ class ConfigTests(ProgramCase):
             self.assertNotIn("pAssw0rd", ran.stdout)
 
     def test_check(self) -> None:
-        """Files without an error are ok."""
+        """Valid files are ok."""
         file = self.write("a.toml", "report_interval = 5")
         ran = self.run_program("config", "check", file, environ={"NOVASVC_WORKERS": "0"})
         self.assertEqual(ran, (0, f"ok: {file} (1 service)\n", ""))
 
     def test_check_as_a_node_reads(self) -> None:
-        """With a file, variables and options count as they do for a node that is started with `--config FILE`."""
+        """With a file, variables and options count as for a node started with `--config FILE`."""
         file = self.write("a.toml", "report_interval = 5")
         other = self.write("b.toml", "report_interval = 0.5")
         ran = self.run_program("config", "check", file, environ={"NOVASVC_STATE_DIR": f"{file}/state"})
@@ -156,7 +156,7 @@ class ConfigTests(ProgramCase):
         self.assertEqual(self.run_program("--config", other, "config", "check", self.write("c.toml")).status, 1)
 
     def test_check_errors(self) -> None:
-        """All errors of all files are said at once."""
+        """All errors of all files are reported together."""
         toml = self.write("a.toml", "report_interval = 0.5")
         ini = self.write("a.ini", "[DEFAULT]", "workers = x")
         ran = self.run_program("config", "check", toml, ini)
@@ -164,22 +164,22 @@ class ConfigTests(ProgramCase):
         self.assertIn("2 errors:\n  - report_interval", ran.stderr)
 
     def test_check_here(self) -> None:
-        """Without files, the settings that would be used here are checked."""
+        """Without files, the default settings of this environment are checked."""
         ran = self.run_program("config", "check", environ={"NOVASVC_WORKERS": "-1"})
         self.assertEqual(ran.status, 1)
         self.assertIn("variable NOVASVC_WORKERS", ran.stderr)
 
 
 class PreflightTests(ProgramCase):
-    """Tests for `novasvc config check`: what is right by itself, and would end a start here."""
+    """Tests for `novasvc config check`: valid settings that would fail a start on this host."""
 
     def check(self, *lines: str, arguments: Sequence[str] = (), name: str = "a.toml") -> Ran:
-        """Check a file; the state lies in the test's directory."""
+        """Check a file, with state_dir in the test's directory."""
         state = f'state_dir = "{self.directory}/state"'
         return self.run_program("config", "check", *arguments, self.write(name, state, *lines))
 
     def problem(self, *lines: str) -> str:
-        """Check a file that has one thing wrong, and return what is said of it."""
+        """Check a file with one problem, and return its message."""
         before = sorted(self.directory.rglob("*"))
         ran = self.check(*lines)
         self.assertEqual((ran.status, ran.stdout), (1, ""))
@@ -189,7 +189,7 @@ class PreflightTests(ProgramCase):
         return ran.stderr
 
     def test_nothing_is_made(self) -> None:
-        """What is right is ok; nothing is started, and no file is made."""
+        """Valid settings are ok; nothing is started, and no file is created."""
         self.assertEqual(self.check("api = true", "api_listen_port = 0").status, 0)
         self.assertEqual([path.name for path in self.directory.iterdir()], ["a.toml"])
 
@@ -200,7 +200,7 @@ class PreflightTests(ProgramCase):
         self.assertIn("it does not provide IManager", self.problem('manager = "pathlib.Path"'))
 
     def test_options(self) -> None:
-        """Options that a constructor does not take, or lacks, are named with its signature; no manager is made."""
+        """Unknown and missing options of a constructor are named with its signature; no manager is made."""
         table = ("[[service]]", 'topic = "x"', f'manager = "{__name__}.Choosy"')
         with patch.dict(sys.modules, {__name__: sys.modules[__name__]}):
             self.assertIn("missing a required argument: 'disks'", self.problem(*table))
@@ -214,7 +214,7 @@ class PreflightTests(ProgramCase):
             self.assertEqual(self.check(*table, "options = { disks = 1, fast = true }").status, 0)
 
     def test_several(self) -> None:
-        """All of it is said at once, and warnings as well."""
+        """All problems and warnings are reported together."""
         file = self.write(
             "nova.conf",
             "[DEFAULT]",
@@ -234,7 +234,7 @@ class PreflightTests(ProgramCase):
         self.assertRegex(ran.stderr, r"\n  - .*metadata.*paste.ini.*cannot be read: No such file")
 
     def also(self, *lines: str) -> list[str]:
-        """Check a file that has errors; return what would end a start also."""
+        """Check a file with errors; return the further problems."""
         ran = self.check(*lines)
         self.assertEqual((ran.status, ran.stdout), (1, ""))
         errors, _, also = ran.stderr.partition("novasvc: a start would also fail:")
@@ -242,7 +242,7 @@ class PreflightTests(ProgramCase):
         return [line.removeprefix("  - ").strip() for line in also.splitlines() if line.strip()]
 
     def test_beside_errors(self) -> None:
-        """Errors of values do not hide the managers, files and addresses that are right by their values."""
+        """Invalid values do not hide problems of managers, files and addresses."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             said = self.also(
                 'report_intervall = "soon"',
@@ -265,14 +265,14 @@ class PreflightTests(ProgramCase):
             self.assertIn(part, line)
 
     def test_beside_wrong_names(self) -> None:
-        """The manager of a table with a wrong name in it is looked at, with the options that it may have."""
+        """The manager of a table with an unknown key is checked, with its valid options."""
         table = ("[[service]]", 'topic = "x"', f'manager = "{__name__}.Choosy"')
         (said,) = self.also(*table, "hosst = 1", "options = { fast = true }")
         self.assertIn("missing a required argument: 'disks'", said)
         self.assertEqual(self.also(*table, 'options = { disks = 1, topic = "x" }'), [])
 
     def test_beside_what_is_unsure(self) -> None:
-        """What goes by a wrong value is not checked with its default, and nothing is beside an unreadable file."""
+        """Checks that depend on an invalid value are skipped; after an unreadable file, all are."""
         file = self.write("file")
         for wrong in (
             ["api = true", "api_listen_port = 99999999"],
@@ -289,7 +289,7 @@ class PreflightTests(ProgramCase):
         self.assertNotIn("a start would", self.run_program("config", "check", single).stderr)
 
     def test_files(self) -> None:
-        """Certificates and tokens that cannot be read are named with their settings, of the API and of the broker."""
+        """Unreadable certificates and token files, of API and broker, are named with their settings."""
         missing = [f"{self.directory}/{name}" for name in ("ca", "cert", "key")]
         secure = ("api = true", "api_listen_port = 0", "api_use_ssl = true")
         files = (f'ssl_cert_file = "{missing[1]}"', f'ssl_key_file = "{missing[2]}"')
@@ -301,7 +301,7 @@ class PreflightTests(ProgramCase):
         self.assertEqual(self.check(*files).status, 0)
 
     def test_ports(self) -> None:
-        """An address that is taken is named; with --running it may be."""
+        """An address in use is named; with --running it is not checked."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             lines = ("api = true", f"api_listen_port = {port}")
@@ -312,7 +312,7 @@ class PreflightTests(ProgramCase):
         self.assertEqual(self.check(*lines).status, 0)
 
     def test_port_of_two(self) -> None:
-        """Two APIs of the same address are named."""
+        """Two APIs with the same address are named."""
         paste = self.write("paste.ini", "[app:metadata]", "paste.app_factory = x:y")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -321,7 +321,7 @@ class PreflightTests(ProgramCase):
         self.assertIn("both api and metadata are configured to listen there", said)
 
     def test_port_of_wildcard(self) -> None:
-        """Two APIs clash, too, where the address of one takes in that of the other."""
+        """Two APIs conflict if the wildcard address of one includes the other's."""
         paste = self.write("paste.ini", "[app:metadata]", "paste.app_factory = novasvc.testing:memory_runtime")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -342,7 +342,7 @@ class PreflightTests(ProgramCase):
             self.assertEqual(self.check(*listening(api, metadata)).stderr, "")
 
     def test_directories_in_use(self) -> None:
-        """A directory that these settings do not use may be anywhere."""
+        """Directories that these settings do not use are not checked."""
         file = self.write("file")
         elsewhere = (f'state_dir = "{file}/state"', f'database_url = "sqlite:///{self.directory}/x.sqlite"')
 
@@ -358,13 +358,13 @@ class PreflightTests(ProgramCase):
         self.assertEqual(said(*elsewhere, temporary, "service = []"), "")
 
     def test_control_socket(self) -> None:
-        """A path that is too long for a socket is named, where there is a supervisor that would listen there."""
+        """A path that is too long for a socket is named, if there is a supervisor."""
         long = f'control_socket = "{self.directory / ("x" * 100)}"'
         self.assertIn("exceeds the maximum for a unix socket, 107", self.problem(long, "workers = 1"))
         self.assertEqual(self.check(long).status, 0)
 
     def test_directories(self) -> None:
-        """What is to hold files and is none, or is not a directory, is named."""
+        """A missing directory, and a file in its place, are named."""
         file = self.write("file")
         said = self.run_program("config", "check", self.write("a.toml", f'state_dir = "{file}/state"')).stderr
         self.assertIn(f"{file} is not a directory; set state_dir to another directory", said)
@@ -375,13 +375,13 @@ class PreflightTests(ProgramCase):
         )
 
     def test_driver(self) -> None:
-        """A database whose driver is not installed is named, with what to install."""
+        """A missing database driver is named with the extra to install."""
         with patch.dict(sys.modules, {"psycopg": None}):
             self.assertIn("pip install 'novasvc[postgresql]'", self.problem('database_url = "postgresql://h/d"'))
 
 
 class Choosy(Manager):
-    """A manager that nobody is to make."""
+    """A manager that must not be instantiated."""
 
     def __init__(self, host: str, disks: object, *, fast: bool = False) -> None:
         raise AssertionError("a check makes no manager")
@@ -391,6 +391,6 @@ class CompletionTests(ProgramCase):
     """Tests for `novasvc completion`."""
 
     def test_scripts(self) -> None:
-        """Each shell gets a script about novasvc."""
+        """Each shell gets a completion script for novasvc."""
         for shell in ("bash", "zsh", "fish"):
             self.assertIn("_NOVASVC_COMPLETE", self.run_program("completion", shell).stdout)

@@ -15,20 +15,20 @@ from novasvc.rpc.target import Target
 
 class TargetTests(SynchronousTestCase):
     def test_dots(self) -> None:
-        """All after the first dot is the host, unless the host is given by itself."""
+        """The host starts after the first dot, unless --server names it."""
         self.assertEqual(read_target("compute"), Target("compute"))
         self.assertEqual(read_target("compute.h1.example.org"), Target("compute", "h1.example.org"))
         self.assertEqual(read_target("a.b", "h1"), Target("a.b", "h1"))
 
     def test_refused(self) -> None:
-        """A topic or a host that cannot be one is a wrong command line."""
+        """An invalid topic or host is a usage error."""
         for text in ("", ".h1", "compute.", "com*pute", "a b"):
             self.assertRaises(click.UsageError, read_target, text)
 
 
 class ArgumentTests(SynchronousTestCase):
     def test_values(self) -> None:
-        """A value that is JSON is JSON, any other a text."""
+        """A value that is valid JSON is passed as JSON, any other as a string."""
         texts = ("a=3", "b=disk", 'c="3"', "d=[1, 2]", "e=null", "f=", "g=x=y", "h=h\u00e9", "i=1.5.2")
         expected = {
             "a": 3, "b": "disk", "c": "3", "d": [1, 2], "e": None, "f": "", "g": "x=y", "h": "h\u00e9", "i": "1.5.2",
@@ -36,7 +36,7 @@ class ArgumentTests(SynchronousTestCase):
         self.assertEqual(read_arguments(texts), expected)
 
     def test_refused(self) -> None:
-        """What is not NAME=VALUE, or comes twice, is a wrong command line that shows it."""
+        """An argument that is not NAME=VALUE, or is repeated, is a usage error that shows it."""
         for texts, shown in ((("3",), "'3'"), (("a-b=1",), "'a-b=1'"), (("a=1", "a=2"), "given twice")):
             error = self.assertRaises(click.UsageError, read_arguments, texts)
             self.assertIn(shown, error.format_message())
@@ -44,13 +44,13 @@ class ArgumentTests(SynchronousTestCase):
 
 class AnswerTests(SynchronousTestCase):
     def test_readable(self) -> None:
-        """A text is written as it is, all else as JSON, and nothing steers the terminal."""
+        """A string is printed as it is, anything else as JSON, with control characters escaped."""
         self.assertEqual(readable("two\nlines\x1b[2J"), "two\nlines\\x1b[2J")
         self.assertEqual(readable({"name": "h\u00e9\x9b"}), '{\n  "name": "h\u00e9\\x9b"\n}')
         self.assertEqual(readable(None), "null")
 
     def test_raised(self) -> None:
-        """An exception of Python's own that a method raised is called remote; all others stay what they are."""
+        """A built-in exception of a method becomes a RemoteError; other errors stay as they are."""
 
         async def raising(error: Exception) -> None:
             raise error
@@ -69,7 +69,7 @@ class CommandTests(SynchronousTestCase):
         return CliRunner().invoke(program, arguments, obj=CommandContext((), {}, {}), catch_exceptions=True)
 
     def test_no_broker(self) -> None:
-        """Without a broker's URL each of them says that one is needed, and where it is given."""
+        """Without a broker each command fails, and says how to name one."""
         for command in (("call", "agent", "x"), ("cast", "agent", "x"), ("ping", "agent")):
             error = self.run_command(*command).exception
             self.assertIn("transport_url 'memory:': it reaches no other process; give", str(error))
@@ -77,7 +77,7 @@ class CommandTests(SynchronousTestCase):
                 self.assertIn(place, str(error))
 
     def test_usage(self) -> None:
-        """What cannot be meant is a wrong command line, before any broker is asked."""
+        """Invalid arguments are usage errors, before a broker is contacted."""
         for arguments, shown in (
             (("call", "agent", "x", "--timeout", "inf"), "inf is not a number of seconds"),
             (("call", "agent", "x", "--timeout", "nan"), "nan is not a number of seconds"),
@@ -93,7 +93,7 @@ class CommandTests(SynchronousTestCase):
             self.assertIn(shown, " ".join(ran.output.split()))
 
     def test_help(self) -> None:
-        """Their help says how arguments are written."""
+        """The help says how to write arguments."""
         for command in ("call", "cast", "ping"):
             self.assertIn("TOPIC[.HOST]", self.run_command(command, "--help").output)
         self.assertIn("count=3 is a number", self.run_command("call", "--help").output)

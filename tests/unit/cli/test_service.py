@@ -1,4 +1,4 @@
-"""What `novasvc service` does, on a registry in memory."""
+"""Tests for `novasvc service`, with a registry in memory."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class MemoryContext(CommandContext):
-    """A context whose registry is in memory, and answers at once."""
+    """A command context with a registry in memory."""
 
     def __init__(self, registry: MemoryRegistry) -> None:
         super().__init__((), {"service_down_time": 60}, {})
@@ -41,7 +41,7 @@ class MemoryContext(CommandContext):
 
 
 class Ran(NamedTuple):
-    """What a command returned and wrote."""
+    """The exit status and output of a command."""
 
     status: int
     stdout: str
@@ -49,7 +49,7 @@ class Ran(NamedTuple):
 
 
 class ServiceCase(SynchronousTestCase):
-    """Three services; that of h2 has had no heartbeat for 100 seconds."""
+    """A test with three services; the one on h2 has had no heartbeat for 100 seconds."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -69,14 +69,14 @@ class ServiceCase(SynchronousTestCase):
         return found
 
     def run_command(self, *arguments: str) -> Ran:
-        """Run a command, whatever its status will be."""
+        """Run a command, and return its status and output."""
         context = MemoryContext(self.registry)
         with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
             status = service.main(arguments, prog_name="service", obj=context, standalone_mode=False)
         return Ran(status or 0, out.getvalue(), err.getvalue())
 
     def output(self, *arguments: str) -> str:
-        """Run a command that succeeds without a word on standard error."""
+        """Run a command that succeeds with nothing on standard error; return its output."""
         ran = self.run_command(*arguments)
         self.assertEqual((ran.status, ran.stderr), (0, ""))
         return ran.stdout
@@ -86,13 +86,13 @@ class ListTests(ServiceCase):
     """Tests for `novasvc service list`."""
 
     def test_api_servers_of_nova(self) -> None:
-        """Rows of Nova's API servers, which never beat, are shown to who asks for them, and checked by nobody else."""
+        """Rows of Nova's API servers, which send no heartbeats, are listed and checked only if asked for by name."""
         self.registered("h1", "nova-osapi_compute", "osapi_compute")
         self.assertNotIn("osapi", self.output("list"))
         self.assertIn("osapi", self.output("list", "--binary", "nova-osapi_compute"))
 
     def test_rows(self) -> None:
-        """Each service has its row, with zone, status and state, as OpenStack's client shows them."""
+        """Each service has a row with zone, status and state, as in OpenStack's client."""
         columns = ("ID", "Binary", "Host", "Zone", "Status", "State")
         chosen = [part for column in columns for part in ("-c", column)]
         self.assertEqual(
@@ -113,35 +113,35 @@ class ListTests(ServiceCase):
         )
 
     def test_other_columns(self) -> None:
-        """A column that is not usual can be chosen."""
+        """Other columns can be selected."""
         self.assertEqual(self.output("list", "-f", "value", "-c", "uuid", "--host", "h2"), f"{self.lost.uuid}\n")
 
     def test_filters(self) -> None:
-        """--host and --binary choose."""
+        """--host and --binary filter."""
         self.assertEqual(
             self.output("list", "-f", "value", "-c", "ID", "--host", "h1", "--binary", "nova-compute"), "3\n"
         )
         self.assertEqual(self.output("list", "-f", "value", "--host", "h9"), "")
 
     def test_check(self) -> None:
-        """--check tells by the status whether all are up, and names those that are down."""
+        """--check exits with 1 unless all services are up, and names those that are down."""
         down = self.run_command("list", "--check")
         self.assertEqual((down.status, down.stderr), (1, "novasvc: 1 of 3 down: novasvc-agent@h2\n"))
         self.assertEqual(self.run_command("list", "--check", "--host", "h1").status, 0)
 
     def test_check_of_nothing(self) -> None:
-        """A check that finds no service to check has not found that all is well."""
+        """--check fails if no service matches."""
         self.assertEqual(self.run_command("list", "--check", "--host", "h9").status, 1)
 
 
 class SelectionTests(ServiceCase):
-    """Tests for the ways to say which service is meant."""
+    """Tests for selecting a service."""
 
     def shown(self, *arguments: str) -> Any:
         return json.loads(self.output("show", "-f", "json", *arguments))["ID"]
 
     def test_ways(self) -> None:
-        """A service is meant by its number, its uuid, or its host and binary."""
+        """A service is selected by its id, its uuid, or its host and binary."""
         for arguments in (
             ["3"],
             [self.compute.uuid],
@@ -158,12 +158,12 @@ class SelectionTests(ServiceCase):
         self.assertEqual(self.shown("h2"), 1)
 
     def test_ambiguous(self) -> None:
-        """A host with two services does; the error names them."""
+        """If several services match, the error lists them."""
         error = self.assertRaises(ProblemError, self.run_command, "show", "h1")
         self.assertIn("service on h1: several services match: nova-compute@h1, novasvc-agent@h1; select", str(error))
 
     def test_unknown(self) -> None:
-        """A service that is not there is an error that names what was looked for."""
+        """An unknown service is an error that names it."""
         for arguments, said in ((["9"], "service 9 "), (["h9", "x"], "service x@h9 "), (["h9"], "service on h9 ")):
             error = self.assertRaises(ServiceNotFoundError, self.run_command, "show", *arguments)
             self.assertIn(said, str(error))
@@ -173,7 +173,7 @@ class ChangeTests(ServiceCase):
     """Tests for the commands that change a row."""
 
     def test_disable_and_enable(self) -> None:
-        """A service is taken out of service with a reason, and back without it."""
+        """A service is disabled with a reason; enabling it clears the reason."""
         self.assertEqual(
             self.output("disable", "1", "--reason", "new disk"), "novasvc-agent@h2 is disabled: new disk\n"
         )
@@ -184,7 +184,7 @@ class ChangeTests(ServiceCase):
         self.assertEqual((row.disabled, row.disabled_reason), (False, None))
 
     def test_force_down(self) -> None:
-        """A service is declared down, and judged by its heartbeats again."""
+        """A service is forced down, and its heartbeats count again with --unset."""
         self.output("force-down", "h1", "nova-compute")
         self.assertTrue(self.row(self.compute).forced_down)
         self.assertEqual(self.output("show", "3", "-f", "value", "-c", "State"), "down\n")
@@ -192,7 +192,7 @@ class ChangeTests(ServiceCase):
         self.assertFalse(self.row(self.compute).forced_down)
 
     def test_delete(self) -> None:
-        """A row is deleted; if its node is up, its return is announced."""
+        """A row is deleted; if its node is up, a warning says that it will register again."""
         gone = self.run_command("delete", "1")
         self.assertEqual((gone.stdout, gone.stderr), ("novasvc-agent@h2 is deleted\n", ""))
         self.assertIn("registers again", self.run_command("delete", "2").stderr)

@@ -33,7 +33,7 @@ _START = (
 
 
 class Ran(NamedTuple):
-    """What a command returned and wrote."""
+    """The exit status and output of a command."""
 
     status: int
     stdout: str
@@ -41,7 +41,7 @@ class Ran(NamedTuple):
 
 
 def in_thread(function: Callable[[], Any]) -> Deferred[Any]:
-    """Run a function that blocks, while the reactor serves it; in a thread that nobody has to stop."""
+    """Run a blocking function in a daemon thread, while the reactor runs."""
     result: Deferred[Any] = Deferred()
 
     def body() -> None:
@@ -73,13 +73,13 @@ class CommandCase(ControlCase):
         return ran
 
     async def output(self, *arguments: str) -> str:
-        """Run a command that succeeds without a word on standard error."""
+        """Run a command that succeeds with nothing on standard error; return its output."""
         ran = await self.run_program(*arguments)
         self.assertEqual((ran.status, ran.stderr), (0, ""))
         return ran.stdout
 
     async def failure(self, *arguments: str) -> str:
-        """Run a command that cannot do what is asked."""
+        """Run a command that fails; return its message."""
         ran = await self.run_program(*arguments)
         self.assertEqual((ran.status, ran.stdout), (1, ""))
         return ran.stderr
@@ -89,7 +89,7 @@ class WorkersTests(CommandCase):
     """Tests for `novasvc workers`."""
 
     async def test_table(self) -> None:
-        """Each worker has its row; memory is in MiB, and nothing steers the terminal."""
+        """Each worker has a row; memory is in MiB, and control characters are escaped."""
         chosen = [part for name in ("pid", "state", "restarts", "memory", "trouble") for part in ("-c", name)]
         self.assertEqual(
             await self.output("workers", *chosen),
@@ -105,11 +105,11 @@ class WorkersTests(CommandCase):
         self.assertEqual(header.replace("|", " ").split(), columns)
 
     async def test_json(self) -> None:
-        """JSON has the rows as the supervisor gives them."""
+        """JSON has the supervisor's rows."""
         self.assertEqual(json.loads(await self.output("workers", "-f", "json")), self.supervisor.rows)
 
     async def test_others(self) -> None:
-        """Columns are chosen as elsewhere; memory is in bytes where a program reads it."""
+        """Columns can be selected; memory is in bytes in output for programs."""
         columns = ("-c", "number", "-c", "memory")
         self.assertEqual(await self.output("workers", "-f", "value", *columns), "0 7864320\n1 None\n")
         self.assertEqual(await self.output("workers", "-f", "csv", *columns), "Number,Memory\n0,7864320\n1,\n")
@@ -118,12 +118,12 @@ class WorkersTests(CommandCase):
         )
 
     async def test_none(self) -> None:
-        """No workers are an empty list."""
+        """Without workers the list is empty."""
         self.supervisor.rows = []
         self.assertEqual(await self.output("workers", "-f", "json"), "[]\n")
 
     async def test_set(self) -> None:
-        """The number of workers is set, of the only server or of a named one."""
+        """`workers set` resizes the only server, or a named one."""
         said = "`novasvc workers` shows the progress\n"
         self.assertEqual(await self.output("workers", "set", "3"), f"resizing to 3 workers; {said}")
         self.assertEqual(
@@ -132,7 +132,7 @@ class WorkersTests(CommandCase):
         self.assertEqual(self.supervisor.asked, [("resize", 3, None), ("resize", 1, "api")])
 
     async def test_set_refused(self) -> None:
-        """A number that cannot be had is refused with the reason."""
+        """An impossible number is rejected with the reason."""
         self.supervisor.failing = ResizeError(99, f"at most 64 fit{HOSTILE}")
         self.assertEqual(
             await self.failure("workers", "set", "99"),
@@ -140,7 +140,7 @@ class WorkersTests(CommandCase):
         )
 
     async def test_usage(self) -> None:
-        """A number that nobody can mean is a wrong command line."""
+        """An invalid number is a usage error."""
         for arguments in (
             ["workers", "set", "0"],
             ["workers", "set"],
@@ -155,7 +155,7 @@ class DrainTests(CommandCase):
     """Tests for `novasvc drain`."""
 
     async def test_one(self) -> None:
-        """One worker is drained, and the command returns when it has ended."""
+        """--worker drains one worker; the command returns when it has exited."""
         draining = self.supervisor.wait()
         running = Deferred.fromCoroutine(self.output("drain", "--worker", "1"))
         await until(lambda: self.supervisor.asked)
@@ -165,14 +165,14 @@ class DrainTests(CommandCase):
         self.assertEqual(self.supervisor.asked, [("drain", 1)])
 
     async def test_unknown(self) -> None:
-        """A worker that there is not is refused; those that there are, are named."""
+        """An unknown worker is an error that lists the workers."""
         self.assertEqual(
             await self.failure("drain", "--worker", "7"),
             "novasvc: there is no worker 7; there are: worker 0, worker 1\n",
         )
 
     async def test_all(self) -> None:
-        """The command returns when the supervisor has closed its socket."""
+        """The command returns when the supervisor has closed the connection."""
         running = Deferred.fromCoroutine(self.output("drain"))
         await until(lambda: self.supervisor.asked)
         self.assertNoResult(running)
@@ -181,7 +181,7 @@ class DrainTests(CommandCase):
         self.assertEqual(self.supervisor.asked, [("drain", None)])
 
     async def test_too_slow(self) -> None:
-        """After --timeout the command says that the supervisor goes on."""
+        """After --timeout the command fails, and says that the supervisor goes on."""
         self.assertEqual(
             await self.failure("drain", "--timeout", "0.1"),
             f"novasvc: control socket '{self.path}': the supervisor has not ended within 0.1 s; "
@@ -193,19 +193,19 @@ class ReloadTests(CommandCase):
     """Tests for `novasvc reload`."""
 
     async def test_changed(self) -> None:
-        """The settings that have changed are listed."""
+        """Changed settings are listed."""
         self.supervisor.changed = [{"setting": "report_interval", "before": "10", "after": "5"}]
         self.assertEqual(await self.output("reload", "-f", "csv"), "Setting,Before,After\nreport_interval,10,5\n")
         self.assertIn("| report_interval | 10     | 5     |", await self.output("reload"))
         self.assertEqual(json.loads(await self.output("reload", "-f", "json")), self.supervisor.changed)
 
     async def test_nothing_changed(self) -> None:
-        """A reload without a change is told as one."""
+        """A reload without a change says so."""
         self.assertEqual(await self.output("reload"), "all workers are replaced; no setting has changed\n")
         self.assertEqual(await self.output("reload", "-f", "json"), "[]\n")
 
     async def test_refused(self) -> None:
-        """A reload that is refused has status 1 and all its reasons, a line each."""
+        """A rejected reload has status 1, and a line for each reason."""
         error = SettingError("workers", "x", "file a.toml", "it is no number", "give one")
         self.supervisor.failing = ReloadError(str(ConfigurationError([error, error])))
         self.assertEqual(
@@ -215,7 +215,7 @@ class ReloadTests(CommandCase):
         )
 
     async def test_too_slow(self) -> None:
-        """After --timeout the command ends, and the reload goes on."""
+        """After --timeout the command fails; the reload goes on."""
         reloading = self.supervisor.wait()
         self.assertIn(
             "reload was not answered within 0.1 s; the supervisor is still working on it",
@@ -225,7 +225,7 @@ class ReloadTests(CommandCase):
         reloading.callback([])
 
     async def test_supervisor_ends(self) -> None:
-        """A supervisor that ends meanwhile says that it may not be done."""
+        """If the supervisor exits, the command says that the reload may be incomplete."""
         reloading = self.supervisor.wait()
         running = Deferred.fromCoroutine(self.failure("reload"))
         await until(lambda: self.supervisor.asked)
@@ -238,7 +238,7 @@ class DumpTests(CommandCase):
     """Tests for `novasvc dump`."""
 
     async def test_text(self) -> None:
-        """Each worker has its calls, events and stacks; only the stacks' own lines end lines."""
+        """Each worker has calls, events and stacks; line breaks in other texts are escaped."""
         self.assertEqual(
             await self.output("dump"),
             "worker 0 of agent (pid 4000): ready\n"
@@ -257,16 +257,16 @@ class DumpTests(CommandCase):
         )
 
     async def test_idle(self) -> None:
-        """A worker without a call says so."""
+        """An idle worker has no calls."""
         self.supervisor.dumped = [{**worker(0), "calls": [], "events": [], "stacks": ""}]
         self.assertIn("  calls in flight: none\n", await self.output("dump"))
 
     async def test_json(self) -> None:
-        """JSON has all that the supervisor gives."""
+        """JSON has the supervisor's whole answer."""
         self.assertEqual(json.loads(await self.output("dump", "-f", "json")), self.supervisor.dumped)
 
     async def test_one(self) -> None:
-        """--worker chooses one; one that there is not is an error that names those that there are."""
+        """--worker selects one; an unknown one is an error that lists the workers."""
         rows = json.loads(await self.output("dump", "--worker", "1", "-f", "json"))
         self.assertEqual(rows, self.supervisor.dumped[1:])
         self.assertEqual(
@@ -278,10 +278,10 @@ class DumpTests(CommandCase):
 
 
 class PlaceTests(CommandCase):
-    """Tests for where the commands look for the socket."""
+    """Tests for how the commands find the socket."""
 
     async def test_settings(self) -> None:
-        """Without the option, the socket is where the settings say."""
+        """Without the option, the setting names the socket."""
         file = self.path.parent / "a.toml"
         file.write_text(f'control_socket = "{self.path}"\n')
 
@@ -293,7 +293,7 @@ class PlaceTests(CommandCase):
         self.assertEqual(await in_thread(work), (0, "0\n1\n", ""))
 
     async def test_process(self) -> None:
-        """The command as a process of its own; it installs no reactor."""
+        """The command runs as a process, and installs no reactor."""
         program = (
             "import sys; from novasvc.cli.program import run; status = run(sys.argv[1:]);"
             "assert 'twisted.internet.reactor' not in sys.modules; sys.exit(status)"
@@ -305,7 +305,7 @@ class PlaceTests(CommandCase):
 
 
 class UnreachableTests(SynchronousTestCase):
-    """Tests for novasvc.cli.control.ControlClient where no supervisor is."""
+    """Tests for novasvc.cli.control.ControlClient without a supervisor."""
 
     def setUp(self) -> None:
         directory = TemporaryDirectory()
@@ -325,29 +325,29 @@ class UnreachableTests(SynchronousTestCase):
         return listening
 
     def test_nobody(self) -> None:
-        """No socket, or no directory for it, is no supervisor; what to do is said."""
+        """A missing socket or directory means no supervisor, and the error says what to do."""
         self.assertEqual(self.refusal(), f"no supervisor listens there; {_START}")
         file = self.path.with_name("file")
         file.touch()
         self.assertEqual(self.refusal(file / "control"), f"no supervisor listens there; {_START}")
 
     def test_stale(self) -> None:
-        """A socket that was left behind is told from one that was never there."""
+        """A stale socket has a message of its own."""
         self.listen().close()
         self.assertIn("no supervisor listens there any more: the last one was killed; start", self.refusal())
 
     def test_no_socket(self) -> None:
-        """A file is no socket."""
+        """A file that is not a socket is named as such."""
         self.path.touch()
         self.assertIn("the file there is not a socket", self.refusal())
 
     def test_long(self) -> None:
-        """A path that no socket can have."""
+        """A path that is too long for a socket is an error."""
         self.assertIn("cannot connect: AF_UNIX path too long", self.refusal(self.path / ("x" * 200)))
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes the place of another user")
     def test_permission(self) -> None:
-        """A socket of another user names who may use it."""
+        """Without permission, the error says who may connect."""
         self.listen()
         self.path.parent.chmod(0o755)
         self.path.chmod(0o600)
@@ -359,20 +359,20 @@ class UnreachableTests(SynchronousTestCase):
         self.assertEqual(refusal, f"uid {_NOBODY} may not connect to it; run this as the supervisor's user or as root")
 
     def test_busy(self) -> None:
-        """A supervisor that accepts nobody is not waited for."""
+        """If the backlog is full, the client fails at once."""
         self.listen(0)
         with ControlClient(self.path):
             self.assertIn("does not accept connections: its backlog is full", self.refusal())
 
     def test_hangs(self) -> None:
-        """A supervisor that does not answer is waited for no longer than is said."""
+        """A supervisor that does not answer is an error after the timeout."""
         self.listen()
         error = self.assertRaises(ControlError, ask, self.path, "workers", timeout=0.05)
         self.assertIn("workers was not answered within 0.05 s", str(error))
 
 
 class StrangeTests(TestCase):
-    """Tests for novasvc.cli.control.ask where something else answers."""
+    """Tests for novasvc.cli.control.ask with other programs at the socket."""
 
     def setUp(self) -> None:
         directory = TemporaryDirectory()
@@ -384,7 +384,7 @@ class StrangeTests(TestCase):
         self.listening.listen()
 
     async def told(self, *answers: bytes, read: bool = True) -> Any:
-        """Ask, and be answered with these pieces and the end."""
+        """Send a command, and answer it with these pieces and end of file."""
 
         def serve() -> None:
             accepted, _ = self.listening.accept()
@@ -401,29 +401,29 @@ class StrangeTests(TestCase):
             await serving
 
     async def test_pieces(self) -> None:
-        """An answer may come in pieces."""
+        """An answer may arrive in pieces."""
         self.assertEqual(await self.told(b'{"resu', b'lt": [', b"]}\n"), [])
 
     async def test_end(self) -> None:
-        """An end without an answer is told, whether the request was read or not."""
+        """A connection that closes without an answer is an error, whether the request was read or not."""
         for read in (True, False):
             error = await self.assertFailure(Deferred.fromCoroutine(self.told(b'{"result"', read=read)), ControlError)
             self.assertIn("the supervisor exited before it answered workers", str(error))
 
     async def test_refused_unread(self) -> None:
-        """One that does not read the request may have said why."""
+        """A supervisor may reject a connection without reading the request."""
         answer = b'{"error": {"type": "ControlError", "message": "too many"}}\n'
         error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer, read=False)), CommandRejectedError)
         self.assertEqual((error.kind, str(error)), ("ControlError", "too many"))
 
     async def test_no_supervisor(self) -> None:
-        """What no supervisor would answer is told as that."""
+        """An answer that is not of the protocol is an error."""
         for answer in (b"HTTP/1.1 400\n", b"[]\n", b"{}\n", b'{"error": "x"}\n', b"\xff\n", b"[" * 100_000 + b"\n"):
             error = await self.assertFailure(Deferred.fromCoroutine(self.told(answer)), ControlError)
             self.assertIn("the process that listens there is not a novasvc supervisor; start a", str(error))
 
     async def test_endless(self) -> None:
-        """An answer without an end is not read to it."""
+        """An endless answer is not read beyond the limit."""
         self.patch(client, "LONGEST", 1000)
         error = await self.assertFailure(Deferred.fromCoroutine(self.told(b"x" * 2000)), ControlError)
         self.assertIn("the process that listens there is not a novasvc supervisor", str(error))

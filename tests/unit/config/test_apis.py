@@ -1,4 +1,4 @@
-"""The settings of APIs: lists of names, and the families <api>_listen and the like."""
+"""Tests for the settings of APIs: lists of names, and suffix families such as <api>_listen."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class APISettingsTests(SynchronousTestCase):
         return str(self.assertRaises(ConfigurationError, self.load, *files, **environ))
 
     def test_lists(self) -> None:
-        """A list is names with commas between them, or a list of TOML."""
+        """A list is names separated by commas, or a TOML array."""
         toml = written("a.toml", 'enabled_apis = ["one", "two"]')
         self.assertEqual(self.load(toml).settings.enabled_apis, ("one", "two"))
         for text, names in (("one, two", ("one", "two")), ("", ()), ("none", ()), ("one", ("one",))):
@@ -51,20 +51,20 @@ class APISettingsTests(SynchronousTestCase):
         self.assertIn("is not an address", self.problem(MINE_LISTEN="nowhere"))
 
     def test_shown(self) -> None:
-        """They are listed with where they come from."""
+        """They are shown with their origins."""
         listed = {row["Setting"]: row for row in rows(self.load(MINE_LISTEN_PORT="9000"))}
         self.assertEqual(listed["mine_listen_port"]["Value"], 9000)
         self.assertEqual(listed["mine_listen_port"]["Origin"], "variable NOVASVC_MINE_LISTEN_PORT")
         self.assertEqual(listed["mine_listen"]["Origin"], "default")
 
     def test_rules(self) -> None:
-        """TLS needs a certificate, which needs its key; the name of the built-in API is taken."""
+        """TLS needs a certificate, and a certificate its key; the name "api" is reserved."""
         self.assertIn("enabled_ssl_apis = one (from variable NOVASVC_E", self.problem(ENABLED_SSL_APIS="one"))
         self.assertIn("ssl_key_file is not given", self.problem(ENABLED_SSL_APIS="one", SSL_CERT_FILE="/a"))
         self.assertIn("api is the name of the built-in API", self.problem(ENABLED_APIS="api"))
 
     def test_sections(self) -> None:
-        """Nova's sections of an INI file are known, and what is in them."""
+        """Nova's sections and options in an INI file are read."""
         text = "[wsgi]\nclient_socket_timeout = 10\ndefault_pool_size = 5\n[oslo_messaging_rabbit]\nssl = true\n"
         settings = self.load(written("a.ini", text)).settings
         found = (settings.client_socket_timeout, settings.wsgi_default_pool_size, settings.rabbit_ssl)
@@ -73,7 +73,7 @@ class APISettingsTests(SynchronousTestCase):
         self.assertIn("wsgi/client_socket_timeut (did you mean wsgi/client_socket_timeout?)", warning)
 
     def test_log_format(self) -> None:
-        """The form of the access log is tried when it is given."""
+        """The format of the access log is validated."""
         self.assertEqual(self.load().settings.wsgi_log_format, NOVA_LOG_FORMAT)
         self.assertEqual(self.load(WSGI_LOG_FORMAT="none").settings.wsgi_log_format, "")
         ini = written("a.ini", "[DEFAULT]\nwsgi_log_format = %(client_ip)s %(status_code)d\n")

@@ -1,4 +1,4 @@
-"""Loading: the merge of the sources, the services, the rules."""
+"""Tests for loading: precedence of the sources, services, rules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ class SettingsCase(SynchronousTestCase):
     """A test that writes files and loads them."""
 
     def write(self, name: str, *lines: str) -> Path:
-        """Write a file of this name into a directory of its own."""
+        """Write a file with this name in a new directory."""
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         file = Path(directory.name, name)
@@ -25,18 +25,18 @@ class SettingsCase(SynchronousTestCase):
     def load(
         self, *files: Path, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
     ) -> Configuration:
-        """Load with nothing but what is given."""
+        """Load the settings from these sources only."""
         return load(files, environ or {}, options or {})
 
     def errors(
         self, *files: Path, environ: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
     ) -> list[SettingError]:
-        """Load what is wrong, and return what is said about it."""
+        """Load an invalid configuration, and return its errors."""
         error = self.assertRaises(ConfigurationError, self.load, *files, environ=environ, options=options)
         return list(error.errors)
 
     def error(self, *files: Path, **sources: Any) -> SettingError:
-        """Load what has one thing wrong, and return what is said about it."""
+        """Load a configuration with one error, and return its text."""
         (error,) = self.errors(*files, **sources)
         return error
 
@@ -45,14 +45,14 @@ class PrecedenceTests(SettingsCase):
     """Tests for the order of the sources."""
 
     def test_defaults(self) -> None:
-        """Without any source, each setting has its default, and says so."""
+        """Without sources each setting has its default, and the origin "default"."""
         configuration = self.load()
         self.assertEqual(configuration.settings.report_interval, 10)
         self.assertEqual(configuration.settings.service_down_time, 60)
         self.assertEqual(set(configuration.origins.values()), {"default"})
 
     def test_each_source_beats_the_one_before(self) -> None:
-        """Default, TOML, INI, environment, options: each one wins over all before it."""
+        """In the order default, TOML, INI, environment, options, a later source wins."""
         toml = self.write("a.toml", "report_interval = 1", 'host = "toml"', "workers = 1", "rpc_concurrency = 2")
         ini = self.write("a.ini", "[DEFAULT]", "report_interval = 2", "host = ini", "rpc_concurrency = 3")
         environ = {"NOVASVC_HOST": "environment", "NOVASVC_REPORT_INTERVAL": "3"}
@@ -74,32 +74,32 @@ class PrecedenceTests(SettingsCase):
         )
 
     def test_later_file_wins(self) -> None:
-        """Of two files of a kind the later one wins."""
+        """Of two files of one format the later one wins."""
         first = self.write("a.toml", 'host = "first"', "report_interval = 3")
         second = self.write("b.toml", 'host = "second"')
         settings = self.load(first, second).settings
         self.assertEqual((settings.host, settings.report_interval), ("second", 3))
 
     def test_files_of_the_environment(self) -> None:
-        """NOVASVC_CONFIG names files, unless there are others."""
+        """NOVASVC_CONFIG names the files if no others are given."""
         one, two, three = (self.write(f"{name}.toml", f'host = "{name}"') for name in ("one", "two", "three"))
         environ = {"NOVASVC_CONFIG": f"{one}:{two}"}
         self.assertEqual(self.load(environ=environ).settings.host, "two")
         self.assertEqual(self.load(three, environ=environ).settings.host, "three")
 
     def test_overridden_value_may_be_wrong(self) -> None:
-        """A wrong value that another source overrides does no harm."""
+        """An invalid value that another source overrides is no error."""
         toml = self.write("a.toml", "workers = 0")
         self.assertEqual(self.load(toml, options={"workers": 1}).settings.workers, 1)
 
     def test_database_follows_state_dir(self) -> None:
-        """The SQLite file lies in the state directory, wherever that is."""
+        """The SQLite file is in the state directory by default."""
         settings = self.load(options={"state-dir": "/srv/state"}).settings
         self.assertEqual(settings.database_url, "sqlite:////srv/state/novasvc.sqlite")
 
 
 class ServicesTests(SettingsCase):
-    """Tests for [[service]] tables and the only service."""
+    """Tests for [[service]] tables and the single service."""
 
     def test_only_service(self) -> None:
         """Without tables there is one service: the host agent."""
@@ -116,7 +116,7 @@ class ServicesTests(SettingsCase):
         self.assertEqual((service.topic, service.manager), ("compute", "example:Compute"))
 
     def test_tables(self) -> None:
-        """Each table is a service, and takes from around it what it does not say."""
+        """Each table is a service, and inherits other values from the top level."""
         toml = self.write(
             "a.toml",
             'host = "h1"',
@@ -150,13 +150,13 @@ class ServicesTests(SettingsCase):
         self.assertEqual(service.topic, "x")
 
     def test_table_without_manager(self) -> None:
-        """A table whose topic has no manager says what to add."""
+        """A table without a manager is an error that says what to add."""
         error = self.error(self.write("a.toml", "[[service]]", 'topic = "compute"'))
         self.assertEqual(error.setting, "service[0].manager")
         self.assertIn("compute_manager", error.remedy)
 
     def test_bundled_managers(self) -> None:
-        """The topics agent and conductor have a manager, with a table and without, unless another is set."""
+        """The topics agent and conductor have a default manager, with tables and without."""
         tables = self.write("a.toml", "[[service]]", 'topic = "agent"', "[[service]]", 'topic = "conductor"')
         agent, conductor = self.load(tables).settings.services
         self.assertEqual(agent.manager, "novasvc.host_agent.HostAgent")
@@ -169,17 +169,17 @@ class ServicesTests(SettingsCase):
         self.assertEqual(own.manager, "a.B")
 
     def test_no_service(self) -> None:
-        """An empty list of services is none, not the default one."""
+        """An empty list of services runs no service."""
         self.assertEqual(self.load(self.write("a.toml", "service = []", "api = true")).settings.services, ())
 
     def test_through_the_conductor(self) -> None:
-        """A service that may not reach the database may stand below a conductor."""
+        """A service with db_allowed = false may follow a conductor."""
         tables = ("[[service]]", 'topic = "conductor"', "[[service]]", 'topic = "agent"', "db_allowed = false")
         conductor, agent = self.load(self.write("a.toml", *tables)).settings.services
         self.assertEqual((conductor.db_allowed, agent.db_allowed), (True, False))
 
     def test_without_conductor(self) -> None:
-        """A service that could wait for a conductor for ever is refused, alone or above the conductor."""
+        """A service that would wait for a conductor for ever is an error, alone or above the conductor."""
         error = self.error(options={"no-db-allowed": True})
         self.assertEqual((error.setting, error.source), ("db_allowed", "option --no-db-allowed"))
         self.assertIn('topic = "conductor"', error.remedy)
@@ -187,34 +187,34 @@ class ServicesTests(SettingsCase):
         self.assertEqual(self.error(self.write("a.toml", *tables)).setting, "service[0].db_allowed")
 
     def test_conductor_without_database(self) -> None:
-        """A conductor that may not reach the database is refused."""
+        """A conductor with db_allowed = false is an error."""
         tables = ("db_allowed = false", "[[service]]", 'topic = "conductor"', "[[service]]", 'topic = "agent"')
         errors = self.errors(self.write("a.toml", *tables))
         self.assertEqual([error.setting for error in errors], ["db_allowed", "db_allowed"])
         self.assertIn("the conductor accesses the database for the other services", str(errors[0]))
 
     def test_table_without_a_name(self) -> None:
-        """A table without binary and topic is no service."""
+        """A table without binary and topic is an error."""
         self.assertEqual(self.error(self.write("a.toml", "[[service]]")).setting, "service[0].binary")
 
     def test_same_service_twice(self) -> None:
-        """Two services of one host with the same binary, or topic, exclude each other."""
+        """Two services of one host with the same binary or topic are an error."""
         table = ("[[service]]", 'binary = "b"', 'topic = "t"', 'manager = "a.B"')
         errors = self.errors(self.write("a.toml", *table, *table))
         self.assertEqual([error.setting for error in errors], ["service[1].binary", "service[1].topic"])
 
     def test_tables_and_the_only_service(self) -> None:
-        """What is said of the only service contradicts tables."""
+        """Settings of the single service are an error beside tables."""
         toml = self.write("a.toml", "[[service]]", 'topic = "agent"')
         error = self.error(toml, options={"manager": "a.B"})
         self.assertEqual((error.setting, error.source), ("--manager", "option --manager"))
 
     def test_one_bracket(self) -> None:
-        """[service] with one bracket is told from [[service]]."""
+        """[service] with one bracket is an error that names [[service]]."""
         self.assertIn("two brackets", self.error(self.write("a.toml", "[service]", 'topic = "agent"')).remedy)
 
     def test_wrong_value_in_a_table(self) -> None:
-        """A wrong value in a table is named with its table."""
+        """An invalid value in a table is reported with its table."""
         toml = self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 0.5", "bnary = 1")
         errors = self.errors(toml)
         self.assertEqual([error.setting for error in errors], ["bnary", "report_interval"])
@@ -223,7 +223,7 @@ class ServicesTests(SettingsCase):
 
 
 class RulesTests(SettingsCase):
-    """Tests for the rules that settings keep with each other."""
+    """Tests for rules about several settings."""
 
     def test_down_between_heartbeats(self) -> None:
         """A service_down_time of one report_interval is an error."""
@@ -232,19 +232,19 @@ class RulesTests(SettingsCase):
         self.assertEqual(error.source, "option --service-down-time")
 
     def test_down_between_heartbeats_of_one_service(self) -> None:
-        """So is one of a single service's report_interval."""
+        """A service_down_time of one service's report_interval is an error, too."""
         error = self.error(self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 60"))
         self.assertIn("table service[0]", error.source)
 
     def test_no_heartbeats(self) -> None:
-        """No heartbeats, for all services or for one, are no error; less than one a second is."""
+        """An interval of 0 is valid, for all services or for one; one below a second is not."""
         self.assertEqual(self.load(options={"report-interval": 0}).settings.report_interval, 0)
         file = self.write("a.toml", "[[service]]", 'topic = "agent"', "report_interval = 0")
         self.assertEqual(self.load(file).settings.services[0].report_interval, 0)
         self.assertIn("at least 1, or 0", self.error(options={"report-interval": 0.9}).remedy)
 
     def test_interval_that_no_service_has(self) -> None:
-        """An interval counts where a service runs by it, not where none does."""
+        """An interval that no service uses breaks no rule."""
         table = ["[[service]]", 'topic = "agent"', "report_interval = 2"]
         self.assertEqual(self.load(self.write("a.toml", "service_down_time = 8", *table)).settings.service_down_time, 8)
         self.assertEqual(self.load(self.write("a.toml", "service_down_time = 8", "service = []")).settings.services, ())
@@ -253,12 +253,12 @@ class RulesTests(SettingsCase):
         self.assertIn("every 10 s", error.problem)
 
     def test_certificate_without_key(self) -> None:
-        """A certificate without its key is refused, and so is a key alone."""
+        """A certificate without its key, and a key without its certificate, are errors."""
         self.assertIn("rabbit_ssl_key_file", self.error(options={"rabbit-ssl-cert-file": "/c.pem"}).problem)
         self.assertIn("rabbit_ssl_cert_file", self.error(options={"rabbit-ssl-key-file": "/k.pem"}).problem)
 
     def test_open_api(self) -> None:
-        """An API that other hosts reach needs tokens, and TLS or somebody's word that a proxy has it."""
+        """An API for other hosts needs tokens, and TLS or insecure_http."""
         others = {"api": True, "api-listen": "0.0.0.0"}
         self.assertIn("without a token", self.error(options=others).problem)
         others["api-token-file"] = "/t"
@@ -270,16 +270,16 @@ class RulesTests(SettingsCase):
             self.assertTrue(self.load(options={"api": True, "api-listen": local}).settings.api_is_local)
 
     def test_port_out_of_range(self) -> None:
-        """A port that does not exist is refused: the system would take another in its place."""
+        """A port out of range is an error, because the system would use another one."""
         self.assertIn("0 to 65535", self.error(options={"api-listen-port": "65536"}).problem)
         self.assertIn("an address", self.error(options={"api-listen": "example.org"}).problem)
 
     def test_rules_are_silent_about_wrong_values(self) -> None:
-        """A wrong value is reported once, not again by each rule about it."""
+        """An invalid value is reported once, not again by each rule."""
         self.assertEqual(self.error(options={"service-down-time": "soon"}).problem, "is not a number")
 
     def test_everything_at_once(self) -> None:
-        """All that is wrong is reported together, each with its place."""
+        """All errors are reported together, each with its source."""
         toml = self.write("a.toml", "report_intervall = 3", "service_down_time = true")
         errors = self.errors(toml, environ={"NOVASVC_HSOT": "x"}, options={"rpc-concurrency": 0})
         self.assertEqual(
@@ -297,7 +297,7 @@ class SecretsTests(SettingsCase):
     """Tests that passwords stay secret."""
 
     def test_not_in_repr(self) -> None:
-        """The representation of settings shows no password."""
+        """The repr of settings contains no password."""
         service = ServiceSettings(host="h", binary="b", topic="t", manager="m", options={"db": {"password": "secret"}})
         settings = Settings(
             database_url="mysql://u:secret@h/d", transport_url="rabbit://u:secret@h/", services=(service,)
@@ -306,7 +306,7 @@ class SecretsTests(SettingsCase):
         self.assertNotIn("secret", repr(Configuration(settings, {})))
 
     def test_not_in_errors(self) -> None:
-        """No error shows a password, however wrong the URL is."""
+        """No error contains a password, however malformed the URL is."""
         for url in (
             "mysql://u:sec@ret@h:x/d",
             "rabbit://u:s/ecret@h",
@@ -320,5 +320,5 @@ class SecretsTests(SettingsCase):
                 self.assertIn("***", text)
 
     def test_not_with_an_unknown_name(self) -> None:
-        """The value of a misspelt setting is not shown, for it may be a secret."""
+        """The value of an unknown setting is not shown, because it may be a secret."""
         self.assertNotIn("secret", str(self.error(options={"database-ulr": "mysql://u:secret@h/d"})))

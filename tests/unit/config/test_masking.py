@@ -1,4 +1,4 @@
-"""What is hidden of a value."""
+"""Tests for novasvc.config.masking."""
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -9,7 +9,7 @@ class MaskedURLTests(SynchronousTestCase):
     """Tests for masked_url."""
 
     def test_password(self) -> None:
-        """The password is hidden, the rest stays."""
+        """The password is masked, the rest stays."""
         for url, expected in {
             "mysql://u:p@h/d": "mysql://u:***@h/d",
             "mysql+pymysql://u:p%40@h:3306/d?x=1": "mysql+pymysql://u:***@h:3306/d?x=1",
@@ -33,7 +33,7 @@ class MaskedURLTests(SynchronousTestCase):
             self.assertEqual(masked_url(url), url)
 
     def test_no_url(self) -> None:
-        """What is no URL is masked all the same."""
+        """Passwords in malformed URLs are masked, too."""
         for text in ("u:p@h", "mysql://u:p", "mysql:/u:p@h"):
             self.assertNotRegex(masked_url(text), "p(@|$)")
 
@@ -42,7 +42,7 @@ class MaskedTests(SynchronousTestCase):
     """Tests for masked."""
 
     def test_nested(self) -> None:
-        """Values are hidden by their name, and URLs by their form, at any depth."""
+        """Values are masked by their name, and URLs by their form, at any depth."""
         value = {"a": [{"admin_password": "x", "url": "http://u:x@h"}], "n": 1, "api_key": "x"}
         self.assertEqual(
             masked(value), {"a": [{"admin_password": "***", "url": "http://u:***@h"}], "n": 1, "api_key": "***"}

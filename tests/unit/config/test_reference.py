@@ -1,4 +1,4 @@
-"""The page about settings, and the table that it is made of."""
+"""Tests for docs/settings.md and the definitions that it is generated from."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ class ReferenceTests(SynchronousTestCase):
     """Tests for docs/settings.md."""
 
     def test_current(self) -> None:
-        """The page says what the table says; `python -m novasvc.config.reference` writes it."""
+        """The page is what `python -m novasvc.config.reference` writes."""
         self.assertEqual(PAGE.read_text(encoding="utf-8"), reference())
 
     def test_complete(self) -> None:
-        """Every field but those that tables, managers and APIs fill is a setting with a meaning."""
+        """Every field but those for tables, managers and APIs is a setting with a help text."""
         fields = {field.name for field in attrs.fields(Settings)}
         self.assertEqual(fields - DEFINITIONS.keys(), {"apis", "managers", "services"})
         for name, definition in DEFINITIONS.items():

@@ -1,4 +1,4 @@
-"""The sources of settings: files, environment, options."""
+"""Tests for the sources of settings: files, environment, options."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class SourcesCase(SynchronousTestCase):
     """A test that writes files and loads them."""
 
     def write(self, name: str, content: str | bytes) -> Path:
-        """Write a file of this name into a directory of its own."""
+        """Write a file with this name in a new directory."""
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         file = Path(directory.name, name)
@@ -25,11 +25,11 @@ class SourcesCase(SynchronousTestCase):
         return file
 
     def settings(self, *files: Path, environ: Mapping[str, str] | None = None, **options: Any) -> Settings:
-        """Load with nothing but what is given."""
+        """Load the settings from these sources only."""
         return load(files, environ or {}, options).settings
 
     def error(self, *files: Path, environ: Mapping[str, str] | None = None, **options: Any) -> SettingError:
-        """Load what has one thing wrong, and return what is said about it."""
+        """Load a configuration with one error, and return its text."""
         failure = self.assertRaises(ConfigurationError, load, files, environ or {}, options)
         (error,) = failure.errors
         return error
@@ -39,7 +39,7 @@ class TOMLTests(SourcesCase):
     """Tests for TOML files."""
 
     def test_types_are_meant(self) -> None:
-        """A text is no number in TOML, and a boolean is none either."""
+        """In TOML, neither a string nor a boolean is a number."""
         for value in ('"10"', "true", "nan", "inf", "1979-05-27", "[1]"):
             with self.subTest(value=value):
                 self.assertEqual(
@@ -49,29 +49,29 @@ class TOMLTests(SourcesCase):
         self.assertEqual(self.error(self.write("a.toml", 'migrate = "no"')).problem, "is not true or false")
 
     def test_syntax_error(self) -> None:
-        """A line that is no TOML is named by its number."""
+        """Invalid TOML is reported with the line number."""
         error = self.error(self.write("a.toml", 'host = "h"\nreport_interval 3\n'))
         self.assertIn("line 2", error.problem)
 
     def test_unknown_table(self) -> None:
-        """A table of another name is an error that suggests the right one."""
+        """An unknown table is an error that suggests the right name."""
         error = self.error(self.write("a.toml", '[[services]]\ntopic = "agent"\n'))
         self.assertEqual((error.setting, error.remedy), ("[services]", "did you mean [[service]]?"))
 
     def test_section_as_table(self) -> None:
-        """A section of an INI file in TOML is an error that says where its settings belong."""
+        """An INI section in a TOML file is an error that says where its settings belong."""
         for name in ("DEFAULT", "defaults", "database", "databse"):
             error = self.error(self.write("a.toml", f'[{name}]\nhost = "h"\n'))
             self.assertEqual(error.setting, f"[{name}]")
             self.assertEqual(error.remedy, "put the settings above the first table: only INI files have sections")
 
     def test_names_of_nova(self) -> None:
-        """Nova's name in a TOML file leads to ours."""
+        """Nova's name in a TOML file is an error that suggests ours."""
         error = self.error(self.write("a.toml", "rpc_thread_pool_size = 3"))
         self.assertEqual(error.remedy, "did you mean rpc_concurrency?")
 
     def test_unreadable(self) -> None:
-        """A file that is missing, binary, or of an unknown kind is named, with what to do."""
+        """A missing, binary or unknown file is an error that says what to do."""
         missing = self.error(Path("/nonexistent/a.toml"))
         self.assertEqual((missing.setting, missing.source), ("/nonexistent/a.toml", "configuration files"))
         self.assertIn("No such file", missing.problem)
@@ -100,13 +100,13 @@ class INITests(SourcesCase):
         self.assertEqual(settings.database_url, "postgresql://h/d%%x")
 
     def test_booleans(self) -> None:
-        """true, yes, on, 1 and false, no, off, 0 are booleans, in any case; others are none."""
+        """true, yes, on, 1 and false, no, off, 0 are booleans in any case; other words are errors."""
         for text, value in {"true": True, "YES": True, "on": True, "1": True, "False": False, "no": False}.items():
             self.assertIs(self.settings(self.write("a.ini", f"[DEFAULT]\nlog_json = {text}")).log_json, value)
         self.assertEqual(self.error(self.write("a.ini", "[DEFAULT]\nlog_json = 2")).problem, "is not true or false")
 
     def test_of_other_programs(self) -> None:
-        """What is no setting of ours is ignored with one warning a file, which suggests what looks like one."""
+        """Unknown options are ignored with one warning for each file, which suggests similar settings."""
         text = (
             "[DEFAULT]\nreport_intervall = 1\nmy_ip = 10.0.0.1\ndebug = true\n[libvirt]\n"
             "cpu_mode = none\nvirt_type=kvm\n"
@@ -123,7 +123,7 @@ class INITests(SourcesCase):
         self.assertEqual(configuration.warnings, (warning,))
 
     def test_names_of_sections(self) -> None:
-        """A section that looks like one of ours, in whichever case, is followed by that one; another is not."""
+        """The warning suggests the section that a name resembles, in any case."""
         for written, meant in (
             ("defaults", "DEFAULT"),
             ("Default", "DEFAULT"),
@@ -140,7 +140,7 @@ class INITests(SourcesCase):
             self.assertTrue(warning.endswith(f": [{section}]{hint}"), warning)
 
     def test_comments_behind_values(self) -> None:
-        """What looks like a comment behind a value is a part of it, as in oslo.config, and gives one warning."""
+        """A comment after a value becomes part of it, as in oslo.config, with a warning."""
         for value in ('"/a" # mine', "'/a' ; mine", "/a # mine", "/a\t#mine", "/a\n  # mine"):
             form = "wsgi_log_format = %(client_ip)s # %(status_code)s"
             file = self.write("a.ini", f"[DEFAULT]\nstate_path = {value}\n{form}\n")
@@ -156,14 +156,14 @@ class INITests(SourcesCase):
         self.assertEqual(load([], {"NOVASVC_STATE_DIR": "/a # mine"}, {}).warnings, ())
 
     def test_comments_behind_wrong_values(self) -> None:
-        """Where the comment makes the value wrong, the error says so."""
+        """If the comment makes the value invalid, the error says so."""
         error = self.error(self.write("a.ini", "[DEFAULT]\nreport_interval = 10 # seconds\n"))
         self.assertRegex(
             error.remedy, r"^give a number of seconds, .*; the value includes what looks like a comment after it"
         )
 
     def test_families_of_other_programs(self) -> None:
-        """A wrong `<topic>_manager` or `<api>_listen` is an error only where the settings name that topic or API."""
+        """An invalid `<topic>_manager` or `<api>_listen` is an error only if the settings name that topic or API."""
         text = "[DEFAULT]\nvolume_manager = x\nec2_listen = $my_ip\nec2_workers = many\n"
         file = self.write("nova.conf", text)
         configuration = load([file], {}, {})
@@ -181,7 +181,7 @@ class INITests(SourcesCase):
         self.assertIn("volume_manager = 'x'", str(self.assertRaises(ConfigurationError, load, [tables, file], {}, {})))
 
     def test_syntax_errors(self) -> None:
-        """A line that is no INI is named by its number, and not shown: it may hold a password."""
+        """Invalid INI is reported with the line number, without the text, which may contain a password."""
         for content, line in {
             "connection = mysql://u:secret@h/d": 1,
             "[database]\nmysql;u;secret@h/d": 2,
@@ -195,43 +195,43 @@ class INITests(SourcesCase):
             self.assertNotIn("secret", str(error))
 
     def test_quotes(self) -> None:
-        """Quotes around a value are no part of it; those within it are."""
+        """Quotes around a value are removed; those within it stay."""
         text = '[DEFAULT]\nstate_path = "/srv/x"\nhost=\'h1\'\nwsgi_log_format = %(client_ip)s "%(request_line)s"\n'
         settings = self.settings(self.write("a.ini", text))
         self.assertEqual((settings.state_dir, settings.host), (Path("/srv/x"), "h1"))
         self.assertEqual(settings.wsgi_log_format, '%(client_ip)s "%(request_line)s"')
 
     def test_repeated(self) -> None:
-        """The last of several values counts, whatever section headers are between them, and under whichever name."""
+        """The last of several values counts, across repeated sections and under either name."""
         text = "[DEFAULT]\nhost = a\nstate_path = /a\n[DataBase]\n[DEFAULT]\nstate_dir = /b\nhost: c\n"
         settings = self.settings(self.write("a.ini", text))
         self.assertEqual((settings.host, settings.state_dir), ("c", Path("/b")))
 
     def test_sections_in_any_case(self) -> None:
-        """Sections are found whichever case they are written in, but for DEFAULT."""
+        """Section names are case-insensitive, except for DEFAULT."""
         settings = self.settings(self.write("a.ini", "[DATABASE]\nconnection = sqlite:////a\n[default]\nhost = x\n"))
         self.assertEqual(settings.database_url, "sqlite:////a")
         self.assertNotEqual(settings.host, "x")
 
     def test_byte_order_mark(self) -> None:
-        """An editor's byte order mark is no part of the first line."""
+        """A byte order mark is ignored."""
         self.assertEqual(self.settings(self.write("a.ini", b"\xef\xbb\xbf[DEFAULT]\nhost = h\n")).host, "h")
 
     def test_lists(self) -> None:
-        """A comma at the end of a list is borne, and a list may go on in the next line."""
+        """A list may have a trailing comma, and continue on the next line."""
         settings = self.settings(self.write("a.ini", "[DEFAULT]\nenabled_apis = osapi_compute,\n  metadata,\n"))
         self.assertEqual(settings.enabled_apis, ("osapi_compute", "metadata"))
 
 
 class SubstitutionTests(SourcesCase):
-    """Tests for names of options in the values of INI files."""
+    """Tests for $name in the values of INI files."""
 
     def url(self, text: str, **options: Any) -> str:
-        """Return the database's URL of such a file."""
+        """Return the database_url that such a file sets."""
         return self.settings(self.write("a.ini", text), **options).database_url
 
     def test_names(self) -> None:
-        """$name and ${name} are replaced, $$ and a backslash before $ are one, and a $ before no name stays."""
+        """$name and ${name} are replaced; $$ and \\$ are a dollar sign; a $ before no name stays."""
         head = "[DEFAULT]\nstate_path = /srv\n[database]\nconnection = "
         for text, expected in (
             ("sqlite:///$state_path/x", "sqlite:////srv/x"),
@@ -241,7 +241,7 @@ class SubstitutionTests(SourcesCase):
             self.assertEqual(self.url(head + text), expected)
 
     def test_whatever_source(self) -> None:
-        """A name means what the setting is in the end: by an option, in another file, or by default."""
+        """A reference yields the final value, from an option, another file or the default."""
         text = "[DEFAULT]\nstate_path = /srv\n[database]\nconnection = sqlite:///$state_path/$control_exchange"
         self.assertEqual(self.url(text, state_dir="/opt"), "sqlite:////opt/nova")
         toml = self.write("a.toml", 'state_dir = "/toml"')
@@ -250,7 +250,7 @@ class SubstitutionTests(SourcesCase):
         self.assertEqual(self.settings(ini, environ={"HOME": "/h"}).database_url[-2:], "/x")
 
     def test_values_of_other_programs(self) -> None:
-        """A name may be that of an option that is not ours, of its own section first, which has names in turn."""
+        """A reference may name a foreign option, of its own section first, whose references are replaced in turn."""
         text = (
             "[DEFAULT]\nmy_ip = 10.0.0.1\nport = 1\npeer = $my_ip:${x.port}\ntransport_url = rabbit://u:p@$peer/\n"
             "osapi_compute_listen = $my_ip\n[x]\nport = 7\n"
@@ -260,7 +260,7 @@ class SubstitutionTests(SourcesCase):
         self.assertEqual(settings.api_named("osapi_compute").listen, "10.0.0.1")
 
     def test_typed(self) -> None:
-        """A number, a boolean and nothing are written as oslo.config writes them."""
+        """Numbers, booleans and None are substituted as oslo.config does."""
         text = (
             "[DEFAULT]\nreport_interval = 5\n"
             "control_exchange = x$report_interval${wsgi.keep_alive}${periodic_interval_max}y\n"
@@ -269,35 +269,35 @@ class SubstitutionTests(SourcesCase):
         self.assertEqual(self.settings(self.write("a.ini", text)).control_exchange, "x5Falsey")
 
     def test_unknown_name(self) -> None:
-        """A name that no option has is an error that names it, and says how a dollar sign is written."""
+        """An undefined reference is an error that names it, and says how to write a dollar sign."""
         error = self.error(self.write("a.ini", "[DEFAULT]\nstate_path = /srv/$nothing/x"))
         self.assertEqual((error.setting, error.value), ("state_path", "'/srv/$nothing/x'"))
         self.assertIn("$nothing is not an option", error.problem)
         self.assertIn("$$", error.remedy)
 
     def test_password(self) -> None:
-        """A dollar sign in a password is an error that does not show what follows it."""
+        """An undefined reference in a password is an error that does not show it."""
         error = self.error(self.write("a.ini", "[database]\nconnection = mysql://u:pa$s3cret@h/d"))
         self.assertNotIn("s3cret", str(error))
         self.assertIn("$$", error.remedy)
 
     def test_circle(self) -> None:
-        """Values that name each other in a circle are an error that shows the circle."""
+        """A circular reference is an error that shows the circle."""
         file = self.write("a.ini", "[DEFAULT]\nhost = $x\nx = ${y.z}\n[y]\nz = $host\n")
         self.assertIn("DEFAULT/host -> DEFAULT/x -> y/z -> DEFAULT/host", self.error(file).problem)
 
     def test_elsewhere(self) -> None:
-        """In TOML, variables and options a dollar sign is a dollar sign."""
+        """In TOML, variables and options nothing is substituted."""
         toml = self.write("a.toml", 'state_dir = "/srv/$host"')
         self.assertEqual(self.settings(toml).state_dir, Path("/srv/$host"))
         self.assertEqual(self.settings(environ={"NOVASVC_STATE_DIR": "/srv/$host"}).state_dir, Path("/srv/$host"))
 
 
 class QuotesTests(SourcesCase):
-    """Tests for values whose quotes are a part of them."""
+    """Tests for values in quotes."""
 
     def test_refused(self) -> None:
-        """Quotes within quotes, and quotes that nothing removes, are an error that says so."""
+        """Nested quotes, and quotes where none are removed, are an error."""
         file = self.write("a.toml", "state_dir = '\"/srv\"'")
         secret = self.write("secret", "'sqlite:////srv'\n")
         for error in (
@@ -310,7 +310,7 @@ class QuotesTests(SourcesCase):
             self.assertIn("remove the inner quotes", error.remedy)
 
     def test_meant(self) -> None:
-        """A form of log lines may begin and end with quotes."""
+        """A log format may begin and end with quotes."""
         file = self.write("a.toml", "wsgi_log_format = '\"%(client_ip)s\"'")
         self.assertEqual(self.settings(file).wsgi_log_format, '"%(client_ip)s"')
 
@@ -319,7 +319,7 @@ class EnvironmentTests(SourcesCase):
     """Tests for variables."""
 
     def test_file(self) -> None:
-        """A variable that ends with _FILE names a file with the value."""
+        """A variable that ends in _FILE names a file with the value."""
         file = self.write("secret", "mysql://u:p@h/d\n")
         configuration = load((), {"NOVASVC_DATABASE_URL_FILE": str(file)}, {})
         self.assertEqual(configuration.settings.database_url, "mysql://u:p@h/d")
@@ -328,7 +328,7 @@ class EnvironmentTests(SourcesCase):
         )
 
     def test_file_and_value(self) -> None:
-        """Both the value and its file are one too many."""
+        """A value and its file together are an error."""
         environ = {"NOVASVC_HOST": "h", "NOVASVC_HOST_FILE": "/h"}
         self.assertIn("NOVASVC_HOST is also set", self.error(environ=environ).problem)
 
@@ -340,17 +340,17 @@ class EnvironmentTests(SourcesCase):
         self.assertIn("UTF-8", self.error(environ={"NOVASVC_HOST_FILE": str(binary)}).problem)
 
     def test_unknown_variable(self) -> None:
-        """A variable of an unknown name is an error; those of other programs are not ours."""
+        """An unknown NOVASVC_ variable is an error; other variables are ignored."""
         self.assertEqual(self.error(environ={"NOVASVC_X": "1"}).setting, "NOVASVC_X")
         self.settings(environ={"NOVA_X": "1", "XNOVASVC_X": "1"})
 
     def test_kubernetes(self) -> None:
-        """What Kubernetes puts into a container for a Service named novasvc does no harm."""
+        """Kubernetes' variables for a Service named novasvc are ignored."""
         names = ("PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP", "PORT_80_TCP_ADDR")
         self.settings(environ={f"NOVASVC_{name}": "tcp://10.0.0.1:80" for name in names})
 
     def test_state_dir(self) -> None:
-        """A user's state lies below the home directory, or where XDG_STATE_HOME says; root's in /var/lib."""
+        """state_dir is in the home directory or XDG_STATE_HOME; for root it is in /var/lib."""
         for user, environ, expected in (
             (0, {"HOME": "/root"}, "/var/lib/novasvc"),
             (1, {"HOME": "/home/u"}, "/home/u/.local/state/novasvc"),
@@ -379,50 +379,50 @@ class OptionsTests(SourcesCase):
         return load((), {}, parsed).settings
 
     def test_nothing_given(self) -> None:
-        """Options that were not given leave the defaults."""
+        """Options that are not given leave the defaults."""
         self.assertEqual(self.parse(), load((), {}, {}).settings)
 
     def test_given(self) -> None:
-        """An option's value and both flags of a boolean reach the setting."""
+        """Options with values, and both flags of a boolean, set their settings."""
         settings = self.parse("--report-interval=5", "--no-migrate", "--fail-fast", "--periodic-fuzzy-delay=0")
         self.assertEqual((settings.report_interval, settings.migrate, settings.fail_fast), (5, False, True))
         self.assertEqual(settings.periodic_fuzzy_delay, 0)
 
     def test_contradiction(self) -> None:
-        """A flag and its contrary exclude each other."""
+        """A flag and its --no- flag together are an error."""
         error = self.assertRaises(ConfigurationError, self.parse, "--migrate", "--no-migrate")
         self.assertIn("also given", str(error))
 
     def test_python_values(self) -> None:
-        """A program may give values of their types, and names with underscores."""
+        """Options may have typed values, and names with underscores."""
         settings = self.settings(migrate=False, report_interval=5, state_dir=Path("/srv"), log_json=True, host=None)
         self.assertEqual((settings.migrate, settings.report_interval, settings.log_json), (False, 5, True))
 
     def test_unknown_option(self) -> None:
-        """An option that does not exist is an error that suggests one."""
+        """An unknown option is an error that suggests a similar one."""
         self.assertEqual(self.error(report_intervl=1).remedy, "did you mean --report-interval?")
 
 
 class ValuesTests(SourcesCase):
-    """Tests for the kinds of values."""
+    """Tests for the value types."""
 
     def test_below_minimum(self) -> None:
-        """A number below its minimum says what the minimum is."""
+        """A number below its minimum is an error that names the minimum."""
         error = self.error(report_interval="0.5")
         self.assertEqual((error.problem, error.remedy), ("is too small", "give a number of seconds, at least 1, or 0"))
 
     def test_names(self) -> None:
-        """A host with a blank, a slash or a wildcard is refused: it names queues, and rows."""
+        """A host with a space, slash or wildcard is an error, because it names queues and rows."""
         for host in ("a b", "a/b", "a*", "x" * 256, ""):
             self.assertIn("letters", self.error(host=host).remedy)
 
     def test_manager(self) -> None:
-        """A manager that could not be imported is refused by its form."""
+        """A malformed class name is an error."""
         for manager in ("Class", "a.b:c:d", "a b.C", "../x.C"):
             self.assertIn("package.module.Class", self.error(manager=manager).remedy)
 
     def test_transport(self) -> None:
-        """A transport's URL has a scheme that is known, and hosts that can be read."""
+        """A transport URL needs a known scheme and valid hosts."""
         for url in ("rabbit://h/", "amqp://u:p@h:1,u:p@[::1]:2/v", "amqps://h", "memory:"):
             self.assertEqual(load((), {}, {"transport_url": url}).settings.transport_url, url)
         self.assertIn("not one of amqp://", self.error(transport_url="redis://h/").problem)
@@ -430,7 +430,7 @@ class ValuesTests(SourcesCase):
         self.assertIn("no scheme", self.error(transport_url="host").problem)
 
     def test_database(self) -> None:
-        """A URL of no database, or of a database in memory, is refused with an example of a right one."""
+        """An invalid database URL, or one in memory, is an error with an example."""
         for url in (
             "oracle://h/d",
             "/var/lib/x.sqlite",
@@ -444,5 +444,5 @@ class ValuesTests(SourcesCase):
             self.assertEqual(self.settings(database_url=url).database_url, url)
 
     def test_driver(self) -> None:
-        """The only driver of the service group is the database."""
+        """The only servicegroup_driver is db."""
         self.assertEqual(self.error(servicegroup_driver="mc").remedy, 'give "db"')

@@ -14,19 +14,19 @@ passwords = st.text(min_size=4, max_size=20).filter(lambda word: word not in "am
 
 class BrokerAddressTests(SynchronousTestCase):
     def test_defaults(self) -> None:
-        """Who gives only a host is guest on the usual port, at the virtual host "/"."""
+        """A URL with only a host has the user guest, the default port and the virtual host "/"."""
         expected = BrokerAddress((Host("h", 5672, "guest", "guest"),), "/", tls=False)
         for url in ("amqp://h", "amqp://h/", "rabbit://h//", "amqp://h/%2F"):
             self.assertEqual(BrokerAddress.parse(url), expected)
 
     def test_tls(self) -> None:
-        """amqps: speaks TLS on its own port, and so does any scheme if the setting says so."""
+        """amqps: uses TLS and its own port, as any scheme does if the setting says so."""
         for address in (BrokerAddress.parse("amqps://h"), BrokerAddress.parse("rabbit://h", tls=True)):
             self.assertEqual((address.tls, address.hosts[0].port), (True, 5671))
         self.assertEqual(BrokerAddress.parse("amqps://h:1").hosts[0].port, 1)
 
     def test_query(self) -> None:
-        """What the query says about TLS counts more than the setting, as with oslo.messaging."""
+        """The query overrides the TLS setting, as in oslo.messaging."""
         for word in ("1", "true", "YES", "on"):
             address = BrokerAddress.parse(f"rabbit://h/v?ssl={word}")
             self.assertEqual((address.tls, address.vhost, address.hosts[0].port), (True, "v", 5671))
@@ -36,7 +36,7 @@ class BrokerAddressTests(SynchronousTestCase):
         self.assertTrue(BrokerAddress.parse("amqps://h/?ssl=1").tls)
 
     def test_several(self) -> None:
-        """Hosts are kept in order, each with its own user, or the first one's."""
+        """Hosts are kept in order, each with its own credentials or those of the first."""
         address = BrokerAddress.parse("rabbit://u:p@one:1,two,v:@[::1]:3/name")
         self.assertEqual(
             address.hosts, (Host("one", 1, "u", "p"), Host("two", 5672, "u", "p"), Host("::1", 3, "v", ""))
@@ -46,7 +46,7 @@ class BrokerAddressTests(SynchronousTestCase):
 
     @given(words, passwords, words)
     def test_encoded(self, username: str, password: str, vhost: str) -> None:
-        """Names and passwords of any characters are taken percent-encoded, and the password is shown nowhere."""
+        """Names and passwords are percent-decoded, and the password is never shown."""
         url = f"amqp://{quote(username, '')}:{quote(password, '')}@host/{quote(vhost, '')}"
         address = BrokerAddress.parse(url)
         self.assertEqual((address.hosts[0].username, address.hosts[0].password), (username, password))
@@ -56,7 +56,7 @@ class BrokerAddressTests(SynchronousTestCase):
             self.assertNotIn(f"password={password!r}", repr(address))
 
     def test_refused(self) -> None:
-        """What cannot be read is refused with the reason, and without the password."""
+        """An invalid URL is an error with the reason and without the password."""
         for url, reason in (
             ("redis://u:s3cret@h", "the scheme is not one of amqp://"),
             ("amqp://u:s3cret@h?heartbeat=3", "a query"),

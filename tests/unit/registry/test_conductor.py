@@ -1,4 +1,4 @@
-"""The conductor and those who call it, on a Clock and in memory."""
+"""Tests for the conductor and its client, on a Clock and in memory."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ OUTAGES = (
 
 
 class ForgetfulTransport:
-    """Loses the connection under each message that it has not seen, before it is confirmed."""
+    """A transport that loses the connection at the first attempt to send each message."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -72,7 +72,7 @@ class ForgetfulTransport:
 
 
 class ConductorTestCase(SynchronousTestCase):
-    """A registry in memory, and what reaches it through a broker in memory."""
+    """A test with a registry in memory, reached through a conductor and a broker in memory."""
 
     def setUp(self) -> None:
         self.runtime = memory_runtime(periodic_enable=False)
@@ -90,7 +90,7 @@ class ConductorTestCase(SynchronousTestCase):
         return self.successResultOf(Deferred.fromCoroutine(coroutine))
 
     def turn(self) -> None:
-        """Let messages and replies arrive."""
+        """Deliver messages and replies."""
         self.clock.pump([0] * 12)
 
     def conductor(self, manager: type[Manager] = Conductor) -> Service:
@@ -108,7 +108,7 @@ class ConductorTestCase(SynchronousTestCase):
         return asked
 
     def log(self) -> list[str]:
-        """Collect what is logged from now on at level warn and above."""
+        """Collect log events of level warn and above."""
         lines: list[str] = []
 
         def observe(event: Any) -> None:
@@ -121,22 +121,22 @@ class ConductorTestCase(SynchronousTestCase):
 
 
 class ErrorsTests(ConductorTestCase):
-    """What goes wrong, as the node sees it."""
+    """Tests for errors as the node gets them."""
 
     def silence(self) -> None:
-        """Put something in the conductor's place that takes messages and says nothing."""
+        """Replace the conductor by a server that never replies."""
         transport = self.done(self.runtime.broker.acquire())
         self.successResultOf(transport.listen(Target("conductor", "c1"), lambda delivery: None, 10))
 
     def conductor_before(self, beat: Callable[[int], Any]) -> Service:
-        """Start a conductor whose registry does this for a beat."""
+        """Start a conductor whose registry has this beat()."""
         service = self.conductor()
         registry = SimpleNamespace(beat=beat)
         service.manager.attachments = attrs.evolve(service.manager.attachments, registry=registry)
         return service
 
     def test_unconfirmed(self) -> None:
-        """What a conductor may do twice is sent again when the broker was lost; a change is not, and is an outage."""
+        """An unconfirmed idempotent operation is sent again; an update is not, and counts as an outage."""
         self.conductor()
         transport = ForgetfulTransport(self.done(self.runtime.broker.acquire()))
         remote = RemoteRegistry(Client(transport, clock=self.clock))
@@ -149,7 +149,7 @@ class ErrorsTests(ConductorTestCase):
         self.assertEqual(len(transport.sent), 5)
 
     def test_database(self) -> None:
-        """Each error of the conductor's database arrives as it was raised, and is no failure of the conductor."""
+        """Each error of the conductor's database arrives unchanged, and is not logged as a failure of the conductor."""
         self.conductor()
         remote = self.remote()
         log = self.log()
@@ -162,13 +162,13 @@ class ErrorsTests(ConductorTestCase):
         self.assertEqual(log, [])
 
     def test_not_found(self) -> None:
-        """A row that is not there is ServiceNotFoundError, with its name."""
+        """A missing row is a ServiceNotFoundError that names it."""
         self.conductor()
         error = self.failureResultOf(self.ask(self.remote().get("no-such")), ServiceNotFoundError).value
         self.assertEqual(error.service, "no-such")
 
     def test_no_conductor(self) -> None:
-        """Where there never was a conductor, the database is unavailable at once."""
+        """Without a conductor the database is unavailable at once."""
         error = self.failureResultOf(self.ask(self.remote().beat(1)), DatabaseUnavailableError).value
         self.assertIn("database conductor: no node serves the topic 'conductor'", str(error))
 
@@ -183,7 +183,7 @@ class ErrorsTests(ConductorTestCase):
         self.assertEqual(error.problem, "it did not answer in time")
 
     def test_slow_database(self) -> None:
-        """A database that keeps the conductor waiting is an outage, and the conductor waits no longer than the node."""
+        """A slow database of the conductor is an outage; the conductor stops waiting when the node does."""
         cancelled: list[Any] = []
         service = self.conductor_before(lambda _: Deferred(cancelled.append))
         asked = self.ask(self.remote().beat(1))
@@ -194,7 +194,7 @@ class ErrorsTests(ConductorTestCase):
         self.assertEqual(service.node.server.in_flight, 0)
 
     def test_closed(self) -> None:
-        """A registry that is closed is unavailable, to who waits and to who asks later."""
+        """After close() pending and later calls fail with DatabaseUnavailableError."""
         self.silence()
         remote = self.remote()
         waiting = remote.beat(1)
@@ -203,7 +203,7 @@ class ErrorsTests(ConductorTestCase):
         self.failureResultOf(remote.beat(1), DatabaseUnavailableError)
 
     def test_cancelled(self) -> None:
-        """To cancel a call is to forget it."""
+        """A cancelled call is forgotten."""
         transport = self.done(self.runtime.broker.acquire())
         client = Client(transport, clock=self.clock)
         self.conductor()
@@ -213,7 +213,7 @@ class ErrorsTests(ConductorTestCase):
         self.assertEqual(client.pending, 0)
 
     def test_bug(self) -> None:
-        """A conductor that breaks is a DatabaseError that says how, and no outage."""
+        """A bug in the conductor is a DatabaseError with its text, not an outage."""
         self.conductor_before(lambda _: 1 / 0)
         error = self.failureResultOf(self.ask(self.remote().beat(1))).value
         self.assertIs(type(error), DatabaseError)
@@ -221,21 +221,21 @@ class ErrorsTests(ConductorTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_unwritable(self) -> None:
-        """Whether the database can be written, is what its conductor knows."""
+        """prove_writable() checks the conductor's database."""
         self.conductor()
         self.successResultOf(self.ask(self.remote().prove_writable()))
         self.registry.unwritable = DatabaseFullError("u", "full")
         self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseFullError)
 
     def test_old_conductor(self) -> None:
-        """A conductor that cannot prove it yet is asked to read."""
+        """With a conductor without prove_writable, a read takes its place."""
         self.conductor(OldConductor)
         self.successResultOf(self.ask(self.remote().prove_writable()))
         self.registry.outage = DatabaseUnavailableError("u", "away")
         self.failureResultOf(self.ask(self.remote().prove_writable()), DatabaseUnavailableError)
 
     def test_not_a_conductor(self) -> None:
-        """Another manager under the conductor's topic is a DatabaseError, and no outage."""
+        """Another manager on the conductor's topic is a DatabaseError, not an outage."""
         self.conductor(Manager)
         error = self.failureResultOf(self.ask(self.remote().beat(1))).value
         self.assertIs(type(error), DatabaseError)
@@ -243,7 +243,7 @@ class ErrorsTests(ConductorTestCase):
 
 
 class OldConductor(Manager):
-    """Knows version 1.0 alone."""
+    """A conductor of version 1.0."""
 
     @rpc.expose(namespace="registry", version="1.0", expected=(DatabaseError, ServiceNotFoundError))
     async def get(self, context: RequestContext, service: str) -> None:
@@ -251,7 +251,7 @@ class OldConductor(Manager):
 
 
 class Liar(Manager):
-    """Answers what the test says."""
+    """A conductor that answers what the test sets."""
 
     answer: Any = None
 
@@ -269,7 +269,7 @@ class Liar(Manager):
 
 
 class AnswerTests(ConductorTestCase):
-    """Answers that are not what was asked for."""
+    """Tests for malformed answers."""
 
     ROW: ClassVar = {
         "id": 1,
@@ -298,14 +298,14 @@ class AnswerTests(ConductorTestCase):
         return str(error)
 
     def test_good_row(self) -> None:
-        """A row is read with its stamps, whatever a newer conductor says besides, and any number as its age."""
+        """A row is decoded with its time stamps; unknown fields are ignored, and an age may be an integer."""
         self.liar.answer = {**self.ROW, "zone": "new in 1.1"}
         record = self.successResultOf(self.ask(self.remote().get("1")))
         self.assertEqual((record.created_at.isoformat(), record.age), ("2024-02-29T12:00:00.000001", 7.0))
         self.assertIs(type(record.age), float)
 
     def test_malformed_rows(self) -> None:
-        """A row with a field of another type, or without one, is refused, by a text that names the field."""
+        """A row with a missing or mistyped field is an error that names the field."""
         remote = self.remote()
         lacking = {name: value for name, value in self.ROW.items() if name not in {"age", "id"}}
         answers = (
@@ -326,34 +326,34 @@ class AnswerTests(ConductorTestCase):
             self.assertIn(f"its answer to 'get' cannot be read: {problem}", self.problem(remote.get("1")))
 
     def test_malformed_list(self) -> None:
-        """A list that is none, or has a malformed row, is refused."""
+        """A malformed list, or one with a malformed row, is an error."""
         remote = self.remote()
         for answer in ({"rows": []}, [self.ROW, 1]):
             self.liar.answer = answer
             self.assertIn("its answer to 'list' cannot be read", self.problem(remote.list(None, None, None)))
 
     def test_answer_to_beat(self) -> None:
-        """What answers a beat with something did something else."""
+        """A result of beat() is an error."""
         self.liar.answer = 1
         self.assertIn("its answer to 'beat' cannot be read", self.problem(self.remote().beat(1)))
 
 
 class ConductorTests(ConductorTestCase):
-    """What the conductor takes and gives, message by message."""
+    """Tests for the conductor's messages."""
 
     def call(self, method: str, **args: Any) -> Deferred[Any]:
         client = self.services[0].rpc.prepare(topic="conductor", namespace="registry", version="1.0")
         return self.ask(client.call(RequestContext(), method, **args))
 
     def test_row_on_the_wire(self) -> None:
-        """A row travels as an object with ISO stamps."""
+        """A row is sent as an object with ISO 8601 time stamps."""
         self.conductor()
         row = self.successResultOf(self.call("get", service="1"))
         self.assertEqual((row["host"], row["topic"], row["report_count"]), ("c1", "conductor", 1))
         self.assertEqual((row["created_at"], row["age"]), ("1970-01-01T00:00:00.000000", 0.0))
 
     def test_mistyped_arguments(self) -> None:
-        """An argument of another type is refused before anything is done, and the error names it."""
+        """A mistyped argument is rejected before anything is done, and the error names it."""
         self.conductor()
         log = self.log()
         calls: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -373,7 +373,7 @@ class ConductorTests(ConductorTestCase):
         self.assertEqual(log, [])
 
     def test_what_may_run_twice(self) -> None:
-        """All may be done again after a crash but an update, which could undo a later one."""
+        """All operations but update are idempotent."""
         methods = {method.name: method.exposure.idempotent for method in Endpoints(Conductor("c1"))}
         expected = dict.fromkeys(("register", "beat", "prove_writable", "get", "list", "page", "count", "delete"), True)
         self.assertEqual(methods, {**expected, "update": False})
@@ -389,7 +389,7 @@ class ConductorTests(ConductorTestCase):
 
 
 class NodeTests(ConductorTestCase):
-    """A node that may not reach the database."""
+    """Tests for a node with db_allowed = false."""
 
     def node(self, **settings: Any) -> Service:
         def refuse() -> Any:
@@ -415,7 +415,7 @@ class NodeTests(ConductorTestCase):
         return rows[0] if rows else None
 
     def test_registers_and_beats(self) -> None:
-        """It registers through the conductor, beats through it, and gives its manager the same way."""
+        """A node registers and sends heartbeats through the conductor, and its manager uses it, too."""
         self.conductor()
         service = self.started()
         self.assertEqual((self.row().binary, self.row().report_count), ("nova-x", 1))
@@ -426,7 +426,7 @@ class NodeTests(ConductorTestCase):
         self.assertEqual([row.host for row in self.successResultOf(self.ask(listed))], ["h1", "c1"])
 
     def test_waits_for_conductor(self) -> None:
-        """Without a conductor it waits, says for what, and starts when one is there."""
+        """Without a conductor a node waits for one, and says so."""
         log = self.log()
         service = self.node()
         started = self.ask(service.start())
@@ -444,7 +444,7 @@ class NodeTests(ConductorTestCase):
         self.assertGreater(self.row().report_count, 0)
 
     def test_waits_for_database(self) -> None:
-        """An outage of the conductor's database is waited for, too."""
+        """A node waits for the conductor's database, too."""
         self.conductor()
         self.registry.outage = DatabaseUnavailableError("u", "away")
         started = self.ask(self.node().start())
@@ -455,14 +455,14 @@ class NodeTests(ConductorTestCase):
         self.successResultOf(started)
 
     def test_fail_fast(self) -> None:
-        """With fail_fast an absent conductor fails the start, and nothing stays open."""
+        """With fail_fast a start without a conductor fails, and nothing stays open."""
         error = self.failureResultOf(self.ask(self.node(fail_fast=True).start()), StartError).value
         self.assertIn("nova-x@h1 did not start: register failed: database conductor: no node serves", str(error))
         self.turn()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_stop_while_waiting(self) -> None:
-        """A stop during the wait for a conductor ends it at once."""
+        """A stop while a node waits for a conductor ends the start at once."""
         service = self.node()
         started = self.ask(service.start())
         self.successResultOf(service.stop())
@@ -471,7 +471,7 @@ class NodeTests(ConductorTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_outage(self) -> None:
-        """While the conductor is away there is one line of error; when it is back the beats go on."""
+        """An outage of the conductor logs one error; heartbeats resume afterwards."""
         conductor = self.conductor()
         self.started()
         self.successResultOf(self.ask(conductor.stop()))
@@ -486,7 +486,7 @@ class NodeTests(ConductorTestCase):
         self.assertLess(self.row().age, 30)
 
     def test_deleted_row(self) -> None:
-        """A row that was deleted is registered again through the conductor."""
+        """A deleted row is registered again through the conductor."""
         self.conductor()
         self.started()
         self.successResultOf(self.registry.delete(self.row().id))
@@ -495,7 +495,7 @@ class NodeTests(ConductorTestCase):
         self.assertEqual(self.row().report_count, 1)
 
     def test_stop(self) -> None:
-        """When it has stopped its row stays, and nothing of it is left."""
+        """After a stop the row stays, and no call is pending."""
         service = self.started_with_conductor()
         self.successResultOf(self.ask(service.stop()))
         self.assertIsNotNone(self.row())
@@ -504,13 +504,13 @@ class NodeTests(ConductorTestCase):
         self.assertIsNone(self.apart.broker._resource)
 
     def test_kill(self) -> None:
-        """To kill it is to delete its row through the conductor."""
+        """kill() deletes the row through the conductor."""
         service = self.started_with_conductor()
         self.successResultOf(self.ask(service.kill()))
         self.assertIsNone(self.row())
 
     def test_kill_without_row(self) -> None:
-        """A row that is already gone is a warning to who kills."""
+        """kill() without a row logs a warning."""
         service = self.started_with_conductor()
         self.successResultOf(self.registry.delete(self.row().id))
         log = self.log()
@@ -518,7 +518,7 @@ class NodeTests(ConductorTestCase):
         self.assertEqual(log, ["the row of nova-x@h1 was deleted already"])
 
     def test_kill_without_conductor(self) -> None:
-        """To kill it without a conductor stops it, and fails."""
+        """kill() without a conductor stops the node, and fails."""
         service = self.started_with_conductor()
         self.successResultOf(self.ask(self.services[0].stop()))
         killed = self.ask(service.kill())
@@ -527,7 +527,7 @@ class NodeTests(ConductorTestCase):
         self.assertEqual(service.state, "stopped")
 
     def test_start_again(self) -> None:
-        """It can be started again, in its old row."""
+        """A node can be started again, with its old row."""
         service = self.started_with_conductor()
         self.successResultOf(self.ask(service.stop()))
         self.successResultOf(self.ask(service.start()))

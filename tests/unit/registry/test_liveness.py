@@ -1,4 +1,4 @@
-"""Tests for the rule of who is up."""
+"""Tests for the rule that decides whether a service is up."""
 
 from datetime import datetime
 

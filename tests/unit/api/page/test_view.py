@@ -18,7 +18,7 @@ class QueryTests(SynchronousTestCase):
         self.assertEqual(Query().url, "/")
 
     def test_there_and_back(self) -> None:
-        """A query's URL has only values that differ from the defaults, and parses to the same query."""
+        """A query is parsed from its URL, which omits default values."""
         query = self.read(q="a&b=<ü>", binary="agent", state="down", sort="-host", page="3")
         self.assertEqual(query, Query("a&b=<ü>", "agent", "down", "-host", 3))
         self.assertEqual(query.url, "/?q=a%26b%3D%3C%C3%BC%3E&binary=agent&state=down&sort=-host&page=3")

@@ -1,4 +1,4 @@
-"""URLs of databases, as people write them and as they are shown."""
+"""Tests for database URLs."""
 
 import sys
 from pathlib import Path
@@ -16,25 +16,25 @@ class DatabaseAddressTests(SynchronousTestCase):
     """Tests for novasvc.registry.sql.address.DatabaseAddress."""
 
     def test_file(self) -> None:
-        """A file is named by its absolute path, and is opened only if it exists."""
+        """A file is named by its absolute path, and opened only if it exists."""
         address = DatabaseAddress.parse("sqlite:////var/lib/x/y.sqlite")
         self.assertEqual(address.path, Path("/var/lib/x/y.sqlite"))
         self.assertEqual(address.masked, "sqlite:////var/lib/x/y.sqlite")
         self.assertEqual(dict(address.url.query), {"mode": "rw", "uri": "true"})
 
     def test_relative_file(self) -> None:
-        """A relative path is made absolute when it is read: a daemon changes its directory later."""
+        """A relative path is made absolute when it is parsed, because a daemon changes its directory later."""
         self.assertEqual(DatabaseAddress.parse("sqlite:///x.sqlite").path, Path.cwd() / "x.sqlite")
 
     def test_odd_names(self) -> None:
-        """A path may hold what means something in a URL."""
+        """A path may contain characters that are special in URLs."""
         for name in ("a b", "per%cent", "50%25", "ques?tion"):
             address = DatabaseAddress.parse(f"sqlite:////tmp/{name.replace('?', '%3F')}")
             again = DatabaseAddress.parse(address.render())
             self.assertEqual(again, address)
 
     def test_render(self) -> None:
-        """What is rendered for another process is read there as the same address, password and all."""
+        """A rendered address is parsed to the same address, password included."""
         for text in ("sqlite:////x/y z", "postgresql://u:p%40ss@h:5433/n?sslmode=require", "mysql://u@h/n"):
             address = DatabaseAddress.parse(text)
             self.assertEqual(DatabaseAddress.parse(address.render()).url, address.url)
@@ -50,7 +50,7 @@ class DatabaseAddressTests(SynchronousTestCase):
             self.assertIn("memory", str(error))
 
     def test_driver(self) -> None:
-        """A URL without a driver gets the one that we support; one with a driver keeps it."""
+        """A URL without a driver gets the supported one; a given driver is kept."""
         for text, driver in (
             ("postgresql://h/n", "postgresql+psycopg"),
             ("mysql://h/n", "mysql+pymysql"),
@@ -61,7 +61,7 @@ class DatabaseAddressTests(SynchronousTestCase):
             self.assertEqual(DatabaseAddress.parse(text).url.drivername, driver)
 
     def test_secrets(self) -> None:
-        """No password is in the masked URL, the representation, or the error about a bad URL."""
+        """The password is in neither the masked URL, nor the repr, nor the error for an invalid URL."""
         address = DatabaseAddress.parse("postgresql://u:hunter2@h/n?sslpassword=hunter2&password=hunter2")
         self.assertIn("u:***@h/n", address.masked)
         self.assertNotIn("hunter2", f"{address} {address!r} {address.masked}")
@@ -76,7 +76,7 @@ class DatabaseAddressTests(SynchronousTestCase):
         self.assertNotIn("hunter2", str(error))
 
     def test_driver_to_install(self) -> None:
-        """A driver that is not installed is named, with what installs it."""
+        """A missing driver is named with the command that installs it."""
         for text, module, remedy in (
             ("postgresql://u:hunter2@h/n", "psycopg", "`pip install 'novasvc[postgresql]'`"),
             ("mysql://u:hunter2@h/n", "pymysql", "`pip install 'novasvc[mysql]'`"),
@@ -91,7 +91,7 @@ class DatabaseAddressTests(SynchronousTestCase):
             self.assertNotIn("hunter2", str(error))
 
     def test_not_a_url(self) -> None:
-        """Something else than a URL is refused, and the error shows a right one."""
+        """Text that is not a URL is refused, and the error shows an example."""
         for text in ("", "/var/lib/x", "postgresql://h:port/n"):
             error = self.assertRaises(DatabaseRefusedError, DatabaseAddress.parse, text)
             self.assertIn("sqlite:////", str(error))

@@ -1,4 +1,4 @@
-"""Which error a driver's exception becomes, by table."""
+"""Tests for the mapping of drivers' exceptions."""
 
 import errno
 import sqlite3
@@ -17,7 +17,7 @@ SERVER = DatabaseAddress.parse("postgresql://bob:hunter2@db.example/novasvc")
 
 
 class PostgreSQLError(Exception):
-    """As psycopg's: the SQLSTATE is an attribute, None if the connection never came about."""
+    """An error like psycopg's: the SQLSTATE is an attribute, None if no connection was made."""
 
     def __init__(self, text: str, sqlstate: str | None) -> None:
         super().__init__(text)
@@ -25,7 +25,7 @@ class PostgreSQLError(Exception):
 
 
 class MySQLError(Exception):
-    """As PyMySQL's: number and text are the arguments."""
+    """An error like PyMySQL's: number and text are the arguments."""
 
 
 def wrapped(cause: Exception, kind: type[exc.DBAPIError] = exc.OperationalError, **given: Any) -> exc.DBAPIError:
@@ -118,54 +118,54 @@ class DiagnoseTests(SynchronousTestCase):
             self.assertNotIn(secret, f"{found} {found!r}")
 
     def test_sqlite(self) -> None:
-        """SQLite's result code decides, the extended one before the primary one."""
+        """SQLite: by extended result code, then by primary result code."""
         for code, kind in SQLITE:
             self.check(FILE, of_sqlite(code), kind, "text")
 
     def test_postgresql(self) -> None:
-        """The SQLSTATE decides, and the text where a connection that failed has none."""
+        """PostgreSQL: by SQLSTATE, or by text for a failed connection, which has none."""
         for sqlstate, text, kind in POSTGRESQL:
             self.check(SERVER, wrapped(PostgreSQLError(f"{text}\n  more", sqlstate)), kind, text)
 
     def test_mysql(self) -> None:
-        """The error number decides, and is shown."""
+        """MySQL: by error number, which the message shows."""
         for number, text, kind in MYSQL:
             self.check(SERVER, wrapped(MySQLError(number, text)), kind, f"{text} ({number})")
 
     def test_system(self) -> None:
-        """An error of the system's decides by its number, and names the file."""
+        """An OSError: by errno; the message names the file."""
         for number, kind in SYSTEM:
             self.check(FILE, OSError(number, "strerror", "/x/y"), kind, "strerror: /x/y")
 
     def test_missing_table(self) -> None:
-        """SQLite has no code for a table that is not there; the remedy is a migration."""
+        """SQLite: a missing table, which has no code of its own, asks for a migration."""
         found = diagnose(FILE, of_sqlite(sqlite3.SQLITE_ERROR, "no such table: services"))
         self.assertIsInstance(found, errors.MigrationNeededError)
         self.assertEqual((found.found, found.known), (None, HEAD))  # type: ignore[attr-defined]
 
     def test_unique_key(self) -> None:
-        """A unique key that is taken is an error of its own, whoever the driver."""
+        """A violated unique key is a DatabaseConflictError with every driver."""
         for cause in (sqlite3.IntegrityError("UNIQUE"), PostgreSQLError("UNIQUE", "23505"), MySQLError(1062, "UNIQUE")):
             self.check(SERVER, wrapped(cause, exc.IntegrityError), errors.DatabaseConflictError, "UNIQUE")
 
     def test_sqlalchemy(self) -> None:
-        """What SQLAlchemy raises itself is an unavailable database if a connection was not to be had."""
+        """SQLAlchemy's own errors: no connection in time means that the database is unavailable."""
         self.check(FILE, exc.TimeoutError("QueuePool limit"), errors.DatabaseUnavailableError, "QueuePool")
         lost = wrapped(PostgreSQLError("lost", None), exc.InternalError, connection_invalidated=True)
         self.check(SERVER, lost, errors.DatabaseUnavailableError, "lost")
 
     def test_unknown(self) -> None:
-        """What is in no table is a DatabaseError, with the driver's words."""
+        """An unknown error is a DatabaseError with the driver's message."""
         self.check(SERVER, wrapped(PostgreSQLError("odd", "99999"), exc.InternalError), errors.DatabaseError, "odd")
         self.check(FILE, of_sqlite(sqlite3.SQLITE_MISUSE, "odd"), errors.DatabaseError, "odd")
         self.check(SERVER, wrapped(PostgreSQLError("", "99999")), errors.DatabaseError, "PostgreSQLError")
 
     def test_password_in_the_message(self) -> None:
-        """A password that a driver repeats is masked."""
+        """A password in a driver's message is masked."""
         self.check(
             SERVER, wrapped(PostgreSQLError("bad dsn bob:hunter2@db", None)), errors.DatabaseUnavailableError, "***"
         )
 
     def test_long_message(self) -> None:
-        """A message without an end is cut."""
+        """A long message is truncated."""
         self.assertLess(len(str(diagnose(SERVER, wrapped(PostgreSQLError("x" * 10_000, "99999"))))), 500)

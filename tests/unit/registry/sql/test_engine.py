@@ -1,4 +1,4 @@
-"""Whole transactions in a bounded number of threads, in real ones, on a real file."""
+"""Tests for the engine, with real threads and a real file."""
 
 import threading
 from typing import Any
@@ -20,14 +20,14 @@ from tests.support.waiting import until
 
 
 class ClockReactor(Clock):
-    """Time by hand; results come home from threads as in the real reactor."""
+    """A Clock that takes results from threads as the reactor does."""
 
     def callFromThread(self, function: Any, *args: Any) -> None:
         reactor.callFromThread(function, *args)  # type: ignore[attr-defined]
 
 
 class Gate:
-    """A transaction that stays in its thread until the test lets it go."""
+    """A transaction that blocks its thread until the test opens it."""
 
     def __init__(self, result: object = "done") -> None:
         self.entered = threading.Event()
@@ -74,7 +74,7 @@ class EngineTests(TestCase):
         return self.gates[-1]
 
     async def test_figures(self) -> None:
-        """Each transaction is counted: how long it waited for a thread, how long it took, and how it failed."""
+        """Metrics have the wait for a thread, the duration and the error of each transaction."""
         metrics.reset()
         self.addCleanup(metrics.reset)
         engine = self.make(workers=1)
@@ -94,7 +94,7 @@ class EngineTests(TestCase):
         self.assertEqual(sum(told.values()), 1, told)
 
     async def test_lazy(self) -> None:
-        """No thread exists before the first transaction, and not more than are needed after it."""
+        """Threads are started on demand."""
         before = threads()
         engine = self.make(workers=3)
         self.assertEqual(threads(), before)
@@ -107,7 +107,7 @@ class EngineTests(TestCase):
         self.assertIsNone(self.successResultOf(self.make().close()))
 
     async def test_commit_and_roll_back(self) -> None:
-        """What a function wrote is there if it returned, and is not if it raised; its exception comes through."""
+        """A transaction is committed if its function returns, and rolled back if it raises; the exception arrives."""
         engine = self.make()
 
         def insert(connection: Connection) -> None:
@@ -123,18 +123,18 @@ class EngineTests(TestCase):
         self.assertEqual(await engine.run(lambda c: c.execute(text("SELECT count(*) FROM services")).scalar()), 1)
 
     async def test_context(self) -> None:
-        """A transaction sees the context variables of who asked for it, so that what it logs has their fields."""
+        """A transaction runs in the caller's context, so its log events have the caller's fields."""
         engine = self.make(workers=1)
         for host in ("h1", "h2"):
             node_fields.set({"host": host})
             self.assertEqual(await engine.run(lambda _: node_fields.get()), {"host": host})
 
     async def test_driver_error(self) -> None:
-        """What the driver raises arrives as one of our errors."""
+        """A driver's exception arrives as a DatabaseError."""
         await self.assertFailure(self.make().run(lambda c: c.execute(text("SELECT x FROM y"))), MigrationNeededError)
 
     async def test_deadline(self) -> None:
-        """A transaction that takes too long fails, and its thread gets no other work before it is free."""
+        """A transaction that takes too long fails; its thread gets no other work until it returns."""
         engine = self.make(workers=1, reactor=self.clock)
         gate = self.gate()
         slow = engine.run(gate, timeout=3)
@@ -149,7 +149,7 @@ class EngineTests(TestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     async def test_deadline_in_the_queue(self) -> None:
-        """A transaction whose time is up before its turn never runs."""
+        """A transaction that times out in the queue never runs."""
         engine = self.make(workers=1, reactor=self.clock)
         gate, never = self.gate(), self.gate()
         running = engine.run(gate, timeout=60)
@@ -162,7 +162,7 @@ class EngineTests(TestCase):
         self.assertFalse(never.entered.is_set())
 
     async def test_cancel_while_it_runs(self) -> None:
-        """A cancelled Deferred fails at once; its thread stays taken until the transaction ends."""
+        """A cancelled Deferred fails at once; its thread stays busy until the transaction ends."""
         engine = self.make(workers=1)
         for outcome in ("done", ValueError("nobody hears this")):
             gate = self.gate(outcome)
@@ -178,7 +178,7 @@ class EngineTests(TestCase):
             self.assertEqual(await next_one, "behind")
 
     async def test_cancel_in_the_queue(self) -> None:
-        """A transaction cancelled before its turn never runs, and those behind it keep theirs."""
+        """A transaction cancelled in the queue never runs; those behind it do."""
         engine = self.make(workers=1)
         gate, never = self.gate(), self.gate()
         running, waiting, last = engine.run(gate), engine.run(never), engine.run(one)
@@ -189,7 +189,7 @@ class EngineTests(TestCase):
         self.assertFalse(never.entered.is_set())
 
     async def test_queue_is_bounded(self) -> None:
-        """One transaction too many fails at once, and the error names the bound."""
+        """A transaction beyond the queue's limit fails at once, and the error names the limit."""
         engine = self.make(workers=1, queue=2)
         gate = self.gate()
         taken = [engine.run(gate), engine.run(one), engine.run(one)]
@@ -200,7 +200,7 @@ class EngineTests(TestCase):
         self.assertEqual(await engine.run(one), 1)
 
     async def test_threads_are_bounded(self) -> None:
-        """As many transactions run at a time as there are workers, and no more."""
+        """At most as many transactions run concurrently as there are workers."""
         before = threads()
         engine = self.make(workers=2)
         gates = [self.gate(n) for n in range(4)]
@@ -214,7 +214,7 @@ class EngineTests(TestCase):
         self.assertEqual(len(threads() - before), 2)
 
     async def test_no_thread_to_be_had(self) -> None:
-        """A system out of threads is a typed error, and the engine works again when there are some."""
+        """If no thread can be started, the transaction fails; the engine recovers."""
 
         def refuse(thread: threading.Thread) -> None:
             message = "can't start new thread"
@@ -228,7 +228,7 @@ class EngineTests(TestCase):
         self.assertEqual(await engine.run(one), 1)
 
     async def test_close(self) -> None:
-        """Closing leaves no thread and no file beside the database; what comes later fails."""
+        """close() leaves no thread, and no file beside the database; later transactions fail."""
         before = threads()
         engine = self.make(workers=3)
         gates = [self.gate() for _ in range(3)]
@@ -246,7 +246,7 @@ class EngineTests(TestCase):
         self.assertIn("closed", str(self.failureResultOf(engine.run(one), DatabaseError).value))
 
     async def test_close_under_way(self) -> None:
-        """Closing lets finish what runs, and ends what waits for a thread."""
+        """close() waits for running transactions, and fails queued ones."""
         engine = self.make(workers=1)
         gate = self.gate()
         running, waiting = engine.run(gate), engine.run(one)
@@ -259,7 +259,7 @@ class EngineTests(TestCase):
         await closing
 
     async def test_close_is_bounded(self) -> None:
-        """A transaction that does not end is left behind, with a warning; its thread ends when it does."""
+        """close() leaves a stuck transaction behind with a warning; its thread ends with the transaction."""
         before = threads()
         events: list[Any] = []
         globalLogPublisher.addObserver(events.append)
@@ -279,7 +279,7 @@ class EngineTests(TestCase):
         await until(lambda: threads() == before)
 
     async def test_many(self) -> None:
-        """A thousand transactions from many places all get their own result."""
+        """Of a thousand concurrent transactions each gets its own result."""
         engine = self.make(workers=4, queue=1000)
         results: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Migrations: what they make, what they leave alone, and that nodes do without alembic."""
+"""Tests for migrations, and that nodes do not import Alembic."""
 
 import os
 import sqlite3
@@ -61,13 +61,13 @@ class MigrateTests(SynchronousTestCase):
             return connection.execute(query).fetchall()
 
     def test_revisions(self) -> None:
-        """The revisions written in the schema are those of the scripts, in their order."""
+        """REVISIONS are those of the migration scripts, in order."""
         scripts = ScriptDirectory(str(Path(migrate.__file__).with_name("migrations")))
         self.assertEqual(scripts.get_heads(), [HEAD])
         self.assertEqual(tuple(script.revision for script in scripts.walk_revisions())[::-1], REVISIONS)
 
     def test_same_as_the_schema(self) -> None:
-        """The migrations end at the very tables that the schema declares."""
+        """The migrations result in the tables of the schema module."""
         migrate.upgrade(self.url)
         engine = create_engine(self.url, poolclass=NullPool)
         with engine.connect() as connection:
@@ -75,7 +75,7 @@ class MigrateTests(SynchronousTestCase):
             self.assertEqual(compare_metadata(context, metadata), [])
 
     def test_created_is_migrated(self) -> None:
-        """An empty database that gets its tables at once ends as one that went through the migrations."""
+        """Directly created tables equal those of the migrations."""
         migrate.upgrade(self.url)
         migrated = self.outline()
         self.path = self.path.with_suffix(".created")
@@ -100,19 +100,19 @@ class MigrateTests(SynchronousTestCase):
         ]
 
     def test_create_beside_others(self) -> None:
-        """A database that holds other tables is left to the migrations."""
+        """create() leaves a database with other tables alone."""
         with closing(sqlite3.connect(self.path)) as connection:
             connection.execute("CREATE TABLE other (id INTEGER)")
         self.assertFalse(migrate.create(self.url))
         self.assertIsNone(migrate.current(self.url))
 
     def test_create_twice(self) -> None:
-        """To create what another has just created is no error."""
+        """A second create() is no error."""
         self.assertTrue(migrate.create(self.url))
         self.assertTrue(migrate.create(self.url))
 
     def test_upgrade(self) -> None:
-        """A database is at nothing before, at the head after, and once more is no error."""
+        """upgrade() migrates to the head; a second one does nothing."""
         self.assertIsNone(migrate.current(self.url))
         self.assertFalse(migrate.check(self.url))
         self.assertFalse(self.path.exists())
@@ -122,7 +122,7 @@ class MigrateTests(SynchronousTestCase):
         self.assertEqual(migrate.upgrade(self.url), HEAD)
 
     def test_file_mode(self) -> None:
-        """Only the owner can read the database and the files beside it, whatever the umask."""
+        """The database and the files beside it have mode 0600, whatever the umask."""
         for umask in (0o000, 0o022, 0o777):
             self.path = self.path.with_suffix(f".{umask:o}")
             before = os.umask(umask)
@@ -138,14 +138,14 @@ class MigrateTests(SynchronousTestCase):
                 os.umask(before)
 
     def test_mode_of_a_file_that_was_there(self) -> None:
-        """The mode of an existing file is its owner's decision."""
+        """The mode of an existing file is kept."""
         self.path.touch()
         self.path.chmod(0o640)
         migrate.upgrade(self.url)
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o640)
 
     def test_adopts_novas_table(self) -> None:
-        """Nova's own table is taken as it is, with its rows; Nova's version table is left alone."""
+        """Nova's own table is adopted with its rows; Nova's version table is left alone."""
         self.execute(NOVAS.format(more=SECOND_KEY))
         self.execute("INSERT INTO services (host, report_count, deleted) VALUES ('h1', 3, 0)")
         migrate.upgrade(self.url)
@@ -154,7 +154,7 @@ class MigrateTests(SynchronousTestCase):
         self.assertEqual(self.read("SELECT version_num FROM alembic_version"), [("abcdef123456",)])
 
     def test_somebody_elses_table(self) -> None:
-        """A table of this name that is not Nova's is refused by what it lacks, and nothing is changed."""
+        """A table of this name that is not Nova's is refused with what it lacks, and nothing is changed."""
         for script, lacks in (
             ("CREATE TABLE services (id INTEGER PRIMARY KEY, name TEXT)", "the column created_at"),
             (NOVAS.format(more=""), "a unique key of host, binary, deleted"),
@@ -166,7 +166,7 @@ class MigrateTests(SynchronousTestCase):
             self.assertEqual(self.read("SELECT name FROM sqlite_master WHERE name LIKE 'novasvc%'"), [])
 
     def test_newer(self) -> None:
-        """A database of a newer version is refused by both revisions, and left as it is."""
+        """A database of a newer version is refused with both revisions, and left as it is."""
         migrate.upgrade(self.url)
         self.execute("UPDATE novasvc_alembic_version SET version_num = '0999'")
         for function in (migrate.check, migrate.upgrade):
@@ -181,19 +181,19 @@ class MigrateTests(SynchronousTestCase):
         self.assertEqual(self.read("SELECT name FROM sqlite_master WHERE name LIKE '%ser%' AND type = 'table'"), [])
 
     def test_not_a_database(self) -> None:
-        """A file of something else is an error of its own, and is not touched."""
+        """A file that is not a database is a DatabaseCorruptError, and is not touched."""
         self.path.write_text("not a database at all, only text\n" * 100)
         for function in (migrate.current, migrate.upgrade):
             self.assertRaises(DatabaseCorruptError, function, self.url)
         self.assertTrue(self.path.read_text().endswith("only text\n"))
 
     def test_no_directory(self) -> None:
-        """A path into nowhere is refused, with the path."""
+        """A path in a missing directory is refused, and the error names it."""
         error = self.assertRaises(DatabaseRefusedError, migrate.upgrade, f"sqlite:///{self.path}/no/db.sqlite")
         self.assertIn(f"{self.path}/no/db.sqlite", error.problem)
 
     def test_at_the_same_time(self) -> None:
-        """Many processes may migrate the same empty file at once."""
+        """Concurrent migrations of an empty file succeed."""
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: migrate.upgrade_in_child(self.address, 60), range(4)))
         self.assertEqual(self.read("SELECT version_num FROM novasvc_alembic_version"), [(HEAD,)])
@@ -207,12 +207,12 @@ class UpgradeInChildTests(SynchronousTestCase):
         self.address = DatabaseAddress.parse(f"sqlite:///{self.path}")
 
     def test_upgrade(self) -> None:
-        """The database is at the head after it."""
+        """The child migrates to the head."""
         migrate.upgrade_in_child(self.address, 60)
         self.assertTrue(migrate.check(self.address.render()))
 
     def test_error(self) -> None:
-        """What the child raises is raised here, with the same text and attributes."""
+        """The child's error is raised in the parent, with the same text and attributes."""
         migrate.upgrade(self.address.render())
         with closing(sqlite3.connect(self.path)) as connection, connection:
             connection.execute("UPDATE novasvc_alembic_version SET version_num = '0999'")
@@ -221,14 +221,14 @@ class UpgradeInChildTests(SynchronousTestCase):
         self.assertEqual((there.args, str(there)), (here.args, str(here)))
 
     def executable(self, script: str) -> None:
-        """Stand in for the interpreter, from here on."""
+        """Replace sys.executable by a script."""
         path = Path("python").absolute()
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
         self.patch(sys, "executable", str(path))
 
     def test_crash(self) -> None:
-        """A child that ends without an answer is a DatabaseError with its status and its last words."""
+        """A child that crashes is a DatabaseError with its status and last line of output."""
         self.executable("echo one >&2; echo 'MemoryError: two' >&2; exit 7")
         error = self.assertRaises(DatabaseError, migrate.upgrade_in_child, self.address, 60)
         self.assertIn("ended with status 7: MemoryError: two", str(error))
@@ -240,18 +240,18 @@ class UpgradeInChildTests(SynchronousTestCase):
         self.assertIn("ended with status -9", str(error))
 
     def test_invented_error(self) -> None:
-        """What the child answers names one of the database's errors, or counts as none."""
+        """A child can only name subclasses of DatabaseError."""
         self.executable("""echo '["SystemExit", {"url": "u", "problem": "p"}]'; exit 1""")
         self.assertIn("status 1", str(self.assertRaises(DatabaseError, migrate.upgrade_in_child, self.address, 60)))
 
     def test_no_interpreter(self) -> None:
-        """A program that does not know its interpreter gets a DatabaseError."""
+        """Without an interpreter it is a DatabaseError."""
         self.patch(sys, "executable", "/no/such/python")
         error = self.assertRaises(DatabaseError, migrate.upgrade_in_child, self.address, 60)
         self.assertIn("cannot be started", str(error))
 
     def test_secrets(self) -> None:
-        """The URL is in no argument and no variable of the child."""
+        """The URL is neither in the child's arguments nor in its environment."""
         self.executable("{ env; echo $@; } | grep -q hunter2 && echo leaked >&2 || echo kept >&2; exit 1")
         address = DatabaseAddress.parse("postgresql://u:hunter2@127.0.0.1:1/n")
         error = self.assertRaises(DatabaseError, migrate.upgrade_in_child, address, 60)
@@ -263,16 +263,16 @@ class UpgradeInChildTests(SynchronousTestCase):
         self.assertIn("0.01 s", str(error))
 
     def test_working_directory(self) -> None:
-        """What lies in the working directory is not imported."""
+        """Modules in the working directory are not imported."""
         Path("alembic.py").write_text("raise SystemExit(3)")
         migrate.upgrade_in_child(self.address, 60)
 
 
 class NoAlembicTests(SynchronousTestCase):
-    """A node does without alembic: see Note [Migrations in a child process]."""
+    """Tests that a node does not import Alembic; see Note [Migrations in a child process]."""
 
     def test_never_imported(self) -> None:
-        """Neither the first start, which migrates, nor a later one brings alembic into the process."""
+        """Neither the first start, which migrates, nor a later one imports Alembic."""
         program = (
             "import sys\n"
             "from twisted.internet.task import react\n"

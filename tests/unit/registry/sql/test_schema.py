@@ -1,4 +1,4 @@
-"""The tables' form, and the database's clock in each dialect."""
+"""Tests for the tables, and for the database's clock in each dialect."""
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
@@ -12,13 +12,13 @@ class ServicesTableTests(SynchronousTestCase):
     """Tests for novasvc.registry.sql.schema.services."""
 
     def test_no_defaults(self) -> None:
-        """No column has a default, neither ours nor the database's: every writer writes every column."""
+        """No column has a default, as in Nova."""
         for column in services.columns:
             self.assertIsNone(column.default)
             self.assertIsNone(column.server_default)
 
     def test_nulls(self) -> None:
-        """Only the id and the count must not be NULL, as in Nova."""
+        """Only id and report_count are NOT NULL, as in Nova."""
         self.assertEqual({c.name for c in services.columns if not c.nullable}, {"id", "report_count"})
 
     def test_types(self) -> None:
@@ -35,7 +35,7 @@ class ServicesTableTests(SynchronousTestCase):
             self.assertNotIn("CHECK", ddl)
 
     def test_keys(self) -> None:
-        """The unique keys bear Nova's names, by which it tells one violation from another."""
+        """The unique keys have Nova's names, by which Nova distinguishes violations."""
         ddl = str(CreateTable(services))
         self.assertIn("CONSTRAINT uniq_services0host0topic0deleted UNIQUE (host, topic, deleted)", ddl)
         self.assertIn('CONSTRAINT uniq_services0host0binary0deleted UNIQUE (host, "binary", deleted)', ddl)
@@ -43,7 +43,7 @@ class ServicesTableTests(SynchronousTestCase):
         self.assertEqual(str(CreateIndex(index)), "CREATE UNIQUE INDEX services_uuid_idx ON services (uuid)")
 
     def test_head(self) -> None:
-        """The head is the last of the revisions, and each is there once."""
+        """HEAD is the last revision, and revisions are unique."""
         self.assertEqual(HEAD, REVISIONS[-1])
         self.assertEqual(len(set(REVISIONS)), len(REVISIONS))
 
@@ -52,7 +52,7 @@ class DatabaseNowTests(SynchronousTestCase):
     """Tests for novasvc.registry.sql.schema.database_now."""
 
     def test_dialects(self) -> None:
-        """Each dialect asks its own clock, in UTC, in the form of the table's stamps."""
+        """Each dialect uses the database's clock, in UTC, in the format of the table's time stamps."""
         for module, sql in (
             (sqlite, "strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"),
             (postgresql, "(clock_timestamp() AT TIME ZONE 'utc')"),
@@ -61,6 +61,6 @@ class DatabaseNowTests(SynchronousTestCase):
             self.assertIn(sql, str(select(database_now()).compile(dialect=module.dialect())))
 
     def test_in_an_update(self) -> None:
-        """It is part of the statement: no time of this host is sent."""
+        """The clock is part of the statement; no time of this host is sent."""
         statement = update(services).values(last_seen_up=database_now()).compile(dialect=sqlite.dialect())
         self.assertEqual(statement.params, {})

@@ -1,4 +1,4 @@
-"""The registry's rows, read back by the standard library's sqlite3: what a real Nova would find."""
+"""Tests for the rows as a real Nova would read them, with the standard library's sqlite3."""
 
 import sqlite3
 import threading
@@ -32,7 +32,7 @@ STAMP = r"\A\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}000\Z"
 
 
 class RegistryCase(TestCase):
-    """A registry in a file of its own."""
+    """A test with a registry in a file."""
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp()).absolute()
@@ -55,10 +55,10 @@ class RegistryCase(TestCase):
 
 
 class RowTests(RegistryCase):
-    """The exact forms in which rows are written."""
+    """Tests for the format of rows."""
 
     async def test_new_row(self) -> None:
-        """A new row has every column, flags as 0 and 1, and a stamp of six digits without a zone."""
+        """A new row has all columns, flags as 0 and 1, and time stamps with six decimals and no zone."""
         record = await self.make().register("h1", "novasvc-agent", "agent", 7)
         (row,) = self.rows()
         self.assertRegex(row.pop("created_at"), STAMP)
@@ -84,7 +84,7 @@ class RowTests(RegistryCase):
         self.assertIs(type(row["disabled"]), int)
 
     async def test_stamps(self) -> None:
-        """A beat's two stamps are UTC, in the table's form, and the same."""
+        """A heartbeat writes the same UTC time stamp into both columns."""
         registry = self.make()
         record = await registry.register("h1", "b", "t", 7)
         await registry.beat(record.id)
@@ -95,7 +95,7 @@ class RowTests(RegistryCase):
         self.assertLess(abs(datetime.now(UTC) - stamp), timedelta(seconds=30))
 
     async def test_delete(self) -> None:
-        """A deleted row keeps updated_at, and is marked with its own id and the time."""
+        """A deleted row keeps updated_at, and has its own id and the time in deleted and deleted_at."""
         registry = self.make()
         record = await registry.register("h1", "b", "t", 7)
         await registry.beat(record.id)
@@ -117,7 +117,7 @@ class RowTests(RegistryCase):
         self.assertEqual(after["disabled"], 1)
 
     async def test_new_services_disabled(self) -> None:
-        """With enable_new_services off a new row is disabled, with a reason; an old one stays as it is."""
+        """Without enable_new_services a new row is disabled with a reason; an existing one stays as it is."""
         old = await self.make().register("h1", "b", "t", 7)
         registry = self.make(enable_new_services=False)
         new = await registry.register("h2", "b", "t", 7)
@@ -127,7 +127,7 @@ class RowTests(RegistryCase):
 
 
 class ForeignRowTests(RegistryCase):
-    """Rows that others wrote."""
+    """Tests for rows of other writers."""
 
     def insert(self, **columns: Any) -> None:
         row = {"host": "h1", "binary": "nova-compute", "report_count": 3, "deleted": 0, **columns}
@@ -136,7 +136,7 @@ class ForeignRowTests(RegistryCase):
         self.execute(f"INSERT INTO services ({names}) VALUES ({marks})", *row.values())  # noqa: S608 - our own names
 
     async def test_nova(self) -> None:
-        """A row as Nova writes it is read in full."""
+        """A row in Nova's format is read."""
         self.insert(
             created_at="2026-01-02 03:04:05.000006",
             updated_at="2026-01-02 03:05:05.100007",
@@ -154,7 +154,7 @@ class ForeignRowTests(RegistryCase):
         self.assertEqual((record.disabled, record.forced_down, record.version), (True, True, 73))
 
     async def test_nulls(self) -> None:
-        """What a careless writer left NULL is read as what it stands for; a row without stamps is very old."""
+        """NULL columns are read as their defaults; a row without time stamps is very old."""
         self.insert()
         (record,) = await self.make().list(None, None, None)
         self.assertEqual((record.disabled, record.forced_down, record.version, record.uuid), (False, False, 0, ""))
@@ -166,17 +166,17 @@ class ForeignRowTests(RegistryCase):
         self.assertEqual(await self.make().list(None, None, None), [])
 
     async def test_unreadable_stamp(self) -> None:
-        """A stamp that cannot be read is an error that says so."""
+        """An invalid time stamp is a DatabaseCorruptError."""
         self.insert(last_seen_up="yesterday")
         error = await self.assertFailure(self.make().list(None, None, None), DatabaseCorruptError)
         self.assertIn("yesterday", str(error))
 
 
 class AgeTests(RegistryCase):
-    """Ages are by the database's clock."""
+    """Tests for ages, by the database's clock."""
 
     async def test_age(self) -> None:
-        """The age counts from last_seen_up, before the first beat from created_at, and is negative in the future."""
+        """The age counts from last_seen_up, or from created_at before the first heartbeat; it may be negative."""
         registry = self.make()
         record = await registry.register("h1", "b", "t", 7)
         for column, modifier, age in (
@@ -188,7 +188,7 @@ class AgeTests(RegistryCase):
             self.assertLess(abs((await registry.get(str(record.id))).age - age), 5)
 
     async def test_clock_of_the_host(self) -> None:
-        """The clock of this host plays no part: no statement is sent with a time."""
+        """No statement contains a time of this host."""
         sent: list[Any] = []
         engine = Engine(DatabaseAddress.parse(self.url), reactor=reactor)
         registry = ServiceRegistry(engine, new_uuid=lambda: "a uuid")
@@ -203,10 +203,10 @@ class AgeTests(RegistryCase):
 
 
 class RaceTests(RegistryCase):
-    """Several that write at the same time."""
+    """Tests for concurrent writers."""
 
     async def test_register(self) -> None:
-        """Engines that register one service at the same moment get one row."""
+        """Concurrent registrations of one service create one row."""
         barrier = threading.Barrier(8, timeout=30)
 
         def uuid_when_all_are_there() -> str:
@@ -224,7 +224,7 @@ class RaceTests(RegistryCase):
         self.assertEqual(len(self.rows()), 1)
 
     async def test_topic_is_taken(self) -> None:
-        """A topic that another binary of the host has is refused by name, and leaves no row."""
+        """A topic that another binary of the host has is a DatabaseConflictError, and creates no row."""
         registry = self.make()
         await registry.register("h1", "one", "agent", 7)
         error = await self.assertFailure(registry.register("h1", "two", "agent", 7), DatabaseConflictError)
@@ -236,7 +236,7 @@ class OpenTests(RegistryCase):
     """Tests for novasvc.registry.sql.services.ServiceRegistry.open."""
 
     async def test_migrates(self) -> None:
-        """A new database is made when it is allowed, once."""
+        """open() creates the schema, once."""
         self.path.unlink()
         for _ in range(2):
             registry = self.make()
@@ -245,7 +245,7 @@ class OpenTests(RegistryCase):
             await registry.close()
 
     async def test_may_not_migrate(self) -> None:
-        """Without leave to migrate nothing is made, and the error says what to do."""
+        """With migrate=False nothing is created, and the error says what to do."""
         self.path.unlink()
         error = await self.assertFailure(self.make(migrate=False).open(), MigrationNeededError)
         self.assertIn("novasvc db upgrade", str(error))
@@ -253,17 +253,17 @@ class OpenTests(RegistryCase):
         self.assertFalse(self.path.exists())
 
     async def test_need_not_migrate(self) -> None:
-        """Without leave to migrate, a database at the head opens."""
+        """With migrate=False a database at the head opens."""
         self.assertIsNone(await self.make(migrate=False).open())
 
     async def test_newer(self) -> None:
-        """A database of a newer version does not open, and names both revisions."""
+        """A database of a newer version does not open; the error names both revisions."""
         self.execute("UPDATE novasvc_alembic_version SET version_num = '0999'")
         error = await self.assertFailure(self.make().open(), DatabaseNewerError)
         self.assertEqual((error.found, error.known), ("0999", migrate.HEAD))
 
     async def test_again(self) -> None:
-        """It may be opened again after it failed, when the reason is gone."""
+        """open() can be retried after a failure."""
         registry = self.make()
         (there := self.path.with_name("x")).hardlink_to(self.path)
         self.path.unlink()
@@ -280,7 +280,7 @@ class ConnectRegistryTests(SynchronousTestCase):
     """Tests for novasvc.registry.sql.services.connect_registry."""
 
     def test_nothing_happens(self) -> None:
-        """Making a registry starts no thread and touches no file: a daemon forks after it."""
+        """Making a registry starts no thread and touches no file, because a daemon forks after it."""
         before = threading.active_count()
         path = Path(self.mktemp())
         registry = connect_registry(f"sqlite:///{path.absolute()}", reactor=reactor)
@@ -289,12 +289,12 @@ class ConnectRegistryTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(registry.close()))
 
     def test_bad_url(self) -> None:
-        """A URL that is none is refused at once."""
+        """An invalid URL is refused at once."""
         self.assertRaises(DatabaseRefusedError, connect_registry, "no url", reactor=reactor)
 
 
 class NovasOwnTests(TestCase):
-    """A database that nova-manage has made, and Nova's services write to."""
+    """Tests for Nova's own database."""
 
     def setUp(self) -> None:
         self.path = Path(self.mktemp()).absolute()
@@ -320,7 +320,7 @@ class NovasOwnTests(TestCase):
         return registry
 
     async def test_read(self) -> None:
-        """Its rows are read, and not a byte of it is written: no table of ours, no other journal."""
+        """Rows are read without a write: no table is added, and the journal mode stays."""
         registry = self.make(migrate=False)
         await registry.open()
         records = await registry.list(None, None, None)
@@ -335,7 +335,7 @@ class NovasOwnTests(TestCase):
         self.assertEqual([path.name for path in self.path.parent.glob(f"{self.path.name}*")], [self.path.name])
 
     async def test_change(self) -> None:
-        """An operator's changes are written as Nova writes them, and need no table of ours."""
+        """Changes are written as Nova writes them, and need no table of novasvc."""
         registry = self.make(migrate=False)
         await registry.open()
         await registry.update(1, ServiceChanges(disabled=True, disabled_reason="disk"))
@@ -345,7 +345,7 @@ class NovasOwnTests(TestCase):
         self.assertEqual((tables, row), ({"services", "alembic_version"}, (1, "disk")))
 
     async def test_another_table(self) -> None:
-        """A table of the name that lacks what Nova's has asks for `novasvc db upgrade`, which says what it lacks."""
+        """A table that lacks columns of Nova's asks for `novasvc db upgrade`, which names them."""
         with closing(sqlite3.connect(self.path)) as connection:
             connection.execute("ALTER TABLE services DROP COLUMN forced_down")
         await self.assertFailure(self.make(migrate=False).open(), MigrationNeededError)
