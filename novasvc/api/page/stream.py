@@ -243,7 +243,8 @@ class EventStreams(Service):
                     viewer.send("alive", json.dumps({"old": round(self._watch.age, 1)}))
             elif now - viewer.paused_at >= STALLED:
                 _log.info(
-                    "closing the event stream of {client}: it does not read", client=viewer.request.getClientAddress()
+                    "closing the event stream of {client}: the client has stopped reading",
+                    client=viewer.request.getClientAddress(),
                 )
                 self._forget(viewer)
                 viewer.request.transport.abortConnection()
